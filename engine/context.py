@@ -1,0 +1,224 @@
+"""Context: what a cell is built from. Finds or makes each upstream artefact, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from engine import (
+    cells,
+    checkpoints,
+    evaluate,
+    fisher,
+    methods,
+    models,
+    precision,
+    ranks,
+    recipe,
+    train,
+)
+from engine.artifacts import Artifact, Store
+from engine.cells import Cell
+from engine.methods.base import Mixed, Trained
+from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
+from engine.sets import LabelledSet, Sets
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Downloads that all runs of a user share: $RIB_CACHE, or ~/.cache/rib."""
+    return Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, kept so that sibling cells can be resolved the same way."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+    def recipe(self, method: str | None = None, downstream: str | None = None) -> Recipe:
+        return recipe.load(self.name, self.overrides, method=method, downstream=downstream)
+
+
+class Context:
+    """One cell's surroundings: its recipe, its sets, its base model and its siblings."""
+
+    def __init__(
+        self, request: Request, cell_recipe: Recipe, device: torch.device, sets: Sets | None = None
+    ) -> None:
+        self.request = request
+        self.recipe = cell_recipe
+        self.device = device
+        self.store = Store(Path(cell_recipe.runs) / "store")
+        self.sets = sets or Sets(cell_recipe, device, cache_folder())
+
+    @property
+    def target(self) -> LabelledSet:
+        """The set that is trained on."""
+        return self.sets[self.recipe.downstream]
+
+    @property
+    def upstream(self) -> LabelledSet:
+        return self.sets[self.recipe.dataset.upstream]
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """bf16 autocast for training, where the recipe or the device asks for it."""
+        return precision.autocast(self.recipe.train.precision, self.device)
+
+    @cached_property
+    def base(self) -> Cell:
+        """The model the cell starts from: pre-trained, with a head for the upstream classes."""
+        model = self.recipe.model
+        cache, seed = cache_folder(), self.recipe.dataset.seed
+        found = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
+        if not model.head.fit or self.recipe.downstream == self.recipe.dataset.upstream:
+            return Cell(found)
+        probe = self.request.recipe("linear_probe", self.recipe.dataset.upstream)
+        fit = dataclasses.replace(
+            probe,
+            method=dataclasses.replace(probe.method, variant="canonical"),
+            optimizer=OptimizerRecipe(lr=model.head.lr, weight_decay=model.head.weight_decay),
+            train=TrainRecipe(
+                epochs=model.head.epochs, batch_size=model.head.batch_size, zero_stage=0
+            ),
+            seed=0,
+        )
+        return self.build(fit)
+
+    def sibling(self, method: str) -> Recipe:
+        """The recipe of another method in the same column."""
+        found = self.request.recipe(method, self.recipe.downstream)
+        return dataclasses.replace(found, seed=self.recipe.seed)
+
+    def cell(self, method: str) -> Cell:
+        """The cell of another method in the same column, trained now if there is none."""
+        return self.build(self.sibling(method))
+
+    def build(self, cell_recipe: Recipe) -> Cell:
+        """The cell of a recipe; found by name, or made."""
+        context = Context(self.request, cell_recipe, self.device, self.sets)
+        method = methods.find(cell_recipe.method.module).Method(cell_recipe.method)
+        key = context.key()
+        label = f"{cell_recipe.method.name}-{cell_recipe.downstream}"
+        found = self._find("cells", label, key)
+        if found is not None:
+            return Cell(found)
+        if isinstance(method, Mixed):
+            entries = method.entries(context)
+
+            def write(folder: Path) -> None:
+                cells.write_mixed(folder, cell_recipe, entries)
+        else:
+            assert isinstance(method, Trained), method
+            export, history = train.fit(method, context)
+
+            def write(folder: Path) -> None:
+                cells.write_trained(folder, cell_recipe, export, context.base.backbone)
+                (folder / "history.json").write_text(history)
+
+        return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+
+    def key(self) -> dict[str, Any]:
+        """Everything that determines the cell's weights."""
+        cell_recipe = self.recipe
+        method = dataclasses.asdict(cell_recipe.method)
+        module = Path(cell_recipe.method.module)
+        if module.suffix == ".py":
+            method["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
+        needs = methods.find(cell_recipe.method.module).Method(cell_recipe.method).needs
+        siblings = [self.sibling(name) for name in needs]
+        settings = dataclasses.asdict(cell_recipe.train)
+        settings["precision"] = precision.resolve(cell_recipe.train.precision, self.device)
+        return {
+            "base": self.base.name,
+            "target": self.target.pack.fingerprint,
+            "upstream": self.upstream.pack.fingerprint,
+            "split": [cell_recipe.dataset.holdout, cell_recipe.dataset.seed],
+            "method": {k: v for k, v in method.items() if k != "title"},
+            "needs": [
+                Context(self.request, sibling, self.device, self.sets).key()
+                for sibling in siblings
+            ],
+            "optimizer": dataclasses.asdict(cell_recipe.optimizer),
+            "train": settings,
+            "seed": cell_recipe.seed,
+        }
+
+    def features(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
+        """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set."""
+        key = {
+            "model": cell.backbone,
+            "pack": labelled.pack.fingerprint,
+            "precision": precision.resolve(self.recipe.evaluate.precision, self.device),
+            "batch_size": self.recipe.evaluate.batch_size,
+        }
+        label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
+        found = self._find("features", label, key)
+        if found is None:
+            values = evaluate.features(self, cell, labelled)
+
+            def write(folder: Path) -> None:
+                np.save(folder / "features.npy", values.cpu().numpy(), allow_pickle=False)
+
+            found = ranks.first(lambda: self.store.make("features", label, key, write))
+        array = np.load(found.file("features.npy"), allow_pickle=False)
+        return torch.from_numpy(array).to(self.device)
+
+    def logits(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
+        """Logits [N, C] of a cell for a whole set, from its features."""
+        head = models.head(self.network(cell))
+        with torch.no_grad():
+            return head(self.features(cell, labelled))
+
+    def network(self, cell: Cell) -> torch.nn.Module:
+        """A cell's model, loaded on the device, in eval mode.
+
+        A head of another class list (a bare backbone's) is replaced by a fresh one, seeded.
+        """
+        torch.manual_seed(0)
+        net = models.create(self.recipe.model, len(self.sets.classes))
+        state = cell.state()
+        weight, bias = models.head_names(net)
+        if cell.artifact.kind == "weights" and self.recipe.model.head.fit:
+            own = net.state_dict()
+            state |= {weight: own[weight], bias: own[bias]}
+        return models.load_state(net, state, cell.name).to(self.device).eval()
+
+    def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
+        """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
+        key = {
+            "model": self.base.name,
+            "pack": self.upstream.pack.fingerprint,
+            "split": [self.recipe.dataset.holdout, self.recipe.dataset.seed],
+            "images": images,
+            "labels": labels,
+        }
+
+        def write(folder: Path) -> None:
+            values = fisher.diagonal(self, images, labels)
+            checkpoints.save(values, folder / "fisher.safetensors")
+
+        made = ranks.first(lambda: self.store.make("fisher", self.recipe.model.name, key, write))
+        return load_file(made.file("fisher.safetensors"))
+
+    def holdout_accuracy(self, mix: Mapping[str, float]) -> float:
+        """Top-1 in percent of a mix on the downstream hold-out."""
+        return evaluate.holdout_accuracy(self, mix)
+
+    def _find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
+        found = self.store.find(kind, label, key)
+        return found if ranks.all_agree(found is not None) else None

@@ -1,0 +1,90 @@
+"""What `launch.py` does once imports are safe: words in, one trained and evaluated cell out."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine.errors import CampaignError, DivergedError, ShadowedError
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("engine", "kernels", "loaders")
+USER_ERRORS = (ValueError, FileNotFoundError, ShadowedError, DivergedError, CampaignError)
+
+
+def check_shadowing() -> None:
+    """Raise ShadowedError when another installed package hides one of ours."""
+    for name in OURS:
+        found = Path(importlib.import_module(name).__file__ or "").resolve()
+        if found.parent.parent != ROOT:
+            raise ShadowedError(
+                f"`{name}` is imported from {found.parent}, not from {ROOT}; another package of "
+                f"that name hides it: uninstall it, or use a fresh virtual environment"
+            )
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run `work`; users' errors become one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        check_shadowing()
+        return work()
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Exit code of `launch.py` with these words."""
+    return guarded(lambda: _launch(list(argv)))
+
+
+def _launch(argv: list[str]) -> int:
+    from engine import ranks
+
+    words = ranks.strip_launcher_words(argv)
+    flags = {word for word in words if word.startswith("-")}
+    overrides = [word for word in words if not word.startswith("-")]
+    unknown = flags - {"--print", "--help", "-h"}
+    if unknown:
+        raise ValueError(f"unknown option {sorted(unknown)[0]}; options: --print, --help")
+    name = next((w.partition("=")[2] for w in overrides if w.startswith("recipe=")), "")
+    if flags & {"--help", "-h"} or not name:
+        _list_recipes()
+        return 0
+    return _train(name, tuple(w for w in overrides if not w.startswith("recipe=")), flags)
+
+
+def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
+    from engine import quiet, ranks, recipe
+    from engine.context import Context, Request
+
+    request = Request(name, overrides)
+    resolved = request.recipe()
+    if "--print" in flags:
+        print(recipe.dump(resolved), end="")
+        return 0
+    quiet.libraries()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = ranks.start(resolved.device)
+    context = Context(request, resolved, device)
+    cell = context.build(resolved)
+    from engine import outcome
+
+    outcome.show(context, cell)
+    ranks.stop()
+    return 0
+
+
+def _list_recipes() -> None:
+    from engine import recipe
+
+    print("deepspeed engine/launch.py recipe=NAME [key=value ...]\n\nRecipes:")
+    for name in recipe.names():
+        print(f"  {name:<22} {recipe.describe(name)}")
+    print("\nAny key of the resolved recipe can be set; --print shows it.")

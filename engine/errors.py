@@ -1,0 +1,31 @@
+"""Errors that are the user's to mend: one line on the terminal, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RecipeError(ValueError):
+    """A recipe or an override that cannot be run; the message names key, file and remedy."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the list of valid words when none is close."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; valid: {', '.join(valid)}"
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number; the message names step, learning rate and last weights."""
+
+
+class CampaignError(RuntimeError):
+    """A campaign that could not finish; the message says where to look."""
+
+
+class ShadowedError(ImportError):
+    """Another installed package hides one of ours."""

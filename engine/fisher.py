@@ -1,0 +1,47 @@
+"""The diagonal Fisher of a pre-trained model on the upstream set, which EWC holds on to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from kernels.fisher import fisher_diagonal
+from tqdm import tqdm
+
+from engine import models
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+
+def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tensor]:
+    """E[(d log p(y|x) / d theta)^2] by parameter name (float32), from per-example gradients.
+
+    images: how many of the upstream training split, drawn with a seed; 0 takes all of them.
+    labels: `model` draws y from the model's prediction (the Fisher), `data` takes the true label.
+    Raises ValueError for any other `labels`, or for more images than there are.
+    """
+    if labels not in ("model", "data"):
+        raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
+    upstream = context.upstream
+    positions = upstream.split("train")
+    if images > len(positions):
+        raise ValueError(
+            f"method.fisher_images={images}, but {upstream.name} has {len(positions)} to train on"
+        )
+    if images:
+        positions = np.sort(np.random.default_rng(0).permutation(positions)[:images])
+    net = context.network(context.base)
+    normalize = models.Normalize(context.recipe.model, context.device)
+    size = context.recipe.train.batch_size
+    chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
+    source = context.sets.source(upstream.name)
+    batches = (
+        (normalize(batch.images), upstream.labels[batch.index].to(context.device))
+        for batch in tqdm(source.batches(chunks), "Fisher", len(chunks), leave=False, unit="batch")
+    )
+    generator = torch.Generator(context.device).manual_seed(0)
+    return dict(
+        fisher_diagonal(net, batches, labels=labels, generator=generator, mask=upstream.mask)
+    )

@@ -1,0 +1,28 @@
+"""The entry: train one cell of the grid.
+
+deepspeed engine/launch.py recipe=emoji/ewc downstream=twemoji
+torchrun --nproc-per-node 2 engine/launch.py recipe=emoji/ewc
+python engine/launch.py recipe=emoji/ewc            one process
+python engine/launch.py recipe=                     lists the recipes
+python engine/launch.py recipe=emoji/ewc --print    shows the resolved recipe and stops
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# A script's own folder comes first on the path; engine/evaluate.py and others would shadow packages.
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path.insert(0, str(HERE.parent))
+
+import engine.entry  # noqa: E402
+
+
+def main() -> int:
+    return engine.entry.launch(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Methods: one small file each, found by name; a user's own method is a path to a file.
+
+A method module defines `Recipe` (its options) and `Method` (built as `Method(recipe)`), which
+follows `engine.methods.base`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+SHARED = ("base",)
+
+
+def available() -> list[str]:
+    """Names of the methods that come with the engine."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
+
+
+def find(module: str) -> ModuleType:
+    """The module of a method: a name of `available()`, or a path to a .py file.
+
+    Raises ValueError when there is no such method or the file lacks `Recipe` or `Method`.
+    """
+    if module.endswith(".py"):
+        found = _from_file(Path(module))
+    elif module in available():
+        found = importlib.import_module(f"{__name__}.{module}")
+    else:
+        raise ValueError(f"there is no method {module!r}; there are: {', '.join(available())}")
+    for name in ("Recipe", "Method"):
+        if not hasattr(found, name):
+            raise ValueError(f"{module} does not define {name}; see CONTRIBUTING.md")
+    return found
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"method_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"method.module={str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module

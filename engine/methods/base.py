@@ -1,0 +1,118 @@
+"""What a method is: three moments of a training run, or a recipe for mixing finished cells.
+
+The rest of the engine never asks which method it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from kernels.distill import distill_loss
+from loaders.batch import Batch
+from torch import nn
+
+from engine import models
+from engine.optim import Penalty
+from engine.schema import MethodRecipe
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+
+@dataclass(frozen=True)
+class Export:
+    """A trained cell: a plain state dict of the architecture, and a prompt where there is one.
+
+    `prompt` [3, H, W] is added to the normalised image. `shares_backbone` says that only the head
+    differs from the base model, so that features can be shared.
+    """
+
+    state: dict[str, torch.Tensor]
+    prompt: torch.Tensor | None = None
+    shares_backbone: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model a cell offers for evaluation: weights averaged over cells, by their names."""
+
+    mix: dict[str, float]
+    alpha: float | None = None
+    headline: bool = True  # stands in the table; the others are points of a curve
+
+
+class Trained(nn.Module):
+    """A method that trains: `prepare`, then `loss` for every batch, then `export`."""
+
+    needs: Sequence[str] = ()  # methods whose cells of the same column it starts from
+    penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
+
+    def __init__(self, recipe: MethodRecipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        """Take the base model; freeze, wrap, and fetch what the loss needs."""
+        self.net = net
+        self.freeze_batchnorm = context.recipe.train.freeze_batchnorm
+        self.normalize = models.Normalize(context.recipe.model, context.device)
+        target = context.target
+        self.targets_N = target.labels.to(context.device)
+        self.mask_C = None if target.mask is None else target.mask.to(context.device)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits [b, C] of a batch."""
+        return self.net(self.normalize(batch.images))
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """Class numbers [b] in the head's order."""
+        index = torch.from_numpy(batch.index).to(self.targets_N.device)
+        return self.targets_N[index]
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Loss of each sample [b]; here the cross-entropy over the set's classes."""
+        return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.loss(batch)
+
+    def train(self, mode: bool = True) -> Trained:
+        super().train(mode)
+        if mode and self.freeze_batchnorm:
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def export(self) -> Export:
+        """The trained model as a plain state dict of its architecture."""
+        return Export(self.net.state_dict())
+
+
+class FrozenBackbone(Trained):
+    """A trained method whose backbone stays in eval mode and takes no gradient."""
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        self.net.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        super().train(mode)
+        self.net.eval()
+        return self
+
+
+class Mixed:
+    """A method that trains nothing: it mixes the weights of finished cells."""
+
+    needs: Sequence[str] = ()
+
+    def __init__(self, recipe: MethodRecipe) -> None:
+        self.recipe = recipe
+
+    def entries(self, context: Context) -> Sequence[Entry]:
+        """The mixes to evaluate; exactly one of them is the headline."""
+        raise NotImplementedError

@@ -1,0 +1,49 @@
+"""EWC: parameters that mattered upstream are held back (Kirkpatrick et al. 2017, eq. 3).
+
+`canonical`: loss + lambda/2 * sum F_i (theta_i - theta_pre_i)^2 with the diagonal Fisher F of the
+pre-trained model on the upstream set. `paper`: loss + lambda * sum (theta_i - theta_pre_i)^2, the
+identity in place of F and no 1/2. The optimizer folds the pull into its step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from engine.methods.base import Trained
+from engine.optim import Penalty
+from engine.schema import MethodRecipe
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    lam: float = 1.0
+    fisher_images: int = 0  # of the upstream set's training split; 0: all of them
+    fisher_labels: str = "model"  # model: sampled from its prediction | data: the empirical Fisher
+    fisher_scale: str = "none"  # none | mean: divide by its mean, so that lambda has one unit
+
+
+class Method(Trained):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        recipe = self.recipe
+        if recipe.lam < 0:
+            raise ValueError(f"method.lam={recipe.lam} must not be negative")
+        anchor = {name: p.detach().clone() for name, p in self.named_parameters()}
+        if recipe.variant == "paper":
+            self.penalty = Penalty(2 * recipe.lam, anchor, None)
+        else:
+            fisher = context.fisher(recipe.fisher_images, recipe.fisher_labels)
+            if recipe.fisher_scale == "mean":
+                count = sum(f.numel() for f in fisher.values())
+                mean = sum(f.double().sum().item() for f in fisher.values()) / count
+                fisher = {name: f / mean for name, f in fisher.items()}
+            prefixed = {f"net.{name}": f.to(context.device) for name, f in fisher.items()}
+            self.penalty = Penalty(recipe.lam, anchor, prefixed)

@@ -1,0 +1,9 @@
+"""Fine-tuning: every parameter follows the task's loss. The baseline of the benchmark."""
+
+from __future__ import annotations
+
+from engine.methods.base import Trained
+from engine.schema import MethodRecipe
+
+Recipe = MethodRecipe
+Method = Trained

@@ -1,0 +1,90 @@
+"""LoRA: the weights move only along low-rank factors (Hu et al. 2021).
+
+On a ViT the factors sit on the query and value rows of the fused qkv; on a convolutional model,
+`canonical` puts them on the 1x1 convolutions. Forward and gradient go through the merged weight
+W + scale * B A, which is the same function and lets every timm model run unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from engine import models
+from engine.methods.base import Export, FrozenBackbone
+from engine.schema import MethodRecipe
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    rank: int = 8
+    scale: float = 1 / 8  # alpha / rank
+    train_head: bool = True  # canonical: the head learns beside the factors
+
+
+class LowRank(nn.Module):
+    """W [out, in, ...] -> W + scale * B A, on the first and last thirds of the rows for qkv."""
+
+    def __init__(self, weight: torch.Tensor, rank: int, scale: float, thirds: bool) -> None:
+        super().__init__()
+        self.scale = scale
+        rows, columns = weight.shape[0], weight[0].numel()
+        self.blocks = 2 if thirds else 1
+        self.rows = rows // 3 if thirds else rows
+        like = {"device": weight.device, "dtype": weight.dtype}
+        self.A = nn.Parameter(torch.empty(self.blocks, rank, columns, **like))
+        self.B = nn.Parameter(torch.zeros(self.blocks, self.rows, rank, **like))
+        for block in self.A:
+            nn.init.kaiming_uniform_(block, a=math.sqrt(5))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        update = self.scale * (self.B @ self.A)
+        if self.blocks == 2:
+            update = torch.cat([update[0], torch.zeros_like(update[0]), update[1]])
+        return weight + update.reshape(weight.shape)
+
+
+class Method(FrozenBackbone):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        if self.recipe.rank < 1:
+            raise ValueError(f"method.rank={self.recipe.rank} must be at least 1")
+        places = {m: True for name, m in net.named_modules() if name.endswith("attn.qkv")}
+        if not places and self.recipe.variant == "paper":
+            raise ValueError("LoRA variant=paper exists for ViTs only; use variant=canonical")
+        if not places:
+            pointwise = (nn.Conv2d,)
+            places = {
+                m: False
+                for m in net.modules()
+                if isinstance(m, pointwise) and m.kernel_size == (1, 1) and m.groups == 1
+            }
+        if not places:
+            raise ValueError(f"{type(net).__name__} has no qkv and no 1x1 convolution for LoRA")
+        for module, thirds in places.items():
+            low_rank = LowRank(module.weight, self.recipe.rank, self.recipe.scale, thirds)
+            parametrize.register_parametrization(module, "weight", low_rank)
+        self.places = list(places)
+        if self.recipe.variant == "paper":
+            for name, parameter in net.named_parameters():
+                if name.split(".")[0] in PAPER_TRAINS:
+                    parameter.requires_grad_(True)
+        if self.recipe.variant == "paper" or self.recipe.train_head:
+            models.head(net).requires_grad_(True)
+
+    def export(self) -> Export:
+        for module in self.places:
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        return Export(self.net.state_dict())

@@ -1,0 +1,50 @@
+"""LwF: the pre-trained model's predictions on the new images are kept (Li & Hoiem 2016).
+
+Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the set's classes, times T^2 in
+`canonical` (Hinton et al. 2015), without it in `paper`. The pixels never change, so the teacher's
+logits are computed once a set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from kernels.distill import distill_loss
+from loaders.batch import Batch
+from torch import nn
+
+from engine.methods.base import Trained
+from engine.schema import MethodRecipe
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    weight: float = 1.0
+    temperature: float = 2.0
+
+
+class Method(Trained):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        if self.recipe.temperature <= 0 or self.recipe.weight < 0:
+            raise ValueError("method.temperature must be above 0 and method.weight at least 0")
+        self.teacher_NC = context.logits(context.base, context.target)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        index = torch.from_numpy(batch.index).to(self.teacher_NC.device)
+        return distill_loss(
+            self.logits(batch),
+            self.teacher_NC[index],
+            self.targets(batch),
+            mask=self.mask_C,
+            temperature=self.recipe.temperature,
+            weight=self.recipe.weight,
+            scale_by_t2=self.recipe.variant == "canonical",
+        )

@@ -1,0 +1,47 @@
+"""Visual prompting: a learned frame of pixels around a frozen model's input (Bahng et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from loaders.batch import Batch
+from torch import nn
+
+from engine.methods.base import Export, FrozenBackbone
+from engine.schema import MethodRecipe
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    frame_at_224: int = 30  # pixels; scaled with the image size
+
+
+class Method(FrozenBackbone):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        size = context.recipe.model.image_size
+        width = round(self.recipe.frame_at_224 * size / 224)
+        if not 0 < 2 * width < size:
+            raise ValueError(f"a frame of {width} px does not fit an image of {size} px")
+        inside = torch.zeros(size, size, dtype=torch.bool)
+        inside[width:-width, width:-width] = True
+        self.frame_HW = (~inside).to(context.device)
+        self.prompt = nn.Parameter(torch.randn(3, int((~inside).sum())))
+
+    def image_prompt(self) -> torch.Tensor:
+        """The prompt [3, H, W]: learned in the frame, zero inside."""
+        canvas = self.prompt.new_zeros(3, *self.frame_HW.shape)
+        return canvas.masked_scatter(self.frame_HW, self.prompt)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        return self.net(self.normalize(batch.images) + self.image_prompt())
+
+    def export(self) -> Export:
+        return Export(self.net.state_dict(), prompt=self.image_prompt().detach())

@@ -1,0 +1,40 @@
+"""WiSE-FT: weights between the pre-trained and the fine-tuned model (Wortsman et al. 2022).
+
+theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. `canonical` evaluates a grid of alphas,
+`paper` the plain mean; either way the table's row is alpha = 0.5, chosen before any result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.methods.base import Entry, Mixed
+from engine.schema import MethodRecipe
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    alpha: float = 0.5
+    alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
+
+
+class Method(Mixed):
+    recipe: Recipe
+    needs = ("fine_tune",)
+
+    def entries(self, context: Context) -> Sequence[Entry]:
+        alphas = {self.recipe.alpha}
+        if self.recipe.variant == "canonical":
+            alphas |= set(self.recipe.alphas)
+        if not all(0 <= alpha <= 1 for alpha in alphas):
+            raise ValueError(f"method.alphas must lie between 0 and 1, not {sorted(alphas)}")
+        before, after = context.base.name, context.cell("fine_tune").name
+        return [
+            Entry({before: 1 - alpha, after: alpha}, alpha, alpha == self.recipe.alpha)
+            for alpha in sorted(alphas)
+        ]

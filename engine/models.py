@@ -1,0 +1,153 @@
+"""Models: timm architectures, their evaluation transform, and the split into backbone and head.
+
+Every model of the engine is a timm classifier whose logits are `head(features(x))`; what only needs
+features (a probe, a teacher, the dataset distance) therefore never runs the backbone twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import nn
+
+from engine.errors import RecipeError, nearest
+from engine.schema import ModelRecipe
+
+
+@dataclass(frozen=True)
+class Transform:
+    """timm's evaluation transform up to, but without, normalisation: PIL image -> uint8 HWC.
+
+    Picklable and hashable through `spec`, so that packs can be encoded in parallel and named.
+    """
+
+    image_size: int
+    interpolation: str
+    crop: float
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What determines the pixels, as JSON."""
+        return dataclasses.asdict(self)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """uint8 [image_size, image_size, 3]."""
+        steps: Any = create_transform(
+            self.image_size,
+            is_training=False,
+            interpolation=self.interpolation,
+            crop_pct=self.crop,
+            normalize=False,  # keeps the pixels as uint8, CHW
+        )
+        return np.ascontiguousarray(np.asarray(steps(image.convert("RGB"))).transpose(1, 2, 0))
+
+
+def data_config(recipe: ModelRecipe) -> dict[str, Any]:
+    """timm's data config of the architecture, with the recipe's own values where it has any."""
+    config = timm.data.resolve_data_config(pretrained_cfg=_pretrained_cfg(recipe.arch))
+    own = {
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "interpolation": recipe.interpolation,
+        "crop_pct": recipe.crop,
+    }
+    return config | {name: value for name, value in own.items() if value is not None}
+
+
+def transform(recipe: ModelRecipe) -> Transform:
+    """The evaluation transform of a model, which the protocol also trains on."""
+    config = data_config(recipe)
+    return Transform(recipe.image_size, config["interpolation"], float(config["crop_pct"]))
+
+
+class Normalize(nn.Module):
+    """uint8 pixels [B, 3, H, W] -> float32, (x / 255 - mean) / std, on the pixels' device."""
+
+    def __init__(self, recipe: ModelRecipe, device: torch.device) -> None:
+        super().__init__()
+        config = data_config(recipe)
+        mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
+        std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+        # mean = 0, std = 1 (MIIL) must leave x / 255 as it is, so one multiply-add serves all.
+        self.scale = (1 / (255 * std)).to(device)
+        self.shift = (-mean / std).to(device)
+        self.memory_format = (
+            torch.channels_last if recipe.channels_last else torch.contiguous_format
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = torch.addcmul(self.shift, pixels.to(torch.float32), self.scale)
+        return x.contiguous(memory_format=self.memory_format)
+
+
+def create(recipe: ModelRecipe, classes: int) -> nn.Module:
+    """The architecture with `classes` outputs, randomly initialised (seed it before), on the CPU.
+
+    Raises RecipeError for an architecture timm does not have.
+    """
+    cfg = _pretrained_cfg(recipe.arch)
+    size = {"img_size": recipe.image_size} if cfg.get("fixed_input_size") else {}
+    return timm.create_model(recipe.arch, num_classes=classes, **size)
+
+
+def features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Pre-logits [B, D] of normalised images [B, 3, H, W]."""
+    return net.forward_head(net.forward_features(x), pre_logits=True)  # type: ignore[operator]
+
+
+def head(net: nn.Module) -> nn.Linear:
+    """The linear classifier at the end of a timm model."""
+    classifier = net.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        raise RecipeError(f"the head of {type(net).__name__} is {classifier}, not a linear layer")
+    return classifier
+
+
+def head_names(net: nn.Module) -> tuple[str, str]:
+    """State-dict names of the head's weight and bias."""
+    classifier = head(net)
+    prefix = next(name for name, module in net.named_modules() if module is classifier)
+    return f"{prefix}.weight", f"{prefix}.bias"
+
+
+def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> nn.Module:
+    """Copy a state dict into `net`; every key and shape must fit.
+
+    Raises ValueError naming the source and the first keys that are missing, unexpected or of
+    another shape (weights of another architecture or another class list).
+    """
+    own = net.state_dict()
+    wrong = [
+        *(f"{k} is missing" for k in own if k not in state),
+        *(f"{k} is unexpected" for k in state if k not in own),
+        *(
+            f"{k} is {list(state[k].shape)}, not {list(own[k].shape)}"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{source} does not fit {type(net).__name__}: {'; '.join(wrong[:3])}{more}; "
+            "give weights of the same architecture and class list"
+        )
+    net.load_state_dict(dict(state))
+    return net
+
+
+def _pretrained_cfg(arch: str) -> dict[str, Any]:
+    known = timm.list_models() + timm.list_pretrained()
+    if arch not in known:
+        raise RecipeError(f"timm has no architecture {arch!r}{nearest(arch, known)}")
+    cfg = timm.get_pretrained_cfg(arch)
+    return cfg.to_dict() if cfg else {}

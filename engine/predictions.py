@@ -1,0 +1,115 @@
+"""The store of per-image predictions, read back: checked once, reduced to sums a source image.
+
+Metrics are differences between models on the same images, so what matters here is that two
+evaluations of a set really saw the same images, and that nothing damaged is averaged in silence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IMAGE = ("index", "source", "label")
+PROBABILITIES = ("p_top1", "p_true", "margin")
+SCHEMA = pa.schema(
+    [("index", pa.int64()), ("source", pa.string()), ("label", pa.int64()), ("top1", pa.int64())]
+    + [(name, pa.float32()) for name in PROBABILITIES]
+)
+
+
+def read(path: Path) -> pa.Table:
+    """Predictions of one evaluation, in the order of their index.
+
+    `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and,
+    where corruptions and severities are to count alike, `group` ("corruption/severity").
+    Raises ValueError naming the file for anything unreadable, absent, null, NaN or given twice.
+    """
+    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not parts:
+        raise ValueError(f"{path} holds no Parquet part: evaluate again")
+    try:
+        table = pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
+        schema = SCHEMA
+        if "group" in table.column_names:
+            schema = schema.append(pa.field("group", pa.string()))
+        table = table.select(schema.names).cast(schema).combine_chunks()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{path} is no prediction table ({error}): evaluate again") from error
+    if not len(table):
+        raise ValueError(f"{path} holds no predictions: evaluate again")
+    for name in table.column_names:
+        bad = table[name].null_count
+        if name in PROBABILITIES:
+            bad += int(np.isnan(table[name].drop_null().to_numpy()).sum())
+        if bad:
+            raise ValueError(f"{path}: {bad} of {len(table)} values of '{name}' are NaN or null")
+    index = table["index"].to_numpy()
+    if (np.diff(index) < 0).any():
+        table = table.take(np.argsort(index)).combine_chunks()
+        index = table["index"].to_numpy()
+    if (again := np.flatnonzero(np.diff(index) == 0)).size:
+        raise ValueError(f"{path}: image index {index[again[0]]} occurs more than once")
+    return table
+
+
+class Bank:
+    """Evaluations of one set: for each, the weight of correct images per source (float64).
+
+    `sources` (sorted, unique) name the rows of `total` and of every array in `correct`.
+    """
+
+    def __init__(self) -> None:
+        self.first: Path | None = None
+        self.correct: dict[tuple[Any, str], np.ndarray] = {}
+
+    def add(self, key: tuple[Any, str], path: Path) -> tuple[int, float]:
+        """Read `path` as `key` (arm, downstream); return its images and its accuracy (%).
+
+        Raises ValueError, naming both files, if the images differ from those already added.
+        """
+        table = read(path)
+        images = table.select([name for name in table.column_names if name in (*IMAGE, "group")])
+        if self.first is None:
+            self.first, self.images = path, images
+            self.sources, self.codes = np.unique(images["source"].to_numpy(), return_inverse=True)
+            self.weights = _weights(images)
+            self.total = np.bincount(self.codes, self.weights)
+        elif not images.equals(self.images):
+            raise ValueError(
+                f"{path} and {self.first} saw different images of one set "
+                f"({_difference(images, self.images)}): evaluate both on the same pack"
+            )
+        hit = table["top1"].to_numpy() == table["label"].to_numpy()
+        sums = np.bincount(self.codes, self.weights * hit, minlength=len(self.sources))
+        self.correct[key] = sums
+        return len(hit), float(100 * sums.sum() / self.total.sum())
+
+
+def _weights(images: pa.Table) -> np.ndarray:
+    """Weight of each image: 1, or what makes severities, then corruptions, count alike."""
+    if "group" not in images.column_names:
+        return np.ones(len(images))
+    names, group, size = np.unique(
+        images["group"].to_numpy(), return_inverse=True, return_counts=True
+    )
+    corruptions, corruption = np.unique(
+        [name.rpartition("/")[0] or name for name in names], return_inverse=True
+    )
+    severities = np.bincount(corruption)[corruption]
+    return (1 / (len(corruptions) * severities * size))[group]
+
+
+def _difference(here: pa.Table, there: pa.Table) -> str:
+    if here.column_names != there.column_names:
+        return f"columns {here.column_names} and {there.column_names}"
+    if len(here) != len(there):
+        return f"{len(here)} and {len(there)} images"
+    for name in here.column_names:
+        a, b = here[name].to_numpy(), there[name].to_numpy()
+        if (rows := np.flatnonzero(a != b)).size:
+            return f"row {rows[0]} has {name} {a[rows[0]]} and {b[rows[0]]}"
+    raise AssertionError("tables that differ, differ somewhere")

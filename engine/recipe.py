@@ -1,0 +1,202 @@
+"""Recipes: YAML files and `key=value` words become one checked, frozen `Recipe`.
+
+The only module that reads `recipes/`. A recipe names its campaign, model, data set and method by
+file; the layers are merged in that order, then the campaign's settings for the method, the recipe
+file itself and the command line. Every layer is checked by itself, so an error can say which file
+is wrong and what was probably meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from engine import methods
+from engine.errors import RecipeError, nearest
+from engine.schema import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent / "recipes"
+GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
+COMMAND_LINE = "the command line"
+ALLOWED = {
+    "train.precision": ("auto", "fp32", "bf16"),
+    "evaluate.precision": ("auto", "fp32", "bf16"),
+    "evaluate.split": ("all", "holdout"),
+    "train.zero_stage": (0, 1, 2),
+    "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),
+    "method.variant": ("canonical", "paper"),
+    "dataset.kind": ("folder", "emoji"),
+    "dataset.pack_format": ("raw", "jpeg"),
+    "model.weights.source": ("timm", "pypi", "file", "random"),
+    "model.weights.match": ("names", "order"),
+    "source": ("auto", "resident", "stream"),
+    "device": ("auto", "cpu", "cuda"),
+}
+POSITIVE = ("train.epochs", "train.batch_size", "train.accumulation", "evaluate.batch_size")
+
+
+def names(group: str = "") -> list[str]:
+    """Names of the ready-made files of one group (`models`, `methods`...), or of the recipes."""
+    base = ROOT / group
+    found = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
+    groups = (*GROUPS.values(), "campaigns", "published")
+    return sorted(found if group else {n for n in found if n.split("/")[0] not in groups})
+
+
+def describe(name: str) -> str:
+    """First comment line of a recipe file: what it does."""
+    first = _path("", name).read_text().splitlines()[0]
+    return first.removeprefix("#").strip()
+
+
+def published() -> dict[str, Any]:
+    """The numbers published on the ImageNet-RIB slides, as `recipes/published.yaml` holds them."""
+    return _read(ROOT / "published.yaml")
+
+
+def methods_of(name: str) -> list[str]:
+    """The methods of a campaign, in table order."""
+    return list(_read(_path("campaigns", name)).get("methods") or {})
+
+
+def load(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    method: str | None = None,
+    downstream: str | None = None,
+) -> Recipe:
+    """Resolve a recipe (`emoji/ewc`, a campaign's name, or a path) with `key=value` overrides.
+
+    `method` and `downstream` ask for another cell of the same campaign: overrides that begin with
+    `method` then belong to the recipe that was asked for first, and are left out.
+
+    Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
+    """
+    file = _path("", name) if name not in names("campaigns") else None
+    top = {"campaign": name} if file is None else _read(file)
+    words = [_split(word) for word in overrides]
+    if method is not None:
+        words = [(key, value) for key, value in words if key.split(".")[0] != "method"]
+    choices = dict(words)
+    campaign_name = choices.get("campaign", top.get("campaign"))
+    campaign_file = _path("campaigns", campaign_name) if campaign_name else None
+    campaign = _read(campaign_file) if campaign_file else {}
+    per_method = campaign.pop("methods", None) or {}
+
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for key, group in GROUPS.items():
+        chosen = choices.get(key, top.get(key, campaign.get(key)))
+        if key == "method":
+            chosen = method or chosen or next(iter(per_method), None)
+        if chosen is None:
+            raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
+        path = _path(group, str(chosen))
+        layers.append((str(path), {key: _read(path)}))
+    if campaign_file:
+        layers.append((str(campaign_file), _sections(campaign)))
+    method_name = str(layers[2][1]["method"].get("name"))
+    if per_method.get(method_name):
+        layers.append((f"{campaign_file} (methods.{method_name})", per_method[method_name]))
+    if file is not None:
+        layers.append((str(file), _sections(top)))
+    rest = [f"{key}={value}" for key, value in words if key not in GROUPS]
+    layers += [(COMMAND_LINE, _dotted(word)) for word in rest]
+    if downstream is not None:
+        layers.append((COMMAND_LINE, {"downstream": downstream}))
+    layers.append((COMMAND_LINE, {"campaign": campaign_name or "default"}))
+    return _build(layers)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _sections(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in layer.items() if k != "campaign" and k not in GROUPS}
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{word!r} is not an override; write key=value, such as train.epochs=1")
+    return key, value
+
+
+def _dotted(word: str) -> dict[str, Any]:
+    try:
+        return typing.cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist([word])))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise RecipeError(f"override {word!r} cannot be read: {error}") from error
+
+
+def _path(group: str, name: str) -> Path:
+    if name.endswith(".yaml"):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {name}")
+        return path
+    if name not in names(group):
+        what = group.removesuffix("s") or "recipe"
+        raise RecipeError(f"there is no {what} {name!r}{nearest(name, names(group))}")
+    return ROOT / group / f"{name}.yaml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold `key: value` lines")
+    return values
+
+
+def _build(layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
+    module = next(v["method"]["module"] for _, v in layers if "module" in v.get("method", {}))
+    merged = OmegaConf.structured(Recipe(method=methods.find(module).Recipe()))
+    for source, values in layers:
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except ConfigKeyError as error:
+            section, _, key = str(error.full_key).rpartition(".")
+            valid = OmegaConf.select(merged, section) if section else merged
+            raise RecipeError(
+                f"{source}: unknown key {error.full_key!r}{nearest(key, map(str, valid))}"
+            ) from error
+        except OmegaConfBaseException as error:
+            raise RecipeError(f"{source}: {error.full_key}: {error.msg}") from error
+    try:
+        recipe = typing.cast(Recipe, OmegaConf.to_object(merged))
+    except MissingMandatoryValue as error:
+        raise RecipeError(f"{layers[0][0]}: {error.full_key} has no value; set it") from error
+    _check_values(recipe, merged)
+    return recipe
+
+
+def _check_values(recipe: Recipe, merged: Any) -> None:
+    for key, allowed in ALLOWED.items():
+        value = OmegaConf.select(merged, key)
+        if value not in allowed:
+            valid = nearest(str(value), map(str, allowed))
+            raise RecipeError(f"{key}={value!r} is not possible{valid}")
+    for key in POSITIVE:
+        if OmegaConf.select(merged, key) < 1:
+            raise RecipeError(f"{key} must be at least 1")
+    dataset = recipe.dataset
+    if not 0 <= dataset.holdout < 1:
+        raise RecipeError(f"dataset.holdout={dataset.holdout} must be at least 0 and below 1")
+    places = [*dataset.sets, dataset.upstream]
+    if recipe.downstream not in places:
+        raise RecipeError(
+            f"downstream={recipe.downstream!r} is not a set of {dataset.name}"
+            f"{nearest(recipe.downstream, places)}"
+        )

@@ -1,0 +1,148 @@
+"""The report of a campaign: one HTML file that answers first, then shows why, then how.
+
+It opens anywhere, offline and in years: no script, no network, pictures inlined. Every number in
+it comes from the rows of `accuracy.csv` and `mri.csv`, which lie beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from engine import artifacts, sections
+from engine.metrics import Accuracy, Mri
+from engine.standings import Standings, signed, standings
+
+TEMPLATE = Path(__file__).with_name("report.html")
+FINE_TUNE = "fine_tune"
+FOOTER = (
+    '<footer>The numbers behind this page: <a href="accuracy.csv">accuracy.csv</a>, '
+    '<a href="mri.csv">mri.csv</a>.</footer>'
+)
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write(
+    folder: Path,
+    *,
+    title: str,
+    accuracy: Iterable[Accuracy],
+    mri: Iterable[Mri],
+    sets: Sequence[str],
+    upstream: str,
+    methods: Mapping[str, str],
+    settings: Mapping[str, object],
+    credits: Sequence[Mapping[str, str]] = (),
+    contact_sheet: bytes | None = None,
+    published: Mapping[str, Any] | None = None,
+    intervals: bool = True,
+    holdout: bool = True,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write `index.html` into `folder`, atomically, and return its path.
+
+    `methods` maps keys to titles in table order; `settings` and each of `credits` are shown as
+    they come (name: value); `contact_sheet` is a PNG; `published` has the layout of
+    `recipes/published.yaml` and shows where one of its models, by label or timm name, is ours;
+    `holdout` says whether accuracy on the downstream set is on images kept from training; `notes`
+    (`Summary.missing`) stand at the top. Raises ValueError if the sheet is no PNG.
+    """
+    if contact_sheet is not None and not contact_sheet.startswith(PNG):
+        raise ValueError("contact_sheet must be the bytes of a PNG file")
+    found = standings(accuracy, mri, sets=sets, upstream=upstream, methods=methods)
+    if not found:
+        raise ValueError("there is nothing to report: no pre-trained model has been evaluated")
+    own = "accuracy on its own hold-out, %" if holdout else "training accuracy (no hold-out), %"
+    page = sections.Page(upstream, published, intervals, own)
+    parts = [_header(title, found, page, notes)]
+    if len(found) > 1:
+        parts.append(sections.models(found, page))
+    for one in found:
+        if len(found) > 1:
+            parts.append(f'<h2 class="model">{escape(one.model)}</h2>')
+            parts.append(f"<p>{escape(finding(one, intervals))}</p>")
+        parts += [
+            sections.ranking(one, page),
+            sections.improvements(one, page),
+            sections.maps(one, page),
+            _side_by_side(sections.trade_off(one), sections.upstream_change(one, page)),
+        ]
+    parts += [
+        sections.sheet(contact_sheet),
+        _side_by_side(sections.how_to_read(found, page), sections.glossary(found)),
+        sections.settings(settings),
+        sections.credits(credits),
+        FOOTER,
+    ]
+    html = Template(TEMPLATE.read_text("utf-8")).substitute(
+        title=escape(title), body="\n".join(filter(None, parts))
+    )
+    path = folder / "index.html"
+    artifacts.write_atomic(path, html.encode())
+    return path
+
+
+def finding(one: Standings, intervals: bool = True) -> str:
+    """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
+    ranked = one.ranked()
+    n = len(one.sets)
+    if not ranked:
+        return f"No method has been fine-tuned on all {words(n)} sets yet."
+    line, best = ranked[0]
+    verb = "gains most" if best.mri > 0 else "loses least"
+    text = (
+        f"{line.title} {verb} on the {words(n - 1)} sets a model was not fine-tuned on: "
+        f"{signed(best.mri)} points"
+    )
+    if intervals:
+        text += f" (95% interval {signed(best.mri_low)} to {signed(best.mri_high)})"
+    plain = next((row for other, row in ranked if other.arm.method == FINE_TUNE), None)
+    if plain is best and len(ranked) > 1:
+        runner, second = ranked[1]
+        return f"{text}, ahead of {runner.title} at {signed(second.mri)}."
+    if plain is None or plain is best:
+        return f"{text}."
+    return f"{text}, against {signed(plain.mri)} for plain fine-tuning."
+
+
+def words(number: int) -> str:
+    """Small numbers as prose writes them."""
+    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+
+
+def _side_by_side(*parts: str) -> str:
+    return f'<div class="pair">{"".join(parts)}</div>'
+
+
+def _header(
+    title: str, found: Sequence[Standings], page: sections.Page, notes: Sequence[str]
+) -> str:
+    one = found[0]
+    n, k = len(one.sets), len({line.arm.method for line in one.lines})
+    many = len(found) > 1
+    model = f"one of {words(len(found))}" if many else one.model
+    lead = (
+        f"{words(k).capitalize()} methods start from the same pre-trained model ({model}). Each "
+        f"fine-tunes it on one of {words(n)} sets and is evaluated on the other {words(n - 1)}; "
+        "this is repeated for every set."
+    )
+    ranked = [line for line, _ in one.ranked()]
+    told = [
+        f"{line.title}\u00a0{signed(line.upstream)}"
+        for line in ranked[:1] + [line for line in ranked[1:] if line.arm.method == FINE_TUNE]
+        if line.upstream is not None
+    ]
+    if told and not many:
+        lead += f" Change on the {page.upstream} set, in points: {', '.join(told)}."
+    return (
+        "<header>"
+        + ("" if many else f'<p class="kicker">{escape(title)}</p>')
+        + f"<h1>{escape(title if many else finding(one, page.intervals))}</h1>"
+        f'<p class="lead">{escape(lead)}</p>'
+        + "".join(f'<p class="note">Incomplete: {escape(note)}.</p>' for note in notes)
+        + "</header>"
+    )

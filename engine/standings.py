@@ -1,0 +1,137 @@
+"""The numbers of a report, per model and in the order in which they are shown.
+
+The terminal table and the page must never disagree, so both are drawn from what is worked out
+here: which rows there are, in which order the sets stand, and every mean that is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from engine.metrics import Accuracy, Arm, Mri, improvements
+
+TABLE_ALPHA = 0.5  # the WiSE-FT row of a table; no alpha is ever chosen on OOD sets
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm. The means are None unless the arm was fine-tuned on every set.
+
+    `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
+    `own`: mean accuracy on the set fine-tuned on; `ood`: on the others; `upstream`: mean change
+    on the upstream set, in points.
+    """
+
+    arm: Arm
+    title: str
+    ri: Mapping[str, float]
+    after: Mapping[str, Mapping[str, float]]
+    mri: Mri | None = None
+    own: float | None = None
+    ood: float | None = None
+    upstream: float | None = None
+
+
+@dataclass(frozen=True)
+class Standings:
+    """One pre-trained model: accuracy `before`, and the arms that started from it.
+
+    `sets` run from the easiest to the hardest before fine-tuning. `lines` follow the order of the
+    methods, with interpolations at `TABLE_ALPHA`; `curves` hold every alpha of each, ascending.
+    """
+
+    model: str
+    sets: tuple[str, ...]
+    before: Mapping[str, float]
+    lines: tuple[Line, ...]
+    curves: tuple[tuple[Line, ...], ...]
+
+    def ranked(self) -> list[tuple[Line, Mri]]:
+        """The lines that have an mRI, best first."""
+        return sorted(
+            ((line, line.mri) for line in self.lines if line.mri), key=lambda pair: -pair[1].mri
+        )
+
+    def line(self, method: str) -> Line | None:
+        """The first line of a method, or None where it was not run."""
+        return next((line for line in self.lines if line.arm.method == method), None)
+
+
+def standings(
+    accuracy: Iterable[Accuracy],
+    mri: Iterable[Mri],
+    *,
+    sets: Sequence[str],
+    upstream: str,
+    methods: Mapping[str, str],
+) -> list[Standings]:
+    """Arrange rows by model; `methods` maps a method's key to its title, in table order.
+
+    Methods that `methods` does not name come last, under their key. Raises ValueError when a row
+    refers to a pre-trained model that was not evaluated itself.
+    """
+    rows = list(accuracy)
+    ri = improvements(rows, sets)
+    after: dict[Arm, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        cells = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
+        cells[row.evaluated_on] = row.accuracy
+    intervals = {row.arm: row for row in mri}
+    order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
+    out = []
+    for model, before in [(arm.model, cells[""]) for arm, cells in after.items() if "" in cells]:
+        lines = [
+            _line(arm, methods, ri[arm], after[arm], before, intervals.get(arm), sets, upstream)
+            for arm in sorted(ri, key=lambda a: (order.index(a.method), a.variant, a.alpha or 0))
+            if arm.model == model
+        ]
+        curves: dict[tuple[str, str], list[Line]] = {}
+        for line in lines:
+            if line.arm.alpha is not None and line.own is not None:
+                curves.setdefault((line.arm.method, line.arm.variant), []).append(line)
+        out.append(
+            Standings(
+                model=model,
+                sets=tuple(sorted(sets, key=lambda name: -before.get(name, 0.0))),
+                before=before,
+                lines=tuple(line for line in lines if line.arm.alpha in (None, TABLE_ALPHA)),
+                curves=tuple(tuple(group) for group in curves.values() if len(group) > 1),
+            )
+        )
+    return out
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """`+1.2`, `−1.2` (a true minus) or `0.0`: never a negative zero."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if float(f"{value:.{digits}f}") else text[1:]
+
+
+def _line(
+    arm: Arm,
+    methods: Mapping[str, str],
+    ri: Mapping[str, float],
+    after: Mapping[str, Mapping[str, float]],
+    before: Mapping[str, float],
+    mri: Mri | None,
+    sets: Sequence[str],
+    upstream: str,
+) -> Line:
+    title = methods.get(arm.method, arm.method)
+    if arm.variant not in ("", "canonical"):
+        title += f" ({arm.variant})"
+    line = Line(arm, title, ri, after)
+    if len(ri) < len(sets):
+        return line
+    known = upstream in before and all(upstream in after[name] for name in sets)
+    return replace(
+        line,
+        mri=mri,
+        own=fmean(after[name][name] for name in sets),
+        ood=fmean(after[i][j] for i in sets for j in sets if i != j),
+        upstream=fmean(after[name][upstream] for name in sets) - before[upstream]
+        if known
+        else None,
+    )

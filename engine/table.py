@@ -1,0 +1,91 @@
+"""The result in the terminal: what `make demo` ends with, readable without opening anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from engine.metrics import Accuracy, Mri
+from engine.standings import Line, Standings, signed, standings
+
+WIDTH = 100
+ABSENT = "-"
+
+
+def table(
+    accuracy: Iterable[Accuracy],
+    mri: Iterable[Mri],
+    *,
+    sets: Sequence[str],
+    upstream: str,
+    methods: Mapping[str, str],
+    intervals: bool = True,
+    notes: Sequence[str] = (),
+) -> str:
+    """RI per downstream set and mRI with its interval, a method a row, within 100 columns.
+
+    `methods` maps keys to titles in row order; sets stand from the easiest to the hardest. A
+    partial grid shows the columns that exist; `notes` (`Summary.missing`) are printed below.
+    """
+    found = standings(accuracy, mri, sets=sets, upstream=upstream, methods=methods)
+    blocks = [_block(one, intervals) for one in found]
+    return "\n\n".join([*blocks, *(f"note: {note}" for note in notes)])
+
+
+def _block(one: Standings, intervals: bool) -> str:
+    words = [[""], *(re.split("[-_ ]", name) for name in one.sets), ["mRI"]]
+    before = ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), ""]
+    rows = [[line.title, *_cells(line, one.sets)] for line in one.lines]
+    if intervals:
+        words.append(["95% interval"])
+        before.append("")
+        rows = [[*row, _interval(line)] for row, line in zip(rows, one.lines, strict=True)]
+    height = max(map(len, words))
+    head = [[""] * (height - len(column)) + column for column in words]
+    numbers = [[row[k] for row in [before, *rows]] for k in range(len(words))]
+    widths = _fit(head, numbers)
+    gap = " " if sum(widths) + 2 * len(widths) > WIDTH else "  "
+
+    def draw(cells: Iterable[str]) -> str:
+        padded = [text[:w].rjust(w) for text, w in zip(cells, widths, strict=True)]
+        padded[0] = padded[0].strip().ljust(widths[0])
+        return gap.join(padded).rstrip()
+
+    rule = "─" * (sum(widths) + len(gap) * (len(widths) - 1))
+    n = len(one.sets)
+    return "\n".join(
+        [
+            one.model,
+            f"RI: mean change in accuracy on the {n - 1} other sets, in points, after fine-tuning",
+            f"on the set that heads the column; mRI: its mean over the {n}.",
+            "",
+            *(draw(column[level] for column in head) for level in range(height)),
+            rule,
+            draw(before),
+            rule,
+            *map(draw, rows),
+        ]
+    )
+
+
+def _fit(head: Sequence[Sequence[str]], numbers: Sequence[Sequence[str]]) -> list[int]:
+    """Column widths that add up to `WIDTH` where they can; names are cut for it, numbers never."""
+    floors = [max(map(len, column)) for column in numbers]
+    widths = [max(floor, *map(len, words)) for floor, words in zip(floors, head, strict=True)]
+    while sum(widths) + len(widths) - 1 > WIDTH and widths != floors:
+        widest = max(range(len(widths)), key=lambda k: widths[k] if widths[k] > floors[k] else 0)
+        widths[widest] -= 1
+    return widths
+
+
+def _cells(line: Line, sets: Sequence[str]) -> list[str]:
+    values = [line.ri.get(name) for name in sets] + [line.mri.mri if line.mri else None]
+    return [ABSENT if value is None else _ascii(value) for value in values]
+
+
+def _interval(line: Line) -> str:
+    return f"[{_ascii(line.mri.mri_low)}, {_ascii(line.mri.mri_high)}]" if line.mri else ""
+
+
+def _ascii(value: float) -> str:
+    return signed(value).replace("−", "-")

@@ -1,0 +1,234 @@
+"""Training one cell through DeepSpeed.
+
+The batch is global: each rank takes its slice of the same seeded order, and samples, not ranks, are
+averaged, so the number of ranks changes nothing but the time. Losses stay on the device and are
+looked at a few times an epoch; a loss that is not finite stops the run with its place and the last
+good weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from loaders.batch import Batch
+from tqdm import tqdm
+
+from engine import checkpoints, optim, ranks
+from engine.errors import DivergedError
+from engine.methods.base import Export, Trained
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+log = logging.getLogger(__name__)
+LOOK_EVERY = 50  # optimizer steps between two looks at the loss
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of one micro-batch: positions in the pack and the weight of each sample."""
+
+    index: np.ndarray
+    weight: float
+
+
+def schedule(
+    positions: np.ndarray, context: Context, epoch: int, rank: int, world: int
+) -> Iterator[Share]:
+    """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
+
+    The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
+    equal to the mean over the samples of the global batch, uneven last batch included; a rank that
+    gets no sample looks at one with weight zero, since every rank must take part in a step.
+    """
+    recipe = context.recipe
+    parts = world * recipe.train.accumulation
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
+    for start in range(0, len(order), recipe.train.batch_size):
+        batch = order[start : start + recipe.train.batch_size]
+        pieces = np.array_split(batch, parts)
+        for micro in range(recipe.train.accumulation):
+            piece = pieces[rank * recipe.train.accumulation + micro]
+            if len(piece):
+                yield Share(piece, parts / len(batch))
+            else:
+                yield Share(batch[:1], 0.0)
+
+
+def fit(method: Trained, context: Context) -> tuple[Export, str]:
+    """Train a method from the context's base model; returns its export and the history as JSON.
+
+    Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss
+    that is not finite.
+    """
+    recipe = context.recipe
+    world = ranks.world()
+    parts = world * recipe.train.accumulation
+    if recipe.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size={recipe.train.batch_size} does not divide into {world} ranks x "
+            f"train.accumulation={recipe.train.accumulation}"
+        )
+    net = context.network(context.base)
+    torch.manual_seed(recipe.seed)
+    method.prepare(net, context)
+    method.to(context.device)
+    engine = initialize(method, context)
+    try:
+        history = _epochs(engine, method, context)
+    finally:
+        close(engine)
+    return method.export(), json.dumps(history, indent=1)
+
+
+def initialize(method: Trained, context: Context) -> Any:
+    """A DeepSpeed engine around the method, its penalty sharded like its parameters."""
+    import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
+
+    recipe = context.recipe
+    parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
+    if recipe.train.compile:
+        method.net.compile()
+    micro = recipe.train.batch_size // (ranks.world() * recipe.train.accumulation)
+    engine, *_ = deepspeed.initialize(
+        model=method,
+        optimizer=optimizer,
+        config={
+            "train_batch_size": recipe.train.batch_size,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": recipe.train.accumulation,
+            "gradient_clipping": recipe.train.clip,
+            "zero_optimization": {"stage": recipe.train.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        },
+    )
+    if ranks.world() == 1:
+        engine.enable_backward_allreduce = False  # an all-reduce with oneself costs 3-6% of a step
+    if recipe.model.channels_last and recipe.train.zero_stage == 0:
+        # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
+        # Under ZeRO weights are views of flat partitions and keep their layout.
+        method.net.to(memory_format=torch.channels_last)
+    if method.penalty is not None:
+        optim.attach(engine, method.penalty)
+    return engine
+
+
+def close(engine: Any) -> None:
+    """Free an engine; its hooks on the module would keep it alive otherwise."""
+    engine.destroy()
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        hook = getattr(engine, name, None)
+        if hook is not None:
+            hook.remove()
+
+
+def _epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, float]]:
+    recipe = context.recipe
+    positions = context.target.split("train")
+    steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
+    total = steps_an_epoch * recipe.train.epochs
+    source = context.sets.source(recipe.downstream)
+    history: list[dict[str, float]] = []
+    watch = _Watch(context, method)
+    step = 0
+    label = f"{recipe.method.title} on {recipe.downstream}"
+    with tqdm(total=total, desc=label, unit="step", leave=False, disable=_quiet()) as bar:
+        for epoch in range(recipe.train.epochs):
+            engine.train()
+            shares = list(schedule(positions, context, epoch, ranks.rank(), ranks.world()))
+            batches = source.batches(share.index for share in shares)
+            for number, (share, batch) in enumerate(zip(shares, batches, strict=True), start=1):
+                last = number % recipe.train.accumulation == 0
+                if last:
+                    lr = optim.learning_rate(
+                        step, total, recipe.train.warmup_steps, recipe.optimizer.lr
+                    )
+                    for group in engine.optimizer.param_groups:
+                        group["lr"] = lr
+                watch.add(_micro_step(engine, batch, share.weight, context))
+                if last:
+                    step += 1
+                    bar.update()
+                    if step % LOOK_EVERY == 0 or step % steps_an_epoch == 0:
+                        mean = watch.look(step, lr)
+                        bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
+            history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
+            watch.keep(step)
+    return history
+
+
+def _micro_step(engine: Any, batch: Batch, weight: float, context: Context) -> torch.Tensor:
+    with context.autocast:
+        losses = engine(batch)
+    loss = losses.sum() * weight
+    engine.backward(loss)
+    engine.step()
+    return loss.detach()
+
+
+class _Watch:
+    """Sums losses on the device, reads them now and then, and remembers the last good weights."""
+
+    def __init__(self, context: Context, method: Trained) -> None:
+        self.context = context
+        self.method = method
+        self.sum = torch.zeros((), device=context.device)
+        self.count = 0
+        self.good: dict[str, torch.Tensor] = {}
+        self.good_step = 0
+
+    def add(self, loss: torch.Tensor) -> None:
+        self.sum += loss
+        self.count += 1
+
+    def look(self, step: int, lr: float) -> float:
+        """Mean loss over all ranks since the last look; DivergedError if it is not finite."""
+        mean = self.sum / self.count
+        if ranks.world() > 1:
+            dist.all_reduce(mean)
+            mean /= ranks.world()
+        self.sum.zero_()
+        self.count = 0
+        if not torch.isfinite(mean):
+            raise DivergedError(self._report(step, lr))
+        return mean.item()
+
+    def keep(self, step: int) -> None:
+        """Remember the trained parameters of this step as good."""
+        self.good = {
+            name: p.detach().to("cpu", copy=True)
+            for name, p in self.method.named_parameters()
+            if p.requires_grad
+        }
+        self.good_step = step
+
+    def _report(self, step: int, lr: float) -> str:
+        recipe = self.context.recipe
+        where = f"{recipe.method.title} on {recipe.downstream}: the loss is not finite"
+        advice = "lower optimizer.lr or set train.clip=1"
+        if not self.good:
+            return f"{where} by step {step} (lr {lr:.2e}), in the first epoch; {advice}"
+        name = f"{recipe.method.name}-{recipe.downstream}-step{self.good_step}.safetensors"
+        path = Path(recipe.runs) / "diverged" / name
+        if ranks.rank() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(self.good, path)
+        return (
+            f"{where} by step {step} (lr {lr:.2e}); the last good trained parameters are those "
+            f"of step {self.good_step}, in {path}; {advice}"
+        )
+
+
+def _quiet() -> bool:
+    return ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"

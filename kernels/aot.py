@@ -1,0 +1,157 @@
+"""Compiles every kernel for A100 and H100 on a machine without a GPU, and reads what came out.
+
+Whether a kernel spills, how it reads memory and whether its shared memory fits are facts of the
+compiled code, so a change that breaks them need not wait for a GPU to be noticed. Modules of this
+package that define `specializations()` take part. Each item is a dict: name, fn, signature (types
+of the runtime arguments by name), constexprs, num_warps, bytes_per_element (moved for each element
+of the kernel's problem; None where arithmetic, not memory, is the bound), and optionally
+num_stages; divisible, the i32 arguments that are multiples of 16 (by default all: the JIT builds a
+narrower variant for sizes that are not; pointers always are, as fresh tensors are); and aligned,
+False where rows of an odd length rule out 16-byte accesses.
+
+    python -m kernels.aot    prints the table of docs/performance.md
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kernels
+from kernels.launch import triton
+
+# The device memory's rate, from the vendor's data sheets (SXM, 80 GB; A100 with HBM2e).
+BANDWIDTH_GB_S = {80: 2039, 90: 3350}
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+DEVICE = {80: "A100", 90: "H100"}
+_REACHED = 0.85
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture: what the assembler and the disassembler say."""
+
+    name: str
+    arch: int
+    registers: int
+    stack: int
+    shared: int
+    local_accesses: int
+    widest_load: int
+    widest_store: int
+    bytes_per_element: float | None
+    aligned: bool
+
+    def milliseconds(self, elements: float) -> float | None:
+        """Predicted time at 85% of the device's bandwidth; None where that is not the bound."""
+        if self.bytes_per_element is None:
+            return None
+        rate = _REACHED * BANDWIDTH_GB_S[self.arch] * 1e6
+        return elements * self.bytes_per_element / rate
+
+
+def discover() -> Iterator[dict[str, Any]]:
+    """Every specialisation of every module in this package."""
+    for module_info in pkgutil.iter_modules(kernels.__path__):
+        module = importlib.import_module(f"kernels.{module_info.name}")
+        if hasattr(module, "specializations"):
+            yield from module.specializations()
+
+
+def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
+    """Compiles one specialisation for compute capability `arch` (80 or 90).
+
+    Raises RuntimeError where Triton or its cuobjdump is missing.
+    """
+    if triton is None:
+        raise RuntimeError("ahead-of-time compilation needs triton: pip install triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fn = spec["fn"]
+    signature = {name: spec["signature"].get(name, "constexpr") for name in fn.arg_names}
+    integers = {name for name, kind in signature.items() if kind == "i32"}
+    divisible = {name for name, kind in signature.items() if kind.startswith("*")}
+    divisible |= set(spec.get("divisible", integers))
+    attrs = {
+        (position,): [["tt.divisibility", 16]]
+        for position, name in enumerate(fn.arg_names)
+        if name in divisible
+    }
+    source = ASTSource(fn, signature, constexprs=spec["constexprs"], attrs=attrs)
+    options = {key: spec[key] for key in ("num_warps", "num_stages") if key in spec}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    usage, code = _disassemble(built.asm["cubin"])
+    return Compiled(
+        name=spec["name"],
+        arch=arch,
+        registers=int(_field(r"REG:(\d+)", usage)),
+        stack=int(_field(r"STACK:(\d+)", usage)),
+        shared=built.metadata.shared,
+        local_accesses=len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        widest_load=_widest(r"\b(?:LDG|LDGSTS)\.(\S+)", code),
+        widest_store=_widest(r"\bSTG\.(\S+)", code),
+        bytes_per_element=spec["bytes_per_element"],
+        aligned=spec.get("aligned", True),
+    )
+
+
+def table() -> str:
+    """The Markdown table of docs/performance.md, predictions for 1e8 elements."""
+    heads = ("kernel", "device", "registers", "shared, bytes", "widest load / store, bytes")
+    heads += ("bytes an element", "predicted ms for 1e8 elements")
+    rows = [heads, ("---",) * len(heads)]
+    for spec in discover():
+        for arch, device in DEVICE.items():
+            c = compile_for(spec, arch)
+            predicted = c.milliseconds(1e8)
+            bound = ("-", "bound by arithmetic")
+            if predicted is not None:
+                bound = (f"{c.bytes_per_element:g}", f"{predicted:.3f}")
+            accesses = f"{c.widest_load} / {c.widest_store}"
+            rows.append((c.name, device, str(c.registers), str(c.shared), accesses, *bound))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    assert triton is not None
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        raise RuntimeError(f"{tool} is missing: this build of triton cannot be inspected")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        usage, code = (
+            subprocess.run(
+                [str(tool), flag, str(path)], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    return usage, code
+
+
+def _field(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found, f"cuobjdump printed no {pattern}"
+    return found[1]
+
+
+def _widest(pattern: str, code: str) -> int:
+    """Bytes of the widest global access; an instruction without a width moves four."""
+    bytes_moved = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    widths = [0]
+    for modifiers in re.findall(pattern, code):
+        named = [bytes_moved[m] for m in modifiers.split(".") if m in bytes_moved]
+        widths.append(named[0] if named else 4)
+    return max(widths)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,343 @@
+"""Masked cross-entropy plus distillation from stored teacher logits, for one read of the logits.
+
+Learning without forgetting adds KL(teacher || student) to the task's loss. Written with eager
+operators the logits cross memory a dozen times; here one program takes one row, keeps it in
+registers, and writes the loss and its gradient, so that the backward pass is one scaling.
+
+For student logits s, teacher logits t, label y, unmasked classes V, temperature T:
+
+    CE_b = (1 - e) * (lse_V(s) - s_y) + e / |V| * sum_{c in V} (lse_V(s) - s_c)
+    KL_b = sum_{c in V} q_c * (log q_c - log p_c),  q = softmax_V(t / T),  p = softmax_V(s / T)
+    loss_b = CE_b + weight * (T^2 or 1) * KL_b
+
+    d loss_b / d s_c = softmax_V(s)_c - (1 - e) [c = y] - e / |V|
+                       + weight * (T or 1 / T) * (p_c - q_c)
+
+Sources: Li & Hoiem 2016 (learning without forgetting); Hinton et al. 2015 (T and T^2); Szegedy et
+al. 2016 (label smoothing). Bytes moved for a logit of s bytes: 2s read, s written; beyond
+`ONE_READ_CLASSES` the row is read a second time (from L2) to write the gradient. The backward pass
+reads and writes the gradient once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from kernels import reference
+from kernels.launch import jit, launcher, tl
+
+ONE_READ_CLASSES = 4096
+_LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def distill_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 2.0,
+    weight: float = 1.0,
+    scale_by_t2: bool = True,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Per-sample losses, float32 [B], differentiable in `student` (once) and in nothing else.
+
+    student: logits [B, C], bf16, fp16 or fp32 (CPU: also fp64, whose losses are fp64).
+    teacher: logits [B, C] of any of these dtypes, or None for the cross-entropy alone.
+    labels: int64 [B]. mask: bool [C], True where a class takes part; masked logits may hold
+    anything. temperature > 0; weight multiplies the KL term, and T^2 too if `scale_by_t2`.
+
+    CUDA tensors go to the Triton kernel; others to the eager reference, which compiling does not
+    speed up enough to repay its compilation (docs/performance.md).
+
+    Raises ValueError for shapes, dtypes or options that do not fit, and on the CPU for a label out
+    of range or outside the mask. On CUDA, and inside torch.compile, that check would stop the
+    device: there such a sample's loss is +inf (CUDA) or the operator's own error.
+    """
+    if weight == 0.0:
+        teacher = None
+    _check(student, teacher, labels, mask, temperature, label_smoothing)
+    if not student.is_cuda:
+        if not torch.compiler.is_compiling():
+            _check_labels(labels, student.shape[1], mask)
+        return reference.distill_loss(
+            student,
+            teacher,
+            labels,
+            mask=mask,
+            temperature=temperature,
+            weight=weight,
+            scale_by_t2=scale_by_t2,
+            label_smoothing=label_smoothing,
+        )
+    kl_weight = weight * (temperature**2 if scale_by_t2 else 1.0)
+    with_gradient = student.requires_grad and torch.is_grad_enabled()
+    return _distill(
+        student, teacher, labels, mask, temperature, kl_weight, label_smoothing, with_gradient
+    )[0]
+
+
+def _check(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    label_smoothing: float,
+) -> None:
+    if student.ndim != 2:
+        raise ValueError(f"student logits must be [B, C], not {list(student.shape)}")
+    batch, classes = student.shape
+    if teacher is not None and teacher.shape != student.shape:
+        raise ValueError(
+            f"teacher logits {list(teacher.shape)} do not match the student's {[batch, classes]}"
+        )
+    if labels.shape != (batch,) or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [{batch}], not {labels.dtype} {list(labels.shape)}")
+    if mask is not None and (mask.shape != (classes,) or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool [{classes}], not {mask.dtype} {list(mask.shape)}")
+    for name, logits in (("student", student), ("teacher", teacher)):
+        if logits is not None and logits.dtype not in _LOGIT_DTYPES and logits.is_cuda:
+            raise ValueError(
+                f"{name} logits are {logits.dtype}; cast them to one of fp32/bf16/fp16"
+            )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+
+
+def _check_labels(labels: Tensor, classes: int, mask: Tensor | None) -> None:
+    outside = (labels < 0) | (labels >= classes)
+    if mask is not None:
+        outside = outside | ~mask[labels.clamp(0, classes - 1)]
+    if outside.any():
+        sample = int(outside.nonzero()[0])
+        raise ValueError(
+            f"sample {sample}: label {int(labels[sample])} is not among the "
+            f"{classes if mask is None else int(mask.sum())} unmasked classes of {classes}"
+        )
+
+
+@jit
+def _load_row(
+    student,
+    teacher,
+    mask,
+    columns,
+    offset,
+    CLASSES: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    valid = columns < CLASSES
+    s = tl.load(student + offset + columns, mask=valid, other=0.0).to(tl.float32)
+    t = s
+    if HAS_TEACHER:
+        t = tl.load(teacher + offset + columns, mask=valid, other=0.0).to(tl.float32)
+    if HAS_MASK:
+        valid = valid & (tl.load(mask + columns, mask=valid, other=0) != 0)
+    return tl.where(valid, s, float("-inf")), tl.where(valid, t, float("-inf")), valid
+
+
+@jit
+def _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER: tl.constexpr):
+    """One online step; sums are relative to the running maxima, so nothing overflows."""
+    s_max, s_sum, s_sum_t, t_max, t_sum, cross, label_logit, has_label, total, count = state
+    new_s = tl.maximum(s_max, tl.max(s, 0))
+    s_sum = s_sum * tl.exp(s_max - new_s) + tl.sum(tl.exp(s - new_s), 0)
+    if HAS_TEACHER:
+        new_t = tl.maximum(t_max, tl.max(t, 0))
+        s_sum_t = s_sum_t * tl.exp((s_max - new_s) * inv_t)
+        s_sum_t += tl.sum(tl.exp((s - new_s) * inv_t), 0)
+        shrink = tl.exp((t_max - new_t) * inv_t)
+        q = tl.exp((t - new_t) * inv_t)
+        gap = tl.where(valid, q * ((t - new_t) - (s - new_s)), 0.0)
+        cross = shrink * (cross + t_sum * ((t_max - new_t) - (s_max - new_s))) + tl.sum(gap, 0)
+        t_sum = t_sum * shrink + tl.sum(q, 0)
+        t_max = new_t
+    label_logit += tl.sum(tl.where(is_label, s, 0.0), 0)
+    has_label += tl.sum(is_label.to(tl.float32), 0)
+    total += tl.sum(tl.where(valid, s, 0.0), 0)
+    count += tl.sum(valid.to(tl.float32), 0)
+    return new_s, s_sum, s_sum_t, t_max, t_sum, cross, label_logit, has_label, total, count
+
+
+@jit
+def _gradient(state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER: tl.constexpr):
+    s_max, s_sum, s_sum_t, t_max, t_sum, _, _, _, _, count = state
+    gradient = tl.exp(s - s_max) / s_sum - smoothing / count
+    gradient -= tl.where(is_label, 1.0 - smoothing, 0.0)
+    if HAS_TEACHER:
+        p = tl.exp((s - s_max) * inv_t) / s_sum_t
+        q = tl.exp((t - t_max) * inv_t) / t_sum
+        gradient += kl_weight * inv_t * (p - q)
+    return tl.where(valid, gradient, 0.0)
+
+
+@jit
+def _distill_kernel(
+    student,
+    teacher,
+    labels,
+    mask,
+    loss,
+    gradient,
+    inv_t,
+    kl_weight,
+    smoothing,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    offset = row * CLASSES
+    label = tl.load(labels + row)
+    columns = tl.arange(0, BLOCK)
+    # The maxima start finite: a wholly masked block must not give exp(-inf + inf).
+    state = (-1e30, 0.0, 0.0, -1e30, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    if CLASSES <= BLOCK:
+        s, t, valid = _load_row(
+            student, teacher, mask, columns, offset, CLASSES, HAS_TEACHER, HAS_MASK
+        )
+        is_label = valid & (columns == label)
+        state = _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER)
+        if WITH_GRADIENT:
+            g = _gradient(
+                state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER
+            ).to(gradient.dtype.element_ty)
+            tl.store(gradient + offset + columns, g, mask=columns < CLASSES)
+    else:
+        for start in range(0, CLASSES, BLOCK):
+            at = start + columns
+            s, t, valid = _load_row(
+                student, teacher, mask, at, offset, CLASSES, HAS_TEACHER, HAS_MASK
+            )
+            state = _add_block(state, s, t, valid, valid & (at == label), inv_t, HAS_TEACHER)
+        if WITH_GRADIENT:
+            for start in range(0, CLASSES, BLOCK):
+                at = start + columns
+                s, t, valid = _load_row(
+                    student, teacher, mask, at, offset, CLASSES, HAS_TEACHER, HAS_MASK
+                )
+                g = _gradient(
+                    state,
+                    s,
+                    t,
+                    valid,
+                    valid & (at == label),
+                    inv_t,
+                    kl_weight,
+                    smoothing,
+                    HAS_TEACHER,
+                ).to(gradient.dtype.element_ty)
+                tl.store(gradient + offset + at, g, mask=at < CLASSES)
+    s_max, s_sum, s_sum_t, _, t_sum, cross, label_logit, has_label, total, count = state
+    value = tl.log(s_sum) + s_max - (1.0 - smoothing) * label_logit - smoothing * total / count
+    if HAS_TEACHER:
+        value += kl_weight * (cross / t_sum * inv_t - tl.log(t_sum) + tl.log(s_sum_t))
+    tl.store(loss + row, tl.where(has_label > 0, value, float("inf")))
+
+
+def _launch_options(classes: int) -> dict[str, int]:
+    block = min(1 << max(classes - 1, 1).bit_length(), ONE_READ_CLASSES)
+    return {"BLOCK": block, "num_warps": 8 if block > 1024 else 4}
+
+
+@triton_op(
+    "rib::distill",
+    mutates_args=(),
+    schema=(
+        "(Tensor student, Tensor? teacher, Tensor labels, Tensor? mask, float temperature, "
+        "float kl_weight, float label_smoothing, bool with_gradient) -> (Tensor, Tensor)"
+    ),
+)
+def _distill(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    kl_weight: float,
+    label_smoothing: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The losses fp32 [B] and d loss_b / d student_b [B, C] in the student's dtype (or [0])."""
+    student = student.contiguous()
+    batch, classes = student.shape
+    loss = student.new_empty(batch, dtype=torch.float32)
+    gradient = torch.empty_like(student) if with_gradient else student.new_empty(0)
+    if batch:
+        launcher(_distill_kernel)[(batch,)](
+            student,
+            student if teacher is None else teacher.contiguous(),
+            labels.contiguous(),
+            labels if mask is None else mask.contiguous(),
+            loss,
+            gradient,
+            1.0 / temperature,
+            kl_weight,
+            label_smoothing,
+            CLASSES=classes,
+            HAS_TEACHER=teacher is not None,
+            HAS_MASK=mask is not None,
+            WITH_GRADIENT=with_gradient,
+            **_launch_options(classes),
+        )
+    return loss, gradient
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _scale_gradient(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return (gradient * grad_loss[:, None]).to(gradient.dtype), *[None] * 7
+
+
+_distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
+
+
+def specializations() -> list[dict[str, Any]]:
+    """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
+    found = []
+    for dtype, size in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
+        for classes in (1000, ONE_READ_CLASSES, 21843):
+            options = _launch_options(classes)
+            found.append(
+                {
+                    "name": f"distill[{classes}] {dtype}",
+                    "fn": _distill_kernel,
+                    "signature": {
+                        "student": f"*{dtype}",
+                        "teacher": f"*{dtype}",
+                        "labels": "*i64",
+                        "mask": "*i1",
+                        "loss": "*fp32",
+                        "gradient": f"*{dtype}",
+                        "inv_t": "fp32",
+                        "kl_weight": "fp32",
+                        "smoothing": "fp32",
+                    },
+                    "constexprs": {
+                        "CLASSES": classes,
+                        "BLOCK": options["BLOCK"],
+                        "HAS_TEACHER": True,
+                        "HAS_MASK": True,
+                        "WITH_GRADIENT": True,
+                    },
+                    "num_warps": options["num_warps"],
+                    "bytes_per_element": 3 * size,
+                    "aligned": classes % 16 == 0 or classes == 1000,
+                }
+            )
+    return found

@@ -1,0 +1,269 @@
+"""The exact diagonal Fisher for the price of about one backward pass.
+
+F_i = E_x E_y (d log p(y | x) / d theta_i)^2 needs every example's own gradient. In eval mode an
+example's loss depends on its own input alone, so one backward pass of the summed loss carries, at
+every operator, the output gradients of all examples side by side; each operator's rule turns them
+and its input into sums of squares, and no gradient of one example is ever stored whole. Operators
+are met where torch calls them (`TorchFunctionMode`), not as modules: fused activations, functional
+calls and bare parameters (cls_token, LayerScale) are then all alike.
+
+A parameter that is used in any other way, or twice, takes torch.func.vmap(grad) on small chunks
+and is named in a log line. Sources: Kirkpatrick et al. 2017 (EWC); Kunstner et al. 2019 (model
+against data labels); Rochette et al. 2019 (the grouped convolution).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from kernels.per_example import ELEMENTWISE, RULES, expand_over_batch
+
+_log = logging.getLogger(__name__)
+Squares = Callable[[Tensor], Tensor]
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+    *,
+    labels: Literal["model", "data"] = "model",
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Mean over images of (d log p(y|x) / d theta)^2 for every trainable parameter, by name.
+
+    batches: images [B, ...], or (images, int64 labels [B]) where `labels="data"`; on the model's
+    device. `labels="model"` draws y from the model's own softmax (the Fisher), "data" takes the
+    given ones (the empirical Fisher). mask: bool [C], classes that take part. generator: for the
+    draws; one on the CPU gives the same labels on every device, up to rounding.
+
+    Raises ValueError for no images, labels missing, or batch statistics that couple examples.
+    """
+    accumulator = FisherAccumulator(model, mask=mask, generator=generator)
+    for batch in batches:
+        images, given = (batch, None) if isinstance(batch, Tensor) else batch
+        if labels == "data" and given is None:
+            raise ValueError('labels="data" needs batches of (images, labels)')
+        accumulator.update(images, given if labels == "data" else None)
+    return accumulator.mean()
+
+
+class FisherAccumulator:
+    """Sums squared per-example gradients batch by batch; `mean()` divides by the images seen.
+
+    `fallback` names, after an update, the parameters that went through vmap(grad). The model's
+    mode, its `.grad` fields and `requires_grad` flags are left as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        chunk: int = 8,
+    ) -> None:
+        self.model = model
+        self.mask = mask
+        self.generator = generator
+        self.chunk = chunk
+        self.images = 0
+        self.fallback: frozenset[str] = frozenset()
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._sums = {
+            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            for name, p in self._parameters.items()
+        }
+
+    def update(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Adds a batch [B, ...]; labels int64 [B], drawn from the model where None."""
+        if len(images) == 0:
+            return
+        training = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            if self.images == 0 and len(images) > 1:
+                # A dimension that equals B by chance no longer does with one image.
+                self._name_fallback(self._forward(images[:1])[1].unhandled())
+            self._update(images, labels)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        self.images += len(images)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The diagonal by parameter name, in the parameters' shapes, fp32 or wider."""
+        if self.images == 0:
+            raise ValueError("no images: the Fisher is a mean over at least one")
+        return {name: total / self.images for name, total in self._sums.items()}
+
+    def _update(self, images: Tensor, labels: Tensor | None) -> None:
+        logits, mode = self._forward(images)
+        labels = self._draw(logits) if labels is None else labels
+        self._name_fallback(mode.unhandled())
+        mode.discard(self.fallback)
+        loss = F.cross_entropy(self._masked(logits), labels, reduction="sum")
+        if mode.leaves:
+            torch.autograd.grad(loss, mode.leaves, allow_unused=True)
+        if self.fallback:
+            self._add_by_vmap(images, labels)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, _Recorder]:
+        if images.is_floating_point():
+            images = images.detach().requires_grad_()
+        with torch.enable_grad(), _Recorder(self._parameters, self._sums, images) as mode:
+            return self.model(images), mode
+
+    def _masked(self, logits: Tensor) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits if self.mask is None else logits.masked_fill(~self.mask, float("-inf"))
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """Inverse-CDF sampling in float64, so that a CPU generator serves every device."""
+        cdf = self._masked(logits.detach()).double().softmax(1).cumsum(1)
+        device = logits.device if self.generator is None else self.generator.device
+        uniform = torch.rand(
+            len(cdf), 1, dtype=torch.float64, device=device, generator=self.generator
+        )
+        return torch.searchsorted(cdf, uniform.to(cdf) * cdf[:, -1:], right=True).squeeze(1)
+
+    def _name_fallback(self, names: frozenset[str]) -> None:
+        if new := sorted(names - self.fallback):
+            _log.info("Fisher by vmap(grad), which is slower, for: %s", ", ".join(new))
+        self.fallback |= names
+
+    def _add_by_vmap(self, images: Tensor, labels: Tensor) -> None:
+        rest = {n: p.detach() for n, p in self.model.named_parameters() if n not in self.fallback}
+        wanted = {name: self._parameters[name].detach() for name in self.fallback}
+
+        def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            logits = torch.func.functional_call(self.model, parameters | rest, (image[None],))
+            return F.cross_entropy(self._masked(logits), label[None])
+
+        per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+        for some, theirs in zip(images.split(self.chunk), labels.split(self.chunk), strict=True):
+            for name, gradient in per_example(wanted, some, theirs).items():
+                self._sums[name] += gradient.to(self._sums[name].dtype).square().sum(0)
+
+
+class _Recorder(TorchFunctionMode):
+    """Runs the forward pass with detached parameters, and hooks a rule on every use of one.
+
+    Parameters being detached, autograd computes no weight gradient; what depends on the images
+    requires grad and nothing else does, which tells activations from tensors made of parameters.
+    """
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], sums: dict[str, Tensor], images: Tensor
+    ) -> None:
+        super().__init__()
+        self._names = {id(p): name for name, p in parameters.items()}
+        self._sums = sums
+        self._batch = len(images)
+        self._uses = dict.fromkeys(parameters, 0)
+        self._refused: set[str] = set()
+        self._discarded: frozenset[str] = frozenset()
+        self.leaves = [images] if images.requires_grad else []
+
+    def unhandled(self) -> frozenset[str]:
+        """Used by no rule, by two, or never seen (a scripted or compiled part may use it)."""
+        return frozenset(self._refused | {name for name, uses in self._uses.items() if uses != 1})
+
+    def discard(self, names: frozenset[str]) -> None:
+        self._discarded = names
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            _refuse_batch_statistics(*args, **kwargs)
+        names = {
+            self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names
+        }
+        if not names:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and not isinstance(func(*args), Tensor):
+            return func(*args)
+        if name in ELEMENTWISE and len(names) == 1:
+            return self._elementwise(func, args, kwargs, names)
+        squares = self._squares(func, args, kwargs)
+        args, kwargs = tree_map(self._detach, (args, kwargs))
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != self._batch:
+            squares = {}
+        elif squares and not out.requires_grad:
+            out = self._leaf(out)
+        for name in names:
+            self._record(name, squares.get(name), out)
+        return out
+
+    def _squares(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> dict[str, Squares]:
+        """What the rule for `func` covers of the tracked parameters in the call."""
+        if func not in RULES:
+            return {}
+        covered: Iterator[tuple[Tensor | None, Squares]] = RULES[func](*args, **kwargs)
+        return {self._names[id(p)]: rule for p, rule in covered if id(p) in self._names}
+
+    def _elementwise(self, func: Any, args: tuple[Any, ...], kwargs: Any, names: set[str]) -> Any:
+        """theta (+ or *) activations: a copy of theta for each example has its own gradient."""
+        (name,) = names
+        position = next(i for i, a in enumerate(args) if id(a) in self._names)
+        other = args[1 - position] if len(args) == 2 else None
+        expanded = None
+        if isinstance(other, Tensor) and other.requires_grad and len(other) == self._batch:
+            expanded = expand_over_batch(args[position].detach(), other)
+        args = tree_map(self._detach, args)
+        if expanded is None:
+            self._record(name, None, args[position])
+            return func(*args, **kwargs)
+        expanded = self._leaf(expanded)
+        shape = args[position].shape
+        self._record(name, lambda g: g.square().sum(0).reshape(shape), expanded)
+        return func(*args[:position], expanded, *args[position + 1 :], **kwargs)
+
+    def _record(self, name: str, squares: Squares | None, out: Tensor) -> None:
+        self._uses[name] += 1
+        if squares is None:
+            self._refused.add(name)
+        elif out.requires_grad:
+            out.register_hook(lambda gradient: self._add(name, squares, gradient))
+
+    def _add(self, name: str, squares: Squares, gradient: Tensor) -> None:
+        if name not in self._discarded:
+            self._sums[name] += squares(gradient).to(self._sums[name].dtype)
+
+    def _detach(self, value: Any) -> Any:
+        return value.detach() if id(value) in self._names else value
+
+    def _leaf(self, tensor: Tensor) -> Tensor:
+        """A copy that gradients reach and that later in-place operators may change."""
+        leaf = tensor.detach().requires_grad_()
+        self.leaves.append(leaf)
+        return leaf.clone()
+
+
+def _refuse_batch_statistics(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *_: Any,
+    **__: Any,
+) -> None:
+    if training:
+        raise ValueError(
+            f"batch_norm over {list(input.shape)} uses the batch's own statistics, which couple "
+            "the examples: give the layer running statistics (track_running_stats=True)"
+        )

@@ -1,0 +1,242 @@
+"""K weighted sums of M models for one read of the models.
+
+WiSE-FT wants a model per alpha between two parents, a soup wants a mean of many; made one at a time
+each output reads its parents again. Here
+
+    out[k] = sum_m weights[k, m] * parents[m]
+
+reads every parent once and writes every output once: 4 M + s K bytes a parameter for outputs of s
+bytes (more than `MAX_OUTPUTS` outputs are made in groups, and each group reads the parents).
+
+A weight of exactly 0 leaves its parent out: an inf or NaN in it does not spread, and a row with one
+weight of exactly 1 and zeros elsewhere is that parent bit for bit (fp32 outputs).
+
+Sources: Wortsman et al. 2022 (WiSE-FT, equation 1); Wortsman et al. 2022 (model soups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from kernels import reference
+from kernels.launch import jit, launcher, tl
+
+MAX_OUTPUTS = 32
+_WARPS = 4
+# Elements (1 MiB of fp32): the parents' chunks stay in cache while every output takes them up.
+_CHUNK = 1 << 18
+# Elements: every tensor of a flat state dict starts 16 bytes aligned, in fp32 and in bf16.
+_ALIGNMENT = 16
+
+
+@torch.no_grad()
+def interpolate(
+    parents: Tensor,
+    weights: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The models out[k] = sum_m weights[k, m] * parents[m], [K, P], summed in fp32.
+
+    parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device. dtype of the
+    result: fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
+    of a new one (on a CPU new pages cost several times the arithmetic).
+
+    CUDA tensors go to the Triton kernel, others to the reference in cache-sized chunks: a one-off
+    of milliseconds does not repay a compilation of seconds.
+
+    Raises ValueError, naming the argument, for a shape, dtype, device or layout that does not fit.
+    """
+    if parents.ndim != 2 or parents.dtype != torch.float32 or not parents.is_contiguous():
+        raise ValueError(
+            "parents must be contiguous float32 [M, P], not "
+            f"{parents.dtype} {list(parents.shape)} with strides {list(parents.stride())}"
+        )
+    count, numel = parents.shape
+    if weights.ndim != 2 or weights.shape[1] != count or not weights.is_floating_point():
+        raise ValueError(
+            f"weights must be floating [K, {count}], not {weights.dtype} {list(weights.shape)}"
+        )
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, not {dtype}")
+    shape = (weights.shape[0], numel)
+    if out is None:
+        out = parents.new_empty(shape, dtype=dtype)
+    elif (
+        out.shape != shape
+        or out.dtype != dtype
+        or out.device != parents.device
+        or not out.is_contiguous()
+    ):
+        raise ValueError(
+            f"out must be contiguous {dtype} {list(shape)} on {parents.device}, not "
+            f"{out.dtype} {list(out.shape)} on {out.device}"
+        )
+    weights = weights.to(parents.device, torch.float32, non_blocking=True).contiguous()
+    if parents.is_cuda:
+        _interpolate(parents, weights, out)
+    else:
+        for start in range(0, numel, _CHUNK):
+            columns = slice(start, start + _CHUNK)
+            reference.interpolate_(parents[:, columns], weights, out[:, columns])
+    return out
+
+
+@jit
+def _interpolate_kernel(
+    parents,
+    weights,
+    out,
+    n,
+    outputs,
+    PARENTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = at < n
+    # Minus zero, the only neutral element of addition: 0 + -0 would lose the sign.
+    total = tl.zeros((ROWS, BLOCK), tl.float32) * -1.0
+    parent = parents + at
+    for m in range(PARENTS):
+        theta = tl.load(parent, mask=valid, other=0.0)[None, :]
+        weight = tl.load(weights + row * PARENTS + m, mask=row < outputs, other=0.0)[:, None]
+        total = tl.where(weight == 0.0, total, total + weight * theta)
+        parent += n
+    tl.store(
+        out + row[:, None] * n + at[None, :],
+        total.to(out.dtype.element_ty),
+        mask=(row < outputs)[:, None] & valid[None, :],
+    )
+
+
+def _tile(outputs: int) -> dict[str, int]:
+    """Outputs a program and parameters a program: at most 64 sums a thread, 128 for 32 outputs."""
+    rows = min(1 << (outputs - 1).bit_length(), MAX_OUTPUTS)
+    return {"ROWS": rows, "BLOCK": max(min(8192 // rows, 2048), 512)}
+
+
+@triton_op("rib::interpolate", mutates_args=("out",))
+def _interpolate(parents: Tensor, weights: Tensor, out: Tensor) -> None:
+    outputs, numel = out.shape
+    if not out.numel():
+        return
+    tile = _tile(outputs)
+    launcher(_interpolate_kernel)[(-(-numel // tile["BLOCK"]), -(-outputs // tile["ROWS"]))](
+        parents,
+        weights,
+        out,
+        numel,
+        outputs,
+        PARENTS=parents.shape[0],
+        **tile,
+        num_warps=_WARPS,
+    )
+
+
+def specializations() -> list[dict[str, Any]]:
+    """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
+    return [
+        {
+            "name": f"interpolate[{outputs} of {count}] {dtype}",
+            "fn": _interpolate_kernel,
+            "signature": {
+                "parents": "*fp32",
+                "weights": "*fp32",
+                "out": f"*{dtype}",
+                "n": "i32",
+                "outputs": "i32",
+            },
+            "constexprs": {"PARENTS": count, **_tile(outputs)},
+            "num_warps": _WARPS,
+            "bytes_per_element": 4 * count + size * outputs,
+        }
+        for outputs, count in ((1, 4), (11, 2), (21, 2), (4, 8))
+        for dtype, size in (("fp32", 4), ("bf16", 2))
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a flat model keeps its tensors.
+
+    names: the state dict's keys in order. places: offset in elements and shape of each floating
+    tensor. copies: the other tensors (counters, indices), as the first parent has them. numel: P.
+    """
+
+    names: tuple[str, ...]
+    places: dict[str, tuple[int, torch.Size]]
+    copies: dict[str, Tensor]
+    numel: int
+
+
+@torch.no_grad()
+def flatten(state_dicts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Layout]:
+    """State dicts of one architecture as parents, fp32 [M, P] on their device, and their layout.
+
+    Floating tensors (fp32, fp16, bf16) are converted to fp32, which is exact; gaps between tensors
+    are zero. Raises ValueError, naming the key, where dicts differ in keys, shapes or dtypes, and
+    for dtypes that fp32 cannot hold.
+    """
+    if not state_dicts:
+        raise ValueError("no state dict to flatten")
+    first = state_dicts[0]
+    places: dict[str, tuple[int, torch.Size]] = {}
+    numel = 0
+    for name, tensor in first.items():
+        if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            places[name] = (numel, tensor.shape)
+            numel += -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
+        elif tensor.is_floating_point() or tensor.is_complex():
+            raise ValueError(f"{name!r} is {tensor.dtype}, which float32 cannot hold exactly")
+    for index, other in enumerate(state_dicts[1:], start=1):
+        _check_same(first, other, index)
+    device = next((first[name].device for name in places), torch.device("cpu"))
+    parents = torch.zeros(len(state_dicts), numel, device=device)
+    for row, state in zip(parents, state_dicts, strict=True):
+        for name, (offset, shape) in places.items():
+            row[offset : offset + shape.numel()].view(shape).copy_(state[name])
+    copies = {name: tensor.clone() for name, tensor in first.items() if name not in places}
+    return parents, Layout(tuple(first), places, copies, numel)
+
+
+def _check_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int) -> None:
+    differing = sorted(first.keys() ^ other.keys())
+    if differing:
+        name = differing[0]
+        missing = f"state dict {index}" if name in first else "the first state dict"
+        raise ValueError(
+            f"{name!r} is missing from {missing} ({len(differing)} keys differ): "
+            "only models of one architecture can be averaged"
+        )
+    for name, tensor in first.items():
+        if other[name].shape != tensor.shape or other[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"{name!r} is {other[name].dtype} {list(other[name].shape)} in state dict {index}, "
+                f"but {tensor.dtype} {list(tensor.shape)} in the first"
+            )
+
+
+def views(row: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The state dict that a flat model [P] holds: floating tensors are views of it, in its dtype.
+
+    Other tensors are copies of the first parent's. Raises ValueError where the length differs.
+    """
+    if row.shape != (layout.numel,):
+        raise ValueError(f"a model of this layout is flat [{layout.numel}], not {list(row.shape)}")
+    state = {}
+    for name in layout.names:
+        if name in layout.places:
+            offset, shape = layout.places[name]
+            state[name] = row[offset : offset + shape.numel()].view(shape)
+        else:
+            state[name] = layout.copies[name].clone()
+    return state

@@ -1,0 +1,187 @@
+"""Squared per-example weight gradients, summed over the batch, without holding one per example.
+
+For a linear layer y = W x over N tokens, example b's gradient is G_b = sum_n g_bn x_bn^T. The
+diagonal Fisher needs sum_b G_b^2 (elementwise), and B x O x I numbers are far too many to hold. A
+tile of W stays in registers (CPU: in cache) while the examples pass: form the tile of G_b, add its
+square, go on. FLOPs: 2 B N O I, an ordinary weight gradient's. With one token
+(g x^T)^2 = g^2 (x^2)^T, so the whole sum is one matrix product.
+
+Bytes (Triton): a tile of O_t x I_t reads B N (O_t + I_t) elements, mostly from L2, and writes each
+fp32 element of the result once a split of the batch; it is bound by the matrix rate, not memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from kernels.launch import jit, launcher, tl
+
+# Rows of a CPU tile are chosen so that this many numbers stay in cache.
+_CPU_TILE = 1 << 20
+_BLOCK_O = 128
+_BLOCK_I = 64
+_WARPS = 8
+# Programs to aim for (two for each multiprocessor of an H100), and the most partial sums held.
+_PROGRAMS = 264
+_MOST_SPLITS = 16
+
+
+def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
+    """sum_b (sum_n g_bno x_bni)^2, [O, I] in fp32 (fp64 for fp64 inputs).
+
+    output_gradients: [B, N, O]; inputs: [B, N, I]; any strides, one dtype of fp32, bf16, fp16
+    (CPU: fp64 too), products accumulated in fp32. On CUDA fp32 products take three TF32 passes,
+    about fp32's precision.
+
+    Raises ValueError where shapes or dtypes do not agree.
+    """
+    g, x = output_gradients, inputs
+    if g.ndim != 3 or x.ndim != 3 or g.shape[:2] != x.shape[:2] or g.dtype != x.dtype:
+        raise ValueError(
+            f"output gradients {list(g.shape)} {g.dtype} and inputs {list(x.shape)} {x.dtype} "
+            "must be [B, N, O] and [B, N, I] of one dtype"
+        )
+    if g.shape[1] == 1:
+        return _accumulable(g[:, 0]).square().t() @ _accumulable(x[:, 0]).square()
+    if g.is_cuda:
+        return _outer_squares_cuda(g, x)
+    return _outer_squares_cpu(_accumulable(g), _accumulable(x))
+
+
+def _accumulable(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _outer_squares_cpu(g: Tensor, x: Tensor) -> Tensor:
+    outputs, inputs = g.shape[2], x.shape[2]
+    total = g.new_zeros(outputs, inputs)
+    rows = max(1, min(outputs, _CPU_TILE // max(inputs, 1)))
+    for start in range(0, outputs, rows):
+        tile = total[start : start + rows]
+        product = torch.empty_like(tile)
+        for g_example, x_example in zip(g[:, :, start : start + rows], x, strict=True):
+            torch.mm(g_example.t(), x_example, out=product)
+            tile.addcmul_(product, product)
+    return total
+
+
+@jit
+def _outer_squares_kernel(
+    g,
+    x,
+    out,
+    batch,
+    tokens,
+    outputs,
+    inputs,
+    per_split,
+    g_batch,
+    g_token,
+    g_output,
+    x_batch,
+    x_token,
+    x_input,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    split = tl.program_id(2)
+    n = tl.arange(0, BLOCK_N)
+    first = split.to(tl.int64) * per_split
+    g_tile = g + first * g_batch + o.to(tl.int64)[:, None] * g_output + n[None, :] * g_token
+    x_tile = x + first * x_batch + i.to(tl.int64)[None, :] * x_input + n[:, None] * x_token
+    total = tl.zeros((BLOCK_O, BLOCK_I), dtype=tl.float32)
+    for _ in range(split * per_split, min((split + 1) * per_split, batch)):
+        g_at = g_tile
+        x_at = x_tile
+        product = tl.zeros((BLOCK_O, BLOCK_I), dtype=tl.float32)
+        for start in range(0, tokens, BLOCK_N):
+            left = start + n < tokens
+            g_block = tl.load(g_at, mask=(o < outputs)[:, None] & left[None, :], other=0.0)
+            x_block = tl.load(x_at, mask=left[:, None] & (i < inputs)[None, :], other=0.0)
+            product = tl.dot(g_block, x_block, product, input_precision=PRECISION)
+            g_at += BLOCK_N * g_token
+            x_at += BLOCK_N * x_token
+        total += product * product
+        g_tile += g_batch
+        x_tile += x_batch
+    to = out + (split.to(tl.int64) * outputs + o[:, None]) * inputs + i[None, :]
+    tl.store(to, total, mask=(o < outputs)[:, None] & (i < inputs)[None, :])
+
+
+def _constants(dtype: torch.dtype) -> dict[str, Any]:
+    """The tile; with more tokens at once the three TF32 passes spill (tests/test_aot.py)."""
+    wide = dtype == torch.float32
+    return {
+        "BLOCK_O": _BLOCK_O,
+        "BLOCK_I": _BLOCK_I,
+        "BLOCK_N": 16 if wide else 32,
+        "PRECISION": "tf32x3" if wide else "tf32",
+    }
+
+
+@triton_op("rib::outer_squares", mutates_args=(), schema="(Tensor g, Tensor x) -> Tensor")
+def _outer_squares_cuda(g: Tensor, x: Tensor) -> Tensor:
+    """Splits the batch until the grid fills the device; the partial sums are added in order."""
+    batch, tokens, outputs = g.shape
+    inputs = x.shape[2]
+    tiles = (-(-outputs // _BLOCK_O), -(-inputs // _BLOCK_I))
+    if not (batch and tokens and outputs and inputs):
+        return g.new_zeros(outputs, inputs, dtype=torch.float32)
+    splits = min(batch, max(1, _PROGRAMS // (tiles[0] * tiles[1])), _MOST_SPLITS)
+    per_split = -(-batch // splits)
+    partial = g.new_empty(splits, outputs, inputs, dtype=torch.float32)
+    launcher(_outer_squares_kernel)[(*tiles, splits)](
+        g,
+        x,
+        partial,
+        batch,
+        tokens,
+        outputs,
+        inputs,
+        per_split,
+        *g.stride(),
+        *x.stride(),
+        **_constants(g.dtype),
+        num_warps=_WARPS,
+    )
+    return partial.sum(0)
+
+
+def specializations() -> list[dict[str, Any]]:
+    """What the ahead-of-time gate compiles: contiguous features (linear) and positions (conv)."""
+    scalars = ("batch", "tokens", "outputs", "inputs", "per_split")
+    strides = ("g_batch", "g_token", "g_output", "x_batch", "x_token", "x_input")
+    layouts = (
+        ("linear", ("g_output", "x_input"), ()),
+        ("conv", ("g_token", "x_token"), ("tokens",)),
+    )
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    found = []
+    for name, dtype in dtypes.items():
+        for layout, unit, more in layouts:
+            wide = [stride for stride in strides if stride not in unit]
+            found.append(
+                {
+                    "name": f"outer_squares[{layout}] {name}",
+                    "fn": _outer_squares_kernel,
+                    "signature": {
+                        "g": f"*{name}",
+                        "x": f"*{name}",
+                        "out": "*fp32",
+                        **dict.fromkeys((*scalars, *wide), "i32"),
+                    },
+                    "constexprs": {**_constants(dtype), **dict.fromkeys(unit, 1)},
+                    "divisible": ["outputs", "inputs", *wide, *more],
+                    "num_warps": _WARPS,
+                    "bytes_per_element": None,
+                }
+            )
+    return found

@@ -1,0 +1,59 @@
+"""What every source of images gives, so that the engine need not know where the pixels are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from loaders.pack import Pack
+
+ReadPixels = Callable[[np.ndarray, np.ndarray], None]
+"""(index int64 [b], out uint8 [b, H, W, 3]): write the pixels of those samples to `out`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b samples of a pack: `index` (int64 [b], their positions) and `labels` (int64 [b]).
+
+    Labels and images are on the device. The images are gathered when they are first asked for, so
+    that work on cached features never touches a pixel.
+    """
+
+    index: np.ndarray
+    labels: torch.Tensor
+    gather: Callable[[], torch.Tensor] = field(repr=False)
+
+    @cached_property
+    def images(self) -> torch.Tensor:
+        """uint8 [b, 3, H, W] on the device, in channels_last memory; not normalised."""
+        return self.gather()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class Source(Protocol):
+    """A pack on a device, giving the batches that are asked for, in the order asked for."""
+
+    pack: Pack
+
+    def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]: ...
+
+
+def checked_index(index: np.ndarray, pack: Pack) -> np.ndarray:
+    """`index` as int64 [b]. Raises IndexError where it is not 1-D, whole and inside the pack."""
+    index = np.asarray(index)
+    if index.ndim != 1 or (len(index) and not np.issubdtype(index.dtype, np.integer)):
+        raise IndexError(
+            f"{pack.name}: a batch is a 1-D array of integers, not {index.dtype} {index.shape}"
+        )
+    if len(index) and not 0 <= index.min() <= index.max() < len(pack):
+        raise IndexError(
+            f"{pack.name}: indices {index.min()}..{index.max()} leave the {len(pack)} samples"
+        )
+    return index.astype(np.int64)

@@ -1,0 +1,245 @@
+"""The .beton files of FFCV, written and read without FFCV.
+
+A set needs one image and one integer label per sample, so it needs little of FFCV's format, and
+owning both ends of that buys three things: a machine where FFCV cannot be built still reads and
+writes every pack; a source image that raises cannot hang a writer; and a damaged file is refused
+here, where FFCV would abort the process or return black images without a word.
+
+Layout (format version 2, little-endian): a 24-byte header; 1041 bytes for each of the two fields;
+one 24-byte row per sample; zeros up to a page; pages of blobs, none of which crosses a page; the
+allocation table up to the end of the file. FFCV ignores the arguments of an image field: they hold
+the `tag` here, which ties a file to the pack it belongs to.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+VERSION = 2
+JPEG, RAW = 0, 1
+PAGE_SIZE = 8 << 20
+_SMALLEST_PAGE, _LARGEST_PAGE = 2 << 20, 2 << 30
+_IMAGE_FIELD, _LABEL_FIELD = 2, 1
+_REMEDY = "delete it and encode it again"
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("fields", "<u2"),
+        ("page_size", "<u4"),
+        ("samples", "<u8"),
+        ("table", "<u8"),
+    ]
+)
+FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "S1024")])
+ROW = np.dtype(
+    {
+        "names": ["mode", "width", "height", "pointer", "label"],
+        "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
+ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
+_ROWS_START = HEADER.itemsize + 2 * FIELD.itemsize
+
+
+def page_size_for(nbytes: int) -> int:
+    """The page size (a power of two, at least 8 MiB) that holds a blob of `nbytes`."""
+    return max(PAGE_SIZE, 1 << (nbytes - 1).bit_length())
+
+
+class BetonWriter:
+    """Writes up to `capacity` samples, in order, to `path`; `finish` makes the file readable.
+
+    Fewer samples than `capacity` may be added: the place reserved for their rows stays zero.
+    """
+
+    def __init__(self, path: Path, capacity: int, page_size: int = PAGE_SIZE) -> None:
+        self._file = path.open("wb")
+        self._page_size = page_size
+        self._rows = np.zeros(capacity, ROW)
+        self._sizes = np.zeros(capacity, np.uint64)
+        self._count = 0
+        self._end = _up(_ROWS_START + self._rows.nbytes, page_size)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def add(self, blob: bytes, *, mode: int, height: int, width: int, label: int) -> None:
+        """Append one sample: H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`).
+
+        Raises ValueError where the format has no place for it (a side above 65535 pixels, a blob
+        larger than a page).
+        """
+        if not 0 < len(blob) <= self._page_size:
+            raise ValueError(f"a blob of {len(blob)} bytes does not fit a page of a .beton file")
+        if not (0 < height < 1 << 16 and 0 < width < 1 << 16):
+            raise ValueError(
+                f"a .beton file holds sides of 1 to 65535 pixels, not {height}x{width}"
+            )
+        if self._end % self._page_size + len(blob) > self._page_size:
+            self._end = _up(self._end, self._page_size)
+        self._file.seek(self._end)
+        self._file.write(blob)
+        self._rows[self._count] = (mode, width, height, self._end, label)
+        self._sizes[self._count] = len(blob)
+        self._count += 1
+        self._end += len(blob)
+
+    def finish(self, tag: bytes = b"") -> None:
+        """Write the table, the rows and, last, the header; then fsync."""
+        rows = self._rows[: self._count]
+        table = np.zeros(self._count, ALLOCATION)
+        table["sample"] = np.arange(self._count)
+        table["pointer"] = rows["pointer"]
+        table["size"] = self._sizes[: self._count]
+        fields = np.array([(_IMAGE_FIELD, b"image", tag), (_LABEL_FIELD, b"label", b"")], FIELD)
+        table_start = _up(self._end, self._page_size)
+        header = np.array((VERSION, 2, self._page_size, self._count, table_start), HEADER)
+        self._file.seek(table_start)
+        self._file.write(table.tobytes())
+        self._file.seek(HEADER.itemsize)
+        self._file.write(fields.tobytes() + rows.tobytes())
+        self._file.seek(0)
+        self._file.write(header.tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+@dataclass(frozen=True)
+class Beton:
+    """A validated .beton file with one image and one integer label per sample.
+
+    `rows`: structured array [N] (mode, width, height, pointer, label). `sizes`: uint64 [N], the
+    bytes of each blob. Blobs are read with pread, never mapped: a file cut while it is in use gives
+    an error where a mapping gives SIGBUS.
+    """
+
+    path: Path
+    fields: tuple[str, str]
+    tag: bytes
+    rows: np.ndarray
+    sizes: np.ndarray
+    stamp: tuple[int, int, int]
+
+    @classmethod
+    def open(cls, path: Path) -> Beton:
+        """Read everything but the blobs, and check it.
+
+        Raises FileNotFoundError, or ValueError with the first thing that is wrong with the file.
+        """
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            header = _array(path, file.read(HEADER.itemsize), HEADER, 1)[0]
+            count, table_start = int(header["samples"]), int(header["table"])
+            _check_header(path, header, status.st_size)
+            fields = _array(path, file.read(2 * FIELD.itemsize), FIELD, 2)
+            rows = _array(path, file.read(count * ROW.itemsize), ROW, count)
+            file.seek(table_start)
+            table = _array(path, file.read(), ALLOCATION, count)
+        if fields["type"].tolist() != [_IMAGE_FIELD, _LABEL_FIELD]:
+            raise ValueError(f"{path}: holds other fields than one RGB image and one integer label")
+        table = table[np.argsort(table["sample"], kind="stable")]
+        _check_table(path, header, rows, table)
+        image, label = (name.decode("ascii", "replace") for name in fields["name"].tolist())
+        return cls(
+            path, (image, label), bytes(fields["arguments"][0]), rows, table["size"], _stamp(status)
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def require_unchanged(self, status: os.stat_result | None = None) -> None:
+        """Raise ValueError where the file is no longer the one that was validated."""
+        if _stamp(status or self.path.stat()) != self.stamp:
+            raise ValueError(f"{self.path}: changed after it was opened; open the pack again")
+
+    def blobs(self, index: Iterable[int]) -> Iterator[bytes]:
+        """The stored bytes of the given samples, in the order given."""
+        with self.path.open("rb", buffering=0) as file:
+            self.require_unchanged(os.fstat(file.fileno()))
+            for sample in index:
+                size, pointer = int(self.sizes[sample]), int(self.rows["pointer"][sample])
+                blob = os.pread(file.fileno(), size, pointer)
+                if len(blob) != size:
+                    raise ValueError(f"{self.path}: ends inside sample {sample}; {_REMEDY}")
+                yield blob
+
+    def decode(self, sample: int, blob: bytes) -> np.ndarray:
+        """uint8 [H, W, 3] of the blob of `sample`. Raises ValueError where it is no such image."""
+        row = self.rows[sample]
+        shape = (int(row["height"]), int(row["width"]), 3)
+        if row["mode"] == RAW:
+            return np.frombuffer(blob, np.uint8).reshape(shape)
+        try:
+            with Image.open(io.BytesIO(blob), formats=["JPEG"]) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"{self.path}: sample {sample}: {error}; {_REMEDY}") from error
+        if pixels.shape != shape:
+            raise ValueError(f"{self.path}: sample {sample} is {pixels.shape}, not {shape}")
+        return pixels
+
+
+def _up(offset: int, page_size: int) -> int:
+    return -(-offset // page_size) * page_size
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _array(path: Path, data: bytes, dtype: np.dtype, count: int) -> np.ndarray:
+    if len(data) != count * dtype.itemsize:
+        raise ValueError(f"{path}: truncated; {_REMEDY}")
+    return np.frombuffer(data, dtype)
+
+
+def _check_header(path: Path, header: np.void, file_size: int) -> None:
+    version, page_size = int(header["version"]), int(header["page_size"])
+    count, table_start = int(header["samples"]), int(header["table"])
+    if version != VERSION:
+        raise ValueError(f"{path}: .beton format {version} is not {VERSION}, the one known here")
+    if header["fields"] != 2:
+        raise ValueError(f"{path}: holds {header['fields']} fields, not an image and a label")
+    if page_size & (page_size - 1) or not _SMALLEST_PAGE <= page_size <= _LARGEST_PAGE:
+        raise ValueError(f"{path}: impossible page size {page_size}; {_REMEDY}")
+    if table_start == 0 or count == 0:
+        raise ValueError(f"{path}: no samples, or its writer did not finish; {_REMEDY}")
+    expected = table_start + count * ALLOCATION.itemsize
+    if file_size != expected or table_start < _ROWS_START + count * ROW.itemsize:
+        raise ValueError(
+            f"{path}: truncated or altered: {file_size} bytes where its header says {expected}; "
+            f"{_REMEDY}"
+        )
+
+
+def _check_table(path: Path, header: np.void, rows: np.ndarray, table: np.ndarray) -> None:
+    page_size, table_start = header["page_size"].astype(np.uint64), header["table"]
+    start, size = table["pointer"], table["size"]
+    inside = (start >= _ROWS_START + rows.nbytes) & (start < table_start) & (size > 0)
+    inside &= size <= page_size - start % page_size  # so start + size cannot overflow below
+    inside &= start + size <= table_start
+    known = (rows["mode"] == RAW) | (rows["mode"] == JPEG)
+    pixels = rows["width"].astype(np.uint64) * rows["height"] * np.uint64(3)
+    known &= (pixels > 0) & ((rows["mode"] == JPEG) | (pixels == size))
+    order = np.argsort(start)
+    apart = np.ones(len(table), bool)
+    apart[order[1:]] = start[order[1:]] >= (start + size)[order[:-1]]
+    for sound, fault in (
+        (table["sample"] == np.arange(len(rows)), "is missing from the allocation table"),
+        (start == rows["pointer"], "has two addresses"),
+        (inside, "lies outside the pages of the file"),
+        (known, "has an impossible mode, size or shape"),
+        (apart, "overlaps another"),
+    ):
+        if not sound.all():
+            raise ValueError(f"{path}: altered: sample {sound.argmin()} {fault}; {_REMEDY}")

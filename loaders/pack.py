@@ -1,0 +1,240 @@
+"""A pack: one image set, resized once, kept as a folder that proves what it holds.
+
+The protocol trains on the evaluation transform, so the pixels of an image never change: they are
+resized once and stored. FFCV returns black images for damaged samples without a word; therefore a
+pack carries a checksum of each sample, its three files are tied to each other, and every sample is
+checked the first time a process reads it.
+
+    images.beton    the pixels, in FFCV's format; its tag is the hash of samples.npy
+    samples.npy     label, source, key and CRC-32 of every sample
+    manifest.json   written last: shape, classes, transform, hashes of the other two files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from loaders.beton import JPEG, RAW, Beton
+
+FORMAT_VERSION = 1
+IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
+MODES = {"raw": RAW, "jpeg": JPEG}
+_REMEDY = "delete the folder and encode it again"
+_MANIFEST_TYPES = {
+    "name": str,
+    "count": int,
+    "classes": list,
+    "transform": dict,
+    "height": int,
+    "width": int,
+    "format": str,
+    "sha256": dict,
+    "request": str,
+    "fingerprint": str,
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to be packed.
+
+    `source`: the image or concept whose copies form one cluster. `key`: the unique name that errors
+    show. `payload`: what the open function takes (a path, a recipe of a drawing), picklable.
+    """
+
+    label: int
+    source: str
+    key: str
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Pack:
+    """An opened pack of N images of one shape.
+
+    `shape`: (H, W). `classes`: the class names that labels count. `labels`: int64 [N]. `sources`:
+    str [N], the source image that copies share. `keys`: str [N], unique. `fingerprint`: hash of all
+    that determines pixels, labels, classes and transform.
+    """
+
+    folder: Path
+    name: str
+    shape: tuple[int, int]
+    format: str
+    classes: tuple[str, ...]
+    fingerprint: str
+    manifest: Mapping[str, Any] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    sources: np.ndarray = field(repr=False)
+    keys: np.ndarray = field(repr=False)
+    shard: Beton = field(repr=False)
+    _crc32: np.ndarray = field(repr=False)
+    _verified: np.ndarray = field(repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        transform_spec: Mapping[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        verify: Literal["structure", "samples"] = "structure",
+    ) -> Pack:
+        """Open a pack and check it: its structure (milliseconds), or each sample too.
+
+        Raises FileNotFoundError for a missing folder or file, and ValueError for a truncated,
+        swapped or altered file, for a pack made with another transform or class list than the one
+        given, and for the format of a newer version; the message names the file and the remedy.
+        """
+        folder = Path(folder)
+        for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: missing, so this is no complete pack; encode it")
+        manifest = _read_manifest(folder / MANIFEST)
+        _require_same(folder, "transform", manifest["transform"], transform_spec)
+        _require_same(folder, "class list", manifest["classes"], classes)
+        samples = _read_samples(folder / SAMPLES, manifest)
+        shard = Beton.open(folder / IMAGES)
+        _require_tied(shard, samples, manifest)
+        pack = cls(
+            folder=folder,
+            name=manifest["name"],
+            shape=(manifest["height"], manifest["width"]),
+            format=manifest["format"],
+            classes=tuple(manifest["classes"]),
+            fingerprint=manifest["fingerprint"],
+            manifest=manifest,
+            labels=np.ascontiguousarray(samples["label"]),
+            sources=samples["source"],
+            keys=samples["key"],
+            shard=shard,
+            _crc32=samples["crc32"],
+            _verified=np.zeros(len(samples), bool),
+        )
+        if verify == "samples":
+            pack.verify(np.arange(len(pack)))
+        return pack
+
+    @property
+    def beton(self) -> Path:
+        return self.shard.path
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def verify(self, index: np.ndarray) -> None:
+        """Check those of the given samples that this process has not read yet.
+
+        Raises ValueError naming the first damaged sample.
+        """
+        unread = index[~self._verified[index]]
+        for sample, blob in zip(unread, self.shard.blobs(unread), strict=True):
+            self._check(sample, blob)
+
+    def read(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Write the pixels of the samples `index` (int [b]) to `out` (uint8 [b, H, W, 3]).
+
+        Threads may read at once. Raises ValueError naming the first damaged sample.
+        """
+        for sample, blob, pixels in zip(index, self.shard.blobs(index), out, strict=True):
+            self._check(sample, blob)
+            pixels[...] = self.shard.decode(sample, blob)
+
+    def pixels(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [b, H, W, 3], the images of the samples `index`; see `read`."""
+        wanted = np.asarray(index, np.int64)
+        out = np.empty((len(wanted), *self.shape, 3), np.uint8)
+        self.read(wanted, out)
+        return out
+
+    def _check(self, sample: int, blob: bytes) -> None:
+        if not self._verified[sample]:
+            if zlib.crc32(blob) != self._crc32[sample]:
+                raise ValueError(
+                    f"{self.beton}: the bytes of sample {sample} ({self.keys[sample]}) "
+                    f"were altered; {_REMEDY}"
+                )
+            self._verified[sample] = True
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """The hash of all that determines pixels, labels, classes and transform of a pack."""
+    keys = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
+    return digest({key: manifest[key] for key in keys})
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+        version = manifest["format_version"]
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest "
+                "known here; update this project, or encode the pack again"
+            )
+        sound = all(isinstance(manifest[key], kind) for key, kind in _MANIFEST_TYPES.items())
+        sound = sound and manifest["fingerprint"] == fingerprint_of(manifest)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
+    if not sound:
+        raise ValueError(f"{path}: altered: its fingerprint does not fit; {_REMEDY}")
+    return manifest
+
+
+def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
+    if file_sha256(path) != manifest["sha256"][SAMPLES]:
+        raise ValueError(f"{path}: truncated, altered, or of another pack; {_REMEDY}")
+    return np.load(path, allow_pickle=False)
+
+
+def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]) -> None:
+    """Tell a shard of another pack, and rows that disagree with the samples or the manifest."""
+    rows = shard.rows
+    if shard.tag != manifest["sha256"][SAMPLES].encode():
+        raise ValueError(f"{shard.path}: belongs to another pack than {MANIFEST}; {_REMEDY}")
+    sound = len(rows) == len(samples) == manifest["count"] and (
+        (rows["label"] == samples["label"]).all()
+        and (rows["height"] == manifest["height"]).all()
+        and (rows["width"] == manifest["width"]).all()
+        and (rows["mode"] == MODES[manifest["format"]]).all()
+    )
+    if not sound:
+        raise ValueError(f"{shard.path}: altered: its rows do not fit {SAMPLES}; {_REMEDY}")
+
+
+def _require_same(folder: Path, what: str, stored: Any, wanted: Any) -> None:
+    if wanted is None:
+        return
+    wanted = json.loads(json.dumps(wanted if isinstance(wanted, Mapping) else list(wanted)))
+    if stored == wanted:
+        return
+    if isinstance(wanted, dict):
+        keys = sorted(k for k in stored | wanted if stored.get(k) != wanted.get(k))
+        difference = ", ".join(f"{k}: {stored.get(k)!r}, not {wanted.get(k)!r}" for k in keys)
+    else:
+        pairs = zip(stored, wanted, strict=False)
+        first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(wanted)))
+        difference = f"{len(stored)} classes, not {len(wanted)}; they differ from class {first} on"
+    raise ValueError(
+        f"{folder}: made with another {what} ({difference}); encode the set again for this model, "
+        "under another folder"
+    )

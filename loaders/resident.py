@@ -1,0 +1,84 @@
+"""A whole set in device memory: the default wherever it fits.
+
+The pixels of the protocol are constant, so a set of a few gigabytes is read and checked once, and
+an epoch is then nothing but gathers on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from loaders.batch import Batch, checked_index
+from loaders.pack import Pack
+
+_CHUNK = 256
+_SHARE = 0.4  # of the free memory: the model, its optimizer and its activations need the rest
+
+
+class Resident:
+    """Holds all images of a pack as uint8 on `device`.
+
+    Raises ValueError naming the first damaged sample.
+    """
+
+    def __init__(self, pack: Pack, device: torch.device | str = "cpu") -> None:
+        self.pack = pack
+        self.device = torch.device(device)
+        self._labels = torch.from_numpy(pack.labels).to(self.device)
+        self._pixels_NHWC = torch.empty(
+            (len(pack), *pack.shape, 3), dtype=torch.uint8, device=self.device
+        )
+        starts = range(0, len(pack), _CHUNK)
+        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+            loaded = pool.imap_unordered(self._load, starts)
+            for _ in tqdm(loaded, f"load {pack.name}", len(starts), delay=2):
+                pass
+
+    def _load(self, start: int) -> None:
+        index = np.arange(start, min(start + _CHUNK, len(self.pack)))
+        self._pixels_NHWC[index[0] : index[-1] + 1] = torch.from_numpy(self.pack.pixels(index))
+
+    def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """One Batch for each index array (int [b], any order, any size, repeats allowed).
+
+        Raises IndexError for an index outside the pack.
+        """
+        for asked in batches:
+            index = checked_index(asked, self.pack)
+            rows = torch.from_numpy(index).to(self.device)
+            yield Batch(index, self._labels[rows], lambda rows=rows: self._gather(rows))
+
+    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._pixels_NHWC.index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
+    """Whether the whole pack may live on `device`: 40% of the memory free there holds it."""
+    nbytes = len(pack) * pack.shape[0] * pack.shape[1] * 3
+    return nbytes <= _SHARE * _free_memory(torch.device(device))
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    return min(free, _free_in_container())
+
+
+def _free_in_container() -> float:
+    """What the control group (version 2) of this process leaves, infinite without a limit."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return float("inf")
+    return int(limit.read_text()) - int(used.read_text())

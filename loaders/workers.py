@@ -1,0 +1,108 @@
+"""Work done ahead of its consumer: by a pool of processes, or by one thread.
+
+`ProcessPoolExecutor.map` submits everything at once, so a set of millions of images would sit in
+memory, and its workers wait for ever where their parent is killed. A thread that feeds a queue
+hangs its consumer where it fails. Both are put right here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_ITEMS_AHEAD = 8  # for each process
+_BATCHES_AHEAD = 3
+
+
+def ordered_map(
+    function: Callable[[In], Out], items: Iterable[In], workers: int = 1
+) -> Generator[Out, None, None]:
+    """`map(function, items)` on `workers` processes (in this one where `workers` is 1).
+
+    The processes are spawned, so `function`, items and results must be picklable. An exception of
+    `function` is raised here. Raises RuntimeError where a process dies.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
+        pending: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) == _ITEMS_AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of {workers} worker processes died: too little memory (use fewer workers), "
+                'or the script that starts them lacks `if __name__ == "__main__":`'
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def read_ahead(items: Generator[Out, None, None], timeout_s: float, silence: str) -> Iterator[Out]:
+    """`items`, computed by a daemon thread up to three ahead.
+
+    An exception of `items` is raised here. Raises TimeoutError(`silence`) where nothing comes for
+    `timeout_s` seconds.
+    """
+    results: queue.Queue[Future[Out] | None] = queue.Queue(_BATCHES_AHEAD)
+    stop = threading.Event()
+
+    def put(result: Future[Out] | None) -> None:
+        while not stop.is_set():
+            try:
+                return results.put(result, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def produce() -> None:
+        try:
+            for item in items:
+                result: Future[Out] = Future()
+                result.set_result(item)
+                put(result)
+                if stop.is_set():
+                    return items.close()
+            put(None)
+        except Exception as error:  # for the consumer to raise
+            result = Future()
+            result.set_exception(error)
+            put(result)
+
+    threading.Thread(target=produce, daemon=True).start()
+    try:
+        while (result := results.get(timeout=timeout_s)) is not None:
+            yield result.result()
+    except queue.Empty:
+        raise TimeoutError(silence) from None
+    finally:
+        stop.set()

@@ -1,0 +1,36 @@
+"""The RIB engine: metadata and extras. `make setup` is the usual way to install."""
+
+from setuptools import find_namespace_packages, setup
+
+PACKAGES = ["engine*", "kernels*", "loaders*", "recipes*"]
+
+setup(
+    name="rib-engine",
+    version="0.1.0",
+    description="A high-throughput engine for robust fine-tuning and the ImageNet-RIB benchmark",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=PACKAGES),
+    package_data={"recipes": ["**/*.yaml"], "engine": ["*.smk", "*.html"]},
+    install_requires=[
+        "torch>=2.9",
+        "torchvision",  # timm's transforms
+        "timm>=1.0.20",
+        "deepspeed>=0.18",
+        "numpy>=1.26",
+        "omegaconf>=2.4",
+        "pillow>=10",
+        "pyarrow>=15",
+        "pyyaml>=6",
+        "resvg_py>=0.2",
+        "safetensors>=0.4.5",
+        "snakemake>=9,<10",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "ffcv": ["ffcv==1.0.2"],  # builds against OpenCV's headers: see the Makefile
+        "dinov2": ["onnx>=1.17"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "pyright>=1.1.400", "pre-commit>=3"],
+    },
+    entry_points={"console_scripts": ["rib=engine.cli:main"]},
+)

@@ -1,0 +1,86 @@
+"""Every kernel compiled for A100 and H100 without a GPU: no spills, wide accesses, it fits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+from triton_interpreter import INTERPRETING
+
+from kernels import aot
+from kernels.launch import jit, tl
+
+pytestmark = pytest.mark.skipif(INTERPRETING, reason="interpreted kernels are not compiled")
+SPECIALISATIONS = list(aot.discover())
+
+
+def test_every_kernel_module_takes_part():
+    for name in ("distill", "outer_squares"):
+        assert any(spec["name"].startswith(name) for spec in SPECIALISATIONS)
+    names = [spec["name"] for spec in SPECIALISATIONS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("arch", sorted(aot.DEVICE))
+@pytest.mark.parametrize("spec", SPECIALISATIONS, ids=lambda spec: spec["name"])
+def test_compiled_code(spec, arch):
+    compiled = aot.compile_for(spec, arch)
+    assert compiled.stack == 0 and compiled.local_accesses == 0, compiled
+    assert 0 < compiled.registers <= 255
+    assert compiled.shared <= aot.SHARED_LIMIT[arch], compiled
+    if compiled.aligned:
+        assert compiled.widest_load == compiled.widest_store == 16, compiled
+
+
+def test_without_triton_the_cpu_paths_work_and_kernels_are_refused():
+    program = """
+import sys
+sys.modules["triton"] = None
+import pkgutil, importlib, torch, kernels
+for module in pkgutil.iter_modules(kernels.__path__):
+    importlib.import_module(f"kernels.{module.name}")
+from kernels import distill, fisher
+s, y = torch.randn(2, 5), torch.tensor([0, 1])
+assert distill.distill_loss(s, s, y).shape == (2,)
+assert fisher.fisher_diagonal(torch.nn.Linear(3, 4), [torch.randn(2, 3)])["weight"].shape == (4, 3)
+try:
+    distill._distill(s, s, y, None, 2.0, 1.0, 0.0, True)
+except RuntimeError as error:
+    assert "pip install triton" in str(error)
+else:
+    raise SystemExit("the kernel ran without triton")
+"""
+    root = Path(__file__).parent.parent
+    child = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert child.returncode == 0, child.stderr
+
+
+@jit
+def _spilling_kernel(source, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    held = tl.load(source + at)
+    for shift in range(100):
+        held = held * held + tl.sum(held * shift, 0)
+    tl.store(out + at, held)
+
+
+def test_the_gate_sees_spills_and_narrow_accesses():
+    spec = {
+        "name": "spilling",
+        "fn": _spilling_kernel,
+        "signature": {"source": "*fp32", "out": "*fp32"},
+        "constexprs": {"SIZE": 16384},
+        "num_warps": 1,
+        "bytes_per_element": 8,
+    }
+    compiled = aot.compile_for(spec, 80)
+    assert compiled.stack > 0 and compiled.local_accesses > 0
+    assert compiled.milliseconds(1e6) == pytest.approx(8e6 / (0.85 * 2039e9) * 1e3)
+    odd = next(spec for spec in SPECIALISATIONS if not spec.get("aligned", True))
+    assert aot.compile_for(odd, 80).widest_store == 4

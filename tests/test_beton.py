@@ -1,0 +1,207 @@
+"""Our writer against our reader, and each against FFCV's own other half."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter, page_size_for
+
+
+def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def smooth(count: int, height: int, width: int) -> np.ndarray:
+    coarse = noise(count, height // 8 + 1, width // 8 + 1)
+    scaled = [Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC) for c in coarse]
+    return np.stack([np.asarray(image) for image in scaled])
+
+
+def jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def write(path: Path, images: np.ndarray, mode: int = RAW, spare: int = 0) -> Path:
+    writer = BetonWriter(path, len(images) + spare, page_size_for(images[0].nbytes))
+    height, width = images.shape[1:3]
+    for label, pixels in enumerate(images):
+        blob = pixels.tobytes() if mode == RAW else jpeg(pixels)
+        writer.add(blob, mode=mode, height=height, width=width, label=label - 1)
+    writer.finish(b"tag")
+    writer.close()
+    return path
+
+
+def read_all(beton: Beton) -> np.ndarray:
+    index = range(len(beton))
+    return np.stack([beton.decode(i, b) for i, b in zip(index, beton.blobs(index), strict=True)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 6), height=st.integers(1, 70), width=st.integers(1, 70))
+def test_raw_round_trip(count: int, height: int, width: int) -> None:
+    images = noise(count, height, width)
+    with tempfile.TemporaryDirectory() as folder:
+        beton = Beton.open(write(Path(folder) / "a.beton", images, spare=count % 3))
+        assert np.array_equal(read_all(beton), images)
+    assert beton.rows["label"].tolist() == list(range(-1, count - 1))
+    assert (beton.fields, beton.tag) == (("image", "label"), b"tag")
+
+
+def test_no_blob_crosses_a_page(tmp_path: Path) -> None:
+    images = noise(6, 1024, 1000)  # two fit a page of 8 MiB, with room to spare
+    beton = Beton.open(write(tmp_path / "a.beton", images))
+    first, last = beton.rows["pointer"], beton.rows["pointer"] + beton.sizes - np.uint64(1)
+    assert (first // PAGE_SIZE).tolist() == (last // PAGE_SIZE).tolist() == [1, 1, 2, 2, 3, 3]
+    assert np.array_equal(read_all(beton), images)
+
+
+def test_image_larger_than_a_page_gets_larger_pages(tmp_path: Path) -> None:
+    images = noise(2, 2001, 1999)
+    assert np.array_equal(read_all(Beton.open(write(tmp_path / "a.beton", images))), images)
+
+
+def test_jpeg_is_what_pillow_decodes(tmp_path: Path) -> None:
+    images = smooth(3, 40, 56)
+    pillow = np.stack([np.asarray(Image.open(io.BytesIO(jpeg(pixels)))) for pixels in images])
+    beton = Beton.open(write(tmp_path / "a.beton", images, JPEG))
+    assert np.array_equal(read_all(beton), pillow)
+
+
+def test_writer_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
+    writer = BetonWriter(tmp_path / "a.beton", 1)
+    with pytest.raises(ValueError, match="65535"):
+        writer.add(b"x", mode=JPEG, height=1, width=1 << 16, label=0)
+    with pytest.raises(ValueError, match="fit a page"):
+        writer.add(bytes(PAGE_SIZE + 1), mode=JPEG, height=9, width=9, label=0)
+    writer.close()
+
+
+ROW_1 = 24 + 2 * 1041 + 24
+TABLE = 2 * PAGE_SIZE  # after the one page of three small images
+U2, U4, U8 = struct.Struct("<H").pack, struct.Struct("<I").pack, struct.Struct("<Q").pack
+
+
+@pytest.mark.parametrize(
+    ("patches", "message"),
+    [
+        ({16: U8(0)}, "did not finish"),
+        ({8: U8(0)}, "no samples"),
+        ({8: U8(1 << 60)}, "truncated or altered"),
+        ({8: U8(2)}, "truncated or altered"),
+        ({16: U8(100)}, "truncated or altered"),
+        ({0: U2(3)}, "format 3 is not 2"),
+        ({2: U2(3)}, "holds 3 fields"),
+        ({4: U4(3 << 20)}, "page size"),
+        ({24: b"\3"}, "other fields"),
+        ({ROW_1: b"\7"}, "sample 1 has an impossible mode"),
+        ({ROW_1 + 1: U2(5)}, "sample 1 has an impossible mode, size or shape"),
+        ({ROW_1: b"\0" + U2(0)}, "sample 1 has an impossible mode, size or shape"),
+        ({ROW_1 + 5: U8(1 << 40)}, "sample 1 has two addresses"),
+        ({ROW_1 + 5: U8(2**64 - 8), TABLE + 32: U8(2**64 - 8)}, "sample 1 lies outside"),
+        ({ROW_1 + 5: U8(TABLE - 8), TABLE + 32: U8(TABLE - 8)}, "sample 1 lies outside"),
+        ({ROW_1 + 5: U8(0), TABLE + 32: U8(0)}, "sample 1 lies outside"),
+        ({ROW_1 + 5: U8(PAGE_SIZE + 1), TABLE + 32: U8(PAGE_SIZE + 1)}, "overlaps"),
+        ({TABLE + 24: U8(0)}, "sample 1 is missing from the allocation table"),
+        ({TABLE + 40: U8(0)}, "sample 1 lies outside"),
+    ],
+)
+def test_structural_fault_is_named(tmp_path: Path, patches: dict[int, bytes], message: str) -> None:
+    path = write(tmp_path / "a.beton", noise(3, 4, 6))
+    Beton.open(path)
+    data = bytearray(path.read_bytes())
+    for offset, patch in patches.items():
+        data[offset : offset + len(patch)] = patch
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        Beton.open(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 10, 24, 2000, PAGE_SIZE + 5, TABLE + 71, TABLE + 96])
+def test_file_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
+    path = write(tmp_path / "a.beton", noise(3, 4, 6))
+    with path.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(ValueError, match="truncated"):
+        Beton.open(path)
+
+
+def test_file_changed_while_open(tmp_path: Path) -> None:
+    beton = Beton.open(write(tmp_path / "a.beton", noise(3, 4, 6)))
+    with beton.path.open("r+b") as file:
+        file.truncate(PAGE_SIZE + 1)
+    with pytest.raises(ValueError, match="changed after it was opened"):
+        list(beton.blobs([0]))
+
+
+def test_blob_that_is_no_jpeg(tmp_path: Path) -> None:
+    beton = Beton.open(write(tmp_path / "a.beton", smooth(1, 16, 16), JPEG))
+    with pytest.raises(ValueError, match="sample 0"):
+        beton.decode(0, b"no JPEG")
+    with pytest.raises(ValueError, match="not \\(16, 16, 3\\)"):
+        beton.decode(0, jpeg(noise(1, 9, 16)[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [RAW, JPEG])
+def test_ffcv_loader_reads_what_is_written_here(tmp_path: Path, mode: int) -> None:
+    pytest.importorskip("ffcv", exc_type=ImportError)
+    from ffcv.loader import Loader, OrderOption
+
+    images = smooth(70, 224, 224)  # 55 raw images fill a page
+    path = write(tmp_path / "a.beton", images, mode, spare=1)
+    loader = Loader(str(path), 32, 1, order=OrderOption.SEQUENTIAL, drop_last=False)
+    batches = [(image.numpy().copy(), label.numpy().copy()) for image, label in loader]
+    pixels = np.concatenate([image for image, _ in batches])
+    labels = np.concatenate([label[:, 0] for _, label in batches])
+    assert labels.tolist() == list(range(-1, 69))
+    difference = np.abs(pixels.astype(int) - read_all(Beton.open(path)))
+    if mode == RAW:
+        assert difference.max() == 0
+    else:  # FFCV decodes with the fast DCT
+        assert difference.mean() < 2 and difference.max() <= 16
+
+
+class Images:
+    """What FFCV's writer takes: an indexable of (image, label)."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], int(index) * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
+def test_files_of_ffcvs_writer_are_read_here(tmp_path: Path, mode: str) -> None:
+    pytest.importorskip("ffcv", exc_type=ImportError)
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    images = smooth(9, 1000, 1200)  # raw, two fit a page
+    path = tmp_path / "a.beton"
+    fields = {"picture": RGBImageField(write_mode=mode, jpeg_quality=95), "number": IntField()}
+    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(Images(images), None, 2)
+    beton = Beton.open(path)
+    assert beton.fields == ("picture", "number")
+    assert beton.rows["label"].tolist() == list(range(0, 27, 3))
+    raw = beton.rows["mode"] == RAW
+    assert raw.all() if mode == "raw" else not raw.all()
+    difference = np.abs(read_all(beton).astype(int) - images).mean(axis=(1, 2, 3))
+    assert (difference[raw] == 0).all() and (difference < 8).all()

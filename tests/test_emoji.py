@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from loaders import drawings, emoji, registry
+from loaders.registry import RegistryError
+
+ROOT = Path(emoji.__file__).resolve().parents[1]
+# The stand-in font draws letters, so the stand-in emoji are letters: a to h, less i (not in one).
+LETTERS = {f"{ord(letter):x}": f"letter-{letter}" for letter in "abcdefghi"}
+SHAPE = '<path d="M2 2H{x}V14H2z" fill="{fill}"/>'
+
+
+def icons(chars: bool, fill: str, names: dict[str, str], aliases: dict | None = None) -> dict:
+    bodies = {
+        name: {"body": SHAPE.format(x=4 + index, fill=fill)}
+        for index, name in enumerate(names.values())
+    }
+    icon_set = {"prefix": "toy", "icons": bodies, "aliases": aliases or {}, "width": 16}
+    codes = names if chars else {}
+    files = {"package/icons.json": icon_set | {"height": 16}, "package/chars.json": codes}
+    return {name: json.dumps(value).encode() for name, value in files.items()}
+
+
+def webp(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGBA", (8, 8), (shade, 90, 40, 255)).save(stream, "WEBP", lossless=True)
+    return stream.getvalue()
+
+
+def package(style: emoji.Style, cache: Path) -> emoji.Style:
+    """Write a tiny stand-in for a style's package and pin its checksum."""
+    if style.kind == "webp":
+        files = {f"package/assets/{code}-fe0f.webp": webp(int(code, 16)) for code in LETTERS}
+    elif style.kind == "font":
+        font = ImageFont.load_default(20)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        files = {drawings.FONT_MEMBER: font.font_bytes}
+    elif style.name == "emojione":  # names only, one of them an alias, one unknown
+        known = {code: name for code, name in LETTERS.items() if name != "letter-i"}
+        old = {code: name.replace("letter-a", "old-a") for code, name in known.items()}
+        files = icons(False, "#c22", old, {"letter-a": {"parent": "old-a"}})
+    elif style.name == "twemoji":  # g and h share one drawing
+        names = {code: name.replace("-h", "-g") for code, name in LETTERS.items()}
+        files = icons(True, "#22c", names)
+    else:
+        files = icons(True, "currentColor" if style.mono else "#2a2", LETTERS)
+    path = style.path(cache)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    digest = hashlib.sha512(path.read_bytes()).digest()
+    return dataclasses.replace(style, sha512=base64.b64encode(digest).decode())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ten synthetic styles of nine letters in three subgroups, and their metadata."""
+    styles = {name: package(style, tmp_path) for name, style in emoji.STYLES.items()}
+    rows = [
+        {"unified": code.upper(), "category": "Objects", "subcategory": f"s{order % 3}"}
+        | {"sort_order": -order}
+        for order, code in enumerate(LETTERS)
+    ]
+    rows.append(rows[0] | {"unified": "0062-200D-0063"})
+    rows[1] = rows[1] | {"category": "Symbols"}
+    wheel = tmp_path / emoji.METADATA.wheel
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(emoji.METADATA.inner, json.dumps(rows))
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(emoji, "STYLES", styles)
+    monkeypatch.setattr(emoji, "METADATA", dataclasses.replace(emoji.METADATA, sha256=sha256))
+    emoji._artwork.cache_clear()
+    return tmp_path
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_two_styles_are_upstream_and_eight_downstream():
+    assert emoji.UPSTREAM == ("noto", "fluent-3d")
+    colour = ["fluent-flat", "twemoji", "emojione", "noto-v1", "openmoji"]
+    mono = ["high-contrast", "emojione-monotone", "noto-mono"]
+    assert list(emoji.DOWNSTREAM) == colour + mono
+    assert [style.name for style in emoji.STYLES.values() if style.mono] == mono
+    assert all(len(base64.b64decode(style.sha512)) == 64 for style in emoji.STYLES.values())
+
+
+def test_concepts_are_those_that_every_style_draws_apart(cache: Path):
+    # b is a symbol, g and h share a drawing, i is missing in one style, b+c is a sequence.
+    names = [concept.name for concept in emoji.Artwork(cache).concepts()]
+    assert names == ["letter-f", "letter-e", "letter-d", "letter-c", "letter-a"]
+
+
+def test_choice_is_even_nested_and_deterministic(cache: Path):
+    artwork = emoji.Artwork(cache)
+    chosen = [set(artwork.choose(n, seed=3)) for n in range(1, 6)]
+    assert all(small < large for small, large in itertools.pairwise(chosen))
+    assert len({concept.subgroup for concept in chosen[2]}) == 3
+    assert artwork.choose(4, 3) == emoji.Artwork(cache).choose(4, 3)
+    assert len({artwork.choose(2, seed) for seed in range(20)}) > 1
+    for n in (0, 6):
+        with pytest.raises(ValueError, match="1 to 5"):
+            artwork.choose(n, 0)
+
+
+def test_every_style_draws_and_renders(cache: Path):
+    artwork = emoji.Artwork(cache)
+    concept = artwork.concepts()[0]
+    for style in emoji.STYLES:
+        drawing = artwork.draw(style, concept, 40)
+        assert (drawing.mode, drawing.size) == ("RGBA", (40, 40))
+        assert drawing.getchannel("A").getextrema()[1] > 200, style
+        image = artwork.render(style, concept, 0, 0, 33)
+        assert (image.mode, image.size) == ("RGB", (33, 33))
+
+
+def test_a_mirrored_alias_is_mirrored(cache: Path):
+    path = cache / "mirror.tgz"
+    files = icons(True, "#2a2", {"61": "left"}, {"right": {"parent": "left", "hFlip": True}})
+    files["package/chars.json"] = json.dumps({"61": "left", "62": "right"}).encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    pack = drawings.SvgDrawings(path, dict)
+    left, right = pixels(pack.draw("61", 32)), pixels(pack.draw("62", 32))
+    assert (left != right).any() and (left[:, ::-1] == right).all()
+    assert pack.identity("61") != pack.identity("62")
+
+
+def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: Path):
+    artwork, other = emoji.Artwork(cache), emoji.Artwork(cache)
+    one, two = artwork.concepts()[:2]
+    cases = [
+        *(("noto", one, 0, 0), ("noto", one, 1, 0), ("noto", one, 0, 1)),
+        *(("noto", two, 0, 0), ("openmoji", one, 0, 0)),
+    ]
+    images = [artwork.render(*case, 24).tobytes() for case in cases]
+    assert len(set(images)) == len(cases)
+    assert [other.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
+
+
+def test_the_seed_is_the_same_in_another_process():
+    code = "from loaders import emoji; print(emoji._seed(0, 'noto', '1f436', 2))"
+    environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
+
+
+def test_a_full_square_stays_whole_at_every_scale_angle_and_shift():
+    drawing = Image.new("RGBA", (96, 96), (0, 0, 0, 255))
+    centres = []
+    for seed in range(60):
+        scale = random.Random(seed).uniform(*emoji.SCALE)
+        alpha = pixels(emoji._place(random.Random(seed), drawing).getchannel("A")) / 255
+        assert alpha.mean() == pytest.approx(scale**2, rel=0.02), seed
+        centres.append(alpha.sum(0) @ np.arange(96) / alpha.sum())
+    assert np.std(centres) > 2
+
+
+def test_a_mono_style_stands_out_from_every_background():
+    for seed in range(200):
+        image, luminance = emoji._background(random.Random(seed), 16)
+        linear = (pixels(image) / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722])
+        assert linear.mean() == pytest.approx(luminance, abs=0.02)
+        ink = (emoji.INK[luminance > emoji.EQUAL_CONTRAST][0] / 255) ** 2.2
+        bright, dark = np.maximum(linear, ink) + 0.05, np.minimum(linear, ink) + 0.05
+        assert (bright / dark).min() > 2.5, seed
+
+
+def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
+    artwork = emoji.Artwork(cache)
+    concepts = artwork.choose(3, 0)
+    made = emoji.items(cache, ["noto", "noto-mono"], concepts, renderings=2, seed=5, px=20)
+    assert len(made) == 2 * 3 * 2 == len({item.key for item in made})
+    assert Counter(item.label for item in made) == {0: 4, 1: 4, 2: 4}
+    assert {(item.label, item.source) for item in made} == {
+        (label, concept.code) for label, concept in enumerate(concepts)
+    }
+    assert made[1].key == f"noto/{concepts[0].code}/1"
+    image = emoji.open_image(pickle.loads(pickle.dumps(made[1].payload)))
+    assert image.tobytes() == artwork.render("noto", concepts[0], 1, 5, 20).tobytes()
+
+
+def test_fingerprint_changes_with_all_that_changes_pixels(cache: Path):
+    concepts = emoji.Artwork(cache).concepts()
+    base = (["noto"], concepts[:2], 2, 0, 32)
+    changed = [
+        *((["twemoji"], *base[1:]), (["noto"], concepts[1:3], 2, 0, 32)),
+        *((*base[:2], 3, 0, 32), (*base[:3], 1, 32), (*base[:4], 33)),
+    ]
+    prints = [emoji.fingerprint(*case) for case in (base, *changed)]
+    assert len(set(prints)) == len(prints)
+    assert emoji.fingerprint(*base) == prints[0]
+
+
+def test_contact_sheet_and_credits_name_every_style(cache: Path):
+    artwork = emoji.Artwork(cache)
+    sheet = emoji.contact_sheet(artwork, list(emoji.STYLES), artwork.concepts()[:3], px=36)
+    assert sheet.width > 3 * 36 and sheet.height > 10 * 36
+    rows = emoji.credits()
+    assert [row["name"] for row in rows] == [*emoji.STYLES, "metadata"]
+    assert all(row["licence"] and row["credit"] and row["url"] for row in rows)
+
+
+def test_bad_requests_are_named(cache: Path):
+    artwork = emoji.Artwork(cache)
+    concept = artwork.concepts()[0]
+    with pytest.raises(ValueError, match="unknown style 'notto'; did you mean noto"):
+        artwork.draw("notto", concept, 8)
+    with pytest.raises(ValueError, match=r"style noto does not draw U\+1F436"):
+        artwork.draw("noto", dataclasses.replace(concept, code="1f436"), 8)
+
+
+def test_a_missing_or_altered_archive_is_refused(cache: Path):
+    style = emoji.STYLES["twemoji"]
+    path = style.path(cache)
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(RegistryError, match=r"twemoji.*has checksum"):
+        emoji.Artwork(cache).concepts()
+    path.unlink()
+    with pytest.raises(RegistryError, match="twemoji is not in the cache"):
+        emoji.Artwork(cache).concepts()
+
+
+def test_fetch_is_silent_and_offline_when_all_is_cached(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(registry, "_run", lambda *_: pytest.fail("the network was asked"))
+    assert len(emoji.fetch(cache, progress=False).concepts()) == 5
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.network
+def test_the_real_artwork_has_its_concepts_and_draws_them():
+    folder = Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))
+    artwork = emoji.fetch(folder, progress=False)
+    assert len(artwork.concepts()) == 830
+    assert len({concept.subgroup for concept in artwork.choose(100, 0)}) == 81
+    names = {concept.name for concept in artwork.concepts()}
+    assert {"dog-face", "snake", "volcano"} < names
+    assert not names & {"cricket", "one-oclock", "flag-japan", "person-light-skin-tone"}
+    for style in emoji.STYLES:
+        for concept in artwork.choose(5, 1):
+            alpha = pixels(artwork.draw(style, concept, 48).getchannel("A"))
+            assert 0.03 < (alpha > 128).mean() < 1, (style, concept.name)

@@ -1,0 +1,285 @@
+"""The diagonal Fisher against a batch-1 loop, operator by operator and on whole models."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from triton_interpreter import interpreted, run_interpreted
+
+from kernels import outer_squares as outer
+from kernels import reference
+from kernels.fisher import FisherAccumulator, fisher_diagonal
+from kernels.outer_squares import outer_squares
+
+
+class Bare(nn.Module):
+    """Bare parameters in the ways models use them: expanded, added, scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.position = nn.Parameter(torch.randn(1, 5, 6))
+        self.scale = nn.Parameter(torch.randn(6))
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+        self.embed = nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1)
+        x = (self.position + x) * self.scale
+        return x.mean(1) * self.temperature
+
+
+class Patches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+class Shared(nn.Module):
+    """One layer called twice, one weight used as a matrix, one never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(4, 4)
+        self.matrix = nn.Parameter(torch.randn(4, 6))
+        self.unused = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(self.twice(x).tanh()) @ self.matrix
+
+
+class SequenceFirst(nn.Module):
+    """Tokens along dimension 0: as many as there are examples, by chance, in the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.transpose(0, 1)).tanh().mean(0)
+
+
+def convolution(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def normalised(norm: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 6, 1), norm, nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+IMAGE = (4, 7, 5)
+MODELS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6)), (3,)),
+    "bare": (Bare, (4, 3)),
+    "patches": (lambda: nn.Sequential(nn.Conv2d(4, 6, 2, 2), Patches(), nn.Flatten()), IMAGE),
+    "conv": (lambda: convolution(nn.Conv2d(4, 6, 3, stride=2, padding=1)), IMAGE),
+    "dilated": (lambda: convolution(nn.Conv2d(4, 6, (3, 2), padding=(2, 1), dilation=2)), IMAGE),
+    "pointwise": (lambda: convolution(nn.Conv2d(4, 6, 1, stride=2, bias=False)), IMAGE),
+    "depthwise": (lambda: convolution(nn.Conv2d(4, 8, 3, padding=1, groups=4)), IMAGE),
+    "grouped": (lambda: convolution(nn.Conv2d(4, 6, 3, groups=2)), IMAGE),
+    "batch norm": (lambda: normalised(nn.BatchNorm2d(6)), IMAGE),
+    "group norm": (lambda: normalised(nn.GroupNorm(2, 6)), IMAGE),
+    "layer norm": (lambda: normalised(nn.LayerNorm((6, 7, 5))), IMAGE),
+}
+FALLBACKS = {
+    "shared": (Shared, (4,), {"twice.weight", "twice.bias", "matrix", "unused"}),
+    "same padding": (lambda: convolution(nn.Conv2d(4, 6, 3, padding="same")), IMAGE, {"0.weight"}),
+    "sequence first": (SequenceFirst, (5, 3), {"linear.weight", "linear.bias"}),
+}
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and (tensor.ndim < 2 or "gamma" in name):
+            tensor.data.uniform_(0.3, 1.5, generator=generator)
+    return model
+
+
+def assert_close_to_max(result: Tensor, truth: Tensor, name: str = "", tolerance=1e-5) -> None:
+    assert result.shape == truth.shape, name
+    if truth.numel():
+        assert (result.double() - truth).abs().max() <= tolerance * truth.abs().max(), name
+
+
+def assert_equals_loop(model: nn.Module, images: Tensor, classes: int, mask=None, tolerance=1e-5):
+    labels = torch.arange(len(images)) % classes
+    accumulator = FisherAccumulator(model, mask=mask)
+    for some, theirs in zip(images.split(5), labels.split(5), strict=True):
+        accumulator.update(some, theirs)
+    fisher = accumulator.mean()
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    truth = reference.fisher_diagonal(model.eval(), images, labels, mask=mask)
+    assert fisher.keys() == truth.keys()
+    for name, expected in truth.items():
+        assert_close_to_max(fisher[name], expected, name, tolerance)
+    return accumulator.fallback
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 6])
+def test_every_rule_equals_the_loop(name, batch):
+    torch.manual_seed(0)
+    build, shape = MODELS[name]
+    images = torch.randn(batch, *shape)
+    classes = build()(images).shape[1]
+    assert not assert_equals_loop(randomise(build()), images, classes)
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_other_uses_fall_back_and_are_named(name, caplog):
+    torch.manual_seed(0)
+    build, shape, expected = FALLBACKS[name]
+    with caplog.at_level(logging.INFO, "kernels.fisher"):
+        assert assert_equals_loop(randomise(build()), torch.randn(5, *shape), 6) == expected
+    assert all(parameter in caplog.text for parameter in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "dtype"),
+    [
+        # fp32 rounding puts some activations on the other side of ReLU6's kinks, in torch's own
+        # gradients too: those of a batch and of its images one by one differ by a percent.
+        ("tf_efficientnet_lite0", {}, 64, torch.float64),
+        ("vit_tiny_patch16_224", {"img_size": 64}, 64, torch.float32),
+        ("vit_small_patch14_dinov2", {"img_size": 56}, 56, torch.float32),
+    ],
+)
+def test_timm_models_equal_the_loop_without_fallback(name, options, size, dtype):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = randomise(timm.create_model(name, num_classes=12, **options)).to(dtype)
+    mask = torch.arange(12) != 7
+    images = torch.randn(3, 3, size, size, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    assert not assert_equals_loop(model, images, 7, mask, tolerance)
+
+
+def test_embedding_sums_repeated_tokens_before_squaring():
+    torch.manual_seed(0)
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(7, 4, padding_idx=0)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.embed(words).sum(1).tanh()
+
+    words = torch.tensor([[1, 1, 0], [2, 1, 6], [0, 0, 5]])
+    assert not assert_equals_loop(Words(), words, 4)
+
+
+def test_frozen_parameters_are_left_out_and_state_is_left_alone():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
+    model[0].weight.requires_grad_(False)
+    model[1].eval()
+    fisher = fisher_diagonal(model, [torch.randn(4, 3)])
+    assert fisher.keys() == {"0.bias", "2.weight", "2.bias"}
+    assert [m.training for m in model] == [True, False, True]
+
+
+def test_model_labels_follow_the_softmax_and_repeat_by_seed():
+    logits = torch.tensor([0.0, 1.0, float("nan"), 2.0])
+    model = nn.Linear(1, 4)
+    model.weight.data.zero_()
+    model.bias.data.copy_(logits)
+    mask = torch.tensor([True, True, False, True])
+    images = torch.zeros(20000, 1)
+
+    def run() -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return fisher_diagonal(model, [images], mask=mask, generator=generator)["bias"]
+
+    p = logits[mask].softmax(0)
+    # E_y (p_c - [y = c])^2 = p_c (1 - p_c).
+    torch.testing.assert_close(run()[mask], p * (1 - p), rtol=0.05, atol=0.0)
+    assert run()[2] == 0 and torch.equal(run(), run())
+
+
+def test_data_labels_and_splitting_batches():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4)
+    images, labels = torch.randn(5, 3), torch.arange(5) % 4
+    whole = fisher_diagonal(model, [(images, labels)], labels="data")
+    parts = fisher_diagonal(
+        model, zip(images.split(2), labels.split(2), strict=True), labels="data"
+    )
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name])
+
+
+def test_what_cannot_be_is_refused():
+    model = nn.Linear(3, 4)
+    with pytest.raises(ValueError, match="no images"):
+        fisher_diagonal(model, [torch.empty(0, 3)])
+    with pytest.raises(ValueError, match="images, labels"):
+        fisher_diagonal(model, [torch.randn(2, 3)], labels="data")
+    coupled = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), model)
+    with pytest.raises(ValueError, match="batch_norm over"):
+        fisher_diagonal(coupled, [torch.randn(2, 3)])
+
+
+def operands(batch: int, tokens: int, outputs: int, inputs: int, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(batch + tokens)
+    g = torch.randn(batch, tokens, outputs, generator=generator).to(dtype)
+    return g, torch.randn(batch, tokens, inputs, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 5, 7), (4, 9, 33, 17), (0, 3, 2, 2), (2, 0, 3, 4)])
+def test_outer_squares_on_the_cpu(shape, monkeypatch):
+    monkeypatch.setattr(outer, "_CPU_TILE", 100)
+    g, x = operands(*shape)
+    truth = reference.outer_squares(g, x)
+    result = outer_squares(g, x)
+    assert_close_to_max(result, truth)
+    low = outer_squares(g.half(), x.half())
+    assert low.dtype == torch.float32
+    assert_close_to_max(low, reference.outer_squares(g.half(), x.half()))
+    with pytest.raises(ValueError, match="must be"):
+        outer_squares(g, x.double())
+
+
+def test_kernel_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (3, 17, 130, 70), (2, 33, 5, 129), (7, 4, 64, 64), (0, 2, 3, 4)]
+)
+def test_interpreted_kernel_equals_float64(shape, dtype, monkeypatch):
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(2).isnan().all()
+    monkeypatch.setattr(outer, "_PROGRAMS", 5)
+    g, x = operands(*shape, dtype)
+    # Positions innermost, as convolutions have them, in a view that starts off alignment.
+    g_conv = torch.empty(g.numel() + 1, dtype=dtype)[1:].view(g.mT.shape).copy_(g.mT).mT
+    truth = reference.outer_squares(g, x)
+    for gradients in (g, g_conv):
+        result = outer._outer_squares_cuda(gradients, x)
+        assert_close_to_max(result, truth)
+    torch.use_deterministic_algorithms(False)
+
+
+@interpreted
+def test_interpreted_kernel_survives_values_that_overflow_fp16():
+    g, x = operands(2, 5, 8, 8, torch.float16)
+    g, x = g * 200, x * 200
+    truth = reference.outer_squares(g, x)
+    result = outer._outer_squares_cuda(g, x)
+    assert truth.max() > 65504
+    assert_close_to_max(result, truth)
+
+
+@interpreted
+def test_interpreted_convolution_layout_through_a_model(monkeypatch):
+    monkeypatch.setattr(outer, "_outer_squares_cpu", outer._outer_squares_cuda)
+    torch.manual_seed(0)
+    model = convolution(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 1))
+    images = torch.randn(3, *IMAGE)
+    assert not assert_equals_loop(model, images, F.softmax(model(images), 1).shape[1])

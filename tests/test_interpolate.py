@@ -1,0 +1,211 @@
+"""Interpolated models against float64, their end points bit for bit, and flat state dicts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from triton_interpreter import interpreted, run_interpreted
+
+from kernels import interpolate as module
+from kernels.interpolate import flatten, interpolate, views
+
+# outputs, parents, parameters
+SHAPES = [(1, 1, 1), (1, 4, 7), (11, 2, 1000), (3, 5, 2049), (33, 2, 513), (2, 3, 0), (0, 2, 5)]
+
+
+def case(outputs: int, count: int, numel: int) -> tuple[Tensor, Tensor]:
+    """Parents [M, P] and weights [K, M]; some weights are zero."""
+    generator = torch.Generator().manual_seed(outputs + numel)
+    weights = torch.randn(outputs, count, generator=generator)
+    return torch.randn(count, numel, generator=generator), weights.masked_fill(weights < -1, 0.0)
+
+
+def assert_float64(
+    found: Tensor, parents: Tensor, weights: Tensor, bf16_rounding: float = 2.0**-8
+) -> None:
+    truth = weights.double() @ parents.double()
+    scale = weights.double().abs() @ parents.double().abs()
+    rounding = bf16_rounding if found.dtype == torch.bfloat16 else 0.0
+    assert found.shape == truth.shape
+    error = (found.double() - truth).abs()
+    assert (error <= 2.0**-22 * weights.shape[1] * scale + rounding * truth.abs()).all()
+
+
+def awkward() -> Tensor:
+    """Two parents with signed zeros, denormals, infinities and NaN, in both orders."""
+    values = torch.tensor([0.0, -0.0, 1e-40, -1e-45, 3.4e38, float("inf"), -float("inf"), 1.5])
+    values = torch.cat([values, torch.tensor([float("nan")])])
+    first, second = torch.cartesian_prod(values, values).t()
+    return torch.stack([first, second])
+
+
+def assert_end_points_exact(run) -> None:
+    parents = awkward()
+    found = run(parents, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]]))
+    for row, parent in zip(found, parents[[0, 1, 0]], strict=True):
+        nan = parent.isnan()
+        assert torch.equal(row.isnan(), nan)
+        assert torch.equal(row[~nan].view(torch.int32), parent[~nan].view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 2, module._CHUNK + 3)])
+def test_weighted_sums_equal_float64(shape, dtype):
+    parents, weights = case(*shape)
+    before = parents.clone()
+    assert_float64(interpolate(parents, weights, dtype=dtype), parents, weights)
+    out = torch.full((shape[0], shape[2]), float("nan"), dtype=dtype)
+    assert interpolate(parents, weights.double(), dtype=dtype, out=out) is out
+    assert_float64(out, parents, weights)
+    assert torch.equal(parents, before)
+
+
+def test_weights_of_zero_and_one_reproduce_a_parent_bit_for_bit():
+    assert_end_points_exact(interpolate)
+    assert torch.equal(interpolate(awkward(), torch.zeros(1, 2)), torch.zeros(1, 81))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 1000))
+def test_a_uniform_soup_of_equal_models_is_that_model(count, numel, seed):
+    model = torch.randn(numel, generator=torch.Generator().manual_seed(seed))
+    soup = interpolate(model.repeat(count, 1), torch.full((1, count), 1 / count))
+    torch.testing.assert_close(soup[0], model)
+
+
+@pytest.mark.parametrize(
+    ("parents", "weights", "options", "message"),
+    [
+        (torch.zeros(4, 2).t(), torch.ones(1, 2), {}, "parents must be contiguous float32"),
+        (torch.zeros(2, 4).double(), torch.ones(1, 2), {}, "parents must be contiguous float32"),
+        (torch.zeros(4), torch.ones(1, 1), {}, r"parents must be .* \[M, P\]"),
+        (torch.zeros(2, 4), torch.ones(1, 3), {}, r"weights must be floating \[K, 2\]"),
+        (torch.zeros(2, 4), torch.ones(1, 2).long(), {}, "weights must be floating"),
+        (torch.zeros(2, 4), torch.ones(1, 2), {"dtype": torch.float16}, "dtype must be"),
+        (torch.zeros(2, 4), torch.ones(1, 2), {"out": torch.zeros(4, 1).t()[:, ::2]}, "out must"),
+        (torch.zeros(2, 4), torch.ones(1, 2), {"out": torch.zeros(1, 4).half()}, "out must be"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(parents, weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        interpolate(parents, weights, **options)
+
+
+def model(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "conv.weight": torch.randn(3, 5, generator=generator).t(),
+        "count": torch.tensor(seed),
+        "norm.weight": torch.randn(17, generator=generator).bfloat16(),
+        "scale": torch.randn((), generator=generator),
+        "empty": torch.zeros(0, 3),
+    }
+
+
+def test_state_dicts_go_flat_and_come_back():
+    models = [model(1), model(2)]
+    parents, layout = flatten(models)
+    assert parents.shape == (2, layout.numel) and layout.numel % 16 == 0
+    for row, state in zip(parents, models, strict=True):
+        back = views(row, layout)
+        assert list(back) == list(state)
+        for name, tensor in state.items():
+            wanted = models[0][name] if name == "count" else tensor.float()
+            assert torch.equal(back[name], wanted) and back[name].shape == tensor.shape
+    half = views(interpolate(parents, torch.tensor([[0.5, 0.5]]))[0], layout)
+    middle = (models[0]["conv.weight"] + models[1]["conv.weight"]) / 2
+    torch.testing.assert_close(half["conv.weight"], middle)
+    half["conv.weight"].zero_()
+    assert torch.equal(models[0]["conv.weight"], model(1)["conv.weight"])
+
+
+def test_floating_tensors_are_views_of_the_row_and_aligned():
+    parents, layout = flatten([model(1)])
+    state = views(parents[0], layout)
+    state["scale"].fill_(7.0)
+    assert views(parents[0], layout)["scale"] == 7
+    state["count"].fill_(9)
+    assert views(parents[0], layout)["count"] == 1
+    assert all(offset % 16 == 0 for offset, _ in layout.places.values())
+    with pytest.raises(ValueError, match=rf"flat \[{layout.numel}\], not \[3\]"):
+        views(torch.zeros(3), layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": torch.zeros(1)}, r"'scale' is torch.float32 \[1\] in state dict 1"),
+        ({"scale": torch.zeros((), dtype=torch.float16)}, "'scale' is torch.float16"),
+        ({"extra": torch.zeros(1)}, "'extra' is missing from the first state dict"),
+        ({"scale": None}, "'scale' is missing from state dict 1"),
+    ],
+)
+def test_models_of_other_architectures_are_refused_by_key(change, message):
+    other = {k: v for k, v in (model(2) | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        flatten([model(1), other])
+
+
+def test_what_float32_cannot_hold_and_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"'w' is torch\.float64"):
+        flatten([{"w": torch.zeros(2, dtype=torch.float64)}])
+    with pytest.raises(ValueError, match="no state dict"):
+        flatten([])
+
+
+@pytest.mark.skipif(module.tl is None, reason="needs triton")
+def test_the_kernel_is_traced_into_a_compiled_graph():
+    graphs = []
+
+    def record(module, _):
+        graphs.append(module.graph)
+        outputs = module.graph.find_nodes(op="output")[0].args[0]
+        return make_boxed_func(lambda *_: [torch.zeros(node.meta["val"].shape) for node in outputs])
+
+    @torch.compile(fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    def run(parents, weights, out):
+        module._interpolate(parents, weights, out)
+
+    with torch.no_grad():
+        run(*case(3, 2, 50), torch.empty(3, 50))
+    targets = [str(node.target) for node in graphs[0].nodes]
+    assert any("triton_kernel_wrapper" in target for target in targets)
+    assert not any("rib" in target for target in targets)
+
+
+def test_kernel_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+def run_kernel(parents: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The kernel on misaligned parents, into a NaN-filled output."""
+    buffer = torch.empty(parents.numel() + 1)
+    parents = buffer[1:].view(parents.shape).copy_(parents)
+    out = torch.full((len(weights), parents.shape[1]), float("nan"), dtype=dtype)
+    module._interpolate(parents, weights, out)
+    return out
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_interpreted_kernel_equals_float64(shape, dtype):
+    parents, weights = case(*shape)
+    # The interpreter cuts bf16 off where hardware rounds it.
+    assert_float64(run_kernel(parents, weights, dtype), parents, weights, bf16_rounding=2.0**-7)
+
+
+@interpreted
+def test_interpreted_kernel_reproduces_a_parent_bit_for_bit():
+    assert_end_points_exact(run_kernel)
+
+
+@interpreted
+def test_interpreted_kernel_declares_what_it_writes():
+    arguments = (*case(3, 2, 50), torch.zeros(3, 50))
+    torch.library.opcheck(module._interpolate, arguments, test_utils="test_schema")

@@ -1,0 +1,322 @@
+"""The arithmetic of RI and mRI: worked example, laws, intervals, and what must be refused."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import metrics, predictions
+from engine.metrics import Accuracy, Evaluation
+
+SETS = ("a", "b", "c")
+SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
+
+
+def table(hits: np.ndarray, **columns) -> pa.Table:
+    n = len(hits)
+    label = np.arange(n) % 5
+    given_columns = {
+        "index": np.arange(n),
+        "source": [f"concept-{i // 2}" for i in range(n)],
+        "label": label,
+        "top1": np.where(hits, label, label + 1),
+    } | {name: np.full(n, 0.5, np.float32) for name in predictions.PROBABILITIES}
+    return pa.table(given_columns | columns)
+
+
+def cell(path: Path, method: str, downstream: str, on: str, alpha: float | None = None):
+    variant = "" if method == metrics.PRE else "canonical"
+    return Evaluation("lite0", method, variant, alpha, downstream, on, path)
+
+
+def grid(folder: Path, hits, methods=("fine_tune",), sets=SETS, **columns) -> list[Evaluation]:
+    """Files of a whole grid; `hits(method, downstream, on)` gives the correct images."""
+    cells = [("pre", "", on) for on in (*sets, "up")]
+    cells += list(itertools.product(methods, sets, (*sets, "up")))
+    out = []
+    for number, (method, downstream, on) in enumerate(cells):
+        path = folder / f"{number}.parquet"
+        pq.write_table(table(hits(method, downstream, on), **columns), path)
+        out.append(cell(path, method, downstream, on))
+    return out
+
+
+def random_hits(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return lambda method, downstream, on: rng.random(n) < (0.4 if method == "pre" else 0.5)
+
+
+def rows(before: np.ndarray, after: np.ndarray, sets) -> list[Accuracy]:
+    pre = [Accuracy("m", "pre", "", None, "", j, 1, b) for j, b in zip(sets, before, strict=True)]
+    return pre + [
+        Accuracy("m", "fine_tune", "canonical", None, i, j, 1, after[x, y])
+        for x, i in enumerate(sets)
+        for y, j in enumerate(sets)
+    ]
+
+
+def test_the_slides_worked_example():
+    others = [name for name in SLIDES if name != "IN-R"]
+    before = dict(zip(others, (66, 15, 28, 26, 66, 39, 56), strict=True)) | {"IN-R": 38}
+    after = dict(zip(others, (59, 21, 47, 32, 61, 51, 52), strict=True)) | {"IN-R": 99}
+    assert metrics.robustness_improvement("IN-R", after, before, SLIDES) == pytest.approx(27 / 7)
+
+
+@given(st.integers(2, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, 2**31))))
+def test_mean_ood_accuracy_is_mri_plus_mean_accuracy_before(case):
+    n, seed = case
+    rng = np.random.default_rng(seed)
+    sets = [f"set{i}" for i in range(n)]
+    before, after = rng.uniform(0, 100, n), rng.uniform(0, 100, (n, n))
+    (ri,) = metrics.improvements(rows(before, after, sets), sets).values()
+    ood = np.mean([np.delete(after[i], i).mean() for i in range(n)])
+    assert ood == pytest.approx(np.mean(list(ri.values())) + before.mean())
+
+
+def test_the_diagonal_and_the_upstream_set_are_no_part_of_ri():
+    before, after = np.array([50.0, 40, 30]), np.full((3, 3), 45.0)
+    plain = metrics.improvements(rows(before, after, SETS), SETS)
+    np.fill_diagonal(after, 100)
+    extra = rows(before, after, SETS)
+    extra += [replace(extra[0], evaluated_on="up"), replace(extra[-1], evaluated_on="up")]
+    assert metrics.improvements(extra, SETS) == plain
+
+
+def test_summary_from_files(tmp_path):
+    hits = random_hits()
+    kept: dict[tuple[str, str, str], np.ndarray] = {}
+
+    def remember(*key):
+        return kept.setdefault(key, hits(*key))
+
+    summary = metrics.summarise(grid(tmp_path, remember), SETS)
+    assert summary.missing == ()
+    for row in summary.accuracy:
+        expected = 100 * kept[row.method, row.downstream, row.evaluated_on].mean()
+        assert (row.n, row.accuracy) == (60, pytest.approx(expected))
+    change = [
+        100 * (kept["fine_tune", i, j].mean() - kept["pre", "", j].mean())
+        for i, j in itertools.permutations(SETS, 2)
+    ]
+    (mri,) = summary.mri
+    assert mri.mri == pytest.approx(np.mean(change))
+    assert mri.mri_low < mri.mri < mri.mri_high
+
+
+def test_interval_agrees_with_a_loop_that_resamples_concepts(tmp_path):
+    kept: dict[tuple[str, str, str], np.ndarray] = {}
+    hits = random_hits()
+    evaluations = grid(tmp_path, lambda *key: kept.setdefault(key, hits(*key)))
+    (mri,) = metrics.summarise(evaluations, SETS, resamples=4000).mri
+    change = np.mean(
+        [
+            kept["fine_tune", i, j].astype(float) - kept["pre", "", j]
+            for i, j in itertools.permutations(SETS, 2)
+        ],
+        axis=0,
+    )
+    by_concept = change.reshape(30, 2).mean(1)
+    rng = np.random.default_rng(1)
+    loop = [100 * rng.choice(by_concept, 30).mean() for _ in range(4000)]
+    assert (mri.mri_low, mri.mri_high) == pytest.approx(np.quantile(loop, (0.025, 0.975)), abs=0.6)
+
+
+def test_copies_of_one_source_widen_the_interval(tmp_path):
+    """Three sets with the same outcomes a source are no more evidence than one set."""
+    base = {"pre": random_hits(seed=1)("pre", "", ""), "fine_tune": random_hits(seed=2)("", "", "")}
+    (tmp_path / "shared").mkdir()
+    shared = grid(tmp_path / "shared", lambda method, *_: base[method])
+    (tmp_path / "own").mkdir()
+    own = grid(tmp_path / "own", lambda method, *_: base[method])
+    for evaluation in own:
+        data = pq.read_table(evaluation.path)
+        source = [f"{evaluation.evaluated_on}-{name}" for name in data["source"].to_pylist()]
+        pq.write_table(data.set_column(1, "source", pa.array(source)), evaluation.path)
+    width = [
+        row.mri_high - row.mri_low
+        for cells in (shared, own)
+        for row in metrics.summarise(cells, SETS, resamples=2000).mri
+    ]
+    assert width[0] / width[1] == pytest.approx(np.sqrt(3), rel=0.15)
+
+
+def test_interval_is_deterministic_seeded_and_blind_to_the_order_of_rows(tmp_path):
+    evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
+    first = metrics.summarise(evaluations, SETS)
+    assert metrics.summarise(evaluations, SETS) == first
+    assert metrics.summarise(evaluations, SETS, seed=1).mri != first.mri
+    assert set(metrics.summarise(evaluations[::-1], SETS).mri) == set(first.mri)
+    order = np.random.default_rng(0).permutation(60)
+    for evaluation in evaluations:
+        pq.write_table(pq.read_table(evaluation.path).take(order), evaluation.path)
+    assert metrics.summarise(evaluations, SETS) == first
+
+
+def test_a_constant_shift_has_an_interval_of_no_width(tmp_path):
+    everything = np.ones(20, bool)
+    evaluations = grid(tmp_path, lambda method, *_: everything if method != "pre" else ~everything)
+    (mri,) = metrics.summarise(evaluations, SETS, resamples=50).mri
+    assert (mri.mri, mri.mri_low, mri.mri_high) == pytest.approx((100, 100, 100))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 7))
+def test_a_model_equal_to_the_pre_trained_one_has_mri_zero(tmp_path_factory, seed, n):
+    folder = tmp_path_factory.mktemp("same")
+    kept = {on: np.random.default_rng([seed, k]).random(n) < 0.5 for k, on in enumerate("abcu")}
+    evaluations = grid(folder, lambda method, downstream, on: kept[on[0]])
+    (mri,) = metrics.summarise(evaluations, SETS, resamples=10).mri
+    assert (mri.mri, mri.mri_low, mri.mri_high) == (0, 0, 0)
+
+
+def test_sets_with_sources_of_their_own_are_never_drawn_empty(tmp_path):
+    evaluations = grid(tmp_path, random_hits(n=4))
+    for evaluation in evaluations:
+        if evaluation.evaluated_on == "a":
+            data = pq.read_table(evaluation.path)
+            pq.write_table(data.set_column(1, "source", pa.array(["alone"] * 4)), evaluation.path)
+    (mri,) = metrics.summarise(evaluations, SETS, resamples=500).mri
+    assert np.isfinite([mri.mri_low, mri.mri_high]).all()
+
+
+def test_groups_are_averaged_over_severities_then_corruptions(tmp_path):
+    group = ["noise/1"] * 4 + ["noise/2"] * 1 + ["fog/1"] * 5
+    hits = np.array([1, 1, 1, 0, 0, 1, 1, 1, 1, 0], bool)
+    pq.write_table(table(hits, group=group), tmp_path / "c.parquet")
+    (row,) = metrics.summarise([cell(tmp_path / "c.parquet", "pre", "", "a")], SETS).accuracy
+    assert row.accuracy == pytest.approx(100 * ((0.75 + 0.0) / 2 + 0.8) / 2)
+
+
+def test_parts_of_a_folder_are_one_table(tmp_path):
+    whole = table(random_hits()("pre", "", "a"))
+    for name, part in (("part-10", whole.slice(0, 25)), ("part-2", whole.slice(25))):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    (tmp_path / "done.json").write_text("{}")
+    assert predictions.read(tmp_path).equals(whole.cast(predictions.SCHEMA))
+
+
+def test_partial_grid(tmp_path):
+    evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
+    part = [e for e in evaluations if (e.method, e.downstream) != ("lwf", "b")]
+    with pytest.raises(ValueError, match=r"lwf \(canonical\) was not fine-tuned on b"):
+        metrics.summarise(part, SETS)
+    summary = metrics.summarise(part, SETS, partial=True)
+    assert [row.method for row in summary.mri] == ["fine_tune"]
+    assert summary.missing == ("lite0 lwf (canonical) was not fine-tuned on b",)
+    ri = metrics.improvements(summary.accuracy, SETS)
+    assert [list(columns) for columns in ri.values()] == [["a", "b", "c"], ["a", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        (("fine_tune", "a", "b"), "fine-tuned on a was not evaluated on b"),
+        (("pre", "", "c"), "lite0 pre was not evaluated on c"),
+    ],
+)
+def test_a_hole_is_refused_by_name_even_in_a_partial_grid(tmp_path, drop, message):
+    evaluations = grid(tmp_path, random_hits())
+    part = [e for e in evaluations if (e.method, e.downstream, e.evaluated_on) != drop]
+    with pytest.raises(ValueError, match=message):
+        metrics.summarise(part, SETS, partial=True)
+
+
+def test_duplicates_and_misplaced_pre_trained_models_are_refused(tmp_path):
+    evaluations = grid(tmp_path, random_hits())
+    with pytest.raises(ValueError, match=r"fine-tuned on c, evaluated on up is given twice"):
+        metrics.summarise([*evaluations, evaluations[-1]], SETS)
+    second = replace(evaluations[0], variant="bf16")
+    with pytest.raises(ValueError, match="lite0 pre, evaluated on a is given twice"):
+        metrics.summarise([*evaluations, second], SETS)
+    with pytest.raises(ValueError, match="empty downstream"):
+        metrics.summarise([replace(evaluations[-1], downstream="")], SETS)
+    with pytest.raises(ValueError, match="two or more distinct"):
+        metrics.summarise(evaluations, ["a", "a"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("source", "other", "row 3 has source other and concept-1"),
+        ("label", 9, "row 3 has label 9 and 3"),
+        ("index", 99, "row 3 has index 4 and 3"),
+    ],
+)
+def test_other_images_are_refused(tmp_path, column, value, message):
+    evaluations = grid(tmp_path, random_hits())
+    path = evaluations[-1].path
+    columns = pq.read_table(path).to_pydict()
+    columns[column][3] = value
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match=message) as caught:
+        metrics.summarise(evaluations, SETS)
+    assert str(path) in str(caught.value) and str(evaluations[3].path) in str(caught.value)
+    pq.write_table(pq.read_table(evaluations[3].path).slice(0, 50), path)
+    with pytest.raises(ValueError, match="50 and 60 images"):
+        metrics.summarise(evaluations, SETS)
+
+
+def bad(**columns) -> pa.Table:
+    return table(np.ones(4, bool), **columns)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (bad(p_true=[0.1, np.nan, 0.2, 0.3]), "1 of 4 values of 'p_true' are NaN or null"),
+        (bad(label=[1, None, 2, 3]), "1 of 4 values of 'label' are NaN or null"),
+        (bad(margin=[None, np.nan, 0.2, 0.3]), "2 of 4 values of 'margin'"),
+        (bad(index=[0, 1, 1, 2]), "index 1 occurs more than once"),
+        (bad(top1=[0.5, 1, 2, 3]), "no prediction table"),
+        (bad().drop_columns(["margin"]), "margin"),
+        (bad().slice(0, 0), "holds no predictions"),
+    ],
+)
+def test_damaged_predictions_are_refused(tmp_path, data, message):
+    path = tmp_path / "bad.parquet"
+    pq.write_table(data, path)
+    with pytest.raises(ValueError, match=message) as caught:
+        predictions.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_unreadable_predictions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no Parquet part"):
+        predictions.read(tmp_path)
+    path = tmp_path / "cut.parquet"
+    with pytest.raises(ValueError, match=r"cut\.parquet is no prediction table"):
+        predictions.read(path)
+    pq.write_table(bad(), path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"cut\.parquet is no prediction table"):
+        predictions.read(path)
+
+
+def test_csv(tmp_path):
+    evaluations = grid(tmp_path, random_hits(), methods=("wise_ft",))
+    evaluations = [e if e.method == "pre" else replace(e, alpha=0.3) for e in evaluations]
+    summary = metrics.summarise(evaluations, SETS)
+    accuracy, mri = metrics.write_csv(tmp_path / "report", summary)
+    with accuracy.open() as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0]) == (
+        ["model", "method", "variant", "alpha", "downstream", "evaluated_on", "n", "accuracy"]
+    )
+    assert (found[0]["method"], found[0]["downstream"], found[0]["alpha"]) == ("pre", "", "")
+    assert (found[-1]["downstream"], found[-1]["alpha"], found[-1]["n"]) == ("c", "0.3", "60")
+    assert float(found[-1]["accuracy"]) == pytest.approx(summary.accuracy[-1].accuracy, abs=1e-6)
+    header = "model,method,variant,alpha,mri,mri_low,mri_high"
+    assert mri.read_text().splitlines()[0] == header
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "accuracy.csv",
+        "mri.csv",
+    ]

@@ -1,0 +1,184 @@
+"""Optimizers with EWC's penalty, bare and under DeepSpeed on one and two ranks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine import optim
+from engine.optim import EWCSGD, EWCAdamW, Penalty, build, learning_rate, whole
+from engine.schema import OptimizerRecipe
+
+ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
+
+
+def linear() -> tuple[nn.Module, dict[str, nn.Parameter], Penalty]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4)
+    anchor = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+    fisher = {name: torch.rand(p.shape) for name, p in model.named_parameters()}
+    return model, dict(model.named_parameters()), Penalty(0.5, anchor, fisher)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(5, 3, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def launch(world: int, results: Path) -> dict:
+    """Runs the worker on `world` gloo ranks; its results."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(Path(__file__).parent / "zero_worker.py"), str(results)]
+    logs = [results.with_suffix(f".{rank}.log") for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with log.open("w") as output:
+            ranks.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+    try:
+        codes = [rank.wait(timeout=600) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+    return json.loads(results.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_deepspeed_equals_a_bare_loop_with_the_penalty_in_the_loss(world, tmp_path):
+    results = launch(world, tmp_path / "results.json")
+    assert "round_robin_gradients" in results.pop("round_robin")
+    assert len(results) == 48
+    wrong = {label: errors for label, errors in results.items() if max(errors) > 1e-6}
+    assert not wrong
+
+
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+def test_a_weight_of_zero_equals_fine_tuning_bit_for_bit(options):
+    model, named, penalty = linear()
+    train(model, build(named, options, dataclasses.replace(penalty, lam=0.0)))
+    plain, plain_named, _ = linear()
+    train(plain, build(plain_named, options))
+    for mine, right in zip(named.values(), plain_named.values(), strict=True):
+        assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize(("options", "kind"), [(ADAMW, EWCAdamW), (SGD, EWCSGD)])
+def test_a_checkpoint_continues_exactly(options, kind):
+    model, named, penalty = linear()
+    optimizer = build(named, options, penalty)
+    assert type(optimizer) is kind
+    optimizer.penalise(whole(named, penalty))
+    train(model, optimizer)
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    other, other_named, _ = linear()
+    other.load_state_dict(weights)
+    resumed = build(other_named, options, penalty)
+    resumed.load_state_dict(state)
+    resumed.penalise(whole(other_named, penalty))
+    train(other, resumed)
+    train(model, optimizer)
+    assert all(torch.equal(p, other_named[n]) for n, p in named.items())
+    wanted = {"exp_avg", "exp_avg_sq", "step"} if kind is EWCAdamW else {"momentum_buffer"}
+    assert set(optimizer.state[named["weight"]]) == wanted
+
+
+def test_parameters_without_a_gradient_are_pulled_to_the_anchor():
+    _, named, penalty = linear()
+    identity = Penalty(1.0, penalty.anchor)
+    optimizer = build(named, dataclasses.replace(SGD, lr=0.5, momentum=0.0), identity)
+    optimizer.penalise(whole(named, identity))
+    for _ in range(40):
+        optimizer.step()
+    for name, parameter in named.items():
+        torch.testing.assert_close(parameter.detach(), penalty.anchor[name])
+
+
+@pytest.mark.parametrize("label", ["anchor", "fisher"])
+def test_names_and_shapes_that_do_not_fit_are_refused(label):
+    _, named, penalty = linear()
+    tensors = dict(getattr(penalty, label))
+    bias = tensors.pop("bias")
+    with pytest.raises(ValueError, match=rf"(?i){label} has no parameter 'bias'"):
+        whole(named, dataclasses.replace(penalty, **{label: tensors}))
+    tensors |= {"bias": bias[:2], "other": bias}
+    with pytest.raises(ValueError, match=rf"(?i){label} of 'bias' is \[2\], but .* \[4\]"):
+        whole(named, dataclasses.replace(penalty, **{label: tensors}))
+    whole(named, dataclasses.replace(penalty, **{label: tensors | {"bias": bias}}))
+
+
+def test_what_cannot_be_built_is_refused():
+    _, named, penalty = linear()
+    with pytest.raises(ValueError, match="unknown optimizer 'adam': choose adamw, sgd"):
+        build(named, OptimizerRecipe(name="adam"))
+    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+        build({}, ADAMW)
+    with pytest.raises(ValueError, match="use name=sgd, not apex_sgd"):
+        build(named, OptimizerRecipe(name="apex_sgd"), penalty)
+    for lam in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="must be finite and >= 0"):
+            Penalty(lam, {})
+    with pytest.raises(RuntimeError, match="attach"):
+        build(named, ADAMW, penalty).step()
+
+
+def test_another_package_called_apex_is_named(monkeypatch):
+    _, named, _ = linear()
+    monkeypatch.setitem(sys.modules, "apex", None)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", None)
+    with pytest.raises(ValueError, match=r"apex.optimizers.FusedAdam .* NVIDIA's apex"):
+        build(named, OptimizerRecipe(name="apex_adamw"))
+
+
+def test_apex_is_used_where_it_is_present(monkeypatch):
+    _, named, _ = linear()
+    made = []
+    fake = type(sys)("apex.optimizers")
+    fake.FusedAdam = lambda params, **options: made.append(options)
+    fake.FusedSGD = lambda params, **options: made.append(options)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", fake)
+    monkeypatch.setitem(sys.modules, "apex", type(sys)("apex"))
+    build(named, OptimizerRecipe(name="apex_adamw"))
+    build(named, OptimizerRecipe(name="apex_sgd"))
+    assert made[0]["adam_w_mode"] and made[1]["momentum"] == 0.9
+
+
+def test_an_engine_that_ewc_cannot_follow_is_refused():
+    model, _, penalty = linear()
+    engine = type("Engine", (), {"module": model, "optimizer": object()})()
+    with pytest.raises(ValueError, match="EWC cannot step inside object"):
+        optim.attach(engine, penalty)
+    optim.attach(engine, dataclasses.replace(penalty, lam=0.0))
+
+
+def test_learning_rate_warms_up_and_falls_along_half_a_cosine():
+    rates = [learning_rate(step, 100, 10, 2.0) for step in range(101)]
+    assert rates[0] == 0.2 and rates[9] == rates[10] == 2.0 and rates[100] == 0.0
+    assert rates[55] == pytest.approx(1.0)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert learning_rate(0, 5, 0, 1.0) == 1.0 and learning_rate(3, 2, 10, 1.0) == 0.4

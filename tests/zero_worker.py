@@ -1,0 +1,160 @@
+"""One rank of `test_optim.py`: trains under DeepSpeed and in a bare loop, and compares the weights.
+
+python zero_worker.py RESULTS, with RANK, WORLD_SIZE and the like set. Rank 0 writes a JSON object:
+configuration -> [largest relative error of a parameter, of the penalty's value].
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.optim import Penalty, attach, build
+from engine.schema import OptimizerRecipe
+
+STEPS, MICRO_BATCH, LAM = 5, 3, 0.5
+
+
+def make_model() -> nn.Module:
+    """Sizes that no partition boundary respects, a frozen layer, and a parameter never used."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 13), nn.Tanh(), nn.Linear(13, 11), nn.Linear(11, 5))
+    model[2].requires_grad_(False)
+    model.register_parameter("unused", nn.Parameter(torch.randn(6)))
+    return model
+
+
+def make_penalty(model: nn.Module, identity: bool) -> Penalty:
+    generator = torch.Generator().manual_seed(1)
+    anchor = {
+        n: p.detach() + 0.3 * torch.randn(p.shape, generator=generator)
+        for n, p in model.named_parameters()
+    }
+    fisher = {n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
+    return Penalty(LAM, anchor, None if identity else fisher)
+
+
+def batches(world: int, accumulation: int) -> Tensor:
+    """Inputs [steps, accumulation, ranks, batch, 7]; targets are made of them."""
+    generator = torch.Generator().manual_seed(2)
+    return 3 * torch.randn(STEPS, accumulation, world, MICRO_BATCH, 7, generator=generator)
+
+
+def loss_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    return (model(inputs) - inputs[:, :5].sin()).square().sum(1).mean()
+
+
+def bare_loop(options: OptimizerRecipe, clip: float, data: Tensor, identity: bool):
+    """torch's optimizer on one process: clip the task's gradient, then add the penalty's."""
+    model = make_model()
+    penalty = make_penalty(model, identity)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    names = {"adamw": ("betas", "eps"), "sgd": ("momentum",)}[options.name]
+    optimizer = kinds[options.name](
+        parameters,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        **{name: getattr(options, name) for name in names},
+    )
+    total = 0.0
+    for step in data:
+        optimizer.zero_grad()
+        loss_of(model, step.flatten(0, 2)).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        value = torch.zeros(())
+        for name, parameter in named.items():
+            fisher = 1.0 if penalty.fisher is None else penalty.fisher[name]
+            pull = fisher * (parameter - penalty.anchor[name]).square()
+            value = value + penalty.lam / 2 * pull.sum()
+        value.backward()
+        total += value.item()
+        optimizer.step()
+    return {n: p.detach() for n, p in model.named_parameters()}, total
+
+
+def deepspeed_loop(options: OptimizerRecipe, stage: int, clip: float, data: Tensor, identity: bool):
+    model = make_model()
+    penalty = make_penalty(model, identity)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = build(named, options, penalty)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": MICRO_BATCH,
+            "gradient_accumulation_steps": data.shape[1],
+            "gradient_clipping": clip,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        },
+    )
+    attach(engine, penalty)
+    optimizer.value = torch.zeros((), dtype=torch.float64)
+    for step in data:
+        for inputs in step[:, dist.get_rank()]:
+            engine.backward(loss_of(engine, inputs))
+            engine.step()
+    if stage:
+        dist.all_reduce(optimizer.value)
+    weights = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
+    engine.destroy()
+    return weights, optimizer.value.item()
+
+
+def refuses_round_robin() -> str:
+    """What `attach` says of a configuration whose partitions it cannot follow."""
+    model = make_model()
+    penalty = make_penalty(model, identity=False)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build(named, OptimizerRecipe(), penalty),
+        config={
+            "train_micro_batch_size_per_gpu": MICRO_BATCH,
+            "zero_optimization": {"stage": 2, "round_robin_gradients": True},
+            "zero_allow_untested_optimizer": True,
+        },
+    )
+    try:
+        attach(engine, penalty)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo")
+    results: dict[str, object] = {}
+    grid = itertools.product(("adamw", "sgd"), (0, 1, 2), (1, 3), (0.0, 0.5), (False, True))
+    for name, stage, accumulation, clip, identity in grid:
+        options = OptimizerRecipe(name=name, lr=0.02, weight_decay=0.1)
+        data = batches(dist.get_world_size(), accumulation)
+        wanted, wanted_value = bare_loop(options, clip, data, identity)
+        found, value = deepspeed_loop(options, stage, clip, data, identity)
+        error = max(((found[n] - w).norm() / w.norm()).item() for n, w in wanted.items())
+        label = f"{name} stage {stage} accumulation {accumulation} clip {clip} {identity=}"
+        results[label] = [error, abs(value / wanted_value - 1)]
+    results["round_robin"] = refuses_round_robin()
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    main()
