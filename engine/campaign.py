@@ -12,24 +12,31 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
-from engine import recipe
+from engine import artifacts, recipe
 from engine.artifacts import digest, write_atomic
-from engine.errors import CampaignError, RecipeError, nearest
+from engine.errors import CampaignError, RecipeError
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5
+LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 GRACE_S = 20  # for jobs to end after an interruption
+LEFT_OVER_S = 24 * 3600  # younger temporary folders may be at work
+STAMP = "plan"  # beside a report: the name of the plan it shows
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -43,26 +50,37 @@ class Plan:
     folder: Path
     threads: int
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """The plan on disk, in a folder named after everything that determines the results."""
+        cells = [recipe.load(self.name, self.overrides, method=method) for method in self.methods]
+        own = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
         identity = {
-            method: dataclasses.asdict(recipe.load(self.name, self.overrides, method=method))
-            for method in self.methods
+            "format": artifacts.FORMAT,
+            "cells": [dataclasses.asdict(cell) for cell in cells],
+            "files": [artifacts.file_hash(path) for path in own],
         }
-        return self.folder / "plans" / digest([identity, self.sets]) / "plan.json"
+        return self.folder.resolve() / "plans" / digest(identity) / "plan.json"
 
 
 def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
-    """Resolve every cell of a campaign, so that a mistake is found before any work is done."""
-    if name not in recipe.names("campaigns") and not name.endswith(".yaml"):
-        known = recipe.names("campaigns")
-        raise RecipeError(f"there is no campaign {name!r}{nearest(name, known)}")
+    """Resolve every cell of a campaign, so that a mistake is found before any work is done.
+
+    Raises RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
+    """
+    if cores < 1:
+        raise RecipeError(f"--cores {cores}: at least one is needed")
     methods = recipe.methods_of(name)
-    for method in methods:
-        resolved = recipe.load(name, overrides, method=method)
-    sets = tuple(resolved.dataset.sets)
-    folder = Path(resolved.runs) / Path(name).stem
+    cells = [recipe.load(name, overrides, method=method) for method in methods]
+    sets = tuple(cells[0].dataset.sets)
+    if len(sets) < 2 or len(set(sets)) < len(sets):
+        raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two different sets or more")
+    if cells[0].dataset.holdout and cells[0].evaluate.split != "holdout":
+        raise RecipeError(
+            f"dataset.holdout={cells[0].dataset.holdout:g}: cells of a campaign must be judged on the "
+            "same images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
+        )
+    folder = Path(cells[0].runs) / Path(name).stem
     return Plan(name, tuple(overrides), tuple(methods), sets, folder, max(1, cores // len(sets)))
 
 
@@ -79,26 +97,34 @@ def run(the_plan: Plan, cores: int, dry_run: bool, extra: Sequence[str] = ()) ->
     """Run what is missing of a campaign. Raises CampaignError when a job fails."""
     with locked(the_plan.folder):
         path = the_plan.path
-        values = dataclasses.asdict(the_plan) | {"python": sys.executable}
+        values = dataclasses.asdict(the_plan) | {"python": sys.executable, "cwd": os.getcwd()}
         write_atomic(path, json.dumps(values, indent=1, default=str).encode())
         command = [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW)),
+            *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            *("--config", f"plan={path}"),
+            *("--directory", str(path.parent), "--config", f"plan={path}"),
             *(["--dry-run", "--quiet", "rules"] if dry_run else []),
             *extra,
         ]
         if dry_run:
-            subprocess.run(command, check=True)
+            if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+                raise CampaignError(f"{the_plan.name} cannot be planned; see above")
             return
-        for left_over in Path(the_plan.folder.parent).glob("store/*/.*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        _clean(the_plan)
         _watch(command, the_plan, path.parent)
 
 
 def finished(the_plan: Plan) -> bool:
-    """Whether the report of exactly this plan exists."""
-    return (the_plan.path.parent / "done" / "report").is_file() and report_page(the_plan).is_file()
+    """Whether the report that stands in the folder is that of exactly this plan."""
+    stamp = report_page(the_plan).with_name(STAMP)
+    done = (the_plan.path.parent / "done" / "report").is_file() and report_page(the_plan).is_file()
+    return done and stamp.is_file() and stamp.read_text() == the_plan.path.parent.name
+
+
+def columns_missing(the_plan: Plan) -> list[str]:
+    """The sets whose columns are not finished."""
+    done = the_plan.path.parent / "done"
+    return [name for name in the_plan.sets if not (done / f"column-{name}").is_file()]
 
 
 def report_page(the_plan: Plan) -> Path:
@@ -131,29 +157,84 @@ def advance(path: Path, name: str, done: int, total: int) -> None:
     write_atomic(path.parent / "progress" / f"{name}.json", json.dumps(values).encode())
 
 
+def end_with_campaign(the_plan: Plan) -> None:
+    """Kill this job's process group as soon as its campaign is gone, however it went.
+
+    The kernel hands over the campaign's lock when its process ends. Without a campaign (a job
+    started by hand) nothing is watched.
+    """
+    file = (the_plan.folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+
+        def wait() -> None:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+        threading.Thread(target=wait, daemon=True).start()
+    else:
+        file.close()
+
+
+def _clean(the_plan: Plan) -> None:
+    store = the_plan.folder.parent / "store"
+    if not store.is_dir():  # markers of a store that is gone say nothing
+        shutil.rmtree(the_plan.path.parent / "done", ignore_errors=True)
+    if not finished(the_plan):
+        (the_plan.path.parent / "done" / "report").unlink(missing_ok=True)
+    for left_over in store.glob("*/.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
+                shutil.rmtree(left_over, ignore_errors=True)
+
+
 def _watch(command: Sequence[str], the_plan: Plan, place: Path) -> None:
     log_path = place / "campaign.log"
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with log_path.open("ab") as log, _interrupted_by(ENDING):
+        start = log.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             _show_progress(process, the_plan, place)
-        except KeyboardInterrupt:
-            _stop(process)
-            raise
+        finally:
+            _end(process)
     if process.returncode or not (place / "done" / "report").is_file():
-        raise CampaignError(f"the campaign stopped; {_last_error(log_path)} (log: {log_path})")
+        raise CampaignError(
+            f"the campaign stopped; {_last_error(log_path, start)} (log: {log_path})"
+        )
+
+
+@contextlib.contextmanager
+def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let these signals (a closed terminal, a scheduler's end) do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # nohup's SIG_IGN stays.
+    caught = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> None:
-    columns = len(the_plan.methods) + 1
-    total = len(the_plan.sets) * columns + 2
+    total = len(the_plan.sets) * (len(the_plan.methods) + 1) + 2
+    interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
+    shown = time.monotonic()
     with tqdm(total=total, desc=f"{the_plan.name} grid", unit="cell", smoothing=0.1) as bar:
         while process.poll() is None:
             bar.n = min(total, sum(_done(place)))
-            bar.refresh()
+            if time.monotonic() - shown >= interval:
+                bar.refresh()
+                shown = time.monotonic()
             time.sleep(POLL_S)
         bar.n = total if process.returncode == 0 else bar.n
-        bar.refresh()
 
 
 def _done(place: Path) -> Iterator[int]:
@@ -161,16 +242,27 @@ def _done(place: Path) -> Iterator[int]:
         yield json.loads(path.read_text())["done"]
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End the workflow and every job: they are one process group."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+def _end(process: subprocess.Popen) -> None:
+    """Leave nothing of the workflow and its jobs alive: they are one process group."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if process.poll() is None else ()
+    for number in numbers:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
-            return
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def _last_error(log_path: Path) -> str:
-    lines = log_path.read_text(errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line.startswith("error: ")), "no error line")
+def _last_error(log_path: Path, start: int) -> str:
+    """The last line after byte `start` that says what went wrong; the engine's own come first."""
+    with log_path.open("rb") as log:
+        log.seek(start)
+        lines = log.read().decode(errors="replace").splitlines()
+    for pattern in (r"error: ", r"[\w.]+(Error|Exception)\b", r"Killed|.*died with"):
+        found = [line for line in lines if re.match(pattern, line)]
+        if found:
+            return found[-1]
+    return "no job said why"

@@ -9,7 +9,8 @@ done = Path(config["plan"]).parent / "done"
 
 
 def job(stage, *words):
-    return [plan["python"], "-m", "engine.cli", stage, "--plan", config["plan"], *words]
+    # -P: the working folder is the user's and may hold packages of our names
+    return [plan["python"], "-P", "-m", "engine.cli", stage, "--plan", config["plan"], *words]
 
 
 def run_job(command, threads):
@@ -17,7 +18,7 @@ def run_job(command, threads):
     import subprocess
 
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "RIB_PROGRESS": "off"}
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True, env=environment, cwd=plan["cwd"])
 
 
 rule all:

@@ -10,11 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine import campaign, entry, quiet
+from engine.errors import CampaignError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `rib` with these words."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no positional words after an option; key=value words may stand anywhere.
+    wrong = [word for word in rest if word.startswith("-") or "=" not in word]
+    if wrong or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+    if rest:
+        arguments.overrides += rest
     return entry.guarded(lambda: arguments.work(arguments) or 0)
 
 
@@ -56,10 +64,15 @@ def _campaign(arguments: argparse.Namespace) -> None:
 
 
 def _metrics(arguments: argparse.Namespace) -> None:
+    quiet.libraries()
     from engine import grid, ranks
 
     plan = campaign.plan(arguments.name, arguments.overrides, os.cpu_count() or 1)
-    grid.finish(plan, ranks.pick_device("auto"))
+    missing = campaign.columns_missing(plan)
+    if missing:
+        raise CampaignError(f"{plan.name} lacks {', '.join(missing)}; run `rib campaign` with it")
+    with campaign.locked(plan.folder):
+        grid.finish(plan, ranks.pick_device("auto"))
     _show(plan)
 
 
@@ -85,6 +98,7 @@ def _job(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     plan = campaign.read(arguments.plan)
+    campaign.end_with_campaign(plan)
     if arguments.stage == "report":
         grid.finish(plan, ranks.pick_device("auto"))
         return

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.errors import CampaignError, DivergedError, ShadowedError
+from engine.errors import CampaignError, DivergedError, FirstRankError, ShadowedError
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("engine", "kernels", "loaders")
-USER_ERRORS = (ValueError, FileNotFoundError, ShadowedError, DivergedError, CampaignError)
+USER_ERRORS = (ValueError, OSError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 
 
 def check_shadowing() -> None:
     """Raise ShadowedError when another installed package hides one of ours."""
     for name in OURS:
-        found = Path(importlib.import_module(name).__file__ or "").resolve()
-        if found.parent.parent != ROOT:
+        spec = importlib.util.find_spec(name)
+        places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
+        found = Path(places[0] or "").resolve() if places else None
+        if found != ROOT / name:
             raise ShadowedError(
-                f"`{name}` is imported from {found.parent}, not from {ROOT}; another package of "
+                f"`{name}` is imported from {found}, not from {ROOT / name}; another package of "
                 f"that name hides it: uninstall it, or use a fresh virtual environment"
             )
 
 
 def guarded(work: Callable[[], int]) -> int:
     """Run `work`; users' errors become one line and exit code 2, Ctrl-C exit code 130."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log file is no place for a moving bar
     try:
         check_shadowing()
         return work()

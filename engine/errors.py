@@ -27,5 +27,9 @@ class CampaignError(RuntimeError):
     """A campaign that could not finish; the message says where to look."""
 
 
+class FirstRankError(RuntimeError):
+    """The first rank failed and has said why; this rank only stops."""
+
+
 class ShadowedError(ImportError):
     """Another installed package hides one of ours."""

@@ -77,6 +77,7 @@ def finish(plan: Plan, device: torch.device) -> Path:
     )
     text = table_of(plan, resolved, summary)
     write_atomic(folder / "table.txt", (text + "\n").encode())
+    write_atomic(folder / campaign.STAMP, plan.path.parent.name.encode())
     campaign.advance(plan.path, "report", 1, 1)
     return page
 

@@ -6,18 +6,26 @@ take a process group for granted.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import os
 import shutil
 import socket
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from engine.errors import FirstRankError
+
 T = TypeVar("T")
 SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+BUILDS_WITHIN_S, LOADS_WITHIN_S = 300, 60  # what another program may need for DeepSpeed's op
 PATIENCE = datetime.timedelta(hours=6)  # other ranks wait while the first one encodes or caches
 
 
@@ -57,6 +65,10 @@ def start(device: str = "auto") -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
             raise ValueError("no C++ compiler found; DeepSpeed needs one on a CPU: install g++")
+        if (
+            shutil.which("ninja") is None
+        ):  # installed beside python, whose folder may not be on PATH
+            os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     if "RANK" not in os.environ:
         under_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
         for name, slurm in SLURM.items():
@@ -77,9 +89,40 @@ def start(device: str = "auto") -> torch.device:
     if not dist.is_initialized():
         import deepspeed  # imported late: DS_ACCELERATOR is read at import
 
+        if not use_gpu:
+            _load_cpu_op()
         backend = "nccl" if use_gpu else "gloo"
         deepspeed.init_distributed(backend, timeout=PATIENCE, verbose=False)
     return torch.device("cuda", local) if use_gpu else torch.device("cpu")
+
+
+def _load_cpu_op() -> None:
+    """Load what DeepSpeed compiles for a CPU (40 s, once), one process at a time.
+
+    torch guards a build by a bare file; a killed process leaves it behind, and all later ones would
+    wait for it for ever. While the kernel's lock is ours it is left over, or another program's.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils import cpp_extension
+
+    default = cpp_extension.get_default_build_root()
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".rib.lock").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for lock in root.glob("**/deepspeed_shm_comm/lock"):
+            built = any(lock.parent.glob("*.so"))
+            _outwait(lock, LOADS_WITHIN_S if built else BUILDS_WITHIN_S)
+        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+        if builder is not None and builder.is_compatible(verbose=False):
+            builder.load(verbose=False)
+
+
+def _outwait(lock: Path, patience_s: float) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        while time.time() - lock.stat().st_mtime < patience_s:
+            time.sleep(0.2)
+        lock.unlink()
 
 
 def free_port() -> int:
@@ -120,7 +163,7 @@ def first(work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if failed.item():
-        raise RuntimeError("the first rank failed; its message says why")
+        raise FirstRankError("the first rank failed; its message says why")
     return result if rank() == 0 else work()  # type: ignore[return-value]
 
 

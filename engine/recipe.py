@@ -1,9 +1,10 @@
 """Recipes: YAML files and `key=value` words become one checked, frozen `Recipe`.
 
 The only module that reads `recipes/`. A recipe names its campaign, model, data set and method by
-file; the layers are merged in that order, then the campaign's settings for the method, the recipe
-file itself and the command line. Every layer is checked by itself, so an error can say which file
-is wrong and what was probably meant.
+file, or holds such a section itself; the layers are merged in that order, then the campaign's
+settings for the method, the recipe file itself and the command line. Every layer is checked by
+itself, so an error can say which file is wrong and what was probably meant. What `dump` writes is
+a recipe again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from engine import methods
 from engine.errors import RecipeError, nearest
-from engine.schema import Recipe
+from engine.schema import MethodRecipe, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
@@ -62,8 +63,17 @@ def published() -> dict[str, Any]:
 
 
 def methods_of(name: str) -> list[str]:
-    """The methods of a campaign, in table order."""
-    return list(_read(_path("campaigns", name)).get("methods") or {})
+    """The methods of a campaign, in table order.
+
+    Raises RecipeError for an unknown campaign, or a file without methods.
+    """
+    path = _path("campaigns", name)
+    found = _read(path).get("methods")
+    if not isinstance(found, dict) or not found:
+        raise RecipeError(
+            f"{path} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
+        )
+    return list(found)
 
 
 def load(
@@ -80,44 +90,66 @@ def load(
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
-    file = _path("", name) if name not in names("campaigns") else None
-    top = {"campaign": name} if file is None else _read(file)
+    file, top = _top(name)
     words = [_split(word) for word in overrides]
     if method is not None:
         words = [(key, value) for key, value in words if key.split(".")[0] != "method"]
+        top = _without_other_method(top, method)
     choices = dict(words)
     campaign_name = choices.get("campaign", top.get("campaign"))
-    campaign_file = _path("campaigns", campaign_name) if campaign_name else None
+    campaign_file = _path("campaigns", str(campaign_name)) if campaign_name else None
     campaign = _read(campaign_file) if campaign_file else {}
     per_method = campaign.pop("methods", None) or {}
+    if not isinstance(per_method, dict):
+        raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")
 
     layers: list[tuple[str, dict[str, Any]]] = []
     for key, group in GROUPS.items():
         chosen = choices.get(key, top.get(key, campaign.get(key)))
         if key == "method":
-            chosen = method or chosen or next(iter(per_method), None)
+            own = isinstance(chosen, Mapping) and chosen.get("name") == method
+            chosen = chosen if own else method or chosen or next(iter(per_method), None)
         if chosen is None:
             raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
-        path = _path(group, str(chosen))
-        layers.append((str(path), {key: _read(path)}))
+        if isinstance(chosen, Mapping):
+            layers.append((str(file or campaign_file), {key: dict(chosen)}))
+        else:
+            path = _path(group, str(chosen))
+            layers.append((str(path), {key: _read(path)}))
     if campaign_file:
         layers.append((str(campaign_file), _sections(campaign)))
-    method_name = str(layers[2][1]["method"].get("name"))
-    if per_method.get(method_name):
-        layers.append((f"{campaign_file} (methods.{method_name})", per_method[method_name]))
+    if not isinstance(chosen, Mapping) and per_method.get(chosen):
+        layers.append((f"{campaign_file} (methods.{chosen})", per_method[chosen]))
     if file is not None:
         layers.append((str(file), _sections(top)))
     rest = [f"{key}={value}" for key, value in words if key not in GROUPS]
     layers += [(COMMAND_LINE, _dotted(word)) for word in rest]
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))
-    layers.append((COMMAND_LINE, {"campaign": campaign_name or "default"}))
-    return _build(layers)
+    layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
+    return _build(name, layers)
 
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
+    """The recipe file and what it says; no file where a campaign is asked for as a whole."""
+    if name in names("campaigns"):
+        return None, {"campaign": name}
+    file = _path("", name)
+    top = _read(file)
+    return (None, {"campaign": name}) if "methods" in top else (file, top)
+
+
+def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
+    """A file that holds the section of one method trains that one; others are the campaign's."""
+    held = top.get("method")
+    if not isinstance(held, Mapping) or held.get("name") == method:
+        return top
+    return {k: v for k, v in top.items() if k not in ("method", "optimizer", "train")}
 
 
 def _sections(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +167,8 @@ def _dotted(word: str) -> dict[str, Any]:
     try:
         return typing.cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist([word])))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise RecipeError(f"override {word!r} cannot be read: {error}") from error
+        why = " ".join(str(error).split())
+        raise RecipeError(f"override {word!r} cannot be read: {why}") from error
 
 
 def _path(group: str, name: str) -> Path:
@@ -153,16 +186,17 @@ def _path(group: str, name: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold `key: value` lines")
     return values
 
 
-def _build(layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
-    module = next(v["method"]["module"] for _, v in layers if "module" in v.get("method", {}))
-    merged = OmegaConf.structured(Recipe(method=methods.find(module).Recipe()))
+def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
+    for source, values in layers:
+        _check_sections(source, values)
+    merged = OmegaConf.structured(Recipe(method=_method_options(layers)))
     for source, values in layers:
         try:
             merged = OmegaConf.merge(merged, values)
@@ -173,13 +207,46 @@ def _build(layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
                 f"{source}: unknown key {error.full_key!r}{nearest(key, map(str, valid))}"
             ) from error
         except OmegaConfBaseException as error:
-            raise RecipeError(f"{source}: {error.full_key}: {error.msg}") from error
+            where = f"{source}: {error.full_key}" if error.full_key else source
+            raise RecipeError(f"{where}: {_line(error)}") from error
     try:
         recipe = typing.cast(Recipe, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
-        raise RecipeError(f"{layers[0][0]}: {error.full_key} has no value; set it") from error
+        key = error.full_key
+        raise RecipeError(f"recipe {name!r}: {key} has no value; add `{key}=VALUE`") from error
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"recipe {name!r}: {error.full_key}: {_line(error)}") from error
     _check_values(recipe, merged)
     return recipe
+
+
+def _method_options(layers: Sequence[tuple[str, dict[str, Any]]]) -> MethodRecipe:
+    """The options of the module that the last of the layers gives to the method."""
+    source, module = layers[2][0], ""
+    for name, values in layers:
+        section = values.get("method")
+        if isinstance(section, Mapping) and section.get("module"):
+            source, module = name, str(section["module"])
+    if not module:
+        raise RecipeError(f"{source}: method.module has no value; set it")
+    try:
+        return methods.find(module).Recipe()
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
+def _check_sections(source: str, values: Any) -> None:
+    """Whether each section, and the whole, holds `key: value` lines."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{source} must hold `key: value` lines, not {values!r}")
+    sections = {f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING}
+    for key in sections & values.keys():
+        if not isinstance(values[key], Mapping):
+            raise RecipeError(f"{source}: {key} must hold `key: value` lines, not {values[key]!r}")
+
+
+def _line(error: OmegaConfBaseException) -> str:
+    return str(error.msg or error).splitlines()[0]
 
 
 def _check_values(recipe: Recipe, merged: Any) -> None:

@@ -119,7 +119,7 @@ class EvaluateRecipe:
 class Recipe:
     """One cell of the grid: (model) x (method) x (downstream set), resolved."""
 
-    campaign: str = "default"
+    campaign: str = ""  # name or path of the campaign it belongs to
     model: ModelRecipe = field(default_factory=ModelRecipe)
     dataset: DatasetRecipe = field(default_factory=DatasetRecipe)
     method: MethodRecipe = field(default_factory=MethodRecipe)

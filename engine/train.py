@@ -113,8 +113,9 @@ def initialize(method: Trained, context: Context) -> Any:
             "steps_per_print": 2**31,
         },
     )
-    if ranks.world() == 1:
-        engine.enable_backward_allreduce = False  # an all-reduce with oneself costs 3-6% of a step
+    if ranks.world() == 1 and recipe.train.zero_stage == 0:
+        # An all-reduce with oneself costs 3-6% of a step; ZeRO gathers its gradients in it.
+        engine.enable_backward_allreduce = False
     if recipe.model.channels_last and recipe.train.zero_stage == 0:
         # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
         # Under ZeRO weights are views of flat partitions and keep their layout.

@@ -23,20 +23,23 @@ def distill_loss(
 ) -> Tensor:
     """Truth of `kernels.distill.distill_loss`; see there. fp64 logits give fp64 losses."""
     student = student.to(torch.promote_types(student.dtype, torch.float32))
-    kept = student.new_ones(student.shape[1], dtype=torch.bool) if mask is None else mask
-    student = student.masked_fill(~kept, float("-inf"))
+    classes = student.shape[1] if mask is None else mask.sum()
+
+    def without(logits: Tensor, value: float) -> Tensor:
+        return logits if mask is None else logits.masked_fill(~mask, value)
+
+    student = without(student, float("-inf"))
     log_p = student.log_softmax(1)
     loss = -(1 - label_smoothing) * log_p.gather(1, labels[:, None]).squeeze(1)
     if label_smoothing:
-        loss = loss - label_smoothing * log_p.masked_fill(~kept, 0.0).sum(1) / kept.sum()
+        loss = loss - label_smoothing * without(log_p, 0.0).sum(1) / classes
     if teacher is None or weight == 0.0:
         return loss
-    teacher = teacher.detach().to(student.dtype).masked_fill(~kept, float("-inf"))
+    teacher = without(teacher.detach().to(student.dtype), float("-inf"))
     log_q = (teacher / temperature).log_softmax(1)
     log_p = (student / temperature).log_softmax(1)
-    gap = (log_q - log_p).masked_fill(~kept, 0.0)
     factor = weight * (temperature**2 if scale_by_t2 else 1.0)
-    return loss + factor * (log_q.exp() * gap).sum(1)
+    return loss + factor * (log_q.exp() * without(log_q - log_p, 0.0)).sum(1)
 
 
 def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
@@ -124,14 +127,60 @@ def _with_penalty(
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """Truth of `kernels.interpolate.interpolate`, which the CPU runs chunk by chunk."""
+    # One buffer for every row to be rounded: fresh memory would cost more than the arithmetic.
+    buffer = None if out.dtype == parents.dtype else parents.new_empty(parents.shape[1])
     for row, row_weights in zip(out, weights.tolist(), strict=True):
         kept = [(p, w) for p, w in zip(parents, row_weights, strict=True) if w != 0.0]
         if not kept:
             row.zero_()
             continue
         (parent, weight), *rest = kept
-        total = torch.mul(parent, weight, out=row if row.dtype == parent.dtype else None)
+        total = torch.mul(parent, weight, out=row if buffer is None else buffer)
         for parent, weight in rest:
             total.add_(parent, alpha=weight)
         if total is not row:
             row.copy_(total)
+
+
+def bures_squared(
+    means_a: Tensor, covariances_a: Tensor, means_b: Tensor, covariances_b: Tensor
+) -> Tensor:
+    """Truth of `kernels.bures.bures_squared` from moments, by d x d square roots in float64."""
+    out = torch.empty(len(means_a), len(means_b), dtype=torch.float64)
+    for i, (mean_a, a) in enumerate(zip(means_a.double(), covariances_a.double(), strict=True)):
+        values, vectors = torch.linalg.eigh(a)
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        for j, (mean_b, b) in enumerate(zip(means_b.double(), covariances_b.double(), strict=True)):
+            cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
+            out[i, j] = (mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * cross
+    return out
+
+
+def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+    """Truth of `kernels.sweep.sinkhorn_sweep`, in float64 if f is; the CPU runs it on small sets.
+
+    Strips of 32 rows stay in cache; numbers below the smallest normal one would be slow.
+    """
+    log_s = torch.empty_like(f)
+    columns = torch.zeros_like(g)
+    for start in range(0, len(q), 32):
+        rows = slice(start, start + 32)
+        p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
+        s = p.sum(1)
+        log_s[rows] = s.log()
+        columns += torch.mv(p.T, s.reciprocal())
+    return [log_s, columns]
+
+
+def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
+    """Truth of `kernels.sinkhorn.transport`: potentials f, g and value, in the float64 log domain.
+
+    min_P <P, C> + eps KL(P || a b^T) with uniform marginals, by plain alternating updates.
+    """
+    cost = cost.double()
+    log_a, log_b = (-torch.tensor(float(size)).double().log() for size in cost.shape)
+    f, g = cost.new_zeros(cost.shape[0]), cost.new_zeros(cost.shape[1])
+    for _ in range(iterations):
+        g = -eps * torch.logsumexp((f[:, None] - cost) / eps + log_a, 0)
+        f = -eps * torch.logsumexp((g - cost) / eps + log_b, 1)
+    return f, g, float(f.mean() + g.mean())

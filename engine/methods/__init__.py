@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from engine.errors import nearest
+
 SHARED = ("base",)
 
 
@@ -31,7 +33,7 @@ def find(module: str) -> ModuleType:
     elif module in available():
         found = importlib.import_module(f"{__name__}.{module}")
     else:
-        raise ValueError(f"there is no method {module!r}; there are: {', '.join(available())}")
+        raise ValueError(f"there is no method module {module!r}{nearest(module, available())}")
     for name in ("Recipe", "Method"):
         if not hasattr(found, name):
             raise ValueError(f"{module} does not define {name}; see CONTRIBUTING.md")

@@ -25,8 +25,8 @@ class Recipe(MethodRecipe):
 
 
 def uniform(members: Sequence[str]) -> dict[str, float]:
-    """Equal weights."""
-    return {name: 1 / len(members) for name in members}
+    """Equal weights; a member that is named twice counts twice."""
+    return {name: members.count(name) / len(members) for name in members}
 
 
 class Method(Mixed):
@@ -39,23 +39,23 @@ class Method(Mixed):
     def entries(self, context: Context) -> Sequence[Entry]:
         if not self.recipe.members:
             raise ValueError("method.members is empty; name at least one method or `pre`")
+        if self.recipe.select not in ("uniform", "greedy"):
+            raise ValueError(f"method.select={self.recipe.select!r}: uniform or greedy")
+        greedy = self.recipe.select == "greedy"
+        if greedy and not len(context.target.holdout):
+            raise ValueError(
+                "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
+            )
         cells = [
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members
         ]
-        choose = {"uniform": lambda: cells, "greedy": lambda: self._greedy(cells, context)}
-        if self.recipe.select not in choose:
-            raise ValueError(f"method.select={self.recipe.select!r}: uniform or greedy")
-        return [Entry(uniform(choose[self.recipe.select]()))]
+        return [Entry(uniform(self._greedy(cells, context) if greedy else cells))]
 
     @staticmethod
     def _greedy(cells: Sequence[str], context: Context) -> list[str]:
-        if not len(context.target.holdout):
-            raise ValueError(
-                "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
-            )
         alone = {name: context.holdout_accuracy({name: 1.0}) for name in cells}
-        ranked = sorted(cells, key=lambda name: -alone[name])
+        ranked = sorted(alone, key=lambda name: -alone[name])
         soup, best = ranked[:1], alone[ranked[0]]
         for name in ranked[1:]:
             accuracy = context.holdout_accuracy(uniform([*soup, name]))

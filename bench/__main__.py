@@ -1,0 +1,77 @@
+"""Runs bench cases: gate first, then interleaved times, one table, and JSON beside it.
+
+A case whose gate is red is not timed and makes the exit status 1; one whose packages are missing is
+skipped by name. A missed target is printed, and does not change the exit status: times depend on
+what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import contest, report, roofline
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    unknown = sorted(set(options.cases) - set(contest.CASES))
+    if unknown:
+        print(f"no case {', '.join(unknown)}; there are {', '.join(contest.CASES)}")
+        return 2
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch sees no GPU here")
+        return 2
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    about = report.machine(device)
+    ceiling = roofline.measure(device, options.quick)
+    print(report.header(about, ceiling))
+    everything: dict[str, Any] = {}
+    red = False
+    for name in options.cases or contest.CASES:
+        print(f"\n{name}")
+        try:
+            case = contest.load(name)
+        except ImportError as error:
+            print(f"skipped: {error}")
+            continue
+        try:
+            case.gate(device)
+        except AssertionError as error:
+            print(f"NOT TIMED, its gate is red: {error}")
+            red = True
+            continue
+        rows = []
+        for held in case.contests(device, options.quick):
+            rows += contest.hold(held, ceiling, device, seconds=options.seconds)
+            del held  # before the next is built: two would not fit
+        print(report.markdown(rows) if options.markdown else report.table(rows), flush=True)
+        everything[name] = report.content(rows, about, ceiling)
+        if not (options.quick or options.json):
+            report.save(name, rows, about, ceiling)
+    if options.json:
+        report.write(options.json, everything)
+    return int(red)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(contest.CASES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each contest's rounds")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument("--json", type=Path, help="all results here, not in bench/results/")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

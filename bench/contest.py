@@ -1,0 +1,117 @@
+"""What a bench case is made of, and how a contest becomes rows of the table.
+
+A case is a module of this package that defines
+
+    KERNELS    the modules of kernels/ it times
+    gate       gate(device): raises AssertionError unless what will be timed is right
+    contests   contests(device, quick): Contest after Contest, each built when its turn comes
+
+`CASES` lists them; `load` imports one, so that a case whose packages are missing can be skipped by
+name while the others run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+
+from bench.roofline import Roofline, Work
+from bench.timing import Run, interleave
+
+CASES = ("optimizer", "training", "fisher", "distill", "interpolate")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Something to time. For a peer, `target` is the greatest time ratio the subject may show."""
+
+    name: str
+    run: Run
+    work: Work
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A subject of ours at one size against its peers."""
+
+    name: str
+    subject: Entrant
+    peers: tuple[Entrant, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A subject against one peer. Ratios are the subject's time over the peer's.
+
+    measured, low, high: median and quartiles of the ratios of `rounds` paired runs; of_minima: the
+    ratio of the two shortest times; roofline: predicted over median time of the subject, 1 at best.
+    """
+
+    contest: str
+    subject: str
+    peer: str
+    subject_ms: float
+    peer_ms: float
+    predicted: float
+    measured: float
+    low: float
+    high: float
+    of_minima: float
+    target: float | None
+    roofline: float
+    rounds: int
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return "-"
+        return "met" if self.measured <= self.target else "MISSED"
+
+
+class Case(Protocol):
+    KERNELS: tuple[str, ...]
+    gate: Callable[[torch.device], None]
+    contests: Callable[[torch.device, bool], Iterator[Contest]]
+
+
+def load(name: str) -> Case:
+    """The case of that name. Raises ImportError where one of its packages is missing."""
+    return cast(Case, importlib.import_module(f"bench.{name}"))
+
+
+def hold(
+    contest: Contest, roofline: Roofline, device: torch.device, *, seconds: float, least: int = 5
+) -> list[Row]:
+    """Times a contest, a row for each peer. Predictions are made before anything runs."""
+    entrants = (contest.subject, *contest.peers)
+    expected = [roofline.milliseconds(entrant.work) for entrant in entrants]
+    times = interleave([e.run for e in entrants], device, seconds=seconds, least=least)
+    rows = []
+    for peer, peer_expected, peer_times in zip(contest.peers, expected[1:], times[1:], strict=True):
+        ratios = [mine / theirs for mine, theirs in zip(times[0], peer_times, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        subject_ms = statistics.median(times[0])
+        rows.append(
+            Row(
+                contest=contest.name,
+                subject=contest.subject.name,
+                peer=peer.name,
+                subject_ms=subject_ms,
+                peer_ms=statistics.median(peer_times),
+                predicted=expected[0] / peer_expected,
+                measured=median,
+                low=low,
+                high=high,
+                of_minima=min(times[0]) / min(peer_times),
+                target=peer.target,
+                roofline=expected[0] / subject_ms,
+                rounds=len(ratios),
+            )
+        )
+    return rows

@@ -1,0 +1,100 @@
+"""Cross-entropy plus distillation, forward and backward, against torch's own losses composed.
+
+Accesses to a logit, counted operator by operator. Composed: cross-entropy's softmax 2, both
+divisions by T 4, both softmaxes 4, kl_div and its sum 9; backward 19. The Triton kernel: 3, and 2
+to scale the gradient. The CPU runs the reference, which is composed like its peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.contest import Contest, Entrant
+from bench.roofline import Work
+from kernels import reference
+from kernels.distill import distill_loss
+
+KERNELS = ("distill",)
+T = 2.0
+_COMPOSED, _KERNEL = 38, 5
+
+
+def gate(device: torch.device) -> None:
+    """Losses and gradients against the twin in float64; classes beyond one read, and masked."""
+    for classes, kept in ((1000, 1000), (1000, 200), (21843, 21843)):
+        student, teacher, labels = _case(8, classes, kept, torch.float32, device)
+        mask = torch.arange(classes, device=device) < kept
+        found = distill_loss(student, teacher, labels, mask=mask)
+        (gradient,) = torch.autograd.grad(found.sum(), student)
+        student = student.detach().double().requires_grad_()
+        truth = reference.distill_loss(student, teacher.double(), labels, mask=mask)
+        (right,) = torch.autograd.grad(truth.sum(), student)
+        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient.double(), right, rtol=1e-5, atol=1e-6)
+
+
+def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    shapes = ((8, 100),) if quick else ((256, 1000), (64, 21843))
+    for batch, classes in shapes:
+        student, teacher, labels = _case(batch, classes, classes, dtype, device)
+
+        def run(
+            loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+            given: tuple[Tensor, ...] = (student, teacher, labels),
+        ) -> Callable[[], object]:
+            return lambda: torch.autograd.grad(loss(*given), given[0])
+
+        ours = _COMPOSED if device.type == "cpu" else _KERNEL
+        size = batch * classes * student.element_size()
+        peers = [Entrant("CE + KL, eager", run(_composed), Work(_COMPOSED * size))]
+        if not quick:
+            compiled = torch.compile(_composed)
+            peers.append(Entrant("CE + KL, torch.compile", run(compiled), Work(10 * size)))
+        if device.type == "cuda" and (liger := _liger()) is not None:
+            peers.append(Entrant("liger-kernel CE + KL", run(liger), Work(14 * size)))
+        yield Contest(
+            f"distill {batch} x {classes}",
+            Entrant("distill_loss", run(_ours), Work(ours * size)),
+            tuple(peers),
+        )
+
+
+def _case(
+    batch: int, classes: int, kept: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, batch, classes, generator=generator)
+    student, teacher = logits.to(device, dtype)
+    labels = torch.randint(kept, (batch,), generator=generator).to(device)
+    return student.requires_grad_(), teacher, labels
+
+
+def _ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return distill_loss(student, teacher, labels, temperature=T).mean()
+
+
+def _composed(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    log_p, log_q = (student / T).log_softmax(1), (teacher / T).log_softmax(1)
+    kl = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+    return F.cross_entropy(student, labels) + T**2 * kl
+
+
+def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    try:
+        from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
+    except ImportError as error:
+        print(f"peer skipped: liger-kernel ({error})")
+        return None
+    task, kl = LigerCrossEntropyLoss(), LigerKLDIVLoss(reduction="batchmean", log_target=True)
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        # Liger's losses write their gradient over their input: it must not be the caller's.
+        pull = kl((student / T).log_softmax(1), (teacher / T).log_softmax(1))
+        return task(student.clone(), labels) + T**2 * pull
+
+    return loss

@@ -1,0 +1,114 @@
+"""K interpolated models for one read of their parents, against torch.lerp tensor by tensor.
+
+Bytes a parameter: 4 M + s K. torch.lerp reads both parents for every alpha and writes fp32, 12 K,
+and a cast to bf16 costs 6 K more. A soup of M models by running sums costs 8 + 12 (M - 1). The copy
+moves as many bytes as our function and computes nothing: no method is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import timm
+import torch
+from torch import Tensor
+
+from bench.contest import Contest, Entrant
+from bench.roofline import Work
+from kernels.interpolate import interpolate
+
+KERNELS = ("interpolate",)
+ALPHAS = 11
+
+
+def gate(device: torch.device) -> None:
+    """Against float64, and both end points bit for bit."""
+    parents = torch.randn(2, (1 << 18) + 5, device=device)
+    weights = _wise(device)
+    truth = weights.double() @ parents.double()
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)):
+        found = interpolate(parents, weights, dtype=dtype)
+        torch.testing.assert_close(found.double(), truth, rtol=tolerance, atol=1e-5)
+        assert torch.equal(found[0], parents[0].to(dtype)), "alpha = 0 is not the first parent"
+        assert torch.equal(found[-1], parents[1].to(dtype)), "alpha = 1 is not the second parent"
+
+
+def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
+    sizes = _tensor_sizes(quick)
+    millions = f"{sum(sizes) / 1e6:.0f}M"
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        yield _wise_contest(sizes, dtype, f"WiSE 11 x {millions} {name}", device)
+    yield _soup_contest(sizes, 4, f"soup of 4 x {millions} fp32", device)
+
+
+def _wise_contest(sizes: list[int], dtype: torch.dtype, name: str, device: torch.device) -> Contest:
+    numel, width = sum(sizes), dtype.itemsize
+    parents = torch.randn(2, numel, device=device)
+    weights = _wise(device)
+    out, theirs = (torch.empty(ALPHAS, numel, dtype=dtype, device=device) for _ in range(2))
+    first, second = (parent.split(sizes) for parent in parents)
+    rows = [row.split(sizes) for row in theirs]
+
+    def lerp() -> None:
+        for k, row in enumerate(rows):
+            for a, b, slot in zip(first, second, row, strict=True):
+                if dtype == torch.float32:
+                    torch.lerp(a, b, k / (ALPHAS - 1), out=slot)
+                else:
+                    slot.copy_(torch.lerp(a, b, k / (ALPHAS - 1)))
+
+    cast, peer = (0, "torch.lerp") if width == 4 else (4 + width, "torch.lerp + cast")
+    moved = (8 + width * ALPHAS) * numel
+    return Contest(
+        name,
+        Entrant(
+            "interpolate", lambda: interpolate(parents, weights, dtype=dtype, out=out), Work(moved)
+        ),
+        (
+            Entrant(peer, lerp, Work((12 + cast) * ALPHAS * numel)),
+            _copy(moved, device),
+        ),
+    )
+
+
+def _soup_contest(sizes: list[int], count: int, name: str, device: torch.device) -> Contest:
+    numel = sum(sizes)
+    parents = torch.randn(count, numel, device=device)
+    weights = torch.full((1, count), 1 / count, device=device)
+    out, theirs = torch.empty(2, 1, numel, device=device)
+    split = [parent.split(sizes) for parent in parents]
+
+    def running_sum() -> None:
+        for slot, *tensors in zip(theirs[0].split(sizes), *split, strict=True):
+            torch.mul(tensors[0], 1 / count, out=slot)
+            for tensor in tensors[1:]:
+                slot.add_(tensor, alpha=1 / count)
+
+    moved = 4 * (count + 1) * numel
+    return Contest(
+        name,
+        Entrant("interpolate", lambda: interpolate(parents, weights, out=out), Work(moved)),
+        (
+            Entrant("running sum", running_sum, Work((8 + 12 * (count - 1)) * numel)),
+            _copy(moved, device),
+        ),
+    )
+
+
+def _copy(moved: float, device: torch.device) -> Entrant:
+    source, target = torch.ones(2, int(moved) // 8, device=device)
+    run: Callable[[], object] = lambda: target.copy_(source)  # noqa: E731
+    return Entrant("copy of the same bytes", run, Work(moved))
+
+
+def _wise(device: torch.device) -> Tensor:
+    alphas = torch.linspace(0, 1, ALPHAS, device=device)
+    return torch.stack([1 - alphas, alphas], dim=1)
+
+
+def _tensor_sizes(quick: bool) -> list[int]:
+    """Of ViT-S/16's tensors, in order."""
+    if quick:
+        return [4096, 16, 1 << 16, 1000]
+    with torch.device("meta"):
+        return [p.numel() for p in timm.create_model("vit_small_patch16_224").parameters()]

@@ -1,0 +1,142 @@
+"""The optimizer step alone: EWC folded in, against torch's fused steps without any penalty.
+
+Flat fp32 tensors, as ZeRO hands them over. The penalty adds two reads, 8 bytes a parameter, to the
+28 of AdamW and the 20 of SGD with momentum; the same penalty in the loss costs passes of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bench.contest import Contest, Entrant
+from bench.roofline import Work
+from kernels import reference
+from kernels.ewc import adamw_ewc_, sgd_ewc_
+
+KERNELS = ("ewc",)
+LAM, LR, DECAY = 0.5, 1e-3, 0.05
+# Penalty in the loss, bytes a parameter: distance 12, square 8, times Fisher 12, sum 4; backward
+# through the product 8 and the square 20, accumulation into the gradient 12, the Fisher's read 4.
+_NAIVE = 80
+# torch's foreach AdamW: decay 8, lerp 12, v 8 + 16, sqrt 8, divide 8, add 8, addcdiv 16.
+_FOREACH = 84
+
+
+def gate(device: torch.device) -> None:
+    """Both steps, on the path that is timed, against their twins in float64."""
+    numel = (1 << 16) + 5
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(6, numel, generator=generator)
+    given[3:].square_()
+    for name, twin, tensors in (
+        ("adamw", reference.adamw_ewc_, given),
+        ("sgd", reference.sgd_ewc_, given[[0, 1, 2, 4, 5]]),
+    ):
+        mine, truth = tensors.to(device, copy=True), tensors.double()
+        scalars = [LAM, DECAY, 0.9, LR]
+        if name == "adamw":
+            scalars = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001]
+            scalars += [(1 - 0.999**3) ** -0.5, 1e-8]
+            adamw_ewc_(*mine, step=3, lr=LR, weight_decay=DECAY, lam=LAM)
+        else:
+            sgd_ewc_(*mine, lr=LR, weight_decay=DECAY, lam=LAM)
+        twin(*truth, torch.tensor(scalars, dtype=torch.float64), False)
+        torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
+
+
+def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
+    for millions in (1,) if quick else (21, 86):
+        numel = millions * 1_000_000
+        yield _adamw(numel, f"EWC-AdamW {millions}M", device)
+        yield _sgd(numel, f"EWC-SGD {millions}M", device)
+
+
+def _adamw(numel: int, name: str, device: torch.device) -> Contest:
+    theta, grad, anchor, fisher = _tensors(numel, device)
+    state = [torch.zeros_like(theta) for _ in range(2)]
+    options = {"lr": LR, "weight_decay": DECAY}
+
+    def ewc() -> None:
+        adamw_ewc_(theta, grad, *state, anchor, fisher, step=3, lam=LAM, **options)
+
+    def peer(kind: Callable[..., Optimizer], **more) -> tuple[Tensor, Optimizer]:
+        return _stepping(kind, theta, grad, **options, **more)
+
+    _, fused = peer(torch.optim.AdamW, fused=True)
+    penalised, fused_too = peer(torch.optim.AdamW, fused=True)
+    _, foreach = peer(torch.optim.AdamW, foreach=True)
+    peers = [
+        Entrant("torch AdamW, fused", fused.step, Work(28 * numel), target=1.35),
+        Entrant("torch AdamW, foreach", foreach.step, Work(_FOREACH * numel)),
+        Entrant(
+            "penalty in the loss",
+            lambda: _naive(penalised, anchor, fisher, fused_too),
+            Work((28 + _NAIVE) * numel),
+        ),
+    ]
+    if device.type == "cuda":
+        for label, module in (("DeepSpeed", "deepspeed.ops.adam"), ("apex", "apex.optimizers")):
+            if (kind := _optional(module, "FusedAdam")) is not None:
+                _, theirs = peer(kind, adam_w_mode=True)
+                peers.append(Entrant(f"{label} FusedAdam", theirs.step, Work(28 * numel), 1.35))
+    return Contest(name, Entrant("adamw_ewc_", ewc, Work(36 * numel)), tuple(peers))
+
+
+def _sgd(numel: int, name: str, device: torch.device) -> Contest:
+    theta, grad, anchor, fisher = _tensors(numel, device)
+    momentum_buffer = torch.zeros_like(theta)
+    options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
+
+    def ewc() -> None:
+        sgd_ewc_(theta, grad, momentum_buffer, anchor, fisher, lam=LAM, **options)
+
+    _, fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
+    penalised, fused_too = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
+    return Contest(
+        name,
+        Entrant("sgd_ewc_", ewc, Work(28 * numel)),
+        (
+            Entrant("torch SGD, fused", fused.step, Work(20 * numel)),
+            Entrant(
+                "penalty in the loss",
+                lambda: _naive(penalised, anchor, fisher, fused_too),
+                Work((20 + _NAIVE) * numel),
+            ),
+        ),
+    )
+
+
+def _tensors(numel: int, device: torch.device) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    theta, grad, anchor, fisher = (
+        torch.randn(numel, device=device, generator=generator) for _ in range(4)
+    )
+    return [theta, grad, anchor, fisher.square_()]
+
+
+def _stepping(
+    kind: Callable[..., Optimizer], theta: Tensor, grad: Tensor, **options
+) -> tuple[Tensor, Optimizer]:
+    """An optimizer over a copy of theta, with a gradient of its own."""
+    parameter = torch.nn.Parameter(theta.clone())
+    parameter.grad = grad.clone()
+    return parameter, kind([parameter], **options)
+
+
+def _naive(theta: Tensor, anchor: Tensor, fisher: Tensor, optimizer: Optimizer) -> None:
+    (LAM / 2 * (fisher * (theta - anchor) ** 2).sum()).backward()
+    optimizer.step()
+
+
+def _optional(module: str, name: str) -> Callable[..., Optimizer] | None:
+    """A peer's class where its package is installed; said by name where it is not."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        print(f"peer skipped: {module}.{name} ({error})")
+        return None

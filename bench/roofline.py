@@ -1,0 +1,50 @@
+"""What a machine can do at best, so that times can be predicted before they are measured."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from bench.timing import interleave
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an entrant must move through memory (bytes) and compute (matrix-product FLOPs)."""
+
+    bytes: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Measured rates: bytes read plus written by a copy, and FLOPs of a matrix product."""
+
+    copy_gb_s: float
+    matmul_gflop_s: float
+
+    def milliseconds(self, work: Work) -> float:
+        """Both parts one after the other: elementwise passes do not overlap with products."""
+        return work.bytes / self.copy_gb_s / 1e6 + work.flops / self.matmul_gflop_s / 1e6
+
+
+def measure(device: torch.device, quick: bool = False) -> Roofline:
+    """Copies 256 MiB and multiplies fp32 (CUDA: bf16) matrices of 2048 (8192); quick: far less."""
+    numel = 1 << (20 if quick else 26)
+    side = 256 if quick else 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    source = torch.ones(numel, device=device)
+    target = torch.zeros_like(source)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    copies, products = interleave(
+        [lambda: target.copy_(source), lambda: torch.mm(a, b)], device, seconds=1.0
+    )
+    return Roofline(
+        copy_gb_s=8 * numel / statistics.median(copies) / 1e6,
+        matmul_gflop_s=2 * side**3 / statistics.median(products) / 1e6,
+    )

@@ -1,0 +1,61 @@
+"""Interleaved timing: what else the machine does must hit subject and peer alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+Run = Callable[[], object]
+# More than any GPU's L2: what a run finds there must not be what the run before left.
+_FLUSH_BYTES = 256 << 20
+
+
+def interleave(
+    runs: Sequence[Run],
+    device: torch.device,
+    *,
+    seconds: float,
+    least: int = 5,
+    most: int = 50,
+) -> list[list[float]]:
+    """Milliseconds of every run, a number a round: A B C, C B A, A B C, ...
+
+    Rounds go on until `seconds` have passed, at least `least` and at most `most` of them. On CUDA
+    the L2 cache is flushed before each run and events take the time.
+    """
+    clock = _cuda_clock(device) if device.type == "cuda" else _cpu_clock
+    for run in runs:
+        for _ in range(3 if device.type == "cuda" else 1):
+            run()
+    times: list[list[float]] = [[] for _ in runs]
+    start = time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - start > seconds:
+            break
+        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        for entrant in order:
+            times[entrant].append(clock(runs[entrant]))
+    return times
+
+
+def _cpu_clock(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _cuda_clock(device: torch.device) -> Callable[[Run], float]:
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
+
+    def clock(run: Run) -> float:
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        first.record()
+        run()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last)
+
+    return clock

@@ -1,0 +1,65 @@
+"""A Vision Transformer whose parameters and gradients are two flat buffers, as under ZeRO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class FlatViT:
+    """net: parameters and gradients are views of theta and grad, fp32 [P]; flops: of a forward and
+    backward pass of one image."""
+
+    net: nn.Module
+    name: str
+    theta: Tensor
+    grad: Tensor
+    images: Tensor
+    labels: Tensor
+    flops: float
+
+    @property
+    def batch(self) -> int:
+        return len(self.images)
+
+
+def build(device: torch.device, quick: bool = False) -> FlatViT:
+    """ViT-S/16 at 224 px with 64 images (CUDA: 256) and 1000 classes; quick: a toy of 64 px."""
+    torch.manual_seed(0)
+    if quick:
+        name, size, batch = "toy ViT", 64, 8
+        net = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, num_classes=CLASSES)
+    else:
+        name, size, batch = "ViT-S", 224, 256 if device.type == "cuda" else 64
+        net = timm.create_model("vit_small_patch16_224", num_classes=CLASSES)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.randn(1, 3, size, size)).sum().backward()
+    net = net.to(device).eval()
+    parameters = list(net.parameters())
+    theta = torch.cat([p.detach().flatten() for p in parameters])
+    grad = torch.zeros_like(theta)
+    sizes = [p.numel() for p in parameters]
+    for p, value, slot in zip(parameters, theta.split(sizes), grad.split(sizes), strict=True):
+        p.data = value.view_as(p)
+        p.grad = slot.view_as(p)
+    return FlatViT(
+        net=net,
+        name=f"{name} x {batch}",
+        theta=theta,
+        grad=grad,
+        images=torch.randn(batch, 3, size, size, device=device),
+        labels=torch.randint(CLASSES, (batch,), device=device),
+        flops=counter.get_total_flops(),
+    )
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on CUDA, for subject and peers alike; fp32 on the CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

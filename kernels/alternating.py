@@ -1,0 +1,164 @@
+"""Sinkhorn's iterations on the stored cost: Anderson-accelerated, safeguarded, annealed.
+
+A whole iteration is a map g -> T(g) of the column potential, whose fixed point is wanted and whose
+step T(g) - g is the gradient of a concave dual value. Anderson's method combines the last steps so
+that their linear part cancels, which removes the few slow modes that mass moving between clusters
+makes: 20 iterations where over-relaxation took 137 (2000 samples, 100 classes). The dual value,
+which a sweep yields for nothing, guards it: a combination that lowers it is dropped for the plain
+iteration, which cannot.
+
+Sources: Walker & Ni 2011 (Anderson acceleration); Feydy et al. 2019 (one averaged potential).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.certificate import Certificate
+from kernels.ground_cost import StoredCost
+from kernels.sweep import sinkhorn_sweep
+
+_FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations
+_EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
+_STAGE_TARGET = 0.02
+_LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
+_MEMORY = 8  # steps combined
+_STALLED = 12  # iterations without progress, once the error is below _ROUNDING
+_ROUNDING = 1e-3
+_SLACK = 1e-6  # of the dual value: rounding of float32 sums
+
+
+class Potentials:
+    """The potentials of one problem, float64 in sorted order, and the iterations that improve them.
+
+    symmetric: the cost is between a set and itself, and f = g is one potential. start: a column
+    potential [m] in sorted order; without one, small eps is approached from large ones.
+    """
+
+    def __init__(
+        self, stored: StoredCost, *, symmetric: bool, start: Tensor | None, max_iterations: int
+    ) -> None:
+        self.stored = stored
+        self.symmetric = symmetric
+        self.max_iterations = max_iterations
+        self.iterations = 0
+        self.g = torch.zeros_like(stored.cost.y.squares) if start is None else start
+        # Only stabilises the sums over rows, whose exact potential every sweep finds.
+        self.f = stored.row_minimum if start is None else self._row_transform()
+        self._eps = math.inf if start is None else 0.0
+
+    @property
+    def exhausted(self) -> bool:
+        return self.iterations >= self.max_iterations
+
+    def solve(self, eps: float, target: float) -> None:
+        """Iterate at eps until the marginals are off by at most `target` (L1), or exhausted."""
+        if self.symmetric:
+            self._average(eps, target)
+            return
+        stage = min(_FIRST_EPS * self.stored.cost.mean, self._eps / _EPS_RATIO)
+        while stage > 1.5 * eps:
+            self._alternate(stage, _STAGE_TARGET)
+            stage /= _EPS_RATIO
+        self._alternate(eps, target)
+        self._eps = eps
+
+    def update(self, certificate: Certificate) -> None:
+        """Go on from the exact iteration that a certificate made."""
+        self.g = (certificate.f + self.g) / 2 if self.symmetric else certificate.next_g
+        self.f = certificate.f
+
+    def _alternate(self, eps: float, target: float) -> None:
+        n, m = self.stored.cost.shape
+        progress, anderson = _Progress(), _Anderson()
+        best, plain = -math.inf, None
+        while not self.exhausted:
+            log_s, columns = self._sweep(self.f, eps)
+            if not log_s.abs().amax() < _LOG_LIMIT:
+                self.f = self._row_transform()
+                continue
+            f = self.f - eps * log_s
+            dual = float(f.mean() + self.g.mean())
+            if plain is not None and dual < best - _SLACK * abs(best):
+                self.g, plain, anderson = plain, None, _Anderson()
+                continue
+            best, self.f = max(best, dual), f
+            ratio = columns * (m / n)  # of column sums to b
+            if progress.done(float((ratio - 1).abs().mean()), target):
+                return
+            step = -eps * ratio.clamp(min=1e-30).log()
+            plain = self.g + step
+            self.g = anderson.combine(self.g, step)
+
+    def _average(self, eps: float, target: float) -> None:
+        """One potential, f <- (f + T(f)) / 2, from 0: no exponent is positive then."""
+        progress = _Progress()
+        while not self.exhausted:
+            log_s, _ = self._sweep(self.g, eps)
+            if not log_s.abs().amax() < _LOG_LIMIT:
+                self.g = torch.zeros_like(self.g)
+                continue
+            if progress.done(float(log_s.expm1().abs().mean()), target):
+                return
+            self.g = self.g - eps / 2 * log_s
+
+    def _sweep(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Logarithms of row sums [n] and column sums [m], in float64."""
+        self.iterations += 1
+        own = ((f - self.stored.offset) / eps).float()
+        other = (self.g / eps - math.log(len(self.g))).float()
+        kappa = (self.stored.step / eps).float()
+        log_s = torch.empty_like(f)
+        columns = torch.zeros_like(self.g)
+        for rows, q in self.stored.strips():
+            log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows])
+            columns += part
+        return log_s, columns
+
+    def _row_transform(self) -> Tensor:
+        """f = min_j (C - g): with it no exponent is positive, and a row's largest is 0."""
+        self.iterations += 1
+        f = torch.empty_like(self.stored.offset)
+        for rows, q in self.stored.strips():
+            for start in range(0, len(q), 32):
+                part = q[start : start + 32]
+                here = slice(rows.start + start, rows.start + start + len(part))
+                reduced = self.stored.step[here, None] * part - self.g
+                f[here] = self.stored.offset[here] + reduced.amin(1)
+        return f
+
+
+class _Anderson:
+    """The last points and their steps, and the point whose step their combination cancels."""
+
+    def __init__(self) -> None:
+        self.points: list[Tensor] = []
+        self.steps: list[Tensor] = []
+
+    def combine(self, point: Tensor, step: Tensor) -> Tensor:
+        """The next point; the plain point + step while there is no history."""
+        self.points = [*self.points, point][-_MEMORY - 1 :]
+        self.steps = [*self.steps, step][-_MEMORY - 1 :]
+        if len(self.steps) == 1:
+            return point + step
+        points, steps = torch.stack(self.points).diff(dim=0), torch.stack(self.steps).diff(dim=0)
+        normal = steps @ steps.T
+        normal += 1e-10 * normal.trace() * torch.eye(len(normal)).to(normal)
+        weights = torch.linalg.solve(normal, steps @ step)
+        return point + step - weights @ (points + steps)
+
+
+class _Progress:
+    """Tells when a marginal error is small enough, or only rounding is left of it."""
+
+    def __init__(self) -> None:
+        self.best = math.inf
+        self.stalled = 0
+
+    def done(self, error: float, target: float) -> bool:
+        self.stalled = 0 if error < 0.98 * self.best else self.stalled + 1
+        self.best = min(self.best, error)
+        return error <= target or (self.stalled >= _STALLED and self.best < _ROUNDING)

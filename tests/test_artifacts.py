@@ -1,0 +1,215 @@
+"""The store: whatever stops a builder, what has its marker is whole and what has none is nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import artifacts
+from engine.artifacts import MARKER, Store, digest
+
+KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
+SLOW_BUILDER = """
+import sys, time
+from pathlib import Path
+from engine.artifacts import Store
+
+def build(folder):
+    (folder / "half.bin").write_bytes(b"x" * 1000)
+    print("building", flush=True)
+    time.sleep(60)
+
+Store(Path(sys.argv[1])).make("cells", "slow", {"seed": 0}, build)
+"""
+
+
+def fill(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "values.npy").write_bytes(bytes(range(256)))
+    (folder / "note.txt").write_text("seventeen bytes..")
+
+
+def test_made_once_and_found_again(tmp_path: Path) -> None:
+    calls = []
+    store = Store(tmp_path)
+    assert store.find("cells", "ft", KEY) is None
+    made = store.make("cells", "ft", KEY, lambda folder: (calls.append(1), fill(folder))[1])
+    again = Store(tmp_path).make("cells", "ft", dict(reversed(KEY.items())), pytest.fail)
+    assert made == again and calls == [1]
+    assert made.folder == tmp_path / "cells" / made.name and made.name.startswith("ft-")
+    assert made.file("note.txt").read_text() == "seventeen bytes.."
+    assert store.find("cells", "ft", KEY | {"seed": 1}) is None
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == [made.name]
+    store.verify(made)
+
+
+def test_marker_holds_key_and_checksums_and_comes_last(tmp_path: Path) -> None:
+    made = Store(tmp_path).make("cells", "ft", KEY, fill)
+    marker = json.loads(made.file(MARKER).read_text())
+    assert marker["key"] == KEY and set(marker["files"]) == {"deep/values.npy", "note.txt"}
+    assert marker["files"]["note.txt"]["bytes"] == 17
+    newest = max((p for p in made.folder.rglob("*") if p.is_file()), key=os.path.getmtime)
+    assert os.path.getmtime(newest) == os.path.getmtime(made.folder / MARKER)
+
+
+def test_marker_is_written_after_everything_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    real_sync, real_write = artifacts._sync, artifacts.write_atomic
+    monkeypatch.setattr(
+        artifacts, "_sync", lambda path: (events.append(path.name), real_sync(path))[1]
+    )
+    monkeypatch.setattr(
+        artifacts,
+        "write_atomic",
+        lambda path, data: (events.append(f"write {path.name}"), real_write(path, data))[1],
+    )
+    Store(tmp_path).make("cells", "ft", KEY, fill)
+    written = events.index(f"write {MARKER}")
+    assert {"values.npy", "note.txt"} <= set(events[:written])
+    assert events[-1] == "cells"  # the rename itself is on disk
+
+
+def test_failed_builder_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise RuntimeError("out of luck")
+
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        store.make("cells", "ft", KEY, fail)
+    assert list((tmp_path / "cells").iterdir()) == []
+    assert store.make("cells", "ft", KEY, fill).file("note.txt").is_file()
+
+
+def test_killed_builder_leaves_nothing_finished(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_BUILDER, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "building\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    store = Store(tmp_path)
+    left = [path.name for path in (tmp_path / "cells").iterdir()]
+    assert len(left) == 1 and left[0].startswith(".slow-")
+    assert store.find("cells", "slow", {"seed": 0}) is None
+    made = store.make("cells", "slow", {"seed": 0}, fill)
+    assert not (made.folder / "half.bin").exists()
+
+
+def test_folder_without_marker_counts_for_nothing_and_is_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    place = store.place("cells", "ft", KEY)
+    place.mkdir(parents=True)
+    (place / "stale.bin").write_bytes(b"old")
+    assert store.find("cells", "ft", KEY) is None
+    made = store.make("cells", "ft", KEY, fill)
+    assert made.folder == place and not (place / "stale.bin").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    path = store.make("cells", "ft", KEY, fill).folder / "deep" / "values.npy"
+    path.write_bytes(path.read_bytes()[:-1]) if damage == "cut" else path.unlink()
+    for use in (lambda: store.find("cells", "ft", KEY), lambda: store.make("cells", "ft", KEY, fill)):
+        with pytest.raises(ValueError, match=r"deep/values\.npy is damaged; delete .*ft-"):
+            use()
+
+
+def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = store.make("cells", "ft", KEY, fill)
+    made.file("note.txt").write_text("eighteen bytes...")
+    assert store.find("cells", "ft", KEY) is not None  # a size says nothing here
+    with pytest.raises(ValueError, match=r"note\.txt was altered; delete"):
+        store.verify(made)
+
+
+def test_missing_file_of_a_finished_artefact(tmp_path: Path) -> None:
+    made = Store(tmp_path).make("cells", "ft", KEY, fill)
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is missing; delete"):
+        made.file("weights.safetensors")
+
+
+def _builder(root: Path, number: int, barrier) -> None:
+    def build(folder: Path) -> None:
+        barrier.wait(30)  # all of them build at once
+        (folder / "who.txt").write_text("the same")
+        (folder / f"extra-{number}.txt").write_text("x" * number)
+
+    Store(root).make("cells", "race", {"seed": 0}, build)
+
+
+def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    builders = [context.Process(target=_builder, args=(tmp_path, i, barrier)) for i in range(4)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(60)
+    assert [builder.exitcode for builder in builders] == [0] * 4
+    (folder,) = (tmp_path / "cells").iterdir()
+    assert len(list(folder.glob("extra-*"))) == 1  # of one builder, not of several
+    found = Store(tmp_path).find("cells", "race", {"seed": 0})
+    assert found is not None
+    Store(tmp_path).verify(found)
+
+
+def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "table.csv"
+    artifacts.write_atomic(path, b"old")
+    monkeypatch.setattr(artifacts, "_sync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        artifacts.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_digest_is_the_same_in_every_process() -> None:
+    code = f"from engine.artifacts import digest; print(digest({KEY!r}))"
+    for seed in ("0", "1"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == digest(KEY) == "8a7888f297424ebb"
+
+
+def test_digest_refuses_what_has_no_canonical_text() -> None:
+    with pytest.raises(ValueError):
+        digest({"lr": float("nan")})
+    with pytest.raises(TypeError):
+        digest({"values": np.float32(1)})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=5))
+def test_digest_does_not_depend_on_the_order_of_keys(key: dict) -> None:
+    assert digest(key) == digest(dict(reversed(key.items())))
+    assert digest(key) == digest(json.loads(json.dumps(key)))
+
+
+@given(json_values, json_values)
+def test_digest_tells_values_apart(a: object, b: object) -> None:
+    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    assert (digest(a) == digest(b)) == same
+

@@ -1,0 +1,139 @@
+"""Bures-Wasserstein tables against the d x d way in float64, POT's closed form and laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import bures, reference
+from kernels.bures import bures_squared, class_gaussians
+
+
+def labelled(counts: list[int], d: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Shuffled features with slowly decaying spectra, and labels with these class sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    spectrum = torch.arange(1, d + 1).float() ** -0.5
+    noise = torch.randn(len(labels), d, generator=generator) * spectrum
+    centres = torch.randn(len(counts), d, generator=generator)
+    stretch = 0.5 + torch.rand(len(counts), d, generator=generator)
+    return scale * (centres[labels] + noise * stretch[labels]) + 3.0, labels
+
+
+def moments(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    groups = [features[labels == c].double() for c in labels.unique()]
+    covariances = [
+        g.T.cov().view(g.shape[1], -1) if len(g) > 1 else torch.zeros(g.shape[1], g.shape[1]).double() for g in groups
+    ]
+    return torch.stack([g.mean(0) for g in groups]), torch.stack(covariances)
+
+
+RAGGED = [[1, 2, 9, 30, 3], [40, 1, 5]]  # d = 12 lies between: both sides are used
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 12, 33])
+def test_ragged_classes_equal_the_square_root_way(d, precision):
+    sets = [labelled(counts, d, seed) for seed, counts in enumerate(RAGGED)]
+    gaussians = [
+        class_gaussians(*one, len(counts), precision=precision)
+        for one, counts in zip(sets, RAGGED, strict=True)
+    ]
+    found = bures_squared(*gaussians)
+    expected = reference.bures_squared(*moments(*sets[0]), *moments(*sets[1]))
+    traces = gaussians[0].traces[:, None] + gaussians[1].traces
+    tolerance = 1e-5 if precision is torch.float32 else 1e-7
+    assert found.dtype == torch.float64
+    assert ((found - expected).abs() <= tolerance * (traces + expected)).all()
+
+
+def test_the_table_within_a_set_is_symmetric_with_a_zero_diagonal():
+    features, labels = labelled(RAGGED[0], 20, 3)
+    gaussians = class_gaussians(features, labels, 5)
+    within = bures_squared(gaussians)
+    assert torch.equal(within, within.T) and not within.diagonal().any()
+    off = ~torch.eye(5, dtype=torch.bool)
+    torch.testing.assert_close(
+        within[off], bures_squared(gaussians, gaussians)[off], rtol=1e-5, atol=0
+    )
+    assert bures_squared(gaussians, gaussians).diagonal().max() < 1e-5 * gaussians.traces.max()
+
+
+def test_against_pot():
+    gaussian = pytest.importorskip("ot.gaussian")
+    sets = [labelled([25], 8, seed) for seed in (4, 5)]
+    found = bures_squared(*(class_gaussians(*one, 1) for one in sets))
+    (m1, c1), (m2, c2) = (moments(*one) for one in sets)
+    expected = gaussian.bures_wasserstein_distance(m1[0], m2[0], c1[0], c2[0]) ** 2
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_blocks_of_any_size_give_the_same_table(monkeypatch):
+    features, labels = labelled([7, 3, 20, 11, 2, 6], 15, 6)
+    gaussians = class_gaussians(features, labels, 6, precision=torch.float64)
+    whole = bures_squared(gaussians, gaussians), bures_squared(gaussians)
+    monkeypatch.setattr(bures, "_BATCH", 1)
+    torch.testing.assert_close(bures_squared(gaussians, gaussians), whole[0])
+    torch.testing.assert_close(bures_squared(gaussians), whole[1])
+
+
+def test_one_image_and_no_image_follow_the_rule_and_are_named():
+    features = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]])
+    gaussians = class_gaussians(features, torch.tensor([4, 1, 1]), 6)
+    assert gaussians.labels.tolist() == [1, 4] and gaussians.counts.tolist() == [2, 1]
+    assert gaussians.single == (4,) and gaussians.empty == (0, 2, 3, 5)
+    assert gaussians.traces.tolist() == pytest.approx([2.0, 0.0])
+    table = bures_squared(gaussians)
+    assert table[0, 1].item() == pytest.approx(2.0 + 2.0)  # |mean difference|^2 + trace
+    only = class_gaussians(features, torch.arange(3), 3)
+    torch.testing.assert_close(bures_squared(only)[0], torch.tensor([0.0, 1.0, 5.0]).double())
+
+
+def test_means_only_ignores_covariances():
+    features, labels = labelled([5, 6], 4, 7)
+    gaussians = class_gaussians(features, labels, 2)
+    expected = (gaussians.means[0] - gaussians.means[1]).square().sum()
+    assert bures_squared(gaussians, means_only=True)[0, 1].item() == pytest.approx(expected.item())
+
+
+def test_laws():
+    features, labels = labelled([9, 14, 6], 10, 8)
+    base = bures_squared(class_gaussians(features, labels, 3))
+    shifted = bures_squared(class_gaussians(features + 50.0, labels, 3))
+    scaled = bures_squared(class_gaussians(features * 3.0, labels, 3))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    shuffled = bures_squared(class_gaussians(features[order], labels[order], 3))
+    renamed = bures_squared(class_gaussians(features, 2 - labels, 3)).flip(0, 1)
+    torch.testing.assert_close(shifted, base, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scaled, 9 * base, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shuffled, base, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(renamed, base, rtol=1e-5, atol=1e-6)
+    root = base.sqrt()
+    assert (root[0, 1] <= root[0, 2] + root[2, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), "at least one sample"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int64), r"\[n, d\] matrix"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), "floating"),
+        (torch.tensor([[0.0], [torch.nan]]), torch.tensor([0, 1]), "sample 1 holds NaN"),
+        (torch.tensor([[torch.inf], [0.0]]), torch.tensor([0, 1]), "sample 0 holds NaN"),
+        (torch.zeros(2, 3), torch.tensor([0, 2]), r"sample 1 has label 2, outside \[0, 2\)"),
+        (torch.zeros(2, 3), torch.tensor([-1, 0]), "sample 0 has label -1"),
+        (torch.zeros(2, 3), torch.tensor([0]), r"must be int64 \[2\]"),
+        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), r"must be int64 \[2\]"),
+    ],
+)
+def test_bad_input_is_refused_by_name(features, labels, message):
+    with pytest.raises(ValueError, match=message):
+        class_gaussians(features, labels, 2)
+
+
+def test_sets_of_different_models_are_refused():
+    one, two = (class_gaussians(torch.randn(2, d), torch.tensor([0, 1]), 2) for d in (3, 4))
+    with pytest.raises(ValueError, match="dimension 3 and 4"):
+        bures_squared(one, two)

@@ -1,0 +1,202 @@
+"""Foreign weights: matched to timm's names, checked on photos, and never unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import checkpoints, models, recipe
+from engine.artifacts import Store
+from engine.context import cache_folder
+from engine.schema import ModelRecipe, WeightsRecipe
+
+DIM, LAYERS = 64, 6  # of timm's test_vit
+
+
+def model(path: Path | str = "", arch: str = "test_vit", match: str = "names") -> ModelRecipe:
+    weights = WeightsRecipe(source="file", path=str(path), match=match)
+    return ModelRecipe(name="mine", arch=arch, image_size=32, weights=weights)
+
+
+def state(arch: str = "test_vit", classes: int = 5, size: int = 32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return models.create(ModelRecipe(name="m", arch=arch, image_size=size), classes).state_dict()
+
+
+def backbone(recipe: ModelRecipe, folder: Path) -> dict[str, torch.Tensor]:
+    made = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
+    return load_file(made.file(checkpoints.WEIGHTS))
+
+
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet", "test_resnet"])
+def test_own_file_keeps_its_tensors_and_its_head(arch: str, tmp_path: Path) -> None:
+    wanted = state(arch)
+    checkpoints.save(wanted, tmp_path / "own.safetensors")
+    assert same(backbone(model(tmp_path / "own.safetensors", arch), tmp_path), wanted)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_checkpoint_of_plain_tensors(wrapped: bool, tmp_path: Path) -> None:
+    wanted = state()
+    torch.save({"state_dict": wanted, "epoch": 3} if wrapped else wanted, tmp_path / "own.pth")
+    assert same(backbone(model(tmp_path / "own.pth"), tmp_path), wanted)
+
+
+def test_headless_backbone_gets_a_fresh_head(tmp_path: Path) -> None:
+    wanted = {k: v for k, v in state().items() if not k.startswith("head.")}
+    checkpoints.save(wanted, tmp_path / "own.safetensors")
+    found = backbone(model(tmp_path / "own.safetensors"), tmp_path)
+    assert found.keys() == state().keys()
+    assert same({k: found[k] for k in wanted}, wanted)
+
+
+def test_order_fits_tensors_of_other_names(tmp_path: Path) -> None:
+    wanted = state("test_efficientnet")
+    renamed = {f"layer.{i:03}": tensor for i, tensor in enumerate(wanted.values())}
+    torch.save(renamed, tmp_path / "own.pth")
+    options = model(tmp_path / "own.pth", "test_efficientnet", "order")
+    head = models.head_names(models.create(options, 5))
+    found = backbone(options, tmp_path)
+    assert same(found, wanted) and found[head[1]].shape == (5,)
+    torch.save(dict(list(renamed.items())[:-1]), tmp_path / "short.pth")
+    with pytest.raises(ValueError, match=rf"short\.pth has {len(wanted) - 1} tensors"):
+        backbone(model(tmp_path / "short.pth", "test_efficientnet", "order"), tmp_path)
+
+
+def test_position_embedding_follows_the_image_size(tmp_path: Path) -> None:
+    checkpoints.save(state(size=64), tmp_path / "own.safetensors")
+    found = backbone(model(tmp_path / "own.safetensors"), tmp_path)
+    assert found["pos_embed"].shape == state()["pos_embed"].shape
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    checkpoints.save(state("test_resnet"), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors does not fit VisionTransformer"):
+        backbone(model(tmp_path / "other.safetensors"), tmp_path)
+    assert not list((tmp_path / "store").rglob("done.json"))
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.weights\.path='.*gone\.pth' is not a file"):
+        backbone(model(tmp_path / "gone.pth"), tmp_path)
+    for name in ("cut.safetensors", "cut.pth"):
+        (tmp_path / name).write_bytes(b"\x08" * 50)
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            backbone(model(tmp_path / name), tmp_path)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth"):
+        backbone(model(tmp_path / "list.pth"), tmp_path)
+
+
+class Malicious:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.victim),)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_malicious_checkpoint_is_refused_and_not_run(plain: bool, tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "evil.pth"
+    if plain:
+        path.write_bytes(pickle.dumps(Malicious(victim)))
+    else:
+        torch.save(state() | {"extra": Malicious(victim)}, path)
+    with pytest.raises(ValueError, match=r"evil\.pth.*plain tensors"):
+        backbone(model(path), tmp_path)
+    assert not victim.exists()
+
+
+def test_backbone_is_made_once_and_named_by_what_matters(tmp_path: Path) -> None:
+    checkpoints.save(state(), tmp_path / "own.safetensors")
+    options = model(tmp_path / "own.safetensors")
+    store = Store(tmp_path / "store")
+    made = checkpoints.backbone(options, store, tmp_path, 0)
+    renamed = dataclasses.replace(options, name="other")
+    assert checkpoints.backbone(renamed, store, tmp_path, 7) == made
+    random = dataclasses.replace(options, weights=WeightsRecipe(source="random"))
+    pair = [checkpoints.backbone(random, store, tmp_path, seed) for seed in (0, 1, 0)]
+    assert pair[0] == pair[2] and pair[0].name != pair[1].name
+
+
+def test_own_file_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    checkpoints.save(state(), path)
+    before = backbone(model(path), tmp_path)
+    changed = {name: tensor + 1 for name, tensor in state().items()}
+    checkpoints.save(changed, path)
+    assert not same(backbone(model(path), tmp_path), before)
+
+
+def test_dinov2_graph_is_mapped_to_timms_names() -> None:
+    onnx = pytest.importorskip("onnx", reason="the optional package that reads DINOv2's file")
+    torch.manual_seed(0)
+    arch = {"arch": "vit_small_patch14_dinov2", "image_size": 28}
+    net = models.create(ModelRecipe(name="d", **arch), 0)
+    wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
+    tensors = [onnx.numpy_helper.from_array(v.numpy(), k) for k, v in exported(wanted).items()]
+    graph = onnx.helper.make_graph([], "dino", [], [], initializer=tensors)
+    data = onnx.helper.make_model(graph).SerializeToString()
+    assert same(checkpoints._dinov2_onnx(data), wanted)
+
+
+def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that the exporter gives: vectors keep theirs, matrices lose them and transpose."""
+    top = "backbone.embeddings."
+    found = {
+        f"{top}cls_token": state["cls_token"],
+        f"{top}patch_embeddings.projection.weight": state["patch_embed.proj.weight"],
+        f"{top}patch_embeddings.projection.bias": state["patch_embed.proj.bias"],
+        "onnx::Concat_1": state["pos_embed"][:, :1].clone(),
+        "onnx::Reshape_2": state["pos_embed"][:, 1:].clone(),
+        "backbone.layernorm.weight": state["norm.weight"],
+        "backbone.layernorm.bias": state["norm.bias"],
+    }
+    for i in range(len([k for k in state if k.endswith("attn.qkv.weight")])):
+        old, new = f"blocks.{i}.", f"backbone.encoder.layer.{i}."
+        parts = ("query", "key", "value")
+        matrices = [*state[f"{old}attn.qkv.weight"].chunk(3), state[f"{old}attn.proj.weight"]]
+        matrices += [state[f"{old}mlp.fc1.weight"], state[f"{old}mlp.fc2.weight"]]
+        found |= {f"onnx::MatMul_{i:02}{j}": m.T.contiguous() for j, m in enumerate(matrices)}
+        for part, bias in zip(parts, state[f"{old}attn.qkv.bias"].chunk(3), strict=True):
+            found[f"{new}attention.attention.{part}.bias"] = bias.clone()
+        found[f"{new}attention.output.dense.bias"] = state[f"{old}attn.proj.bias"]
+        for number in (1, 2):
+            found[f"{new}mlp.fc{number}.bias"] = state[f"{old}mlp.fc{number}.bias"]
+            found[f"{new}layer_scale{number}.lambda1"] = state[f"{old}ls{number}.gamma"]
+            for kind in ("weight", "bias"):
+                found[f"{new}norm{number}.{kind}"] = state[f"{old}norm{number}.{kind}"]
+    return found
+
+
+def test_dinov2_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(ValueError, match="needs the onnx package: pip install"):
+        checkpoints._dinov2_onnx(b"")
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_photos_tell_the_right_variant_from_the_wrong(tmp_path: Path) -> None:
+    """The wrong variant's tensors have the same shapes in the same order: only photos tell."""
+    right = recipe.load("emoji/fine_tune").model
+    made = checkpoints.backbone(right, Store(tmp_path), cache_folder(), 0)
+    assert made.file(checkpoints.WEIGHTS).is_file()
+    for wrong in (
+        dataclasses.replace(right, arch="efficientnet_lite0", mean=[0.5] * 3, std=[0.5] * 3),
+        dataclasses.replace(right, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+    ):
+        with pytest.raises(ValueError, match=r"of 20 labelled photos right, its recipe promises 17"):
+            checkpoints.backbone(wrong, Store(tmp_path), cache_folder(), 0)
+    assert len(list(tmp_path.rglob("done.json"))) == 1

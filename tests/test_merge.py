@@ -1,0 +1,202 @@
+"""Mixes of cells: WiSE-FT and soups, and the laws that they must keep."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grids import CONV, Grid, grid, images, labels, reference, same, weights
+
+from engine import evaluate, merge
+from engine.cells import Cell
+from engine.context import Context
+from engine.methods import soup
+
+__all__ = ["grid"]
+State = dict[str, torch.Tensor]
+
+
+def mixed(context: Context, mix: merge.Mix) -> State:
+    """The state dict that a mix is evaluated with."""
+    parents = {name: evaluate._cell(context, name) for name in mix}
+    (state,) = merge.states([mix], parents, context.device)
+    return state
+
+
+def average(parents: list[State], shares: list[float]) -> State:
+    """float64 restatement: floating tensors are averaged, integers are the first parent's."""
+    return {
+        name: sum(
+            share * parent[name].double() for share, parent in zip(shares, parents, strict=True)
+        )
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in parents[0].items()
+    }
+
+
+def assert_close(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if not tensor.is_floating_point():
+            assert torch.equal(found[name], tensor), name
+            continue
+        assert found[name].dtype == torch.float32, name
+        torch.testing.assert_close(found[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
+
+
+def predictions(context: Context, mix: merge.Mix, name: str = "tinted") -> Path:
+    evaluate.evaluate(context, [mix], [name], "all")
+    return evaluate.predicted(context, mix, name, "all")
+
+
+def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(grid):
+    context, cell = grid.build("method=wise_ft")
+    alphas = [entry.alpha for entry in cell.entries]
+    assert alphas == [i / 10 for i in range(11)]
+    assert [e.alpha for e in cell.entries if e.headline] == [0.5]
+    tuned = context.cell("fine_tune")
+    ends = {0.0: context.base, 1.0: tuned}
+    tables = []
+    for alpha, end in ends.items():
+        mix = next(entry.mix for entry in cell.entries if entry.alpha == alpha)
+        assert set(mix) == {context.base.name, tuned.name}
+        assert same(mixed(context, mix), weights(end))
+        assert predictions(context, mix) == predictions(context, {end.name: 1.0})
+        tables.append(pq.read_table(predictions(context, mix)))
+    assert not tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize("arch", ["test_vit", CONV])
+def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
+    words = (f"model.arch={arch}", "train.freeze_batchnorm=false", "train.batch_size=5")
+    context, cell = grid.build(*words, "method=wise_ft", "method.alphas=[0.3]")
+    ends = [context.base.state(), weights(context.cell("fine_tune"))]
+    assert [entry.alpha for entry in cell.entries] == [0.3, 0.5]
+    for entry in cell.entries:
+        wanted = average(ends, [1 - entry.alpha, entry.alpha])
+        if arch == CONV:  # of integers, there is no mean
+            counters = [n for n in wanted if n.endswith("num_batches_tracked")]
+            assert counters and ends[0][counters[0]] != ends[1][counters[0]]
+            first = evaluate._cell(context, min(entry.mix)).state()
+            wanted |= {name: first[name] for name in counters}
+        found = mixed(context, entry.mix)
+        assert_close(found, wanted)
+        table = pq.read_table(predictions(context, entry.mix))
+        index = np.arange(len(table))
+        logits = reference(found, arch)(images(grid, "tinted", index, arch))
+        truth = labels(grid, "tinted", index)
+        p_true = logits.softmax(dim=1).gather(1, truth[:, None])[:, 0].detach().numpy()
+        np.testing.assert_allclose(table["p_true"].to_numpy(), p_true, rtol=1e-4)
+
+
+def test_paper_wise_ft_is_the_plain_mean_alone(grid):
+    _, cell = grid.build("method=wise_ft", "method.variant=paper")
+    (entry,) = cell.entries
+    assert entry.alpha == 0.5 and entry.headline and set(entry.mix.values()) == {0.5}
+    with pytest.raises(ValueError, match=r"method.alphas must lie between 0 and 1, not .*1.5"):
+        grid.build("method=wise_ft", "method.alphas=[1.5]")
+
+
+def test_a_uniform_soup_is_the_mean_of_its_members(grid):
+    context, cell = grid.build("method=soup")
+    (entry,) = cell.entries
+    members = [context.base, *(context.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
+    assert entry.mix == {member.name: 0.25 for member in members}
+    assert_close(mixed(context, entry.mix), average([weights(m) for m in members], [0.25] * 4))
+
+
+@pytest.mark.parametrize("member", ["pre", "fine_tune", "visual_prompt"])
+@pytest.mark.parametrize("select", ["uniform", "greedy"])
+def test_a_soup_of_one_model_is_that_model(grid, member, select):
+    context, cell = grid.build(
+        "method=soup", f"method.select={select}", f"method.members=[{member}]"
+    )
+    alone = context.base if member == "pre" else context.cell(member)
+    (entry,) = cell.entries
+    assert entry.mix == {alone.name: 1.0}
+    assert predictions(context, entry.mix) == predictions(context, {alone.name: 1.0})
+
+
+def test_a_uniform_soup_of_copies_is_the_model(grid):
+    for members in (["fine_tune"] * 3, ["pre", "fine_tune", "pre", "fine_tune"]):
+        context, cell = grid.build("method=soup", f"method.members=[{','.join(members)}]")
+        (entry,) = cell.entries
+        assert sum(entry.mix.values()) == pytest.approx(1)
+        kinds = {"pre": context.base, "fine_tune": context.cell("fine_tune")}
+        states = [weights(kinds[name]) for name in members]
+        assert_close(mixed(context, entry.mix), average(states, [1 / len(members)] * len(members)))
+    state = weights(kinds["fine_tune"])
+    for count in (2, 3, 7):
+        parents = {f"copy-{i}": _Held(kinds["fine_tune"].artifact, state) for i in range(count)}
+        (found,) = merge.states([soup.uniform(list(parents))], parents, context.device)
+        assert_close(found, state)
+
+
+class _Held(Cell):
+    """A cell whose weights are in memory."""
+
+    def __init__(self, artifact, state: State) -> None:
+        super().__init__(artifact)
+        object.__setattr__(self, "held", state)
+
+    def state(self) -> State:
+        return copy.copy(self.held)
+
+
+def test_many_mixes_of_the_same_parents_are_each_what_they_are_alone(grid):
+    context, cell = grid.build("method=wise_ft")
+    mixes = [entry.mix for entry in cell.entries]
+    parents = {name: evaluate._cell(context, name) for name in mixes[0]}
+    for mix, together in zip(mixes, merge.states(mixes, parents, context.device), strict=True):
+        assert same(together, mixed(context, mix)), mix
+
+
+def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):
+    context, cell = grid.build("method=greedy_soup")
+    members = [context.base, *(context.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
+    alone = [context.holdout_accuracy({member.name: 1.0}) for member in members]
+    (entry,) = cell.entries
+    assert set(entry.mix) <= {member.name for member in members}
+    assert context.holdout_accuracy(entry.mix) >= max(alone)
+
+
+def test_a_greedy_soup_adds_in_order_what_does_not_hurt():
+    scores = {("a",): 60.0, ("b",): 80.0, ("c",): 70.0, ("d",): 50.0}
+    scores |= {("b", "c"): 75.0, ("a", "b"): 80.0, ("a", "b", "d"): 79.0}
+    asked = []
+
+    class Fake:
+        def holdout_accuracy(self, mix: merge.Mix) -> float:
+            asked.append(tuple(sorted(mix)))
+            assert sum(mix.values()) == pytest.approx(1)
+            return scores[asked[-1]]
+
+    assert soup.Method._greedy(["a", "b", "c", "d"], Fake()) == ["b", "a"]
+    assert asked[4:] == [("b", "c"), ("a", "b"), ("a", "b", "d")]
+
+
+def test_what_cannot_be_a_soup_is_refused(grid):
+    with pytest.raises(ValueError, match=r"hold-out; set dataset.holdout above 0"):
+        grid.build("method=greedy_soup", "dataset.holdout=0")
+    with pytest.raises(ValueError, match=r"method.members is empty"):
+        grid.build("method=soup", "method.members=[]")
+    with pytest.raises(ValueError, match=r"method.select='best': uniform or greedy"):
+        grid.build("method=soup", "method.select=best")
+
+
+def test_prompts_have_no_mean(grid):
+    with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
+        context, cell = grid.build("method=soup", "method.members=[pre,visual_prompt]")
+        predictions(context, cell.entries[0].mix)
+
+
+def test_models_of_different_architecture_have_no_mean(grid: Grid):
+    vit, conv = grid.context(), grid.context(f"model.arch={CONV}")
+    parents = {"vit": vit.base, "conv": conv.base}
+    with pytest.raises(ValueError, match="only models of one architecture can be averaged"):
+        merge.states([soup.uniform(["vit", "conv"])], parents, vit.device)

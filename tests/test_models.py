@@ -1,0 +1,179 @@
+"""Models: pixels exactly as timm makes them, wrong weights refused, logits = head(features)."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import nn
+
+from engine import models
+from engine.errors import RecipeError
+from engine.schema import ModelRecipe
+
+ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", "resnet50.a1_in1k")
+TINY = ("test_vit", "test_efficientnet", "test_resnet")
+CPU = torch.device("cpu")
+SHAPES = ((64, 64), (97, 61), (31, 200), (7, 5))
+
+
+def recipe(arch: str, **own) -> ModelRecipe:
+    return ModelRecipe(name="m", arch=arch, **{"image_size": 32} | own)
+
+
+def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng([width, height])
+    rough = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    return rough.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
+    """What timm itself feeds to the model: resolved for the architecture, from the PIL image."""
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(recipe.arch).to_dict())
+    own = {"interpolation": recipe.interpolation, "crop_pct": recipe.crop}
+    own |= {"mean": recipe.mean, "std": recipe.std}
+    config |= {key: value for key, value in own.items() if value is not None}
+    config["input_size"] = (3, recipe.image_size, recipe.image_size)
+    return create_transform(**config, is_training=False, **options)(image)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("size", [32, 56])
+@pytest.mark.parametrize("crop", [None, 1.0, 0.7])
+@pytest.mark.parametrize("interpolation", [None, "bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_transform_is_timms_to_the_pixel(
+    arch: str, interpolation: str | None, crop: float | None, size: int
+) -> None:
+    options = recipe(arch, image_size=size, interpolation=interpolation, crop=crop)
+    transform = models.transform(options)
+    for width, height in SHAPES:
+        image = photo(width, height)
+        found = transform(image)
+        wanted = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
+        assert found.dtype == np.uint8 and found.shape == (size, size, 3)
+        assert found.flags["C_CONTIGUOUS"] and np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_pixels_then_normalize_is_timms_whole_transform(arch: str) -> None:
+    for own in ({}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.5, 1.0]}):
+        options = recipe(arch, **own)
+        for shape in SHAPES:
+            image = photo(*shape)
+            pixels = torch.from_numpy(models.transform(options)(image)).permute(2, 0, 1)
+            found = models.Normalize(options, CPU)(pixels[None])[0]
+            torch.testing.assert_close(found, timms(image, options), rtol=0, atol=1e-6)
+
+
+def test_normalize_of_every_value() -> None:
+    options = recipe("test_vit", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256).contiguous()
+    found = models.Normalize(options, CPU)(pixels)
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (options.mean, options.std))
+    wanted = (pixels.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+
+
+def test_normalize_without_mean_and_std_is_a_division() -> None:
+    options = recipe("test_vit", mean=[0.0] * 3, std=[1.0] * 3)
+    pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    wanted = pixels.float() / 255
+    torch.testing.assert_close(models.Normalize(options, CPU)(pixels), wanted, rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalize_gives_the_memory_format_asked_for(channels_last: bool) -> None:
+    options = recipe("test_efficientnet", channels_last=channels_last)
+    pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    found = models.Normalize(options, CPU)(pixels)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_transform_takes_images_of_every_mode(mode: str) -> None:
+    transform = models.transform(recipe("test_vit"))
+    image = photo(40, 50, mode)
+    assert np.array_equal(transform(image), transform(image.convert("RGB")))
+
+
+def test_transform_is_named_by_what_determines_the_pixels() -> None:
+    same = [models.transform(recipe(arch, crop=0.9, interpolation="bicubic")) for arch in ARCHS]
+    assert len({json.dumps(t.spec, sort_keys=True) for t in same}) == 1
+    other = models.transform(recipe(ARCHS[0], crop=0.9, interpolation="bilinear"))
+    assert other.spec != same[0].spec
+    assert pickle.loads(pickle.dumps(other)) == other  # it goes to encoding processes
+
+
+@pytest.mark.parametrize("arch", TINY)
+def test_head_of_features_is_the_model_to_the_bit(arch: str) -> None:
+    torch.manual_seed(0)
+    net = models.create(recipe(arch), 7).eval()
+    x = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        features = models.features(net, x)
+        assert features.shape == (5, models.head(net).in_features)
+        assert torch.equal(models.head(net)(features), net(x))
+
+
+@pytest.mark.parametrize("arch", TINY)
+def test_head_names_are_those_of_the_state_dict(arch: str) -> None:
+    net = models.create(recipe(arch), 7)
+    weight, bias = models.head_names(net)
+    state = net.state_dict()
+    assert state[weight] is not None and torch.equal(state[weight], models.head(net).weight)
+    assert state[bias].shape == (7,)
+
+
+def test_head_that_is_not_linear_is_refused() -> None:
+    net = models.create(recipe("test_vit"), 7)
+    net.reset_classifier(0)  # type: ignore[operator]
+    with pytest.raises(RecipeError, match=r"head of VisionTransformer is Identity.*not a linear"):
+        models.head(net)
+
+
+def test_vit_takes_the_recipes_image_size() -> None:
+    net = models.create(recipe("vit_tiny_patch16_224", image_size=48), 3)
+    assert net(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
+
+
+def test_unknown_architecture() -> None:
+    with pytest.raises(RecipeError, match="'resnet5'; did you mean 'resnet50'"):
+        models.create(recipe("resnet5"), 3)
+    with pytest.raises(RecipeError, match="timm has no architecture"):
+        models.transform(recipe("resnet5"))
+
+
+def test_fitting_weights_are_copied() -> None:
+    torch.manual_seed(0)
+    source = models.create(recipe("test_vit"), 4)
+    net = models.load_state(models.create(recipe("test_vit"), 4), source.state_dict(), "cell")
+    for name, tensor in source.state_dict().items():
+        found = net.state_dict()[name]
+        assert torch.equal(found, tensor) and found.data_ptr() != tensor.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: models.create(recipe("test_resnet"), 4), "cls_token is missing"),
+        (lambda: models.create(recipe("test_vit"), 5), r"head\.weight is \[5, 64\], not \[4, 64\]"),
+        (lambda: models.create(recipe("test_vit", image_size=64), 4), "pos_embed is"),
+        (lambda: nn.Linear(2, 2), "weight is unexpected|cls_token is missing"),
+    ],
+)
+def test_wrong_weights_are_refused_by_name(other, message: str) -> None:
+    net = models.create(recipe("test_vit"), 4)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        models.load_state(net, other().state_dict(), "cell-17")
+    text = str(caught.value)
+    assert text.startswith("cell-17 does not fit VisionTransformer") and len(text) < 400
+    assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)

@@ -1,0 +1,309 @@
+"""Recipes: every ready-made one resolves, and every mistake is named with its file and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine import recipe
+from engine.errors import RecipeError
+from engine.schema import Recipe
+
+OPTIONS = {
+    "campaign": "",
+    "model.name": "???",
+    "model.arch": "???",
+    "model.image_size": 224,
+    "model.weights.source": "timm",
+    "model.weights.package": "",
+    "model.weights.version": "",
+    "model.weights.sha256": "",
+    "model.weights.member": "",
+    "model.weights.path": "",
+    "model.weights.match": "names",
+    "model.weights.photos_right": 0,
+    "model.head.fit": False,
+    "model.head.epochs": 100,
+    "model.head.batch_size": 64,
+    "model.head.lr": 1e-3,
+    "model.head.weight_decay": 0.0,
+    "model.mean": None,
+    "model.std": None,
+    "model.interpolation": None,
+    "model.crop": None,
+    "model.channels_last": False,
+    "dataset.name": "???",
+    "dataset.kind": "folder",
+    "dataset.root": "",
+    "dataset.upstream": "upstream",
+    "dataset.sets": "???",
+    "dataset.classes": 0,
+    "dataset.renderings": 1,
+    "dataset.source_px": 128,
+    "dataset.seed": 0,
+    "dataset.holdout": 0.25,
+    "dataset.pack_format": "raw",
+    "method.name": "???",
+    "method.title": "???",
+    "method.module": "???",
+    "method.variant": "canonical",
+    "optimizer.name": "adamw",
+    "optimizer.lr": 1e-3,
+    "optimizer.momentum": 0.9,
+    "optimizer.betas": (0.9, 0.999),
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.0,
+    "train.epochs": 10,
+    "train.batch_size": 64,
+    "train.accumulation": 1,
+    "train.warmup_steps": 196,
+    "train.clip": 0.0,
+    "train.freeze_batchnorm": False,
+    "train.zero_stage": 1,
+    "train.precision": "auto",
+    "train.compile": False,
+    "evaluate.batch_size": 256,
+    "evaluate.precision": "auto",
+    "evaluate.split": "all",
+    "downstream": "???",
+    "seed": 0,
+    "runs": "runs",
+    "source": "auto",
+    "device": "auto",
+}
+METHOD = '''
+from __future__ import annotations
+from dataclasses import dataclass
+from engine.methods.base import Trained
+from engine.schema import MethodRecipe
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    sharpness: float = 0.5
+
+Method = Trained
+'''
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def test_options_are_these() -> None:
+    """The public options, frozen: a change of a name or a default is made here too, on purpose."""
+    assert flat(dataclasses.asdict(Recipe())) == OPTIONS
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_ready_made_recipe_resolves(name: str) -> None:
+    resolved = recipe.load(name)
+    assert name == f"{resolved.campaign}/{resolved.method.name}"
+    assert resolved.downstream in resolved.dataset.sets
+    assert recipe.describe(name)
+
+
+@pytest.mark.parametrize(
+    ("campaign", "method"),
+    [(c, m) for c in recipe.names("campaigns") for m in recipe.methods_of(c)],
+)
+def test_campaign_resolves_every_method(campaign: str, method: str) -> None:
+    resolved = recipe.load(campaign, method=method)
+    assert resolved.method.name == method
+    named = f"{campaign}/{method}"
+    if named in recipe.names():  # the cell alone is the campaign's cell
+        assert recipe.load(named) == resolved
+
+
+@pytest.mark.parametrize("group", ["models", "methods"])
+def test_every_part_is_named_as_its_file(group: str) -> None:
+    key = group.removesuffix("s")
+    for name in recipe.names(group):
+        resolved = recipe.load("emoji/fine_tune", [f"{key}={name}"])
+        assert getattr(resolved, key).name == name
+
+
+def test_folder_data_set_needs_only_its_sets(tmp_path: Path) -> None:
+    words = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.sets=[a,b]", "downstream=b"]
+    resolved = recipe.load("emoji/fine_tune", words)
+    assert resolved.dataset.sets == ["a", "b"] and resolved.dataset.kind == "folder"
+
+
+def test_layers_win_in_order(tmp_path: Path) -> None:
+    """Model, data and method files; campaign; its method; the recipe; the command line."""
+    campaign = write(
+        tmp_path / "grid.yaml",
+        "model: vit_tiny_random\ndataset: emoji\ndownstream: twemoji\n"
+        "train: {epochs: 2, clip: 3.0, batch_size: 8}\n"
+        "methods:\n  ewc: {train: {epochs: 4, clip: 4.0}, method: {lam: 9.0}}\n",
+    )
+    own = write(tmp_path / "own.yaml", f"campaign: {campaign}\nmethod: ewc\ntrain: {{epochs: 5}}\n")
+    resolved = recipe.load(own, ["train.batch_size=16"])
+    train = resolved.train
+    assert (train.epochs, train.clip, train.batch_size) == (5, 4.0, 16)
+    assert resolved.method.lam == 9.0  # type: ignore[attr-defined]
+    assert recipe.load(own, method="fine_tune").train.clip == 3.0
+    assert recipe.load(own, ["train.epochs=6"]).train.epochs == 6
+
+
+def test_overrides_of_the_method_stay_with_it() -> None:
+    words = ["method.lam=7", "train.epochs=1"]
+    assert recipe.load("emoji/ewc", words).method.lam == 7.0  # type: ignore[attr-defined]
+    sibling = recipe.load("emoji/ewc", words, method="lwf", downstream="openmoji")
+    assert (sibling.method.name, sibling.downstream, sibling.train.epochs) == ("lwf", "openmoji", 1)
+
+
+@pytest.mark.parametrize("name", ["emoji/ewc", "emoji/wise_ft", "emoji/soup"])
+def test_resolved_recipe_is_a_recipe(name: str, tmp_path: Path) -> None:
+    words = ["optimizer.lr=1e-5", "downstream=openmoji", "model=vit_tiny_random"]
+    resolved = recipe.load(name, words)
+    saved = write(tmp_path / "resolved.yaml", recipe.dump(resolved))
+    assert recipe.load(saved) == resolved
+    assert recipe.load(saved, ["seed=3"]) == dataclasses.replace(resolved, seed=3)
+    probe = recipe.load(saved, method="linear_probe")  # its settings are the campaign's again
+    assert probe.train == recipe.load("emoji", method="linear_probe").train
+
+
+def test_dump_is_plain_yaml() -> None:
+    text = recipe.dump(recipe.load("emoji/fine_tune"))
+    assert "!!" not in text and yaml.safe_load(text)["dataset"]["name"] == "emoji"
+
+
+def test_own_method_by_path(tmp_path: Path) -> None:
+    module = write(tmp_path / "sharp.py", METHOD)
+    section = f"name: sharp\ntitle: Sharp\nmodule: {module}\nsharpness: 0.25\n"
+    method = write(tmp_path / "sharp.yaml", section)
+    for words in ([f"method={method}"], [f"method={method}", "method.sharpness=0.75"]):
+        found = recipe.load("emoji/fine_tune", words).method
+        assert (found.name, type(found).__name__) == ("sharp", "Recipe")
+        assert found.sharpness == (0.75 if len(words) > 1 else 0.25)  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match="did you mean 'sharpness'"):
+        recipe.load("emoji/fine_tune", [f"method={method}", "method.sharpnes=1"])
+    inline = write(tmp_path / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
+    assert recipe.load(inline).method.title == "Sharp"
+    assert recipe.load(inline, method="lwf") == recipe.load("emoji", method="lwf")
+
+
+def held(section: str) -> dict:
+    return {"method": yaml.safe_load(section)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "does not define Recipe"),
+        ("class Recipe: pass\n", "does not define Method"),
+        (None, "is not a Python file"),
+    ],
+)
+def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str) -> None:
+    module = tmp_path / "broken.py"
+    if text is not None:
+        module.write_text(text)
+    section = f"name: a\ntitle: A\nmodule: {module}\n"
+    path = write(tmp_path / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe.load(path)
+    assert path in str(caught.value) and str(module) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("emoji/ewx", [], "no recipe 'emoji/ewx'; did you mean 'emoji/ewc'?"),
+        ("nowhere.yaml", [], "no recipe file nowhere.yaml"),
+        ("", [], "no recipe ''; valid: emoji/ewc"),
+        ("emoji/ewc", ["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("emoji/ewc", ["trian.epochs=1"], "unknown key 'trian'; did you mean 'train'?"),
+        ("emoji/ewc", ["method.lamb=1"], "unknown key 'method.lamb'; did you mean 'lam'?"),
+        ("emoji/lwf", ["method.lam=1"], "unknown key 'method.lam'"),
+        ("emoji/ewc", ["model=efficientnet"], "did you mean 'efficientnet_lite0'?"),
+        ("emoji/ewc", ["dataset=emojy"], "no dataset 'emojy'; did you mean 'emoji'?"),
+        ("emoji/ewc", ["method=ewcc"], "no method 'ewcc'; did you mean 'ewc'?"),
+        ("emoji/ewc", ["campaign=emojis"], "no campaign 'emojis'; did you mean 'emoji'?"),
+        ("emoji/ewc", ["downstream=twemojy"], "not a set of emoji; did you mean 'twemoji'?"),
+        ("emoji/ewc", ["method.module=ewq"], "no method module 'ewq'; did you mean 'ewc'?"),
+        ("emoji/ewc", ["device=gpu"], "device='gpu' is not possible; did you mean 'cpu'?"),
+        ("emoji/ewc", ["train.zero_stage=3"], "train.zero_stage=3 is not possible; valid: 0, 1, 2"),
+        ("emoji/ewc", ["train.epochs=many"], "train.epochs: Value 'many' of type 'str' could not"),
+        ("emoji/ewc", ["train.epochs=1.5"], "train.epochs: Value '1.5' of type 'float' could not"),
+        ("emoji/ewc", ["train.clip=yes"], "train.clip: Value 'True' of type 'bool' could not"),
+        ("emoji/ewc", ["train.epochs=0"], "train.epochs must be at least 1"),
+        ("emoji/ewc", ["train.epochs="], "train.epochs: Incompatible value 'None'"),
+        ("emoji/ewc", ["runs="], "runs: Incompatible value 'None'"),
+        ("emoji/ewc", ["train=3"], "train must hold `key: value` lines, not 3"),
+        ("emoji/ewc", ["train.epochs=[1"], "override 'train.epochs=[1' cannot be read"),
+        ("emoji/ewc", ["train.epochs"], "not an override; write key=value"),
+        ("emoji/ewc", ["=1"], "not an override"),
+        ("emoji/ewc", ["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
+        ("emoji/ewc", ["dataset.holdout=1"], "dataset.holdout=1.0 must be at least 0 and below 1"),
+        ("emoji/ewc", ["dataset.sets=[a,b]"], "downstream='twemoji' is not a set of emoji"),
+    ],
+)
+def test_mistake_on_the_command_line(name: str, words: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        recipe.load(name, words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\nb: 2", "is not valid YAML"),
+        ("\tcampaign: emoji", "is not valid YAML"),
+        ("", "must hold `key: value` lines"),
+        ("- emoji", "must hold `key: value` lines"),
+        ("campaign: emoji\nmethod: ewc\ntrain: {epoch: 3}", "'train.epoch'; did you mean 'epochs'"),
+        ("campaign: emoji\nmethod: ewc\ntrain: 3", "train must hold `key: value` lines"),
+        ("campaign: emoji\nmethod: ewc\nseed: two", "seed: Value 'two' of type 'str'"),
+        ("model: vit_tiny_random\nmethod: ewc", "names no dataset; add `dataset=NAME`"),
+        ("dataset: emoji\nmethod: ewc", "names no model; add `model=NAME`"),
+        ("model: vit_tiny_random\ndataset: emoji", "names no method; add `method=NAME`"),
+        ("model: vit_tiny_random\ndataset: emoji\nmethod: ewc", "downstream has no value"),
+        ("campaign: emoji\nmethod: ewc\ndataset: folder", "dataset.sets has no value"),
+        ("campaign: emoji\nmethod: {name: a, title: A}", "method.module has no value"),
+        ("methods: [ewc]\nmodel: vit_tiny_random\ndataset: emoji", "methods must hold"),
+        ("methods: {ewc: 3}\nmodel: vit_tiny_random\ndataset: emoji", "(methods.ewc) must hold"),
+        (
+            "methods: {ewc: {train: {epoch: 1}}}\nmodel: vit_tiny_random\ndataset: emoji",
+            "(methods.ewc): unknown key 'train.epoch'",
+        ),
+    ],
+)
+def test_mistake_in_a_file_names_it(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "own.yaml", text)
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        recipe.load(path)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_mistake_in_a_named_part_names_that_file(tmp_path: Path) -> None:
+    model = write(tmp_path / "model.yaml", "name: m\narch: test_vit\nimage_sise: 32\n")
+    with pytest.raises(RecipeError, match="'model.image_sise'; did you mean 'image_size'") as caught:
+        recipe.load("emoji/ewc", [f"model={model}"])
+    assert model in str(caught.value)
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        recipe.load(str(path))
+
+
+def test_methods_of_what_is_no_campaign(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.yaml", "campaign: emoji\nmethod: ewc\n")
+    with pytest.raises(RecipeError, match="is no campaign; it needs `methods:`"):
+        recipe.methods_of(path)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)

@@ -1,0 +1,165 @@
+"""Sets: labels in the head's order, masks, splits, and packs that are what the recipe asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import grids
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import sets
+from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
+from engine.sets import Sets, pack_folder, split, to_head
+from loaders.pack import Pack
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("sets")
+    grids.draw(folder / "images")
+    names = ["outline", "tinted", "few"]
+    dataset = DatasetRecipe(name="shapes", root=str(folder / "images"), sets=names)
+    return Recipe(
+        model=ModelRecipe(name="m", arch=grids.VIT, image_size=grids.SIZE, crop=1.0),
+        dataset=dataset,
+        method=MethodRecipe(name="ft", title="FT", module="fine_tune"),
+        downstream="outline",
+        runs=str(folder / "runs"),
+    )
+
+
+def opened(recipe: Recipe) -> Sets:
+    return Sets(recipe, CPU, Path("/nonexistent"))
+
+
+def test_labels_of_a_smaller_set_count_the_heads_classes(recipe: Recipe) -> None:
+    found = opened(recipe)
+    assert found.classes == grids.CLASSES
+    few = found["few"]
+    names = [key.split("/")[0] for key in few.pack.keys]
+    assert [found.classes[label] for label in few.labels] == names
+    assert few.mask is not None and few.mask.dtype == torch.bool
+    assert [n for n, taken in zip(found.classes, few.mask, strict=True) if taken] == [*grids.FEW]
+    assert found["tinted"].mask is None
+
+
+def test_pixels_are_the_drawings(recipe: Recipe) -> None:
+    found = opened(recipe)
+    for name in (recipe.dataset.upstream, "few"):
+        pack = found[name].pack
+        folder = Path(recipe.dataset.root) / name
+        for i in (0, len(pack) - 1):
+            wanted = sets.folders.open_image(str(next(folder.glob(f"{pack.keys[i]}*"))))
+            assert np.array_equal(pack.pixels([i])[0], np.asarray(wanted))
+
+
+def test_set_with_a_class_that_the_head_lacks(recipe: Recipe) -> None:
+    upside = dataclasses.replace(recipe.dataset, upstream="few", sets=["outline", "tinted"])
+    with pytest.raises(ValueError, match=r"outline has 2 classes .* lacks, such as bar, disc"):
+        opened(dataclasses.replace(recipe, dataset=upside))["outline"]
+
+
+@pytest.mark.parametrize(
+    ("root", "message"), [("gone", "gone/upstream is not a folder"), ("empty", "holds no images")]
+)
+def test_folder_that_holds_nothing(
+    recipe: Recipe, tmp_path: Path, root: str, message: str
+) -> None:
+    (tmp_path / "empty" / "upstream").mkdir(parents=True)
+    dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / root))
+    with pytest.raises(ValueError, match=message):
+        opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path)))["upstream"]
+
+
+def test_image_that_does_not_decode_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    grids.draw(tmp_path / "images")
+    (tmp_path / "images" / "outline" / "disc" / "0.png").write_bytes(b"not a picture")
+    dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / "images"))
+    with pytest.raises(ValueError, match=r"disc/0"):
+        opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path)))["outline"]
+    assert not list((tmp_path / "packs").glob("outline-*"))
+
+
+def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) -> None:
+    first = opened(recipe)["few"].pack
+    again = opened(recipe)["few"].pack
+    assert (again.folder, again.fingerprint) == (first.folder, first.fingerprint)
+    runs, dataset, model = Path(recipe.runs), recipe.dataset, recipe.model
+    assert first.folder == pack_folder(runs, dataset, model, "few")
+    same = dataclasses.replace(model, name="n", arch="test_resnet", interpolation="bicubic")
+    other = dataclasses.replace(model, crop=0.9)
+    shared = dataclasses.replace(dataset, sets=["few"], holdout=0.0)
+    places = [
+        pack_folder(runs, dataset, dataclasses.replace(model, interpolation="bicubic"), "few"),
+        pack_folder(runs, shared, same, "few"),
+        pack_folder(runs, dataset, other, "few"),
+        pack_folder(runs, dataclasses.replace(dataset, pack_format="jpeg"), same, "few"),
+    ]
+    assert places[0] == places[1] and len(set(places)) == 3
+
+
+def test_damaged_pack_is_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
+    own = dataclasses.replace(recipe, runs=str(tmp_path))
+    folder = opened(own)["few"].pack.folder
+    images = folder / "images.beton"
+    images.write_bytes(images.read_bytes()[:-3000])
+    with pytest.raises(ValueError, match=rf"{folder.name}/images\.beton"):
+        opened(own)["few"].pack.pixels(range(5))
+
+
+def test_pack_of_another_transform_is_refused(recipe: Recipe) -> None:
+    folder = opened(recipe)["few"].pack.folder
+    spec = sets.models.transform(dataclasses.replace(recipe.model, crop=0.9)).spec
+    with pytest.raises(ValueError, match=r"another transform \(crop: 1\.0, not 0\.9\)"):
+        Pack.open(folder, transform_spec=spec)
+
+
+def test_split_keeps_train_and_holdout_apart(recipe: Recipe) -> None:
+    few = opened(recipe)["few"]
+    assert not set(few.train) & set(few.holdout)
+    assert [*few.split("all")] == sorted([*few.train, *few.holdout])
+    assert np.array_equal(few.split("train"), few.train)
+    per_class = np.bincount(few.pack.labels[few.holdout])
+    assert [*per_class] == [round(0.25 * grids.COPIES)] * 3
+    whole = dataclasses.replace(recipe.dataset, holdout=0.0)
+    none = opened(dataclasses.replace(recipe, dataset=whole))["few"]
+    assert len(none.holdout) == 0
+    for name in ("all", "train", "holdout"):
+        assert len(none.split(name)) == 3 * grids.COPIES
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=60), st.floats(0, 0.99), st.integers(0, 3)
+)
+def test_split_laws(labels: list[int], share: float, seed: int) -> None:
+    array = np.array(labels, dtype=np.int64)
+    train, holdout = split(array, share, seed)
+    assert np.array_equal(np.sort(np.concatenate([train, holdout])), np.arange(len(array)))
+    assert np.array_equal(holdout, np.sort(holdout)) and holdout.dtype == np.int64
+    for label in set(labels):
+        n, held = labels.count(label), int((array[holdout] == label).sum())
+        assert held == min(round(share * n), n - 1)  # a class never loses its last image
+    again = split(array, share, seed)
+    assert np.array_equal(again[0], train) and np.array_equal(again[1], holdout)
+
+
+def test_split_of_a_class_does_not_depend_on_the_others() -> None:
+    labels = np.repeat(np.arange(3), 8)
+    _, whole = split(labels, 0.25, 5)
+    _, alone = split(labels[:8], 0.25, 5)
+    assert np.array_equal(whole[whole < 8], alone)
+    assert not np.array_equal(split(labels, 0.25, 6)[1], whole)
+
+
+def test_to_head_follows_names_not_numbers(recipe: Recipe) -> None:
+    pack = opened(recipe)["few"].pack
+    labels, mask = to_head(pack, ("square", "ring", "other", "cross"))
+    assert [*labels[[0, grids.COPIES, 2 * grids.COPIES]]] == [3, 1, 0]
+    assert mask is not None and mask.tolist() == [True, True, False, True]
