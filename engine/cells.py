@@ -49,9 +49,7 @@ class Cell:
         """The models it offers, its own name filled in."""
         entries = [Entry(**entry) for entry in self.meta.get("entries", [{"mix": {SELF: 1.0}}])]
         return [
-            dataclasses.replace(
-                e, mix={self.name if n == SELF else n: w for n, w in e.mix.items()}
-            )
+            dataclasses.replace(e, mix={self.name if n == SELF else n: w for n, w in e.mix.items()})
             for e in entries
         ]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from loaders import registry
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -22,6 +21,7 @@ from torch import nn
 from engine import models
 from engine.artifacts import Artifact, Store
 from engine.schema import ModelRecipe
+from loaders import registry
 
 State = dict[str, torch.Tensor]
 WEIGHTS = "weights.safetensors"
@@ -39,11 +39,10 @@ def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artif
     Raises ValueError when the tensors do not fit the architecture, or when the model gets fewer of
     the twenty photos right than its recipe says.
     """
-    key = {"model": dataclasses.asdict(recipe)} | (
-        {"seed": seed} if recipe.weights.source == "random" else {}
-    )
+    settings = dataclasses.asdict(recipe)
     for unrelated in ("name", "head"):
-        del key["model"][unrelated]
+        del settings[unrelated]
+    key = {"model": settings} | ({"seed": seed} if recipe.weights.source == "random" else {})
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
@@ -122,7 +121,7 @@ def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
     else:
         state = state | {weight: net.state_dict()[weight], bias: net.state_dict()[bias]}
     if "pos_embed" in state and state["pos_embed"].shape != net.state_dict()["pos_embed"].shape:
-        state = timm.models.vision_transformer.checkpoint_filter_fn(state, net)
+        state = timm.models.vision_transformer.checkpoint_filter_fn(state, net)  # type: ignore[arg-type]
     return models.load_state(net, state, source)
 
 
@@ -133,8 +132,8 @@ def _dinov2_onnx(data: bytes) -> State:
     query, key, value, projection and the two of the MLP.
     """
     try:
-        import onnx
-        from onnx import numpy_helper
+        import onnx  # type: ignore[import-not-found]
+        from onnx import numpy_helper  # type: ignore[import-not-found]
     except ImportError as error:
         raise ValueError("this model needs the onnx package: pip install 'onnx>=1.17'") from error
     tensors = {

@@ -150,8 +150,7 @@ class Context:
             "split": [cell_recipe.dataset.holdout, cell_recipe.dataset.seed],
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [
-                Context(self.request, sibling, self.device, self.sets).key()
-                for sibling in siblings
+                Context(self.request, sibling, self.device, self.sets).key() for sibling in siblings
             ],
             "optimizer": dataclasses.asdict(cell_recipe.optimizer),
             "train": settings,

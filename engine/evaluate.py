@@ -7,6 +7,7 @@ model said of a set is an artefact, so nothing is evaluated twice, and metrics r
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -105,12 +106,13 @@ def _pass(
         logits += list(zip(full, outputs, strict=True))
     for mix, logits_NC in logits:
         table = predictions_table(logits_NC, labelled, positions)
-
-        def write(folder: Path, table: pa.Table = table) -> None:
-            pq.write_table(table, folder / PART)
-
-        label, key = _key(context, mix, labelled, split)
-        ranks.first(lambda: context.store.make("predictions", label, key, write))
+        make = functools.partial(
+            context.store.make,
+            "predictions",
+            *_key(context, mix, labelled, split),
+            lambda folder, table=table: pq.write_table(table, folder / PART),
+        )
+        ranks.first(make)
 
 
 def predictions_table(

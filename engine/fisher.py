@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from kernels.fisher import fisher_diagonal
 from tqdm import tqdm
 
 from engine import models
+from kernels.fisher import fisher_diagonal
 
 if TYPE_CHECKING:
     from engine.context import Context

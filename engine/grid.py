@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from loaders import emoji
 
 from engine import campaign, cells, evaluate, metrics, outcome, recipe, report, table
 from engine.artifacts import write_atomic
@@ -19,6 +18,7 @@ from engine.campaign import Plan
 from engine.context import Context, Request, cache_folder
 from engine.metrics import PRE, Evaluation, Summary
 from engine.schema import Recipe
+from loaders import emoji
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# A script's own folder comes first on the path; engine/evaluate.py and others would shadow packages.
+# A script's own folder comes first on the path, where engine/evaluate.py would hide a package.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 

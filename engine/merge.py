@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from kernels import interpolate
 
 from engine.cells import Cell
+from kernels import interpolate
 
 Mix = Mapping[str, float]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import timm
-import timm.data
 import torch
 from PIL import Image
+from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
@@ -53,7 +53,7 @@ class Transform:
 
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     """timm's data config of the architecture, with the recipe's own values where it has any."""
-    config = timm.data.resolve_data_config(pretrained_cfg=_pretrained_cfg(recipe.arch))
+    config = resolve_data_config(pretrained_cfg=_pretrained_cfg(recipe.arch))
     own = {
         "mean": recipe.mean,
         "std": recipe.std,
@@ -95,7 +95,7 @@ def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     Raises RecipeError for an architecture timm does not have.
     """
     cfg = _pretrained_cfg(recipe.arch)
-    size = {"img_size": recipe.image_size} if cfg.get("fixed_input_size") else {}
+    size: dict[str, Any] = {"img_size": recipe.image_size} if cfg.get("fixed_input_size") else {}
     return timm.create_model(recipe.arch, num_classes=classes, **size)
 
 

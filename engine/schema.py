@@ -1,4 +1,4 @@
-"""What a recipe may say: one frozen dataclass per section, so that a typo is an error and not a run.
+"""What a recipe may say: a frozen dataclass a section, so that a typo is an error and not a run.
 
 OmegaConf checks the types; `engine.recipe` fills these classes from YAML and the command line.
 Method sections are open-ended: a method module extends `MethodRecipe` with its own options.

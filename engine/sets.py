@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from engine import models, ranks
+from engine.artifacts import digest
+from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import emoji, folders
 from loaders.batch import Source
 from loaders.encode import encode
 from loaders.pack import Item, Pack
 from loaders.stream import open_source
-
-from engine import models, ranks
-from engine.artifacts import digest
-from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
@@ -88,7 +88,9 @@ class Sets:
         """Where the images of a set come from: device memory, or a stream."""
         if name not in self._sources:
             self._sources[name] = open_source(
-                self[name].pack, self.device, mode=self.recipe.source
+                self[name].pack,
+                self.device,
+                mode=self.recipe.source,  # type: ignore[arg-type]  # checked with the recipe
             )
         return self._sources[name]
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from loaders.batch import Batch
 from tqdm import tqdm
 
 from engine import checkpoints, optim, ranks
 from engine.errors import DivergedError
 from engine.methods.base import Export, Trained
+from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -119,7 +119,7 @@ def initialize(method: Trained, context: Context) -> Any:
     if recipe.model.channels_last and recipe.train.zero_stage == 0:
         # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
         # Under ZeRO weights are views of flat partitions and keep their layout.
-        method.net.to(memory_format=torch.channels_last)
+        method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
     return engine
@@ -165,7 +165,7 @@ def _epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, fl
                         mean = watch.look(step, lr)
                         bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
             history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
-            watch.keep(step)
+            watch.keep(step, lr)
     return history
 
 
@@ -202,21 +202,26 @@ class _Watch:
         self.sum.zero_()
         self.count = 0
         if not torch.isfinite(mean):
-            raise DivergedError(self._report(step, lr))
+            raise DivergedError(self._report("the loss is", step, lr))
         return mean.item()
 
-    def keep(self, step: int) -> None:
-        """Remember the trained parameters of this step as good."""
-        self.good = {
+    def keep(self, step: int, lr: float) -> None:
+        """Remember the trained parameters of this step; DivergedError if one is not finite.
+
+        The loss was taken before the last step, so it cannot tell what that step did.
+        """
+        trained = {
             name: p.detach().to("cpu", copy=True)
             for name, p in self.method.named_parameters()
             if p.requires_grad
         }
-        self.good_step = step
+        if not all(torch.isfinite(p).all() for p in trained.values()):
+            raise DivergedError(self._report("a weight is", step, lr))
+        self.good, self.good_step = trained, step
 
-    def _report(self, step: int, lr: float) -> str:
+    def _report(self, what: str, step: int, lr: float) -> str:
         recipe = self.context.recipe
-        where = f"{recipe.method.title} on {recipe.downstream}: the loss is not finite"
+        where = f"{recipe.method.title} on {recipe.downstream}: {what} not finite"
         advice = "lower optimizer.lr or set train.clip=1"
         if not self.good:
             return f"{where} by step {step} (lr {lr:.2e}), in the first epoch; {advice}"

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from kernels.distill import distill_loss
-from loaders.batch import Batch
 from torch import nn
 
 from engine import models
 from engine.optim import Penalty
 from engine.schema import MethodRecipe
+from kernels.distill import distill_loss
+from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from kernels.distill import distill_loss
-from loaders.batch import Batch
 from torch import nn
 
 from engine import models
 from engine.methods.base import Export, FrozenBackbone
 from engine.schema import MethodRecipe
+from kernels.distill import distill_loss
+from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -74,7 +74,8 @@ class Method(FrozenBackbone):
         if not places:
             raise ValueError(f"{type(net).__name__} has no qkv and no 1x1 convolution for LoRA")
         for module, thirds in places.items():
-            low_rank = LowRank(module.weight, self.recipe.rank, self.recipe.scale, thirds)
+            weight = module.get_parameter("weight")
+            low_rank = LowRank(weight, self.recipe.rank, self.recipe.scale, thirds)
             parametrize.register_parametrization(module, "weight", low_rank)
         self.places = list(places)
         if self.recipe.variant == "paper":

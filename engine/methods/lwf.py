@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from kernels.distill import distill_loss
-from loaders.batch import Batch
 from torch import nn
 
 from engine.methods.base import Trained
 from engine.schema import MethodRecipe
+from kernels.distill import distill_loss
+from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from loaders.batch import Batch
 from torch import nn
 
 from engine.methods.base import Export, FrozenBackbone
 from engine.schema import MethodRecipe
+from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context

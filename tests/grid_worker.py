@@ -1,0 +1,45 @@
+"""One rank of the tests that need two: builds cells and evaluates them, as `launch.py` would.
+
+torchrun --nproc-per-node 2 grid_worker.py FOLDER RUNS JOBS RESULTS. JOBS is a JSON list of lists of
+overrides. Rank 0 writes a JSON list: the folder of each cell, or the message of its refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+
+import torch
+from grids import SETS, Grid
+
+from engine import evaluate, quiet, ranks
+
+
+def result(grid: Grid, words: list[str]) -> str:
+    try:
+        context, cell = grid.build(*words)
+    except ValueError as error:
+        return str(error)
+    mix = {context.base.name: 0.5, cell.name: 0.5}
+    if cell.prompt() is None:
+        evaluate.evaluate(context, [{cell.name: 1.0}, mix], SETS, "all")
+    return str(cell.artifact.folder)
+
+
+def main() -> None:
+    folder, runs, jobs, results = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    quiet.libraries()
+    grid = Grid(folder, runs, ranks.start("cpu"))
+    done = [result(grid, words) for words in json.loads(jobs.read_text())]
+    if ranks.rank() == 0:
+        results.write_text(json.dumps(done))
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    main()

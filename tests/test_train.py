@@ -1,0 +1,311 @@
+"""Training: the same weights on one rank, on two and in a plain loop; the schedule; divergence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from grids import (
+    SETS,
+    Grid,
+    distance,
+    environment,
+    grid,
+    images,
+    labels,
+    reference,
+    same,
+    torchrun,
+    weights,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from engine import evaluate, train
+from engine.context import Context
+from engine.errors import DivergedError
+
+__all__ = ["grid"]
+EPOCHS, BATCH, WARMUP = 7, 12, 5  # 25 images: 12, 12 and 1 for up to six parts; 21 steps
+RATES = {"sgd": 0.02, "adamw": 5e-4}
+
+
+def words_of(name: str, stage: int, accumulation: int, clip: float) -> list[str]:
+    """A key's bias has no gradient but noise, which AdamW would amplify: hence the large eps."""
+    return [
+        f"optimizer.name={name}",
+        f"optimizer.lr={RATES[name]}",
+        "optimizer.eps=1e-3",
+        "optimizer.weight_decay=0.1",
+        f"train.zero_stage={stage}",
+        f"train.accumulation={accumulation}",
+        f"train.clip={clip}",
+        f"train.epochs={EPOCHS}",
+        f"train.batch_size={BATCH}",
+        f"train.warmup_steps={WARMUP}",
+        "seed=4",
+    ]
+
+
+GRID = list(itertools.product(RATES, (0, 1), (1, 3), (0.0, 0.3)))
+QUICK = [("sgd", 1, 3, 0.3), ("adamw", 0, 1, 0.0)]
+
+
+def plain_loop(grid: Grid, context: Context, name: str, clip: float) -> dict[str, torch.Tensor]:
+    """The same run in plain PyTorch, float64, whole batches."""
+    net = reference(context.base.state())
+    rate, options = RATES[name], {"weight_decay": 0.1}
+    if name == "sgd":
+        optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, **options)
+    else:
+        optimizer = torch.optim.AdamW(net.parameters(), rate, eps=1e-3, **options)
+    positions = context.target.split("train")
+    total = EPOCHS * math.ceil(len(positions) / BATCH)
+    assert total >= 20
+    norms = []
+    step = 0
+    for epoch in range(EPOCHS):
+        order = np.random.default_rng([4, epoch]).permutation(positions)
+        for start in range(0, len(order), BATCH):
+            index = order[start : start + BATCH]
+            warm = (step + 1) / WARMUP
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (total - WARMUP)))
+            optimizer.param_groups[0]["lr"] = rate * (warm if step < WARMUP else cosine)
+            optimizer.zero_grad()
+            logits = net(images(grid, "outline", index))
+            F.cross_entropy(logits, labels(grid, "outline", index)).backward()
+            norms.append(torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf).item())
+            optimizer.step()
+            step += 1
+    assert not clip or max(norms) > clip, "nothing was clipped"
+    return net.state_dict()
+
+
+def check_against_loop(
+    grid: Grid, context: Context, found: dict[str, torch.Tensor], name: str, clip: float
+) -> None:
+    wanted = plain_loop(grid, context, name, clip)
+    before = context.base.state()
+    assert distance(before, wanted) > 3e-3, "a run that hardly moves shows nothing"
+    assert distance(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "stage", "accumulation", "clip"), QUICK)
+def test_one_rank_equals_a_plain_loop(grid, name, stage, accumulation, clip):
+    context, cell = grid.build(*words_of(name, stage, accumulation, clip))
+    check_against_loop(grid, context, weights(cell), name, clip)
+    history = json.loads((cell.artifact.folder / "history.json").read_text())
+    assert [entry["step"] for entry in history] == [3 * (i + 1) for i in range(EPOCHS)]
+
+
+OTHER_METHODS = [
+    ["method=ewc", "method.lam=2", "method.fisher_scale=mean", *words_of("adamw", 1, 3, 0.3)],
+    ["method=ewc", "method.variant=paper", *words_of("sgd", 0, 1, 0.0)],
+    ["method=lora", *words_of("adamw", 1, 1, 0.0)],
+    ["method=visual_prompt", *words_of("sgd", 1, 3, 0.0)],
+    ["method=linear_probe", *words_of("adamw", 0, 1, 0.0)],
+    ["method=lwf", "downstream=few", *words_of("adamw", 1, 1, 0.0)],
+]
+UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What two ranks made of every configuration, starting from our base model."""
+    folder = tmp_path_factory.mktemp("two")
+    base = grid.context().base
+    for name in SETS:
+        grid.context().sets[name]
+    kept = shutil.ignore_patterns("fine_tune-*", ".*")
+    shutil.copytree(grid.runs / "packs", folder / "runs" / "packs")
+    for kind, name in (("weights", base.backbone), ("cells", base.name)):
+        place = Path("store") / kind / name
+        shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=kept)
+    jobs = [words_of(*configuration) for configuration in GRID] + [*OTHER_METHODS, UNEVEN]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
+    worker = Path(__file__).with_name("grid_worker.py")
+    command = torchrun(2, str(worker), str(grid.folder), *map(str, paths))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_rank_and_a_plain_loop(grid, two_ranks):
+    wanted: dict[tuple[str, float], dict[str, torch.Tensor]] = {}
+    for configuration, folder in zip(GRID, two_ranks, strict=False):
+        name, _, _, clip = configuration
+        two = load_file(Path(folder) / "weights.safetensors")
+        context, cell = grid.build(*words_of(*configuration))
+        assert distance(two, weights(cell)) < 1e-5, configuration
+        if (name, clip) not in wanted:
+            wanted[name, clip] = plain_loop(grid, context, name, clip)
+        assert distance(two, wanted[name, clip]) < 1e-5, configuration
+        assert distance(context.base.state(), wanted[name, clip]) > 3e-3, configuration
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
+    for words, folder in zip(OTHER_METHODS, two_ranks[len(GRID) :], strict=False):
+        _, cell = grid.build(*words)
+        assert distance(load_file(Path(folder) / "weights.safetensors"), weights(cell)) < 1e-5, (
+            words
+        )
+        if cell.prompt() is not None:
+            two = load_file(Path(folder) / "prompt.safetensors")
+            assert distance(two, {"prompt": cell.prompt()}) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_ranks_refuse_a_batch_that_does_not_divide(two_ranks):
+    assert "train.batch_size=13 does not divide into 2 ranks" in two_ranks[-1]
+
+
+@pytest.mark.slow
+def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
+    """The same weights under the same names, in two stores: one's predictions are dropped."""
+    folder = Path(two_ranks[0])
+    ours = Grid(grid.folder, folder.parents[2], grid.device)
+    context, cell = ours.build(*words_of(*GRID[0]))
+    assert cell.artifact.folder == folder
+    mixes = [{cell.name: 1.0}, {context.base.name: 0.5, cell.name: 0.5}]
+    paths = [evaluate.predicted(context, m, name, "all") for m in mixes for name in SETS]
+    two = [pq.read_table(path) for path in paths]
+    for path in paths:
+        shutil.rmtree(path.parent)
+    evaluate.evaluate(context, mixes, SETS, "all")
+    assert all(pq.read_table(p).equals(t) for p, t in zip(paths, two, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_launcher_trains_what_a_context_builds(grid, tmp_path, ranks):
+    launch = str(Path(__file__).parent.parent / "engine" / "launch.py")
+    alone = Grid(grid.folder, tmp_path / "runs", grid.device)
+    words = alone.overrides("train.batch_size=12", "device=cpu")
+    command = torchrun(ranks, launch, f"recipe={grid.recipe}", *words)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "FT (canonical) on outline" in done.stdout and "RI " in done.stdout
+    _, cell = grid.build("train.batch_size=12")
+    (made,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-outline-*")
+    assert distance(load_file(made / "weights.safetensors"), weights(cell)) < 1e-5
+
+
+def fake_context(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
+    settings = SimpleNamespace(batch_size=batch_size, accumulation=accumulation)
+    return SimpleNamespace(recipe=SimpleNamespace(seed=seed, train=settings))
+
+
+def shares(n: int, epoch: int, world: int, context: SimpleNamespace) -> list[list[train.Share]]:
+    """Every rank's shares of an epoch, positions being 10, 11, ..."""
+    positions = np.arange(10, 10 + n)
+    return [list(train.schedule(positions, context, epoch, r, world)) for r in range(world)]
+
+
+@given(
+    n=st.integers(1, 60),
+    world=st.integers(1, 4),
+    accumulation=st.integers(1, 4),
+    micro=st.integers(1, 4),
+    seed=st.integers(0, 3),
+    epoch=st.integers(0, 3),
+)
+def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
+    n, world, accumulation, micro, seed, epoch
+):
+    parts = world * accumulation
+    context = fake_context(seed, micro * parts, accumulation)
+    by_rank = shares(n, epoch, world, context)
+    (plain,) = shares(n, epoch, 1, fake_context(seed, micro * parts, 1))
+    steps = math.ceil(n / (micro * parts))
+    assert [len(own) for own in by_rank] == [steps * accumulation] * world
+    for step, whole in enumerate(plain):
+        mine = [
+            share
+            for own in by_rank
+            for share in own[step * accumulation : (step + 1) * accumulation]
+        ]
+        assert all(1 <= len(share.index) <= micro for share in mine)
+        seen = np.concatenate([share.index for share in mine if share.weight])
+        np.testing.assert_array_equal(seen, whole.index)
+        # DeepSpeed averages over ranks and micro-batches: every sample must weigh 1 / len(batch).
+        for share in mine:
+            assert share.weight in (0.0, pytest.approx(parts / len(whole.index)))
+    everything = np.concatenate([share.index for share in plain])
+    np.testing.assert_array_equal(np.sort(everything), np.arange(10, 10 + n))
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    orders = {
+        (seed, epoch): tuple(shares(30, epoch, 1, fake_context(seed, 30, 1))[0][0].index)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(set(orders.values())) == 4
+    assert orders[1, 1] == tuple(shares(30, 1, 1, fake_context(1, 30, 1))[0][0].index)
+
+
+def test_a_batch_that_does_not_divide_is_refused(grid):
+    with pytest.raises(ValueError, match=r"batch_size=12 does not .* train.accumulation=5"):
+        grid.build("train.accumulation=5")
+
+
+@pytest.fixture
+def diverging(grid: Grid, tmp_path: Path) -> Iterator[Grid]:
+    """The same base model and packs, and a place of its own for what goes wrong."""
+    grid.context().base  # noqa: B018  # made here, where it is kept
+    shutil.copytree(grid.runs / "packs", tmp_path / "packs")
+    store = grid.runs / "store"
+    shutil.copytree(store / "weights", tmp_path / "store" / "weights")
+    base = grid.context().base.name
+    shutil.copytree(store / "cells" / base, tmp_path / "store" / "cells" / base)
+    yield Grid(grid.folder, tmp_path, grid.device)
+    assert [p.name for p in (tmp_path / "store" / "cells").iterdir()] == [base]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_rate_that_is_far_too_high_stops_with_step_and_rate(diverging, stage):
+    with pytest.raises(DivergedError, match=r"FT on outline: .* not finite by step 3 \(lr \d"):
+        diverging.build("optimizer.lr=1e20", f"train.zero_stage={stage}")
+
+
+def test_a_last_step_that_spoils_the_weights_leaves_no_cell(diverging):
+    """The only loss is that of the first step, and it is finite."""
+    words = ("train.epochs=1", "train.batch_size=25", "train.warmup_steps=0")
+    with pytest.raises(DivergedError, match=r"a weight is not finite by step 1 .*first epoch"):
+        diverging.build("optimizer.lr=1e39", *words)
+
+
+def test_a_later_divergence_keeps_the_last_good_weights(diverging, tmp_path):
+    file = tmp_path / "late.py"
+    file.write_text(
+        "from engine.methods.base import Trained\n"
+        "from engine.schema import MethodRecipe as Recipe\n"
+        "class Method(Trained):\n"
+        "    seen = 0\n"
+        "    def loss(self, batch):\n"
+        "        self.seen += 1\n"
+        "        return super().loss(batch) * (float('nan') if self.seen > 7 else 1)\n"
+    )
+    words = [f"method.module={file}", "method.name=late", "method.title=Late"]
+    with pytest.raises(DivergedError, match=r"the last good .* of step 6, in .*late-outline-step6"):
+        diverging.build(*words, "train.epochs=4")
+    (kept,) = (tmp_path / "diverged").iterdir()
+    good = {n.removeprefix("net."): t for n, t in load_file(kept).items()}
+    before = diverging.context().base.state()
+    assert good.keys() == before.keys() and not same(good, before)
+    assert all(torch.isfinite(tensor).all() for tensor in good.values())
