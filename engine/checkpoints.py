@@ -128,17 +128,22 @@ def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
 def _dinov2_onnx(data: bytes) -> State:
     """The DINOv2 ViT inside an exported ONNX graph, under timm's names.
 
-    The exporter keeps the names of vectors; matrices are anonymous, transposed and in layer order:
-    query, key, value, projection and the two of the MLP.
+    The exporter keeps the names of vectors; matrices are anonymous and transposed, and are found
+    through the operation that multiplies by them.
     """
     try:
         import onnx  # type: ignore[import-not-found]
         from onnx import numpy_helper  # type: ignore[import-not-found]
     except ImportError as error:
         raise ValueError("this model needs the onnx package: pip install 'onnx>=1.17'") from error
+    graph = onnx.load_from_string(data).graph
     tensors = {
-        t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
-        for t in onnx.load_from_string(data).graph.initializer
+        t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in graph.initializer
+    }
+    matrices = {
+        node.name.strip("/").replace("/", ".").removesuffix(".MatMul"): tensors[node.input[1]].T
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in tensors
     }
     embeddings = "backbone.embeddings."
     positions = [t for name, t in tensors.items() if name.startswith("onnx::Concat")]
@@ -151,23 +156,20 @@ def _dinov2_onnx(data: bytes) -> State:
         "norm.weight": tensors["backbone.layernorm.weight"],
         "norm.bias": tensors["backbone.layernorm.bias"],
     }
-    matrices = [t.T for name, t in tensors.items() if name.startswith("onnx::MatMul")]
-    for layer in range(len(matrices) // 6):
+    qkv = [f"attention.attention.{name}" for name in ("query", "key", "value")]
+    dense = {"attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    layers = sum(name.endswith(".mlp.fc1") for name in matrices)
+    for layer in range(layers):
         old, new = f"backbone.encoder.layer.{layer}.", f"blocks.{layer}."
-        query, key, value, projection, fc1, fc2 = matrices[6 * layer : 6 * layer + 6]
-        biases = [tensors[f"{old}attention.attention.{n}.bias"] for n in ("query", "key", "value")]
         state |= {
-            f"{new}attn.qkv.weight": torch.cat([query, key, value]),
-            f"{new}attn.qkv.bias": torch.cat(biases),
-            f"{new}attn.proj.weight": projection,
-            f"{new}attn.proj.bias": tensors[f"{old}attention.output.dense.bias"],
-            f"{new}mlp.fc1.weight": fc1,
-            f"{new}mlp.fc1.bias": tensors[f"{old}mlp.fc1.bias"],
-            f"{new}mlp.fc2.weight": fc2,
-            f"{new}mlp.fc2.bias": tensors[f"{old}mlp.fc2.bias"],
+            f"{new}attn.qkv.weight": torch.cat([matrices[old + name] for name in qkv]),
+            f"{new}attn.qkv.bias": torch.cat([tensors[f"{old}{name}.bias"] for name in qkv]),
             f"{new}ls1.gamma": tensors[f"{old}layer_scale1.lambda1"],
             f"{new}ls2.gamma": tensors[f"{old}layer_scale2.lambda1"],
         }
+        for ours, theirs in dense.items():
+            state[f"{new}{ours}.weight"] = matrices[old + theirs]
+            state[f"{new}{ours}.bias"] = tensors[f"{old}{theirs}.bias"]
         for norm in ("norm1", "norm2"):
             for part in ("weight", "bias"):
                 state[f"{new}{norm}.{part}"] = tensors[f"{old}{norm}.{part}"]
@@ -188,6 +190,6 @@ def _check_on_photos(net: nn.Module, recipe: ModelRecipe, cache: Path) -> None:
     right = int((top1 == torch.tensor(labels)).sum())
     if right < recipe.weights.photos_right:
         raise ValueError(
-            f"{recipe.name} gets {right} of {len(labels)} labelled photos right, its recipe promises "
+            f"{recipe.name} gets {right} of {len(labels)} photos right, its recipe promises "
             f"{recipe.weights.photos_right}: wrong architecture variant, mean or std"
         )

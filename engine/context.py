@@ -157,18 +157,25 @@ class Context:
             "seed": cell_recipe.seed,
         }
 
-    def features(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
-        """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set."""
+    def features(
+        self, cell: Cell, labelled: LabelledSet, *, training: bool = False
+    ) -> torch.Tensor:
+        """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set.
+
+        Made in the precision of evaluation, or in that of training where weights depend on them.
+        """
+        section = self.recipe.train if training else self.recipe.evaluate
+        kind = precision.resolve(section.precision, self.device)
         key = {
             "model": cell.backbone,
             "pack": labelled.pack.fingerprint,
-            "precision": precision.resolve(self.recipe.evaluate.precision, self.device),
+            "precision": kind,
             "batch_size": self.recipe.evaluate.batch_size,
         }
         label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
         found = self._find("features", label, key)
         if found is None:
-            values = evaluate.features(self, cell, labelled)
+            values = evaluate.features(self, cell, labelled, kind)
 
             def write(folder: Path) -> None:
                 np.save(folder / "features.npy", values.cpu().numpy(), allow_pickle=False)
@@ -178,10 +185,10 @@ class Context:
         return torch.from_numpy(array).to(self.device)
 
     def logits(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
-        """Logits [N, C] of a cell for a whole set, from its features."""
+        """Logits [N, C] of a teacher for a whole set, from its features."""
         head = models.head(self.network(cell))
         with torch.no_grad():
-            return head(self.features(cell, labelled))
+            return head(self.features(cell, labelled, training=True))
 
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model, loaded on the device, in eval mode.

@@ -63,13 +63,14 @@ def holdout_accuracy(context: Context, mix: Mix) -> float:
     return 100 * float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy()))
 
 
-def features(context: Context, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
-    """Pre-logits [N, D] (float32) of a cell's backbone for a whole set, in the pack's order."""
+def features(context: Context, cell: Cell, labelled: LabelledSet, kind: str) -> torch.Tensor:
+    """Pre-logits [N, D] (float32) of a cell's backbone for a whole set, in the pack's order.
+
+    kind: precision of the forward pass, `fp32` or `bf16`.
+    """
     net = context.network(cell)
-    outputs = _run(
-        context, [lambda x: models.features(net, x).float()], labelled, labelled.split("all")
-    )
-    return outputs[0]
+    bank = [lambda x: models.features(net, x).float()]
+    return _run(context, bank, labelled, labelled.split("all"), kind)[0]
 
 
 def _key(
@@ -102,7 +103,9 @@ def _pass(
             with torch.inference_mode():
                 logits.append((mix, head(shared_ND)))
     if full:
-        outputs = _run(context, _networks(context, full, parents), labelled, positions)
+        networks = _networks(context, full, parents)
+        kind = context.recipe.evaluate.precision
+        outputs = _run(context, networks, labelled, positions, kind)
         logits += list(zip(full, outputs, strict=True))
     for mix, logits_NC in logits:
         table = predictions_table(logits_NC, labelled, positions)
@@ -190,7 +193,11 @@ def _prompted(net: torch.nn.Module, prompt: torch.Tensor | None, device: torch.d
 
 
 def _run(
-    context: Context, bank: Sequence[Model], labelled: LabelledSet, positions: np.ndarray
+    context: Context,
+    bank: Sequence[Model],
+    labelled: LabelledSet,
+    positions: np.ndarray,
+    kind: str,
 ) -> list[torch.Tensor]:
     """Outputs [n, ...] of every model for the images at `positions`, over all ranks, in order."""
     size = context.recipe.evaluate.batch_size
@@ -201,7 +208,7 @@ def _run(
     outputs: list[list[torch.Tensor]] = [[] for _ in bank]
     label = f"{len(bank)} models on {labelled.name}"
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
-    amp = precision.autocast(context.recipe.evaluate.precision, context.device)
+    amp = precision.autocast(kind, context.device)
     bar = tqdm(total=len(mine), desc=label, unit="batch", leave=False, disable=quiet)
     with bar, torch.inference_mode(), amp:
         for batch in source.batches(chunks[i] for i in mine):

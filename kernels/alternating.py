@@ -26,8 +26,8 @@ _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _MEMORY = 8  # steps combined
-_STALLED = 12  # iterations without progress, once the error is below _ROUNDING
-_ROUNDING = 1e-3
+_STALLED = 12  # iterations without progress, once the error may be float32's
+_ROUNDING = 1e-6  # of the exponents' largest term, which float32 sums up
 _SLACK = 1e-6  # of the dual value: rounding of float32 sums
 
 
@@ -66,14 +66,15 @@ class Potentials:
         self._alternate(eps, target)
         self._eps = eps
 
-    def update(self, certificate: Certificate) -> None:
+    def update(self, certificate: Certificate, anderson: Anderson) -> None:
         """Go on from the exact iteration that a certificate made."""
-        self.g = (certificate.f + self.g) / 2 if self.symmetric else certificate.next_g
+        step = (certificate.f if self.symmetric else certificate.next_g) - self.g
+        self.g = anderson.combine(self.g, step / 2 if self.symmetric else step)
         self.f = certificate.f
 
     def _alternate(self, eps: float, target: float) -> None:
         n, m = self.stored.cost.shape
-        progress, anderson = _Progress(), _Anderson()
+        progress, anderson = _Progress(), Anderson()
         best, plain = -math.inf, None
         while not self.exhausted:
             log_s, columns = self._sweep(self.f, eps)
@@ -83,11 +84,12 @@ class Potentials:
             f = self.f - eps * log_s
             dual = float(f.mean() + self.g.mean())
             if plain is not None and dual < best - _SLACK * abs(best):
-                self.g, plain, anderson = plain, None, _Anderson()
+                self.g, plain, anderson = plain, None, Anderson()
                 continue
             best, self.f = max(best, dual), f
             ratio = columns * (m / n)  # of column sums to b
-            if progress.done(float((ratio - 1).abs().mean()), target):
+            rounding = _ROUNDING * float(self.f.abs().amax()) / eps
+            if progress.done(float((ratio - 1).abs().mean()), target, rounding):
                 return
             step = -eps * ratio.clamp(min=1e-30).log()
             plain = self.g + step
@@ -101,7 +103,8 @@ class Potentials:
             if not log_s.abs().amax() < _LOG_LIMIT:
                 self.g = torch.zeros_like(self.g)
                 continue
-            if progress.done(float(log_s.expm1().abs().mean()), target):
+            rounding = _ROUNDING * float(self.g.abs().amax()) / eps
+            if progress.done(float(log_s.expm1().abs().mean()), target, rounding):
                 return
             self.g = self.g - eps / 2 * log_s
 
@@ -131,7 +134,7 @@ class Potentials:
         return f
 
 
-class _Anderson:
+class Anderson:
     """The last points and their steps, and the point whose step their combination cancels."""
 
     def __init__(self) -> None:
@@ -158,7 +161,7 @@ class _Progress:
         self.best = math.inf
         self.stalled = 0
 
-    def done(self, error: float, target: float) -> bool:
+    def done(self, error: float, target: float, rounding: float) -> bool:
         self.stalled = 0 if error < 0.98 * self.best else self.stalled + 1
         self.best = min(self.best, error)
-        return error <= target or (self.stalled >= _STALLED and self.best < _ROUNDING)
+        return error <= target or (self.stalled >= _STALLED and self.best < rounding)

@@ -5,8 +5,9 @@
 Sinkhorn's iterations read the whole matrix again and again, so what they read is stored: 16-bit
 fixed point with an offset and a step a row. Unlike a stored kernel exp(-C / eps) it serves every
 eps, cannot underflow, and is off by at most half a step everywhere (about 1e-5 of the mean cost),
-which also bounds the error of the optimal value. Exact strips, in float64, are computed again
-where something is certified. Samples are sorted by class, so that a strip needs few rows of T.
+which also bounds the error of the optimal value. Where eps is so small that even this shows, the
+copy is float32, rounded once from float64. Exact strips are computed again where something is
+certified. Samples are sorted by class, so that a strip needs few rows of T.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import sweep
 from kernels.bures import check_features
 
 STRIP_ROWS = 256
@@ -141,12 +141,14 @@ class GroundCost:
 
 @dataclass(frozen=True)
 class StoredCost:
-    """Costs as offset[i] + step[i] * q[i, j]; q int16 [n, m], or None to compute it strip by strip.
+    """Costs as offset[i] + step[i] * q[i, j]; q [n, m], or None to compute it at every reading.
 
-    offset and step: float64 [n]. row_minimum: float64 [n]. q counts from -32768.
+    q: int16 from -32768, or float32 where `fine` (steps of 1). offset, step, row_minimum: float64
+    [n].
     """
 
     cost: GroundCost
+    fine: bool
     q: Tensor | None
     offset: Tensor
     step: Tensor
@@ -157,12 +159,12 @@ class StoredCost:
         if self.q is not None:
             yield slice(0, len(self.q)), self.q
             return
-        for rows, cost in self.cost.strips(STRIP_ROWS, dtype=torch.float32):
-            yield rows, sweep.quantise(cost, _STEPS)[0]
+        for rows, q, _, _ in _packed(self.cost, self.fine):
+            yield rows, q
 
 
-def store(cost: GroundCost, memory: int | None = None) -> StoredCost:
-    """The 16-bit copy of a cost matrix; not held, but computed at each reading, if it is too large.
+def store(cost: GroundCost, *, fine: bool = False, memory: int | None = None) -> StoredCost:
+    """The copy of a cost matrix to iterate on; not held if it is too large for the memory.
 
     memory: bytes that may be taken (default: 80% of what is free on the device). Raises ValueError
     when not even strips fit.
@@ -170,20 +172,36 @@ def store(cost: GroundCost, memory: int | None = None) -> StoredCost:
     n, m = cost.shape
     device = cost.x.x.device
     allowed = int(0.8 * free_memory(device)) if memory is None else memory
-    strips = 4 * STRIP_ROWS * m * 4 + 4 * m * cost.x.x.shape[1] + 64 * (n + m)
+    strips = 4 * 8 * STRIP_ROWS * m + 4 * m * cost.x.x.shape[1]
     if strips > allowed:
         raise ValueError(
-            f"a strip of the {n} x {m} cost matrix takes {strips / 1e9:.3g} GB, but "
+            f"strips of the {n} x {m} cost matrix take {strips / 1e9:.3g} GB, but "
             f"{allowed / 1e9:.3g} GB may be used; free memory, or sample fewer images"
         )
-    hold = strips + 2 * n * m <= allowed
-    q = torch.empty(n, m, dtype=torch.int16, device=device) if hold else None
+    dtype = torch.float32 if fine else torch.int16
+    q = None
+    if strips + dtype.itemsize * n * m <= allowed:
+        q = torch.empty(n, m, dtype=dtype, device=device)
     low, step = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(2))
-    for rows, part in cost.strips(STRIP_ROWS, dtype=torch.float32):
-        packed, low[rows], step[rows] = sweep.quantise(part, _STEPS)
+    for rows, part, low[rows], step[rows] in _packed(cost, fine):
         if q is not None:
-            q[rows] = packed
-    return StoredCost(cost, q, low + (_STEPS + 1) // 2 * step, step, low)
+            q[rows] = part
+    offset = low if fine else low + (_STEPS + 1) // 2 * step
+    return StoredCost(cost, fine, q, offset, step, low)
+
+
+def _packed(cost: GroundCost, fine: bool) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """(rows, q, minima, steps) of consecutive strips."""
+    dtype = torch.float64 if fine else torch.float32
+    for rows, part in cost.strips(STRIP_ROWS, dtype=dtype):
+        low, high = torch.aminmax(part, dim=1)
+        part -= low[:, None]
+        if fine:
+            yield rows, part.float(), low, torch.ones_like(low)
+            continue
+        step = ((high - low) / _STEPS).clamp_(min=torch.finfo(dtype).tiny)
+        scaled = part.mul_(step.reciprocal()[:, None]).round_()
+        yield rows, scaled.sub_((_STEPS + 1) // 2).to(torch.int16), low.double(), step.double()
 
 
 def free_memory(device: torch.device) -> int:

@@ -40,7 +40,7 @@ _COMPILE_FROM = 1 << 22
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     """Row sums' logarithms, float32 [n], and column sums of the plan with the new f, float32 [m].
 
-    q: int16 [n, m]; kappa: float32 [n], step over eps; f: float32 [n], the row potentials less the
+    q: int16 or float32 [n, m]; kappa: float32 [n], step over eps; f: float32 [n], the row potentials less the
     cost's offset, over eps; g: float32 [m], the column potentials over eps plus log b; so that
     p_ij = exp(f_i + g_j - kappa_i q_ij). The column sums are sum_i p_ij / s_i: the caller
     multiplies them by a. Sums that overflow come back as infinity or NaN.
@@ -48,18 +48,6 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
     if numba is not None and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
         return _on_threads(q, f, g, kappa)
     return reference.sinkhorn_sweep(q, f, g, kappa)
-
-
-def quantise(cost: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(q int16 [r, m], minimum [r], step [r]): cost = minimum + step * (q + (steps + 1) / 2).
-
-    cost: float32 [r, m], overwritten where that saves a copy. The error is at most step / 2.
-    """
-    low, high = torch.aminmax(cost, dim=1)
-    step = ((high - low) / steps).clamp_(min=torch.finfo(torch.float32).tiny)
-    scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])
-    q = scaled.round_().sub_((steps + 1) // 2).to(torch.int16)
-    return q, low.double(), step.double()
 
 
 def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:

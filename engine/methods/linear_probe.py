@@ -32,7 +32,7 @@ class Method(FrozenBackbone):
         self.head.requires_grad_(True)
         self.features_ND: torch.Tensor | None = None
         if self.recipe.variant == "canonical":
-            self.features_ND = context.features(context.base, context.target)
+            self.features_ND = context.features(context.base, context.target, training=True)
         else:
             for name, parameter in net.named_parameters():
                 if name.split(".")[0] in PAPER_TRAINS:

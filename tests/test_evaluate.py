@@ -1,0 +1,318 @@
+"""Bank evaluation: what is stored of every image, and what an artefact's name depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grids import (
+    CLASSES,
+    CONV,
+    FEW,
+    SETS,
+    VIT,
+    Grid,
+    grid,
+    images,
+    labels,
+    reference,
+    same,
+    weights,
+)
+from PIL import Image
+
+from engine import evaluate, merge, models
+from engine.context import Context
+from engine.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
+
+__all__ = ["grid"]
+PLACES = [CLASSES.index(name) for name in FEW]
+
+
+@pytest.fixture(scope="module")
+def column(grid: Grid) -> list[merge.Mix]:
+    """Every kind of model that a column has: with one, two and three parents, and a prompt."""
+    context = grid.context()
+    base, tuned = context.base.name, context.cell("fine_tune").name
+    cells = [context.cell(name).name for name in ("linear_probe", "visual_prompt", "lora")]
+    alone = [{name: 1.0} for name in (base, tuned, *cells)]
+    return [*alone, {base: 0.7, tuned: 0.3}, {base: 0.2, tuned: 0.8}, {base: 0.5, cells[2]: 0.5}]
+
+
+@pytest.fixture
+def copied(grid: Grid, column: list[merge.Mix], tmp_path: Path) -> Grid:
+    """The same finished cells and packs, without features and predictions."""
+    shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
+    for kind in ("weights", "cells"):
+        shutil.copytree(grid.runs / "store" / kind, tmp_path / "runs" / "store" / kind)
+    return Grid(grid.folder, tmp_path / "runs", grid.device)
+
+
+def tables(context: Context, mixes: list[merge.Mix], names=tuple(SETS), split: str = "all") -> list:
+    evaluate.evaluate(context, mixes, names, split)
+    paths = [evaluate.predicted(context, mix, name, split) for mix in mixes for name in names]
+    return [pq.read_table(path) for path in paths]
+
+
+def files(grid: Grid) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in grid.runs.rglob("*") if p.is_file()}
+
+
+def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, copied, column):
+    together = tables(grid.context(), column)
+    alone = [table for mix in column for table in tables(copied.context(), [mix])]
+    assert len(together) == len(column) * len(SETS)
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine.equals(theirs)
+    tops = [table["top1"].to_pylist() for table in together[:: len(SETS)]]
+    assert len({tuple(top) for top in tops}) > 3, "models that agree on everything show nothing"
+
+
+@pytest.mark.slow
+def test_a_stream_gives_what_a_resident_set_gives(grid, copied, column):
+    resident = tables(grid.context("source=resident"), column)
+    streamed = tables(copied.context("source=stream"), column)
+    assert all(a.equals(b) for a, b in zip(resident, streamed, strict=True))
+
+
+@pytest.mark.parametrize("name", ["outline", "few"])
+@pytest.mark.parametrize("method", ["fine_tune", "linear_probe", "visual_prompt"])
+def test_predictions_are_those_of_timm_read_by_hand(grid, name, method):
+    context, cell = grid.build(f"method={method}")
+    (table,) = tables(context, [{cell.name: 1.0}], [name])
+    index = np.arange(len(table))
+    truth = labels(grid, name, index).numpy()
+    prompt = cell.prompt()
+    x = images(grid, name, index) + (0 if prompt is None else prompt.double())
+    with torch.no_grad():
+        logits = reference(weights(cell))(x).numpy()
+    if name == "few":
+        logits[:, [i for i in range(len(CLASSES)) if i not in PLACES]] = -np.inf
+        assert set(truth) == set(PLACES) and set(table["top1"].to_pylist()) <= set(PLACES)
+    check_columns(table, logits, truth)
+    np.testing.assert_array_equal(table["index"].to_numpy(), index)
+
+
+def check_columns(table, logits: np.ndarray, truth: np.ndarray) -> None:
+    """The columns from float64 logits [N, C] (-inf: not a class of the set) and labels [N]."""
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = exponents / exponents.sum(axis=1, keepdims=True)
+    rows = np.arange(len(truth))
+    others = logits.copy()
+    others[rows, truth] = -np.inf
+    margin = logits[rows, truth] - others.max(axis=1)
+    wanted = {"p_top1": p.max(axis=1), "p_true": p[rows, truth], "margin": margin}
+    np.testing.assert_array_equal(table["label"].to_numpy(), truth)
+    np.testing.assert_array_equal(table["top1"].to_numpy(), logits.argmax(axis=1))
+    for column, values in wanted.items():
+        np.testing.assert_allclose(table[column].to_numpy(), values, rtol=2e-4, atol=2e-5)
+    right = table["top1"].to_numpy() == truth
+    np.testing.assert_array_equal(table["margin"].to_numpy() > 0, right)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_table_of_given_logits(masked):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(40, 6)) * 8
+    mask = np.array([True, False, True, True, False, True])
+    truth = rng.choice(np.flatnonzero(mask), 50)
+    positions = rng.permutation(50)[:40]
+    labelled = SimpleNamespace(
+        labels=torch.from_numpy(truth),
+        mask=torch.from_numpy(mask) if masked else None,
+        pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
+    )
+    table = evaluate.predictions_table(torch.from_numpy(logits), labelled, positions)
+    if masked:
+        logits[:, ~mask] = -np.inf
+    check_columns(table, logits, truth[positions])
+    assert table["source"].to_pylist() == [f"image {i}" for i in positions]
+
+
+def test_a_second_evaluation_writes_and_runs_nothing(grid, column, monkeypatch):
+    context = grid.context()
+    tables(context, column)
+    before = files(grid)
+    monkeypatch.setattr(evaluate, "_pass", lambda *_: pytest.fail("evaluated twice"))
+    tables(grid.context(), [*column, *column])
+    assert files(grid) == before
+
+
+def test_one_new_model_is_the_only_one_that_runs(grid, column, monkeypatch):
+    context = grid.context()
+    tables(context, column)
+    seen = []
+    run = evaluate._pass
+    monkeypatch.setattr(evaluate, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
+    new = {name: share for name, share in zip(column[5], (0.45, 0.55), strict=True)}
+    tables(context, [*column, new, dict(reversed(new.items()))], ["tinted"])
+    assert seen == [[merge.essential(new)]]
+
+
+def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
+    context = grid.context()
+    mix = {context.base.name: 1.0}
+    (held,), (every,) = (tables(context, [mix], ["outline"], s) for s in ("holdout", "all"))
+    index = held["index"].to_numpy()
+    np.testing.assert_array_equal(index, context.target.holdout)
+    assert 0 < len(index) < len(every)
+    assert held["top1"].equals(every.take(index)["top1"])
+    right = held["label"].to_numpy() == held["top1"].to_numpy()
+    assert context.holdout_accuracy(mix) == pytest.approx(100 * right.mean())
+    whole = grid.context("dataset.holdout=0")
+    mix = {whole.base.name: 1.0}
+    evaluate.evaluate(whole, [mix], ["outline"], "all")
+    assert evaluate.predicted(whole, mix, "outline", "holdout") == evaluate.predicted(
+        whole, mix, "outline", "all"
+    )
+
+
+def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
+    for arch in (VIT, CONV):
+        context = grid.context(f"model.arch={arch}")
+        found = context.features(context.base, context.sets["few"])
+        net = reference(context.base.state(), arch)
+        with torch.no_grad():
+            x = images(grid, "few", np.arange(len(found)), arch)
+            wanted = net.forward_head(net.forward_features(x), pre_logits=True)
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
+            logits = context.logits(context.base, context.sets["few"])
+            torch.testing.assert_close(logits.double(), net(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tmp_path):
+    drawings = tmp_path / "shapes"
+    shutil.copytree(grid.folder, drawings)
+    changed = drawings / "tinted" / "disc" / "0.png"
+    Image.eval(Image.open(changed), lambda v: v ^ 1).save(changed)
+    words = f"dataset.root={drawings}"
+    before, after = grid.context(), grid.context(words)
+    mix = {before.base.name: 1.0}
+    assert after.base.name == before.base.name, "the same images upstream, the same model"
+    for context in (before, after):
+        tables(context, [mix], ["outline", "tinted"])
+    for name, equal in (("outline", True), ("tinted", False)):
+        places = [evaluate.predicted(context, mix, name, "all") for context in (before, after)]
+        assert (places[0] == places[1]) is equal, name
+
+
+def test_what_is_not_there_is_named(grid):
+    context = grid.context("evaluate.batch_size=9")
+    mix = {context.base.name: 1.0}
+    with pytest.raises(FileNotFoundError, match=r"linear_probe-upstream-on-few was not evaluated"):
+        evaluate.predicted(context, mix, "few", "all")
+    with pytest.raises(FileNotFoundError, match="no cell absent-outline-00 under"):
+        evaluate.evaluate(context, [{"absent-outline-00": 1.0}], ["few"], "all")
+
+
+TRAIN = {
+    "epochs": 3,
+    "batch_size": 6,
+    "accumulation": 2,
+    "warmup_steps": 1,
+    "clip": 0.5,
+    "freeze_batchnorm": "false",
+    "zero_stage": 0,
+    "precision": "bf16",
+    "compile": "true",
+}
+OPTIMIZER = {
+    "name": "adamw",
+    "lr": 0.5,
+    "momentum": 0.8,
+    "betas": "[0.8,0.9]",
+    "eps": 1e-6,
+    "weight_decay": 0.1,
+}
+EVALUATE = {"batch_size": 4, "precision": "bf16", "split": "holdout"}
+CHANGES = [
+    *(f"train.{key}={value}" for key, value in TRAIN.items()),
+    *(f"optimizer.{key}={value}" for key, value in OPTIMIZER.items()),
+    "seed=1",
+    "downstream=tinted",
+    "downstream=few",
+    "dataset.holdout=0",
+    "dataset.seed=1",
+    "model.crop=0.9",
+    "model.mean=[0.4,0.5,0.5]",
+    "model.head.lr=0.02",
+    "model.head.epochs=3",
+    "model.head.batch_size=8",
+    "model.head.weight_decay=0.1",
+    f"model.arch={CONV}",
+    "method.variant=paper",
+]
+OF_METHODS = {
+    "ewc": ["lam=2", "fisher_images=3", "fisher_labels=data", "fisher_scale=mean"],
+    "lwf": ["weight=2", "temperature=3"],
+    "lora": ["rank=2", "scale=1", "train_head=false"],
+    "visual_prompt": ["frame_at_224=60"],
+    "wise_ft": ["alpha=0.4", "alphas=[0.2]"],
+    "soup": ["select=greedy", "members=[pre,lwf]", "members=[fine_tune,pre]"],
+}
+
+
+def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
+    for options, section in ((TRAIN, TrainRecipe), (OPTIMIZER, OptimizerRecipe)):
+        assert set(options) == {f.name for f in dataclasses.fields(section)}, "say it here too"
+    plain = grid.context().key()
+    keys = {word: grid.context(word).key() for word in CHANGES}
+    same_name = [word for word, key in keys.items() if key == plain]
+    assert not same_name
+    pairs = [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b]]
+    assert not pairs
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
+    name = f"method={method}"
+    plain = grid.context(name).key()
+    own = {f.name for f in dataclasses.fields(grid.context(name).recipe.method)}
+    options = OF_METHODS[method]
+    assert own - {"name", "title", "module", "variant"} == {o.split("=")[0] for o in options}
+    assert all(grid.context(name, f"method.{option}").key() != plain for option in options)
+
+
+@pytest.mark.parametrize("method", ["lp_ft", "wise_ft", "soup"])
+def test_what_changes_a_needed_cell_changes_the_cell_that_needs_it(grid, method):
+    name = f"method={method}"
+    plain = grid.context(name).key()
+    assert plain["needs"]
+    assert grid.context(name, "optimizer.lr=0.5").key()["needs"] != plain["needs"]
+
+
+def test_what_changes_no_weights_changes_no_name(grid):
+    assert set(EVALUATE) == {f.name for f in dataclasses.fields(EvaluateRecipe)}
+    words = [f"evaluate.{key}={value}" for key, value in EVALUATE.items()]
+    words += ["method.title=Other", "source=stream", "device=cpu", "model.name=other"]
+    plain = grid.context().key()
+    assert all(grid.context(word).key() == plain for word in words)
+    features = grid.context("method=linear_probe")
+    assert features.key() != plain
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "lwf"])
+def test_the_precision_of_evaluation_is_not_that_of_training(grid, copied, method):
+    """Both methods learn from stored features."""
+    _, cell = grid.build(f"method={method}")
+    shutil.rmtree(copied.runs / "store" / "cells")
+    context, other = copied.build(f"method={method}", "evaluate.precision=bf16")
+    assert other.name == cell.name and same(weights(other), weights(cell))
+    assert not torch.equal(
+        context.features(context.base, context.target),
+        context.features(context.base, context.target, training=True),
+    )
+
+
+def test_a_head_is_made_for_a_bare_backbone_and_seeded(grid):
+    context = grid.context("downstream=upstream")
+    assert context.base.artifact.kind == "weights"
+    one, two = (context.network(context.base).state_dict() for _ in range(2))
+    assert same(one, two)
+    assert one[models.head_names(context.network(context.base))[0]].shape[0] == len(CLASSES)
