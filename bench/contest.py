@@ -38,11 +38,15 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Contest:
-    """A subject of ours at one size against its peers."""
+    """A subject of ours at one size against its peers, at least `rounds` times.
+
+    Entrants of one contest disturb each other's caches: peers many times slower get their own.
+    """
 
     name: str
     subject: Entrant
     peers: tuple[Entrant, ...]
+    rounds: int = 5
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,12 @@ def load(name: str) -> Case:
 
 
 def hold(
-    contest: Contest, roofline: Roofline, device: torch.device, *, seconds: float, least: int = 5
+    contest: Contest, roofline: Roofline, device: torch.device, *, seconds: float
 ) -> list[Row]:
     """Times a contest, a row for each peer. Predictions are made before anything runs."""
     entrants = (contest.subject, *contest.peers)
     expected = [roofline.milliseconds(entrant.work) for entrant in entrants]
-    times = interleave([e.run for e in entrants], device, seconds=seconds, least=least)
+    times = interleave([e.run for e in entrants], device, seconds=seconds, least=contest.rounds)
     rows = []
     for peer, peer_expected, peer_times in zip(contest.peers, expected[1:], times[1:], strict=True):
         ratios = [mine / theirs for mine, theirs in zip(times[0], peer_times, strict=True)]

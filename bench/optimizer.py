@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,11 +53,11 @@ def gate(device: torch.device) -> None:
 def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
     for millions in (1,) if quick else (21, 86):
         numel = millions * 1_000_000
-        yield _adamw(numel, f"EWC-AdamW {millions}M", device)
-        yield _sgd(numel, f"EWC-SGD {millions}M", device)
+        yield from _adamw(numel, f"EWC-AdamW {millions}M", device)
+        yield from _sgd(numel, f"EWC-SGD {millions}M", device)
 
 
-def _adamw(numel: int, name: str, device: torch.device) -> Contest:
+def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     theta, grad, anchor, fisher = _tensors(numel, device)
     state = [torch.zeros_like(theta) for _ in range(2)]
     options = {"lr": LR, "weight_decay": DECAY}
@@ -64,30 +65,24 @@ def _adamw(numel: int, name: str, device: torch.device) -> Contest:
     def ewc() -> None:
         adamw_ewc_(theta, grad, *state, anchor, fisher, step=3, lam=LAM, **options)
 
-    def peer(kind: Callable[..., Optimizer], **more) -> tuple[Tensor, Optimizer]:
-        return _stepping(kind, theta, grad, **options, **more)
+    def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
+        _, optimizer = _stepping(kind, theta, grad, **options, **more)
+        target = 1.35 if moved == 28 else None
+        return Entrant(label, optimizer.step, Work(moved * numel), target)
 
-    _, fused = peer(torch.optim.AdamW, fused=True)
-    penalised, fused_too = peer(torch.optim.AdamW, fused=True)
-    _, foreach = peer(torch.optim.AdamW, foreach=True)
-    peers = [
-        Entrant("torch AdamW, fused", fused.step, Work(28 * numel), target=1.35),
-        Entrant("torch AdamW, foreach", foreach.step, Work(_FOREACH * numel)),
-        Entrant(
-            "penalty in the loss",
-            lambda: _naive(penalised, anchor, fisher, fused_too),
-            Work((28 + _NAIVE) * numel),
-        ),
-    ]
+    subject = Entrant("adamw_ewc_", ewc, Work(36 * numel))
+    yield Contest(name, subject, (peer("torch AdamW, fused", torch.optim.AdamW, 28, fused=True),))
+    others = [peer("torch AdamW, foreach", torch.optim.AdamW, _FOREACH, foreach=True)]
     if device.type == "cuda":
         for label, module in (("DeepSpeed", "deepspeed.ops.adam"), ("apex", "apex.optimizers")):
             if (kind := _optional(module, "FusedAdam")) is not None:
-                _, theirs = peer(kind, adam_w_mode=True)
-                peers.append(Entrant(f"{label} FusedAdam", theirs.step, Work(28 * numel), 1.35))
-    return Contest(name, Entrant("adamw_ewc_", ewc, Work(36 * numel)), tuple(peers))
+                others.append(peer(f"{label} FusedAdam", kind, 28, adam_w_mode=True))
+    fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
+    others.append(_in_the_loss(*fused, anchor, fisher, 28))
+    yield Contest(name, subject, tuple(others))
 
 
-def _sgd(numel: int, name: str, device: torch.device) -> Contest:
+def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     theta, grad, anchor, fisher = _tensors(numel, device)
     momentum_buffer = torch.zeros_like(theta)
     options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
@@ -95,20 +90,11 @@ def _sgd(numel: int, name: str, device: torch.device) -> Contest:
     def ewc() -> None:
         sgd_ewc_(theta, grad, momentum_buffer, anchor, fisher, lam=LAM, **options)
 
+    subject = Entrant("sgd_ewc_", ewc, Work(28 * numel))
     _, fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
-    penalised, fused_too = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
-    return Contest(
-        name,
-        Entrant("sgd_ewc_", ewc, Work(28 * numel)),
-        (
-            Entrant("torch SGD, fused", fused.step, Work(20 * numel)),
-            Entrant(
-                "penalty in the loss",
-                lambda: _naive(penalised, anchor, fisher, fused_too),
-                Work((20 + _NAIVE) * numel),
-            ),
-        ),
-    )
+    yield Contest(name, subject, (Entrant("torch SGD, fused", fused.step, Work(20 * numel)),))
+    penalised = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
+    yield Contest(name, subject, (_in_the_loss(*penalised, anchor, fisher, 20),))
 
 
 def _tensors(numel: int, device: torch.device) -> list[Tensor]:
@@ -120,7 +106,7 @@ def _tensors(numel: int, device: torch.device) -> list[Tensor]:
 
 
 def _stepping(
-    kind: Callable[..., Optimizer], theta: Tensor, grad: Tensor, **options
+    kind: Callable[..., Optimizer], theta: Tensor, grad: Tensor, **options: Any
 ) -> tuple[Tensor, Optimizer]:
     """An optimizer over a copy of theta, with a gradient of its own."""
     parameter = torch.nn.Parameter(theta.clone())
@@ -128,9 +114,14 @@ def _stepping(
     return parameter, kind([parameter], **options)
 
 
-def _naive(theta: Tensor, anchor: Tensor, fisher: Tensor, optimizer: Optimizer) -> None:
-    (LAM / 2 * (fisher * (theta - anchor) ** 2).sum()).backward()
-    optimizer.step()
+def _in_the_loss(
+    theta: Tensor, optimizer: Optimizer, anchor: Tensor, fisher: Tensor, plain: int
+) -> Entrant:
+    def step() -> None:
+        (LAM / 2 * (fisher * (theta - anchor) ** 2).sum()).backward()
+        optimizer.step()
+
+    return Entrant("penalty in the loss", step, Work((plain + _NAIVE) * theta.numel()))
 
 
 def _optional(module: str, name: str) -> Callable[..., Optimizer] | None:

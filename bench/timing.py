@@ -18,7 +18,7 @@ def interleave(
     *,
     seconds: float,
     least: int = 5,
-    most: int = 50,
+    most: int = 100,
 ) -> list[list[float]]:
     """Milliseconds of every run, a number a round: A B C, C B A, A B C, ...
 

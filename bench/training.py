@@ -131,30 +131,16 @@ def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
     steps = Steps(model)
     numel, logits = model.theta.numel(), model.batch * vit.CLASSES
     passes = Work(28 * numel, model.batch * model.flops)
-    fine_tuning = Entrant("plain fine-tuning", steps.fine_tuning, passes)
     lwf = passes + Work(_DISTILLATION * 4 * logits)
+    stored = Entrant("LwF, teacher stored", steps.lwf, lwf)
+    ewc = Entrant("EWC", steps.ewc, passes + Work(8 * numel))
     gpu = device.type == "cuda"
-    yield Contest(
-        f"LwF {model.name}",
-        Entrant("LwF, teacher stored", steps.lwf, lwf),
-        (
-            _aimed(fine_tuning, 1.03 if gpu else 1.05),
-            Entrant(
-                "LwF, teacher in the step",
-                steps.lwf_with_teacher,
-                lwf + Work(flops=model.batch * model.flops / 3),
-            ),
-        ),
-    )
-    yield Contest(
-        f"EWC {model.name}",
-        Entrant("EWC", steps.ewc, passes + Work(8 * numel)),
-        (
-            _aimed(fine_tuning, 1.01 if gpu else 1.05),
-            Entrant("penalty in the loss", steps.ewc_in_the_loss, passes + Work(80 * numel)),
-        ),
-    )
-
-
-def _aimed(entrant: Entrant, target: float) -> Entrant:
-    return Entrant(entrant.name, entrant.run, entrant.work, target)
+    for name, subject, target in (("LwF", stored, 1.03), ("EWC", ewc, 1.01)):
+        target = target if gpu else 1.05
+        peer = Entrant("plain fine-tuning", steps.fine_tuning, passes, target)
+        yield Contest(f"{name} {model.name}", subject, (peer,))
+    teaching = lwf + Work(flops=model.batch * model.flops / 3)
+    teacher = Entrant("LwF, teacher in the step", steps.lwf_with_teacher, teaching)
+    yield Contest(f"LwF {model.name}", stored, (teacher,), rounds=3)
+    naive = Entrant("penalty in the loss", steps.ewc_in_the_loss, passes + Work(80 * numel))
+    yield Contest(f"EWC {model.name}", ewc, (naive,), rounds=3)

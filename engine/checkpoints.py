@@ -10,16 +10,19 @@ import dataclasses
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine import models
-from engine.artifacts import Artifact, Store
+from engine.artifacts import Artifact, Store, file_hash
 from engine.schema import ModelRecipe
 from loaders import registry
 
@@ -42,7 +45,11 @@ def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artif
     settings = dataclasses.asdict(recipe)
     for unrelated in ("name", "head"):
         del settings[unrelated]
-    key = {"model": settings} | ({"seed": seed} if recipe.weights.source == "random" else {})
+    key: dict[str, Any] = {"model": settings}
+    if recipe.weights.source == "random":
+        key["seed"] = seed
+    if recipe.weights.source == "file":
+        key["sha256"] = file_hash(_own_file(recipe))
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
@@ -60,11 +67,30 @@ def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def load(path: Path) -> State:
-    """Read a state dict from safetensors, or from a checkpoint of plain tensors."""
-    if path.suffix == ".safetensors":
+    """Read a state dict from safetensors, or from a checkpoint of plain tensors.
+
+    Raises ValueError naming the file if it holds anything else; nothing in it is ever run.
+    """
+    if path.suffix != ".safetensors":
+        return _plain_tensors(path, str(path))
+    try:
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
+
+
+def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{source} is cut, or holds more than plain tensors, which is never loaded; "
+            "save the state dict alone, best as safetensors"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{source} holds no state dict of tensors")
+    return state
 
 
 def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
@@ -76,10 +102,15 @@ def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
 
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    path = _own_file(recipe)
+    return _matched(recipe, load(path), str(path))
+
+
+def _own_file(recipe: ModelRecipe) -> Path:
     path = Path(recipe.weights.path)
     if not path.is_file():
         raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
-    return _matched(recipe, load(path), str(path))
+    return path
 
 
 def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
@@ -89,8 +120,7 @@ def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
     source = f"{weights.member} of {weights.package} {weights.version}"
     if weights.member.endswith(".onnx"):
         return _matched(recipe, _dinov2_onnx(data), source)
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return _matched(recipe, state, source)
+    return _matched(recipe, _plain_tensors(io.BytesIO(data), source), source)
 
 
 def _wheel(package: str, version: str, sha256: str, cache: Path) -> Path:
@@ -178,11 +208,15 @@ def _dinov2_onnx(data: bytes) -> State:
 
 def _check_on_photos(net: nn.Module, recipe: ModelRecipe, cache: Path) -> None:
     photos = registry.members(_wheel(*PHOTOS, cache), lambda name: "/imagenet_" in name)
-    full_size = dataclasses.replace(recipe, image_size=models.data_config(recipe)["input_size"][-1])
+    # As the weights were made to be used: the recipe's own crop is for its sets, and can hide a
+    # wrong variant.
+    as_made = dataclasses.replace(recipe, crop=None, interpolation=None)
+    size = models.data_config(recipe)["input_size"][-1]
+    transform = models.transform(dataclasses.replace(as_made, image_size=size))
     pixels, labels = [], []
     for name, data in sorted(photos.items()):
         image = Image.open(io.BytesIO(data))
-        pixels.append(torch.from_numpy(models.transform(full_size)(image)).permute(2, 0, 1))
+        pixels.append(torch.from_numpy(transform(image)).permute(2, 0, 1))
         labels.append(int(Path(name).stem.rsplit("_", 1)[1]))
     normalize = models.Normalize(recipe, torch.device("cpu"))
     with torch.inference_mode():

@@ -26,8 +26,8 @@ _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _MEMORY = 8  # steps combined
-_STALLED = 12  # iterations without progress, once the error may be float32's
-_ROUNDING = 1e-6  # of the exponents' largest term, which float32 sums up
+_STALLED = 20  # iterations without progress, once the error may be float32's
+_ROUNDING = 1e-7  # of the exponents' largest term, which float32 sums up
 _SLACK = 1e-6  # of the dual value: rounding of float32 sums
 
 

@@ -16,8 +16,6 @@ from engine.artifacts import Store
 from engine.context import cache_folder
 from engine.schema import ModelRecipe, WeightsRecipe
 
-DIM, LAYERS = 64, 6  # of timm's test_vit
-
 
 def model(path: Path | str = "", arch: str = "test_vit", match: str = "names") -> ModelRecipe:
     weights = WeightsRecipe(source="file", path=str(path), match=match)
@@ -145,14 +143,19 @@ def test_dinov2_graph_is_mapped_to_timms_names() -> None:
     arch = {"arch": "vit_small_patch14_dinov2", "image_size": 28}
     net = models.create(ModelRecipe(name="d", **arch), 0)
     wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
-    tensors = [onnx.numpy_helper.from_array(v.numpy(), k) for k, v in exported(wanted).items()]
-    graph = onnx.helper.make_graph([], "dino", [], [], initializer=tensors)
+    tensors, nodes = [], []
+    for name, value in reversed(exported(wanted).items()):  # whatever the order
+        key = name if not name.endswith("/MatMul") else f"onnx::MatMul_{len(nodes)}"
+        if key != name:
+            nodes.append(onnx.helper.make_node("MatMul", ["x", key], ["y"], name=name))
+        tensors.append(onnx.numpy_helper.from_array(value.numpy(), key))
+    graph = onnx.helper.make_graph(nodes, "dino", [], [], initializer=tensors)
     data = onnx.helper.make_model(graph).SerializeToString()
     assert same(checkpoints._dinov2_onnx(data), wanted)
 
 
 def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names that the exporter gives: vectors keep theirs, matrices lose them and transpose."""
+    """What the exporter writes: vectors by name, matrices transposed, by the node that uses them."""
     top = "backbone.embeddings."
     found = {
         f"{top}cls_token": state["cls_token"],
@@ -168,7 +171,9 @@ def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = ("query", "key", "value")
         matrices = [*state[f"{old}attn.qkv.weight"].chunk(3), state[f"{old}attn.proj.weight"]]
         matrices += [state[f"{old}mlp.fc1.weight"], state[f"{old}mlp.fc2.weight"]]
-        found |= {f"onnx::MatMul_{i:02}{j}": m.T.contiguous() for j, m in enumerate(matrices)}
+        users = [*(f"attention/attention/{part}" for part in parts), "attention/output/dense"]
+        for user, matrix in zip([*users, "mlp/fc1", "mlp/fc2"], matrices, strict=True):
+            found[f"/backbone/encoder/layer.{i}/{user}/MatMul"] = matrix.T.contiguous()
         for part, bias in zip(parts, state[f"{old}attn.qkv.bias"].chunk(3), strict=True):
             found[f"{new}attention.attention.{part}.bias"] = bias.clone()
         found[f"{new}attention.output.dense.bias"] = state[f"{old}attn.proj.bias"]

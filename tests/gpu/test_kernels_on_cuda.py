@@ -1,0 +1,154 @@
+"""Every kernel on a GPU against its twin in float64; skipped where torch sees no GPU.
+
+The interpreter and the ahead-of-time gate check the same kernels without one, so what is left for
+here is the hardware: its rounding, its launches, no waiting of the host, offsets past 2^31.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import contest
+from kernels import reference
+from kernels.distill import distill_loss
+from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.fisher import fisher_diagonal
+from kernels.interpolate import interpolate
+from kernels.outer_squares import outer_squares
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CUDA = torch.device("cuda")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(CUDA, dtype)
+
+
+@pytest.mark.parametrize("name", contest.CASES)
+def test_the_gates_of_the_bench_are_green(name):
+    contest.load(name).gate(CUDA)
+
+
+@pytest.mark.parametrize("size", [1, 1023, 1025, 100_003])
+@pytest.mark.parametrize("misaligned", [0, 1])
+def test_ewc_steps_equal_float64(size, misaligned):
+    tensors = randn(6, size + misaligned)[:, misaligned:]
+    tensors[3:].square_()
+    for twin, mine in (
+        (reference.adamw_ewc_, [t.clone() for t in tensors]),
+        (reference.sgd_ewc_, [t.clone() for t in tensors[[0, 1, 2, 4, 5]]]),
+    ):
+        truth = [t.double() for t in mine]
+        if misaligned:
+            buffers = [torch.empty(size + 1, device=CUDA)[1:] for _ in mine]
+            mine = [buffer.copy_(t) for buffer, t in zip(buffers, mine, strict=True)]
+        penalty = torch.zeros((), dtype=torch.float64, device=CUDA)
+        scalars = [0.7, 0.1, 0.9, 0.03]
+        if twin is reference.adamw_ewc_:
+            scalars = [0.7, 1 - 0.003, 0.03 / 0.1, 0.1, 0.999, 0.001, 0.001**-0.5, 1e-8]
+            adamw_ewc_(*mine, step=1, lr=0.03, weight_decay=0.1, lam=0.7, penalty=penalty)
+        else:
+            sgd_ewc_(*mine, lr=0.03, weight_decay=0.1, lam=0.7, penalty=penalty)
+        value = twin(*truth, torch.tensor(scalars, dtype=torch.float64, device=CUDA), True)
+        for found, right in zip(mine, truth, strict=True):
+            torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(penalty, value, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [10, 1000, 4096, 4097, 21843])
+@pytest.mark.parametrize("masked", [False, True])
+def test_distillation_and_its_gradient_equal_float64(dtype, classes, masked):
+    student, teacher = 3 * randn(2, 9, classes, dtype=dtype)
+    mask = torch.arange(classes, device=CUDA) % 3 != 1 if masked else None
+    if mask is not None:
+        student.masked_fill_(~mask, float("nan"))
+    labels = 3 * torch.randint(classes // 3, (9,), device=CUDA)
+    options = {"mask": mask, "temperature": 3.0, "weight": 0.7, "label_smoothing": 0.1}
+    student.requires_grad_()
+    found = distill_loss(student, teacher, labels, **options)
+    (gradient,) = torch.autograd.grad(found.sum(), student)
+    exact = student.detach().double().requires_grad_()
+    truth = reference.distill_loss(exact, teacher.double(), labels, **options)
+    (right,) = torch.autograd.grad(truth.sum(), exact)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+    torch.testing.assert_close(gradient.double(), right, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 4, 7), (11, 2, 100_003), (33, 2, 513), (4, 8, 4096)])
+def test_weighted_sums_equal_float64(dtype, shape):
+    outputs, count, numel = shape
+    parents, weights = randn(count, numel), randn(outputs, count)
+    out = torch.full((outputs, numel), float("nan"), dtype=dtype, device=CUDA)
+    interpolate(parents, weights, dtype=dtype, out=out)
+    truth = weights.double() @ parents.double()
+    rounding = 1e-6 if dtype == torch.float32 else 2.0**-8
+    torch.testing.assert_close(out.double(), truth, rtol=rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 197, 100, 33), (9, 64, 384, 1536)])
+def test_outer_squares_equal_float64(dtype, shape):
+    batch, tokens, outputs, inputs = shape
+    g, x = randn(batch, tokens, outputs, dtype=dtype), randn(batch, tokens, inputs, dtype=dtype)
+    found, truth = outer_squares(g, x), reference.outer_squares(g, x)
+    torch.testing.assert_close(found.double(), truth, rtol=2e-4, atol=1e-4 * truth.max().item())
+
+
+def test_the_fisher_of_a_convolutional_net_equals_a_loop():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, 2), torch.nn.GELU(), torch.nn.Conv2d(16, 16, 3, groups=16),
+        torch.nn.BatchNorm2d(16), torch.nn.Conv2d(16, 24, 1), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(24, 10),
+    ).to(CUDA).eval()  # fmt: skip
+    images, labels = randn(7, 3, 20, 20), torch.arange(7, device=CUDA)
+    truth = reference.fisher_diagonal(net, images, labels)
+    for name, found in fisher_diagonal(net, [(images, labels)], labels="data").items():
+        scale = truth[name].max().item()
+        torch.testing.assert_close(found, truth[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_nothing_waits_for_the_gpu():
+    numbers = randn(6, 5000).square_()
+    logits = randn(4, 1000).requires_grad_()
+    labels, weights = torch.zeros(4, dtype=torch.int64, device=CUDA), randn(3, 6)
+    penalty, out = torch.zeros((), device=CUDA), randn(3, 5000)
+
+    def run() -> None:
+        adamw_ewc_(*numbers, step=1, lr=0.1, lam=1.0, penalty=penalty)
+        sgd_ewc_(*numbers[:5], lr=0.1, lam=1.0, penalty=penalty)
+        distill_loss(logits, logits.detach(), labels).sum().backward()
+        interpolate(numbers, weights, out=out)
+        outer_squares(logits.detach()[None], logits.detach()[None])
+
+    run()  # kernels are compiled and loaded, which does wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_offsets_beyond_two_to_the_31():
+    numel = (1 << 31) + 1000
+    if torch.cuda.mem_get_info()[0] < 7 * numel:
+        pytest.skip("needs 16 GB of free GPU memory")
+    parents = torch.zeros(1, numel, device=CUDA)
+    parents[0, -3:] = torch.tensor([1.0, 2.0, 3.0], device=CUDA)
+    out = interpolate(parents, torch.tensor([[2.0]], device=CUDA), dtype=torch.bfloat16)
+    assert out[0, -4:].tolist() == [0.0, 2.0, 4.0, 6.0]
+
+
+def test_compiled_steps_use_the_same_kernels():
+    student, teacher = randn(2, 8, 1000)
+    labels = torch.arange(8, device=CUDA)
+    compiled = torch.compile(distill_loss, fullgraph=True)
+    torch.testing.assert_close(
+        compiled(student, teacher, labels), distill_loss(student, teacher, labels)
+    )

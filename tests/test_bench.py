@@ -1,0 +1,177 @@
+"""The bench refuses what it should, predicts what it says, and its gates are green."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import bench
+import kernels
+from bench import __main__ as command
+from bench import contest, report
+from bench.contest import Contest, Entrant, Row
+from bench.roofline import Roofline, Work
+from bench.timing import interleave
+
+CPU = torch.device("cpu")
+ROOFLINE = Roofline(copy_gb_s=10.0, matmul_gflop_s=100.0)
+
+
+def row(**change) -> Row:
+    values = {
+        "contest": "EWC-AdamW 21M", "subject": "adamw_ewc_", "peer": "torch AdamW, fused",
+        "subject_ms": 12.5, "peer_ms": 10.0, "predicted": 1.29, "measured": 1.25, "low": 1.2,
+        "high": 1.3, "of_minima": 1.24, "target": 1.35, "roofline": 0.8, "rounds": 5,
+    }  # fmt: skip
+    return Row(**values | change)
+
+
+def fake(ran: list[str]) -> SimpleNamespace:
+    def contests(device, quick):
+        runs = [Entrant(name, lambda name=name: ran.append(name), Work(1.0)) for name in "ab"]
+        yield Contest("one", runs[0], (runs[1],))
+
+    return SimpleNamespace(KERNELS=(), gate=lambda device: None, contests=contests)
+
+
+@pytest.fixture
+def cases(monkeypatch, tmp_path):
+    """Cases by name that replace the real ones; results go to a temporary folder."""
+    replaced: dict[str, SimpleNamespace] = {}
+    monkeypatch.setattr(contest, "load", lambda name: replaced[name])
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    return replaced
+
+
+def test_runs_are_interleaved_and_every_other_round_goes_backwards():
+    order: list[str] = []
+    times = interleave(
+        [lambda: order.append("a"), lambda: order.append("b")], CPU, seconds=0, least=3
+    )
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert [len(entrant) for entrant in times] == [3, 3]
+    assert len(interleave([int], CPU, seconds=60, most=7)[0]) == 7
+
+
+def test_predictions_are_bytes_and_flops_over_the_measured_rates():
+    assert ROOFLINE.milliseconds(Work(bytes=10e6, flops=100e6)) == pytest.approx(2.0)
+    ours = Entrant("ours", int, Work(36))
+    peer = Entrant("theirs", int, Work(28), target=1.35)
+    (held,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
+    assert held.predicted == pytest.approx(36 / 28) and held.rounds == 3
+    assert held.low <= held.measured <= held.high and held.target == 1.35
+
+
+@pytest.mark.parametrize(
+    ("measured", "target", "verdict"),
+    [(1.35, 1.35, "met"), (1.36, 1.35, "MISSED"), (9.0, None, "-")],
+)
+def test_verdicts(measured, target, verdict):
+    assert row(measured=measured, target=target).verdict == verdict
+
+
+def test_the_table_fits_a_hundred_columns():
+    long = row(contest="x" * 50, peer="y" * 50, subject_ms=12345.6, peer_ms=12345.6)
+    lines = report.table([row(), long]).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[1].split()[-4:] == ["1.29", "1.25", "1.35", "met"]
+    assert "12.5 / 10" in lines[1]
+
+
+def test_a_red_gate_refuses_the_timing_and_fails_the_run(cases, capsys, tmp_path):
+    ran: list[str] = []
+    cases["fisher"] = fake(ran)
+
+    def red(device):
+        raise AssertionError("off by 3")
+
+    cases["fisher"].gate = red
+    assert command.main(["fisher", "--quick"]) == 1
+    assert "NOT TIMED, its gate is red: off by 3" in capsys.readouterr().out
+    assert not ran and not list(tmp_path.iterdir())
+
+
+def test_a_case_without_its_package_is_skipped_by_name(cases, capsys, monkeypatch):
+    cases["distill"] = fake([])
+
+    def load(name):
+        if name == "fisher":
+            raise ModuleNotFoundError("No module named 'timm'")
+        return cases[name]
+
+    monkeypatch.setattr(contest, "load", load)
+    assert command.main(["fisher", "distill", "--quick", "--seconds", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "fisher\nskipped: No module named 'timm'" in printed and "one" in printed
+
+
+def test_results_name_device_versions_and_commit(cases, tmp_path):
+    cases["fisher"] = fake([])
+    assert command.main(["fisher", "--seconds", "0"]) == 0
+    (path,) = (tmp_path / "bench" / "results").iterdir()
+    assert path.name == "fisher-cpu.json"
+    found = json.loads(path.read_text())
+    assert found["case"] == "fisher" and found["gate"] == "green" and len(found["rows"]) == 1
+    assert {"device", "threads", "load", "commit", "when"} <= found["machine"].keys()
+    assert found["machine"]["versions"]["torch"] == torch.__version__
+    assert found["rows"][0]["rounds"] >= 5 and found["rows"][0]["verdict"] == "-"
+
+
+def test_all_results_can_go_to_one_file(cases, tmp_path):
+    cases["fisher"], cases["distill"] = fake([]), fake([])
+    path = tmp_path / "all.json"
+    arguments = ["fisher", "distill", "--seconds", "0", "--quick", "--json", str(path)]
+    assert command.main(arguments) == 0
+    assert list(json.loads(path.read_text())) == ["fisher", "distill"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unknown_cases_and_missing_gpus_are_said(capsys):
+    assert command.main(["speed"]) == 2
+    assert "no case speed; there are optimizer," in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert command.main(["--device", "cuda"]) == 2
+        assert "no GPU" in capsys.readouterr().out
+
+
+def test_every_kernel_has_a_case():
+    timed = {kernel for name in contest.CASES for kernel in contest.load(name).KERNELS}
+    for info in pkgutil.iter_modules(kernels.__path__):
+        if hasattr(importlib.import_module(f"kernels.{info.name}"), "specializations"):
+            assert info.name in timed, f"no bench case times kernels/{info.name}.py"
+
+
+def test_every_case_is_listed():
+    for info in pkgutil.iter_modules(bench.__path__):
+        is_case = info.name != "__main__" and hasattr(
+            importlib.import_module(f"bench.{info.name}"), "gate"
+        )
+        assert is_case == (info.name in contest.CASES)
+
+
+@pytest.mark.parametrize("name", contest.CASES)
+def test_gates_are_green(name, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # test_ewc.py compiles the step
+    contest.load(name).gate(CPU)
+
+
+@pytest.mark.parametrize("name", contest.CASES)
+def test_contests_run_and_predict(name, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    for held in contest.load(name).contests(CPU, True):
+        for each in contest.hold(held, ROOFLINE, CPU, seconds=0):
+            assert each.predicted > 0 and each.measured > 0
+
+
+def test_a_gate_can_be_red(monkeypatch):
+    distill = contest.load("distill")
+    monkeypatch.setattr(
+        distill, "distill_loss", lambda *a, **k: distill.reference.distill_loss(*a, **k) * 1.001
+    )
+    with pytest.raises(AssertionError):
+        distill.gate(CPU)

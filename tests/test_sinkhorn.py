@@ -1,0 +1,272 @@
+"""Certified entropic transport against POT, closed forms, float64 log-domain loops and laws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import alternating, reference, sweep
+from kernels.bures import bures_squared, class_gaussians
+from kernels.certificate import certify, relative_gap
+from kernels.ground_cost import GroundCost, store
+from kernels.sinkhorn import debiased, transport, unregularised
+
+CLASSES, D = 5, 16
+
+
+def labelled(n: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    labels[:CLASSES] = torch.arange(CLASSES)
+    centres = torch.linspace(-2, 2, CLASSES)[:, None] * torch.ones(D)
+    return centres[labels] + torch.randn(n, D, generator=generator) + shift, labels
+
+
+def problem(n: int, m: int, seed: int = 0, shift: float = 0.3, **options) -> GroundCost:
+    (x, labels_x), (y, labels_y) = labelled(n, seed), labelled(m, seed + 1, shift)
+    table = bures_squared(
+        class_gaussians(x, labels_x, CLASSES), class_gaussians(y, labels_y, CLASSES)
+    )
+    return GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table, **options)
+
+
+def dense(cost: GroundCost) -> Tensor:
+    return cost.rows(0, cost.shape[0])
+
+
+def test_the_ground_cost_is_its_formula():
+    (x, labels_x), (y, labels_y) = labelled(40, 0), labelled(33, 1)
+    table = torch.rand(CLASSES, CLASSES)
+    cost = GroundCost(
+        x, y, labels_x=labels_x, labels_y=labels_y, table=table, lam_x=0.5, lam_y=3.0
+    )
+    expected = 0.5 * torch.cdist(x.double(), y.double()) ** 2 + 3 * table[labels_x][:, labels_y]
+    sorted_rows = expected[cost.x.order][:, cost.y.order]
+    torch.testing.assert_close(dense(cost), sorted_rows)
+    assert cost.mean == pytest.approx(expected.mean().item())
+    torch.testing.assert_close(cost.x.unsorted(cost.x.labels), labels_x)
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_stored_cost_is_off_by_half_a_step(fine):
+    cost = problem(300, 41)
+    stored = store(cost, fine=fine)
+    held = stored.offset[:, None] + stored.step[:, None] * stored.q
+    bound = 0.51 * stored.step[:, None] + 1e-5 * cost.mean
+    assert ((held - dense(cost)).abs() <= (1e-6 * cost.mean if fine else bound)).all()
+    streamed = store(cost, fine=fine, memory=4 * 8 * 256 * 41 + 4 * 41 * D)
+    assert streamed.q is None
+    assert torch.equal(torch.cat([q for _, q in streamed.strips()]), stored.q)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3), (33, 70), (100, 1000)])
+def test_the_compiled_sweep_equals_float64(shape, dtype, monkeypatch):
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-32768, 32767, shape, generator=generator).to(dtype)
+    f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
+    kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
+    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
+    monkeypatch.setattr(sweep, "_COMPILE_FROM", 0)
+    for found, right in zip(sweep.sinkhorn_sweep(q, f, g, kappa), expected, strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.01])
+def test_values_equal_the_log_domain_loop_and_bounds_hold(share):
+    cost = problem(150, 120)
+    eps = share * cost.mean
+    _, _, expected = reference.entropic_transport(dense(cost), eps, 3000)
+    found = transport(cost, eps=eps, tolerance=1e-4)
+    assert found.converged and found.gap <= 1e-4
+    assert found.value == pytest.approx(expected, rel=1e-6)
+    assert found.lower <= expected * (1 + 1e-12) and expected <= found.upper
+    assert relative_gap(found.lower, found.upper) == found.gap
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.02])
+def test_against_pot(share):
+    ot = pytest.importorskip("ot")
+    cost = problem(500, 400)
+    n, m = cost.shape
+    a, b, matrix = np.full(n, 1 / n), np.full(m, 1 / m), dense(cost).numpy()
+    eps = share * cost.mean
+    plan = ot.sinkhorn(a, b, matrix, eps, method="sinkhorn_log", stopThr=1e-9, numItermax=3000)
+    used = plan[plan > 0]
+    entropy = (used * np.log(used * n * m)).sum()
+    found = transport(cost, eps=eps)
+    assert found.value == pytest.approx((plan * matrix).sum() + eps * entropy, rel=1e-4)
+    exact = ot.emd2(a, b, matrix)
+    lower, upper = found.unregularised
+    assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
+
+
+def test_the_bracket_closes_on_exact_transport():
+    ot = pytest.importorskip("ot")
+    cost = problem(200, 150)
+    exact = ot.emd2(np.full(200, 1 / 200), np.full(150, 1 / 150), dense(cost).numpy())
+    found = unregularised(cost, tolerance=2e-3)
+    assert found.converged and found.gap <= 2e-3
+    assert found.lower <= exact <= found.upper
+    assert found.value == pytest.approx(exact, rel=1e-3)
+
+
+def test_bounds_hold_for_any_potential():
+    cost = problem(60, 50)
+    eps = 0.1 * cost.mean
+    _, _, right = reference.entropic_transport(dense(cost), eps, 1000)
+    for seed in range(5):
+        g = torch.randn(50, generator=torch.Generator().manual_seed(seed)).double() * 10**seed
+        found = certify(cost, g, eps)
+        assert found.lower <= right <= found.upper
+        assert found.unregularised[0] <= found.unregularised[1]
+
+
+def test_gaussians_in_closed_form():
+    """Equal covariances, far apart: OT is the squared distance of the means, up to sampling."""
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    y = x.flip(0) + torch.tensor([3.0, -4.0, 0.0])
+    found = unregularised(GroundCost(x, y), tolerance=1e-3)
+    assert found.value == pytest.approx(25.0, rel=1e-3)
+
+
+def divergence(x, y, eps=2.0, tolerance=1e-5):
+    terms = [
+        transport(GroundCost(*pair), eps=eps, tolerance=tolerance, symmetric=pair[0] is pair[1])
+        for pair in ((x, y), (x, x), (y, y))
+    ]
+    return debiased(*terms, tolerance=tolerance)
+
+
+def test_the_debiased_value_is_zero_at_home_symmetric_and_monotone_in_a_shift():
+    x, _ = labelled(80, 3)
+    y, _ = labelled(70, 4)
+    terms = transport(GroundCost(x, x), eps=2.0, tolerance=1e-5)
+    home = divergence(x, x.clone())
+    assert abs(home.value) <= home.gap * terms.value
+    assert home.gap <= 3e-5
+    one, other = divergence(x, y), divergence(y, x)
+    assert one.value == pytest.approx(other.value, abs=2e-5 * terms.value)
+    values = [divergence(x, x + shift).value for shift in (0.1, 0.5, 1.0)]
+    # A translation adds exactly its squared length.
+    assert values == pytest.approx([D * shift**2 for shift in (0.1, 0.5, 1.0)], rel=1e-2)
+
+
+def test_self_terms_agree_with_two_potentials():
+    cost = problem(60, 60, shift=0.0)
+    x, labels = labelled(60, 0)
+    table = bures_squared(class_gaussians(x, labels, CLASSES))
+    cost = GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
+    for share in (0.2, 0.02):
+        eps = share * cost.mean
+        one = transport(cost, eps=eps, symmetric=True)
+        assert one.converged and one.iterations < 60
+        assert one.value == pytest.approx(transport(cost, eps=eps).value, rel=1e-4)
+
+
+def test_sample_order_and_class_names_do_not_matter():
+    (x, labels_x), (y, labels_y) = labelled(50, 5), labelled(60, 6)
+    table = torch.rand(CLASSES, CLASSES, dtype=torch.float64)
+    base = transport(
+        GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table), eps=3.0
+    )
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    renamed = CLASSES - 1 - labels_x
+    other = transport(
+        GroundCost(
+            x[order], y, labels_x=renamed[order], labels_y=labels_y, table=table.flip(0)
+        ),
+        eps=3.0,
+    )
+    assert other.value == pytest.approx(base.value, rel=1e-5)
+    torch.testing.assert_close(other.f, base.f[order], rtol=1e-3, atol=1e-2)
+
+
+def test_a_start_saves_iterations_and_streaming_changes_nothing():
+    cost = problem(300, 200)
+    eps = 0.05 * cost.mean
+    cold = transport(cost, eps=eps)
+    warm = transport(cost, eps=eps, start=cold.g)
+    assert warm.iterations < cold.iterations / 2
+    assert warm.value == pytest.approx(cold.value, rel=1e-6)
+    streamed = transport(cost, eps=eps, memory=4 * 8 * 256 * 200 + 4 * 200 * D)
+    assert streamed.value == pytest.approx(cold.value, rel=1e-7)
+
+
+def test_stale_potentials_are_found_out():
+    cost = problem(40, 30)
+    wild = torch.linspace(-1, 1, 30).double() * 1e4 * cost.mean
+    found = transport(cost, eps=0.05 * cost.mean, start=wild)
+    cold = transport(cost, eps=0.05 * cost.mean)
+    assert found.lower <= cold.upper and cold.lower <= found.upper
+    assert not found.converged or found.value == pytest.approx(cold.value, rel=1e-4)
+
+
+def test_an_unconverged_run_is_no_number():
+    cost = problem(200, 150)
+    found = transport(cost, eps=0.01 * cost.mean, max_iterations=3)
+    assert not found.converged and math.isnan(found.value) and found.gap > 1e-4
+    assert found.lower < found.upper
+    fine = transport(cost, eps=0.01 * cost.mean)
+    value = debiased(found, fine, fine)
+    assert not value.converged and math.isnan(value.value)
+    assert math.isnan(unregularised(cost, max_iterations=5).value)
+
+
+def test_anderson_is_exact_on_linear_maps():
+    matrix = torch.diag(torch.tensor([0.9, 0.5, 0.1]).double())
+    target = torch.tensor([1.0, -2.0, 3.0]).double()
+    point, anderson = torch.zeros(3).double(), alternating.Anderson()
+    for _ in range(5):
+        point = anderson.combine(point, matrix @ (target - point))
+    torch.testing.assert_close(point, target, rtol=1e-4, atol=1e-4)
+
+
+X, Y = torch.randn(4, 3), torch.randn(5, 3)
+LABELS = {"labels_x": torch.tensor([0, 1, 1, 0]), "labels_y": torch.tensor([0, 1, 2, 2, 1])}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": X.clone().index_fill_(0, torch.tensor([2]), torch.nan)}, "x: sample 2 holds NaN"),
+        ({"y": Y / 0}, "y: sample 0 holds NaN or infinity"),
+        ({"y": torch.randn(5, 4)}, "x has 3 dimensions, but y has 4"),
+        ({"x": X[:1], "labels_x": torch.tensor([0])}, "x has one sample"),
+        ({"y": Y[:0], "labels_y": torch.zeros(0, dtype=torch.int64)}, "y must be"),
+        ({"labels_x": torch.tensor([0, 1, 2, 0])}, r"x: sample 2 has label 2, outside \[0, 2\)"),
+        ({"labels_y": torch.tensor([0, 1, -1, 2, 1])}, "y: sample 2 has label -1"),
+        ({"labels_y": None}, "go together"),
+        ({"table": -torch.ones(2, 3)}, "negative numbers"),
+        ({"table": torch.full((2, 3), torch.nan)}, "holds NaN"),
+        ({"lam_x": -1.0}, "lam_x and lam_y"),
+        ({"lam_x": 0.0, "lam_y": 0.0}, "all costs are zero"),
+    ],
+)
+def test_bad_input_is_refused_by_name(change, message):
+    arguments = {"x": X, "y": Y, "table": torch.ones(2, 3), **LABELS} | change
+    with pytest.raises(ValueError, match=message):
+        GroundCost(**arguments)
+
+
+def test_bad_options_are_refused_by_name():
+    cost = GroundCost(X, Y)
+    for eps in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="eps must be positive"):
+            transport(cost, eps=eps)
+    with pytest.raises(ValueError, match="tolerance must be positive"):
+        unregularised(cost, tolerance=0.0)
+    with pytest.raises(ValueError, match=r"start must be finite \[5\]"):
+        transport(cost, eps=1.0, start=torch.zeros(4))
+    with pytest.raises(ValueError, match="not a set against itself"):
+        transport(cost, eps=1.0, symmetric=True)
+    with pytest.raises(ValueError, match="may be used"):
+        transport(cost, eps=1.0, memory=10)
+    one, two = transport(cost, eps=1.0), transport(cost, eps=2.0)
+    with pytest.raises(ValueError, match="different eps"):
+        debiased(one, two, two)
