@@ -30,7 +30,14 @@ setup(
     extras_require={
         "ffcv": ["ffcv==1.0.2"],  # builds against OpenCV's headers: see the Makefile
         "dinov2": ["onnx>=1.17"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "pyright>=1.1.400", "pre-commit>=3"],
+        "test": [
+            "pytest>=8",
+            "triton>=3.5; platform_system == 'Linux'",
+            "hypothesis>=6",
+            "ruff>=0.12",
+            "pyright>=1.1.400",
+            "pre-commit>=3",
+        ],
     },
     entry_points={"console_scripts": ["rib=engine.cli:main"]},
 )

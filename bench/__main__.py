@@ -48,11 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"NOT TIMED, its gate is red: {error}")
             red = True
             continue
-        rows = []
+        rows: list[contest.Row] = []
+        printed = report.markdown if options.markdown else report.table
         for held in case.contests(device, options.quick):
-            rows += contest.hold(held, ceiling, device, seconds=options.seconds)
+            some = contest.hold(held, ceiling, device, seconds=options.seconds)
+            print(printed(some, heads=not rows), flush=True)
+            rows += some
             del held  # before the next is built: two would not fit
-        print(report.markdown(rows) if options.markdown else report.table(rows), flush=True)
         everything[name] = report.content(rows, about, ceiling)
         if not (options.quick or options.json):
             report.save(name, rows, about, ceiling)

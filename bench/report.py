@@ -61,9 +61,9 @@ def header(about: dict[str, Any], roofline: Roofline) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Iterable[Row], *, heads: bool = True) -> str:
     """At most 100 columns; longer names are cut."""
-    lines = [_HEADS]
+    lines = [_HEADS] if heads else []
     for row in rows:
         target = "-" if row.target is None else f"{row.target:.2f}"
         times = f"{_short(row.subject_ms)} / {_short(row.peer_ms)}"
@@ -78,11 +78,11 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
     """The same as a table of docs/performance.md, with quartiles and the number of rounds."""
-    heads = ("contest", "peer", "ms", "peer ms", "predicted", "measured (quartiles), n")
-    heads += ("target", "verdict")
-    lines = [heads, ("---",) * len(heads)]
+    names = ("contest", "peer", "ms", "peer ms", "predicted", "measured (quartiles), n")
+    names += ("target", "verdict")
+    lines = [names, ("---",) * len(names)] if heads else []
     for row in rows:
         measured = f"{row.measured:.2f} ({row.low:.2f}-{row.high:.2f}), {row.rounds}"
         target = "-" if row.target is None else f"{row.target:.2f}"

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -36,6 +38,7 @@ LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 GRACE_S = 20  # for jobs to end after an interruption
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be at work
 STAMP = "plan"  # beside a report: the name of the plan it shows
+LEASH = "RIB_CAMPAIGN"  # tells jobs their campaign: machine and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -77,8 +80,8 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
         raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two different sets or more")
     if cells[0].dataset.holdout and cells[0].evaluate.split != "holdout":
         raise RecipeError(
-            f"dataset.holdout={cells[0].dataset.holdout:g}: cells of a campaign must be judged on the "
-            "same images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
+            f"dataset.holdout={cells[0].dataset.holdout:g}: a campaign judges cells on the same "
+            "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     folder = Path(cells[0].runs) / Path(name).stem
     return Plan(name, tuple(overrides), tuple(methods), sets, folder, max(1, cores // len(sets)))
@@ -87,10 +90,11 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
 def read(path: Path) -> Plan:
     """A plan as a job finds it on disk."""
     values = json.loads(path.read_text())
-    fields = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
+    fields: dict[str, Any] = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
     for name in ("overrides", "methods", "sets"):
         fields[name] = tuple(fields[name])
-    return Plan(**fields | {"folder": Path(fields["folder"])})
+    fields["folder"] = Path(fields["folder"])
+    return Plan(**fields)
 
 
 def run(the_plan: Plan, cores: int, dry_run: bool, extra: Sequence[str] = ()) -> None:
@@ -103,12 +107,10 @@ def run(the_plan: Plan, cores: int, dry_run: bool, extra: Sequence[str] = ()) ->
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
             *("--directory", str(path.parent), "--config", f"plan={path}"),
-            *(["--dry-run", "--quiet", "rules"] if dry_run else []),
             *extra,
         ]
         if dry_run:
-            if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
-                raise CampaignError(f"{the_plan.name} cannot be planned; see above")
+            _show_jobs(command, the_plan)
             return
         _clean(the_plan)
         _watch(command, the_plan, path.parent)
@@ -160,21 +162,24 @@ def advance(path: Path, name: str, done: int, total: int) -> None:
 def end_with_campaign(the_plan: Plan) -> None:
     """Kill this job's process group as soon as its campaign is gone, however it went.
 
-    The kernel hands over the campaign's lock when its process ends. Without a campaign (a job
-    started by hand) nothing is watched.
+    The kernel hands over the campaign's lock when its process ends. A job that was started by hand
+    has no campaign to follow; one on another machine may not see the lock.
     """
+    host, _, campaign = os.environ.get(LEASH, "").partition(" ")
+    if host != socket.gethostname():
+        return
     file = (the_plan.folder / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
 
-        def wait() -> None:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+    def follow(wait: int = 0) -> None:
+        fcntl.flock(file, fcntl.LOCK_SH | wait)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
-        threading.Thread(target=wait, daemon=True).start()
-    else:
-        file.close()
+    with contextlib.suppress(BlockingIOError):
+        follow(fcntl.LOCK_NB)
+    file.seek(0)
+    if file.read() != campaign:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _clean(the_plan: Plan) -> None:
@@ -189,12 +194,27 @@ def _clean(the_plan: Plan) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
+def _show_jobs(command: Sequence[str], the_plan: Plan) -> None:
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    if done.returncode:
+        raise CampaignError(f"{the_plan.name} cannot be planned: {said.strip().splitlines()[-1]}")
+    jobs = re.findall(r"^ +output: .*/(.+)$", said, re.MULTILINE)
+    print(f"{the_plan.name}: {len(jobs)} jobs would run", *jobs, sep="\n  ")
+    print(f"a column trains and evaluates {', '.join(the_plan.methods)}")
+
+
 def _watch(command: Sequence[str], the_plan: Plan, place: Path) -> None:
     log_path = place / "campaign.log"
     with log_path.open("ab") as log, _interrupted_by(ENDING):
         start = log.tell()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {LEASH: f"{socket.gethostname()} {os.getpid()}"},
         )
         try:
             _show_progress(process, the_plan, place)

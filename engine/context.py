@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -49,6 +50,7 @@ class Request:
     name: str
     overrides: tuple[str, ...] = ()
 
+    @functools.cache  # noqa: B019  # a request lives as long as its process
     def recipe(self, method: str | None = None, downstream: str | None = None) -> Recipe:
         return recipe.load(self.name, self.overrides, method=method, downstream=downstream)
 

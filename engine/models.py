@@ -7,6 +7,7 @@ features (a probe, a teacher, the dataset distance) therefore never runs the bac
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,7 @@ def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
     return net
 
 
+@functools.cache
 def _pretrained_cfg(arch: str) -> dict[str, Any]:
     known = timm.list_models() + timm.list_pretrained()
     if arch not in known:

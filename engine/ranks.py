@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
@@ -21,6 +22,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from engine import memory
 from engine.errors import FirstRankError
 
 T = TypeVar("T")
@@ -62,12 +64,14 @@ def start(device: str = "auto") -> torch.device:
     """
     use_gpu = pick_device(device).type == "cuda"
     if not use_gpu:
+        memory.keep_pages()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if os.access(sys.prefix, os.W_OK):  # what is compiled fits one environment's torch only
+            own = str(Path(sys.prefix) / "torch_extensions")
+            os.environ.setdefault("TORCH_EXTENSIONS_DIR", own)
         if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
             raise ValueError("no C++ compiler found; DeepSpeed needs one on a CPU: install g++")
-        if (
-            shutil.which("ninja") is None
-        ):  # installed beside python, whose folder may not be on PATH
+        if shutil.which("ninja") is None:  # it is beside python, whose folder PATH may lack
             os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     if "RANK" not in os.environ:
         under_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
@@ -101,19 +105,23 @@ def _load_cpu_op() -> None:
 
     torch guards a build by a bare file; a killed process leaves it behind, and all later ones would
     wait for it for ever. While the kernel's lock is ours it is left over, or another program's.
+    torch's default folder is the user's: two environments would rebuild in it by turns.
     """
     from deepspeed.accelerator import get_accelerator
     from torch.utils import cpp_extension
 
-    default = cpp_extension.get_default_build_root()
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    default = Path(cpp_extension.get_default_build_root()) / f"rib-{environment}"
+    root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".rib.lock").open("a") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         for lock in root.glob("**/deepspeed_shm_comm/lock"):
             built = any(lock.parent.glob("*.so"))
             _outwait(lock, LOADS_WITHIN_S if built else BUILDS_WITHIN_S)
-        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+        accelerator = get_accelerator()
+        assert accelerator is not None
+        builder = accelerator.create_op_builder("ShareMemCommBuilder")
         if builder is not None and builder.is_compatible(verbose=False):
             builder.load(verbose=False)
 

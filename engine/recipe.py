@@ -86,14 +86,15 @@ def load(
     """Resolve a recipe (`emoji/ewc`, a campaign's name, or a path) with `key=value` overrides.
 
     `method` and `downstream` ask for another cell of the same campaign: overrides that begin with
-    `method` then belong to the recipe that was asked for first, and are left out.
+    `method` then belong to the recipe that was asked for first, and are left out, except
+    `method.variant`, which every method has.
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
     file, top = _top(name)
     words = [_split(word) for word in overrides]
     if method is not None:
-        words = [(key, value) for key, value in words if key.split(".")[0] != "method"]
+        words = [w for w in words if w[0].split(".")[0] != "method" or w[0] == "method.variant"]
         top = _without_other_method(top, method)
     choices = dict(words)
     campaign_name = choices.get("campaign", top.get("campaign"))

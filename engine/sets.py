@@ -7,7 +7,6 @@ head those labels mean, which outputs take part at all, and which images are hel
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,7 +104,9 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     transform = models.transform(model)
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
     if (folder / "manifest.json").is_file():
-        return Pack.open(folder, transform_spec=transform.spec)
+        pack = Pack.open(folder, transform_spec=transform.spec)
+        _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
+        return pack
     content = CONTENT[dataset.kind](dataset, name, cache)
     return encode(
         folder,
@@ -179,9 +180,20 @@ def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
 
 
 def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
-    items, classes = folders.items(Path(dataset.root) / name)
-    listing = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
-    return Content(items, classes, folders.open_image, listing)
+    root = Path(dataset.root) / name
+    items, classes = folders.items(root)
+    return Content(items, classes, folders.open_image, folders.fingerprint(root))
+
+
+def _refuse_changed(pack: Pack, root: Path | None) -> None:
+    """Raise ValueError where the images a pack was made of are there, but no longer the same."""
+    if root is None or not root.is_dir():
+        return
+    if folders.fingerprint(root) != pack.manifest["source_fingerprint"]:
+        raise ValueError(
+            f"the images in {root} changed since {pack.folder} was made of them; delete that "
+            "folder to encode them again, or use another runs=FOLDER"
+        )
 
 
 CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {

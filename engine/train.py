@@ -224,7 +224,11 @@ class _Watch:
         where = f"{recipe.method.title} on {recipe.downstream}: {what} not finite"
         advice = "lower optimizer.lr or set train.clip=1"
         if not self.good:
-            return f"{where} by step {step} (lr {lr:.2e}), in the first epoch; {advice}"
+            base = self.context.base.artifact.folder
+            return (
+                f"{where} by step {step} (lr {lr:.2e}), in the first epoch; the last good weights "
+                f"are the base model's, in {base}; {advice}"
+            )
         name = f"{recipe.method.name}-{recipe.downstream}-step{self.good_step}.safetensors"
         path = Path(recipe.runs) / "diverged" / name
         if ranks.rank() == 0:

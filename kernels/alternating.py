@@ -148,9 +148,9 @@ class Anderson:
         if len(self.steps) == 1:
             return point + step
         points, steps = torch.stack(self.points).diff(dim=0), torch.stack(self.steps).diff(dim=0)
-        normal = steps @ steps.T
-        normal += 1e-10 * normal.trace() * torch.eye(len(normal)).to(normal)
-        weights = torch.linalg.solve(normal, steps @ step)
+        # On the CPU, where a driver takes steps that repeat each other; they are few and short.
+        fit = torch.linalg.lstsq(steps.T.cpu(), step[:, None].cpu(), rcond=1e-10, driver="gelsd")
+        weights = fit.solution.squeeze(1).to(step.device)
         return point + step - weights @ (points + steps)
 
 

@@ -32,9 +32,9 @@ class ClassGaussians:
     """Means and covariances of the classes that have samples, in ascending order of label.
 
     labels, counts: int64 [K]; means: float64 [K, d]; traces of the covariances: float64 [K];
-    factors: K matrices [min(n - 1, d), d] whose Gram matrix F^T F is the (unbiased) covariance, float32
-    or float64. By rule a class of one sample, listed in `single`, has covariance zero, and a class
-    without any, listed in `empty`, has no row.
+    factors: K matrices [min(n - 1, d), d] whose Gram matrix F^T F is the (unbiased) covariance,
+    float32 or float64. By rule a class of one sample, listed in `single`, has covariance zero, and
+    a class without any, listed in `empty`, has no row.
     """
 
     labels: Tensor

@@ -6,15 +6,15 @@ Given any column potential g, float64 strips of the cost yield, for uniform marg
   lower bound of the entropic problem  min <P, C> + eps KL(P || a b^T);
 - an upper bound of it: the plan P = a b exp((f + g - C) / eps) has exact rows and nearly exact
   columns c. What exceeds b is taken off, P s with s = min(1, b / c), and the mass delta that is
-  missing is put back as the product of the rows and the columns that lack it. Its cost is bounded by
-  2 lam_x (||x||^2 + ||y||^2) and the largest label distance, its entropy by convexity, all of which
-  needs column sums only, and therefore no second pass;
+  missing is put back as the product of the rows and the columns that lack it. Its cost is at most
+  that of 2 lam_x (||x||^2 + ||y||^2) and the largest label distance, its entropy is bounded by
+  convexity; both need column sums only, and therefore no second pass;
 - a lower bound of the unregularised problem: f^c = min_j (C - g), then g^c = min_i (C - f^c);
 - an upper bound of it: the cost of the same feasible plan;
 - the column update of g, so that the pass is itself an iteration, free of storage's rounding.
 
 Sources: Altschuler, Weed & Rigollet 2017, algorithm 2 (rounding); Peyré & Cuturi 2019, section 3.1
-(c-transforms). The one-pass bound of the rounded plan is derived in docs/distance.md.
+(c-transforms).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ Source: Cuturi 2013.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,10 +29,7 @@ from torch import Tensor
 
 from kernels import reference
 
-try:
-    import numba
-except ImportError:
-    numba = None
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Costs: what compiling (about 2 s in each process) would have to repay.
 _COMPILE_FROM = 1 << 22
@@ -40,12 +38,12 @@ _COMPILE_FROM = 1 << 22
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     """Row sums' logarithms, float32 [n], and column sums of the plan with the new f, float32 [m].
 
-    q: int16 or float32 [n, m]; kappa: float32 [n], step over eps; f: float32 [n], the row potentials less the
-    cost's offset, over eps; g: float32 [m], the column potentials over eps plus log b; so that
-    p_ij = exp(f_i + g_j - kappa_i q_ij). The column sums are sum_i p_ij / s_i: the caller
-    multiplies them by a. Sums that overflow come back as infinity or NaN.
+    q: int16 or float32 [n, m]; kappa: float32 [n], step over eps; f: float32 [n], the row
+    potentials less the cost's offset, over eps; g: float32 [m], the column potentials over eps
+    plus log b; so that p_ij = exp(f_i + g_j - kappa_i q_ij). The column sums are sum_i p_ij / s_i:
+    the caller multiplies them by a. Sums that overflow come back as infinity or NaN.
     """
-    if numba is not None and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
+    if _HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
         return _on_threads(q, f, g, kappa)
     return reference.sinkhorn_sweep(q, f, g, kappa)
 
@@ -77,13 +75,14 @@ def _compiled() -> Any:
     It is 2^x on [0, 1) with a relative error of 3e-7; arguments are clamped so that the result
     neither leaves the normal numbers nor wraps around.
     """
+    import numba
     from llvmlite import ir
     from numba.extending import intrinsic
 
     f32, i32 = np.float32, np.int32
 
     @intrinsic
-    def as_float(context, bits):
+    def as_float(typing, bits):
         def generate(context, builder, signature, arguments):
             return builder.bitcast(arguments[0], ir.FloatType())
 
@@ -100,7 +99,7 @@ def _compiled() -> Any:
         value = value * rest + f32(2.4015361e-1)
         value = value * rest + f32(6.9315308e-1)
         value = value * rest + f32(9.9999994e-1)
-        return value * as_float((i32(whole) + i32(127)) << i32(23))
+        return value * as_float((i32(whole) + i32(127)) << i32(23))  # pyright: ignore[reportCallIssue]
 
     @numba.njit(fastmath=True, nogil=True)
     def run(q, f, g, kappa, log_s, columns):

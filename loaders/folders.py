@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from PIL import Image
@@ -32,6 +33,15 @@ def items(root: Path) -> tuple[list[Item], list[str]]:
     if empty:
         raise ValueError(f"{root} has classes without images: {', '.join(sorted(empty)[:3])}")
     return found, classes
+
+
+def fingerprint(root: Path) -> str:
+    """SHA-256 over name, size and time of change of every image below `root`."""
+    entries = []
+    for item in items(root)[0]:
+        status = Path(item.payload).stat()
+        entries.append(f"{item.key} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
 
 def open_image(path: str) -> Image.Image:

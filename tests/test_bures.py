@@ -25,7 +25,10 @@ def labelled(counts: list[int], d: int, seed: int, scale: float = 1.0) -> tuple[
 def moments(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     groups = [features[labels == c].double() for c in labels.unique()]
     covariances = [
-        g.T.cov().view(g.shape[1], -1) if len(g) > 1 else torch.zeros(g.shape[1], g.shape[1]).double() for g in groups
+        g.T.cov().view(g.shape[1], -1)
+        if len(g) > 1
+        else torch.zeros(g.shape[1], g.shape[1]).double()
+        for g in groups
     ]
     return torch.stack([g.mean(0) for g in groups]), torch.stack(covariances)
 

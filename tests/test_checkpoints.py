@@ -202,6 +202,6 @@ def test_photos_tell_the_right_variant_from_the_wrong(tmp_path: Path) -> None:
         dataclasses.replace(right, arch="efficientnet_lite0", mean=[0.5] * 3, std=[0.5] * 3),
         dataclasses.replace(right, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
     ):
-        with pytest.raises(ValueError, match=r"of 20 labelled photos right, its recipe promises 17"):
+        with pytest.raises(ValueError, match=r"of 20 photos right, its recipe promises 17"):
             checkpoints.backbone(wrong, Store(tmp_path), cache_folder(), 0)
     assert len(list(tmp_path.rglob("done.json"))) == 1

@@ -41,9 +41,7 @@ def dense(cost: GroundCost) -> Tensor:
 def test_the_ground_cost_is_its_formula():
     (x, labels_x), (y, labels_y) = labelled(40, 0), labelled(33, 1)
     table = torch.rand(CLASSES, CLASSES)
-    cost = GroundCost(
-        x, y, labels_x=labels_x, labels_y=labels_y, table=table, lam_x=0.5, lam_y=3.0
-    )
+    cost = GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table, lam_x=0.5, lam_y=3.0)
     expected = 0.5 * torch.cdist(x.double(), y.double()) ** 2 + 3 * table[labels_x][:, labels_y]
     sorted_rows = expected[cost.x.order][:, cost.y.order]
     torch.testing.assert_close(dense(cost), sorted_rows)
@@ -96,7 +94,7 @@ def test_against_pot(share):
     n, m = cost.shape
     a, b, matrix = np.full(n, 1 / n), np.full(m, 1 / m), dense(cost).numpy()
     eps = share * cost.mean
-    plan = ot.sinkhorn(a, b, matrix, eps, method="sinkhorn_log", stopThr=1e-9, numItermax=3000)
+    plan = ot.sinkhorn(a, b, matrix, eps, stopThr=1e-9, numItermax=5000)
     used = plan[plan > 0]
     entropy = (used * np.log(used * n * m)).sum()
     found = transport(cost, eps=eps)
@@ -135,7 +133,7 @@ def test_gaussians_in_closed_form():
     assert found.value == pytest.approx(25.0, rel=1e-3)
 
 
-def divergence(x, y, eps=2.0, tolerance=1e-5):
+def divergence(x, y, eps=20.0, tolerance=1e-5):
     terms = [
         transport(GroundCost(*pair), eps=eps, tolerance=tolerance, symmetric=pair[0] is pair[1])
         for pair in ((x, y), (x, x), (y, y))
@@ -146,7 +144,7 @@ def divergence(x, y, eps=2.0, tolerance=1e-5):
 def test_the_debiased_value_is_zero_at_home_symmetric_and_monotone_in_a_shift():
     x, _ = labelled(80, 3)
     y, _ = labelled(70, 4)
-    terms = transport(GroundCost(x, x), eps=2.0, tolerance=1e-5)
+    terms = transport(GroundCost(x, x), eps=20.0, tolerance=1e-5)
     home = divergence(x, x.clone())
     assert abs(home.value) <= home.gap * terms.value
     assert home.gap <= 3e-5
@@ -172,15 +170,11 @@ def test_self_terms_agree_with_two_potentials():
 def test_sample_order_and_class_names_do_not_matter():
     (x, labels_x), (y, labels_y) = labelled(50, 5), labelled(60, 6)
     table = torch.rand(CLASSES, CLASSES, dtype=torch.float64)
-    base = transport(
-        GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table), eps=3.0
-    )
+    base = transport(GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table), eps=3.0)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
     renamed = CLASSES - 1 - labels_x
     other = transport(
-        GroundCost(
-            x[order], y, labels_x=renamed[order], labels_y=labels_y, table=table.flip(0)
-        ),
+        GroundCost(x[order], y, labels_x=renamed[order], labels_y=labels_y, table=table.flip(0)),
         eps=3.0,
     )
     assert other.value == pytest.approx(base.value, rel=1e-5)

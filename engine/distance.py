@@ -1,0 +1,247 @@
+"""How far the sets are apart, before anything is trained: OTDD from the features that are kept.
+
+Optimal transport between two labelled sets, where moving a sample costs the squared distance of its
+features plus the squared distance of its class to the other's (Alvarez-Melis & Fusi 2020). Features
+come from one model and are computed once per set, self terms are solved once per set, and every
+number is certified: what did not converge is missing from the matrix, never a number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.artifacts import write_atomic
+from engine.errors import nearest
+from kernels.bures import ClassGaussians, bures_squared, class_gaussians
+from kernels.ground_cost import GroundCost
+from kernels.sinkhorn import Transport, debiased, transport
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+log = logging.getLogger(__name__)
+
+LABEL_DISTANCES = ("gaussian", "means", "none")
+EXACT_COSTS = 25_000_000  # 5000 x 5000: 200 MB and some seconds
+
+
+class Labelled(NamedTuple):
+    """Features [n, d] of a set and its labels, int64 [n]."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is computed, and by whose conventions.
+
+    eps: of the mean cost over all pairs, or with `relative=False` in the cost's own units. lam_x,
+    lam_y: weights of the feature and the label term. label_distance: between classes as Gaussians
+    (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are halved, as
+    in the reference library. debias: subtract the self terms. samples: at most so many of a set,
+    drawn with `seed`. tolerance: of the certified relative duality gap. exact: unregularised
+    transport by POT, never debiased, for small sets.
+    """
+
+    eps: float = 0.05
+    relative: bool = True
+    lam_x: float = 1.0
+    lam_y: float = 1.0
+    label_distance: str = "gaussian"
+    half: bool = False
+    debias: bool = True
+    samples: int | None = None
+    seed: int = 0
+    tolerance: float = 1e-4
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be positive and finite, not {self.eps}")
+        if self.label_distance not in LABEL_DISTANCES:
+            known = nearest(self.label_distance, LABEL_DISTANCES)
+            raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
+        if self.samples is not None and self.samples < 2:
+            raise ValueError(f"samples={self.samples}: a distance needs two samples of each set")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Distances between sets: values and gaps float64 [k, k], NaN where a pair did not converge.
+
+    A distance is a (debiased) transport cost, in squared units of the features. A gap is the sum of
+    the absolute duality gaps of a pair's terms over OT(a, b); eps is absolute, 0 if exact.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    gaps: np.ndarray
+    eps: float
+
+    def row(self, name: str) -> dict[str, float]:
+        """Distances of one set to the others that are known."""
+        values = self.values[self.names.index(name)]
+        return {
+            other: float(value)
+            for other, value in zip(self.names, values, strict=True)
+            if other != name and math.isfinite(value)
+        }
+
+
+def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:
+    """Distances between sets of a recipe, by features of its pre-trained model.
+
+    Raises ValueError for fewer than two sets or one named twice, and as `matrix`.
+    """
+    sets = {}
+    for name in names:
+        labelled = context.sets[name]
+        sets[name] = Labelled(context.features(context.base, labelled), labelled.labels)
+        context.sets.release(name)
+    if len(sets) < 2 or len(sets) < len(names):
+        raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
+    return matrix(sets, len(context.sets.classes), options or Options())
+
+
+def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
+    """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
+
+    k sets take k (k - 1) / 2 problems and, if debiased, k more. Raises ValueError, naming the set,
+    for features or labels that cannot be used, and for sets too large for `exact`.
+    """
+    problems = _Problems(
+        {name: _Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()},
+        options,
+    )
+    entropic = None if options.exact else _Entropic(problems)
+    solve = entropic or problems.exact
+    values, gaps = np.zeros((2, len(sets), len(sets)))
+    for (i, a), (j, b) in combinations(enumerate(sets), 2):
+        values[i, j], gaps[i, j] = values[j, i], gaps[j, i] = solve(a, b)
+        if math.isnan(values[i, j]):
+            log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gaps[i, j])
+    return Matrix(tuple(sets), values, gaps, entropic.eps if entropic else 0.0)
+
+
+def write_csv(path: Path, found: Matrix) -> None:
+    """The matrix, a set a row and a column; a pair that did not converge is left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["", *found.names])
+    for name, row in zip(found.names, found.values, strict=True):
+        writer.writerow([name, *("" if math.isnan(value) else repr(float(value)) for value in row)])
+    write_atomic(path, text.getvalue().encode())
+
+
+class _Cloud(NamedTuple):
+    features: Tensor
+    labels: Tensor  # rows of the label table
+    gaussians: ClassGaussians | None
+
+    @classmethod
+    def of(cls, name: str, labelled: Labelled, classes: int, options: Options) -> _Cloud:
+        features, labels = labelled.features, labelled.labels.to(labelled.features.device)
+        if options.samples is not None and len(features) > options.samples:
+            mixed = np.random.default_rng(options.seed).permutation(len(features))
+            kept = torch.from_numpy(np.sort(mixed[: options.samples])).to(features.device)
+            features, labels = features[kept], labels[kept]
+        try:
+            gaussians = class_gaussians(features, labels, classes)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if len(features) < 2:
+            raise ValueError(f"{name} has one sample; a distance needs at least two")
+        if options.label_distance == "none":
+            return cls(features, labels, None)
+        if gaussians.single and options.label_distance == "gaussian":
+            log.info("%s: %d classes of one image have no spread", name, len(gaussians.single))
+        return cls(features, torch.searchsorted(gaussians.labels, labels), gaussians)
+
+
+class _Problems:
+    """The ground costs of all pairs. Tables of class distances are kept, costs made when needed."""
+
+    def __init__(self, clouds: Mapping[str, _Cloud], options: Options) -> None:
+        self.clouds = clouds
+        self.options = options
+        self._tables: dict[tuple[str, str], Tensor] = {}
+
+    def cost(self, a: str, b: str) -> GroundCost:
+        one, other = self.clouds[a], self.clouds[b]
+        factor = 0.5 if self.options.half else 1.0
+        lam_x, lam_y = factor * self.options.lam_x, factor * self.options.lam_y
+        if one.gaussians is None or other.gaussians is None:
+            return GroundCost(one.features, other.features, lam_x=lam_x)
+        if (a, b) not in self._tables:
+            self._tables[a, b] = bures_squared(
+                one.gaussians,
+                None if a == b else other.gaussians,
+                means_only=self.options.label_distance == "means",
+            )
+        return GroundCost(
+            one.features,
+            other.features,
+            labels_x=one.labels,
+            labels_y=other.labels,
+            table=self._tables[a, b],
+            lam_x=lam_x,
+            lam_y=lam_y,
+        )
+
+    def exact(self, a: str, b: str) -> tuple[float, float]:
+        """Unregularised transport by network simplex, and a gap of zero."""
+        n, m = (len(self.clouds[name].features) for name in (a, b))
+        if n * m > EXACT_COSTS:
+            raise ValueError(
+                f"{a} and {b} are {n} x {m}, too large for exact transport; sample fewer "
+                f"(samples={math.isqrt(EXACT_COSTS)}), or leave exact out"
+            )
+        try:
+            import ot
+        except ImportError as error:
+            raise ValueError("exact transport needs POT: pip install POT") from error
+        dense = self.cost(a, b).rows(0, n).cpu().numpy()
+        value = ot.emd2(np.full(n, 1 / n), np.full(m, 1 / m), dense, numItermax=10**7)
+        return float(value), 0.0  # pyright: ignore[reportArgumentType]
+
+
+class _Entropic:
+    """Solves pairs at one eps for all, so that self terms are shared; they also start the pairs."""
+
+    def __init__(self, problems: _Problems) -> None:
+        self.problems = problems
+        self.options = problems.options
+        self.eps = self.options.eps
+        if self.options.relative:
+            pairs = combinations(problems.clouds, 2)
+            self.eps *= fmean(problems.cost(*pair).mean for pair in pairs)
+        self._own: dict[str, Transport] = {}
+
+    def __call__(self, a: str, b: str) -> tuple[float, float]:
+        eps, tolerance = self.eps, self.options.tolerance
+        cost = self.problems.cost(a, b)
+        if not self.options.debias:
+            found = transport(cost, eps=eps, tolerance=tolerance)
+            return found.value, found.gap
+        for name in (a, b):
+            if name not in self._own:
+                own = self.problems.cost(name, name)
+                self._own[name] = transport(own, eps=eps, tolerance=tolerance, symmetric=True)
+        across = transport(cost, eps=eps, tolerance=tolerance, start=self._own[b].g)
+        terms = across, self._own[a], self._own[b]
+        value = debiased(*terms, tolerance=tolerance)
+        return value.value, value.gap

@@ -1,0 +1,191 @@
+"""Does the distance to a set tell how much fine-tuning on it forgets?
+
+For every downstream set: the drop in accuracy on the upstream set after fine-tuning, against the
+distance between the two sets. With eight sets a correlation alone says little, so both Pearson's
+and Spearman's come with a bootstrap interval over the sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from engine import charts
+from engine.distance import Matrix
+from engine.standings import Standings, signed
+
+FEWEST = 3
+_SIZE = (560, 360)
+_FRAME = (52, 26, 470, 312)  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Point:
+    """A downstream set: its distance to the upstream set, and what is lost there, in points."""
+
+    name: str
+    distance: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Over `n` sets, each coefficient with the ends of its 95% interval."""
+
+    n: int
+    pearson: tuple[float, float, float]
+    spearman: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        texts = [
+            f"{name} {signed(value, 2)} ({signed(low, 2)} to {signed(high, 2)})"
+            for name, (value, low, high) in (
+                ("Spearman", self.spearman),
+                ("Pearson", self.pearson),
+            )
+        ]
+        return f"{', '.join(texts)}, {self.n} sets"
+
+
+def points(
+    one: Standings, distances: Mapping[str, float], upstream: str, method: str = "fine_tune"
+) -> list[Point]:
+    """A point for each set that the method was fine-tuned on and whose distance is known."""
+    line = one.line(method)
+    if line is None or upstream not in one.before:
+        return []
+    return [
+        Point(name, distances[name], one.before[upstream] - line.after[name][upstream])
+        for name in one.sets
+        if name in distances and upstream in line.after.get(name, {})
+    ]
+
+
+def correlation(spots: Sequence[Point], *, resamples: int = 2000, seed: int = 0) -> Correlation:
+    """Pearson's and Spearman's coefficient of drop and distance, with percentile intervals.
+
+    Resamples in which one of the two does not vary have no coefficient and are left out. Raises
+    ValueError for fewer than three sets, or when distance or drop is the same for all.
+    """
+    if len(spots) < FEWEST:
+        raise ValueError(f"a correlation needs {FEWEST} sets or more, got {len(spots)}")
+    x = np.array([[spot.distance for spot in spots]])
+    y = np.array([[spot.drop for spot in spots]])
+    for name, values in (("distance", x), ("drop", y)):
+        if not np.isfinite(values).all() or np.ptp(values) == 0:
+            raise ValueError(f"the {name} is missing or the same for all sets: no correlation")
+    draws = np.random.default_rng(seed).integers(0, x.size, (resamples, x.size))
+    return Correlation(
+        x.size,
+        _with_interval(x, y, draws),
+        _with_interval(_ranks(x), _ranks(y), draws, _ranks),
+    )
+
+
+def scatter(spots: Sequence[Point], found: Correlation | None, upstream: str) -> str:
+    """Distance (x) against the drop upstream (y), a named dot a set, as inline SVG."""
+    left, top, right, bottom = _FRAME
+    x_ticks = charts.ticks(0.0, max(spot.distance for spot in spots), 6)
+    y_ticks = charts.ticks(
+        min(0.0, *(spot.drop for spot in spots)), max(0.0, *(spot.drop for spot in spots)), 6
+    )
+
+    def x_of(value: float) -> float:
+        return left + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
+
+    def y_of(value: float) -> float:
+        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top)
+
+    parts = [
+        f'<text class="strong" x="0" y="12">drop in accuracy on {escape(upstream)}, points</text>',
+        f'<text class="strong" x="{right}" y="{_SIZE[1] - 8}" text-anchor="end">'
+        f"distance to {escape(upstream)}</text>",
+    ]
+    parts += [
+        f'<line class="grid" x1="{x_of(tick):.1f}" x2="{x_of(tick):.1f}" y1="{top}" y2="{bottom}"/>'
+        f'<text x="{x_of(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+        for tick in x_ticks
+    ]
+    parts += [
+        f'<line class="{"grid" if tick else "zero"}" x1="{left}" x2="{right}" '
+        f'y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>'
+        f'<text x="{left - 7}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        for tick in y_ticks
+    ]
+    parts += [
+        f'<circle class="method" cx="{x_of(spot.distance):.1f}" cy="{y_of(spot.drop):.1f}" r="4">'
+        f"<title>{escape(spot.name)}: distance {spot.distance:.4g}, drop {spot.drop:.1f}</title>"
+        f'</circle><text class="name" x="{x_of(spot.distance) + 8:.1f}" '
+        f'y="{y_of(spot.drop) + 4:.1f}">{escape(spot.name)}</text>'
+        for spot in spots
+    ]
+    title = "distance against forgetting" + (f": {found}" if found else "")
+    return (
+        f'<svg class="plot" viewBox="0 0 {_SIZE[0]} {_SIZE[1]}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )
+
+
+def heat_map(found: Matrix) -> str:
+    """The distance matrix as inline SVG: the farther, the darker; unconverged pairs are empty."""
+    cell, label, head = 46, 120, 96
+    largest = float(np.nanmax(np.abs(found.values))) or 1.0
+    parts = []
+    for i, name in enumerate(found.names):
+        at = head + i * cell
+        parts.append(
+            f'<text x="{label - 7}" y="{at + cell / 2 + 4}" text-anchor="end">{escape(name)}</text>'
+            f'<text transform="translate({label + i * cell + cell / 2 + 2},{head - 6}) '
+            f'rotate(-50)">{escape(name)}</text>'
+        )
+        for j, other in enumerate(found.names):
+            value = found.values[i, j]
+            known = math.isfinite(value)
+            kind, opacity = charts.tint(value, largest) if known else ("own", 1)
+            text = f"{value:.3g}" if known else ""
+            told = f"{value:.6g}" if known else "did not converge"
+            x = label + j * cell
+            parts.append(
+                f"<g><title>{escape(name)} to {escape(other)}: {told}</title>"
+                f'<rect class="{kind}" fill-opacity="{opacity}" x="{x + 0.5}" y="{at + 0.5}" '
+                f'width="{cell - 1}" height="{cell - 1}"/><text class="number" '
+                f'x="{x + cell / 2}" y="{at + cell / 2 + 3.5}" text-anchor="middle">{text}</text>'
+                "</g>"
+            )
+    wide, high = (offset + len(found.names) * cell + 4 for offset in (label, head))
+    return (
+        f'<svg class="heat" viewBox="0 0 {wide} {high}" role="img" '
+        f'aria-label="distances between sets">{"".join(parts)}</svg>'
+    )
+
+
+def _with_interval(
+    x: np.ndarray,
+    y: np.ndarray,
+    draws: np.ndarray,
+    again: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[float, float, float]:
+    value = float(_coefficients(x, y)[0])
+    drawn_x, drawn_y = x[0][draws], y[0][draws]
+    if again is not None:
+        drawn_x, drawn_y = again(drawn_x), again(drawn_y)
+    low, high = np.nanpercentile(_coefficients(drawn_x, drawn_y), [2.5, 97.5])
+    return value, float(low), float(high)
+
+
+def _coefficients(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's coefficient of every row; NaN where one of the two does not vary."""
+    x, y = (values - values.mean(1, keepdims=True) for values in (x, y))
+    spread = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return np.divide((x * y).sum(1), spread, out=np.full(len(x), np.nan), where=spread > 1e-12)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks within every row, ties sharing their mean."""
+    less = (values[:, None, :] < values[:, :, None]).sum(2)
+    equal = (values[:, None, :] == values[:, :, None]).sum(2)
+    return less + (equal + 1) / 2

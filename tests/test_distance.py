@@ -1,0 +1,248 @@
+"""Distances between sets against POT, the formula and laws; and what they say about forgetting."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import math
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from engine import distance, forgetting
+from engine.distance import Labelled, Matrix, Options, matrix, write_csv
+from engine.forgetting import Point, correlation
+from engine.metrics import Arm
+from engine.standings import Line, Standings
+
+CLASSES, D = 4, 6
+
+
+def labelled(shift: float, n: int = 60, seed: int = 0) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    labels[:CLASSES] = torch.arange(CLASSES)
+    centres = 2 * torch.eye(CLASSES, D)
+    return Labelled(centres[labels] + torch.randn(n, D, generator=generator) + shift, labels)
+
+
+SETS = {"near": labelled(0.0), "mid": labelled(0.5, 50, 1), "far": labelled(3.0, 45, 2)}
+
+
+def table_cost(a: Labelled, b: Labelled) -> np.ndarray:
+    """The reference's way: moments a class, square roots, and a dense matrix."""
+    gaussian = pytest.importorskip("ot.gaussian")
+    cost = torch.cdist(a.features.double(), b.features.double()).square()
+    for i, j in itertools.product(range(CLASSES), repeat=2):
+        one, two = a.features[a.labels == i].double(), b.features[b.labels == j].double()
+        w = gaussian.bures_wasserstein_distance(one.mean(0), two.mean(0), one.T.cov(), two.T.cov())
+        cost[(a.labels == i)[:, None] & (b.labels == j)] += float(w) ** 2
+    return cost.numpy()
+
+
+def test_exact_distances_equal_pot_on_the_dense_cost():
+    ot = pytest.importorskip("ot")
+    found = matrix(SETS, CLASSES, Options(exact=True))
+    for (i, a), (j, b) in itertools.combinations(enumerate(SETS), 2):
+        expected = ot.emd2([], [], table_cost(SETS[a], SETS[b]))
+        assert found.values[i, j] == found.values[j, i] == pytest.approx(expected, rel=1e-5)
+    assert found.eps == 0 and not found.values.diagonal().any()
+
+
+def test_small_eps_undebiased_approaches_exact_transport():
+    exact = matrix(SETS, CLASSES, Options(exact=True)).values
+    errors = [
+        np.abs(matrix(SETS, CLASSES, Options(eps=eps, debias=False)).values - exact).max()
+        for eps in (0.1, 0.02)
+    ]
+    assert errors[1] < errors[0] / 2
+
+
+def test_the_matrix_is_ordered_symmetric_and_certified():
+    found = matrix(SETS, CLASSES, Options(eps=0.1))
+    assert found.names == ("near", "mid", "far")
+    assert np.array_equal(found.values, found.values.T) and not found.values.diagonal().any()
+    assert 0 < found.row("near")["mid"] < found.row("near")["far"]
+    assert (found.gaps <= 3e-4).all()
+    turned = matrix(dict(reversed(SETS.items())), CLASSES, Options(eps=0.1))
+    assert turned.eps == pytest.approx(found.eps, rel=1e-6)
+    np.testing.assert_allclose(turned.values[::-1, ::-1], found.values, rtol=1e-2, atol=1e-3)
+
+
+def test_a_set_is_at_home_in_its_copy():
+    copies = {"one": SETS["near"], "two": Labelled(*(t.flip(0) for t in SETS["near"]))}
+    found = matrix(copies, CLASSES, Options(eps=0.2))
+    assert abs(found.values[0, 1]) < 1e-3 * matrix(SETS, CLASSES, Options(eps=0.2)).values[0, 2]
+
+
+def test_self_terms_are_solved_once_a_set(monkeypatch):
+    solved = []
+    real = distance.transport
+
+    def counted(cost, **options):
+        solved.append(options.get("symmetric", False))
+        return real(cost, **options)
+
+    monkeypatch.setattr(distance, "transport", counted)
+    matrix(SETS, CLASSES, Options(eps=0.2))
+    assert (solved.count(False), solved.count(True)) == (3, 3)
+
+
+def test_conventions():
+    base = matrix(SETS, CLASSES, Options(exact=True)).values
+    halved = matrix(SETS, CLASSES, Options(exact=True, half=True)).values
+    np.testing.assert_allclose(halved, base / 2)
+    plain = matrix(SETS, CLASSES, Options(exact=True, label_distance="none")).values
+    means = matrix(SETS, CLASSES, Options(exact=True, label_distance="means")).values
+    off = ~np.eye(3, dtype=bool)
+    assert (plain[off] < means[off]).all() and (means[off] < base[off]).all()
+    weighted = matrix(SETS, CLASSES, Options(exact=True, lam_y=0.0)).values
+    np.testing.assert_allclose(weighted, plain, rtol=1e-9)
+    absolute = matrix(SETS, CLASSES, Options(eps=2.0, relative=False))
+    assert absolute.eps == 2.0
+    drawn = [
+        matrix(SETS, CLASSES, Options(exact=True, samples=20, seed=s)).values for s in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0][off] != drawn[2][off]).all()
+
+
+def test_classes_that_a_set_lacks_do_not_matter():
+    one = matrix(SETS, CLASSES, Options(eps=0.2)).values
+    spread = {name: Labelled(s.features, s.labels * 3 + 1) for name, s in SETS.items()}
+    np.testing.assert_allclose(matrix(spread, 20, Options(eps=0.2)).values, one, rtol=1e-6)
+
+
+def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
+    found = matrix(SETS, CLASSES, Options(eps=0.01, tolerance=1e-14))
+    assert math.isnan(found.values[0, 1]) and not found.row("near")
+    assert "near to mid did not converge" in caplog.text
+    write_csv(tmp_path / "d.csv", found)
+    rows = list(csv.reader((tmp_path / "d.csv").open()))
+    assert rows[0] == ["", "near", "mid", "far"] and rows[1] == ["near", "0.0", "", ""]
+
+
+def test_the_csv_keeps_every_digit(tmp_path):
+    found = matrix(SETS, CLASSES, Options(eps=0.2))
+    write_csv(tmp_path / "d.csv", found)
+    rows = list(csv.reader((tmp_path / "d.csv").open()))[1:]
+    np.testing.assert_array_equal(np.array([row[1:] for row in rows], dtype=float), found.values)
+
+
+def test_distances_take_features_from_the_context():
+    asked = []
+
+    class Sets(dict):
+        classes = tuple("abcd")
+
+        def release(self, name):
+            asked.append(name)
+
+    sets = Sets({name: SimpleNamespace(name=name, labels=s.labels) for name, s in SETS.items()})
+    context = SimpleNamespace(
+        sets=sets, base="base", features=lambda cell, one: SETS[one.name].features
+    )
+    found = distance.distances(context, list(SETS), Options(eps=0.2))
+    np.testing.assert_array_equal(found.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
+    assert asked == list(SETS)
+    for names in (["near"], ["near", "near"]):
+        with pytest.raises(ValueError, match="two or more distinct sets"):
+            distance.distances(context, names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"label_distance": "gausian"}, "did you mean 'gaussian'"),
+        ({"samples": 1}, "two samples of each set"),
+    ],
+)
+def test_bad_options_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**change)
+
+
+def test_bad_sets_are_refused_by_name(monkeypatch):
+    broken = SETS["far"].features.clone()
+    broken[3, 2] = torch.nan
+    for features, labels, message in (
+        (broken, SETS["far"].labels, "far: features: sample 3 holds NaN"),
+        (SETS["far"].features, SETS["far"].labels + 1, "far: .*outside"),
+        (SETS["far"].features[:1], SETS["far"].labels[:1], "far has one sample"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            matrix(SETS | {"far": Labelled(features, labels)}, CLASSES, Options())
+    monkeypatch.setattr(distance, "EXACT_COSTS", 100)
+    with pytest.raises(ValueError, match="near and mid are 60 x 50, too large"):
+        matrix(SETS, CLASSES, Options(exact=True))
+
+
+def spots(drops, distances=(1.0, 2.0, 3.0, 5.0, 8.0)) -> list[Point]:
+    pairs = zip("abcde", distances, drops, strict=True)
+    return [Point(name, far, drop) for name, far, drop in pairs]
+
+
+def test_correlations_equal_scipy_ties_included():
+    stats = pytest.importorskip("scipy.stats")
+    for drops in ([3.0, 1.0, 4.0, 1.0, 5.0], [9.0, 9.0, 2.0, 2.0, 1.0]):
+        found = correlation(spots(drops))
+        x = [1.0, 2.0, 3.0, 5.0, 8.0]
+        assert found.pearson[0] == pytest.approx(stats.pearsonr(x, drops)[0])
+        assert found.spearman[0] == pytest.approx(stats.spearmanr(x, drops)[0])
+        assert found.pearson[1] <= found.pearson[0] <= found.pearson[2]
+        assert found == correlation(spots(drops))
+
+
+def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
+    found = correlation(spots([1.0, 4.0, 9.0, 16.0, 25.0]))
+    assert found.spearman == (pytest.approx(1.0),) * 3 and found.pearson[0] < 1
+    assert "Spearman +1.00" in str(found) and "5 sets" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (spots([1.0] * 5), "the drop is missing or the same"),
+        (spots([1.0, 2.0, 3.0, 4.0, math.nan]), "the drop is missing"),
+        (spots([1.0, 2.0, 3.0, 4.0, 5.0], [2.0] * 5), "the distance is missing or the same"),
+        (spots([1.0, 2.0, 3.0, 4.0, 5.0])[:2], "needs 3 sets or more, got 2"),
+    ],
+)
+def test_no_correlation_without_variation(given, message):
+    with pytest.raises(ValueError, match=message):
+        correlation(given)
+
+
+def test_points_pair_the_drop_upstream_with_the_distance():
+    line = Line(
+        arm=Arm("m", "fine_tune", "canonical", None),
+        title="FT",
+        ri={},
+        after={"a": {"up": 70.0}, "b": {"up": 85.0}, "c": {"a": 1.0}},
+    )
+    one = Standings("m", ("a", "b", "c", "d"), {"up": 90.0}, (line,), ())
+    found = forgetting.points(one, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}, "up")
+    assert found == [Point("a", 3.0, 20.0), Point("b", 1.0, 5.0)]
+    assert forgetting.points(one, {"a": 3.0}, "elsewhere") == []
+    assert forgetting.points(dataclasses.replace(one, lines=()), {"a": 3.0}, "up") == []
+
+
+def test_charts_are_svg_that_name_every_set_and_escape_it():
+    given = [*spots([1.0, 2.0, -3.0, 4.0, 5.0]), Point("<b>", 2.0, 3.0)]
+    svg = ElementTree.fromstring(forgetting.scatter(given, correlation(given), "up & up"))
+    texts = [element.text for element in svg.iter("text")]
+    assert "<b>" in texts and "distance to up & up" in texts
+    assert len(list(svg.iter("circle"))) == 6
+    for circle in svg.iter("circle"):
+        assert 0 <= float(circle.get("cx")) <= 560 and 0 <= float(circle.get("cy")) <= 360
+    values = np.array([[0.0, math.nan], [2.5, 0.0]])
+    heat = ElementTree.fromstring(
+        forgetting.heat_map(Matrix(("<a>", "b"), values, np.zeros((2, 2)), 1.0))
+    )
+    titles = [element.text for element in heat.iter("title")]
+    assert titles[1:3] == ["<a> to b: did not converge", "b to <a>: 2.5"]

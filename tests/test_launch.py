@@ -1,0 +1,233 @@
+"""The entry: every way to start it gives the same cell, and every wrong way says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import grids
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import entry, ranks, recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH = str(ROOT / "engine" / "launch.py")
+PYTHON = sys.executable
+DEEPSPEED = str(Path(PYTHON).with_name("deepspeed"))
+grid = grids.grid
+
+
+def run(
+    command: Sequence[str], cwd: Path = ROOT, path: Path | None = None
+) -> subprocess.CompletedProcess:
+    environment = grids.environment()
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("words", [["recipe="], [], ["--help"], ["-h", "recipe=emoji/ewc"]])
+def test_lists_the_recipes(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert entry.launch(["--local_rank=0", *words]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in recipe.names()) and "--print" in shown
+
+
+def test_print_shows_the_resolved_recipe_and_stops(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    words = ["recipe=emoji/ewc", "downstream=openmoji", "seed=4", f"runs={tmp_path / 'runs'}"]
+    assert entry.launch([*words, "--print"]) == 0
+    saved = tmp_path / "resolved.yaml"
+    saved.write_text(capsys.readouterr().out)
+    assert recipe.load(str(saved)) == recipe.load("emoji/ewc", words[1:])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=emoji/ewq"], "no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"),
+        (["recipe=emoji/ewc", "train.epoch=1"], "unknown key 'train.epoch'"),
+        (["recipe=emoji/ewc", "--dry"], "unknown option --dry; options: --print, --help"),
+        (["recipe=emoji/ewc", "ewc"], "'ewc' is not an override"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    runs = [f"runs={tmp_path}"] if words[0] == "recipe=emoji/ewc" else []
+    assert entry.launch([*words, *runs]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("error: ") and message in shown and "\n" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--local_rank=0", "recipe=a"], ["recipe=a"]),
+        (["--local-rank=3", "recipe=a", "seed=1"], ["recipe=a", "seed=1"]),
+        (["--local_rank", "1", "recipe=a"], ["recipe=a"]),
+        (["recipe=a", "--local-rank", "1"], ["recipe=a"]),
+        (["recipe=a", "--print"], ["recipe=a", "--print"]),
+        ([], []),
+    ],
+)
+def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> None:
+    assert ranks.strip_launcher_words(words) == kept
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
+def test_gpu_asked_for_where_there_is_none(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    assert entry.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
+    assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"no C\+\+ compiler found.*install g\+\+"):
+        ranks.start("cpu")
+
+
+@pytest.mark.parametrize("name", ["kernels", "loaders"])
+@pytest.mark.parametrize("kind", ["package", "module"])
+def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) -> None:
+    """It is not even run: the fake would raise."""
+    fake = tmp_path / name / "__init__.py" if kind == "package" else tmp_path / f"{name}.py"
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text("raise SystemExit('the wrong package ran')\n")
+    done = run([PYTHON, "-m", "engine.cli", "recipes"], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"error: `{name}` is imported from {tmp_path / name}" in done.stderr
+    assert f"not from {ROOT / name}" in done.stderr and "uninstall it" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_launch_is_never_hidden(tmp_path: Path) -> None:
+    """Our folder comes first, engine/ itself does not, and the working folder does not matter."""
+    for name in ("engine", "kernels", "loaders"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package ran')\n")
+    done = run([PYTHON, LAUNCH, "recipe="], tmp_path, tmp_path)
+    assert done.returncode == 0 and "emoji/ewc" in done.stdout, done.stderr
+    code = f"import runpy, sys; sys.argv = ['x', 'recipe=']; runpy.run_path({LAUNCH!r})"
+    code += "; import importlib.util as u; print(u.find_spec('evaluate'), u.find_spec('table'))"
+    assert run([PYTHON, "-c", code], tmp_path).stdout.strip().endswith("None None")
+
+
+def lock(folder: Path, age_s: float) -> Path:
+    path = folder / "py3_cpu" / "deepspeed_shm_comm" / "lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (path.parent / "deepspeed_shm_comm.so").touch()
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> list[bool]:
+    """What `_load_cpu_op` loads, without a compiler: whether the lock was gone by then."""
+    import deepspeed.accelerator
+
+    calls: list[bool] = []
+
+    class Builder:
+        def is_compatible(self, verbose: bool) -> bool:
+            return True
+
+        def load(self, verbose: bool) -> None:
+            calls.append(folder is None or not list(folder.rglob("lock")))
+
+    class Accelerator:
+        def create_op_builder(self, name: str) -> Builder:
+            return Builder()
+
+    monkeypatch.setattr(deepspeed.accelerator, "get_accelerator", Accelerator)
+    if folder is not None:
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+    ranks._load_cpu_op()
+    return calls
+
+
+def test_environments_do_not_share_a_build(
+    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch's default folder is the user's, and two environments would rebuild in it by turns."""
+    places = []
+    for prefix in ("/one", "/two", "/one"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(sys, "prefix", prefix)
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        loaded(monkeypatch, None)
+        places.append(os.environ["TORCH_EXTENSIONS_DIR"])
+    assert places[0] == places[2] != places[1] and all(str(tmp_path) in p for p in places)
+
+
+def test_lock_of_a_killed_build_does_not_hang(
+    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lock(tmp_path, age_s=ranks.LOADS_WITHIN_S + 1)
+    started = time.monotonic()
+    assert loaded(monkeypatch, tmp_path) == [True]
+    assert time.monotonic() - started < 10
+
+
+def test_lock_of_another_programs_build_is_waited_for(
+    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = lock(tmp_path, age_s=0)
+    monkeypatch.setattr(ranks, "LOADS_WITHIN_S", 0.7)
+    started = time.monotonic()
+    assert loaded(monkeypatch, tmp_path) == [True] and not path.exists()
+    assert time.monotonic() - started > 0.6
+
+
+STARTS = {
+    "python": [PYTHON, LAUNCH],
+    "deepspeed": [DEEPSPEED, LAUNCH],
+    "torchrun": grids.torchrun(2, LAUNCH),
+}
+
+
+def made(runs: Path) -> Path:
+    (found,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
+    return found
+
+
+@pytest.mark.slow
+def test_three_ways_to_start_give_the_same_cell(grid: grids.Grid, tmp_path: Path) -> None:
+    """Under the same name, with the same weights; from another working folder, one of them."""
+    for way, command in STARTS.items():
+        words = list(grid.overrides(f"runs={way}", "device=cpu", "model.head.epochs=4"))
+        done = run([*command, f"recipe={grid.recipe}", *words], tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "FT (canonical) on outline" in done.stdout and "RI " in done.stdout
+        assert done.stdout.count("percent top-1") == 1  # one rank speaks
+    cells = {way: made(tmp_path / way) for way in STARTS}
+    assert len({cell.name for cell in cells.values()}) == 1
+    weights = {way: load_file(cell / "weights.safetensors") for way, cell in cells.items()}
+    assert grids.same(weights["deepspeed"], weights["python"])
+    assert grids.distance(weights["torchrun"], weights["python"]) < 1e-5
+    saved = recipe.load(str(cells["python"] / "recipe.yaml"))  # beside the result, and a recipe
+    assert (saved.runs, saved.downstream) == ("python", "outline")
+
+
+@pytest.mark.slow
+def test_mistake_found_late_is_one_line_on_two_ranks(grid: grids.Grid, tmp_path: Path) -> None:
+    words = grid.overrides(f"runs={tmp_path}", "dataset.root=/nowhere", "device=cpu")
+    done = run([*STARTS["torchrun"], f"recipe={grid.recipe}", *words], tmp_path)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any("/nowhere/upstream is not a folder" in line for line in lines), done.stderr[-2000:]
+    assert f'File "{ROOT / "engine"}' not in done.stderr  # torchrun's own traceback aside
