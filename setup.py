@@ -17,6 +17,7 @@ setup(
         "torchvision",  # timm's transforms
         "timm>=1.0.20",
         "deepspeed>=0.18",
+        "numba>=0.60",
         "numpy>=1.26",
         "omegaconf>=2.4",
         "pillow>=10",

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     about = report.machine(device)
+    scale = contest.Scale(options.quick, options.batch)
     ceiling = roofline.measure(device, options.quick)
     print(report.header(about, ceiling))
     everything: dict[str, Any] = {}
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         rows: list[contest.Row] = []
         printed = report.markdown if options.markdown else report.table
-        for held in case.contests(device, options.quick):
+        for held in case.contests(device, scale):
             some = contest.hold(held, ceiling, device, seconds=options.seconds)
             print(printed(some, heads=not rows), flush=True)
             rows += some
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each contest's rounds")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--batch", type=int, help="images a model's step (64; CUDA: 256)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("--json", type=Path, help="all results here, not in bench/results/")

@@ -4,7 +4,7 @@ A case is a module of this package that defines
 
     KERNELS    the modules of kernels/ it times
     gate       gate(device): raises AssertionError unless what will be timed is right
-    contests   contests(device, quick): Contest after Contest, each built when its turn comes
+    contests   contests(device, scale): Contest after Contest, each built when its turn comes
 
 `CASES` lists them; `load` imports one, so that a case whose packages are missing can be skipped by
 name while the others run.
@@ -24,6 +24,14 @@ from bench.roofline import Roofline, Work
 from bench.timing import Run, interleave
 
 CASES = ("optimizer", "training", "fisher", "distill", "interpolate")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """quick: tiny sizes. batch: images of a model's step, where 64 take too long."""
+
+    quick: bool = False
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Row:
 class Case(Protocol):
     KERNELS: tuple[str, ...]
     gate: Callable[[torch.device], None]
-    contests: Callable[[torch.device, bool], Iterator[Contest]]
+    contests: Callable[[torch.device, Scale], Iterator[Contest]]
 
 
 def load(name: str) -> Case:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.contest import Contest, Entrant
+from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
 from kernels.distill import distill_loss
@@ -37,9 +37,9 @@ def gate(device: torch.device) -> None:
         torch.testing.assert_close(gradient.double(), right, rtol=1e-5, atol=1e-6)
 
 
-def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    shapes = ((8, 100),) if quick else ((256, 1000), (64, 21843))
+    shapes = ((8, 100),) if scale.quick else ((256, 1000), (64, 21843))
     for batch, classes in shapes:
         student, teacher, labels = _case(batch, classes, classes, dtype, device)
 
@@ -52,7 +52,7 @@ def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
         ours = _COMPOSED if device.type == "cpu" else _KERNEL
         size = batch * classes * student.element_size()
         peers = [Entrant("CE + KL, eager", run(_composed), Work(_COMPOSED * size))]
-        if not quick:
+        if not scale.quick:
             compiled = torch.compile(_composed)
             peers.append(Entrant("CE + KL, torch.compile", run(compiled), Work(10 * size)))
         if device.type == "cuda" and (liger := _liger()) is not None:

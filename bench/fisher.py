@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import vit
-from bench.contest import Contest, Entrant
+from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
 from kernels.fisher import FisherAccumulator
@@ -25,7 +25,7 @@ _VMAP_CHUNK = 8
 
 def gate(device: torch.device) -> None:
     """A toy ViT in fp32 against one backward pass an image, to 1e-5 of the largest element."""
-    model = vit.build(device, quick=True)
+    model = vit.build(device, Scale(quick=True))
     accumulator = FisherAccumulator(model.net)
     accumulator.update(model.images, model.labels)
     assert not accumulator.fallback, f"these went through vmap: {sorted(accumulator.fallback)}"
@@ -36,8 +36,8 @@ def gate(device: torch.device) -> None:
         assert error < 1e-5, f"{name} is off by {error:.1e} of its largest element"
 
 
-def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
-    model = vit.build(device, quick)
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    model = vit.build(device, scale)
     numel, batch = model.theta.numel(), model.batch
     accumulator = FisherAccumulator(model.net)
     parameters = dict(model.net.named_parameters())

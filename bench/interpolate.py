@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor
 
-from bench.contest import Contest, Entrant
+from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels.interpolate import interpolate
 
@@ -33,8 +33,8 @@ def gate(device: torch.device) -> None:
         assert torch.equal(found[-1], parents[1].to(dtype)), "alpha = 1 is not the second parent"
 
 
-def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
-    sizes = _tensor_sizes(quick)
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    sizes = _tensor_sizes(scale.quick)
     millions = f"{sum(sizes) / 1e6:.0f}M"
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         yield _wise_contest(sizes, dtype, f"WiSE 11 x {millions} {name}", device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bench.contest import Contest, Entrant
+from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
 from kernels.ewc import adamw_ewc_, sgd_ewc_
@@ -50,8 +50,8 @@ def gate(device: torch.device) -> None:
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
 
 
-def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
-    for millions in (1,) if quick else (21, 86):
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    for millions in (1,) if scale.quick else (21, 86):
         numel = millions * 1_000_000
         yield from _adamw(numel, f"EWC-AdamW {millions}M", device)
         yield from _sgd(numel, f"EWC-SGD {millions}M", device)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import vit
-from bench.contest import Contest, Entrant
+from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
@@ -94,7 +94,7 @@ class Steps:
 
 def gate(device: torch.device) -> None:
     """On a toy: LwF's gradient is that of cross-entropy plus KL, EWC's step that of the penalty."""
-    steps = Steps(vit.build(device, quick=True))
+    steps = Steps(vit.build(device, Scale(quick=True)))
     model = steps.model
     steps.teacher = steps.teacher + torch.randn_like(steps.teacher)
 
@@ -126,8 +126,8 @@ def gate(device: torch.device) -> None:
     assert wrong < 1e-3, f"EWC's step differs from the penalty's in {wrong:.2%} of the parameters"
 
 
-def contests(device: torch.device, quick: bool) -> Iterator[Contest]:
-    model = vit.build(device, quick)
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    model = vit.build(device, scale)
     steps = Steps(model)
     numel, logits = model.theta.numel(), model.batch * vit.CLASSES
     passes = Work(28 * numel, model.batch * model.flops)

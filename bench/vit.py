@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.contest import Scale
+
 CLASSES = 1000
 
 
@@ -30,15 +32,16 @@ class FlatViT:
         return len(self.images)
 
 
-def build(device: torch.device, quick: bool = False) -> FlatViT:
+def build(device: torch.device, scale: Scale) -> FlatViT:
     """ViT-S/16 at 224 px with 64 images (CUDA: 256) and 1000 classes; quick: a toy of 64 px."""
     torch.manual_seed(0)
-    if quick:
+    if scale.quick:
         name, size, batch = "toy ViT", 64, 8
         net = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, num_classes=CLASSES)
     else:
         name, size, batch = "ViT-S", 224, 256 if device.type == "cuda" else 64
         net = timm.create_model("vit_small_patch16_224", num_classes=CLASSES)
+    batch = scale.batch or batch
     with FlopCounterMode(display=False) as counter:
         net(torch.randn(1, 3, size, size)).sum().backward()
     net = net.to(device).eval()

@@ -237,11 +237,12 @@ class _Entropic:
         if not self.options.debias:
             found = transport(cost, eps=eps, tolerance=tolerance)
             return found.value, found.gap
+        third = tolerance / 3
         for name in (a, b):
             if name not in self._own:
                 own = self.problems.cost(name, name)
-                self._own[name] = transport(own, eps=eps, tolerance=tolerance, symmetric=True)
-        across = transport(cost, eps=eps, tolerance=tolerance, start=self._own[b].g)
+                self._own[name] = transport(own, eps=eps, tolerance=third, symmetric=True)
+        across = transport(cost, eps=eps, tolerance=third, start=self._own[b].g)
         terms = across, self._own[a], self._own[b]
         value = debiased(*terms, tolerance=tolerance)
         return value.value, value.gap

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import os
 import shutil
 import socket
@@ -105,14 +104,12 @@ def _load_cpu_op() -> None:
 
     torch guards a build by a bare file; a killed process leaves it behind, and all later ones would
     wait for it for ever. While the kernel's lock is ours it is left over, or another program's.
-    torch's default folder is the user's: two environments would rebuild in it by turns.
     """
     from deepspeed.accelerator import get_accelerator
     from torch.utils import cpp_extension
 
-    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-    default = Path(cpp_extension.get_default_build_root()) / f"rib-{environment}"
-    root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
+    default = cpp_extension.get_default_build_root()
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".rib.lock").open("a") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)

@@ -144,14 +144,15 @@ def unregularised(
 def debiased(ab: Transport, aa: Transport, bb: Transport, *, tolerance: float = 1e-4) -> Divergence:
     """OT(a, b) - (OT(a, a) + OT(b, b)) / 2, of three solutions at the same eps.
 
-    Converged when all three are and their absolute gaps add up to at most three tolerances of
-    OT(a, b). Raises ValueError for different eps, whose biases would not cancel.
+    Converged when all three are and their absolute gaps add up to at most `tolerance` of OT(a, b),
+    as they do when each was solved to a third of it. Raises ValueError for different eps, whose
+    biases would not cancel.
     """
     terms = (ab, aa, bb)
     if not all(math.isclose(ab.eps, term.eps) for term in terms):
         raise ValueError(f"the terms were solved at different eps: {[term.eps for term in terms]}")
     gap = sum(term.upper - term.lower for term in terms) / ab.upper
-    converged = all(term.converged for term in terms) and gap <= 3 * tolerance
+    converged = all(term.converged for term in terms) and gap <= tolerance
     value = ab.value - (aa.value + bb.value) / 2 if converged else math.nan
     return Divergence(value, gap, converged)
 

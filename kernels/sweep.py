@@ -11,7 +11,9 @@ and g_j <- g_j - eps log(c_j / b_j) completes the iteration. The old f stabilise
 exponential, so no maximum is searched. On the CPU the loop is compiled by numba where it is
 installed: 27 ms an iteration for 10k x 10k on one core, against 105 ms for PyTorch's operators on
 strips and 290 ms for those compiled by inductor, whose conversion from int16 and reduction over
-rows do not vectorise.
+rows do not vectorise. On a GPU rows are summed strip by strip, and each launch also adds up the
+columns of the strip before, which is still in the L2 cache: one launch a strip, no barrier, no
+atomics, and so the same sums every time. Bytes moved: 2 n m (4 n m for float32 copies).
 
 Source: Cuturi 2013.
 """
@@ -20,19 +22,26 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.library import triton_op
 
 from kernels import reference
+from kernels.launch import jit, launcher, tl
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Costs: what compiling (about 2 s in each process) would have to repay.
 _COMPILE_FROM = 1 << 22
+_STRIP_BYTES = 16 << 20  # of q on a GPU: two strips share the L2 cache of an A100 (40 MB)
+_ROWS = 16
+_COLUMNS = 512
+_ROW_BLOCK = 2048
+_WARPS = 4
 
 
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
@@ -43,6 +52,8 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
     plus log b; so that p_ij = exp(f_i + g_j - kappa_i q_ij). The column sums are sum_i p_ij / s_i:
     the caller multiplies them by a. Sums that overflow come back as infinity or NaN.
     """
+    if q.is_cuda:
+        return _sweep(q, f, g, kappa)
     if _HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
         return _on_threads(q, f, g, kappa)
     return reference.sinkhorn_sweep(q, f, g, kappa)
@@ -50,15 +61,15 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
 
 def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     threads = min(torch.get_num_threads(), len(q))
+    rows = -(-len(q) // threads)
     log_s = torch.empty_like(f)
-    columns = torch.zeros(threads, len(g))
-    parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(q)), threads)]
+    columns, scratch = torch.zeros(2, threads, len(g))
     run = _compiled()
 
     def work(k: int) -> None:
-        rows = parts[k]
-        arrays = (t.numpy() for t in (q[rows], f[rows], g, kappa[rows], log_s[rows], columns[k]))
-        run(*arrays)
+        mine = slice(k * rows, (k + 1) * rows)
+        tensors = (q[mine], f[mine], g, kappa[mine], log_s[mine], columns[k], scratch[k])
+        run(*(tensor.numpy() for tensor in tensors))
 
     if threads == 1:
         work(0)
@@ -76,44 +87,152 @@ def _compiled() -> Any:
     neither leaves the normal numbers nor wraps around.
     """
     import numba
-    from llvmlite import ir
     from numba.extending import intrinsic
 
-    f32, i32 = np.float32, np.int32
+    f32, i32 = numba.float32, numba.int32
 
     @intrinsic
     def as_float(typing, bits):
         def generate(context, builder, signature, arguments):
-            return builder.bitcast(arguments[0], ir.FloatType())
+            return builder.bitcast(arguments[0], context.get_value_type(f32))
 
-        return numba.types.float32(numba.types.int32), generate
+        return f32(i32), generate
 
     @numba.njit(fastmath=True, inline="always")
     def exp(x):
         power = min(max(x * f32(1.4426950408889634), f32(-126.0)), f32(127.0))
-        whole = np.floor(power)
-        rest = power - whole
+        # Positive, so that cutting off rounds down.
+        biased = i32(power + f32(127.0))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        rest = power - f32(biased - i32(127))
         value = f32(1.8775767e-3)
         value = value * rest + f32(8.9893397e-3)
         value = value * rest + f32(5.5826318e-2)
         value = value * rest + f32(2.4015361e-1)
         value = value * rest + f32(6.9315308e-1)
         value = value * rest + f32(9.9999994e-1)
-        return value * as_float((i32(whole) + i32(127)) << i32(23))  # pyright: ignore[reportCallIssue]
+        return value * as_float(biased << i32(23))  # pyright: ignore[reportCallIssue]
 
     @numba.njit(fastmath=True, nogil=True)
-    def run(q, f, g, kappa, log_s, columns):
+    def run(q, f, g, kappa, log_s, columns, row):
         n, m = q.shape
-        row = np.empty(m, np.float32)
         for i in range(n):
             own, scale, total = f[i], kappa[i], f32(0.0)
             for j in range(m):
                 value = exp(own + g[j] - scale * f32(q[i, j]))
                 row[j] = value
                 total += value
-            log_s[i] = np.log(total)
+            log_s[i] = math.log(total)
             weight = f32(1.0) / total
             for j in range(m):
                 columns[j] += weight * row[j]
 
     return run
+
+
+@jit
+def _sweep_kernel(
+    q,
+    f,
+    g,
+    kappa,
+    log_s,
+    weights,
+    columns,
+    m,
+    sum_from,
+    sum_to,
+    add_from,
+    add_to,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+):
+    """The first programs sum a row each, from sum_from; the others add up rows add_from..add_to."""
+    rows_to_sum = sum_to - sum_from
+    program = tl.program_id(0)
+    if program < rows_to_sum:
+        row = sum_from + program
+        line = q + row.to(tl.int64) * m
+        own = tl.load(f + row)
+        scale = tl.load(kappa + row)
+        partial = tl.zeros([ROW_BLOCK], dtype=tl.float32)
+        for start in range(0, m, ROW_BLOCK):
+            at = start + tl.arange(0, ROW_BLOCK)
+            other = tl.load(g + at, mask=at < m, other=float("-inf"))
+            cost = tl.load(line + at, mask=at < m, other=0).to(tl.float32)
+            partial += tl.exp(own + other - scale * cost)
+        total = tl.sum(partial, 0)
+        tl.store(log_s + row, tl.log(total))
+        tl.store(weights + row, 1.0 / total)  # pyright: ignore[reportOperatorIssue]
+    else:
+        at = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
+        valid = at < m
+        other = tl.load(g + at, mask=valid, other=float("-inf"))
+        added = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+        for start in range(add_from, add_to, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            inside = rows < add_to
+            own = tl.load(f + rows, mask=inside, other=0.0)
+            scale = tl.load(kappa + rows, mask=inside, other=0.0)
+            weight = tl.load(weights + rows, mask=inside, other=0.0)
+            cost = tl.load(
+                q + rows.to(tl.int64)[:, None] * m + at[None, :],
+                mask=inside[:, None] & valid[None, :],
+                other=0,
+            ).to(tl.float32)
+            value = tl.exp(own[:, None] + other[None, :] - scale[:, None] * cost)
+            added += tl.where(inside[:, None], weight[:, None] * value, 0.0)
+        before = tl.load(columns + at, mask=valid, other=0.0)
+        tl.store(columns + at, before + tl.sum(added, 0), mask=valid)
+
+
+@triton_op("rib::sinkhorn_sweep", mutates_args=())
+def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+    n, m = q.shape
+    q, f, g, kappa = (tensor.contiguous() for tensor in (q, f, g, kappa))
+    log_s, weights = torch.empty_like(f), torch.empty_like(f)
+    columns = torch.zeros_like(g)
+    strip = max(_ROWS, _STRIP_BYTES // (m * q.element_size()) // _ROWS * _ROWS)
+    added = summed = 0
+    while added < n:
+        sum_to = min(summed + strip, n)
+        blocks = -(-m // _COLUMNS) if summed else 0
+        launcher(_sweep_kernel)[(sum_to - summed + blocks,)](
+            q,
+            f,
+            g,
+            kappa,
+            log_s,
+            weights,
+            columns,
+            m,
+            summed,
+            sum_to,
+            added,
+            summed,
+            ROWS=_ROWS,
+            COLUMNS=_COLUMNS,
+            ROW_BLOCK=_ROW_BLOCK,
+            num_warps=_WARPS,
+        )
+        added, summed = summed, sum_to
+    return [log_s, columns]
+
+
+def specializations() -> list[dict[str, Any]]:
+    """What the ahead-of-time gate compiles; see `kernels.aot`."""
+    sizes = ("m", "sum_from", "sum_to", "add_from", "add_to")
+    floats = ("f", "g", "kappa", "log_s", "weights", "columns")
+    return [
+        {
+            "name": f"sinkhorn_sweep {kind}",
+            "fn": _sweep_kernel,
+            "signature": {"q": f"*{short}"}
+            | dict.fromkeys(floats, "*fp32")
+            | dict.fromkeys(sizes, "i32"),
+            "constexprs": {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK},
+            "num_warps": _WARPS,
+            "bytes_per_element": moved,
+        }
+        for kind, short, moved in (("int16", "i16", 2), ("float32", "fp32", 4))
+    ]

@@ -1,4 +1,4 @@
-"""The store: whatever stops a builder, what has its marker is whole and what has none is nothing."""
+"""The store: what has its marker is whole, what has none is nothing, whatever stopped it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,10 @@ def test_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     path = store.make("cells", "ft", KEY, fill).folder / "deep" / "values.npy"
     path.write_bytes(path.read_bytes()[:-1]) if damage == "cut" else path.unlink()
-    for use in (lambda: store.find("cells", "ft", KEY), lambda: store.make("cells", "ft", KEY, fill)):
+    for use in (
+        lambda: store.find("cells", "ft", KEY),
+        lambda: store.make("cells", "ft", KEY, fill),
+    ):
         with pytest.raises(ValueError, match=r"deep/values\.npy is damaged; delete .*ft-"):
             use()
 
@@ -182,7 +185,11 @@ def test_digest_is_the_same_in_every_process() -> None:
     for seed in ("0", "1"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.strip() == digest(KEY) == "8a7888f297424ebb"
 
@@ -195,7 +202,10 @@ def test_digest_refuses_what_has_no_canonical_text() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
@@ -212,4 +222,3 @@ def test_digest_does_not_depend_on_the_order_of_keys(key: dict) -> None:
 def test_digest_tells_values_apart(a: object, b: object) -> None:
     same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     assert (digest(a) == digest(b)) == same
-

@@ -32,7 +32,7 @@ def row(**change) -> Row:
 
 
 def fake(ran: list[str]) -> SimpleNamespace:
-    def contests(device, quick):
+    def contests(device, scale):
         runs = [Entrant(name, lambda name=name: ran.append(name), Work(1.0)) for name in "ab"]
         yield Contest("one", runs[0], (runs[1],))
 
@@ -163,7 +163,7 @@ def test_gates_are_green(name, monkeypatch):
 @pytest.mark.parametrize("name", contest.CASES)
 def test_contests_run_and_predict(name, monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    for held in contest.load(name).contests(CPU, True):
+    for held in contest.load(name).contests(CPU, contest.Scale(quick=True)):
         for each in contest.hold(held, ROOFLINE, CPU, seconds=0):
             assert each.predicted > 0 and each.measured > 0
 

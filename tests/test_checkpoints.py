@@ -155,7 +155,7 @@ def test_dinov2_graph_is_mapped_to_timms_names() -> None:
 
 
 def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the exporter writes: vectors by name, matrices transposed, by the node that uses them."""
+    """What the exporter writes: vectors by name, matrices transposed, by the node they serve."""
     top = "backbone.embeddings."
     found = {
         f"{top}cls_token": state["cls_token"],

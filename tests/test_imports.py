@@ -1,8 +1,9 @@
-"""The house's one-way rule, read from the source: who may import whom, and who reads the recipes."""
+"""The one-way rule, read from the source: who may import whom, and who reads the recipes."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,8 +109,6 @@ def test_no_engine_module_bears_a_standard_librarys_name() -> None:
 
 def test_kernels_and_loaders_load_without_the_rest() -> None:
     """Not only in the source: importing them brings neither the engine nor each other."""
-    import subprocess
-
     for package, others in (("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))):
         modules = [f"{package}.{path.stem}" for path in sorted((ROOT / package).glob("*.py"))]
         code = (

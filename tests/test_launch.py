@@ -86,9 +86,7 @@ def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_gpu_asked_for_where_there_is_none(
-    capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
+def test_gpu_asked_for_where_there_is_none(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert entry.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 
@@ -136,7 +134,7 @@ def lock(folder: Path, age_s: float) -> Path:
     return path
 
 
-def loaded(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> list[bool]:
+def loaded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[bool]:
     """What `_load_cpu_op` loads, without a compiler: whether the lock was gone by then."""
     import deepspeed.accelerator
 
@@ -147,31 +145,16 @@ def loaded(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> list[bool]:
             return True
 
         def load(self, verbose: bool) -> None:
-            calls.append(folder is None or not list(folder.rglob("lock")))
+            calls.append(not list(folder.rglob("lock")))
 
     class Accelerator:
         def create_op_builder(self, name: str) -> Builder:
             return Builder()
 
     monkeypatch.setattr(deepspeed.accelerator, "get_accelerator", Accelerator)
-    if folder is not None:
-        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
     ranks._load_cpu_op()
     return calls
-
-
-def test_environments_do_not_share_a_build(
-    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """torch's default folder is the user's, and two environments would rebuild in it by turns."""
-    places = []
-    for prefix in ("/one", "/two", "/one"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(sys, "prefix", prefix)
-        monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-        loaded(monkeypatch, None)
-        places.append(os.environ["TORCH_EXTENSIONS_DIR"])
-    assert places[0] == places[2] != places[1] and all(str(tmp_path) in p for p in places)
 
 
 def test_lock_of_a_killed_build_does_not_hang(

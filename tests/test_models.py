@@ -35,7 +35,9 @@ def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
     """What timm itself feeds to the model: resolved for the architecture, from the PIL image."""
-    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(recipe.arch).to_dict())
+    config = timm.data.resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg(recipe.arch).to_dict()
+    )
     own = {"interpolation": recipe.interpolation, "crop_pct": recipe.crop}
     own |= {"mean": recipe.mean, "std": recipe.std}
     config |= {key: value for key, value in own.items() if value is not None}

@@ -75,7 +75,7 @@ OPTIONS = {
     "source": "auto",
     "device": "auto",
 }
-METHOD = '''
+METHOD = """
 from __future__ import annotations
 from dataclasses import dataclass
 from engine.methods.base import Trained
@@ -86,7 +86,7 @@ class Recipe(MethodRecipe):
     sharpness: float = 0.5
 
 Method = Trained
-'''
+"""
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
@@ -286,7 +286,9 @@ def test_mistake_in_a_file_names_it(tmp_path: Path, text: str, message: str) -> 
 
 def test_mistake_in_a_named_part_names_that_file(tmp_path: Path) -> None:
     model = write(tmp_path / "model.yaml", "name: m\narch: test_vit\nimage_sise: 32\n")
-    with pytest.raises(RecipeError, match="'model.image_sise'; did you mean 'image_size'") as caught:
+    with pytest.raises(
+        RecipeError, match=r"'model\.image_sise'; did you mean 'image_size'"
+    ) as caught:
         recipe.load("emoji/ewc", [f"model={model}"])
     assert model in str(caught.value)
 

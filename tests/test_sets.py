@@ -69,9 +69,7 @@ def test_set_with_a_class_that_the_head_lacks(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("root", "message"), [("gone", "gone/upstream is not a folder"), ("empty", "holds no images")]
 )
-def test_folder_that_holds_nothing(
-    recipe: Recipe, tmp_path: Path, root: str, message: str
-) -> None:
+def test_folder_that_holds_nothing(recipe: Recipe, tmp_path: Path, root: str, message: str) -> None:
     (tmp_path / "empty" / "upstream").mkdir(parents=True)
     dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / root))
     with pytest.raises(ValueError, match=message):
@@ -135,9 +133,7 @@ def test_split_keeps_train_and_holdout_apart(recipe: Recipe) -> None:
         assert len(none.split(name)) == 3 * grids.COPIES
 
 
-@given(
-    st.lists(st.integers(0, 4), max_size=60), st.floats(0, 0.99), st.integers(0, 3)
-)
+@given(st.lists(st.integers(0, 4), max_size=60), st.floats(0, 0.99), st.integers(0, 3))
 def test_split_laws(labels: list[int], share: float, seed: int) -> None:
     array = np.array(labels, dtype=np.int64)
     train, holdout = split(array, share, seed)

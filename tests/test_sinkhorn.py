@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton_interpreter import interpreted, run_interpreted
 
 from kernels import alternating, reference, sweep
 from kernels.bures import bures_squared, class_gaussians
@@ -135,7 +136,7 @@ def test_gaussians_in_closed_form():
 
 def divergence(x, y, eps=20.0, tolerance=1e-5):
     terms = [
-        transport(GroundCost(*pair), eps=eps, tolerance=tolerance, symmetric=pair[0] is pair[1])
+        transport(GroundCost(*pair), eps=eps, tolerance=tolerance / 3, symmetric=pair[0] is pair[1])
         for pair in ((x, y), (x, x), (y, y))
     ]
     return debiased(*terms, tolerance=tolerance)
@@ -147,7 +148,7 @@ def test_the_debiased_value_is_zero_at_home_symmetric_and_monotone_in_a_shift():
     terms = transport(GroundCost(x, x), eps=20.0, tolerance=1e-5)
     home = divergence(x, x.clone())
     assert abs(home.value) <= home.gap * terms.value
-    assert home.gap <= 3e-5
+    assert home.gap <= 1e-5
     one, other = divergence(x, y), divergence(y, x)
     assert one.value == pytest.approx(other.value, abs=2e-5 * terms.value)
     values = [divergence(x, x + shift).value for shift in (0.1, 0.5, 1.0)]
@@ -264,3 +265,22 @@ def test_bad_options_are_refused_by_name():
     one, two = transport(cost, eps=1.0), transport(cost, eps=2.0)
     with pytest.raises(ValueError, match="different eps"):
         debiased(one, two, two)
+
+
+def test_kernel_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3), (16, 512), (37, 517), (50, 2100)])
+def test_interpreted_kernel_equals_float64(shape, dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-32768, 32767, shape, generator=generator).to(dtype)
+    f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
+    kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
+    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
+    for strip_bytes in (1, 1 << 24):
+        monkeypatch.setattr(sweep, "_STRIP_BYTES", strip_bytes)
+        for found, right in zip(sweep._sweep(q, f, g, kappa), expected, strict=True):
+            torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)

@@ -50,9 +50,9 @@ class Method(Mixed):
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members
         ]
-        for name in self.recipe.members if len(set(cells)) > 1 else ():
-            if name != "pre" and context.cell(name).prompt() is not None:
-                raise ValueError(f"method.members: {name} has an input prompt and no average")
+        for cell in map(context.cell, self.needs) if len(set(cells)) > 1 else ():
+            if cell.prompt() is not None:
+                raise ValueError(f"{cell.name} has an input prompt and cannot be averaged")
         return [Entry(uniform(self._greedy(cells, context) if greedy else cells))]
 
     @staticmethod

@@ -1,0 +1,212 @@
+"""Real campaigns: run to their tables, ended in every way, resumed to the same tables."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import campaigns
+import grids
+import pytest
+from campaigns import SETS
+
+ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
+RIB = [sys.executable, "-m", "engine.cli"]
+folder = campaigns.folder
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[subprocess.Popen]:
+    """`rib campaign` in a process group of its own, from a working folder that is not ours."""
+    process = subprocess.Popen(
+        [*RIB, "campaign", str(folder / "shapes.yaml"), "--cores", str(cores), *words],
+        cwd=cwd,
+        env=grids.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()  # its jobs follow it
+        process.communicate()
+
+
+def rib(folder: Path, *words: str, cwd: Path, cores: int = 2) -> tuple[int, str, str]:
+    with started(folder, *words, cwd=cwd, cores=cores) as process:
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+
+def alive(runs: Path) -> list[str]:
+    """Command lines of processes that work for a campaign below `runs`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if f"{runs}/" in words and "plan.json" in words:
+                found.append(words)
+    return found
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `runs` folder of a campaign that nothing disturbed."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    code, out, err = rib(folder, "runs=runs", cwd=cwd)
+    assert code == 0, err[-3000:]
+    assert "mRI" in out and str(cwd / "runs" / "shapes" / "report" / "index.html") in out
+    assert sorted(path.name for path in cwd.iterdir()) == ["runs"]  # no .snakemake here
+    return cwd / "runs"
+
+
+def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
+    report = whole / "shapes" / "report"
+    accuracy, mri = rows(report / "accuracy.csv"), rows(report / "mri.csv")
+    assert list(accuracy[0]) == [
+        "model", "method", "variant", "alpha", "downstream", "evaluated_on", "n", "accuracy"
+    ]  # fmt: skip
+    assert list(mri[0]) == ["model", "method", "variant", "alpha", "mri", "mri_low", "mri_high"]
+    places = {*SETS, "upstream"}
+    before = [row for row in accuracy if row["method"] == "pre"]
+    assert {row["evaluated_on"] for row in before} == places
+    assert {row["downstream"] for row in before} == {""}
+    after = [row for row in accuracy if row["method"] != "pre"]
+    arms = {(row["method"], row["alpha"]) for row in after}
+    assert arms == {("fine_tune", ""), ("linear_probe", ""), *(("wise_ft", a) for a in ALPHAS)}
+    assert len(after) == len(arms) * len(SETS) * len(places)
+    assert all(0 <= float(row["accuracy"]) <= 100 and int(row["n"]) > 0 for row in accuracy)
+    assert all(float(r["mri_low"]) <= float(r["mri"]) <= float(r["mri_high"]) for r in mri)
+    assert len(mri) == len(arms)
+    page = (report / "index.html").read_text()
+    assert "<svg" in page and "http-equiv" not in page and 'src="http' not in page
+
+
+def test_ends_of_the_wise_curve_are_the_models_themselves(whole: Path) -> None:
+    accuracy = rows(whole / "shapes" / "report" / "accuracy.csv")
+
+    def column(method: str, alpha: str, downstream: str) -> dict[str, str]:
+        wanted = (method, alpha, downstream)
+        return {
+            row["evaluated_on"]: row["accuracy"]
+            for row in accuracy
+            if (row["method"], row["alpha"], row["downstream"]) == wanted
+        }
+
+    for downstream in SETS:
+        assert column("wise_ft", "0.0", downstream) == column("pre", "", "")
+        assert column("wise_ft", "1.0", downstream) == column("fine_tune", "", downstream)
+
+
+def test_second_run_does_nothing_and_is_fast(folder: Path, whole: Path) -> None:
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+    before, started_at = state(), time.monotonic()
+    code, out, _ = rib(folder, "runs=runs", cwd=whole.parent)
+    assert code == 0 and "finished; nothing to do" in out and "mRI" in out
+    assert time.monotonic() - started_at < 10
+    assert state() == before
+
+
+def test_metrics_recompute_the_same_tables(folder: Path, whole: Path) -> None:
+    report = whole / "shapes" / "report"
+    before = (report / "accuracy.csv").read_bytes(), (report / "mri.csv").read_bytes()
+    (report / "accuracy.csv").unlink()
+    command = [*RIB, "metrics", str(folder / "shapes.yaml"), "runs=runs"]
+    subprocess.run(
+        command, cwd=whole.parent, env=grids.environment(), check=True, capture_output=True
+    )
+    assert ((report / "accuracy.csv").read_bytes(), (report / "mri.csv").read_bytes()) == before
+
+
+def test_dry_run_shows_the_jobs_and_writes_only_its_plan(folder: Path, tmp_path: Path) -> None:
+    code, out, err = rib(folder, "runs=runs", "--dry-run", cwd=tmp_path)
+    assert code == 0, err
+    for word in ("prepare", "column", "report", *(f"column-{name}" for name in SETS)):
+        assert word in out + err, word
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    kept = {path.name for path in files if ".snakemake" not in path.parts}
+    assert kept == {"plan.json", ".lock"}
+
+
+def at_work(runs: Path) -> bool:
+    """Whether a column has trained its first cell."""
+    return bool(list(runs.glob("store/cells/fine_tune-*/done.json")))
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+
+
+def hang_up(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(60) == 130
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+
+
+@pytest.mark.parametrize("end", [interrupt, kill])
+def test_ended_campaign_leaves_no_process_and_is_resumed(
+    folder: Path, whole: Path, tmp_path: Path, end: Callable[[subprocess.Popen], None]
+) -> None:
+    runs = tmp_path / "runs"
+    with started(folder, "runs=runs", cwd=tmp_path) as process:
+        until(lambda: at_work(runs) or process.poll() is not None, 120, "the first cell")
+        assert process.poll() is None and alive(runs)
+        if end is interrupt:
+            code, _, err = rib(folder, "runs=runs", cwd=tmp_path)
+            assert code == 2 and f"another campaign (process {process.pid}) is at work" in err
+        end(process)
+        until(lambda: not alive(runs), 20, "the end of all jobs")
+    assert not (runs / "shapes" / "report" / "index.html").exists()
+    finished = {path: path.stat().st_mtime_ns for path in runs.glob("store/*/*/done.json")}
+    code, _, err = rib(folder, "runs=runs", cwd=tmp_path)
+    assert code == 0, err[-3000:]
+    assert all(path.stat().st_mtime_ns == at for path, at in finished.items())  # nothing again
+    for name in ("accuracy.csv", "mri.csv"):
+        wanted = (whole / "shapes" / "report" / name).read_bytes()
+        assert (runs / "shapes" / "report" / name).read_bytes() == wanted
+
+
+def test_closed_terminal_leaves_no_process(folder: Path, tmp_path: Path) -> None:
+    with started(folder, "runs=runs", cwd=tmp_path) as process:
+        until(lambda: alive(tmp_path / "runs"), 60, "the first job")
+        hang_up(process)
+        assert not alive(tmp_path / "runs")
+
+
+def test_failing_job_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+    words = ("optimizer.lr=1e20", "train.warmup_steps=0", "dataset.sets=[outline,tinted]")
+    code, _, err = rib(folder, "runs=runs", *words, cwd=tmp_path, cores=1)
+    errors = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1, err[-3000:]
+    assert "the loss is not finite" in errors[0] and "lower optimizer.lr" in errors[0]
+    assert "campaign.log" in errors[0] and "Traceback" not in err
+    assert not alive(tmp_path / "runs")
