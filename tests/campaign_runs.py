@@ -1,4 +1,4 @@
-"""Real campaigns: run to their tables, ended in every way, resumed to the same tables."""
+"""Real campaigns, ended in every way and resumed: python -m pytest tests/campaign_runs.py (minutes)."""
 
 from __future__ import annotations
 
