@@ -1,4 +1,4 @@
-"""Real campaigns, ended in every way and resumed: python -m pytest tests/campaign_runs.py (minutes)."""
+"""Real campaigns, ended in every way and resumed; run by name, for it takes minutes."""
 
 from __future__ import annotations
 
