@@ -35,7 +35,7 @@ from engine.errors import CampaignError, RecipeError
 WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
-GRACE_S = 20  # for jobs to end after an interruption
+GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be at work
 STAMP = "plan"  # beside a report: the name of the plan it shows
 LEASH = "RIB_CAMPAIGN"  # tells jobs their campaign: machine and process

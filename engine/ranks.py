@@ -70,8 +70,9 @@ def start(device: str = "auto") -> torch.device:
             os.environ.setdefault("TORCH_EXTENSIONS_DIR", own)
         if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
             raise ValueError("no C++ compiler found; DeepSpeed needs one on a CPU: install g++")
-        if shutil.which("ninja") is None:  # it is beside python, whose folder PATH may lack
-            os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+        beside = Path(sys.executable).parent
+        if (beside / "ninja").is_file():  # another version would build all again, by turns with it
+            os.environ["PATH"] = os.pathsep.join([str(beside), os.environ.get("PATH", "")])
     if "RANK" not in os.environ:
         under_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
         for name, slurm in SLURM.items():

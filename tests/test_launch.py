@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -97,6 +98,28 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"no C\+\+ compiler found.*install g\+\+"):
         ranks.start("cpu")
+
+
+def test_the_ninja_beside_python_comes_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever PATH says: two versions would discard each other's build, half a minute each."""
+    for name in ("env", "system"):
+        (tmp_path / name).mkdir()
+        for program in ("ninja", "g++"):
+            (tmp_path / name / program).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "env" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "system"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # so that `start` stops before it joins a group
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ValueError, match="several Slurm tasks but no MASTER_ADDR"):
+        ranks.start("cpu")
+    assert shutil.which("ninja") == str(tmp_path / "env" / "ninja")
 
 
 @pytest.mark.parametrize("name", ["kernels", "loaders"])

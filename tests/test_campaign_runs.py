@@ -1,4 +1,4 @@
-"""Real campaigns, ended in every way and resumed; run by name, for it takes minutes."""
+"""Real campaigns: run to their tables, ended in every way, resumed to the same tables."""
 
 from __future__ import annotations
 
