@@ -86,7 +86,10 @@ def _composed(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     try:
-        from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
+        from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
+            LigerCrossEntropyLoss,
+            LigerKLDIVLoss,
+        )
     except ImportError as error:
         print(f"peer skipped: liger-kernel ({error})")
         return None

@@ -34,19 +34,19 @@ def gate(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(6, numel, generator=generator)
     given[3:].square_()
-    for name, twin, tensors in (
-        ("adamw", reference.adamw_ewc_, given),
-        ("sgd", reference.sgd_ewc_, given[[0, 1, 2, 4, 5]]),
-    ):
-        mine, truth = tensors.to(device, copy=True), tensors.double()
-        scalars = [LAM, DECAY, 0.9, LR]
+    for name in ("adamw", "sgd"):
+        rows = given if name == "adamw" else given[[0, 1, 2, 4, 5]]
+        mine, truth = rows.to(device, copy=True), rows.double()
+        theta, grad, *state, anchor, fisher = mine
         if name == "adamw":
             scalars = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001]
             scalars += [(1 - 0.999**3) ** -0.5, 1e-8]
-            adamw_ewc_(*mine, step=3, lr=LR, weight_decay=DECAY, lam=LAM)
+            _ewc_adamw(theta, grad, state, anchor, fisher)
+            reference.adamw_ewc_(*truth, scalars=_double(scalars), with_value=False)
         else:
-            sgd_ewc_(*mine, lr=LR, weight_decay=DECAY, lam=LAM)
-        twin(*truth, torch.tensor(scalars, dtype=torch.float64), False)
+            _ewc_sgd(theta, grad, state[0], anchor, fisher)
+            scalars = _double([LAM, DECAY, 0.9, LR])
+            reference.sgd_ewc_(*truth, scalars=scalars, with_value=False)
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
 
 
@@ -62,13 +62,13 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     state = [torch.zeros_like(theta) for _ in range(2)]
     options = {"lr": LR, "weight_decay": DECAY}
 
-    def ewc() -> None:
-        adamw_ewc_(theta, grad, *state, anchor, fisher, step=3, lam=LAM, **options)
-
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
         _, optimizer = _stepping(kind, theta, grad, **options, **more)
         target = 1.35 if moved == 28 else None
         return Entrant(label, optimizer.step, Work(moved * numel), target)
+
+    def ewc() -> None:
+        _ewc_adamw(theta, grad, state, anchor, fisher)
 
     subject = Entrant("adamw_ewc_", ewc, Work(36 * numel))
     yield Contest(name, subject, (peer("torch AdamW, fused", torch.optim.AdamW, 28, fused=True),))
@@ -88,7 +88,7 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
 
     def ewc() -> None:
-        sgd_ewc_(theta, grad, momentum_buffer, anchor, fisher, lam=LAM, **options)
+        _ewc_sgd(theta, grad, momentum_buffer, anchor, fisher)
 
     subject = Entrant("sgd_ewc_", ewc, Work(28 * numel))
     _, fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
@@ -103,6 +103,23 @@ def _tensors(numel: int, device: torch.device) -> list[Tensor]:
         torch.randn(numel, device=device, generator=generator) for _ in range(4)
     )
     return [theta, grad, anchor, fisher.square_()]
+
+
+def _ewc_adamw(
+    theta: Tensor, grad: Tensor, state: list[Tensor], anchor: Tensor, fisher: Tensor
+) -> None:
+    m, v = state
+    adamw_ewc_(theta, grad, m, v, anchor, fisher, step=3, lr=LR, weight_decay=DECAY, lam=LAM)
+
+
+def _ewc_sgd(
+    theta: Tensor, grad: Tensor, momentum_buffer: Tensor, anchor: Tensor, fisher: Tensor
+) -> None:
+    sgd_ewc_(theta, grad, momentum_buffer, anchor, fisher, lr=LR, weight_decay=DECAY, lam=LAM)
+
+
+def _double(scalars: list[float]) -> Tensor:
+    return torch.tensor(scalars, dtype=torch.float64)
 
 
 def _stepping(

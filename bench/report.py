@@ -63,7 +63,7 @@ def header(about: dict[str, Any], roofline: Roofline) -> str:
 
 def table(rows: Iterable[Row], *, heads: bool = True) -> str:
     """At most 100 columns; longer names are cut."""
-    lines = [_HEADS] if heads else []
+    lines: list[tuple[str, ...]] = [_HEADS] if heads else []
     for row in rows:
         target = "-" if row.target is None else f"{row.target:.2f}"
         times = f"{_short(row.subject_ms)} / {_short(row.peer_ms)}"
@@ -80,7 +80,14 @@ def table(rows: Iterable[Row], *, heads: bool = True) -> str:
 
 def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
     """The same as a table of docs/performance.md, with quartiles and the number of rounds."""
-    names = ("contest", "peer", "ms", "peer ms", "predicted", "measured (quartiles), n")
+    names: tuple[str, ...] = (
+        "contest",
+        "peer",
+        "ms",
+        "peer ms",
+        "predicted",
+        "measured (quartiles), n",
+    )
     names += ("target", "verdict")
     lines = [names, ("---",) * len(names)] if heads else []
     for row in rows:

@@ -74,13 +74,20 @@ class Steps:
         self.backward(lambda logits: distill_loss(logits, teacher, labels).mean())
         self.adamw.step()
 
-    def ewc(self) -> None:
+    def ewc(self, step: int = 3) -> None:
         self.backward(self.task)
-        theta, grad = self.model.theta, self.model.grad
         adamw_ewc_(
-            theta, grad, *self.state, self.anchor, self.fisher, step=3, lr=LR, weight_decay=1e-2,
+            self.model.theta,
+            self.model.grad,
+            exp_avg=self.state[0],
+            exp_avg_sq=self.state[1],
+            anchor=self.anchor,
+            fisher=self.fisher,
+            step=step,
+            lr=LR,
+            weight_decay=1e-2,
             lam=LAM,
-        )  # fmt: skip
+        )
 
     def ewc_in_the_loss(self) -> None:
         """A sum over the parameters as users write it."""
@@ -114,13 +121,7 @@ def gate(device: torch.device) -> None:
     steps.ewc_in_the_loss()
     expected = model.theta - start
     model.theta.copy_(start)
-    steps.backward(steps.task)
-    for moment in steps.state:
-        moment.zero_()
-    adamw_ewc_(
-        model.theta, model.grad, *steps.state, steps.anchor, steps.fisher, step=1, lr=LR,
-        weight_decay=1e-2, lam=LAM,
-    )  # fmt: skip
+    steps.ewc(step=1)
     # A first step is lr times the gradient's sign, so a gradient near zero may turn either way.
     wrong = ((model.theta - start - expected).abs() > 1e-2 * LR).double().mean()
     assert wrong < 1e-3, f"EWC's step differs from the penalty's in {wrong:.2%} of the parameters"
