@@ -31,6 +31,7 @@ setup(
     extras_require={
         "ffcv": ["ffcv==1.0.2"],  # builds against OpenCV's headers: see the Makefile
         "dinov2": ["onnx>=1.17"],
+        "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
         "test": [
             "pytest>=8",
             "triton>=3.5; platform_system == 'Linux'",
