@@ -15,7 +15,7 @@ test: check
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/python -m pytest -m "not slow"
 
 bench: setup

@@ -34,6 +34,7 @@ setup(
         "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
         "test": [
             "pytest>=8",
+            "POT>=0.9.5",
             "triton>=3.5; platform_system == 'Linux'",
             "hypothesis>=6",
             "ruff>=0.12",
