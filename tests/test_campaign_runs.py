@@ -34,6 +34,8 @@ def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[su
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job hands its children an ignored SIGINT, Ctrl-C's signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
