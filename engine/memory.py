@@ -1,8 +1,7 @@
 """Keeps freed memory for the next batch, on a CPU.
 
 glibc gives large blocks back to the kernel when a tensor dies and asks for fresh ones a moment
-later; zeroing those pages took a third of an evaluation's time (EfficientNet-Lite0, 64 px, batch
-200, one thread: 654 against 1182 images per CPU-second).
+later; zeroing those pages took more than half of an evaluation's time (docs/design.md).
 """
 
 from __future__ import annotations
