@@ -1,0 +1,10 @@
+"""The words after `rib`, a module each: `add` declares the command, `run` does it.
+
+Modules import torch, and whatever imports it, only when their command runs: `rib --help` is quick.
+"""
+
+from __future__ import annotations
+
+from engine.commands import campaign, job, metrics, recipes
+
+COMMANDS = (campaign, metrics, recipes, job)

@@ -1,0 +1,33 @@
+"""`rib campaign`: run a grid, or what is missing of it, to its report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from engine import campaign
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("campaign", help="run a grid: methods x sets, to a report")
+    parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    plan = campaign.plan(arguments.name, arguments.overrides, arguments.cores)
+    if campaign.finished(plan) and not arguments.dry_run:
+        print(f"{plan.name} is finished; nothing to do.")
+    else:
+        campaign.run(plan, arguments.cores, arguments.dry_run)
+    if not arguments.dry_run:
+        show(plan)
+
+
+def show(plan: campaign.Plan) -> None:
+    """Print the table a campaign ended with, and where its report is."""
+    page = campaign.report_page(plan)
+    print(f"\n{(page.parent / 'table.txt').read_text()}\nreport  {page.resolve()}")

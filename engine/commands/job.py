@@ -1,0 +1,39 @@
+"""One job of a campaign: its workflow calls these, users do not."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from engine import campaign, quiet
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    for stage in ("prepare", "column", "report"):
+        parser = commands.add_parser(stage)
+        parser.add_argument("--plan", type=Path, required=True)
+        parser.add_argument("--set", default=None)
+        parser.set_defaults(run=run, stage=stage)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    quiet.libraries()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    import torch
+
+    from engine import grid, ranks
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    plan = campaign.read(arguments.plan)
+    campaign.end_with_campaign(plan)
+    if arguments.stage == "report":
+        grid.finish(plan, ranks.pick_device("auto"))
+        return
+    device = ranks.start()
+    if arguments.stage == "prepare":
+        grid.prepare(plan, device)
+    else:
+        grid.column(plan, arguments.set, device)
+    ranks.stop()
