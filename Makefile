@@ -49,7 +49,7 @@ $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.g
 command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg || wished="pkg-config libopencv-dev libturbojpeg0-dev"; \
 if [ -n "$$needed$$wished" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
   echo "set-up: installing$$needed $$wished"; \
-  { apt-get update && $(SUDO_LINE) $$needed $$wished; } >/tmp/rib-apt.log 2>&1 || \
+  { apt-get update; $(SUDO_LINE) $$needed $$wished; } >/tmp/rib-apt.log 2>&1 || \
     { tail -n 5 /tmp/rib-apt.log; [ -z "$$needed" ]; }; \
 elif [ -n "$$needed" ]; then \
   echo "missing:$$needed. Run this once, then make again:"; \

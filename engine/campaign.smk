@@ -6,19 +6,11 @@ from pathlib import Path
 
 plan = json.loads(Path(config["plan"]).read_text())
 done = Path(config["plan"]).parent / "done"
-
-
-def job(stage, *words):
-    # -P: the working folder is the user's and may hold packages of our names
-    return [plan["python"], "-P", "-m", "engine.cli", stage, "--plan", config["plan"], *words]
-
-
-def run_job(command, threads):
-    import os
-    import subprocess
-
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "RIB_PROGRESS": "off"}
-    subprocess.run(command, check=True, env=environment, cwd=plan["cwd"])
+# -P: the working folder is the user's and may hold packages of our names; :q quotes for the shell.
+JOB = (
+    "cd {plan[cwd]:q} && OMP_NUM_THREADS={threads} RIB_PROGRESS=off "
+    "{plan[python]:q} -P -m engine.cli {rule} --plan {config[plan]:q}"
+)
 
 
 rule all:
@@ -29,8 +21,8 @@ rule prepare:
     output:
         touch(done / "prepare")
     threads: workflow.cores
-    run:
-        run_job(job("prepare"), threads)
+    shell:
+        JOB
 
 rule column:
     input:
@@ -38,8 +30,8 @@ rule column:
     output:
         touch(done / "column-{name}")
     threads: plan["threads"]
-    run:
-        run_job(job("column", "--set", wildcards.name), threads)
+    shell:
+        JOB + " --set {wildcards.name:q}"
 
 rule report:
     input:
@@ -47,5 +39,5 @@ rule report:
     output:
         touch(done / "report")
     threads: workflow.cores
-    run:
-        run_job(job("report"), threads)
+    shell:
+        JOB
