@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     about = report.machine(device)
-    scale = contest.Scale(options.quick, options.batch)
+    scale = contest.Scale(options.quick, options.batch, options.full)
     ceiling = roofline.measure(device, options.quick)
     print(report.header(about, ceiling))
     everything: dict[str, Any] = {}
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--batch", type=int, help="images a model's step (64; CUDA: 256)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
+    parser.add_argument("--full", action="store_true", help="also sizes that take peers minutes")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("--json", type=Path, help="all results here, not in bench/results/")
     return parser

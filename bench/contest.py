@@ -23,24 +23,39 @@ import torch
 from bench.roofline import Roofline, Work
 from bench.timing import Run, interleave
 
-CASES = ("optimizer", "training", "fisher", "distill", "interpolate")
+CASES = (
+    "optimizer",
+    "training",
+    "fisher",
+    "distill",
+    "interpolate",
+    "evaluation",
+    "transport",
+    "bures",
+)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """quick: tiny sizes. batch: images of a model's step, where 64 take too long."""
+    """quick: tiny sizes. batch: images of a model's step, where 64 take too long. full: also sizes
+    at which a peer takes minutes.
+    """
 
     quick: bool = False
     batch: int | None = None
+    full: bool = False
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """Something to time. For a peer, `target` is the greatest time ratio the subject may show."""
+    """Something to time. For a peer, `target` is the greatest time ratio the subject may show.
+
+    `work`: what its time is predicted from, or the milliseconds that its parts took by themselves.
+    """
 
     name: str
     run: Run
-    work: Work
+    work: Work | float
     target: float | None = None
 
 
@@ -49,12 +64,14 @@ class Contest:
     """A subject of ours at one size against its peers, at least `rounds` times.
 
     Entrants of one contest disturb each other's caches: peers many times slower get their own.
+    processor_time: on a CPU, milliseconds of processor time, of all threads together.
     """
 
     name: str
     subject: Entrant
     peers: tuple[Entrant, ...]
     rounds: int = 5
+    processor_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +119,16 @@ def hold(
 ) -> list[Row]:
     """Times a contest, a row for each peer. Predictions are made before anything runs."""
     entrants = (contest.subject, *contest.peers)
-    expected = [roofline.milliseconds(entrant.work) for entrant in entrants]
-    times = interleave([e.run for e in entrants], device, seconds=seconds, least=contest.rounds)
+    expected = [
+        roofline.milliseconds(e.work) if isinstance(e.work, Work) else e.work for e in entrants
+    ]
+    times = interleave(
+        [entrant.run for entrant in entrants],
+        device,
+        seconds=seconds,
+        least=contest.rounds,
+        processor_time=contest.processor_time,
+    )
     rows = []
     for peer, peer_expected, peer_times in zip(contest.peers, expected[1:], times[1:], strict=True):
         ratios = [mine / theirs for mine, theirs in zip(times[0], peer_times, strict=True)]

@@ -19,13 +19,18 @@ def interleave(
     seconds: float,
     least: int = 5,
     most: int = 100,
+    processor_time: bool = False,
 ) -> list[list[float]]:
     """Milliseconds of every run, a number a round: A B C, C B A, A B C, ...
 
     Rounds go on until `seconds` have passed, at least `least` and at most `most` of them. On CUDA
-    the L2 cache is flushed before each run and events take the time.
+    the L2 cache is flushed before each run and events take the time. processor_time: on a CPU, of
+    all threads together, which other work on the machine lengthens less.
     """
-    clock = _cuda_clock(device) if device.type == "cuda" else _cpu_clock
+    if device.type == "cuda":
+        clock = _cuda_clock(device)
+    else:
+        clock = _cpu_clock(time.process_time if processor_time else time.perf_counter)
     for run in runs:
         for _ in range(3 if device.type == "cuda" else 1):
             run()
@@ -40,10 +45,13 @@ def interleave(
     return times
 
 
-def _cpu_clock(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3
+def _cpu_clock(now: Callable[[], float]) -> Callable[[Run], float]:
+    def clock(run: Run) -> float:
+        start = now()
+        run()
+        return (now() - start) * 1e3
+
+    return clock
 
 
 def _cuda_clock(device: torch.device) -> Callable[[Run], float]:

@@ -66,6 +66,12 @@ class Potentials:
         self._alternate(eps, target)
         self._eps = eps
 
+    def kept(self, eps: float) -> Tensor:
+        """min(1, b / c) for the column sums c of the plan with exact rows; in (0, 1]."""
+        _, columns = self._sweep(self.g if self.symmetric else self.f, eps)
+        n, m = self.stored.shape
+        return (n / (m * columns)).nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
+
     def update(self, certificate: Certificate, anderson: Anderson) -> None:
         """Go on from the exact iteration that a certificate made."""
         step = (certificate.f if self.symmetric else certificate.next_g) - self.g
@@ -116,7 +122,7 @@ class Potentials:
         kappa = (self.stored.step / eps).float()
         log_s = torch.empty_like(f)
         columns = torch.zeros_like(self.g)
-        for rows, q in self.stored.strips():
+        for rows, q in self.stored.parts():
             log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows])
             columns += part
         return log_s, columns
@@ -125,7 +131,7 @@ class Potentials:
         """f = min_j (C - g): with it no exponent is positive, and a row's largest is 0."""
         self.iterations += 1
         f = torch.empty_like(self.stored.offset)
-        for rows, q in self.stored.strips():
+        for rows, q in self.stored.parts():
             for start in range(0, len(q), 32):
                 part = q[start : start + 32]
                 here = slice(rows.start + start, rows.start + start + len(part))

@@ -4,26 +4,30 @@
 
 Sinkhorn's iterations read the whole matrix again and again, so what they read is stored: 16-bit
 fixed point with an offset and a step a row. Unlike a stored kernel exp(-C / eps) it serves every
-eps, cannot underflow, and is off by at most half a step everywhere (about 1e-5 of the mean cost),
-which also bounds the error of the optimal value. Where eps is so small that even this shows, the
-copy is float32, rounded once from float64. Exact strips are computed again where something is
-certified. Samples are sorted by class, so that a strip needs few rows of T.
+eps, cannot underflow, and is off by at most half a step everywhere (about 1e-5 of the mean cost).
+Where eps or the gap is so small that even this shows, the copy is float32, at twice the time an
+iteration, and rounded once from float64 if need be. How far a copy may be from the exact costs is
+bounded beforehand, so that it can be certified on. Samples are sorted by class, so that a strip
+needs few rows of T.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.bures import check_features
 
-STRIP_ROWS = 256
+STRIP_ROWS = 128
 _STEPS = 65535
+_INNER = 64  # dimensions multiplied in float32 before the sum is added to the others
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class GroundCost:
         self.table = None if table is None else lam_y * table.double()
         self.lam_x = lam_x
         self.lam_y = lam_y
-        self.mean = self._mean()
+        self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if not self.mean > 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
 
@@ -99,10 +103,12 @@ class GroundCost:
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
         x, y = self.x.x[start:stop].to(dtype), self._columns(dtype)
-        own = self.lam_x * self.x.squares[start:stop].to(dtype)
-        other = self.lam_x * self.y.squares.to(dtype)
-        cost = torch.addmm(other, x, y.T, alpha=-2 * self.lam_x)
-        cost += own[:, None]
+        own, other = ((self.lam_x * c.squares).to(dtype) for c in (self.x, self.y))
+        cost = other.repeat(len(x), 1)
+        inner = _INNER if dtype == torch.float32 else x.shape[1]
+        for a, b in zip(x.split(inner, 1), y.split(inner, 1), strict=True):
+            cost.addmm_(a, b.T, alpha=-2 * self.lam_x)
+        cost += own[start:stop, None]
         if self.table is not None:
             classes, inverse = self.x.labels[start:stop].unique_consecutive(return_inverse=True)
             expanded = self.table[classes].to(dtype)[:, self.y.labels]
@@ -118,6 +124,52 @@ class GroundCost:
             stop = min(start + rows, self.shape[0])
             yield slice(start, stop), self.rows(start, stop, dtype=dtype)
 
+    def times(self, columns: Tensor) -> Tensor:
+        """sum_j C_ij columns_j, float64 [n], in O((n + m) d)."""
+        product = columns.sum() * self.x.squares + columns @ self.y.squares
+        product -= 2 * (self.x.x @ (columns @ self.y.x))
+        product *= self.lam_x
+        if self.table is not None:
+            by_class = columns.new_zeros(self.table.shape[1]).index_add_(0, self.y.labels, columns)
+            product += (self.table @ by_class)[self.x.labels]
+        return product
+
+    def rounding(self) -> float:
+        """How far any plan's cost is off, at most, when `rows` computes in float32; or infinity.
+
+        A sum of k products in any order is off by at most k u sum |x_k y_k| (u = 2^-24), and
+        2 |x| |y| <= ||x||^2 + ||y||^2, whose sum over a plan is that of its marginals. Counted are
+        the products of a block, two roundings of each for the input and the scale, two for every
+        block that is added to what may be twice as large, and 12 for the other terms. That the
+        product of a block is float32's and is summed before it is added is for the library to
+        decide: it is tried out, and nothing is promised where it fails (reduced precision allowed).
+        """
+        if not self._sums_blocks():
+            return math.inf
+        unit = torch.finfo(torch.float32).eps / 2
+        count = _INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // _INNER) + 12
+        bound = count * self.lam_x * (self.x.squares.mean() + self.y.squares.mean())
+        if self.table is not None:
+            bound += 4 * self.table.amax()
+        return 1.01 * unit * float(bound)
+
+    def _sums_blocks(self) -> bool:
+        rows, columns = min(STRIP_ROWS, self.shape[0]), self.shape[1]
+        inner = min(_INNER, self.x.x.shape[1])
+        device = self.x.x.device
+        # 18 bits, and sums of 24: a product of fewer bits, or one that rounds them, would show.
+        number = 1 + 2.0**-17
+        a, b = (
+            torch.full((rows, inner), number, device=device),
+            torch.ones(columns, inner).to(device),
+        )
+        # To 2^24 each product, added alone, would be rounded up to 2.
+        large = torch.tensor([0.0, 2.0**24], device=device)[:, None, None].repeat(1, rows, columns)
+        for start in large:
+            start.addmm_(a, b.T)
+        right = (large[0] == inner * number) & (large[1] == 2.0**24 + 2 * -(-inner // 2))
+        return bool(right.all())
+
     def _columns(self, dtype: torch.dtype) -> Tensor:
         if dtype == torch.float64:
             return self.y.x
@@ -125,45 +177,57 @@ class GroundCost:
             self._y_single = self.y.x.to(dtype)
         return self._y_single
 
-    def _mean(self) -> float:
-        """Mean cost, in O(n + m)."""
-        mean = self.x.squares.mean() + self.y.squares.mean()
-        mean -= 2 * self.x.x.mean(0) @ self.y.x.mean(0)
-        mean *= self.lam_x
-        if self.table is not None:
-            shares = [
-                torch.bincount(cloud.labels, minlength=size).double() / len(cloud.labels)
-                for cloud, size in ((self.x, len(self.table)), (self.y, self.table.shape[1]))
-            ]
-            mean += shares[0] @ self.table @ shares[1]
-        return float(mean)
+
+class Copy(NamedTuple):
+    """What a copy of the cost is held and computed in. In units of the mean cost, its values are
+    off by at most about 2e-5 (COARSE), 6e-6 (SINGLE) and 2e-7 (FINE) at 768 dimensions."""
+
+    held: torch.dtype
+    computed: torch.dtype
+
+
+COARSE = Copy(torch.int16, torch.float32)
+SINGLE = Copy(torch.float32, torch.float32)
+FINE = Copy(torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class StoredCost:
     """Costs as offset[i] + step[i] * q[i, j]; q [n, m], or None to compute it at every reading.
 
-    q: int16 from -32768, or float32 where `fine` (steps of 1). offset, step, row_minimum: float64
-    [n].
+    q: int16 from -32768, or float32 (steps of 1). offset, step, row_minimum: float64 [n]. slack:
+    how far the cost of any plan with uniform marginals may be from the exact one.
     """
 
     cost: GroundCost
-    fine: bool
+    copy: Copy
     q: Tensor | None
     offset: Tensor
     step: Tensor
     row_minimum: Tensor
+    slack: float
 
-    def strips(self) -> Iterator[tuple[slice, Tensor]]:
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.cost.shape
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, q of these rows): all at once where q is held."""
         if self.q is not None:
             yield slice(0, len(self.q)), self.q
             return
-        for rows, q, _, _ in _packed(self.cost, self.fine):
-            yield rows, q
+        for part in _packed(self.cost, self.copy):
+            yield part.rows, part.q
+
+    def strips(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """(slice, costs in float64) of consecutive rows of a q that is held."""
+        assert self.q is not None, "the copy is not held"
+        for start in range(0, len(self.q), rows):
+            here = slice(start, start + rows)
+            yield here, torch.addcmul(self.offset[here, None], self.step[here, None], self.q[here])
 
 
-def store(cost: GroundCost, *, fine: bool = False, memory: int | None = None) -> StoredCost:
+def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -> StoredCost:
     """The copy of a cost matrix to iterate on; not held if it is too large for the memory.
 
     memory: bytes that may be taken (default: 80% of what is free on the device). Raises ValueError
@@ -178,30 +242,43 @@ def store(cost: GroundCost, *, fine: bool = False, memory: int | None = None) ->
             f"strips of the {n} x {m} cost matrix take {strips / 1e9:.3g} GB, but "
             f"{allowed / 1e9:.3g} GB may be used; free memory, or sample fewer images"
         )
-    dtype = torch.float32 if fine else torch.int16
     q = None
-    if strips + dtype.itemsize * n * m <= allowed:
-        q = torch.empty(n, m, dtype=dtype, device=device)
-    low, step = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(2))
-    for rows, part, low[rows], step[rows] in _packed(cost, fine):
+    if strips + copy.held.itemsize * n * m <= allowed:
+        q = torch.empty(n, m, dtype=copy.held, device=device)
+    low, step, error = torch.empty(3, n, dtype=torch.float64, device=device)
+    for part in _packed(cost, copy):
+        low[part.rows], step[part.rows], error[part.rows] = part.low, part.step, part.error
         if q is not None:
-            q[rows] = part
-    offset = low if fine else low + (_STEPS + 1) // 2 * step
-    return StoredCost(cost, fine, q, offset, step, low)
+            q[part.rows] = part.q
+    offset = low + (_STEPS + 1) // 2 * step if copy.held == torch.int16 else low
+    slack = float(error.mean()) + (cost.rounding() if copy.computed == torch.float32 else 0.0)
+    return StoredCost(cost, copy, q, offset, step, low, slack)
 
 
-def _packed(cost: GroundCost, fine: bool) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """(rows, q, minima, steps) of consecutive strips."""
-    dtype = torch.float64 if fine else torch.float32
-    for rows, part in cost.strips(STRIP_ROWS, dtype=dtype):
+class _Part(NamedTuple):
+    """Rows of the copy: q, costs' minima, steps, and how far storing puts an entry off at most."""
+
+    rows: slice
+    q: Tensor
+    low: Tensor
+    step: Tensor
+    error: Tensor
+
+
+def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
+    """Consecutive strips of the copy."""
+    for rows, part in cost.strips(STRIP_ROWS, dtype=copy.computed):
         low, high = torch.aminmax(part, dim=1)
         part -= low[:, None]
-        if fine:
-            yield rows, part.float(), low, torch.ones_like(low)
+        if copy.held == torch.float32:
+            low, error = low.double(), (high - low).double() * torch.finfo(torch.float32).eps
+            yield _Part(rows, part.float(), low, torch.ones_like(low), error)
             continue
-        step = ((high - low) / _STEPS).clamp_(min=torch.finfo(dtype).tiny)
+        step = ((high - low) / _STEPS).clamp_(min=torch.finfo(copy.computed).tiny)
         scaled = part.mul_(step.reciprocal()[:, None]).round_()
-        yield rows, scaled.sub_((_STEPS + 1) // 2).to(torch.int16), low.double(), step.double()
+        q = scaled.sub_((_STEPS + 1) // 2).to(torch.int16)
+        # Half a step, and 4 roundings of up to 65535 steps.
+        yield _Part(rows, q, low.double(), step.double(), 0.52 * step.double())
 
 
 def free_memory(device: torch.device) -> int:

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from kernels.alternating import Anderson, Potentials
 from kernels.certificate import Certificate, certify, relative_gap
-from kernels.ground_cost import GroundCost, store
+from kernels.ground_cost import COARSE, FINE, SINGLE, Copy, GroundCost, StoredCost, store
 
 _WORTH_A_PASS = 0.7  # of the gap before it
 _CHEAP = 1 << 20  # costs: so many are passed over exactly in a few milliseconds
 _PASSES = 20
-_ROUNDS = 3
+_SLACK = 0.8  # of the gap allowed: a copy whose rounding takes more is not certified on
+# Gaps, at eps of 0.05 of the mean cost, from which a copy's slack fits into them.
+_TYPICAL, _COARSE_FROM, _SINGLE_FROM = 0.05, 8e-5, 2.5e-5
+_ROUNDS = 4
 _FINE_BELOW = 0.005  # eps, of the mean cost: 16 bits are off by up to 0.3% of it
 _FIRST_BRACKET = 0.0125  # eps, of the mean cost
 
@@ -90,7 +93,7 @@ def transport(
         if start.shape != (m,) or not start.isfinite().all():
             raise ValueError(f"start must be finite [{m}], not {list(start.shape)}")
         start = start.double()[cost.y.order]
-    stored = store(cost, fine=eps < _FINE_BELOW * cost.mean, memory=memory)
+    stored = store(cost, copy=_copy(cost, eps, tolerance), memory=memory)
     potentials = Potentials(stored, symmetric=symmetric, start=start, max_iterations=max_iterations)
     certificate = _certified(potentials, eps, tolerance)
     return _result(
@@ -99,7 +102,7 @@ def transport(
         potentials,
         eps=eps,
         bounds=(certificate.lower, certificate.upper),
-        value=certificate.lower,
+        value=certificate.dual,
         tolerance=tolerance,
     )
 
@@ -117,7 +120,7 @@ def unregularised(
     which `tolerance` limits, `value` is its middle, and `eps` tells where it was reached.
     """
     _positive(tolerance=tolerance)
-    stored = store(cost, fine=True, memory=memory)
+    stored = store(cost, copy=FINE, memory=memory)
     potentials = Potentials(stored, symmetric=False, start=None, max_iterations=max_iterations)
     eps = _FIRST_BRACKET * cost.mean
     before = math.inf
@@ -157,27 +160,58 @@ def debiased(ab: Transport, aa: Transport, bb: Transport, *, tolerance: float = 
     return Divergence(value, gap, converged)
 
 
+def _copy(cost: GroundCost, eps: float, tolerance: float) -> Copy:
+    """The fastest copy that can be iterated and, most likely, certified on."""
+    if math.prod(cost.shape) <= _CHEAP or eps < _FINE_BELOW * cost.mean:
+        return FINE
+    # The value is at most the mean, and goes down with eps.
+    allowed = tolerance * min(1.0, eps / (_TYPICAL * cost.mean)) ** 0.5
+    return COARSE if allowed >= _COARSE_FROM else SINGLE if allowed >= _SINGLE_FROM else FINE
+
+
 def _certified(potentials: Potentials, eps: float, tolerance: float) -> Certificate:
     """Iterate on the stored cost until the certified gap is small enough, or nothing helps.
 
-    What the stored iterations leave in the end is their rounding, which differs from sample to
-    sample at random: exact iterations, which the certificates are, all but remove it.
+    Where the copy's slack is too much of the gap that is allowed, exact costs are passed over. What
+    iterations leave in the end is then their own rounding, which differs from sample to sample at
+    random: exact iterations, which the certificates are, all but remove it.
     """
-    cost = potentials.stored.cost
-    # Half of the marginals' error is mass to be put back, at about twice the mean cost.
-    target = tolerance / 3
+    stored = potentials.stored
+    usable = stored.q is not None and math.isfinite(stored.slack)
+    source: GroundCost | StoredCost = stored if usable else stored.cost
+    small = math.prod(stored.shape) <= _CHEAP
+
+    def certified() -> Certificate:
+        g = potentials.g
+        found = certify(source, g, eps, potentials.kept(eps))
+        if small and found.gap > tolerance:  # by shares without float32's error
+            found = certify(source, g, eps, ((found.next_g - g) / eps).exp().clamp(1e-30, 1.0))
+        return found
+
+    # Half of the marginals' error is mass to be moved, at about the mean cost more than it had;
+    # the optimal value is about half of that.
+    target = max(tolerance / 5, (tolerance - 4 * stored.slack / stored.cost.mean) * 0.8)
     for _ in range(_ROUNDS):
         potentials.solve(eps, target)
         anderson, before = Anderson(), math.inf
-        certificate = certify(cost, potentials.g, eps)
-        left = _PASSES if math.prod(cost.shape) <= _CHEAP else 0
-        while certificate.gap > tolerance and (left or certificate.gap < _WORTH_A_PASS * before):
+        certificate = certified()
+        slack = 2 * stored.slack / max(certificate.upper, stored.slack)
+        if source is stored and certificate.gap > tolerance and slack > _SLACK * tolerance:
+            source = stored.cost
+            certificate = certified()
+        slack = slack if source is stored else 0.0
+        left = _PASSES if small else 0
+        reached = source is stored and certificate.marginal_error <= 2 * target
+        while certificate.gap > tolerance and (
+            left or (not reached and certificate.gap < _WORTH_A_PASS * before)
+        ):
             before, left = certificate.gap, max(0, left - 1)
             potentials.update(certificate, anderson)
-            certificate = certify(cost, potentials.g, eps)
+            certificate = certified()
         if certificate.gap <= tolerance or potentials.exhausted:
             break
-        target = min(target, certificate.marginal_error) * tolerance / (2 * certificate.gap)
+        share = (tolerance - slack) / (certificate.gap - slack)
+        target = 0.7 * share * min(target, certificate.marginal_error)
     return certificate
 
 

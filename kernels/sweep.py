@@ -33,7 +33,7 @@ from torch.library import triton_op
 from kernels import reference
 from kernels.launch import jit, launcher, tl
 
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Costs: what compiling (about 2 s in each process) would have to repay.
 _COMPILE_FROM = 1 << 22
@@ -54,7 +54,7 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
     """
     if q.is_cuda:
         return _sweep(q, f, g, kappa)
-    if _HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
+    if HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
         return _on_threads(q, f, g, kappa)
     return reference.sinkhorn_sweep(q, f, g, kappa)
 
@@ -64,11 +64,12 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     rows = -(-len(q) // threads)
     log_s = torch.empty_like(f)
     columns, scratch = torch.zeros(2, threads, len(g))
+    sums = torch.zeros(threads, len(g), dtype=torch.float64)
     run = _compiled()
 
     def work(k: int) -> None:
         mine = slice(k * rows, (k + 1) * rows)
-        tensors = (q[mine], f[mine], g, kappa[mine], log_s[mine], columns[k], scratch[k])
+        tensors = (q[mine], f[mine], g, kappa[mine], log_s[mine], sums[k], columns[k], scratch[k])
         run(*(tensor.numpy() for tensor in tensors))
 
     if threads == 1:
@@ -76,7 +77,7 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(threads)))
-    return [log_s, columns.sum(0)]
+    return [log_s, sums.sum(0).float()]
 
 
 @functools.cache
@@ -113,7 +114,7 @@ def _compiled() -> Any:
         return value * as_float(biased << i32(23))  # pyright: ignore[reportCallIssue]
 
     @numba.njit(fastmath=True, nogil=True)
-    def run(q, f, g, kappa, log_s, columns, row):
+    def run(q, f, g, kappa, log_s, sums, columns, row):
         n, m = q.shape
         for i in range(n):
             own, scale, total = f[i], kappa[i], f32(0.0)
@@ -125,6 +126,11 @@ def _compiled() -> Any:
             weight = f32(1.0) / total
             for j in range(m):
                 columns[j] += weight * row[j]
+            # A long float32 sum loses its small terms: 5e-6 of it in 10,000 rows.
+            if i % 64 == 63 or i == n - 1:
+                for j in range(m):
+                    sums[j] += columns[j]
+                    columns[j] = f32(0.0)
 
     return run
 

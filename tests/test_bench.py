@@ -139,14 +139,9 @@ def test_unknown_cases_and_missing_gpus_are_said(capsys):
         assert "no GPU" in capsys.readouterr().out
 
 
-AWAITED = {"sweep"}  # the transport kernel, which has no bench case yet
-
-
 def test_every_kernel_has_a_case():
     timed = {kernel for name in contest.CASES for kernel in contest.load(name).KERNELS}
     for info in pkgutil.iter_modules(kernels.__path__):
-        if info.name in AWAITED:
-            continue
         if hasattr(importlib.import_module(f"kernels.{info.name}"), "specializations"):
             assert info.name in timed, f"no bench case times kernels/{info.name}.py"
 

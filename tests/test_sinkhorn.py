@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import alternating, reference, sweep
+from kernels import alternating, certificate, reference, sinkhorn, sweep
 from kernels.bures import bures_squared, class_gaussians
 from kernels.certificate import certify, relative_gap
-from kernels.ground_cost import GroundCost, store
+from kernels.ground_cost import COARSE, FINE, SINGLE, STRIP_ROWS, GroundCost, store
 from kernels.sinkhorn import debiased, transport, unregularised
 
 CLASSES, D = 5, 16
@@ -50,16 +52,16 @@ def test_the_ground_cost_is_its_formula():
     torch.testing.assert_close(cost.x.unsorted(cost.x.labels), labels_x)
 
 
-@pytest.mark.parametrize("fine", [False, True])
-def test_the_stored_cost_is_off_by_half_a_step(fine):
+@pytest.mark.parametrize("copy", [COARSE, SINGLE, FINE])
+def test_the_stored_cost_is_off_by_half_a_step(copy):
     cost = problem(300, 41)
-    stored = store(cost, fine=fine)
+    stored = store(cost, copy=copy)
     held = stored.offset[:, None] + stored.step[:, None] * stored.q
     bound = 0.51 * stored.step[:, None] + 1e-5 * cost.mean
-    assert ((held - dense(cost)).abs() <= (1e-6 * cost.mean if fine else bound)).all()
-    streamed = store(cost, fine=fine, memory=4 * 8 * 256 * 41 + 4 * 41 * D)
+    assert ((held - dense(cost)).abs() <= (bound if copy is COARSE else 1e-6 * cost.mean)).all()
+    streamed = store(cost, copy=copy, memory=4 * 8 * STRIP_ROWS * 41 + 4 * 41 * D)
     assert streamed.q is None
-    assert torch.equal(torch.cat([q for _, q in streamed.strips()]), stored.q)
+    assert torch.equal(torch.cat([q for _, q in streamed.parts()]), stored.q)
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
@@ -121,9 +123,120 @@ def test_bounds_hold_for_any_potential():
     _, _, right = reference.entropic_transport(dense(cost), eps, 1000)
     for seed in range(5):
         g = torch.randn(50, generator=torch.Generator().manual_seed(seed)).double() * 10**seed
-        found = certify(cost, g, eps)
+        found = certify(cost, g, eps, torch.rand(50).double())
         assert found.lower <= right <= found.upper
         assert found.unregularised[0] <= found.unregularised[1]
+
+
+def exactly(cost: GroundCost, eps: float) -> float:
+    """The entropic value by Sinkhorn's iterations in 40 digits, on features taken as exact."""
+    with mpmath.workdps(40):
+        x, y = ([[mpmath.mpf(v) for v in row] for row in c.x.tolist()] for c in (cost.x, cost.y))
+        n, m = cost.shape
+        costs = [
+            [
+                cost.lam_x * mpmath.fsum((p - q) ** 2 for p, q in zip(x[i], y[j], strict=True))
+                + mpmath.mpf(float(cost.table[cost.x.labels[i], cost.y.labels[j]]))
+                for j in range(m)
+            ]
+            for i in range(n)
+        ]
+        f, g = [mpmath.mpf(0)] * n, [mpmath.mpf(0)] * m
+
+        def soft(rest, by, k):
+            return -eps * mpmath.log(
+                mpmath.fsum(mpmath.exp((r - c) / eps) for r, c in zip(rest, by, strict=True)) / k
+            )
+
+        for _ in range(60):
+            f = [soft(g, costs[i], m) for i in range(n)]
+            g = [soft(f, [row[j] for row in costs], n) for j in range(m)]
+        return mpmath.fsum(f) / n + mpmath.fsum(g) / m
+
+
+@pytest.mark.parametrize("copy", [None, COARSE, SINGLE, FINE])
+def test_bounds_hold_in_forty_digits(copy):
+    cost = problem(7, 6)
+    eps = 0.2 * cost.mean
+    right = exactly(cost, eps)
+    solved = transport(cost, eps=eps, tolerance=1e-9)
+    assert abs(solved.value - right) <= 1e-8 * right
+    costs = cost if copy is None else store(cost, copy=copy)
+    for size in (0.0, 1e-6, 1e-3):
+        noise = torch.randn(6, generator=torch.Generator().manual_seed(1)).double()
+        g = solved.g[cost.y.order] + size * eps * noise
+        found = certify(costs, g, eps, torch.ones(6).double())
+        assert found.lower - 1e-12 * right <= right <= found.upper + 1e-12 * right
+    assert copy is None or found.lower < right < found.upper
+
+
+@pytest.mark.parametrize("d", [5, 200])
+def test_slack_covers_what_a_copy_is_off_for_any_plan(d):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 60, d, generator=generator) + 3
+    labels, table = torch.arange(60) % 3, 10 * torch.rand(3, 3, generator=generator)
+    cost = GroundCost(x, y * 2, labels_x=labels, labels_y=labels, table=table, lam_x=0.7)
+    for copy in (COARSE, SINGLE, FINE):
+        stored = store(cost, copy=copy)
+        assert stored.q is not None
+        off = stored.offset[:, None] + stored.step[:, None] * stored.q - dense(cost)
+        worst = []
+        for signed in (off, -off):  # permutations are the extreme plans
+            rows, columns = linear_sum_assignment(-signed.numpy())
+            worst.append(float(signed[rows, columns].mean()))
+        assert max(worst) <= stored.slack
+        assert stored.slack <= {COARSE: 4e-5, SINGLE: 1e-5, FINE: 4e-7}[copy] * cost.mean
+    single = cost.rows(0, 60, dtype=torch.float32)
+    norms = cost.x.squares[:, None] + cost.y.squares
+    assert ((single - dense(cost)).abs() <= cost.rounding() / norms.mean() * norms).all()
+
+
+def test_a_product_of_fewer_bits_is_found_out(monkeypatch):
+    cost = problem(80, 70)
+    assert math.isfinite(cost.rounding())
+    plain = Tensor.addmm_
+
+    def fewer_bits(self, a, b, **options):
+        if a.dtype == torch.float64:
+            return plain(self, a, b, **options)
+        return plain(self, a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), **options)
+
+    def one_by_one(self, a, b, **options):
+        for k in range(a.shape[1]):
+            plain(self, a[:, k : k + 1], b[k : k + 1], **options)
+        return self
+
+    monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
+    for wrong in (fewer_bits, one_by_one):
+        monkeypatch.setattr(Tensor, "addmm_", wrong)
+        assert cost.rounding() == math.inf
+        found = transport(cost, eps=0.1 * cost.mean)
+        monkeypatch.setattr(Tensor, "addmm_", plain)
+        right = transport(cost, eps=0.1 * cost.mean)
+        assert found.lower <= right.upper and right.lower <= found.upper
+
+
+@pytest.mark.parametrize("copy", [COARSE, FINE])
+@pytest.mark.parametrize("shape", [(2, 3), (61, 33), (40, 300)])
+def test_the_compiled_pass_equals_strips(shape, copy, monkeypatch):
+    pytest.importorskip("numba")
+    cost = problem(max(shape[0], CLASSES), max(shape[1], CLASSES))
+    stored = store(cost, copy=copy)
+    m = cost.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(m, generator=generator).double()
+    for size in (0.1, 1e3):
+        g = torch.randn(m, generator=generator).double() * size * cost.mean
+        by_strips = certify(stored, g, 0.02 * cost.mean, kept)
+        monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        compiled = certify(stored, g, 0.02 * cost.mean, kept)
+        monkeypatch.undo()
+        close = {"rtol": 1e-10, "atol": 1e-10 * cost.mean}
+        for name, found in vars(compiled).items():
+            torch.testing.assert_close(
+                torch.as_tensor(found), torch.as_tensor(getattr(by_strips, name)), **close
+            )
 
 
 def test_gaussians_in_closed_form():
@@ -189,7 +302,7 @@ def test_a_start_saves_iterations_and_streaming_changes_nothing():
     warm = transport(cost, eps=eps, start=cold.g)
     assert warm.iterations < cold.iterations / 2
     assert warm.value == pytest.approx(cold.value, rel=1e-6)
-    streamed = transport(cost, eps=eps, memory=4 * 8 * 256 * 200 + 4 * 200 * D)
+    streamed = transport(cost, eps=eps, memory=4 * 8 * STRIP_ROWS * 200 + 4 * 200 * D)
     assert streamed.value == pytest.approx(cold.value, rel=1e-7)
 
 

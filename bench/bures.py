@@ -1,0 +1,99 @@
+"""The table of label distances: nuclear norms of small products against d x d square roots.
+
+A pair of classes takes the usual way two square roots of d x d matrices. Ours takes the product of
+two n x d factors and the singular values of an n x n matrix, many pairs at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bench.contest import Contest, Entrant, Scale
+from bench.roofline import Work
+from kernels.bures import ClassGaussians, bures_squared, class_gaussians
+
+KERNELS = ("bures",)
+
+
+def gate(device: torch.device) -> None:
+    """Against square roots in float64, relative to the traces."""
+    a, b = (_gaussians(3, 20, 48, device, seed) for seed in (0, 1))
+    right = _by_roots(a, b, _eigh_root)
+    scale = a.traces[:, None] + b.traces
+    off = float(((bures_squared(a, b) - right).abs() / scale).max())
+    assert off <= 1e-5, f"off by {off:.2g} of the traces"
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    classes, each, d = (2, 10, 24) if scale.quick else (4, 50, 768)
+    a, b = (_gaussians(classes, each, d, device, seed) for seed in (0, 1))
+    pairs = classes**2
+    # The product, its Gram matrix in float64, and an eigen-solve of about 4/3 n^3 without vectors.
+    subject = Entrant(
+        "bures_squared",
+        lambda: bures_squared(a, b),
+        Work(flops=pairs * (2 * each**2 * d + 2 * (2 + 4 / 3) * each**3)),
+    )
+    # A root is an eigen-solve with vectors, 9 d^3, and a product; two products between them.
+    roots = Work(flops=2 * pairs * (9 + 2 + 4 + 4 / 3) * d**3)
+    name = f"table {classes} x {classes}, {each} each"
+    peers = [Entrant("two roots by eigh", lambda: _by_roots(a, b, _eigh_root), roots)]
+    if device.type == "cpu":
+        if importlib.util.find_spec("scipy") is None:
+            print("peer absent: scipy.linalg.sqrtm")
+        else:
+            # Schur's form takes about 25 d^3.
+            schur = Work(flops=2 * pairs * (2 * 25 + 4) * d**3)
+            peers.append(Entrant("scipy sqrtm", lambda: _by_roots(a, b, _scipy_root), schur))
+    yield Contest(name, subject, (peers[0],), rounds=3, processor_time=True)
+    for peer in peers[1:]:
+        yield Contest(name, subject, (peer,), rounds=2, processor_time=True)
+    one_by_one = Entrant("svdvals, pair by pair", lambda: _by_singular_values(a, b), subject.work)
+    yield Contest(name, subject, (one_by_one,), processor_time=True)
+
+
+def _gaussians(classes: int, each: int, d: int, device: torch.device, seed: int) -> ClassGaussians:
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.arange(1, d + 1) ** -0.5
+    features = torch.randn(classes * each, d, generator=generator) * scale
+    labels = torch.arange(classes).repeat_interleave(each)
+    return class_gaussians(features.to(device), labels.to(device), classes)
+
+
+def _by_roots(a: ClassGaussians, b: ClassGaussians, root: Callable[[Tensor], Tensor]) -> Tensor:
+    def cross(left: Tensor, right: Tensor) -> Tensor:
+        half = root(left.double().T @ left.double())
+        return root(half @ (right.double().T @ right.double()) @ half).trace()
+
+    return _table(a, b, cross)
+
+
+def _by_singular_values(a: ClassGaussians, b: ClassGaussians) -> Tensor:
+    return _table(
+        a, b, lambda left, right: torch.linalg.svdvals(left.double() @ right.double().T).sum()
+    )
+
+
+def _table(
+    a: ClassGaussians, b: ClassGaussians, cross: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    crossed = torch.stack(
+        [torch.stack([cross(left, right) for right in b.factors]) for left in a.factors]
+    )
+    means = torch.cdist(a.means, b.means).square()
+    return means + a.traces[:, None] + b.traces - 2 * crossed
+
+
+def _eigh_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def _scipy_root(matrix: Tensor) -> Tensor:
+    from scipy.linalg import sqrtm
+
+    return torch.as_tensor(sqrtm(matrix.numpy())).real

