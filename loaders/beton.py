@@ -70,6 +70,38 @@ class BetonWriter:
         self._count = 0
         self._end = _up(_ROWS_START + self._rows.nbytes, page_size)
 
+    @classmethod
+    def resume(
+        cls, path: Path, capacity: int, page_size: int, rows: np.ndarray, sizes: np.ndarray
+    ) -> BetonWriter:
+        """Go on after the samples of `rows` (`ROW`, their bytes in `sizes`), which stay.
+
+        Raises ValueError where the file ends before they do.
+        """
+        writer = cls.__new__(cls)
+        writer._file = path.open("r+b")
+        writer._page_size = page_size
+        writer._rows = np.zeros(capacity, ROW)
+        writer._sizes = np.zeros(capacity, np.uint64)
+        writer._count = len(rows)
+        writer._rows[: len(rows)], writer._sizes[: len(rows)] = rows, sizes
+        writer._end = int(rows["pointer"][-1]) + int(sizes[-1])
+        if os.fstat(writer._file.fileno()).st_size < writer._end:
+            writer.close()
+            raise ValueError(f"{path}: ends before its journal does; {_REMEDY}")
+        writer._file.truncate(writer._end)
+        return writer
+
+    def sync(self) -> None:
+        """Bring what was added to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    @property
+    def last(self) -> tuple[int, int]:
+        """Address and size of the sample that was added last."""
+        return int(self._rows["pointer"][self._count - 1]), int(self._sizes[self._count - 1])
+
     def close(self) -> None:
         self._file.close()
 
@@ -110,8 +142,7 @@ class BetonWriter:
         self._file.write(fields.tobytes() + rows.tobytes())
         self._file.seek(0)
         self._file.write(header.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.sync()
 
 
 @dataclass(frozen=True)

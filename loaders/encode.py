@@ -2,11 +2,13 @@
 
 A pack is written to a temporary folder beside its place, checked, fsynced and renamed: whatever
 stops an encoder, there is either the whole pack or none. Encoders of the same pack take turns, and
-the second finds the work done.
+the second finds the work done. On request an interrupted encoder's folder is kept, and gone on
+with.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -14,8 +16,8 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from loaders.beton import BetonWriter, page_size_for
+from loaders.journal import Journal
 from loaders.pack import (
     FORMAT_VERSION,
     IMAGES,
@@ -38,16 +40,11 @@ from loaders.pack import (
     fingerprint_of,
 )
 from loaders.workers import ordered_map
+from loaders.writer import PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class _Stored:
-    blob: bytes
-    crc32: int
-    shape: tuple[int, int]
+_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,11 @@ class _Encoder:
     format: str
     quality: int
 
-    def __call__(self, item: Item) -> _Stored | str:
+    def __call__(self, item: Item) -> Stored | str:
         try:
-            pixels = self.transform(self.open_image(item.payload))
+            image = self.open_image(item.payload)
+            remark = unusual(image)
+            pixels = self.transform(image)
         except Exception as error:  # decoders raise anything for a damaged image
             return f"{type(error).__name__}: {error}"
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -74,7 +73,17 @@ class _Encoder:
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
             blob = buffer.getvalue()
-        return _Stored(blob, zlib.crc32(blob), pixels.shape[:2])
+        return Stored(blob, zlib.crc32(blob), pixels.shape[:2], remark)
+
+
+def unusual(image: Image.Image) -> str:
+    """What of an image does not reach a model that sees RGB pixels as they are stored."""
+    found = [] if image.mode == "RGB" else [f"{image.mode} converted to RGB"]
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        found.append("orientation tag not applied")
+    if getattr(image, "is_animated", False):
+        found.append("animated, first frame taken")
+    return ", ".join(found)
 
 
 def encode(
@@ -92,6 +101,7 @@ def encode(
     quality: int = 90,
     workers: int = 1,
     on_error: Literal["refuse", "skip"] = "refuse",
+    resume: bool = False,
     progress: bool = True,
 ) -> Pack:
     """Encode `items`, in their order, as the pack `out`, and open it.
@@ -103,7 +113,9 @@ def encode(
 
     An image that cannot be opened is refused with the others (ValueError names the first few) or,
     by `on_error`, skipped and listed in the manifest. A pack of the same request that is already at
-    `out` is returned as it is; anything else at `out` raises FileExistsError.
+    `out` is returned as it is; anything else at `out` raises FileExistsError. With `resume`, what
+    was written before an error or a stop is kept for the next call with the same images.
+    OSError says where the disk is full.
     """
     out = Path(out)
     _check_request(items, classes, format, quality, workers, on_error)
@@ -118,32 +130,47 @@ def encode(
         "extra": dict(extra or {}),
     }
     labelled = [(item.label, item.source, item.key) for item in items]
+    images = digest([manifest, labelled])
     manifest["request"] = digest([manifest, labelled, on_error])
     out.parent.mkdir(parents=True, exist_ok=True)
     with _turn(out.with_name(f".{out.name}.lock")):
         if out.exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed: the turn is ours
-        temporary.mkdir()
+        journal = Journal(temporary, images) if resume else None
+        done = journal.begin() if journal else []
+        if not done:
+            shutil.rmtree(temporary, ignore_errors=True)  # the turn is ours: its run was killed
+            temporary.mkdir()
+            if journal:
+                journal.start()
         try:
-            encoder = _Encoder(open_image, transform, format, quality)
-            with (
-                closing(ordered_map(encoder, items, workers)) as results,
-                tqdm(results, name, len(items), unit="image", disable=not progress) as bar,
-            ):
-                refuse = on_error == "refuse"
-                written = _write_images(temporary, items, bar, MODES[format], refuse)
-            kept, skipped, (height, width) = written
-            labels = [item.label for item in kept]
-            per_class = np.bincount(labels, minlength=len(classes)).tolist()
-            manifest |= {"count": len(kept), "per_class": per_class, "skipped": skipped}
-            _write_manifest(temporary, manifest | {"height": height, "width": width})
+            with closing(PackWriter(temporary, items, MODES[format], journal)) as writer:
+                writer.go_on(done)
+                encoder = _Encoder(open_image, transform, format, quality)
+                with (
+                    closing(ordered_map(encoder, items[len(done) :], workers)) as results,
+                    tqdm(results, name, len(items), initial=len(done), disable=not progress) as bar,
+                ):
+                    bar.unit = "image"
+                    writer.write(bar)
+                if writer.skipped and (on_error == "refuse" or not writer.kept):
+                    raise ValueError(_undecodable(writer.skipped, len(items)))
+                writer.finish()
+            manifest |= _counts(writer, len(classes))
+            _write_manifest(temporary, manifest)
             Pack.open(temporary)
+            if journal:
+                journal.end()
             temporary.rename(out)
             _fsync(out.parent)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(_full(out, name, temporary if resume else None)) from error
+            raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if not resume:
+                shutil.rmtree(temporary, ignore_errors=True)
     return Pack.open(out)
 
 
@@ -182,36 +209,23 @@ def _finished(out: Path, request: str) -> Pack:
     return pack
 
 
-def _write_images(
-    folder: Path, items: Sequence[Item], results: Iterable[_Stored | str], mode: int, refuse: bool
-) -> tuple[list[Item], list[dict[str, str]], tuple[int, int]]:
-    """Write images and samples. Returns the items kept, those skipped and the shape (H, W)."""
-    kept: list[Item] = []
-    crc32: list[int] = []
-    skipped: list[dict[str, str]] = []
-    with ExitStack() as stack:
-        writer, shape = None, (0, 0)
-        for item, stored in zip(items, results, strict=True):
-            if isinstance(stored, str):
-                skipped.append({"key": item.key, "source": item.source, "reason": stored})
-                continue
-            height, width = stored.shape
-            if writer is None:
-                shape = stored.shape
-                page_size = page_size_for(2 * 3 * height * width)  # a JPEG may outgrow its pixels
-                writer = BetonWriter(folder / IMAGES, len(items), page_size)
-                stack.callback(writer.close)
-            if stored.shape != shape:
-                raise ValueError(f"{item.key}: its shape is {stored.shape}, others have {shape}")
-            writer.add(stored.blob, mode=mode, height=height, width=width, label=item.label)
-            kept.append(item)
-            crc32.append(stored.crc32)
-        if skipped and (refuse or not kept):
-            raise ValueError(_undecodable(skipped, len(items)))
-        assert writer is not None
-        _write_samples(folder / SAMPLES, kept, crc32)
-        writer.finish(tag=file_sha256(folder / SAMPLES).encode())
-    return kept, skipped, shape
+def _counts(writer: PackWriter, classes: int) -> dict[str, Any]:
+    """What the manifest says of the images that were written."""
+    labels = [item.label for item in writer.kept]
+    height, width = writer.shape
+    counts = {
+        "count": len(writer.kept),
+        "per_class": np.bincount(labels, minlength=classes).tolist(),
+        "skipped": writer.skipped,
+        "height": height,
+        "width": width,
+    }
+    return counts | ({"remarks": writer.remarks} if writer.remarks else {})
+
+
+def _full(out: Path, name: str, kept: Path | None) -> str:
+    rest = f"; {kept} keeps what was done for the same command" if kept else ""
+    return f"{out.parent}: the disk is full, so {name} is not encoded; make room{rest}"
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -223,17 +237,6 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     _fsync(folder)
-
-
-def _write_samples(path: Path, kept: Sequence[Item], crc32: Sequence[int]) -> None:
-    source = max(1, *(len(item.source) for item in kept))
-    key = max(1, *(len(item.key) for item in kept))
-    dtype = [("label", "<i8"), ("source", f"<U{source}"), ("key", f"<U{key}"), ("crc32", "<u4")]
-    rows = [(item.label, item.source, item.key, crc) for item, crc in zip(kept, crc32, strict=True)]
-    with path.open("wb") as file:
-        np.save(file, np.array(rows, dtype), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _undecodable(skipped: Sequence[Mapping[str, str]], count: int) -> str:

@@ -62,12 +62,14 @@ class Resident:
 def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
     """Whether the whole pack may live on `device`: 40% of the memory free there holds it."""
     nbytes = len(pack) * pack.shape[0] * pack.shape[1] * 3
-    return nbytes <= _SHARE * _free_memory(torch.device(device))
+    return nbytes <= _SHARE * free_memory(torch.device(device))
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated on a device, what torch keeps for itself included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

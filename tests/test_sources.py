@@ -227,7 +227,7 @@ def test_open_source_chooses_by_memory(
     assert fits(pack) and isinstance(open_source(pack), Resident)
     assert isinstance(open_source(pack, mode="stream"), Stream)
     nbytes = COUNT * SHAPE[0] * SHAPE[1] * 3
-    monkeypatch.setattr(resident, "_free_memory", lambda device: 2 * nbytes)
+    monkeypatch.setattr(resident, "free_memory", lambda device: 2 * nbytes)
     assert not fits(pack) and isinstance(open_source(pack), Stream)
     assert isinstance(open_source(pack, mode="resident"), Resident)
     assert "tiny: resident on cpu" in caplog.text and "tiny: streamed on cpu" in caplog.text

@@ -1,0 +1,136 @@
+"""`rib encode`: the images of a published set, from where they lie to a pack that models share."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import quiet
+
+if TYPE_CHECKING:
+    from engine.schema import Recipe
+    from loaders.imagenet import Found
+
+JPEG_SHARE = 0.2  # of the raw size; photos at quality 90 take less
+HEADROOM = 1.02  # tables, keys and padding
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
+    parser.add_argument("set", help="imagenet_val, imagenet_v2, objectnet, imagenet_c, ...")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument("--source", type=Path, required=True, help="folder or .tar of the set")
+    parser.add_argument("--model", required=True, help="models of one transform share the pack")
+    parser.add_argument("--dataset", default="imagenet_rib", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
+    parser.add_argument(
+        "--partial", action="store_true", help="accept missing images, and skip unreadable ones"
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask before the whole of IN-C")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    quiet.libraries()
+    from engine import imagenet, recipe, sets
+    from loaders.pack import Pack
+
+    name = arguments.set
+    wanted = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
+    if wanted.dataset.kind != "imagenet":
+        raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
+    folder = sets.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
+    if (folder / "manifest.json").is_file():
+        there = len(Pack.open(folder))
+        print(
+            f"{name} is encoded already, {there:,} of {imagenet.images(wanted.dataset, name):,} "
+            f"images: {folder}; delete that folder to encode it again"
+        )
+        return
+    if name == imagenet.OBJECTNET:
+        print(imagenet.LICENCE)
+    if name == imagenet.IMAGENET_C and wanted.dataset.subsample == imagenet.FULL:
+        _confirm(wanted, arguments.yes)
+    print(f"looking for {name} in {arguments.source}")
+    found = imagenet.read(
+        wanted.dataset, name, arguments.source.absolute(), partial=arguments.partial
+    )
+    _plan(wanted, name, found, folder)
+    pack = sets.make_pack(
+        wanted,
+        name,
+        sets.found_of(found, name),
+        workers=arguments.workers,
+        skip=arguments.partial,
+    )
+    for text in remarks(pack.manifest):
+        print(text)
+    print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")
+
+
+def size_bytes(wanted: Recipe, images: int) -> int:
+    """Disk that a pack of so many images takes, a rough bound from above for JPEG."""
+    share = JPEG_SHARE if wanted.dataset.pack_format == "jpeg" else 1
+    return round(images * 3 * wanted.model.image_size**2 * share * HEADROOM)
+
+
+def remarks(manifest: Mapping[str, Any]) -> list[str]:
+    """What was unusual about images of a pack, a line a kind."""
+    lines = [f"  {kind}: {names}" for kind, names in manifest.get("remarks", {}).items()]
+    skipped = manifest["skipped"]
+    lines += [f"  left out, unreadable: {one['key']} ({one['reason']})" for one in skipped[:10]]
+    return [*lines, f"  and {len(skipped) - 10} more unreadable"] if len(skipped) > 10 else lines
+
+
+def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
+    """Show what will be written; ValueError where the disk has no room for it."""
+    from loaders.trees import some
+
+    needed = size_bytes(wanted, len(found.items))
+    place = next(path for path in folder.parents if path.is_dir())
+    # What an interrupted run of the same pack has written is not needed again.
+    part = folder.with_name(f".{folder.name}.tmp") / "images.beton"
+    there = part.stat().st_size if part.is_file() else 0
+    free = shutil.disk_usage(place).free + there
+    size = wanted.model.image_size
+    print(
+        f"{name}: {len(found.items):,} images of {len(found.classes)} classes at {size} px, "
+        f"{wanted.dataset.pack_format}: about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+    )
+    if found.left_out:
+        print(f"  left out, no images: {some(found.left_out)}")
+    if there:
+        print("  an interrupted run of this pack is there; it goes on if nothing changed")
+    if needed > free:
+        raise ValueError(
+            f"{place} has {free / 1e9:.1f} GB free and {name} needs about {needed / 1e9:.1f}: "
+            "make room, name another runs=FOLDER, or take dataset.pack_format=jpeg"
+        )
+
+
+def _confirm(wanted: Recipe, yes: bool) -> None:
+    """Show the choices for IN-C; ValueError unless the whole of it is really wanted."""
+    from dataclasses import replace
+
+    from engine import imagenet
+
+    whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
+    choices = [
+        (f"{images:>9,} images, {kind}", size_bytes(replace(wanted, dataset=dataset), images))
+        for images in (whole, drawn)
+        for kind in ("raw", "jpeg")
+        for dataset in [replace(wanted.dataset, pack_format=kind)]
+    ]
+    print("imagenet_c, for each transform (the models of ImageNet-RIB have three):")
+    for text, needed in choices:
+        print(f"  {text:<24} about {needed / 1e9:6.1f} GB")
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ValueError("the whole of imagenet_c was asked for; add --yes to confirm")
+    if input("Encode the whole of it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("not confirmed; dataset.subsample=50000 takes a balanced part")

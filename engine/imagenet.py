@@ -1,0 +1,138 @@
+"""ImageNet-RIB's own sets: their class lists, their published sizes, and what is read from a disk.
+
+Class lists and class names are timm's: none is copied into this project. Sizes are the published
+ones; a set that differs is refused unless the user says that it is only a part.
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from timm.data.imagenet_info import ImageNetInfo
+
+from engine.errors import nearest
+from engine.schema import DatasetRecipe, Recipe
+from loaders import imagenet, imagenet_c, objectnet, trees
+from loaders.imagenet import Found
+
+OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
+FULL = "full"
+_SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
+LICENCE = (
+    "ObjectNet may be used for research and in products with attribution (its licence follows "
+    "CC BY 4.0), with two conditions of its own: no model's parameters may be tuned on it, and a "
+    "single image may be published only with its red frame. It is a test set: evaluating on it is "
+    "within these terms, fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
+    "agreed. See objectnet.dev."
+)
+
+
+class Size(NamedTuple):
+    """Published numbers of images: in all, and of each class (0 where classes differ)."""
+
+    images: int
+    per_class: int = 0
+
+
+SIZES = {
+    "imagenet_train": Size(1_281_167),
+    "imagenet_val": Size(50_000, 50),
+    "imagenet_v2": Size(10_000, 10),
+    "imagenet_a": Size(7_500),
+    "imagenet_r": Size(30_000),
+    "imagenet_sketch": Size(50_889),
+    OBJECTNET: Size(18_574),
+    "imagenet_cartoon": Size(50_000, 50),
+    "imagenet_drawing": Size(50_000, 50),
+    IMAGENET_C: Size(75 * imagenet_c.PER_PART, 75 * 50),
+}
+
+
+def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = False) -> Found:
+    """The set `name` as it lies at `source`, a folder or a .tar.
+
+    Raises ValueError for an unknown set, a layout that is not the set's, and a set that differs
+    from what was published, unless `partial`.
+    """
+    if name not in SIZES:
+        raise ValueError(f"{name!r} is no set of ImageNet-RIB{nearest(name, SIZES)}")
+    if name == OBJECTNET:
+        found = objectnet.read(source, name, wnids_by_name(), dataset.objectnet)
+    elif name == IMAGENET_C:
+        found = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
+    elif name == "imagenet_v2":
+        found = imagenet.by_integer(source, name, wnids())
+    elif name == "imagenet_val":
+        found = imagenet.validation(source, name, wnids())
+    elif name == "imagenet_train":
+        found = imagenet.by_wnid(source, name, wnids(), place="train")
+    else:
+        found = imagenet.by_wnid(source, name, wnids(_SUBSETS.get(name, "")))
+    drawn = name == IMAGENET_C and images_drawn(dataset) is not None  # classes may be without
+    counts = [] if drawn else imagenet.faults(found.items, found.classes, *SIZES[name])
+    faults = [*found.faults, *counts]
+    if faults and not partial:
+        raise ValueError(
+            f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or say "
+            "--partial to `rib encode` if it is meant to be so"
+        )
+    return found
+
+
+def terms(recipe: Recipe) -> str:
+    """What a licence says of training this cell, where it says something."""
+    on_objectnet = recipe.dataset.kind == "imagenet" and recipe.downstream == OBJECTNET
+    return LICENCE if on_objectnet else ""
+
+
+def opener(name: str) -> Callable[[trees.Place], Image.Image]:
+    """How an image of the set is opened."""
+    return objectnet.open_image if name == OBJECTNET else trees.open_image
+
+
+def identity(dataset: DatasetRecipe, name: str) -> dict[str, Any]:
+    """What of the recipe determines a set's pack: not where the images lie."""
+    key: dict[str, Any] = {"kind": dataset.kind, "pack_format": dataset.pack_format}
+    if name == OBJECTNET:
+        key["objectnet"] = dataset.objectnet
+    if name == IMAGENET_C:
+        key |= {"subsample": dataset.subsample}
+        key |= {"seed": dataset.seed} if images_drawn(dataset) else {}
+    return key
+
+
+def images(dataset: DatasetRecipe, name: str) -> int:
+    """How many images the pack of the published set holds."""
+    drawn = images_drawn(dataset) if name == IMAGENET_C else None
+    return drawn or SIZES[name].images
+
+
+def images_drawn(dataset: DatasetRecipe) -> int | None:
+    """`dataset.subsample` as a number, None for `full`; ValueError for anything else."""
+    if dataset.subsample == FULL:
+        return None
+    if not dataset.subsample.isdecimal() or not int(dataset.subsample):
+        raise ValueError(f"dataset.subsample={dataset.subsample!r}: a number of images, or {FULL}")
+    return int(dataset.subsample)
+
+
+@functools.cache
+def wnids(subset: str = "") -> tuple[str, ...]:
+    """The classes of ImageNet-1K, or of its subset `a` or `r`, in the order of every IN-1K head."""
+    file = f"_info/imagenet_{subset}_synsets.txt" if subset else "_info/imagenet_synsets.txt"
+    data = pkgutil.get_data("timm.data", file)
+    assert data is not None, file
+    return tuple(data.decode().split())
+
+
+def wnids_by_name() -> dict[str, str]:
+    """Class names, with all their synonyms, to wnids; the one name of two classes is left out."""
+    info = ImageNetInfo("imagenet-1k")
+    names = {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {name: wnid for wnid, name in names.items() if name not in twice}

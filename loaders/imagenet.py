@@ -1,0 +1,228 @@
+"""ImageNet-1K and the sets made after it, from the layout that each one's own archive unpacks to.
+
+Whatever the layout, an item is named `<wnid>/<file>` and items stand in the order of their names,
+so a set gives the same pack from folders, from a flat folder and from its archive. Class lists come
+from the caller: `classes` are always those of the whole set, also where a tree holds only some.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loaders import trees
+from loaders.pack import Item
+from loaders.trees import File, some
+
+LABEL_FILES = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
+_VAL = re.compile(r"ILSVRC2012_val_\d{8}")
+_WNID = re.compile(r"n\d{8}")
+_LEVELS_UP = 4  # the labels of Kaggle's val/ lie that far above it
+
+
+@dataclass(frozen=True)
+class Found:
+    """A set as it lies on a disk.
+
+    `left_out`: files that are no images. `faults`: how it differs from what was published, as far
+    as its layout tells. `group_depth`: how many folders of an item's key name the part of the set
+    in which the item counts (IN-C: corruption and severity).
+    """
+
+    items: list[Item]
+    classes: Sequence[str]
+    fingerprint: str
+    left_out: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    group_depth: int = 0
+
+
+def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> Found:
+    """A set laid out as `<wnid>/<image>`, with any folders above.
+
+    `place`: the folder below `root` that is meant where there are several (`train`, `val`).
+    Raises ValueError naming folders that are no class of the set, two sets in one root, and files
+    of one name in one class.
+    """
+    number = {wnid: label for label, wnid in enumerate(classes)}
+
+    def place_of(file: File) -> tuple[str, int]:
+        folder = file.parts[-2] if len(file.parts) > 1 else ""
+        if folder not in number:
+            raise _NoClass(folder)
+        return "/".join(file.parts[:-2]), number[folder]
+
+    return _read(below(root, place), name, classes, place_of)
+
+
+def by_integer(root: Path, name: str, classes: Sequence[str]) -> Found:
+    """A set laid out as `<class number>/<image>` (ImageNetV2); the folder `10` is class 10."""
+
+    def place_of(file: File) -> tuple[str, int]:
+        folder = file.parts[-2] if len(file.parts) > 1 else ""
+        if not folder.isdecimal() or int(folder) >= len(classes):
+            raise _NoClass(folder)
+        return "/".join(file.parts[:-2]), int(folder)
+
+    return _read(root, name, classes, place_of)
+
+
+def validation(root: Path, name: str, classes: Sequence[str]) -> Found:
+    """IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
+
+    The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_wnid`,
+    and where labels are absent or do not name every image.
+    """
+    root = below(root, "val")
+    first = next((file for file in trees.files(root) if file.is_image), None)
+    if first is None or not _flat(first):
+        return by_wnid(root, name, classes)
+    wnid_of = _labels(root)
+    number = {wnid: label for label, wnid in enumerate(classes)}
+
+    def place_of(file: File) -> tuple[str, int]:
+        stem = Path(file.path).stem
+        if stem not in wnid_of or wnid_of[stem] not in number:
+            raise ValueError(f"{root}: {file.path} has no label of IN-1K in its labels file")
+        return "/".join(file.parts[:-1]), number[wnid_of[stem]]
+
+    return _read(root, name, classes, place_of)
+
+
+def below(root: Path, place: str) -> Path:
+    """The folder `place` at or under `root`, Kaggle's nesting included; `root` if there is none."""
+    for path in (root / place, root / "ILSVRC" / "Data" / "CLS-LOC" / place):
+        if place and path.is_dir():
+            return path
+    return root
+
+
+def source_of(name: str, key: str) -> str:
+    """The image that an image was made from: the copies of one validation image share it."""
+    made_from = _VAL.search(key.rpartition("/")[2])
+    return made_from[0] if made_from else f"{name}/{key.rpartition('.')[0]}"
+
+
+def faults(
+    items: Sequence[Item], classes: Sequence[str], images: int, per_class: int = 0
+) -> list[str]:
+    """How a set differs from what was published, a sentence each; empty where it does not.
+
+    images: of the whole set. per_class: of each class, 0 where classes differ in size.
+    """
+    counts = np.bincount([item.label for item in items], minlength=len(classes))
+    found = [f"{len(items):,} images, not {images:,}"] if len(items) != images else []
+    wrong = np.flatnonzero(counts != per_class if per_class else counts == 0)
+    if wrong.size:
+        names = [f"{classes[i]} ({counts[i]})" for i in wrong.tolist()]
+        wanted = f"not {per_class} images" if per_class else "no image"
+        found.append(f"{wrong.size} of {len(classes)} classes have {wanted}: {some(names)}")
+    return found
+
+
+class _NoClass(Exception):
+    """The name of a folder that is no class of the set."""
+
+
+def _read(
+    root: Path, name: str, classes: Sequence[str], place_of: Callable[[File], tuple[str, int]]
+) -> Found:
+    """Items of every image below `root`; `place_of` gives the folder above and the label."""
+    images: list[File] = []
+    left_out: list[str] = []
+    for file in trees.files(root):
+        images.append(file) if file.is_image else left_out.append(file.path)
+    if not images:
+        raise ValueError(f"{root} holds no images; give the folder or .tar of {name}")
+    items: list[Item] = []
+    strange: dict[str, str] = {}
+    above: dict[str, str] = {}
+    for file in images:
+        try:
+            folder, label = place_of(file)
+        except _NoClass as error:
+            strange.setdefault(str(error), file.path)
+            continue
+        above.setdefault(folder, file.path)
+        key = f"{classes[label]}/{file.parts[-1]}"
+        items.append(Item(label, source_of(name, key), key, file.place))
+    if strange:
+        raise ValueError(_strange(root, name, strange, classes))
+    if len(above) > 1:
+        raise ValueError(
+            f"{root} holds more than one set: {some(list(above.values()))}; give the folder of "
+            f"{name} alone"
+        )
+    return Found(in_order(items), classes, trees.fingerprint(images), tuple(left_out))
+
+
+def in_order(items: Iterable[Item]) -> list[Item]:
+    """Items by key. Raises ValueError naming two files of one name, or one image in two classes."""
+    ordered = sorted(items, key=lambda item: item.key)
+    seen: dict[str, Item] = {}
+    for item in ordered:
+        place, _, file = item.key.rpartition("/")
+        stem = file.rpartition(".")[0]
+        part = place.rpartition("/")[0]
+        # A validation image belongs to one class; other sets only name files within a class.
+        unique = f"{part}/{stem}" if _VAL.fullmatch(stem) else f"{place}/{stem}"
+        if unique in seen:
+            raise ValueError(
+                f"{_shown(seen[unique])} and {_shown(item)} are the same image twice; remove one"
+            )
+        seen[unique] = item
+    return ordered
+
+
+def _shown(item: Item) -> str:
+    return item.payload.path if item.payload.size < 0 else f"{item.key} in {item.payload.path}"
+
+
+def _strange(root: Path, name: str, strange: Mapping[str, str], classes: Sequence[str]) -> str:
+    folders = list(strange)
+    if all(_WNID.fullmatch(folder) for folder in folders):
+        hint = f"{name} has {len(classes)} classes, and these are not among them: another set?"
+    elif all(folder.isdecimal() for folder in folders):
+        hint = "folders named by class numbers are ImageNetV2's: encode imagenet_v2"
+    else:
+        hint = f"images of {name} lie in one folder a class; give the folder above those"
+    shown = [f"{folder or '.'} ({path})" for folder, path in strange.items()]
+    return f"{root}: {len(folders)} folders are no class of {name}: {some(shown)}. {hint}"
+
+
+def _flat(file: File) -> bool:
+    in_class = len(file.parts) > 1 and _WNID.fullmatch(file.parts[-2])
+    return not in_class and _VAL.fullmatch(Path(file.path).stem) is not None
+
+
+def _labels(root: Path) -> dict[str, str]:
+    """Image name -> wnid, from the nearest labels file at or above `root`."""
+    for folder in (root, *root.absolute().parents)[: _LEVELS_UP + 1]:
+        for path in (folder / name for name in LABEL_FILES):
+            if path.is_file():
+                return _solution(path) if path.suffix == ".csv" else _synsets(path)
+    raise ValueError(
+        f"{root} is flat and no labels file is near it: put {' or '.join(LABEL_FILES)} into it or "
+        "above it (the numbers of ILSVRC2012_validation_ground_truth.txt are not in the order of "
+        "wnids and do not do), or sort the images into <wnid>/ folders"
+    )
+
+
+def _solution(path: Path) -> dict[str, str]:
+    """Kaggle's table: an image's boxes, each beginning with the wnid."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} lacks the columns ImageId and PredictionString")
+        return {row["ImageId"]: row["PredictionString"].split(" ")[0] for row in rows}
+
+
+def _synsets(path: Path) -> dict[str, str]:
+    """One wnid a line, for the images in the order of their numbers."""
+    wnids = path.read_text().split()
+    return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, start=1)}

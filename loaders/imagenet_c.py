@@ -1,0 +1,125 @@
+"""ImageNet-C: fifteen corruptions of the validation set in five strengths, whole or thinned.
+
+All of it is 3.75 million images, 75 times the size of any other set here. As a set to fine-tune on,
+and as the cheap set to be judged on, a sample is drawn that keeps corruption, severity and class
+in balance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from loaders import trees
+from loaders.imagenet import Found, in_order, source_of
+from loaders.pack import Item
+from loaders.trees import File, some
+
+GROUPS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+CORRUPTIONS = tuple(name for names in GROUPS.values() for name in names)
+SEVERITIES = ("1", "2", "3", "4", "5")
+PARTS = tuple(f"{name}/{severity}" for name, severity in product(CORRUPTIONS, SEVERITIES))
+PER_PART = 50_000  # images
+DEPTH = 2  # corruption/severity: the parts of an item's key that say what it counts in
+
+
+def read(
+    root: Path, name: str, classes: Sequence[str], subsample: int | None = None, seed: int = 0
+) -> Found:
+    """`<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or as .tar.
+
+    subsample: how many images to draw, as `draw` does; None takes all. Files of corruptions beyond
+    the fifteen (the release's extra ones) are left out. Raises ValueError naming folders of an
+    unknown severity or class.
+    """
+    number = {wnid: label for label, wnid in enumerate(classes)}
+    images: list[File] = []
+    left_out: list[str] = []
+    items: list[Item] = []
+    for file in trees.files(root):
+        parts = file.parts
+        if not file.is_image or len(parts) < 4 or parts[-4] not in CORRUPTIONS:
+            left_out.append(file.path)
+            continue
+        severity, wnid = parts[-3], parts[-2]
+        if severity not in SEVERITIES or wnid not in number:
+            raise ValueError(
+                f"{root}: {file.path} is not <corruption>/<1 to 5>/<wnid>/<image> of IN-C"
+            )
+        images.append(file)
+        key = "/".join(parts[-4:])
+        items.append(Item(number[wnid], source_of(name, key), key, file.place))
+    if not items:
+        raise ValueError(
+            f"{root} holds no images as <corruption>/<severity>/<wnid>/<image>; give the folder "
+            f"with {', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
+        )
+    counts = Counter(part_of(item.key) for item in items)
+    wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] != PER_PART]
+    fault = f"{len(wrong)} of 75 parts have not {PER_PART:,} images: {some(wrong)}"
+    items = in_order(items)
+    if subsample is not None:
+        items = draw(items, subsample, seed)
+    return Found(
+        items,
+        classes,
+        trees.fingerprint(images),
+        tuple(left_out),
+        faults=(fault,) if wrong else (),
+        group_depth=DEPTH,
+    )
+
+
+def part_of(key: str) -> str:
+    """`corruption/severity` of an item's key."""
+    return "/".join(key.split("/", DEPTH)[:DEPTH])
+
+
+def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """`count` of the items (in order), balanced over `corruption/severity` and over classes.
+
+    Parts of the set get the same number of images, give or take one; so do the classes of a part,
+    and, over all parts, the classes. A part and class with too few images gives all it has.
+    """
+    if not 0 < count <= len(items):
+        raise ValueError(f"subsample={count}: the set has {len(items)} images; full takes all")
+    places: dict[tuple[str, int], list[int]] = {}
+    for position, item in enumerate(items):
+        places.setdefault((part_of(item.key), item.label), []).append(position)
+    parts = sorted({part for part, _ in places})
+    labels = sorted({label for _, label in places})
+    chosen: list[int] = []
+    for (part, label), quota in _quotas(parts, labels, count, seed):
+        there = places.get((part, label), [])
+        mixed = np.random.default_rng([seed, parts.index(part), label]).permutation(len(there))
+        chosen += [there[i] for i in mixed[:quota]]
+    return [items[position] for position in sorted(chosen)]
+
+
+def _quotas(
+    parts: Sequence[str], labels: Sequence[int], count: int, seed: int
+) -> Iterator[tuple[tuple[str, int], int]]:
+    """How many images each part and class gives, zeros left out."""
+    each, rest = divmod(count, len(parts) * len(labels))
+    random = np.random.default_rng([seed, len(parts), len(labels)])
+    order = random.permutation(labels)
+    extra = np.full(len(parts), rest // len(parts))
+    extra[random.permutation(len(parts))[: rest % len(parts)]] += 1
+    start = 0
+    for part, more in zip(parts, extra.tolist(), strict=True):
+        # Parts take turns on one mixed list of classes, so that no class is drawn more often.
+        favoured = {int(order[(start + i) % len(order)]) for i in range(more)}
+        start += more
+        for label in labels:
+            quota = each + (label in favoured)
+            if quota:
+                yield (part, label), quota

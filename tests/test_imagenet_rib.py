@@ -1,0 +1,351 @@
+"""ImageNet-RIB on tiny trees of its official layouts: encode, mask, group, train, evaluate, RI."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grids
+import imagenet_trees as trees
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grids import Grid, grid  # noqa: F401  # the fixture that starts ranks
+from PIL import Image
+
+from engine import cli, evaluate, grouping, imagenet, metrics, models, outcome, recipe, sets
+from engine.cells import Cell
+from engine.commands.encode import size_bytes
+from engine.context import Context, Request
+from engine.predictions import Bank
+
+SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
+RECIPE = """\
+model: vit_tiny_random
+dataset: imagenet_rib
+method: fine_tune
+downstream: objectnet
+optimizer: {name: sgd, lr: 0.05}
+train: {epochs: 1, batch_size: 4, warmup_steps: 0}
+evaluate: {batch_size: 16}
+"""
+SUBSAMPLE = 100  # of 150
+
+
+@dataclass(frozen=True)
+class Rib:
+    folder: Path
+    device: torch.device
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (
+            f"runs={self.folder / 'runs'}",
+            f"dataset.subsample={SUBSAMPLE}",
+            f"model.arch={grids.VIT}",
+            "model.crop=1.0",
+        )
+
+    def encode(self, name: str, source: Path, *words: str) -> int:
+        options = ("--source", str(source), "--model", "vit_tiny_random")
+        return cli.main(["encode", name, *options, *self.words, *words])
+
+    def context(self, *words: str) -> Context:
+        always = ("model.head.epochs=1",)
+        request = Request(str(self.folder / "rib.yaml"), (*self.words, *always, *words))
+        return Context(request, request.recipe(), self.device)
+
+
+@pytest.fixture(scope="module")
+def rib(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rib]:  # noqa: F811
+    """All ten sets, encoded by the command."""
+    folder = tmp_path_factory.mktemp("rib")
+    (folder / "rib.yaml").write_text(RECIPE)
+    made = Rib(folder, grid.device)
+    sources = {
+        "imagenet_val": trees.flat(folder / "val", "LOC_val_solution.csv"),
+        "imagenet_train": trees.by_wnid(folder / "train", "t_{i}.JPEG", number=10),
+        "imagenet_v2": trees.version_2(folder / "v2"),
+        "imagenet_a": trees.by_wnid(folder / "a", number=11),
+        "imagenet_r": trees.archive(trees.by_wnid(folder / "r", number=12), folder / "r.tar"),
+        "imagenet_sketch": trees.by_wnid(folder / "s" / "sketch", number=13),
+        "objectnet": trees.objectnet(folder / "o"),
+        "imagenet_cartoon": trees.by_wnid(
+            folder / "cartoon", "ILSVRC2012_val_{i:08d}.JPEG", number=14
+        ),
+        "imagenet_drawing": trees.by_wnid(
+            folder / "drawing", "ILSVRC2012_val_{i:08d}.png", number=15
+        ),
+        "imagenet_c": trees.corrupted(folder / "c"),
+    }
+    for name, source in sources.items():
+        assert made.encode(name, source, "--partial") == 0, name
+    yield made
+
+
+def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
+    context = rib.context()
+    assert context.sets.classes == imagenet.wnids()
+    for name in ("imagenet_val", *SETS):
+        labelled = context.sets[name]
+        wnids = [labelled.pack.classes[label].split("+")[0] for label in labelled.pack.labels]
+        assert labelled.labels.tolist() == [trees.PLACES[wnid] for wnid in wnids]
+        taken = None if labelled.mask is None else int(labelled.mask.sum())
+        assert taken == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
+        assert (labelled.members is None) == (name != "objectnet")
+        assert (labelled.group is None) == (name != "imagenet_c")
+    assert context.sets["imagenet_a"].mask is not None
+    objects = context.sets["objectnet"]
+    assert objects.members is not None and objects.members.shape == (4, 2)
+    for wnids, row in zip(objects.pack.classes, objects.members.tolist(), strict=True):
+        assert {imagenet.wnids()[place] for place in row} == set(wnids.split("+"))
+
+
+def test_pixels_are_those_of_timms_transform_of_the_file(rib: Rib) -> None:
+    transform = models.transform(rib.context().recipe.model)
+    labelled = rib.context().sets["imagenet_sketch"]
+    file = rib.folder / "s" / "sketch" / labelled.pack.keys[3]
+    assert np.array_equal(labelled.pack.pixels([3])[0], transform(Image.open(file)))
+    objects = rib.context().sets["objectnet"].pack  # its red frame is gone
+    name = objects.keys[0].split("/")[0]
+    number = list(trees.FOLDERS).index(name)
+    assert np.array_equal(objects.pixels([0])[0], transform(trees.picture([3, number, 0])))
+
+
+def test_source_images_are_shared_by_the_sets_made_of_them(rib: Rib) -> None:
+    context = rib.context()
+    val = set(context.sets["imagenet_val"].pack.sources)
+    for name in ("imagenet_cartoon", "imagenet_drawing", "imagenet_c"):
+        assert set(context.sets[name].pack.sources) <= val, name
+    for name in ("imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet"):
+        assert not set(context.sets[name].pack.sources) & val
+
+
+def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> None:
+    labelled = rib.context().sets["imagenet_c"]
+    assert labelled.group is not None and len(labelled.group) == SUBSAMPLE
+    sizes = np.unique(labelled.group, return_counts=True)[1]
+    assert len(sizes) == 75 and sizes.max() - sizes.min() == 1
+    hit = np.array([name.startswith("fog/") for name in labelled.group])
+    said = torch.zeros(SUBSAMPLE, 4)
+    said[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
+    table = evaluate.predictions_table(said, labelled, np.arange(SUBSAMPLE))
+    pq.write_table(table, tmp_path / "p.parquet")
+    seen = Bank[str]().add("x", tmp_path / "p.parquet")
+    assert seen.accuracy == pytest.approx(100 / 15)
+    assert 100 * hit.mean() != pytest.approx(100 / 15)
+
+
+def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFixture) -> None:
+    context = rib.context()
+    cell = context.build(context.recipe)
+    outcome.show(context, cell)
+    shown = capsys.readouterr().out
+    accuracy = {line.split()[0]: line.split()[1:4] for line in shown.splitlines()[2:-2]}
+    assert set(accuracy) == {*SETS, "imagenet_val"}
+    assert accuracy["imagenet_c"][0] == str(SUBSAMPLE)
+    ri = float(next(line for line in shown.splitlines() if line.startswith("RI ")).split()[1])
+    others = {n: (float(b), float(a)) for n, (_, b, a) in accuracy.items() if n in SETS}
+    wanted = metrics.robustness_improvement(
+        "objectnet",
+        {n: after for n, (_, after) in others.items()},
+        {n: before for n, (before, _) in others.items()},
+        SETS,
+    )
+    assert ri == pytest.approx(wanted, abs=0.1)
+
+
+def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> None:
+    context = rib.context()
+    mix = {context.base.name: 1.0}
+    evaluate.evaluate(context, [mix], ["objectnet"], "all")
+    table = pq.read_table(evaluate.predicted(context, mix, "objectnet", "all"))
+    labelled = context.sets["objectnet"]
+    net = context.network(context.base)
+    normalize = models.Normalize(context.recipe.model, context.device)
+    pixels = torch.from_numpy(labelled.pack.pixels(range(len(labelled.pack)))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = net(normalize(pixels)).double()
+    groups = [[trees.PLACES[w] for w in one.split("+")] for one in labelled.pack.classes]
+    by_object = torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
+    places = torch.tensor([group[0] for group in groups])
+    assert table["top1"].to_pylist() == places[by_object.argmax(1)].tolist()
+    p = by_object.softmax(1)
+    own = torch.from_numpy(np.array(labelled.pack.labels))
+    true = p.gather(1, own[:, None])[:, 0]
+    assert np.allclose(table["p_true"].to_numpy(), true.numpy(), atol=1e-5)
+    assert np.allclose(table["p_top1"].to_numpy(), p.amax(1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft"]
+)
+def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
+    context = rib.context(f"method={method}")
+    torch.manual_seed(0)
+    built = grids.methods.find(context.recipe.method.module).Method(context.recipe.method)
+    built.prepare(context.network(context.base), context)
+    built.train()
+    (batch,) = context.sets.source("objectnet").batches([np.array([0, 3, 5])])
+    loss = built.loss(batch)
+    labelled = context.sets["objectnet"]
+    groups = [[trees.PLACES[w] for w in one.split("+")] for one in labelled.pack.classes]
+    own = torch.from_numpy(np.array(labelled.pack.labels[[0, 3, 5]]))
+
+    def of_objects(logits: torch.Tensor) -> torch.Tensor:
+        return torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
+
+    x = built.normalize(batch.images)
+    if method == "visual_prompt":
+        x = x + built.image_prompt()
+    by_object = of_objects(built.net(x))
+    wanted = torch.nn.functional.cross_entropy(by_object, own, reduction="none")
+    if method == "lwf":
+        with torch.no_grad():
+            before = of_objects(context.network(context.base)(x))
+        q, log_p = (before / 2).softmax(1), (by_object / 2).log_softmax(1)
+        wanted = wanted + 4 * (q * (q.log() - log_p)).sum(1)
+    assert torch.allclose(loss, wanted, atol=2e-5)
+    loss.mean().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.parameters())
+
+
+def test_gradient_of_grouped_logits_goes_to_the_largest_member() -> None:
+    position = {name: i for i, name in enumerate("abcdef")}
+    members = grouping.members(["a+c", "b", "d+e+f"], position)
+    assert members is not None and members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
+    logits = torch.tensor([[1.0, 5, 3, 0, 9, 2]], dtype=torch.float64, requires_grad=True)
+    found = grouping.grouped(logits, members)
+    assert found[0, [0, 1, 3]].tolist() == [3, 5, 9] and found.shape == logits.shape
+    found[0, [0, 1, 3]].sum().backward()
+    assert logits.grad is not None and logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
+    apart = torch.arange(12, dtype=torch.float64).reshape(2, 6) + 0.3 * torch.rand(2, 6)
+    torch.autograd.gradcheck(lambda x: grouping.grouped(x, members), apart.requires_grad_())
+    assert grouping.members(["a", "c"], position) is None
+    assert grouping.grouped(logits, None) is logits
+    with pytest.raises(ValueError, match=r"class a\+b begins with the output of another"):
+        grouping.members(["a+c", "a+b"], position)
+
+
+def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
+    resolved = rib.context().recipe
+    runs = Path(resolved.runs)
+
+    def place(name: str, model: dict | None = None, **options: str) -> Path:
+        own = dataclasses.replace(resolved.model, **(model or {}))
+        dataset = dataclasses.replace(resolved.dataset, **options)
+        return sets.pack_folder(runs, dataset, own, name)
+
+    there = place("imagenet_v2")
+    assert there.is_dir()
+    assert place("imagenet_v2", {"name": "other", "mean": [0.5] * 3}) == there
+    assert place("imagenet_v2", root="/elsewhere", objectnet="paper", subsample="full") == there
+    assert place("imagenet_v2", pack_format="jpeg") != there
+    assert place("imagenet_v2", {"crop": 0.9}) != there
+    assert place("objectnet", objectnet="paper") != place("objectnet")
+    assert place("imagenet_c", subsample="full") != place("imagenet_c")
+
+
+def test_paper_variant_of_objectnet_is_a_plain_mask(rib: Rib) -> None:
+    assert rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper") == 0
+    labelled = rib.context("dataset.objectnet=paper").sets["objectnet"]
+    assert labelled.members is None and labelled.mask is not None and labelled.mask.sum() == 3
+
+
+def test_a_cell_is_not_shared_between_the_two_objectnets(rib: Rib) -> None:
+    rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper")
+    ours, theirs = rib.context(), rib.context("dataset.objectnet=paper")
+    assert ours.target.pack.fingerprint != theirs.target.pack.fingerprint
+    assert isinstance(ours.base, Cell) and ours.key() != theirs.key()
+
+
+def test_the_command_says_what_it_does(rib: Rib, capsys: pytest.CaptureFixture) -> None:
+    source = trees.by_wnid(rib.folder / "shown")
+    first = source / trees.WNIDS[0]
+    Image.new("CMYK", (40, 40)).save(first / "ink.jpg")
+    (first / "torn.jpg").write_bytes(b"\xff\xd8 no picture")
+    (source / "README.txt").write_text("about")
+    jpeg = "dataset.pack_format=jpeg"
+    assert rib.encode("imagenet_r", source, jpeg) == 2
+    assert "is not the published imagenet_r: 8 images, not 30,000" in capsys.readouterr().err
+    assert rib.encode("imagenet_r", source, "--partial", jpeg) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "imagenet_r: 8 images of 200 classes at 32 px, jpeg: about",
+        "left out, no images: README.txt",
+        f"CMYK converted to RGB: 1 images, such as {trees.WNIDS[0]}/ink.jpg",
+        f"left out, unreadable: {trees.WNIDS[0]}/torn.jpg",
+        "imagenet_r: 7 images of 200 classes in ",
+    ):
+        assert text in shown, text
+    assert rib.encode("imagenet_r", source, jpeg) == 0
+    assert "imagenet_r is encoded already" in capsys.readouterr().out
+    rib.encode("objectnet", rib.folder / "o", "--partial", jpeg)
+    assert "no model's parameters may be tuned on it" in capsys.readouterr().out
+
+
+def test_the_whole_of_imagenet_c_is_confirmed_first(
+    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ("--partial", "dataset.subsample=full")
+    assert rib.encode("imagenet_c", rib.folder / "c", *whole) == 2
+    said = capsys.readouterr()
+    assert "3,750,000 images, raw" in said.out and "add --yes to confirm" in said.err
+    assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
+    assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
+    labelled = rib.context("dataset.subsample=full").sets["imagenet_c"]
+    assert labelled.group is not None and len(labelled.group) == 150
+    resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
+    assert size_bytes(resolved, 3_750_000) == pytest.approx(564e9, rel=0.03)
+
+
+def test_no_room_on_the_disk_is_told_before_the_work(
+    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = lambda path: type("Usage", (), {"free": 10_000})  # noqa: E731
+    monkeypatch.setattr("engine.commands.encode.shutil.disk_usage", usage)
+    source = rib.folder / "shown-2"
+    trees.by_wnid(source)
+    assert rib.encode("imagenet_a", source, "--partial", "model.crop=0.5") == 2
+    assert "make room, name another runs=FOLDER" in capsys.readouterr().err
+
+
+def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
+    with pytest.raises(
+        ValueError, match=r"imagenet_v2 is not encoded .* run `rib encode imagenet_"
+    ):
+        _ = rib.context("model.crop=0.75").sets["imagenet_v2"]
+    rooted = rib.context("model.crop=0.75", f"dataset.root={rib.folder / 'by_root'}")
+    trees.by_wnid(rib.folder / "by_root" / "imagenet_a")
+    with pytest.raises(ValueError, match="by_root/imagenet_a is not the published imagenet_a"):
+        sets.pack_of(rooted.recipe, "imagenet_a", rib.folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["imagenet_q"], "'imagenet_q' is no set of ImageNet-RIB"),
+        (["imagenet_c", "dataset.subsample=many"], "dataset.subsample='many': a number of images"),
+        (["imagenet_c", "dataset.subsample=151"], "subsample=151: the set has 150 images"),
+        (["objectnet", "dataset.objectnet=right"], "dataset.objectnet='right' is not possible"),
+        (["imagenet_v2", "--dataset", "emoji"], "emoji is encoded when a recipe needs it"),
+    ],
+)
+def test_options_that_cannot_be(
+    rib: Rib, capsys: pytest.CaptureFixture, words: list[str], message: str
+) -> None:
+    assert rib.encode(words[0], rib.folder / "c", "--partial", *words[1:]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptureFixture) -> None:
+    context = rib.context("seed=1")
+    context.build(context.recipe)
+    assert imagenet.LICENCE in caplog.text
+    caplog.clear()
+    other = rib.context("downstream=imagenet_a")
+    other.build(other.recipe)
+    assert imagenet.LICENCE not in caplog.text

@@ -1,0 +1,248 @@
+"""An encoder that was stopped is gone on with, and what it leaves is never taken for a pack."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loaders import journal
+from loaders.beton import BetonWriter
+from loaders.encode import encode, unusual
+from loaders.journal import JOURNAL, Journal, Written
+from loaders.pack import Item, Pack
+
+COUNT = 40
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Camera:
+    """Opens images until it has opened `limit`, and counts; `bad` ones are unreadable."""
+
+    def __init__(self, limit: int = 1000, error: BaseException | None = None, bad: tuple = ()):
+        self.limit, self.error, self.bad, self.opened = limit, error, bad, 0
+
+    def __call__(self, seed: int) -> Image.Image:
+        if seed in self.bad:
+            raise OSError("torn")
+        return Image.fromarray(np.full((6, 5, 3), seed, np.uint8))
+
+    def shrink(self, image: Image.Image) -> np.ndarray:
+        if self.opened == self.limit and self.error:
+            raise self.error
+        self.opened += 1
+        return np.asarray(image)
+
+
+def make(out: Path, camera: Camera, **options: Any) -> Pack:
+    items = [Item(i % 3, f"s{i}", f"image-{i}", i) for i in range(COUNT)]
+    asked: dict[str, Any] = {
+        "name": "toy",
+        "items": items,
+        "open_image": camera,
+        "transform": camera.shrink,
+        "transform_spec": {"size": 6},
+        "classes": ["a", "b", "c"],
+        "source_fingerprint": "f",
+        "resume": True,
+        "progress": False,
+    }
+    return encode(out, **(asked | options))
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "EVERY", 8)
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 7, 8, 21, COUNT - 1])
+@pytest.mark.parametrize("format", ["raw", "jpeg"])
+def test_an_interrupted_pack_is_finished_to_the_same_bytes(
+    tmp_path: Path, stop_at: int, format: str
+) -> None:
+    whole = make(tmp_path / "whole", Camera(), format=format)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "p", Camera(stop_at, KeyboardInterrupt()), format=format)
+    assert not (tmp_path / "p").exists()
+    second = Camera()
+    pack = make(tmp_path / "p", second, format=format)
+    assert second.opened == COUNT - stop_at
+    assert pack.fingerprint == whole.fingerprint
+    for file in whole.folder.iterdir():
+        assert (pack.folder / file.name).read_bytes() == file.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "whole"]
+    assert not (pack.folder / JOURNAL).exists()
+
+
+def test_a_killed_encoder_loses_what_no_line_names(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import sys, time
+        from pathlib import Path
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        import test_journal as t
+        t.journal.EVERY = 8
+        class Slow(t.Camera):
+            def shrink(self, image):
+                if self.opened == 21:
+                    print("there", flush=True)
+                    time.sleep(60)
+                return super().shrink(image)
+        t.make(Path({str(tmp_path / "p")!r}), Slow())
+    """)
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "there\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not (tmp_path / "p").exists()
+    second = Camera()
+    pack = make(tmp_path / "p", second)
+    assert second.opened == COUNT - 16
+    assert np.array_equal(pack.pixels(range(COUNT))[:, 0, 0, 0], np.arange(COUNT))
+
+
+def test_other_images_begin_anew(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
+    again = Camera()
+    pack = make(tmp_path / "p", again, source_fingerprint="changed")
+    assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
+
+
+def test_without_resume_nothing_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "p", Camera(20, KeyboardInterrupt()), resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
+    tmp_path: Path,
+) -> None:
+    bad = (3, 30)
+    with pytest.raises(
+        ValueError, match=r"2 of 40 images cannot be decoded: image-3 \(OSError: torn"
+    ):
+        make(tmp_path / "p", Camera(bad=bad))
+    assert not (tmp_path / "p").exists()
+    second = Camera(bad=bad)
+    pack = make(tmp_path / "p", second, on_error="skip")
+    assert second.opened == 0 and len(pack) == COUNT - 2
+    assert [one["key"] for one in pack.manifest["skipped"]] == ["image-3", "image-30"]
+    assert pack.pixels([3])[0, 0, 0, 0] == 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("place", ["add", "finish"])
+def test_a_full_disk_is_named_and_leaves_no_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, place: str
+) -> None:
+    real = getattr(BetonWriter, place)
+    calls = 0
+
+    def full(self: BetonWriter, *words: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if place == "finish" or calls > 12:
+            raise OSError(code, os.strerror(code))
+        real(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BetonWriter, place, full)
+        with pytest.raises(
+            OSError, match=r"the disk is full, so toy is not encoded; make room; .*"
+        ):
+            make(tmp_path / "p", Camera())
+        with pytest.raises(OSError, match=r"the disk is full, so toy is not encoded; make room$"):
+            make(tmp_path / "q", Camera(), resume=False)
+    assert [p.name for p in tmp_path.iterdir()] == [".p.tmp"]
+    second = Camera()
+    make(tmp_path / "p", second)
+    assert second.opened == (0 if place == "finish" else COUNT - 12)
+
+
+def test_a_real_full_disk(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError) as caught:
+        file.write(b"x")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
+    first = Journal(tmp_path, "r")
+    first.start()
+    entries = [Written(i, 2, 3, 4, 5, "é" if i == 3 else "") for i in range(10)]
+    for entry in [*entries, "why"]:
+        first.add(entry, lambda: None)
+    first.flush(lambda: None)
+    assert Journal(tmp_path, "r").begin() == [*entries, "why"]
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-4])
+    again = Journal(tmp_path, "r")
+    assert again.begin() == entries[:8]
+    again.add("new", lambda: None)
+    again.flush(lambda: None)
+    assert Journal(tmp_path, "r").begin() == [*entries[:8], "new"]
+    assert Journal(tmp_path, "other").begin() == []
+
+
+def test_images_that_end_before_their_journal_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
+    images = tmp_path / ".p.tmp" / "images.beton"
+    os.truncate(images, images.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"images.beton: ends before its journal does; delete it"):
+        make(tmp_path / "p", Camera())
+
+
+def kinds() -> dict[str, Image.Image]:
+    """Images that are not plain RGB, as a decoder gives them."""
+    plain = Image.fromarray(np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3))
+
+    def through(kind: str, image: Image.Image = plain, **options: Any) -> Image.Image:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return Image.open(io.BytesIO(buffer.getvalue()))
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "": through("JPEG"),
+        "L converted to RGB": through("JPEG", plain.convert("L")),
+        "CMYK converted to RGB": through("JPEG", plain.convert("CMYK")),
+        "RGBA converted to RGB": through("PNG", plain.convert("RGBA")),
+        "orientation tag not applied": through("JPEG", exif=turned),
+        "animated, first frame taken": through(
+            "WEBP", save_all=True, append_images=[plain.rotate(180)], lossless=True
+        ),
+    }
+
+
+def test_unusual_images_are_packed_as_timm_sees_them_and_named(tmp_path: Path) -> None:
+    opened = list(kinds().values())
+    for wanted, image in kinds().items():
+        assert unusual(image) == wanted
+    items = [Item(0, str(i), f"image-{i}", i) for i in range(len(opened))]
+    pack = make(
+        tmp_path / "p",
+        Camera(),
+        items=items,
+        open_image=opened.__getitem__,
+        transform=lambda image: np.asarray(image.convert("RGB")),
+    )
+    again = list(kinds().values())
+    for i, image in enumerate(again):
+        assert np.array_equal(pack.pixels([i])[0], np.asarray(image.convert("RGB")))
+    assert pack.manifest["remarks"] == {
+        kind: f"1 images, such as image-{i}" for i, kind in enumerate(kinds()) if kind
+    }
+    plain = make(tmp_path / "q", Camera())
+    assert "remarks" not in plain.manifest
