@@ -1,0 +1,40 @@
+"""`rib verify`: a pre-trained model's accuracy beside what was published for it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from engine import quiet
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "verify", help="compare a pre-trained model with its published accuracies"
+    )
+    parser.add_argument("model", help="a model of recipes/models, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "--campaign", default="imagenet_rib", help="its data sets are used; default: %(default)s"
+    )
+    parser.add_argument("--tolerance", type=float, default=0.3, help="points; default: 0.3")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    quiet.libraries()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from engine import imagenet, ranks, verify
+    from engine.context import Context, Request, cache_folder
+    from engine.sets import Sets
+
+    request = Request(arguments.campaign, (f"model={arguments.model}", *arguments.overrides))
+    recipe = request.recipe()
+    device = ranks.start(recipe.device)
+    own_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
+    classes = imagenet.wnids() if own_head else ()  # the upstream set need not be there
+    sets = Sets(recipe, device, cache_folder(), given_classes=classes)
+    checks = verify.verify(Context(request, recipe, device, sets), arguments.tolerance)
+    print(verify.text(recipe.model.name, checks))
+    ranks.stop()
+    return int(any(check.differs for check in checks))

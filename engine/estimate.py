@@ -1,0 +1,197 @@
+"""What a campaign costs, told before anything runs: images, operations, GPU-hours, disk and jobs.
+
+Operations are counted on the architecture itself (`engine.rehearsal`); hours follow from an assumed
+share of a device's peak, and are a prediction, not a measurement.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import campaign, imagenet, models, sets
+from engine.rehearsal import PREPARE, Rehearsal
+from engine.schema import Recipe
+from engine.sets import LabelledSet
+from engine.stage import Made, Work
+from loaders import emoji, folders
+from loaders.pack import Pack
+
+A100_TFLOPS = 312.0  # dense bf16, NVIDIA's data sheet
+MFU = 0.4
+JPEG_BYTES = 0.2  # of raw pixels, as `rib encode` reckons
+ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
+ORDER = ("features", "fisher", "training", "evaluation")
+KINDS = {
+    "features": "features of the pre-trained model",
+    "fisher": "Fisher",
+    "evaluation": "evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """The peak of a GPU in TFLOP/s and the share of it that is assumed to be reached."""
+
+    tflops: float = A100_TFLOPS
+    mfu: float = MFU
+
+    def hours(self, flops: float) -> float:
+        return flops / (self.tflops * 1e12 * self.mfu * 3600)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All work of a campaign. `disk`: bytes by kind. `cells`: what it makes, weights included."""
+
+    plan: campaign.Plan
+    recipe: Recipe
+    parameters: int
+    forward_flops: float
+    work: tuple[Work, ...]
+    cells: tuple[Made, ...]
+    disk: dict[str, int]
+    images: dict[str, int]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return sum(work.steps for work in self.work)
+
+    @property
+    def rows(self) -> int:
+        """Predictions kept: images times models, over all sets."""
+        return sum(work.rows for work in self.work)
+
+    @property
+    def jobs(self) -> int:
+        """Jobs of the workflow: what all columns share, the columns, the report."""
+        return len(self.plan.sets) + 2
+
+    def flops(self, kind: str = "", job: str = "") -> float:
+        """Operations of one kind of work or of one job, of all where neither is given."""
+        return sum(w.flops for w in self.work if kind in ("", w.kind) and job in ("", w.job))
+
+    def hours(self, device: Device, gpus: int) -> float:
+        """Until the last column ends, where each GPU takes the longest column that is left."""
+        columns = [device.hours(self.flops(job=name)) for name in self.plan.sets]
+        busy = [0.0] * gpus
+        for column in sorted(columns, reverse=True):
+            heapq.heappush(busy, heapq.heappop(busy) + column)
+        return device.hours(self.flops(job=PREPARE)) + max(busy)
+
+
+def of(plan: campaign.Plan) -> Estimate:
+    """The estimate of a plan. Sets that are encoded count as they are, others as published.
+
+    Raises ValueError where a set is neither encoded nor known, or its folder cannot be read.
+    """
+    recipe = Rehearsal(plan, {}, 0).recipe
+    places = [recipe.dataset.upstream, *recipe.dataset.sets]
+    labels = {name: labels_of(recipe, name) for name in places}
+    dataset = recipe.dataset
+    labelled = {}
+    for name, own in labels.items():
+        train, holdout = sets.split(own, dataset.holdout, dataset.seed)
+        # Of a pack only its length is looked at, which the labels have too.
+        labelled[name] = LabelledSet(name, own, torch.from_numpy(own), None, train, holdout)  # type: ignore[arg-type]
+    classes = 1000 if dataset.kind == "imagenet" else int(labels[dataset.upstream].max()) + 1
+    rehearsal = Rehearsal(plan, labelled, classes)
+    rehearsal.run()
+    return Estimate(
+        plan,
+        recipe,
+        sum(p.numel() for p in rehearsal.net.parameters()),
+        rehearsal.forward_flops,
+        tuple(rehearsal.work),
+        tuple(rehearsal.cells.values()),
+        _disk(recipe, rehearsal, {name: len(own) for name, own in labels.items()}),
+        {name: len(own) for name, own in labels.items()},
+    )
+
+
+def labels_of(recipe: Recipe, name: str) -> np.ndarray:
+    """Labels (int64 [N]) of a set: its pack's, its folder's, or as many as were published.
+
+    Published sets whose classes differ in size are taken to have classes of one size; this matters
+    to the size of a hold-out alone.
+    """
+    dataset = recipe.dataset
+    folder = sets.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
+    if (folder / "manifest.json").is_file():
+        return Pack.open(folder).labels.astype(np.int64)
+    if dataset.kind == "imagenet":
+        subset = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 113}.get(name, 1000)
+        return np.arange(imagenet.images(dataset, name)) % subset
+    if dataset.kind == "emoji":
+        styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
+        return np.arange(dataset.classes * dataset.renderings * styles) % dataset.classes
+    found, _ = folders.items(Path(dataset.root) / name)
+    return np.array([item.label for item in found])
+
+
+def _disk(recipe: Recipe, rehearsal: Rehearsal, images: dict[str, int]) -> dict[str, int]:
+    ratio = JPEG_BYTES if recipe.dataset.pack_format == "jpeg" else 1.0
+    width = models.head(rehearsal.net).in_features
+    return {
+        "packs": round(sum(images.values()) * 3 * recipe.model.image_size**2 * ratio),
+        "weights": sum(made.bytes for made in rehearsal.cells.values()),
+        "features": sum(rehearsal.features.values()) * width * 4,
+        "predictions": sum(work.rows for work in rehearsal.work) * ROW_BYTES,
+    }
+
+
+def text(one: Estimate, device: Device) -> str:
+    """The estimate as `rib plan` prints it."""
+    recipe = one.recipe
+    rows: dict[str, list[float]] = {}
+    for work in sorted(one.work, key=lambda work: ORDER.index(work.kind)):
+        row = rows.setdefault(KINDS.get(work.kind, f"training: {work.what}"), [0, 0, 0])
+        for i, value in enumerate((work.images, work.steps, work.flops)):
+            row[i] += value
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    lines = [
+        f"{one.plan.name}: {recipe.model.name}, {len(one.plan.methods)} methods "
+        f"x {len(one.plan.sets)} sets, variant {recipe.method.variant}",
+        f"{one.parameters / 1e6:.1f}M parameters, {one.forward_flops / 1e9:.1f} GFLOP to see an "
+        f"image of {recipe.model.image_size} px",
+        "",
+        f"{'':<36}{'images':>14}{'steps':>12}{'PFLOP':>12}{'GPU-hours':>11}",
+    ]
+    for name, (images, steps, flops) in rows.items():
+        hours = device.hours(flops)
+        lines.append(f"{name:<36}{images:>14,}{steps:>12,}{flops / 1e15:>12,.3g}{hours:>11,.3g}")
+    trained = sum(made.export is not None for made in one.cells)
+    points = [len(made.entries) for made in one.cells if made.entries and made.export is None]
+    through = sum(work.images for work in one.work if work.kind == "evaluation")
+    longest = max(one.plan.sets, key=lambda name: one.flops(job=name))
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in one.disk.items())
+    lines += [
+        "",
+        f"hours      {one.hours(device, 1):,.3g} on one GPU; {one.hours(device, 8):,.3g} on eight, "
+        f"a column each (the longest: {longest})",
+        f"           predicted, at {device.mfu:.0%} of {device.tflops:g} TFLOP/s; without reading "
+        "images and starting kernels",
+        f"jobs       {one.jobs}: what all share, {len(one.plan.sets)} columns, the report",
+        f"cells      {trained} with weights of their own, {len(points)} mixed in {sum(points)} "
+        "points",
+        f"evaluated  {one.rows:,} predictions, {through:,} of them through a whole model",
+        f"disk       {_size(sum(one.disk.values()))}: {disk}",
+    ]
+    if any(made.chosen for made in one.cells):
+        lines.append("           greedy choices depend on results: counted at their most")
+    if recipe.evaluate.half_width is not None:
+        lines.append("           evaluate.half_width may end it earlier: counted to the budget")
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

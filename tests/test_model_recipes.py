@@ -1,0 +1,184 @@
+"""The benchmark's models, without a download: names, transforms, and a step of every method."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from engine import campaign, checkpoints, methods, models, recipe, sets
+from engine.artifacts import Store
+from engine.methods.base import Trained
+from engine.rehearsal import Rehearsal
+from engine.schema import ModelRecipe
+from engine.sets import LabelledSet
+from loaders.batch import Batch
+
+HALF = ([0.5] * 3, [0.5] * 3)
+IN1K = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+NOTHING = ([0.0] * 3, [1.0] * 3)
+# The size that the shorter side is resized to before the crop of 224, how, mean and std.
+AUGREG = (248, "bicubic", HALF)
+TORCHVISION = (256, "bilinear", IN1K)
+TRANSFORMS = {
+    "vit_b16_augreg_in1k": AUGREG,
+    "vit_b16_sam_in1k": AUGREG,
+    "vit_b16_orig_in21k": AUGREG,
+    "vit_b16_miil_in21k": (256, "bilinear", NOTHING),
+    "vit_b16_augreg_in21k": AUGREG,
+    "vit_b16_clip_openai": (248, "bicubic", CLIP),
+    "vit_b16_clip_laion2b": (224, "bicubic", CLIP),
+    "vit_b16_clip_openai_zero_shot": (248, "bicubic", CLIP),
+    "vit_b16_clip_laion2b_zero_shot": (224, "bicubic", CLIP),
+    "vit_s16_augreg_in1k": AUGREG,
+    "vit_s16_augreg_in21k": AUGREG,
+    "vit_s32_augreg_in21k": AUGREG,
+    "vit_b32_augreg_in1k": AUGREG,
+    "vit_b32_sam_in1k": AUGREG,
+    "vit_b32_augreg_in21k": AUGREG,
+    "vit_b32_clip_openai": (248, "bicubic", CLIP),
+    "vit_b32_clip_laion2b": (248, "bicubic", CLIP),
+    "vit_l16_augreg_in21k": AUGREG,
+    "resnet18": TORCHVISION,
+    "resnet34": TORCHVISION,
+    "resnet50": TORCHVISION,
+    "resnet101": TORCHVISION,
+}
+QUICK = ("resnet18",)
+SIZE, CLASSES = 64, 5
+
+
+def model(name: str) -> ModelRecipe:
+    return recipe.load("imagenet_rib", [f"model={name}"]).model
+
+
+def test_every_model_of_the_benchmark_has_a_recipe() -> None:
+    assert set(TRANSFORMS) <= set(recipe.names("models"))
+    published = recipe.published()["models"]
+    archs = {model(name).arch for name in TRANSFORMS}
+    assert {one["timm"] for one in published.values() if one["timm"]} <= archs
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_name_resolves_and_gives_the_published_transform(name: str) -> None:
+    one = model(name)
+    assert one.name == name
+    assert one.arch in timm.list_pretrained()
+    resize, interpolation, (mean, std) = TRANSFORMS[name]
+    transform, config = models.transform(one), models.data_config(one)
+    assert transform.image_size == 224
+    assert math.floor(224 / transform.crop) == resize
+    assert transform.interpolation == interpolation
+    np.testing.assert_allclose(config["mean"], mean)
+    np.testing.assert_allclose(config["std"], std)
+    classes = timm.get_pretrained_cfg(one.arch).num_classes
+    assert classes == (512 if one.projection else 1000)  # CLIP's embedding, where there is no head
+
+
+def test_published_accuracies_belong_to_sets_of_the_benchmark() -> None:
+    benchmark = recipe.load("imagenet_rib").dataset
+    places = {benchmark.upstream, *benchmark.sets}
+    slides = recipe.published()["models"]
+    for name in TRANSFORMS:
+        one = model(name)
+        assert one.published.keys() <= places
+        assert all(0 < value < 100 for value in one.published.values())
+    before = {s["timm"]: s["before"] for s in slides.values() if "before" in s}
+    for name in (n for n in TRANSFORMS if n.startswith("vit_b16") and "zero_shot" not in n):
+        assert sorted(model(name).published.values()) == sorted(before[model(name).arch].values())
+
+
+def steps(name: str) -> Rehearsal:
+    """The benchmark's campaign on random weights and two grey images of 64 px a set."""
+    words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
+    plan = campaign.plan("imagenet_rib", words, cores=1)
+    own = np.array([0, 3])
+    one = LabelledSet("any", own, torch.from_numpy(own), None, np.arange(2), np.zeros(0, int))  # type: ignore[arg-type]
+    places = ["imagenet_val", *plan.sets]
+    torch.manual_seed(0)
+    return Rehearsal(plan, dict.fromkeys(places, one), CLASSES, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TRANSFORMS]
+)
+def test_a_step_of_every_method(name: str) -> None:
+    rehearsal = steps(name)
+    stage = rehearsal.stage("imagenet_r", rehearsal.recipe)
+    trained = 0
+    for key in rehearsal.plan.methods:
+        cell = stage.sibling(key)
+        method = methods.find(cell.method.module).Method(cell.method)
+        if not isinstance(method, Trained):
+            continue
+        method.prepare(stage.network(stage.base), rehearsal.stage("imagenet_r", cell).context)
+        method.train()
+        before = {n: p.detach().clone() for n, p in method.named_parameters()}
+        pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+        batch = Batch(np.arange(2), torch.tensor([0, 3]), lambda pixels=pixels: pixels)
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+        loss = method(batch)
+        assert loss.shape == (2,) and loss.isfinite().all(), key
+        loss.sum().backward()
+        optimizer.step()
+        moved = {n for n, p in method.named_parameters() if not torch.equal(p, before[n])}
+        frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
+        assert moved and not moved & frozen, key
+        net = models.create(rehearsal.recipe.model, CLASSES)
+        models.load_state(net, method.export().state, key)
+        trained += 1
+    assert trained == 7
+
+
+def test_a_hub_out_of_reach_is_said_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*words: object, **options: object) -> None:
+        raise OSError("no route to the hub\nand many more lines")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(ValueError, match=r"no route to the hub\); .*model\.weights\.path=FILE"):
+        checkpoints.backbone(model("resnet18"), Store(tmp_path), tmp_path, 0)
+
+
+def test_models_of_one_transform_share_packs() -> None:
+    benchmark = recipe.load("imagenet_rib").dataset
+    seven = [n for n in TRANSFORMS if n.startswith("vit_b16") and "zero_shot" not in n]
+    folders = {sets.pack_folder(Path(), benchmark, model(n), "imagenet_c") for n in seven}
+    assert len(seven) == 7 and len(folders) == 3
+
+
+def test_the_in1k_stage_ends_in_weights_for_the_same_model() -> None:
+    stage = recipe.load("imagenet_rib/pre_fine_tune")
+    assert stage.downstream == stage.dataset.upstream == "imagenet_train"
+    words = ("model.weights.source=file", "model.weights.path=mine.safetensors")
+    after = recipe.load("imagenet_rib", [f"model={stage.model.name}", *words]).model
+    assert after.projection == stage.model.projection and after.arch == stage.model.arch
+
+
+def test_settings_of_the_paper() -> None:
+    one = recipe.load("imagenet_rib")
+    wanted = ("sgd", 1e-3, 0.9, 0.0)
+    o, t = one.optimizer, one.train
+    assert (o.name, o.lr, o.momentum, o.weight_decay) == wanted
+    assert (t.epochs, t.batch_size, t.warmup_steps, t.clip, one.seed) == (10, 64, 196, 0.0, 0)
+    assert one.dataset.holdout == 0 and one.method.variant == "canonical"
+    methods_of = recipe.methods_of("imagenet_rib")
+    assert len(methods_of) == 9 and len(one.dataset.sets) == 8
+    for method in methods_of:
+        cell = recipe.load(f"imagenet_rib/{method}", ["method.variant=paper"])
+        assert (cell.method.name, cell.method.variant) == (method, "paper")
+        assert cell.optimizer == o and cell.train == t
+
+
+def test_names_of_open_clip_resolve() -> None:
+    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+    for name in (n for n in TRANSFORMS if "zero_shot" in n):
+        weights = model(name).weights
+        assert (weights.clip, weights.tag) in open_clip.list_pretrained()
+        assert open_clip.get_model_config(weights.clip)["embed_dim"] == model(name).projection

@@ -1,0 +1,197 @@
+"""`rib plan` against what then runs: steps, images, predictions and bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import campaigns
+import grids
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from engine import campaign, cli, estimate, rehearsal
+from engine.bank import Forward
+from engine.campaign import Plan
+from engine.errors import RecipeError
+from engine.flops import flops
+
+folder, grid = campaigns.folder, grids.grid
+METHODS = """\
+  visual_prompt: {}
+  lora: {}
+  ewc: {method: {fisher_images: 9, fisher_scale: mean}}
+  lwf: {train: {epochs: 1, batch_size: 5}}
+  lp_ft: {}
+  soup: {}
+"""
+
+
+@dataclass
+class Ran:
+    """A campaign that ran in this process, and the images that went through its models."""
+
+    plan: Plan
+    runs: Path
+    images: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all cells, the base model's head included."""
+        histories = (self.runs / "store" / "cells").glob("*/history.json")
+        return sum(json.loads(path.read_text())[-1]["step"] for path in histories)
+
+    @property
+    def rows(self) -> int:
+        parts = (self.runs / "store" / "predictions").glob("*/*.parquet")
+        return sum(pq.read_metadata(path).num_rows for path in parts)
+
+    def bytes(self, *kinds: str) -> int:
+        places = [self.runs / "store" / kind for kind in kinds]
+        tensors = [p for place in places for p in place.rglob("*.safetensors")]
+        return sum(path.stat().st_size for path in tensors)
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    from engine import grid as jobs
+
+    runs = tmp_path_factory.mktemp("planned")
+    file = folder / "planned.yaml"
+    file.write_text((folder / "shapes.yaml").read_text() + METHODS)
+    plan = campaign.plan(str(file), [f"runs={runs}"], cores=1)
+    done = Ran(plan, runs)
+    call = Forward.__call__
+
+    def counted(self: Forward, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        done.images += len(x)
+        return call(self, model, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forward, "__call__", counted)
+        jobs.prepare(plan, grid.device)
+        for name in plan.sets:
+            jobs.column(plan, name, grid.device)
+    yield done
+
+
+@pytest.mark.slow
+def test_plan_tells_what_then_ran(ran: Ran) -> None:
+    found = estimate.of(ran.plan)
+    assert found.steps == ran.steps > 0
+    assert found.rows == ran.rows > 0
+    through = [w.images for w in found.work if w.kind in ("features", "evaluation")]
+    assert sum(through) == ran.images
+    assert {w.images for w in found.work if w.kind == "fisher"} == {9}
+    written = ran.bytes("cells", "weights", "fisher")
+    assert written == pytest.approx(found.disk["weights"], rel=0.05)  # headers of small files
+    assert found.jobs == len(ran.plan.sets) + 2
+
+
+@pytest.mark.slow
+def test_greedy_soup_takes_no_more_than_planned(ran: Ran, folder: Path, grid: grids.Grid) -> None:
+    from engine import grid as jobs
+
+    file = folder / "greedy.yaml"
+    file.write_text(Path(ran.plan.name).read_text() + "  greedy_soup: {}\n")
+    plan = campaign.plan(str(file), ran.plan.overrides, cores=1)
+    before = ran.rows
+    for name in plan.sets:
+        jobs.column(plan, name, grid.device)
+    planned = estimate.of(plan)
+    one_model = sum(w.rows for w in planned.work if w.job == rehearsal.PREPARE)
+    assert before < ran.rows <= planned.rows < ran.rows + one_model * len(plan.sets)
+    assert "counted at their most" in estimate.text(planned, estimate.Device())
+
+
+def plan_of(folder: Path, *overrides: str) -> Plan:
+    return campaign.plan(str(folder / "shapes.yaml"), overrides, cores=1)
+
+
+def test_alphas_and_variants_change_what_is_evaluated(folder: Path, tmp_path: Path) -> None:
+    words = f"runs={tmp_path}"
+    canonical = estimate.of(plan_of(folder, words))
+    paper = estimate.of(plan_of(folder, words, "method.variant=paper"))
+    mixed = [next(m for m in e.cells if m.name == "wise_ft-few-0") for e in (canonical, paper)]
+    assert [len(made.entries) for made in mixed] == [3, 1]
+    # Both ends of a curve are models of their own: three alphas cost what one does.
+    assert canonical.rows == paper.rows
+    through = [sum(w.images for w in e.work if w.kind == "evaluation") for e in (canonical, paper)]
+    assert through[1] > through[0]  # the paper's probe moves tokens and norms: no shared features
+
+
+def test_seeds_train_again_and_a_budget_thins_what_is_evaluated(
+    folder: Path, tmp_path: Path
+) -> None:
+    one, twice, half = (
+        estimate.of(plan_of(folder, f"runs={tmp_path}", *words))
+        for words in ((), ("seeds=2",), ("evaluate.budget=0.5",))
+    )
+    head = next(w.steps for w in one.work if w.what == "LP" and w.job == rehearsal.PREPARE)
+    assert twice.steps - head == 2 * (one.steps - head)
+    pre = sum(w.rows for w in one.work if w.job == rehearsal.PREPARE)
+    assert 2 * (half.rows - pre) == pytest.approx(one.rows - pre, rel=0.03)
+    assert half.steps == one.steps
+
+
+def test_operations_are_those_of_the_formula() -> None:
+    conv = nn.Conv2d(8, 16, 3, padding=1, groups=4, device="meta")
+    x = torch.empty(5, 8, 10, 10, device="meta", requires_grad=True)
+    forward = 2 * 5 * 16 * 10 * 10 * (8 // 4) * 9
+    assert flops(lambda: conv(x)) == forward
+    assert flops(lambda: conv(x).sum().backward()) == 3 * forward
+    frozen = conv.requires_grad_(False)
+    assert flops(lambda: frozen(x).sum().backward()) == 2 * forward
+
+
+@pytest.mark.slow
+def test_the_published_grid() -> None:
+    found = estimate.of(campaign.plan("imagenet_rib", ["runs=/nonexistent"], cores=1))
+    assert found.forward_flops == pytest.approx(35.2e9, rel=0.01)  # 17.6 G multiply-adds
+    assert found.parameters == 86_567_656
+    per_image = {w.what: w.flops / w.images / found.forward_flops for w in found.work if w.steps}
+    assert per_image["FT"] == pytest.approx(3, rel=0.01)
+    assert per_image["VP"] == pytest.approx(2, rel=0.03)  # attention: twice
+    assert 2 < per_image["LoRA"] < 2.5
+    assert per_image["LP"] < 1e-3
+    steps = {w.job: w.steps for w in found.work if w.what == "FT"}
+    assert steps["imagenet_r"] == 10 * -(-30_000 // 64)
+    assert steps["imagenet_a"] == 10 * -(-7_500 // 64)
+    base = [w for w in found.work if w.job == rehearsal.PREPARE]
+    assert sum(w.rows for w in base) == sum(found.images.values())
+    assert found.hours(estimate.Device(), 8) < found.hours(estimate.Device(), 1)
+
+
+def test_hours_on_gpus() -> None:
+    device = estimate.Device(tflops=100, mfu=0.5)
+    assert device.hours(50e12 * 3600) == pytest.approx(1)
+
+
+def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
+    assert cli.main([*words, "--mfu", "0.25", "--tflops", "989"]) == 0
+    out = capsys.readouterr().out
+    assert "predicted, at 25% of 989 TFLOP/s" in out
+    assert "jobs       5: what all share, 3 columns, the report" in out
+    assert not any(tmp_path.iterdir())  # nothing ran, nothing is written
+    assert cli.main([*words, "--mfu", "1.5"]) == 2
+    assert "--mfu must be above 0" in capsys.readouterr().err
+
+
+def test_a_set_that_is_nowhere_is_named(folder: Path, tmp_path: Path) -> None:
+    plan = plan_of(folder, f"runs={tmp_path}", f"dataset.root={tmp_path}/gone")
+    with pytest.raises(ValueError, match=r"gone/upstream is not a folder"):
+        estimate.of(plan)
+    with pytest.raises(RecipeError, match="there is no"):
+        campaign.plan("imagenet_rip", [], cores=1)
+
+
+@pytest.mark.slow
+def test_encoded_sets_count_as_they_are(ran: Ran) -> None:
+    recipe = rehearsal.Rehearsal(ran.plan, {}, 0).recipe
+    assert np.bincount(estimate.labels_of(recipe, "few")).tolist() == [grids.COPIES] * 3

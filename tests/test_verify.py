@@ -1,0 +1,84 @@
+"""`rib verify`: a difference to what was published is seen, and what explains one is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import campaigns
+import grids
+import numpy as np
+import pytest
+import torch
+
+from engine import checkpoints, models, recipe, verify
+from engine.context import Context, Request
+from engine.schema import ModelRecipe
+
+folder, grid = campaigns.folder, grids.grid
+MODEL = """\
+name: mine
+arch: test_vit
+image_size: 32
+weights: {{source: file, path: '{path}'}}
+published: {published}
+"""
+
+
+def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Context:
+    torch.manual_seed(3)
+    made = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
+    weights = folder / "five.safetensors"
+    checkpoints.save(made.state_dict(), weights)
+    file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
+    file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
+    request = Request(str(folder / "shapes.yaml"), (f"model={file}", f"runs={runs}"))
+    return Context(request, request.recipe(), grid.device)
+
+
+def test_measured_and_published_are_compared(
+    folder: Path, grid: grids.Grid, tmp_path: Path
+) -> None:
+    first = context(folder, grid, {}, tmp_path)
+    with pytest.raises(ValueError, match="no set of shapes is encoded for mine"):
+        verify.verify(first)
+    for name in ("upstream", "few"):
+        assert first.sets[name]
+    assert verify.encoded(first.recipe) == ["upstream", "few"]
+    checks = {one.name: one for one in verify.verify(first)}
+    assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
+    assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None
+    assert checks["few"].measured == pytest.approx(by_hand(first, folder, grid))
+    for off, differs in ((0.2, False), (0.5, True), (-40, True)):
+        published = {"few": checks["few"].measured + off}
+        found = verify.verify(context(folder, grid, published, tmp_path))
+        assert [one.differs for one in found if one.name == "few"] == [differs]
+        assert ("DIFFERS by more than 0.3" in verify.text("mine", found)) == differs
+    assert "not encoded" in verify.text("mine", found)
+
+
+def by_hand(context: Context, folder: Path, grid: grids.Grid) -> float:
+    """Top-1 in percent on `few`, over its own classes, without the engine."""
+    drawn, index = dataclasses.replace(grid, folder=folder / "images"), np.arange(21)
+    own = torch.tensor([grids.CLASSES.index(name) for name in grids.FEW])
+    net = grids.reference(context.base.state())
+    with torch.no_grad():
+        top1 = own[net(grids.images(drawn, "few", index))[:, own].argmax(1)]
+    return 100 * (top1 == grids.labels(drawn, "few", index)).double().mean().item()
+
+
+def test_published_reading_of_objectnet_is_not_compared_with_the_corrected_one() -> None:
+    corrected = recipe.load("imagenet_rib", ["model=vit_b16_augreg_in1k"])
+    paper = recipe.load("imagenet_rib", ["model=vit_b16_augreg_in1k", "dataset.objectnet=paper"])
+    assert "dataset.objectnet=paper" in verify._why_not(corrected, "objectnet", 33.0)
+    assert not verify._why_not(paper, "objectnet", 33.0)
+    assert verify._why_not(corrected, "imagenet_v2", None) == "nothing published"
+
+
+def test_a_part_of_the_images_is_allowed_its_sampling_error() -> None:
+    one = recipe.load("imagenet_rib")
+    assert verify._sampling(one, "imagenet_v2", 10_000, 50.0) == 0
+    assert verify._sampling(one, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
+    nan = verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3)
+    assert nan.differs

@@ -1,0 +1,166 @@
+"""CLIP without an IN-1K stage: the numbers of open_clip's own, on weights that the test draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import checkpoints, models, recipe, zero_shot
+from engine.artifacts import Store
+from engine.errors import RecipeError
+from engine.schema import ModelRecipe, WeightsRecipe
+
+NAMES = ["tench", "golden retriever", "tabby cat", "airliner"]
+TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a drawing of the {name}."]
+ZERO_SHOT = ("vit_b16_clip_openai_zero_shot", "vit_b16_clip_laion2b_zero_shot")
+
+
+def model(name: str) -> ModelRecipe:
+    return recipe.load("emoji", [f"model={name}"]).model
+
+
+def test_recipes_say_which_names_go_together() -> None:
+    found = [(m.arch, m.weights.clip, m.weights.tag) for m in map(model, ZERO_SHOT)]
+    assert found == [
+        ("vit_base_patch16_clip_quickgelu_224.openai", "ViT-B-16-quickgelu", "openai"),
+        ("vit_base_patch16_clip_224.laion2b", "ViT-B-16", "laion2b_s34b_b88k"),
+    ]
+
+
+def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ValueError, match=r"needs open_clip: pip install -e '\.\[clip\]'"):
+        zero_shot.package()
+
+
+def test_projection_is_a_unit_vector_and_the_head_stays_in_fp32() -> None:
+    torch.manual_seed(0)
+    tiny = ModelRecipe(name="t", arch="test_vit", image_size=32, projection=24)
+    net = models.create(tiny, 7).eval()
+    x = torch.randn(3, 3, 32, 32)
+    features = models.features(net, x)
+    assert features.shape == (3, 24)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    assert torch.equal(models.head(net)(features), net(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = net(x)
+    assert logits.dtype == torch.float32
+    with pytest.raises(RecipeError, match=r"model\.projection: test_resnet has no place"):
+        models.create(dataclasses.replace(tiny, arch="test_resnet"), 7)
+
+
+def test_fine_tuned_weights_come_back_from_their_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny = ModelRecipe(name="t", arch="test_vit", image_size=32, projection=24)
+    state = models.create(tiny, 7).state_dict()
+    checkpoints.save(state, tmp_path / "weights.safetensors")
+    weights = WeightsRecipe(source="file", path=str(tmp_path / "weights.safetensors"))
+    mine = dataclasses.replace(tiny, weights=weights)
+    made = checkpoints.backbone(mine, Store(tmp_path / "store"), tmp_path, 0)
+    found = checkpoints.load(made.file(checkpoints.WEIGHTS))
+    assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+    plain = dataclasses.replace(mine, projection=0)
+    with pytest.raises(ValueError, match=r"fc_norm\.linear\.weight is unexpected"):
+        checkpoints.backbone(plain, Store(tmp_path / "other"), tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"clip": "ViT-B-17"}, r"no model 'ViT-B-17'; did you mean 'ViT-B-1"),
+        ({"tag": "openay"}, r"no weights 'openay' for ViT-B-16.*did you mean 'openai'"),
+        ({"clip": "ViT-B-16"}, r"trained with QuickGELU; use ViT-B-16-quickgelu"),
+        ({"clip": "ViT-B-16-quickgelu", "tag": "dfn2b"}, None),
+    ],
+)
+def test_names_that_do_not_fit(
+    changed: dict[str, str], message: str | None, tmp_path: Path
+) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+    weights = dataclasses.replace(model(ZERO_SHOT[0]).weights, **changed)
+    if message is None:
+        zero_shot._check_names(open_clip, weights)
+        return
+    with pytest.raises(RecipeError, match=message):
+        zero_shot.open_model(open_clip, weights, tmp_path, None)
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+    weights = WeightsRecipe(clip="RN50", tag="openai", path="mine.safetensors")
+    with pytest.raises(RecipeError, match="use RN50-quickgelu"):
+        zero_shot.open_model(open_clip, weights, tmp_path, {})
+    weights = dataclasses.replace(weights, clip="ViT-B-16", tag="laion2b_s34b_b88k")
+    with pytest.raises(ValueError, match=r"mine\.safetensors does not fit CLIP: .* is missing"):
+        zero_shot.open_model(open_clip, weights, tmp_path, {"a": torch.zeros(1)})
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """open_clip's QuickGELU model with random weights, and the file they are in."""
+    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+    torch.manual_seed(0)
+    clip = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
+    path = tmp_path_factory.mktemp("clip") / "open_clip_model.safetensors"
+    checkpoints.save(clip.state_dict(), path)
+    return clip, path
+
+
+@pytest.mark.slow
+def test_features_and_logits_are_open_clips(
+    drawn: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    clip, path = drawn
+    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", NAMES)
+    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", TEMPLATES)
+    options = model(ZERO_SHOT[0])
+    options = dataclasses.replace(
+        options, weights=dataclasses.replace(options.weights, path=str(path))
+    )
+    made = checkpoints.backbone(options, Store(tmp_path), tmp_path / "cache", 0)
+    net = models.create(options, len(NAMES)).eval()
+    models.load_state(net, checkpoints.load(made.file(checkpoints.WEIGHTS)), "cell")
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        wanted_features = clip.encode_image(x, normalize=True)
+        torch.testing.assert_close(models.features(net, x), wanted_features, rtol=0, atol=1e-4)
+        classifier_EC = open_clip.build_zero_shot_classifier(
+            clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"), NAMES, TEMPLATES
+        )
+        wanted = clip.logit_scale.exp() * wanted_features @ classifier_EC
+        torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-4)
+        by_hand = text_feature(open_clip, clip, NAMES[2])
+    torch.testing.assert_close(classifier_EC[:, 2], by_hand, rtol=0, atol=1e-5)
+    assert not models.head(net).bias.any()
+
+
+@pytest.mark.slow
+def test_tower_with_the_plain_gelu_is_refused(
+    drawn: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", NAMES[:1])
+    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", TEMPLATES[:1])
+    options = dataclasses.replace(
+        model(ZERO_SHOT[0]),
+        arch="vit_base_patch16_clip_224.openai",
+        weights=dataclasses.replace(model(ZERO_SHOT[0]).weights, path=str(drawn[1])),
+    )
+    with pytest.raises(ValueError, match=r"away from open_clip's ViT-B-16-quickgelu"):
+        checkpoints.backbone(options, Store(tmp_path), tmp_path, 0)
+
+
+def text_feature(open_clip: Any, clip: Any, name: str) -> torch.Tensor:
+    """The text embedding of one class as the paper says it, one sentence at a time."""
+    tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
+    each = [clip.encode_text(tokenizer([template(name)]))[0] for template in TEMPLATES]
+    mean = torch.stack([one / one.norm() for one in each]).mean(0)
+    return mean / mean.norm()
