@@ -1,0 +1,184 @@
+"""A bank of models that see the same images: which fit on the device together, and what moves then.
+
+Weights stay on the device as far as they fit. Of a larger bank either the images are read once a
+group of models, or the groups are loaded again for every slice of the set; whichever is estimated
+to be faster. How many images go through a model at once depends on the memory, not on the bank, so
+that a model says the same in any company.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
+
+from engine import checkpoints, merge, models, ranks
+from engine.cells import Cell
+from engine.checkpoints import State
+from engine.merge import Mix
+from loaders.resident import free_memory
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+log = logging.getLogger(__name__)
+Model = Callable[[torch.Tensor], torch.Tensor]
+Group = Sequence[Mix]
+# Of the free memory; activations come first. The rest is for images and what cannot be foreseen.
+WEIGHTS_SHARE, ACTIVATIONS_SHARE = 0.5, 0.25
+
+
+class Forward:
+    """Sends batches through models, in parts that the memory free at its making holds."""
+
+    def __init__(self, context: Context) -> None:
+        self.device = context.device
+        self.normalize = models.Normalize(context.recipe.model, context.device)
+        self.size = context.recipe.evaluate.batch_size
+        self._room = ACTIVATIONS_SHARE * free_memory(context.device)
+        self._part = 0
+
+    def __call__(self, model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """Outputs [B, ...] (float32) of normalised images."""
+        if not self._part:
+            self._part = self._choose(model, x_BCHW[:1])
+        parts = x_BCHW.tensor_split(-(-len(x_BCHW) // self._part))
+        outputs = [model(part).float() for part in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _choose(self, model: Model, x_1CHW: torch.Tensor) -> int:
+        each = activation_bytes(model, x_1CHW)
+        part = max(1, int(self._room // each))
+        if part < self.size:
+            log.info(
+                "batches of %d run in parts of at most %d: one image takes about %.0f MB",
+                self.size,
+                part,
+                each / 1e6,
+            )
+        return min(part, self.size)
+
+
+class Bank:
+    """The models of some mixes, in groups that fit on the device together, one group at a time."""
+
+    def __init__(self, context: Context, mixes: Group, parents: Mapping[str, Cell]) -> None:
+        self.context = context
+        self.parents = parents
+        members = {name for mix in mixes for name in mix}
+        files = [parents[name].artifact.file(checkpoints.WEIGHTS) for name in members]
+        largest = max(file.stat().st_size for file in files)
+        # Mixed parents take their place twice, as files and as the rows that are averaged, and
+        # one more model lends its form.
+        room = WEIGHTS_SHARE * free_memory(context.device) / largest - 2 * max(map(len, mixes)) - 1
+        self.groups = groups(mixes, max(1, int(ranks.least(room))))
+        self._group: Group = ()
+        self._models: list[Model] = []
+        self._load_s = 0.0
+
+    def models(self, group: Group) -> list[Model]:
+        """The group's models on the device; those of the group before are gone."""
+        if group is not self._group:
+            self._group, self._models = (), []
+            start = time.perf_counter()
+            self._models = _load(self.context, group, self.parents)
+            self._load_s = (time.perf_counter() - start) / len(group)
+            self._group = group
+        return self._models
+
+    def passes(self, slices: int, read_s: Callable[[], float]) -> list[Sequence[Group]]:
+        """Groups that share a pass over the set: each has its own, or all are loaded every slice.
+
+        read_s: estimates the seconds that reading the whole set takes, and is asked where it
+        counts. What a load takes is measured on the first group. Ranks agree on the answer.
+        """
+        if len(self.groups) == 1:
+            return [self.groups]
+        self.models(self.groups[0])
+        count = sum(map(len, self.groups))
+        read_again_s = (len(self.groups) - 1) * read_s()
+        load_again_s = (slices - 1) * count * self._load_s
+        rereads = ranks.all_agree(read_again_s < load_again_s)
+        log.info(
+            "%d models do not fit together, so there are %d groups. Reading the set again would "
+            "take %.1f s, loading models again %.1f s: %s",
+            count,
+            len(self.groups),
+            read_again_s,
+            load_again_s,
+            "the set is read once a group" if rereads else "every slice is shown to all groups",
+        )
+        return [[group] for group in self.groups] if rereads else [self.groups]
+
+
+def groups(mixes: Sequence[Mix], room: int) -> list[Group]:
+    """The mixes in groups of at most `room`; those of the same parents stand together."""
+    together = sorted(mixes, key=lambda mix: (len(mix), tuple(mix)))
+    return [together[i : i + room] for i in range(0, len(together), room)]
+
+
+def activation_bytes(model: Model, x_1CHW: torch.Tensor) -> int:
+    """An estimate of the memory that one image takes: twice the largest module's in- and outputs.
+
+    Without gradients a layer's tensors die with the next layer; twice leaves room for the residual
+    stream and for what a layer keeps to itself.
+    """
+    largest = 1
+
+    def see(_module: object, inputs: object, output: object) -> None:
+        nonlocal largest
+        largest = max(largest, _bytes(inputs) + _bytes(output))
+
+    hook = register_module_forward_hook(see)
+    try:
+        model(x_1CHW)
+    finally:
+        hook.remove()
+    return 2 * largest
+
+
+def _bytes(found: object) -> int:
+    if isinstance(found, torch.Tensor):
+        return found.numel() * found.element_size()
+    return sum(map(_bytes, found)) if isinstance(found, tuple | list) else 0
+
+
+def _load(context: Context, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
+    by_members: dict[tuple[str, ...], list[Mix]] = {}
+    for mix in mixes:
+        if len(mix) > 1:
+            by_members.setdefault(tuple(mix), []).append(mix)
+    mixed: dict[int, Model] = {}
+    if by_members:
+        net = models.create(context.recipe.model, len(context.sets.classes))
+        net = net.to(context.device).eval()
+    for some in by_members.values():
+        for mix, state in zip(some, merge.states(some, parents, context.device), strict=True):
+            # One module lends its form to all states: a copy of it for each took most of the load.
+            mixed[id(mix)] = functools.partial(_with_state, net, state)
+    loaded = []
+    for mix in mixes:
+        if len(mix) > 1:
+            loaded.append(mixed[id(mix)])
+            continue
+        cell = parents[next(iter(mix))]
+        loaded.append(_prompted(context.network(cell), cell.prompt(), context.device))
+    return loaded
+
+
+def _with_state(net: nn.Module, state: State, x: torch.Tensor) -> torch.Tensor:
+    return functional_call(net, state, (x,))
+
+
+def _prompted(net: nn.Module, prompt: torch.Tensor | None, device: torch.device) -> Model:
+    if prompt is None:
+        return net
+    prompt_CHW = prompt.to(device)
+    return lambda x: net(x + prompt_CHW)

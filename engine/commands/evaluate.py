@@ -1,0 +1,54 @@
+"""`rib evaluate`: your own checkpoints on your own sets, alone or interpolated, in one pass."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine import quiet
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("evaluate", help="your own checkpoints on your own sets")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument("--models", nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--arch", required=True, help="timm's name of their architecture")
+    parser.add_argument(
+        "--sets", nargs="+", required=True, metavar="FOLDER",
+        help="<set> with <class>/<image> below, or a pack",
+    )  # fmt: skip
+    parser.add_argument("--alphas", help="interpolate two models: 0:1:0.1, or 0,0.5,1")
+    parser.add_argument("--classes", type=Path, help="the head's class names, a line each")
+    parser.add_argument("--csv", type=Path, default=Path("accuracy.csv"), help="%(default)s")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    quiet.libraries()
+    from engine import ranks, zoo
+
+    alphas = zoo.parse_alphas(arguments.alphas) if arguments.alphas else None
+    models, words = _paths(arguments.models)
+    sets, more = _paths(arguments.sets)
+    wanted = zoo.resolve(arguments.arch, [*arguments.overrides, *words, *more])
+    rows = zoo.evaluated(
+        wanted,
+        models,
+        sets,
+        ranks.start(wanted.device),
+        alphas=alphas,
+        classes=arguments.classes,
+    )
+    if ranks.rank() == 0:
+        zoo.write_csv(arguments.csv, rows)
+        if alphas is not None:
+            print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {wanted.model.arch}")
+        print(f"percent top-1\n\n{zoo.table(rows)}\n\ntable  {arguments.csv.resolve()}")
+    ranks.stop()
+
+
+def _paths(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Paths, and the key=value words that an option with many values took for more of them."""
+    settings = [word for word in words if "=" in word and not Path(word).exists()]
+    return [Path(word) for word in words if word not in settings], settings

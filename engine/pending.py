@@ -1,0 +1,110 @@
+"""Predictions while they are made: kept slice by slice, so that an interruption costs one slice.
+
+A slice's file bears its first and last row, in a folder named as the artefact that will hold all of
+them: the hash covers the model, the data and all else that counts, so slices of different
+evaluations never meet. Parquet cannot append, and a file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine import predictions, ranks
+from engine.artifacts import Store, write_atomic
+
+PART = "part-00000.parquet"
+SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing
+
+
+def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Positions [n] in slices of whole batches, about `SLICE` images each."""
+    size = batch_size * max(1, SLICE // batch_size)
+    return [positions[i : i + size] for i in range(0, len(positions), size)]
+
+
+class Pending:
+    """What one model says of a set, given slice by slice; `todo` are the slices still to be given.
+
+    Every rank calls every method; only the first writes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        mix: Mapping[str, float],
+        name: tuple[str, Mapping[str, Any]],
+        cuts: Sequence[np.ndarray],
+    ) -> None:
+        """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
+        self.store, self.mix, self.cuts = store, mix, cuts
+        self.label, self.key = name
+        self._kept: pa.Table | None = None
+        self._folder = store.root / "pending" / store.place("predictions", *name).name
+        there = [ranks.all_agree(self._file(k).is_file()) for k in range(len(cuts))]
+        self.todo = {k for k, found in enumerate(there) if not found}
+
+    def put(self, number: int, table: pa.Table) -> None:
+        """Keep the predictions of slice `number`: in a file, unless it is the only one.
+
+        Raises OSError naming the file where there is no room for it.
+        """
+        self.todo.discard(number)
+        if len(self.cuts) == 1:
+            self._kept = table
+            return
+        file = self._file(number)
+
+        def write() -> None:
+            if not file.is_file():
+                sink = pa.BufferOutputStream()
+                pq.write_table(table, sink)
+                with room_for(file):
+                    write_atomic(file, sink.getvalue().to_pybytes())
+
+        ranks.first(write)
+
+    def finish(self) -> None:
+        """Make the artefact of all slices, and remove their files.
+
+        Raises ValueError, naming the folder, where a slice's file holds other images.
+        """
+        ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
+        if ranks.rank() == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        table = self._kept if self._kept is not None else predictions.read(self._folder)
+        images = np.sort(table["index"].to_numpy())
+        if not np.array_equal(images, np.sort(np.concatenate(self.cuts))):
+            raise ValueError(
+                f"{self._folder} holds predictions of other images than "
+                f"{self.label} needs; delete it and run again"
+            )
+        named = {"mix": json.dumps(self.key["mix"]), "pack": str(self.key["pack"])}
+        with room_for(folder / PART):
+            pq.write_table(table.replace_schema_metadata(named), folder / PART)
+
+    def _file(self, number: int) -> Path:
+        cut = self.cuts[number]
+        return self._folder / f"{cut[0]:09d}-{cut[-1]:09d}-{len(cut)}.parquet"
+
+
+@contextmanager
+def room_for(file: Path) -> Iterator[None]:
+    """Say which file could not be written, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file} cannot be written ({error}); what was evaluated before is kept: "
+            "make room and run the same command again"
+        ) from error

@@ -1,0 +1,232 @@
+"""Users' own checkpoints, alone or interpolated, on their own sets: a bank without a campaign.
+
+Checkpoints become artefacts of the store by their content and sets become packs, so that what was
+evaluated once is found again, whatever the command that asks.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import checkpoints, evaluate, imagenet, models, predictions, ranks, recipe
+from engine.artifacts import write_atomic
+from engine.cells import Cell
+from engine.context import Context, Request, cache_folder
+from engine.merge import Mix
+from engine.schema import ModelRecipe, Recipe
+from engine.sets import Sets, pack_of
+from loaders.pack import MANIFEST, Pack
+
+WIDTH = 100
+HEADS = ("model", "alpha", "set", "n", "accuracy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's top-1 accuracy in percent on a set of n images; alpha where it is interpolated."""
+
+    model: str
+    alpha: float | None
+    set: str
+    n: int
+    accuracy: float
+
+
+class OwnContext(Context):
+    """Checkpoints that have no base model and no siblings."""
+
+    keeps_features = False
+
+
+def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe that stands behind an evaluation; the image size is the architecture's own.
+
+    Raises RecipeError for an unknown architecture (the nearest is shown), key or value.
+    """
+    size = models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"][-1]
+    words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
+    return recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
+
+
+def evaluated(
+    wanted: Recipe,
+    files: Sequence[Path],
+    sets: Sequence[Path],
+    device: torch.device,
+    *,
+    alphas: Sequence[float] | None = None,
+    classes: Path | None = None,
+) -> list[Row]:
+    """Accuracy of every model on every set; with alphas, of (1 - alpha) first + alpha second.
+
+    `sets`: folders <set>/<class>/<image>, or packs. `classes`: a file of the head's class names,
+    a line each; else they are those of a set with as many, or ImageNet-1K's.
+
+    Raises ValueError, naming the file or folder, for checkpoints of another architecture, without a
+    head or with other classes, sets that changed since they were packed, and class lists that do
+    not fit.
+    """
+    if alphas is not None and len(files) != 2:
+        raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
+    context = OwnContext(Request(""), wanted, device)
+    cells = {file: cell_of(context, file) for file in files}
+    same = {cell.name: file for file, cell in cells.items()}
+    if len(same) < len(files):
+        raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
+    outputs = _outputs(context, cells)
+    packs = {place.resolve().name: _pack(wanted, place) for place in sets}
+    if len(packs) < len(sets):
+        raise ValueError(f"two sets of one name among {', '.join(map(str, sets))}")
+    head = _head(outputs, packs, classes)
+    context.sets = Sets(wanted, device, cache_folder(), packs, head)
+    bank = _bank([cell.name for cell in cells.values()], list(map(str, files)), alphas)
+    rows = []
+    for name in packs:
+        evaluate.evaluate(context, [mix for _, _, mix in bank], [name], "all")
+        rows += _rows(context, bank, name)
+        context.sets.release(name)
+    return rows
+
+
+def parse_alphas(text: str) -> list[float]:
+    """`0:1:0.1` (both ends included) or `0,0.5,1`. Raises ValueError for anything else."""
+    try:
+        if ":" not in text:
+            return [float(word) for word in text.split(",")]
+        start, stop, step = map(float, text.split(":"))
+        if step <= 0 or stop < start:
+            raise ValueError
+    except ValueError as error:
+        raise ValueError(f"alphas {text!r}: write START:STOP:STEP or a,b,c") from error
+    steps = int(np.floor((stop - start) / step + 1e-9))
+    return [round(start + number * step, 10) for number in range(steps + 1)]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """The rows with six decimals, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADS)
+    for row in rows:
+        alpha = "" if row.alpha is None else f"{row.alpha:g}"
+        writer.writerow([row.model, alpha, row.set, row.n, f"{row.accuracy:.6f}"])
+    write_atomic(path, text.getvalue().encode())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a model, a column a set, at most 100 columns wide: further sets stand below."""
+    sets = list(dict.fromkeys(row.set for row in rows))
+    lines: dict[str, dict[str, float]] = {}
+    for row in rows:
+        label = Path(row.model).name if row.alpha is None else f"{row.alpha:g}"
+        lines.setdefault(label, {})[row.set] = row.accuracy
+    counts = {row.set: row.n for row in rows}
+    first = "model" if rows[0].alpha is None else "alpha"
+    margin = min(40, max(len(word) for word in (first, "images", *lines)))
+    width = min(24, max(8, *map(len, sets)))
+    per_block = (WIDTH - margin) // (width + 2)
+    blocks = []
+    for some in (sets[i : i + per_block] for i in range(0, len(sets), per_block)):
+        drawn = [(first, [name[:width] for name in some])]
+        drawn.append(("images", [f"{counts[name]:,}" for name in some]))
+        drawn += [
+            (label, [f"{found[name]:.2f}" for name in some]) for label, found in lines.items()
+        ]
+        blocks.append(
+            "\n".join(
+                f"{label[-margin:]:<{margin}}" + "".join(f"  {cell:>{width}}" for cell in cells)
+                for label, cells in drawn
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def cell_of(context: OwnContext, file: Path) -> Cell:
+    """A checkpoint as an artefact, checked to bring its own head."""
+    source = dataclasses.replace(context.recipe.model.weights, path=str(file))
+    model = dataclasses.replace(context.recipe.model, weights=source)
+    if not file.is_file():
+        raise ValueError(f"there is no checkpoint {file}")
+
+    def made() -> Cell:
+        weight, _ = models.head_names(models.create(model, 1000))
+        if weight not in checkpoints.load(file):
+            raise ValueError(
+                f"{file} has no {weight}: it is of another architecture than {model.arch}, or has "
+                "no head to evaluate"
+            )
+        return Cell(checkpoints.backbone(model, context.store, cache_folder(), seed=0))
+
+    return ranks.first(made)
+
+
+def _outputs(context: OwnContext, cells: Mapping[Path, Cell]) -> int:
+    """Classes of the models' heads, which must have equally many."""
+    weight, _ = models.head_names(models.create(context.recipe.model, 1000))
+    found = {file: len(cell.state()[weight]) for file, cell in cells.items()}
+    (first, outputs), *others = found.items()
+    for file, other in others:
+        if other != outputs:
+            raise ValueError(
+                f"{file} has {other} classes, {first} has {outputs}: evaluate them apart"
+            )
+    return outputs
+
+
+def _pack(wanted: Recipe, place: Path) -> Pack:
+    if (place / MANIFEST).is_file():
+        return Pack.open(place, transform_spec=models.transform(wanted.model).spec)
+    place = place.resolve()
+    dataset = dataclasses.replace(wanted.dataset, root=str(place.parent))
+    own = dataclasses.replace(wanted, dataset=dataset)
+    return ranks.first(lambda: pack_of(own, place.name, cache_folder()))
+
+
+def _head(outputs: int, packs: Mapping[str, Pack], file: Path | None) -> tuple[str, ...]:
+    """The head's classes in order; sets may have fewer."""
+    if file is not None:
+        listed = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        if len(listed) != outputs or len(set(listed)) != outputs:
+            raise ValueError(
+                f"{file} lists {len(set(listed))} classes, but the models have {outputs} outputs"
+            )
+        return listed
+    whole = {name: pack.classes for name, pack in packs.items() if len(pack.classes) == outputs}
+    if whole:
+        return next(iter(whole.values()))
+    if outputs == len(imagenet.wnids()):
+        return imagenet.wnids()
+    found = ", ".join(f"{name} {len(pack.classes)}" for name, pack in packs.items())
+    raise ValueError(
+        f"the models have {outputs} outputs, but no set has as many classes ({found}); give their "
+        "names in the head's order, a line each, by --classes FILE"
+    )
+
+
+def _bank(
+    names: Sequence[str], files: Sequence[str], alphas: Sequence[float] | None
+) -> list[tuple[str, float | None, Mix]]:
+    if alphas is None:
+        return [(file, None, {name: 1.0}) for name, file in zip(names, files, strict=True)]
+    first, second = names
+    return [(" + ".join(files), a, {first: 1 - a, second: a}) for a in alphas]
+
+
+def _rows(
+    context: OwnContext, bank: Sequence[tuple[str, float | None, Mix]], name: str
+) -> list[Row]:
+    """What the store says; it checks that all models saw the same images."""
+    seen: predictions.Bank[int] = predictions.Bank()
+    rows = []
+    for number, (model, alpha, mix) in enumerate(bank):
+        found = seen.add(number, evaluate.predicted(context, mix, name, "all"))
+        rows.append(Row(model, alpha, name, len(found.top1), found.accuracy))
+    return rows

@@ -1,0 +1,280 @@
+"""Banks that do not fit, batches that do not fit, and evaluations that stop half-way."""
+
+from __future__ import annotations
+
+import logging
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grids import Grid, grid
+from torch import nn
+
+from engine import bank, evaluate, merge, pending
+from engine.context import Context
+from loaders.resident import Resident
+
+__all__ = ["grid"]
+SET, IMAGES = "outline", 35
+BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
+
+
+@pytest.fixture(scope="module")
+def mixes(grid: Grid) -> list[merge.Mix]:
+    """Five models with weights of their own, the frozen backbone's two, and a prompt."""
+    context = grid.context()
+    base, tuned = context.base.name, context.cell("fine_tune").name
+    prompt, probe = context.cell("visual_prompt").name, context.cell("linear_probe").name
+    wise = [{base: 1 - a, tuned: a} for a in (0.2, 0.4, 0.6, 0.8)]
+    return [*wise, {tuned: 1.0}, {prompt: 1.0}, {base: 1.0}, {probe: 1.0}]
+
+
+@pytest.fixture(scope="module")
+def wanted(grid: Grid, mixes: list[merge.Mix]) -> list:
+    """What each says in one undisturbed evaluation."""
+    return tables(grid.context(), mixes)
+
+
+@pytest.fixture
+def fresh(grid: Grid, mixes: list[merge.Mix], tmp_path: Path) -> Grid:
+    """The same cells and packs; nothing is evaluated."""
+    shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
+    for kind in ("weights", "cells", "features"):
+        shutil.copytree(grid.runs / "store" / kind, tmp_path / "runs" / "store" / kind)
+    return Grid(grid.folder, tmp_path / "runs", grid.device)
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Slices of two batches: three of them."""
+    monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
+    return 3
+
+
+def tables(context: Context, mixes: list[merge.Mix]) -> list:
+    evaluate.evaluate(context, mixes, [SET], "all")
+    return [pq.read_table(evaluate.predicted(context, mix, SET, "all")) for mix in mixes]
+
+
+def same(found: list, expected: list) -> bool:
+    return all(a.equals(b) for a, b in zip(found, expected, strict=True))
+
+
+def room_for_models(grid: Grid, mixes: list[merge.Mix], count: int) -> float:
+    """Free bytes with which a bank holds `count` models of one or two parents."""
+    name = next(iter(mixes[4]))
+    size = (grid.runs / "store" / "cells" / name / "weights.safetensors").stat().st_size
+    return (count + 5 + 0.5) * size / bank.WEIGHTS_SHARE
+
+
+class Counted:
+    """Images read and models loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images, self.models = 0, 0
+        batches, load = Resident.batches, bank._load
+
+        def counted_batches(source: Resident, asked) -> Iterator:
+            for batch in batches(source, asked):
+                self.images += len(batch)
+                yield batch
+
+        def counted_load(context, some, parents) -> list:
+            self.models += len(some)
+            return load(context, some, parents)
+
+        monkeypatch.setattr(Resident, "batches", counted_batches)
+        monkeypatch.setattr(bank, "_load", counted_load)
+
+
+@pytest.mark.parametrize(("read_s", "reads", "loads"), [(0.0, 3, 1), (1e9, 1, 3)])
+def test_a_bank_that_does_not_fit_reads_or_loads_again_by_cost(
+    grid, fresh, mixes, wanted, small_slices, monkeypatch, caplog, read_s, reads, loads
+):
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    monkeypatch.setattr(evaluate, "_seconds_to_read", lambda *_: read_s)
+    counted = Counted(monkeypatch)
+    caplog.set_level(logging.INFO)
+    assert same(tables(fresh.context(), mixes), wanted)
+    full = 6  # the other two are heads
+    assert counted.images == reads * IMAGES
+    # Every slice takes the groups in order, so the first one, loaded to see its cost, is not twice.
+    assert counted.models == full * loads
+    choice = "the set is read once a group" if loads == 1 else "every slice is shown to all groups"
+    assert "6 models do not fit together, so there are 3 groups" in caplog.text
+    assert choice in caplog.text
+
+
+def test_a_bank_that_fits_reads_once_and_loads_once(
+    fresh, mixes, wanted, small_slices, monkeypatch, caplog
+):
+    counted = Counted(monkeypatch)
+    caplog.set_level(logging.INFO)
+    assert same(tables(fresh.context(), mixes), wanted)
+    assert (counted.images, counted.models) == (IMAGES, 6)
+    assert "do not fit" not in caplog.text and "run in parts" not in caplog.text
+
+
+def test_the_cost_of_reading_is_an_estimate_for_the_whole_set(grid):
+    context = grid.context()
+    assert 0 < evaluate._seconds_to_read(context, context.sets[SET]) < 10
+
+
+def test_batches_are_cut_where_activations_do_not_fit(
+    grid, fresh, mixes, wanted, monkeypatch, caplog
+):
+    context = grid.context()
+    net = context.network(context.base)
+    each = bank.activation_bytes(net, torch.zeros(1, 3, 32, 32))
+    monkeypatch.setattr(bank, "free_memory", lambda device: 3.5 * each / bank.ACTIVATIONS_SHARE)
+    seen = []
+    hook = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0])) if type(module) is type(net) else None
+    )
+    caplog.set_level(logging.INFO)
+    try:
+        found = tables(fresh.context(), mixes[:2])
+    finally:
+        hook.remove()
+    assert "batches of 8 run in parts of at most 3" in caplog.text
+    assert max(seen) == 3 and {2, 3} <= set(seen)
+    for mine, theirs in zip(found, wanted[:2], strict=True):
+        assert mine["label"].equals(theirs["label"])
+        for name in ("p_true", "margin"):
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_activations_are_those_of_the_largest_module():
+    net = nn.Sequential(nn.Linear(4, 100), nn.GELU(), nn.Linear(100, 2))
+    assert bank.activation_bytes(net, torch.zeros(1, 4)) == 2 * 4 * (100 + 100)
+    before = len(nn.modules.module._global_forward_hooks)
+    with pytest.raises(RuntimeError):
+        bank.activation_bytes(net, torch.zeros(1, 5))
+    assert len(nn.modules.module._global_forward_hooks) == before
+
+
+def test_groups_are_whole_and_keep_the_same_parents_together():
+    mixes = [{"a": 0.5, "b": 0.5}, {"c": 1.0}, {"a": 0.1, "b": 0.9}, {"a": 0.5, "c": 0.5}]
+    found = bank.groups(mixes, 2)
+    assert [len(group) for group in found] == [2, 2]
+    assert found[1] != found[0] and mixes[0] in found[0] + found[1]
+    together = [mix for group in found for mix in group]
+    assert sorted(map(str, together)) == sorted(map(str, mixes))
+    places = [together.index(mix) for mix in (mixes[0], mixes[2])]
+    assert abs(places[0] - places[1]) == 1
+    assert bank.groups(mixes, 1) == [[mix] for mix in together]
+    assert bank.groups(mixes, 9) == [together]
+
+
+class Stopped(Exception):
+    """Ends an evaluation as a signal would."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    forward, left = bank.Forward.__call__, [batches]
+
+    def counting(self, model, x):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        return forward(self, model, x)
+
+    monkeypatch.setattr(bank.Forward, "__call__", counting)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    some, expected = mixes[:5], wanted[:5]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5 * 3)  # of 25: five models, one slice and a half
+        with pytest.raises(Stopped):
+            tables(fresh.context(), some)
+    store = fresh.runs / "store"
+    assert len(list((store / "pending").glob("*/*.parquet"))) == 5
+    assert not (store / "predictions").exists()
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), some), expected)
+    assert counted.images == IMAGES - 2 * BATCH
+    assert not list((store / "pending").iterdir())
+
+
+def test_one_more_model_after_an_interruption_starts_at_the_beginning_alone(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:1])
+    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+
+
+def test_slices_of_other_data_are_never_mixed_in(
+    fresh, mixes, wanted, small_slices, tmp_path, monkeypatch
+):
+    """The same model, set name and slices; one image differs."""
+    other = tmp_path / "shapes"
+    shutil.copytree(fresh.folder, other)
+    file = sorted((other / SET / "disc").iterdir())[0]
+    shutil.copy(sorted((other / SET / "bar").iterdir())[0], file)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.context(f"dataset.root={other}", "downstream=tinted"), mixes[4:5])
+    left = list((fresh.runs / "store" / "pending").rglob("*.parquet"))
+    assert len(left) == 1
+    assert same(tables(fresh.context(), mixes[4:5]), wanted[4:5])
+    assert list((fresh.runs / "store" / "pending").rglob("*.parquet")) == left
+
+
+def test_a_slice_that_holds_other_images_is_refused_by_name(
+    fresh, mixes, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:1])
+    (file,) = (fresh.runs / "store" / "pending").rglob("*.parquet")
+    pq.write_table(pq.read_table(file).slice(0, BATCH), file)
+    folder = re.escape(str(file.parent))
+    with pytest.raises(ValueError, match=f"{folder} holds predictions of other images"):
+        tables(fresh.context(), mixes[:1])
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{folder} is no prediction table"):
+        tables(fresh.context(), mixes[:1])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_full_disk_is_named_and_nothing_half_written_stays(
+    fresh, mixes, wanted, monkeypatch, several
+):
+    """The kernel refuses bytes beyond a limit, in the middle of a file, as a full disk does."""
+    if several:
+        monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
+    context = fresh.context()
+    evaluate.evaluate(context, mixes[:1], ["few"], "all")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the"):
+            tables(context, mixes[:3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    store = fresh.runs / "store"
+    files = [path.name for path in store.rglob("*") if path.is_file()]
+    assert not [name for name in files if ".parquet." in name]
+    assert len(list((store / "predictions").iterdir())) == 1, "what was there before stays"
+    assert same(tables(fresh.context(), mixes[:3]), wanted[:3])
+
+
+def test_predictions_name_their_model_and_data(grid, mixes, wanted):
+    context = grid.context()
+    named = wanted[0].schema.metadata
+    assert named[b"pack"].decode() == context.sets[SET].pack.fingerprint
+    assert all(name in named[b"mix"].decode() for name in mixes[0])
