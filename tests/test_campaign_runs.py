@@ -104,6 +104,10 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
     assert len(mri) == len(arms)
     page = (report / "index.html").read_text()
     assert "<svg" in page and "http-equiv" not in page and 'src="http' not in page
+    distances = rows(report / "distances.csv")
+    assert [row[""] for row in distances] == ["upstream", *SETS]
+    assert all(float(row[name]) > 0 for row in distances for name in places - {row[""]})
+    assert "distance to upstream" in page
 
 
 def test_ends_of_the_wise_curve_are_the_models_themselves(whole: Path) -> None:

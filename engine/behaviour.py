@@ -1,0 +1,118 @@
+"""How a fine-tuned model differs from the one it started from, beyond its accuracy.
+
+Equal accuracy can hide that half of the answers changed, that confidence lost its meaning, or that
+a gain on one set is only what any model that good upstream would show. Arithmetic on stored
+predictions; numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.predictions import Seen
+from engine.rows import PRE, Accuracy, Behaviour, Cell
+
+BINS = 15
+MODELS_FOR_A_TREND = 3
+
+
+class Agreement(NamedTuple):
+    """Shares of images, in percent, before against after; `lost` + `both_right` is accuracy
+    before, `gained` + `both_right` accuracy after."""
+
+    same_top1: float
+    both_right: float
+    lost: float
+    gained: float
+
+
+def agreement(before: Seen, after: Seen) -> Agreement:
+    """Agreement of two models on the same images."""
+    right, now = before.hit, after.hit
+    cases = (before.top1 == after.top1, right & now, right & ~now, ~right & now)
+    total = after.weights.sum()
+    return Agreement(*(float(100 * after.weights[case].sum() / total) for case in cases))
+
+
+def calibration_error(seen: Seen) -> float:
+    """Expected calibration error in points: the mean distance between confidence and accuracy.
+
+    Confidence is the probability of the top-1 class; 15 bins of equal width, open below and closed
+    above (Guo et al. 2017, equation 3).
+    """
+    confidence = seen.p_top1.astype(np.float64)
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(bins, seen.weights * (confidence - seen.hit), minlength=BINS)
+    return float(100 * np.abs(gaps).sum() / seen.weights.sum())
+
+
+def effective_robustness(
+    upstream: Sequence[float], shifted: Sequence[float], fit: Sequence[bool] | None = None
+) -> np.ndarray:
+    """[M] accuracy on the shifted set above the models' trend line, in points.
+
+    upstream, shifted [M]: accuracies in percent. The line is the least-squares fit of
+    logit(shifted) on logit(upstream) over the models at hand, or those that `fit` marks (Taori et
+    al. 2020). Accuracies are kept 0.01 points away from 0 and 100, whose logits are infinite.
+    Raises ValueError for fewer than three models, or models that are all as good upstream.
+    """
+    x, y = _logit(upstream), _logit(shifted)
+    chosen = np.ones(len(x), bool) if fit is None else np.asarray(fit, bool)
+    if (count := int(chosen.sum())) < MODELS_FOR_A_TREND:
+        raise ValueError(
+            f"effective robustness needs a trend line over {MODELS_FOR_A_TREND} or more models, "
+            f"got {count}: evaluate more models"
+        )
+    centred = x[chosen] - x[chosen].mean()
+    if not (centred @ centred) > 1e-12:
+        raise ValueError(
+            f"effective robustness: all {count} models have the same upstream accuracy, "
+            "which gives no trend line; add a model that differs"
+        )
+    slope = centred @ y[chosen] / (centred @ centred)
+    line = y[chosen].mean() + slope * (x - x[chosen].mean())
+    return np.asarray(shifted, np.float64) - 100 / (1 + np.exp(-line))
+
+
+def above_trend(
+    rows: Sequence[Behaviour], accuracy: Sequence[Accuracy], sets: Sequence[str], upstream: str
+) -> tuple[Behaviour, ...]:
+    """Rows with their effective robustness on each of `sets`, against accuracy on `upstream`.
+
+    A set's trend line is fitted over the pre-trained models where there are three or more, as in
+    the paper, or else over them and all models fine-tuned on other sets. Interpolations (arms with
+    an alpha) are measured against it but shape no line. Left None where there is no line.
+    """
+    known = {row.place: row.accuracy for row in accuracy}
+    few = sum(row.method == PRE and row.evaluated_on == upstream for row in rows)
+    only_before = few >= MODELS_FOR_A_TREND
+    found: dict[Cell, float] = {}
+    for name in sets:
+        cells = [
+            cell
+            for cell in known
+            if cell.evaluated_on == name != cell.downstream and _at(cell, upstream) in known
+        ]
+        x = [known[_at(cell, upstream)] for cell in cells]
+        fit = [cell.method == PRE or (not only_before and cell.alpha is None) for cell in cells]
+        if (
+            sum(fit) < MODELS_FOR_A_TREND
+            or len({v for v, on in zip(x, fit, strict=True) if on}) < 2
+        ):
+            continue
+        values = effective_robustness(x, [known[cell] for cell in cells], fit)
+        found |= zip(cells, map(float, values), strict=True)
+    return tuple(replace(row, effective_robustness=found.get(row.place)) for row in rows)
+
+
+def _at(cell: Cell, name: str) -> Cell:
+    return replace(cell, evaluated_on=name)
+
+
+def _logit(percent: Sequence[float]) -> np.ndarray:
+    share = np.clip(np.asarray(percent, np.float64) / 100, 1e-4, 1 - 1e-4)
+    return np.log(share / (1 - share))

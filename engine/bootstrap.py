@@ -1,0 +1,101 @@
+"""One joint bootstrap, from which every interval and comparison is derived.
+
+Accuracies of a grid are far from independent: models see the same images, sets hold copies of the
+same source images, and a training seed is shared by methods. All of it is drawn together; RI, mRI
+and differences are then plain arithmetic on the draws, and stay paired.
+
+The population meant: source images like these (all images made from one source are one draw) and,
+where cells were trained with several seeds, training runs like these. The sets, the classes and
+the pre-trained model are taken as given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.predictions import Bank
+
+LEVEL = 0.95
+DRAWS_PER_CHUNK = 1 << 24
+
+
+def means(
+    banks: Mapping[str, Bank[Any]],
+    columns: Mapping[str, np.ndarray],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Draws [resamples, K] of K means over the images of each set (float64).
+
+    `columns[name]` [seeds, sources, K] are sums per source, in the rows of `banks[name]`; a mean is
+    their sum over the weight of the set's images, averaged over training seeds. Draw b is the same
+    draw of sources and of seeds for all sets.
+
+    Sources are drawn with replacement; those that occur in the same sets form a stratum and are
+    drawn on their own, so no set comes out empty.
+    """
+    sources = np.unique(np.concatenate([banks[name].sources for name in columns]))
+    rows = {name: np.searchsorted(sources, banks[name].sources) for name in columns}
+    member = np.zeros((len(sources), len(rows)), bool)
+    for j, name in enumerate(rows):
+        member[rows[name], j] = True
+    stratum = np.unique(member, axis=0, return_inverse=True)[1].ravel()
+    seeds = {column.shape[0] for column in columns.values()}
+    assert len(seeds) == 1, seeds
+    weights = _seed_weights(np.random.default_rng([seed, 1]), resamples, *seeds)
+
+    rng = np.random.default_rng(seed)
+    step = max(1, DRAWS_PER_CHUNK // len(sources))
+    samples = {name: np.zeros((resamples, column.shape[2])) for name, column in columns.items()}
+    for start in range(0, resamples, step):
+        chunk = slice(start, min(start + step, resamples))
+        counts = np.empty((chunk.stop - start, len(sources)))
+        for value in range(stratum.max() + 1):
+            members = np.flatnonzero(stratum == value)
+            counts[:, members] = _draw(rng, len(counts), len(members))
+        for name, column in columns.items():
+            drawn = counts[:, rows[name]]
+            total = (drawn @ banks[name].total)[:, None]
+            for one, weight in zip(column, weights[chunk].T, strict=True):
+                samples[name][chunk] += weight[:, None] * ((drawn @ one) / total)
+    return samples
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """Ends of the middle 95% of samples [B]: the percentile interval."""
+    low, high = np.quantile(samples, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
+
+
+def p_value(samples: np.ndarray) -> float:
+    """Two-sided p of "the statistic is 0" from its samples [B]: the level at which the percentile
+    interval just reaches 0. At least 2 / (B + 1), since B draws cannot tell less."""
+    rounded = samples.round(9)  # a difference of 0 may have come out as 1e-15
+    tail = min(int((rounded <= 0).sum()), int((rounded >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (len(samples) + 1))
+
+
+def _seed_weights(rng: np.random.Generator, rows: int, seeds: int) -> np.ndarray:
+    """(rows, seeds) weights of the seeds, which add up to 1 in each row.
+
+    Drawing five seeds with replacement makes intervals too narrow, so the weights are normal
+    deviates over a chi: for any numbers x, one a seed, the weighted sum is distributed as
+    mean(x) + std(x) / sqrt(seeds) * t with seeds - 1 degrees of freedom. Where seeds are all that
+    varies, the interval is therefore Student's.
+    """
+    if seeds == 1:
+        return np.ones((rows, 1))
+    deviates = rng.standard_normal((rows, seeds))
+    deviates -= deviates.mean(axis=1, keepdims=True)
+    chi = np.sqrt(rng.chisquare(seeds - 1, (rows, 1)) / (seeds - 1))
+    return 1 / seeds + deviates / (chi * np.sqrt(seeds * (seeds - 1)))
+
+
+def _draw(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
+    """(rows, size) how often each of `size` sources comes up in `size` draws."""
+    drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)

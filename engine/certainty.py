@@ -1,0 +1,297 @@
+"""How sure a grid's numbers are: worked out once, then shown in the terminal and in the report.
+
+The order of methods by mRI is a guess as long as nobody says which of them the images can tell
+apart. Everything here follows from stored predictions and says which population it is about.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import fmean
+
+from engine import behaviour, comparisons, intervals, rows, sections, table
+from engine.comparisons import SIGNIFICANT
+from engine.metrics import Gathered, Summary
+from engine.rows import PRE, Arm, Behaviour, Comparison, Interval
+from engine.standings import TABLE_ALPHA, Standings, signed
+
+POPULATION = (
+    "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "
+    "and the pre-trained model are taken as they are"
+)
+FILES = ("intervals.csv", "comparisons.csv", "behaviour.csv")
+SHARES = ("same_top1", "both_right", "lost", "gained")
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """Intervals of every number, every two methods compared, and how predictions changed."""
+
+    intervals: tuple[Interval, ...]
+    comparisons: tuple[Comparison, ...]
+    behaviour: tuple[Behaviour, ...]
+    seeds: int
+
+    @property
+    def population(self) -> str:
+        """What the intervals are about."""
+        several = f" and training runs like these {self.seeds}"
+        return POPULATION.format(seeds=several if self.seeds > 1 else "")
+
+
+def certainty(
+    grid: Gathered,
+    summary: Summary,
+    sets: Sequence[str],
+    upstream: str,
+    against: str | None = None,
+) -> Certainty:
+    """All of it; comparisons are those of every two arms that a table shows, or with `against`
+    those with one method. Raises ValueError when no complete arm is of that method."""
+    arms = [row.arm for row in summary.mri if row.alpha in (None, TABLE_ALPHA)]
+    pairs = comparisons.all_pairs(arms)
+    if against is not None:
+        if against not in (known := dict.fromkeys(arm.method for arm in arms)):
+            raise ValueError(
+                f"there is no method {against!r} to compare with; there are {', '.join(known)}"
+            )
+        pairs = [(b, a) if a.method == against else (a, b) for a, b in pairs]
+        pairs = [(a, b) for a, b in pairs if b.method == against]
+    return Certainty(
+        intervals.intervals(grid, summary, sets),
+        comparisons.compare(grid, pairs, sets),
+        behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream),
+        len(grid.seeds),
+    )
+
+
+def write_csv(folder: Path, found: Certainty) -> None:
+    """Write `FILES`."""
+    kinds = (Interval, Comparison, Behaviour)
+    tables = (found.intervals, found.comparisons, found.behaviour)
+    for name, kind, lines in zip(FILES, kinds, tables, strict=True):
+        rows.write(folder / name, kind, lines)
+
+
+def interval_table(one: Standings, found: Certainty) -> str:
+    """RI of every method and set with half the width of its interval, within 100 columns."""
+    ends = {
+        (row.arm, row.downstream, row.evaluated_on, row.quantity): (row.high - row.low) / 2
+        for row in found.intervals
+    }
+
+    def half(arm: Arm, downstream: str, on: str, quantity: str) -> str:
+        width = ends.get((arm, downstream, on, quantity))
+        return table.ABSENT if width is None else f"±{width:.1f}"
+
+    words = [[""], *map(table.split, one.sets), ["mRI"]]
+    pre = Arm(one.model, PRE, "", None)
+    before = [
+        ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), ""],
+        ["", *(half(pre, "", name, "accuracy") for name in one.sets), ""],
+    ]
+    lines = []
+    for line in one.lines:
+        values = [line.ri.get(name) for name in one.sets] + [line.mri.mri if line.mri else None]
+        lines.append([line.title, *map(_signed, values)])
+        halves = [half(line.arm, name, "", "RI") for name in one.sets]
+        lines.append(["", *halves, half(line.arm, "", "", "mRI")])
+    return _block(
+        one,
+        "RI and mRI in points; below each, half the width of its 95% interval, whose ends are in "
+        f"intervals.csv. It is about {found.population}.",
+        table.layout(words, before, lines),
+    )
+
+
+def comparison_table(one: Standings, found: Certainty, against: str | None = None) -> str:
+    """Every method against one of them, or the best: paired difference in mRI, its corrected p,
+    and the number of sets on which it is better and worse; within 100 columns."""
+    ranked = [line for line, _ in one.ranked()]
+    reference = one.line(against) if against else next(iter(ranked), None)
+    if reference is None or reference.mri is None:
+        return f"{one.model}\nThere is no finished method to compare with."
+    tests = _against(found.comparisons, reference.arm)
+    overall = {row.arm: row for row in tests if not row.evaluated_on}
+    words = ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"]
+    lines = []
+    for line in ranked:
+        if line.arm not in overall or line.mri is None:
+            continue
+        row = overall[line.arm]
+        on_sets = [test for test in tests if test.arm == line.arm and test.evaluated_on]
+        won = [(test.better or 0) - (test.worse or 0) for test in on_sets if _real(test)]
+        lines.append(
+            [
+                line.title,
+                _signed(line.mri.mri),
+                _signed(row.difference),
+                f"[{_signed(row.low)}, {_signed(row.high)}]",
+                _p(row.p),
+                _p(row.p_corrected),
+                str(sum(net > 0 for net in won)),
+                str(sum(net < 0 for net in won)),
+            ]
+        )
+    family = sum(not row.evaluated_on for row in found.comparisons)
+    n = len(one.sets)
+    return _block(
+        one,
+        f"Against {reference.title} (mRI {_signed(reference.mri.mri)}), paired over the same "
+        f"images. Differences in mRI, in points; p by bootstrap, corrected (Holm) for {family} "
+        f"comparisons. Better and worse: on how many of the {n} sets, by McNemar's exact test, "
+        f"corrected for {family * n}. It is about {found.population}.",
+        table.layout([table.split(word) for word in words], lines),
+    )
+
+
+def behaviour_table(one: Standings, found: Certainty) -> str:
+    """What fine-tuning did to the answers, a mean over all pairs of sets; within 100 columns."""
+    heads = ["", "same top-1", "both right", "lost", "gained", "calibration error"]
+    words = [*map(table.split, heads), ["effective", "robustness"]]
+    mean = _behaviour_means(found.behaviour, one)
+
+    def cells(title: str, arm: Arm) -> list[str]:
+        *shares, error, above = mean[arm]
+        return [title, *map(_plain, shares), _plain(error), _signed(above)]
+
+    pre = Arm(one.model, PRE, "", None)
+    lines = [cells(line.title, line.arm) for line in one.lines if line.arm in mean]
+    return _block(
+        one,
+        "Means over every set fine-tuned on and every other set. Percent of images with the same "
+        "top-1 class before and after, right both times, lost and gained; expected calibration "
+        "error, and accuracy above what the trend over the models here predicts from accuracy "
+        "upstream, in points.",
+        table.layout(words, [cells("pre-trained", pre)], lines),
+    )
+
+
+def not_told_apart(one: Standings, found: Certainty) -> str:
+    """The sentence for a headline: which methods the images cannot tell from the best.
+
+    Judged by the corrected p, which never names fewer than "the paired interval includes 0" would:
+    the best was chosen by looking at the results, and each of the others might have been.
+    """
+    ranked = [line for line, _ in one.ranked()]
+    if len(ranked) < 2:
+        return ""
+    tests = {
+        row.arm: row for row in _against(found.comparisons, ranked[0].arm) if not row.evaluated_on
+    }
+    open_ = [line.title for line in ranked[1:] if line.arm in tests and not _real(tests[line.arm])]
+    family = sum(not row.evaluated_on for row in found.comparisons)
+    test = f"a paired test at {SIGNIFICANT:.0%}, corrected for {family} comparisons"
+    seeds = f"; {found.seeds} training seeds" if found.seeds > 1 else "; one training seed"
+    if not open_:
+        return f"Every other method can be told from it ({test}{seeds})."
+    return f"On these images {_listed(open_)} cannot be told from it ({test}{seeds})."
+
+
+def section(one: Standings, found: Certainty) -> str:
+    """The report's part "How sure": each method against the best, and what became of answers."""
+    ranked = [(line, row) for line, row in one.ranked()]
+    if len(ranked) < 2:
+        return ""
+    best = ranked[0][0]
+    tests = _against(found.comparisons, best.arm)
+    overall = {row.arm: row for row in tests if not row.evaluated_on}
+    mean = _behaviour_means(found.behaviour, one)
+    heads = (
+        "method",
+        f"mRI less {best.title}'s",
+        "95% interval",
+        "corrected p",
+        "same answer, %",
+        "lost, %",
+        "gained, %",
+        "calibration error",
+        "effective robustness",
+    )
+    body = []
+    for line, _ in ranked:
+        row = overall.get(line.arm)
+        same, _, lost, gained, error, above = mean[line.arm]
+        told = (
+            [
+                signed(row.difference),
+                f"{signed(row.low)} to {signed(row.high)}",
+                _p(row.p_corrected),
+            ]
+            if row
+            else [sections.ABSENT] * 3
+        )
+        cells = [*told, *map(_plain, (same, lost, gained, error))]
+        cells.append(sections.ABSENT if above is None else signed(above))
+        body.append(
+            f'<tr><th scope="row">{escape(line.title)}</th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+        )
+    family = sum(not row.evaluated_on for row in found.comparisons)
+    before = mean[Arm(one.model, PRE, "", None)][4]
+    return sections.section(
+        "How sure",
+        f"{not_told_apart(one, found)} Differences are paired: both methods see the same draw of "
+        f"images. The population is {found.population}. p is corrected for {family} comparisons "
+        "(Holm). On the other sets: images with the same answer before and after, answers lost and "
+        f"gained, expected calibration error in points ({_plain(before)} before), and accuracy "
+        "above what the trend over the models here predicts from accuracy upstream.",
+        sections.table([f"<th>{escape(head)}</th>" for head in heads], body),
+    )
+
+
+def _against(tests: Iterable[Comparison], arm: Arm) -> list[Comparison]:
+    """The comparisons with an arm, all seen from the other side."""
+    turned = (row.turned() if row.arm == arm else row for row in tests)
+    return [row for row in turned if row.against == arm]
+
+
+def _behaviour_means(
+    found: Iterable[Behaviour], one: Standings
+) -> dict[Arm, tuple[float | None, ...]]:
+    """Means over the sets that a model was not trained on: `SHARES`, calibration error, effective
+    robustness; None where a cell of them has none."""
+    names = (*SHARES, "calibration_error", "effective_robustness")
+    cells: dict[Arm, list[Behaviour]] = {}
+    for row in found:
+        if row.model == one.model and row.evaluated_on in one.sets and not row.on_its_own:
+            cells.setdefault(row.arm, []).append(row)
+    return {
+        arm: tuple(_mean([getattr(row, name) for row in own]) for name in names)
+        for arm, own in cells.items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _block(one: Standings, caption: str, lines: Sequence[str]) -> str:
+    return "\n".join([one.model, *textwrap.wrap(caption, table.WIDTH), "", *lines])
+
+
+def _real(test: Comparison) -> bool:
+    return test.p_corrected < SIGNIFICANT
+
+
+def _listed(titles: Sequence[str]) -> str:
+    *most, last = titles
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def _plain(value: float | None) -> str:
+    return table.ABSENT if value is None else f"{value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return table.ABSENT if value is None else signed(value).replace("−", "-")

@@ -1,0 +1,202 @@
+"""The rows of a grid's results, and how they are written: a dataclass a table, a field a column."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine import artifacts
+
+PRE = "pre"
+Shares = tuple[float | None, float | None, float | None, float | None]
+
+
+class Arm(NamedTuple):
+    """What is compared: one method, in one variant, on one pre-trained model."""
+
+    model: str
+    method: str
+    variant: str
+    alpha: float | None
+
+    @property
+    def before(self) -> Arm:
+        """The pre-trained model that it started from."""
+        return Arm(self.model, PRE, "", None)
+
+    def __str__(self) -> str:
+        alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
+        return f"{self.model} {self.method}{alpha}" + (f" ({self.variant})" if self.variant else "")
+
+
+@dataclass(frozen=True)
+class OfArm:
+    """A row about an arm."""
+
+    model: str
+    method: str
+    variant: str
+    alpha: float | None
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.model, self.method, self.variant, self.alpha)
+
+
+@dataclass(frozen=True)
+class Cell(OfArm):
+    """One model seen on one set; `downstream` is empty for the pre-trained model (`PRE`)."""
+
+    downstream: str
+    evaluated_on: str
+
+    @property
+    def on_its_own(self) -> bool:
+        """Whether it was fine-tuned on the set that it is evaluated on."""
+        return self.downstream == self.evaluated_on
+
+    @property
+    def place(self) -> Cell:
+        """The cell alone, without what a row says of it."""
+        return Cell(*self.key)
+
+    @property
+    def key(self) -> tuple[str, str, str, float | None, str, str]:
+        """The values of its columns: what a row of any kind begins with."""
+        model, method, variant, alpha = self.arm
+        return model, method, variant, alpha, self.downstream, self.evaluated_on
+
+    def __str__(self) -> str:
+        trained = f" fine-tuned on {self.downstream}" if self.downstream else ""
+        return f"{self.arm}{trained}, evaluated on {self.evaluated_on}"
+
+
+@dataclass(frozen=True)
+class Evaluation(Cell):
+    """A cell and the file or folder of its predictions (columns: `predictions.read`)."""
+
+    path: Path
+    seed: int = 0  # of the training; the pre-trained model has none
+
+
+@dataclass(frozen=True)
+class Accuracy(Cell):
+    """Top-1 accuracy of a cell in percent, over `n` images; a mean where it has several seeds."""
+
+    n: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class SeedAccuracy(Cell):
+    """Top-1 accuracy in percent of what training a cell with one seed gave."""
+
+    seed: int
+    n: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Behaviour(Cell):
+    """What a cell's predictions are like, beyond accuracy; means over seeds.
+
+    `same_top1`, `both_right`, `lost` and `gained` are percent of images, against the pre-trained
+    model; None for itself, and where the two saw different images. `calibration_error` is in
+    points. `effective_robustness`, in points, is None on sets that the cell was trained on, on the
+    upstream set, and where there are too few models for a trend line.
+    """
+
+    same_top1: float | None
+    both_right: float | None
+    lost: float | None
+    gained: float | None
+    calibration_error: float
+    effective_robustness: float | None = None
+
+    @property
+    def shares(self) -> Shares:
+        return self.same_top1, self.both_right, self.lost, self.gained
+
+
+@dataclass(frozen=True)
+class Mri(OfArm):
+    """mRI of an arm in points of accuracy, and its 95% interval (the population: `bootstrap`)."""
+
+    mri: float
+    mri_low: float
+    mri_high: float
+
+
+@dataclass(frozen=True)
+class Interval(Cell):
+    """A number (percent or points) and its 95% interval.
+
+    `quantity`: `accuracy` of a cell; `RI` of a downstream set; `mRI`, where both sets are empty.
+    """
+
+    quantity: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison(OfArm):
+    """An arm against another of the same model, in points; `low`, `high`: 95% interval.
+
+    `evaluated_on` is empty for mRI. On a set, `difference` is that of mean accuracy over the models
+    trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's.
+    `p_corrected` is Holm's, over all rows of the same kind in the table.
+    """
+
+    against_method: str
+    against_variant: str
+    against_alpha: float | None
+    evaluated_on: str
+    difference: float
+    low: float
+    high: float
+    better: int | None
+    worse: int | None
+    p: float
+    p_corrected: float
+
+    @property
+    def against(self) -> Arm:
+        return Arm(self.model, self.against_method, self.against_variant, self.against_alpha)
+
+    def turned(self) -> Comparison:
+        """The same, seen from the other arm."""
+        return Comparison(
+            *self.against,
+            *self.arm[1:],
+            self.evaluated_on,
+            -self.difference,
+            -self.high,
+            -self.low,
+            self.worse,
+            self.better,
+            self.p,
+            self.p_corrected,
+        )
+
+
+def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
+    """Write rows of one dataclass as CSV, atomically: percent and points with six decimals."""
+    names = [field.name for field in fields(kind)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_plain(name, getattr(row, name)) for name in names] for row in rows)
+    artifacts.write_atomic(path, text.getvalue().encode())
+    return path
+
+
+def _plain(name: str, value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.3g}" if name.startswith("p_") or name == "p" else round(value, 6)

@@ -1,0 +1,74 @@
+"""Prediction stores made up for tests: a file an evaluation, with chosen hits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine import predictions
+from engine.rows import PRE, Evaluation
+
+SETS = ("a", "b", "c")
+Hits = Callable[[str, str, str], np.ndarray]  # method, downstream, evaluated on -> bool [N]
+
+
+def table(hits: np.ndarray, **columns) -> pa.Table:
+    """Predictions with these hits, two images a source; `columns` replace or add some."""
+    n = len(hits)
+    label = np.arange(n) % 5
+    given = {
+        "index": np.arange(n),
+        "source": [f"concept-{i // 2}" for i in range(n)],
+        "label": label,
+        "top1": np.where(hits, label, label + 1),
+    } | {name: np.full(n, 0.5, np.float32) for name in predictions.PROBABILITIES}
+    return pa.table(given | columns)
+
+
+def cell(
+    path: Path, method: str, downstream: str, on: str, alpha: float | None = None, seed: int = 0
+) -> Evaluation:
+    variant = "" if method == PRE else "canonical"
+    return Evaluation("lite0", method, variant, alpha, downstream, on, path, seed)
+
+
+def grid(
+    folder: Path,
+    hits: Hits,
+    methods: Sequence[str] = ("fine_tune",),
+    sets: Sequence[str] = SETS,
+    seed: int = 0,
+    **columns,
+) -> list[Evaluation]:
+    """Files of a whole grid, the upstream set `up` included; `hits` gives the correct images."""
+    cells = [(PRE, "", on) for on in (*sets, "up")]
+    cells += list(itertools.product(methods, sets, (*sets, "up")))
+    out = []
+    folder.mkdir(exist_ok=True)
+    for number, (method, downstream, on) in enumerate(cells):
+        path = folder / f"{number}.parquet"
+        pq.write_table(table(hits(method, downstream, on), **columns), path)
+        out.append(cell(path, method, downstream, on, seed=0 if method == PRE else seed))
+    return out
+
+
+def several_seeds(
+    folder: Path, hits: Callable[[int], Hits], seeds: Sequence[int], **options
+) -> list[Evaluation]:
+    """The same with several training seeds; the first gives the pre-trained model."""
+    out: list[Evaluation] = []
+    folder.mkdir(exist_ok=True)
+    for seed in seeds:
+        cells = grid(folder / str(seed), hits(seed), seed=seed, **options)
+        out += [one for one in cells if one.method != PRE or not out]
+    return out
+
+
+def random_hits(n: int = 60, seed: int = 0) -> Hits:
+    rng = np.random.default_rng(seed)
+    return lambda method, downstream, on: rng.random(n) < (0.4 if method == PRE else 0.5)

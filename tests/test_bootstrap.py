@@ -1,0 +1,183 @@
+"""Intervals: clusters and seeds in them, and whether they hold the truth as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from stores import SETS, grid, random_hits, several_seeds, table
+
+from engine import bootstrap, intervals, metrics, predictions
+
+
+def draws(sums: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Draws of the mean of `sums` [seeds, sources], an image a source."""
+    bank = predictions.Bank()
+    bank.sources, bank.total = np.arange(sums.shape[1]), np.ones(sums.shape[1])
+    columns = {"x": sums[:, :, None]}
+    return bootstrap.means({"x": bank}, columns, resamples=resamples, seed=seed)["x"][:, 0]
+
+
+def coverage(simulate, repeats: int) -> float:
+    """Share of simulated data sets whose interval holds the truth, 0."""
+    held = 0
+    for repeat in range(repeats):
+        low, high = bootstrap.interval(draws(simulate(np.random.default_rng(repeat)), 400))
+        held += low <= 0 <= high
+    return held / repeats
+
+
+def test_intervals_over_images_hold_the_truth_as_often_as_they_say():
+    found = coverage(lambda rng: rng.choice([-1.0, 0, 1], (1, 150), p=[0.2, 0.6, 0.2]), 400)
+    assert 0.92 <= found <= 0.98
+
+
+@pytest.mark.parametrize(("seeds", "images"), [(2, 100), (5, 100)])
+def test_intervals_over_seeds_and_images_hold_the_truth_for_few_seeds_too(seeds, images):
+    def simulate(rng):
+        noise = 0.3 * rng.standard_normal((seeds, 1)) + 0.5 * rng.standard_normal(images)
+        return noise + 0.5 * rng.standard_normal((seeds, images))
+
+    assert 0.92 <= coverage(simulate, 400) <= 0.998
+
+
+def test_intervals_that_ignore_the_seeds_are_too_narrow():
+    """The test above can fail: the same data with their mean over seeds, as if it were one."""
+
+    def simulate(rng):
+        noise = 0.3 * rng.standard_normal((2, 1)) + 0.5 * rng.standard_normal(100)
+        return (noise + 0.5 * rng.standard_normal((2, 100))).mean(0, keepdims=True)
+
+    assert coverage(simulate, 400) < 0.8
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_where_only_seeds_vary_the_interval_is_students(seeds):
+    stats = pytest.importorskip("scipy.stats")
+    value = np.random.default_rng(seeds).standard_normal(seeds)
+    found = bootstrap.interval(draws(np.repeat(value[:, None], 4, axis=1), 200_000))
+    spread = value.std(ddof=1) / np.sqrt(seeds)
+    expected = stats.t.interval(0.95, seeds - 1, value.mean(), spread)
+    width = expected[1] - expected[0]
+    assert found == pytest.approx(expected, abs=0.03 * width)
+
+
+def test_one_bootstrap_agrees_with_scipys(tmp_path):
+    stats = pytest.importorskip("scipy.stats")
+    hits = (np.random.default_rng(0).random((1, 200)) < 0.3).astype(float)
+    found = bootstrap.interval(draws(hits, 20_000))
+    expected = stats.bootstrap(
+        (hits[0],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found == pytest.approx(tuple(expected), abs=0.006)
+
+
+def test_draws_are_the_same_whatever_the_chunk(monkeypatch):
+    sums = np.random.default_rng(0).random((3, 20))
+    whole = draws(sums, 50)
+    monkeypatch.setattr(bootstrap, "DRAWS_PER_CHUNK", 20 * 7)
+    np.testing.assert_allclose(draws(sums, 50), whole, rtol=1e-12)
+
+
+def test_p_value_is_where_the_interval_reaches_zero():
+    samples = np.arange(-30.0, 970.0)
+    assert bootstrap.p_value(samples) == pytest.approx(2 * 32 / 1001)
+    assert bootstrap.p_value(-samples) == bootstrap.p_value(samples)
+    assert bootstrap.p_value(samples + 500) == 2 / 1001
+    assert bootstrap.p_value(np.zeros(100)) == 1
+
+
+def test_duplicated_images_do_not_narrow_any_interval(tmp_path):
+    """Every image ten times over, as one source: no more evidence, so no other interval."""
+    hits = {key: random_hits(40, seed)("", "", "") for seed, key in enumerate("pfw")}
+
+    def all_intervals(name, times, sources):
+        cells = grid(
+            tmp_path / name,
+            lambda method, *_: np.repeat(hits[method[0]], times),
+            ("fine_tune", "wise_ft"),
+            source=sources,
+        )
+        read = metrics.gather(cells)
+        return intervals.intervals(read, metrics.summarise(read, SETS), SETS)
+
+    names = np.array([f"s{i:05}" for i in range(400)])
+    plain = all_intervals("plain", 1, names[:40])
+    assert {row.quantity for row in plain} == {"accuracy", "RI", "mRI"}
+    for one, ten in zip(plain, all_intervals("ten", 10, np.repeat(names[:40], 10)), strict=True):
+        assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+    wrong = all_intervals("wrong", 10, names)
+    width = [sum(row.high - row.low for row in found) for found in (plain, wrong)]
+    assert width[0] / width[1] == pytest.approx(np.sqrt(10), rel=0.1)
+
+
+def test_intervals_of_a_grid_equal_a_loop_over_resampled_sources(tmp_path):
+    """RI and accuracy by brute force: concepts drawn, all images of each taken, in plain loops."""
+    cells = grid(tmp_path, random_hits())
+    read = metrics.gather(cells)
+    found = {
+        (row.quantity, row.method, row.downstream, row.evaluated_on): row
+        for row in intervals.intervals(read, metrics.summarise(read, SETS), SETS, resamples=4000)
+    }
+    hit = {}
+    for one in cells:
+        data = pq.read_table(one.path)
+        hit[one.method, one.downstream, one.evaluated_on] = (
+            data["top1"].to_numpy() == data["label"].to_numpy()
+        )
+    rng = np.random.default_rng(5)
+    accuracy, ri = [], []
+    for _ in range(4000):
+        concepts = rng.integers(30, size=30)
+        images = np.concatenate([2 * concepts, 2 * concepts + 1])
+        accuracy.append(100 * hit["fine_tune", "a", "up"][images].mean())
+        changes = [
+            100 * (hit["fine_tune", "b", on][images].mean() - hit["pre", "", on][images].mean())
+            for on in ("a", "c")
+        ]
+        ri.append(np.mean(changes))
+    for key, samples in (
+        (("accuracy", "fine_tune", "a", "up"), accuracy),
+        (("RI", "fine_tune", "b", ""), ri),
+    ):
+        expected = np.quantile(samples, (0.025, 0.975))
+        assert (found[key].low, found[key].high) == pytest.approx(
+            expected, abs=1.7
+        )  # a step is 1.67
+        assert found[key].low <= found[key].value <= found[key].high
+
+
+def test_seeds_that_disagree_widen_the_interval_and_seeds_that_agree_do_not(tmp_path):
+    base = random_hits(seed=8)
+    kept = {}
+
+    def same(method, downstream, on):
+        return kept.setdefault((method, downstream, on), base(method, downstream, on))
+
+    def lucky(seed):
+        rng = np.random.default_rng(seed)
+        return lambda *key: same(*key) | (rng.random(60) < 0.25 * seed * (key[0] != "pre"))
+
+    (one,) = metrics.summarise(grid(tmp_path / "one", same), SETS).mri
+    agree = several_seeds(tmp_path / "agree", lambda seed: same, (0, 1, 2))
+    (equal,) = metrics.summarise(agree, SETS).mri
+    assert (equal.mri, equal.mri_low, equal.mri_high) == pytest.approx(
+        (one.mri, one.mri_low, one.mri_high)
+    )
+    disagree = several_seeds(tmp_path / "disagree", lucky, (0, 1, 2))
+    (wide,) = metrics.summarise(disagree, SETS).mri
+    assert wide.mri_high - wide.mri_low > 2 * (one.mri_high - one.mri_low)
+
+
+def test_a_set_of_one_kind_of_answer_has_no_width_and_other_sources_are_fine(tmp_path):
+    path = tmp_path / "all.parquet"
+    pq.write_table(table(np.ones(6, bool), source=pa.array(list("uvwxyz"))), path)
+    cells = grid(tmp_path, random_hits())
+    up = [one for one in cells if one.evaluated_on == "up"]
+    for one in up:
+        pq.write_table(pq.read_table(path), one.path)
+    read = metrics.gather(cells)
+    rows = intervals.intervals(read, metrics.summarise(read, SETS), SETS)
+    ends = [(row.low, row.high) for row in rows if row.evaluated_on == "up"]
+    assert ends == [(100, 100)] * len(up)

@@ -1,0 +1,138 @@
+"""How sure: what the tables, the report's section and the headline's sentence say."""
+
+from __future__ import annotations
+
+import csv
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from stores import SETS, grid, random_hits
+
+from engine import certainty, metrics
+from engine.standings import standings
+
+TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
+
+
+def worked_out(folder, hits, methods=tuple(TITLES), sets=SETS, against=None):
+    read = metrics.gather(grid(folder, hits, methods, sets))
+    summary = metrics.summarise(read, sets)
+    found = certainty.certainty(read, summary, sets, "up", against)
+    (one,) = standings(summary.accuracy, summary.mri, sets=sets, upstream="up", methods=TITLES)
+    return one, found
+
+
+def strong(gain: dict[str, float], n: int = 60, seed: int = 0):
+    """Hits of nested models: a stronger one gets all that a weaker one gets, and more."""
+    rank = np.random.default_rng(seed).random(n)
+    return lambda method, *_: rank < 0.3 + gain.get(method, 0.0)
+
+
+def test_tables_fit_and_hold_the_numbers(tmp_path):
+    sets = tuple(f"a-very-long-name-of-set-{k}" for k in range(8))
+    one, found = worked_out(tmp_path, random_hits(), sets=sets)
+    tables = [
+        certainty.interval_table(one, found),
+        certainty.comparison_table(one, found),
+        certainty.behaviour_table(one, found),
+    ]
+    for text in tables:
+        assert max(map(len, text.splitlines())) <= 100
+    for text in tables[:2]:
+        assert "source images like these" in " ".join(text.split())
+    (best, mri), *_ = one.ranked()
+    row = next(line for line in tables[0].splitlines() if line.startswith(best.title))
+    assert row.split()[-1] == f"{mri.mri:+.1f}"
+    ends = next(i for i in found.intervals if (i.quantity, i.method) == ("mRI", best.arm.method))
+    below = tables[0].splitlines()[tables[0].splitlines().index(row) + 1]
+    assert below.split()[-1] == f"±{(ends.high - ends.low) / 2:.1f}"
+
+
+def test_comparison_is_with_the_best_or_with_the_method_asked_for(tmp_path):
+    gain = strong({"fine_tune": 0.1, "lwf": 0.2, "ewc": 0.5})
+    one, found = worked_out(tmp_path / "all", gain)
+    text = certainty.comparison_table(one, found)
+    assert "Against EWC & co" in text and "(Holm) for 3" in " ".join(text.split())
+    one, found = worked_out(tmp_path / "one", gain, against="fine_tune")
+    assert {row.against_method for row in found.comparisons} == {"fine_tune"}
+    text = certainty.comparison_table(one, found, "fine_tune")
+    assert "Against FT" in text and "(Holm) for 2" in " ".join(text.split())
+    (row,) = re.findall(r"EWC & co +\S+ +(\S+) +\[.*\] +\S+ +\S+ +(\d) +(\d)", text)
+    assert float(row[0]) > 0 and row[1:] == ("3", "0")
+    with pytest.raises(ValueError, match=r"no method 'soup'.*fine_tune, lwf, ewc"):
+        worked_out(tmp_path / "none", gain, against="soup")
+
+
+def test_the_sentence_names_those_that_the_images_cannot_tell_from_the_best(tmp_path):
+    one, found = worked_out(tmp_path / "near", strong({"ewc": 0.5, "lwf": 0.48, "fine_tune": 0.1}))
+    assert certainty.not_told_apart(one, found) == (
+        "On these images L<w>F cannot be told from it (a paired test at 5%, corrected for 3 "
+        "comparisons; one training seed)."
+    )
+    one, found = worked_out(tmp_path / "same", strong({}))
+    assert "L<w>F and EWC & co cannot be told" in certainty.not_told_apart(one, found)
+    one, found = worked_out(tmp_path / "far", strong({"ewc": 0.6, "lwf": 0.3}))
+    assert certainty.not_told_apart(one, found).startswith("Every other method can be told")
+    one, found = worked_out(tmp_path / "alone", strong({}), ("ewc",))
+    assert certainty.not_told_apart(one, found) == certainty.section(one, found) == ""
+    assert "no finished method" in certainty.comparison_table(one, found, "lwf")
+
+
+def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path):
+    for seed in range(5):
+        one, found = worked_out(tmp_path / str(seed), random_hits(seed=seed))
+        said = certainty.not_told_apart(one, found)
+        best = one.ranked()[0][0]
+        for row in found.comparisons:
+            if (
+                not row.evaluated_on
+                and best.arm in (row.arm, row.against)
+                and row.low < 0 < row.high
+            ):
+                other = row.arm if row.against == best.arm else row.against
+                assert TITLES[other.method] in said
+
+
+class Checker(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[int] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        if tag == "tr":
+            self.cells.append(0)
+        if tag in ("td", "th"):
+            self.cells[-1] += 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_section_is_well_formed_and_escaped(tmp_path):
+    one, found = worked_out(tmp_path, random_hits())
+    html = certainty.section(one, found)
+    checker = Checker()
+    checker.feed(html)
+    assert checker.open == [] and checker.cells == [9] * 4
+    assert "L&lt;w&gt;F" in html and "<w>" not in html and "EWC &amp; co" in html
+    assert "Holm" in html and "source images like these" in html
+
+
+def test_csv_files_hold_every_row(tmp_path):
+    _, found = worked_out(tmp_path / "grid", random_hits())
+    certainty.write_csv(tmp_path, found)
+    read = {}
+    for name in ("intervals", "comparisons", "behaviour"):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            read[name] = list(csv.DictReader(file))
+    # 4 sets x (1 + 3 x 3) accuracies, 9 RI, 3 mRI; 3 pairs, overall and on 3 sets
+    assert [len(rows) for rows in read.values()] == [40 + 9 + 3, 3 + 9, 40]
+    row = read["comparisons"][0]
+    assert (row["method"], row["against_method"], row["evaluated_on"]) == ("fine_tune", "lwf", "")
+    assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+    assert float(row["p"]) <= float(row["p_corrected"]) <= 1
+    assert read["behaviour"][0]["same_top1"] == "" != read["behaviour"][-1]["same_top1"]

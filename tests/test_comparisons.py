@@ -1,0 +1,190 @@
+"""Paired tests between methods, against SciPy, brute force and laws."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import SETS, grid, random_hits, several_seeds
+
+from engine import comparisons, metrics
+from engine.rows import Arm
+
+FT, LWF, EWC = (Arm("lite0", name, "canonical", None) for name in ("fine_tune", "lwf", "ewc"))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_sign_test_is_scipys_exact_binomial_test(better, worse):
+    stats = pytest.importorskip("scipy.stats")
+    n = better + worse
+    expected = stats.binomtest(better, n, 0.5).pvalue if n else 1.0
+    assert comparisons.sign_test(better, worse) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(1_000_000, 1_003_000), (900_000, 901_000), (0, 5000)])
+def test_sign_test_of_millions(counts):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(counts[0], sum(counts), 0.5).pvalue
+    assert comparisons.sign_test(*counts) == pytest.approx(expected, rel=1e-6, abs=1e-300)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_its_definition(p):
+    found = comparisons.holm(p)
+    for k, value in enumerate(p):
+        # Rejected at level a: all that are smaller, in order, lie below a over how many are left.
+        smaller = sorted(p)[: sorted(p).index(value) + 1]
+        raised = [(len(p) - rank) * other for rank, other in enumerate(smaller)]
+        assert found[k] == pytest.approx(min(1.0, max(raised)))
+
+
+def test_holm_by_hand():
+    assert comparisons.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert comparisons.holm([]).shape == (0,)
+
+
+def test_false_findings_among_many_comparisons_are_rare_only_with_correction():
+    rng = np.random.default_rng(0)
+    found = np.zeros(2)
+    for _ in range(300):
+        p = [
+            comparisons.sign_test(*np.bincount(rng.integers(0, 2, 80), minlength=2))
+            for _ in "x" * 20
+        ]
+        found += min(p) < 0.05, min(comparisons.holm(p)) < 0.05
+    assert found[0] > 100 and found[1] <= 0.07 * 300
+
+
+def test_with_two_sets_and_an_image_a_source_the_test_on_a_set_is_mcnemars(tmp_path):
+    stats = pytest.importorskip("scipy.stats")
+    source = [f"s{i:03}" for i in range(60)]
+    cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"), source=source)
+    rows = comparisons.compare(metrics.gather(cells), [(FT, LWF)], ("a", "b"))
+    assert [row.evaluated_on for row in rows] == ["", "a", "b"]
+    hit = {}
+    for one in cells:
+        data = pq.read_table(one.path)
+        hit[one.method, one.downstream, one.evaluated_on] = (
+            data["top1"].to_numpy() == data["label"].to_numpy()
+        )
+    for row, downstream in zip(rows[1:], "ba", strict=True):
+        ours, theirs = (hit[m, downstream, row.evaluated_on] for m in ("fine_tune", "lwf"))
+        counts = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+        assert (row.better, row.worse) == counts
+        assert row.p == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
+        assert row.difference == pytest.approx(100 * (ours.mean() - theirs.mean()))
+        assert row.low <= row.difference <= row.high
+
+
+def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
+    cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
+    read = metrics.gather(cells)
+    overall, *on_sets = comparisons.compare(read, [(FT, LWF)], SETS)
+    mri = {row.method: row.mri for row in metrics.summarise(read, SETS).mri}
+    assert overall.difference == pytest.approx(mri["fine_tune"] - mri["lwf"])
+    assert overall.difference == pytest.approx(np.mean([row.difference for row in on_sets]))
+    change = {}
+    for one in cells:
+        data = pq.read_table(one.path)
+        hit = data["top1"].to_numpy() == data["label"].to_numpy()
+        change[one.method, one.downstream, one.evaluated_on] = hit.astype(float)
+    net = np.mean(
+        [
+            change["fine_tune", i, j] - change["lwf", i, j]
+            for i, j in itertools.permutations(SETS, 2)
+        ],
+        axis=0,
+    )
+    by_source = 100 * net.reshape(30, 2).mean(1)
+    rng = np.random.default_rng(1)
+    loop = [rng.choice(by_source, 30).mean() for _ in range(10_000)]
+    expected = np.quantile(loop, (0.025, 0.975))
+    assert (overall.low, overall.high) == pytest.approx(expected, abs=0.5)
+    assert overall.p == pytest.approx(
+        2 * min(np.mean(np.array(loop) <= 0), np.mean(np.array(loop) >= 0)), abs=0.03
+    )
+
+
+def test_a_method_is_not_told_from_itself_and_always_from_one_that_is_far_better(tmp_path):
+    base = random_hits()
+    kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def hits(method, downstream, on):
+        same = kept.setdefault((downstream, on), base("fine_tune", downstream, on))
+        return same | (method == "ewc")
+
+    cells = grid(tmp_path, hits, ("fine_tune", "lwf", "ewc"))
+    read = metrics.gather(cells)
+    rows = comparisons.compare(read, comparisons.all_pairs([FT, LWF, EWC]), SETS)
+    equal, worse, also = (row for row in rows if not row.evaluated_on)
+    assert (equal.difference, equal.low, equal.high, equal.p, equal.p_corrected) == (0, 0, 0, 1, 1)
+    assert worse.p_corrected < 0.05 > also.p_corrected and worse.high < 0 and also.high < 0
+    on_sets = [row for row in rows if row.evaluated_on]
+    assert [row.better for row in on_sets] == [0] * 9
+    assert all((row.worse > 10) == (row.against == EWC) for row in on_sets)
+    assert all(row.turned().turned() == row for row in rows)
+    assert worse.turned().arm == EWC and worse.turned().low == -worse.high > 0
+
+
+def test_copies_of_images_are_no_evidence(tmp_path):
+    hits = {key: random_hits(40, seed)("", "", "") for seed, key in enumerate("pfl")}
+    found = []
+    for times in (1, 10):
+        source = np.repeat([f"s{i:03}" for i in range(40)], times)
+        cells = grid(
+            tmp_path / str(times),
+            lambda method, *_, times=times: np.repeat(hits[method[0]], times),
+            ("fine_tune", "lwf"),
+            source=source,
+        )
+        found.append(comparisons.compare(metrics.gather(cells), [(FT, LWF)], SETS))
+    for one, ten in zip(*found, strict=True):
+        assert (ten.better, ten.worse, ten.p) == (one.better, one.worse, one.p)
+        assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+
+
+def test_enough_draws_for_the_corrected_p_of_many_pairs(tmp_path):
+    names = [f"m{k}" for k in range(12)]
+    strength = {name: k / 11 for k, name in enumerate(names)}
+    rank = np.random.default_rng(0).random(60)
+    cells = grid(tmp_path, lambda method, *_: rank < strength.get(method, 0.5), names)
+    arms = [Arm("lite0", name, "canonical", None) for name in names]
+    pairs = comparisons.all_pairs(arms)
+    assert len(pairs) == 66
+    overall = [
+        row
+        for row in comparisons.compare(metrics.gather(cells), pairs, SETS)
+        if not row.evaluated_on
+    ]
+    extreme = next(row for row in overall if (row.method, row.against_method) == ("m0", "m11"))
+    assert extreme.p_corrected < 0.02
+
+
+def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
+    def lucky(seed):
+        rng = np.random.default_rng(seed)
+        share = {"pre": 0.4, "fine_tune": 0.5, "lwf": (0.5, 0.9)[seed]}
+        return lambda method, *_: rng.random(60) < share[method]
+
+    cells = several_seeds(tmp_path, lucky, (0, 1), methods=("fine_tune", "lwf"))
+    (both, *_) = comparisons.compare(metrics.gather(cells), [(LWF, FT)], SETS)
+    assert both.difference > 10 and both.p > 0.05
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
+    part = metrics.gather([one for one in cells if (one.method, one.downstream) != ("lwf", "b")])
+    with pytest.raises(
+        ValueError, match=r"lite0 lwf \(canonical\) was not fine-tuned on every set"
+    ):
+        comparisons.compare(part, [(FT, LWF)], SETS)
+    with pytest.raises(ValueError, match="lite0 ewc"):
+        comparisons.compare(part, [(FT, EWC)], SETS)
+    assert comparisons.compare(part, [], SETS) == ()
+    other = Arm("vit", "fine_tune", "canonical", None)
+    assert comparisons.all_pairs([FT, other, LWF]) == [(FT, LWF)]

@@ -1,0 +1,75 @@
+"""Several training seeds: each cell of the grid is the one that its seed alone would give."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import campaigns
+import grids
+import pytest
+import torch
+
+from engine import campaign, cli, grid
+from engine.errors import RecipeError
+
+folder, process_group = campaigns.folder, grids.grid
+KEY = ("method", "alpha", "downstream", "evaluated_on")
+
+
+def run(folder: Path, *words: str) -> Path:
+    """The report's folder of a campaign that was run in this process."""
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'runs'}", *words], 2)
+    device = torch.device("cpu")
+    grid.prepare(plan, device)
+    for name in plan.sets:
+        grid.column(plan, name, device)
+        (plan.path.parent / "done").mkdir(exist_ok=True)
+        (plan.path.parent / "done" / f"column-{name}").touch()
+    return grid.finish(plan, device).parent
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_seeds_of_a_campaign(folder, process_group, capsys):
+    alone = {}
+    for seed in ("0", "1"):
+        report = run(folder, f"seed={seed}")
+        assert not (report / "seeds.csv").exists()
+        alone[seed] = {
+            tuple(r[k] for k in KEY): r["accuracy"] for r in rows(report / "accuracy.csv")
+        }
+    assert alone["0"] != alone["1"]
+    trained = len(list((folder / "runs/store/cells").iterdir()))
+
+    report = run(folder, "seeds=2")
+    assert len(list((folder / "runs/store/cells").iterdir())) == trained, "a cell trained again"
+    found = {(*(r[k] for k in KEY), r["seed"]): r["accuracy"] for r in rows(report / "seeds.csv")}
+    for key in alone["0"]:
+        for seed in ("0", "1") if key[0] != "pre" else ("0",):
+            assert found.pop((*key, seed)) == alone[seed][key]
+    assert not found
+    for row in rows(report / "accuracy.csv"):
+        values = [float(alone[seed][tuple(row[k] for k in KEY)]) for seed in ("0", "1")]
+        assert float(row["accuracy"]) == pytest.approx(sum(values) / 2, abs=1e-5)
+    assert "Seed</dt><dd>0 to 1" in (report / "index.html").read_text()
+
+    words = ["metrics", str(folder / "shapes.yaml"), "--intervals", "--behaviour", "--compare"]
+    assert cli.main([*words, f"runs={folder / 'runs'}", "seeds=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "training runs like these 2" in shown and "corrected (Holm) for 3 comparisons" in shown
+    assert max(map(len, shown.splitlines()[:-1])) <= 100
+    assert cli.main([*words, "ewc", f"runs={folder / 'runs'}", "seeds=2"]) == 2
+    assert "no method 'ewc'; it has fine_tune, linear_probe, wise_ft" in capsys.readouterr().err
+
+
+def test_a_plan_knows_its_seeds_and_less_than_one_is_refused(folder):
+    name = str(folder / "shapes.yaml")
+    assert campaign.plan(name, [], 2).seeds == 1
+    assert campaign.plan(name, ["seeds=3"], 2).seeds == 3
+    with pytest.raises(RecipeError, match="seeds must be at least 1"):
+        campaign.plan(name, ["seeds=0"], 2)
