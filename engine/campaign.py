@@ -26,8 +26,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from engine import artifacts, recipe
 from engine.artifacts import digest, write_atomic
 from engine.errors import CampaignError, RecipeError
@@ -52,6 +50,7 @@ class Plan:
     sets: tuple[str, ...]
     folder: Path
     threads: int
+    seeds: int = 1
 
     @cached_property
     def path(self) -> Path:
@@ -84,7 +83,8 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     folder = Path(cells[0].runs) / Path(name).stem
-    return Plan(name, tuple(overrides), tuple(methods), sets, folder, max(1, cores // len(sets)))
+    threads = max(1, cores // len(sets))
+    return Plan(name, tuple(overrides), tuple(methods), sets, folder, threads, cells[0].seeds)
 
 
 def read(path: Path) -> Plan:
@@ -244,7 +244,9 @@ def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> None:
-    total = len(the_plan.sets) * (len(the_plan.methods) + 1) + 2
+    from tqdm import tqdm  # which reads TQDM_MININTERVAL now
+
+    total = len(the_plan.sets) * (len(the_plan.methods) * the_plan.seeds + 1) + 2
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
     with tqdm(total=total, desc=f"{the_plan.name} grid", unit="cell", smoothing=0.1) as bar:

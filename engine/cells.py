@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine import checkpoints, recipe
@@ -61,6 +62,11 @@ class Cell:
     def state(self) -> dict[str, torch.Tensor]:
         """The state dict, on the CPU."""
         return load_file(self.artifact.file(checkpoints.WEIGHTS))
+
+    def tensors(self, *names: str) -> list[torch.Tensor]:
+        """Some tensors of the state dict, on the CPU; the others are not read."""
+        with safe_open(self.artifact.file(checkpoints.WEIGHTS), framework="pt") as file:
+            return [file.get_tensor(name) for name in names]
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""

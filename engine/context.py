@@ -22,6 +22,7 @@ from engine import (
     checkpoints,
     evaluate,
     fisher,
+    imagenet,
     methods,
     models,
     precision,
@@ -57,6 +58,8 @@ class Request:
 
 class Context:
     """One cell's surroundings: its recipe, its sets, its base model and its siblings."""
+
+    keeps_features = True  # of the base model's backbone, which a column's probes share
 
     def __init__(
         self, request: Request, cell_recipe: Recipe, device: torch.device, sets: Sets | None = None
@@ -101,6 +104,14 @@ class Context:
         )
         return self.build(fit)
 
+    def seeded(self) -> list[Context]:
+        """The same surroundings for each training seed that the recipe asks for."""
+        first = self.recipe.seed
+        recipes = [
+            dataclasses.replace(self.recipe, seed=first + k) for k in range(self.recipe.seeds)
+        ]
+        return [Context(self.request, one, self.device, self.sets) for one in recipes]
+
     def sibling(self, method: str) -> Recipe:
         """The recipe of another method in the same column."""
         found = self.request.recipe(method, self.recipe.downstream)
@@ -126,6 +137,8 @@ class Context:
                 cells.write_mixed(folder, cell_recipe, entries)
         else:
             assert isinstance(method, Trained), method
+            if terms := imagenet.terms(cell_recipe):
+                log.warning(terms)
             export, history = train.fit(method, context)
 
             def write(folder: Path) -> None:
@@ -166,18 +179,11 @@ class Context:
 
         Made in the precision of evaluation, or in that of training where weights depend on them.
         """
-        section = self.recipe.train if training else self.recipe.evaluate
-        kind = precision.resolve(section.precision, self.device)
-        key = {
-            "model": cell.backbone,
-            "pack": labelled.pack.fingerprint,
-            "precision": kind,
-            "batch_size": self.recipe.evaluate.batch_size,
-        }
+        key = self.features_key(cell, labelled, training=training)
         label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
         found = self._find("features", label, key)
         if found is None:
-            values = evaluate.features(self, cell, labelled, kind)
+            values = evaluate.features(self, cell, labelled, key["precision"])
 
             def write(folder: Path) -> None:
                 np.save(folder / "features.npy", values.cpu().numpy(), allow_pickle=False)
@@ -185,6 +191,18 @@ class Context:
             found = ranks.first(lambda: self.store.make("features", label, key, write))
         array = np.load(found.file("features.npy"), allow_pickle=False)
         return torch.from_numpy(array).to(self.device)
+
+    def features_key(
+        self, cell: Cell, labelled: LabelledSet, *, training: bool = False
+    ) -> dict[str, Any]:
+        """Everything that determines the features of a set."""
+        section = self.recipe.train if training else self.recipe.evaluate
+        return {
+            "model": cell.backbone,
+            "pack": labelled.pack.fingerprint,
+            "precision": precision.resolve(section.precision, self.device),
+            "batch_size": self.recipe.evaluate.batch_size,
+        }
 
     def logits(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
         """Logits [N, C] of a teacher for a whole set, from its features."""

@@ -9,7 +9,9 @@ number is certified: what did not converge is missing from the matrix, never a n
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MATRIX = "matrix.json"
 LABEL_DISTANCES = ("gaussian", "means", "none")
 EXACT_COSTS = 25_000_000  # 5000 x 5000: 200 MB and some seconds
 
@@ -103,18 +106,31 @@ class Matrix:
 
 
 def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:
-    """Distances between sets of a recipe, by features of its pre-trained model.
+    """Distances between sets of a recipe, by features of its pre-trained model; kept in the store.
 
     Raises ValueError for fewer than two sets or one named twice, and as `matrix`.
     """
-    sets = {}
-    for name in names:
-        labelled = context.sets[name]
-        sets[name] = Labelled(context.features(context.base, labelled), labelled.labels)
-        context.sets.release(name)
-    if len(sets) < 2 or len(sets) < len(names):
+    options = options or Options()
+    if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
-    return matrix(sets, len(context.sets.classes), options or Options())
+    key = {
+        "features": [context.features_key(context.base, context.sets[name]) for name in names],
+        "sets": list(names),
+        "options": dataclasses.asdict(options),
+    }
+
+    def write(folder: Path) -> None:
+        sets = {}
+        for name in names:
+            labelled = context.sets[name]
+            sets[name] = Labelled(context.features(context.base, labelled), labelled.labels)
+            context.sets.release(name)
+        found = matrix(sets, len(context.sets.classes), options)
+        (folder / MATRIX).write_text(json.dumps(_plain(found)))
+
+    label = context.recipe.model.name
+    made = context.store.make("distances", label, key, write)
+    return _of(json.loads(made.file(MATRIX).read_text()))
 
 
 def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
@@ -145,6 +161,20 @@ def write_csv(path: Path, found: Matrix) -> None:
     for name, row in zip(found.names, found.values, strict=True):
         writer.writerow([name, *("" if math.isnan(value) else repr(float(value)) for value in row)])
     write_atomic(path, text.getvalue().encode())
+
+
+def _plain(found: Matrix) -> dict[str, Any]:
+    """As JSON has it: null for a pair that did not converge."""
+
+    def lists(array: np.ndarray) -> list[list[float | None]]:
+        return [[None if math.isnan(x) else float(x) for x in row] for row in array]
+
+    return dataclasses.asdict(found) | {"values": lists(found.values), "gaps": lists(found.gaps)}
+
+
+def _of(plain: Mapping[str, Any]) -> Matrix:
+    values, gaps = (np.array(plain[name], float) for name in ("values", "gaps"))
+    return Matrix(tuple(plain["names"]), values, gaps, plain["eps"])
 
 
 class _Cloud(NamedTuple):

@@ -33,6 +33,8 @@ def guarded(work: Callable[[], int]) -> int:
     """Run `work`; users' errors become one line and exit code 2, Ctrl-C exit code 130."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log file is no place for a moving bar
+    # Idle threads that spin cost a busy machine up to ten times the work they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         check_shadowing()
         return work()
@@ -78,10 +80,10 @@ def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = ranks.start(resolved.device)
     context = Context(request, resolved, device)
-    cell = context.build(resolved)
     from engine import outcome
 
-    outcome.show(context, cell)
+    for one in context.seeded():
+        outcome.show(one, one.build(one.recipe))
     ranks.stop()
     return 0
 

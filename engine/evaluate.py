@@ -6,10 +6,10 @@ model said of a set is an artefact, so nothing is evaluated twice, and metrics r
 
 from __future__ import annotations
 
-import copy
-import functools
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,37 +20,46 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine import merge, models, precision, predictions, ranks
-from engine.artifacts import Artifact
+from engine import grouping, models, precision, predictions, ranks
+from engine.artifacts import Artifact, digest
+from engine.bank import Bank, Forward, Model
 from engine.cells import Cell
 from engine.merge import Mix, essential
+from engine.part import Part
+from engine.pending import PART, Pending, slices
 from engine.sets import LabelledSet
+from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context
 
-PART = "part-00000.parquet"
-Model = Callable[[torch.Tensor], torch.Tensor]
 
-
-def evaluate(context: Context, mixes: Sequence[Mix], names: Iterable[str], split: str) -> None:
+def evaluate(
+    context: Context, mixes: Sequence[Mix], names: Iterable[str], split: str | Part
+) -> None:
     """Make the predictions of every mix on every named set that are not there yet."""
     for name in names:
         labelled = context.sets[name]
         missing: list[dict[str, float]] = []
         for mix in map(essential, mixes):
-            absent = context.store.find("predictions", *_key(context, mix, labelled, split)) is None
-            if not ranks.all_agree(not absent) and mix not in missing:
+            there = find(context, mix, name, split) is not None
+            if not ranks.all_agree(there) and mix not in missing:
                 missing.append(mix)
         if missing:
             _pass(context, missing, labelled, split)
 
 
-def predicted(context: Context, mix: Mix, name: str, split: str) -> Path:
+def find(context: Context, mix: Mix, name: str, split: str | Part) -> Artifact | None:
+    """A mix's predictions on a set, or None if it was not evaluated."""
+    key = key_of(context, essential(mix), context.sets[name], split)
+    return context.store.find("predictions", *key)
+
+
+def predicted(context: Context, mix: Mix, name: str, split: str | Part) -> Path:
     """Parquet file of a mix's predictions on a set; FileNotFoundError if it was not evaluated."""
-    label, key = _key(context, essential(mix), context.sets[name], split)
-    found = context.store.find("predictions", label, key)
+    found = find(context, mix, name, split)
     if found is None:
+        label, _ = key_of(context, essential(mix), context.sets[name], split)
         raise FileNotFoundError(f"{label} was not evaluated; run the campaign again")
     return found.file(PART)
 
@@ -69,13 +78,18 @@ def features(context: Context, cell: Cell, labelled: LabelledSet, kind: str) -> 
     kind: precision of the forward pass, `fp32` or `bf16`.
     """
     net = context.network(cell)
-    bank = [lambda x: models.features(net, x).float()]
-    return _run(context, bank, labelled, labelled.split("all"), kind)[0]
+    (batches,) = _read(context, labelled, [labelled.split("all")], f"features of {labelled.name}")
+    bank = [lambda x: models.features(net, x)]
+    return _run(Forward(context), bank, batches, kind, lambda _, features: features)[0]
 
 
-def _key(
-    context: Context, mix: Mix, labelled: LabelledSet, split: str
+def key_of(
+    context: Context, mix: Mapping[str, float], labelled: LabelledSet, split: str | Part
 ) -> tuple[str, dict[str, Any]]:
+    """Label and key of the artefact that holds an essential mix's predictions."""
+    if isinstance(split, Part):
+        label, key = key_of(context, mix, labelled, split.split)
+        return f"{split.name}-{label}", key | {"part": split.name}
     recipe = context.recipe
     split = split if len(labelled.holdout) else "all"
     key = {
@@ -85,64 +99,134 @@ def _key(
         "precision": precision.resolve(recipe.evaluate.precision, context.device),
         "batch_size": recipe.evaluate.batch_size,
     }
+    if context.sets.given_classes:
+        key["classes"] = digest(context.sets.given_classes)
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key
 
 
 def _pass(
-    context: Context, mixes: Sequence[dict[str, float]], labelled: LabelledSet, split: str
+    context: Context, mixes: Sequence[dict[str, float]], labelled: LabelledSet, split: str | Part
 ) -> None:
-    positions = labelled.split(split)
+    places = split.places if isinstance(split, Part) else labelled.split(split)
+    cuts = slices(places, context.recipe.evaluate.batch_size)
+    pending = [
+        Pending(context.store, mix, key_of(context, mix, labelled, split), cuts) for mix in mixes
+    ]
     parents = {name: _cell(context, name) for mix in mixes for name in mix}
-    from_features = [mix for mix in mixes if _base_backbone(mix, parents, context)]
-    full = [mix for mix in mixes if mix not in from_features]
-    logits: list[tuple[dict[str, float], torch.Tensor]] = []
-    if from_features:
-        shared_ND = context.features(context.base, labelled)[positions]
-        for mix in from_features:
-            head = models.head(context.network(parents[next(iter(mix))]))
-            with torch.inference_mode():
-                logits.append((mix, head(shared_ND)))
+    probes = [one for one in pending if _base_backbone(one.mix, parents, context)]
+    full = [one for one in pending if one not in probes]
+    if probes:
+        _from_features(context, probes, parents, labelled)
     if full:
-        networks = _networks(context, full, parents)
-        kind = context.recipe.evaluate.precision
-        outputs = _run(context, networks, labelled, positions, kind)
-        logits += list(zip(full, outputs, strict=True))
-    for mix, logits_NC in logits:
-        table = predictions_table(logits_NC, labelled, positions)
-        make = functools.partial(
-            context.store.make,
-            "predictions",
-            *_key(context, mix, labelled, split),
-            lambda folder, table=table: pq.write_table(table, folder / PART),
-        )
-        ranks.first(make)
+        _from_images(context, full, parents, labelled)
+    for one in pending:
+        one.finish()
+
+
+def _from_features(
+    context: Context, probes: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
+) -> None:
+    """Models that share the base model's backbone: its features go through all heads at once."""
+    shared_ND = context.features(context.base, labelled)
+    names = models.head_names(models.create(context.recipe.model, 2))
+    heads = [_head(context, parents[next(iter(one.mix))], names) for one in probes]
+    weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
+    biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)
+    verdict = Verdict(labelled, context.device)
+    for number, cut in enumerate(probes[0].cuts):
+        said = []
+        with torch.inference_mode():
+            for index in _chunks(context, cut):
+                x_ND = shared_ND[torch.from_numpy(index).to(context.device)]
+                # Gives each head's logits bit for bit, which one wide product of all does not.
+                x_HND = x_ND.expand(len(heads), *x_ND.shape)
+                logits_HNC = torch.baddbmm(biases_H1C, x_HND, weights_HDC)
+                said.append(torch.stack([verdict(index, logits) for logits in logits_HNC]))
+        for one, said_N4 in zip(probes, torch.cat(said, dim=1), strict=True):
+            if number in one.todo:
+                one.put(number, predictions_table(said_N4, labelled, cut))
+
+
+def _head(context: Context, cell: Cell, names: tuple[str, str]) -> list[torch.Tensor]:
+    """Weight [C, D] and bias [C]; a pre-trained backbone gets the head that `network` gives it."""
+    if cell.artifact.kind == "weights":
+        head = models.head(context.network(cell))
+        return [head.weight.detach(), head.bias.detach()]
+    return [tensor.to(context.device) for tensor in cell.tensors(*names)]
+
+
+def _from_images(
+    context: Context, full: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
+) -> None:
+    """All other models: every batch is read and normalised once for those on the device."""
+    of = {id(one.mix): one for one in full}
+    cuts = full[0].cuts
+    todo = [number for number in range(len(cuts)) if any(number in one.todo for one in full)]
+    bank = Bank(context, [one.mix for one in full], parents)
+    forward, verdict = Forward(context), Verdict(labelled, context.device)
+    kind = context.recipe.evaluate.precision
+    for groups in bank.passes(len(todo), lambda: _seconds_to_read(context, labelled)):
+        ones = [of[id(mix)] for group in groups for mix in group]
+        wanted = [number for number in todo if any(number in one.todo for one in ones)]
+        label = f"{len(ones)} models on {labelled.name}"
+        pieces = _read(context, labelled, [cuts[number] for number in wanted], label)
+        for number, batches in zip(wanted, pieces, strict=True):
+            seen = batches if len(groups) == 1 else list(batches)
+            for group in groups:
+                pairs = zip(group, bank.models(group), strict=True)
+                some = [(of[id(mix)], model) for mix, model in pairs]
+                some = [(one, model) for one, model in some if number in one.todo]
+                said = _run(forward, [model for _, model in some], seen, kind, verdict)
+                for (one, _), said_N4 in zip(some, said, strict=True):
+                    one.put(number, predictions_table(said_N4, labelled, cuts[number]))
+
+
+class Verdict:
+    """Reduces logits [B, C] to what is kept of an image, float32 [B, 4], where the logits are.
+
+    The columns: top-1, its probability, the true class's probability, and the margin, which is the
+    true class's logit minus the largest other logit: positive where right.
+    """
+
+    def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
+        self._labels_N = labelled.labels
+        self._out_C = None if labelled.mask is None else ~labelled.mask.to(device)
+        self._members_GM = None if labelled.members is None else labelled.members.to(device)
+
+    def __call__(self, index: np.ndarray, logits_BC: torch.Tensor) -> torch.Tensor:
+        """`index` (int64 [B]): places of the images in the set."""
+        logits_BC = grouping.grouped(logits_BC, self._members_GM)
+        if self._out_C is not None:
+            logits_BC = logits_BC.masked_fill(self._out_C, -torch.inf)
+        labels_B1 = self._labels_N[index].to(logits_BC.device).unsqueeze(1)
+        p_BC = logits_BC.softmax(dim=1)
+        top1_B1 = logits_BC.argmax(dim=1, keepdim=True)
+        others_B1 = logits_BC.scatter(1, labels_B1, -torch.inf).amax(dim=1, keepdim=True)
+        margin_B1 = logits_BC.gather(1, labels_B1) - others_B1
+        columns = top1_B1, p_BC.gather(1, top1_B1), p_BC.gather(1, labels_B1), margin_B1
+        return torch.cat([column.float() for column in columns], dim=1)
 
 
 def predictions_table(
-    logits_NC: torch.Tensor, labelled: LabelledSet, positions: np.ndarray
+    said_N4: torch.Tensor, labelled: LabelledSet, positions: np.ndarray
 ) -> pa.Table:
-    """What a model said of each image: top-1, its and the true class's probability, the margin.
-
-    The margin is the true class's logit minus the largest other logit: positive where right.
-    """
-    logits_NC = logits_NC.float().cpu()
-    if labelled.mask is not None:
-        logits_NC = logits_NC.masked_fill(~labelled.mask, -torch.inf)
-    labels_N1 = labelled.labels[positions].unsqueeze(1)
-    probabilities_NC = logits_NC.softmax(dim=1)
-    top1_N1 = logits_NC.argmax(dim=1, keepdim=True)
-    true_N1 = logits_NC.gather(1, labels_N1)
-    others_N = logits_NC.scatter(1, labels_N1, -torch.inf).amax(dim=1)
+    """The rows of a store from verdicts [N, 4] on the images at `positions` (int64 [N])."""
+    top1_N, *numbers = said_N4.cpu().unbind(dim=1)
     columns = {
         "index": positions,
         "source": labelled.pack.sources[positions],
-        "label": labels_N1.squeeze(1).numpy(),
-        "top1": top1_N1.squeeze(1).numpy(),
-        "p_top1": probabilities_NC.gather(1, top1_N1).squeeze(1).numpy(),
-        "p_true": probabilities_NC.gather(1, labels_N1).squeeze(1).numpy(),
-        "margin": (true_N1.squeeze(1) - others_N).numpy(),
+        "label": labelled.labels[positions].numpy(),
+        "top1": top1_N.to(torch.int64).numpy(),
+        **{
+            name: column.contiguous().numpy()
+            for name, column in zip(predictions.PROBABILITIES, numbers, strict=True)
+        },
     }
-    return pa.table(columns, schema=predictions.SCHEMA)
+    schema = predictions.SCHEMA
+    if labelled.group is not None:
+        columns["group"] = labelled.group[positions]
+        schema = schema.append(predictions.GROUP)
+    return pa.table(columns, schema=schema)
 
 
 def _cell(context: Context, name: str) -> Cell:
@@ -155,68 +239,58 @@ def _cell(context: Context, name: str) -> Cell:
 
 def _base_backbone(mix: Mix, parents: dict[str, Cell], context: Context) -> bool:
     """Whether the mix is one cell whose backbone is the base model's, untouched."""
-    if len(mix) > 1:
+    if len(mix) > 1 or not context.keeps_features:
         return False
     return parents[next(iter(mix))].backbone == context.base.backbone
 
 
-def _networks(
-    context: Context, mixes: Sequence[dict[str, float]], parents: dict[str, Cell]
-) -> list[Model]:
-    single = {next(iter(mix)): parents[next(iter(mix))] for mix in mixes if len(mix) == 1}
-    skeleton = models.create(context.recipe.model, len(context.sets.classes)).eval()
-    by_members: dict[tuple[str, ...], list[dict[str, float]]] = {}
-    for mix in mixes:
-        if len(mix) > 1:
-            by_members.setdefault(tuple(mix), []).append(mix)
-    made: dict[int, Model] = {}
-    for group in by_members.values():
-        for mix, state in zip(group, merge.states(group, parents, context.device), strict=True):
-            net = copy.deepcopy(skeleton)
-            net.load_state_dict(state, assign=True)
-            made[id(mix)] = net.to(context.device)
-    networks: list[Model] = []
-    for mix in mixes:
-        if len(mix) > 1:
-            networks.append(made[id(mix)])
-            continue
-        cell = single[next(iter(mix))]
-        networks.append(_prompted(context.network(cell), cell.prompt(), context.device))
-    return networks
+def _chunks(context: Context, positions: np.ndarray) -> list[np.ndarray]:
+    size = context.recipe.evaluate.batch_size
+    return [positions[i : i + size] for i in range(0, len(positions), size)]
 
 
-def _prompted(net: torch.nn.Module, prompt: torch.Tensor | None, device: torch.device) -> Model:
-    if prompt is None:
-        return net
-    prompt_CHW = prompt.to(device)
-    return lambda x: net(x + prompt_CHW)
+def _read(
+    context: Context, labelled: LabelledSet, pieces: Sequence[np.ndarray], label: str
+) -> Iterator[Iterator[Batch]]:
+    """This rank's batches of each piece; one reader runs ahead through all pieces."""
+    mine = []
+    for piece in pieces:
+        chunks = _chunks(context, piece)
+        numbers = np.array_split(np.arange(len(chunks)), ranks.world())[ranks.rank()]
+        mine.append([chunks[number] for number in numbers])
+    source = context.sets.source(labelled.name)
+    asked = itertools.chain.from_iterable(mine)
+    quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
+    count = sum(map(len, mine))
+    with tqdm(source.batches(asked), label, count, unit="batch", leave=False, disable=quiet) as bar:
+        batches = iter(bar)
+        for chunks in mine:
+            yield itertools.islice(batches, len(chunks))
+
+
+def _seconds_to_read(context: Context, labelled: LabelledSet) -> float:
+    """An estimate from one batch."""
+    (piece,) = _read(context, labelled, [_chunks(context, labelled.split("all"))[0]], "try")
+    start = time.perf_counter()
+    seen = sum(len(batch.images) for batch in piece)
+    return (time.perf_counter() - start) * len(labelled.pack) / (max(seen, 1) * ranks.world())
 
 
 def _run(
-    context: Context,
+    forward: Forward,
     bank: Sequence[Model],
-    labelled: LabelledSet,
-    positions: np.ndarray,
+    batches: Iterable[Batch],
     kind: str,
+    reduce: Callable[[np.ndarray, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Outputs [n, ...] of every model for the images at `positions`, over all ranks, in order."""
-    size = context.recipe.evaluate.batch_size
-    chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
-    mine = np.array_split(np.arange(len(chunks)), ranks.world())[ranks.rank()]
-    normalize = models.Normalize(context.recipe.model, context.device)
-    source = context.sets.source(labelled.name)
-    outputs: list[list[torch.Tensor]] = [[] for _ in bank]
-    label = f"{len(bank)} models on {labelled.name}"
-    quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
-    amp = precision.autocast(kind, context.device)
-    bar = tqdm(total=len(mine), desc=label, unit="batch", leave=False, disable=quiet)
-    with bar, torch.inference_mode(), amp:
-        for batch in source.batches(chunks[i] for i in mine):
-            x = normalize(batch.images)
-            for model, kept in zip(bank, outputs, strict=True):
-                kept.append(model(x).float())
-            bar.update()
-    return [_gathered(kept, context.device) for kept in outputs]
+    """`reduce(index, outputs)` [n, ...] of every model for the batches of all ranks, in order."""
+    kept: list[list[torch.Tensor]] = [[] for _ in bank]
+    with torch.inference_mode(), precision.autocast(kind, forward.device):
+        for batch in batches:
+            x_BCHW = forward.normalize(batch.images)
+            for model, mine in zip(bank, kept, strict=True):
+                mine.append(reduce(batch.index, forward(model, x_BCHW)))
+    return [_gathered(mine, forward.device) for mine in kept]
 
 
 def _gathered(kept: list[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -11,16 +11,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import charts
-from engine.distance import Matrix
+from engine import charts, sections
+from engine.plot import Plot
 from engine.standings import Standings, signed
 
+if TYPE_CHECKING:
+    from engine.distance import Matrix
+
 FEWEST = 3
-_SIZE = (560, 360)
-_FRAME = (52, 26, 470, 312)  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,33 @@ class Correlation:
             )
         ]
         return f"{', '.join(texts)}, {self.n} sets"
+
+
+def section(one: Standings, found: Matrix, upstream: str) -> str:
+    """The part of a report on it: scatter and correlation, and the distances between all sets."""
+    spots = points(one, found.row(upstream), upstream)
+    told = (
+        f"Left: a dot for each set, how far it is from {upstream} against what plain fine-tuning "
+        f"on it loses there. "
+    )
+    try:
+        strength = correlation(spots)
+        told += f"{strength}; in brackets 95% bootstrap intervals over the sets. "
+    except ValueError as error:
+        strength = None
+        told += f"{str(error).capitalize()}. "
+    told = told if spots else ""
+    kind = f"entropic, debiased, ε {found.eps:.3g}" if found.eps else "exact"
+    content = (
+        f'<div class="pair">{scatter(spots, strength, upstream) if spots else ""}'
+        f"{heat_map(found)}</div>"
+    )
+    return sections.section(
+        "Is what is far forgotten more?",
+        f"{told}{'Right: d' if spots else 'D'}istances between all sets: optimal transport of the "
+        f"pre-trained model's features and classes ({kind}), in squared units of the features.",
+        content,
+    )
 
 
 def points(
@@ -88,44 +117,16 @@ def correlation(spots: Sequence[Point], *, resamples: int = 2000, seed: int = 0)
 
 def scatter(spots: Sequence[Point], found: Correlation | None, upstream: str) -> str:
     """Distance (x) against the drop upstream (y), a named dot a set, as inline SVG."""
-    left, top, right, bottom = _FRAME
-    x_ticks = charts.ticks(0.0, max(spot.distance for spot in spots), 6)
-    y_ticks = charts.ticks(
-        min(0.0, *(spot.drop for spot in spots)), max(0.0, *(spot.drop for spot in spots)), 6
-    )
-
-    def x_of(value: float) -> float:
-        return left + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
-
-    def y_of(value: float) -> float:
-        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top)
-
-    parts = [
-        f'<text class="strong" x="0" y="12">drop in accuracy on {escape(upstream)}, points</text>',
-        f'<text class="strong" x="{right}" y="{_SIZE[1] - 8}" text-anchor="end">'
-        f"distance to {escape(upstream)}</text>",
-    ]
-    parts += [
-        f'<line class="grid" x1="{x_of(tick):.1f}" x2="{x_of(tick):.1f}" y1="{top}" y2="{bottom}"/>'
-        f'<text x="{x_of(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
-        for tick in x_ticks
-    ]
-    parts += [
-        f'<line class="{"grid" if tick else "zero"}" x1="{left}" x2="{right}" '
-        f'y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>'
-        f'<text x="{left - 7}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        for tick in y_ticks
-    ]
-    parts += [
-        f'<circle class="method" cx="{x_of(spot.distance):.1f}" cy="{y_of(spot.drop):.1f}" r="4">'
-        f"<title>{escape(spot.name)}: distance {spot.distance:.4g}, drop {spot.drop:.1f}</title>"
-        f'</circle><text class="name" x="{x_of(spot.distance) + 8:.1f}" '
-        f'y="{y_of(spot.drop) + 4:.1f}">{escape(spot.name)}</text>'
-        for spot in spots
-    ]
+    places = [(spot.distance, spot.drop) for spot in spots]
+    plot = Plot(places, [])
+    parts = [plot.frame(f"distance to {upstream}", f"drop in accuracy on {upstream}, points")]
+    for spot, place in zip(spots, places, strict=True):
+        told = f"{spot.name}: distance {spot.distance:.4g}, drop {spot.drop:.1f}"
+        parts.append(plot.dot(place, "method", 4, told))
+    parts += [plot.name(place, spot.name) for spot, place in zip(spots, places, strict=True)]
     title = "distance against forgetting" + (f": {found}" if found else "")
     return (
-        f'<svg class="plot" viewBox="0 0 {_SIZE[0]} {_SIZE[1]}" role="img" '
+        f'<svg class="plot" viewBox="0 0 {plot.WIDE} {plot.HIGH}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
 
@@ -134,6 +135,7 @@ def heat_map(found: Matrix) -> str:
     """The distance matrix as inline SVG: the farther, the darker; unconverged pairs are empty."""
     cell, label, head = 46, 120, 96
     largest = float(np.nanmax(np.abs(found.values))) or 1.0
+    decimals = min(3, max(0, 2 - math.floor(math.log10(largest))))
     parts = []
     for i, name in enumerate(found.names):
         at = head + i * cell
@@ -146,7 +148,7 @@ def heat_map(found: Matrix) -> str:
             value = found.values[i, j]
             known = math.isfinite(value)
             kind, opacity = charts.tint(value, largest) if known else ("own", 1)
-            text = f"{value:.3g}" if known else ""
+            text = f"{value:.{decimals}f}" if known else ""
             told = f"{value:.6g}" if known else "did not converge"
             x = label + j * cell
             parts.append(

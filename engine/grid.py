@@ -6,17 +6,32 @@ import io
 import logging
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import campaign, cells, evaluate, metrics, outcome, recipe, report, table
+from engine import (
+    campaign,
+    cells,
+    certainty,
+    distance,
+    evaluate,
+    half_widths,
+    metrics,
+    outcome,
+    recipe,
+    report,
+    sample,
+    table,
+)
 from engine.artifacts import write_atomic
 from engine.campaign import Plan
 from engine.context import Context, Request, cache_folder
-from engine.metrics import PRE, Evaluation, Summary
+from engine.metrics import Gathered, Summary
+from engine.rows import PRE, Arm, Evaluation
+from engine.sample import Sample
 from engine.schema import Recipe
 from loaders import emoji
 
@@ -24,6 +39,8 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+DISTANCE = distance.Options(samples=10_000)
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -34,6 +51,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
         _evaluate(context, {context.base.name: 1.0}, name)
         evaluate.evaluate(context, [{context.base.name: 1.0}], [name], "holdout")
         context.sets.release(name)
+    for name, one in _samples(context).items():
+        sample.evaluate_on(context, [{context.base.name: 1.0}], name, one.split, one)
     campaign.advance(plan.path, "prepare", 1, 1)
 
 
@@ -42,23 +61,31 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
     started = time.monotonic()
     context = _context(plan, device, downstream)
     entries = []
-    for done, method in enumerate(plan.methods, start=1):
-        entries += context.cell(method).entries
-        campaign.advance(plan.path, downstream, done, len(plan.methods) + 1)
+    work = [(one, method) for one in context.seeded() for method in plan.methods]
+    for done, (one, method) in enumerate(work, start=1):
+        entries += one.cell(method).entries
+        campaign.advance(plan.path, downstream, done, len(work) + 1)
+    samples = _samples(context)
     for name in _places(context.recipe):
         split = outcome.split_of(context, name)
-        evaluate.evaluate(context, [entry.mix for entry in entries], [name], split)
-    campaign.advance(plan.path, downstream, len(plan.methods) + 1, len(plan.methods) + 1)
+        mixes = [entry.mix for entry in entries]
+        sample.evaluate_on(context, mixes, name, split, samples.get(name))
+    campaign.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
     log.info("column %s took %.0f s", downstream, time.monotonic() - started)
 
 
-def finish(plan: Plan, device: torch.device) -> Path:
-    """Metrics, tables and the report page from the stored predictions."""
+def finish(plan: Plan, device: torch.device, found: Gathered | None = None) -> Path:
+    """Metrics, tables and the report page from the stored predictions, `found` if read already."""
     context = _context(plan, device)
-    summary = summarise(plan, device)
+    found = found or gather(plan, device)
+    summary = metrics.summarise(found, plan.sets)
     resolved = context.recipe
     folder = campaign.report_page(plan).parent
     metrics.write_csv(folder, summary)
+    notes = [*summary.missing, *_of_sample(plan, context)]
+    sure = certainty.certainty(found, summary, plan.sets, resolved.dataset.upstream)
+    certainty.write_csv(folder, sure)
+    distances = _distances(context, folder)
     is_emoji = resolved.dataset.kind == "emoji"
     page = report.write(
         folder,
@@ -73,34 +100,53 @@ def finish(plan: Plan, device: torch.device) -> Path:
         contact_sheet=_contact_sheet(context) if is_emoji else None,
         published=recipe.published(),
         holdout=resolved.dataset.holdout > 0,
-        notes=summary.missing,
+        notes=notes,
+        distances=distances,
+        sure=sure,
     )
-    text = table_of(plan, resolved, summary)
+    text = table_of(plan, resolved, summary, notes)
     write_atomic(folder / "table.txt", (text + "\n").encode())
     write_atomic(folder / campaign.STAMP, plan.path.parent.name.encode())
     campaign.advance(plan.path, "report", 1, 1)
     return page
 
 
-def summarise(plan: Plan, device: torch.device) -> Summary:
-    """Accuracies and mRI of everything a plan evaluated."""
+def gather(plan: Plan, device: torch.device) -> Gathered:
+    """The predictions of everything a plan evaluated."""
+    return metrics.gather(_evaluations(plan, device))
+
+
+def _evaluations(plan: Plan, device: torch.device) -> list[Evaluation]:
     evaluations: list[Evaluation] = []
+    samples: Mapping[str, Sample] = {}
     for downstream in plan.sets:
         context = _context(plan, device, downstream)
         model = context.recipe.model.name
         if not evaluations:
+            samples = _samples(context)
             for name in _places(context.recipe):
-                path = _predicted(context, {context.base.name: 1.0}, name)
+                path = _predicted(context, {context.base.name: 1.0}, name, samples)
                 evaluations.append(Evaluation(model, PRE, "", None, "", name, path))
-        for method in plan.methods:
-            variant = context.sibling(method).method.variant
-            for entry in context.cell(method).entries:
-                for name in _places(context.recipe):
-                    path = _predicted(context, entry.mix, name)
-                    evaluations.append(
-                        Evaluation(model, method, variant, entry.alpha, downstream, name, path)
-                    )
-    return metrics.summarise(evaluations, plan.sets)
+        for one, method in [(one, m) for one in context.seeded() for m in plan.methods]:
+            variant = one.sibling(method).method.variant
+            for entry in one.cell(method).entries:
+                cell = Arm(model, method, variant, entry.alpha)
+                for name in _places(one.recipe):
+                    path = _predicted(one, entry.mix, name, samples)
+                    evaluations.append(Evaluation(*cell, downstream, name, path, one.recipe.seed))
+    return evaluations
+
+
+def _of_sample(plan: Plan, context: Context) -> list[str]:
+    """Write how far a sample's numbers may be off, and say so; nothing without a sample."""
+    samples = _samples(context)
+    if not samples:
+        return []
+    evaluations = _evaluations(plan, context.device)
+    sequential = context.recipe.evaluate.half_width is not None
+    found = half_widths.half_widths(evaluations, samples, plan.sets, sequential=sequential)
+    half_widths.write(campaign.report_page(plan).parent, plan, found, samples)
+    return [half_widths.note(found, samples)]
 
 
 def titles(plan: Plan) -> dict[str, str]:
@@ -108,7 +154,9 @@ def titles(plan: Plan) -> dict[str, str]:
     return {m: recipe.load(plan.name, plan.overrides, method=m).method.title for m in plan.methods}
 
 
-def table_of(plan: Plan, resolved: Recipe, summary: Summary) -> str:
+def table_of(
+    plan: Plan, resolved: Recipe, summary: Summary, notes: Sequence[str] | None = None
+) -> str:
     """The table a campaign ends with."""
     return table.table(
         summary.accuracy,
@@ -116,7 +164,7 @@ def table_of(plan: Plan, resolved: Recipe, summary: Summary) -> str:
         sets=plan.sets,
         upstream=resolved.dataset.upstream,
         methods=titles(plan),
-        notes=summary.missing,
+        notes=summary.missing if notes is None else notes,
     )
 
 
@@ -133,8 +181,27 @@ def _evaluate(context: Context, mix: Mapping[str, float], name: str) -> None:
     evaluate.evaluate(context, [mix], [name], outcome.split_of(context, name))
 
 
-def _predicted(context: Context, mix: Mapping[str, float], name: str) -> Path:
-    return evaluate.predicted(context, mix, name, outcome.split_of(context, name))
+def _predicted(
+    context: Context, mix: Mapping[str, float], name: str, samples: Mapping[str, Sample]
+) -> Path:
+    return sample.predicted(context, mix, name, outcome.split_of(context, name), samples.get(name))
+
+
+def _samples(context: Context) -> dict[str, Sample]:
+    return sample.draw(
+        context, {name: outcome.split_of(context, name) for name in _places(context.recipe)}
+    )
+
+
+def _distances(context: Context, folder: Path) -> distance.Matrix | None:
+    """Distances between all sets, also as a file; a grid is reported without if need be."""
+    try:
+        found = distance.distances(context, _places(context.recipe), DISTANCE)
+    except ValueError as error:
+        log.warning("no distances between the sets: %s", error)
+        return None
+    distance.write_csv(folder / "distances.csv", found)
+    return found
 
 
 def _settings(plan: Plan, context: Context) -> dict[str, Any]:
@@ -148,12 +215,16 @@ def _settings(plan: Plan, context: Context) -> dict[str, Any]:
             f"{resolved.optimizer.name}, lr {resolved.optimizer.lr:g}, {resolved.train.epochs} "
             f"epochs, batch {resolved.train.batch_size} (single methods differ: see their recipes)"
         ),
-        "Seed": resolved.seed,
+        "Seed": resolved.seed if plan.seeds == 1 else _seeds(resolved),
         "Device": str(context.device),
         "Versions": ", ".join(f"{k} {v}" for k, v in cells.versions().items()),
         "Commit": _commit(),
         "Data fingerprints": ", ".join(f"{k} {v}" for k, v in packs.items()),
     }
+
+
+def _seeds(resolved: Recipe) -> str:
+    return f"{resolved.seed} to {resolved.seed + resolved.seeds - 1}; numbers are means over them"
 
 
 def _commit() -> str:

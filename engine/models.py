@@ -90,14 +90,43 @@ class Normalize(nn.Module):
         return x.contiguous(memory_format=self.memory_format)
 
 
+class Projection(nn.Module):
+    """CLIP's image embedding: pre-logits [B, D] -> unit vectors [B, E] (Radford et al. 2021)."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, embedding, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.linear(x).float(), dim=-1)
+
+
+class Fp32Linear(nn.Linear):
+    """A head that autocast leaves in fp32: cosines times 100 would lose all but 1/8 in bf16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     """The architecture with `classes` outputs, randomly initialised (seed it before), on the CPU.
 
-    Raises RecipeError for an architecture timm does not have.
+    Raises RecipeError for an architecture timm does not have, or one that takes no projection.
     """
-    cfg = _pretrained_cfg(recipe.arch)
-    size: dict[str, Any] = {"img_size": recipe.image_size} if cfg.get("fixed_input_size") else {}
-    return timm.create_model(recipe.arch, num_classes=classes, **size)
+    net = timm.create_model(recipe.arch, num_classes=classes, **size_options(recipe))
+    if recipe.projection:
+        if not isinstance(getattr(net, "fc_norm", None), nn.Identity):
+            raise RecipeError(f"model.projection: {recipe.arch} has no place for one; CLIP ViTs do")
+        net.fc_norm = Projection(int(net.num_features), recipe.projection)  # type: ignore[arg-type]
+        net.head = Fp32Linear(recipe.projection, classes)
+    return net
+
+
+def size_options(recipe: ModelRecipe) -> dict[str, Any]:
+    """What timm must be told of the image size: an architecture may be made for one."""
+    fixed = _pretrained_cfg(recipe.arch).get("fixed_input_size")
+    return {"img_size": recipe.image_size} if fixed else {}
 
 
 def features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from engine import evaluate, metrics, ranks
+from engine import metrics, predictions, ranks, sample
 
 if TYPE_CHECKING:
     from engine.cells import Cell
@@ -22,15 +19,18 @@ def show(context: Context, cell: Cell) -> None:
     pre_trained: Mix = {context.base.name: 1.0}
     names = [*recipe.dataset.sets, recipe.dataset.upstream]
     splits = {name: split_of(context, name) for name in names}
+    samples = sample.draw(context, splits)
     for name, split in splits.items():
-        evaluate.evaluate(context, [pre_trained, headline.mix], [name], split)
+        mixes = [pre_trained, headline.mix]
+        sample.evaluate_on(context, mixes, name, split, samples.get(name))
     if ranks.rank():
         return
     print(f"{recipe.method.title} ({recipe.method.variant}) on {recipe.downstream}, percent top-1")
     print(f"{'set':<20}{'images':>8}{'before':>9}{'after':>9}{'change':>9}")
     accuracy: dict[str, tuple[float, float]] = {}
     for name, split in splits.items():
-        pair = [_accuracy(context, mix, name, split) for mix in (pre_trained, headline.mix)]
+        one = samples.get(name)
+        pair = [_accuracy(context, mix, name, split, one) for mix in (pre_trained, headline.mix)]
         (n, pre), (_, post) = pair
         accuracy[name] = pre, post
         mark = " *" if name == recipe.downstream else ""
@@ -52,8 +52,9 @@ def split_of(context: Context, name: str) -> str:
     return "holdout" if name in trained_on else context.recipe.evaluate.split
 
 
-def _accuracy(context: Context, mix: Mix, name: str, split: str) -> tuple[int, float]:
-    path = evaluate.predicted(context, mix, name, split)
-    table = pq.read_table(path, columns=["label", "top1"])
-    right = table["label"].to_numpy() == table["top1"].to_numpy()
-    return len(right), 100 * float(np.mean(right))
+def _accuracy(
+    context: Context, mix: Mix, name: str, split: str, one: sample.Sample | None
+) -> tuple[int, float]:
+    path = sample.predicted(context, mix, name, split, one)
+    seen = predictions.Bank[str]().add(name, path)
+    return len(seen.top1), seen.accuracy

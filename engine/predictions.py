@@ -6,26 +6,31 @@ evaluations of a set really saw the same images, and that nothing damaged is ave
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-IMAGE = ("index", "source", "label")
+IMAGE = ("index", "source", "label", "group", "weight")
 PROBABILITIES = ("p_top1", "p_true", "margin")
 SCHEMA = pa.schema(
     [("index", pa.int64()), ("source", pa.string()), ("label", pa.int64()), ("top1", pa.int64())]
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
+GROUP = pa.field("group", pa.string())  # where parts of the set count alike
+WEIGHT = pa.field("weight", pa.float64())  # of a sample's images in the accuracy of their set
+Key = TypeVar("Key", bound=Hashable)
 
 
 def read(path: Path) -> pa.Table:
     """Predictions of one evaluation, in the order of their index.
 
     `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and,
-    where corruptions and severities are to count alike, `group` ("corruption/severity").
+    where corruptions and severities are to count alike, `group` ("corruption/severity"), and where
+    they are a sample of the set, `weight`.
     Raises ValueError naming the file for anything unreadable, absent, null, NaN or given twice.
     """
     parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -34,8 +39,9 @@ def read(path: Path) -> pa.Table:
     try:
         table = pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
         schema = SCHEMA
-        if "group" in table.column_names:
-            schema = schema.append(pa.field("group", pa.string()))
+        for extra in (GROUP, WEIGHT):
+            if extra.name in table.column_names:
+                schema = schema.append(extra)
         table = table.select(schema.names).cast(schema).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} is no prediction table ({error}): evaluate again") from error
@@ -43,7 +49,7 @@ def read(path: Path) -> pa.Table:
         raise ValueError(f"{path} holds no predictions: evaluate again")
     for name in table.column_names:
         bad = table[name].null_count
-        if name in PROBABILITIES:
+        if name in (*PROBABILITIES, WEIGHT.name):
             bad += int(np.isnan(table[name].drop_null().to_numpy()).sum())
         if bad:
             raise ValueError(f"{path}: {bad} of {len(table)} values of '{name}' are NaN or null")
@@ -56,41 +62,73 @@ def read(path: Path) -> pa.Table:
     return table
 
 
-class Bank:
-    """Evaluations of one set: for each, the weight of correct images per source (float64).
+class Seen(NamedTuple):
+    """One evaluation as stored, image by image in the order of the index, and its accuracy (%)."""
+
+    top1: np.ndarray
+    label: np.ndarray
+    p_top1: np.ndarray
+    weights: np.ndarray
+    accuracy: float
+
+    @property
+    def hit(self) -> np.ndarray:
+        """Whether each image's top-1 class is the right one."""
+        return self.top1 == self.label
+
+
+class Bank(Generic[Key]):
+    """Evaluations of one set: for each, and each of its training seeds, the weight of correct
+    images per source (float64).
 
     `sources` (sorted, unique) name the rows of `total` and of every array in `correct`.
     """
 
     def __init__(self) -> None:
         self.first: Path | None = None
-        self.correct: dict[tuple[Any, str], np.ndarray] = {}
+        self.correct: dict[Key, dict[int, np.ndarray]] = {}
 
-    def add(self, key: tuple[Any, str], path: Path) -> tuple[int, float]:
-        """Read `path` as `key` (arm, downstream); return its images and its accuracy (%).
+    def add(self, key: Key, path: Path, seed: int = 0) -> Seen:
+        """Read `path` as what the evaluation `key` saw and said.
 
         Raises ValueError, naming both files, if the images differ from those already added.
         """
         table = read(path)
-        images = table.select([name for name in table.column_names if name in (*IMAGE, "group")])
+        images = table.select([name for name in table.column_names if name in IMAGE])
         if self.first is None:
             self.first, self.images = path, images
             self.sources, self.codes = np.unique(images["source"].to_numpy(), return_inverse=True)
-            self.weights = _weights(images)
+            self.weights = weights(images)
             self.total = np.bincount(self.codes, self.weights)
         elif not images.equals(self.images):
             raise ValueError(
                 f"{path} and {self.first} saw different images of one set "
                 f"({_difference(images, self.images)}): evaluate both on the same pack"
             )
-        hit = table["top1"].to_numpy() == table["label"].to_numpy()
-        sums = np.bincount(self.codes, self.weights * hit, minlength=len(self.sources))
-        self.correct[key] = sums
-        return len(hit), float(100 * sums.sum() / self.total.sum())
+        top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
+        sums = np.bincount(self.codes, self.weights * (top1 == label), minlength=len(self.sources))
+        self.correct.setdefault(key, {})[seed] = sums
+        accuracy = float(100 * sums.sum() / self.total.sum())
+        return Seen(top1, label, p_top1, self.weights, accuracy)
+
+    def sums(self, key: Key, seeds: Sequence[int]) -> np.ndarray:
+        """(seeds, sources) weight of correct images; without seeds of its own, under each alike."""
+        found = self.correct[key]
+        own = found.keys() == set(seeds)
+        return np.stack([found[s] for s in seeds] if own else [*found.values()] * len(seeds))
+
+    def saw_the_same(self, other: Bank[Key]) -> bool:
+        """Whether both hold evaluations of the same images."""
+        return self.images.equals(other.images)
 
 
-def _weights(images: pa.Table) -> np.ndarray:
-    """Weight of each image: 1, or what makes severities, then corruptions, count alike."""
+def weights(images: pa.Table) -> np.ndarray:
+    """Weight of each image (float64): 1, or what makes severities, then corruptions, count alike.
+
+    Images of a sample bring their own.
+    """
+    if WEIGHT.name in images.column_names:
+        return images[WEIGHT.name].to_numpy()
     if "group" not in images.column_names:
         return np.ones(len(images))
     names, group, size = np.unique(

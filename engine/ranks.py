@@ -187,6 +187,15 @@ def all_agree(found: bool) -> bool:
     return bool(votes.item())
 
 
+def least(value: float) -> float:
+    """The smallest of the ranks' values (float32)."""
+    if world() == 1:
+        return value
+    values = torch.tensor([value], device=_device())
+    dist.all_reduce(values, dist.ReduceOp.MIN)
+    return values.item()
+
+
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

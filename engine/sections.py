@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from engine import charts
+from engine.plot import ticks
 from engine.standings import Standings, signed
 
 ABSENT = "–"
@@ -37,6 +38,7 @@ class Page:
     published: Mapping[str, Any] | None
     intervals: bool
     own: str
+    seeds: int = 1
 
 
 def ranking(one: Standings, page: Page) -> str:
@@ -46,7 +48,7 @@ def ranking(one: Standings, page: Page) -> str:
         return ""
     reference = reference_of(one, page.published).get("mri", {})
     ends = [end for _, row in ranked for end in (row.mri, row.mri_low, row.mri_high)]
-    axis = charts.ticks(min(0.0, *ends), max(0.0, *ends), 5)
+    axis = ticks(min(0.0, *ends), max(0.0, *ends), 5)
     head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>', "<th>mRI</th>"]
     head += ['<th class="wide">95% interval</th>'] * page.intervals
     others = ("own set, %", "other sets, %", f"change on {page.upstream}")
@@ -67,12 +69,12 @@ def ranking(one: Standings, page: Page) -> str:
         cells += [f'<td class="wide">{number}</td>' for number in numbers]
         cells += [f"<td>{_number(reference.get(line.arm.method))}</td>"] * bool(reference)
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _section(
+    return section(
         "Mean robustness improvement",
         "Mean change in accuracy, in points, on the sets a model was not fine-tuned on. Bars start "
         "at the pre-trained model"
         + ("; the line across a bar's end is its 95% interval." if page.intervals else "."),
-        _table(head, rows),
+        table(head, rows),
     )
 
 
@@ -90,10 +92,10 @@ def models(found: Sequence[Standings], page: Page) -> str:
             note = signed(known[line.arm.method]) if line and line.arm.method in known else ""
             cells.append(_tinted(line.mri.mri if line and line.mri else None, end, note))
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _section(
+    return section(
         "Mean robustness improvement by pre-trained model",
         "mRI in points" + ("; in brackets the published number." if page.published else "."),
-        _table(head, rows, kind="even"),
+        table(head, rows, kind="even"),
     )
 
 
@@ -109,11 +111,11 @@ def improvements(one: Standings, page: Page) -> str:
     for line in one.lines:
         cells = "".join(_tinted(line.ri.get(name), end) for name in one.sets)
         rows.append(f'<tr><th scope="row">{escape(line.title)}</th>{cells}</tr>')
-    return _section(
+    return section(
         "Robustness improvement, set by set",
         "RI in points: fine-tuned on the set that heads the column, evaluated on all the others. "
         "Sets stand from the easiest to the hardest for the pre-trained model.",
-        _table(head, rows, before, kind="even"),
+        table(head, rows, before, kind="even"),
     )
 
 
@@ -133,7 +135,7 @@ def maps(one: Standings, page: Page) -> str:
         f"{charts.heat_map(one, line, page.upstream, end)}</figure>"
         for line in one.lines
     )
-    return _section(
+    return section(
         "Where it helps and where it hurts",
         "Rows: the set fine-tuned on. Columns: the set evaluated on, the upstream set apart at the "
         "right. Change in accuracy against the pre-trained model, in points.",
@@ -145,7 +147,7 @@ def trade_off(one: Standings) -> str:
     """The plane of accuracy on the own set and on the others, with the curves of alpha."""
     if not any(line.own is not None for line in one.lines):
         return ""
-    return _section(
+    return section(
         "What adapting costs elsewhere",
         "Up is more robust, right is better adapted."
         + " The curve interpolates weights from the pre-trained model (α = 0) to the fine-tuned "
@@ -165,7 +167,7 @@ def upstream_change(one: Standings, page: Page) -> str:
     if not rows:
         return ""
     ends = [change for _, _, changes in rows for change in changes.values()]
-    axis = charts.ticks(min(0.0, *ends), max(0.0, *ends), 4)
+    axis = ticks(min(0.0, *ends), max(0.0, *ends), 4)
     body = [
         f'<tr><th scope="row">{escape(line.title)}</th><td class="chart">'
         f"{charts.bar(mean, axis, f'{line.title}: {signed(mean)}', dots=changes)}</td>"
@@ -173,11 +175,11 @@ def upstream_change(one: Standings, page: Page) -> str:
         for line, mean, changes in rows
     ]
     head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>', "<th>mean</th>"]
-    return _section(
+    return section(
         "What is forgotten upstream",
         f"Change in accuracy on {name}, in points, from {one.before[name]:.1f}% before: a dot for "
         "each set fine-tuned on, a bar to their mean. No part of RI.",
-        _table(head, body),
+        table(head, body),
     )
 
 
@@ -185,7 +187,7 @@ def sheet(png: bytes | None) -> str:
     """The contact sheet of the sets, inlined."""
     if png is None:
         return ""
-    return _section(
+    return section(
         "What the sets look like",
         "Samples of every set, as the models see them.",
         '<img alt="Contact sheet: sample images of every set" '
@@ -214,9 +216,14 @@ def how_to_read(found: Sequence[Standings], page: Page) -> str:
         texts.append(
             "Intervals hold the middle 95% of bootstrap resamples of the source images. Copies of "
             "one source in several sets are drawn together, and every model is measured against "
-            "the pre-trained one on the same draw. The intervals are about the choice of images; "
-            "another training seed is not in them, so take a difference of a point or two between "
-            "methods as unproven until several seeds agree."
+            "the pre-trained one on the same draw. "
+            + (
+                f"They cover training seeds too, {page.seeds} of them."
+                if page.seeds > 1
+                else "The intervals are about the choice of images; another training seed is not "
+                "in them, so take a difference of a point or two between methods as unproven "
+                "until several seeds agree."
+            )
         )
     if page.published:
         texts.append(f"Published numbers: {page.published['source']}.")
@@ -243,7 +250,7 @@ def credits(rows: Sequence[Mapping[str, str]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = [f"<th>{escape(name)}</th>" for name in names]
     cells = [[f"<td>{_linked(row.get(name, ABSENT))}</td>" for name in names] for row in rows]
-    body = _table(head, [f"<tr>{''.join(row)}</tr>" for row in cells], kind="text")
+    body = table(head, [f"<tr>{''.join(row)}</tr>" for row in cells], kind="text")
     return f"<section><h2>Credits</h2>{body}</section>"
 
 
@@ -263,14 +270,16 @@ def _tinted(value: float | None, end: float, note: str = "") -> str:
     return f'<td class="tinted"{style}>{_number(value)}{note}</td>'
 
 
-def _section(heading: str, caption: str, content: str) -> str:
+def section(heading: str, caption: str, content: str) -> str:
+    """A heading, a line on how to read it, and what it shows (HTML)."""
     return (
         f"<section><h2>{escape(heading)}</h2>"
         f'<p class="caption">{escape(caption)}</p>{content}</section>'
     )
 
 
-def _table(head: Iterable[str], rows: Iterable[str], before: str = "", kind: str = "") -> str:
+def table(head: Iterable[str], rows: Iterable[str], before: str = "", kind: str = "") -> str:
+    """Cells and rows (HTML) as a table that scrolls where the page is narrow."""
     body = f'<tbody class="before">{before}</tbody>' if before else ""
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{"".join(head)}</tr></thead>{body}'

@@ -7,41 +7,53 @@ head those labels mean, which outputs take part at all, and which images are hel
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from engine import models, ranks
+from engine import grouping, imagenet, models, ranks
 from engine.artifacts import digest
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import emoji, folders
 from loaders.batch import Source
 from loaders.encode import encode
+from loaders.imagenet import Found
 from loaders.pack import Item, Pack
 from loaders.stream import open_source
 
+log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
 
 
 @dataclass(frozen=True)
 class Content:
-    """What goes into a pack: its samples, their classes and how an image is opened."""
+    """What goes into a pack: its samples, their classes and how an image is opened.
+
+    `extra` is kept in the manifest. `large`: encoding is worth going on with after a stop.
+    """
 
     items: Sequence[Item]
     classes: Sequence[str]
     open_image: Callable[[Any], Any]
     fingerprint: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    large: bool = False
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """A pack with its labels in the head's order (int64 [N]), class mask (bool [C]) and split."""
+    """A pack with its labels in the head's order (int64 [N]), class mask (bool [C]) and split.
+
+    `members`: the outputs of each class where a class is several (`engine.grouping`). `group`: str
+    [N], the part of the set in which an image counts, where parts are to count alike (IN-C).
+    """
 
     name: str
     pack: Pack
@@ -49,6 +61,8 @@ class LabelledSet:
     mask: torch.Tensor | None
     train: np.ndarray
     holdout: np.ndarray
+    members: torch.Tensor | None = None
+    group: np.ndarray | None = None
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all where nothing is held out."""
@@ -59,10 +73,23 @@ class LabelledSet:
 
 
 class Sets:
-    """Opens the sets of one recipe, encoding a pack when there is none yet."""
+    """Opens the sets of one recipe, encoding a pack when there is none yet.
 
-    def __init__(self, recipe: Recipe, device: torch.device, cache: Path) -> None:
+    `packs`: sets that are there already, by name. `given_classes`: the head's classes in order,
+    where no upstream set tells them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        cache: Path,
+        packs: Mapping[str, Pack] | None = None,
+        given_classes: Sequence[str] = (),
+    ) -> None:
         self.recipe = recipe
+        self.packs = packs or {}
+        self.given_classes = tuple(given_classes)
         self.device = device
         self.cache = cache
         self._open: dict[str, LabelledSet] = {}
@@ -70,17 +97,29 @@ class Sets:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The head's classes: those of the upstream set."""
-        return self[self.recipe.dataset.upstream].pack.classes
+        """The head's classes: those that were given, or those of the upstream set."""
+        return self.given_classes or self[self.recipe.dataset.upstream].pack.classes
 
     def __getitem__(self, name: str) -> LabelledSet:
         if name not in self._open:
-            pack = ranks.first(lambda: pack_of(self.recipe, name, self.cache))
+            pack = self.packs.get(name) or ranks.first(
+                lambda: pack_of(self.recipe, name, self.cache)
+            )
             dataset = self.recipe.dataset
-            head = pack.classes if name == dataset.upstream else self.classes
+            is_upstream = name == dataset.upstream and not self.given_classes
+            head = pack.classes if is_upstream else self.classes
             labels, mask = to_head(pack, head)
             train, holdout = split(pack.labels, dataset.holdout, dataset.seed)
-            self._open[name] = LabelledSet(name, pack, labels, mask, train, holdout)
+            self._open[name] = LabelledSet(
+                name,
+                pack,
+                labels,
+                mask,
+                train,
+                holdout,
+                grouping.members(pack.classes, {wanted: i for i, wanted in enumerate(head)}),
+                _group(pack),
+            )
         return self._open[name]
 
     def source(self, name: str) -> Source:
@@ -106,10 +145,25 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     if (folder / "manifest.json").is_file():
         pack = Pack.open(folder, transform_spec=transform.spec)
         _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
+        if dataset.kind == "imagenet" and len(pack) != imagenet.images(dataset, name):
+            log.warning("%s is a part of the published set: %d images", name, len(pack))
         return pack
-    content = CONTENT[dataset.kind](dataset, name, cache)
+    return make_pack(recipe, name, CONTENT[dataset.kind](dataset, name, cache))
+
+
+def make_pack(
+    recipe: Recipe, name: str, content: Content, *, workers: int = 0, skip: bool = False
+) -> Pack:
+    """Encode what was found of a set, in the place where `pack_of` looks for it.
+
+    workers: processes; 0 takes one, or all cores for a large set. skip: leave out, and list in the
+    manifest, images that do not decode.
+    """
+    transform = models.transform(recipe.model)
+    # Each worker imports torch and timm first, which only a large set pays back.
+    parallel = (os.cpu_count() or 1) if len(content.items) > PARALLEL_FROM else 1
     return encode(
-        folder,
+        pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name),
         name=name,
         items=content.items,
         open_image=content.open_image,
@@ -117,17 +171,21 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
         transform_spec=transform.spec,
         classes=content.classes,
         source_fingerprint=content.fingerprint,
-        format=dataset.pack_format,  # type: ignore[arg-type]  # checked with the recipe
-        # Each worker imports torch and timm first, which only a large set pays back.
-        workers=(os.cpu_count() or 1) if len(content.items) > PARALLEL_FROM else 1,
+        extra=content.extra,
+        format=recipe.dataset.pack_format,  # type: ignore[arg-type]  # checked with the recipe
+        workers=workers or parallel,
+        on_error="skip" if skip else "refuse",
+        resume=content.large,
     )
 
 
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
     """`runs/packs/<set>-<hash>`: models with the same transform share a pack."""
     key = dataclasses.asdict(dataset)
-    for unrelated in ("name", "sets", "holdout"):
+    for unrelated in ("name", "sets", "holdout", "objectnet", "subsample"):
         del key[unrelated]
+    if dataset.kind == "imagenet":
+        key = imagenet.identity(dataset, name)
     key |= {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
     return runs / "packs" / f"{name}-{digest(key)}"
 
@@ -138,13 +196,14 @@ def to_head(pack: Pack, head: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor
     Raises ValueError naming the classes of the set that the head does not know.
     """
     position = {name: i for i, name in enumerate(head)}
-    unknown = [name for name in pack.classes if name not in position]
+    parts = {name: grouping.names(name, position) for name in pack.classes}
+    unknown = [name for name in pack.classes if not set(parts[name]) <= position.keys()]
     if unknown:
         raise ValueError(
             f"{pack.name} has {len(unknown)} classes that the model's head lacks, such as "
             f"{', '.join(unknown[:3])}; give it the classes of the upstream set"
         )
-    numbers = torch.tensor([position[name] for name in pack.classes], dtype=torch.int64)
+    numbers = torch.tensor([position[parts[name][0]] for name in pack.classes], dtype=torch.int64)
     labels = numbers[torch.from_numpy(np.array(pack.labels))]
     if len(numbers) == len(head):
         return labels, None
@@ -185,6 +244,30 @@ def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     return Content(items, classes, folders.open_image, folders.fingerprint(root))
 
 
+def found_of(found: Found, name: str) -> Content:
+    """An ImageNet set as it was found, as the content of a pack."""
+    extra = {"group_depth": found.group_depth} if found.group_depth else {}
+    opener = imagenet.opener(name)
+    return Content(found.items, found.classes, opener, found.fingerprint, extra, large=True)
+
+
+def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+    source = Path(dataset.root) / name
+    if not dataset.root or (name == imagenet.IMAGENET_C and dataset.subsample == imagenet.FULL):
+        raise ValueError(
+            f"{name} is not encoded for this model's transform; run "
+            f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and dataset.*"
+        )
+    return found_of(imagenet.read(dataset, name, source), name)
+
+
+def _group(pack: Pack) -> np.ndarray | None:
+    depth = pack.manifest["extra"].get("group_depth", 0)
+    if not depth:
+        return None
+    return np.array(["/".join(key.split("/", depth)[:depth]) for key in pack.keys.tolist()])
+
+
 def _refuse_changed(pack: Pack, root: Path | None) -> None:
     """Raise ValueError where the images a pack was made of are there, but no longer the same."""
     if root is None or not root.is_dir():
@@ -199,4 +282,5 @@ def _refuse_changed(pack: Pack, root: Path | None) -> None:
 CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
     "emoji": _emoji,
     "folder": _folder,
+    "imagenet": _imagenet,
 }

@@ -33,16 +33,38 @@ def table(
 
 
 def _block(one: Standings, intervals: bool) -> str:
-    words = [[""], *(re.split("[-_ ]", name) for name in one.sets), ["mRI"]]
+    words = [[""], *map(split, one.sets), ["mRI"]]
     before = ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), ""]
     rows = [[line.title, *_cells(line, one.sets)] for line in one.lines]
     if intervals:
         words.append(["95% interval"])
         before.append("")
         rows = [[*row, _interval(line)] for row, line in zip(rows, one.lines, strict=True)]
+    n = len(one.sets)
+    return "\n".join(
+        [
+            one.model,
+            f"RI: mean change in accuracy on the {n - 1} other sets, in points, after fine-tuning",
+            f"on the set that heads the column; mRI: its mean over the {n}.",
+            "",
+            *layout(words, [before], rows),
+        ]
+    )
+
+
+def split(heading: str) -> list[str]:
+    """A column's heading, a word a line."""
+    return re.split("[-_ ]", heading)
+
+
+def layout(words: Sequence[Sequence[str]], *groups: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table within `WIDTH`: heads, a word a line, then groups of rows under a rule each.
+
+    The first column stands at the left, all others at the right; heads are cut where they must be.
+    """
     height = max(map(len, words))
-    head = [[""] * (height - len(column)) + column for column in words]
-    numbers = [[row[k] for row in [before, *rows]] for k in range(len(words))]
+    head = [[""] * (height - len(column)) + [*column] for column in words]
+    numbers = [[row[k] for rows in groups for row in rows] for k in range(len(words))]
     widths = _fit(head, numbers)
     gap = " " if sum(widths) + 2 * len(widths) > WIDTH else "  "
 
@@ -52,20 +74,10 @@ def _block(one: Standings, intervals: bool) -> str:
         return gap.join(padded).rstrip()
 
     rule = "─" * (sum(widths) + len(gap) * (len(widths) - 1))
-    n = len(one.sets)
-    return "\n".join(
-        [
-            one.model,
-            f"RI: mean change in accuracy on the {n - 1} other sets, in points, after fine-tuning",
-            f"on the set that heads the column; mRI: its mean over the {n}.",
-            "",
-            *(draw(column[level] for column in head) for level in range(height)),
-            rule,
-            draw(before),
-            rule,
-            *map(draw, rows),
-        ]
-    )
+    lines = [draw(column[level] for column in head) for level in range(height)]
+    for rows in groups:
+        lines += [rule, *map(draw, rows)]
+    return lines
 
 
 def _fit(head: Sequence[Sequence[str]], numbers: Sequence[Sequence[str]]) -> list[int]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine import distance, forgetting
+from engine.artifacts import Store
 from engine.distance import Labelled, Matrix, Options, matrix, write_csv
 from engine.forgetting import Point, correlation
 from engine.metrics import Arm
@@ -133,25 +134,47 @@ def test_the_csv_keeps_every_digit(tmp_path):
     np.testing.assert_array_equal(np.array([row[1:] for row in rows], dtype=float), found.values)
 
 
-def test_distances_take_features_from_the_context():
-    asked = []
+def context_of(sets, folder):
+    """What `distances` asks of a context, features as they are given."""
+    asked: list[str] = []
 
     class Sets(dict):
         classes = tuple("abcd")
+        release = staticmethod(asked.append)
 
-        def release(self, name):
-            asked.append(name)
-
-    sets = Sets({name: SimpleNamespace(name=name, labels=s.labels) for name, s in SETS.items()})
-    context = SimpleNamespace(
-        sets=sets, base="base", features=lambda cell, one: SETS[one.name].features
+    return asked, SimpleNamespace(
+        sets=Sets({name: SimpleNamespace(name=name, labels=s.labels) for name, s in sets.items()}),
+        base="base",
+        recipe=SimpleNamespace(model=SimpleNamespace(name="model")),
+        store=Store(folder),
+        features=lambda cell, one: sets[one.name].features,
+        features_key=lambda cell, one: {"model": cell, "pack": one.name},
     )
+
+
+def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
+    asked, context = context_of(SETS, tmp_path)
     found = distance.distances(context, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(found.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
     assert asked == list(SETS)
+    again = distance.distances(context, list(SETS), Options(eps=0.2))
+    np.testing.assert_array_equal(again.values, found.values)
+    np.testing.assert_array_equal(again.gaps, found.gaps)
+    assert (again.names, again.eps) == (found.names, found.eps) and asked == list(SETS)
+    distance.distances(context, list(SETS), Options(eps=0.3))
+    assert asked == 2 * list(SETS)
     for names in (["near"], ["near", "near"]):
         with pytest.raises(ValueError, match="two or more distinct sets"):
             distance.distances(context, names)
+
+
+def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
+    unsolved = Matrix(("near", "mid"), np.array([[0, math.nan], [math.nan, 0]]), np.eye(2), 0.5)
+    monkeypatch.setattr(distance, "matrix", lambda *_: unsolved)
+    _, context = context_of(SETS, tmp_path)
+    distance.distances(context, ["near", "mid"])
+    kept = distance.distances(context, ["near", "mid"])
+    np.testing.assert_array_equal(kept.values, unsolved.values)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +262,7 @@ def test_charts_are_svg_that_name_every_set_and_escape_it():
     assert "<b>" in texts and "distance to up & up" in texts
     assert len(list(svg.iter("circle"))) == 6
     for circle in svg.iter("circle"):
-        assert 0 <= float(circle.get("cx")) <= 560 and 0 <= float(circle.get("cy")) <= 360
+        assert 0 <= float(circle.get("cx")) <= 560 and 0 <= float(circle.get("cy")) <= 400
     values = np.array([[0.0, math.nan], [2.5, 0.0]])
     heat = ElementTree.fromstring(
         forgetting.heat_map(Matrix(("<a>", "b"), values, np.zeros((2, 2)), 1.0))

@@ -126,9 +126,12 @@ def test_the_table_of_given_logits(masked):
     labelled = SimpleNamespace(
         labels=torch.from_numpy(truth),
         mask=torch.from_numpy(mask) if masked else None,
+        members=None,
+        group=None,
         pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
     )
-    table = evaluate.predictions_table(torch.from_numpy(logits), labelled, positions)
+    said = evaluate.Verdict(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
+    table = evaluate.predictions_table(said, labelled, positions)
     if masked:
         logits[:, ~mask] = -np.inf
     check_columns(table, logits, truth[positions])
@@ -230,7 +233,13 @@ OPTIMIZER = {
     "eps": 1e-6,
     "weight_decay": 0.1,
 }
-EVALUATE = {"batch_size": 4, "precision": "bf16", "split": "holdout"}
+EVALUATE = {
+    "batch_size": 4,
+    "precision": "bf16",
+    "split": "holdout",
+    "budget": 0.5,
+    "half_width": 0.5,
+}
 CHANGES = [
     *(f"train.{key}={value}" for key, value in TRAIN.items()),
     *(f"optimizer.{key}={value}" for key, value in OPTIMIZER.items()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,46 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import SETS, cell, grid, random_hits, several_seeds, table
 
 from engine import metrics, predictions
-from engine.metrics import Accuracy, Evaluation
+from engine.rows import Accuracy
 
-SETS = ("a", "b", "c")
 SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
-
-
-def table(hits: np.ndarray, **columns) -> pa.Table:
-    n = len(hits)
-    label = np.arange(n) % 5
-    given_columns = {
-        "index": np.arange(n),
-        "source": [f"concept-{i // 2}" for i in range(n)],
-        "label": label,
-        "top1": np.where(hits, label, label + 1),
-    } | {name: np.full(n, 0.5, np.float32) for name in predictions.PROBABILITIES}
-    return pa.table(given_columns | columns)
-
-
-def cell(path: Path, method: str, downstream: str, on: str, alpha: float | None = None):
-    variant = "" if method == metrics.PRE else "canonical"
-    return Evaluation("lite0", method, variant, alpha, downstream, on, path)
-
-
-def grid(folder: Path, hits, methods=("fine_tune",), sets=SETS, **columns) -> list[Evaluation]:
-    """Files of a whole grid; `hits(method, downstream, on)` gives the correct images."""
-    cells = [("pre", "", on) for on in (*sets, "up")]
-    cells += list(itertools.product(methods, sets, (*sets, "up")))
-    out = []
-    for number, (method, downstream, on) in enumerate(cells):
-        path = folder / f"{number}.parquet"
-        pq.write_table(table(hits(method, downstream, on), **columns), path)
-        out.append(cell(path, method, downstream, on))
-    return out
-
-
-def random_hits(n=60, seed=0):
-    rng = np.random.default_rng(seed)
-    return lambda method, downstream, on: rng.random(n) < (0.4 if method == "pre" else 0.5)
 
 
 def rows(before: np.ndarray, after: np.ndarray, sets) -> list[Accuracy]:
@@ -235,7 +200,7 @@ def test_duplicates_and_misplaced_pre_trained_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"fine-tuned on c, evaluated on up is given twice"):
         metrics.summarise([*evaluations, evaluations[-1]], SETS)
     second = replace(evaluations[0], variant="bf16")
-    with pytest.raises(ValueError, match="lite0 pre, evaluated on a is given twice"):
+    with pytest.raises(ValueError, match="has no variant"):
         metrics.summarise([*evaluations, second], SETS)
     with pytest.raises(ValueError, match="empty downstream"):
         metrics.summarise([replace(evaluations[-1], downstream="")], SETS)
@@ -320,3 +285,58 @@ def test_csv(tmp_path):
         "accuracy.csv",
         "mri.csv",
     ]
+
+
+def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):
+    hits = {seed: random_hits(seed=seed) for seed in (3, 4, 5)}
+    several = several_seeds(tmp_path / "all", hits.get, (3, 4, 5))
+    single = [
+        metrics.summarise(grid(tmp_path / f"one-{seed}", random_hits(seed=seed), seed=seed), SETS)
+        for seed in (3, 4, 5)
+    ]
+    summary = metrics.summarise(several, SETS)
+    for row, *alone in zip(summary.accuracy, *(one.accuracy for one in single), strict=True):
+        first = alone[0].accuracy
+        mean = first if row.method == "pre" else np.mean([one.accuracy for one in alone])
+        assert (row.place, row.n) == (alone[0].place, 60)
+        assert row.accuracy == pytest.approx(mean)
+    fine = [row for row in summary.by_seed if row.method != "pre"]
+    assert [row.seed for row in fine] == [3, 4, 5] * 12
+    assert fine[4].accuracy == single[1].accuracy[5].accuracy
+    assert all(one.by_seed == () for one in single)
+    paths = metrics.write_csv(tmp_path, summary)
+    assert [path.name for path in paths] == ["accuracy.csv", "mri.csv", "seeds.csv"]
+    assert paths[2].read_text().splitlines()[0] == (
+        "model,method,variant,alpha,downstream,evaluated_on,seed,n,accuracy"
+    )
+
+
+def test_a_cell_that_lacks_a_seed_is_refused_by_name(tmp_path):
+    cells = several_seeds(tmp_path, lambda seed: random_hits(seed=seed), (0, 1))
+    with pytest.raises(ValueError, match="fine-tuned on c, evaluated on up lacks seed 1"):
+        metrics.summarise(cells[:-1], SETS)
+    with pytest.raises(ValueError, match="no variant, alpha or seed"):
+        metrics.summarise([replace(cells[0], seed=1), *cells[1:]], SETS)
+
+
+def test_behaviour_is_against_the_pre_trained_model_and_only_on_the_same_images(tmp_path):
+    cells = grid(tmp_path, random_hits())
+    own = next(one for one in cells if one.on_its_own)
+    pq.write_table(pq.read_table(own.path).slice(0, 20), own.path)
+    found = {row.place: row for row in metrics.gather(cells[::-1]).behaviour}
+    accuracy = {row.place: row.accuracy for row in metrics.gather(cells).accuracy}
+    before = {row.evaluated_on: value for row, value in accuracy.items() if row.method == "pre"}
+    for place, row in found.items():
+        if place.method == "pre" or place == own.place:
+            assert row.shares == (None,) * 4
+            continue
+        assert row.both_right + row.lost == pytest.approx(before[place.evaluated_on])
+        assert row.both_right + row.gained == pytest.approx(accuracy[place])
+        assert row.same_top1 >= row.both_right
+
+
+def test_the_stream_of_draws_stays_what_it_was(tmp_path):
+    """Intervals published once must come out again: frozen when there were no seeds yet."""
+    (mri,) = metrics.summarise(grid(tmp_path, random_hits()), SETS).mri
+    found = (mri.mri, mri.mri_low, mri.mri_high)
+    assert found == pytest.approx((15.277777777777779, 7.777777777777779, 23.055555555555554))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine import charts, recipe, report
 from engine.metrics import PRE, Accuracy, Mri, improvements
+from engine.plot import ticks
 from engine.standings import signed, standings
 from engine.table import table
 
@@ -298,7 +299,7 @@ def test_bad_input_is_refused(tmp_path):
 
 @given(st.floats(-100, 100), st.floats(0, 150), st.integers(2, 8))
 def test_ticks_hold_the_range_in_few_round_steps(low, width, count):
-    found = charts.ticks(low, low + width, count)
+    found = ticks(low, low + width, count)
     assert found[0] <= low + 1e-6 and found[-1] >= low + width - 1e-6
     assert 2 <= len(found) <= count + 3
     steps = np.diff(found)
@@ -308,7 +309,7 @@ def test_ticks_hold_the_range_in_few_round_steps(low, width, count):
 
 @pytest.mark.parametrize("high", [0.013, 0.4, 1.0, 3.0, 17.0, 250.0])
 def test_axes_and_legends_print_what_they_mark(high):
-    axis = charts.ticks(0.0, high)
+    axis = ticks(0.0, high)
     printed = ET.fromstring(charts.bar_axis(axis)).findall("text")
     values = [float((text.text or "").replace("−", "-")) for text in printed]
     assert values == pytest.approx(axis)

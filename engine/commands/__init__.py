@@ -5,6 +5,16 @@ Modules import torch, and whatever imports it, only when their command runs: `ri
 
 from __future__ import annotations
 
-from engine.commands import campaign, job, metrics, recipes
+from engine.commands import (
+    campaign,
+    distance,
+    encode,
+    evaluate,
+    job,
+    metrics,
+    plan,
+    recipes,
+    verify,
+)
 
-COMMANDS = (campaign, metrics, recipes, job)
+COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, recipes, job)

@@ -18,13 +18,17 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    plan = campaign.plan(arguments.name, arguments.overrides, arguments.cores)
-    if campaign.finished(plan) and not arguments.dry_run:
-        print(f"{plan.name} is finished; nothing to do.")
-    else:
-        campaign.run(plan, arguments.cores, arguments.dry_run)
-    if not arguments.dry_run:
-        show(plan)
+    from engine import half_widths
+
+    for plan in half_widths.looks(arguments.name, arguments.overrides, arguments.cores):
+        if arguments.dry_run:
+            campaign.run(plan, arguments.cores, dry_run=True)
+            return
+        if campaign.finished(plan):
+            print(f"{plan.name} is finished; nothing to do.")
+        else:
+            campaign.run(plan, arguments.cores, dry_run=False)
+    show(plan)
 
 
 def show(plan: campaign.Plan) -> None:

@@ -4,27 +4,70 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from engine import campaign, quiet
 from engine.commands.campaign import show
 from engine.errors import CampaignError
+
+if TYPE_CHECKING:
+    from engine.metrics import Gathered
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("metrics", help="recompute a campaign's tables and report")
     parser.add_argument("name")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--intervals", action="store_true", help="RI with 95%% intervals")
+    parser.add_argument("--behaviour", action="store_true", help="answers kept, lost and gained")
+    parser.add_argument(
+        "--compare",
+        nargs="?",
+        const="",
+        metavar="METHOD",
+        help="paired tests of every method against METHOD, by default the best",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import grid, ranks
+    from engine import grid, half_widths, ranks
 
-    plan = campaign.plan(arguments.name, arguments.overrides, os.cpu_count() or 1)
+    if "=" in (arguments.compare or ""):  # an override that stands after a bare --compare
+        arguments.overrides.append(arguments.compare)
+        arguments.compare = ""
+    plan = next(half_widths.looks(arguments.name, arguments.overrides, os.cpu_count() or 1))
+    if arguments.compare and arguments.compare not in plan.methods:
+        raise CampaignError(
+            f"{plan.name} has no method {arguments.compare!r}; it has {', '.join(plan.methods)}"
+        )
     missing = campaign.columns_missing(plan)
     if missing:
         raise CampaignError(f"{plan.name} lacks {', '.join(missing)}; run `rib campaign` with it")
+    device = ranks.pick_device("auto")
     with campaign.locked(plan.folder):
-        grid.finish(plan, ranks.pick_device("auto"))
+        found = grid.gather(plan, device)
+        grid.finish(plan, device, found)
     show(plan)
+    if arguments.intervals or arguments.behaviour or arguments.compare is not None:
+        _show_certainty(arguments, plan, found)
+
+
+def _show_certainty(arguments: argparse.Namespace, plan: campaign.Plan, found: Gathered) -> None:
+    from engine import certainty, grid, metrics, recipe
+    from engine.standings import standings
+
+    upstream = recipe.load(plan.name, plan.overrides, method=plan.methods[0]).dataset.upstream
+    summary = metrics.summarise(found, plan.sets)
+    against = arguments.compare or None
+    sure = certainty.certainty(found, summary, plan.sets, upstream, against)
+    for one in standings(
+        summary.accuracy, summary.mri, sets=plan.sets, upstream=upstream, methods=grid.titles(plan)
+    ):
+        if arguments.intervals:
+            print(f"\n{certainty.interval_table(one, sure)}")
+        if arguments.compare is not None:
+            print(f"\n{certainty.comparison_table(one, sure, against)}")
+        if arguments.behaviour:
+            print(f"\n{certainty.behaviour_table(one, sure)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import models
+from engine import grouping, models
 from engine.optim import Penalty
 from engine.schema import MethodRecipe
 from kernels.distill import distill_loss
@@ -62,10 +62,15 @@ class Trained(nn.Module):
         target = context.target
         self.targets_N = target.labels.to(context.device)
         self.mask_C = None if target.mask is None else target.mask.to(context.device)
+        self.members_GM = None if target.members is None else target.members.to(context.device)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits [b, C] of a batch."""
-        return self.net(self.normalize(batch.images))
+        """Logits [b, C] of a batch, as `grouped` gives them."""
+        return self.grouped(self.net(self.normalize(batch.images)))
+
+    def grouped(self, logits_BC: torch.Tensor) -> torch.Tensor:
+        """A head's outputs as logits of the set's classes; the same where a class is one output."""
+        return grouping.grouped(logits_BC, self.members_GM)
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """Class numbers [b] in the head's order."""

@@ -35,7 +35,7 @@ class Method(Trained):
         super().prepare(net, context)
         if self.recipe.temperature <= 0 or self.recipe.weight < 0:
             raise ValueError("method.temperature must be above 0 and method.weight at least 0")
-        self.teacher_NC = context.logits(context.base, context.target)
+        self.teacher_NC = self.grouped(context.logits(context.base, context.target))
 
     def loss(self, batch: Batch) -> torch.Tensor:
         index = torch.from_numpy(batch.index).to(self.teacher_NC.device)

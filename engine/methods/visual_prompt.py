@@ -41,7 +41,7 @@ class Method(FrozenBackbone):
         return canvas.masked_scatter(self.frame_HW, self.prompt)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        return self.net(self.normalize(batch.images) + self.image_prompt())
+        return self.grouped(self.net(self.normalize(batch.images) + self.image_prompt()))
 
     def export(self) -> Export:
         return Export(self.net.state_dict(), prompt=self.image_prompt().detach())

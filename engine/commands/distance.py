@@ -1,0 +1,79 @@
+"""`rib distance`: how far sets are apart in a model's features, as a table, CSV and heat map."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import quiet
+from engine.artifacts import digest
+
+if TYPE_CHECKING:
+    from engine.distance import Matrix
+
+NAME_WIDTH = 18
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("distance", help="optimal transport distances between sets")
+    parser.add_argument("words", nargs="*", metavar="SET | key=value", help="default: all sets")
+    parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
+    parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
+    parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")
+    parser.add_argument("--absolute", action="store_true", help="eps in the cost's own units")
+    parser.add_argument("--label-distance", help="gaussian | means | none")
+    parser.add_argument("--lam-x", type=float, help="weight of the feature term")
+    parser.add_argument("--lam-y", type=float, help="weight of the label term")
+    parser.add_argument("--half", action="store_true", help="halve costs, as the reference does")
+    parser.add_argument("--biased", action="store_true", help="leave the self terms in")
+    parser.add_argument("--samples", type=int, help="at most so many of a set, seeded")
+    parser.add_argument("--seed", type=int, help="of the drawn samples")
+    parser.add_argument("--tolerance", type=float, help="of the certified duality gap")
+    parser.add_argument("--exact", action="store_true", help="unregularised, for small sets")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    quiet.libraries()
+    from engine import distance, forgetting, ranks, report
+    from engine.context import Context, Request
+
+    given = {
+        field.name: getattr(arguments, field.name, None)
+        for field in dataclasses.fields(distance.Options)
+    }
+    given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
+    options = distance.Options(**{k: v for k, v in given.items() if v is not None})
+    overrides = [word for word in arguments.words if "=" in word]
+    if arguments.model:
+        overrides.append(f"model={arguments.model}")
+    request = Request(arguments.campaign, tuple(overrides))
+    resolved = request.recipe()
+    context = Context(request, resolved, ranks.start(resolved.device))
+    every = [resolved.dataset.upstream, *resolved.dataset.sets]
+    names = [word for word in arguments.words if "=" not in word] or every
+    for name in names:
+        if name not in every:
+            raise ValueError(f"{name} is no set of {arguments.campaign}: {', '.join(every)}")
+    found = distance.distances(context, names, options)
+    key = digest({"sets": names, "options": dataclasses.asdict(options)})
+    folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
+    distance.write_csv(folder / "distances.csv", found)
+    heading = f"<h1>How far the sets are apart for {resolved.model.name}</h1>"
+    page = report.page_of(folder / "index.html", "distances", [heading, forgetting.heat_map(found)])
+    ranks.stop()
+    print(table(found))
+    print(f"\nmatrix  {folder / 'distances.csv'}\npage    {page.resolve()}")
+
+
+def table(found: Matrix) -> str:
+    """The matrix in the terminal: columns are numbered as the rows are."""
+    head = " " * (NAME_WIDTH + 4) + "".join(f"{i:>8}" for i in range(1, len(found.names) + 1))
+    rows = [
+        f"{i:>3} {name[:NAME_WIDTH]:<{NAME_WIDTH}}"
+        + "".join("       –" if value != value else f"{value:>8.4g}" for value in row)
+        for i, (name, row) in enumerate(zip(found.names, found.values, strict=True), start=1)
+    ]
+    return "\n".join([head, *rows])
