@@ -55,8 +55,8 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def start(device: str = "auto") -> torch.device:
-    """Join the process group and return this rank's device.
+def start(device: str = "auto", gpu: int = 0) -> torch.device:
+    """Join the process group and return this rank's device; a lone process takes GPU `gpu`.
 
     Raises ValueError as `pick_device` does, and when no C++ compiler is found, which DeepSpeed
     needs once on a CPU.
@@ -75,8 +75,9 @@ def start(device: str = "auto") -> torch.device:
             os.environ["PATH"] = os.pathsep.join([str(beside), os.environ.get("PATH", "")])
     if "RANK" not in os.environ:
         under_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+        alone = {"RANK": "0", "LOCAL_RANK": str(gpu), "WORLD_SIZE": "1"}
         for name, slurm in SLURM.items():
-            default = "1" if name == "WORLD_SIZE" else "0"
+            default = alone[name]
             os.environ[name] = os.environ.get(slurm, default) if under_slurm else default
         if under_slurm and "MASTER_ADDR" not in os.environ:
             raise ValueError(

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import torch
 
-    from engine import grid, ranks
+    from engine import gpus, grid, ranks
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     plan = campaign.read(arguments.plan)
@@ -31,9 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.stage == "report":
         grid.finish(plan, ranks.pick_device("auto"))
         return
-    device = ranks.start()
     if arguments.stage == "prepare":
-        grid.prepare(plan, device)
+        grid.prepare(plan, ranks.start())
     else:
-        grid.column(plan, arguments.set, device)
+        count = torch.cuda.device_count()
+        gpu = gpus.claim(plan.path.parent, count) if count > 1 else 0
+        grid.column(plan, arguments.set, ranks.start(gpu=gpu))
     ranks.stop()
