@@ -7,6 +7,7 @@ renamed; `done.json` holds the checksums and is the only proof that it is finish
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +38,14 @@ class Artifact:
             raise FileNotFoundError(f"{path} is missing; delete {self.folder} and run again")
         return path
 
+    def checked(self, name: str) -> Path:
+        """As `file`; ValueError if its bytes are not those it was made with (hashed once a run)."""
+        path = self.file(name)
+        marker = json.loads((self.folder / MARKER).read_text())
+        if _hash_once(path) != marker["files"][name]["sha256"]:
+            raise ValueError(f"{path} was altered; delete {self.folder} and run again")
+        return path
+
 
 def digest(key: Any) -> str:
     """First 16 hex digits of the SHA-256 of the key as canonical JSON."""
@@ -48,6 +57,11 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _hash_once(path: Path) -> str:
+    return file_hash(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -107,15 +121,6 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(kind, folder.name, folder, key)
-
-    def verify(self, artifact: Artifact) -> None:
-        """Compare every file with its stored SHA-256; ValueError names the first that differs."""
-        marker = json.loads((artifact.folder / MARKER).read_text())
-        for name, entry in marker["files"].items():
-            if file_hash(artifact.folder / name) != entry["sha256"]:
-                raise ValueError(
-                    f"{artifact.folder / name} was altered; delete {artifact.folder} and run again"
-                )
 
     @staticmethod
     def _rename(temporary: Path, folder: Path) -> None:

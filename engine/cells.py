@@ -60,12 +60,12 @@ class Cell:
         return self.meta.get("backbone") or self.name
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The state dict, on the CPU."""
-        return load_file(self.artifact.file(checkpoints.WEIGHTS))
+        """The state dict, on the CPU. Raises ValueError if its file was altered."""
+        return load_file(self.artifact.checked(checkpoints.WEIGHTS))
 
     def tensors(self, *names: str) -> list[torch.Tensor]:
         """Some tensors of the state dict, on the CPU; the others are not read."""
-        with safe_open(self.artifact.file(checkpoints.WEIGHTS), framework="pt") as file:
+        with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
             return [file.get_tensor(name) for name in names]
 
     def prompt(self) -> torch.Tensor | None:
