@@ -37,6 +37,8 @@ setup(
         "test": [
             "pytest>=8",
             "POT>=0.9.5",
+            "geomloss>=0.3",
+            "open_clip_torch>=3",
             "triton>=3.5; platform_system == 'Linux'",
             "hypothesis>=6",
             "ruff>=0.12",

@@ -1,21 +1,26 @@
 """How often a sample's intervals hold, and how many images they need.
 
-    python -m bench.coverage [RUNS/store]
+    python -m bench.coverage [RUNS/store] [--json FILE]
 
 draws samples of known populations again and again: of a set as large as ImageNet-C, made up, and of
-the predictions that a campaign stored. It times nothing, so it is no case of `python -m bench`.
+the predictions that a campaign stored. It times nothing, so it is no case of `python -m bench`;
+bench/results/coverage.json is what it found.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from bench import report
 from engine import budget, predictions
 from engine.budget import Frame
 
@@ -106,7 +111,9 @@ def stored(store: Path, models: int = MODELS, *, control: bool = True) -> list[P
     if not sets:
         raise ValueError(f"{store} holds no set that {SETS_EVALUATED_LITTLE} models were shown")
     common = sorted(set.intersection(*map(set, sets)))
-    base = next(mix for mix in common if mix.startswith('{"linear_probe-upstream'))
+    base = next((mix for mix in common if mix.startswith('{"linear_probe-upstream')), None)
+    if base is None:
+        raise ValueError(f"{store} holds no pre-trained model whose head was fitted upstream")
     others = [mix for mix in common if mix != base]
     chosen = [others[i] for i in np.linspace(0, len(others) - 1, models).astype(int)]
     populations = []
@@ -163,7 +170,7 @@ def once(
 def needed(populations: Sequence[Population], half_width: float, model: int = 0) -> int:
     """Images that an interval of `half_width` (a share) takes, if variances were known."""
     frames = [one.frame for one in populations]
-    low, high = 0.0, 1.0
+    low, high = budget.least_share(frames), 1.0
     for _ in range(24):
         share = (low + high) / 2
         counts = budget.allocate(frames, share)
@@ -187,7 +194,8 @@ class Draws:
     def look(self, some: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray, int]:
         """Mean over the sets and its variance for repeats `some`, and the images, at a share no
         smaller than before."""
-        counts = budget.allocate([one.frame for one in self.populations], share)
+        frames = [one.frame for one in self.populations]
+        counts = budget.allocate(frames, max(share, budget.least_share(frames)))
         value, variance = np.zeros(len(some)), np.zeros(len(some))
         sets = zip(self.populations, counts, self._drawn, self._right, strict=True)
         for one, images, drawn, right in sets:
@@ -202,41 +210,55 @@ class Draws:
         return value, variance, sum(counts)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.coverage", description=__doc__)
+    parser.add_argument("stores", nargs="*", type=Path, metavar="RUNS/store")
+    parser.add_argument("--json", type=Path, help="all results, as a file")
+    options = parser.parse_args(arguments)
     print(f"{REPEATS} repeats; 95% intervals of the mean change over the sets, in points")
+    rows = []
     for control in (True, False):
         sets = [corrupted(control=control)[0]]
-        _show("75 x 50,000 made up", control, sets, models=1, widths=(0.5, 0.1))
-    for store in map(Path, arguments):
+        rows += _show("75 x 50,000 made up", control, sets, models=1, widths=(0.5, 0.1))
+    for store in options.stores:
         for control in (True, False):
             sets = stored(store, control=control)
-            _show(str(store), control, sets, models=MODELS, widths=(5.0, 2.0, 1.0, 0.5, 0.1))
+            title, widths = f"{len(sets)} sets of a campaign", (5.0, 2.0, 1.0, 0.5, 0.1)
+            rows += _show(title, control, sets, models=MODELS, widths=widths)
+    if options.json:
+        about = report.machine(torch.device("cpu"))
+        report.write(options.json, {"machine": about, "repeats": REPEATS, "rows": rows})
     return 0
 
 
 def _show(
     title: str, control: bool, sets: Sequence[Population], models: int, widths: Sequence[float]
-) -> None:
+) -> list[dict[str, Any]]:
     total = sum(len(one.frame.order) for one in sets)
     print(f"\n{title}: {total} images, {'with' if control else 'without'} the control variate")
+    about = {"population": title, "of": total, "control": control, "models": models}
+    rows = []
     for share in (0.05, 0.25):
         trials = [once(sets, share, model=m) for m in range(models)]
-        _line(f"budget {share:g}", trials, "")
+        rows.append(about | {"budget": share} | _line(f"budget {share:g}", trials))
     for width in widths:
         trials = [stop(sets, width / 100, model=m) for m in range(models)]
-        known = np.mean([needed(sets, width / 100, m) for m in range(models)])
-        _line(f"to +-{width:g}", trials, f"; {known:.0f} with known variances and one look")
+        known = float(np.mean([needed(sets, width / 100, m) for m in range(models)]))
+        more = f"; {known:.0f} with known variances and one look"
+        row = {"half_width": width, "images_with_known_variances": known}
+        rows.append(about | row | _line(f"to +-{width:g}", trials, more))
+    return rows
 
 
-def _line(what: str, trials: Sequence[Trial], more: str) -> None:
+def _line(what: str, trials: Sequence[Trial], more: str = "") -> dict[str, float]:
     covered = [one.covered for one in trials]
-    images = np.mean([one.images for one in trials])
+    mean, worst, images = np.mean(covered), min(covered), np.mean([one.images for one in trials])
     print(
-        f"  {what:<12} covered {np.mean(covered):.1%} (worst model {min(covered):.1%}), "
-        f"{images:.0f} images{more}",
+        f"  {what:<12} covered {mean:.1%} (worst model {worst:.1%}), {images:.0f} images{more}",
         flush=True,
     )
+    return {"covered": float(mean), "covered_worst_model": worst, "images": float(images)}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

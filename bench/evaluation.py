@@ -271,11 +271,9 @@ class Bench:
 
     def a_pass_a_probe(self, probes: list[Cell]) -> zoo.OwnContext:
         self.forget("predictions")
-        context = self.context
         for cell in probes:
-            context = self.on(self.pack)
-            evaluate.evaluate(context, [{cell.name: 1.0}], ["set"], "all")
-        return context
+            evaluate.evaluate(self.on(self.pack), [{cell.name: 1.0}], ["set"], "all")
+        return self.on(self.pack)
 
     def stored(self, context: zoo.OwnContext, mix: Mix) -> Tensor:
         """top-1 [N] in the store."""

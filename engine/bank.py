@@ -3,7 +3,9 @@
 Weights stay on the device as far as they fit. Of a larger bank either the images are read once a
 group of models, or the groups are loaded again for every slice of the set; whichever is estimated
 to be faster. How many images go through a model at once depends on the memory, not on the bank, so
-that a model says the same in any company.
+that a model says the same in any company. A matrix product of fewer rows may round otherwise, so
+the last bits of a probability can differ between machines where one cuts batches and another does
+not; artefacts are not told apart by that. Batches are halved, so that few sizes are possible.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ WEIGHTS_SHARE, ACTIVATIONS_SHARE = 0.5, 0.25
 
 
 class Forward:
-    """Sends batches through models, in parts that the memory free at its making holds."""
+    """Sends batches through models, in parts that the memory free at its making holds.
+
+    A part is a half, a quarter, ... of a batch: outputs may differ in their last bits from those of
+    the batch in one piece, and are the same wherever the parts are.
+    """
 
     def __init__(self, context: Context) -> None:
         self.device = context.device
@@ -55,7 +61,9 @@ class Forward:
 
     def _choose(self, model: Model, x_1CHW: torch.Tensor) -> int:
         each = activation_bytes(model, x_1CHW)
-        part = max(1, int(self._room // each))
+        part = self.size
+        while part > max(1, self._room // each):
+            part = -(-part // 2)
         if part < self.size:
             log.info(
                 "batches of %d run in parts of at most %d: one image takes about %.0f MB",
@@ -63,13 +71,16 @@ class Forward:
                 part,
                 each / 1e6,
             )
-        return min(part, self.size)
+        return part
 
 
 class Bank:
     """The models of some mixes, in groups that fit on the device together, one group at a time."""
 
-    def __init__(self, context: Context, mixes: Group, parents: Mapping[str, Cell]) -> None:
+    def __init__(
+        self, context: Context, mixes: Group, parents: Mapping[str, Cell], slice_bytes: int
+    ) -> None:
+        """`slice_bytes`: of a slice's images, which stay while several groups are shown them."""
         self.context = context
         self.parents = parents
         members = {name for mix in mixes for name in mix}
@@ -77,8 +88,16 @@ class Bank:
         largest = max(file.stat().st_size for file in files)
         # Mixed parents take their place twice, as files and as the rows that are averaged, and
         # one more model lends its form.
-        room = WEIGHTS_SHARE * free_memory(context.device) / largest - 2 * max(map(len, mixes)) - 1
-        self.groups = groups(mixes, max(1, int(ranks.least(room))))
+        aside = 2 * max(map(len, mixes)) + 1
+        free = free_memory(context.device)
+
+        def fitting(free: float) -> list[Group]:
+            room = WEIGHTS_SHARE * free / largest - aside
+            return groups(mixes, max(1, int(ranks.least(room))))
+
+        self.groups = fitting(free)
+        if len(self.groups) > 1:
+            self.groups = fitting(free - slice_bytes)
         self._group: Group = ()
         self._models: list[Model] = []
         self._load_s = 0.0

@@ -9,25 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from engine.predictions import Seen
-from engine.rows import PRE, Accuracy, Behaviour, Cell
+from engine.rows import PRE, Accuracy, Agreement, Behaviour, Cell
 
 BINS = 15
 MODELS_FOR_A_TREND = 3
-
-
-class Agreement(NamedTuple):
-    """Shares of images, in percent, before against after; `lost` + `both_right` is accuracy
-    before, `gained` + `both_right` accuracy after."""
-
-    same_top1: float
-    both_right: float
-    lost: float
-    gained: float
 
 
 def agreement(before: Seen, after: Seen) -> Agreement:
@@ -99,12 +88,10 @@ def above_trend(
         ]
         x = [known[_at(cell, upstream)] for cell in cells]
         fit = [cell.method == PRE or (not only_before and cell.alpha is None) for cell in cells]
-        if (
-            sum(fit) < MODELS_FOR_A_TREND
-            or len({v for v, on in zip(x, fit, strict=True) if on}) < 2
-        ):
+        try:
+            values = effective_robustness(x, [known[cell] for cell in cells], fit)
+        except ValueError:  # no line: too few models, or all of them as good upstream
             continue
-        values = effective_robustness(x, [known[cell] for cell in cells], fit)
         found |= zip(cells, map(float, values), strict=True)
     return tuple(replace(row, effective_robustness=found.get(row.place)) for row in rows)
 

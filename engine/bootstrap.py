@@ -20,6 +20,7 @@ from engine.predictions import Bank
 
 LEVEL = 0.95
 DRAWS_PER_CHUNK = 1 << 24
+RARE = 50  # sources; a stratum of n shrinks deviations by sqrt(1 - 1/n), so small ones are pooled
 
 
 def means(
@@ -35,15 +36,16 @@ def means(
     their sum over the weight of the set's images, averaged over training seeds. Draw b is the same
     draw of sources and of seeds for all sets.
 
-    Sources are drawn with replacement; those that occur in the same sets form a stratum and are
-    drawn on their own, so no set comes out empty.
+    Sources are drawn with replacement. Those that occur in the same sets form a stratum and are
+    drawn on their own; what occurs in sets that fewer than `RARE` sources share is one stratum
+    together. A draw that has none of a set's images counts each of them once.
     """
     sources = np.unique(np.concatenate([banks[name].sources for name in columns]))
     rows = {name: np.searchsorted(sources, banks[name].sources) for name in columns}
     member = np.zeros((len(sources), len(rows)), bool)
     for j, name in enumerate(rows):
         member[rows[name], j] = True
-    stratum = np.unique(member, axis=0, return_inverse=True)[1].ravel()
+    stratum = _strata(member)
     seeds = {column.shape[0] for column in columns.values()}
     assert len(seeds) == 1, seeds
     weights = _seed_weights(np.random.default_rng([seed, 1]), resamples, *seeds)
@@ -59,6 +61,7 @@ def means(
             counts[:, members] = _draw(rng, len(counts), len(members))
         for name, column in columns.items():
             drawn = counts[:, rows[name]]
+            drawn[drawn.sum(axis=1) == 0] = 1
             total = (drawn @ banks[name].total)[:, None]
             for one, weight in zip(column, weights[chunk].T, strict=True):
                 samples[name][chunk] += weight[:, None] * ((drawn @ one) / total)
@@ -93,6 +96,13 @@ def _seed_weights(rng: np.random.Generator, rows: int, seeds: int) -> np.ndarray
     deviates -= deviates.mean(axis=1, keepdims=True)
     chi = np.sqrt(rng.chisquare(seeds - 1, (rows, 1)) / (seeds - 1))
     return 1 / seeds + deviates / (chi * np.sqrt(seeds * (seeds - 1)))
+
+
+def _strata(member: np.ndarray) -> np.ndarray:
+    """(sources,) number of each one's stratum from which sets (sources, sets) it occurs in."""
+    _, pattern, size = np.unique(member, axis=0, return_inverse=True, return_counts=True)
+    pooled = np.where(size < RARE, len(size), np.arange(len(size)))[pattern.ravel()]
+    return np.unique(pooled, return_inverse=True)[1]
 
 
 def _draw(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:

@@ -27,7 +27,7 @@ EACH = 2  # images drawn of every stratum before the allocation begins: a varian
 BANDS = 8  # of doubt, from which strata are cut class after class
 LEAST_SPREAD = 0.2  # models are wrong more often than they think
 LEVEL = 0.95
-FIRST = 1 / 256  # of the images, where a sequential evaluation looks at its intervals first
+FIRST = 1 / 256  # of the images, or `least_share`: where a sequential evaluation looks first
 LOOKS = 5  # at most; the last is at all that it may see
 
 
@@ -52,6 +52,10 @@ class Frame:
     def least(self) -> int:
         """Images below which a stratum would have none to tell its variance from."""
         return int(np.minimum(self.size, EACH).sum())
+
+    def up_to(self, images: int) -> int:
+        """So many images, or as many as there are; not fewer than `least`."""
+        return max(self.least, min(images, len(self.order)))
 
     def drawn(self, images: int) -> np.ndarray:
         """Images (int64 [H]) of each stratum among the first `images` of the order."""
@@ -109,16 +113,27 @@ def frame(
 def allocate(frames: Sequence[Frame], budget: float) -> list[int]:
     """Images to draw of each set, `budget` (share of all images) in total.
 
-    Sets count alike in RI, so an image of a small set tells more and small sets are seen in full
-    first. A set gets at least `Frame.least` images, whatever the budget, and never fewer for a
-    larger one. Raises RecipeError for a budget that is not in (0, 1].
+    Sets count alike in RI, so they get about equally many images, more where answers were in doubt;
+    a small one may be seen in full. A set gets at least `Frame.least` images, and never fewer for a
+    larger budget. Raises RecipeError for a budget that is not in (0, 1] or below `least_share`.
     """
     check_budget(budget)
     keys = np.concatenate([one.key for one in frames])
+    total, least = math.ceil(budget * len(keys) - 1e-9), sum(one.least for one in frames)
+    if total < least:
+        enough = math.ceil(1e4 * least_share(frames)) / 1e4
+        raise RecipeError(
+            f"evaluate.budget={budget:g} is too little: it takes {least} of {len(keys)} images to "
+            f"tell how sure a sample is; give {enough:g} or more"
+        )
     sets = np.repeat(np.arange(len(frames)), [len(one.key) for one in frames])
-    first = np.argsort(keys, kind="stable")[: math.ceil(budget * len(keys) - 1e-9)]
-    counts = np.bincount(sets[first], minlength=len(frames))
-    return [max(int(n), one.least) for n, one in zip(counts, frames, strict=True)]
+    first = np.argsort(keys, kind="stable")[:total]  # images that a set needs have a key of 0
+    return np.bincount(sets[first], minlength=len(frames)).tolist()
+
+
+def least_share(frames: Sequence[Frame]) -> float:
+    """The smallest budget of these sets: what leaves no stratum without a variance."""
+    return sum(one.least for one in frames) / sum(len(one.order) for one in frames)
 
 
 def estimate(one: Frame, drawn: np.ndarray, total: np.ndarray, squares: np.ndarray) -> Estimate:

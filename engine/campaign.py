@@ -22,13 +22,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from engine import artifacts, recipe
 from engine.artifacts import digest, write_atomic
 from engine.errors import CampaignError, RecipeError
+from engine.schema import Recipe
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5
@@ -51,18 +51,7 @@ class Plan:
     folder: Path
     threads: int
     seeds: int = 1
-
-    @cached_property
-    def path(self) -> Path:
-        """The plan on disk, in a folder named after everything that determines the results."""
-        cells = [recipe.load(self.name, self.overrides, method=method) for method in self.methods]
-        own = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
-        identity = {
-            "format": artifacts.FORMAT,
-            "cells": [dataclasses.asdict(cell) for cell in cells],
-            "files": [artifacts.file_hash(path) for path in own],
-        }
-        return self.folder.resolve() / "plans" / digest(identity) / "plan.json"
+    path: Path = Path()  # on disk, in a folder named after everything that determines the results
 
 
 def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
@@ -82,9 +71,34 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
             f"dataset.holdout={cells[0].dataset.holdout:g}: a campaign judges cells on the same "
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
-    folder = Path(cells[0].runs) / Path(name).stem
-    threads = max(1, cores // len(sets))
-    return Plan(name, tuple(overrides), tuple(methods), sets, folder, threads, cells[0].seeds)
+    folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
+    return Plan(
+        name,
+        tuple(overrides),
+        tuple(methods),
+        sets,
+        folder,
+        threads=max(1, cores // len(sets)),
+        seeds=cells[0].seeds,
+        path=folder.resolve() / "plans" / _digest(cells) / "plan.json",
+    )
+
+
+def _digest(cells: Sequence[Recipe]) -> str:
+    own = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
+    identity = {
+        "format": artifacts.FORMAT,
+        "cells": [dataclasses.asdict(cell) for cell in cells],
+        "files": [artifacts.file_hash(path) for path in own],
+    }
+    return digest(identity)
+
+
+def _title(name: str, overrides: Sequence[str], model: str) -> str:
+    """Of the campaign's folder: grids of several models stand side by side and share packs."""
+    asked = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
+    own = not asked or asked[-1] == recipe.model_of(name)
+    return Path(name).stem if own else f"{Path(name).stem}-{model}"
 
 
 def read(path: Path) -> Plan:
@@ -93,7 +107,7 @@ def read(path: Path) -> Plan:
     fields: dict[str, Any] = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
     for name in ("overrides", "methods", "sets"):
         fields[name] = tuple(fields[name])
-    fields["folder"] = Path(fields["folder"])
+    fields |= {"folder": Path(fields["folder"]), "path": path}
     return Plan(**fields)
 
 

@@ -68,6 +68,11 @@ class Cell:
         with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
             return [file.get_tensor(name) for name in names]
 
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor of the state dict, which is not read."""
+        with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
+            return file.get_slice(name).get_shape()
+
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""
         path = self.artifact.folder / PROMPT

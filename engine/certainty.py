@@ -16,7 +16,7 @@ from statistics import fmean
 from engine import behaviour, comparisons, intervals, rows, sections, table
 from engine.comparisons import SIGNIFICANT
 from engine.metrics import Gathered, Summary
-from engine.rows import PRE, Arm, Behaviour, Comparison, Interval
+from engine.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
 from engine.standings import TABLE_ALPHA, Standings, signed
 
 POPULATION = (
@@ -24,7 +24,6 @@ POPULATION = (
     "and the pre-trained model are taken as they are"
 )
 FILES = ("intervals.csv", "comparisons.csv", "behaviour.csv")
-SHARES = ("same_top1", "both_right", "lost", "gained")
 
 
 @dataclass(frozen=True)
@@ -42,31 +41,30 @@ class Certainty:
         several = f" and training runs like these {self.seeds}"
         return POPULATION.format(seeds=several if self.seeds > 1 else "")
 
+    @property
+    def family(self) -> int:
+        """Over how many comparisons of mRI p is corrected."""
+        return len(_overall(self.comparisons))
 
-def certainty(
-    grid: Gathered,
-    summary: Summary,
-    sets: Sequence[str],
-    upstream: str,
-    against: str | None = None,
-) -> Certainty:
-    """All of it; comparisons are those of every two arms that a table shows, or with `against`
-    those with one method. Raises ValueError when no complete arm is of that method."""
-    arms = [row.arm for row in summary.mri if row.alpha in (None, TABLE_ALPHA)]
-    pairs = comparisons.all_pairs(arms)
-    if against is not None:
-        if against not in (known := dict.fromkeys(arm.method for arm in arms)):
-            raise ValueError(
-                f"there is no method {against!r} to compare with; there are {', '.join(known)}"
-            )
-        pairs = [(b, a) if a.method == against else (a, b) for a, b in pairs]
-        pairs = [(a, b) for a, b in pairs if b.method == against]
+
+def certainty(grid: Gathered, summary: Summary, sets: Sequence[str], upstream: str) -> Certainty:
+    """All of it, with every two arms compared that a table shows."""
     return Certainty(
         intervals.intervals(grid, summary, sets),
-        comparisons.compare(grid, pairs, sets),
+        compared(grid, summary, sets),
         behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream),
         len(grid.seeds),
     )
+
+
+def compared(
+    grid: Gathered, summary: Summary, sets: Sequence[str], against: str | None = None
+) -> tuple[Comparison, ...]:
+    """Comparisons of every two arms that a table shows, or with `against` those with one method.
+    Raises ValueError when no complete arm is of that method."""
+    arms = [row.arm for row in summary.mri if row.alpha in (None, TABLE_ALPHA)]
+    pairs = comparisons.all_pairs(arms) if against is None else comparisons.with_one(arms, against)
+    return comparisons.compare(grid, pairs, sets)
 
 
 def write_csv(folder: Path, found: Certainty) -> None:
@@ -97,7 +95,7 @@ def interval_table(one: Standings, found: Certainty) -> str:
     lines = []
     for line in one.lines:
         values = [line.ri.get(name) for name in one.sets] + [line.mri.mri if line.mri else None]
-        lines.append([line.title, *map(_signed, values)])
+        lines.append([line.title, *map(table.number, values)])
         halves = [half(line.arm, name, "", "RI") for name in one.sets]
         lines.append(["", *halves, half(line.arm, "", "", "mRI")])
     return _block(
@@ -110,13 +108,14 @@ def interval_table(one: Standings, found: Certainty) -> str:
 
 def comparison_table(one: Standings, found: Certainty, against: str | None = None) -> str:
     """Every method against one of them, or the best: paired difference in mRI, its corrected p,
-    and the number of sets on which it is better and worse; within 100 columns."""
+    and the number of sets on which its mean accuracy is surely higher and lower; within 100
+    columns."""
     ranked = [line for line, _ in one.ranked()]
     reference = one.line(against) if against else next(iter(ranked), None)
     if reference is None or reference.mri is None:
         return f"{one.model}\nThere is no finished method to compare with."
     tests = _against(found.comparisons, reference.arm)
-    overall = {row.arm: row for row in tests if not row.evaluated_on}
+    overall = {row.arm: row for row in _overall(tests)}
     words = ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"]
     lines = []
     for line in ranked:
@@ -124,27 +123,27 @@ def comparison_table(one: Standings, found: Certainty, against: str | None = Non
             continue
         row = overall[line.arm]
         on_sets = [test for test in tests if test.arm == line.arm and test.evaluated_on]
-        won = [(test.better or 0) - (test.worse or 0) for test in on_sets if _real(test)]
+        won = [test.difference for test in on_sets if _real(test)]
         lines.append(
             [
                 line.title,
-                _signed(line.mri.mri),
-                _signed(row.difference),
-                f"[{_signed(row.low)}, {_signed(row.high)}]",
+                table.number(line.mri.mri),
+                table.number(row.difference),
+                f"[{table.number(row.low)}, {table.number(row.high)}]",
                 _p(row.p),
                 _p(row.p_corrected),
                 str(sum(net > 0 for net in won)),
                 str(sum(net < 0 for net in won)),
             ]
         )
-    family = sum(not row.evaluated_on for row in found.comparisons)
     n = len(one.sets)
     return _block(
         one,
-        f"Against {reference.title} (mRI {_signed(reference.mri.mri)}), paired over the same "
-        f"images. Differences in mRI, in points; p by bootstrap, corrected (Holm) for {family} "
-        f"comparisons. Better and worse: on how many of the {n} sets, by McNemar's exact test, "
-        f"corrected for {family * n}. It is about {found.population}.",
+        f"Against {reference.title} (mRI {table.number(reference.mri.mri)}), paired over the same "
+        "images. Differences in mRI, in points; p by bootstrap, corrected (Holm) for "
+        f"{found.family} comparisons. Better and worse: on how many of the {n} sets, by McNemar's "
+        "exact test (of a sample, with its weights, by bootstrap), corrected for "
+        f"{found.family * n}. It is about {found.population}.",
         table.layout([table.split(word) for word in words], lines),
     )
 
@@ -157,7 +156,7 @@ def behaviour_table(one: Standings, found: Certainty) -> str:
 
     def cells(title: str, arm: Arm) -> list[str]:
         *shares, error, above = mean[arm]
-        return [title, *map(_plain, shares), _plain(error), _signed(above)]
+        return [title, *map(_plain, shares), _plain(error), table.number(above)]
 
     pre = Arm(one.model, PRE, "", None)
     lines = [cells(line.title, line.arm) for line in one.lines if line.arm in mean]
@@ -180,12 +179,9 @@ def not_told_apart(one: Standings, found: Certainty) -> str:
     ranked = [line for line, _ in one.ranked()]
     if len(ranked) < 2:
         return ""
-    tests = {
-        row.arm: row for row in _against(found.comparisons, ranked[0].arm) if not row.evaluated_on
-    }
+    tests = {row.arm: row for row in _overall(_against(found.comparisons, ranked[0].arm))}
     open_ = [line.title for line in ranked[1:] if line.arm in tests and not _real(tests[line.arm])]
-    family = sum(not row.evaluated_on for row in found.comparisons)
-    test = f"a paired test at {SIGNIFICANT:.0%}, corrected for {family} comparisons"
+    test = f"a paired test at {SIGNIFICANT:.0%}, corrected for {found.family} comparisons"
     seeds = f"; {found.seeds} training seeds" if found.seeds > 1 else "; one training seed"
     if not open_:
         return f"Every other method can be told from it ({test}{seeds})."
@@ -194,12 +190,11 @@ def not_told_apart(one: Standings, found: Certainty) -> str:
 
 def section(one: Standings, found: Certainty) -> str:
     """The report's part "How sure": each method against the best, and what became of answers."""
-    ranked = [(line, row) for line, row in one.ranked()]
+    ranked = one.ranked()
     if len(ranked) < 2:
         return ""
     best = ranked[0][0]
-    tests = _against(found.comparisons, best.arm)
-    overall = {row.arm: row for row in tests if not row.evaluated_on}
+    overall = {row.arm: row for row in _overall(_against(found.comparisons, best.arm))}
     mean = _behaviour_means(found.behaviour, one)
     heads = (
         "method",
@@ -232,31 +227,36 @@ def section(one: Standings, found: Certainty) -> str:
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
         )
-    family = sum(not row.evaluated_on for row in found.comparisons)
     before = mean[Arm(one.model, PRE, "", None)][4]
     return sections.section(
         "How sure",
         f"{not_told_apart(one, found)} Differences are paired: both methods see the same draw of "
-        f"images. The population is {found.population}. p is corrected for {family} comparisons "
-        "(Holm). On the other sets: images with the same answer before and after, answers lost and "
-        f"gained, expected calibration error in points ({_plain(before)} before), and accuracy "
-        "above what the trend over the models here predicts from accuracy upstream.",
+        f"images. The population is {found.population}. p is corrected for {found.family} "
+        "comparisons (Holm). On the other sets: images with the same answer before and after, "
+        "answers lost and gained, expected calibration error in points "
+        f"({_plain(before)} before), and accuracy above what the trend over the models here "
+        "predicts from accuracy upstream.",
         sections.table([f"<th>{escape(head)}</th>" for head in heads], body),
     )
 
 
 def _against(tests: Iterable[Comparison], arm: Arm) -> list[Comparison]:
     """The comparisons with an arm, all seen from the other side."""
-    turned = (row.turned() if row.arm == arm else row for row in tests)
-    return [row for row in turned if row.against == arm]
+    swapped = (row.swapped() if row.arm == arm else row for row in tests)
+    return [row for row in swapped if row.against == arm]
+
+
+def _overall(tests: Iterable[Comparison]) -> list[Comparison]:
+    """Those of mRI."""
+    return [row for row in tests if not row.evaluated_on]
 
 
 def _behaviour_means(
     found: Iterable[Behaviour], one: Standings
 ) -> dict[Arm, tuple[float | None, ...]]:
-    """Means over the sets that a model was not trained on: `SHARES`, calibration error, effective
-    robustness; None where a cell of them has none."""
-    names = (*SHARES, "calibration_error", "effective_robustness")
+    """Means over the sets that a model was not trained on: its `Agreement`, calibration error and
+    effective robustness; None where a cell of them has none."""
+    names = (*Agreement._fields, "calibration_error", "effective_robustness")
     cells: dict[Arm, list[Behaviour]] = {}
     for row in found:
         if row.model == one.model and row.evaluated_on in one.sets and not row.on_its_own:
@@ -291,7 +291,3 @@ def _p(value: float) -> str:
 
 def _plain(value: float | None) -> str:
     return table.ABSENT if value is None else f"{value:.1f}"
-
-
-def _signed(value: float | None) -> str:
-    return table.ABSENT if value is None else signed(value).replace("−", "-")

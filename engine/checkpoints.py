@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine import models, zero_shot
+from engine import hub, models, zero_shot
 from engine.artifacts import Artifact, Store, file_hash
 from engine.schema import ModelRecipe
 from loaders import registry
@@ -39,19 +40,23 @@ PHOTOS = (
 def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artifact:
     """The pre-trained backbone as an artefact, without or with its own head.
 
-    Raises ValueError when the tensors do not fit the architecture, or when the model gets fewer of
-    the twenty photos right than its recipe says.
+    A `path` stands in for a download. Raises ValueError when the tensors do not fit the
+    architecture, or when the model gets fewer of the twenty photos right than its recipe says.
     """
+    source = recipe.weights.source
+    if source in ("timm", "pypi") and recipe.weights.path:
+        source = "file"
     key: dict[str, Any] = {"model": _settings(recipe)}
+    key["model"]["weights"]["source"] = source
     if recipe.weights.source == "random":
         key["seed"] = seed
-    if recipe.weights.source == "file" or recipe.weights.path:
+    if source == "file" or recipe.weights.path:
         key["sha256"] = file_hash(_own_file(recipe))
         key["model"]["weights"]["path"] = ""  # the same file elsewhere is the same model
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
-        net = SOURCES[recipe.weights.source](recipe, cache)
+        net = SOURCES[source](recipe, cache)
         if recipe.weights.photos_right:
             _check_on_photos(net, recipe, cache)
         save(net.state_dict(), folder / WEIGHTS)
@@ -71,8 +76,22 @@ def load(path: Path) -> State:
     """
     if path.suffix != ".safetensors":
         return _plain_tensors(path, str(path))
-    try:
+    with _whole(path):
         return load_file(path)
+
+
+def names(path: Path) -> set[str]:
+    """Names of the tensors that `load` would give; of safetensors no tensor is read."""
+    if path.suffix != ".safetensors":
+        return set(load(path))
+    with _whole(path), safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
 
@@ -108,10 +127,10 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
     models.data_config(recipe)  # knows an architecture that timm does not have
     try:
         return timm.create_model(recipe.arch, pretrained=True, **models.size_options(recipe))
-    except (OSError, RuntimeError) as error:
+    except hub.ERRORS as error:
         raise ValueError(
-            f"timm gives no weights for {recipe.arch} ({str(error).splitlines()[0]}); without a "
-            "way to the hub, set model.weights.source=file model.weights.path=FILE"
+            f"timm gives no weights for {recipe.arch} ({hub.reason(error)}); without a way to the "
+            "hub, set model.weights.source=file model.weights.path=FILE"
         ) from error
 
 
@@ -171,7 +190,7 @@ def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
             )
         state = dict(zip(net.state_dict(), state.values(), strict=True))
     if weight in state:
-        net = models.create(recipe, len(state[bias]))
+        net = models.create(recipe, len(state[weight]))
     else:
         state = state | {weight: net.state_dict()[weight], bias: net.state_dict()[bias]}
     if "pos_embed" in state and state["pos_embed"].shape != net.state_dict()["pos_embed"].shape:

@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # argparse takes no positional words after an option; key=value words may stand anywhere.
     wrong = [word for word in rest if word.startswith("-") or "=" not in word]
     if wrong or (rest and not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+        wrong = wrong or rest
+        late = "" if wrong[0].startswith("-") else " (names come before options)"
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}{late}")
     if rest:
         arguments.overrides += rest
     return entry.guarded(lambda: arguments.run(arguments) or 0)

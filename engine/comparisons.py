@@ -33,10 +33,11 @@ def compare(
     """Each pair's difference in mRI, then on each of the sets; the population: `bootstrap`.
 
     mRI: paired bootstrap over source images and seeds; its p is that of its percentile interval.
-    `resamples` defaults to so many that a corrected p of 0.02 can be reached. Sets: McNemar's exact
+    `resamples` defaults to so many that each corrected p can reach 0.02. Sets: McNemar's exact
     test (McNemar 1947) with sources in place of images: each of them is a win for the method whose
     models, trained on the other sets, get more of its images right. With one model, one image a
-    source and two sets, that is McNemar's own test. It takes seeds as given.
+    source and two sets, that is McNemar's own test. It takes seeds as given. It counts images
+    alike, so of a sample, whose images have weights, p is that of the percentile interval instead.
 
     Raises ValueError for a pair of two pre-trained models, or an arm that lacks a column.
     """
@@ -50,7 +51,9 @@ def compare(
     for one, other in pairs:
         if one.model != other.model:
             raise ValueError(f"{one} and {other} start from different pre-trained models")
-    count = resamples or max(RESAMPLES, RESAMPLES_PER_PAIR * len(pairs))
+    sampled = {name for name in sets if grid.banks[name].sampled}
+    tests = len(pairs) * (len(sets) if sampled else 1)
+    count = resamples or max(RESAMPLES, RESAMPLES_PER_PAIR * tests)
     drawn = metrics.change_draws(grid, arms, sets, resamples=count, seed=seed)
     mri = np.sum(list(drawn.values()), axis=0)
     ood = _mean_accuracies(grid, sets)
@@ -65,7 +68,7 @@ def compare(
             samples = len(sets) * (drawn[name][:, a] - drawn[name][:, b])
             counts = _wins(grid, one, other, name, sets)
             value = ood[one, name] - ood[other, name]
-            p = sign_test(*counts)
+            p = bootstrap.p_value(samples) if name in sampled else sign_test(*counts)
             on_sets.append(_row(one, other, name, value, samples, counts, p))
     return (*_corrected(overall), *_corrected(on_sets))
 
@@ -78,6 +81,16 @@ def all_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
         for other in arms[k + 1 :]
         if one.model == other.model
     ]
+
+
+def with_one(arms: Sequence[Arm], method: str) -> list[tuple[Arm, Arm]]:
+    """Every arm against each of one method; ValueError where there is none of it."""
+    if method not in (known := dict.fromkeys(arm.method for arm in arms)):
+        raise ValueError(
+            f"there is no method {method!r} to compare with; there are {', '.join(known)}"
+        )
+    pairs = [(b, a) if a.method == method else (a, b) for a, b in all_pairs(arms)]
+    return [(a, b) for a, b in pairs if b.method == method]
 
 
 def sign_test(better: int, worse: int) -> float:

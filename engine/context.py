@@ -162,7 +162,10 @@ class Context:
             "base": self.base.name,
             "target": self.target.pack.fingerprint,
             "upstream": self.upstream.pack.fingerprint,
-            "split": [cell_recipe.dataset.holdout, cell_recipe.dataset.seed],
+            "split": [
+                *self.target.split_key(cell_recipe.dataset),
+                *self.upstream.split_key(cell_recipe.dataset)[2:],
+            ],
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [
                 Context(self.request, sibling, self.device, self.sets).key() for sibling in siblings
@@ -229,7 +232,7 @@ class Context:
         key = {
             "model": self.base.name,
             "pack": self.upstream.pack.fingerprint,
-            "split": [self.recipe.dataset.holdout, self.recipe.dataset.seed],
+            "split": self.upstream.split_key(self.recipe.dataset),
             "images": images,
             "labels": labels,
         }

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 MATRIX = "matrix.json"
 LABEL_DISTANCES = ("gaussian", "means", "none")
 EXACT_COSTS = 25_000_000  # 5000 x 5000: 200 MB and some seconds
+EXACT_STEPS = 10**7  # of network simplex
 
 
 class Labelled(NamedTuple):
@@ -87,13 +88,15 @@ class Matrix:
     """Distances between sets: values and gaps float64 [k, k], NaN where a pair did not converge.
 
     A distance is a (debiased) transport cost, in squared units of the features. A gap is the sum of
-    the absolute duality gaps of a pair's terms over OT(a, b); eps is absolute, 0 if exact.
+    the absolute duality gaps of a pair's terms over OT(a, b); eps is absolute, 0 if exact. samples:
+    the most of a set that were looked at, where not all.
     """
 
     names: tuple[str, ...]
     values: np.ndarray
     gaps: np.ndarray
     eps: float
+    samples: int | None = None
 
     def row(self, name: str) -> dict[str, float]:
         """Distances of one set to the others that are known."""
@@ -130,7 +133,7 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
 
     label = context.recipe.model.name
     made = context.store.make("distances", label, key, write)
-    return _of(json.loads(made.file(MATRIX).read_text()))
+    return _of(json.loads(made.file(MATRIX).read_text()), options)
 
 
 def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
@@ -150,7 +153,7 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
         values[i, j], gaps[i, j] = values[j, i], gaps[j, i] = solve(a, b)
         if math.isnan(values[i, j]):
             log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gaps[i, j])
-    return Matrix(tuple(sets), values, gaps, entropic.eps if entropic else 0.0)
+    return Matrix(tuple(sets), values, gaps, entropic.eps if entropic else 0.0, options.samples)
 
 
 def write_csv(path: Path, found: Matrix) -> None:
@@ -164,17 +167,17 @@ def write_csv(path: Path, found: Matrix) -> None:
 
 
 def _plain(found: Matrix) -> dict[str, Any]:
-    """As JSON has it: null for a pair that did not converge."""
+    """As JSON has it: null for a pair that did not converge, and for a gap that is not known."""
 
     def lists(array: np.ndarray) -> list[list[float | None]]:
-        return [[None if math.isnan(x) else float(x) for x in row] for row in array]
+        return [[float(x) if math.isfinite(x) else None for x in row] for row in array]
 
     return dataclasses.asdict(found) | {"values": lists(found.values), "gaps": lists(found.gaps)}
 
 
-def _of(plain: Mapping[str, Any]) -> Matrix:
+def _of(plain: Mapping[str, Any], options: Options) -> Matrix:
     values, gaps = (np.array(plain[name], float) for name in ("values", "gaps"))
-    return Matrix(tuple(plain["names"]), values, gaps, plain["eps"])
+    return Matrix(tuple(plain["names"]), values, gaps, plain["eps"], options.samples)
 
 
 class _Cloud(NamedTuple):
@@ -233,7 +236,7 @@ class _Problems:
         )
 
     def exact(self, a: str, b: str) -> tuple[float, float]:
-        """Unregularised transport by network simplex, and a gap of zero."""
+        """Unregularised transport by network simplex, and a gap of 0; NaN if it stopped early."""
         n, m = (len(self.clouds[name].features) for name in (a, b))
         if n * m > EXACT_COSTS:
             raise ValueError(
@@ -245,8 +248,12 @@ class _Problems:
         except ImportError as error:
             raise ValueError("exact transport needs POT: pip install POT") from error
         dense = self.cost(a, b).rows(0, n).cpu().numpy()
-        value = ot.emd2(np.full(n, 1 / n), np.full(m, 1 / m), dense, numItermax=10**7)
-        return float(value), 0.0  # pyright: ignore[reportArgumentType]
+        weights = np.full(n, 1 / n), np.full(m, 1 / m)
+        options = {"numItermax": EXACT_STEPS, "log": True}
+        value, told = ot.emd2(*weights, dense, **options)  # pyright: ignore[reportAssignmentType]
+        if told["warning"] is not None:
+            return math.nan, math.nan
+        return float(value), 0.0
 
 
 class _Entropic:

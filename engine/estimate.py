@@ -1,6 +1,6 @@
 """What a campaign costs, told before anything runs: images, operations, GPU-hours, disk and jobs.
 
-Operations are counted on the architecture itself (`engine.rehearsal`); hours follow from an assumed
+Operations are counted on the architecture itself (`engine.dry_run`); hours follow from an assumed
 share of a device's peak, and are a prediction, not a measurement.
 """
 
@@ -14,16 +14,14 @@ import numpy as np
 import torch
 
 from engine import campaign, imagenet, models, sets
-from engine.rehearsal import PREPARE, Rehearsal
+from engine.commands.encode import size_bytes
+from engine.dry_run import PREPARE, DryRun
+from engine.planned import PlannedCell, Work
 from engine.schema import Recipe
 from engine.sets import LabelledSet
-from engine.stage import Made, Work
 from loaders import emoji, folders
-from loaders.pack import Pack
+from loaders.pack import MANIFEST, Pack
 
-A100_TFLOPS = 312.0  # dense bf16, NVIDIA's data sheet
-MFU = 0.4
-JPEG_BYTES = 0.2  # of raw pixels, as `rib encode` reckons
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
 ORDER = ("features", "fisher", "training", "evaluation")
 KINDS = {
@@ -37,8 +35,8 @@ KINDS = {
 class Device:
     """The peak of a GPU in TFLOP/s and the share of it that is assumed to be reached."""
 
-    tflops: float = A100_TFLOPS
-    mfu: float = MFU
+    tflops: float = 312.0  # an A100, dense bf16: NVIDIA's data sheet
+    mfu: float = 0.4
 
     def hours(self, flops: float) -> float:
         return flops / (self.tflops * 1e12 * self.mfu * 3600)
@@ -53,7 +51,7 @@ class Estimate:
     parameters: int
     forward_flops: float
     work: tuple[Work, ...]
-    cells: tuple[Made, ...]
+    cells: tuple[PlannedCell, ...]
     disk: dict[str, int]
     images: dict[str, int]
 
@@ -90,7 +88,7 @@ def of(plan: campaign.Plan) -> Estimate:
 
     Raises ValueError where a set is neither encoded nor known, or its folder cannot be read.
     """
-    recipe = Rehearsal(plan, {}, 0).recipe
+    recipe = DryRun(plan, {}, 0).recipe
     places = [recipe.dataset.upstream, *recipe.dataset.sets]
     labels = {name: labels_of(recipe, name) for name in places}
     dataset = recipe.dataset
@@ -99,17 +97,18 @@ def of(plan: campaign.Plan) -> Estimate:
         train, holdout = sets.split(own, dataset.holdout, dataset.seed)
         # Of a pack only its length is looked at, which the labels have too.
         labelled[name] = LabelledSet(name, own, torch.from_numpy(own), None, train, holdout)  # type: ignore[arg-type]
-    classes = 1000 if dataset.kind == "imagenet" else int(labels[dataset.upstream].max()) + 1
-    rehearsal = Rehearsal(plan, labelled, classes)
-    rehearsal.run()
+    is_imagenet = dataset.kind == "imagenet"
+    classes = len(imagenet.wnids()) if is_imagenet else int(labels[dataset.upstream].max()) + 1
+    dry_run = DryRun(plan, labelled, classes)
+    dry_run.run()
     return Estimate(
         plan,
         recipe,
-        sum(p.numel() for p in rehearsal.net.parameters()),
-        rehearsal.forward_flops,
-        tuple(rehearsal.work),
-        tuple(rehearsal.cells.values()),
-        _disk(recipe, rehearsal, {name: len(own) for name, own in labels.items()}),
+        sum(p.numel() for p in dry_run.net.parameters()),
+        dry_run.forward_flops,
+        tuple(dry_run.work),
+        tuple(dry_run.cells.values()),
+        _disk(recipe, dry_run, {name: len(own) for name, own in labels.items()}),
         {name: len(own) for name, own in labels.items()},
     )
 
@@ -122,11 +121,10 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     """
     dataset = recipe.dataset
     folder = sets.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         return Pack.open(folder).labels.astype(np.int64)
     if dataset.kind == "imagenet":
-        subset = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 113}.get(name, 1000)
-        return np.arange(imagenet.images(dataset, name)) % subset
+        return np.arange(imagenet.images(dataset, name)) % imagenet.classes(name)
     if dataset.kind == "emoji":
         styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
         return np.arange(dataset.classes * dataset.renderings * styles) % dataset.classes
@@ -134,14 +132,13 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     return np.array([item.label for item in found])
 
 
-def _disk(recipe: Recipe, rehearsal: Rehearsal, images: dict[str, int]) -> dict[str, int]:
-    ratio = JPEG_BYTES if recipe.dataset.pack_format == "jpeg" else 1.0
-    width = models.head(rehearsal.net).in_features
+def _disk(recipe: Recipe, dry_run: DryRun, images: dict[str, int]) -> dict[str, int]:
+    width = models.head(dry_run.net).in_features
     return {
-        "packs": round(sum(images.values()) * 3 * recipe.model.image_size**2 * ratio),
-        "weights": sum(made.bytes for made in rehearsal.cells.values()),
-        "features": sum(rehearsal.features.values()) * width * 4,
-        "predictions": sum(work.rows for work in rehearsal.work) * ROW_BYTES,
+        "packs": sum(size_bytes(recipe, count) for count in images.values()),
+        "weights": sum(made.bytes for made in dry_run.cells.values()),
+        "features": sum(dry_run.features.values()) * width * 4,
+        "predictions": sum(work.rows for work in dry_run.work) * ROW_BYTES,
     }
 
 
@@ -150,7 +147,7 @@ def text(one: Estimate, device: Device) -> str:
     recipe = one.recipe
     rows: dict[str, list[float]] = {}
     for work in sorted(one.work, key=lambda work: ORDER.index(work.kind)):
-        row = rows.setdefault(KINDS.get(work.kind, f"training: {work.what}"), [0, 0, 0])
+        row = rows.setdefault(KINDS.get(work.kind, f"training: {work.label}"), [0, 0, 0])
         for i, value in enumerate((work.images, work.steps, work.flops)):
             row[i] += value
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
@@ -175,7 +172,7 @@ def text(one: Estimate, device: Device) -> str:
         f"hours      {one.hours(device, 1):,.3g} on one GPU; {one.hours(device, 8):,.3g} on eight, "
         f"a column each (the longest: {longest})",
         f"           predicted, at {device.mfu:.0%} of {device.tflops:g} TFLOP/s; without reading "
-        "images and starting kernels",
+        "images, starting kernels and the report's distances",
         f"jobs       {one.jobs}: what all share, {len(one.plan.sets)} columns, the report",
         f"cells      {trained} with weights of their own, {len(points)} mixed in {sum(points)} "
         "points",

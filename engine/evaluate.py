@@ -7,9 +7,11 @@ model said of a set is an artefact, so nothing is evaluated twice, and metrics r
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,7 @@ from engine.artifacts import Artifact, digest
 from engine.bank import Bank, Forward, Model
 from engine.cells import Cell
 from engine.merge import Mix, essential
-from engine.part import Part
-from engine.pending import PART, Pending, slices
+from engine.pending import PART, Part, Pending, slices
 from engine.sets import LabelledSet
 from loaders.batch import Batch
 
@@ -78,9 +79,11 @@ def features(context: Context, cell: Cell, labelled: LabelledSet, kind: str) -> 
     kind: precision of the forward pass, `fp32` or `bf16`.
     """
     net = context.network(cell)
-    (batches,) = _read(context, labelled, [labelled.split("all")], f"features of {labelled.name}")
     bank = [lambda x: models.features(net, x)]
-    return _run(Forward(context), bank, batches, kind, lambda _, features: features)[0]
+    label = f"features of {labelled.name}"
+    with closing(_read(context, labelled, [labelled.split("all")], label)) as pieces:
+        batches = next(pieces)
+        return _run(Forward(context), bank, batches, kind, lambda _, features: features)[0]
 
 
 def key_of(
@@ -95,7 +98,7 @@ def key_of(
     key = {
         "mix": dict(mix),
         "pack": labelled.pack.fingerprint,
-        "split": [split, recipe.dataset.holdout, recipe.dataset.seed] if split != "all" else "all",
+        "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "precision": precision.resolve(recipe.evaluate.precision, context.device),
         "batch_size": recipe.evaluate.batch_size,
     }
@@ -112,15 +115,17 @@ def _pass(
     pending = [
         Pending(context.store, mix, key_of(context, mix, labelled, split), cuts) for mix in mixes
     ]
-    parents = {name: _cell(context, name) for mix in mixes for name in mix}
+    for one in pending:
+        if not one.todo:  # stopped between its last slice and its end
+            one.finish()
+    pending = [one for one in pending if one.todo]
+    parents = {name: _cell(context, name) for one in pending for name in one.mix}
     probes = [one for one in pending if _base_backbone(one.mix, parents, context)]
     full = [one for one in pending if one not in probes]
     if probes:
         _from_features(context, probes, parents, labelled)
     if full:
         _from_images(context, full, parents, labelled)
-    for one in pending:
-        one.finish()
 
 
 def _from_features(
@@ -128,12 +133,14 @@ def _from_features(
 ) -> None:
     """Models that share the base model's backbone: its features go through all heads at once."""
     shared_ND = context.features(context.base, labelled)
-    names = models.head_names(models.create(context.recipe.model, 2))
+    names = models.head_names_of(context.recipe.model)
     heads = [_head(context, parents[next(iter(one.mix))], names) for one in probes]
     weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
     biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)
     verdict = Verdict(labelled, context.device)
     for number, cut in enumerate(probes[0].cuts):
+        if not any(number in one.todo for one in probes):
+            continue
         said = []
         with torch.inference_mode():
             for index in _chunks(context, cut):
@@ -162,7 +169,9 @@ def _from_images(
     of = {id(one.mix): one for one in full}
     cuts = full[0].cuts
     todo = [number for number in range(len(cuts)) if any(number in one.todo for one in full)]
-    bank = Bank(context, [one.mix for one in full], parents)
+    context.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
+    slice_bytes = max(map(len, cuts)) * 3 * math.prod(labelled.pack.shape)
+    bank = Bank(context, [one.mix for one in full], parents, slice_bytes)
     forward, verdict = Forward(context), Verdict(labelled, context.device)
     kind = context.recipe.evaluate.precision
     for groups in bank.passes(len(todo), lambda: _seconds_to_read(context, labelled)):
@@ -173,6 +182,8 @@ def _from_images(
         for number, batches in zip(wanted, pieces, strict=True):
             seen = batches if len(groups) == 1 else list(batches)
             for group in groups:
+                if not any(number in of[id(mix)].todo for mix in group):
+                    continue
                 pairs = zip(group, bank.models(group), strict=True)
                 some = [(of[id(mix)], model) for mix, model in pairs]
                 some = [(one, model) for one, model in some if number in one.todo]
@@ -251,8 +262,11 @@ def _chunks(context: Context, positions: np.ndarray) -> list[np.ndarray]:
 
 def _read(
     context: Context, labelled: LabelledSet, pieces: Sequence[np.ndarray], label: str
-) -> Iterator[Iterator[Batch]]:
-    """This rank's batches of each piece; one reader runs ahead through all pieces."""
+) -> Generator[Iterator[Batch], None, None]:
+    """This rank's batches of each piece; one reader runs ahead through all pieces.
+
+    Its progress bar ends with it: batches are to be used while it is open.
+    """
     mine = []
     for piece in pieces:
         chunks = _chunks(context, piece)
@@ -270,9 +284,10 @@ def _read(
 
 def _seconds_to_read(context: Context, labelled: LabelledSet) -> float:
     """An estimate from one batch."""
-    (piece,) = _read(context, labelled, [_chunks(context, labelled.split("all"))[0]], "try")
+    first = _chunks(context, labelled.split("all"))[:1]
     start = time.perf_counter()
-    seen = sum(len(batch.images) for batch in piece)
+    with closing(_read(context, labelled, first, "try")) as pieces:
+        seen = sum(len(batch.images) for batch in next(pieces))
     return (time.perf_counter() - start) * len(labelled.pack) / (max(seen, 1) * ranks.world())
 
 

@@ -68,6 +68,7 @@ def section(one: Standings, found: Matrix, upstream: str) -> str:
         told += f"{str(error).capitalize()}. "
     told = told if spots else ""
     kind = f"entropic, debiased, ε {found.eps:.3g}" if found.eps else "exact"
+    drawn = f" of at most {found.samples:,} images of each set" if found.samples else ""
     content = (
         f'<div class="pair">{scatter(spots, strength, upstream) if spots else ""}'
         f"{heat_map(found)}</div>"
@@ -75,7 +76,8 @@ def section(one: Standings, found: Matrix, upstream: str) -> str:
     return sections.section(
         "Is what is far forgotten more?",
         f"{told}{'Right: d' if spots else 'D'}istances between all sets: optimal transport of the "
-        f"pre-trained model's features and classes ({kind}), in squared units of the features.",
+        f"pre-trained model's features and classes{drawn} ({kind}), in squared units of the "
+        "features.",
         content,
     )
 

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from engine import (
 )
 from engine.artifacts import write_atomic
 from engine.campaign import Plan
+from engine.certainty import Certainty
 from engine.context import Context, Request, cache_folder
 from engine.metrics import Gathered, Summary
 from engine.rows import PRE, Arm, Evaluation
@@ -41,6 +43,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DISTANCE = distance.Options(samples=10_000)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a plan's stored predictions say: read, drawn and worked out once."""
+
+    context: Context
+    samples: Mapping[str, Sample]
+    evaluations: Sequence[Evaluation]
+    gathered: Gathered
+    summary: Summary
+    sure: Certainty
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -70,20 +84,30 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
         split = outcome.split_of(context, name)
         mixes = [entry.mix for entry in entries]
         sample.evaluate_on(context, mixes, name, split, samples.get(name))
+        context.sets.release(name)
     campaign.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
     log.info("column %s took %.0f s", downstream, time.monotonic() - started)
 
 
-def finish(plan: Plan, device: torch.device, found: Gathered | None = None) -> Path:
-    """Metrics, tables and the report page from the stored predictions, `found` if read already."""
+def results(plan: Plan, device: torch.device) -> Results:
+    """What the stored predictions of everything a plan evaluated say."""
     context = _context(plan, device)
-    found = found or gather(plan, device)
+    samples = _samples(context)
+    evaluations = _evaluations(plan, device, samples)
+    found = metrics.gather(evaluations)
     summary = metrics.summarise(found, plan.sets)
+    sure = certainty.certainty(found, summary, plan.sets, context.recipe.dataset.upstream)
+    return Results(context, samples, evaluations, found, summary, sure)
+
+
+def finish(plan: Plan, device: torch.device, known: Results | None = None) -> Path:
+    """Metrics, tables and the report page from the stored predictions; `known` if read already."""
+    known = known or results(plan, device)
+    context, summary, sure = known.context, known.summary, known.sure
     resolved = context.recipe
     folder = campaign.report_page(plan).parent
     metrics.write_csv(folder, summary)
-    notes = [*summary.missing, *_of_sample(plan, context)]
-    sure = certainty.certainty(found, summary, plan.sets, resolved.dataset.upstream)
+    notes = [*summary.missing, *_of_sample(plan, known)]
     certainty.write_csv(folder, sure)
     distances = _distances(context, folder)
     is_emoji = resolved.dataset.kind == "emoji"
@@ -111,19 +135,14 @@ def finish(plan: Plan, device: torch.device, found: Gathered | None = None) -> P
     return page
 
 
-def gather(plan: Plan, device: torch.device) -> Gathered:
-    """The predictions of everything a plan evaluated."""
-    return metrics.gather(_evaluations(plan, device))
-
-
-def _evaluations(plan: Plan, device: torch.device) -> list[Evaluation]:
+def _evaluations(
+    plan: Plan, device: torch.device, samples: Mapping[str, Sample]
+) -> list[Evaluation]:
     evaluations: list[Evaluation] = []
-    samples: Mapping[str, Sample] = {}
     for downstream in plan.sets:
         context = _context(plan, device, downstream)
         model = context.recipe.model.name
         if not evaluations:
-            samples = _samples(context)
             for name in _places(context.recipe):
                 path = _predicted(context, {context.base.name: 1.0}, name, samples)
                 evaluations.append(Evaluation(model, PRE, "", None, "", name, path))
@@ -137,14 +156,13 @@ def _evaluations(plan: Plan, device: torch.device) -> list[Evaluation]:
     return evaluations
 
 
-def _of_sample(plan: Plan, context: Context) -> list[str]:
+def _of_sample(plan: Plan, known: Results) -> list[str]:
     """Write how far a sample's numbers may be off, and say so; nothing without a sample."""
-    samples = _samples(context)
-    if not samples:
+    if not known.samples:
         return []
-    evaluations = _evaluations(plan, context.device)
-    sequential = context.recipe.evaluate.half_width is not None
-    found = half_widths.half_widths(evaluations, samples, plan.sets, sequential=sequential)
+    samples = {name: known.samples[name] for name in plan.sets}  # which the budget is a share of
+    sequential = known.context.recipe.evaluate.half_width is not None
+    found = half_widths.half_widths(known.evaluations, samples, plan.sets, sequential=sequential)
     half_widths.write(campaign.report_page(plan).parent, plan, found, samples)
     return [half_widths.note(found, samples)]
 
@@ -208,7 +226,7 @@ def _settings(plan: Plan, context: Context) -> dict[str, Any]:
     resolved = context.recipe
     packs = {name: context.sets[name].pack.fingerprint[:12] for name in _places(resolved)}
     return {
-        "Command": " ".join(["rib campaign", plan.name, *plan.overrides]),
+        "Command": " ".join(["rib campaign", plan.name, *half_widths.as_asked(plan, resolved)]),
         "Model": f"{resolved.model.name} ({resolved.model.arch}, {resolved.model.image_size} px)",
         "Classes": len(context.sets.classes),
         "Training": (

@@ -18,16 +18,17 @@ def members(classes: Sequence[str], position: Mapping[str, int]) -> torch.Tensor
     """Outputs of each class, int64 [G, M], short rows filled by their first; None if each is one.
 
     `position`: the place of a name among the head's outputs. Raises ValueError for two classes
-    with the same first output, which labels could not tell apart.
+    that share an output: an image's answer could not be given to one of them.
     """
+    owner: dict[str, str] = {}
+    for one in classes:
+        for name in names(one, position):
+            if (other := owner.setdefault(name, one)) != one:
+                raise ValueError(f"classes {other} and {one} share the output {name}")
     rows = [[position[name] for name in names(one, position)] for one in classes]
     width = max(map(len, rows))
     if width == 1:
         return None
-    firsts = [row[0] for row in rows]
-    if len(set(firsts)) < len(firsts):
-        again = next(i for i, first in enumerate(firsts) if first in firsts[:i])
-        raise ValueError(f"class {classes[again]} begins with the output of another class")
     return torch.tensor([row + row[:1] * (width - len(row)) for row in rows])
 
 

@@ -1,7 +1,8 @@
 """How far the numbers of a sample may be from those of all images, and whether that is near enough.
 
 These intervals are about the images at hand and shrink to nothing when all are seen; the bootstrap
-intervals of the tables are about source images like these, and stay.
+intervals of the tables are about source images like these, resample those of the sample with their
+weights, and stay.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from engine.rows import PRE, Arm, Evaluation, OfArm
 
 if TYPE_CHECKING:
     from engine.sample import Sample
+    from engine.schema import Recipe
 
-FILE = "half_width.json"  # beside a plan: share of the images seen, and widest interval of a RI
+FILE = "half_width.json"  # beside a plan: share of the sets' images seen, widest interval of a RI
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def half_widths(
 ) -> list[HalfWidth]:
     """The intervals of every RI over `sets`, and of mRI of arms that have all columns.
 
-    `sequential`: whether sampling stops as soon as they are narrow, which makes them wider.
+    `sequential`: whether sampling stops as soon as they are narrow, which makes them wider. Each
+    holds by itself with 95%; training seeds are taken as given.
     """
     cells: dict[Arm, dict[str, float]] = {}
     whole: dict[Arm, float] = {}
@@ -77,7 +80,8 @@ def note(found: Sequence[HalfWidth], samples: Mapping[str, Sample]) -> str:
     )
     return (
         f"a sample, {seen} of {of} images ({seen / of:.1%}): of what all would say, each RI is "
-        f"within {ri:.2f} points or less and mRI within {mri:.2f} (95%)"
+        f"within {ri:.2f} points or less and mRI within {mri:.2f} (95%); other intervals resample "
+        "the images drawn, with their weights"
     )
 
 
@@ -86,35 +90,53 @@ def write(
 ) -> None:
     """`half_widths.csv` beside the report, and the widest of a RI beside the plan."""
     rows.write(folder / "half_widths.csv", HalfWidth, found)
-    widest = max((row.half_width for row in found if row.downstream), default=0.0)
+    assert found, "a campaign has columns, and each a RI"
+    widest = max(row.half_width for row in found if row.downstream)
     seen, of = _seen(samples)
     write_atomic(plan.path.parent / FILE, json.dumps([seen / of, widest]).encode())
 
 
-def looks(name: str, overrides: Sequence[str], cores: int) -> Iterator[campaign.Plan]:
+def sequential_plans(name: str, overrides: Sequence[str], cores: int) -> Iterator[campaign.Plan]:
     """The plans that a campaign has to run, one after the other.
 
     Without `evaluate.half_width` that is one. With it, each sees more images than the one before,
     and takes over what that evaluated; the last is the first whose intervals of RI are as narrow as
     asked, or that has reached `evaluate.budget`. What is known to be too wide is not run again.
     """
-    whole = campaign.plan(name, overrides, cores)
+    for plan, too_wide in _looks(name, overrides, cores):
+        if not too_wide:
+            yield plan
+
+
+def as_asked(plan: campaign.Plan, resolved: Recipe) -> tuple[str, ...]:
+    """The overrides that a user gave, without the budget of this look."""
+    return plan.overrides if resolved.evaluate.half_width is None else plan.overrides[:-1]
+
+
+def latest_plan(name: str, overrides: Sequence[str], cores: int) -> campaign.Plan:
+    """Of these plans the last whose columns are finished; the first where none is."""
+    plans = [plan for plan, _ in _looks(name, overrides, cores)]
+    finished = [plan for plan in plans if not campaign.columns_missing(plan)]
+    return finished[-1] if finished else plans[0]
+
+
+def _looks(name: str, overrides: Sequence[str], cores: int) -> Iterator[tuple[campaign.Plan, bool]]:
+    """Every look's plan, and whether it is known to be too wide and so not the last; ends where
+    that is not known when the next is asked for."""
+    plan = campaign.plan(name, overrides, cores)
     asked = recipe.load(name, overrides).evaluate
     if asked.half_width is None:
-        yield whole
+        yield plan, False
         return
     share = width = 0.0
     for number in range(1, budget.LOOKS + 1):
         share = budget.next_look(number, share, width, asked.half_width, asked.budget)
         plan = campaign.plan(name, [*overrides, f"evaluate.budget={share}"], cores)
-        if share == asked.budget:
-            yield plan
-            return
+        last = share == asked.budget
         known = _known(plan)
-        if known is None or known[1] <= asked.half_width:
-            yield plan
+        yield plan, not last and known is not None and known[1] > asked.half_width
         known = _known(plan)
-        if known is None or known[1] <= asked.half_width:
+        if last or known is None or known[1] <= asked.half_width:
             return
         share, width = known
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
+from engine import grouping
 from engine.errors import nearest
 from engine.schema import DatasetRecipe, Recipe
 from loaders import imagenet, imagenet_c, objectnet, trees
@@ -22,6 +24,7 @@ from loaders.imagenet import Found
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 FULL = "full"
+OBJECTNET_CLASSES = 113  # of IN-1K's; ObjectNet's other 200 are left out
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
 LICENCE = (
     "ObjectNet may be used for research and in products with attribution (its licence follows "
@@ -63,6 +66,7 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
         raise ValueError(f"{name!r} is no set of ImageNet-RIB{nearest(name, SIZES)}")
     if name == OBJECTNET:
         found = objectnet.read(source, name, wnids_by_name(), dataset.objectnet)
+        grouping.members(found.classes, {wnid: i for i, wnid in enumerate(wnids())})  # or refuses
     elif name == IMAGENET_C:
         found = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
     elif name == "imagenet_v2":
@@ -112,6 +116,11 @@ def images(dataset: DatasetRecipe, name: str) -> int:
     return drawn or SIZES[name].images
 
 
+def classes(name: str) -> int:
+    """How many of IN-1K's classes the published set has."""
+    return OBJECTNET_CLASSES if name == OBJECTNET else len(wnids(_SUBSETS.get(name, "")))
+
+
 def images_drawn(dataset: DatasetRecipe) -> int | None:
     """`dataset.subsample` as a number, None for `full`; ValueError for anything else."""
     if dataset.subsample == FULL:
@@ -134,5 +143,5 @@ def wnids_by_name() -> dict[str, str]:
     """Class names, with all their synonyms, to wnids; the one name of two classes is left out."""
     info = ImageNetInfo("imagenet-1k")
     names = {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
-    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return {name: wnid for wnid, name in names.items() if name not in twice}
+    counts = Counter(names.values())
+    return {name: wnid for wnid, name in names.items() if counts[name] == 1}

@@ -26,17 +26,18 @@ def intervals(
 
     Accuracy rows first, in the order of the grid's, then RI, then mRI as `summary` has it. Sets
     beside `sets`, and cells on their own set, are drawn by themselves: nothing is compared to them.
-    An accuracy of 0 or 100% has no width: resampling cannot show what the images never did.
+    An accuracy of 0 or 100% has no width: resampling cannot show what the images never did. Ends of
+    an accuracy are cut at 0 and 100%, which few seeds would otherwise pass.
     """
 
     def draw(banks: Mapping[str, Bank[Key]]) -> Draws:
         columns = {
-            name: 100 * np.stack([bank.sums(key, grid.seeds) for key in bank.correct], axis=-1)
+            name: np.stack([bank.sums(key, grid.seeds) for key in bank.correct], axis=-1)
             for name, bank in banks.items()
         }
         means = bootstrap.means(banks, columns, resamples=resamples, seed=seed)
         return {
-            (name, key): values
+            (name, key): 100 * values
             for name, bank in banks.items()
             for key, values in zip(bank.correct, means[name].T, strict=True)
         }
@@ -48,8 +49,8 @@ def intervals(
     out = []
     for row in grid.accuracy:
         samples = drawn[row.evaluated_on, (row.arm, row.downstream)]
-        ends = bootstrap.interval(samples)
-        out.append(Interval(*row.key, "accuracy", row.accuracy, *ends))
+        low, high = np.clip(bootstrap.interval(samples), 0.0, 100.0)
+        out.append(Interval(*row.key, "accuracy", row.accuracy, float(low), float(high)))
     for arm, columns in metrics.improvements(grid.accuracy, sets).items():
         for downstream, value in columns.items():
             ends = bootstrap.interval(_ri(drawn, arm, downstream, sets))

@@ -25,6 +25,7 @@ from engine.predictions import Bank, Seen
 from engine.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
 
 RESAMPLES = 1000
+NOT_KNOWN = rows.Agreement(None, None, None, None)
 Key = tuple[Arm, str]  # arm and downstream set
 
 
@@ -80,7 +81,7 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
         found[cell.place].append(
             (
                 SeedAccuracy(*cell.key, cell.seed, n, seen.accuracy),
-                Behaviour(*cell.key, *_shares(start, seen), behaviour.calibration_error(seen)),
+                Behaviour(*cell.key, *_agreement(start, seen), behaviour.calibration_error(seen)),
             )
         )
     by_seed = [row for several in found.values() for row, _ in several]
@@ -199,16 +200,16 @@ def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _shares(before: Seen | None, after: Seen) -> rows.Shares:
-    return (None, None, None, None) if before is None else behaviour.agreement(before, after)
+def _agreement(before: Seen | None, after: Seen) -> rows.Agreement:
+    return NOT_KNOWN if before is None else behaviour.agreement(before, after)
 
 
 def _mean(several: Sequence[Behaviour]) -> Behaviour:
     """The mean over seeds."""
-    columns = zip(*(row.shares for row in several), strict=True)
-    same, both, lost, gained = (None if None in column else fmean(column) for column in columns)
+    columns = zip(*(row.agreement for row in several), strict=True)
+    means = rows.Agreement(*(None if None in column else fmean(column) for column in columns))
     error = fmean(row.calibration_error for row in several)
-    return Behaviour(*several[0].key, same, both, lost, gained, error)
+    return Behaviour(*several[0].key, *means, error)
 
 
 def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:

@@ -149,6 +149,11 @@ def head_names(net: nn.Module) -> tuple[str, str]:
     return f"{prefix}.weight", f"{prefix}.bias"
 
 
+def head_names_of(recipe: ModelRecipe) -> tuple[str, str]:
+    """`head_names` of an architecture, which is built once a run to tell them."""
+    return _head_names(recipe.arch, recipe.image_size, recipe.projection)
+
+
 def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> nn.Module:
     """Copy a state dict into `net`; every key and shape must fit.
 
@@ -173,6 +178,12 @@ def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
         )
     net.load_state_dict(dict(state))
     return net
+
+
+@functools.cache
+def _head_names(arch: str, image_size: int, projection: int) -> tuple[str, str]:
+    own = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
+    return head_names(create(own, 2))
 
 
 @functools.cache

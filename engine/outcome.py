@@ -47,9 +47,11 @@ def show(context: Context, cell: Cell) -> None:
 
 
 def split_of(context: Context, name: str) -> str:
-    """Sets that a cell trained on are judged on their hold-out; others as the recipe says."""
-    trained_on = (context.recipe.downstream, context.recipe.dataset.upstream)
-    return "holdout" if name in trained_on else context.recipe.evaluate.split
+    """Sets that a cell trained on are judged on their hold-out, where there is one; others as the
+    recipe says."""
+    recipe = context.recipe
+    trained_on = name in (recipe.downstream, recipe.dataset.upstream)
+    return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
 def _accuracy(

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from engine.artifacts import Store, write_atomic
 
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing
+
+
+@dataclass(frozen=True)
+class Part:
+    """Places in the pack (int64, ascending) of some images of `split`; `name` determines them."""
+
+    split: str
+    places: np.ndarray
+    name: str
 
 
 def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -55,12 +65,18 @@ class Pending:
     def put(self, number: int, table: pa.Table) -> None:
         """Keep the predictions of slice `number`: in a file, unless it is the only one.
 
-        Raises OSError naming the file where there is no room for it.
+        The last one finishes the artefact. Raises OSError naming the file where there is no room
+        for it.
         """
-        self.todo.discard(number)
         if len(self.cuts) == 1:
             self._kept = table
-            return
+        else:
+            self._keep(number, table)
+        self.todo.discard(number)
+        if not self.todo:
+            self.finish()
+
+    def _keep(self, number: int, table: pa.Table) -> None:
         file = self._file(number)
 
         def write() -> None:
@@ -80,6 +96,7 @@ class Pending:
         ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
         if ranks.rank() == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._kept = None
 
     def _write(self, folder: Path) -> None:
         table = self._kept if self._kept is not None else predictions.read(self._folder)
@@ -89,13 +106,21 @@ class Pending:
                 f"{self._folder} holds predictions of other images than "
                 f"{self.label} needs; delete it and run again"
             )
-        named = {"mix": json.dumps(self.key["mix"]), "pack": str(self.key["pack"])}
-        with room_for(folder / PART):
-            pq.write_table(table.replace_schema_metadata(named), folder / PART)
+        write(folder, table, self.key)
 
     def _file(self, number: int) -> Path:
         cut = self.cuts[number]
         return self._folder / f"{cut[0]:09d}-{cut[-1]:09d}-{len(cut)}.parquet"
+
+
+def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
+    """A table as the file of the artefact of a key, whose model and pack the file names as well.
+
+    Raises OSError naming the file where there is no room for it.
+    """
+    named = {"mix": json.dumps(key["mix"]), "pack": str(key["pack"])}
+    with room_for(folder / PART):
+        pq.write_table(table.replace_schema_metadata(named), folder / PART)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
+SMALLEST = 1e-30
 Spot = tuple[float, float]
 Box = tuple[float, float, float, float]
 
@@ -14,8 +15,10 @@ Box = tuple[float, float, float, float]
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers, about `count` of them, from the last at or below low to the first at or
     above high: their ends make an axis that holds both."""
-    if high - low < 1e-6:
-        low, high = low - 1, high + 1
+    size = max(abs(low), abs(high))
+    size = size if size > SMALLEST else 1.0
+    if high - low <= 1e-4 * size:  # numbers would print alike
+        low, high = low - size / 10, high + size / 10
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)

@@ -117,6 +117,11 @@ class Bank(Generic[Key]):
         own = found.keys() == set(seeds)
         return np.stack([found[s] for s in seeds] if own else [*found.values()] * len(seeds))
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the images are a sample, with weights of their own."""
+        return WEIGHT.name in self.images.column_names
+
     def saw_the_same(self, other: Bank[Key]) -> bool:
         """Whether both hold evaluations of the same images."""
         return self.images.equals(other.images)

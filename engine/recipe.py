@@ -81,6 +81,12 @@ def methods_of(name: str) -> list[str]:
     return list(found)
 
 
+def model_of(name: str) -> str | None:
+    """The model that a campaign itself names."""
+    found = _read(_path("campaigns", name)).get("model")
+    return found.get("name") if isinstance(found, dict) else found
+
+
 def load(
     name: str,
     overrides: Sequence[str] = (),

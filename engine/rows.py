@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 from engine import artifacts
 
 PRE = "pre"
-Shares = tuple[float | None, float | None, float | None, float | None]
+
+
+class Agreement(NamedTuple):
+    """Shares of images, in percent, before against after; `lost` + `both_right` is accuracy
+    before, `gained` + `both_right` accuracy after. None where the two saw different images."""
+
+    same_top1: float | None
+    both_right: float | None
+    lost: float | None
+    gained: float | None
 
 
 class Arm(NamedTuple):
@@ -118,8 +127,8 @@ class Behaviour(Cell):
     effective_robustness: float | None = None
 
     @property
-    def shares(self) -> Shares:
-        return self.same_top1, self.both_right, self.lost, self.gained
+    def agreement(self) -> Agreement:
+        return Agreement(*(getattr(self, name) for name in Agreement._fields))
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,8 @@ class Comparison(OfArm):
     """An arm against another of the same model, in points; `low`, `high`: 95% interval.
 
     `evaluated_on` is empty for mRI. On a set, `difference` is that of mean accuracy over the models
-    trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's.
-    `p_corrected` is Holm's, over all rows of the same kind in the table.
+    trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's (of a sample,
+    by bootstrap). `p_corrected` is Holm's, over all rows of the same kind in the table.
     """
 
     against_method: str
@@ -169,7 +178,7 @@ class Comparison(OfArm):
     def against(self) -> Arm:
         return Arm(self.model, self.against_method, self.against_variant, self.against_alpha)
 
-    def turned(self) -> Comparison:
+    def swapped(self) -> Comparison:
         """The same, seen from the other arm."""
         return Comparison(
             *self.against,

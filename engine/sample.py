@@ -1,9 +1,12 @@
-"""Samples of the sets: drawn once for all models of a benchmark, evaluated, and never twice.
+"""Samples of the sets: drawn once for all models of a benchmark, and evaluated.
 
 The pre-trained model's predictions of every image name the sample (`engine.budget`), so all columns
 of a grid see the same images, and a larger budget sees those of a smaller one again. What was
 evaluated of a sample is kept in parts, by their place in the order of drawing; the predictions that
-metrics read are put together from the parts, with the weight of each image beside it.
+metrics read are put together from the parts, with the weight of each image beside it. A sample that
+grows or shrinks evaluates no image twice. Only `evaluate.budget=1` without a half-width, which is
+no sample, takes nothing over from one: images share batches with others then, which may change the
+last bits of what is said of them.
 """
 
 from __future__ import annotations
@@ -18,14 +21,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from engine import budget, evaluate, predictions, ranks
+from engine import budget, evaluate, pending, predictions, ranks
 from engine.artifacts import digest
 from engine.budget import Frame
 from engine.merge import Mix, essential
-from engine.part import Part
-from engine.pending import PART
+from engine.pending import Part
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -42,6 +43,7 @@ class Sample:
 
     @property
     def whole(self) -> bool:
+        """Whether it holds all images of the split."""
         return self.images == len(self.index)
 
     @cached_property
@@ -76,16 +78,24 @@ def draw(context: Context, splits: Mapping[str, str]) -> dict[str, Sample]:
     """The samples of a recipe's budget, by set; none where all images are evaluated at once.
 
     `splits`: of each set of the benchmark, the split that is judged. The pre-trained model is
-    evaluated on all of it first.
+    evaluated on all of it first. The budget is for the downstream sets; of the upstream set, which
+    no RI counts, as many images are drawn as of the set with most. Raises RecipeError for a budget
+    that is too little for these sets.
     """
     asked = context.recipe.evaluate
     if asked.budget == 1 and asked.half_width is None:
         return {}
     framed = {name: _frame(context, name, split) for name, split in splits.items()}
-    counts = budget.allocate([frame for frame, _ in framed.values()], asked.budget)
+    sets = [name for name in splits if name in context.recipe.dataset.sets]
+    frames = [framed[name][0] for name in sets]
+    share = asked.budget
+    if asked.half_width is not None and share == budget.FIRST:
+        share = max(share, budget.least_share(frames))
+    counts = dict(zip(sets, budget.allocate(frames, share), strict=True))
+    most = max(counts.values())
     return {
-        name: Sample(splits[name], frame, images, index)
-        for (name, (frame, index)), images in zip(framed.items(), counts, strict=True)
+        name: Sample(splits[name], frame, counts.get(name, frame.up_to(most)), index)
+        for name, (frame, index) in framed.items()
     }
 
 
@@ -170,7 +180,7 @@ def _put_together(
         read = [predictions.read(evaluate.predicted(context, mix, name, one)) for one in sources]
         columns = [column for column in read[-1].column_names if column != predictions.WEIGHT.name]
         table = sample.weighted(pa.concat_tables([one.select(columns) for one in read]))
-        pq.write_table(table, folder / PART)
+        pending.write(folder, table, key)
 
-    key = evaluate.key_of(context, mix, context.sets[name], goal)
-    ranks.first(lambda: context.store.make("predictions", *key, write))
+    label, key = evaluate.key_of(context, mix, context.sets[name], goal)
+    ranks.first(lambda: context.store.make("predictions", label, key, write))

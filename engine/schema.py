@@ -120,7 +120,7 @@ class EvaluateRecipe:
     batch_size: int = 256
     precision: str = "auto"
     split: str = "all"  # all | holdout: images of the sets that a cell was not trained on
-    budget: float = 1.0  # share of the images of all sets, small sets in full first
+    budget: float = 1.0  # share of the images of all sets, about as many of each
     half_width: float | None = None  # points: stop before the budget where every RI is as sure
 
 

@@ -7,6 +7,7 @@ head those labels mean, which outputs take part at all, and which images are hel
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,13 @@ import torch
 
 from engine import grouping, imagenet, models, ranks
 from engine.artifacts import digest
+from engine.holdout import split, units_of
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
-from loaders import emoji, folders
+from loaders import emoji, folders, imagenet_c
 from loaders.batch import Source
 from loaders.encode import encode
 from loaders.imagenet import Found
-from loaders.pack import Item, Pack
+from loaders.pack import MANIFEST, Item, Pack
 from loaders.stream import open_source
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class LabelledSet:
 
     `members`: the outputs of each class where a class is several (`engine.grouping`). `group`: str
     [N], the part of the set in which an image counts, where parts are to count alike (IN-C).
+    `by_source`: the split keeps the copies of a source image on one side.
     """
 
     name: str
@@ -63,6 +66,7 @@ class LabelledSet:
     holdout: np.ndarray
     members: torch.Tensor | None = None
     group: np.ndarray | None = None
+    by_source: bool = False
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all where nothing is held out."""
@@ -70,6 +74,10 @@ class LabelledSet:
         if name == "all" or not len(self.holdout):
             return everything
         return {"train": self.train, "holdout": self.holdout}[name]
+
+    def split_key(self, dataset: DatasetRecipe) -> list[Any]:
+        """What determines the split, beside the pack."""
+        return [dataset.holdout, dataset.seed, *(["by source"] if self.by_source else [])]
 
 
 class Sets:
@@ -109,7 +117,8 @@ class Sets:
             is_upstream = name == dataset.upstream and not self.given_classes
             head = pack.classes if is_upstream else self.classes
             labels, mask = to_head(pack, head)
-            train, holdout = split(pack.labels, dataset.holdout, dataset.seed)
+            units = units_of(pack.labels, pack.sources) if dataset.holdout else None
+            train, holdout = split(pack.labels, dataset.holdout, dataset.seed, units)
             self._open[name] = LabelledSet(
                 name,
                 pack,
@@ -119,6 +128,7 @@ class Sets:
                 holdout,
                 grouping.members(pack.classes, {wanted: i for i, wanted in enumerate(head)}),
                 _group(pack),
+                units is not None,
             )
         return self._open[name]
 
@@ -142,7 +152,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     dataset, model = recipe.dataset, recipe.model
     transform = models.transform(model)
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         pack = Pack.open(folder, transform_spec=transform.spec)
         _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
         if dataset.kind == "imagenet" and len(pack) != imagenet.images(dataset, name):
@@ -181,11 +191,11 @@ def make_pack(
 
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
     """`runs/packs/<set>-<hash>`: models with the same transform share a pack."""
-    key = dataclasses.asdict(dataset)
-    for unrelated in ("name", "sets", "holdout", "objectnet", "subsample"):
-        del key[unrelated]
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
+    else:
+        unrelated = {"name", "sets", "holdout", "objectnet", "subsample"}
+        key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     key |= {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
     return runs / "packs" / f"{name}-{digest(key)}"
 
@@ -212,23 +222,14 @@ def to_head(pack: Pack, head: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor
     return labels, mask
 
 
-def split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeded split, stratified by class: positions to train on, positions held out (sorted).
-
-    Of a class with n images round(share * n) are held out, but never all of them.
-    """
-    held = []
-    for label in np.unique(labels) if share else ():
-        places = np.flatnonzero(labels == label)
-        mixed = np.random.default_rng([seed, int(label)]).permutation(places)
-        held.append(mixed[: min(round(share * len(places)), len(places) - 1)])
-    holdout = np.sort(np.concatenate(held)) if held else np.zeros(0, dtype=np.int64)
-    return np.setdiff1d(np.arange(len(labels)), holdout), holdout
+@functools.cache
+def _artwork(cache: Path) -> emoji.Artwork:
+    return emoji.fetch(cache)  # and opened: a second and more, for each of the ten sets
 
 
 def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     styles = emoji.UPSTREAM if name == dataset.upstream else (name,)
-    concepts = emoji.fetch(cache).choose(dataset.classes, dataset.seed)
+    concepts = _artwork(cache).choose(dataset.classes, dataset.seed)
     rendering = (dataset.renderings, dataset.seed, dataset.source_px)
     return Content(
         emoji.items(cache, styles, concepts, *rendering),
@@ -265,7 +266,7 @@ def _group(pack: Pack) -> np.ndarray | None:
     depth = pack.manifest["extra"].get("group_depth", 0)
     if not depth:
         return None
-    return np.array(["/".join(key.split("/", depth)[:depth]) for key in pack.keys.tolist()])
+    return np.array([imagenet_c.part_of(key, depth) for key in pack.keys.tolist()])
 
 
 def _refuse_changed(pack: Pack, root: Path | None) -> None:

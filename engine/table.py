@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from engine.metrics import Accuracy, Mri
@@ -29,7 +30,7 @@ def table(
     """
     found = standings(accuracy, mri, sets=sets, upstream=upstream, methods=methods)
     blocks = [_block(one, intervals) for one in found]
-    return "\n\n".join([*blocks, *(f"note: {note}" for note in notes)])
+    return "\n\n".join([*blocks, *(textwrap.fill(f"note: {note}", WIDTH) for note in notes)])
 
 
 def _block(one: Standings, intervals: bool) -> str:
@@ -55,6 +56,11 @@ def _block(one: Standings, intervals: bool) -> str:
 def split(heading: str) -> list[str]:
     """A column's heading, a word a line."""
     return re.split("[-_ ]", heading)
+
+
+def number(value: float | None) -> str:
+    """`+1.2`, `-1.2` or `0.0` in ASCII, and `ABSENT` for None."""
+    return ABSENT if value is None else signed(value).replace("−", "-")
 
 
 def layout(words: Sequence[Sequence[str]], *groups: Sequence[Sequence[str]]) -> list[str]:
@@ -92,12 +98,8 @@ def _fit(head: Sequence[Sequence[str]], numbers: Sequence[Sequence[str]]) -> lis
 
 def _cells(line: Line, sets: Sequence[str]) -> list[str]:
     values = [line.ri.get(name) for name in sets] + [line.mri.mri if line.mri else None]
-    return [ABSENT if value is None else _ascii(value) for value in values]
+    return [number(value) for value in values]
 
 
 def _interval(line: Line) -> str:
-    return f"[{_ascii(line.mri.mri_low)}, {_ascii(line.mri.mri_high)}]" if line.mri else ""
-
-
-def _ascii(value: float) -> str:
-    return signed(value).replace("−", "-")
+    return f"[{number(line.mri.mri_low)}, {number(line.mri.mri_high)}]" if line.mri else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from engine import evaluate, imagenet, predictions, sets
 from engine.context import Context
 from engine.schema import Recipe
+from loaders.pack import MANIFEST
 
 TOLERANCE = 0.3  # points: published numbers are rounded, and precisions differ
 STANDARD_ERRORS = 2.0  # where only a part of the published images is at hand
@@ -43,7 +44,7 @@ def encoded(recipe: Recipe) -> list[str]:
     dataset, model = recipe.dataset, recipe.model
     places = [dataset.upstream, *dataset.sets]
     folders = [sets.pack_folder(Path(recipe.runs), dataset, model, name) for name in places]
-    there = [(folder / "manifest.json").is_file() for folder in folders]
+    there = [(folder / MANIFEST).is_file() for folder in folders]
     return [name for name, found in zip(places, there, strict=True) if found]
 
 
@@ -71,7 +72,7 @@ def verify(context: Context, tolerance: float = TOLERANCE) -> list[Check]:
         seen = predictions.Bank[str]().add(name, evaluate.predicted(context, mix, name, "all"))
         context.sets.release(name)
         images = len(seen.top1)
-        allowed = tolerance + _sampling(recipe, name, images, seen.accuracy)
+        allowed = tolerance + _sampling(recipe, name, images, published)
         why_not = _why_not(recipe, name, published)
         checks.append(Check(name, images, seen.accuracy, published, allowed, why_not))
     return checks
@@ -96,11 +97,12 @@ def text(model: str, checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _sampling(recipe: Recipe, name: str, images: int, accuracy: float) -> float:
+def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:
     """Points that the choice of images explains, where they are a part of the published ones."""
-    if recipe.dataset.kind != "imagenet" or images >= imagenet.SIZES[name].images:
+    all_images = recipe.dataset.kind != "imagenet" or images >= imagenet.SIZES[name].images
+    if published is None or all_images:
         return 0.0
-    share = accuracy / 100
+    share = published / 100
     return STANDARD_ERRORS * 100 * math.sqrt(share * (1 - share) / images)
 
 

@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from engine import models
+from engine import hub, models
 from engine.errors import RecipeError, nearest
 from engine.schema import ModelRecipe, WeightsRecipe
 
@@ -74,10 +74,10 @@ def open_model(
         return models.load_state(clip, state, weights.path).eval()
     try:
         clip = open_clip.create_model(weights.clip, weights.tag, cache_dir=str(cache / "open_clip"))
-    except (OSError, RuntimeError) as error:
+    except hub.ERRORS as error:
         raise ValueError(
             f"open_clip gives no weights for {weights.clip} {weights.tag} "
-            f"({str(error).splitlines()[0]}); without a way to the hub, download "
+            f"({hub.reason(error)}); without a way to the hub, download "
             "open_clip_model.safetensors elsewhere and set model.weights.path=FILE"
         ) from error
     return clip.eval()

@@ -126,7 +126,7 @@ def table(rows: Sequence[Row]) -> str:
     sets = list(dict.fromkeys(row.set for row in rows))
     lines: dict[str, dict[str, float]] = {}
     for row in rows:
-        label = Path(row.model).name if row.alpha is None else f"{row.alpha:g}"
+        label = row.model if row.alpha is None else f"{row.alpha:g}"
         lines.setdefault(label, {})[row.set] = row.accuracy
     counts = {row.set: row.n for row in rows}
     first = "model" if rows[0].alpha is None else "alpha"
@@ -157,8 +157,8 @@ def cell_of(context: OwnContext, file: Path) -> Cell:
         raise ValueError(f"there is no checkpoint {file}")
 
     def made() -> Cell:
-        weight, _ = models.head_names(models.create(model, 1000))
-        if weight not in checkpoints.load(file):
+        weight, _ = models.head_names_of(model)
+        if weight not in checkpoints.names(file):
             raise ValueError(
                 f"{file} has no {weight}: it is of another architecture than {model.arch}, or has "
                 "no head to evaluate"
@@ -170,8 +170,8 @@ def cell_of(context: OwnContext, file: Path) -> Cell:
 
 def _outputs(context: OwnContext, cells: Mapping[Path, Cell]) -> int:
     """Classes of the models' heads, which must have equally many."""
-    weight, _ = models.head_names(models.create(context.recipe.model, 1000))
-    found = {file: len(cell.state()[weight]) for file, cell in cells.items()}
+    weight, _ = models.head_names_of(context.recipe.model)
+    found = {file: cell.shape(weight)[0] for file, cell in cells.items()}
     (first, outputs), *others = found.items()
     for file, other in others:
         if other != outputs:
@@ -191,7 +191,11 @@ def _pack(wanted: Recipe, place: Path) -> Pack:
 
 
 def _head(outputs: int, packs: Mapping[str, Pack], file: Path | None) -> tuple[str, ...]:
-    """The head's classes in order; sets may have fewer."""
+    """The head's classes in order; sets may have fewer.
+
+    Folders that are all named by numbers are counted, as in ImageNetV2, where text has another
+    order.
+    """
     if file is not None:
         listed = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
         if len(listed) != outputs or len(set(listed)) != outputs:
@@ -200,9 +204,19 @@ def _head(outputs: int, packs: Mapping[str, Pack], file: Path | None) -> tuple[s
             )
         return listed
     whole = {name: pack.classes for name, pack in packs.items() if len(pack.classes) == outputs}
+    of_imagenet = outputs == len(imagenet.wnids())
     if whole:
-        return next(iter(whole.values()))
-    if outputs == len(imagenet.wnids()):
+        name, classes = next(iter(whole.items()))
+        if all(one.isdecimal() for one in classes):
+            return tuple(sorted(classes, key=int))
+        if of_imagenet and classes != imagenet.wnids():
+            raise ValueError(
+                f"the models have {outputs} outputs, as for ImageNet-1K, but the classes of {name} "
+                "are not its wnids; give their names in the head's order, a line each, by "
+                "--classes FILE"
+            )
+        return classes
+    if of_imagenet:
         return imagenet.wnids()
     found = ", ".join(f"{name} {len(pack.classes)}" for name, pack in packs.items())
     raise ValueError(

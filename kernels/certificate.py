@@ -1,6 +1,7 @@
 """Bounds on optimal transport that hold whatever the solver did, from one float64 pass.
 
-Given any column potential g and any shares `kept` of the columns, with uniform marginals a and b:
+They hold up to float64's rounding. Given any column potential g and any shares `kept` of the
+columns, with uniform marginals a and b:
 
 - the row potential f that is exact for g (a soft-min of C - g) makes mean(f) + mean(g) the dual
   value, a lower bound of the entropic problem  min <P, C> + eps KL(P || a b^T);
@@ -45,7 +46,8 @@ _INFINITE = 1e300  # compiled code may assume that there are no infinities
 
 @dataclass(frozen=True)
 class Certificate:
-    """Bounds of the entropic and of the unregularised problem; potentials in sorted order.
+    """Bounds of the entropic and of the unregularised problem, up to float64's rounding; potentials
+    in sorted order.
 
     dual: mean(f) + mean(g) on the costs that were read, `lower` but for their slack.
     marginal_error: sum |c - b| of the plan with exact rows. f float64 [n]: the row potential that
@@ -88,8 +90,13 @@ class _Sums:
 
 
 def relative_gap(lower: float, upper: float) -> float:
-    """(upper - lower) / upper for bounds of a value that is not negative; 0 when both are 0."""
-    return (upper - max(lower, 0.0)) / upper if upper > 0 else 0.0
+    """(upper - lower) / upper for bounds of a value that is not negative; 0 when upper is 0.
+
+    Infinite for bounds that are none: NaN, or an upper one below 0.
+    """
+    if upper == 0:
+        return 0.0
+    return (upper - max(lower, 0.0)) / upper if upper > 0 else math.inf
 
 
 def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Tensor) -> Certificate:

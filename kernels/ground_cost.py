@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class GroundCost:
     features alone. lam_x, lam_y: not negative, not both zero.
 
     Raises ValueError, naming the argument and the first wrong sample, for everything else, and when
-    all costs are zero, since no scale for eps exists then.
+    all costs are zero or their mean overflows, since no scale for eps exists then.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class GroundCost:
         self.lam_x = lam_x
         self.lam_y = lam_y
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
+        if not math.isfinite(self.mean):
+            raise ValueError(
+                "the costs overflow float64: features, table or weights are too large; scale them"
+            )
         if not self.mean > 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
 
@@ -102,10 +107,11 @@ class GroundCost:
 
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
-        x, y = self.x.x[start:stop].to(dtype), self._columns(dtype)
+        single = dtype == torch.float32
+        x, y = self.x.x[start:stop].to(dtype), self._y_single if single else self.y.x.to(dtype)
         own, other = ((self.lam_x * c.squares).to(dtype) for c in (self.x, self.y))
         cost = other.repeat(len(x), 1)
-        inner = _INNER if dtype == torch.float32 else x.shape[1]
+        inner = _INNER if single else x.shape[1]
         for a, b in zip(x.split(inner, 1), y.split(inner, 1), strict=True):
             cost.addmm_(a, b.T, alpha=-2 * self.lam_x)
         cost += own[start:stop, None]
@@ -142,7 +148,8 @@ class GroundCost:
         the products of a block, two roundings of each for the input and the scale, two for every
         block that is added to what may be twice as large, and 12 for the other terms. That the
         product of a block is float32's and is summed before it is added is for the library to
-        decide: it is tried out, and nothing is promised where it fails (reduced precision allowed).
+        decide: it is tried out on a strip's shape, and nothing is promised where it fails (reduced
+        precision allowed), nor for other shapes, for which a library may choose another way.
         """
         if not self._sums_blocks():
             return math.inf
@@ -170,12 +177,9 @@ class GroundCost:
         right = (large[0] == inner * number) & (large[1] == 2.0**24 + 2 * -(-inner // 2))
         return bool(right.all())
 
-    def _columns(self, dtype: torch.dtype) -> Tensor:
-        if dtype == torch.float64:
-            return self.y.x
-        if not hasattr(self, "_y_single"):
-            self._y_single = self.y.x.to(dtype)
-        return self._y_single
+    @cached_property
+    def _y_single(self) -> Tensor:
+        return self.y.x.float()
 
 
 class Copy(NamedTuple):

@@ -15,7 +15,7 @@ Sources: Cuturi 2013; Feydy et al. 2019 (debiasing and one-potential self terms)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -123,16 +123,19 @@ def unregularised(
     stored = store(cost, copy=FINE, memory=memory)
     potentials = Potentials(stored, symmetric=False, start=None, max_iterations=max_iterations)
     eps = _FIRST_BRACKET * cost.mean
-    before = math.inf
+    before, bounds = math.inf, (-math.inf, math.inf)
     while True:
         certificate = _certified(potentials, eps, tolerance / 2)
-        done = certificate.bracket <= tolerance or certificate.bracket >= before
+        # Those of every eps hold; rounding must not turn them round.
+        low = max(certificate.unregularised[0], bounds[0])
+        bounds = low, max(low, min(certificate.unregularised[1], bounds[1]))
+        done = relative_gap(*bounds) <= tolerance or certificate.bracket >= before
         if done or potentials.exhausted:
             break
         before = certificate.bracket
         # The bracket's width is nearly proportional to eps.
         eps *= min(0.5, max(0.8 * tolerance / certificate.bracket, 1 / 16))
-    bounds = certificate.unregularised
+    certificate = replace(certificate, unregularised=bounds)
     return _result(
         cost,
         certificate,
@@ -232,8 +235,9 @@ def _result(
     tolerance: float,
 ) -> Transport:
     gap = relative_gap(*bounds)
+    converged = gap <= tolerance and math.isfinite(value)
     return Transport(
-        value=value if gap <= tolerance else math.nan,
+        value=value if converged else math.nan,
         lower=bounds[0],
         upper=bounds[1],
         unregularised=certificate.unregularised,
@@ -241,7 +245,7 @@ def _result(
         gap=gap,
         marginal_error=certificate.marginal_error,
         iterations=potentials.iterations,
-        converged=gap <= tolerance,
+        converged=converged,
         f=cost.x.unsorted(certificate.f),
         g=cost.y.unsorted(potentials.g),
     )

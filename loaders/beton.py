@@ -56,6 +56,13 @@ def page_size_for(nbytes: int) -> int:
     return max(PAGE_SIZE, 1 << (nbytes - 1).bit_length())
 
 
+def size_of(count: int, nbytes: int, page_size: int) -> int:
+    """Bytes of a file of `count` blobs of `nbytes` each."""
+    start = _up(_ROWS_START + count * ROW.itemsize, page_size)
+    pages = -(-count // (page_size // nbytes))
+    return start + pages * page_size + count * ALLOCATION.itemsize
+
+
 class BetonWriter:
     """Writes up to `capacity` samples, in order, to `path`; `finish` makes the file readable.
 
@@ -74,10 +81,7 @@ class BetonWriter:
     def resume(
         cls, path: Path, capacity: int, page_size: int, rows: np.ndarray, sizes: np.ndarray
     ) -> BetonWriter:
-        """Go on after the samples of `rows` (`ROW`, their bytes in `sizes`), which stay.
-
-        Raises ValueError where the file ends before they do.
-        """
+        """Go on after the samples of `rows` (`ROW`, their bytes in `sizes`), all in the file."""
         writer = cls.__new__(cls)
         writer._file = path.open("r+b")
         writer._page_size = page_size
@@ -86,9 +90,7 @@ class BetonWriter:
         writer._count = len(rows)
         writer._rows[: len(rows)], writer._sizes[: len(rows)] = rows, sizes
         writer._end = int(rows["pointer"][-1]) + int(sizes[-1])
-        if os.fstat(writer._file.fileno()).st_size < writer._end:
-            writer.close()
-            raise ValueError(f"{path}: ends before its journal does; {_REMEDY}")
+        assert os.fstat(writer._file.fileno()).st_size >= writer._end, path
         writer._file.truncate(writer._end)
         return writer
 

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from loaders.journal import Journal
+from loaders.journal import Entry, Journal, Written
 from loaders.pack import (
     FORMAT_VERSION,
     IMAGES,
@@ -35,9 +35,9 @@ from loaders.pack import (
     SAMPLES,
     Item,
     Pack,
-    digest,
     file_sha256,
     fingerprint_of,
+    request_digests,
 )
 from loaders.workers import ordered_map
 from loaders.writer import PackWriter, Stored
@@ -61,7 +61,11 @@ class _Encoder:
             image = self.open_image(item.payload)
             remark = unusual(image)
             pixels = self.transform(image)
+        except MemoryError:
+            raise
         except Exception as error:  # decoders raise anything for a damaged image
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's or network's
+                raise OSError(error.errno, f"{item.key}: {error.strerror}") from error
             return f"{type(error).__name__}: {error}"
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(
@@ -115,7 +119,7 @@ def encode(
     by `on_error`, skipped and listed in the manifest. A pack of the same request that is already at
     `out` is returned as it is; anything else at `out` raises FileExistsError. With `resume`, what
     was written before an error or a stop is kept for the next call with the same images.
-    OSError says where the disk is full.
+    OSError says where the disk is full, or which image the disk or the network did not give.
     """
     out = Path(out)
     _check_request(items, classes, format, quality, workers, on_error)
@@ -129,16 +133,14 @@ def encode(
         "source_fingerprint": source_fingerprint,
         "extra": dict(extra or {}),
     }
-    labelled = [(item.label, item.source, item.key) for item in items]
-    images = digest([manifest, labelled])
-    manifest["request"] = digest([manifest, labelled, on_error])
+    images, manifest["request"] = request_digests(manifest, items, on_error)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _turn(out.with_name(f".{out.name}.lock")):
         if out.exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
         journal = Journal(temporary, images) if resume else None
-        done = journal.begin() if journal else []
+        done = _done(journal, temporary) if journal else []
         if not done:
             shutil.rmtree(temporary, ignore_errors=True)  # the turn is ours: its run was killed
             temporary.mkdir()
@@ -150,9 +152,15 @@ def encode(
                 encoder = _Encoder(open_image, transform, format, quality)
                 with (
                     closing(ordered_map(encoder, items[len(done) :], workers)) as results,
-                    tqdm(results, name, len(items), initial=len(done), disable=not progress) as bar,
+                    tqdm(
+                        results,
+                        name,
+                        len(items),
+                        initial=len(done),
+                        unit="image",
+                        disable=not progress,
+                    ) as bar,
                 ):
-                    bar.unit = "image"
                     writer.write(bar)
                 if writer.skipped and (on_error == "refuse" or not writer.kept):
                     raise ValueError(_undecodable(writer.skipped, len(items)))
@@ -195,6 +203,17 @@ def _check_request(
         if not 0 <= item.label < len(classes):
             raise ValueError(f"{item.key}: label {item.label} is not one of {len(classes)} classes")
         seen.add(item.key)
+
+
+def _done(journal: Journal, temporary: Path) -> list[Entry]:
+    """What an earlier run of the same request wrote, if its file still holds it."""
+    done = journal.begin()
+    last = next((entry for entry in reversed(done) if isinstance(entry, Written)), None)
+    file = temporary / IMAGES
+    if last is None or (file.is_file() and file.stat().st_size >= last.pointer + last.size):
+        return done
+    log.warning("%s is missing or ends before its journal does; it is begun anew", file)
+    return []
 
 
 def _finished(out: Path, request: str) -> Pack:

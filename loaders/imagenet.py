@@ -29,9 +29,9 @@ _LEVELS_UP = 4  # the labels of Kaggle's val/ lie that far above it
 class Found:
     """A set as it lies on a disk.
 
-    `left_out`: files that are no images. `faults`: how it differs from what was published, as far
-    as its layout tells. `group_depth`: how many folders of an item's key name the part of the set
-    in which the item counts (IN-C: corruption and severity).
+    `left_out`: files that are no images of the set. `faults`: how it differs from what was
+    published, as far as its layout tells. `group_depth`: how many folders of an item's key name the
+    part of the set in which the item counts (IN-C: corruption and severity).
     """
 
     items: list[Item]
@@ -158,25 +158,36 @@ def _read(
             f"{root} holds more than one set: {some(list(above.values()))}; give the folder of "
             f"{name} alone"
         )
-    return Found(in_order(items), classes, trees.fingerprint(images), tuple(left_out))
+    items, twins = in_order(items)
+    return Found(items, classes, trees.fingerprint(images), tuple(left_out), twins)
 
 
-def in_order(items: Iterable[Item]) -> list[Item]:
-    """Items by key. Raises ValueError naming two files of one name, or one image in two classes."""
+def in_order(items: Iterable[Item]) -> tuple[list[Item], tuple[str, ...]]:
+    """Items by key, and the fault that some have another's name but for the suffix.
+
+    Raises ValueError naming two files of one name, and two of one validation image.
+    """
     ordered = sorted(items, key=lambda item: item.key)
     seen: dict[str, Item] = {}
+    twins: list[str] = []
     for item in ordered:
         place, _, file = item.key.rpartition("/")
         stem = file.rpartition(".")[0]
         part = place.rpartition("/")[0]
         # A validation image belongs to one class; other sets only name files within a class.
-        unique = f"{part}/{stem}" if _VAL.fullmatch(stem) else f"{place}/{stem}"
-        if unique in seen:
+        is_validation = _VAL.fullmatch(stem) is not None
+        unique = f"{part}/{stem}" if is_validation else f"{place}/{stem}"
+        other = seen.get(unique)
+        if other is not None and (is_validation or other.key == item.key):
             raise ValueError(
-                f"{_shown(seen[unique])} and {_shown(item)} are the same image twice; remove one"
+                f"{_shown(other)} and {_shown(item)} are the same image twice; remove one"
             )
+        if other is not None:
+            twins.append(f"{other.key} and {item.key}")
         seen[unique] = item
-    return ordered
+    if not twins:
+        return ordered, ()
+    return ordered, (f"{len(twins)} pairs have one name but for the suffix: {some(twins)}",)
 
 
 def _shown(item: Item) -> str:

@@ -7,6 +7,7 @@ in balance.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -17,7 +18,7 @@ import numpy as np
 from loaders import trees
 from loaders.imagenet import Found, in_order, source_of
 from loaders.pack import Item
-from loaders.trees import File, some
+from loaders.trees import some
 
 GROUPS = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -42,7 +43,7 @@ def read(
     unknown severity or class.
     """
     number = {wnid: label for label, wnid in enumerate(classes)}
-    images: list[File] = []
+    hashed = hashlib.sha256()  # file by file: millions would take gigabytes
     left_out: list[str] = []
     items: list[Item] = []
     for file in trees.files(root):
@@ -55,7 +56,7 @@ def read(
             raise ValueError(
                 f"{root}: {file.path} is not <corruption>/<1 to 5>/<wnid>/<image> of IN-C"
             )
-        images.append(file)
+        hashed.update(trees.stamped(file))
         key = "/".join(parts[-4:])
         items.append(Item(number[wnid], source_of(name, key), key, file.place))
     if not items:
@@ -66,22 +67,22 @@ def read(
     counts = Counter(part_of(item.key) for item in items)
     wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] != PER_PART]
     fault = f"{len(wrong)} of 75 parts have not {PER_PART:,} images: {some(wrong)}"
-    items = in_order(items)
+    items, twins = in_order(items)
     if subsample is not None:
         items = draw(items, subsample, seed)
     return Found(
         items,
         classes,
-        trees.fingerprint(images),
+        hashed.hexdigest(),
         tuple(left_out),
-        faults=(fault,) if wrong else (),
+        faults=(*((fault,) if wrong else ()), *twins),
         group_depth=DEPTH,
     )
 
 
-def part_of(key: str) -> str:
-    """`corruption/severity` of an item's key."""
-    return "/".join(key.split("/", DEPTH)[:DEPTH])
+def part_of(key: str, depth: int = DEPTH) -> str:
+    """The first folders of an item's key: `corruption/severity`."""
+    return "/".join(key.split("/", depth)[:depth])
 
 
 def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:

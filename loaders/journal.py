@@ -7,11 +7,13 @@ names are on the disk, so whatever stops an encoder costs the images since the l
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
 EVERY = 1024  # images
 
@@ -40,17 +42,30 @@ class Journal:
         self._pending: list[Entry] = []
 
     def begin(self) -> list[Entry]:
-        """Entries that an earlier run of the same request left; none where it was another."""
+        """Entries that an earlier run of the same request left; none where it was another.
+
+        The journal is cut after its last whole line: what that does not name is written again.
+        """
         if not self._path.is_file():
             return []
-        text = self._path.read_text(errors="replace")
-        whole = text[: text.rfind("\n") + 1]
-        lines = whole.splitlines()
-        if not lines or lines[0] != self._request:
+        request, *lines = self._path.read_bytes().splitlines(keepends=True) or [b""]
+        if request != f"{self._request}\n".encode():
+            log.warning(
+                "%s holds a part of this set, but of other images or options, or its files changed "
+                "since; it is deleted and begun anew",
+                self._path.parent,
+            )
             return []
-        found = [one for line in lines[1:] for one in json.loads(line)]
-        os.truncate(self._path, len(whole))  # a line that was cut is written again
-        return [one if isinstance(one, str) else Written(*one) for one in found]
+        found: list[Entry] = []
+        end = len(request)
+        for line in lines:
+            entries = _entries(line)
+            if entries is None:
+                break
+            found += entries
+            end += len(line)
+        os.truncate(self._path, end)
+        return found
 
     def start(self) -> None:
         """An empty journal of this request."""
@@ -67,12 +82,23 @@ class Journal:
         if not self._pending:
             return
         sync()
+        line = json.dumps(self._pending) + "\n"  # ASCII
+        self._pending = []  # before the line is there: a stop in between must not write it twice
         with self._path.open("a") as file:
-            file.write(json.dumps(self._pending) + "\n")  # ASCII
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._pending = []
 
     def end(self) -> None:
         """Remove the journal of a finished pack."""
         self._path.unlink(missing_ok=True)
+
+
+def _entries(line: bytes) -> list[Entry] | None:
+    """The entries of a line, None where it was cut or damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return [one if isinstance(one, str) else Written(*one) for one in json.loads(line)]
+    except (ValueError, TypeError):
+        return None

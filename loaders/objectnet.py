@@ -71,7 +71,8 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
     if not items:
         raise ValueError(f"{images} holds no images of IN classes as <object>/<image>")
     left_out = tuple(file.path for file in found if not file.is_image or len(file.parts) < 2)
-    return Found(in_order(items), classes, trees.fingerprint(found), left_out)
+    items, twins = in_order(items)
+    return Found(items, classes, trees.fingerprint(found), left_out, twins)
 
 
 def open_image(place: Place) -> Image.Image:

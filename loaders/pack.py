@@ -173,8 +173,29 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-able value, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def request_digests(
+    manifest: Mapping[str, Any], items: Sequence[Item], on_error: str
+) -> tuple[str, str]:
+    """`digest` of the manifest with label, source and key of every item, and with `on_error` too.
+
+    Items are hashed one by one: the text of millions would take gigabytes.
+    """
+    hashed = hashlib.sha256(f"[{canonical(manifest)},[".encode())
+    for number, item in enumerate(items):
+        one = canonical([item.label, item.source, item.key])
+        hashed.update(f"{',' if number else ''}{one}".encode())
+    images = hashed.copy()
+    images.update(b"]]")
+    hashed.update(f"],{canonical(on_error)}]".encode())
+    return images.hexdigest(), hashed.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm"})
+_BLOCK = 512  # bytes; an archive ends with at least one block of zeros
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
@@ -48,8 +49,10 @@ class File(NamedTuple):
 
 
 def files(root: Path) -> Iterator[File]:
-    """Every file below a folder, or in a .tar; a folder of nothing but .tar files is all of them.
+    """Every file below a folder, or in a .tar.
 
+    A folder that holds .tar files and no folders stands for what is in them: its other files are
+    passed over, and a member outside any folder gets its archive's name as its folder.
     Raises ValueError naming what is missing, compressed, damaged, or a link that leads nowhere or
     in a circle.
     """
@@ -64,7 +67,9 @@ def files(root: Path) -> Iterator[File]:
     archives = [entry for entry in entries if entry.suffix == ".tar" and entry.is_file()]
     if archives and not any(entry.is_dir() for entry in entries):
         for archive in archives:
-            yield from _archive(archive)
+            for file in _archive(archive):
+                inside = "/" in file.path
+                yield file if inside else file._replace(path=f"{archive.stem}/{file.path}")
     else:
         yield from _folder(str(root), "", ())
 
@@ -73,8 +78,13 @@ def fingerprint(found: Iterable[File]) -> str:
     """SHA-256 over path, size and time of change of the given files."""
     hashed = hashlib.sha256()
     for file in found:
-        hashed.update(f"{file.path} {file.stamp}\n".encode())
+        hashed.update(stamped(file))
     return hashed.hexdigest()
+
+
+def stamped(file: File) -> bytes:
+    """What a fingerprint hashes of a file."""
+    return f"{file.path} {file.stamp}\n".encode()
 
 
 def open_image(place: Place) -> Image.Image:
@@ -118,16 +128,16 @@ def _archive(path: Path) -> Iterator[File]:
     changed = path.stat().st_mtime_ns
     with path.open("rb") as whole:
         try:
-            yield from _members(whole, str(path), 0, "", changed)
+            place = Place(str(path), 0, path.stat().st_size)
+            yield from _members(whole, place, "", changed)
         except tarfile.TarError as error:
             raise ValueError(f"{path} is damaged or no .tar archive ({error})") from error
 
 
-def _members(
-    whole: io.BufferedReader, path: str, start: int, prefix: str, changed: int
-) -> Iterator[File]:
-    """Files of the archive that begins at `start`; an archive inside counts as a folder."""
-    whole.seek(start)
+def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) -> Iterator[File]:
+    """Files of the archive at `place`; an archive inside counts as a folder."""
+    path = place.path
+    whole.seek(place.offset)
     with tarfile.open(fileobj=whole, mode="r:") as archive:
         for member in archive:
             if member.islnk() or member.issym():
@@ -135,10 +145,15 @@ def _members(
             if not member.isfile():
                 continue
             name = PurePosixPath(prefix, member.name)
+            here = Place(path, member.offset_data, member.size)
             if name.suffix == ".tar":
                 inner = str(name.with_suffix(""))
                 with open(path, "rb") as again:
-                    yield from _members(again, path, member.offset_data, inner, changed)
+                    yield from _members(again, here, inner, changed)
                 continue
-            place = Place(path, member.offset_data, member.size)
-            yield File(str(name), place, f"{member.size} {changed}")
+            yield File(str(name), here, f"{member.size} {changed}")
+        # tarfile takes a header that it cannot read for the end.
+        end = archive.offset
+    whole.seek(end)
+    if whole.read(_BLOCK) != bytes(_BLOCK) or end + _BLOCK > place.offset + place.size:
+        raise tarfile.ReadError(f"{f'{prefix}.tar' if prefix else 'it'} does not end as one should")

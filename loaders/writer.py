@@ -27,6 +27,12 @@ class Stored:
     remark: str
 
 
+def page_size_of(shape: tuple[int, int]) -> int:
+    """The page size of a pack of images of this shape (H, W)."""
+    height, width = shape
+    return page_size_for(2 * 3 * height * width)  # a JPEG may outgrow its pixels
+
+
 class PackWriter:
     """Writes `items` in their order into `folder`; without a journal, nothing can be gone on with.
 
@@ -53,10 +59,7 @@ class PackWriter:
         }
 
     def go_on(self, done: Sequence[Entry]) -> None:
-        """Take over what an earlier run wrote of the first items.
-
-        Raises ValueError where its file does not hold it.
-        """
+        """Take over what an earlier run wrote of the first items, and its file holds."""
         for item, entry in zip(self._items, done, strict=False):
             self._note(item, entry)
         there = [entry for entry in done if isinstance(entry, Written)]
@@ -70,7 +73,7 @@ class PackWriter:
             self._writer = BetonWriter.resume(
                 self._folder / IMAGES,
                 len(self._items),
-                self._page_size(),
+                page_size_of(self.shape),
                 np.array(rows, ROW),
                 sizes,
             )
@@ -105,7 +108,9 @@ class PackWriter:
         height, width = stored.shape
         if self._writer is None:
             self.shape = stored.shape
-            self._writer = BetonWriter(self._folder / IMAGES, len(self._items), self._page_size())
+            self._writer = BetonWriter(
+                self._folder / IMAGES, len(self._items), page_size_of(self.shape)
+            )
         if stored.shape != self.shape:
             raise ValueError(f"{item.key}: its shape is {stored.shape}, others have {self.shape}")
         self._writer.add(stored.blob, mode=self._mode, height=height, width=width, label=item.label)
@@ -120,10 +125,6 @@ class PackWriter:
         if entry.remark:
             count, names = self._remarks.get(entry.remark, (0, []))
             self._remarks[entry.remark] = count + 1, [*names, item.key][:_NAMED]
-
-    def _page_size(self) -> int:
-        height, width = self.shape
-        return page_size_for(2 * 3 * height * width)  # a JPEG may outgrow its pixels
 
     def _sync(self) -> None:
         if self._writer is not None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import grids
 import pytest
+import torch
+
+from engine import campaign, grid
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -40,3 +43,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data.yaml").write_text(DATA.format(folder=folder))
     (folder / "shapes.yaml").write_text(GRID.format(folder=folder))
     return folder
+
+
+def run(folder: Path, *words: str) -> Path:
+    """The report's folder of a campaign that was run in this process."""
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'runs'}", *words], 2)
+    device = torch.device("cpu")
+    grid.prepare(plan, device)
+    for name in plan.sets:
+        grid.column(plan, name, device)
+    finish_columns(plan)
+    return grid.finish(plan, device).parent
+
+
+def finish_columns(plan: campaign.Plan) -> None:
+    """Leave the markers by which Snakemake tells that all columns are done."""
+    done = plan.path.parent / "done"
+    done.mkdir(parents=True, exist_ok=True)
+    for name in plan.sets:
+        (done / f"column-{name}").touch()

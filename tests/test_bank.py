@@ -8,6 +8,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,8 +16,10 @@ import pytest
 import torch
 from grids import Grid, grid
 from torch import nn
+from tqdm import tqdm
 
 from engine import bank, evaluate, merge, pending
+from engine import grid as jobs
 from engine.context import Context
 from loaders.resident import Resident
 
@@ -142,10 +145,11 @@ def test_batches_are_cut_where_activations_do_not_fit(
         found = tables(fresh.context(), mixes[:2])
     finally:
         hook.remove()
-    assert "batches of 8 run in parts of at most 3" in caplog.text
-    assert max(seen) == 3 and {2, 3} <= set(seen)
+    # Three would fit, but parts are halves of halves, so that machines agree where they can.
+    assert "batches of 8 run in parts of at most 2" in caplog.text
+    assert max(seen) == 2 and seen.count(2) > 2 * seen.count(1)
     for mine, theirs in zip(found, wanted[:2], strict=True):
-        assert mine["label"].equals(theirs["label"])
+        assert mine["top1"].equals(theirs["top1"])
         for name in ("p_true", "margin"):
             np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
 
@@ -163,13 +167,86 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
     mixes = [{"a": 0.5, "b": 0.5}, {"c": 1.0}, {"a": 0.1, "b": 0.9}, {"a": 0.5, "c": 0.5}]
     found = bank.groups(mixes, 2)
     assert [len(group) for group in found] == [2, 2]
-    assert found[1] != found[0] and mixes[0] in found[0] + found[1]
     together = [mix for group in found for mix in group]
     assert sorted(map(str, together)) == sorted(map(str, mixes))
     places = [together.index(mix) for mix in (mixes[0], mixes[2])]
     assert abs(places[0] - places[1]) == 1
     assert bank.groups(mixes, 1) == [[mix] for mix in together]
     assert bank.groups(mixes, 9) == [together]
+
+
+def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixes, monkeypatch):
+    context = grid.context()
+    parents = {name: evaluate._cell(context, name) for mix in mixes for name in mix}
+    one = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
+
+    def sizes(room: int, slice_bytes: float) -> list[int]:
+        free = room_for_models(grid, mixes, room)
+        monkeypatch.setattr(bank, "free_memory", lambda device: free)
+        found = bank.Bank(context, mixes[:5], parents, slice_bytes)
+        return [len(group) for group in found.groups]
+
+    assert sizes(3, 0) == [3, 2] and sizes(3, one) == [2, 2, 1] and sizes(3, 99 * one) == [1] * 5
+    assert sizes(5, one) == [5], "one group needs no image twice"
+
+
+def test_shares_of_memory_are_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):
+    context, opened = fresh.context(), []
+    monkeypatch.setattr(
+        bank, "free_memory", lambda device: opened.append(SET in context.sets._sources) or 1e12
+    )
+    tables(context, mixes[:2])
+    assert len(opened) == 2 and all(opened)
+
+
+def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
+    context, held = grid.context(), []
+
+    def evaluate_on(context, mixes, name, split, sample) -> None:
+        context.sets.source(name)
+        held.append(set(context.sets._sources))
+
+    monkeypatch.setattr(jobs, "_context", lambda *_: context)
+    monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
+    monkeypatch.setattr(jobs.campaign, "advance", lambda *_: None)
+    jobs.column(SimpleNamespace(path=None, methods=()), "outline", grid.device)
+    assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
+    assert not context.sets._sources
+
+
+class Bar(tqdm):
+    """Notes whether it was still open when each batch was drawn."""
+
+    made: list[Bar] = []  # noqa: RUF012  # emptied by the tests
+
+    def __init__(self, *words, **options) -> None:
+        super().__init__(*words, **options)
+        self.made.append(self)
+        self.open, self.drawn = True, []
+
+    def __iter__(self) -> Iterator:
+        for one in super().__iter__():
+            self.drawn.append(self.open)
+            yield one
+
+    def close(self) -> None:
+        self.open = False
+        super().close()
+
+
+@pytest.mark.parametrize("kind", ["features", "predictions", "estimate"])
+def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kind):
+    monkeypatch.setattr(evaluate, "tqdm", Bar)
+    monkeypatch.setattr(Bar, "made", [])
+    context = fresh.context()
+    if kind == "features":
+        evaluate.features(context, context.base, context.sets[SET], "fp32")
+    elif kind == "predictions":
+        tables(context, mixes[:2])
+    else:
+        evaluate._seconds_to_read(context, context.sets[SET])
+    (bar,) = Bar.made
+    assert bar.drawn == [True] * (1 if kind == "estimate" else 5) and not bar.open
 
 
 class Stopped(Exception):
@@ -203,6 +280,74 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert same(tables(fresh.context(), some), expected)
     assert counted.images == IMAGES - 2 * BATCH
     assert not list((store / "pending").iterdir())
+
+
+def test_models_of_a_small_set_are_kept_as_their_group_ends(
+    grid, fresh, mixes, wanted, monkeypatch
+):
+    """A set of one slice: what the first group said is not said again."""
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * 5 + 1)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:5])
+    assert len(list((fresh.runs / "store" / "predictions").iterdir())) == 2
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+    assert counted.models == 3
+
+
+def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
+    grid, fresh, mixes, wanted, small_slices, monkeypatch
+):
+    """Three groups of two see every slice; of the first slice, only the last group is left."""
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    monkeypatch.setattr(evaluate, "_seconds_to_read", lambda *_: 1e9)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * 2 * 2)  # two groups of two models, two batches
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:6])
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:6]), wanted[:6])
+    first_to_know_the_cost, of_slices = 2, 2 + 6 + 6
+    assert counted.models == first_to_know_the_cost + of_slices
+
+
+def test_slices_that_no_probe_needs_are_not_computed(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    put, left = pending.Pending.put, [1]
+
+    def stopping(self, number, table):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        put(self, number, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pending.Pending, "put", stopping)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[7:])
+    seen, verdict = [], evaluate.Verdict.__call__
+    monkeypatch.setattr(
+        evaluate.Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
+    )
+    context = fresh.context()
+    monkeypatch.setattr(evaluate.models, "create", lambda *_: pytest.fail("built for two names"))
+    assert same(tables(context, mixes[7:]), wanted[7:])
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(2 * BATCH, IMAGES))
+
+
+def test_slices_that_were_all_there_become_an_artefact_without_a_model(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(pending.Pending, "finish", lambda self: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:1])
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:1]), wanted[:1])
+    assert counted.images == counted.models == 0
 
 
 def test_one_more_model_after_an_interruption_starts_at_the_beginning_alone(

@@ -135,6 +135,18 @@ def test_interpolations_do_not_bend_the_line_and_few_models_have_none(tmp_path):
     assert all(row.effective_robustness is None for row in none)
 
 
+@pytest.mark.parametrize("best", [100.0, 99.995])
+def test_models_that_are_all_perfect_upstream_have_no_trend(tmp_path, best):
+    """Accuracies above 99.99% differ, and their logits do not."""
+    read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
+    accuracy = [
+        replace(row, accuracy=best + k * 1e-4 * (best < 100)) if row.evaluated_on == "up" else row
+        for k, row in enumerate(read.accuracy)
+    ]
+    found = behaviour.above_trend(read.behaviour, accuracy, SETS, "up")
+    assert all(row.effective_robustness is None for row in found)
+
+
 def test_three_pre_trained_models_make_the_line_alone(tmp_path):
     rows, accuracy = [], []
     for k, model in enumerate(("m0", "m1", "m2")):

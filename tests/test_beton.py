@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter, page_size_for
+from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter, page_size_for, size_of
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -57,6 +57,14 @@ def test_raw_round_trip(count: int, height: int, width: int) -> None:
         assert np.array_equal(read_all(beton), images)
     assert beton.rows["label"].tolist() == list(range(-1, count - 1))
     assert (beton.fields, beton.tag) == (("image", "label"), b"tag")
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 40), (6, 1020), (7, 1020), (3, 1672)])
+def test_the_size_of_a_file_is_known_before(tmp_path: Path, count: int, side: int) -> None:
+    images = np.zeros((count, side, side, 3), np.uint8)
+    path = write(tmp_path / "a.beton", images)
+    page_size = page_size_for(images[0].nbytes)
+    assert path.stat().st_size == size_of(count, images[0].nbytes, page_size)
 
 
 def test_no_blob_crosses_a_page(tmp_path: Path) -> None:

@@ -73,6 +73,51 @@ def test_one_bootstrap_agrees_with_scipys(tmp_path):
     assert found == pytest.approx(tuple(expected), abs=0.006)
 
 
+def thinned(
+    rng: np.random.Generator, sources: int, sets: int, keep: float
+) -> dict[str, np.ndarray]:
+    """Which of the sources each set holds, at random."""
+    return {str(j): np.flatnonzero(rng.random(sources) < keep) for j in range(sets)}
+
+
+def mean_over_sets(held: dict[str, np.ndarray], value: np.ndarray, resamples: int) -> np.ndarray:
+    """Draws of the mean over sets of the mean of `value` [sources, sets], an image a source."""
+    banks, columns = {}, {}
+    for j, (name, rows) in enumerate(held.items()):
+        banks[name] = predictions.Bank()
+        banks[name].sources, banks[name].total = rows, np.ones(len(rows))
+        columns[name] = value[rows, j][None, :, None]
+    found = bootstrap.means(banks, columns, resamples=resamples, seed=0)
+    return np.mean(list(found.values()), axis=0)[:, 0]
+
+
+def test_intervals_hold_where_every_source_is_in_sets_of_its_own():
+    """Sources shared by eight sets at random: nearly each makes a pattern that no other has."""
+    held = 0
+    for repeat in range(300):
+        rng = np.random.default_rng(repeat)
+        value = rng.standard_normal((200, 1)) + 0.5 * rng.standard_normal((200, 8))
+        samples = mean_over_sets(thinned(rng, 200, 8, 0.5), value, 300)
+        low, high = bootstrap.interval(samples)
+        held += low <= 0 <= high
+    assert 0.92 <= held / 300 <= 0.98
+
+
+def test_large_patterns_are_drawn_apart_and_small_ones_together():
+    member = np.zeros((130, 3), bool)
+    member[:60, 0] = member[60:115, 1] = member[115:120, :2] = member[120:, 2] = True
+    stratum = bootstrap._strata(member)
+    assert sorted(np.bincount(stratum)) == [15, 55, 60]
+    assert len(set(stratum[115:])) == 1 and len(set(stratum[:60])) == 1
+
+
+def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
+    held = {"many": np.arange(40), "one": np.array([40])}
+    value = np.concatenate([np.zeros((40, 2)), np.ones((1, 2))])
+    samples = mean_over_sets(held, value, 500)
+    np.testing.assert_allclose(samples, 0.5)
+
+
 def test_draws_are_the_same_whatever_the_chunk(monkeypatch):
     sums = np.random.default_rng(0).random((3, 20))
     whole = draws(sums, 50)
@@ -168,6 +213,16 @@ def test_seeds_that_disagree_widen_the_interval_and_seeds_that_agree_do_not(tmp_
     disagree = several_seeds(tmp_path / "disagree", lucky, (0, 1, 2))
     (wide,) = metrics.summarise(disagree, SETS).mri
     assert wide.mri_high - wide.mri_low > 2 * (one.mri_high - one.mri_low)
+
+
+def test_accuracies_of_seeds_that_disagree_stay_between_0_and_100(tmp_path):
+    def lucky(seed):
+        return lambda *_: np.arange(60) >= 12 * seed
+
+    read = metrics.gather(several_seeds(tmp_path, lucky, (0, 1)))
+    rows = intervals.intervals(read, metrics.summarise(read, SETS), SETS)
+    ends = [(r.low, r.high) for r in rows if r.quantity == "accuracy" and r.method == "fine_tune"]
+    assert {high for _, high in ends} == {100} and all(0 <= low < 100 for low, _ in ends)
 
 
 def test_a_set_of_one_kind_of_answer_has_no_width_and_other_sources_are_fine(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from pathlib import Path
@@ -82,19 +83,39 @@ def test_the_pre_trained_model_is_known_from_any_sample():
 def test_a_smaller_budget_is_part_of_a_larger_one():
     sets = [frame([50, 9], 1), frame([400, 300], 2), frame([1000], 3)]
     least = sum(one.least for one in sets)
-    before = [0, 0, 0]
-    for share in (0.01, 0.02, 0.1, 0.11, 0.5, 0.9, 1.0):
+    before = [one.least for one in sets]
+    for share in (budget.least_share(sets), 0.1, 0.11, 0.5, 0.9, 1.0):
         counts = budget.allocate(sets, share)
         assert all(a <= b for a, b in zip(before, counts, strict=True))
-        assert sum(counts) == max(math.ceil(share * 1759), least)
+        assert sum(counts) == math.ceil(share * 1759) >= least
         before = counts
     assert before == [59, 700, 1000]
     assert sorted(sets[1].order) == list(range(700))  # prefixes of one order are nested
 
 
-def test_small_sets_are_seen_in_full_before_large_ones():
-    counts = budget.allocate([frame([100]), frame([100_000])], 0.05)
-    assert counts[0] == 100 and sum(counts) == 5005
+def test_sets_get_about_equally_many_images_and_a_small_one_all_of_its():
+    small, *large = (frame([n], seed) for seed, n in enumerate((100, 100_000, 50_000, 50_000)))
+    counts = budget.allocate([small, *large], 0.05)
+    assert counts[0] == 100 and sum(counts) == 10_005
+    assert counts[1:] == pytest.approx([9905 / 3] * 3, rel=0.12)
+
+
+@pytest.mark.parametrize("sizes", [[70], [1], [50, 9, 400], [100_000], [3] * 7])
+def test_least_share_is_enough_and_no_more_than_that(sizes):
+    one = frame(sizes)
+    assert budget.allocate([one], budget.least_share([one])) == [one.least]
+    if one.least > 1:
+        with pytest.raises(RecipeError, match=rf"too little: it takes {one.least} of {sum(sizes)}"):
+            budget.allocate([one], (one.least - 1) / sum(sizes))
+
+
+def test_too_little_a_budget_names_one_that_is_enough():
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.budget=0\.01 .* give (\S+) or more"
+    ) as caught:
+        budget.allocate([frame([70]), frame([30])], 0.01)
+    share = float(str(caught.value).split("give ")[1].split()[0])
+    assert budget.allocate([frame([70]), frame([30])], share) == [2, 2]
 
 
 def test_allocation_is_neymans_and_the_best_of_all():
@@ -209,6 +230,16 @@ def test_quantiles_are_those_of_the_normal_distribution():
     assert budget.quantile(5) == pytest.approx(2.575829, abs=1e-6)
 
 
+def test_a_store_without_a_pre_trained_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(coverage, "SETS_EVALUATED_LITTLE", 1)
+    folder = tmp_path / "store" / "predictions" / "one"
+    folder.mkdir(parents=True)
+    key = {"mix": {"fine_tune-few-0": 1.0}, "pack": "p", "split": "all"}
+    (folder / "done.json").write_text(json.dumps({"key": key}))
+    with pytest.raises(ValueError, match="store holds no pre-trained model"):
+        coverage.stored(tmp_path / "store")
+
+
 @pytest.fixture(scope="module")
 def small() -> coverage.Population:
     return coverage.corrupted(groups=10, sources=2000, classes=100)[0]
@@ -225,10 +256,10 @@ def test_real_variance_is_what_samples_show_and_estimates_say(small):
 
 @pytest.mark.parametrize("half_width", [0.02, 0.01])
 def test_intervals_hold_in_spite_of_stopping(small, half_width):
-    found = coverage.stop([small], half_width, repeats=300)
+    found = coverage.stop([small], half_width, repeats=1000)
     assert found.covered >= 0.93
     assert found.images < 20_000
-    assert coverage.once([small], 0.1, repeats=300).covered >= 0.91
+    assert coverage.once([small], 0.1, repeats=1000).covered >= 0.93
 
 
 def test_control_variate_saves_images(small):

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import campaigns
 import pytest
 from campaigns import METHODS, SETS
 
-from engine import campaign, cli
+from engine import campaign, cli, recipe, sets
 from engine.errors import CampaignError, RecipeError
 
 folder = campaigns.folder
@@ -33,6 +34,37 @@ def test_plan_holds_the_whole_grid(folder: Path, tmp_path: Path) -> None:
     assert (plan.methods, plan.sets) == (METHODS, SETS)
     assert plan.folder == tmp_path / "shapes" and not plan.folder.exists()
     assert not campaign.finished(plan) and campaign.columns_missing(plan) == list(SETS)
+
+
+def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
+    own, other = str(folder / "model.yaml"), tmp_path / "other.yaml"
+    other.write_text(Path(own).read_text().replace("name: tiny", "name: other"))
+    for words, name in (
+        ((), "shapes"),
+        ((f"model={own}",), "shapes"),
+        (("model.head.lr=0.02",), "shapes"),
+        ((f"model={other}",), "shapes-other"),
+    ):
+        assert planned(folder, f"runs={tmp_path}", *words).folder == tmp_path / name
+
+
+def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:
+    header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
+    said = re.findall(r"^#   rib (\w+) (.*?)(?:   .*)?$", header, re.MULTILINE)
+    assert [command for command, _ in said] == ["encode", "verify", "plan", "campaign"]
+    name = "vit_b16_clip_openai"
+    places = []
+    for _, text in said:
+        words = [w.replace("MODEL", name) for w in text.split() if "=" in w and "model=" not in w]
+        encoded = recipe.of_sections(name, "imagenet_rib", words)
+        in_grid = recipe.load("imagenet_rib", [f"model={name}", *words])
+        places += [
+            sets.pack_folder(Path(one.runs), one.dataset, one.model, "imagenet_v2")
+            for one in (encoded, in_grid)
+        ]
+    assert len(set(places)) == 1
+    plan = campaign.plan("imagenet_rib", [f"model={name}"], 1)
+    assert plan.folder == Path("runs") / f"imagenet_rib-{name}"
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 1), (8, 2)])
@@ -70,10 +102,10 @@ def test_plan_knows_the_content_of_a_users_method(folder: Path, tmp_path: Path) 
 
 def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, f"runs={tmp_path}", "seed=2")
-    path = tmp_path / "plan.json"
     values = dataclasses.asdict(plan) | {"python": "p", "cwd": "/"}
-    path.write_text(json.dumps(values, default=str))
-    assert campaign.read(path) == plan
+    plan.path.parent.mkdir(parents=True)
+    plan.path.write_text(json.dumps(values, default=str))
+    assert campaign.read(plan.path) == plan
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from stores import SETS, grid, random_hits
 
-from engine import certainty, metrics
+from engine import certainty, comparisons, metrics
 from engine.standings import standings
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
@@ -19,7 +20,10 @@ TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 def worked_out(folder, hits, methods=tuple(TITLES), sets=SETS, against=None):
     read = metrics.gather(grid(folder, hits, methods, sets))
     summary = metrics.summarise(read, sets)
-    found = certainty.certainty(read, summary, sets, "up", against)
+    found = certainty.certainty(read, summary, sets, "up")
+    if against is not None:
+        rows = certainty.compared(read, summary, sets, against)
+        found = replace(found, comparisons=rows)
     (one,) = standings(summary.accuracy, summary.mri, sets=sets, upstream="up", methods=TITLES)
     return one, found
 
@@ -93,6 +97,29 @@ def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path)
             ):
                 other = row.arm if row.against == best.arm else row.against
                 assert TITLES[other.method] in said
+
+
+def test_on_a_sample_the_weights_say_who_is_better(tmp_path):
+    """Ten sources stand for twenty times as many images as each of the others."""
+    heavy = np.arange(60) < 20
+    right = {"fine_tune": ~heavy, "lwf": heavy, "pre": np.arange(60) % 3 == 0}
+    cells = grid(
+        tmp_path,
+        lambda method, *_: right[method],
+        ("fine_tune", "lwf"),
+        weight=np.where(heavy, 20.0, 1.0),
+    )
+    read = metrics.gather(cells)
+    summary = metrics.summarise(read, SETS)
+    found = certainty.certainty(read, summary, SETS, "up")
+    on_sets = [row for row in found.comparisons if row.evaluated_on]
+    assert [(row.better, row.worse) for row in on_sets] == [(20, 10)] * 3
+    assert all(row.difference < 0 and row.p < 0.01 for row in on_sets)
+    assert comparisons.sign_test(20, 10) > 0.05
+    (one,) = standings(summary.accuracy, summary.mri, sets=SETS, upstream="up", methods=TITLES)
+    text = certainty.comparison_table(one, found)
+    (row,) = re.findall(r"FT +\S+ +\S+ +\[.*\] +\S+ +\S+ +(\d) +(\d)", text)
+    assert row == ("0", "3")
 
 
 class Checker(HTMLParser):

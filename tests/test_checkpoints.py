@@ -43,6 +43,22 @@ def test_own_file_keeps_its_tensors_and_its_head(arch: str, tmp_path: Path) -> N
     assert same(backbone(model(tmp_path / "own.safetensors", arch), tmp_path), wanted)
 
 
+@pytest.mark.parametrize("source", ["timm", "pypi"])
+def test_own_file_stands_in_for_a_download(source: str, tmp_path: Path) -> None:
+    wanted, path = state(), tmp_path / "own.safetensors"
+    checkpoints.save(wanted, path)
+    options = model(path)
+    weights = dataclasses.replace(options.weights, source=source)
+    assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), wanted)
+
+
+def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
+    wanted = {k: v for k, v in state().items() if k != "head.bias"}
+    checkpoints.save(wanted, tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"own\.safetensors does not fit .*head\.bias is missing"):
+        backbone(model(tmp_path / "own.safetensors"), tmp_path)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_checkpoint_of_plain_tensors(wrapped: bool, tmp_path: Path) -> None:
     wanted = state()

@@ -127,8 +127,8 @@ def test_a_method_is_not_told_from_itself_and_always_from_one_that_is_far_better
     on_sets = [row for row in rows if row.evaluated_on]
     assert [row.better for row in on_sets] == [0] * 9
     assert all((row.worse > 10) == (row.against == EWC) for row in on_sets)
-    assert all(row.turned().turned() == row for row in rows)
-    assert worse.turned().arm == EWC and worse.turned().low == -worse.high > 0
+    assert all(row.swapped().swapped() == row for row in rows)
+    assert worse.swapped().arm == EWC and worse.swapped().low == -worse.high > 0
 
 
 def test_copies_of_images_are_no_evidence(tmp_path):

@@ -9,11 +9,13 @@ import math
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import campaigns
+import grids
 import numpy as np
 import pytest
 import torch
 
-from engine import distance, forgetting
+from engine import cli, distance, forgetting, ranks
 from engine.artifacts import Store
 from engine.distance import Labelled, Matrix, Options, matrix, write_csv
 from engine.forgetting import Point, correlation
@@ -21,6 +23,7 @@ from engine.metrics import Arm
 from engine.standings import Line, Standings
 
 CLASSES, D = 4, 6
+folder, grid = campaigns.folder, grids.grid
 
 
 def labelled(shift: float, n: int = 60, seed: int = 0) -> Labelled:
@@ -127,6 +130,19 @@ def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
     assert rows[0] == ["", "near", "mid", "far"] and rows[1] == ["near", "0.0", "", ""]
 
 
+def test_exact_transport_that_stops_early_is_no_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(distance, "EXACT_STEPS", 1)
+    _, context = context_of(SETS, tmp_path)
+    options = Options(exact=True, samples=20)
+    with pytest.warns(UserWarning, match="numItermax"):
+        found = distance.distances(context, list(SETS), options)
+    kept = distance.distances(context, list(SETS), options)
+    off = ~np.eye(3, dtype=bool)
+    for one in (found, kept):
+        assert np.isnan(one.values[off]).all() and np.isnan(one.gaps[off]).all()
+        assert one.samples == 20
+
+
 def test_the_csv_keeps_every_digit(tmp_path):
     found = matrix(SETS, CLASSES, Options(eps=0.2))
     write_csv(tmp_path / "d.csv", found)
@@ -175,6 +191,30 @@ def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
     distance.distances(context, ["near", "mid"])
     kept = distance.distances(context, ["near", "mid"])
     np.testing.assert_array_equal(kept.values, unsolved.values)
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(ranks, "stop", lambda: None)  # of the whole test session
+    options = ["--campaign", str(folder / "shapes.yaml"), "--eps", "0.2", "--samples", "20"]
+    words = ["distance", "outline", "few", *options, "--sample-seed", "1", f"runs={tmp_path}"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    (made,) = (tmp_path / "distance").iterdir()
+    assert f"matrix  {made / 'distances.csv'}" in printed
+    assert "<svg" in (made / "index.html").read_text()
+    rows = list(csv.reader((made / "distances.csv").open()))
+    assert rows[0] == ["", "outline", "few"] and float(rows[1][2]) > 0
+    assert f"1 outline{'0':>19}{float(rows[1][2]):>8.4g}" in printed
+    assert rows[1][2] == rows[2][1]
+
+
+def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch):
+    monkeypatch.setattr(ranks, "stop", lambda: None)
+    options = ["--campaign", str(folder / "shapes.yaml")]
+    assert cli.main(["distance", "outlyne", "few", *options]) == 2
+    assert "'outlyne' is no set of" in (said := capsys.readouterr().err)
+    assert "did you mean 'outline'?" in said
 
 
 @pytest.mark.parametrize(
@@ -239,6 +279,14 @@ def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
 def test_no_correlation_without_variation(given, message):
     with pytest.raises(ValueError, match=message):
         correlation(given)
+
+
+def test_the_section_says_how_many_images_were_looked_at():
+    one = Standings("m", ("a", "b"), {}, (), ())
+    found = Matrix(("a", "b"), np.zeros((2, 2)), np.zeros((2, 2)), 1.0)
+    assert "of at most" not in forgetting.section(one, found, "a")
+    drawn = dataclasses.replace(found, samples=10_000)
+    assert "classes of at most 10,000 images of each set (" in forgetting.section(one, drawn, "a")
 
 
 def test_points_pair_the_drop_upstream_with_the_distance():

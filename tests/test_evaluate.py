@@ -176,6 +176,24 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     )
 
 
+def test_a_split_by_source_has_names_of_its_own(grid):
+    context = grid.context()
+    mix = {context.base.name: 1.0}
+
+    def keys() -> list[dict]:
+        said = [evaluate.key_of(context, mix, context.target, s)[1] for s in ("holdout", "all")]
+        return [context.key(), *said]
+
+    cell, held, every = keys()
+    assert cell["split"] == [0.25, 0] and held["split"] == ["holdout", 0.25, 0]
+    context.sets._open["outline"] = dataclasses.replace(context.target, by_source=True)
+    apart = keys()
+    assert apart[0] != cell and apart[1] != held and apart[2] == every
+    context.sets._open["outline"] = dataclasses.replace(context.target, by_source=False)
+    context.sets._open["upstream"] = dataclasses.replace(context.upstream, by_source=True)
+    assert keys()[0] != cell, "a Fisher is of the upstream split"
+
+
 def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
     for arch in (VIT, CONV):
         context = grid.context(f"model.arch={arch}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
+import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import imagenet_trees as trees
@@ -20,7 +23,7 @@ from engine.schema import DatasetRecipe
 from loaders import imagenet_c, objectnet
 from loaders.imagenet import Found
 from loaders.pack import Item
-from loaders.trees import Place, open_image
+from loaders.trees import File, Place, files, fingerprint, open_image
 
 RIB = DatasetRecipe(name="imagenet_rib", kind="imagenet", sets=[], subsample="full")
 
@@ -71,11 +74,14 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(
 def test_training_set_as_an_archive_of_archives(tmp_path: Path) -> None:
     folder = trees.by_wnid(tmp_path / "d" / "train", "x_{i}.JPEG")
     wanted = read("imagenet_train", tmp_path / "d")
-    found = read("imagenet_train", trees.archive(folder, tmp_path / "t.tar", nested=True))
-    assert named(found) == named(wanted) and len(found.items) == 6
-    assert all(
-        np.array_equal(pixels(a), pixels(b)) for a, b in zip(found.items, wanted.items, strict=True)
-    )
+    path = trees.archive(folder, tmp_path / "t.tar", nested=True)
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")  # to an archive a class
+    for source in (path, tmp_path / "unpacked"):
+        found = read("imagenet_train", source)
+        assert named(found) == named(wanted) and len(found.items) == 6
+        for a, b in zip(found.items, wanted.items, strict=True):
+            assert np.array_equal(pixels(a), pixels(b))
 
 
 def test_version_2_counts_classes_by_number_not_by_text(tmp_path: Path) -> None:
@@ -282,14 +288,29 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
         *(f"{first.name}/{n}" for n in ("Thumbs.db", "._1.jpg")),
     }
     shutil.copy(first / "1.jpg", first / "1.JPEG")
-    with pytest.raises(ValueError, match=r"1.JPEG and .*1.jpg are the same image twice"):
-        read("imagenet_a", source)
+    shutil.copy(first / "1.jpg", first / "1.png")
+    fault = f"2 pairs have one name but for the suffix: {first.name}/1.JPEG and {first.name}/1.jpg"
+    with pytest.raises(ValueError, match=fault):
+        imagenet.read(RIB, "imagenet_a", source)
+    assert len(read("imagenet_a", source).items) == 8, "a part may have them"
     (first / "1.JPEG").unlink()
+    (first / "1.png").unlink()
     val = trees.validation(tmp_path / "v") / "val"
     name = "ILSVRC2012_val_00000001.JPEG"
-    shutil.copy(val / first.name / name, val / second.name / name)
-    with pytest.raises(ValueError, match="the same image twice"):
-        read("imagenet_val", val)
+    for other in (val / second.name / name, val / first.name / name.replace("JPEG", "jpg")):
+        shutil.copy(val / first.name / name, other)
+        with pytest.raises(ValueError, match="the same image twice"):
+            read("imagenet_val", val)
+        other.unlink()
+
+
+def test_one_file_in_two_archives_is_named(tmp_path: Path) -> None:
+    folder = trees.corrupted(tmp_path / "c")
+    (tmp_path / "tars").mkdir()
+    for name in ("one", "two"):
+        trees.archive(folder / "blur", tmp_path / "tars" / f"{name}.tar")
+    with pytest.raises(ValueError, match=r"one.tar and .* are the same image twice"):
+        read("imagenet_c", tmp_path / "tars")
 
 
 def test_fingerprint_follows_the_files(tmp_path: Path) -> None:
@@ -307,6 +328,70 @@ def test_cut_archive_is_told_where_an_image_ends_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ends inside this image"):
         open_image(last)
     assert isinstance(last, Place) and Image.open(tmp_path / "a" / trees.WNIDS[0] / "1.jpg")
+
+
+def damaged(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
+    """Archives that tarfile takes for whole ones, and what is said of each."""
+    good = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar").read_bytes()
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        entry = tarfile.TarInfo(f"{trees.WNIDS[0]}.tar")
+        entry.size = 2000
+        archive.addfile(entry, io.BytesIO(b"no archive".ljust(2000)))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        third = archive.getmembers()[2].offset
+    return {
+        "header": (good[:third] + b"x" * 512 + good[third + 512 :], "it does not end as"),
+        "cut": (good[: third + 100], "it does not end as"),
+        "between": (good[:third], "it does not end as"),
+        "inner": (inner.getvalue(), f"{trees.WNIDS[0]}.tar does not end as"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["header", "cut", "between", "inner"])
+def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "bad.tar"
+    data, message = damaged(tmp_path)[kind]
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"bad.tar is damaged or no .tar archive \({message}"):
+        read("imagenet_a", path)
+
+
+def test_an_archive_inside_that_is_empty_takes_nothing_of_the_next(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "o.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("n1.tar"), io.BytesIO())
+        archive.addfile(tarfile.TarInfo("n2/1.jpg"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"o.tar is damaged .*n1.tar does not end as"):
+        list(files(tmp_path / "o.tar"))
+
+
+def test_corruptions_are_read_without_keeping_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = 0
+
+    class Counted(File):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def counting(root: Path) -> Iterator[File]:
+        nonlocal alive
+        for file in files(root):
+            alive += 1
+            yield Counted(*file)
+            assert alive <= 2
+
+    source = trees.corrupted(tmp_path)
+    monkeypatch.setattr(imagenet_c.trees, "files", counting)
+    found = read("imagenet_c", source)
+    assert len(found.items) == 150 and found.fingerprint == fingerprint(files(source))
+
+
+def test_objects_that_share_a_class_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    source = _objectnet_mapping(tmp_path, 1, Banana="reflex camera; banana")
+    with pytest.raises(ValueError, match=r"classes n\d+\+n\d+ and .* share the output n04069434"):
+        read("objectnet", source)
 
 
 def test_names_of_classes_are_those_that_objectnet_uses() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
+import logging
 import os
 import signal
 import subprocess
@@ -111,11 +113,14 @@ def test_a_killed_encoder_loses_what_no_line_names(tmp_path: Path) -> None:
     assert np.array_equal(pack.pixels(range(COUNT))[:, 0, 0, 0], np.arange(COUNT))
 
 
-def test_other_images_begin_anew(tmp_path: Path) -> None:
+def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     again = Camera()
+    assert not caplog.records
     pack = make(tmp_path / "p", again, source_fingerprint="changed")
+    (told,) = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert f"{tmp_path / '.p.tmp'} holds a part of this set" in told.getMessage()
     assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
 
 
@@ -170,10 +175,48 @@ def test_a_full_disk_is_named_and_leaves_no_pack(
     assert second.opened == (0 if place == "finish" else COUNT - 12)
 
 
-def test_a_real_full_disk(tmp_path: Path) -> None:
-    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError) as caught:
-        file.write(b"x")
-    assert caught.value.errno == errno.ENOSPC
+def test_a_stop_during_any_fsync_is_gone_on_with_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(tmp_path / "whole", Camera())
+    fsync = os.fsync
+    for stop_at in itertools.count(1):
+        calls = 0
+
+        def stopping(descriptor: int, stop_at: int = stop_at) -> None:
+            nonlocal calls
+            calls += 1
+            fsync(descriptor)
+            if calls == stop_at:
+                raise KeyboardInterrupt
+
+        out = tmp_path / f"p{stop_at}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stopping)
+            try:
+                make(out, Camera())
+                break
+            except KeyboardInterrupt:
+                pass
+        make(out, Camera())
+        for file in whole.folder.iterdir():
+            assert (out / file.name).read_bytes() == file.read_bytes(), (stop_at, file.name)
+    assert stop_at > 10
+
+
+def test_a_line_that_a_full_disk_cut_is_never_written_after(tmp_path: Path) -> None:
+    first = Journal(tmp_path, "r")
+    first.start()
+    for i in range(9):
+        first.add(f"why {i}", lambda: None)
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-4] + b"\n")  # and then a whole line
+    first.flush(lambda: None)
+    again = Journal(tmp_path, "r")
+    assert again.begin() == []
+    again.add("new", lambda: None)
+    again.flush(lambda: None)
+    assert Journal(tmp_path, "r").begin() == ["new"]
 
 
 def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
@@ -194,13 +237,36 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     assert Journal(tmp_path, "other").begin() == []
 
 
-def test_images_that_end_before_their_journal_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_images_that_end_before_their_journal_begin_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: bool
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     images = tmp_path / ".p.tmp" / "images.beton"
     os.truncate(images, images.stat().st_size - 1)
-    with pytest.raises(ValueError, match=r"images.beton: ends before its journal does; delete it"):
-        make(tmp_path / "p", Camera())
+    if gone:
+        images.unlink()
+    again = Camera()
+    assert len(make(tmp_path / "p", again)) == again.opened == COUNT
+    assert f"{images} is missing or ends before its journal does" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), FileNotFoundError(2, "gone"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_may_pass_stops_a_run_and_is_not_taken_for_a_bad_image(
+    tmp_path: Path, error: Exception
+) -> None:
+    named = "image-20: " if isinstance(error, OSError) else None
+    with pytest.raises(type(error), match=named):
+        make(tmp_path / "p", Camera(20, error), on_error="skip")
+    second = Camera()
+    pack = make(tmp_path / "p", second, on_error="skip")
+    assert second.opened == COUNT - 20 and len(pack) == COUNT
+    assert pack.manifest["skipped"] == []
 
 
 def kinds() -> dict[str, Image.Image]:

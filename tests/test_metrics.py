@@ -328,7 +328,7 @@ def test_behaviour_is_against_the_pre_trained_model_and_only_on_the_same_images(
     before = {row.evaluated_on: value for row, value in accuracy.items() if row.method == "pre"}
     for place, row in found.items():
         if place.method == "pre" or place == own.place:
-            assert row.shares == (None,) * 4
+            assert row.agreement == (None,) * 4
             continue
         assert row.both_right + row.lost == pytest.approx(before[place.evaluated_on])
         assert row.both_right + row.gained == pytest.approx(accuracy[place])

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from loaders.encode import encode
-from loaders.pack import Item, Pack, fingerprint_of
+from loaders.pack import Item, Pack, digest, fingerprint_of, request_digests
 from loaders.workers import ordered_map, read_ahead
 
 CLASSES = ("bee", "cat", "dog")
@@ -103,6 +104,20 @@ def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path: Path)
     ]
     assert len({pack.fingerprint for pack in variants}) == len(variants)
     assert make(tmp_path / "f", name="other").fingerprint == variants[0].fingerprint
+
+
+def test_a_request_is_the_digest_of_all_items_without_their_text_at_once() -> None:
+    manifest = {"name": "é", "extra": {"b": 1, "a": None}}
+    for count in (0, 1, 20_000):
+        some = items(list(range(count)))
+        labelled = [[one.label, one.source, one.key] for one in some]
+        tracemalloc.start()
+        try:
+            found = request_digests(manifest, some, "skip")
+            assert tracemalloc.get_traced_memory()[1] < 100_000
+        finally:
+            tracemalloc.stop()
+        assert found == (digest([manifest, labelled]), digest([manifest, labelled, "skip"]))
 
 
 def test_undecodable_images_are_named_counted_and_refused(tmp_path: Path) -> None:

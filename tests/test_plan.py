@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import campaign, cli, estimate, rehearsal
+from engine import campaign, cli, dry_run, estimate
 from engine.bank import Forward
 from engine.campaign import Plan
 from engine.errors import RecipeError
@@ -104,7 +104,7 @@ def test_greedy_soup_takes_no_more_than_planned(ran: Ran, folder: Path, grid: gr
     for name in plan.sets:
         jobs.column(plan, name, grid.device)
     planned = estimate.of(plan)
-    one_model = sum(w.rows for w in planned.work if w.job == rehearsal.PREPARE)
+    one_model = sum(w.rows for w in planned.work if w.job == dry_run.PREPARE)
     assert before < ran.rows <= planned.rows < ran.rows + one_model * len(plan.sets)
     assert "counted at their most" in estimate.text(planned, estimate.Device())
 
@@ -132,9 +132,9 @@ def test_seeds_train_again_and_a_budget_thins_what_is_evaluated(
         estimate.of(plan_of(folder, f"runs={tmp_path}", *words))
         for words in ((), ("seeds=2",), ("evaluate.budget=0.5",))
     )
-    head = next(w.steps for w in one.work if w.what == "LP" and w.job == rehearsal.PREPARE)
+    head = next(w.steps for w in one.work if w.label == "LP" and w.job == dry_run.PREPARE)
     assert twice.steps - head == 2 * (one.steps - head)
-    pre = sum(w.rows for w in one.work if w.job == rehearsal.PREPARE)
+    pre = sum(w.rows for w in one.work if w.job == dry_run.PREPARE)
     assert 2 * (half.rows - pre) == pytest.approx(one.rows - pre, rel=0.03)
     assert half.steps == one.steps
 
@@ -154,17 +154,18 @@ def test_the_published_grid() -> None:
     found = estimate.of(campaign.plan("imagenet_rib", ["runs=/nonexistent"], cores=1))
     assert found.forward_flops == pytest.approx(35.2e9, rel=0.01)  # 17.6 G multiply-adds
     assert found.parameters == 86_567_656
-    per_image = {w.what: w.flops / w.images / found.forward_flops for w in found.work if w.steps}
+    per_image = {w.label: w.flops / w.images / found.forward_flops for w in found.work if w.steps}
     assert per_image["FT"] == pytest.approx(3, rel=0.01)
     assert per_image["VP"] == pytest.approx(2, rel=0.03)  # attention: twice
     assert 2 < per_image["LoRA"] < 2.5
     assert per_image["LP"] < 1e-3
-    steps = {w.job: w.steps for w in found.work if w.what == "FT"}
+    steps = {w.job: w.steps for w in found.work if w.label == "FT"}
     assert steps["imagenet_r"] == 10 * -(-30_000 // 64)
     assert steps["imagenet_a"] == 10 * -(-7_500 // 64)
-    base = [w for w in found.work if w.job == rehearsal.PREPARE]
+    base = [w for w in found.work if w.job == dry_run.PREPARE]
     assert sum(w.rows for w in base) == sum(found.images.values())
-    assert found.hours(estimate.Device(), 8) < found.hours(estimate.Device(), 1)
+    hours = [found.hours(estimate.Device(), gpus) for gpus in (1, 8)]
+    assert hours == [pytest.approx(6.6, abs=0.05), pytest.approx(1.1, abs=0.05)]
 
 
 def test_hours_on_gpus() -> None:
@@ -176,7 +177,7 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     words = ["plan", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
     assert cli.main([*words, "--mfu", "0.25", "--tflops", "989"]) == 0
     out = capsys.readouterr().out
-    assert "predicted, at 25% of 989 TFLOP/s" in out
+    assert "predicted, at 25% of 989 TFLOP/s" in out and "report's distances" in out
     assert "jobs       5: what all share, 3 columns, the report" in out
     assert not any(tmp_path.iterdir())  # nothing ran, nothing is written
     assert cli.main([*words, "--mfu", "1.5"]) == 2
@@ -193,5 +194,5 @@ def test_a_set_that_is_nowhere_is_named(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_encoded_sets_count_as_they_are(ran: Ran) -> None:
-    recipe = rehearsal.Rehearsal(ran.plan, {}, 0).recipe
+    recipe = dry_run.DryRun(ran.plan, {}, 0).recipe
     assert np.bincount(estimate.labels_of(recipe, "few")).tolist() == [grids.COPIES] * 3

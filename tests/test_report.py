@@ -307,6 +307,14 @@ def test_ticks_hold_the_range_in_few_round_steps(low, width, count):
     assert float(f"{steps[0]:.0e}") == pytest.approx(steps[0])
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_ticks_know_no_units(scale):
+    assert ticks(scale, 2 * scale) == pytest.approx([scale * x for x in ticks(1.0, 2.0)])
+    alike = ticks(scale, scale)
+    assert alike[0] < scale < alike[-1] <= 2 * scale
+    assert ticks(0.0, 0.0)[0] < 0 < ticks(0.0, 0.0)[-1]
+
+
 @pytest.mark.parametrize("high", [0.013, 0.4, 1.0, 3.0, 17.0, 250.0])
 def test_axes_and_legends_print_what_they_mark(high):
     axis = ticks(0.0, high)

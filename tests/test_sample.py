@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import campaigns
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from grids import SETS, Grid, grid
 
-from engine import evaluate, half_widths, predictions, sample
+from engine import budget, evaluate, half_widths, outcome, pending, predictions, sample
 from engine.context import Context
+from engine.errors import RecipeError
 from engine.merge import Mix
 from engine.rows import PRE, Evaluation
 
 __all__ = ["grid"]
+folder = campaigns.folder
 ALL = dict.fromkeys(SETS, "all")
 
 
@@ -130,11 +137,111 @@ def test_without_a_budget_nothing_is_sampled_and_no_name_changes(grid):
     assert set(names[0][1]) == {"mix", "pack", "split", "precision", "batch_size"}
 
 
-def test_samples_of_sets_are_drawn_apart_and_seeded(grid):
-    drawn = sample.draw(grid.context("evaluate.budget=0.5"), ALL)
-    again = sample.draw(grid.context("evaluate.budget=0.5"), ALL)
+def test_samples_of_sets_are_drawn_apart_and_seeded(grid, monkeypatch):
+    """Each set and split has a seed of its own, which the recipe's moves."""
+    seeds: list[tuple[int, ...]] = []
+    frame = budget.frame
+
+    def watched(*arrays, seed):
+        seeds.append(tuple(seed))
+        return frame(*arrays, seed=seed)
+
+    monkeypatch.setattr(budget, "frame", watched)
+    drawn, again = (sample.draw(grid.context("evaluate.budget=0.5"), ALL) for _ in "xx")
     assert all(drawn[name].prefix == again[name].prefix for name in ALL)
-    assert len({one.prefix for one in drawn.values()}) == len(ALL)
+    assert seeds[: len(ALL)] == seeds[len(ALL) :]
+    sample.draw(grid.context("evaluate.budget=0.5"), dict.fromkeys(SETS, "holdout"))
+    assert len(set(seeds)) == 2 * len(ALL) and {seed for seed, _ in seeds} == {0}
+    context = grid.context("evaluate.budget=0.5")
+    assert context.base  # and its predictions are there, so the seed moves nothing else
+    context.recipe = replace(context.recipe, dataset=replace(context.recipe.dataset, seed=7))
+    some = sample.draw(context, ALL)
+    assert [seed for seed, _ in seeds[-len(ALL) :]] == [7] * len(ALL)
+    assert all(some[name].prefix != drawn[name].prefix for name in ALL)
+
+
+def test_columns_draw_the_same_samples_where_nothing_is_held_out(grid):
+    prefixes = []
+    for downstream in ("outline", "tinted"):
+        words = ("dataset.holdout=0", "evaluate.budget=0.5", f"downstream={downstream}")
+        context = grid.context(*words)
+        assert {outcome.split_of(context, name) for name in SETS} == {"all"}
+        drawn = sample.draw(context, {name: outcome.split_of(context, name) for name in SETS})
+        prefixes.append({name: one.prefix for name, one in drawn.items()})
+    assert prefixes[0] == prefixes[1]
+    held = grid.context()
+    assert [outcome.split_of(held, n) for n in ("outline", "tinted")] == ["holdout", "all"]
+
+
+def test_the_budget_is_for_the_sets_that_ri_counts(grid):
+    for share in (0.3, 0.7):
+        drawn = sample.draw(grid.context(f"evaluate.budget={share}"), ALL)
+        assert list(drawn) == list(ALL)
+        upstream = drawn.pop("upstream")
+        images = [one.images for one in drawn.values()]
+        assert sum(images) == math.ceil(share * sum(len(one.index) for one in drawn.values()))
+        assert upstream.images == min(len(upstream.index), max(images))
+
+
+def test_the_first_look_sees_what_a_sample_needs_and_a_budget_below_is_refused(grid):
+    first = f"evaluate.budget={budget.FIRST}"
+    drawn = sample.draw(grid.context(first, "evaluate.half_width=1"), ALL)
+    assert all(one.images == one.frame.least for name, one in drawn.items() if name != "upstream")
+    with pytest.raises(RecipeError, match=r"evaluate\.budget=0\.00390625 is too little"):
+        sample.draw(grid.context(first), ALL)
+
+
+def test_files_put_together_name_their_model_and_pack(fresh, tmp_path):
+    context, one = sampled(fresh, 0.4)
+    for mix in bank(context):
+        found = pq.read_schema(sample.predicted(context, mix, "tinted", "all", one)).metadata
+        assert json.loads(found[b"mix"]) == mix
+        assert found[b"pack"].decode() == context.sets["tinted"].pack.fingerprint
+    key = {"mix": {"m": 1.0}, "pack": "p"}
+    with pytest.raises(OSError, match=r"nowhere/part-00000\.parquet cannot be written"):
+        pending.write(tmp_path / "nowhere", table(context, bank(context)[0], one), key)
+
+
+def test_groups_count_alike_in_a_sample(fresh):
+    """Corruptions of unequal size: what is known of the pre-trained model stays so."""
+    context = fresh.context("evaluate.budget=0.6")
+    plain = context.sets["tinted"]
+    group = np.array(["noise/1"] * 9 + ["noise/2"] * 14 + ["blur/1"] * (len(plain.pack) - 23))
+    context.sets._open["tinted"] = replace(plain, group=group)
+    one = sample.draw(context, ALL)["tinted"]
+    assert one.images < len(one.index)
+    stratum = one.frame.stratum
+    for number in range(len(one.frame.size)):
+        assert len(set(group[stratum == number])) == 1
+    base = {context.base.name: 1.0}
+    sample.evaluate_on(context, [base, *bank(context)], "tinted", "all", one)
+    found = table(context, base, one)
+    weights = found["weight"].to_numpy()
+    for name, share in (("noise/1", 1 / 4), ("noise/2", 1 / 4), ("blur/1", 1 / 2)):
+        mine = found["group"].to_numpy() == name
+        assert weights[mine].sum() / weights.sum() == pytest.approx(share)
+    part, whole = (
+        predictions.Bank().add("base", sample.predicted(context, base, "tinted", "all", some))
+        for some in (one, None)
+    )
+    assert part.accuracy == pytest.approx(whole.accuracy)
+    assert whole.accuracy != pytest.approx(100 * whole.hit.mean())
+
+
+@pytest.mark.slow
+def test_a_sampled_campaign_without_a_holdout_ends_with_its_report(folder, grid, monkeypatch):
+    drawn = []
+    draw = sample.draw
+    monkeypatch.setattr(sample, "draw", lambda *given: drawn.append(1) or draw(*given))
+    words = ("dataset.holdout=0", "evaluate.split=all", "evaluate.budget=0.5")
+    report = campaigns.run(folder, *words)
+    assert len(drawn) == 1 + 3 + 1, "once by each job: what all share, columns, the report"
+    with (report / "half_widths.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 * 4 and all(0 < float(row["half_width"]) < 100 for row in rows)
+    page = (report / "index.html").read_text()
+    assert "a sample, 46 of 91 images" in page and "with their weights" in page
+    assert "evaluate.budget=0.5" in page  # the user's own
 
 
 def test_half_widths_of_a_grid(fresh, tmp_path):
@@ -162,6 +269,7 @@ def test_half_widths_of_a_grid(fresh, tmp_path):
             continue
         assert mean == pytest.approx(np.hypot(outline, tinted) / 2)
         assert late[0].half_width > outline > 0
-        assert "within" in half_widths.note(found, samples)
+        said = half_widths.note(found, samples)
+        assert "within" in said and "resample the images drawn, with their weights" in said
         table = pq.read_table(sample.predicted(context, mix, "tinted", "all", samples["tinted"]))
         assert "weight" in table.column_names

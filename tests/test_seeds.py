@@ -8,25 +8,14 @@ from pathlib import Path
 import campaigns
 import grids
 import pytest
-import torch
+from campaigns import run
+from grids import Grid
 
-from engine import campaign, cli, grid
+from engine import campaign, cli
 from engine.errors import RecipeError
 
-folder, process_group = campaigns.folder, grids.grid
+folder, grid = campaigns.folder, grids.grid
 KEY = ("method", "alpha", "downstream", "evaluated_on")
-
-
-def run(folder: Path, *words: str) -> Path:
-    """The report's folder of a campaign that was run in this process."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'runs'}", *words], 2)
-    device = torch.device("cpu")
-    grid.prepare(plan, device)
-    for name in plan.sets:
-        grid.column(plan, name, device)
-        (plan.path.parent / "done").mkdir(exist_ok=True)
-        (plan.path.parent / "done" / f"column-{name}").touch()
-    return grid.finish(plan, device).parent
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -35,7 +24,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_seeds_of_a_campaign(folder, process_group, capsys):
+def test_seeds_of_a_campaign(folder, grid, capsys):
     alone = {}
     for seed in ("0", "1"):
         report = run(folder, f"seed={seed}")
@@ -65,6 +54,14 @@ def test_seeds_of_a_campaign(folder, process_group, capsys):
     assert max(map(len, shown.splitlines()[:-1])) <= 100
     assert cli.main([*words, "ewc", f"runs={folder / 'runs'}", "seeds=2"]) == 2
     assert "no method 'ewc'; it has fine_tune, linear_probe, wise_ft" in capsys.readouterr().err
+
+
+def test_each_seed_is_a_cell_of_its_own_and_the_one_that_it_alone_would_be(grid: Grid):
+    both = grid.context("seeds=2", "seed=3").seeded()
+    assert [one.recipe.seed for one in both] == [3, 4]
+    alone = [grid.context(f"seed={seed}") for seed in (3, 4)]
+    assert [one.key() for one in both] == [one.key() for one in alone]
+    assert both[0].key() != both[1].key()
 
 
 def test_a_plan_knows_its_seeds_and_less_than_one_is_refused(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import grids
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import sets
+from engine.holdout import units_of
 from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from engine.sets import Sets, pack_folder, split, to_head
 from loaders.pack import Pack
@@ -152,6 +154,61 @@ def test_split_of_a_class_does_not_depend_on_the_others() -> None:
     _, alone = split(labels[:8], 0.25, 5)
     assert np.array_equal(whole[whole < 8], alone)
     assert not np.array_equal(split(labels, 0.25, 6)[1], whole)
+
+
+def test_the_split_of_emoji_is_what_it_always_was() -> None:
+    """Stored cells and predictions are named by what determines it, not by the split itself."""
+    labels = np.repeat(np.arange(200), 4)  # renderings of concepts, as the recipe has them
+    sources = np.array([f"1f{label:03x}" for label in labels])
+    assert units_of(labels, sources) is None
+    train, holdout = split(labels, 0.25, 0, units_of(labels, sources))
+    found = hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()
+    assert found == "ba6aeca69de8c43d188ed226678d7a31586fe561f1e426e1f2e76c12b45f883c"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=60),
+    st.floats(0, 0.99),
+    st.integers(0, 3),
+)
+def test_copies_of_a_source_are_on_one_side(
+    drawn: list[tuple[int, int]], share: float, seed: int
+) -> None:
+    labels = np.array([label for label, _ in drawn], dtype=np.int64)
+    sources = np.array([f"{label}/{source}" for label, source in drawn])
+    units = units_of(labels, sources)
+    train, holdout = split(labels, share, seed, units)
+    assert np.array_equal(np.sort(np.concatenate([train, holdout])), np.arange(len(labels)))
+    assert set(labels[train]) == set(labels)
+    if units is None:  # no copies, or a class is one source
+        several = len(set(drawn)) > len(set(labels.tolist()))
+        assert not several or len(set(drawn)) == len(drawn)
+        return
+    assert not set(sources[train]) & set(sources[holdout])
+    for label in set(labels.tolist()):
+        n = len(set(sources[labels == label]))
+        assert len(set(sources[holdout][labels[holdout] == label])) == min(round(share * n), n - 1)
+
+
+def test_where_all_sources_differ_nothing_changes() -> None:
+    labels = np.tile(np.arange(5), 7)
+    assert units_of(labels, np.array([f"photo {i}" for i in range(35)])) is None
+    alone = split(labels, 0.25, 1)
+    assert all(map(np.array_equal, alone, split(labels, 0.25, 1, np.arange(35))))
+
+
+def test_a_set_of_copies_says_so_in_its_key(recipe: Recipe, tmp_path: Path) -> None:
+    grids.draw(tmp_path / "images")
+    for file in (tmp_path / "images" / "outline").glob("*/0.png"):
+        sets.folders.open_image(str(file)).save(file.with_suffix(".bmp"))  # of one stem
+    dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / "images"))
+    found = opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path / "runs")))
+    outline = found["outline"]
+    assert outline.split_key(dataset) == [0.25, 0, "by source"]
+    assert found["tinted"].split_key(dataset) == [0.25, 0]
+    sources = outline.pack.sources
+    assert len(outline.pack) == 5 * (grids.COPIES + 1)
+    assert not set(sources[outline.train]) & set(sources[outline.holdout])
 
 
 def test_to_head_follows_names_not_numbers(recipe: Recipe) -> None:

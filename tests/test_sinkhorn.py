@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mpmath
@@ -115,6 +116,26 @@ def test_the_bracket_closes_on_exact_transport():
     assert found.converged and found.gap <= 2e-3
     assert found.lower <= exact <= found.upper
     assert found.value == pytest.approx(exact, rel=1e-3)
+
+
+def test_brackets_of_every_eps_are_kept(monkeypatch):
+    cost = problem(20, 15)
+    right = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
+    found = iter([(0.999, 1.5), (0.5, 1.0)])
+    monkeypatch.setattr(
+        sinkhorn, "_certified", lambda *_: dataclasses.replace(right, unregularised=next(found))
+    )
+    bracket = unregularised(cost, tolerance=1e-2)
+    assert (bracket.lower, bracket.upper) == bracket.unregularised == (0.999, 1.0)
+    assert bracket.converged and bracket.value == pytest.approx(0.9995)
+
+
+def test_bounds_that_are_none_have_no_gap_to_accept():
+    assert relative_gap(0.0, 0.0) == 0 and relative_gap(-1.0, 2.0) == 1
+    assert relative_gap(1.0, 1.25) == pytest.approx(0.2)
+    for lower, upper in ((1.0, math.nan), (math.nan, 1.0), (-3.0, -1.0), (1.0, math.inf)):
+        assert not relative_gap(lower, upper) <= 1
+    assert relative_gap(1.0, math.nan) > 1
 
 
 def test_bounds_hold_for_any_potential():
@@ -269,6 +290,39 @@ def test_the_debiased_value_is_zero_at_home_symmetric_and_monotone_in_a_shift():
     assert values == pytest.approx([D * shift**2 for shift in (0.1, 0.5, 1.0)], rel=1e-2)
 
 
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_the_debiased_value_is_geomloss_at_the_same_eps(with_labels):
+    geomloss = pytest.importorskip("geomloss", reason="the extra [test]")
+    (x, labels_x), (y, labels_y) = labelled(80, 3), labelled(70, 4, shift=0.7)
+    places = torch.linspace(0, 2, CLASSES)[:, None].double()
+    table, blur = torch.cdist(places, places).square(), 2.0
+
+    def cost(a, b):
+        found = torch.cdist(a[..., :-1], b[..., :-1]).square() / 2
+        if with_labels:
+            found = found + table[a[..., -1].long()[..., None], b[..., None, :, -1].long()]
+        return found
+
+    # Its eps is blur^2, and its own cost half of the squared distance.
+    options = {"blur": blur, "scaling": 0.98, "backend": "tensorized", "diameter": 40.0}
+    given = {"cost": cost} if with_labels else {}
+    loss = geomloss.SamplesLoss("sinkhorn", p=2, **options, **given)
+    inputs = [x.double(), y.double()]
+    if with_labels:  # as one more dimension
+        pairs = zip(inputs, (labels_x, labels_y), strict=True)
+        inputs = [torch.cat([features, labels[:, None]], 1) for features, labels in pairs]
+
+    def solved(a, labels_a, b, labels_b, symmetric=False):
+        terms = {"labels_x": labels_a, "labels_y": labels_b, "table": table} if with_labels else {}
+        own = GroundCost(a, b, lam_x=0.5, **terms)
+        return transport(own, eps=blur**2, tolerance=1e-6, symmetric=symmetric)
+
+    across = solved(x, labels_x, y, labels_y)
+    own = [solved(*pair, *pair, symmetric=True) for pair in ((x, labels_x), (y, labels_y))]
+    found = debiased(across, *own, tolerance=1e-5)
+    assert found.value == pytest.approx(loss(*inputs).item(), abs=1e-4 * across.value)
+
+
 def test_self_terms_agree_with_two_potentials():
     cost = problem(60, 60, shift=0.0)
     x, labels = labelled(60, 0)
@@ -354,6 +408,7 @@ LABELS = {"labels_x": torch.tensor([0, 1, 1, 0]), "labels_y": torch.tensor([0, 1
         ({"table": torch.full((2, 3), torch.nan)}, "holds NaN"),
         ({"lam_x": -1.0}, "lam_x and lam_y"),
         ({"lam_x": 0.0, "lam_y": 0.0}, "all costs are zero"),
+        ({"x": 1e200 * X.double()}, "costs overflow float64"),
     ],
 )
 def test_bad_input_is_refused_by_name(change, message):

@@ -80,5 +80,6 @@ def test_a_part_of_the_images_is_allowed_its_sampling_error() -> None:
     one = recipe.load("imagenet_rib")
     assert verify._sampling(one, "imagenet_v2", 10_000, 50.0) == 0
     assert verify._sampling(one, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
+    assert verify._sampling(one, "imagenet_c", 50_000, None) == 0
     nan = verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3)
     assert nan.differs

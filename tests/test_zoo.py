@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
 from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, reference
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine import cli, imagenet, zoo
@@ -125,6 +127,54 @@ def test_a_thousand_outputs_are_imagenets(own):
     assert row.n == 21
 
 
+def test_folders_named_by_numbers_are_counted(own):
+    """As in ImageNetV2: as text, class 10 would be the third."""
+    checkpoint(own.folder / "V.safetensors", 4, classes=12)
+    files = [file for shape in CLASSES for file in (own.folder / "outline" / shape).iterdir()]
+    for number in range(12):
+        (own.folder / "v2" / str(number)).mkdir(parents=True)
+        for file in files[number::12]:
+            shutil.copy(file, own.folder / "v2" / str(number) / f"{file.parent.name}{file.name}")
+    (row,) = rows(own, "V", "v2")
+    state = load_file(own.folder / "V.safetensors")
+    net = timm.create_model(VIT, num_classes=12, img_size=SIZE).double().eval()
+    net.load_state_dict(state)
+    paths = sorted((own.folder / "v2").glob("*/*.png"))
+    config = timm.get_pretrained_cfg(VIT)
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]) / 255
+    x = torch.from_numpy((pixels - np.array(config.mean)) / np.array(config.std))
+    with torch.no_grad():
+        top1 = net(x.permute(0, 3, 1, 2)).argmax(1).tolist()
+    right = [int(path.parent.name) == said for path, said in zip(paths, top1, strict=True)]
+    assert row.accuracy == pytest.approx(100 * np.mean(right)) and any(right)
+    by_text = sorted(map(str, range(12)))
+    assert sum(right) != sum(
+        by_text.index(path.parent.name) == said for path, said in zip(paths, top1, strict=True)
+    )
+
+
+def test_a_thousand_classes_are_imagenets_or_listed():
+    def head(classes):
+        return zoo._head(1000, {"s": SimpleNamespace(classes=tuple(classes))}, None)
+
+    numbers = [str(i) for i in range(1000)]
+    assert head(sorted(numbers)) == tuple(numbers)
+    assert head(imagenet.wnids()) == imagenet.wnids()
+    with pytest.raises(ValueError, match=r"classes of s are not its wnids; .* by --classes FILE"):
+        head([f"class {i}" for i in range(1000)])
+
+
+def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
+    first = rows(own, "AB", "outline")
+
+    def read(*_):
+        pytest.fail("read or built a model to know a shape or a name")
+
+    for place, name in ((zoo.models, "create"), (zoo.checkpoints, "load"), (zoo.Cell, "state")):
+        monkeypatch.setattr(place, name, read)
+    assert rows(own, "AB", "outline") == first
+
+
 def test_what_does_not_belong_together_is_refused_by_name(own):
     checkpoint(own.folder / "C.safetensors", 0, arch=CONV)
     checkpoint(own.folder / "D.safetensors", 0, classes=3)
@@ -192,6 +242,13 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
     assert max(map(len, text.splitlines())) <= 100
     assert all(f"{10.0 + i:.2f}" in text for i in range(9)) and text.count("50,000") == 9
     assert "xA  " in text and "xB  " in text
+
+
+def test_files_of_one_name_have_a_line_each():
+    places = ["run1/best.safetensors", "run2/best.safetensors"]
+    found = [zoo.Row(place, None, "few", 10, 10.0 + i) for i, place in enumerate(places)]
+    lines = zoo.table(found).splitlines()[2:]
+    assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
 def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import half_widths
 
-    for plan in half_widths.looks(arguments.name, arguments.overrides, arguments.cores):
+    for plan in half_widths.sequential_plans(arguments.name, arguments.overrides, arguments.cores):
         if arguments.dry_run:
             campaign.run(plan, arguments.cores, dry_run=True)
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import quiet
 from engine.artifacts import digest
+from engine.errors import nearest
 
 if TYPE_CHECKING:
     from engine.distance import Matrix
@@ -18,7 +19,7 @@ NAME_WIDTH = 18
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("distance", help="optimal transport distances between sets")
-    parser.add_argument("words", nargs="*", metavar="SET | key=value", help="default: all sets")
+    parser.add_argument("sets", nargs="*", metavar="SET | key=value", help="default: all sets")
     parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
     parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
     parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")
@@ -29,10 +30,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--half", action="store_true", help="halve costs, as the reference does")
     parser.add_argument("--biased", action="store_true", help="leave the self terms in")
     parser.add_argument("--samples", type=int, help="at most so many of a set, seeded")
-    parser.add_argument("--seed", type=int, help="of the drawn samples")
+    parser.add_argument("--sample-seed", type=int, dest="seed", help="of the drawn samples")
     parser.add_argument("--tolerance", type=float, help="of the certified duality gap")
     parser.add_argument("--exact", action="store_true", help="unregularised, for small sets")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, overrides=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,17 +47,18 @@ def run(arguments: argparse.Namespace) -> None:
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
     options = distance.Options(**{k: v for k, v in given.items() if v is not None})
-    overrides = [word for word in arguments.words if "=" in word]
+    overrides = [*(word for word in arguments.sets if "=" in word), *arguments.overrides]
     if arguments.model:
         overrides.append(f"model={arguments.model}")
     request = Request(arguments.campaign, tuple(overrides))
     resolved = request.recipe()
     context = Context(request, resolved, ranks.start(resolved.device))
     every = [resolved.dataset.upstream, *resolved.dataset.sets]
-    names = [word for word in arguments.words if "=" not in word] or every
+    names = [word for word in arguments.sets if "=" not in word] or every
     for name in names:
         if name not in every:
-            raise ValueError(f"{name} is no set of {arguments.campaign}: {', '.join(every)}")
+            campaign = arguments.campaign
+            raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
     found = distance.distances(context, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from engine.schema import Recipe
     from loaders.imagenet import Found
 
-JPEG_SHARE = 0.2  # of the raw size; photos at quality 90 take less
-HEADROOM = 1.02  # tables, keys and padding
+JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
+SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -37,14 +37,14 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine import imagenet, recipe, sets
-    from loaders.pack import Pack
+    from loaders.pack import MANIFEST, Pack
 
     name = arguments.set
     wanted = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if wanted.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
     folder = sets.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
         print(
             f"{name} is encoded already, {there:,} of {imagenet.images(wanted.dataset, name):,} "
@@ -73,9 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def size_bytes(wanted: Recipe, images: int) -> int:
-    """Disk that a pack of so many images takes, a rough bound from above for JPEG."""
+    """Disk that a pack of so many images takes, padding included; for JPEG a rough bound."""
+    from loaders.beton import size_of
+    from loaders.writer import page_size_of
+
+    size = wanted.model.image_size
     share = JPEG_SHARE if wanted.dataset.pack_format == "jpeg" else 1
-    return round(images * 3 * wanted.model.image_size**2 * share * HEADROOM)
+    nbytes = round(3 * size**2 * share)
+    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE
 
 
 def remarks(manifest: Mapping[str, Any]) -> list[str]:
@@ -88,12 +93,13 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
     """Show what will be written; ValueError where the disk has no room for it."""
+    from loaders.pack import IMAGES
     from loaders.trees import some
 
     needed = size_bytes(wanted, len(found.items))
     place = next(path for path in folder.parents if path.is_dir())
     # What an interrupted run of the same pack has written is not needed again.
-    part = folder.with_name(f".{folder.name}.tmp") / "images.beton"
+    part = folder.with_name(f".{folder.name}.tmp") / IMAGES
     there = part.stat().st_size if part.is_file() else 0
     free = shutil.disk_usage(place).free + there
     size = wanted.model.image_size
@@ -102,7 +108,7 @@ def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
         f"{wanted.dataset.pack_format}: about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
     )
     if found.left_out:
-        print(f"  left out, no images: {some(found.left_out)}")
+        print(f"  left out, not of this set: {some(found.left_out)}")
     if there:
         print("  an interrupted run of this pack is there; it goes on if nothing changed")
     if needed > free:

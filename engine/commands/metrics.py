@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine import campaign, quiet
@@ -11,7 +12,7 @@ from engine.commands.campaign import show
 from engine.errors import CampaignError
 
 if TYPE_CHECKING:
-    from engine.metrics import Gathered
+    from engine.grid import Results
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     if "=" in (arguments.compare or ""):  # an override that stands after a bare --compare
         arguments.overrides.append(arguments.compare)
         arguments.compare = ""
-    plan = next(half_widths.looks(arguments.name, arguments.overrides, os.cpu_count() or 1))
+    cores = os.cpu_count() or 1
+    plan = half_widths.latest_plan(arguments.name, arguments.overrides, cores)
     if arguments.compare and arguments.compare not in plan.methods:
         raise CampaignError(
             f"{plan.name} has no method {arguments.compare!r}; it has {', '.join(plan.methods)}"
@@ -47,23 +49,27 @@ def run(arguments: argparse.Namespace) -> None:
         raise CampaignError(f"{plan.name} lacks {', '.join(missing)}; run `rib campaign` with it")
     device = ranks.pick_device("auto")
     with campaign.locked(plan.folder):
-        found = grid.gather(plan, device)
+        found = grid.results(plan, device)
         grid.finish(plan, device, found)
     show(plan)
     if arguments.intervals or arguments.behaviour or arguments.compare is not None:
         _show_certainty(arguments, plan, found)
 
 
-def _show_certainty(arguments: argparse.Namespace, plan: campaign.Plan, found: Gathered) -> None:
-    from engine import certainty, grid, metrics, recipe
+def _show_certainty(arguments: argparse.Namespace, plan: campaign.Plan, found: Results) -> None:
+    from engine import certainty, grid
     from engine.standings import standings
 
-    upstream = recipe.load(plan.name, plan.overrides, method=plan.methods[0]).dataset.upstream
-    summary = metrics.summarise(found, plan.sets)
-    against = arguments.compare or None
-    sure = certainty.certainty(found, summary, plan.sets, upstream, against)
+    summary, sure, against = found.summary, found.sure, arguments.compare or None
+    if against is not None:
+        rows = certainty.compared(found.gathered, summary, plan.sets, against)
+        sure = replace(sure, comparisons=rows)
     for one in standings(
-        summary.accuracy, summary.mri, sets=plan.sets, upstream=upstream, methods=grid.titles(plan)
+        summary.accuracy,
+        summary.mri,
+        sets=plan.sets,
+        upstream=found.context.recipe.dataset.upstream,
+        methods=grid.titles(plan),
     ):
         if arguments.intervals:
             print(f"\n{certainty.interval_table(one, sure)}")

@@ -32,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = request.recipe()
     device = ranks.start(recipe.device)
     own_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
-    classes = imagenet.wnids() if own_head else ()  # the upstream set need not be there
+    # The upstream set need not be there; where it is, campaigns find these predictions.
+    lacks_upstream = recipe.dataset.upstream not in verify.encoded(recipe)
+    classes = imagenet.wnids() if own_head and lacks_upstream else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     checks = verify.verify(Context(request, recipe, device, sets), arguments.tolerance)
     print(verify.text(recipe.model.name, checks))

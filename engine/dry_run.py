@@ -1,4 +1,4 @@
-"""A rehearsal of a campaign: everything is asked for in the order of the grid, nothing is computed.
+"""A dry run of a campaign: everything is asked for in the order of the grid, nothing is computed.
 
 The methods themselves say what they need: their own `prepare`, `loss`, `export` and `entries` run
 on tensors without content, whose operations are counted. So a user's own method is counted too, and
@@ -23,9 +23,9 @@ from engine.campaign import Plan
 from engine.context import Request
 from engine.flops import flops
 from engine.methods.base import Entry, Export, Trained
+from engine.planned import PlannedCell, PlannedContext, Work, size_of
 from engine.schema import Recipe
 from engine.sets import LabelledSet
-from engine.stage import Made, Stage, Work, size_of
 from loaders.batch import Batch
 
 META = torch.device("meta")
@@ -33,7 +33,7 @@ PREPARE = "prepare"
 
 
 @dataclass
-class Rehearsal:
+class DryRun:
     """What a plan would do to sets of these labels; `run` fills `work` and `cells`."""
 
     plan: Plan
@@ -41,53 +41,54 @@ class Rehearsal:
     classes: int
     device: torch.device = META
     work: list[Work] = field(default_factory=list)
-    cells: dict[tuple[Any, ...], Made] = field(default_factory=dict)
+    cells: dict[tuple[Any, ...], PlannedCell] = field(default_factory=dict)
     features: dict[tuple[str, ...], int] = field(default_factory=dict)  # -> images
     predicted: set[tuple[Any, ...]] = field(default_factory=set)
     _step_flops: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> None:
         """The jobs of `engine.grid`, one after the other."""
-        stage = self.stage(PREPARE, self.recipe)
+        planned = self.context(PREPARE, self.recipe)
         for name in self.places:
-            stage.features(stage.base, self.labelled[name])
-            for split in (outcome.split_of(stage.context, name), "holdout"):
-                stage.evaluate([(stage.base, {stage.base.name: 1.0})], name, split)
-        drawn = self._drawn(stage)
+            planned.features(planned.base, self.labelled[name])
+            for split in (outcome.split_of(planned.context, name), "holdout"):
+                planned.evaluate([(planned.base, {planned.base.name: 1.0})], name, split)
+        drawn = self._drawn(planned)
         for downstream in self.plan.sets:
             first = self.recipe_of(self.plan.methods[0], downstream)
             seeds = [dataclasses.replace(first, seed=first.seed + k) for k in range(first.seeds)]
             made = [
-                self.stage(downstream, one).cell(method)
+                self.context(downstream, one).cell(method)
                 for one in seeds
                 for method in self.plan.methods
             ]
             mixes = [(cell, entry.mix) for cell in made for entry in cell.entries]
-            stage = self.stage(downstream, first)
+            planned = self.context(downstream, first)
             for name in self.places:
-                split = outcome.split_of(stage.context, name)
-                stage.evaluate(mixes, name, split, drawn.get(name))
+                split = outcome.split_of(planned.context, name)
+                planned.evaluate(mixes, name, split, drawn.get(name))
 
-    def _drawn(self, stage: Stage) -> dict[str, int]:
-        """Images of each set that a budget leaves, small sets in full first.
+    def _drawn(self, planned: PlannedContext) -> dict[str, int]:
+        """Images of each set that a budget leaves: equally many, or all of a small one.
 
-        The total is what `engine.budget` will draw; how it spreads is known only when the
-        pre-trained model has seen the sets.
+        Their total over the downstream sets is what `engine.budget` will draw; how it spreads is
+        known only when the pre-trained model has seen the sets.
         """
         share = self.recipe.evaluate.budget
         if share == 1:
             return {}
-        split = {name: outcome.split_of(stage.context, name) for name in self.places}
+        split = {name: outcome.split_of(planned.context, name) for name in self.places}
         sizes = {name: len(self.labelled[name].split(split[name])) for name in self.places}
+        upstream = sizes.pop(self.recipe.dataset.upstream)
         left = math.ceil(share * sum(sizes.values()) - 1e-9)
         drawn: dict[str, int] = {}
         for name in sorted(sizes, key=lambda name: sizes[name]):
             drawn[name] = min(sizes[name], left // (len(sizes) - len(drawn)))
             left -= drawn[name]
-        return drawn
+        return drawn | {self.recipe.dataset.upstream: min(upstream, max(drawn.values()))}
 
-    def stage(self, job: str, recipe: Recipe) -> Stage:
-        return Stage(self, job, recipe)
+    def context(self, job: str, recipe: Recipe) -> PlannedContext:
+        return PlannedContext(self, job, recipe)
 
     @cached_property
     def request(self) -> Request:
@@ -112,10 +113,10 @@ class Rehearsal:
             return models.create(self.recipe.model, self.classes).eval()
 
     @cached_property
-    def weights(self) -> Made:
+    def weights(self) -> PlannedCell:
         """The backbone's own weights, seen as a cell."""
         export = Export(self.net.state_dict())
-        made = Made("weights", [Entry({"weights": 1.0})], "weights", size_of(export), export)
+        made = PlannedCell("weights", [Entry({"weights": 1.0})], "weights", size_of(export), export)
         return self.cells.setdefault(("weights", ""), made)
 
     @cached_property
@@ -129,11 +130,11 @@ class Rehearsal:
         """Of one image's part of a Fisher: a forward and a backward pass (`kernels.fisher`)."""
         return flops(lambda: self.net(self._pixels(1)).sum().backward())
 
-    def step_flops(self, method: Trained, stage: Stage) -> float:
+    def step_flops(self, method: Trained, planned: PlannedContext) -> float:
         """Of one optimizer step of a prepared method, at the recipe's batch size."""
-        name = f"{stage.recipe.method.name} {stage.recipe.train.batch_size}"
+        name = f"{planned.recipe.method.name} {planned.recipe.train.batch_size}"
         if name not in self._step_flops:
-            size = stage.recipe.train.batch_size
+            size = planned.recipe.train.batch_size
             batch = Batch(
                 np.zeros(size, np.int64),
                 torch.zeros(size, dtype=torch.int64),
