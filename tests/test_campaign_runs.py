@@ -23,6 +23,12 @@ folder = campaigns.folder
 pytestmark = pytest.mark.slow
 
 
+def heed_signals() -> None:
+    """As from a terminal: background jobs inherit an ignored SIGINT, those of nohup a SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[subprocess.Popen]:
     """`rib campaign` in a process group of its own, from a working folder that is not ours."""
@@ -34,8 +40,7 @@ def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[su
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background job hands its children an ignored SIGINT, Ctrl-C's signal.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
     )
     try:
         yield process
