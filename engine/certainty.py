@@ -230,7 +230,7 @@ def section(one: Standings, found: Certainty) -> str:
     before = mean[Arm(one.model, PRE, "", None)][4]
     return sections.section(
         "How sure",
-        f"{not_told_apart(one, found)} Differences are paired: both methods see the same draw of "
+        "Differences are paired: both methods see the same draw of "
         f"images. The population is {found.population}. p is corrected for {found.family} "
         "comparisons (Holm). On the other sets: images with the same answer before and after, "
         "answers lost and gained, expected calibration error in points "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from engine import campaign, imagenet, models, sets
-from engine.commands.encode import size_bytes
+from engine.disk import size_bytes
 from engine.dry_run import PREPARE, DryRun
 from engine.planned import PlannedCell, Work
 from engine.schema import Recipe

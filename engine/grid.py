@@ -172,9 +172,7 @@ def titles(plan: Plan) -> dict[str, str]:
     return {m: recipe.load(plan.name, plan.overrides, method=m).method.title for m in plan.methods}
 
 
-def table_of(
-    plan: Plan, resolved: Recipe, summary: Summary, notes: Sequence[str] | None = None
-) -> str:
+def table_of(plan: Plan, resolved: Recipe, summary: Summary, notes: Sequence[str]) -> str:
     """The table a campaign ends with."""
     return table.table(
         summary.accuracy,
@@ -182,7 +180,7 @@ def table_of(
         sets=plan.sets,
         upstream=resolved.dataset.upstream,
         methods=titles(plan),
-        notes=summary.missing if notes is None else notes,
+        notes=notes,
     )
 
 

@@ -87,7 +87,7 @@ class Plot:
     def name(self, spot: Spot, text: str) -> str:
         """A spot's name, where it hides least."""
         x, y = self.at(spot)
-        wide, high = 6.4 * len(text), 11
+        wide, high = 7.0 * len(text), 11
         places = [
             (x + 9, y - 5),
             (x - 9 - wide, y - 5),

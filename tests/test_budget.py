@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,13 +272,3 @@ def test_coverage_at_the_size_of_imagenet_c():
         found = coverage.stop(made, half_width)
         assert found.covered >= 0.93 and found.images < most
     assert coverage.once(made, 0.05).covered >= 0.93
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("RIB_STORE" not in os.environ, reason="RIB_STORE names no campaign's store")
-def test_coverage_on_stored_predictions():
-    sets = coverage.stored(Path(os.environ["RIB_STORE"]))
-    for model in range(coverage.MODELS):
-        assert coverage.once(sets, 0.25, model=model).covered >= 0.93
-        for half_width in (0.05, 0.02):
-            assert coverage.stop(sets, half_width, model=model).covered >= 0.93

@@ -31,8 +31,8 @@ from engine import (
     sets,
 )
 from engine.cells import Cell
-from engine.commands.encode import size_bytes
 from engine.context import Context, Request
+from engine.disk import size_bytes
 from engine.predictions import Bank
 
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distance.write_csv(folder / "distances.csv", found)
-    heading = f"<h1>How far the sets are apart for {resolved.model.name}</h1>"
+    heading = f"<h1>How far the sets are apart for {escape(resolved.model.name)}</h1>"
     page = report.page_of(folder / "index.html", "distances", [heading, forgetting.heat_map(found)])
     ranks.stop()
     print(table(found))

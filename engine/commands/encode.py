@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from engine.schema import Recipe
     from loaders.imagenet import Found
 
-JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
-SAMPLE = 500  # bytes of an image's label, names and checksum, at most
-
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
@@ -72,17 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")
 
 
-def size_bytes(wanted: Recipe, images: int) -> int:
-    """Disk that a pack of so many images takes, padding included; for JPEG a rough bound."""
-    from loaders.beton import size_of
-    from loaders.writer import page_size_of
-
-    size = wanted.model.image_size
-    share = JPEG_SHARE if wanted.dataset.pack_format == "jpeg" else 1
-    nbytes = round(3 * size**2 * share)
-    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE
-
-
 def remarks(manifest: Mapping[str, Any]) -> list[str]:
     """What was unusual about images of a pack, a line a kind."""
     lines = [f"  {kind}: {names}" for kind, names in manifest.get("remarks", {}).items()]
@@ -93,6 +79,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
     """Show what will be written; ValueError where the disk has no room for it."""
+    from engine.disk import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import some
 
@@ -123,6 +110,7 @@ def _confirm(wanted: Recipe, yes: bool) -> None:
     from dataclasses import replace
 
     from engine import imagenet
+    from engine.disk import size_bytes
 
     whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
     choices = [
