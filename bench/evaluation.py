@@ -40,11 +40,13 @@ from torch.utils.data import DataLoader
 
 from bench import photos
 from bench.contest import Contest, Entrant, Scale
-from engine import checkpoints, evaluate, memory, models, precision, zoo
+from engine import evaluate, models, zoo
 from engine.cells import CELL, Cell
 from engine.context import Request, cache_folder
+from engine.data.sets import Sets
+from engine.machine import memory, precision
 from engine.merge import Mix
-from engine.sets import Sets
+from engine.weights import checkpoints
 from loaders.pack import Pack
 from loaders.stream import open_source
 

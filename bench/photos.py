@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from engine import models
-from engine.checkpoints import PHOTOS
 from engine.context import cache_folder
 from engine.schema import ModelRecipe
+from engine.weights.checkpoints import PHOTOS
 from loaders import folders, registry
 from loaders.encode import encode as encode_pack
 from loaders.pack import Pack

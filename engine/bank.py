@@ -21,10 +21,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook
 
-from engine import checkpoints, merge, models, ranks
+from engine import merge, models
 from engine.cells import Cell
-from engine.checkpoints import State
+from engine.machine import ranks
 from engine.merge import Mix
+from engine.weights import checkpoints
+from engine.weights.checkpoints import State
 from loaders.resident import free_memory
 
 if TYPE_CHECKING:

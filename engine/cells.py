@@ -20,10 +20,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine import checkpoints, recipe
+from engine import recipe
 from engine.artifacts import Artifact
 from engine.methods.base import Entry, Export
 from engine.schema import Recipe
+from engine.weights import checkpoints
 
 CELL, PROMPT = "cell.json", "prompt.safetensors"
 SELF = "self"  # a trained cell's own name, unknown while it is written

@@ -17,24 +17,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from engine import (
-    cells,
-    checkpoints,
-    evaluate,
-    fisher,
-    imagenet,
-    methods,
-    models,
-    precision,
-    ranks,
-    recipe,
-    train,
-)
+from engine import cells, evaluate, fisher, methods, models, recipe, train
 from engine.artifacts import Artifact, Store
 from engine.cells import Cell
+from engine.data import imagenet
+from engine.data.sets import LabelledSet, Sets
+from engine.machine import precision, ranks
 from engine.methods.base import Mixed, Trained
 from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
-from engine.sets import LabelledSet, Sets
+from engine.weights import checkpoints
 
 log = logging.getLogger(__name__)
 

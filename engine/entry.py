@@ -52,7 +52,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _launch(argv: list[str]) -> int:
-    from engine import ranks
+    from engine.machine import ranks
 
     words = ranks.strip_launcher_words(argv)
     flags = {word for word in words if word.startswith("-")}
@@ -68,8 +68,9 @@ def _launch(argv: list[str]) -> int:
 
 
 def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
-    from engine import quiet, ranks, recipe
+    from engine import recipe
     from engine.context import Context, Request
+    from engine.machine import quiet, ranks
 
     request = Request(name, overrides)
     resolved = request.recipe()

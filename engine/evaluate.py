@@ -22,13 +22,16 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine import grouping, models, precision, predictions, ranks
+from engine import models
 from engine.artifacts import Artifact, digest
 from engine.bank import Bank, Forward, Model
 from engine.cells import Cell
+from engine.data import grouping
+from engine.data.sets import LabelledSet
+from engine.machine import precision, ranks
+from engine.measures import predictions
 from engine.merge import Mix, essential
 from engine.pending import PART, Part, Pending, slices
-from engine.sets import LabelledSet
 from loaders.batch import Batch
 
 if TYPE_CHECKING:

@@ -13,27 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import (
-    campaign,
-    cells,
-    certainty,
-    distance,
-    evaluate,
-    half_widths,
-    metrics,
-    outcome,
-    recipe,
-    report,
-    sample,
-    table,
-)
+from engine import campaign, cells, distance, evaluate, outcome, recipe
 from engine.artifacts import write_atomic
 from engine.campaign import Plan
-from engine.certainty import Certainty
 from engine.context import Context, Request, cache_folder
-from engine.metrics import Gathered, Summary
-from engine.rows import PRE, Arm, Evaluation
-from engine.sample import Sample
+from engine.measures import metrics
+from engine.measures.metrics import Gathered, Summary
+from engine.measures.rows import PRE, Arm, Evaluation
+from engine.report import certainty, page, table
+from engine.report.certainty import Certainty
+from engine.sampling import half_widths, sample
+from engine.sampling.sample import Sample
 from engine.schema import Recipe
 from loaders import emoji
 
@@ -111,7 +101,7 @@ def finish(plan: Plan, device: torch.device, known: Results | None = None) -> Pa
     certainty.write_csv(folder, sure)
     distances = _distances(context, folder)
     is_emoji = resolved.dataset.kind == "emoji"
-    page = report.write(
+    path = page.write(
         folder,
         title=f"{plan.name}: what fine-tuning does to robustness",
         accuracy=summary.accuracy,
@@ -132,7 +122,7 @@ def finish(plan: Plan, device: torch.device, known: Results | None = None) -> Pa
     write_atomic(folder / "table.txt", (text + "\n").encode())
     write_atomic(folder / campaign.STAMP, plan.path.parent.name.encode())
     campaign.advance(plan.path, "report", 1, 1)
-    return page
+    return path
 
 
 def _evaluations(

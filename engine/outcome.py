@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine import metrics, predictions, ranks, sample
+from engine.machine import ranks
+from engine.measures import metrics, predictions
+from engine.sampling import sample
 
 if TYPE_CHECKING:
     from engine.cells import Cell

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import predictions, ranks
 from engine.artifacts import Store, write_atomic
+from engine.machine import ranks
+from engine.measures import predictions
 
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing

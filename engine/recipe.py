@@ -19,8 +19,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from engine import budget, methods
+from engine import methods
 from engine.errors import RecipeError, nearest
+from engine.sampling import budget
 from engine.schema import MethodRecipe, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"

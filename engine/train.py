@@ -21,9 +21,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine import checkpoints, optim, ranks
+from engine import optim
 from engine.errors import DivergedError
+from engine.machine import ranks
 from engine.methods.base import Export, Trained
+from engine.weights import checkpoints
 from loaders.batch import Batch
 
 if TYPE_CHECKING:

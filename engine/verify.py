@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import evaluate, imagenet, predictions, sets
+from engine import evaluate
 from engine.context import Context
+from engine.data import imagenet, sets
+from engine.measures import predictions
 from engine.schema import Recipe
 from loaders.pack import MANIFEST
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from engine import entry, quiet, ranks
+from engine import entry
+from engine.machine import quiet, ranks
 
 
 def main() -> int:

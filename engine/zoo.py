@@ -16,13 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import checkpoints, evaluate, imagenet, models, predictions, ranks, recipe
+from engine import evaluate, models, recipe
 from engine.artifacts import write_atomic
 from engine.cells import Cell
 from engine.context import Context, Request, cache_folder
+from engine.data import imagenet
+from engine.data.sets import Sets, pack_of
+from engine.machine import ranks
+from engine.measures import predictions
 from engine.merge import Mix
 from engine.schema import ModelRecipe, Recipe
-from engine.sets import Sets, pack_of
+from engine.weights import checkpoints
 from loaders.pack import MANIFEST, Pack
 
 WIDTH = 100

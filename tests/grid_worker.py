@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from grids import SETS, Grid
 
-from engine import evaluate, quiet, ranks
+from engine import evaluate
+from engine.machine import quiet, ranks
 
 
 def result(grid: Grid, words: list[str]) -> str:

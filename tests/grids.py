@@ -23,9 +23,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
-from engine import methods, quiet, ranks
+from engine import methods
 from engine.cells import Cell
 from engine.context import Context, Request
+from engine.machine import quiet, ranks
 from engine.methods.base import Trained
 from loaders.batch import Batch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine import imagenet
+from engine.data import imagenet
 from loaders import imagenet_c
 
 # In IN-1K, IN-A and IN-R alike, so that one head's places are asked for by every set.

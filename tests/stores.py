@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import predictions
-from engine.rows import PRE, Evaluation
+from engine.measures import predictions
+from engine.measures.rows import PRE, Evaluation
 
 SETS = ("a", "b", "c")
 Hits = Callable[[str, str, str], np.ndarray]  # method, downstream, evaluated on -> bool [N]

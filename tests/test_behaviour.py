@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import SETS, grid, random_hits
 
-from engine import behaviour, metrics
-from engine.predictions import Seen
+from engine.measures import behaviour, metrics
+from engine.measures.predictions import Seen
 
 
 def seen(top1, label, p_top1=None, weights=None) -> Seen:

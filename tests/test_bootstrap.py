@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from stores import SETS, grid, random_hits, several_seeds, table
 
-from engine import bootstrap, intervals, metrics, predictions
+from engine.measures import bootstrap, intervals, metrics, predictions
 
 
 def draws(sums: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bench import coverage
-from engine import budget, recipe
+from engine import recipe
 from engine.errors import RecipeError
+from engine.sampling import budget
 
 
 def frame(sizes: list[int], seed: int = 0, p_true: float | np.ndarray = 0.5) -> budget.Frame:

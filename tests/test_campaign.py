@@ -19,7 +19,8 @@ import campaigns
 import pytest
 from campaigns import METHODS, SETS
 
-from engine import campaign, cli, recipe, sets
+from engine import campaign, cli, recipe
+from engine.data import sets
 from engine.errors import CampaignError, RecipeError
 
 folder = campaigns.folder

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from stores import SETS, grid, random_hits
 
-from engine import certainty, comparisons, metrics
-from engine.standings import standings
+from engine.measures import comparisons, metrics
+from engine.measures.standings import standings
+from engine.report import certainty
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import checkpoints, models, recipe
+from engine import models, recipe
 from engine.artifacts import Store
 from engine.context import cache_folder
 from engine.schema import ModelRecipe, WeightsRecipe
+from engine.weights import checkpoints
 
 
 def model(path: Path | str = "", arch: str = "test_vit", match: str = "names") -> ModelRecipe:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import SETS, grid, random_hits, several_seeds
 
-from engine import comparisons, metrics
-from engine.rows import Arm
+from engine.measures import comparisons, metrics
+from engine.measures.rows import Arm
 
 FT, LWF, EWC = (Arm("lite0", name, "canonical", None) for name in ("fine_tune", "lwf", "ewc"))
 

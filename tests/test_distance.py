@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine import cli, distance, forgetting, ranks
+from engine import cli, distance
 from engine.artifacts import Store
 from engine.distance import Labelled, Matrix, Options, matrix, write_csv
-from engine.forgetting import Point, correlation
-from engine.metrics import Arm
-from engine.standings import Line, Standings
+from engine.machine import ranks
+from engine.measures.metrics import Arm
+from engine.measures.standings import Line, Standings
+from engine.report import forgetting
+from engine.report.forgetting import Point, correlation
 
 CLASSES, D = 4, 6
 folder, grid = campaigns.folder, grids.grid

@@ -9,7 +9,7 @@ from pathlib import Path
 CLAIM = """
 import sys
 from pathlib import Path
-from engine.gpus import claim
+from engine.machine.gpus import claim
 print(claim(Path(sys.argv[1]), int(sys.argv[2])), flush=True)
 sys.stdin.read()
 """

@@ -8,7 +8,8 @@ from pathlib import Path
 import campaigns
 import pytest
 
-from engine import budget, campaign, half_widths, recipe
+from engine import campaign, recipe
+from engine.sampling import budget, half_widths
 
 folder = campaigns.folder
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import imagenet
+from engine.data import imagenet
 from engine.schema import DatasetRecipe
 from loaders import imagenet_c, objectnet
 from loaders.imagenet import Found

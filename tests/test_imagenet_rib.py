@@ -17,23 +17,15 @@ import torch
 from grids import Grid, grid  # noqa: F401  # the fixture that starts ranks
 from PIL import Image
 
-from engine import (
-    checkpoints,
-    cli,
-    evaluate,
-    grouping,
-    imagenet,
-    metrics,
-    models,
-    outcome,
-    ranks,
-    recipe,
-    sets,
-)
+from engine import cli, evaluate, models, outcome, recipe
 from engine.cells import Cell
 from engine.context import Context, Request
-from engine.disk import size_bytes
-from engine.predictions import Bank
+from engine.data import grouping, imagenet, sets
+from engine.machine import ranks
+from engine.measures import metrics
+from engine.measures.predictions import Bank
+from engine.planning.disk import size_bytes
+from engine.weights import checkpoints
 
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
 RECIPE = """\

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import entry, ranks, recipe
+from engine import entry, recipe
+from engine.machine import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = str(ROOT / "engine" / "launch.py")

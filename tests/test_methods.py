@@ -28,9 +28,10 @@ from grids import (
 from safetensors.torch import load_file
 from torch import nn
 
-from engine import checkpoints, fisher, models
+from engine import fisher, models
 from engine.errors import RecipeError
 from engine.methods import lora
+from engine.weights import checkpoints
 
 __all__ = ["grid"]
 PLACES = [CLASSES.index(name) for name in FEW]

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import SETS, cell, grid, random_hits, several_seeds, table
 
-from engine import metrics, predictions
-from engine.rows import Accuracy
+from engine.measures import metrics, predictions
+from engine.measures.rows import Accuracy
 
 SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
 

@@ -11,12 +11,14 @@ import timm
 import torch
 from huggingface_hub.errors import HTTPError
 
-from engine import campaign, checkpoints, methods, models, recipe, sets
+from engine import campaign, methods, models, recipe
 from engine.artifacts import Store
-from engine.dry_run import DryRun
+from engine.data import sets
+from engine.data.sets import LabelledSet
 from engine.methods.base import Trained
+from engine.planning.dry_run import DryRun
 from engine.schema import ModelRecipe
-from engine.sets import LabelledSet
+from engine.weights import checkpoints
 from loaders.batch import Batch
 
 HALF = ([0.5] * 3, [0.5] * 3)

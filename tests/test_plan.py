@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine import campaign, cli, dry_run, estimate
+from engine import campaign, cli
 from engine.bank import Forward
 from engine.campaign import Plan
 from engine.errors import RecipeError
-from engine.flops import flops
+from engine.planning import dry_run, estimate
+from engine.planning.flops import flops
 
 folder, grid = campaigns.folder, grids.grid
 METHODS = """\

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import charts, recipe, report
-from engine.metrics import PRE, Accuracy, Mri, improvements
-from engine.plot import ticks
-from engine.standings import signed, standings
-from engine.table import table
+from engine import recipe
+from engine.measures.metrics import PRE, Accuracy, Mri, improvements
+from engine.measures.standings import signed, standings
+from engine.report import charts, page
+from engine.report.plot import ticks
+from engine.report.table import table
 
 SETS = ["mono", "flat", "twemoji", "emojione-monotone"]
 BEFORE = {"mono": 8.0, "flat": 64.0, "twemoji": 46.0, "emojione-monotone": 10.0, "up": 95.0}
 METHODS = {"fine_tune": "FT", "lwf": "LwF", "wise_ft": "WiSE-FT"}
-PNG = report.PNG + b"not really"
+PNG = page.PNG + b"not really"
 VOID = {"meta", "img", "wbr", "br", "link"}
 
 
@@ -56,7 +57,7 @@ def render(rows, mri, **options) -> str:
 
 def write(folder, rows, mri, **options) -> str:
     options = {"title": "emoji-RIB", "methods": METHODS, "settings": {"seed": 0}} | options
-    path = report.write(folder, accuracy=rows, mri=mri, sets=SETS, upstream="up", **options)
+    path = page.write(folder, accuracy=rows, mri=mri, sets=SETS, upstream="up", **options)
     assert path == folder / "index.html"
     return path.read_text("utf-8")
 
@@ -165,9 +166,9 @@ def test_table_fits_the_terminal_and_is_aligned(sets, change):
 )
 def test_finding(shift, words):
     rows, mri = campaign(shift or {"lwf": 1.0})
-    text = report.finding(arrange(rows, mri if shift else []))
+    text = page.finding(arrange(rows, mri if shift else []))
     assert all(word in text for word in words), text
-    assert "interval" not in report.finding(arrange(rows, mri), intervals=False)
+    assert "interval" not in page.finding(arrange(rows, mri), intervals=False)
 
 
 def test_report_is_one_sound_self_contained_page(tmp_path):
@@ -175,7 +176,7 @@ def test_report_is_one_sound_self_contained_page(tmp_path):
     html = write(
         tmp_path, rows, mri, contact_sheet=PNG, credits=[{"set": "flat", "licence": "MIT"}]
     )
-    page = Balanced(html)
+    balanced = Balanced(html)
     for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         ET.fromstring(svg)
     assert base64.b64encode(PNG).decode() in html
@@ -183,7 +184,7 @@ def test_report_is_one_sound_self_contained_page(tmp_path):
     assert {m for m in re.findall(r'href="([^"]*)"', html)} == {"accuracy.csv", "mri.csv"}
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
     for line, row in arrange(rows, mri).ranked():
-        assert line.title in page.text and signed(row.mri) in page.text
+        assert line.title in balanced.text and signed(row.mri) in balanced.text
     assert write(tmp_path, rows, mri) == write(tmp_path, rows, mri)
 
 
@@ -344,7 +345,7 @@ def luminance(rgb) -> float:
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("kind", ["gain-fill", "loss-fill"])
 def test_numbers_can_be_read_on_the_strongest_tint(mode, kind):
-    css = report.TEMPLATE.read_text("utf-8")
+    css = page.TEMPLATE.read_text("utf-8")
 
     def colour(name: str) -> np.ndarray:
         value = re.findall(rf"--{name}: ([^;]+);", css)[mode]

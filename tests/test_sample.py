@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from grids import SETS, Grid, grid
 
-from engine import budget, evaluate, half_widths, outcome, pending, predictions, sample
+from engine import evaluate, outcome, pending
 from engine.context import Context
 from engine.errors import RecipeError
+from engine.measures import predictions
+from engine.measures.rows import PRE, Evaluation
 from engine.merge import Mix
-from engine.rows import PRE, Evaluation
+from engine.sampling import budget, half_widths, sample
 
 __all__ = ["grid"]
 folder = campaigns.folder

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import sets
-from engine.holdout import units_of
+from engine.data import sets
+from engine.data.holdout import units_of
+from engine.data.sets import Sets, pack_folder, split, to_head
 from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
-from engine.sets import Sets, pack_folder, split, to_head
 from loaders.pack import Pack
 
 CPU = torch.device("cpu")

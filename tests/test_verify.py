@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine import checkpoints, models, recipe, verify
+from engine import models, recipe, verify
 from engine.context import Context, Request
 from engine.schema import ModelRecipe
+from engine.weights import checkpoints
 
 folder, grid = campaigns.folder, grids.grid
 MODEL = """\

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine import checkpoints, models, recipe, zero_shot
+from engine import models, recipe
 from engine.artifacts import Store
 from engine.errors import RecipeError
 from engine.schema import ModelRecipe, WeightsRecipe
+from engine.weights import checkpoints, zero_shot
 
 NAMES = ["tench", "golden retriever", "tabby cat", "airliner"]
 TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a drawing of the {name}."]

@@ -15,7 +15,8 @@ from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, re
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine import cli, imagenet, zoo
+from engine import cli, zoo
+from engine.data import imagenet
 
 __all__ = ["grid"]
 

@@ -18,7 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine import half_widths
+    from engine.sampling import half_widths
 
     for plan in half_widths.sequential_plans(arguments.name, arguments.overrides, arguments.cores):
         if arguments.dry_run:

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import quiet
 from engine.artifacts import digest
 from engine.errors import nearest
+from engine.machine import quiet
 
 if TYPE_CHECKING:
     from engine.distance import Matrix
@@ -39,8 +39,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import distance, forgetting, ranks, report
+    from engine import distance
     from engine.context import Context, Request
+    from engine.machine import ranks
+    from engine.report import forgetting, page
 
     given = {
         field.name: getattr(arguments, field.name, None)
@@ -65,10 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distance.write_csv(folder / "distances.csv", found)
     heading = f"<h1>How far the sets are apart for {escape(resolved.model.name)}</h1>"
-    page = report.page_of(folder / "index.html", "distances", [heading, forgetting.heat_map(found)])
+    path = page.page_of(folder / "index.html", "distances", [heading, forgetting.heat_map(found)])
     ranks.stop()
     print(table(found))
-    print(f"\nmatrix  {folder / 'distances.csv'}\npage    {page.resolve()}")
+    print(f"\nmatrix  {folder / 'distances.csv'}\npage    {path.resolve()}")
 
 
 def table(found: Matrix) -> str:

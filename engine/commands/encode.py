@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import quiet
+from engine.machine import quiet
 
 if TYPE_CHECKING:
     from engine.schema import Recipe
@@ -33,7 +33,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import imagenet, recipe, sets
+    from engine import recipe
+    from engine.data import imagenet, sets
     from loaders.pack import MANIFEST, Pack
 
     name = arguments.set
@@ -79,7 +80,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
     """Show what will be written; ValueError where the disk has no room for it."""
-    from engine.disk import size_bytes
+    from engine.planning.disk import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import some
 
@@ -109,8 +110,8 @@ def _confirm(wanted: Recipe, yes: bool) -> None:
     """Show the choices for IN-C; ValueError unless the whole of it is really wanted."""
     from dataclasses import replace
 
-    from engine import imagenet
-    from engine.disk import size_bytes
+    from engine.data import imagenet
+    from engine.planning.disk import size_bytes
 
     whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
     choices = [

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import quiet
+from engine.machine import quiet
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -26,7 +26,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import ranks, zoo
+    from engine import zoo
+    from engine.machine import ranks
 
     alphas = zoo.parse_alphas(arguments.alphas) if arguments.alphas else None
     models, words = _paths(arguments.models)

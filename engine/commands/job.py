@@ -7,7 +7,8 @@ import logging
 import os
 from pathlib import Path
 
-from engine import campaign, quiet
+from engine import campaign
+from engine.machine import quiet
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -23,7 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import torch
 
-    from engine import gpus, grid, ranks
+    from engine import grid
+    from engine.machine import gpus, ranks
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     plan = campaign.read(arguments.plan)

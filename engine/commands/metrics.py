@@ -7,9 +7,10 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine import campaign, quiet
+from engine import campaign
 from engine.commands.campaign import show
 from engine.errors import CampaignError
+from engine.machine import quiet
 
 if TYPE_CHECKING:
     from engine.grid import Results
@@ -33,7 +34,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import grid, half_widths, ranks
+    from engine import grid
+    from engine.machine import ranks
+    from engine.sampling import half_widths
 
     if "=" in (arguments.compare or ""):  # an override that stands after a bare --compare
         arguments.overrides.append(arguments.compare)
@@ -57,8 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show_certainty(arguments: argparse.Namespace, plan: campaign.Plan, found: Results) -> None:
-    from engine import certainty, grid
-    from engine.standings import standings
+    from engine import grid
+    from engine.measures.standings import standings
+    from engine.report import certainty
 
     summary, sure, against = found.summary, found.sure, arguments.compare or None
     if against is not None:

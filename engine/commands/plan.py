@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from engine import campaign, quiet
+from engine import campaign
+from engine.machine import quiet
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -18,7 +19,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import estimate
+    from engine.planning import estimate
 
     given = {name: getattr(arguments, name) for name in ("tflops", "mfu")}
     device = estimate.Device(**{name: value for name, value in given.items() if value is not None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from engine import quiet
+from engine.machine import quiet
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -24,9 +24,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine import imagenet, ranks, verify
+    from engine import verify
     from engine.context import Context, Request, cache_folder
-    from engine.sets import Sets
+    from engine.data import imagenet
+    from engine.data.sets import Sets
+    from engine.machine import ranks
 
     request = Request(arguments.campaign, (f"model={arguments.model}", *arguments.overrides))
     recipe = request.recipe()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import grouping, models
+from engine import models
+from engine.data import grouping
 from engine.optim import Penalty
 from engine.schema import MethodRecipe
 from kernels.distill import distill_loss

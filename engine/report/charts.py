@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from statistics import fmean
 
-from engine.plot import Plot, Spot
-from engine.standings import Line, Standings, signed
+from engine.measures.standings import Line, Standings, signed
+from engine.report.plot import Plot, Spot
 
 CELL = 27
 LABELS = 106

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from engine.metrics import Accuracy, Arm, Mri, improvements
+from engine.measures.metrics import Accuracy, Arm, Mri, improvements
 
 TABLE_ALPHA = 0.5  # the WiSE-FT row of a table; no alpha is ever chosen on OOD sets
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.predictions import Seen
-from engine.rows import PRE, Accuracy, Agreement, Behaviour, Cell
+from engine.measures.predictions import Seen
+from engine.measures.rows import PRE, Accuracy, Agreement, Behaviour, Cell
 
 BINS = 15
 MODELS_FOR_A_TREND = 3

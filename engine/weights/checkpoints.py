@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine import hub, models, zero_shot
+from engine import models
 from engine.artifacts import Artifact, Store, file_hash
 from engine.schema import ModelRecipe
+from engine.weights import hub, zero_shot
 from loaders import registry
 
 State = dict[str, torch.Tensor]

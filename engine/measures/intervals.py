@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine import bootstrap, metrics
-from engine.metrics import RESAMPLES, Gathered, Key, Summary
-from engine.predictions import Bank
-from engine.rows import Arm, Interval
+from engine.measures import bootstrap, metrics
+from engine.measures.metrics import RESAMPLES, Gathered, Key, Summary
+from engine.measures.predictions import Bank
+from engine.measures.rows import Arm, Interval
 
 Draws = dict[tuple[str, Key], np.ndarray]  # by the set evaluated on, and the evaluation
 

@@ -14,9 +14,9 @@ from statistics import fmean
 
 import numpy as np
 
-from engine import bootstrap, metrics
-from engine.metrics import Gathered
-from engine.rows import Arm, Comparison
+from engine.measures import bootstrap, metrics
+from engine.measures.metrics import Gathered
+from engine.measures.rows import Arm, Comparison
 
 SIGNIFICANT = 0.05
 RESAMPLES, RESAMPLES_PER_PAIR = 10_000, 100

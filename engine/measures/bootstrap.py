@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.predictions import Bank
+from engine.measures.predictions import Bank
 
 LEVEL = 0.95
 DRAWS_PER_CHUNK = 1 << 24

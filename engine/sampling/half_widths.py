@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import budget, campaign, predictions, recipe, rows
+from engine import campaign, recipe
 from engine.artifacts import write_atomic
-from engine.rows import PRE, Arm, Evaluation, OfArm
+from engine.measures import predictions, rows
+from engine.measures.rows import PRE, Arm, Evaluation, OfArm
+from engine.sampling import budget
 
 if TYPE_CHECKING:
-    from engine.sample import Sample
+    from engine.sampling.sample import Sample
     from engine.schema import Recipe
 
 FILE = "half_width.json"  # beside a plan: share of the sets' images seen, widest interval of a RI

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from engine import methods, models, precision
+from engine import methods, models
 from engine.cells import SELF
 from engine.context import Context
+from engine.data.sets import LabelledSet
+from engine.machine import precision
 from engine.merge import Mix, essential
 from engine.methods.base import Entry, Export, Mixed, Trained
 from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
-from engine.sets import LabelledSet
 
 if TYPE_CHECKING:
-    from engine.dry_run import DryRun
+    from engine.planning.dry_run import DryRun
 
 
 @dataclass(frozen=True)

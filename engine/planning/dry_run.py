@@ -21,11 +21,11 @@ from torch import nn
 from engine import models, outcome
 from engine.campaign import Plan
 from engine.context import Request
-from engine.flops import flops
+from engine.data.sets import LabelledSet
 from engine.methods.base import Entry, Export, Trained
-from engine.planned import PlannedCell, PlannedContext, Work, size_of
+from engine.planning.flops import flops
+from engine.planning.planned import PlannedCell, PlannedContext, Work, size_of
 from engine.schema import Recipe
-from engine.sets import LabelledSet
 from loaders.batch import Batch
 
 META = torch.device("meta")
@@ -71,7 +71,7 @@ class DryRun:
     def _drawn(self, planned: PlannedContext) -> dict[str, int]:
         """Images of each set that a budget leaves: equally many, or all of a small one.
 
-        Their total over the downstream sets is what `engine.budget` will draw; how it spreads is
+        Their total over the downstream sets is what `budget` will draw; how it spreads is
         known only when the pre-trained model has seen the sets.
         """
         share = self.recipe.evaluate.budget

@@ -12,15 +12,16 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from engine import artifacts, certainty, forgetting, sections
-from engine.metrics import Accuracy, Mri
-from engine.standings import Standings, signed, standings
+from engine import artifacts
+from engine.measures.metrics import Accuracy, Mri
+from engine.measures.standings import Standings, signed, standings
+from engine.report import certainty, forgetting, sections
 
 if TYPE_CHECKING:
-    from engine.certainty import Certainty
     from engine.distance import Matrix
+    from engine.report.certainty import Certainty
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 FINE_TUNE = "fine_tune"
 FILES = ("accuracy.csv", "mri.csv")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

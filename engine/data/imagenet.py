@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
-from engine import grouping
+from engine.data import grouping
 from engine.errors import nearest
 from engine.schema import DatasetRecipe, Recipe
 from loaders import imagenet, imagenet_c, objectnet, trees

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import grouping, imagenet, models, ranks
+from engine import models
 from engine.artifacts import digest
-from engine.holdout import split, units_of
+from engine.data import grouping, imagenet
+from engine.data.holdout import split, units_of
+from engine.machine import ranks
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import emoji, folders, imagenet_c
 from loaders.batch import Source
@@ -53,7 +55,7 @@ class Content:
 class LabelledSet:
     """A pack with its labels in the head's order (int64 [N]), class mask (bool [C]) and split.
 
-    `members`: the outputs of each class where a class is several (`engine.grouping`). `group`: str
+    `members`: the outputs of each class where a class is several (`grouping`). `group`: str
     [N], the part of the set in which an image counts, where parts are to count alike (IN-C).
     `by_source`: the split keeps the copies of a source image on one side.
     """

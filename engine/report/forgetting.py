@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import charts, sections
-from engine.plot import Plot
-from engine.standings import Standings, signed
+from engine.measures.standings import Standings, signed
+from engine.report import charts, sections
+from engine.report.plot import Plot
 
 if TYPE_CHECKING:
     from engine.distance import Matrix

@@ -6,8 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from engine.metrics import Accuracy, Mri
-from engine.standings import Line, Standings, signed, standings
+from engine.measures.metrics import Accuracy, Mri
+from engine.measures.standings import Line, Standings, signed, standings
 
 WIDTH = 100
 ABSENT = "-"

@@ -9,9 +9,9 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
-from engine import charts
-from engine.plot import ticks
-from engine.standings import Standings, signed
+from engine.measures.standings import Standings, signed
+from engine.report import charts
+from engine.report.plot import ticks
 
 ABSENT = "–"
 GLOSSARY = {

@@ -1,6 +1,6 @@
 """What a campaign costs, told before anything runs: images, operations, GPU-hours, disk and jobs.
 
-Operations are counted on the architecture itself (`engine.dry_run`); hours follow from an assumed
+Operations are counted on the architecture itself (`dry_run`); hours follow from an assumed
 share of a device's peak, and are a prediction, not a measurement.
 """
 
@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import campaign, imagenet, models, sets
-from engine.disk import size_bytes
-from engine.dry_run import PREPARE, DryRun
-from engine.planned import PlannedCell, Work
+from engine import campaign, models
+from engine.data import imagenet, sets
+from engine.data.sets import LabelledSet
+from engine.planning.disk import size_bytes
+from engine.planning.dry_run import PREPARE, DryRun
+from engine.planning.planned import PlannedCell, Work
 from engine.schema import Recipe
-from engine.sets import LabelledSet
 from loaders import emoji, folders
 from loaders.pack import MANIFEST, Pack
 

@@ -20,9 +20,9 @@ from statistics import fmean
 
 import numpy as np
 
-from engine import behaviour, bootstrap, rows
-from engine.predictions import Bank, Seen
-from engine.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
+from engine.measures import behaviour, bootstrap, rows
+from engine.measures.predictions import Bank, Seen
+from engine.measures.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
 
 RESAMPLES = 1000
 NOT_KNOWN = rows.Agreement(None, None, None, None)

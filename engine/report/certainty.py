@@ -13,11 +13,12 @@ from html import escape
 from pathlib import Path
 from statistics import fmean
 
-from engine import behaviour, comparisons, intervals, rows, sections, table
-from engine.comparisons import SIGNIFICANT
-from engine.metrics import Gathered, Summary
-from engine.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
-from engine.standings import TABLE_ALPHA, Standings, signed
+from engine.measures import behaviour, comparisons, intervals, rows
+from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.metrics import Gathered, Summary
+from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
+from engine.measures.standings import TABLE_ALPHA, Standings, signed
+from engine.report import sections, table
 
 POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "

@@ -14,9 +14,10 @@ import torch
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from engine import hub, models
+from engine import models
 from engine.errors import RecipeError, nearest
 from engine.schema import ModelRecipe, WeightsRecipe
+from engine.weights import hub
 
 CLASSES_AT_ONCE = 4  # times 80 sentences: under 2 GB of activations in the text tower
 TOLERANCE = 1e-3  # of unit embeddings; another activation function moves them by far more

@@ -1,6 +1,6 @@
 """Samples of the sets: drawn once for all models of a benchmark, and evaluated.
 
-The pre-trained model's predictions of every image name the sample (`engine.budget`), so all columns
+The pre-trained model's predictions of every image name the sample (`budget`), so all columns
 of a grid see the same images, and a larger budget sees those of a smaller one again. What was
 evaluated of a sample is kept in parts, by their place in the order of drawing; the predictions that
 metrics read are put together from the parts, with the weight of each image beside it. A sample that
@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from engine import budget, evaluate, pending, predictions, ranks
+from engine import evaluate, pending
 from engine.artifacts import digest
-from engine.budget import Frame
+from engine.machine import ranks
+from engine.measures import predictions
 from engine.merge import Mix, essential
 from engine.pending import Part
+from engine.sampling import budget
+from engine.sampling.budget import Frame
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -21,8 +21,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from engine import memory
 from engine.errors import FirstRankError
+from engine.machine import memory
 
 T = TypeVar("T")
 SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}

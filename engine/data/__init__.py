@@ -1,0 +1,1 @@
+"""The sets of a benchmark as models see them: packs, classes, splits."""

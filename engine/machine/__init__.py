@@ -1,0 +1,1 @@
+"""What the engine runs on: ranks, GPUs, memory and precision."""

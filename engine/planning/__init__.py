@@ -1,0 +1,1 @@
+"""What a campaign costs, found by asking for everything and computing nothing."""

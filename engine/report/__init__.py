@@ -1,0 +1,1 @@
+"""What people look at: the report page, its charts, and the table in the terminal."""
