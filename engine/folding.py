@@ -1,0 +1,84 @@
+"""Batch norms folded into the convolutions before them, for evaluation.
+
+With frozen statistics a batch norm is a scale and a shift a channel, which the convolution before
+it can carry: one pass over the activations less for each, and the same up to float32 rounding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+class Folded(nn.Module):
+    """A network without the batch norms that follow a convolution; `state` makes weights fit it.
+
+    net: in eval mode, changed in place. Left as it is where its control flow cannot be traced.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self._norms = _convolution_of_each_norm(net)
+        self._eps: dict[str, float] = {}
+        for name, convolution in self._norms.items():
+            norm = net.get_submodule(name)
+            assert isinstance(norm, nn.BatchNorm2d)
+            self._eps[name] = norm.eps
+            # timm's batch norms carry their activation.
+            net.set_submodule(name, getattr(norm, "act", nn.Identity()))
+            own = net.get_submodule(convolution)
+            own.bias = nn.Parameter(own.weight.new_zeros(own.weight.shape[0]))  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of `forward` from a state dict of the network as it was."""
+        state = dict(state)
+        for norm, convolution in self._norms.items():
+            scale, shift, mean, var = (
+                state.pop(f"{norm}.{name}")
+                for name in ("weight", "bias", "running_mean", "running_var")
+            )
+            state.pop(f"{norm}.num_batches_tracked", None)
+            weight, bias = fuse_conv_bn_weights(
+                state[f"{convolution}.weight"],
+                state.get(f"{convolution}.bias"),
+                *(mean, var, self._eps[norm], scale, shift),
+            )
+            state |= {f"{convolution}.weight": weight, f"{convolution}.bias": bias}
+        return {f"net.{name}": tensor for name, tensor in state.items()}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def _convolution_of_each_norm(net: nn.Module) -> dict[str, str]:
+    """Names of batch norms, and of the convolutions whose outputs they alone are given."""
+    kinds = {name: type(module) for name, module in net.named_modules()}
+    if not any(issubclass(kind, nn.BatchNorm2d) for kind in kinds.values()):
+        return {}
+    try:
+        calls = [node for node in _Tracer().trace(net).nodes if node.op == "call_module"]
+    except TraceError:
+        return {}
+    times = Counter(node.target for node in calls)
+
+    def once(node: fx.Node, kind: type[nn.Module]) -> bool:
+        return node in calls and issubclass(kinds[node.target], kind) and times[node.target] == 1
+
+    return {
+        norm.target: norm.args[0].target
+        for norm in calls
+        if once(norm, nn.BatchNorm2d)
+        and once(norm.args[0], nn.Conv2d)
+        and len(norm.args[0].users) == 1
+    }
