@@ -33,6 +33,11 @@ class Batch:
         """uint8 [b, 3, H, W] on the device, in channels_last memory; not normalised."""
         return self.gather()
 
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """`index` on the device: int64 [b]."""
+        return on_device(self.index, self.labels.device)
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -43,6 +48,14 @@ class Source(Protocol):
     pack: Pack
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]: ...
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A small array on the device. The host does not wait for a GPU, as it would in `.to` alone."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def checked_index(index: np.ndarray, pack: Pack) -> np.ndarray:

@@ -140,10 +140,14 @@ class Pack:
             self._check(sample, blob)
 
     def read(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Write the pixels of the samples `index` (int [b]) to `out` (uint8 [b, H, W, 3]).
+        """Write the pixels of the samples `index` (int [b]) to `out`: contiguous uint8 [b, H, W, 3].
 
         Threads may read at once. Raises ValueError naming the first damaged sample.
         """
+        if self.format == "raw":
+            for sample, pixels in zip(index, self.shard.fill(index, out), strict=True):
+                self._check(sample, pixels)
+            return
         for sample, blob, pixels in zip(index, self.shard.blobs(index), out, strict=True):
             self._check(sample, blob)
             pixels[...] = self.shard.decode(sample, blob)
@@ -155,7 +159,7 @@ class Pack:
         self.read(wanted, out)
         return out
 
-    def _check(self, sample: int, blob: bytes) -> None:
+    def _check(self, sample: int, blob: bytes | np.ndarray) -> None:
         if not self._verified[sample]:
             if zlib.crc32(blob) != self._crc32[sample]:
                 raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from loaders.batch import Batch, checked_index
+from loaders.batch import Batch, checked_index, on_device
 from loaders.pack import Pack
 
 _CHUNK = 256
@@ -43,7 +43,11 @@ class Resident:
 
     def _load(self, start: int) -> None:
         index = np.arange(start, min(start + _CHUNK, len(self.pack)))
-        self._pixels_NHWC[index[0] : index[-1] + 1] = torch.from_numpy(self.pack.pixels(index))
+        part_NHWC = self._pixels_NHWC[start : start + len(index)]
+        if self.device.type == "cpu":
+            self.pack.read(index, part_NHWC.numpy())  # into its place, without a copy between
+        else:
+            part_NHWC.copy_(torch.from_numpy(self.pack.pixels(index)))
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
         """One Batch for each index array (int [b], any order, any size, repeats allowed).
@@ -52,7 +56,7 @@ class Resident:
         """
         for asked in batches:
             index = checked_index(asked, self.pack)
-            rows = torch.from_numpy(index).to(self.device)
+            rows = on_device(index, self.device)
             yield Batch(index, self._labels[rows], lambda rows=rows: self._gather(rows))
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:

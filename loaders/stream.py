@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from loaders.batch import Batch, ReadPixels, Source, checked_index
+from loaders.batch import Batch, ReadPixels, Source, checked_index, on_device
 from loaders.pack import Pack
 from loaders.resident import Resident, fits
 from loaders.workers import read_ahead
@@ -121,7 +121,7 @@ class Stream:
                 consumer = torch.cuda.current_stream(self.device)
                 consumer.wait_event(copied)
                 images.record_stream(consumer)
-            labels = torch.from_numpy(self.pack.labels[index]).to(self.device)
+            labels = on_device(self.pack.labels[index], self.device)
             yield Batch(index, labels, lambda images=images: images)
 
     def _produce(
