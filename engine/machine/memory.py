@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
-# mallopt's parameters (malloc.h): trim threshold, top pad, most mmapped blocks.
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+# mallopt's parameters (malloc.h): trim threshold, top pad, most mmapped blocks, most arenas.
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_pages() -> None:
@@ -19,6 +19,7 @@ def keep_pages() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        mallopt(ARENA_MAX, 1)  # those of other threads give pages back whatever is asked below
         mallopt(MMAP_MAX, 0)
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
         mallopt(TOP_PAD, 2**26)
