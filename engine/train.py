@@ -86,7 +86,7 @@ def fit(method: Trained, context: Context) -> tuple[Export, str]:
     method.to(context.device)
     engine = initialize(method, context)
     try:
-        history = _epochs(engine, method, context)
+        history = epochs(engine, method, context)
     finally:
         close(engine)
     return method.export(), json.dumps(history, indent=1)
@@ -102,6 +102,8 @@ def initialize(method: Trained, context: Context) -> Any:
     if recipe.train.compile:
         method.net.compile()
     micro = recipe.train.batch_size // (ranks.world() * recipe.train.accumulation)
+    # One rank has nothing to shard: ZeRO would only copy weights and gradients.
+    stage = recipe.train.zero_stage if ranks.world() > 1 else 0
     engine, *_ = deepspeed.initialize(
         model=method,
         optimizer=optimizer,
@@ -110,15 +112,15 @@ def initialize(method: Trained, context: Context) -> Any:
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": recipe.train.accumulation,
             "gradient_clipping": recipe.train.clip,
-            "zero_optimization": {"stage": recipe.train.zero_stage},
+            "zero_optimization": {"stage": stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
+            "timers": {"throughput": {"enabled": False}},  # they wait for the GPU in every step
         },
     )
-    if ranks.world() == 1 and recipe.train.zero_stage == 0:
-        # An all-reduce with oneself costs 3-6% of a step; ZeRO gathers its gradients in it.
-        engine.enable_backward_allreduce = False
-    if recipe.model.channels_last and recipe.train.zero_stage == 0:
+    if ranks.world() == 1:
+        engine.enable_backward_allreduce = False  # one with oneself costs 3-6% of a step
+    if recipe.model.channels_last and stage == 0:
         # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
         # Under ZeRO weights are views of flat partitions and keep their layout.
         method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -136,7 +138,8 @@ def close(engine: Any) -> None:
             hook.remove()
 
 
-def _epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, float]]:
+def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, float]]:
+    """Train an initialised method as its recipe says; an entry of the history for each epoch."""
     recipe = context.recipe
     positions = context.target.split("train")
     steps_an_epoch = -(-len(positions) // recipe.train.batch_size)

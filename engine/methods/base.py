@@ -75,8 +75,7 @@ class Trained(nn.Module):
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """Class numbers [b] in the head's order."""
-        index = torch.from_numpy(batch.index).to(self.targets_N.device)
-        return self.targets_N[index]
+        return self.targets_N[batch.rows]
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Loss of each sample [b]; here the cross-entropy over the set's classes."""

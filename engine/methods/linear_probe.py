@@ -41,8 +41,7 @@ class Method(FrozenBackbone):
     def loss(self, batch: Batch) -> torch.Tensor:
         if self.features_ND is None:
             return super().loss(batch)
-        index = torch.from_numpy(batch.index).to(self.features_ND.device)
-        logits = self.grouped(self.head(self.features_ND[index]))
+        logits = self.grouped(self.head(self.features_ND[batch.rows]))
         return distill_loss(logits, None, self.targets(batch), mask=self.mask_C)
 
     def export(self) -> Export:

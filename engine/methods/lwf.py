@@ -38,10 +38,9 @@ class Method(Trained):
         self.teacher_NC = self.grouped(context.logits(context.base, context.target))
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        index = torch.from_numpy(batch.index).to(self.teacher_NC.device)
         return distill_loss(
             self.logits(batch),
-            self.teacher_NC[index],
+            self.teacher_NC[batch.rows],
             self.targets(batch),
             mask=self.mask_C,
             temperature=self.recipe.temperature,
