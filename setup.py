@@ -33,7 +33,7 @@ setup(
         "dinov2": ["onnx>=1.17"],
         "clip": ["open_clip_torch>=3"],  # zero-shot heads for CLIP without an IN-1K stage
         "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
-        "bench": ["POT>=0.9.5", "geomloss>=0.3", "ott-jax>=0.5", "scipy>=1.11"],  # peers
+        "bench": ["POT>=0.9.5", "geomloss>=0.3", "ott-jax>=0.5", "scipy>=1.11", "webdataset>=1.0"],
         "test": [
             "pytest>=8",
             "POT>=0.9.5",

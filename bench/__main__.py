@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(printed(some, heads=not rows), flush=True)
             rows += some
             del held  # before the next is built: two would not fit
+        print(report.rates(rows), end="\n" if rows and rows[0].rates else "")
         everything[name] = report.content(rows, about, ceiling)
         if not (options.quick or options.json):
             report.save(name, rows, about, ceiling)

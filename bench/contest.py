@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import torch
@@ -26,6 +26,7 @@ from bench.timing import Run, interleave
 CASES = (
     "optimizer",
     "training",
+    "loader",
     "fisher",
     "distill",
     "interpolate",
@@ -47,6 +48,24 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a run deals with: images, their products' FLOPs, the most bytes that tensors held."""
+
+    images: int
+    flops: float = 0.0
+    peak_bytes: float = 0.0
+
+    def rates(self, milliseconds: float, roofline: Roofline) -> dict[str, float]:
+        """images_s, and where they are known mfu (of `roofline.peak_gflop_s`) and peak_mb."""
+        found = {
+            "images_s": 1e3 * self.images / milliseconds,
+            "mfu": self.flops / milliseconds / 1e6 / roofline.peak_gflop_s,
+            "peak_mb": self.peak_bytes / 1e6,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+@dataclass(frozen=True)
 class Entrant:
     """Something to time. For a peer, `target` is the greatest time ratio the subject may show.
 
@@ -57,6 +76,7 @@ class Entrant:
     run: Run
     work: Work | float
     target: float | None = None
+    load: Load | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,8 @@ class Row:
     """A subject against one peer. Ratios are the subject's time over the peer's.
 
     measured, low, high: median and quartiles of the ratios of `rounds` paired runs; of_minima: the
-    ratio of the two shortest times; roofline: predicted over median time of the subject, 1 at best.
+    ratio of the two shortest times; roofline: predicted over median time of the subject, 1 at best;
+    rates: `Load.rates` of both, by name, where they have a load.
     """
 
     contest: str
@@ -95,6 +116,7 @@ class Row:
     target: float | None
     roofline: float
     rounds: int
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -133,14 +155,15 @@ def hold(
     for peer, peer_expected, peer_times in zip(contest.peers, expected[1:], times[1:], strict=True):
         ratios = [mine / theirs for mine, theirs in zip(times[0], peer_times, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        subject_ms = statistics.median(times[0])
+        subject_ms, peer_ms = statistics.median(times[0]), statistics.median(peer_times)
+        timed = ((contest.subject, subject_ms), (peer, peer_ms))
         rows.append(
             Row(
                 contest=contest.name,
                 subject=contest.subject.name,
                 peer=peer.name,
                 subject_ms=subject_ms,
-                peer_ms=statistics.median(peer_times),
+                peer_ms=peer_ms,
                 predicted=expected[0] / peer_expected,
                 measured=median,
                 low=low,
@@ -149,6 +172,7 @@ def hold(
                 target=peer.target,
                 roofline=expected[0] / subject_ms,
                 rounds=len(ratios),
+                rates={e.name: e.load.rates(ms, roofline) for e, ms in timed if e.load},
             )
         )
     return rows

@@ -100,6 +100,20 @@ def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def rates(rows: Iterable[Row]) -> str:
+    """Images a second, MFU and peak memory of every entrant that has them; empty without any."""
+    lines = [("contest", "entrant", "images/s", "MFU", "peak MB")]
+    for row in rows:
+        for name, found in row.rates.items():
+            columns = found.get("images_s", 0), found.get("mfu"), found.get("peak_mb")
+            written = (f"{v:.{n}f}" if v else "-" for v, n in zip(columns, (1, 2, 0), strict=True))
+            if (row.contest, name) not in [line[:2] for line in lines]:
+                lines.append((row.contest, name, *written))
+    if len(lines) == 1:
+        return ""
+    return "\n".join(f"{a:28.28}  {b:24.24}  {c:>9}  {d:>5}  {e:>8}" for a, b, c, d, e in lines)
+
+
 def save(case: str, rows: Sequence[Row], about: dict[str, Any], roofline: Roofline) -> Path:
     """Writes bench/results/CASE-DEVICE.json, whole or not at all."""
     device = about["kind"]

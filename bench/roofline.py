@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from bench.timing import interleave
+
+# Dense bf16 GFLOP/s of NVIDIA's data sheets, SXM.
+SHEETS = {"A100": 312e3, "H100": 989e3, "H200": 989e3}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Roofline:
 
     copy_gb_s: float
     matmul_gflop_s: float
+    sheet_gflop_s: float | None = field(default=None, kw_only=True)  # of a known GPU
+
+    @property
+    def peak_gflop_s(self) -> float:
+        """What utilisation is a fraction of: the data sheet's rate, or else the measured one."""
+        return self.sheet_gflop_s or self.matmul_gflop_s
 
     def milliseconds(self, work: Work) -> float:
         """Both parts one after the other: elementwise passes do not overlap with products."""
@@ -44,7 +53,9 @@ def measure(device: torch.device, quick: bool = False) -> Roofline:
     copies, products = interleave(
         [lambda: target.copy_(source), lambda: torch.mm(a, b)], device, seconds=1.0
     )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return Roofline(
         copy_gb_s=8 * numel / statistics.median(copies) / 1e6,
         matmul_gflop_s=2 * side**3 / statistics.median(products) / 1e6,
+        sheet_gflop_s=next((rate for chip, rate in SHEETS.items() if chip in name), None),
     )

@@ -140,9 +140,10 @@ class Pack:
             self._check(sample, blob)
 
     def read(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Write the pixels of the samples `index` (int [b]) to `out`: contiguous uint8 [b, H, W, 3].
+        """Write the pixels of the samples `index` (int [b]) to `out` (uint8 [b, H, W, 3]).
 
-        Threads may read at once. Raises ValueError naming the first damaged sample.
+        `out` must be contiguous; threads may read at once. Raises ValueError naming the first
+        damaged sample.
         """
         if self.format == "raw":
             for sample, pixels in zip(index, self.shard.fill(index, out), strict=True):

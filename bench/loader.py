@@ -1,0 +1,294 @@
+"""Images a second from packs, against the loaders that users have, on the same photos.
+
+All end in the same batches: 64 images of 224 x 224 on the device, normalised, float32. The peers
+decode and resize a JPEG file of 500 x 375 for each image, on as many worker processes as there are
+cores, which live on from epoch to epoch and read in order. Ours read, in random order, what was
+resized once: raw pixels in memory, raw pixels from the file, or small JPEGs. An epoch is timed by
+the clock, on equal cores: a count of processor time would miss the peers' processes. Files are in
+the page cache for all.
+
+How near that is to the machine's limits is asked of the pixels alone, before they are normalised:
+against a copy of the same bytes, and against Pillow decoding the same JPEGs on as many threads.
+Checking every sample is part of opening a set; what it costs is a contest too.
+
+Targets: 10 times as many images as torchvision from a resident pack, 7 times from a raw stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from bench import photos
+from bench.contest import Contest, Entrant, Load, Scale
+from bench.roofline import Work
+from engine import models, zoo
+from engine.machine import memory
+from loaders import folders
+from loaders.batch import Source
+from loaders.pack import Pack
+from loaders.resident import Resident
+from loaders.stream import Stream
+
+KERNELS = ()
+RESIDENT, STREAM = 1 / 10, 1 / 7  # of torchvision's time
+BATCH = 64
+
+
+def gate(device: torch.device) -> None:
+    """All loaders give the same images: raw ones to rounding, JPEG ones as Pillow decodes them."""
+    with _bench(device, 40, 64, drawn=True, workers=1) as bench:
+        wanted = torch.cat(list(bench.packed(Resident(bench.raw, device), bench.in_order)))
+        for reader in ("auto", "numpy"):
+            streamed = bench.packed(Stream(bench.raw, device, reader=reader), bench.in_order)
+            assert torch.equal(torch.cat(list(streamed)), wanted), f"stream, {reader}"
+        for name, batches in bench.peers().items():
+            torch.testing.assert_close(torch.cat(list(batches())), wanted, rtol=0, atol=1e-5,
+                                       msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
+        (batch,) = Stream(bench.jpeg, device).batches([np.arange(40)])
+        for pixels, blob in zip(batch.images, bench.blobs, strict=True):
+            assert np.array_equal(pixels.permute(1, 2, 0).cpu(), _decoded(blob)), "JPEG"
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    count, size, workers = (8, 32, 1) if scale.quick else (512, 224, os.cpu_count() or 1)
+    with _bench(device, count, size, drawn=scale.quick, workers=workers) as bench:
+        resident = Resident(bench.raw, device)
+        stream, jpeg = (Stream(pack, device, workers=workers) for pack in (bench.raw, bench.jpeg))
+        nbytes, load = resident_bytes(bench.raw), Load(count)
+        normalised = 13 * nbytes  # bytes read, floats written, and both again where they are scaled
+        photo = bench.alone(bench.decode_files)
+        small = bench.alone(bench.decode_blobs)
+        peers = bench.peers()
+        for name, source, work, target in (
+            ("raw resident", resident, Work(2 * nbytes + normalised), RESIDENT),
+            ("raw stream", stream, Work(2 * nbytes + normalised), STREAM),
+            ("JPEG stream", jpeg, small, None),
+        ):
+            ours = Entrant(name, lambda s=source: bench.epoch(bench.packed(s)), work, load=load)
+            theirs = (
+                Entrant(
+                    peer,
+                    lambda b=batches: bench.epoch(b()),
+                    photo,
+                    target if peer == "torchvision" else None,
+                    load,
+                )
+                for peer, batches in peers.items()
+            )
+            yield Contest(f"{name} x {count}", ours, tuple(theirs), rounds=3)
+        copy = Entrant("a copy", bench.copy, Work(2 * nbytes), load=load)
+        for name, source, work, bound in (
+            ("raw resident", resident, Work(2 * nbytes), copy),
+            ("raw stream", stream, Work(2 * nbytes), copy),
+            ("JPEG stream", jpeg, small, Entrant("Pillow", bench.decode_blobs, small, load=load)),
+        ):
+            ours = Entrant(name, lambda s=source: bench.epoch(bench.pixels(s)), work, load=load)
+            yield Contest(f"{name}, pixels", ours, (bound,))
+        yield _opening(bench, Work(2 * nbytes), load)
+
+
+def _opening(bench: Bench, work: Work, load: Load) -> Contest:
+    """A resident set made of a file: opened, each sample checked, all in memory."""
+
+    def opened(checked: bool) -> None:
+        pack = Pack.open(bench.raw.folder)
+        if not checked:
+            pack = dataclasses.replace(pack, _verified=np.ones(len(pack), bool))
+        Resident(pack, bench.device)
+
+    unchecked = Entrant("unchecked", lambda: opened(False), work, load=load)
+    return Contest(
+        "opening", Entrant("checked", lambda: opened(True), work, load=load), (unchecked,)
+    )
+
+
+def resident_bytes(pack: Pack) -> int:
+    """Bytes of all pixels of a pack."""
+    return len(pack) * pack.shape[0] * pack.shape[1] * 3
+
+
+@dataclass
+class Bench:
+    """The same photos as JPEG files, as packs and as shards of a tar."""
+
+    folder: Path
+    model: models.ModelRecipe
+    device: torch.device
+    workers: int
+
+    @cached_property
+    def raw(self) -> Pack:
+        return photos.encode(self.folder / "raw", self.folder / "files", self.model, "raw")
+
+    @cached_property
+    def jpeg(self) -> Pack:
+        return photos.encode(self.folder / "jpeg", self.folder / "files", self.model, "jpeg")
+
+    @cached_property
+    def blobs(self) -> list[bytes]:
+        return list(self.jpeg.shard.blobs(range(len(self.jpeg))))
+
+    @cached_property
+    def in_order(self) -> np.ndarray:
+        return np.arange(len(self.raw))
+
+    @cached_property
+    def shuffled(self) -> np.ndarray:
+        return np.random.default_rng(0).permutation(len(self.raw))
+
+    @cached_property
+    def normalize(self) -> models.Normalize:
+        return models.Normalize(self.model, self.device)
+
+    def epoch(self, batches: Iterable[Tensor]) -> None:
+        for _ in batches:
+            pass
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def pixels(self, source: Source, order: np.ndarray | None = None) -> Iterator[Tensor]:
+        """uint8 batches of a pack."""
+        order = self.shuffled if order is None else order
+        for batch in source.batches(order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+            yield batch.images
+
+    def packed(self, source: Source, order: np.ndarray | None = None) -> Iterator[Tensor]:
+        return map(self.normalize, self.pixels(source, order))
+
+    def peers(self) -> dict[str, Callable[[], Iterator[Tensor]]]:
+        """Epochs of the loaders that are installed, by name; each is made once."""
+        found = {"torchvision": self._on_device(self._torchvision()), "timm": self._timm()}
+        try:
+            found["webdataset"] = self._on_device(self._webdataset())
+        except ImportError as error:
+            print(f"peer skipped: webdataset ({error})")
+        return found
+
+    def _on_device(self, loader: Any) -> Callable[[], Iterator[Tensor]]:
+        return lambda: (images.to(self.device, non_blocking=True) for images, _ in loader)
+
+    def _torchvision(self) -> DataLoader:
+        return DataLoader(
+            datasets.ImageFolder(self.folder / "files", self._whole_transform()),
+            BATCH,
+            num_workers=self.workers,
+            persistent_workers=True,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _timm(self) -> Callable[[], Iterator[Tensor]]:
+        config = models.data_config(self.model)
+        loader = create_loader(
+            create_dataset("", root=str(self.folder / "files")),
+            input_size=self.model.image_size,
+            batch_size=BATCH,
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            crop_pct=config["crop_pct"],
+            num_workers=self.workers,
+            device=self.device,
+            pin_memory=self.device.type == "cuda",
+        )
+        return lambda: (images for images, _ in loader)
+
+    def _webdataset(self) -> Any:
+        import webdataset
+
+        shards = [self.folder / f"{number}.tar" for number in range(self.workers)]
+        for shard, items in zip(shards, np.array_split(self.items, self.workers), strict=True):
+            with webdataset.TarWriter(str(shard)) as tar:
+                for number, item in enumerate(items):
+                    jpeg = Path(item.payload).read_bytes()
+                    tar.write({"__key__": f"{number:06}", "jpg": jpeg, "cls": item.label})
+        data = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
+        data = data.decode("pil").to_tuple("jpg", "cls")
+        data = data.map_tuple(self._whole_transform(), int).batched(BATCH)
+        return webdataset.WebLoader(
+            data, batch_size=None, num_workers=self.workers, persistent_workers=True
+        )
+
+    def _whole_transform(self) -> transforms.Compose:
+        """The model's evaluation transform, normalisation included, as torchvision writes it."""
+        config, size = models.data_config(self.model), self.model.image_size
+        return transforms.Compose(
+            [
+                transforms.Resize(
+                    int(size / config["crop_pct"]),
+                    transforms.InterpolationMode(config["interpolation"]),
+                ),
+                transforms.CenterCrop(size),
+                transforms.ToTensor(),
+                transforms.Normalize(config["mean"], config["std"]),
+            ]
+        )
+
+    @cached_property
+    def items(self) -> list[Any]:
+        return folders.items(self.folder / "files")[0]
+
+    def decode_files(self) -> None:
+        """Every photo decoded and resized, on as many threads as there are workers."""
+        transform = models.transform(self.model)
+        with ThreadPool(self.workers) as pool:
+            pool.map(lambda item: transform(folders.open_image(item.payload)), self.items)
+
+    def decode_blobs(self) -> None:
+        with ThreadPool(self.workers) as pool:
+            pool.map(_decoded, self.blobs)
+
+    def alone(self, run: Callable[[], None]) -> float:
+        """Milliseconds, the median of three runs."""
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return 1e3 * statistics.median(times)
+
+    def copy(self) -> None:
+        """The bytes of a set copied to where they have been copied before."""
+        self._halves[1].copy_(self._halves[0])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @cached_property
+    def _halves(self) -> Tensor:
+        nbytes = resident_bytes(self.raw)
+        return torch.ones((2, nbytes), dtype=torch.uint8, device=self.device)
+
+
+def _decoded(blob: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(blob)).convert("RGB"))
+
+
+@contextlib.contextmanager
+def _bench(
+    device: torch.device, count: int, size: int, *, drawn: bool, workers: int
+) -> Iterator[Bench]:
+    if device.type == "cpu":
+        memory.keep_pages()  # as in the engine; the peers' processes inherit it
+    with tempfile.TemporaryDirectory() as name:
+        photos.write(Path(name) / "files", count, drawn)
+        model = zoo.resolve("vit_base_patch16_224", [f"model.image_size={size}"]).model
+        yield Bench(Path(name), model, device, workers)
