@@ -27,6 +27,7 @@ CASES = (
     "optimizer",
     "training",
     "loader",
+    "train",
     "fisher",
     "distill",
     "interpolate",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import statistics
@@ -33,7 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
+from timm.data.dataset import ImageDataset
+from timm.data.loader import PrefetchLoader, create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -135,6 +137,7 @@ class Bench:
     model: models.ModelRecipe
     device: torch.device
     workers: int
+    batch: int = BATCH
 
     @cached_property
     def raw(self) -> Pack:
@@ -169,7 +172,9 @@ class Bench:
     def pixels(self, source: Source, order: np.ndarray | None = None) -> Iterator[Tensor]:
         """uint8 batches of a pack."""
         order = self.shuffled if order is None else order
-        for batch in source.batches(order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+        for batch in source.batches(
+            order[i : i + self.batch] for i in range(0, len(order), self.batch)
+        ):
             yield batch.images
 
     def packed(self, source: Source, order: np.ndarray | None = None) -> Iterator[Tensor]:
@@ -177,31 +182,34 @@ class Bench:
 
     def peers(self) -> dict[str, Callable[[], Iterator[Tensor]]]:
         """Epochs of the loaders that are installed, by name; each is made once."""
-        found = {"torchvision": self._on_device(self._torchvision()), "timm": self._timm()}
+        made = {"torchvision": self.torchvision(), "timm": self.timm()}
         try:
-            found["webdataset"] = self._on_device(self._webdataset())
+            made["webdataset"] = self.webdataset()
         except ImportError as error:
             print(f"peer skipped: webdataset ({error})")
-        return found
 
-    def _on_device(self, loader: Any) -> Callable[[], Iterator[Tensor]]:
-        return lambda: (images.to(self.device, non_blocking=True) for images, _ in loader)
+        def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+            return (images.to(self.device, non_blocking=True) for images, _ in batches)
 
-    def _torchvision(self) -> DataLoader:
+        return {name: lambda b=batches: epoch(b) for name, batches in made.items()}
+
+    def torchvision(self) -> DataLoader:
+        """Normalised images and their labels, on the host."""
         return DataLoader(
             datasets.ImageFolder(self.folder / "files", self._whole_transform()),
-            BATCH,
+            self.batch,
             num_workers=self.workers,
             persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )
 
-    def _timm(self) -> Callable[[], Iterator[Tensor]]:
+    def timm(self) -> PrefetchLoader:
+        """Normalised images and their labels, on the device."""
         config = models.data_config(self.model)
-        loader = create_loader(
-            create_dataset("", root=str(self.folder / "files")),
+        return create_loader(
+            ImageDataset(str(self.folder / "files")),
             input_size=self.model.image_size,
-            batch_size=BATCH,
+            batch_size=self.batch,
             interpolation=config["interpolation"],
             mean=config["mean"],
             std=config["std"],
@@ -210,21 +218,19 @@ class Bench:
             device=self.device,
             pin_memory=self.device.type == "cuda",
         )
-        return lambda: (images for images, _ in loader)
 
-    def _webdataset(self) -> Any:
-        import webdataset
-
-        shards = [self.folder / f"{number}.tar" for number in range(self.workers)]
+    def webdataset(self) -> Any:
+        """Normalised images and their labels, on the host; ImportError without webdataset."""
+        library: Any = importlib.import_module("webdataset")
+        shards = [str(self.folder / f"{number}.tar") for number in range(self.workers)]
         for shard, items in zip(shards, np.array_split(self.items, self.workers), strict=True):
-            with webdataset.TarWriter(str(shard)) as tar:
+            with library.TarWriter(shard) as tar:
                 for number, item in enumerate(items):
                     jpeg = Path(item.payload).read_bytes()
                     tar.write({"__key__": f"{number:06}", "jpg": jpeg, "cls": item.label})
-        data = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
-        data = data.decode("pil").to_tuple("jpg", "cls")
-        data = data.map_tuple(self._whole_transform(), int).batched(BATCH)
-        return webdataset.WebLoader(
+        data = library.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
+        data = data.map_tuple(self._whole_transform(), int).batched(self.batch)
+        return library.WebLoader(
             data, batch_size=None, num_workers=self.workers, persistent_workers=True
         )
 

@@ -102,16 +102,20 @@ def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
 
 def rates(rows: Iterable[Row]) -> str:
     """Images a second, MFU and peak memory of every entrant that has them; empty without any."""
-    lines = [("contest", "entrant", "images/s", "MFU", "peak MB")]
-    for row in rows:
-        for name, found in row.rates.items():
-            columns = found.get("images_s", 0), found.get("mfu"), found.get("peak_mb")
-            written = (f"{v:.{n}f}" if v else "-" for v, n in zip(columns, (1, 2, 0), strict=True))
-            if (row.contest, name) not in [line[:2] for line in lines]:
-                lines.append((row.contest, name, *written))
-    if len(lines) == 1:
-        return ""
-    return "\n".join(f"{a:28.28}  {b:24.24}  {c:>9}  {d:>5}  {e:>8}" for a, b, c, d, e in lines)
+    columns = {"images_s": ("images/s", 1), "mfu": ("MFU", 2), "peak_mb": ("peak MB", 0)}
+    found = {(row.contest, name): rates for row in rows for name, rates in row.rates.items()}
+    lines = [("contest", "entrant", *(head for head, _ in columns.values()))]
+    for names, rates in found.items():
+        written = (f"{rates[k]:.{n}f}" if k in rates else "-" for k, (_, n) in columns.items())
+        lines.append((*names, *written))
+    widths = 28, 24, -9, -5, -8
+    return "\n".join(
+        "  ".join(
+            cell.rjust(-width) if width < 0 else cell[:width].ljust(width)
+            for cell, width in zip(line, widths, strict=True)
+        )
+        for line in (lines if found else ())
+    )
 
 
 def save(case: str, rows: Sequence[Row], about: dict[str, Any], roofline: Roofline) -> Path:

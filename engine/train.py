@@ -80,16 +80,21 @@ def fit(method: Trained, context: Context) -> tuple[Export, str]:
             f"train.batch_size={recipe.train.batch_size} does not divide into {world} ranks x "
             f"train.accumulation={recipe.train.accumulation}"
         )
-    net = context.network(context.base)
-    torch.manual_seed(recipe.seed)
-    method.prepare(net, context)
-    method.to(context.device)
-    engine = initialize(method, context)
+    engine = start(method, context)
     try:
         history = epochs(engine, method, context)
     finally:
         close(engine)
     return method.export(), json.dumps(history, indent=1)
+
+
+def start(method: Trained, context: Context) -> Any:
+    """Prepare a method from the context's base model; gives a DeepSpeed engine ready to train."""
+    net = context.network(context.base)
+    torch.manual_seed(context.recipe.seed)
+    method.prepare(net, context)
+    method.to(context.device)
+    return initialize(method, context)
 
 
 def initialize(method: Trained, context: Context) -> Any:

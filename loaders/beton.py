@@ -206,18 +206,18 @@ class Beton:
                     raise ValueError(f"{self.path}: ends inside sample {sample}; {_REMEDY}")
                 yield blob
 
-    def fill(self, index: Iterable[int], out: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def fill(self, index: Iterable[int], out: Iterable[np.ndarray]) -> Iterator[memoryview]:
         """Read raw samples straight into their places in `out` (uint8 [H, W, 3], contiguous).
 
-        Gives each of them when it is read. Raises as `blobs`.
+        Gives the bytes of each when they are there. Raises as `blobs`.
         """
         with self.path.open("rb", buffering=0) as file:
             self.require_unchanged(os.fstat(file.fileno()))
             for sample, pixels in zip(index, out, strict=True):
                 pointer = int(self.rows["pointer"][sample])
-                if os.preadv(file.fileno(), [pixels], pointer) != pixels.nbytes:
+                if os.preadv(file.fileno(), [pixels.data], pointer) != pixels.nbytes:
                     raise ValueError(f"{self.path}: ends inside sample {sample}; {_REMEDY}")
-                yield pixels
+                yield pixels.data
 
     def decode(self, sample: int, blob: bytes) -> np.ndarray:
         """uint8 [H, W, 3] of the blob of `sample`. Raises ValueError where it is no such image."""

@@ -146,8 +146,8 @@ class Pack:
         damaged sample.
         """
         if self.format == "raw":
-            for sample, pixels in zip(index, self.shard.fill(index, out), strict=True):
-                self._check(sample, pixels)
+            for sample, blob in zip(index, self.shard.fill(index, out), strict=True):
+                self._check(sample, blob)
             return
         for sample, blob, pixels in zip(index, self.shard.blobs(index), out, strict=True):
             self._check(sample, blob)
@@ -160,7 +160,7 @@ class Pack:
         self.read(wanted, out)
         return out
 
-    def _check(self, sample: int, blob: bytes | np.ndarray) -> None:
+    def _check(self, sample: int, blob: bytes | memoryview) -> None:
         if not self._verified[sample]:
             if zlib.crc32(blob) != self._crc32[sample]:
                 raise ValueError(

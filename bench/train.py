@@ -1,0 +1,325 @@
+"""Training end to end: photos in, trained weights out, by the engine and by loops that users have.
+
+FT, EWC and LwF train an epoch as `engine.train` does for a recipe of ImageNet-RIB: a resident pack,
+DeepSpeed, the look at loss and weights at the epoch's end. The peers fine-tune the same model from
+the same weights on the same photos:
+
+    plain loop, in memory   PyTorch's fused SGD on normalised images that wait on the device, so
+                            that what is left of the difference is the engine's machinery
+    plain loop, files       the same with torchvision's ImageFolder and a DataLoader
+    timm's loop             timm's loader, optimizer, task and meter, in the order of its script
+
+On CUDA all run under bf16 autocast, and ours is compiled; timm's loop runs as it is and compiled.
+Utilisation counts the FLOPs of a forward and a backward pass, whatever else a method does;
+predictions add the optimizer's bytes, and nothing for the files. Peak memory is what tensors held
+at most, from building the model to the end of an epoch, without the loaders' processes.
+
+Targets: on the CPU no slower than the plain loop in memory, within 3% of noise; on an H100 1.3
+times as fast as timm's loop, and 45% of the data sheet's FLOP/s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+from timm.utils.metrics import AverageMeter
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from bench import loader, photos
+from bench.contest import Contest, Entrant, Load, Scale
+from bench.roofline import Work
+from bench.timing import Run
+from bench.vit import autocast
+from engine import methods, models, optim, train
+from engine.context import Context, Request, cache_folder
+from engine.data.sets import Sets
+from engine.machine import quiet, ranks
+from engine.planning.flops import flops
+
+KERNELS = ()
+NOISE, OVER_TIMM = 1.03, 1 / 1.3
+LR, MOMENTUM = 1e-3, 0.9
+METHODS = {"FT": "fine_tune", "EWC": "ewc", "LwF": "lwf"}
+SGD, SGD_UNFUSED, EWC = 20, 32, 8  # bytes an optimizer step moves for a parameter
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+def gate(device: torch.device) -> None:
+    """The engine's FT ends in the weights of the plain loop on the same batches."""
+    with _bench(device, "test_vit", 32, images=10, batch=4, drawn=True) as bench:
+        context = bench.context("fine_tune")
+        x, y = bench.in_memory
+        positions = context.target.split("train")
+        shares = list(train.schedule(positions, context, epoch=0, rank=0, world=1))
+        batches = [(x[share.index], y[share.index]) for share in shares]
+        rate = partial(
+            optim.learning_rate,
+            total=len(shares),
+            warmup=context.recipe.train.warmup_steps,
+            base=context.recipe.optimizer.lr,
+        )
+        net, start = bench.net(), bench.net().state_dict()
+        bench.plain_loop(net, lambda: batches, rate)()
+        with bench.engine(context) as (method, epoch):
+            epoch()
+            found = method.export().state
+        moved = max((w - start[name]).abs().max() for name, w in net.state_dict().items())
+        tolerance = (1e-3 if device.type == "cpu" else 0.1) * moved.item()
+        for name, wanted in net.state_dict().items():
+            torch.testing.assert_close(found[name], wanted, rtol=0, atol=tolerance)
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    gpu = device.type == "cuda"
+    size, steps = (224, 16) if gpu else (96, 4)  # 224 px would take the CPU half an hour
+    sizes = [("ViT-S", "vit_small_patch16_224", 8), ("ViT-B", "vit_base_patch16_224", 4)]
+    if scale.quick:
+        size, steps, sizes = 32, 2, [("toy ViT", "test_vit", 4)]
+    for title, arch, few in sizes:
+        batch = scale.batch or (64 if gpu else few)
+        with (
+            _bench(device, arch, size, steps * batch, batch, drawn=scale.quick) as bench,
+            contextlib.ExitStack() as engines,
+        ):
+            peers = bench.peers(gpu)
+            for method, recipe in METHODS.items():
+                name = f"{method} {title} {size} px x {batch}"
+                some = peers if method == "FT" else peers[::2]  # in memory, and timm's
+                yield bench.contest(name, method, recipe, some, engines)
+
+
+@dataclass
+class Bench:
+    """Photos as files and as a pack, a model's first weights, and everything that trains it."""
+
+    files: loader.Bench
+    weights: Path
+    images: int
+
+    def contest(
+        self,
+        name: str,
+        title: str,
+        recipe: str,
+        peers: tuple[Entrant, ...],
+        engines: contextlib.ExitStack,
+    ) -> Contest:
+        """A method against the peers; its engine lives as long as `engines`."""
+        context = self.context(recipe)
+        with self.engine(context):
+            pass  # teacher logits and Fisher are in the store from now on
+        run, load = self._measured(lambda: engines.enter_context(self.engine(context))[1])
+        work = self._work(SGD + (EWC if recipe == "ewc" else 0))
+        return Contest(name, Entrant(title, run, work, load=load), peers, rounds=3)
+
+    def peers(self, gpu: bool) -> tuple[Entrant, ...]:
+        files = self.files.torchvision()
+        timms = self.files.timm()
+
+        def on_device() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in files:
+                yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+        loops: list[tuple[str, Callable[[], Run], int, float | None]] = [
+            (
+                "plain loop, in memory",
+                lambda: self.plain_loop(self.net(), self._slices),
+                SGD,
+                None if gpu else NOISE,
+            ),
+            ("plain loop, files", lambda: self.plain_loop(self.net(), on_device), SGD, None),
+            (
+                "timm's loop",
+                lambda: self.timm_loop(self.net(), lambda: timms),
+                SGD_UNFUSED,
+                OVER_TIMM if gpu else None,
+            ),
+        ]
+        if gpu:
+            compiled = partial(self.timm_loop, batches=lambda: timms, compiled=True)
+            loops.append(("timm's loop, compiled", lambda: compiled(self.net()), SGD_UNFUSED, None))
+        entrants = []
+        for name, build, nbytes, target in loops:
+            run, load = self._measured(build)
+            entrants.append(Entrant(name, run, self._work(nbytes), target, load))
+        return tuple(entrants)
+
+    @property
+    def device(self) -> torch.device:
+        return self.files.device
+
+    def context(self, recipe: str) -> Context:
+        """The surroundings of a cell whose downstream and upstream set are the photos."""
+        model = self.files.model
+        words = [
+            "model=file",
+            f"model.arch={model.arch}",
+            f"model.image_size={model.image_size}",
+            f"model.weights.path={self.weights}",
+            f"runs={self.weights.parent / 'runs'}",
+            "source=resident",
+            "train.epochs=1",
+            f"train.batch_size={self.files.batch}",
+            f"train.compile={self.device.type == 'cuda'}",
+            f"optimizer.lr={LR}",
+            f"optimizer.momentum={MOMENTUM}",
+        ]
+        if recipe == "ewc":
+            words.append(f"method.fisher_images={self.files.batch}")
+        request = Request(f"imagenet_rib/{recipe}", tuple(words))
+        resolved, pack = request.recipe(), self.files.raw
+        packs = {resolved.downstream: pack, resolved.dataset.upstream: pack}
+        sets = Sets(resolved, self.device, cache_folder(), packs, pack.classes)
+        return Context(request, resolved, self.device, sets)
+
+    @contextlib.contextmanager
+    def engine(self, context: Context) -> Iterator[tuple[methods.Trained, Run]]:
+        """The recipe's method, prepared, and its epoch."""
+        method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+        engine = train.start(method, context)
+        try:
+            yield method, self._waited(lambda: train.epochs(engine, method, context))
+        finally:
+            train.close(engine)
+
+    def plain_loop(
+        self, net: nn.Module, batches: Batches, rate: Callable[[int], float] = lambda step: LR
+    ) -> Run:
+        """An epoch as a tutorial writes it."""
+        optimizer = torch.optim.SGD(net.parameters(), LR, MOMENTUM, fused=True)
+
+        def epoch() -> None:
+            net.train()
+            for step, (x, y) in enumerate(batches()):
+                optimizer.param_groups[0]["lr"] = rate(step)
+                optimizer.zero_grad()
+                with autocast(self.device):
+                    loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                optimizer.step()
+
+        return self._waited(epoch)
+
+    def timm_loop(self, net: nn.Module, batches: Batches, compiled: bool = False) -> Run:
+        """An epoch of timm's training script, without its log."""
+        task = ClassificationTask(net, nn.CrossEntropyLoss(), device=self.device, verbose=False)
+        optimizer = create_optimizer_v2(net, opt="momentum", lr=LR, momentum=MOMENTUM)
+        if compiled:
+            task.compile()
+
+        def epoch() -> None:
+            losses = AverageMeter()
+            task.train()
+            for x, y in batches():
+                with autocast(self.device):
+                    loss = task(x, y)["loss"]
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.update(loss.item(), len(x))
+
+        return self._waited(epoch)
+
+    def net(self) -> nn.Module:
+        """The model with its first weights, on the device."""
+        context = self.context("fine_tune")
+        return context.network(context.base)
+
+    @cached_property
+    def in_memory(self) -> tuple[Tensor, Tensor]:
+        """All normalised images and their labels, on the device."""
+        context = self.context("fine_tune")
+        (batch,) = context.sets.source(context.recipe.downstream).batches([self.files.in_order])
+        return self.files.normalize(batch.images), batch.labels
+
+    def _slices(self) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = self.in_memory
+        return zip(x.split(self.files.batch), y.split(self.files.batch), strict=True)
+
+    def _waited(self, epoch: Callable[[], object]) -> Run:
+        def run() -> None:
+            epoch()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        return run
+
+    def _measured(self, build: Callable[[], Run]) -> tuple[Run, Load]:
+        run, peak = _peak_bytes(build, self.device)
+        return run, Load(self.images, self.images * self._flops, peak)
+
+    def _work(self, nbytes: int) -> Work:
+        steps = self.images / self.files.batch
+        return Work(steps * nbytes * self._parameters, self.images * self._flops)
+
+    @cached_property
+    def _parameters(self) -> int:
+        return sum(p.numel() for p in self.net().parameters())
+
+    @cached_property
+    def _flops(self) -> float:
+        """Of a forward and a backward pass of one image."""
+        net, (x, _) = self.net().cpu(), self.in_memory
+        return flops(lambda: net(x[:1].cpu()).sum().backward())
+
+
+def _peak_bytes(build: Callable[[], Run], device: torch.device) -> tuple[Run, float]:
+    """What was built, and the most bytes that tensors held until it had run once."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run = build()
+        run()
+        return run, torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run = build()
+        run()
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return run, most
+
+
+@contextlib.contextmanager
+def _bench(
+    device: torch.device, arch: str, size: int, images: int, batch: int, *, drawn: bool
+) -> Iterator[Bench]:
+    """A benchmark in a temporary folder, with random weights: times do not depend on them."""
+    workers = 1 if drawn else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as name, _process_group(device):
+        folder = Path(name)
+        photos.write(folder / "files", images, drawn)
+        model = models.ModelRecipe(name=arch, arch=arch, image_size=size)
+        torch.manual_seed(0)
+        weights = folder / "weights.safetensors"
+        save_file(models.create(model, photos.CLASSES).state_dict(), weights)
+        yield Bench(loader.Bench(folder, model, device, workers, batch), weights, images)
+
+
+@contextlib.contextmanager
+def _process_group(device: torch.device) -> Iterator[None]:
+    """This process as the only rank, which it stays; its environment is put back."""
+    environment = dict(os.environ)
+    os.environ["RIB_PROGRESS"] = "off"
+    quiet.libraries()
+    ranks.start(device.type)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
