@@ -67,6 +67,53 @@ def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     assert held.low <= held.measured <= held.high and held.target == 1.35
 
 
+def test_a_load_gives_rates_to_rows_table_and_json(cases, capsys, tmp_path):
+    """8 images of 50 MFLOP in 4 ms: 2000 a second, 100 of the machine's 400 GFLOP/s."""
+    load = contest.Load(images=8, flops=8 * 50e6, peak_bytes=3e6)
+    fast = Roofline(copy_gb_s=10.0, matmul_gflop_s=800.0, sheet_gflop_s=400.0)
+    assert load.rates(4.0, fast) == {"images_s": 2000.0, "mfu": 0.25, "peak_mb": 3.0}
+    assert load.rates(4.0, ROOFLINE)["mfu"] == 1.0  # of what was measured, without a data sheet
+    assert contest.Load(8).rates(4.0, fast) == {"images_s": 2000.0}
+
+    cases["fisher"] = fake([])
+    loaded = Entrant("a", lambda: None, Work(1.0), load=load)
+    plain = Entrant("b", lambda: None, Work(1.0))
+    cases["fisher"].contests = lambda device, scale: iter([Contest("one", loaded, (plain,))])
+    assert command.main(["fisher", "--seconds", "0"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    heads, (entrant,) = (
+        [line.split() for line in table if "images/s" in line],
+        [line.split() for line in table if line.startswith("one") and line.endswith(" 3")],
+    )
+    assert heads == [["contest", "entrant", "images/s", "MFU", "peak", "MB"]]
+    assert entrant[:2] == ["one", "a"] and len(entrant) == 5
+    (file,) = (tmp_path / "bench" / "results").iterdir()
+    (found,) = json.loads(file.read_text())["rows"]
+    assert found["rates"].keys() == {"a"} and found["rates"]["a"]["peak_mb"] == 3.0
+
+
+def test_rows_without_a_load_have_no_rates():
+    assert report.rates([row()]) == "" and row().rates == {}
+
+
+def test_peak_memory_of_tensors():
+    """Two of three megabytes at once, one freed before the run and one after it."""
+    train = importlib.import_module("bench.train")
+
+    def build():
+        torch.empty(1_000_000, dtype=torch.uint8)  # freed at once
+        kept = torch.empty(1_000_000, dtype=torch.uint8)
+
+        def run():
+            torch.empty(1_000_000, dtype=torch.uint8)
+            return kept
+
+        return run
+
+    run, peak = train._peak_bytes(build, CPU)
+    assert 2_000_000 <= peak < 2_010_000 and run() is not None
+
+
 @pytest.mark.parametrize(
     ("measured", "target", "verdict"),
     [(1.35, 1.35, "met"), (1.36, 1.35, "MISSED"), (9.0, None, "-")],
