@@ -9,6 +9,9 @@ the same weights on the same photos:
     plain loop, files       the same with torchvision's ImageFolder and a DataLoader
     timm's loop             timm's loader, optimizer, task and meter, in the order of its script
 
+Every epoch ends with a copy of the weights on the host, which is what the engine keeps in case the
+next one diverges, and less than the file that timm's script writes.
+
 On CUDA all run under bf16 autocast, and ours is compiled; timm's loop runs as it is and compiled.
 Utilisation counts the FLOPs of a forward and a backward pass, whatever else a method does;
 predictions add the optimizer's bytes, and nothing for the files. Peak memory is what tensors held
@@ -210,7 +213,7 @@ class Bench:
                 loss.backward()
                 optimizer.step()
 
-        return self._waited(epoch)
+        return self._waited(epoch, net)
 
     def timm_loop(self, net: nn.Module, batches: Batches, compiled: bool = False) -> Run:
         """An epoch of timm's training script, without its log."""
@@ -230,7 +233,7 @@ class Bench:
                 optimizer.zero_grad()
                 losses.update(loss.item(), len(x))
 
-        return self._waited(epoch)
+        return self._waited(epoch, net)
 
     def net(self) -> nn.Module:
         """The model with its first weights, on the device."""
@@ -248,9 +251,15 @@ class Bench:
         x, y = self.in_memory
         return zip(x.split(self.files.batch), y.split(self.files.batch), strict=True)
 
-    def _waited(self, epoch: Callable[[], object]) -> Run:
+    def _waited(self, epoch: Callable[[], object], net: nn.Module | None = None) -> Run:
+        """An epoch until the device is done; of a loop's `net` the last weights are kept."""
+        state = {} if net is None else net.state_dict()
+        kept = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in state.items()}
+
         def run() -> None:
             epoch()
+            for name, tensor in state.items():
+                kept[name].copy_(tensor)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 

@@ -220,14 +220,15 @@ class _Watch:
 
         The loss was taken before the last step, so it cannot tell what that step did.
         """
-        trained = {
-            name: p.detach().to("cpu", copy=True)
-            for name, p in self.method.named_parameters()
-            if p.requires_grad
-        }
-        if not all(torch.isfinite(p).all() for p in trained.values()):
+        trained = {n: p.detach() for n, p in self.method.named_parameters() if p.requires_grad}
+        sums = torch.stack([p.sum() for p in trained.values()])  # finite only where all numbers are
+        if not torch.isfinite(sums).all():
             raise DivergedError(self._report("a weight is", step, lr))
-        self.good, self.good_step = trained, step
+        if not self.good:
+            self.good = {n: torch.empty_like(p, device="cpu") for n, p in trained.items()}
+        for name, parameter in trained.items():  # into the same pages every time
+            self.good[name].copy_(parameter)
+        self.good_step = step
 
     def _report(self, what: str, step: int, lr: float) -> str:
         recipe = self.context.recipe
