@@ -33,9 +33,18 @@ setup(
         "dinov2": ["onnx>=1.17"],
         "clip": ["open_clip_torch>=3"],  # zero-shot heads for CLIP without an IN-1K stage
         "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
-        "bench": ["POT>=0.9.5", "geomloss>=0.3", "ott-jax>=0.5", "scipy>=1.11", "webdataset>=1.0"],
+        "bench": [  # peers
+            "avalanche-lib>=0.6",
+            "geomloss>=0.3",
+            "liger-kernel>=0.5; platform_system == 'Linux'",
+            "ott-jax>=0.5",
+            "POT>=0.9.5",
+            "scipy>=1.11",
+            "webdataset>=1.0",
+        ],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "POT>=0.9.5",
             "geomloss>=0.3",
             "open_clip_torch>=3",

@@ -1,7 +1,9 @@
 """The exact diagonal Fisher against an ordinary forward and backward pass of the same batch.
 
 Its FLOPs are the ordinary ones; on the CPU the squares add passes over cached tiles. A loop over
-single images and vmap(grad) write and read every example's own gradient.
+single images, which Avalanche's importances with batches of one are too, and vmap(grad) write and
+read every example's own gradient; their time is proportional to the images, so on the CPU they get
+eight of them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import vit
+from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
@@ -21,6 +23,7 @@ from kernels.fisher import FisherAccumulator
 
 KERNELS = ("fisher", "outer_squares")
 _VMAP_CHUNK = 8
+_SLOW_BATCH = 8
 
 
 def gate(device: torch.device) -> None:
@@ -38,51 +41,79 @@ def gate(device: torch.device) -> None:
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     model = vit.build(device, scale)
-    numel, batch = model.theta.numel(), model.batch
-    accumulator = FisherAccumulator(model.net)
-    parameters = dict(model.net.named_parameters())
-    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    yield Contest(f"Fisher {model.name}", _exact(model), (_ordinary(model),))
+    if device.type == "cpu":
+        model = model.at_most(_SLOW_BATCH)
+    others = [_one_by_one(model), _by_vmap(model)]
+    others += _avalanche(model, others[0].work)
+    yield Contest(f"Fisher {model.name}", _exact(model), tuple(others), rounds=3)
 
-    def exact() -> None:
+
+def _exact(model: vit.FlatViT) -> Entrant:
+    accumulator = FisherAccumulator(model.net)
+    device, numel = model.images.device, model.theta.numel()
+
+    def run() -> None:
         with vit.autocast(device):
             accumulator.update(model.images, model.labels)
 
-    def ordinary() -> None:
+    # Each example's product is read, squared and added to a tile: registers on CUDA, else cache.
+    squares = 0 if device.type == "cuda" else 12 * model.batch * numel
+    return Entrant("exact Fisher", run, Work(squares + 8 * numel, model.batch * model.flops))
+
+
+def _ordinary(model: vit.FlatViT) -> Entrant:
+    device = model.images.device
+
+    def run() -> None:
         model.grad.zero_()
         with vit.autocast(device):
             loss = F.cross_entropy(model.net(model.images), model.labels)
         loss.backward()
 
-    def one_by_one() -> None:
-        with vit.autocast(device):
+    work = Work(12 * model.theta.numel(), model.batch * model.flops)
+    return Entrant("forward + backward", run, work, 1.3 if device.type == "cuda" else 1.5)
+
+
+def _one_by_one(model: vit.FlatViT) -> Entrant:
+    def run() -> None:
+        with vit.autocast(model.images.device):
             reference.fisher_diagonal(model.net, model.images, model.labels)
 
+    work = Work(24 * model.batch * model.theta.numel(), model.batch * model.flops)
+    return Entrant("loop, one image each", run, work)
+
+
+def _avalanche(model: vit.FlatViT, work: Work | float) -> list[Entrant]:
+    importances = peers.avalanche_fisher(model.net, model.images, model.labels)
+    if importances is None:
+        return []
+
+    def run() -> None:
+        with vit.autocast(model.images.device):
+            importances()
+
+    return [Entrant("Avalanche, batches of 1", run, work)]
+
+
+def _by_vmap(model: vit.FlatViT) -> Entrant:
+    parameters = {name: p.detach() for name, p in model.net.named_parameters()}
+    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+
     def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        with vit.autocast(device):
+        with vit.autocast(model.images.device):
             logits = torch.func.functional_call(model.net, values, (image[None],))
             return F.cross_entropy(logits, label[None])
 
     per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
 
-    def by_vmap() -> None:
-        values = {name: p.detach() for name, p in parameters.items()}
+    def run() -> None:
         chunks = (x.split(_VMAP_CHUNK) for x in (model.images, model.labels))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # attention has no CPU batching rule
             for some, theirs in zip(*chunks, strict=True):
-                for name, gradient in per_example(values, some, theirs).items():
+                for name, gradient in per_example(parameters, some, theirs).items():
                     sums[name] += gradient.square().sum(0)
 
-    flops = batch * model.flops
-    # Each example's product is read, squared and added to a tile: registers on CUDA, else cache.
-    squares = 0 if device.type == "cuda" else 12 * batch * numel
-    name = f"Fisher {model.name}"
-    subject = Entrant("exact Fisher", exact, Work(squares + 8 * numel, flops))
-    plain = Work(12 * numel, flops)
-    target = 1.3 if device.type == "cuda" else 1.5
-    yield Contest(name, subject, (Entrant("forward + backward", ordinary, plain, target),))
-    others = (
-        Entrant("loop, one image each", one_by_one, Work(24 * batch * numel, flops)),
-        Entrant("vmap(grad), chunks of 8", by_vmap, Work(20 * batch * numel, flops)),
-    )
-    yield Contest(name, subject, others, rounds=3)
+    work = Work(20 * model.batch * model.theta.numel(), model.batch * model.flops)
+    return Entrant("vmap(grad), chunks of 8", run, work)

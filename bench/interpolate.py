@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import timm
 import torch
 from torch import Tensor
 
+from bench import vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels.interpolate import interpolate
@@ -34,7 +34,7 @@ def gate(device: torch.device) -> None:
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
-    sizes = _tensor_sizes(scale.quick)
+    sizes = vit.tensor_sizes(scale.quick)
     millions = f"{sum(sizes) / 1e6:.0f}M"
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         yield _wise_contest(sizes, dtype, f"WiSE 11 x {millions} {name}", device)
@@ -104,11 +104,3 @@ def _copy(moved: float, device: torch.device) -> Entrant:
 def _wise(device: torch.device) -> Tensor:
     alphas = torch.linspace(0, 1, ALPHAS, device=device)
     return torch.stack([1 - alphas, alphas], dim=1)
-
-
-def _tensor_sizes(quick: bool) -> list[int]:
-    """Of ViT-S/16's tensors, in order."""
-    if quick:
-        return [4096, 16, 1 << 16, 1000]
-    with torch.device("meta"):
-        return [p.numel() for p in timm.create_model("vit_small_patch16_224").parameters()]

@@ -6,7 +6,6 @@ Flat fp32 tensors, as ZeRO hands them over. The penalty adds two reads, 8 bytes 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
@@ -21,6 +21,8 @@ from kernels.ewc import adamw_ewc_, sgd_ewc_
 
 KERNELS = ("ewc",)
 LAM, LR, DECAY = 0.5, 1e-3, 0.05
+# The twin's numbers for AdamW's third step.
+_SCALARS = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001, (1 - 0.999**3) ** -0.5, 1e-8]
 # Penalty in the loss, bytes a parameter: distance 12, square 8, times Fisher 12, sum 4; backward
 # through the product 8 and the square 20, accumulation into the gradient 12, the Fisher's read 4.
 _NAIVE = 80
@@ -39,10 +41,8 @@ def gate(device: torch.device) -> None:
         mine, truth = rows.to(device, copy=True), rows.double()
         theta, grad, *state, anchor, fisher = mine
         if name == "adamw":
-            scalars = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001]
-            scalars += [(1 - 0.999**3) ** -0.5, 1e-8]
             _ewc_adamw(theta, grad, state, anchor, fisher)
-            reference.adamw_ewc_(*truth, scalars=_double(scalars), with_value=False)
+            reference.adamw_ewc_(*truth, scalars=_double(_SCALARS), with_value=False)
         else:
             _ewc_sgd(theta, grad, state[0], anchor, fisher)
             scalars = _double([LAM, DECAY, 0.9, LR])
@@ -55,6 +55,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         numel = millions * 1_000_000
         yield from _adamw(numel, f"EWC-AdamW {millions}M", device)
         yield from _sgd(numel, f"EWC-SGD {millions}M", device)
+    yield _apart(vit.tensor_sizes(scale.quick), device)
 
 
 def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
@@ -75,11 +76,34 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     others = [peer("torch AdamW, foreach", torch.optim.AdamW, _FOREACH, foreach=True)]
     if device.type == "cuda":
         for label, module in (("DeepSpeed", "deepspeed.ops.adam"), ("apex", "apex.optimizers")):
-            if (kind := _optional(module, "FusedAdam")) is not None:
+            if (kind := peers.optional(module, "FusedAdam")) is not None:
                 others.append(peer(f"{label} FusedAdam", kind, 28, adam_w_mode=True))
     fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
-    others.append(_in_the_loss(*fused, anchor, fisher, 28))
+    others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher)]
+    if numel > 1_000_000:  # quick sizes do not repay compiling
+        others.append(_twin_compiled([theta, grad, *state, anchor, fisher]))
     yield Contest(name, subject, tuple(others))
+
+
+def _apart(sizes: list[int], device: torch.device) -> Contest:
+    """A model's tensors one by one, as without ZeRO."""
+    numel = sum(sizes)
+    tensors = [*_tensors(numel, device), *torch.zeros(2, numel, device=device)]
+    parts = list(zip(*(tensor.split(sizes) for tensor in tensors), strict=True))
+    parameters = [torch.nn.Parameter(theta.clone()) for theta, *_ in parts]
+    for parameter, (_, grad, *_) in zip(parameters, parts, strict=True):
+        parameter.grad = grad.clone()
+    fused = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY, fused=True)
+
+    def ewc() -> None:
+        for theta, grad, anchor, fisher, *state in parts:
+            _ewc_adamw(theta, grad, state, anchor, fisher)
+
+    return Contest(
+        f"EWC-AdamW {len(sizes)} tensors",
+        Entrant("adamw_ewc_", ewc, Work(36 * numel)),
+        (Entrant("torch AdamW, fused", fused.step, Work(28 * numel)),),
+    )
 
 
 def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
@@ -141,10 +165,28 @@ def _in_the_loss(
     return Entrant("penalty in the loss", step, Work((plain + _NAIVE) * theta.numel()))
 
 
-def _optional(module: str, name: str) -> Callable[..., Optimizer] | None:
-    """A peer's class where its package is installed; said by name where it is not."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        print(f"peer skipped: {module}.{name} ({error})")
-        return None
+def _twin_compiled(tensors: list[Tensor]) -> Entrant:
+    """The same step written in torch, as torch.compile fuses it."""
+    twin = torch.compile(reference.adamw_ewc_, dynamic=True)
+    scalars = torch.tensor(_SCALARS, device=tensors[0].device)
+
+    @torch.no_grad()
+    def step() -> None:
+        twin(*tensors, scalars=scalars, with_value=False)
+
+    return Entrant("the twin, torch.compile", step, Work(36 * tensors[0].numel()))
+
+
+def _by_avalanche(
+    theta: Tensor, optimizer: Optimizer, anchor: Tensor, fisher: Tensor
+) -> list[Entrant]:
+    model = torch.nn.ParameterList([theta])
+    penalty = peers.avalanche_penalty(model, anchor, fisher, LAM)
+    if penalty is None:
+        return []
+
+    def step() -> None:
+        penalty().backward()
+        optimizer.step()
+
+    return [Entrant("Avalanche EWCPlugin", step, Work((28 + _NAIVE) * theta.numel()))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import timm
 import torch
@@ -20,7 +20,7 @@ class FlatViT:
     backward pass of one image."""
 
     net: nn.Module
-    name: str
+    kind: str
     theta: Tensor
     grad: Tensor
     images: Tensor
@@ -31,15 +31,23 @@ class FlatViT:
     def batch(self) -> int:
         return len(self.images)
 
+    @property
+    def name(self) -> str:
+        return f"{self.kind} x {self.batch}"
+
+    def at_most(self, images: int) -> FlatViT:
+        """The same model with the first images only."""
+        return replace(self, images=self.images[:images], labels=self.labels[:images])
+
 
 def build(device: torch.device, scale: Scale) -> FlatViT:
     """ViT-S/16 at 224 px with 64 images (CUDA: 256) and 1000 classes; quick: a toy of 64 px."""
     torch.manual_seed(0)
     if scale.quick:
-        name, size, batch = "toy ViT", 64, 8
+        kind, size, batch = "toy ViT", 64, 8
         net = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, num_classes=CLASSES)
     else:
-        name, size, batch = "ViT-S", 224, 256 if device.type == "cuda" else 64
+        kind, size, batch = "ViT-S", 224, 256 if device.type == "cuda" else 64
         net = timm.create_model("vit_small_patch16_224", num_classes=CLASSES)
     batch = scale.batch or batch
     with FlopCounterMode(display=False) as counter:
@@ -54,13 +62,21 @@ def build(device: torch.device, scale: Scale) -> FlatViT:
         p.grad = slot.view_as(p)
     return FlatViT(
         net=net,
-        name=f"{name} x {batch}",
+        kind=kind,
         theta=theta,
         grad=grad,
         images=torch.randn(batch, 3, size, size, device=device),
         labels=torch.randint(CLASSES, (batch,), device=device),
         flops=counter.get_total_flops(),
     )
+
+
+def tensor_sizes(quick: bool) -> list[int]:
+    """Of ViT-S/16's tensors, in order; quick: of a toy's."""
+    if quick:
+        return [4096, 16, 1 << 16, 1000]
+    with torch.device("meta"):
+        return [p.numel() for p in timm.create_model("vit_small_patch16_224").parameters()]
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -95,14 +95,23 @@ def test_steps_equal_float64(name, size, variant):
     assert_equal_to_truth(name, case(size, variant), compiled=False)
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not ewc.HAS_NUMBA, reason="needs numba")
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_compiled_steps_equal_float64_and_compile_once(name):
-    sizes = [ewc._CHUNK + 1, 2 * ewc._CHUNK, 3 * ewc._CHUNK - 5]
-    assert_equal_to_truth(name, case(sizes[0], "fisher"))
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for size in sizes:
-            assert_equal_to_truth(name, case(size, "fisher"))
+def test_compiled_steps_equal_float64_on_any_number_of_threads(name, variant, monkeypatch):
+    monkeypatch.setattr(ewc, "_SHARE", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for size in [*SIZES, 2 * ewc._LINE, 3 * ewc._LINE, ewc._CHUNK + 1]:
+        assert_equal_to_truth(name, case(size, variant))
+
+
+@pytest.mark.skipif(not ewc.HAS_NUMBA, reason="needs numba")
+def test_a_compiled_step_hides_no_nan():
+    given = case(40, "fisher")
+    given["grads"][:, 3] = float("nan")
+    for name in ("adamw", "sgd"):
+        (theta, *_), penalty = run(name, given)
+        assert theta.isnan().nonzero().tolist() == [[3]] and penalty.isnan()
 
 
 def test_a_weight_of_zero_is_the_plain_step():

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triton_interpreter import interpreted, run_interpreted
 
 from kernels import outer_squares as outer
@@ -156,6 +158,30 @@ def test_timm_models_equal_the_loop_without_fallback(name, options, size, dtype)
     images = torch.randn(3, 3, size, size, dtype=dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     assert not assert_equals_loop(model, images, 7, mask, tolerance)
+
+
+class Largest(TorchDispatchMode):
+    """Records the most numbers that any operator returned in one tensor."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return out
+
+
+def test_memory_does_not_grow_with_images_times_parameters():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.Flatten())
+    images, labels = torch.randn(32, 2, 64), torch.arange(32)
+    with Largest() as ours:
+        FisherAccumulator(model).update(images, labels)
+    with Largest() as all_at_once:
+        reference.outer_squares(images, images)
+    assert all_at_once.numel == 32 * 64 * 64
+    assert ours.numel == 64 * 64
 
 
 def test_embedding_sums_repeated_tokens_before_squaring():
