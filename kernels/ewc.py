@@ -10,38 +10,28 @@ form it from two more reads:
     SGD       m = momentum m + g + wd theta;  theta = theta - lr m
 
 Bytes moved per fp32 parameter: AdamW 36 (28 without the penalty), SGD with momentum 28 (20). The
-penalty's value is accumulated on the way, without a further pass. On the CPU the loop is compiled
-by numba where it is installed, in about a second.
+penalty's value is accumulated on the way, without a further pass. `kernels/ewc_cpu.py` holds the
+CPU's loops.
 
 Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorithm 2.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels import reference
+from kernels import ewc_cpu, reference
 from kernels.launch import jit, launcher, tl
-
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _BLOCK = 1024
 _WARPS = 4
 # Elements: a chunk's temporaries stay in cache, and are too small to be mapped afresh each time.
 _CHUNK = 1 << 16
-# Elements whose penalties the numba loop adds up in fp32 before it goes on in fp64.
-_LINE = 1024
-# Elements from which a thread's share repays handing it over.
-_SHARE = 1 << 17
 
 
 @torch.no_grad()
@@ -177,8 +167,8 @@ def _on_cpu(
     # A tensor: numbers that change with every step must not be traced or compiled as constants.
     values = torch.tensor(scalars, dtype=theta.dtype, device=theta.device)
     tracing = torch.compiler.is_compiling()
-    if compiled and HAS_NUMBA and theta.device.type == "cpu" and not tracing:
-        value = _on_threads(_loops()[twin.__name__], flat, numel, values)
+    if compiled and ewc_cpu.HAS_NUMBA and theta.device.type == "cpu" and not tracing:
+        value = ewc_cpu.step(twin.__name__, flat, values)
         if penalty is not None:
             penalty.add_(value)
         return
@@ -188,108 +178,6 @@ def _on_cpu(
         value = twin(*part, values, penalty is not None)
         if penalty is not None and value is not None:
             penalty.add_(value)
-
-
-def _on_threads(loop: Any, flat: list[Tensor | None], numel: int, scalars: Tensor) -> float:
-    """Runs the loop on as many of torch's threads as pay; the penalty's value."""
-    arrays = [None if t is None else t.detach().numpy() for t in flat]
-    threads = max(1, min(torch.get_num_threads(), numel // _SHARE))
-    share = -(-numel // (threads * _LINE)) * _LINE or _LINE
-
-    def run(start: int) -> float:
-        part = [None if a is None else a[start : start + share] for a in arrays]
-        return loop(*part, scalars.numpy())
-
-    if threads == 1:
-        return run(0)
-    others = [_pool().submit(run, start) for start in range(share, numel, share)]
-    return run(0) + sum(other.result() for other in others)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="ewc")
-
-
-@functools.cache
-def _loops() -> dict[str, Any]:
-    """Both steps over flat arrays, compiled; they return the penalty's value.
-
-    Offsets are unsigned: numba asks of others whether they are negative, and the loop would not
-    vectorise. NaN and infinity are what they are anywhere else.
-    """
-    import numba
-    from numba.extending import intrinsic
-
-    f32, u64 = numba.float32, numba.uint64
-    options = {"error_model": "numpy", "nogil": True}
-
-    @intrinsic
-    def arrays_are_distinct(typing):
-        """Or LLVM would have to compare more addresses at run time than it is willing to."""
-
-        def generate(context, builder, signature, arguments):
-            for argument in builder.function.args:
-                if argument.type == context.get_value_type(f32).as_pointer():
-                    argument.add_attribute("noalias")
-            return context.get_dummy_value()
-
-        return numba.void(), generate
-
-    @numba.njit(fastmath={"reassoc", "nsz"}, **options)
-    def add(total, value):
-        """A sum in any order, unlike the rest of the loop."""
-        return total + value
-
-    @numba.njit(fastmath={"contract"}, **options)
-    def pull(theta, anchor, fisher, lam, at):
-        """The penalty's gradient, and twice its value."""
-        if anchor is None:
-            return f32(0.0), f32(0.0)
-        distance = theta[at] - anchor[at]
-        gradient = lam * distance
-        if fisher is not None:
-            gradient *= fisher[at]
-        return gradient, gradient * distance
-
-    @numba.njit(fastmath={"contract"}, **options)
-    def adamw_ewc_(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, scalars):
-        arrays_are_distinct()  # pyright: ignore[reportCallIssue]
-        lam, decay, step_size, one_minus_beta1 = scalars[0], scalars[1], scalars[2], scalars[3]
-        beta2, one_minus_beta2, v_scale, eps = scalars[4], scalars[5], scalars[6], scalars[7]
-        numel, line, value = u64(theta.size), u64(_LINE), 0.0
-        for start in range(u64(0), numel, line):
-            of_line = f32(0.0)
-            for at in range(start, min(start + line, numel)):
-                gradient, twice = pull(theta, anchor, fisher, lam, at)
-                of_line = add(of_line, twice)
-                g = grad[at] + gradient
-                m = exp_avg[at] + one_minus_beta1 * (g - exp_avg[at])
-                v = beta2 * exp_avg_sq[at] + one_minus_beta2 * g * g
-                exp_avg[at] = m
-                exp_avg_sq[at] = v
-                theta[at] = decay * theta[at] - step_size * m / (math.sqrt(v) * v_scale + eps)
-            value += of_line
-        return 0.5 * value
-
-    @numba.njit(fastmath={"contract"}, **options)
-    def sgd_ewc_(theta, grad, momentum_buffer, anchor, fisher, scalars):
-        arrays_are_distinct()  # pyright: ignore[reportCallIssue]
-        lam, weight_decay, momentum, lr = scalars[0], scalars[1], scalars[2], scalars[3]
-        numel, line, value = u64(theta.size), u64(_LINE), 0.0
-        for start in range(u64(0), numel, line):
-            of_line = f32(0.0)
-            for at in range(start, min(start + line, numel)):
-                gradient, twice = pull(theta, anchor, fisher, lam, at)
-                of_line = add(of_line, twice)
-                g = grad[at] + gradient + weight_decay * theta[at]
-                m = momentum * momentum_buffer[at] + g
-                momentum_buffer[at] = m
-                theta[at] -= lr * m
-            value += of_line
-        return 0.5 * value
-
-    return {"adamw_ewc_": adamw_ewc_, "sgd_ewc_": sgd_ewc_}
 
 
 @jit

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("engine", "kernels", "loaders", "recipes", "bench", "tests")
 MAY_USE = {
-    "kernels": {"torch", "triton", "numba"},
+    "kernels": {"torch", "triton", "numba", "llvmlite"},
     "loaders": {"torch", "numpy", "PIL", "ffcv", "numba", "tqdm", "resvg_py"},
 }
 MAY_IMPORT = {
