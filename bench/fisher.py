@@ -41,7 +41,7 @@ def gate(device: torch.device) -> None:
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     model = vit.build(device, scale)
-    yield Contest(f"Fisher {model.name}", _exact(model), (_ordinary(model),))
+    yield Contest(f"Fisher {model.name}", _exact(model), (_ordinary(model),), rounds=3)
     if device.type == "cpu":
         model = model.at_most(_SLOW_BATCH)
     others = [_one_by_one(model), _by_vmap(model)]
