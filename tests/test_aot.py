@@ -36,6 +36,13 @@ def test_compiled_code(spec, arch):
         assert compiled.widest_load == compiled.widest_store == 16, compiled
 
 
+def test_the_table_of_the_docs_lists_every_kernel():
+    table = (Path(__file__).parent.parent / "docs/performance.md").read_text()
+    for spec in SPECIALISATIONS:
+        for device in aot.DEVICE.values():
+            assert f"| {spec['name']} | {device} |" in table, "run python -m kernels.aot"
+
+
 def test_without_triton_the_cpu_paths_work_and_kernels_are_refused():
     program = """
 import sys
