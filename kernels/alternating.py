@@ -1,13 +1,21 @@
-"""Sinkhorn's iterations on the stored cost: Anderson-accelerated, safeguarded, annealed.
+"""Sinkhorn's iterations on the stored cost: on two levels, accelerated, safeguarded, annealed.
 
-A whole iteration is a map g -> T(g) of the column potential, whose fixed point is wanted and whose
-step T(g) - g is the gradient of a concave dual value. Anderson's method combines the last steps so
-that their linear part cancels, which removes the few slow modes that mass moving between clusters
-makes: 20 iterations where over-relaxation took 137 (2000 samples, 100 classes). The dual value,
-which a sweep yields for nothing, guards it: a combination that lowers it is dropped for the plain
-iteration, which cannot.
+What makes Sinkhorn's iterations slow is mass that has to move between clusters, a little each time.
+Samples are sorted by class, and a sweep tells how much mass goes from each block of rows to each
+column: so after the usual update the plan is summed over blocks, Sinkhorn's iterations on that
+small matrix find what scales whole blocks so that their marginals are right, and the potentials
+follow (iterative aggregation and disaggregation). It is an ascent of the dual as the plain update
+is, and costs next to nothing. For 2500 samples of 100 classes at eps of 0.05 of the mean cost the
+marginals are right to 1e-5 after 5 iterations, not 51; where clusters are not classes it changes
+nothing.
 
-Sources: Walker & Ni 2011 (Anderson acceleration); Feydy et al. 2019 (one averaged potential).
+A whole iteration is a map g -> T(g) of the column potential, whose fixed point is wanted.
+Anderson's method combines the last steps T(g) - g so that their linear part cancels, which removes
+the slow modes that are left. The dual value, which a sweep yields for nothing, guards it: a
+combination that lowers it is dropped for the plain iteration, which cannot.
+
+Sources: Koury, McAllister & Stewart 1984 (aggregation); Walker & Ni 2011 (Anderson acceleration);
+Feydy et al. 2019 (one averaged potential).
 """
 
 from __future__ import annotations
@@ -19,13 +27,14 @@ from torch import Tensor
 
 from kernels.certificate import Certificate
 from kernels.ground_cost import StoredCost
-from kernels.sweep import sinkhorn_sweep
+from kernels.sweep import sinkhorn_sweep, within
 
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _MEMORY = 8  # steps combined
+_BLOCK_ITERATIONS = 50  # on the matrix of blocks, which has not to be exact
 _STALLED = 20  # iterations without progress, once the error may be float32's
 _ROUNDING = 1e-7  # of the exponents' largest term, which float32 sums up
 _SLACK = 1e-6  # of the dual value: rounding of float32 sums
@@ -49,6 +58,7 @@ class Potentials:
         # Only stabilises the sums over rows, whose exact potential every sweep finds.
         self.f = stored.row_minimum if start is None else self._row_transform()
         self._eps = math.inf if start is None else 0.0
+        self._columns: Tensor | None = None  # sums for g as it is
 
     @property
     def exhausted(self) -> bool:
@@ -56,6 +66,7 @@ class Potentials:
 
     def solve(self, eps: float, target: float) -> None:
         """Iterate at eps until the marginals are off by at most `target` (L1), or exhausted."""
+        self._columns = None
         if self.symmetric:
             self._average(eps, target)
             return
@@ -68,7 +79,9 @@ class Potentials:
 
     def kept(self, eps: float) -> Tensor:
         """min(1, b / c) for the column sums c of the plan with exact rows; in (0, 1]."""
-        _, columns = self._sweep(self.g if self.symmetric else self.f, eps)
+        columns = self._columns
+        if columns is None:
+            columns = self._sweep(self.g if self.symmetric else self.f, eps)[1].sum(0)
         n, m = self.stored.shape
         return (n / (m * columns)).nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
 
@@ -77,13 +90,14 @@ class Potentials:
         step = (certificate.f if self.symmetric else certificate.next_g) - self.g
         self.g = anderson.combine(self.g, step / 2 if self.symmetric else step)
         self.f = certificate.f
+        self._columns = None
 
     def _alternate(self, eps: float, target: float) -> None:
         n, m = self.stored.cost.shape
         progress, anderson = _Progress(), Anderson()
         best, plain = -math.inf, None
         while not self.exhausted:
-            log_s, columns = self._sweep(self.f, eps)
+            log_s, blocks = self._sweep(self.f, eps)
             if not log_s.abs().amax() < _LOG_LIMIT:
                 self.f = self._row_transform()
                 continue
@@ -93,11 +107,13 @@ class Potentials:
                 self.g, plain, anderson = plain, None, Anderson()
                 continue
             best, self.f = max(best, dual), f
-            ratio = columns * (m / n)  # of column sums to b
+            columns = blocks.sum(0)
+            ratio = (columns * (m / n)).clamp_(min=1e-30)  # of column sums to b
             rounding = _ROUNDING * float(self.f.abs().amax()) / eps
             if progress.done(float((ratio - 1).abs().mean()), target, rounding):
+                self._columns = columns
                 return
-            step = -eps * ratio.clamp(min=1e-30).log()
+            step = eps * (self._between_blocks(blocks / ratio) - ratio.log())
             plain = self.g + step
             self.g = anderson.combine(self.g, step)
 
@@ -105,26 +121,42 @@ class Potentials:
         """One potential, f <- (f + T(f)) / 2, from 0: no exponent is positive then."""
         progress = _Progress()
         while not self.exhausted:
-            log_s, _ = self._sweep(self.g, eps)
+            log_s, blocks = self._sweep(self.g, eps)
             if not log_s.abs().amax() < _LOG_LIMIT:
                 self.g = torch.zeros_like(self.g)
                 continue
             rounding = _ROUNDING * float(self.g.abs().amax()) / eps
             if progress.done(float(log_s.expm1().abs().mean()), target, rounding):
+                self._columns = blocks.sum(0)
                 return
             self.g = self.g - eps / 2 * log_s
 
+    def _between_blocks(self, plan: Tensor) -> Tensor:
+        """Logarithms [m] of what to scale blocks of columns by, given mass [blocks of rows, m]."""
+        cost = self.stored.cost
+        rows, sizes = (cloud.bounds.diff().to(plan.device) for cloud in (cost.x, cost.y))
+        lengths = sizes.expand(len(plan), -1).contiguous()
+        mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1)
+        a, b = rows.double(), sizes.double() * (len(cost.x.x) / len(cost.y.x))
+        u, v = torch.ones_like(a), torch.ones_like(b)
+        for _ in range(_BLOCK_ITERATIONS):
+            u = a / (mass @ v).clamp_(min=1e-30)
+            v = b / (u @ mass).clamp_(min=1e-30)
+        return v.log().repeat_interleave(sizes)
+
     def _sweep(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Logarithms of row sums [n] and column sums [m], in float64."""
+        """Logarithms of row sums [n] and column sums [blocks of rows, m], in float64."""
         self.iterations += 1
         own = ((f - self.stored.offset) / eps).float()
         other = (self.g / eps - math.log(len(self.g))).float()
         kappa = (self.stored.step / eps).float()
         log_s = torch.empty_like(f)
-        columns = torch.zeros_like(self.g)
+        bounds = self.stored.cost.x.bounds
+        columns = self.g.new_zeros(len(bounds) - 1, len(other))
         for rows, q in self.stored.parts():
-            log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows])
-            columns += part
+            blocks, inside = within(bounds, rows)
+            log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows], inside)
+            columns[blocks] += part
         return log_s, columns
 
     def _row_transform(self) -> Tensor:

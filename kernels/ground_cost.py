@@ -25,9 +25,13 @@ import torch
 from torch import Tensor
 
 from kernels.bures import check_features
+from kernels.quantize import COMPILE_FROM, quantize
+from kernels.sweep import HAS_NUMBA
 
-STRIP_ROWS = 128
+STRIP_ROWS = 512
 _STEPS = 65535
+_HALF_STEP = 0.52  # with 4 roundings of up to 65535 steps
+_BLOCKS, _LONGEST = 1024, 512  # blocks of a set, and samples of a block, at most
 _INNER = 64  # dimensions multiplied in float32 before the sum is added to the others
 
 
@@ -39,6 +43,19 @@ class Cloud:
     x: Tensor
     squares: Tensor
     labels: Tensor
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Where blocks begin and end, int64 on the CPU: classes, or parts of large ones, or several
+        where there are too many."""
+        n = len(self.labels)
+        least, bounds = -(-n // _BLOCKS), [0]
+        for end in self.labels.unique_consecutive(return_counts=True)[1].cumsum(0).tolist():
+            start = bounds[-1]
+            if end - start >= least or end == n:
+                pieces = -(-(end - start) // _LONGEST)
+                bounds += [start + (end - start) * k // pieces for k in range(1, pieces + 1)]
+        return torch.tensor(bounds)
 
     def unsorted(self, values: Tensor) -> Tensor:
         """Values per sample in the caller's order."""
@@ -87,7 +104,8 @@ class GroundCost:
             raise ValueError("table of label distances holds NaN, infinity or negative numbers")
         if not (0 <= lam_x < float("inf") and 0 <= lam_y < float("inf")):
             raise ValueError(f"lam_x and lam_y must be finite, not negative: {lam_x}, {lam_y}")
-        centre = x.double().mean(0)  # distances do not change, and rounding shrinks
+        # Distances do not change, and rounding shrinks.
+        centre = x.mean(0, dtype=torch.float64)
         self.x = _cloud(x, labels_x, centre)
         self.y = _cloud(y, labels_y, centre)
         self.table = None if table is None else lam_y * table.double()
@@ -107,22 +125,32 @@ class GroundCost:
 
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
+        cost = self.products(start, stop, dtype=dtype)
+        others, which = self.columns(start, stop, dtype=dtype)
+        cost += others if len(others) == 1 else others[which]
+        cost += (self.lam_x * self.x.squares[start:stop]).to(dtype)[:, None]
+        return cost.clamp_(min=0.0)
+
+    def products(
+        self, start: int, stop: int, *, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
+        """-2 lam_x x_i y_j of some rows, [stop - start, m]; `out` may have more rows."""
         single = dtype == torch.float32
         x, y = self.x.x[start:stop].to(dtype), self._y_single if single else self.y.x.to(dtype)
-        own, other = ((self.lam_x * c.squares).to(dtype) for c in (self.x, self.y))
-        cost = other.repeat(len(x), 1)
         inner = _INNER if single else x.shape[1]
-        for a, b in zip(x.split(inner, 1), y.split(inner, 1), strict=True):
-            cost.addmm_(a, b.T, alpha=-2 * self.lam_x)
-        cost += own[start:stop, None]
+        product = x.new_empty(len(x), len(y)) if out is None else out[: len(x)]
+        for k, (a, b) in enumerate(zip(x.split(inner, 1), y.split(inner, 1), strict=True)):
+            product.addmm_(a, b.T, alpha=-2 * self.lam_x, beta=min(k, 1))
+        return product
+
+    def columns(self, start: int, stop: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """lam_x ||y_j||^2 plus label terms, [k, m] for the k classes of some rows, and which of
+        them a row has."""
+        classes, which = self.x.labels[start:stop].unique_consecutive(return_inverse=True)
+        others = (self.lam_x * self.y.squares).to(dtype).expand(len(classes), -1)
         if self.table is not None:
-            classes, inverse = self.x.labels[start:stop].unique_consecutive(return_inverse=True)
-            expanded = self.table[classes].to(dtype)[:, self.y.labels]
-            if len(classes) == 1:
-                cost += expanded
-            else:
-                cost += expanded[inverse]
-        return cost.clamp_(min=0.0)
+            others = self.table[classes].to(dtype)[:, self.y.labels].add_(others)
+        return others, which
 
     def strips(self, rows: int, *, dtype: torch.dtype = torch.float64) -> Iterator[tuple]:
         """(slice, costs) of consecutive rows."""
@@ -271,6 +299,11 @@ class _Part(NamedTuple):
 
 def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
     """Consecutive strips of the copy."""
+    n, m = cost.shape
+    compiled = HAS_NUMBA and cost.x.x.device.type == "cpu" and n * m >= COMPILE_FROM
+    if copy == COARSE and compiled:
+        yield from _quantized(cost)
+        return
     for rows, part in cost.strips(STRIP_ROWS, dtype=copy.computed):
         low, high = torch.aminmax(part, dim=1)
         part -= low[:, None]
@@ -281,8 +314,18 @@ def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
         step = ((high - low) / _STEPS).clamp_(min=torch.finfo(copy.computed).tiny)
         scaled = part.mul_(step.reciprocal()[:, None]).round_()
         q = scaled.sub_((_STEPS + 1) // 2).to(torch.int16)
-        # Half a step, and 4 roundings of up to 65535 steps.
-        yield _Part(rows, q, low.double(), step.double(), 0.52 * step.double())
+        yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
+
+
+def _quantized(cost: GroundCost) -> Iterator[_Part]:
+    own = (cost.lam_x * cost.x.squares).float()
+    buffer = torch.empty(min(STRIP_ROWS, len(own)), cost.shape[1])  # fresh pages cost more
+    for start in range(0, len(own), STRIP_ROWS):
+        rows = slice(start, min(start + STRIP_ROWS, len(own)))
+        product = cost.products(rows.start, rows.stop, dtype=torch.float32, out=buffer)
+        others, which = cost.columns(rows.start, rows.stop, dtype=torch.float32)
+        q, low, step = quantize(product, own[rows], others, which)
+        yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
 
 
 def free_memory(device: torch.device) -> int:
@@ -304,5 +347,5 @@ def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor) -> Cloud:
     if labels is None:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     order = labels.argsort(stable=True)
-    centred = x.double()[order] - centre
-    return Cloud(order, centred, centred.square().sum(1), labels[order])
+    centred = x[order].double().sub_(centre)
+    return Cloud(order, centred, torch.einsum("nd,nd->n", centred, centred), labels[order])

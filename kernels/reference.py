@@ -156,19 +156,20 @@ def bures_squared(
     return out
 
 
-def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
     """Truth of `kernels.sweep.sinkhorn_sweep`, in float64 if f is; the CPU runs it on small sets.
 
     Strips of 32 rows stay in cache; numbers below the smallest normal one would be slow.
     """
     log_s = torch.empty_like(f)
-    columns = torch.zeros_like(g)
-    for start in range(0, len(q), 32):
-        rows = slice(start, start + 32)
-        p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
-        s = p.sum(1)
-        log_s[rows] = s.log()
-        columns += torch.mv(p.T, s.reciprocal())
+    columns = g.new_zeros(len(bounds) - 1, len(g))
+    for into, begin, end in zip(columns, bounds.tolist(), bounds[1:].tolist(), strict=False):
+        for start in range(begin, end, 32):
+            rows = slice(start, min(start + 32, end))
+            p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
+            s = p.sum(1)
+            log_s[rows] = s.log()
+            into += torch.mv(p.T, s.reciprocal())
     return [log_s, columns]
 
 

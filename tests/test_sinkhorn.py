@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import alternating, certificate, reference, sinkhorn, sweep
+from kernels import alternating, certificate, ground_cost, reference, sinkhorn, sweep
 from kernels.bures import bures_squared, class_gaussians
 from kernels.certificate import certify, relative_gap
 from kernels.ground_cost import COARSE, FINE, SINGLE, STRIP_ROWS, GroundCost, store
@@ -67,16 +67,70 @@ def test_the_stored_cost_is_off_by_half_a_step(copy):
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 3), (33, 70), (100, 1000)])
-def test_the_compiled_sweep_equals_float64(shape, dtype, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_compiled_sweep_equals_float64(threads, shape, dtype, monkeypatch):
     pytest.importorskip("numba")
     generator = torch.Generator().manual_seed(0)
     q = torch.randint(-32768, 32767, shape, generator=generator).to(dtype)
     f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
     kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
-    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
+    bounds = torch.tensor(sorted({0, 1, shape[0] // 2 + 1, shape[0]}))
+    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
     monkeypatch.setattr(sweep, "_COMPILE_FROM", 0)
-    for found, right in zip(sweep.sinkhorn_sweep(q, f, g, kappa), expected, strict=True):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for found, right in zip(sweep.sinkhorn_sweep(q, f, g, kappa, bounds), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)
+
+
+def test_the_compiled_quantization_is_that_of_the_operators(monkeypatch):
+    pytest.importorskip("numba")
+    for cost in (problem(300, 41), problem(STRIP_ROWS + 7, 30, lam_x=0.5, lam_y=2.0)):
+        plain = store(cost, copy=COARSE)
+        monkeypatch.setattr(ground_cost, "COMPILE_FROM", 0)
+        compiled = store(cost, copy=COARSE)
+        monkeypatch.undo()
+        for one, other in ((plain.offset, compiled.offset), (plain.step, compiled.step)):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * cost.mean)
+        assert (compiled.q.int() - plain.q.int()).abs().max() <= 2  # float32 of another order
+        held = compiled.offset[:, None] + compiled.step[:, None] * compiled.q
+        assert (
+            (held - dense(cost)).abs() <= 0.51 * compiled.step[:, None] + 1e-6 * cost.mean
+        ).all()
+
+
+def test_blocks_are_classes_unless_those_are_large_or_many(monkeypatch):
+    labels = torch.arange(4).repeat_interleave(torch.tensor([3, 1, 30, 2]))
+    (x, y), tables = torch.randn(2, 36, 3), torch.ones(4, 4)
+
+    def bounds():
+        cost = GroundCost(x, y, labels_x=labels, labels_y=labels, table=tables)
+        return cost.x.bounds.tolist()
+
+    assert bounds() == [0, 3, 4, 34, 36]
+    monkeypatch.setattr(ground_cost, "_LONGEST", 12)
+    assert bounds() == [0, 3, 4, 14, 24, 34, 36]
+    monkeypatch.setattr(ground_cost, "_BLOCKS", 9)
+    assert bounds() == [0, 4, 14, 24, 34, 36]
+    assert GroundCost(x, y).x.bounds.tolist() == [0, 12, 24, 36]
+
+
+def test_mass_between_classes_moves_at_once(monkeypatch):
+    """Where classes are far apart and of other sizes, plain iterations take for ever."""
+    (x, labels_x), (y, labels_y) = labelled(400, 0), labelled(400, 7)
+    labels_y[200:] = 0
+    y[200:] += y[labels_y == 0].mean(0) - y[200:].mean(0)
+    table = 100 * torch.cdist(*2 * (torch.arange(CLASSES, dtype=torch.float64)[:, None],))
+    cost = GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table)
+    eps = 0.05 * cost.mean
+    both = transport(cost, eps=eps)
+    plain = alternating.Potentials._between_blocks
+    monkeypatch.setattr(
+        alternating.Potentials, "_between_blocks", lambda *_: torch.zeros(400).double()
+    )
+    without = transport(cost, eps=eps)
+    monkeypatch.setattr(alternating.Potentials, "_between_blocks", plain)
+    assert both.converged and both.value == pytest.approx(without.value, rel=2e-4)
+    assert both.iterations < without.iterations / 2
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.01])
@@ -225,6 +279,7 @@ def test_a_product_of_fewer_bits_is_found_out(monkeypatch):
     def one_by_one(self, a, b, **options):
         for k in range(a.shape[1]):
             plain(self, a[:, k : k + 1], b[k : k + 1], **options)
+            options["beta"] = 1
         return self
 
     monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
@@ -447,8 +502,9 @@ def test_interpreted_kernel_equals_float64(shape, dtype, monkeypatch):
     q = torch.randint(-32768, 32767, shape, generator=generator).to(dtype)
     f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
     kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
-    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
+    bounds = torch.tensor(sorted({0, 1, shape[0] // 2 + 1, shape[0]}))
+    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
     for strip_bytes in (1, 1 << 24):
         monkeypatch.setattr(sweep, "_STRIP_BYTES", strip_bytes)
-        for found, right in zip(sweep._sweep(q, f, g, kappa), expected, strict=True):
+        for found, right in zip(sweep._sweep(q, f, g, kappa, bounds), expected, strict=True):
             torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)
