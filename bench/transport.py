@@ -51,7 +51,8 @@ def gate(device: torch.device) -> None:
     kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
     bounds = torch.tensor([0, 300, 812, 2048])
     right = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
-    found = sinkhorn_sweep(*(tensor.to(device) for tensor in (q, f, g, kappa)), bounds)
+    inputs = q.to(device), f.to(device), g.to(device), kappa.to(device), bounds
+    found = sinkhorn_sweep(*inputs)
     for mine, truth in zip(found, right, strict=True):
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=2e-5, atol=2e-5)
     cost = _Problem(150, 10, device, d=16).cost()
@@ -222,9 +223,9 @@ def _debiased(problem: _Problem) -> Iterator[Contest]:
         return
 
     def ours() -> Divergence:
-        options = {"eps": problem.eps, "tolerance": ERROR / 3}
-        own = [transport(problem.own_cost(k), symmetric=True, **options) for k in range(2)]
-        across = transport(problem.cost(), start=own[1].g, **options)
+        solve = partial(transport, eps=problem.eps, tolerance=ERROR / 3)
+        own = [solve(problem.own_cost(k), symmetric=True) for k in range(2)]
+        across = solve(problem.cost(), start=own[1].g)
         return debiased(across, *own, tolerance=ERROR)
 
     # Its label distances are one square matrix: classes of the second set come after the first's.
@@ -269,7 +270,7 @@ def _alternations(stored: StoredCost, eps: float, value: float) -> int:
         potentials.f = potentials.f - eps * log_s
         if float(potentials.f.mean() + potentials.g.mean()) >= (1 - ERROR) * value:
             return k - 1
-        potentials.g = potentials.g - eps * (blocks.sum(0) * (m / n)).log()
+        potentials.g = potentials.g - eps * (blocks.sum(0, dtype=torch.float64) * (m / n)).log()
     raise AssertionError("textbook Sinkhorn does not get there in 1000 iterations")
 
 

@@ -29,7 +29,7 @@ from engine.artifacts import write_atomic
 from engine.errors import nearest
 from kernels.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import Transport, debiased, transport
+from kernels.sinkhorn import Transport, debiased, transport, unregularised
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -58,7 +58,8 @@ class Options:
     (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are halved, as
     in the reference library. debias: subtract the self terms. samples: at most so many of a set,
     drawn with `seed`. tolerance: of the certified relative duality gap. exact: unregularised
-    transport by POT, never debiased, for small sets.
+    transport by POT, never debiased, for small sets. bracket: relative width (such as 1e-3) to
+    which unregularised transport is bracketed, never debiased, for sets of any size.
     """
 
     eps: float = 0.05
@@ -72,8 +73,14 @@ class Options:
     seed: int = 0
     tolerance: float = 1e-4
     exact: bool = False
+    bracket: float | None = None
 
     def __post_init__(self) -> None:
+        if self.exact and self.bracket is not None:
+            raise ValueError("exact needs no bracket: give one of them")
+        for name, value in (("tolerance", self.tolerance), ("bracket", self.bracket)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {value}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive and finite, not {self.eps}")
         if self.label_distance not in LABEL_DISTANCES:
@@ -88,7 +95,8 @@ class Matrix:
     """Distances between sets: values and gaps float64 [k, k], NaN where a pair did not converge.
 
     A distance is a (debiased) transport cost, in squared units of the features. A gap is the sum of
-    the absolute duality gaps of a pair's terms over OT(a, b); eps is absolute, 0 if exact. samples:
+    the absolute duality gaps of a pair's terms over OT(a, b), or the relative width of its bracket;
+    eps is absolute, 0 if exact or bracketed. samples:
     the most of a set that were looked at, where not all.
     """
 
@@ -146,8 +154,8 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
         {name: _Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()},
         options,
     )
-    entropic = None if options.exact else _Entropic(problems)
-    solve = entropic or problems.exact
+    entropic = None if options.exact or options.bracket else _Entropic(problems)
+    solve = entropic or (problems.exact if options.exact else problems.bracketed)
     values, gaps = np.zeros((2, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
         values[i, j], gaps[i, j] = values[j, i], gaps[j, i] = solve(a, b)
@@ -241,7 +249,7 @@ class _Problems:
         if n * m > EXACT_COSTS:
             raise ValueError(
                 f"{a} and {b} are {n} x {m}, too large for exact transport; sample fewer "
-                f"(samples={math.isqrt(EXACT_COSTS)}), or leave exact out"
+                f"(samples={math.isqrt(EXACT_COSTS)}), or bracket=1e-3 in place of exact"
             )
         try:
             import ot
@@ -254,6 +262,12 @@ class _Problems:
         if told["warning"] is not None:
             return math.nan, math.nan
         return float(value), 0.0
+
+    def bracketed(self, a: str, b: str) -> tuple[float, float]:
+        """Unregularised transport, the middle of its bounds, and their relative width."""
+        assert self.options.bracket is not None
+        found = unregularised(self.cost(a, b), tolerance=self.options.bracket)
+        return found.value, found.gap
 
 
 class _Entropic:

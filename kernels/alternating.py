@@ -81,7 +81,8 @@ class Potentials:
         """min(1, b / c) for the column sums c of the plan with exact rows; in (0, 1]."""
         columns = self._columns
         if columns is None:
-            columns = self._sweep(self.g if self.symmetric else self.f, eps)[1].sum(0)
+            blocks = self._sweep(self.g if self.symmetric else self.f, eps)[1]
+            columns = blocks.sum(0, dtype=torch.float64)
         n, m = self.stored.shape
         return (n / (m * columns)).nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
 
@@ -107,13 +108,13 @@ class Potentials:
                 self.g, plain, anderson = plain, None, Anderson()
                 continue
             best, self.f = max(best, dual), f
-            columns = blocks.sum(0)
+            columns = blocks.sum(0, dtype=torch.float64)
             ratio = (columns * (m / n)).clamp_(min=1e-30)  # of column sums to b
             rounding = _ROUNDING * float(self.f.abs().amax()) / eps
             if progress.done(float((ratio - 1).abs().mean()), target, rounding):
                 self._columns = columns
                 return
-            step = eps * (self._between_blocks(blocks / ratio) - ratio.log())
+            step = eps * (self._between_blocks(blocks.div_(ratio.float())) - ratio.log())
             plain = self.g + step
             self.g = anderson.combine(self.g, step)
 
@@ -127,7 +128,7 @@ class Potentials:
                 continue
             rounding = _ROUNDING * float(self.g.abs().amax()) / eps
             if progress.done(float(log_s.expm1().abs().mean()), target, rounding):
-                self._columns = blocks.sum(0)
+                self._columns = blocks.sum(0, dtype=torch.float64)
                 return
             self.g = self.g - eps / 2 * log_s
 
@@ -136,7 +137,7 @@ class Potentials:
         cost = self.stored.cost
         rows, sizes = (cloud.bounds.diff().to(plan.device) for cloud in (cost.x, cost.y))
         lengths = sizes.expand(len(plan), -1).contiguous()
-        mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1)
+        mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1).double()
         a, b = rows.double(), sizes.double() * (len(cost.x.x) / len(cost.y.x))
         u, v = torch.ones_like(a), torch.ones_like(b)
         for _ in range(_BLOCK_ITERATIONS):
@@ -145,14 +146,14 @@ class Potentials:
         return v.log().repeat_interleave(sizes)
 
     def _sweep(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Logarithms of row sums [n] and column sums [blocks of rows, m], in float64."""
+        """Logarithms of row sums, float64 [n], and column sums, float32 [blocks of rows, m]."""
         self.iterations += 1
         own = ((f - self.stored.offset) / eps).float()
         other = (self.g / eps - math.log(len(self.g))).float()
         kappa = (self.stored.step / eps).float()
         log_s = torch.empty_like(f)
         bounds = self.stored.cost.x.bounds
-        columns = self.g.new_zeros(len(bounds) - 1, len(other))
+        columns = other.new_zeros(len(bounds) - 1, len(other))
         for rows, q in self.stored.parts():
             blocks, inside = within(bounds, rows)
             log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows], inside)

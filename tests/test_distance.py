@@ -59,6 +59,15 @@ def test_exact_distances_equal_pot_on_the_dense_cost():
     assert found.eps == 0 and not found.values.diagonal().any()
 
 
+def test_brackets_hold_exact_distances():
+    pytest.importorskip("ot")
+    exact = matrix(SETS, CLASSES, Options(exact=True)).values
+    found = matrix(SETS, CLASSES, Options(bracket=5e-3))
+    np.testing.assert_allclose(found.values, exact, rtol=2.5e-3)
+    off = ~np.eye(3, dtype=bool)
+    assert found.eps == 0 and (found.gaps[off] > 0).all() and (found.gaps <= 5e-3).all()
+
+
 def test_small_eps_undebiased_approaches_exact_transport():
     exact = matrix(SETS, CLASSES, Options(exact=True)).values
     errors = [
@@ -225,6 +234,9 @@ def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch):
         ({"eps": 0.0}, "eps must be positive"),
         ({"label_distance": "gausian"}, "did you mean 'gaussian'"),
         ({"samples": 1}, "two samples of each set"),
+        ({"tolerance": 0.0}, "tolerance must be positive"),
+        ({"bracket": math.nan}, "bracket must be positive"),
+        ({"exact": True, "bracket": 1e-3}, "exact needs no bracket"),
     ],
 )
 def test_bad_options_are_refused(change, message):

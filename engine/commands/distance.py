@@ -33,6 +33,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--samples", type=int, help="at most so many of a set, seeded")
     parser.add_argument("--sample-seed", type=int, dest="seed", help="of the drawn samples")
     parser.add_argument("--tolerance", type=float, help="of the certified duality gap")
+    parser.add_argument("--bracket", type=float, help="unregularised, to this relative width")
     parser.add_argument("--exact", action="store_true", help="unregularised, for small sets")
     parser.set_defaults(run=run, overrides=[])
 

@@ -67,7 +67,7 @@ def section(one: Standings, found: Matrix, upstream: str) -> str:
         strength = None
         told += f"{str(error).capitalize()}. "
     told = told if spots else ""
-    kind = f"entropic, debiased, ε {found.eps:.3g}" if found.eps else "exact"
+    kind = f"entropic, debiased, ε {found.eps:.3g}" if found.eps else "unregularised"
     drawn = f" of at most {found.samples:,} images of each set" if found.samples else ""
     content = (
         f'<div class="pair">{scatter(spots, strength, upstream) if spots else ""}'
