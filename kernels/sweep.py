@@ -38,7 +38,7 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 # Costs: what compiling (about 2 s in each process) would have to repay.
 _COMPILE_FROM = 1 << 22
 _STRIP_BYTES = 16 << 20  # of q on a GPU: two strips share the L2 cache of an A100 (40 MB)
-_ROWS = 16
+_ROWS = 8
 _COLUMNS = 512
 _ROW_BLOCK = 2048
 _WARPS = 4
