@@ -13,6 +13,7 @@ needs few rows of T.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -179,7 +180,8 @@ class GroundCost:
         decide: it is tried out on a strip's shape, and nothing is promised where it fails (reduced
         precision allowed), nor for other shapes, for which a library may choose another way.
         """
-        if not self._sums_blocks():
+        shape = min(STRIP_ROWS, self.shape[0]), self.shape[1], min(_INNER, self.x.x.shape[1])
+        if not _sums_blocks(*shape, self.x.x.device, torch.get_float32_matmul_precision()):
             return math.inf
         unit = torch.finfo(torch.float32).eps / 2
         count = _INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // _INNER) + 12
@@ -188,26 +190,24 @@ class GroundCost:
             bound += 4 * self.table.amax()
         return 1.01 * unit * float(bound)
 
-    def _sums_blocks(self) -> bool:
-        rows, columns = min(STRIP_ROWS, self.shape[0]), self.shape[1]
-        inner = min(_INNER, self.x.x.shape[1])
-        device = self.x.x.device
-        # 18 bits, and sums of 24: a product of fewer bits, or one that rounds them, would show.
-        number = 1 + 2.0**-17
-        a, b = (
-            torch.full((rows, inner), number, device=device),
-            torch.ones(columns, inner).to(device),
-        )
-        # To 2^24 each product, added alone, would be rounded up to 2.
-        large = torch.tensor([0.0, 2.0**24], device=device)[:, None, None].repeat(1, rows, columns)
-        for start in large:
-            start.addmm_(a, b.T)
-        right = (large[0] == inner * number) & (large[1] == 2.0**24 + 2 * -(-inner // 2))
-        return bool(right.all())
-
     @cached_property
     def _y_single(self) -> Tensor:
         return self.y.x.float()
+
+
+@functools.cache
+def _sums_blocks(
+    rows: int, columns: int, inner: int, device: torch.device, _precision: str
+) -> bool:
+    # 18 bits, and sums of 24: a product of fewer bits, or one that rounds them, would show.
+    number = 1 + 2.0**-17
+    a, b = torch.full((rows, inner), number).to(device), torch.ones(columns, inner).to(device)
+    # To 2^24 each product, added alone, would be rounded up to 2.
+    large = torch.tensor([0.0, 2.0**24], device=device)[:, None, None].repeat(1, rows, columns)
+    for start in large:
+        start.addmm_(a, b.T)
+    right = (large[0] == inner * number) & (large[1] == 2.0**24 + 2 * -(-inner // 2))
+    return bool(right.all())
 
 
 class Copy(NamedTuple):
