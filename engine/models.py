@@ -20,6 +20,7 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
+from engine import clip
 from engine.errors import RecipeError, nearest
 from engine.schema import ModelRecipe
 
@@ -54,7 +55,10 @@ class Transform:
 
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     """timm's data config of the architecture, with the recipe's own values where it has any."""
-    config = resolve_data_config(pretrained_cfg=_pretrained_cfg(recipe.arch))
+    if recipe.arch.startswith(clip.PREFIX):
+        config = clip.data_config(recipe.arch, recipe.weights.tag)
+    else:
+        config = resolve_data_config(pretrained_cfg=_pretrained_cfg(recipe.arch))
     own = {
         "mean": recipe.mean,
         "std": recipe.std,
@@ -96,36 +100,19 @@ class Normalize(nn.Module):
         return x
 
 
-class Projection(nn.Module):
-    """CLIP's image embedding: pre-logits [B, D] -> unit vectors [B, E] (Radford et al. 2021)."""
-
-    def __init__(self, width: int, embedding: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, embedding, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.linear(x).float(), dim=-1)
-
-
-class Fp32Linear(nn.Linear):
-    """A head that autocast leaves in fp32: cosines times 100 would lose all but 1/8 in bf16."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
-
-
 def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     """The architecture with `classes` outputs, randomly initialised (seed it before), on the CPU.
 
-    Raises RecipeError for an architecture timm does not have, or one that takes no projection.
+    Raises RecipeError for an architecture that is unknown, or one that takes no projection.
     """
+    if recipe.arch.startswith(clip.PREFIX):
+        return clip.Tower(recipe.arch, classes)
     net = timm.create_model(recipe.arch, num_classes=classes, **size_options(recipe))
     if recipe.projection:
         if not isinstance(getattr(net, "fc_norm", None), nn.Identity):
             raise RecipeError(f"model.projection: {recipe.arch} has no place for one; CLIP ViTs do")
-        net.fc_norm = Projection(int(net.num_features), recipe.projection)  # type: ignore[arg-type]
-        net.head = Fp32Linear(recipe.projection, classes)
+        net.fc_norm = clip.Projection(int(net.num_features), recipe.projection)  # type: ignore[arg-type]
+        net.head = clip.Fp32Linear(recipe.projection, classes)
     return net
 
 

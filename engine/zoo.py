@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import evaluate, models, recipe
+from engine import clip, evaluate, models, recipe
 from engine.artifacts import write_atomic
 from engine.cells import Cell
 from engine.context import Context, Request, cache_folder
@@ -30,6 +31,7 @@ from engine.weights import checkpoints
 from loaders.pack import MANIFEST, Pack
 
 WIDTH = 100
+CLIP = {"visual.proj", "logit_scale"}  # tensors that tell an open_clip checkpoint
 HEADS = ("model", "alpha", "set", "n", "accuracy")
 
 
@@ -53,11 +55,31 @@ class OwnContext(Context):
 def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     """The recipe that stands behind an evaluation; the image size is the architecture's own.
 
-    Raises RecipeError for an unknown architecture (the nearest is shown), key or value.
+    `arch`: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
+    architecture (the nearest is shown), key or value.
     """
     size = models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"][-1]
     words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
+    if arch.startswith(clip.PREFIX):
+        words.append(f"model.weights.clip={arch.removeprefix(clip.PREFIX)}")
     return recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
+
+
+def published(file: Path) -> tuple[str, list[str]]:
+    """Architecture of a checkpoint, and the words that make its images, by the `config.json` that
+    timm writes beside weights. Raises ValueError where there is none."""
+    path = file.parent / "config.json"
+    try:
+        told = json.loads(path.read_text())
+        arch, own = told["architecture"], told["pretrained_cfg"]
+        words = [f"model.image_size={own['input_size'][-1]}", f"model.crop={own['crop_pct']}"]
+        words += [f"model.{key}={own[key]}" for key in ("interpolation", "mean", "std")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} says nothing of its architecture, and {path} is no config.json of timm's "
+            f"({error!r}): name it by --arch"
+        ) from error
+    return arch, words
 
 
 def evaluated(
@@ -154,20 +176,25 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def cell_of(context: OwnContext, file: Path) -> Cell:
-    """A checkpoint as an artefact, checked to bring its own head."""
-    source = dataclasses.replace(context.recipe.model.weights, path=str(file))
-    model = dataclasses.replace(context.recipe.model, weights=source)
+    """A checkpoint as an artefact, checked to bring a head, or the text tower that makes one."""
+    model = context.recipe.model
     if not file.is_file():
         raise ValueError(f"there is no checkpoint {file}")
 
     def made() -> Cell:
-        weight, _ = models.head_names_of(model)
-        if weight not in checkpoints.names(file):
-            raise ValueError(
-                f"{file} has no {weight}: it is of another architecture than {model.arch}, or has "
-                "no head to evaluate"
-            )
-        return Cell(checkpoints.backbone(model, context.store, cache_folder(), seed=0))
+        names, (weight, _) = checkpoints.names(file), models.head_names_of(model)
+        source = "file"
+        if weight not in names:
+            if not model.arch.startswith(clip.PREFIX):
+                hint = "; is it open_clip's (--arch open_clip:NAME)?" if CLIP & names else ""
+                raise ValueError(
+                    f"{file} has no {weight}: it is of another architecture than {model.arch}, or "
+                    f"has no head to evaluate{hint}"
+                )
+            source = "open_clip"
+        weights = dataclasses.replace(model.weights, source=source, path=str(file))
+        own = dataclasses.replace(model, weights=weights)
+        return Cell(checkpoints.backbone(own, context.store, cache_folder(), seed=0))
 
     return ranks.first(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import pickle
@@ -60,11 +61,19 @@ def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
         backbone(model(tmp_path / "own.safetensors"), tmp_path)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_checkpoint_of_plain_tensors(wrapped: bool, tmp_path: Path) -> None:
-    wanted = state()
-    torch.save({"state_dict": wanted, "epoch": 3} if wrapped else wanted, tmp_path / "own.pth")
-    assert same(backbone(model(tmp_path / "own.pth"), tmp_path), wanted)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
+def test_checkpoints_as_training_scripts_write_them(
+    wrapped: str, prefix: str, tmp_path: Path
+) -> None:
+    wanted, path = state(), tmp_path / "own.pth"
+    held = {prefix + name: tensor for name, tensor in wanted.items()}
+    options = argparse.Namespace(lr=0.1, opt="sgd")
+    beside = {"epoch": 3, "args": options, "optimizer": {"state": {0: {"step": 7}}}}
+    torch.save({wrapped: held, **beside} if wrapped else held, path)
+    assert same(backbone(model(path), tmp_path), wanted) and checkpoints.names(path) == {*wanted}
+    checkpoints.save(held, path := tmp_path / "own.safetensors")
+    assert same(backbone(model(path), tmp_path), wanted) and checkpoints.names(path) == {*wanted}
 
 
 def test_headless_backbone_gets_a_fresh_head(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import models, recipe
+from engine import clip, models, recipe
 from engine.artifacts import Store
 from engine.errors import RecipeError
 from engine.schema import ModelRecipe, WeightsRecipe
@@ -36,7 +36,7 @@ def test_recipes_say_which_names_go_together() -> None:
 def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ValueError, match=r"needs open_clip: pip install -e '\.\[clip\]'"):
-        zero_shot.package()
+        clip.package()
 
 
 def test_projection_is_a_unit_vector_and_the_head_stays_in_fp32() -> None:

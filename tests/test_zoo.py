@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, reference
+from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, listing, reference
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine import cli, zoo
+from engine import cli, clip, zoo
+from engine.context import Request
 from engine.data import imagenet
+from engine.errors import RecipeError
 
 __all__ = ["grid"]
 
@@ -38,10 +43,18 @@ def own(grid: Grid, tmp_path: Path) -> Grid:
     return Grid(folder, tmp_path / "runs", grid.device)
 
 
-def rows(own: Grid, models: str, sets: str, *words: str, arch: str = VIT, **options) -> list:
+def rows(
+    own: Grid,
+    models: str,
+    sets: str,
+    *words: str,
+    arch: str = VIT,
+    suffix: str = "safetensors",
+    **options,
+) -> list:
     overrides = [f"runs={own.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
     overrides += ["evaluate.batch_size=8", *words]
-    files = [own.folder / f"{name}.safetensors" for name in models]
+    files = [own.folder / f"{name}.{suffix}" for name in models]
     places = [own.folder / name for name in sets.split()]
     wanted = zoo.resolve(arch, overrides)
     return zoo.evaluated(wanted, files, places, own.device, **options)
@@ -176,6 +189,145 @@ def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
     assert rows(own, "AB", "outline") == first
 
 
+TINY_CLIP = "open_clip:tiny-clip"
+TINY = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {
+        "context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2
+    },
+}  # fmt: skip
+
+
+def clip_context(own: Grid) -> zoo.OwnContext:
+    words = [f"runs={own.runs}", f"model.image_size={SIZE}"]
+    return zoo.OwnContext(Request(""), zoo.resolve(TINY_CLIP, words), own.device)
+
+
+@pytest.fixture
+def clips(own: Grid, monkeypatch: pytest.MonkeyPatch) -> list:
+    """open_clip's checkpoints A and B of a model that is small enough to draw, and the models."""
+    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", TINY)
+    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", list(CLASSES))
+    templates = [lambda name: f"a photo of a {name}.", lambda name: f"a {name}."]
+    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", templates)
+    drawn = []
+    for seed, name in enumerate("AB"):
+        torch.manual_seed(seed)
+        drawn.append(open_clip.create_model("tiny-clip", load_weights=False).eval())
+        save_file(drawn[-1].state_dict(), own.folder / f"{name}.safetensors")
+    return drawn
+
+
+def of_open_clip(own: Grid, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit embeddings [35, E] of the outlined shapes, and the zero-shot head [E, 5], by open_clip:
+    their product are its logits."""
+    import open_clip
+
+    files = [file for file, _ in listing(own, "outline")]
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
+    x = (pixels - np.array(open_clip.OPENAI_DATASET_MEAN)) / np.array(open_clip.OPENAI_DATASET_STD)
+    head_EC = open_clip.build_zero_shot_classifier(
+        model, open_clip.get_tokenizer("tiny-clip"), CLASSES, open_clip.OPENAI_IMAGENET_TEMPLATES
+    )
+    with torch.no_grad():
+        seen = torch.from_numpy(x).permute(0, 3, 1, 2).float()
+        return model.encode_image(seen, normalize=True), model.logit_scale.exp() * head_EC
+
+
+def check(own: Grid, row: zoo.Row, logits: torch.Tensor) -> None:
+    """A row, and what the store got last, from logits [35, 5] by another way."""
+    paths = (own.runs / "store" / "predictions").glob("*/*.parquet")
+    found = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns)).to_pydict()
+    truth = labels(own, "outline", np.arange(35)).unsqueeze(1)
+    others = logits.scatter(1, truth, -torch.inf).amax(1, keepdim=True)
+    wanted = {
+        "margin": logits.gather(1, truth) - others,
+        "p_true": logits.softmax(1).gather(1, truth),
+    }
+    for name, values in wanted.items():
+        torch.testing.assert_close(torch.tensor(found[name]), values.flatten(), rtol=0, atol=1e-4)
+    right = (logits.argmax(1, keepdim=True) == truth).double().mean().item()
+    assert row.accuracy == pytest.approx(100 * right)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_checkpoints_of_open_clip_are_the_classifiers_that_open_clip_makes_of_them(
+    own, clips, suffix
+):
+    for name, model in zip("AB", clips, strict=True):
+        if suffix == "pt":  # as its training script saves, on several GPUs
+            state = {f"module.{k}": v for k, v in model.state_dict().items()}
+            held = {"epoch": 3, "name": "x", "state_dict": state}
+            torch.save(held, own.folder / f"{name}.pt")
+        (row,) = rows(own, name, "outline", arch=TINY_CLIP, suffix=suffix)
+        unit_NE, head_EC = of_open_clip(own, model)
+        check(own, row, unit_NE @ head_EC)
+
+
+def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(own, clips):
+    (row,) = rows(own, "AB", "outline", arch=TINY_CLIP, alphas=[0.25])
+    (_, first_EC), (_, second_EC) = (of_open_clip(own, model) for model in clips)
+    mixed = copy.deepcopy(clips[0])
+    with torch.no_grad():
+        for one, other in zip(mixed.parameters(), clips[1].parameters(), strict=True):
+            one.lerp_(other, 0.25)
+    check(own, row, of_open_clip(own, mixed)[0] @ torch.lerp(first_EC, second_EC, 0.25))
+
+
+def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(own, clips):
+    """As the engine writes it: the zero-shot model and what became of it have a curve between."""
+    made = zoo.cell_of(clip_context(own), own.folder / "A.safetensors").state()
+    tuned = made | {"head.bias": torch.arange(5.0)}
+    save_file(tuned, own.folder / "T.safetensors")
+    (row,) = rows(own, "AT", "outline", arch=TINY_CLIP, alphas=[0.5])
+    unit_NE, head_EC = of_open_clip(own, clips[0])
+    check(own, row, unit_NE @ head_EC + torch.arange(5.0) / 2)
+
+
+def test_what_is_wrong_with_open_clips_checkpoints_is_said(own, clips):
+    with pytest.raises(ValueError, match=r"A\.safetensors has no head.*--arch open_clip:NAME\)\?"):
+        rows(own, "A", "outline")
+    with pytest.raises(RecipeError, match=r"no model 'tiny-clap'; did you mean 'tiny-clip'"):
+        rows(own, "A", "outline", arch="open_clip:tiny-clap")
+    with pytest.raises(RecipeError, match=r"no weights 'x' for tiny-clip"):
+        rows(own, "A", "outline", "model.weights.tag=x", arch=TINY_CLIP)
+    checkpoint(own.folder / "V.safetensors", 0)
+    with pytest.raises(ValueError, match=r"V\.safetensors does not fit Tower: visual\."):
+        rows(own, "V", "outline", arch=TINY_CLIP)
+    state = clips[0].state_dict()
+    save_file({k: v for k, v in state.items() if k != "visual.proj"}, own.folder / "P.safetensors")
+    with pytest.raises(ValueError, match=r"P\.safetensors does not fit CLIP: visual.proj is"):
+        rows(own, "P", "outline", arch=TINY_CLIP)
+
+
+def test_images_are_normalised_as_the_named_weights_of_open_clip_want():
+    pytest.importorskip("open_clip", reason="the extra [clip]")
+    wants = lambda name, tag="": clip.data_config(f"open_clip:{name}", tag)["mean"]  # noqa: E731
+    usual = wants("ViT-B-16")
+    assert wants("ViT-B-16-SigLIP") == (0.5, 0.5, 0.5), "all of its weights agree"
+    assert wants("ViT-L-14") == usual, "they do not agree"
+    assert wants("ViT-L-14", "laion2b_s32b_b82k") == (0.5, 0.5, 0.5) != usual
+
+
+def test_the_architecture_is_what_timms_file_beside_the_weights_says(own):
+    timms = {"mean": [0.4, 0.5, 0.5], "std": [0.2, 0.2, 0.3], "interpolation": "bilinear"}
+    timms |= {"input_size": [3, SIZE, SIZE], "crop_pct": 1.0, "tag": "mine"}
+    config = own.folder / "config.json"
+    with pytest.raises(ValueError, match=r"A\.safetensors says nothing .*name it by --arch"):
+        zoo.published(own.folder / "A.safetensors")
+    config.write_text(json.dumps({"architecture": VIT, "pretrained_cfg": timms}))
+    arch, words = zoo.published(own.folder / "A.safetensors")
+    found = zoo.resolve(arch, words).model
+    assert (found.arch, found.image_size, found.crop) == (VIT, SIZE, 1.0)
+    assert (found.mean, found.std) == (timms["mean"], timms["std"])
+    assert found.interpolation == "bilinear"
+    config.write_text(json.dumps({"architecture": VIT}))
+    with pytest.raises(ValueError, match=r"json is no config.json of timm's .*pretrained_cfg"):
+        zoo.published(own.folder / "A.safetensors")
+
+
 def test_what_does_not_belong_together_is_refused_by_name(own):
     checkpoint(own.folder / "C.safetensors", 0, arch=CONV)
     checkpoint(own.folder / "D.safetensors", 0, classes=3)
@@ -272,6 +424,7 @@ def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("", "/A.safetensors says nothing of its architecture"),
         ("--arch test_vitt", "no architecture 'test_vitt'; did you mean 'test_vit"),
         (f"--arch {VIT} model.imagesize=3", "unknown key 'model.imagesize'; did you mean"),
         (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),

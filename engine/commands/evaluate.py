@@ -13,7 +13,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("evaluate", help="your own checkpoints on your own sets")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--models", nargs="+", required=True, metavar="FILE")
-    parser.add_argument("--arch", required=True, help="timm's name of their architecture")
+    parser.add_argument(
+        "--arch", help="of all models: timm's name, or open_clip:NAME for what open_clip saved; "
+        "by default what timm's config.json beside the first says",
+    )  # fmt: skip
     parser.add_argument(
         "--sets", nargs="+", required=True, metavar="FOLDER",
         help="<set> with <class>/<image> below, or a pack",
@@ -32,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     alphas = zoo.parse_alphas(arguments.alphas) if arguments.alphas else None
     models, words = _paths(arguments.models)
     sets, more = _paths(arguments.sets)
-    wanted = zoo.resolve(arguments.arch, [*arguments.overrides, *words, *more])
+    arch, found = (arguments.arch, []) if arguments.arch else zoo.published(models[0])
+    wanted = zoo.resolve(arch, [*found, *arguments.overrides, *words, *more])
     rows = zoo.evaluated(
         wanted,
         models,

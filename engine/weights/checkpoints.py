@@ -6,6 +6,7 @@ checked (a wrong variant of an architecture loads without a word) and kept as an
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -73,12 +74,14 @@ def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
 def load(path: Path) -> State:
     """Read a state dict from safetensors, or from a checkpoint of plain tensors.
 
-    Raises ValueError naming the file if it holds anything else; nothing in it is ever run.
+    The checkpoint may hold it as `state_dict` or `model`, beside what training needs; prefixes
+    that DataParallel and torch.compile put before names are taken off. Raises ValueError naming the
+    file if it holds anything else; nothing in it is ever run.
     """
     if path.suffix != ".safetensors":
         return _plain_tensors(path, str(path))
     with _whole(path):
-        return load_file(path)
+        return timm.models.clean_state_dict(load_file(path))
 
 
 def names(path: Path) -> set[str]:
@@ -86,7 +89,7 @@ def names(path: Path) -> set[str]:
     if path.suffix != ".safetensors":
         return set(load(path))
     with _whole(path), safe_open(path, framework="pt") as file:
-        return set(file.keys())
+        return set(timm.models.clean_state_dict(dict.fromkeys(file.keys())))
 
 
 @contextmanager
@@ -99,16 +102,19 @@ def _whole(path: Path) -> Iterator[None]:
 
 def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        # Training scripts keep their arguments beside the weights: a class without any behaviour.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(
             f"{source} is cut, or holds more than plain tensors, which is never loaded; "
             "save the state dict alone, best as safetensors"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ValueError(f"{source} holds no state dict of tensors")
-    return state
+    return timm.models.clean_state_dict(state)
 
 
 def _settings(recipe: ModelRecipe) -> dict[str, Any]:
@@ -194,7 +200,8 @@ def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
         net = models.create(recipe, len(state[weight]))
     else:
         state = state | {weight: net.state_dict()[weight], bias: net.state_dict()[bias]}
-    if "pos_embed" in state and state["pos_embed"].shape != net.state_dict()["pos_embed"].shape:
+    own = net.state_dict()
+    if "pos_embed" in state.keys() & own and state["pos_embed"].shape != own["pos_embed"].shape:
         state = timm.models.vision_transformer.checkpoint_filter_fn(state, net)  # type: ignore[arg-type]
     return models.load_state(net, state, source)
 

@@ -1,7 +1,8 @@
 """CLIP without an IN-1K stage: its text tower writes the head that the vision tower never had.
 
-The result is a timm ViT like any other (a projection to unit vectors, then a linear head), so every
-method, merge and evaluation works on it; the text tower is needed once and then gone.
+The result is a timm ViT like any other (a projection to unit vectors, then a linear head), or
+open_clip's own vision tower under such a head, so every method, merge and evaluation works on it;
+the text tower is needed once and then gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from engine import models
+from engine import clip, models
 from engine.errors import RecipeError, nearest
 from engine.schema import ModelRecipe, WeightsRecipe
 from engine.weights import hub
@@ -26,7 +27,7 @@ TOLERANCE = 1e-3  # of unit embeddings; another activation function moves them b
 def classifier(
     recipe: ModelRecipe, cache: Path, state: dict[str, torch.Tensor] | None
 ) -> nn.Module:
-    """The recipe's timm ViT with open_clip's weights and a zero-shot head for IN-1K's classes.
+    """The recipe's model with open_clip's weights and a zero-shot head for IN-1K's classes.
 
     The weights come from open_clip's hub, or are `state` (open_clip's names). The head is the mean
     over templates of the unit text features of each class name, normalised again, times
@@ -36,29 +37,20 @@ def classifier(
     that sees an image in another way than open_clip's; RecipeError for unknown names, and for the
     plain-GELU names of weights that were trained with QuickGELU.
     """
-    open_clip = package()
-    clip = open_model(open_clip, recipe.weights, cache, state)
+    open_clip = clip.package()
+    model = open_model(open_clip, recipe.weights, cache, state)
     net = models.create(recipe, len(open_clip.IMAGENET_CLASSNAMES))
-    tower = checkpoint_filter_fn(clip.state_dict(), net)  # type: ignore[arg-type]
+    if isinstance(net, clip.Tower):
+        tower = {k: v for k, v in model.state_dict().items() if k.startswith("visual.")}
+    else:
+        tower = checkpoint_filter_fn(model.state_dict(), net)  # type: ignore[arg-type]
+        tower["fc_norm.linear.weight"] = tower.pop("head.weight")
     source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
-    projection = tower.pop("head.weight")
-    tower["fc_norm.linear.weight"] = projection
-    tower["head.weight"] = text_head(open_clip, clip, recipe.weights)
+    tower["head.weight"] = text_head(open_clip, model, recipe.weights)
     tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
     models.load_state(net, tower, source)
-    _check_tower(clip, net, recipe)
+    _check_tower(model, net, recipe)
     return net
-
-
-def package() -> ModuleType:
-    """open_clip; ValueError naming the extra where it is not installed."""
-    try:
-        import open_clip  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ValueError(
-            "this model needs open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
-        ) from error
-    return open_clip
 
 
 def open_model(
@@ -70,26 +62,26 @@ def open_model(
     """open_clip's model in eval mode, in fp32, on the CPU."""
     _check_names(open_clip, weights)
     if state is not None:
-        clip = open_clip.create_model(weights.clip, load_weights=False)
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        return models.load_state(clip, state, weights.path).eval()
+        return models.load_state(clip.blank(weights.clip), state, weights.path)
     try:
-        clip = open_clip.create_model(weights.clip, weights.tag, cache_dir=str(cache / "open_clip"))
+        model = open_clip.create_model(
+            weights.clip, weights.tag, cache_dir=str(cache / "open_clip")
+        )
     except hub.ERRORS as error:
         raise ValueError(
             f"open_clip gives no weights for {weights.clip} {weights.tag} "
             f"({hub.reason(error)}); without a way to the hub, download "
             "open_clip_model.safetensors elsewhere and set model.weights.path=FILE"
         ) from error
-    return clip.eval()
+    return model.eval()
 
 
-def text_head(open_clip: ModuleType, clip: Any, weights: WeightsRecipe) -> torch.Tensor:
+def text_head(open_clip: ModuleType, model: Any, weights: WeightsRecipe) -> torch.Tensor:
     """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids."""
     full = weights.templates == "full"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unit_EC = open_clip.build_zero_shot_classifier(
-        clip.to(device),
+        model.to(device),
         open_clip.get_tokenizer(weights.clip),
         open_clip.IMAGENET_CLASSNAMES,
         open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES,
@@ -97,18 +89,15 @@ def text_head(open_clip: ModuleType, clip: Any, weights: WeightsRecipe) -> torch
         device=device,
         use_tqdm=True,
     )
-    scale = clip.logit_scale.detach().exp()
-    clip.to("cpu")
+    scale = model.logit_scale.detach().exp()
+    model.to("cpu")
     return (scale * unit_EC.T).float().cpu()
 
 
 def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
-    known = open_clip.list_models()
-    if weights.clip not in known:
-        raise RecipeError(
-            f"open_clip has no model {weights.clip!r}{nearest(weights.clip, known)} "
-            "(model.weights.clip)"
-        )
+    config = clip.config(weights.clip)
+    if weights.path and not weights.tag:  # of nobody's weights but the user's
+        return
     tags = open_clip.list_pretrained_tags_by_model(weights.clip)
     if weights.tag not in tags:
         raise RecipeError(
@@ -116,7 +105,7 @@ def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
             f"{nearest(weights.tag, tags)} (model.weights.tag)"
         )
     quick = bool(open_clip.get_pretrained_cfg(weights.clip, weights.tag).get("quick_gelu"))
-    if quick != bool(open_clip.get_model_config(weights.clip).get("quick_gelu")):
+    if quick != bool(config.get("quick_gelu")):
         name = weights.clip.removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
         raise RecipeError(
             f"model.weights.clip={weights.clip}: the weights {weights.tag} were trained "
@@ -124,15 +113,15 @@ def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
         )
 
 
-def _check_tower(clip: Any, net: nn.Module, recipe: ModelRecipe) -> None:
-    """timm's tower and open_clip's must see one image alike, where both take its size."""
-    size = clip.visual.image_size
+def _check_tower(model: Any, net: nn.Module, recipe: ModelRecipe) -> None:
+    """The model and open_clip's must see one image alike, where both take its size."""
+    size = model.visual.image_size
     if recipe.image_size not in (size if isinstance(size, tuple) else (size,)):
         return
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, recipe.image_size, recipe.image_size, generator=generator)
     with torch.inference_mode():
-        wanted = clip.encode_image(x, normalize=True)
+        wanted = model.encode_image(x, normalize=True)
         found = models.features(net.eval(), x)
     gap = (wanted - found).abs().max().item()
     if not gap <= TOLERANCE:

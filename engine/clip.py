@@ -1,0 +1,110 @@
+"""What CLIP needs beyond timm: unit embeddings, a head that keeps its digits, open_clip's towers.
+
+An architecture named `open_clip:NAME` is the vision tower of open_clip's model NAME, run by its own
+code; under a linear head it is a classifier like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.errors import RecipeError, nearest
+
+PREFIX = "open_clip:"
+
+
+class Projection(nn.Module):
+    """CLIP's image embedding: pre-logits [B, D] -> unit vectors [B, E] (Radford et al. 2021)."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, embedding, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.linear(x).float(), dim=-1)
+
+
+class Fp32Linear(nn.Linear):
+    """A head that autocast leaves in fp32: cosines times 100 would lose all but 1/8 in bf16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class Tower(nn.Module):
+    """open_clip's vision tower and a head on its unit embeddings, used as timm's models are.
+
+    Takes images of the tower's own size. Randomly initialised, on the CPU.
+    """
+
+    def __init__(self, arch: str, classes: int) -> None:
+        super().__init__()
+        name = arch.removeprefix(PREFIX)
+        self.visual = blank(name).visual
+        self.head = Fp32Linear(config(name)["embed_dim"], classes)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.visual(x).float(), dim=-1)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Linear:
+        return self.head
+
+
+def package() -> ModuleType:
+    """open_clip; ValueError naming the extra where it is not installed."""
+    try:
+        import open_clip  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ValueError(
+            "this model needs open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
+        ) from error
+    return open_clip
+
+
+def config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a model; RecipeError, naming the nearest, for an unknown one."""
+    open_clip = package()
+    known = open_clip.list_models()
+    if name not in known:
+        raise RecipeError(f"open_clip has no model {name!r}{nearest(name, known)}")
+    return open_clip.get_model_config(name)
+
+
+def blank(name: str) -> Any:
+    """open_clip's model with random weights, in eval mode, in fp32, on the CPU."""
+    config(name)
+    nothing = {"load_weights": False, "pretrained_image": False, "pretrained_text": False}
+    logging.disable(logging.WARNING)  # it warns of the random weights that are asked for
+    try:
+        return package().create_model(name, **nothing).eval()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def data_config(arch: str, tag: str) -> dict[str, Any]:
+    """How a tower wants its images, in timm's words.
+
+    Mean and std are those of the weights `tag`, or without one of all that open_clip has for the
+    model, where they agree; else OpenAI's.
+    """
+    open_clip, name = package(), arch.removeprefix(PREFIX)
+    size = config(name)["vision_cfg"]["image_size"]
+    usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
+    known = [open_clip.get_pretrained_cfg(name, one) for one in tags]
+    found = [{key: tuple(one.get(key) or usual[key]) for key in usual} for one in known]
+    agreed = found[0] if found and found.count(found[0]) == len(found) else usual
+    sizes = size if isinstance(size, list | tuple) else (size, size)
+    return {"input_size": (3, *sizes), "interpolation": "bicubic", "crop_pct": 1.0, **agreed}
