@@ -4,15 +4,16 @@ The peer is how WiSE-FT curves are made: for each of A alphas, merge on the CPU,
 run over the whole set. Opening a set and reading it takes d, one forward pass over it f, each by
 itself. With readers that run ahead of the model, as for JPEG shards, then
 
-    one pass     max(d, A f)
-    a pass each  A max(d, f)
+    one pass     max(d, A f) + b
+    a pass each  A (max(d, f) + m)
 
-as long as they do not compete. On a CPU they do: w readers and t computing threads share the cores,
+as long as they do not compete; b is what making the bank takes, m what merging a model on the CPU
+takes, which many images hide. On a CPU they do: w readers and t computing threads share the cores,
 so that no two parts take less than (w d + t f) / cores. Raw shards that fit are read whole before
-the model starts: d + A f against A (d + f). From a folder of photos our first pass encodes the
-pack, at a cost e, and computes after that: e + A f.
+the model starts: d + A f + b against A (d + f + m). From a folder of photos our first pass encodes
+the pack, at a cost e, and computes after that: e + A f + b.
 
-d, e and f are measured before each contest, and d and A f once more as peers, so that the table
+All of these are measured before each contest, and d and A f once more as peers, so that the table
 holds their times for as many images as a contest names. Targets: within 10% of the prediction; on
 raw pixels at most 2% above the forward passes alone; 10 probes in an eighth of 10 passes.
 """
@@ -41,11 +42,12 @@ from torch.utils.data import DataLoader
 from bench import photos
 from bench.contest import Contest, Entrant, Scale
 from engine import evaluate, models, zoo
+from engine.bank import Bank
 from engine.cells import CELL, Cell
 from engine.context import Request, cache_folder
 from engine.data.sets import Sets
 from engine.machine import memory, precision
-from engine.merge import Mix
+from engine.merge import Mix, essential
 from engine.weights import checkpoints
 from loaders.pack import Pack
 from loaders.stream import open_source
@@ -78,9 +80,9 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     big = device.type == "cuda"
     vit = "vit_base_patch16_224" if big else "vit_tiny_patch16_224"
     for arch, size, count, storage in (
-        ("test_vit", 32, 2000 if big else 120, "files"),
-        ("mobilenetv3_small_050", 224, 4096 if big else 128, "jpeg"),
-        (vit, 224, 2048 if big else 16, "raw"),
+        ("test_vit", 32, 2000 if big else 480, "files"),
+        ("mobilenetv3_small_050", 224, 4096 if big else 256, "jpeg"),
+        (vit, 224, 2048 if big else 64, "raw"),
     ):
         if scale.quick:
             arch, size, count = "test_vit", 32, 8
@@ -98,7 +100,9 @@ def _alphas(bench: Bench) -> Contest:
         one = _seconds(lambda: bench.encode("again")) + forwards
     else:
         one = bench.together(read, forwards)
+    one += _seconds(bench.make_bank)
     each = len(ALPHAS) * bench.together(read, forward)
+    each += _seconds(lambda: [None for _ in bench.merged()])
     above = ABOVE_FORWARD if bench.storage == "raw" else None
     return Contest(
         f"11 alphas {bench.storage} {len(bench.pack)}",
@@ -171,9 +175,28 @@ class Bench:
         return context
 
     @cached_property
+    def parents(self) -> dict[str, Cell]:
+        cells = [zoo.cell_of(self.context, file) for file in self.files]
+        return {cell.name: cell for cell in cells}
+
+    @property
     def mixes(self) -> list[Mix]:
-        first, second = (zoo.cell_of(self.context, file).name for file in self.files)
+        first, second = self.parents
         return [{first: 1 - alpha, second: alpha} for alpha in ALPHAS]
+
+    def make_bank(self) -> None:
+        """The models of all alphas on the device, as the engine makes them before its pass."""
+        bank = Bank(self.on(self.pack), list(map(essential, self.mixes)), self.parents, 0)
+        bank.models(bank.groups[0])
+        self._wait()
+
+    def merged(self) -> Iterator[None]:
+        """Each alpha's weights in the model, by turns: merged on the CPU."""
+        first, second = (load_file(file) for file in self.files)
+        for alpha in ALPHAS:
+            state = {name: (1 - alpha) * first[name] + alpha * second[name] for name in first}
+            self.net.load_state_dict(state)
+            yield
 
     def one_pass(self) -> zoo.OwnContext:
         """All alphas by the engine, which has seen nothing yet; from files, encoded too."""
@@ -183,14 +206,8 @@ class Bench:
         return context
 
     def a_pass_each(self) -> list[Tensor]:
-        """top-1 [N] for each alpha: merged on the CPU, with a loader of its own."""
-        first, second = (load_file(file) for file in self.files)
-        found = []
-        for alpha in ALPHAS:
-            state = {name: (1 - alpha) * first[name] + alpha * second[name] for name in first}
-            self.net.load_state_dict(state)
-            found.append(self._top1())
-        return found
+        """top-1 [N] for each alpha, with a loader of its own."""
+        return [self._top1() for _ in self.merged()]
 
     @torch.no_grad()
     def _top1(self) -> Tensor:

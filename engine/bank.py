@@ -104,12 +104,17 @@ class Bank:
         self._models: list[Model] = []
         self._load_s = 0.0
 
+    @functools.cached_property
+    def _net(self) -> nn.Module:
+        net = models.create(self.context.recipe.model, len(self.context.sets.classes))
+        return net.to(self.context.device).eval()
+
     def models(self, group: Group) -> list[Model]:
         """The group's models on the device; those of the group before are gone."""
         if group is not self._group:
             self._group, self._models = (), []
             start = time.perf_counter()
-            self._models = _load(self.context, group, self.parents)
+            self._models = _load(self._net, self.context, group, self.parents)
             self._load_s = (time.perf_counter() - start) / len(group)
             self._group = group
         return self._models
@@ -171,35 +176,35 @@ def _bytes(found: object) -> int:
     return sum(map(_bytes, found)) if isinstance(found, tuple | list) else 0
 
 
-def _load(context: Context, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
+def _load(
+    net: nn.Module, context: Context, mixes: Group, parents: Mapping[str, Cell]
+) -> list[Model]:
+    """Models of the mixes: `net` lends its form to all, since one for each took most of a load."""
     by_members: dict[tuple[str, ...], list[Mix]] = {}
     for mix in mixes:
-        if len(mix) > 1:
-            by_members.setdefault(tuple(mix), []).append(mix)
-    mixed: dict[int, Model] = {}
-    if by_members:
-        net = models.create(context.recipe.model, len(context.sets.classes))
-        net = net.to(context.device).eval()
-    for some in by_members.values():
-        for mix, state in zip(some, merge.states(some, parents, context.device), strict=True):
-            # One module lends its form to all states: a copy of it for each took most of the load.
-            mixed[id(mix)] = functools.partial(_with_state, net, state)
-    loaded = []
-    for mix in mixes:
-        if len(mix) > 1:
-            loaded.append(mixed[id(mix)])
-            continue
-        cell = parents[next(iter(mix))]
-        loaded.append(_prompted(context.network(cell), cell.prompt(), context.device))
-    return loaded
+        by_members.setdefault(tuple(mix), []).append(mix)
+    loaded: dict[int, Model] = {}
+    for members, some in by_members.items():
+        cell = parents[members[0]]
+        if len(members) > 1:
+            states = merge.states(some, parents, context.device)
+        elif cell.artifact.kind == "weights" and context.recipe.model.head.fit:
+            states = [context.network(cell).state_dict()]  # with the head that it lacks
+        else:
+            states = [{k: v.to(context.device) for k, v in cell.state().items()}]
+        for mix, state in zip(some, states, strict=True):
+            model = functools.partial(_with_state, net, state)
+            prompt = cell.prompt() if len(members) == 1 else None
+            loaded[id(mix)] = _prompted(model, prompt, context.device)
+    return [loaded[id(mix)] for mix in mixes]
 
 
 def _with_state(net: nn.Module, state: State, x: torch.Tensor) -> torch.Tensor:
-    return functional_call(net, state, (x,))
+    return functional_call(net, state, (x,), strict=True)
 
 
-def _prompted(net: nn.Module, prompt: torch.Tensor | None, device: torch.device) -> Model:
+def _prompted(model: Model, prompt: torch.Tensor | None, device: torch.device) -> Model:
     if prompt is None:
-        return net
+        return model
     prompt_CHW = prompt.to(device)
-    return lambda x: net(x + prompt_CHW)
+    return lambda x: model(x + prompt_CHW)

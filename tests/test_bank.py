@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import Grid, grid
+from grids import Grid, environment, grid
 from torch import nn
 from tqdm import tqdm
 
@@ -88,9 +92,9 @@ class Counted:
                 self.images += len(batch)
                 yield batch
 
-        def counted_load(context, some, parents) -> list:
+        def counted_load(net, context, some, parents) -> list:
             self.models += len(some)
-            return load(context, some, parents)
+            return load(net, context, some, parents)
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
         monkeypatch.setattr(bank, "_load", counted_load)
@@ -280,6 +284,51 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert same(tables(fresh.context(), some), expected)
     assert counted.images == IMAGES - 2 * BATCH
     assert not list((store / "pending").iterdir())
+
+
+KILLED = """
+import json, sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from grids import Grid
+from engine import bank, evaluate, pending
+from engine.machine import quiet, ranks
+
+folder, runs, mixes, batches = Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5], int(sys.argv[6])
+pending.SLICE = 16
+forward, left = bank.Forward.__call__, [batches]
+
+def stopping(self, model, x):
+    if not left[0]:
+        print("here", flush=True)
+        time.sleep(600)
+    left[0] -= 1
+    return forward(self, model, x)
+
+bank.Forward.__call__ = stopping
+quiet.libraries()
+context = Grid(folder, runs, ranks.start("cpu")).context()
+evaluate.evaluate(context, json.loads(mixes), ["outline"], "all")
+"""
+
+
+@pytest.mark.parametrize("batches", [2, 5 * 2 + 3, 5 * 4 + 2])
+def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
+    fresh, mixes, wanted, small_slices, monkeypatch, batches
+):
+    """Killed outright between two batches: in the first, second and last slice of five models."""
+    tests = Path(__file__).resolve().parent
+    words = [tests, tests.parent, fresh.folder, fresh.runs, json.dumps(mixes[:5]), batches]
+    command = [sys.executable, "-c", KILLED, *map(str, words)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and "here\n" in iter(child.stdout.readline, "")
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    finished = batches // 10
+    assert len(list((fresh.runs / "store").rglob("*.parquet"))) == 5 * finished
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+    assert counted.images == IMAGES - 2 * BATCH * finished
 
 
 def test_models_of_a_small_set_are_kept_as_their_group_ends(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +167,38 @@ def test_csv_files_hold_every_row(tmp_path):
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
     assert float(row["p"]) <= float(row["p_corrected"]) <= 1
     assert read["behaviour"][0]["same_top1"] == "" != read["behaviour"][-1]["same_top1"]
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+import stores
+from engine.measures import metrics
+from engine.report import certainty
+folder = Path(sys.argv[3])
+cells = stores.grid(folder / "store", stores.random_hits(), methods=["a", "b"])
+found = metrics.gather(cells)
+summary = metrics.summarise(found, stores.SETS)
+metrics.write_csv(folder, summary)
+certainty.write_csv(folder, certainty.certainty(found, summary, stores.SETS, "up"))
+"""
+
+
+def test_everything_is_computed_from_the_store_where_there_is_no_torch(tmp_path):
+    """Accuracy, RI, mRI, intervals, comparisons and behaviour, as with it."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    tests = Path(__file__).resolve().parent
+    for folder in (there, here):
+        folder.mkdir()
+    words = [sys.executable, "-c", WITHOUT_TORCH, tests, tests.parent, there]
+    subprocess.run(list(map(str, words)), check=True)
+    found = metrics.gather(grid(here / "store", random_hits(), methods=["a", "b"]))
+    summary = metrics.summarise(found, SETS)
+    metrics.write_csv(here, summary)
+    certainty.write_csv(here, certainty.certainty(found, summary, SETS, "up"))
+    files = sorted(path.name for path in here.glob("*.csv"))
+    assert {"accuracy.csv", "behaviour.csv", "comparisons.csv", "intervals.csv"} < set(files)
+    for name in files:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
