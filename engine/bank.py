@@ -23,7 +23,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from engine import merge, models
 from engine.cells import Cell
-from engine.machine import ranks
+from engine.folding import Folded
+from engine.machine import compiled, ranks
 from engine.merge import Mix
 from engine.weights import checkpoints
 from engine.weights.checkpoints import State
@@ -105,9 +106,12 @@ class Bank:
         self._load_s = 0.0
 
     @functools.cached_property
-    def _net(self) -> nn.Module:
-        net = models.create(self.context.recipe.model, len(self.context.sets.classes))
-        return net.to(self.context.device).eval()
+    def _net(self) -> Folded:
+        recipe, device = self.context.recipe, self.context.device
+        net = models.create(recipe.model, len(self.context.sets.classes)).to(device).eval()
+        net = Folded(net)
+        compiled.in_place(net, recipe.evaluate.compile, device)
+        return net
 
     def models(self, group: Group) -> list[Model]:
         """The group's models on the device; those of the group before are gone."""
@@ -176,10 +180,8 @@ def _bytes(found: object) -> int:
     return sum(map(_bytes, found)) if isinstance(found, tuple | list) else 0
 
 
-def _load(
-    net: nn.Module, context: Context, mixes: Group, parents: Mapping[str, Cell]
-) -> list[Model]:
-    """Models of the mixes: `net` lends its form to all, since one for each took most of a load."""
+def _load(net: Folded, context: Context, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
+    """Models of the mixes: `net` lends its form to all, and its graph where it is compiled."""
     by_members: dict[tuple[str, ...], list[Mix]] = {}
     for mix in mixes:
         by_members.setdefault(tuple(mix), []).append(mix)
@@ -193,7 +195,7 @@ def _load(
         else:
             states = [{k: v.to(context.device) for k, v in cell.state().items()}]
         for mix, state in zip(some, states, strict=True):
-            model = functools.partial(_with_state, net, state)
+            model = functools.partial(_with_state, net, net.state(state))
             prompt = cell.prompt() if len(members) == 1 else None
             loaded[id(mix)] = _prompted(model, prompt, context.device)
     return [loaded[id(mix)] for mix in mixes]

@@ -22,7 +22,7 @@ from engine.artifacts import Artifact, Store
 from engine.cells import Cell
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
-from engine.machine import precision, ranks
+from engine.machine import compiled, precision, ranks
 from engine.methods.base import Mixed, Trained
 from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
 from engine.weights import checkpoints
@@ -149,6 +149,7 @@ class Context:
         siblings = [self.sibling(name) for name in needs]
         settings = dataclasses.asdict(cell_recipe.train)
         settings["precision"] = precision.resolve(cell_recipe.train.precision, self.device)
+        settings["compile"] = compiled.resolve(cell_recipe.train.compile, self.device) != "never"
         return {
             "base": self.base.name,
             "target": self.target.pack.fingerprint,

@@ -28,7 +28,7 @@ from engine.bank import Bank, Forward, Model
 from engine.cells import Cell
 from engine.data import grouping
 from engine.data.sets import LabelledSet
-from engine.machine import precision, ranks
+from engine.machine import compiled, precision, ranks
 from engine.measures import predictions
 from engine.merge import Mix, essential
 from engine.pending import PART, Part, Pending, slices
@@ -105,6 +105,8 @@ def key_of(
         "precision": precision.resolve(recipe.evaluate.precision, context.device),
         "batch_size": recipe.evaluate.batch_size,
     }
+    if (compile := compiled.resolve(recipe.evaluate.compile, context.device)) != "never":
+        key["compile"] = compile
     if context.sets.given_classes:
         key["classes"] = digest(context.sets.given_classes)
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key

@@ -30,6 +30,8 @@ COMMAND_LINE = "the command line"
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
     "evaluate.precision": ("auto", "fp32", "bf16"),
+    "train.compile": ("auto", "always", "never"),
+    "evaluate.compile": ("auto", "always", "never", "cuda_graphs"),
     "evaluate.split": ("all", "holdout"),
     "train.zero_stage": (0, 1, 2),
     "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),

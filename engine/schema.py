@@ -110,7 +110,7 @@ class TrainRecipe:
     freeze_batchnorm: bool = False
     zero_stage: int = 1
     precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
-    compile: bool = False
+    compile: str = "auto"  # auto: on a GPU | always | never
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ class EvaluateRecipe:
 
     batch_size: int = 256
     precision: str = "auto"
+    compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
     split: str = "all"  # all | holdout: images of the sets that a cell was not trained on
     budget: float = 1.0  # share of the images of all sets, about as many of each
     half_width: float | None = None  # points: stop before the budget where every RI is as sure

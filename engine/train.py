@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from engine import optim
 from engine.errors import DivergedError
-from engine.machine import ranks
+from engine.machine import compiled, ranks
 from engine.methods.base import Export, Trained
 from engine.weights import checkpoints
 from loaders.batch import Batch
@@ -104,8 +104,7 @@ def initialize(method: Trained, context: Context) -> Any:
     recipe = context.recipe
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
-    if recipe.train.compile:
-        method.net.compile()
+    compiled.in_place(method.net, recipe.train.compile, context.device)
     micro = recipe.train.batch_size // (ranks.world() * recipe.train.accumulation)
     # One rank has nothing to shard: ZeRO would only copy weights and gradients.
     stage = recipe.train.zero_stage if ranks.world() > 1 else 0

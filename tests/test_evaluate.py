@@ -241,7 +241,7 @@ TRAIN = {
     "freeze_batchnorm": "false",
     "zero_stage": 0,
     "precision": "bf16",
-    "compile": "true",
+    "compile": "always",
 }
 OPTIMIZER = {
     "name": "adamw",
@@ -254,6 +254,7 @@ OPTIMIZER = {
 EVALUATE = {
     "batch_size": 4,
     "precision": "bf16",
+    "compile": "always",
     "split": "holdout",
     "budget": 0.5,
     "half_width": 0.5,

@@ -1,0 +1,182 @@
+"""torch.compile: one graph for each shape of a model, however many cells, batches and banks."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from grids import CONV, SETS, VIT, Grid, distance, grid, weights
+from torch._dynamo.utils import counters
+
+from engine import evaluate, models
+from engine.machine import compiled, precision
+from engine.schema import ModelRecipe
+
+__all__ = ["grid"]
+CPU = torch.device("cpu")
+ALWAYS = ("train.compile=always", "evaluate.compile=always")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Name of what is compiled, a line a graph; the graphs themselves run uncompiled.
+
+    What is traced, and how often, is decided before a backend sees it.
+    """
+    made: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        made.append(f"{len(list(graph.graph.nodes))} nodes")
+        return graph
+
+    real = torch.compile
+
+    def compile(function: object = None, **options: object) -> object:
+        own = {"backend": backend} if "mode" in options else options  # others compile too
+        return real(function, **own)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    torch._dynamo.reset()
+    counters.clear()
+    yield made
+    assert not counters["graph_break"] and not counters["unimplemented"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
+def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs: list[str]) -> None:
+    recipe = ModelRecipe(name="m", arch=arch, image_size=64)
+    nets = [compiled.in_place(models.create(recipe, 5), "always", CPU) for _ in range(3)]
+    for mode, count in ((True, 1), (False, 2), (True, 2)):
+        for net in nets:
+            net.train(mode)
+            for size in (12, 12, 7, 2, 1, 3):
+                net(torch.randn(size, 3, 64, 64)).sum().backward()
+        assert len(graphs) == count
+
+
+@pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
+def test_the_graph_says_what_the_model_says(arch: str, graphs: list[str]) -> None:
+    recipe = ModelRecipe(name="m", arch=arch, image_size=64)
+    plain, own = (models.create(recipe, 5).eval() for _ in range(2))
+    models.load_state(own, plain.state_dict(), "plain")
+    compiled.in_place(own, "always", CPU)
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    for size in (4, 1, 3):
+        x = torch.randn(size, 3, 64, 64)
+        torch.testing.assert_close(own(x), plain(x))
+    assert len(graphs) == 1
+
+
+def test_cells_of_a_column_share_graphs(grid: Grid, graphs: list[str], tmp_path: Path) -> None:
+    """35 images less their hold-out in batches of 12: 12, 12 and 1; and 15 of a smaller set."""
+    runs = Grid(grid.folder, tmp_path, grid.device)
+    for method, new in (
+        ("fine_tune", (1, 0)),
+        ("ewc", (0, 0)),  # the same parameters learn
+        ("lwf", (0, 0)),
+        ("lp_ft", (0, 0)),
+        ("visual_prompt", (1, 0)),  # none learns, and the input has a gradient
+        ("lora", (1, 1)),  # torch's parametrizations make classes of their own for each model
+    ):
+        for downstream, more in zip(("outline", "few"), new, strict=True):
+            before = len(graphs)
+            runs.build(f"method={method}", f"downstream={downstream}", "train.compile=always")
+            assert len(graphs) == before + more, (method, downstream)
+
+
+def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) -> None:
+    context = grid.context("evaluate.compile=always")
+    base, tuned = context.base.name, context.cell("fine_tune").name
+    prompt = context.cell("visual_prompt").name
+    wise = [{base: 1 - a, tuned: a} for a in (0.3, 0.6)]
+    mixes = [*wise, {tuned: 1.0}, {prompt: 1.0}]
+    evaluate.evaluate(context, mixes, SETS, "all")
+    assert len(graphs) == 1
+    plain = grid.context()
+    evaluate.evaluate(plain, mixes, SETS, "all")
+    assert len(graphs) == 1
+    for mix in mixes:
+        ours, theirs = (evaluate.find(one, mix, "few", "all") for one in (context, plain))
+        assert ours is not None and theirs is not None and ours.name != theirs.name
+
+
+def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -> None:
+    """At once, not when cycles are collected: another takes its place on the device."""
+    recipe = ModelRecipe(name="m", arch=VIT, image_size=32)
+    net = compiled.in_place(models.create(recipe, 5), "always", CPU)
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    gone = weakref.ref(net)
+    gc.disable()
+    try:
+        del net
+        assert gone() is None and graphs
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+def test_a_cell_that_inductor_compiled_is_the_cell(grid: Grid, tmp_path: Path) -> None:
+    _, plain = grid.build()
+    runs = Grid(grid.folder, tmp_path, grid.device)
+    context, cell = runs.build(*ALWAYS)
+    assert distance(weights(cell), weights(plain)) < 1e-5
+    mix = {cell.name: 1.0}
+    for one in (context, runs.context("train.compile=always")):
+        evaluate.evaluate(one, [mix], ["few"], "all")
+    ours, theirs = (
+        pq.read_table(evaluate.predicted(one, mix, "few", "all"))["margin"].to_numpy()
+        for one in (context, runs.context("train.compile=always"))
+    )
+    assert 0 < np.abs(ours - theirs).max() < 1e-4, "compiled, it rounds otherwise"
+
+
+def test_who_compiles() -> None:
+    gpu = torch.device("cuda", 0)
+    assert [compiled.resolve("auto", device) for device in (CPU, gpu)] == ["never", "always"]
+    assert compiled.resolve("never", gpu) == "never"
+    assert compiled.resolve("cuda_graphs", gpu) == "cuda_graphs"
+    with pytest.raises(ValueError, match="cuda_graphs needs a GPU"):
+        compiled.resolve("cuda_graphs", CPU)
+    net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
+    assert "forward" not in vars(compiled.in_place(net, "auto", CPU))
+
+
+def test_the_graph_of_a_compiled_cell_is_another_artefact(grid: Grid) -> None:
+    keys = [grid.context(word).key() for word in ("train.compile=auto", "train.compile=never")]
+    assert keys[0] == keys[1] != grid.context("train.compile=always").key()
+
+
+def test_precision_of_a_device() -> None:
+    gpu = torch.device("cuda", 0)
+    assert [precision.resolve("auto", device) for device in (CPU, gpu)] == ["fp32", "bf16"]
+    assert precision.resolve("fp32", gpu) == "fp32"
+    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    for asked, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16)):
+        with precision.autocast(asked, CPU):
+            assert layer(x).dtype == dtype and layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("arch", [VIT, "vit_base_patch16_clip_224.openai_ft_in1k"])
+def test_attention_is_torchs_fused_one(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = 0
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*words: object, **options: object) -> torch.Tensor:
+        nonlocal called
+        called += 1
+        return fused(*words, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    net = models.create(ModelRecipe(name="m", arch=arch, image_size=32), 5)
+    blocks = net.blocks
+    assert isinstance(blocks, torch.nn.Sequential) and timm.layers.use_fused_attn()
+    net(torch.randn(1, 3, 32, 32))
+    assert called == len(blocks)
