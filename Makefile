@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
 .PHONY: demo test check setup bench gpu clean
@@ -11,12 +12,12 @@ demo: setup
 	@$(BIN)/rib campaign emoji --cores $(CORES)
 
 test: check
-	@$(BIN)/python -m pytest -m slow
+	@$(PYTEST) -m slow
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 bench: setup
 	@$(BIN)/python -m bench

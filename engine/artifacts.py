@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1  # raised when the meaning of stored artefacts changes
+FORMAT = 2  # raised when the meaning of stored artefacts changes
 MARKER = "done.json"
 
 

@@ -235,11 +235,13 @@ def test_every_case_is_listed():
         assert is_case == (info.name in contest.CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", contest.CASES)
 def test_gates_are_green(name):
     contest.load(name).gate(CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", contest.CASES)
 def test_contests_run_and_predict(name):
     for held in contest.load(name).contests(CPU, contest.Scale(quick=True)):

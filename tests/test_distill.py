@@ -166,6 +166,7 @@ def test_torch_compile_sees_through_the_operator():
     assert not any("rib" in target for target in targets[0] | targets[1])
 
 
+@pytest.mark.slow
 def test_kernel_in_the_interpreter():
     run_interpreted(__file__)
 

@@ -256,6 +256,7 @@ def test_fetch_is_silent_and_offline_when_all_is_cached(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_the_real_artwork_has_its_concepts_and_draws_them():
     folder = Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))

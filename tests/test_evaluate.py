@@ -286,6 +286,7 @@ OF_METHODS = {
 }
 
 
+@pytest.mark.slow
 def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
     for options, section in ((TRAIN, TrainRecipe), (OPTIMIZER, OptimizerRecipe)):
         assert set(options) == {f.name for f in dataclasses.fields(section)}, "say it here too"

@@ -269,6 +269,7 @@ def test_outer_squares_on_the_cpu(shape, monkeypatch):
         outer_squares(g, x.double())
 
 
+@pytest.mark.slow
 def test_kernel_in_the_interpreter():
     run_interpreted(__file__)
 

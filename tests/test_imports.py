@@ -107,6 +107,7 @@ def test_no_engine_module_bears_a_standard_librarys_name() -> None:
     assert not names & sys.stdlib_module_names
 
 
+@pytest.mark.slow
 def test_kernels_and_loaders_load_without_the_rest() -> None:
     """Not only in the source: importing them brings neither the engine nor each other."""
     for package, others in (("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))):

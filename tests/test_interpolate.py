@@ -178,6 +178,7 @@ def test_the_kernel_is_traced_into_a_compiled_graph():
     assert not any("rib" in target for target in targets)
 
 
+@pytest.mark.slow
 def test_kernel_in_the_interpreter():
     run_interpreted(__file__)
 

@@ -509,6 +509,7 @@ def test_bad_options_are_refused_by_name():
         debiased(one, two, two)
 
 
+@pytest.mark.slow
 def test_kernel_in_the_interpreter():
     run_interpreted(__file__)
 
