@@ -31,11 +31,12 @@ from kernels import reference
 from kernels.alternating import Potentials
 from kernels.bures import bures_squared, class_gaussians
 from kernels.certificate import certify
-from kernels.ground_cost import STRIP_ROWS, GroundCost, StoredCost, store
+from kernels.ground_cost import STRIP_ROWS, GroundCost
 from kernels.sinkhorn import Divergence, debiased, transport, unregularised
+from kernels.stored_cost import StoredCost, store
 from kernels.sweep import sinkhorn_sweep
 
-KERNELS = ("sweep", "sinkhorn", "certificate", "ground_cost", "alternating")
+KERNELS = ("sweep", "sinkhorn", "certificate", "alternating", "ground_cost", "stored_cost")
 EPS = 0.05  # of the mean cost
 ERROR = 1e-4  # of the entropic value
 _DIMENSION = 768

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from kernels.certificate import Certificate
-from kernels.ground_cost import StoredCost
+from kernels.stored_cost import StoredCost
 from kernels.sweep import sinkhorn_sweep, within
 
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations

@@ -34,7 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.ground_cost import GroundCost, StoredCost
+from kernels.ground_cost import GroundCost
+from kernels.stored_cost import StoredCost
 from kernels.sweep import HAS_NUMBA
 
 # Numbers in a float64 strip. CPU: 4 MiB, so that the passes over it find it in cache.

@@ -1,6 +1,6 @@
 """Entropic optimal transport between labelled sets, each value with the bounds it is known to.
 
-Sinkhorn's iterations run on a 16-bit copy of the cost (`ground_cost`), one read an iteration
+Sinkhorn's iterations run on a 16-bit copy of the cost (`stored_cost`), one read an iteration
 (`sweep`), accelerated under a safeguard (`alternating`); an exact float64 pass (`certificate`) then
 bounds the value, or hands back an exact update to go on from. A result is accepted when the
 certified relative duality gap is below the tolerance, and is NaN otherwise: an unconverged run
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kernels.alternating import Anderson, Potentials
 from kernels.certificate import Certificate, certify, relative_gap
-from kernels.ground_cost import COARSE, FINE, SINGLE, Copy, GroundCost, StoredCost, store
+from kernels.ground_cost import GroundCost
+from kernels.stored_cost import COARSE, FINE, SINGLE, Copy, StoredCost, store
 
 _WORTH_A_PASS = 0.7  # of the gap before it
 _CHEAP = 1 << 20  # costs: so many are passed over exactly in a few milliseconds

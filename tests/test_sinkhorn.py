@@ -13,11 +13,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import alternating, certificate, ground_cost, reference, sinkhorn, sweep
+from kernels import alternating, certificate, ground_cost, reference, sinkhorn, stored_cost, sweep
 from kernels.bures import bures_squared, class_gaussians
 from kernels.certificate import certify, relative_gap
-from kernels.ground_cost import COARSE, FINE, SINGLE, STRIP_ROWS, GroundCost, store
+from kernels.ground_cost import STRIP_ROWS, GroundCost
 from kernels.sinkhorn import debiased, transport, unregularised
+from kernels.stored_cost import COARSE, FINE, SINGLE, store
 
 CLASSES, D = 5, 16
 
@@ -86,7 +87,7 @@ def test_the_compiled_quantization_is_that_of_the_operators(monkeypatch):
     pytest.importorskip("numba")
     for cost in (problem(300, 41), problem(STRIP_ROWS + 7, 30, lam_x=0.5, lam_y=2.0)):
         plain = store(cost, copy=COARSE)
-        monkeypatch.setattr(ground_cost, "COMPILE_FROM", 0)
+        monkeypatch.setattr(stored_cost, "COMPILE_FROM", 0)
         compiled = store(cost, copy=COARSE)
         monkeypatch.undo()
         for one, other in ((plain.offset, compiled.offset), (plain.step, compiled.step)):
