@@ -1,0 +1,160 @@
+"""A copy of the ground cost for iterating, in 16 bits.
+
+Sinkhorn's iterations read the whole matrix again and again, so what they read is stored: 16-bit
+fixed point with an offset and a step a row. Unlike a stored kernel exp(-C / eps) it serves every
+eps, cannot underflow, and is off by at most half a step everywhere (about 1e-5 of the mean cost).
+Where eps or the gap is so small that even this shows, the copy is float32, at twice the time an
+iteration, and rounded once from float64 if need be. How far a copy may be from the exact costs is
+bounded beforehand, so that it can be certified on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.ground_cost import STRIP_ROWS, GroundCost
+from kernels.quantize import COMPILE_FROM, quantize
+from kernels.sweep import HAS_NUMBA
+
+_STEPS = 65535
+_HALF_STEP = 0.52  # with 4 roundings of up to 65535 steps
+
+
+class Copy(NamedTuple):
+    """What a copy of the cost is held and computed in. In units of the mean cost, its values are
+    off by at most about 2e-5 (COARSE), 6e-6 (SINGLE) and 2e-7 (FINE) at 768 dimensions."""
+
+    held: torch.dtype
+    computed: torch.dtype
+
+
+COARSE = Copy(torch.int16, torch.float32)
+SINGLE = Copy(torch.float32, torch.float32)
+FINE = Copy(torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class StoredCost:
+    """Costs as offset[i] + step[i] * q[i, j]; q [n, m], or None to compute it at every reading.
+
+    q: int16 from -32768, or float32 (steps of 1). offset, step, row_minimum: float64 [n]. slack:
+    how far the cost of any plan with uniform marginals may be from the exact one.
+    """
+
+    cost: GroundCost
+    copy: Copy
+    q: Tensor | None
+    offset: Tensor
+    step: Tensor
+    row_minimum: Tensor
+    slack: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.cost.shape
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, q of these rows): all at once where q is held."""
+        if self.q is not None:
+            yield slice(0, len(self.q)), self.q
+            return
+        for part in _packed(self.cost, self.copy):
+            yield part.rows, part.q
+
+    def strips(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """(slice, costs in float64) of consecutive rows of a q that is held."""
+        assert self.q is not None, "the copy is not held"
+        for start in range(0, len(self.q), rows):
+            here = slice(start, start + rows)
+            yield here, torch.addcmul(self.offset[here, None], self.step[here, None], self.q[here])
+
+
+def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -> StoredCost:
+    """The copy of a cost matrix to iterate on; not held if it is too large for the memory.
+
+    memory: bytes that may be taken (default: 80% of what is free on the device). Raises ValueError
+    when not even strips fit.
+    """
+    n, m = cost.shape
+    device = cost.x.x.device
+    allowed = int(0.8 * free_memory(device)) if memory is None else memory
+    strips = 4 * 8 * STRIP_ROWS * m + 4 * m * cost.x.x.shape[1]
+    if strips > allowed:
+        raise ValueError(
+            f"strips of the {n} x {m} cost matrix take {strips / 1e9:.3g} GB, but "
+            f"{allowed / 1e9:.3g} GB may be used; free memory, or sample fewer images"
+        )
+    q = None
+    if strips + copy.held.itemsize * n * m <= allowed:
+        q = torch.empty(n, m, dtype=copy.held, device=device)
+    low, step, error = torch.empty(3, n, dtype=torch.float64, device=device)
+    for part in _packed(cost, copy):
+        low[part.rows], step[part.rows], error[part.rows] = part.low, part.step, part.error
+        if q is not None:
+            q[part.rows] = part.q
+    offset = low + (_STEPS + 1) // 2 * step if copy.held == torch.int16 else low
+    slack = float(error.mean()) + (cost.rounding() if copy.computed == torch.float32 else 0.0)
+    return StoredCost(cost, copy, q, offset, step, low, slack)
+
+
+class _Part(NamedTuple):
+    """Rows of the copy: q, costs' minima, steps, and how far storing puts an entry off at most."""
+
+    rows: slice
+    q: Tensor
+    low: Tensor
+    step: Tensor
+    error: Tensor
+
+
+def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
+    """Consecutive strips of the copy."""
+    n, m = cost.shape
+    compiled = HAS_NUMBA and cost.x.x.device.type == "cpu" and n * m >= COMPILE_FROM
+    if copy == COARSE and compiled:
+        yield from _quantized(cost)
+        return
+    for rows, part in cost.strips(STRIP_ROWS, dtype=copy.computed):
+        low, high = torch.aminmax(part, dim=1)
+        part -= low[:, None]
+        if copy.held == torch.float32:
+            low, error = low.double(), (high - low).double() * torch.finfo(torch.float32).eps
+            yield _Part(rows, part.float(), low, torch.ones_like(low), error)
+            continue
+        step = ((high - low) / _STEPS).clamp_(min=torch.finfo(copy.computed).tiny)
+        scaled = part.mul_(step.reciprocal()[:, None]).round_()
+        q = scaled.sub_((_STEPS + 1) // 2).to(torch.int16)
+        yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
+
+
+def _quantized(cost: GroundCost) -> Iterator[_Part]:
+    own = (cost.lam_x * cost.x.squares).float()
+    buffer = torch.empty(min(STRIP_ROWS, len(own)), cost.shape[1])  # fresh pages cost more
+    for start in range(0, len(own), STRIP_ROWS):
+        rows = slice(start, min(start + STRIP_ROWS, len(own)))
+        product = cost.products(rows.start, rows.stop, dtype=torch.float32, out=buffer)
+        others, which = cost.columns(rows.start, rows.stop, dtype=torch.float32)
+        q, low, step = quantize(product, own[rows], others, which)
+        yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a device now, within the limits of the container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        found.append(max(0, int(limit.read_text()) - int(used.read_text())))
+    return min(found)
