@@ -249,6 +249,31 @@ def test_contests_run_and_predict(name):
             assert each.predicted > 0 and each.measured > 0
 
 
+def test_the_gpu_contests_of_transport_run_where_their_peers_are(monkeypatch):
+    transport = contest.load("transport")
+    problem = transport._Problem(60, 4, CPU)
+
+    class SamplesLoss:
+        def __init__(self, loss, *, label_cost_matrix, **options):
+            self.table = label_cost_matrix
+
+        def __call__(self, x, y, *, label_x, label_y):
+            assert self.table.shape == (8, 8) and torch.equal(self.table, self.table.T)
+            assert label_x.max() < 4 <= label_y.min() and label_y.max() < 8
+            return torch.tensor(2.0)
+
+    monkeypatch.setattr(transport, "_optional", lambda _: SimpleNamespace(SamplesLoss=SamplesLoss))
+    (held,) = transport._debiased(problem)
+    value = held.subject.run()
+    assert value.converged and value.value > 0
+    assert held.peers[0].name == f"flash-sinkhorn: off {abs(2 / value.value - 1):.0e}"
+    solved = transport.transport(problem.cost(), eps=problem.eps)
+    potential = transport._two_products(problem).solve(200)
+    stored = transport.store(problem.cost())
+    dual = transport.certify(stored, potential, problem.eps, torch.ones(60).double()).dual
+    assert dual == pytest.approx(solved.value, rel=1e-3)
+
+
 def test_a_gate_can_be_red(monkeypatch):
     distill = contest.load("distill")
     monkeypatch.setattr(
