@@ -108,6 +108,29 @@ def test_a_checkpoint_continues_exactly(options, kind):
     assert set(optimizer.state[named["weight"]]) == wanted
 
 
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+def test_large_models_take_the_compiled_step_and_end_where_small_ones_do(options, monkeypatch):
+    ends, compiled = [], []
+    name = "adamw_ewc_" if options is ADAMW else "sgd_ewc_"
+    kernel = getattr(optim, name)
+
+    def recorded(*tensors, **given):
+        compiled.append(given["compiled"])
+        kernel(*tensors, **given)
+
+    monkeypatch.setattr(optim, name, recorded)
+    for parameters in (1 << 23, 16):  # the model has 16, in two tensors
+        monkeypatch.setattr(optim, "_COMPILE_FROM", parameters)
+        model, named, penalty = linear()
+        optimizer = build(named, options, penalty)
+        optimizer.penalise(whole(named, penalty))
+        train(model, optimizer)
+        ends.append(named)
+    assert compiled == [False] * 6 + [True] * 6
+    for name, plain in ends[0].items():
+        torch.testing.assert_close(ends[1][name], plain, rtol=1e-6, atol=1e-6)
+
+
 def test_parameters_without_a_gradient_are_pulled_to_the_anchor():
     _, named, penalty = linear()
     identity = Penalty(1.0, penalty.anchor)
