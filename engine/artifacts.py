@@ -91,13 +91,17 @@ class Store:
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
 
-        Raises ValueError when a file of a finished artefact was cut or is missing.
+        Raises ValueError when a file of a finished artefact was cut or is missing, and for one that
+        was put there under another's name.
         """
         folder = self.place(kind, label, key)
         marker = folder / MARKER
         if not marker.is_file():
             return None
-        for name, entry in json.loads(marker.read_text())["files"].items():
+        told = json.loads(marker.read_text())
+        if not folder.name.endswith(digest({"format": told["format"], **told["key"]})):
+            raise ValueError(f"{folder} was made of something else; delete it and run again")
+        for name, entry in told["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 raise ValueError(f"{path} is damaged; delete {folder} and run again")

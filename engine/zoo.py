@@ -24,7 +24,8 @@ from engine.context import Context, Request, cache_folder
 from engine.data import imagenet
 from engine.data.sets import Sets, pack_of
 from engine.machine import ranks
-from engine.measures import predictions
+from engine.measures import bootstrap, predictions
+from engine.measures.metrics import RESAMPLES
 from engine.merge import Mix
 from engine.schema import ModelRecipe, Recipe
 from engine.weights import checkpoints
@@ -32,18 +33,23 @@ from loaders.pack import MANIFEST, Pack
 
 WIDTH = 100
 CLIP = {"visual.proj", "logit_scale"}  # tensors that tell an open_clip checkpoint
-HEADS = ("model", "alpha", "set", "n", "accuracy")
+HEADS = ("model", "alpha", "set", "n", "accuracy", "low", "high")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model's top-1 accuracy in percent on a set of n images; alpha where it is interpolated."""
+    """A model's top-1 accuracy in percent on a set of n images; alpha where it is interpolated.
+
+    low, high: its 95% interval over source images (the population: `bootstrap`), if asked for.
+    """
 
     model: str
     alpha: float | None
     set: str
     n: int
     accuracy: float
+    low: float | None = None
+    high: float | None = None
 
 
 class OwnContext(Context):
@@ -90,6 +96,7 @@ def evaluated(
     *,
     alphas: Sequence[float] | None = None,
     classes: Path | None = None,
+    intervals: bool = False,
 ) -> list[Row]:
     """Accuracy of every model on every set; with alphas, of (1 - alpha) first + alpha second.
 
@@ -117,7 +124,7 @@ def evaluated(
     rows = []
     for name in packs:
         evaluate.evaluate(context, [mix for _, _, mix in bank], [name], "all")
-        rows += _rows(context, bank, name)
+        rows += _rows(context, bank, name, intervals)
         context.sets.release(name)
     return rows
 
@@ -143,29 +150,33 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer.writerow(HEADS)
     for row in rows:
         alpha = "" if row.alpha is None else f"{row.alpha:g}"
-        writer.writerow([row.model, alpha, row.set, row.n, f"{row.accuracy:.6f}"])
+        ends = ["" if end is None else f"{end:.6f}" for end in (row.low, row.high)]
+        writer.writerow([row.model, alpha, row.set, row.n, f"{row.accuracy:.6f}", *ends])
     write_atomic(path, text.getvalue().encode())
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a model, a column a set, at most 100 columns wide: further sets stand below."""
+    """A line a model, a column a set, at most 100 columns wide: further sets stand below.
+
+    Beside an accuracy stands half the width of its interval, where it has one.
+    """
     sets = list(dict.fromkeys(row.set for row in rows))
-    lines: dict[str, dict[str, float]] = {}
+    lines: dict[str, dict[str, str]] = {}
     for row in rows:
         label = row.model if row.alpha is None else f"{row.alpha:g}"
-        lines.setdefault(label, {})[row.set] = row.accuracy
+        unsure = "" if row.low is None or row.high is None else f" ±{(row.high - row.low) / 2:.2f}"
+        lines.setdefault(label, {})[row.set] = f"{row.accuracy:.2f}{unsure}"
     counts = {row.set: row.n for row in rows}
     first = "model" if rows[0].alpha is None else "alpha"
     margin = min(40, max(len(word) for word in (first, "images", *lines)))
-    width = min(24, max(8, *map(len, sets)))
+    longest = max(len(cell) for cells in lines.values() for cell in cells.values())
+    width = min(24, max(8, longest, *map(len, sets)))
     per_block = (WIDTH - margin) // (width + 2)
     blocks = []
     for some in (sets[i : i + per_block] for i in range(0, len(sets), per_block)):
         drawn = [(first, [name[:width] for name in some])]
         drawn.append(("images", [f"{counts[name]:,}" for name in some]))
-        drawn += [
-            (label, [f"{found[name]:.2f}" for name in some]) for label, found in lines.items()
-        ]
+        drawn += [(label, [found[name] for name in some]) for label, found in lines.items()]
         blocks.append(
             "\n".join(
                 f"{label[-margin:]:<{margin}}" + "".join(f"  {cell:>{width}}" for cell in cells)
@@ -266,7 +277,7 @@ def _bank(
 
 
 def _rows(
-    context: OwnContext, bank: Sequence[tuple[str, float | None, Mix]], name: str
+    context: OwnContext, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
 ) -> list[Row]:
     """What the store says; it checks that all models saw the same images."""
     seen: predictions.Bank[int] = predictions.Bank()
@@ -274,4 +285,9 @@ def _rows(
     for number, (model, alpha, mix) in enumerate(bank):
         found = seen.add(number, evaluate.predicted(context, mix, name, "all"))
         rows.append(Row(model, alpha, name, len(found.top1), found.accuracy))
-    return rows
+    if not intervals:
+        return rows
+    sums = np.stack([seen.sums(number, [0]) for number in range(len(rows))], axis=-1)
+    draws = bootstrap.means({name: seen}, {name: sums}, resamples=RESAMPLES, seed=0)[name]
+    ends = [bootstrap.interval(100 * samples) for samples in draws.T]
+    return [dataclasses.replace(r, low=a, high=b) for r, (a, b) in zip(rows, ends, strict=True)]

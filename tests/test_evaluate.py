@@ -221,6 +221,13 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
     for name, equal in (("outline", True), ("tinted", False)):
         places = [evaluate.predicted(context, mix, name, "all") for context in (before, after)]
         assert (places[0] == places[1]) is equal, name
+    mine, theirs = (place.parent for place in places)
+    shutil.move(mine, kept := mine.with_name("kept"))
+    shutil.copytree(theirs, mine)
+    with pytest.raises(ValueError, match=f"{mine} was made of something else; delete it"):
+        tables(before, [mix], ["tinted"])
+    shutil.rmtree(mine)
+    shutil.move(kept, mine)
 
 
 def test_what_is_not_there_is_named(grid):

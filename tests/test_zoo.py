@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +90,19 @@ def test_models_alone_are_the_ends_of_their_interpolation(own):
     assert [row.alpha for row in alone] == [None, None]
     assert [Path(row.model).name for row in alone] == ["A.safetensors", "B.safetensors"]
     assert [row.accuracy for row in ends] == [row.accuracy for row in alone]
+
+
+def test_intervals_are_those_of_a_share_of_images(own):
+    """Every image is a source of its own, so they are the binomial's, nearly."""
+    plain, sure = (rows(own, "AB", "outline", intervals=asked) for asked in (False, True))
+    assert [dataclasses.replace(row, low=None, high=None) for row in sure] == plain
+    assert plain[0].low is None and "±" not in zoo.table(plain)
+    for row in sure:
+        share = row.accuracy / 100
+        wanted = 196 * math.sqrt(share * (1 - share) / row.n)
+        assert row.low < row.accuracy < row.high
+        assert (row.high - row.low) / 2 == pytest.approx(wanted, rel=0.2)
+        assert f"{row.accuracy:.2f} ±{(row.high - row.low) / 2:.2f}" in zoo.table(sure)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(own, monkeypatch):
@@ -408,7 +423,7 @@ def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp
     monkeypatch.chdir(own.folder)
     monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
     words = f"evaluate --models A.safetensors B.safetensors --arch {VIT} --alphas 0:1:0.5 --sets"
-    words += f" outline few runs={own.runs} model.image_size={SIZE}"
+    words += f" outline few runs={own.runs} model.image_size={SIZE} --intervals"
     assert cli.main(words.split()) == 0
     printed = capsys.readouterr().out
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
@@ -418,7 +433,8 @@ def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp
         ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "few"),
     ]  # fmt: skip
     for row in found:
-        assert f"{float(row['accuracy']):.2f}" in printed
+        assert f"{float(row['accuracy']):.2f} ±" in printed
+        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument("--alphas", help="interpolate two models: 0:1:0.1, or 0,0.5,1")
     parser.add_argument("--classes", type=Path, help="the head's class names, a line each")
+    parser.add_argument("--intervals", action="store_true", help="95%% intervals over images")
     parser.add_argument("--csv", type=Path, default=Path("accuracy.csv"), help="%(default)s")
     parser.set_defaults(run=run)
 
@@ -44,12 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
         ranks.start(wanted.device),
         alphas=alphas,
         classes=arguments.classes,
+        intervals=arguments.intervals,
     )
     if ranks.rank() == 0:
         zoo.write_csv(arguments.csv, rows)
         if alphas is not None:
             print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {wanted.model.arch}")
-        print(f"percent top-1\n\n{zoo.table(rows)}\n\ntable  {arguments.csv.resolve()}")
+        unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
+        print(f"percent top-1{unsure}\n\n{zoo.table(rows)}\n\ntable  {arguments.csv.resolve()}")
     ranks.stop()
 
 
