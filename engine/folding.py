@@ -57,7 +57,7 @@ class Folded(nn.Module):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+        ours = isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 

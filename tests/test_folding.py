@@ -1,9 +1,12 @@
+import pytest
 import timm
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from engine import models
 from engine.folding import Folded
+from engine.schema import ModelRecipe
 
 
 def norms(net):
@@ -61,6 +64,14 @@ class Looped(Shared):
     def forward(self, x):
         y = self.convolution(x)
         return self.norm(y) if y.sum() > -1e9 else y
+
+
+def test_a_tower_of_open_clip_says_the_same():
+    """Its head asks which device it is on, which a tracer cannot say."""
+    pytest.importorskip("open_clip", reason="the extra [clip]")
+    check(
+        models.create(ModelRecipe(name="m", arch="open_clip:RN50"), 7), torch.randn(1, 3, 224, 224)
+    )
 
 
 def test_a_norm_stays_where_it_must():
