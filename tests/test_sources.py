@@ -79,6 +79,7 @@ def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
     expected = np.stack([np.asarray(draw(seed)) for seed in (5, 60, 5)])
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
     assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == [5, 4, 5]
+    assert batch.rows.dtype == torch.int64 and batch.rows.tolist() == [5, 60, 5]
     assert len(batch) == 3
 
 
