@@ -33,7 +33,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine import evaluate, train
+from engine import evaluate, methods, train
 from engine.context import Context
 from engine.errors import DivergedError
 
@@ -256,6 +256,19 @@ def test_the_order_depends_on_seed_and_epoch():
     }
     assert len(set(orders.values())) == 4
     assert orders[1, 1] == tuple(shares(30, 1, 1, fake_context(1, 30, 1))[0][0].index)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
+    """A timer of DeepSpeed's would synchronise the device twice a step."""
+    context = grid.context(f"train.zero_stage={stage}")
+    method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+    engine = train.start(method, context)
+    try:
+        assert engine.zero_optimization_stage() == 0 and not engine.enable_backward_allreduce
+        assert not engine.tput_timer.config.enabled
+    finally:
+        train.close(engine)
 
 
 def test_a_batch_that_does_not_divide_is_refused(grid):
