@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data.dataset import ImageDataset
-from timm.data.loader import PrefetchLoader, create_loader
+from timm.data.loader import create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -203,7 +203,7 @@ class Bench:
             pin_memory=self.device.type == "cuda",
         )
 
-    def timm(self) -> PrefetchLoader:
+    def timm(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Normalised images and their labels, on the device."""
         config = models.data_config(self.model)
         return create_loader(

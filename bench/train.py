@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.task import ClassificationTask
 from timm.utils.metrics import AverageMeter
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ from engine import methods, models, optim, train
 from engine.context import Context, Request, cache_folder
 from engine.data.sets import Sets
 from engine.machine import quiet, ranks
+from engine.methods.base import Trained
 from engine.planning.flops import flops
 
 KERNELS = ()
@@ -188,7 +189,7 @@ class Bench:
         return Context(request, resolved, self.device, sets)
 
     @contextlib.contextmanager
-    def engine(self, context: Context) -> Iterator[tuple[methods.Trained, Run]]:
+    def engine(self, context: Context) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
         method = methods.find(context.recipe.method.module).Method(context.recipe.method)
         engine = train.start(method, context)
@@ -299,7 +300,7 @@ def _peak_bytes(build: Callable[[], Run], device: torch.device) -> tuple[Run, fl
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         most = max(most, held)
     return run, most
 
