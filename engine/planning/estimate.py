@@ -18,7 +18,7 @@ from engine.data import imagenet, sets
 from engine.data.sets import LabelledSet
 from engine.planning.disk import size_bytes
 from engine.planning.dry_run import PREPARE, DryRun
-from engine.planning.planned import PlannedCell, Work
+from engine.planning.ledger import PlannedCell, Work
 from engine.schema import Recipe
 from loaders import emoji, folders
 from loaders.pack import MANIFEST, Pack
