@@ -217,7 +217,9 @@ class Context:
         if cell.artifact.kind == "weights" and self.recipe.model.head.fit:
             own = net.state_dict()
             state |= {weight: own[weight], bias: own[bias]}
-        return models.load_state(net, state, cell.name).to(self.device).eval()
+        file = self.recipe.model.weights.path if cell.artifact.kind == "weights" else ""
+        source = f"{file} ({cell.name})" if file else cell.name
+        return models.load_state(net, state, source).to(self.device).eval()
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
         """Diagonal Fisher of the base model on the upstream training split, by parameter name."""

@@ -8,6 +8,7 @@ from the caller: `classes` are always those of the whole set, also where a tree 
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,23 @@ def faults(
         names = [f"{classes[i]} ({counts[i]})" for i in wrong.tolist()]
         wanted = f"not {per_class} images" if per_class else "no image"
         found.append(f"{wrong.size} of {len(classes)} classes have {wanted}: {some(names)}")
+    return found
+
+
+def copies(items: Iterable[Item]) -> list[str]:
+    """Pairs of images of one class that hold the same bytes under two names."""
+    by_size: dict[tuple[int, int], list[Item]] = {}
+    for item in items:
+        place = item.payload
+        size = place.size if place.size >= 0 else os.stat(place.path).st_size
+        by_size.setdefault((item.label, size), []).append(item)
+    found = []
+    for several in by_size.values():
+        first: dict[bytes, Item] = {}
+        for item in several if len(several) > 1 else ():
+            other = first.setdefault(trees.read(item.payload), item)
+            if other is not item:
+                found.append(f"{other.key} and {item.key}")
     return found
 
 

@@ -89,7 +89,7 @@ def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
     """`count` of the items (in order), balanced over `corruption/severity` and over classes.
 
     Parts of the set get the same number of images, give or take one; so do the classes of a part,
-    and, over all parts, the classes. A part and class with too few images gives all it has.
+    and, over all parts, the classes. Where a part and class has too few images, others make up.
     """
     if not 0 < count <= len(items):
         raise ValueError(f"subsample={count}: the set has {len(items)} images; full takes all")
@@ -103,6 +103,9 @@ def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
         there = places.get((part, label), [])
         mixed = np.random.default_rng([seed, parts.index(part), label]).permutation(len(there))
         chosen += [there[i] for i in mixed[:quota]]
+    rest = np.setdiff1d(np.arange(len(items)), chosen)
+    mixed = np.random.default_rng([seed, count]).permutation(rest)
+    chosen += mixed[: count - len(chosen)].tolist()
     return [items[position] for position in sorted(chosen)]
 
 

@@ -87,14 +87,19 @@ def stamped(file: File) -> bytes:
     return f"{file.path} {file.stamp}\n".encode()
 
 
-def open_image(place: Place) -> Image.Image:
-    """The image as it is stored: its mode is its own, its orientation tag is not applied."""
+def read(place: Place) -> bytes:
+    """The bytes of a file. Raises ValueError where an archive was cut inside it."""
     with open(place.path, "rb") as file:
         file.seek(place.offset)
         data = file.read(place.size)
     if 0 <= place.size != len(data):
         raise ValueError(f"{place.path} ends inside this image")
-    image = Image.open(io.BytesIO(data))
+    return data
+
+
+def open_image(place: Place) -> Image.Image:
+    """The image as it is stored: its mode is its own, its orientation tag is not applied."""
+    image = Image.open(io.BytesIO(read(place)))
     image.load()
     return image
 

@@ -41,7 +41,9 @@ def pixels(item: Item) -> np.ndarray:
     return np.asarray(open_image(item.payload))
 
 
-@pytest.mark.parametrize("layout", ["above", "val", "csv", "synsets", "kaggle", "tar", "flat tar"])
+@pytest.mark.parametrize(
+    "layout", ["above", "val", "csv", "synsets", "kaggle", "tar", "flat tar", "tar beside labels"]
+)
 def test_every_layout_of_the_validation_set_gives_the_same_items(
     tmp_path: Path, layout: str
 ) -> None:
@@ -59,9 +61,10 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(
     else:
         labels = "LOC_val_solution.csv" if layout == "csv" else imagenet.imagenet.LABEL_FILES[1]
         source = trees.flat(tmp_path / "a", labels)
-        if layout == "flat tar":
-            trees.archive(source / "val", source / "ILSVRC2012_img_val.tar")
+        if layout in ("flat tar", "tar beside labels"):
+            path = trees.archive(source / "val", source / "ILSVRC2012_img_val.tar")
             shutil.rmtree(source / "val")
+            source = path if layout == "tar beside labels" else source
     found = read("imagenet_val", source)
     assert named(found) == named(wanted) and len(found.items) == 6
     assert [item.source for item in found.items] == [item.source for item in wanted.items]
@@ -69,6 +72,26 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(
     for one, other in zip(found.items, wanted.items, strict=True):
         assert np.array_equal(pixels(one), pixels(other))
     assert tuple(found.classes) == imagenet.wnids()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_cartoon", "imagenet_drawing"],
+)
+def test_a_set_is_the_same_from_its_archive(tmp_path: Path, name: str) -> None:
+    file = "ILSVRC2012_val_{i:08d}.png" if name == "imagenet_drawing" else "{i}.jpg"
+    wanted = read(name, trees.by_wnid(tmp_path / "a" / name, file))
+    found = read(name, trees.archive(tmp_path / "a", tmp_path / f"{name}.tar"))
+    assert named(found) == named(wanted) and len(found.items) == 6
+    assert found.items[0].payload.path == str(tmp_path / f"{name}.tar")
+    for a, b in zip(found.items, wanted.items, strict=True):
+        assert np.array_equal(pixels(a), pixels(b))
+
+
+def test_version_2_from_its_archive(tmp_path: Path) -> None:
+    wanted = read("imagenet_v2", trees.version_2(tmp_path / "v2"))
+    found = read("imagenet_v2", trees.archive(tmp_path / "v2", tmp_path / "v2.tar"))
+    assert named(found) == named(wanted)
 
 
 def test_training_set_as_an_archive_of_archives(tmp_path: Path) -> None:
@@ -165,6 +188,18 @@ def test_a_drawn_part_is_balanced_and_seeded(count: int, seed: int) -> None:
         assert max(sizes) - min(sizes) <= 1
     assert count < 4 or len(Counter(item.label for item in drawn)) == 4
     assert count < 6 or len(Counter(item.key[0] for item in drawn)) == 6
+
+
+@given(st.sets(st.integers(0, 71), min_size=1), st.integers(0, 2), st.data())
+def test_a_drawn_part_of_an_incomplete_set_has_its_size(
+    there: set[int], seed: int, data: st.DataObject
+) -> None:
+    items = [Item(i % 4, "s", f"{'abcdef'[i // 12]}/1/{i % 4}/{i:02}", None) for i in there]
+    items.sort(key=lambda item: item.key)
+    count = data.draw(st.integers(1, len(items)))
+    drawn = imagenet_c.draw(items, count, seed)
+    assert len({item.key for item in drawn}) == len(drawn) == count
+    assert [items.index(item) for item in drawn] == sorted(items.index(item) for item in drawn)
 
 
 def test_published_sizes(tmp_path: Path) -> None:
@@ -302,6 +337,22 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the same image twice"):
             read("imagenet_val", val)
         other.unlink()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_an_image_that_is_there_twice_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archived: bool
+) -> None:
+    monkeypatch.setitem(imagenet.SIZES, "imagenet_a", imagenet.Size(6))
+    source = trees.by_wnid(tmp_path / "a")
+    first, second = (source / wnid for wnid in trees.WNIDS[:2])
+    shutil.copy(first / "1.jpg", first / "1 (copy).jpg")
+    shutil.copy(first / "1.jpg", second / "other.jpg")  # of another class: no copy
+    if archived:
+        source = trees.archive(source, tmp_path / "a.tar")
+    pair = rf"{first.name}/1 \(copy\).jpg and {first.name}/1.jpg"
+    with pytest.raises(ValueError, match=rf"8 images, not 6.*; 1 images are there twice: {pair}"):
+        imagenet.read(RIB, "imagenet_a", source)
 
 
 def test_one_file_in_two_archives_is_named(tmp_path: Path) -> None:

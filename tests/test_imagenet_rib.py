@@ -280,19 +280,28 @@ def test_the_command_says_what_it_does(rib: Rib, capsys: pytest.CaptureFixture) 
     source = trees.by_wnid(rib.folder / "shown")
     first = source / trees.WNIDS[0]
     Image.new("CMYK", (40, 40)).save(first / "ink.jpg")
+    Image.new("L", (40, 40)).save(first / "grey.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(first / "turned.jpg", exif=turned)
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(first / "moving.gif", save_all=True, append_images=frames[1:])
     (first / "torn.jpg").write_bytes(b"\xff\xd8 no picture")
     (source / "README.txt").write_text("about")
     jpeg = "dataset.pack_format=jpeg"
     assert rib.encode("imagenet_r", source, jpeg) == 2
-    assert "is not the published imagenet_r: 8 images, not 30,000" in capsys.readouterr().err
+    assert "is not the published imagenet_r: 11 images, not 30,000" in capsys.readouterr().err
     assert rib.encode("imagenet_r", source, "--partial", jpeg) == 0
     shown = capsys.readouterr().out
     for text in (
-        "imagenet_r: 8 images of 200 classes at 32 px, jpeg: about",
+        "imagenet_r: 11 images of 200 classes at 32 px, jpeg: about",
         "left out, not of this set: README.txt",
         f"CMYK converted to RGB: 1 images, such as {trees.WNIDS[0]}/ink.jpg",
+        f"L converted to RGB: 1 images, such as {trees.WNIDS[0]}/grey.jpg",
+        f"orientation tag not applied: 1 images, such as {trees.WNIDS[0]}/turned.jpg",
+        f"P converted to RGB, animated, first frame taken: 1 images, such as {trees.WNIDS[0]}/mov",
         f"left out, unreadable: {trees.WNIDS[0]}/torn.jpg",
-        "imagenet_r: 7 images of 200 classes in ",
+        "imagenet_r: 10 images of 200 classes in ",
     ):
         assert text in shown, text
     assert rib.encode("imagenet_r", source, jpeg) == 0
@@ -317,6 +326,106 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
     larger = dataclasses.replace(resolved.model, image_size=384)  # 18 of them fill a page
     padded = size_bytes(dataclasses.replace(resolved, model=larger), 50_000)
     assert padded / (50_000 * 3 * 384**2) == pytest.approx(8 * 2**20 / (18 * 3 * 384**2), rel=0.005)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("", 2), ("y", 0)])
+def test_a_user_at_a_terminal_is_asked(
+    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or answer)
+    words = ("--partial", "dataset.subsample=full", "model.crop=0.5")
+    assert rib.encode("imagenet_c", rib.folder / "c", *words) == code
+    assert asked == ["Encode the whole of it? [y/N] "]
+    assert ("dataset.subsample=50000 takes" in capsys.readouterr().err) == bool(code)
+
+
+def test_an_interrupted_command_goes_on(
+    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("imagenet_c", rib.folder / "c", "--partial", "model.crop=0.6")
+    seen = 0
+
+    def stops(image: Image.Image) -> str:
+        nonlocal seen
+        seen += 1
+        if seen == 41:
+            raise KeyboardInterrupt
+        return ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loaders.encode.unusual", stops)
+        assert rib.encode(*words) == 130
+        capsys.readouterr()
+        assert rib.encode(*words) == 0
+    shown = capsys.readouterr().out
+    assert "an interrupted run of this pack is there; it goes on" in shown
+    assert seen == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_pack(rib: Rib, tmp_path: Path) -> None:
+    packs = []
+    for workers in ("1", "2"):
+        runs = tmp_path / workers
+        words = ("--partial", "--workers", workers, f"runs={runs}")
+        assert rib.encode("objectnet", rib.folder / "o", *words) == 0
+        (path,) = runs.rglob("images.beton")
+        packs.append(path.read_bytes())
+    assert packs[0] == packs[1]
+
+
+def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path: Path) -> None:
+    """Parts without an image do not count; the others of a corruption do, alike."""
+    source = trees.corrupted(tmp_path / "c")
+    for number, file in enumerate(sorted(source.rglob("*.JPEG"))):
+        if number % 3:
+            file.unlink()
+    assert len(list(source.glob("*/*/*"))) == 75
+    assert rib.encode("imagenet_c", source, "--partial", "dataset.subsample=50") == 0
+    context = rib.context("dataset.subsample=50", "downstream=imagenet_c")
+    cell = context.build(context.recipe)
+    evaluate.evaluate(context, [{cell.name: 1.0}], ["imagenet_c"], "all")
+    path = evaluate.predicted(context, {cell.name: 1.0}, "imagenet_c", "all")
+    table = pq.read_table(path)
+    assert len(table) == 50
+    hits: dict[str, dict[str, list[bool]]] = {}
+    for row in table.to_pylist():
+        corruption, severity = row["group"].split("/")
+        parts = hits.setdefault(corruption, {}).setdefault(severity, [])
+        parts.append(row["top1"] == row["label"])
+    wanted = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
+    assert len(hits) == 15
+    assert Bank[str]().add("x", path).accuracy == pytest.approx(100 * wanted)
+
+
+def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
+    """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
+    alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
+    request = Request("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
+    context = Context(request, request.recipe(), rib.device)
+    cell = context.build(context.recipe)
+    path = cell.artifact.file(checkpoints.WEIGHTS)
+    own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")
+    after = rib.context(*own)
+    net = after.network(after.base)
+    assert grids.same(dict(net.state_dict()), grids.weights(cell))
+    assert models.head(net).out_features == 1000
+    evaluate.evaluate(after, [{after.base.name: 1.0}], ["imagenet_a"], "all")
+
+
+def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
+    plain = dataclasses.replace(rib.context().recipe.model, projection=0)
+    checkpoints.save(models.create(plain, 21_843).state_dict(), tmp_path / "21k.safetensors")
+    own = f"model.weights.path={tmp_path / '21k.safetensors'}"
+    context = rib.context("model.head.fit=false", "model.weights.source=file", own)
+    fault = (
+        r"21k.safetensors \(test_vit.* head.weight is \[21843, 64\], not \[1000, 64\].* class list"
+    )
+    with pytest.raises(ValueError, match=fault):
+        context.build(context.recipe)
+    assert not list((rib.folder / "runs" / "store" / "cells").glob(".*"))
 
 
 def test_the_size_that_is_told_is_the_size_of_the_pack(rib: Rib) -> None:

@@ -80,6 +80,8 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     drawn = name == IMAGENET_C and images_drawn(dataset) is not None  # classes may be without
     counts = [] if drawn else imagenet.faults(found.items, found.classes, *SIZES[name])
     faults = [*found.faults, *counts]
+    if len(found.items) > SIZES[name].images and (copies := imagenet.copies(found.items)):
+        faults.append(f"{len(copies)} images are there twice: {trees.some(copies)}")
     if faults and not partial:
         raise ValueError(
             f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or say "
