@@ -27,6 +27,7 @@ from engine.schema import MethodRecipe, Recipe
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 COMMAND_LINE = "the command line"
+ALL_MODELS = "model=all"
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
     "evaluate.precision": ("auto", "fp32", "bf16"),
@@ -84,6 +85,21 @@ def methods_of(name: str) -> list[str]:
     return list(found)
 
 
+def each_model(name: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of every grid asked for: `model=all` stands for each of a campaign's `models`.
+
+    Raises RecipeError where the campaign lists none.
+    """
+    if ALL_MODELS not in overrides:
+        return [tuple(overrides)]
+    found = _read(_path("campaigns", name)).get("models")
+    if not found:
+        raise RecipeError(f"{ALL_MODELS}: {name} lists no `models:`; name one")
+    return [
+        tuple(f"model={one}" if word == ALL_MODELS else word for word in overrides) for one in found
+    ]
+
+
 def model_of(name: str) -> str | None:
     """The model that a campaign itself names."""
     found = _read(_path("campaigns", name)).get("model")
@@ -114,6 +130,7 @@ def load(
     campaign_name = choices.get("campaign", top.get("campaign"))
     campaign_file = _path("campaigns", str(campaign_name)) if campaign_name else None
     campaign = _read(campaign_file) if campaign_file else {}
+    campaign.pop("models", None)
     per_method = campaign.pop("methods", None) or {}
     if not isinstance(per_method, dict):
         raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")

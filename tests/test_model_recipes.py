@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from engine import campaign, methods, models, recipe
 from engine.artifacts import Store
 from engine.data import sets
 from engine.data.sets import LabelledSet
+from engine.errors import RecipeError
 from engine.methods.base import Trained
 from engine.planning.dry_run import DryRun
-from engine.schema import ModelRecipe
+from engine.schema import MethodRecipe, ModelRecipe
 from engine.weights import checkpoints
 from loaders.batch import Batch
 
@@ -64,6 +67,13 @@ SLIDES = {
     "imagenet_c": "IN-C",
 }
 QUICK = ("resnet18",)
+FAMILIES = (  # plain ViT, without a qkv bias, CLIP's with norm_pre, its projection, convolutions
+    "vit_s16_augreg_in1k",
+    "vit_b16_miil_in21k",
+    "vit_b16_clip_laion2b",
+    "vit_b16_clip_openai_zero_shot",
+    "resnet18",
+)
 SIZE, CLASSES = 64, 5
 
 
@@ -108,9 +118,10 @@ def test_published_accuracies_belong_to_sets_of_the_benchmark() -> None:
         assert model(name).published == {own: on_slides[theirs] for own, theirs in SLIDES.items()}
 
 
-def steps(name: str) -> DryRun:
+def steps(name: str, variant: str) -> DryRun:
     """The benchmark's campaign on random weights and two grey images of 64 px a set."""
     words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
+    words += (f"method.variant={variant}",)
     plan = campaign.plan("imagenet_rib", words, cores=1)
     own = np.array([0, 3])
     one = LabelledSet("any", own, torch.from_numpy(own), None, np.arange(2), np.zeros(0, int))  # type: ignore[arg-type]
@@ -119,11 +130,16 @@ def steps(name: str) -> DryRun:
     return DryRun(plan, dict.fromkeys(places, one), CLASSES, torch.device("cpu"))
 
 
+STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
+
+
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TRANSFORMS]
+    ("name", "variant"),
+    [one if one[0] in QUICK else pytest.param(*one, marks=pytest.mark.slow) for one in STEPS],
 )
-def test_a_step_of_every_method(name: str) -> None:
-    dry_run = steps(name)
+def test_a_step_of_every_method(name: str, variant: str) -> None:
+    """Each architecture as it is, on images of 64 px: fewer tokens, the same layers."""
+    dry_run = steps(name, variant)
     planned = dry_run.context("imagenet_r", dry_run.recipe)
     trained = 0
     for key in dry_run.plan.methods:
@@ -131,7 +147,13 @@ def test_a_step_of_every_method(name: str) -> None:
         method = methods.find(cell.method.module).Method(cell.method)
         if not isinstance(method, Trained):
             continue
-        method.prepare(planned.network(planned.base), dry_run.context("imagenet_r", cell).context)
+        context = dry_run.context("imagenet_r", cell).context
+        assert cell.method.variant == variant
+        if (key, variant, name[:6]) == ("lora", "paper", "resnet"):
+            with pytest.raises(ValueError, match="exists for ViTs only"):
+                method.prepare(planned.network(planned.base), context)
+            continue
+        method.prepare(planned.network(planned.base), context)
         method.train()
         before = {n: p.detach().clone() for n, p in method.named_parameters()}
         pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
@@ -147,7 +169,7 @@ def test_a_step_of_every_method(name: str) -> None:
         net = models.create(dry_run.recipe.model, CLASSES)
         models.load_state(net, method.export().state, key)
         trained += 1
-    assert trained == 7
+    assert trained == (6 if (name, variant) == ("resnet18", "paper") else 7)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +219,43 @@ def test_settings_of_the_paper() -> None:
         cell = recipe.load(f"imagenet_rib/{method}", ["method.variant=paper"])
         assert (cell.method.name, cell.method.variant) == (method, "paper")
         assert cell.optimizer == o and cell.train == t
+
+
+def test_the_paper_campaign_is_the_other_with_what_the_code_does() -> None:
+    words = ("method.variant=paper", "evaluate.precision=fp32", "dataset.objectnet=paper")
+    assert recipe.methods_of("imagenet_rib_paper") == recipe.methods_of("imagenet_rib")
+    for method in recipe.methods_of("imagenet_rib"):
+        paper = recipe.load("imagenet_rib_paper", method=method)
+        other = recipe.load("imagenet_rib", words, method=method)
+        own = {f.name for f in dataclasses.fields(MethodRecipe)}  # options of canonical EWC aside
+        assert all(getattr(paper.method, name) == getattr(other.method, name) for name in own)
+        same = {"campaign": "", "method": other.method}
+        assert dataclasses.replace(paper, **same) == dataclasses.replace(other, **same)
+
+
+@pytest.mark.parametrize("name", ["imagenet_rib", "imagenet_rib_paper"])
+def test_all_models_are_the_seven_pre_trainings(name: str) -> None:
+    grids = recipe.each_model(name, ("seed=3", "model=all"))
+    archs = {recipe.load(name, words).model.arch for words in grids}
+    assert len(grids) == 7 and all(words[0] == "seed=3" for words in grids)
+    assert archs == {s["timm"] for s in recipe.published()["models"].values() if s["timm"]}
+    assert recipe.each_model(name, ["model=resnet18"]) == [("model=resnet18",)]
+    with pytest.raises(RecipeError, match="model=all: emoji lists no `models:`"):
+        recipe.each_model("emoji", ("model=all",))
+
+
+@pytest.mark.parametrize("method", recipe.methods_of("imagenet_rib"))
+def test_a_header_gives_the_command_the_hours_and_the_published_mri(method: str) -> None:
+    lines = (recipe.ROOT / "imagenet_rib" / f"{method}.yaml").read_text().splitlines()
+    header = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    command = re.search(r"deepspeed engine/launch.py recipe=(\S+) (\S+)", header)
+    assert command and recipe.load(command[1], [command[2]]).method.name == method
+    minutes = re.findall(r"(\d+\.\d) \| (\d\.\d)", header)
+    assert len(minutes) >= 2
+    assert all(float(eight) == pytest.approx(float(one) / 8, abs=0.06) for one, eight in minutes)
+    expected = re.search(r"Expected mRI over eight sets: (-?\d+\.\d) \(slides of 2025", header)
+    slides = recipe.published()["models"]["IN-21K+AugReg"]["mri"]
+    assert expected and float(expected[1]) == slides[method]
 
 
 def test_names_of_open_clip_resolve() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from engine import campaign
 
@@ -18,9 +19,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from engine import recipe
+
+    for words in recipe.each_model(arguments.name, arguments.overrides):
+        _run(arguments, words)
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.sampling import half_widths
 
-    for plan in half_widths.sequential_plans(arguments.name, arguments.overrides, arguments.cores):
+    for plan in half_widths.sequential_plans(arguments.name, words, arguments.cores):
         if arguments.dry_run:
             campaign.run(plan, arguments.cores, dry_run=True)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from engine import campaign
+from engine import campaign, recipe
 from engine.machine import quiet
 
 
@@ -25,5 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
     device = estimate.Device(**{name: value for name, value in given.items() if value is not None})
     if not 0 < device.mfu <= 1 or device.tflops <= 0:
         raise ValueError("--mfu must be above 0 and at most 1, --tflops above 0")
-    plan = campaign.plan(arguments.name, arguments.overrides, cores=1)
-    print(estimate.text(estimate.of(plan), device))
+    found = []
+    for words in recipe.each_model(arguments.name, arguments.overrides):
+        found.append(estimate.of(campaign.plan(arguments.name, words, cores=1)))
+        print(estimate.text(found[-1], device))
+    if len(found) > 1:
+        print(estimate.total(found, device))

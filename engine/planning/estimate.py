@@ -7,6 +7,7 @@ share of a device's peak, and are a prediction, not a measurement.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,6 +186,18 @@ def text(one: Estimate, device: Device) -> str:
     if recipe.evaluate.half_width is not None:
         lines.append("           evaluate.half_width may end it earlier: counted to the budget")
     return "\n".join(lines)
+
+
+def total(found: Sequence[Estimate], device: Device) -> str:
+    """What the grids of several models take together; models of one transform share packs."""
+    packs = {models.transform(one.recipe.model): one.disk["packs"] for one in found}
+    own = sum(sum(one.disk.values()) - one.disk["packs"] for one in found)
+    one_gpu, eight = (sum(one.hours(device, gpus) for one in found) for gpus in (1, 8))
+    return (
+        f"\nall {len(found)} models: {one_gpu:,.3g} hours on one GPU, {eight:,.3g} on eight; "
+        f"{sum(one.jobs for one in found)} jobs; disk {_size(own + sum(packs.values()))}, packs of "
+        f"{len(packs)} transforms among it"
+    )
 
 
 def _size(count: float) -> str:
