@@ -203,6 +203,7 @@ def test_lock_of_another_programs_build_is_waited_for(
 STARTS = {
     "python": [PYTHON, LAUNCH],
     "deepspeed": [DEEPSPEED, LAUNCH],
+    "several": [DEEPSPEED, "--num_gpus", "2", LAUNCH],  # on a CPU: two ranks
     "torchrun": grids.torchrun(2, LAUNCH),
 }
 
@@ -213,7 +214,7 @@ def made(runs: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_three_ways_to_start_give_the_same_cell(grid: grids.Grid, tmp_path: Path) -> None:
+def test_every_way_to_start_gives_the_same_cell(grid: grids.Grid, tmp_path: Path) -> None:
     """Under the same name, with the same weights; from another working folder, one of them."""
     for way, command in STARTS.items():
         words = list(grid.overrides(f"runs={way}", "device=cpu", "model.head.epochs=4"))
@@ -225,7 +226,9 @@ def test_three_ways_to_start_give_the_same_cell(grid: grids.Grid, tmp_path: Path
     assert len({cell.name for cell in cells.values()}) == 1
     weights = {way: load_file(cell / "weights.safetensors") for way, cell in cells.items()}
     assert grids.same(weights["deepspeed"], weights["python"])
-    assert grids.distance(weights["torchrun"], weights["python"]) < 1e-5
+    for two_ranks in ("torchrun", "several"):
+        assert grids.distance(weights[two_ranks], weights["python"]) < 1e-5
+        assert not grids.same(weights[two_ranks], weights["python"]), "sums of two ranks round"
     saved = recipe.load(str(cells["python"] / "recipe.yaml"))  # beside the result, and a recipe
     assert (saved.runs, saved.downstream) == ("python", "outline")
 
