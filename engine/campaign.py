@@ -111,8 +111,13 @@ def read(path: Path) -> Plan:
     return Plan(**fields)
 
 
-def run(the_plan: Plan, cores: int, dry_run: bool, extra: Sequence[str] = ()) -> None:
-    """Run what is missing of a campaign. Raises CampaignError when a job fails."""
+def run(the_plan: Plan, cores: int, profile: Path | None = None, *, dry_run: bool = False) -> None:
+    """Run what is missing of a campaign. Raises CampaignError when a job fails.
+
+    profile: a folder with a Snakemake profile. Raises CampaignError for one without config.yaml.
+    """
+    if profile is not None and not (profile / "config.yaml").is_file():
+        raise CampaignError(f"--profile {profile}: there is no {profile / 'config.yaml'}")
     with locked(the_plan.folder):
         path = the_plan.path
         values = dataclasses.asdict(the_plan) | {"python": sys.executable, "cwd": os.getcwd()}
@@ -121,7 +126,7 @@ def run(the_plan: Plan, cores: int, dry_run: bool, extra: Sequence[str] = ()) ->
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
             *("--directory", str(path.parent), "--config", f"plan={path}"),
-            *extra,
+            *(() if profile is None else ("--profile", str(profile.resolve()))),
         ]
         if dry_run:
             _show_jobs(command, the_plan)

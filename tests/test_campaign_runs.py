@@ -163,6 +163,17 @@ def test_dry_run_shows_the_jobs_and_writes_only_its_plan(folder: Path, tmp_path:
     assert kept == {"plan.json", ".lock"}
 
 
+def test_a_snakemake_profile_steers_the_workflow(folder: Path, tmp_path: Path) -> None:
+    words = ("runs=runs", "--dry-run", "--profile", "cluster")
+    code, _, err = rib(folder, *words, cwd=tmp_path)
+    assert code == 2 and "cluster/config.yaml" in err
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "config.yaml").write_text("until: [prepare]\n")
+    code, out, err = rib(folder, *words, cwd=tmp_path)
+    assert code == 0, err
+    assert "1 jobs would run" in out and "column-" not in out
+
+
 def at_work(runs: Path) -> bool:
     """Whether a column has trained its first cell."""
     return bool(list(runs.glob("store/cells/fine_tune-*/done.json")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine import campaign
 
@@ -15,6 +16,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
+    parser.add_argument(
+        "--profile", type=Path,
+        help="a Snakemake profile (a folder with config.yaml): a cluster's executor and resources",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -28,14 +33,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.sampling import half_widths
 
+    profile = arguments.profile
     for plan in half_widths.sequential_plans(arguments.name, words, arguments.cores):
         if arguments.dry_run:
-            campaign.run(plan, arguments.cores, dry_run=True)
+            campaign.run(plan, arguments.cores, profile, dry_run=True)
             return
         if campaign.finished(plan):
             print(f"{plan.name} is finished; nothing to do.")
         else:
-            campaign.run(plan, arguments.cores, dry_run=False)
+            campaign.run(plan, arguments.cores, profile)
     show(plan)
 
 
