@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import campaign, cli
+from engine import campaign, cli, recipe
 from engine.bank import Forward
 from engine.campaign import Plan
 from engine.errors import RecipeError
@@ -23,6 +24,7 @@ from engine.planning import dry_run, estimate
 from engine.planning.flops import flops
 
 folder, grid = campaigns.folder, grids.grid
+HEADERS = {"fine_tune": "FT", "ewc": "EWC", "lwf": "LwF", "lora": "LoRA", "visual_prompt": "VP"}
 METHODS = """\
   visual_prompt: {}
   lora: {}
@@ -165,8 +167,24 @@ def test_the_published_grid() -> None:
     assert steps["imagenet_a"] == 10 * -(-7_500 // 64)
     base = [w for w in found.work if w.job == dry_run.PREPARE]
     assert sum(w.rows for w in base) == sum(found.images.values())
-    hours = [found.hours(estimate.Device(), gpus) for gpus in (1, 8)]
+    device = estimate.Device()
+    hours = [found.hours(device, gpus) for gpus in (1, 8)]
     assert hours == [pytest.approx(6.6, abs=0.05), pytest.approx(1.1, abs=0.05)]
+    column = [w for w in found.work if w.job == "imagenet_r"]
+    for method, title in HEADERS.items():
+        text = (recipe.ROOT / "imagenet_rib" / f"{method}.yaml").read_text()
+        (told,) = re.findall(r"best: (\d+\.\d) \|", text)
+        minutes = 60 * device.hours(sum(w.flops for w in column if w.label == title))
+        assert float(told) == pytest.approx(minutes, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_grids_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "imagenet_rib_paper", "model=all", "runs=/nonexistent"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("variant paper") == 7
+    assert "all 7 models: 39.6 hours on one GPU, 6.87 on eight; 70 jobs; disk" in shown
+    assert "packs of 3 transforms among it" in shown
 
 
 def test_hours_on_gpus() -> None:
@@ -195,5 +213,5 @@ def test_a_set_that_is_nowhere_is_named(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_encoded_sets_count_as_they_are(ran: Ran) -> None:
-    recipe = dry_run.DryRun(ran.plan, {}, 0).recipe
-    assert np.bincount(estimate.labels_of(recipe, "few")).tolist() == [grids.COPIES] * 3
+    resolved = dry_run.DryRun(ran.plan, {}, 0).recipe
+    assert np.bincount(estimate.labels_of(resolved, "few")).tolist() == [grids.COPIES] * 3
