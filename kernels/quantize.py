@@ -33,12 +33,27 @@ def quantize(
     return q, low, step
 
 
+def rounding(kind: str) -> Any:
+    """LLVM's `floor` or `rint` of a float32, for compiled loops."""
+    import numba
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def rounded(typing, x):
+        def generate(context, builder, signature, arguments):
+            function = builder.module.declare_intrinsic(f"llvm.{kind}", [arguments[0].type])
+            return builder.call(function, arguments)
+
+        return numba.float32(numba.float32), generate
+
+    return rounded
+
+
 @functools.cache
 def _compiled() -> Any:
     import numba
-    import numpy as np
 
-    f32 = numba.float32
+    f32, i16, rint = numba.float32, numba.int16, rounding("rint")
     zero, steps, least = f32(0.0), f32(65535.0), f32(torch.finfo(torch.float32).tiny)
 
     @numba.njit(fastmath=True, nogil=True)
@@ -56,6 +71,6 @@ def _compiled() -> Any:
             step[i] = max((largest - smallest) / steps, least)
             inverse = f32(1.0) / step[i]
             for j in range(m):
-                q[i, j] = np.int16(np.rint((row[j] - smallest) * inverse) - f32(32768.0))
+                q[i, j] = i16(rint((row[j] - smallest) * inverse) - f32(32768.0))  # pyright: ignore[reportCallIssue]
 
     return run

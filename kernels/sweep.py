@@ -32,6 +32,7 @@ from torch.library import triton_op
 
 from kernels import reference
 from kernels.launch import jit, launcher, tl
+from kernels.quantize import rounding
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -78,7 +79,16 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
         mine = slice(start, min(start + rows, len(q)))
         blocks, inside = within(bounds, mine)
         columns = torch.zeros(len(inside) - 1, len(g))
-        tensors = q[mine], f[mine], g, kappa[mine], inside, log_s[mine], columns
+        tensors = (
+            q[mine],
+            f[mine],
+            g,
+            kappa[mine],
+            inside,
+            log_s[mine],
+            columns,
+            torch.empty_like(g),
+        )
         run(*(tensor.numpy() for tensor in tensors))
         return blocks, columns
 
@@ -100,10 +110,9 @@ def _compiled() -> Any:
     are made of it: numba widens integers to 64 bits, which AVX2 cannot turn into floats.
     """
     import numba
-    import numpy as np
     from numba.extending import intrinsic
 
-    f32, i32 = numba.float32, numba.int32
+    f32, i32, floor = numba.float32, numba.int32, rounding("floor")
 
     @intrinsic
     def as_float(typing, bits):
@@ -115,7 +124,7 @@ def _compiled() -> Any:
     @numba.njit(fastmath=True, inline="always")
     def exp(x):
         power = min(max(x * f32(1.4426950408889634), f32(-126.0)), f32(127.0))
-        whole = np.floor(power)
+        whole = floor(power)
         rest = power - whole
         value = f32(1.8775767e-3)
         value = value * rest + f32(8.9893397e-3)
@@ -126,9 +135,8 @@ def _compiled() -> Any:
         return value * as_float(i32((whole + f32(127.0)) * f32(2.0**23)))  # pyright: ignore[reportCallIssue]
 
     @numba.njit(fastmath=True, nogil=True)
-    def run(q, f, g, kappa, bounds, log_s, columns):
+    def run(q, f, g, kappa, bounds, log_s, columns, row):
         m = q.shape[1]
-        row = np.empty(m, np.float32)
         for block in range(len(bounds) - 1):
             into = columns[block]
             for i in range(bounds[block], bounds[block + 1]):
