@@ -312,6 +312,7 @@ evaluate.evaluate(context, json.loads(mixes), ["outline"], "all")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [2, 5 * 2 + 3, 5 * 4 + 2])
 def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
     fresh, mixes, wanted, small_slices, monkeypatch, batches

@@ -180,6 +180,7 @@ def test_all_results_can_go_to_one_file(cases, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_it_runs_where_only_torch_triton_timm_and_numpy_are_installed():
     """In a process that cannot import anything else: kernels load, cases run or are skipped."""
     program = """

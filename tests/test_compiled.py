@@ -20,6 +20,7 @@ from engine.machine import compiled, precision
 from engine.schema import ModelRecipe
 
 __all__ = ["grid"]
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ALWAYS = ("train.compile=always", "evaluate.compile=always")
 
