@@ -33,7 +33,7 @@ from kernels.bures import bures_squared, class_gaussians
 from kernels.certificate import certify
 from kernels.ground_cost import STRIP_ROWS, GroundCost
 from kernels.sinkhorn import Divergence, debiased, transport, unregularised
-from kernels.stored_cost import StoredCost, store
+from kernels.stored_cost import COARSE, StoredCost, store
 from kernels.sweep import sinkhorn_sweep
 
 KERNELS = ("sweep", "sinkhorn", "certificate", "alternating", "ground_cost", "stored_cost")
@@ -56,6 +56,12 @@ def gate(device: torch.device) -> None:
     found = sinkhorn_sweep(*inputs)
     for mine, truth in zip(found, right, strict=True):
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=2e-5, atol=2e-5)
+    cost = _Problem(2100, 10, device, d=16).cost()
+    copied = store(cost, copy=COARSE)
+    for rows, part in copied.parts():
+        made = copied.offset[rows, None] + copied.step[rows, None] * part
+        off = (made - cost.rows(rows.start, rows.stop)).abs().amax(1)
+        assert (off <= 0.6 * copied.step[rows]).all(), "the copy is not the cost"
     cost = _Problem(150, 10, device, d=16).cost()
     eps = EPS * cost.mean
     value = reference.entropic_transport(cost.rows(0, 150).cpu(), eps, 2000)[2]

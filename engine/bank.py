@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook
 
 from engine import merge, models
@@ -27,7 +25,6 @@ from engine.folding import Folded
 from engine.machine import compiled, ranks
 from engine.merge import Mix
 from engine.weights import checkpoints
-from engine.weights.checkpoints import State
 from loaders.resident import free_memory
 
 if TYPE_CHECKING:
@@ -117,8 +114,8 @@ class Bank:
         """The group's models on the device; those of the group before are gone."""
         if group is not self._group:
             self._group, self._models = (), []
-            start = time.perf_counter()
-            self._models = _load(self._net, self.context, group, self.parents)
+            net, start = self._net, time.perf_counter()
+            self._models = _load(net, self.context, group, self.parents)
             self._load_s = (time.perf_counter() - start) / len(group)
             self._group = group
         return self._models
@@ -195,14 +192,10 @@ def _load(net: Folded, context: Context, mixes: Group, parents: Mapping[str, Cel
         else:
             states = [{k: v.to(context.device) for k, v in cell.state().items()}]
         for mix, state in zip(some, states, strict=True):
-            model = functools.partial(_with_state, net, net.state(state))
+            model = functools.partial(net.given, net.state(state))
             prompt = cell.prompt() if len(members) == 1 else None
             loaded[id(mix)] = _prompted(model, prompt, context.device)
     return [loaded[id(mix)] for mix in mixes]
-
-
-def _with_state(net: nn.Module, state: State, x: torch.Tensor) -> torch.Tensor:
-    return functional_call(net, state, (x,), strict=True)
 
 
 def _prompted(model: Model, prompt: torch.Tensor | None, device: torch.device) -> Model:

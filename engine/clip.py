@@ -50,7 +50,9 @@ class Tower(nn.Module):
         self.head = Fp32Linear(config(name)["embed_dim"], classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.visual(x).float(), dim=-1)
+        seen = self.visual(x)
+        pooled = seen[0] if isinstance(seen, tuple) else seen  # CoCa's gives its tokens too
+        return nn.functional.normalize(pooled.float(), dim=-1)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         return x if pre_logits else self.head(x)
@@ -86,11 +88,12 @@ def blank(name: str) -> Any:
     """open_clip's model with random weights, in eval mode, in fp32, on the CPU."""
     config(name)
     nothing = {"load_weights": False, "pretrained_image": False, "pretrained_text": False}
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it warns of the random weights that are asked for
     try:
         return package().create_model(name, **nothing).eval()
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def data_config(arch: str, tag: str) -> dict[str, Any]:

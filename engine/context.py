@@ -229,6 +229,7 @@ class Context:
             "split": self.upstream.split_key(self.recipe.dataset),
             "images": images,
             "labels": labels,
+            "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
         }
 
         def write(folder: Path) -> None:

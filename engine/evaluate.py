@@ -32,7 +32,7 @@ from engine.machine import compiled, precision, ranks
 from engine.measures import predictions
 from engine.merge import Mix, essential
 from engine.pending import PART, Part, Pending, slices
-from loaders.batch import Batch
+from loaders.batch import Batch, on_device
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -205,7 +205,7 @@ class Verdict:
     """
 
     def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
-        self._labels_N = labelled.labels
+        self._labels_N = labelled.labels.to(device)
         self._out_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
 
@@ -214,7 +214,7 @@ class Verdict:
         logits_BC = grouping.grouped(logits_BC, self._members_GM)
         if self._out_C is not None:
             logits_BC = logits_BC.masked_fill(self._out_C, -torch.inf)
-        labels_B1 = self._labels_N[index].to(logits_BC.device).unsqueeze(1)
+        labels_B1 = self._labels_N[on_device(index, self._labels_N.device)].unsqueeze(1)
         p_BC = logits_BC.softmax(dim=1)
         top1_B1 = logits_BC.argmax(dim=1, keepdim=True)
         others_B1 = logits_BC.scatter(1, labels_B1, -torch.inf).amax(dim=1, keepdim=True)

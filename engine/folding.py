@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.fx.proxy import TraceError
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# fx has an error of its own for some of what it cannot trace; the rest stumbles over its proxies.
+_UNTRACEABLE = (TraceError, TypeError, RuntimeError, ValueError, AttributeError)
 
 
 class Folded(nn.Module):
@@ -23,6 +28,8 @@ class Folded(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        # timm's attention with biases keeps what it derives from its weights while in eval mode.
+        self._derives = any(hasattr(module, "attention_bias_cache") for module in net.modules())
         self._norms = _convolution_of_each_norm(net)
         self._eps: dict[str, float] = {}
         for name, convolution in self._norms.items():
@@ -37,9 +44,16 @@ class Folded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
+    def given(self, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs for weights that `state` made."""
+        if self._derives:
+            self.train().eval()
+        return functional_call(self, dict(state), (x,), strict=True)
+
     def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of `forward` from a state dict of the network as it was."""
-        state = dict(state)
+        """What `given` takes, from a state dict of the network as it was."""
+        kept = self.net.state_dict().keys()
+        state = {n: b for n, b in self.net.named_buffers() if n not in kept} | dict(state)
         for norm, convolution in self._norms.items():
             scale, shift, mean, var = (
                 state.pop(f"{norm}.{name}")
@@ -68,17 +82,17 @@ def _convolution_of_each_norm(net: nn.Module) -> dict[str, str]:
         return {}
     try:
         calls = [node for node in _Tracer().trace(net).nodes if node.op == "call_module"]
-    except TraceError:
+    except _UNTRACEABLE:
         return {}
     times = Counter(node.target for node in calls)
-
-    def once(node: fx.Node, kind: type[nn.Module]) -> bool:
-        return node in calls and issubclass(kinds[node.target], kind) and times[node.target] == 1
-
+    once = {node for node in calls if times[node.target] == 1}
+    norms = [node for node in once if issubclass(kinds[node.target], nn.BatchNorm2d)]
+    plain = {node for node in once if kinds[node.target] in (nn.Conv2d, Conv2dSame)}
     return {
-        norm.target: norm.args[0].target
-        for norm in calls
-        if once(norm, nn.BatchNorm2d)
-        and once(norm.args[0], nn.Conv2d)
-        and len(norm.args[0].users) == 1
+        norm.target: source.target
+        for norm in norms
+        if (source := norm.args[0]) in plain
+        and len(source.users) == 1
+        and net.get_submodule(norm.target).affine
+        and net.get_submodule(norm.target).track_running_stats
     }

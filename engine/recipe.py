@@ -93,8 +93,8 @@ def each_model(name: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
     if ALL_MODELS not in overrides:
         return [tuple(overrides)]
     found = _read(_path("campaigns", name)).get("models")
-    if not found:
-        raise RecipeError(f"{ALL_MODELS}: {name} lists no `models:`; name one")
+    if not isinstance(found, list) or not found:
+        raise RecipeError(f"{ALL_MODELS}: {name} has no list `models:`; name one model")
     return [
         tuple(f"model={one}" if word == ALL_MODELS else word for word in overrides) for one in found
     ]

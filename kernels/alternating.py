@@ -5,9 +5,10 @@ Samples are sorted by class, and a sweep tells how much mass goes from each bloc
 column: so after the usual update the plan is summed over blocks, Sinkhorn's iterations on that
 small matrix find what scales whole blocks so that their marginals are right, and the potentials
 follow (iterative aggregation and disaggregation). It is an ascent of the dual as the plain update
-is, and costs next to nothing. For 2500 samples of 100 classes at eps of 0.05 of the mean cost the
-marginals are right to 1e-5 after 5 iterations, not 51; where clusters are not classes it changes
-nothing.
+is, up to rounding. It reads the small matrix twice an iteration of its own, 0.2 MB for 100 classes
+and 16 MB for 1000, where a sweep of 10,000 samples reads 200 MB. For 2500 samples of 100 classes at
+eps of 0.05 of the mean cost the marginals are right to 1e-5 after 5 iterations, not 51; where
+clusters are not classes it changes nothing.
 
 A whole iteration is a map g -> T(g) of the column potential, whose fixed point is wanted.
 Anderson's method combines the last steps T(g) - g so that their linear part cancels, which removes
@@ -34,7 +35,7 @@ _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _MEMORY = 8  # steps combined
-_BLOCK_ITERATIONS = 50  # on the matrix of blocks, which has not to be exact
+_BLOCK_ITERATIONS, _BLOCK_CHANGE = 50, 1e-3  # on the matrix of blocks, which need not be exact
 _STALLED = 20  # iterations without progress, once the error may be float32's
 _ROUNDING = 1e-7  # of the exponents' largest term, which float32 sums up
 _SLACK = 1e-6  # of the dual value: rounding of float32 sums
@@ -95,6 +96,7 @@ class Potentials:
 
     def _alternate(self, eps: float, target: float) -> None:
         n, m = self.stored.cost.shape
+        self._columns = None
         progress, anderson = _Progress(), Anderson()
         best, plain = -math.inf, None
         while not self.exhausted:
@@ -141,8 +143,10 @@ class Potentials:
         a, b = rows.double(), sizes.double() * (len(cost.x.x) / len(cost.y.x))
         u, v = torch.ones_like(a), torch.ones_like(b)
         for _ in range(_BLOCK_ITERATIONS):
-            u = a / (mass @ v).clamp_(min=1e-30)
+            before, u = u, a / (mass @ v).clamp_(min=1e-30)
             v = b / (u @ mass).clamp_(min=1e-30)
+            if (u / before - 1).abs().amax() < _BLOCK_CHANGE:
+                break
         return v.log().repeat_interleave(sizes)
 
     def _sweep(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ the mass that goes from class to class.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,11 +164,10 @@ class GroundCost:
         the products of a block, two roundings of each for the input and the scale, two for every
         block that is added to what may be twice as large, and 12 for the other terms. That the
         product of a block is float32's and is summed before it is added is for the library to
-        decide: it is tried out on a strip's shape, and nothing is promised where it fails (reduced
-        precision allowed), nor for other shapes, for which a library may choose another way.
+        decide: it is tried out on the shapes of a whole strip and of the last one, and nothing is
+        promised where it fails (reduced precision allowed).
         """
-        shape = min(STRIP_ROWS, self.shape[0]), self.shape[1], min(_INNER, self.x.x.shape[1])
-        if not _sums_blocks(*shape, self.x.x.device, torch.get_float32_matmul_precision()):
+        if not self._sums_blocks:
             return math.inf
         unit = torch.finfo(torch.float32).eps / 2
         count = _INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // _INNER) + 12
@@ -179,17 +177,24 @@ class GroundCost:
         return 1.01 * unit * float(bound)
 
     @cached_property
+    def _sums_blocks(self) -> bool:
+        (n, m), d = self.shape, self.x.x.shape[1]
+        strips = {min(STRIP_ROWS, n), n % STRIP_ROWS} - {0}
+        blocks = {min(_INNER, d), d % _INNER} - {0}
+        device = self.x.x.device
+        return all(_sums_block(rows, m, inner, d, device) for rows in strips for inner in blocks)
+
+    @cached_property
     def _y_single(self) -> Tensor:
         return self.y.x.float()
 
 
-@functools.cache
-def _sums_blocks(
-    rows: int, columns: int, inner: int, device: torch.device, _precision: str
-) -> bool:
+def _sums_block(rows: int, columns: int, inner: int, d: int, device: torch.device) -> bool:
     # 18 bits, and sums of 24: a product of fewer bits, or one that rounds them, would show.
     number = 1 + 2.0**-17
-    a, b = torch.full((rows, inner), number).to(device), torch.ones(columns, inner).to(device)
+    # Columns of a wider matrix, as `rows` has them.
+    a = torch.full((rows, d), number, device=device)[:, :inner]
+    b = torch.ones(columns, d, device=device)[:, :inner]
     # To 2^24 each product, added alone, would be rounded up to 2.
     large = torch.tensor([0.0, 2.0**24], device=device)[:, None, None].repeat(1, rows, columns)
     for start in large:

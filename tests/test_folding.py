@@ -2,7 +2,6 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from engine import models
 from engine.folding import Folded
@@ -19,8 +18,9 @@ def drawn(net):
         for norm in norms(net):
             norm.running_mean.normal_(0, 0.2)
             norm.running_var.uniform_(0.5, 2)
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.2)
+            if norm.affine:
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(0, 0.2)
     return net.eval()
 
 
@@ -31,7 +31,7 @@ def check(net, x, left=0):
     with torch.no_grad():
         right = net.double()(x.double())
         folded = Folded(net.float())
-        found = functional_call(folded, folded.state(state), (x,))
+        found = folded.given(folded.state(state), x)
     assert len(norms(folded)) == left
     torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5)
 
@@ -41,6 +41,45 @@ def test_networks_of_the_benchmark_say_the_same():
     for name in ("tf_efficientnet_lite0", "resnet18", "resnet50", "vit_tiny_patch16_224"):
         options = {"img_size": 64} if name.startswith("vit") else {}
         check(timm.create_model(name, num_classes=7, **options), x)
+
+
+def test_buffers_outside_the_state_dict_are_the_networks_own():
+    small = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 2, 2)}
+    net = timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, **small)
+    assert dict(net.named_buffers()).keys() - net.state_dict().keys()
+    check(net, torch.randn(1, 3, 224, 224))
+
+
+def test_what_a_network_derives_from_its_weights_goes_with_them():
+    torch.manual_seed(0)
+    nets = [drawn(timm.create_model("levit_128s", num_classes=7)) for _ in range(2)]
+    for net in nets:
+        for name, parameter in net.named_parameters():
+            if "attention_biases" in name:
+                nn.init.normal_(parameter)
+    x = torch.randn(1, 3, 224, 224)
+    states = [{name: one.clone() for name, one in net.state_dict().items()} for net in nets]
+    with torch.no_grad():
+        right = [net(x) for net in nets]
+        folded = Folded(nets[0])
+        for state, said in zip(states * 2, right * 2, strict=True):
+            found = folded.given(folded.state(state), x)
+            torch.testing.assert_close(found, said, rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_traced_stays_as_it_is():
+    net = timm.create_model("mobilevit_xxs", num_classes=7)
+    check(net, torch.randn(1, 3, 64, 64), left=len(norms(net)))
+
+
+def test_a_convolution_that_standardises_its_weights_keeps_its_norm():
+    net = nn.Sequential(timm.layers.StdConv2d(3, 4, 3), nn.BatchNorm2d(4))
+    check(net, torch.randn(2, 3, 6, 6), left=1)
+    check(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
+        torch.randn(2, 3, 6, 6),
+        left=1,
+    )
 
 
 class Shared(nn.Module):

@@ -79,8 +79,9 @@ def test_the_compiled_sweep_equals_float64(threads, shape, dtype, monkeypatch):
     expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
     monkeypatch.setattr(sweep, "_COMPILE_FROM", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    for found, right in zip(sweep.sinkhorn_sweep(q, f, g, kappa, bounds), expected, strict=True):
-        torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)
+    found = sweep.sinkhorn_sweep(q, f, g, kappa, bounds)
+    for mine, right, atol in zip(found, expected, (2e-5, 1e-8), strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=3e-5, atol=atol)
 
 
 def test_the_compiled_quantization_is_that_of_the_operators(monkeypatch):
@@ -286,11 +287,11 @@ def test_a_product_of_fewer_bits_is_found_out(monkeypatch):
     monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
     for wrong in (fewer_bits, one_by_one):
         monkeypatch.setattr(Tensor, "addmm_", wrong)
-        ground_cost._sums_blocks.cache_clear()
+        vars(cost).pop("_sums_blocks", None)
         assert cost.rounding() == math.inf
         found = transport(cost, eps=0.1 * cost.mean)
         monkeypatch.setattr(Tensor, "addmm_", plain)
-        ground_cost._sums_blocks.cache_clear()
+        vars(cost).pop("_sums_blocks", None)
         right = transport(cost, eps=0.1 * cost.mean)
         assert found.lower <= right.upper and right.lower <= found.upper
 

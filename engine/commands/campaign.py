@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine import campaign
+from engine.errors import CampaignError
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -26,8 +27,14 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
+    stopped: list[str] = []
     for words in recipe.each_model(arguments.name, arguments.overrides):
-        _run(arguments, words)
+        try:
+            _run(arguments, words)
+        except CampaignError as error:  # the other models' grids need not wait for it
+            stopped.append(str(error))
+    if stopped:
+        raise CampaignError("; ".join(stopped))
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:

@@ -36,6 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
     alphas = zoo.parse_alphas(arguments.alphas) if arguments.alphas else None
     models, words = _paths(arguments.models)
     sets, more = _paths(arguments.sets)
+    for option, found, asked in (("models", models, words), ("sets", sets, more)):
+        if not found:
+            raise ValueError(f"--{option}: there is no file {asked[0]}")
     arch, found = (arguments.arch, []) if arguments.arch else zoo.published(models[0])
     wanted = zoo.resolve(arch, [*found, *arguments.overrides, *words, *more])
     rows = zoo.evaluated(

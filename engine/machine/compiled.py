@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 CUDA_GRAPHS = "cuda_graphs"
+GRAPHS = 64  # of one forward pass: LoRA's parametrised layers make a class, and a graph, a cell
 
 
 def resolve(option: str, device: torch.device) -> str:
@@ -36,6 +37,8 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
     wanted = resolve(option, device)
     if wanted == "never":
         return net
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled
     graphs = wanted == CUDA_GRAPHS
     plain = type(net).forward
     run = torch.compile(plain, mode="reduce-overhead" if graphs else None)

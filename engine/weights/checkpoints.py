@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine import models
+from engine import clip, models
 from engine.artifacts import Artifact, Store, file_hash
 from engine.schema import ModelRecipe
 from engine.weights import hub, zero_shot
@@ -123,8 +123,10 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
     for unrelated in ("name", "head", "published"):
         del settings[unrelated]
     if recipe.weights.source != "open_clip":
-        for only_clip in ("clip", "tag", "templates"):
+        for only_clip in ("clip", "templates"):
             del settings["weights"][only_clip]
+        if not recipe.arch.startswith(clip.PREFIX):  # a tower's mean and std are those of its tag
+            del settings["weights"]["tag"]
     if not recipe.projection:
         del settings["projection"]
     return settings

@@ -7,6 +7,7 @@ the text tower is needed once and then gone.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from engine import clip, models
 from engine.errors import RecipeError, nearest
 from engine.schema import ModelRecipe, WeightsRecipe
 from engine.weights import hub
+
+log = logging.getLogger(__name__)
 
 CLASSES_AT_ONCE = 4  # times 80 sentences: under 2 GB of activations in the text tower
 TOLERANCE = 1e-3  # of unit embeddings; another activation function moves them by far more
@@ -97,6 +100,10 @@ def text_head(open_clip: ModuleType, model: Any, weights: WeightsRecipe) -> torc
 def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
     config = clip.config(weights.clip)
     if weights.path and not weights.tag:  # of nobody's weights but the user's
+        if (quick := f"{weights.clip}-quickgelu") in open_clip.list_models():
+            log.warning(
+                "%s runs with GELU; weights that began as OpenAI's want %s", weights.clip, quick
+            )
         return
     tags = open_clip.list_pretrained_tags_by_model(weights.clip)
     if weights.tag not in tags:
