@@ -1,7 +1,7 @@
-"""Models: timm architectures, their evaluation transform, and the split into backbone and head.
+"""Models: timm's and open_clip's, their evaluation transform, and the split at the head.
 
-Every model of the engine is a timm classifier whose logits are `head(features(x))`; what only needs
-features (a probe, a teacher, the dataset distance) therefore never runs the backbone twice.
+Every model of the engine is a classifier in timm's form, whose logits are `head(features(x))`; what
+only needs features (a probe, a teacher, the dataset distance) never runs the backbone twice.
 """
 
 from __future__ import annotations

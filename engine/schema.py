@@ -41,7 +41,7 @@ class HeadRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A timm architecture, its weights and the evaluation transform that fixes its pixels."""
+    """An architecture (timm's, or `open_clip:NAME`), its weights, and the transform of its pixels."""
 
     name: str = MISSING
     arch: str = MISSING
@@ -108,7 +108,7 @@ class TrainRecipe:
     warmup_steps: int = 196
     clip: float = 0.0  # global gradient norm; 0 switches clipping off
     freeze_batchnorm: bool = False
-    zero_stage: int = 1
+    zero_stage: int = 1  # of several ranks; one has nothing to shard and runs at 0
     precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     compile: str = "auto"  # auto: on a GPU | always | never
 
