@@ -240,7 +240,7 @@ def test_all_models_are_the_seven_pre_trainings(name: str) -> None:
     assert len(grids) == 7 and all(words[0] == "seed=3" for words in grids)
     assert archs == {s["timm"] for s in recipe.published()["models"].values() if s["timm"]}
     assert recipe.each_model(name, ["model=resnet18"]) == [("model=resnet18",)]
-    with pytest.raises(RecipeError, match="model=all: emoji lists no `models:`"):
+    with pytest.raises(RecipeError, match="model=all: emoji has no list `models:`"):
         recipe.each_model("emoji", ("model=all",))
 
 
