@@ -41,7 +41,7 @@ class HeadRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """An architecture (timm's, or `open_clip:NAME`), its weights, and the transform of its pixels."""
+    """An architecture (timm's, or `open_clip:NAME`), its weights and its images' transform."""
 
     name: str = MISSING
     arch: str = MISSING
