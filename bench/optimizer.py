@@ -17,7 +17,7 @@ from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
-from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 
 KERNELS = ("ewc",)
 LAM, LR, DECAY = 0.5, 1e-3, 0.05
@@ -89,19 +89,21 @@ def _apart(sizes: list[int], device: torch.device) -> Contest:
     """A model's tensors one by one, as without ZeRO."""
     numel = sum(sizes)
     tensors = [*_tensors(numel, device), *torch.zeros(2, numel, device=device)]
-    parts = list(zip(*(tensor.split(sizes) for tensor in tensors), strict=True))
-    parameters = [torch.nn.Parameter(theta.clone()) for theta, *_ in parts]
-    for parameter, (_, grad, *_) in zip(parameters, parts, strict=True):
-        parameter.grad = grad.clone()
+    columns = [list(tensor.split(sizes)) for tensor in tensors]
+    parameters = [torch.nn.Parameter(part.clone()) for part in columns[0]]
+    for parameter, part in zip(parameters, columns[1], strict=True):
+        parameter.grad = part.clone()
     fused = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY, fused=True)
 
+    theta, grad, anchor, fisher, exp_avg, exp_avg_sq = columns
+
     def ewc() -> None:
-        for theta, grad, anchor, fisher, *state in parts:
-            _ewc_adamw(theta, grad, state, anchor, fisher)
+        given = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
+        foreach_adamw_ewc_(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, **given)
 
     return Contest(
         f"EWC-AdamW {len(sizes)} tensors",
-        Entrant("adamw_ewc_", ewc, Work(36 * numel)),
+        Entrant("foreach_adamw_ewc_", ewc, Work(36 * numel)),
         (Entrant("torch AdamW, fused", fused.step, Work(28 * numel)),),
     )
 

@@ -26,8 +26,8 @@ _WIDTHS = (21, 24, 13, 9, 8, 6, 7)
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Device, cores, threads and load of this machine, and the versions that matter."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "triton", "timm", "numpy"):
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("triton", "timm", "numpy"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -28,7 +28,7 @@ from engine.weights import checkpoints
 
 CELL, PROMPT = "cell.json", "prompt.safetensors"
 SELF = "self"  # a trained cell's own name, unknown while it is written
-PACKAGES = ("torch", "timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
+PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,11 @@ def write_mixed(folder: Path, cell_recipe: Recipe, entries: Sequence[Entry]) -> 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the machine's kind."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,  # with its build, which the package's metadata may leave out
+    }
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

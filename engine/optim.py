@@ -13,6 +13,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from engine.schema import OptimizerRecipe
-from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
 # Parameters of all tensors together. On a CPU a compiled step saves about 2 ns a parameter, and
 # compiling takes a second in every process, so small models are better off without.
@@ -117,7 +118,6 @@ def _apex(name: str) -> Callable[..., Optimizer]:
 class Shard:
     """The penalty's part for one tensor of the optimizer: fp32, dense as it, on its device."""
 
-    lam: float
     anchor: Tensor
     fisher: Tensor | None
 
@@ -130,10 +130,12 @@ class _EWC(Optimizer):
     """
 
     value: Tensor | None = None
+    _shards: Mapping[Tensor, Shard] = MappingProxyType({})
+    _lam = 0.0
 
-    def penalise(self, shards: Mapping[Tensor, Shard]) -> None:
-        """Sets the penalty of every tensor that this optimizer steps."""
-        self._shards = dict(shards)
+    def penalise(self, shards: Mapping[Tensor, Shard], lam: float) -> None:
+        """Sets the penalty of every tensor that this optimizer steps, and its weight."""
+        self._shards, self._lam = dict(shards), lam
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -145,26 +147,20 @@ class _EWC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        tensors = [theta for group in self.param_groups for theta in group["params"]]
-        compiled = sum(theta.numel() for theta in tensors) >= _COMPILE_FROM
+        numel = sum(theta.numel() for group in self.param_groups for theta in group["params"])
         for group in self.param_groups:
-            for theta in group["params"]:
-                shard = getattr(self, "_shards", {}).get(theta)
-                if shard is None:
-                    raise RuntimeError("call engine.optim.attach before the first step with EWC")
-                layout = _layout(theta)
-                grad = torch.zeros_like(theta) if theta.grad is None else theta.grad
-                grad = grad.contiguous(memory_format=layout)
-                options = {name: value for name, value in group.items() if name in self.defaults}
-                options["anchor"], options["fisher"] = shard.anchor, shard.fisher
-                options["lam"], options["penalty"] = shard.lam, self.value
-                options["compiled"] = compiled
-                self._update(theta, grad, self.state[theta], options)
+            thetas: list[Tensor] = group["params"]
+            if not all(theta in self._shards for theta in thetas):
+                raise RuntimeError("call engine.optim.attach before the first step with EWC")
+            mine = [self._shards[theta] for theta in thetas]
+            options = {name: value for name, value in group.items() if name in self.defaults}
+            options |= {"lam": self._lam, "penalty": self.value, "compiled": numel >= _COMPILE_FROM}
+            options["anchors"] = [shard.anchor for shard in mine]
+            options["fishers"] = [s.fisher for s in mine if s.fisher is not None] or None
+            self._update(thetas, [_gradient(theta) for theta in thetas], **options)
         return loss
 
-    def _update(
-        self, theta: Tensor, grad: Tensor, state: dict[str, Tensor], options: dict[str, Any]
-    ) -> None:
+    def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
         raise NotImplementedError
 
 
@@ -182,17 +178,21 @@ class EWCAdamW(_EWC):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    def _update(
-        self, theta: Tensor, grad: Tensor, state: dict[str, Tensor], options: dict[str, Any]
-    ) -> None:
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(theta)
-            state["exp_avg_sq"] = torch.zeros_like(theta)
-        # On the host, also after a checkpoint put it elsewhere: reading it must not wait.
-        state["step"] = state["step"].cpu() + 1
-        tensors = theta, grad, state["exp_avg"], state["exp_avg_sq"]
-        adamw_ewc_(*map(_dense, tensors), step=int(state["step"]), **options)
+    def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
+        for theta in thetas:
+            state = self.state[theta]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(theta)
+                state["exp_avg_sq"] = torch.zeros_like(theta)
+            # On the host, also after a checkpoint put it elsewhere: reading it must not wait.
+            state["step"] = state["step"].cpu() + 1
+        steps = [int(self.state[theta]["step"]) for theta in thetas]
+        moments = (
+            [_dense(self.state[theta][name]) for theta in thetas]
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+        foreach_adamw_ewc_(list(map(_dense, thetas)), grads, *moments, steps=steps, **options)
 
 
 class EWCSGD(_EWC):
@@ -203,14 +203,17 @@ class EWCSGD(_EWC):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _update(
-        self, theta: Tensor, grad: Tensor, state: dict[str, Tensor], options: dict[str, Any]
-    ) -> None:
-        first = "momentum_buffer" not in state
-        if first:
-            state["momentum_buffer"] = torch.zeros_like(theta)
-        tensors = theta, grad, state["momentum_buffer"]
-        sgd_ewc_(*map(_dense, tensors), first=first, **options)
+    def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
+        for theta in thetas:
+            if "momentum_buffer" not in self.state[theta]:
+                self.state[theta]["momentum_buffer"] = torch.zeros_like(theta)
+        buffers = [_dense(self.state[theta]["momentum_buffer"]) for theta in thetas]
+        foreach_sgd_ewc_(list(map(_dense, thetas)), grads, buffers, **options)
+
+
+def _gradient(theta: Tensor) -> Tensor:
+    grad = torch.zeros_like(theta) if theta.grad is None else theta.grad
+    return _dense(grad.contiguous(memory_format=_layout(theta)))
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -238,7 +241,7 @@ def attach(engine: Any, penalty: Penalty) -> None:
         return
     named = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
     if isinstance(engine.optimizer, _EWC):
-        engine.optimizer.penalise(whole(named, penalty))
+        engine.optimizer.penalise(whole(named, penalty), penalty.lam)
         return
     zero = engine.optimizer
     inner = getattr(zero, "optimizer", None)
@@ -249,7 +252,7 @@ def attach(engine: Any, penalty: Penalty) -> None:
         )
     if zero.round_robin_gradients:
         raise ValueError("EWC cannot follow round_robin_gradients: leave it out of the config")
-    inner.penalise(dict(_partitions(zero, named, penalty)))
+    inner.penalise(dict(_partitions(zero, named, penalty)), penalty.lam)
 
 
 def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:
@@ -267,7 +270,7 @@ def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:
             for full in _of(name, parameter, penalty)
         )
         assert anchor is not None
-        shards[parameter] = Shard(penalty.lam, anchor, fisher)
+        shards[parameter] = Shard(anchor, fisher)
     return shards
 
 
@@ -289,7 +292,7 @@ def _partitions(
                 if full is not None and mine is not None:
                     piece = full.reshape(-1).narrow(0, source.start, source.numel)
                     mine.narrow(0, target.start, target.numel).copy_(piece)
-        yield flat, Shard(penalty.lam, anchor, fisher)
+        yield flat, Shard(anchor, fisher)
 
 
 def _of(name: str, parameter: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor | None]:

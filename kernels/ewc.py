@@ -18,7 +18,7 @@ Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorith
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,6 @@ _WARPS = 4
 _CHUNK = 1 << 16
 
 
-@torch.no_grad()
 def adamw_ewc_(
     theta: Tensor,
     grad: Tensor,
@@ -44,6 +43,23 @@ def adamw_ewc_(
     fisher: Tensor | None = None,
     *,
     step: int,
+    **options: Any,
+) -> None:
+    """`foreach_adamw_ewc_` for one tensor."""
+    given = [theta], [grad], [exp_avg], [exp_avg_sq], _one(anchor), _one(fisher)
+    foreach_adamw_ewc_(*given, steps=[step], **options)
+
+
+@torch.no_grad()
+def foreach_adamw_ewc_(
+    thetas: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    anchors: Sequence[Tensor] | None = None,
+    fishers: Sequence[Tensor] | None = None,
+    *,
+    steps: Sequence[int],
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -54,40 +70,30 @@ def adamw_ewc_(
 ) -> None:
     """One AdamW step (decoupled weight decay) on the loss plus the EWC penalty, in place.
 
-    theta, grad, exp_avg, exp_avg_sq, anchor, fisher: contiguous fp32 tensors of one shape on one
-    device, which do not overlap; theta, exp_avg and exp_avg_sq are updated. anchor None: no
-    penalty; fisher None: the identity. step counts from 1. penalty: fp32 or fp64 scalar on the same
-    device, to which the penalty's value before the step is added.
+    thetas, grads, exp_avgs, exp_avg_sqs, anchors, fishers: for each parameter, contiguous fp32
+    tensors of one shape on one device, which do not overlap; theta, exp_avg and exp_avg_sq are
+    updated. anchors None: no penalty; fishers None: the identity. steps count from 1. penalty: fp32
+    or fp64 scalar on the same device, to which the penalty's value before the step is added.
 
-    CUDA tensors go to the Triton kernel; others to numba's loop, or, with compiled=False, without
-    numba, or inside torch.compile, to the reference, in cache-sized chunks (nothing to compile, but
-    several times slower).
+    CUDA tensors go to the Triton kernel, a launch each; others to numba's loop, which spreads all
+    of them over its threads, or, with compiled=False, without numba, or inside torch.compile, to
+    the reference, in cache-sized chunks (nothing to compile, but several times slower).
 
     Raises ValueError, naming the tensor, for a shape, dtype, device or layout that does not fit.
     """
-    tensors = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    _check(theta, tensors, anchor, fisher, penalty)
-    if step < 1:
-        raise ValueError(f"step counts from 1, not {step}")
+    state = {"grad": grads, "exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
     beta1, beta2 = betas
-    scalars = [
-        lam,
-        1 - lr * weight_decay,
-        lr / (1 - beta1**step),
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        (1 - beta2**step) ** -0.5,
-        eps,
-    ]
-    flat = [_flat(t) for t in (theta, grad, exp_avg, exp_avg_sq, anchor, fisher)]
-    if theta.is_cuda:
-        _adamw(*[*flat, penalty, scalars])
-    else:
-        _on_cpu(reference.adamw_ewc_, flat, scalars, penalty, compiled)
+    scalars = []
+    for step in steps:
+        if step < 1:
+            raise ValueError(f"step counts from 1, not {step}")
+        step_size, v_scale = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
+        decay = 1 - lr * weight_decay
+        scalars.append([lam, decay, step_size, 1 - beta1, beta2, 1 - beta2, v_scale, eps])
+    rows = _rows(thetas, state, anchors, fishers, penalty, scalars)
+    _step(_adamw, reference.adamw_ewc_, rows, penalty, compiled)
 
 
-@torch.no_grad()
 def sgd_ewc_(
     theta: Tensor,
     grad: Tensor,
@@ -95,45 +101,72 @@ def sgd_ewc_(
     anchor: Tensor | None = None,
     fisher: Tensor | None = None,
     *,
+    first: bool = False,
+    **options: Any,
+) -> None:
+    """`foreach_sgd_ewc_` for one tensor.
+
+    first: momentum_buffer's content is ignored and becomes the gradient (its first step).
+    """
+    if first:
+        momentum_buffer.zero_()
+    foreach_sgd_ewc_([theta], [grad], [momentum_buffer], _one(anchor), _one(fisher), **options)
+
+
+@torch.no_grad()
+def foreach_sgd_ewc_(
+    thetas: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    anchors: Sequence[Tensor] | None = None,
+    fishers: Sequence[Tensor] | None = None,
+    *,
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
-    first: bool = False,
     lam: float = 0.0,
     penalty: Tensor | None = None,
     compiled: bool = True,
 ) -> None:
     """One step of SGD with momentum on the loss plus the EWC penalty, in place.
 
-    As `adamw_ewc_`, except that weight decay is part of the gradient, as in torch.optim.SGD.
-    first: momentum_buffer's content is ignored and becomes the gradient (its first step).
+    As `foreach_adamw_ewc_`, except that weight decay is part of the gradient, as in
+    torch.optim.SGD. A momentum_buffer starts at zero.
     """
-    _check(theta, {"grad": grad, "momentum_buffer": momentum_buffer}, anchor, fisher, penalty)
-    if first:
-        momentum_buffer.zero_()
-    scalars = [lam, weight_decay, momentum, lr]
-    flat = [_flat(t) for t in (theta, grad, momentum_buffer, anchor, fisher)]
-    if theta.is_cuda:
-        _sgd(*[*flat, penalty, scalars])
-    else:
-        _on_cpu(reference.sgd_ewc_, flat, scalars, penalty, compiled)
+    state = {"grad": grads, "momentum_buffer": momentum_buffers}
+    scalars = [[lam, weight_decay, momentum, lr]] * len(thetas)
+    rows = _rows(thetas, state, anchors, fishers, penalty, scalars)
+    _step(_sgd, reference.sgd_ewc_, rows, penalty, compiled)
 
 
-def _flat(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.view(-1)
+def _one(tensor: Tensor | None) -> list[Tensor] | None:
+    return None if tensor is None else [tensor]
 
 
-def _check(
-    theta: Tensor,
-    others: dict[str, Tensor],
-    anchor: Tensor | None,
-    fisher: Tensor | None,
+def _rows(
+    thetas: Sequence[Tensor],
+    state: dict[str, Sequence[Tensor]],
+    anchors: Sequence[Tensor] | None,
+    fishers: Sequence[Tensor] | None,
     penalty: Tensor | None,
-) -> None:
-    if fisher is not None and anchor is None:
+    scalars: list[list[float]],
+) -> list[tuple[list[Tensor | None], list[float]]]:
+    """For each parameter its flat tensors, checked, in the order of the twin, and its scalars."""
+    none = [None] * len(thetas)
+    optional = {"anchor": anchors or none, "fisher": fishers or none}
+    rows = []
+    for theta, numbers, *others in zip(
+        thetas, scalars, *state.values(), *optional.values(), strict=True
+    ):
+        _check(theta, dict(zip([*state, *optional], others, strict=True)), penalty)
+        rows.append(([t if t is None else t.view(-1) for t in (theta, *others)], numbers))
+    return rows
+
+
+def _check(theta: Tensor, others: dict[str, Tensor | None], penalty: Tensor | None) -> None:
+    if others["fisher"] is not None and others["anchor"] is None:
         raise ValueError("fisher is given without an anchor to measure the distance from")
-    optional = {"anchor": anchor, "fisher": fisher}
-    present = others | {name: t for name, t in optional.items() if t is not None}
+    present = {name: tensor for name, tensor in others.items() if tensor is not None}
     for name, tensor in {"theta": theta, **present}.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name} must be float32, not {tensor.dtype}")
@@ -154,30 +187,38 @@ def _check(
             raise ValueError(f"penalty is on {penalty.device}, but theta is on {theta.device}")
 
 
-def _on_cpu(
+def _step(
+    op: Callable[..., None],
     twin: Callable[..., Tensor | None],
-    flat: list[Tensor | None],
-    scalars: list[float],
+    rows: list[tuple[list[Tensor | None], list[float]]],
     penalty: Tensor | None,
     compiled: bool,
 ) -> None:
-    theta = flat[0]
-    assert theta is not None
-    numel = theta.numel()
-    # A tensor: numbers that change with every step must not be traced or compiled as constants.
-    values = torch.tensor(scalars, dtype=theta.dtype, device=theta.device)
+    """A row for each parameter, by the kernel, by numba's loops or by the reference."""
+    elsewhere = []
+    for flat, scalars in rows:
+        theta = flat[0]
+        assert theta is not None
+        if theta.is_cuda:
+            op(*flat, penalty, scalars)
+        else:
+            # A tensor: numbers that change with every step must not be compiled as constants.
+            numbers = torch.tensor(scalars, dtype=theta.dtype, device=theta.device)
+            elsewhere.append((flat, numbers, theta.numel()))
     tracing = torch.compiler.is_compiling()
-    if compiled and ewc_cpu.HAS_NUMBA and theta.device.type == "cpu" and not tracing:
-        value = ewc_cpu.step(twin.__name__, flat, values)
+    on_cpu = bool(elsewhere) and all(numbers.device.type == "cpu" for _, numbers, _ in elsewhere)
+    if compiled and ewc_cpu.HAS_NUMBA and on_cpu and not tracing:
+        value = ewc_cpu.step(twin.__name__, [(flat, scalars) for flat, scalars, _ in elsewhere])
         if penalty is not None:
             penalty.add_(value)
         return
-    chunk = max(numel, 1) if tracing else _CHUNK
-    for start in range(0, numel, chunk):
-        part = [t if t is None else t[start : start + chunk] for t in flat]
-        value = twin(*part, values, penalty is not None)
-        if penalty is not None and value is not None:
-            penalty.add_(value)
+    for flat, scalars, numel in elsewhere:
+        chunk = max(numel, 1) if tracing else _CHUNK
+        for start in range(0, numel, chunk):
+            part = [t if t is None else t[start : start + chunk] for t in flat]
+            value = twin(*part, scalars, penalty is not None)
+            if penalty is not None and value is not None:
+                penalty.add_(value)
 
 
 @jit

@@ -7,9 +7,12 @@ four, so the loops ask for what they will need (docs/performance.md). See `kerne
 
 from __future__ import annotations
 
+import bisect
 import functools
 import importlib.util
+import itertools
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,21 +29,36 @@ _AHEAD = 128
 _SHARE = 1 << 17
 
 
-def step(name: str, flat: list[Tensor | None], scalars: Tensor) -> float:
+Row = tuple[list[Tensor | None], Tensor]
+
+
+def step(name: str, rows: Sequence[Row]) -> float:
     """Runs a loop of `_loops` on as many of torch's threads as pay; the penalty's value.
 
-    flat: contiguous fp32 tensors [P] in the order of the twin in `kernels.reference`, theta first;
-    scalars: as the twin's, fp32.
+    A row is a tensor's step: contiguous fp32 tensors [P] in the order of the twin in
+    `kernels.reference`, theta first, and the twin's scalars in fp32. A thread's share may begin and
+    end within a row, so that many small tensors are spread like one large one.
     """
     loop = _loops()[name]
-    arrays: list[Any] = [None if t is None else t.detach().numpy() for t in flat]
-    numel = len(arrays[0])
+    arrays: list[tuple[list[Any], Any]] = [
+        ([None if t is None else t.detach().numpy() for t in flat], scalars.numpy())
+        for flat, scalars in rows
+    ]
+    ends = list(itertools.accumulate(len(flat[0]) for flat, _ in arrays))
+    numel = ends[-1] if ends else 0
     threads = max(1, min(torch.get_num_threads(), numel // _SHARE))
     share = -(-numel // (threads * _LINE)) * _LINE or _LINE
 
     def run(start: int) -> float:
-        part = [None if a is None else a[start : start + share] for a in arrays]
-        return loop(*part, scalars.numpy())
+        stop, value = min(start + share, numel), 0.0
+        for number in range(bisect.bisect_right(ends, start), len(arrays)):
+            flat, scalars = arrays[number]
+            before = ends[number] - len(flat[0])
+            if before >= stop:
+                break
+            part = slice(max(start - before, 0), stop - before)
+            value += loop(*[None if a is None else a[part] for a in flat], scalars)
+        return value
 
     others = [_pool().submit(run, start) for start in range(share, numel, share)]
     return run(0) + sum(other.result() for other in others)

@@ -105,6 +105,31 @@ def test_compiled_steps_equal_float64_on_any_number_of_threads(name, variant, mo
         assert_equal_to_truth(name, case(size, variant))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_many_tensors_at_once_are_those_tensors_one_by_one(name, compiled, monkeypatch):
+    monkeypatch.setattr(ewc_cpu, "_SHARE", 300)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    generator = torch.Generator().manual_seed(1)
+    sizes, roles = [0, 64, 1, 700, 129, 0, 1025, 3], 6 if name == "adamw" else 5
+    columns = [torch.rand(roles, size, generator=generator) for size in sizes]
+    alone = [column.clone() for column in columns]
+    penalties = torch.zeros(2, dtype=torch.float64)
+    shared = {"lr": LR, "weight_decay": DECAY, "lam": LAM, "compiled": compiled}
+    together, one = (ewc.foreach_adamw_ewc_, adamw_ewc_), (ewc.foreach_sgd_ewc_, sgd_ewc_)
+    many, single = together if name == "adamw" else one
+    steps = list(range(1, len(sizes) + 1))
+    given = {"steps": steps} if name == "adamw" else {}
+    many(*zip(*columns, strict=True), **given, **shared, penalty=penalties[0])
+    for column, step in zip(alone, steps, strict=True):
+        given = {"step": step} if name == "adamw" else {}
+        single(*column, **given, **shared, penalty=penalties[1])
+    for mine, right in zip(columns, alone, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*penalties)
+    many(*[[] for _ in range(roles)], **({"steps": []} if name == "adamw" else {}), **shared)
+
+
 @pytest.mark.skipif(not ewc_cpu.HAS_NUMBA, reason="needs numba")
 def test_a_compiled_step_hides_no_nan():
     given = case(40, "fisher")
@@ -203,11 +228,11 @@ def test_kernel_in_the_interpreter():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_interpreted_kernel_equals_float64(name, size, variant, monkeypatch):
-    def on_gpu(twin, flat, scalars, penalty, compiled):
-        op = ewc._adamw if twin is ewc.reference.adamw_ewc_ else ewc._sgd
-        op(*flat, penalty, scalars)
+    def on_gpu(op, twin, rows, penalty, compiled):
+        for flat, scalars in rows:
+            op(*flat, penalty, scalars)
 
-    monkeypatch.setattr(ewc, "_on_cpu", on_gpu)
+    monkeypatch.setattr(ewc, "_step", on_gpu)
     assert_equal_to_truth(name, case(size, variant))
 
 
