@@ -6,8 +6,9 @@ package that define `specializations()` take part. Each item is a dict: name, fn
 of the runtime arguments by name), constexprs, num_warps, bytes_per_element (moved for each element
 of the kernel's problem; None where arithmetic, not memory, is the bound), and optionally
 num_stages; divisible, the i32 arguments that are multiples of 16 (by default all: the JIT builds a
-narrower variant for sizes that are not; pointers always are, as fresh tensors are); and aligned,
-False where rows of an odd length rule out 16-byte accesses.
+narrower variant for sizes that are not; pointers always are, as fresh tensors are); aligned, False
+where rows of an odd length rule out 16-byte accesses; and streams, how many tensors are read and
+written that way (by default one and one).
 
     python -m kernels.aot    prints the table of docs/performance.md
 """
@@ -46,15 +47,21 @@ class Compiled:
     local_accesses: int
     widest_load: int
     widest_store: int
-    bytes_per_element: float | None
+    wide_loads: int
+    wide_stores: int
     aligned: bool
+    streams: tuple[int, int]
 
-    def milliseconds(self, elements: float) -> float | None:
-        """Predicted time at 85% of the device's bandwidth; None where that is not the bound."""
-        if self.bytes_per_element is None:
-            return None
-        rate = _REACHED * BANDWIDTH_GB_S[self.arch] * 1e6
-        return elements * self.bytes_per_element / rate
+
+def predicted(bytes_per_element: float | None, arch: int) -> tuple[str, str]:
+    """Bytes an element and milliseconds for 1e8 elements at 85% of the bandwidth, as printed.
+
+    None: arithmetic is the bound, so that no time follows from bytes.
+    """
+    if bytes_per_element is None:
+        return "-", "bound by arithmetic"
+    rate = _REACHED * BANDWIDTH_GB_S[arch] * 1e6
+    return f"{bytes_per_element:g}", f"{1e8 * bytes_per_element / rate:.3f}"
 
 
 def discover() -> Iterator[dict[str, Any]]:
@@ -89,6 +96,8 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
     options = {key: spec[key] for key in ("num_warps", "num_stages") if key in spec}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     usage, code = _disassemble(built.asm["cubin"])
+    loads = _widths(r"\b(?:LDG|LDGSTS)\.(\S+)", code)
+    stores = _widths(r"\bSTG\.(\S+)", code)
     return Compiled(
         name=spec["name"],
         arch=arch,
@@ -96,10 +105,12 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
         stack=int(_field(r"STACK:(\d+)", usage)),
         shared=built.metadata.shared,
         local_accesses=len(re.findall(r"\b(?:STL|LDL)\b", code)),
-        widest_load=_widest(r"\b(?:LDG|LDGSTS)\.(\S+)", code),
-        widest_store=_widest(r"\bSTG\.(\S+)", code),
-        bytes_per_element=spec["bytes_per_element"],
+        widest_load=max(loads, default=0),
+        widest_store=max(stores, default=0),
+        wide_loads=loads.count(16),
+        wide_stores=stores.count(16),
         aligned=spec.get("aligned", True),
+        streams=spec.get("streams", (1, 1)),
     )
 
 
@@ -111,10 +122,7 @@ def table() -> str:
     for spec in discover():
         for arch, device in DEVICE.items():
             c = compile_for(spec, arch)
-            predicted = c.milliseconds(1e8)
-            bound = ("-", "bound by arithmetic")
-            if predicted is not None:
-                bound = (f"{c.bytes_per_element:g}", f"{predicted:.3f}")
+            bound = predicted(spec["bytes_per_element"], arch)
             accesses = f"{c.widest_load} / {c.widest_store}"
             rows.append((c.name, device, str(c.registers), str(c.shared), accesses, *bound))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -143,14 +151,14 @@ def _field(pattern: str, text: str) -> str:
     return found[1]
 
 
-def _widest(pattern: str, code: str) -> int:
-    """Bytes of the widest global access; an instruction without a width moves four."""
+def _widths(pattern: str, code: str) -> list[int]:
+    """Bytes of each global access; an instruction without a width moves four."""
     bytes_moved = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-    widths = [0]
+    widths = []
     for modifiers in re.findall(pattern, code):
         named = [bytes_moved[m] for m in modifiers.split(".") if m in bytes_moved]
         widths.append(named[0] if named else 4)
-    return max(widths)
+    return widths
 
 
 if __name__ == "__main__":

@@ -240,7 +240,9 @@ def _distill_kernel(
                 ).to(gradient.dtype.element_ty)
                 tl.store(gradient + offset + at, g, mask=at < CLASSES)
     s_max, s_sum, s_sum_t, _, t_sum, cross, label_logit, has_label, total, count = state
-    value = tl.log(s_sum) + s_max - (1.0 - smoothing) * label_logit - smoothing * total / count
+    value = tl.log(s_sum) + s_max - (1.0 - smoothing) * label_logit
+    if smoothing > 0.0:  # else a logit of -inf, whose class cannot be, would give 0 * inf
+        value -= smoothing * total / count
     if HAS_TEACHER:
         value += kl_weight * (cross / t_sum * inv_t - tl.log(t_sum) + tl.log(s_sum_t))
     tl.store(loss + row, tl.where(has_label > 0, value, float("inf")))
@@ -309,35 +311,43 @@ _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
 
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
+    sizes = {"fp32": 4, "bf16": 2, "fp16": 2}
+    kinds = [(c, d, d) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
+    # Under autocast the student's logits are bf16 and the stored teacher's fp32.
+    kinds += [(c, "bf16", "fp32") for c in (10, 200, 1000, ONE_READ_CLASSES)]
+    kinds += [(1000, "bf16", None)]
     found = []
-    for dtype, size in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
-        for classes in (1000, ONE_READ_CLASSES, 21843):
-            options = _launch_options(classes)
-            found.append(
-                {
-                    "name": f"distill[{classes}] {dtype}",
-                    "fn": _distill_kernel,
-                    "signature": {
-                        "student": f"*{dtype}",
-                        "teacher": f"*{dtype}",
-                        "labels": "*i64",
-                        "mask": "*i1",
-                        "loss": "*fp32",
-                        "gradient": f"*{dtype}",
-                        "inv_t": "fp32",
-                        "kl_weight": "fp32",
-                        "smoothing": "fp32",
-                    },
-                    "constexprs": {
-                        "CLASSES": classes,
-                        "BLOCK": options["BLOCK"],
-                        "HAS_TEACHER": True,
-                        "HAS_MASK": True,
-                        "WITH_GRADIENT": True,
-                    },
-                    "num_warps": options["num_warps"],
-                    "bytes_per_element": 3 * size,
-                    "aligned": classes % 16 == 0 or classes == 1000,
-                }
-            )
+    for classes, dtype, teacher in kinds:
+        options = _launch_options(classes)
+        a_thread = options["BLOCK"] // (32 * options["num_warps"])
+        name = dtype if teacher == dtype else f"{dtype}, teacher {teacher}".lower()
+        read = [sizes[d] for d in (dtype, teacher) if d]
+        found.append(
+            {
+                "name": f"distill[{classes}] {name}",
+                "fn": _distill_kernel,
+                "signature": {
+                    "student": f"*{dtype}",
+                    "teacher": f"*{teacher or dtype}",
+                    "labels": "*i64",
+                    "mask": "*i1",
+                    "loss": "*fp32",
+                    "gradient": f"*{dtype}",
+                    "inv_t": "fp32",
+                    "kl_weight": "fp32",
+                    "smoothing": "fp32",
+                },
+                "constexprs": {
+                    "CLASSES": classes,
+                    "BLOCK": options["BLOCK"],
+                    "HAS_TEACHER": teacher is not None,
+                    "HAS_MASK": True,
+                    "WITH_GRADIENT": True,
+                },
+                "num_warps": options["num_warps"],
+                "bytes_per_element": sum(read) + sizes[dtype],
+                "aligned": all(classes * n % 16 == 0 and a_thread * n >= 16 for n in read),
+                "streams": (len(read), 1),
+            }
+        )
     return found

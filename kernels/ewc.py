@@ -79,6 +79,8 @@ def foreach_adamw_ewc_(
     of them over its threads, or, with compiled=False, without numba, or inside torch.compile, to
     the reference, in cache-sized chunks (nothing to compile, but several times slower).
 
+    On CUDA, torch.compile compiles a step anew for every step and lr, which it takes for constants.
+
     Raises ValueError, naming the tensor, for a shape, dtype, device or layout that does not fit.
     """
     state = {"grad": grads, "exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
@@ -380,20 +382,20 @@ def specializations() -> list[dict[str, Any]]:
     flags = ("HAS_ANCHOR", "HAS_FISHER", "WITH_PENALTY", "BLOCK")
     tensors = ("theta", "grad", "exp_avg", "exp_avg_sq", "momentum_buffer", "anchor", "fisher")
     kinds = dict.fromkeys((*tensors, "partials"), "*fp32") | {"n": "i32"}
+    variants = {"plain": (), "identity": flags[:1], "ewc": flags[:2], "ewc+value": flags[:3]}
     return [
         {
             "name": f"{name} {variant}",
             "fn": fn,
             "signature": {a: kinds.get(a, "fp32") for a in fn.arg_names if a not in flags},
-            "constexprs": {
-                "BLOCK": _BLOCK,
-                "HAS_ANCHOR": variant != "plain",
-                "HAS_FISHER": variant != "plain",
-                "WITH_PENALTY": variant == "ewc+value",
-            },
+            "constexprs": {"BLOCK": _BLOCK} | {flag: flag in given for flag in flags[:3]},
             "num_warps": _WARPS,
-            "bytes_per_element": moved + (0 if variant == "plain" else 8),
+            "bytes_per_element": 4 * (read + len(given[:2]) + written),
+            "streams": (read + len(given[:2]), written),
         }
-        for name, fn, moved in (("adamw_ewc_", _adamw_kernel, 28), ("sgd_ewc_", _sgd_kernel, 20))
-        for variant in ("plain", "ewc", "ewc+value")
+        for name, fn, read, written in (
+            ("adamw_ewc_", _adamw_kernel, 4, 3),
+            ("sgd_ewc_", _sgd_kernel, 3, 2),
+        )
+        for variant, given in variants.items()
     ]

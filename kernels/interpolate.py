@@ -81,13 +81,17 @@ def interpolate(
             f"{out.dtype} {list(out.shape)} on {out.device}"
         )
     weights = weights.to(parents.device, torch.float32, non_blocking=True).contiguous()
-    if parents.is_cuda:
-        _interpolate(parents, weights, out)
-    else:
-        for start in range(0, numel, _CHUNK):
-            columns = slice(start, start + _CHUNK)
-            reference.interpolate_(parents[:, columns], weights, out[:, columns])
+    fill = _interpolate if parents.is_cuda else _in_chunks
+    fill(parents, weights, out)
     return out
+
+
+@torch.library.custom_op("rib::interpolate_in_chunks_", mutates_args=("out",))
+def _in_chunks(parents: Tensor, weights: Tensor, out: Tensor) -> None:
+    """The reference reads the weights, which a compiled graph cannot: it is one operator there."""
+    for start in range(0, parents.shape[1], _CHUNK):
+        columns = slice(start, start + _CHUNK)
+        reference.interpolate_(parents[:, columns], weights, out[:, columns])
 
 
 @jit
@@ -125,7 +129,7 @@ def _tile(outputs: int) -> dict[str, int]:
     return {"ROWS": rows, "BLOCK": max(min(8192 // rows, 2048), 512)}
 
 
-@triton_op("rib::interpolate", mutates_args=("out",))
+@triton_op("rib::interpolate_", mutates_args=("out",))
 def _interpolate(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     outputs, numel = out.shape
     if not out.numel():
@@ -160,7 +164,7 @@ def specializations() -> list[dict[str, Any]]:
             "num_warps": _WARPS,
             "bytes_per_element": 4 * count + size * outputs,
         }
-        for outputs, count in ((1, 4), (11, 2), (21, 2), (4, 8))
+        for outputs, count in ((1, 4), (11, 2), (21, 2), (4, 8), (32, 4))
         for dtype, size in (("fp32", 4), ("bf16", 2))
     ]
 

@@ -37,7 +37,7 @@ def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
     (CPU: fp64 too), products accumulated in fp32. On CUDA fp32 products take three TF32 passes,
     about fp32's precision.
 
-    Raises ValueError where shapes or dtypes do not agree.
+    Raises ValueError where shapes or dtypes do not agree, and for fp64 on CUDA.
     """
     g, x = output_gradients, inputs
     if g.ndim != 3 or x.ndim != 3 or g.shape[:2] != x.shape[:2] or g.dtype != x.dtype:
@@ -45,6 +45,8 @@ def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
             f"output gradients {list(g.shape)} {g.dtype} and inputs {list(x.shape)} {x.dtype} "
             "must be [B, N, O] and [B, N, I] of one dtype"
         )
+    if g.is_cuda and g.dtype == torch.float64:
+        raise ValueError("float64 is for the CPU: on CUDA cast to float32, bfloat16 or float16")
     if g.shape[1] == 1:
         return _accumulable(g[:, 0]).square().t() @ _accumulable(x[:, 0]).square()
     if g.is_cuda:

@@ -19,8 +19,10 @@ SPECIALISATIONS = list(aot.discover())
 
 
 def test_every_kernel_module_takes_part():
-    for name in ("distill", "outer_squares"):
-        assert any(spec["name"].startswith(name) for spec in SPECIALISATIONS)
+    kernels = Path(aot.__file__).parent
+    launching = {p.stem for p in kernels.glob("*.py") if "launcher(" in p.read_text()} - {"launch"}
+    modules = {spec["fn"].fn.__module__.removeprefix("kernels.") for spec in SPECIALISATIONS}
+    assert modules == launching and len(modules) >= 5
     names = [spec["name"] for spec in SPECIALISATIONS]
     assert len(set(names)) == len(names)
 
@@ -34,13 +36,21 @@ def test_compiled_code(spec, arch):
     assert compiled.shared <= aot.SHARED_LIMIT[arch], compiled
     if compiled.aligned:
         assert compiled.widest_load == compiled.widest_store == 16, compiled
+        loads, stores = compiled.streams
+        assert compiled.wide_loads >= loads and compiled.wide_stores >= stores, compiled
 
 
-def test_the_table_of_the_docs_lists_every_kernel():
-    table = (Path(__file__).parent.parent / "docs/performance.md").read_text()
-    for spec in SPECIALISATIONS:
-        for device in aot.DEVICE.values():
-            assert f"| {spec['name']} | {device} |" in table, "run python -m kernels.aot"
+def test_the_table_of_the_docs_is_of_these_kernels():
+    """Its bytes and times; registers and shared memory are those of one version of Triton."""
+    text = (Path(__file__).parent.parent / "docs/performance.md").read_text()
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    found = [(c[0], c[1], *c[5:]) for c in cells if len(c) == 7 and c[1] in aot.DEVICE.values()]
+    expected = [
+        (spec["name"], device, *aot.predicted(spec["bytes_per_element"], arch))
+        for spec in SPECIALISATIONS
+        for arch, device in aot.DEVICE.items()
+    ]
+    assert found == expected, "run python -m kernels.aot"
 
 
 def test_without_triton_the_cpu_paths_work_and_kernels_are_refused():
@@ -88,6 +98,7 @@ def test_the_gate_sees_spills_and_narrow_accesses():
     }
     compiled = aot.compile_for(spec, 80)
     assert compiled.stack > 0 and compiled.local_accesses > 0
-    assert compiled.milliseconds(1e6) == pytest.approx(8e6 / (0.85 * 2039e9) * 1e3)
+    assert compiled.wide_stores == 0 or compiled.widest_store == 16
+    assert aot.predicted(8, 80) == ("8", f"{8e8 / (0.85 * 2039e9) * 1e3:.3f}")
     odd = next(spec for spec in SPECIALISATIONS if not spec.get("aligned", True))
     assert aot.compile_for(odd, 80).widest_store == 4

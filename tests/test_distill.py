@@ -233,6 +233,36 @@ def test_interpreted_kernel_survives_values_that_overflow_fp16():
 
 
 @interpreted
+@pytest.mark.parametrize("lowest", [float("-inf"), torch.finfo(torch.float32).min])
+def test_interpreted_kernel_takes_classes_that_cannot_be(lowest):
+    student, teacher, labels, _ = case(3, 12, None)
+    student[:, 9:], labels = lowest, labels.clamp(max=8)
+    for other in (None, teacher.index_fill(1, torch.arange(9, 12), lowest)):
+        if other is not None and lowest == float("-inf"):
+            continue  # inf - inf in any formula: such a class belongs into the mask
+        loss, gradient = distill._distill(student, other, labels, None, 2.0, 4.0, 0.0, True)
+        expected_in = student.clone().requires_grad_()
+        expected = reference.distill_loss(expected_in, other, labels, weight=1.0)
+        expected.sum().backward()
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(gradient, expected_in.grad)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_interpreted_kernel_takes_a_teacher_of_another_dtype(dtype):
+    student, teacher, labels, mask = case(4, 70, 30)
+    student = student.to(dtype)
+    loss, gradient = distill._distill(student, teacher, labels, mask, 2.0, 4.0, 0.1, True)
+    given = student.double().requires_grad_()
+    expected = reference.distill_loss(given, teacher, labels, mask=mask, label_smoothing=0.1)
+    expected.sum().backward()
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), given.grad, rtol=1e-2, atol=1e-2)
+
+
+@interpreted
 def test_interpreted_kernel_marks_labels_outside_with_infinity():
     student, teacher, _, _ = case(3, 21, None)
     mask = torch.arange(21) != 4

@@ -159,6 +159,16 @@ def test_what_float32_cannot_hold_and_nothing_are_refused():
 
 
 @pytest.mark.skipif(module.tl is None, reason="needs triton")
+def test_torch_compile_does_not_break_the_graph():
+    parents, weights = torch.randn(2, 50), torch.tensor([[0.3, 0.7], [1.0, 0.0]])
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def doubled(parents, weights):
+        return interpolate(parents, weights) * 2
+
+    assert torch.equal(doubled(parents, weights), interpolate(parents, weights) * 2)
+
+
 def test_the_kernel_is_traced_into_a_compiled_graph():
     graphs = []
 
