@@ -23,7 +23,8 @@ bench: setup
 	@$(BIN)/python -m bench
 
 gpu: setup
-	@$(BIN)/python -m pytest tests/gpu && $(BIN)/python -m bench --device cuda
+	@status=0; $(BIN)/python -m pytest tests/gpu || status=1; \
+	$(BIN)/python -m bench --device cuda || status=1; exit $$status
 
 setup: $(VENV)/ready
 

@@ -7,6 +7,7 @@ Flat fp32 tensors, as ZeRO hands them over. The penalty adds two reads, 8 bytes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ _SCALARS = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001, (1 - 0.99
 _NAIVE = 80
 # torch's foreach AdamW: decay 8, lerp 12, v 8 + 16, sqrt 8, divide 8, add 8, addcdiv 16.
 _FOREACH = 84
+# torch's foreach SGD: decay added 12, momentum 8 + 12, step 12.
+_FOREACH_SGD = 44
+OF_FUSED = 1.35
 
 
 def gate(device: torch.device) -> None:
@@ -48,6 +52,13 @@ def gate(device: torch.device) -> None:
             scalars = _double([LAM, DECAY, 0.9, LR])
             reference.sgd_ewc_(*truth, scalars=scalars, with_value=False)
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
+    whole = given.to(device, copy=True)
+    columns = [list(row.split([7, numel - 7])) for row in whole]
+    foreach_adamw_ewc_(*columns, steps=[3, 3], lr=LR, weight_decay=DECAY, lam=LAM)
+    alone = given.to(device, copy=True)
+    theta, grad, *state, anchor, fisher = alone
+    _ewc_adamw(theta, grad, state, anchor, fisher)
+    torch.testing.assert_close(whole, alone, rtol=1e-6, atol=1e-6)
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -64,22 +75,23 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     options = {"lr": LR, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
-        _, optimizer = _stepping(kind, theta, grad, **options, **more)
-        target = 1.35 if moved == 28 else None
-        return Entrant(label, optimizer.step, Work(moved * numel), target)
+        return Entrant(
+            label, _stepping(kind, theta, grad, **options, **more)[1].step, Work(moved * numel)
+        )
 
     def ewc() -> None:
         _ewc_adamw(theta, grad, state, anchor, fisher)
 
     subject = Entrant("adamw_ewc_", ewc, Work(36 * numel))
-    yield Contest(name, subject, (peer("torch AdamW, fused", torch.optim.AdamW, 28, fused=True),))
+    plain = peer("torch AdamW, fused", torch.optim.AdamW, 28, fused=True)
+    yield Contest(name, subject, (replace(plain, target=OF_FUSED),))
     others = [peer("torch AdamW, foreach", torch.optim.AdamW, _FOREACH, foreach=True)]
     if device.type == "cuda":
         for label, module in (("DeepSpeed", "deepspeed.ops.adam"), ("apex", "apex.optimizers")):
             if (kind := peers.optional(module, "FusedAdam")) is not None:
                 others.append(peer(f"{label} FusedAdam", kind, 28, adam_w_mode=True))
     fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
-    others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher)]
+    others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher, 28)]
     if numel > 1_000_000:  # quick sizes do not repay compiling
         others.append(_twin_compiled([theta, grad, *state, anchor, fisher]))
     yield Contest(name, subject, tuple(others))
@@ -113,14 +125,25 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     momentum_buffer = torch.zeros_like(theta)
     options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
 
+    def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
+        return Entrant(
+            label, _stepping(kind, theta, grad, **options, **more)[1].step, Work(moved * numel)
+        )
+
     def ewc() -> None:
         _ewc_sgd(theta, grad, momentum_buffer, anchor, fisher)
 
     subject = Entrant("sgd_ewc_", ewc, Work(28 * numel))
-    _, fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
-    yield Contest(name, subject, (Entrant("torch SGD, fused", fused.step, Work(20 * numel)),))
-    penalised = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
-    yield Contest(name, subject, (_in_the_loss(*penalised, anchor, fisher, 20),))
+    yield Contest(name, subject, (peer("torch SGD, fused", torch.optim.SGD, 20, fused=True),))
+    others = [peer("torch SGD, foreach", torch.optim.SGD, _FOREACH_SGD, foreach=True)]
+    if (
+        device.type == "cuda"
+        and (kind := peers.optional("apex.optimizers", "FusedSGD")) is not None
+    ):
+        others.append(peer("apex FusedSGD", kind, 20))
+    fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
+    others += [_in_the_loss(*fused, anchor, fisher, 20), *_by_avalanche(*fused, anchor, fisher, 20)]
+    yield Contest(name, subject, tuple(others))
 
 
 def _tensors(numel: int, device: torch.device) -> list[Tensor]:
@@ -180,7 +203,7 @@ def _twin_compiled(tensors: list[Tensor]) -> Entrant:
 
 
 def _by_avalanche(
-    theta: Tensor, optimizer: Optimizer, anchor: Tensor, fisher: Tensor
+    theta: Tensor, optimizer: Optimizer, anchor: Tensor, fisher: Tensor, plain: int
 ) -> list[Entrant]:
     model = torch.nn.ParameterList([theta])
     penalty = peers.avalanche_penalty(model, anchor, fisher, LAM)
@@ -191,4 +214,4 @@ def _by_avalanche(
         penalty().backward()
         optimizer.step()
 
-    return [Entrant("Avalanche EWCPlugin", step, Work((28 + _NAIVE) * theta.numel()))]
+    return [Entrant("Avalanche EWCPlugin", step, Work((plain + _NAIVE) * theta.numel()))]
