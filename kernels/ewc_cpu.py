@@ -7,10 +7,8 @@ four, so the loops ask for what they will need (docs/performance.md). See `kerne
 
 from __future__ import annotations
 
-import bisect
 import functools
 import importlib.util
-import itertools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +22,8 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 # Elements asked for at once, _AHEAD elements before they are read; their penalties are added up in
 # fp32, before the sum goes on in fp64.
 _LINE = 64
-_AHEAD = 128
-# Elements from which a thread's share repays handing it over.
+_AHEAD = 256
+# Elements from which a thread's share repays waking it.
 _SHARE = 1 << 17
 
 
@@ -36,32 +34,34 @@ def step(name: str, rows: Sequence[Row]) -> float:
     """Runs a loop of `_loops` on as many of torch's threads as pay; the penalty's value.
 
     A row is a tensor's step: contiguous fp32 tensors [P] in the order of the twin in
-    `kernels.reference`, theta first, and the twin's scalars in fp32. A thread's share may begin and
-    end within a row, so that many small tensors are spread like one large one.
+    `kernels.reference`, theta first, and the twin's scalars in fp32. A row longer than a thread's
+    share is cut into equal pieces, and each thread takes the next piece that is left.
     """
     loop = _loops()[name]
     arrays: list[tuple[list[Any], Any]] = [
         ([None if t is None else t.detach().numpy() for t in flat], scalars.numpy())
         for flat, scalars in rows
     ]
-    ends = list(itertools.accumulate(len(flat[0]) for flat, _ in arrays))
-    numel = ends[-1] if ends else 0
+    numel = sum(len(flat[0]) for flat, _ in arrays)
     threads = max(1, min(torch.get_num_threads(), numel // _SHARE))
-    share = -(-numel // (threads * _LINE)) * _LINE or _LINE
+    share = max(_LINE, -(-numel // (threads * _LINE)) * _LINE)
+    pieces = [
+        [*(a if a is None else a[start : start + share] for a in flat), scalars]
+        for flat, scalars in arrays
+        for start in range(0, len(flat[0]), share)
+    ]
+    values = [0.0] * len(pieces)  # added up in one order, whoever makes them
+    left = iter(range(len(pieces)))
 
-    def run(start: int) -> float:
-        stop, value = min(start + share, numel), 0.0
-        for number in range(bisect.bisect_right(ends, start), len(arrays)):
-            flat, scalars = arrays[number]
-            before = ends[number] - len(flat[0])
-            if before >= stop:
-                break
-            part = slice(max(start - before, 0), stop - before)
-            value += loop(*[None if a is None else a[part] for a in flat], scalars)
-        return value
+    def run() -> None:
+        for number in left:
+            values[number] = loop(*pieces[number])
 
-    others = [_pool().submit(run, start) for start in range(share, numel, share)]
-    return run(0) + sum(other.result() for other in others)
+    others = [_pool().submit(run) for _ in range(threads - 1)]
+    run()
+    for other in others:
+        other.result()
+    return sum(values)
 
 
 @functools.cache
