@@ -79,7 +79,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     big = device.type == "cuda"
     vit = "vit_base_patch16_224" if big else "vit_tiny_patch16_224"
     for arch, size, count, storage in (
-        ("test_vit", 32, 2000 if big else 1920, "files"),
+        ("test_vit", 32, 2000 if big else 960, "files"),
         ("mobilenetv3_small_050", 224, 4096 if big else 512, "jpeg"),
         (vit, 224, 2048 if big else 128, "raw"),
     ):
@@ -324,7 +324,8 @@ def _bench(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos.write(folder / "files", count, drawn)
-        words = [f"model.image_size={size}", f"evaluate.batch_size={min(64, count)}"]
+        batch = min(256 if size == 32 else 64, count)
+        words = [f"model.image_size={size}", f"evaluate.batch_size={batch}"]
         words += [f"runs={folder / 'runs'}", f"source={SOURCES[storage]}"]
         recipe = zoo.resolve(arch, words)
         torch.manual_seed(0)
