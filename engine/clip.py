@@ -16,6 +16,7 @@ from torch import nn
 from engine.errors import RecipeError, nearest
 
 PREFIX = "open_clip:"
+CROP_MODES = {"shortest": "center", "squash": "squash"}  # timm's word for open_clip's resize_mode
 
 
 class Projection(nn.Module):
@@ -99,15 +100,22 @@ def blank(name: str) -> Any:
 def data_config(arch: str, tag: str) -> dict[str, Any]:
     """How a tower wants its images, in timm's words.
 
-    Mean and std are those of the weights `tag`, or without one of all that open_clip has for the
-    model, where they agree; else OpenAI's.
+    As the weights `tag` want them, or without one all that open_clip has for the model, where they
+    agree; else as OpenAI's do.
     """
     open_clip, name = package(), arch.removeprefix(PREFIX)
     size = config(name)["vision_cfg"]["image_size"]
     usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    usual |= {"interpolation": "bicubic", "resize_mode": "shortest"}
     tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
     known = [open_clip.get_pretrained_cfg(name, one) for one in tags]
-    found = [{key: tuple(one.get(key) or usual[key]) for key in usual} for one in known]
+    found = [{key: one.get(key) or usual[key] for key in usual} for one in known]
     agreed = found[0] if found and found.count(found[0]) == len(found) else usual
-    sizes = size if isinstance(size, list | tuple) else (size, size)
-    return {"input_size": (3, *sizes), "interpolation": "bicubic", "crop_pct": 1.0, **agreed}
+    return {
+        "input_size": (3, *(size if isinstance(size, list | tuple) else (size, size))),
+        "mean": tuple(agreed["mean"]),
+        "std": tuple(agreed["std"]),
+        "interpolation": agreed["interpolation"],
+        "crop_pct": 1.0,
+        "crop_mode": CROP_MODES[agreed["resize_mode"]],
+    }

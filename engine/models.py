@@ -35,11 +35,14 @@ class Transform:
     image_size: int
     interpolation: str
     crop: float
+    crop_mode: str = "center"  # center | squash | border
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0)  # what crop_mode=border adds: the mean, of 1
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What determines the pixels, as JSON."""
-        return dataclasses.asdict(self)
+        """What determines the pixels, JSON-able; defaults are left out, as of older packs."""
+        usual = {one.name: one.default for one in dataclasses.fields(self)}
+        return {name: value for name, value in vars(self).items() if value != usual[name]}
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """uint8 [image_size, image_size, 3]."""
@@ -48,6 +51,8 @@ class Transform:
             is_training=False,
             interpolation=self.interpolation,
             crop_pct=self.crop,
+            crop_mode=self.crop_mode,
+            mean=self.fill,
             normalize=False,  # keeps the pixels as uint8, CHW
         )
         return np.ascontiguousarray(np.asarray(steps(image.convert("RGB"))).transpose(1, 2, 0))
@@ -64,6 +69,7 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
         "std": recipe.std,
         "interpolation": recipe.interpolation,
         "crop_pct": recipe.crop,
+        "crop_mode": recipe.crop_mode,
     }
     return config | {name: value for name, value in own.items() if value is not None}
 
@@ -71,7 +77,10 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
 def transform(recipe: ModelRecipe) -> Transform:
     """The evaluation transform of a model, which the protocol also trains on."""
     config = data_config(recipe)
-    return Transform(recipe.image_size, config["interpolation"], float(config["crop_pct"]))
+    mode = config["crop_mode"]
+    fill = {"fill": tuple(config["mean"])} if mode == "border" else {}
+    how = config["interpolation"], float(config["crop_pct"])
+    return Transform(recipe.image_size, *how, mode, **fill)
 
 
 class Normalize(nn.Module):

@@ -40,6 +40,7 @@ ALLOWED = {
     "dataset.kind": ("folder", "emoji", "imagenet"),
     "dataset.objectnet": ("corrected", "paper"),
     "dataset.pack_format": ("raw", "jpeg"),
+    "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
     "model.weights.match": ("names", "order"),

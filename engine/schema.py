@@ -52,6 +52,7 @@ class ModelRecipe:
     std: list[float] | None = None
     interpolation: str | None = None
     crop: float | None = None
+    crop_mode: str | None = None  # center | squash | border: how images get square (timm)
     channels_last: bool = False
     projection: int = 0  # CLIP: width of the unit-length embedding that the head reads; 0: none
     published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set

@@ -80,6 +80,7 @@ def published(file: Path) -> tuple[str, list[str]]:
         arch, own = told["architecture"], told["pretrained_cfg"]
         words = [f"model.image_size={own['input_size'][-1]}", f"model.crop={own['crop_pct']}"]
         words += [f"model.{key}={own[key]}" for key in ("interpolation", "mean", "std")]
+        words.append(f"model.crop_mode={own.get('crop_mode', 'center')}")  # older files lack it
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} says nothing of its architecture, and {path} is no config.json of timm's "

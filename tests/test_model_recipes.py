@@ -97,7 +97,7 @@ def test_name_resolves_and_gives_the_published_transform(name: str) -> None:
     transform, config = models.transform(one), models.data_config(one)
     assert transform.image_size == 224
     assert math.floor(224 / transform.crop) == resize
-    assert transform.interpolation == interpolation
+    assert (transform.interpolation, transform.crop_mode) == (interpolation, "center")
     np.testing.assert_allclose(config["mean"], mean)
     np.testing.assert_allclose(config["std"], std)
     classes = timm.get_pretrained_cfg(one.arch).num_classes

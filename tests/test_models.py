@@ -18,6 +18,7 @@ from engine.errors import RecipeError
 from engine.schema import ModelRecipe
 
 ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", "resnet50.a1_in1k")
+SQUASHED = "convnext_base.fb_in22k_ft_in1k_384"
 TINY = ("test_vit", "test_efficientnet", "test_resnet")
 CPU = torch.device("cpu")
 SHAPES = ((64, 64), (97, 61), (31, 200), (7, 5))
@@ -39,7 +40,7 @@ def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
         pretrained_cfg=timm.get_pretrained_cfg(recipe.arch).to_dict()
     )
     own = {"interpolation": recipe.interpolation, "crop_pct": recipe.crop}
-    own |= {"mean": recipe.mean, "std": recipe.std}
+    own |= {"mean": recipe.mean, "std": recipe.std, "crop_mode": recipe.crop_mode}
     config |= {key: value for key, value in own.items() if value is not None}
     config["input_size"] = (3, recipe.image_size, recipe.image_size)
     return create_transform(**config, is_training=False, **options)(image)  # type: ignore[return-value]
@@ -60,6 +61,30 @@ def test_transform_is_timms_to_the_pixel(
         wanted = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
         assert found.dtype == np.uint8 and found.shape == (size, size, 3)
         assert found.flags["C_CONTIGUOUS"] and np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+@pytest.mark.parametrize("crop", [1.0, 0.7])
+def test_images_get_square_as_the_weights_want_them(mode: str, crop: float) -> None:
+    for options in (
+        recipe(SQUASHED, image_size=56, crop=crop, crop_mode=None if mode == "squash" else mode),
+        recipe(ARCHS[0], image_size=56, crop=crop, crop_mode=mode, mean=[0.1, 0.5, 0.8]),
+    ):
+        for width, height in SHAPES:
+            image = photo(width, height)
+            wanted = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
+            assert np.array_equal(models.transform(options)(image), wanted)
+
+
+def test_what_is_not_cropped_is_another_transform_and_the_rest_keep_their_names() -> None:
+    by_mode = {
+        mode: models.transform(recipe(ARCHS[0], crop=0.9, crop_mode=mode)).spec
+        for mode in (None, "center", "squash", "border")
+    }
+    usual = {"image_size": 32, "interpolation": "bicubic", "crop": 0.9}
+    assert by_mode[None] == by_mode["center"] == usual, "as packs are named that are older"
+    assert by_mode["squash"] == usual | {"crop_mode": "squash"}
+    assert by_mode["border"] == usual | {"crop_mode": "border", "fill": (0.5, 0.5, 0.5)}
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -38,6 +38,7 @@ OPTIONS = {
     "model.std": None,
     "model.interpolation": None,
     "model.crop": None,
+    "model.crop_mode": None,
     "model.channels_last": False,
     "model.projection": 0,
     "dataset.name": "???",

@@ -20,10 +20,11 @@ from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, li
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine import cli, clip, zoo
+from engine import cli, clip, models, zoo
 from engine.context import Request
 from engine.data import imagenet
 from engine.errors import RecipeError
+from engine.schema import ModelRecipe, WeightsRecipe
 
 __all__ = ["grid"]
 
@@ -317,13 +318,45 @@ def test_what_is_wrong_with_open_clips_checkpoints_is_said(own, clips):
         rows(own, "P", "outline", arch=TINY_CLIP)
 
 
-def test_images_are_normalised_as_the_named_weights_of_open_clip_want():
+def test_images_are_made_as_the_named_weights_of_open_clip_want():
+    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+    keys = ("mean", "std", "interpolation")
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (61, 97, 3), dtype=np.uint8))
+    made = {}
+    for name, tag in open_clip.list_pretrained():
+        wanted = open_clip.get_pretrained_cfg(name, tag)
+        found = clip.data_config(f"open_clip:{name}", tag)
+        assert [found[key] for key in keys] == [wanted[key] for key in keys], (name, tag)
+        how = (wanted["interpolation"], wanted["resize_mode"])
+        if how in made:
+            continue
+        recipe = ModelRecipe(
+            name="m", arch=f"open_clip:{name}", image_size=32, weights=WeightsRecipe(tag=tag)
+        )
+        cfg = open_clip.transform.PreprocessCfg(
+            size=32, **{k: wanted[k] for k in (*keys, "resize_mode")}
+        )
+        theirs = open_clip.transform.image_transform_v2(cfg, is_train=False)(image)
+        pixels = torch.from_numpy(models.transform(recipe)(image)).permute(2, 0, 1)
+        ours = models.Normalize(recipe, torch.device("cpu"))(pixels[None])[0]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        made[how] = ours
+    assert len(made) == 4, "bilinear and bicubic, cropped and squashed"
+
+
+def test_without_a_tag_images_are_as_all_weights_of_open_clip_want_them():
     pytest.importorskip("open_clip", reason="the extra [clip]")
-    wants = lambda name, tag="": clip.data_config(f"open_clip:{name}", tag)["mean"]  # noqa: E731
+
+    def wants(name: str, tag: str = "") -> tuple:
+        found = clip.data_config(f"open_clip:{name}", tag)
+        return found["mean"], found["interpolation"], found["crop_mode"]
+
     usual = wants("ViT-B-16")
-    assert wants("ViT-B-16-SigLIP") == (0.5, 0.5, 0.5), "all of its weights agree"
+    assert usual[1:] == ("bicubic", "center")
+    assert wants("ViT-B-16-SigLIP") == ((0.5, 0.5, 0.5), "bicubic", "squash"), "they agree"
     assert wants("ViT-L-14") == usual, "they do not agree"
-    assert wants("ViT-L-14", "laion2b_s32b_b82k") == (0.5, 0.5, 0.5) != usual
+    assert wants("ViT-L-14", "laion2b_s32b_b82k") == ((0.5, 0.5, 0.5), *usual[1:])
 
 
 def test_the_architecture_is_what_timms_file_beside_the_weights_says(own):
@@ -337,7 +370,13 @@ def test_the_architecture_is_what_timms_file_beside_the_weights_says(own):
     found = zoo.resolve(arch, words).model
     assert (found.arch, found.image_size, found.crop) == (VIT, SIZE, 1.0)
     assert (found.mean, found.std) == (timms["mean"], timms["std"])
-    assert found.interpolation == "bilinear"
+    assert (found.interpolation, found.crop_mode) == ("bilinear", "center")
+    squashed = {"architecture": VIT, "pretrained_cfg": timms | {"crop_mode": "squash"}}
+    config.write_text(json.dumps(squashed))
+    found = zoo.resolve(*zoo.published(own.folder / "A.safetensors")).model
+    assert models.transform(found).crop_mode == "squash"
+    with pytest.raises(RecipeError, match=r"crop_mode='squish' is not.*did you mean 'squash'"):
+        zoo.resolve(VIT, ["model.crop_mode=squish"])
     config.write_text(json.dumps({"architecture": VIT}))
     with pytest.raises(ValueError, match=r"json is no config.json of timm's .*pretrained_cfg"):
         zoo.published(own.folder / "A.safetensors")
@@ -362,9 +401,9 @@ def test_what_does_not_belong_together_is_refused_by_name(own):
         "A": r"alphas interpolate between exactly 2 models, not 1",
         "ABF": r"alphas interpolate between exactly 2 models, not 3",
     }
-    for models, message in refused.items():
+    for pair, message in refused.items():
         with pytest.raises(ValueError, match=message):
-            rows(own, models, "outline", alphas=[0.5])
+            rows(own, pair, "outline", alphas=[0.5])
     with pytest.raises(ValueError, match=r"two sets of one name among .*outline, .*more.outline"):
         rows(own, "A", "outline more/outline")
     with pytest.raises(ValueError, match=r"absent is not a folder"):

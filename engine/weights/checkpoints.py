@@ -120,7 +120,7 @@ def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
 def _settings(recipe: ModelRecipe) -> dict[str, Any]:
     """What of a recipe determines its weights."""
     settings = dataclasses.asdict(recipe)
-    for unrelated in ("name", "head", "published"):
+    for unrelated in ("name", "head", "published", "crop_mode"):
         del settings[unrelated]
     if recipe.weights.source != "open_clip":
         for only_clip in ("clip", "templates"):
@@ -263,7 +263,7 @@ def _check_on_photos(net: nn.Module, recipe: ModelRecipe, cache: Path) -> None:
     photos = registry.members(_wheel(*PHOTOS, cache), lambda name: "/imagenet_" in name)
     # As the weights were made to be used: the recipe's own crop is for its sets, and can hide a
     # wrong variant.
-    as_made = dataclasses.replace(recipe, crop=None, interpolation=None)
+    as_made = dataclasses.replace(recipe, crop=None, crop_mode=None, interpolation=None)
     size = models.data_config(recipe)["input_size"][-1]
     transform = models.transform(dataclasses.replace(as_made, image_size=size))
     pixels, labels = [], []
