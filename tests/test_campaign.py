@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from campaigns import METHODS, SETS
 from engine import campaign, cli, recipe
 from engine.data import sets
 from engine.errors import CampaignError, RecipeError
+from loaders.pack import MANIFEST
 
 folder = campaigns.folder
 
@@ -47,6 +49,49 @@ def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) ->
         ((f"model={other}",), "shapes-other"),
     ):
         assert planned(folder, f"runs={tmp_path}", *words).folder == tmp_path / name
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Model of each grid that would have been run, as all of them then are."""
+    found: list[str] = []
+    monkeypatch.setattr(campaign, "run", lambda plan, *_, **__: found.append(plan.folder.name))
+    monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
+    return found
+
+
+def test_sets_that_are_not_encoded_are_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
+) -> None:
+    words = ["campaign", "imagenet_rib_paper", "model=all", "dataset.subsample=100"]
+    words += [f"runs={tmp_path / 'my runs'}", "model.weights.tag=x"]
+    assert cli.main(words) == 2 and not ran
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
+    assert len(lines) == 3 * 9, "of seven models three transforms, and with the upstream set nine"
+    assert cli.main([*words, "--dry-run"]) == 2 and len(ran) == 7
+    assert "\n".join(lines) in capsys.readouterr().err
+    ran.clear()
+    for line in lines:  # a pack where each of these commands puts it
+        encode, name, source, folder, option, model, *own = shlex.split(line)[1:]
+        assert (encode, source, folder, option) == ("encode", "--source", "FOLDER", "--model")
+        wanted = recipe.of_sections(model, "imagenet_rib", own)
+        place = sets.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
+        place.mkdir(parents=True)
+        (place / MANIFEST).touch()
+    assert cli.main(words) == 0 and len(ran) == 7
+
+
+def test_a_set_below_the_root_need_not_be_encoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
+) -> None:
+    words = ["campaign", "imagenet_rib", f"runs={tmp_path}", f"dataset.root={tmp_path / 'in'}"]
+    for name in ("imagenet_val", *recipe.load("imagenet_rib").dataset.sets[1:]):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    assert cli.main(words) == 2 and not ran
+    said = capsys.readouterr().err
+    assert said.count("rib encode") == said.count("rib encode imagenet_v2") == 1
+    (tmp_path / "in" / "imagenet_v2").mkdir()
+    assert cli.main(words) == 0 and ran
 
 
 def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:

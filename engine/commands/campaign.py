@@ -27,14 +27,45 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    stopped: list[str] = []
-    for words in recipe.each_model(arguments.name, arguments.overrides):
+    asked = recipe.each_model(arguments.name, arguments.overrides)
+    stopped = _to_encode(arguments, asked)
+    if stopped and not arguments.dry_run:
+        raise CampaignError(stopped[0])
+    for words in asked:
         try:
             _run(arguments, words)
         except CampaignError as error:  # the other models' grids need not wait for it
             stopped.append(str(error))
     if stopped:
         raise CampaignError("; ".join(stopped))
+
+
+def _to_encode(arguments: argparse.Namespace, asked: Sequence[Sequence[str]]) -> list[str]:
+    """The sets that no pack and no folder gives, in one message: grids take days and open a set
+    only when its turn comes."""
+    from engine import recipe
+    from engine.sampling import half_widths
+
+    lines: dict[Path, str] = {}
+    for words in asked:
+        resolved = recipe.load(arguments.name, words)
+        if resolved.dataset.kind != "imagenet" or campaign.finished(
+            half_widths.latest_plan(arguments.name, words, arguments.cores)
+        ):
+            continue
+        from engine import verify
+        from engine.commands import encode
+        from engine.data import sets
+
+        dataset, there = resolved.dataset, verify.encoded(resolved)
+        for name in (dataset.upstream, *dataset.sets):
+            if name in there or (dataset.root and (Path(dataset.root) / name).exists()):
+                continue
+            folder = sets.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
+            lines.setdefault(folder, encode.command(resolved, name, words))
+    if not lines:
+        return []
+    return ["\n  ".join(["these sets are not encoded yet; run", *lines.values()])]
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:

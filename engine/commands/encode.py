@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,22 @@ def run(arguments: argparse.Namespace) -> None:
     for text in remarks(pack.manifest):
         print(text)
     print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")
+
+
+def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
+    """The words that encode a set where a campaign, resolved from `words`, looks for it."""
+    from engine.data import imagenet
+    from engine.schema import DatasetRecipe, Recipe
+
+    models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
+    said = [*("rib", "encode", name, "--source", "FOLDER", "--model")]
+    said.append(models[-1] if models else resolved.model.name)
+    said += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
+    said += [word for word in words if word.startswith("model.")]
+    usual = imagenet.identity(DatasetRecipe(kind=resolved.dataset.kind), name)
+    own = imagenet.identity(resolved.dataset, name).items()
+    said += [f"dataset.{key}={value}" for key, value in own if usual.get(key) != value]
+    return shlex.join(said)
 
 
 def remarks(manifest: Mapping[str, Any]) -> list[str]:
