@@ -180,7 +180,7 @@ def with_factors(
     for name, module in list(case.method.net.named_modules()):
         if not isinstance(module, lora.LowRank):
             continue
-        place = name.removesuffix(".parametrizations.weight.0")
+        place = name.removesuffix(".low_rank")
         parent, _, attribute = place.rpartition(".")
         beside = wrapper(case.net.get_submodule(place), module)
         setattr(case.net.get_submodule(parent), attribute, beside)

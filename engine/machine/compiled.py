@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 CUDA_GRAPHS = "cuda_graphs"
-GRAPHS = 64  # of one forward pass: LoRA's parametrised layers make a class, and a graph, a cell
+GRAPHS = 16  # of one forward pass: one for each choice of what learns, and those of evaluation
 
 
 def resolve(option: str, device: torch.device) -> str:

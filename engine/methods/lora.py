@@ -7,13 +7,13 @@ W + scale * B A, which is the same function and lets every timm model run unchan
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from engine import models
 from engine.methods.base import Export, FrozenBackbone
@@ -54,6 +54,33 @@ class LowRank(nn.Module):
         return weight + update.reshape(weight.shape)
 
 
+@functools.cache
+def adapted(kind: type[nn.Module]) -> type[nn.Module]:
+    """`kind` with a weight that its `low_rank` makes of its `frozen` one.
+
+    torch's parametrizations do so too, but with a class for each module: the compiler, which asks
+    for classes, would start again for every cell.
+    """
+    merged = property(lambda module: module.low_rank(module.frozen))
+    return type(f"LowRank{kind.__name__}", (kind,), {"weight": merged})
+
+
+def adapt(module: Any, low_rank: LowRank) -> None:
+    """Give a layer's weight low-rank factors."""
+    frozen = module.weight
+    del module.weight
+    module.__class__ = adapted(type(module))
+    module.frozen, module.low_rank = frozen, low_rank
+
+
+def merge(module: Any) -> None:
+    """Leave of an adapted layer the layer it was, with the weight it has."""
+    weight = nn.Parameter(module.weight.detach())
+    module.__class__ = type(module).__base__
+    del module.frozen, module.low_rank
+    module.weight = weight
+
+
 class Method(FrozenBackbone):
     recipe: Recipe
 
@@ -61,22 +88,21 @@ class Method(FrozenBackbone):
         super().prepare(net, context)
         if self.recipe.rank < 1:
             raise ValueError(f"method.rank={self.recipe.rank} must be at least 1")
-        places = {m: True for name, m in net.named_modules() if name.endswith("attn.qkv")}
+        places: dict[Any, bool] = {
+            m: True for name, m in net.named_modules() if name.endswith("attn.qkv")
+        }
         if not places and self.recipe.variant == "paper":
             raise ValueError("LoRA variant=paper exists for ViTs only; use variant=canonical")
         if not places:
-            pointwise = (nn.Conv2d,)
             places = {
                 m: False
                 for m in net.modules()
-                if isinstance(m, pointwise) and m.kernel_size == (1, 1) and m.groups == 1
+                if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.groups == 1
             }
         if not places:
             raise ValueError(f"{type(net).__name__} has no qkv and no 1x1 convolution for LoRA")
         for module, thirds in places.items():
-            weight = module.get_parameter("weight")
-            low_rank = LowRank(weight, self.recipe.rank, self.recipe.scale, thirds)
-            parametrize.register_parametrization(module, "weight", low_rank)
+            adapt(module, LowRank(module.weight, self.recipe.rank, self.recipe.scale, thirds))
         self.places = list(places)
         if self.recipe.variant == "paper":
             for name, parameter in net.named_parameters():
@@ -87,5 +113,5 @@ class Method(FrozenBackbone):
 
     def export(self) -> Export:
         for module in self.places:
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            merge(module)
         return Export(self.net.state_dict())
