@@ -68,7 +68,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Entrant:
-    """Something to time. For a peer, `target` is the greatest time ratio the subject may show.
+    """Something to time. For a peer, `target` is the greatest time ratio the subject may show, and
+    `over_prediction` the same as a multiple of the predicted ratio.
 
     `work`: what its time is predicted from, or the milliseconds that its parts took by themselves.
     """
@@ -78,6 +79,7 @@ class Entrant:
     work: Work | float
     target: float | None = None
     load: Load | None = None
+    over_prediction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def hold(
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         subject_ms, peer_ms = statistics.median(times[0]), statistics.median(peer_times)
         timed = ((contest.subject, subject_ms), (peer, peer_ms))
+        predicted = expected[0] / peer_expected
+        over = peer.over_prediction
         rows.append(
             Row(
                 contest=contest.name,
@@ -165,12 +169,12 @@ def hold(
                 peer=peer.name,
                 subject_ms=subject_ms,
                 peer_ms=peer_ms,
-                predicted=expected[0] / peer_expected,
+                predicted=predicted,
                 measured=median,
                 low=low,
                 high=high,
                 of_minima=min(times[0]) / min(peer_times),
-                target=peer.target,
+                target=peer.target if over is None else predicted * over,
                 roofline=expected[0] / subject_ms,
                 rounds=len(ratios),
                 rates={e.name: e.load.rates(ms, roofline) for e, ms in timed if e.load},

@@ -19,6 +19,8 @@ from bench import contest, report
 from bench.contest import Contest, Entrant, Row
 from bench.roofline import Roofline, Work
 from bench.timing import interleave
+from engine.optim import Penalty
+from kernels.distill import distill_loss
 
 CPU = torch.device("cpu")
 ROOFLINE = Roofline(copy_gb_s=10.0, matmul_gflop_s=100.0)
@@ -67,6 +69,9 @@ def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     (held,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
     assert held.predicted == pytest.approx(36 / 28) and held.rounds == 3
     assert held.low <= held.measured <= held.high and held.target == 1.35
+    peer = Entrant("theirs", int, Work(28), over_prediction=1.03)
+    (held,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
+    assert held.target == pytest.approx(1.03 * 36 / 28)
 
 
 def test_a_load_gives_rates_to_rows_table_and_json(cases, capsys, tmp_path):
@@ -282,3 +287,21 @@ def test_a_gate_can_be_red(monkeypatch):
     )
     with pytest.raises(AssertionError):
         distill.gate(CPU)
+
+
+def heavier(*tensors, weight, **options):
+    return distill_loss(*tensors, weight=1.1 * weight, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("engine.methods.ewc.Penalty", lambda lam, *rest: Penalty(1.1 * lam, *rest)),
+        ("engine.methods.lwf.distill_loss", heavier),
+    ],
+)
+def test_the_gate_of_training_knows_every_methods_own_term(monkeypatch, name, wrong):
+    monkeypatch.setattr(name, wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        contest.load("train").gate(CPU)
