@@ -112,10 +112,25 @@ def test_published_accuracies_belong_to_sets_of_the_benchmark() -> None:
         one = model(name)
         assert one.published.keys() <= places
         assert all(0 < value < 100 for value in one.published.values())
+    without = {"resnet50", "resnet101", "vit_b16_clip_openai_zero_shot"}  # of another transform
+    assert {name for name in TRANSFORMS if "imagenet_val" not in model(name).published} == without
     before = {s["timm"]: s["before"] for s in slides.values() if "before" in s}
     for name in (n for n in TRANSFORMS if n.startswith("vit_b16") and "zero_shot" not in n):
         on_slides = before[model(name).arch]
         assert model(name).published == {own: on_slides[theirs] for own, theirs in SLIDES.items()}
+
+
+def test_the_header_of_another_size_gives_its_command_and_hours() -> None:
+    slides = {one["timm"] for one in recipe.published()["models"].values()}
+    others = [n for n in TRANSFORMS if model(n).arch not in slides and "zero_shot" not in n]
+    assert len(others) == 13
+    told: dict[str, set[str]] = {}
+    for name in others:
+        text = (recipe.ROOT / "models" / f"{name}.yaml").read_text()
+        assert f"\n# rib campaign imagenet_rib model={name}\n" in text
+        (hours,) = re.findall(r"one \| eight: (\S+ \| \S+)\. No mRI is published for it\.", text)
+        told.setdefault(model(name).arch.split(".")[0].replace("_clip", ""), set()).add(hours)
+    assert all(len(same) == 1 for same in told.values()), "one shape, one number of hours"
 
 
 def steps(name: str, variant: str) -> DryRun:

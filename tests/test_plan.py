@@ -179,6 +179,16 @@ def test_the_published_grid() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_s16_augreg_in1k", "vit_b32_sam_in1k", "resnet18"])
+def test_the_hours_in_a_models_header(name: str) -> None:
+    found = estimate.of(campaign.plan("imagenet_rib", [f"model={name}", "runs=/no"], cores=1))
+    text = (recipe.ROOT / "models" / f"{name}.yaml").read_text()
+    ((one, eight),) = re.findall(r"one \| eight: (\S+) \| (\S+)\. ", text)
+    hours = [found.hours(estimate.Device(), gpus) for gpus in (1, 8)]
+    assert [float(one), float(eight)] == [pytest.approx(h, abs=0.05) for h in hours]
+
+
+@pytest.mark.slow
 def test_the_grids_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "imagenet_rib_paper", "model=all", "runs=/nonexistent"]) == 0
     shown = capsys.readouterr().out
