@@ -92,6 +92,9 @@ def test_a_set_below_the_root_need_not_be_encoded(
     assert said.count("rib encode") == said.count("rib encode imagenet_v2") == 1
     (tmp_path / "in" / "imagenet_v2").mkdir()
     assert cli.main(words) == 0 and ran
+    assert cli.main([*words, "dataset.subsample=full"]) == 2, "all of IN-C is made on request only"
+    said = capsys.readouterr().err
+    assert said.count("rib encode") == 1 and "imagenet_c" in said and "subsample=full" in said
 
 
 def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:

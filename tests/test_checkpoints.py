@@ -149,6 +149,11 @@ def test_backbone_is_made_once_and_named_by_what_matters(tmp_path: Path) -> None
     made = checkpoints.backbone(options, store, tmp_path, 0)
     renamed = dataclasses.replace(options, name="other")
     assert checkpoints.backbone(renamed, store, tmp_path, 7) == made
+    pixels = dataclasses.replace(options, crop=0.7, crop_mode="squash", interpolation="nearest")
+    assert checkpoints.backbone(pixels, store, tmp_path, 0) == made, "cells know them by packs"
+    for own in ({"mean": [0.1] * 3}, {"std": [0.2] * 3}, {"channels_last": True}):
+        other = dataclasses.replace(options, **own)
+        assert checkpoints.backbone(other, store, tmp_path, 0) != made, "packs do not tell these"
     random = dataclasses.replace(options, weights=WeightsRecipe(source="random"))
     pair = [checkpoints.backbone(random, store, tmp_path, seed) for seed in (0, 1, 0)]
     assert pair[0] == pair[2] and pair[0].name != pair[1].name

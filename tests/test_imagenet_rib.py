@@ -26,6 +26,8 @@ from engine.measures import metrics
 from engine.measures.predictions import Bank
 from engine.planning.disk import size_bytes
 from engine.weights import checkpoints
+from loaders.resident import Resident
+from loaders.stream import Stream
 
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
 RECIPE = """\
@@ -38,6 +40,7 @@ train: {epochs: 1, batch_size: 4, warmup_steps: 0}
 evaluate: {batch_size: 16}
 """
 SUBSAMPLE = 100  # of 150
+IN_C = "imagenet_c"
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,12 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
     labelled = rib.context("dataset.subsample=full").sets["imagenet_c"]
     assert labelled.group is not None and len(labelled.group) == 150
+    for source in ("auto", "resident"):
+        opened = [
+            rib.context(f"dataset.subsample={subsample}", f"source={source}").sets.source(IN_C)
+            for subsample in ("full", str(SUBSAMPLE))
+        ]
+        assert [type(one) for one in opened] == [Stream, Resident], "all of IN-C is never resident"
     resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
     assert size_bytes(resolved, 3_750_000) == pytest.approx(574e9, rel=0.001)
     larger = dataclasses.replace(resolved.model, image_size=384)  # 18 of them fill a page

@@ -221,6 +221,12 @@ def test_a_set_that_is_nowhere_is_named(folder: Path, tmp_path: Path) -> None:
         campaign.plan("imagenet_rip", [], cores=1)
 
 
+def test_published_sets_are_planned_with_their_classes() -> None:
+    for words, count in ((), 113), (("dataset.objectnet=paper",), 105):
+        labels = estimate.labels_of(recipe.load("imagenet_rib", ["runs=/no", *words]), "objectnet")
+        assert len(labels) == 18_574 and len(np.unique(labels)) == count
+
+
 @pytest.mark.slow
 def test_encoded_sets_count_as_they_are(ran: Ran) -> None:
     resolved = dry_run.DryRun(ran.plan, {}, 0).recipe

@@ -55,11 +55,12 @@ def _to_encode(arguments: argparse.Namespace, asked: Sequence[Sequence[str]]) ->
             continue
         from engine import verify
         from engine.commands import encode
-        from engine.data import sets
+        from engine.data import imagenet, sets
 
         dataset, there = resolved.dataset, verify.encoded(resolved)
         for name in (dataset.upstream, *dataset.sets):
-            if name in there or (dataset.root and (Path(dataset.root) / name).exists()):
+            rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
+            if name in there or (rooted and (Path(dataset.root) / name).exists()):
                 continue
             folder = sets.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
             lines.setdefault(folder, encode.command(resolved, name, words))

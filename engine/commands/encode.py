@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if name == imagenet.OBJECTNET:
         print(imagenet.LICENCE)
-    if name == imagenet.IMAGENET_C and wanted.dataset.subsample == imagenet.FULL:
+    if imagenet.is_whole_c(wanted.dataset, name):
         _confirm(wanted, arguments.yes)
     print(f"looking for {name} in {arguments.source}")
     found = imagenet.read(

@@ -24,7 +24,7 @@ from loaders.imagenet import Found
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 FULL = "full"
-OBJECTNET_CLASSES = 113  # of IN-1K's; ObjectNet's other 200 are left out
+OBJECTNET_CLASSES = {"corrected": 113, "paper": 105}  # other objects are no classes of IN-1K
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
 LICENCE = (
     "ObjectNet may be used for research and in products with attribution (its licence follows "
@@ -118,9 +118,16 @@ def images(dataset: DatasetRecipe, name: str) -> int:
     return drawn or SIZES[name].images
 
 
-def classes(name: str) -> int:
-    """How many of IN-1K's classes the published set has."""
-    return OBJECTNET_CLASSES if name == OBJECTNET else len(wnids(_SUBSETS.get(name, "")))
+def classes(dataset: DatasetRecipe, name: str) -> int:
+    """How many classes the pack of the published set has."""
+    own = len(wnids(_SUBSETS.get(name, "")))
+    return OBJECTNET_CLASSES[dataset.objectnet] if name == OBJECTNET else own
+
+
+def is_whole_c(dataset: DatasetRecipe, name: str) -> bool:
+    """Whether a set is all of IN-C: 564 GB of pixels, which are made on request only, and read from
+    the disk wherever there is room for them."""
+    return dataset.kind == "imagenet" and name == IMAGENET_C and dataset.subsample == FULL
 
 
 def images_drawn(dataset: DatasetRecipe) -> int | None:

@@ -135,12 +135,13 @@ class Sets:
         return self._open[name]
 
     def source(self, name: str) -> Source:
-        """Where the images of a set come from: device memory, or a stream."""
+        """Where the images of a set come from: device memory, or a stream, as of all of IN-C."""
         if name not in self._sources:
+            whole_c = imagenet.is_whole_c(self.recipe.dataset, name)
             self._sources[name] = open_source(
                 self[name].pack,
                 self.device,
-                mode=self.recipe.source,  # type: ignore[arg-type]  # checked with the recipe
+                mode="stream" if whole_c else self.recipe.source,  # type: ignore[arg-type]  # checked
             )
         return self._sources[name]
 
@@ -256,7 +257,7 @@ def found_of(found: Found, name: str) -> Content:
 
 def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     source = Path(dataset.root) / name
-    if not dataset.root or (name == imagenet.IMAGENET_C and dataset.subsample == imagenet.FULL):
+    if not dataset.root or imagenet.is_whole_c(dataset, name):
         raise ValueError(
             f"{name} is not encoded for this model's transform; run "
             f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and dataset.*"

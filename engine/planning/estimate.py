@@ -126,7 +126,7 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     if (folder / MANIFEST).is_file():
         return Pack.open(folder).labels.astype(np.int64)
     if dataset.kind == "imagenet":
-        return np.arange(imagenet.images(dataset, name)) % imagenet.classes(name)
+        return np.arange(imagenet.images(dataset, name)) % imagenet.classes(dataset, name)
     if dataset.kind == "emoji":
         styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
         return np.arange(dataset.classes * dataset.renderings * styles) % dataset.classes

@@ -118,8 +118,12 @@ def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
 
 
 def _settings(recipe: ModelRecipe) -> dict[str, Any]:
-    """What of a recipe determines its weights."""
-    settings = dataclasses.asdict(recipe)
+    """What of a recipe determines its weights, and what they mean: mean, std and memory format.
+
+    Names of cells know those three by the weights alone; crop and interpolation by the packs, so
+    that here they are what they are in most recipes.
+    """
+    settings: dict[str, Any] = dataclasses.asdict(recipe) | {"crop": None, "interpolation": None}
     for unrelated in ("name", "head", "published", "crop_mode"):
         del settings[unrelated]
     if recipe.weights.source != "open_clip":
