@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be at work
+REPORT, TABLE = "report", "table.txt"
+RECORD = "evaluations.json"  # beside a plan: what its report is made of
 STAMP = "plan"  # beside a report: the name of the plan it shows
 LEASH = "RIB_CAMPAIGN"  # tells jobs their campaign: machine and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -84,14 +86,30 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     )
 
 
+def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
+    """Folder of a campaign, and a digest of what its files and words say.
+
+    Needs no method's module, and so no torch: by it a finished campaign is found again.
+    """
+    outlines = [recipe.outline(name, overrides, method) for method in recipe.methods_of(name)]
+    cells = [cell for cell, _ in outlines]
+    said = [
+        {k: v for k, v in dataclasses.asdict(cell).items() if k not in ("runs", "campaign")}
+        | {"own": own}
+        for cell, own in outlines
+    ]
+    folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
+    return folder, _identity(cells, said)
+
+
 def _digest(cells: Sequence[Recipe]) -> str:
+    return _identity(cells, [dataclasses.asdict(cell) for cell in cells])
+
+
+def _identity(cells: Sequence[Recipe], said: Sequence[Mapping[str, Any]]) -> str:
     own = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
-    identity = {
-        "format": artifacts.FORMAT,
-        "cells": [dataclasses.asdict(cell) for cell in cells],
-        "files": [artifacts.file_hash(path) for path in own],
-    }
-    return digest(identity)
+    files = [artifacts.file_hash(path) for path in own]
+    return digest({"format": artifacts.FORMAT, "cells": list(said), "files": files})
 
 
 def _title(name: str, overrides: Sequence[str], model: str) -> str:
@@ -137,20 +155,15 @@ def run(the_plan: Plan, cores: int, profile: Path | None = None, *, dry_run: boo
 
 def finished(the_plan: Plan) -> bool:
     """Whether the report that stands in the folder is that of exactly this plan."""
-    stamp = report_page(the_plan).with_name(STAMP)
-    done = (the_plan.path.parent / "done" / "report").is_file() and report_page(the_plan).is_file()
-    return done and stamp.is_file() and stamp.read_text() == the_plan.path.parent.name
-
-
-def columns_missing(the_plan: Plan) -> list[str]:
-    """The sets whose columns are not finished."""
-    done = the_plan.path.parent / "done"
-    return [name for name in the_plan.sets if not (done / f"column-{name}").is_file()]
+    page, place = report_page(the_plan), the_plan.path.parent
+    stamp = page.with_name(STAMP)
+    needed = (place / "done" / "report", place / RECORD, page, stamp)
+    return all(file.is_file() for file in needed) and stamp.read_text() == place.name
 
 
 def report_page(the_plan: Plan) -> Path:
     """The page that a campaign ends with."""
-    return the_plan.folder / "report" / "index.html"
+    return the_plan.folder / REPORT / "index.html"
 
 
 @contextlib.contextmanager

@@ -8,9 +8,7 @@ number is certified: what did not converge is missing from the matrix, never a n
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -19,14 +17,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.artifacts import write_atomic
 from engine.errors import nearest
+from engine.measures.distances import Matrix
 from kernels.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.ground_cost import GroundCost
 from kernels.sinkhorn import Transport, debiased, transport, unregularised
@@ -90,32 +88,6 @@ class Options:
             raise ValueError(f"samples={self.samples}: a distance needs two samples of each set")
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """Distances between sets: values and gaps float64 [k, k], NaN where a pair did not converge.
-
-    A distance is a (debiased) transport cost, in squared units of the features. A gap is the sum of
-    the absolute duality gaps of a pair's terms over OT(a, b), or the relative width of its bracket;
-    eps is absolute, 0 if exact or bracketed. samples:
-    the most of a set that were looked at, where not all.
-    """
-
-    names: tuple[str, ...]
-    values: np.ndarray
-    gaps: np.ndarray
-    eps: float
-    samples: int | None = None
-
-    def row(self, name: str) -> dict[str, float]:
-        """Distances of one set to the others that are known."""
-        values = self.values[self.names.index(name)]
-        return {
-            other: float(value)
-            for other, value in zip(self.names, values, strict=True)
-            if other != name and math.isfinite(value)
-        }
-
-
 def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:
     """Distances between sets of a recipe, by features of its pre-trained model; kept in the store.
 
@@ -137,11 +109,12 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
             sets[name] = Labelled(context.features(context.base, labelled), labelled.labels)
             context.sets.release(name)
         found = matrix(sets, len(context.sets.classes), options)
-        (folder / MATRIX).write_text(json.dumps(_plain(found)))
+        (folder / MATRIX).write_text(json.dumps(found.plain()))
 
     label = context.recipe.model.name
     made = context.store.make("distances", label, key, write)
-    return _of(json.loads(made.file(MATRIX).read_text()), options)
+    plain = json.loads(made.file(MATRIX).read_text())
+    return Matrix.of(plain | {"samples": options.samples})
 
 
 def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
@@ -162,30 +135,6 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
         if math.isnan(values[i, j]):
             log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gaps[i, j])
     return Matrix(tuple(sets), values, gaps, entropic.eps if entropic else 0.0, options.samples)
-
-
-def write_csv(path: Path, found: Matrix) -> None:
-    """The matrix, a set a row and a column; a pair that did not converge is left empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["", *found.names])
-    for name, row in zip(found.names, found.values, strict=True):
-        writer.writerow([name, *("" if math.isnan(value) else repr(float(value)) for value in row)])
-    write_atomic(path, text.getvalue().encode())
-
-
-def _plain(found: Matrix) -> dict[str, Any]:
-    """As JSON has it: null for a pair that did not converge, and for a gap that is not known."""
-
-    def lists(array: np.ndarray) -> list[list[float | None]]:
-        return [[float(x) if math.isfinite(x) else None for x in row] for row in array]
-
-    return dataclasses.asdict(found) | {"values": lists(found.values), "gaps": lists(found.gaps)}
-
-
-def _of(plain: Mapping[str, Any], options: Options) -> Matrix:
-    values, gaps = (np.array(plain[name], float) for name in ("values", "gaps"))
-    return Matrix(tuple(plain["names"]), values, gaps, plain["eps"], options.samples)
 
 
 class _Cloud(NamedTuple):

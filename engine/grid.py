@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import io
 import logging
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import campaign, cells, distance, evaluate, outcome, recipe
-from engine.artifacts import write_atomic
+from engine import campaign, cells, distance, evaluate, outcome, recipe, record, tables
 from engine.campaign import Plan
 from engine.context import Context, Request, cache_folder
-from engine.measures import metrics
-from engine.measures.metrics import Gathered, Summary
 from engine.measures.rows import PRE, Arm, Evaluation
-from engine.report import certainty, page, table
-from engine.report.certainty import Certainty
+from engine.record import Record, SampleOf
 from engine.sampling import half_widths, sample
 from engine.sampling.sample import Sample
 from engine.schema import Recipe
@@ -33,18 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DISTANCE = distance.Options(samples=10_000)
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a plan's stored predictions say: read, drawn and worked out once."""
-
-    context: Context
-    samples: Mapping[str, Sample]
-    evaluations: Sequence[Evaluation]
-    gathered: Gathered
-    summary: Summary
-    sure: Certainty
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -79,50 +64,51 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
     log.info("column %s took %.0f s", downstream, time.monotonic() - started)
 
 
-def results(plan: Plan, device: torch.device) -> Results:
-    """What the stored predictions of everything a plan evaluated say."""
-    context = _context(plan, device)
-    samples = _samples(context)
-    evaluations = _evaluations(plan, device, samples)
-    found = metrics.gather(evaluations)
-    summary = metrics.summarise(found, plan.sets)
-    sure = certainty.certainty(found, summary, plan.sets, context.recipe.dataset.upstream)
-    return Results(context, samples, evaluations, found, summary, sure)
-
-
-def finish(plan: Plan, device: torch.device, known: Results | None = None) -> Path:
-    """Metrics, tables and the report page from the stored predictions; `known` if read already."""
-    known = known or results(plan, device)
-    context, summary, sure = known.context, known.summary, known.sure
-    resolved = context.recipe
-    folder = campaign.report_page(plan).parent
-    metrics.write_csv(folder, summary)
-    notes = [*summary.missing, *_of_sample(plan, known)]
-    certainty.write_csv(folder, sure)
-    distances = _distances(context, folder)
-    is_emoji = resolved.dataset.kind == "emoji"
-    path = page.write(
-        folder,
-        title=f"{plan.name}: what fine-tuning does to robustness",
-        accuracy=summary.accuracy,
-        mri=summary.mri,
-        sets=plan.sets,
-        upstream=resolved.dataset.upstream,
-        methods=titles(plan),
-        settings=_settings(plan, context),
-        credits=emoji.credits() if is_emoji else (),
-        contact_sheet=_contact_sheet(context) if is_emoji else None,
-        published=recipe.published(),
-        holdout=resolved.dataset.holdout > 0,
-        notes=notes,
-        distances=distances,
-        sure=sure,
-    )
-    text = table_of(plan, resolved, summary, notes)
-    write_atomic(folder / "table.txt", (text + "\n").encode())
-    write_atomic(folder / campaign.STAMP, plan.path.parent.name.encode())
+def finish(plan: Plan, device: torch.device) -> Path:
+    """Metrics, tables and the report page from the stored predictions, which a record names."""
+    run = record.write(plan.path.parent, _record(plan, device))
+    path = tables.write(run, tables.results(run))
     campaign.advance(plan.path, "report", 1, 1)
     return path
+
+
+def _record(plan: Plan, device: torch.device) -> Record:
+    context = _context(plan, device)
+    resolved = context.recipe
+    samples = _samples(context)
+    wholes = {
+        name: evaluate.predicted(context, {context.base.name: 1.0}, name, one.split)
+        for name, one in samples.items()
+    }
+    evaluations = _evaluations(plan, device, samples)
+    is_emoji = resolved.dataset.kind == "emoji"
+    root = context.store.root
+    paths = [*(one.path for one in evaluations), *wholes.values()]
+    return Record(
+        asked=campaign.asked(plan.name, half_widths.as_asked(plan, resolved))[1],
+        name=plan.name,
+        sets=list(plan.sets),
+        upstream=resolved.dataset.upstream,
+        methods=_titles(plan),
+        settings=_settings(plan, context),
+        credits=emoji.credits() if is_emoji else [],
+        contact_sheet=base64.b64encode(_contact_sheet(context)).decode() if is_emoji else "",
+        holdout=resolved.dataset.holdout > 0,
+        distances=_distances(context),
+        samples={
+            name: SampleOf(
+                str(wholes[name].relative_to(root)),
+                one.images,
+                sample.seed_of(context, name, one.split),
+            )
+            for name, one in samples.items()
+        },
+        sequential=resolved.evaluate.half_width is not None,
+        evaluations=[
+            dataclasses.replace(one, path=one.path.relative_to(root)) for one in evaluations
+        ],
+        files=record.hashes(paths, root),
+    )
 
 
 def _evaluations(
@@ -146,32 +132,9 @@ def _evaluations(
     return evaluations
 
 
-def _of_sample(plan: Plan, known: Results) -> list[str]:
-    """Write how far a sample's numbers may be off, and say so; nothing without a sample."""
-    if not known.samples:
-        return []
-    samples = {name: known.samples[name] for name in plan.sets}  # which the budget is a share of
-    sequential = known.context.recipe.evaluate.half_width is not None
-    found = half_widths.half_widths(known.evaluations, samples, plan.sets, sequential=sequential)
-    half_widths.write(campaign.report_page(plan).parent, plan, found, samples)
-    return [half_widths.note(found, samples)]
-
-
-def titles(plan: Plan) -> dict[str, str]:
+def _titles(plan: Plan) -> dict[str, str]:
     """Method keys and how tables name them."""
     return {m: recipe.load(plan.name, plan.overrides, method=m).method.title for m in plan.methods}
-
-
-def table_of(plan: Plan, resolved: Recipe, summary: Summary, notes: Sequence[str]) -> str:
-    """The table a campaign ends with."""
-    return table.table(
-        summary.accuracy,
-        summary.mri,
-        sets=plan.sets,
-        upstream=resolved.dataset.upstream,
-        methods=titles(plan),
-        notes=notes,
-    )
 
 
 def _context(plan: Plan, device: torch.device, downstream: str | None = None) -> Context:
@@ -199,15 +162,13 @@ def _samples(context: Context) -> dict[str, Sample]:
     )
 
 
-def _distances(context: Context, folder: Path) -> distance.Matrix | None:
-    """Distances between all sets, also as a file; a grid is reported without if need be."""
+def _distances(context: Context) -> dict[str, Any] | None:
+    """Distances between all sets; a grid is reported without if need be."""
     try:
-        found = distance.distances(context, _places(context.recipe), DISTANCE)
+        return distance.distances(context, _places(context.recipe), DISTANCE).plain()
     except ValueError as error:
         log.warning("no distances between the sets: %s", error)
         return None
-    distance.write_csv(folder / "distances.csv", found)
-    return found
 
 
 def _settings(plan: Plan, context: Context) -> dict[str, Any]:

@@ -122,6 +122,37 @@ def load(
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
+    layers = _layers(name, overrides, method, downstream)
+    return _build(name, layers, _method_options(layers))
+
+
+def outline(name: str, overrides: Sequence[str], method: str) -> tuple[Recipe, dict[str, Any]]:
+    """A cell of a campaign without its method's own options, and its method section as it stands.
+
+    What can be told where no method's module is imported, and torch with it. Raises RecipeError as
+    `load` does, but for a method's own options.
+    """
+    layers = _layers(name, overrides, method, None)
+    for source, values in layers:
+        _check_sections(source, values)
+    section = OmegaConf.merge(*(values.get("method", {}) for _, values in layers))
+    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
+    known = [
+        (source, {k: _only(v, shared) if k == "method" else v for k, v in values.items()})
+        for source, values in layers
+    ]
+    own = typing.cast(dict, OmegaConf.to_container(section))
+    return _build(name, known, MethodRecipe()), own
+
+
+def _only(section: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key in names}
+
+
+def _layers(
+    name: str, overrides: Sequence[str], method: str | None, downstream: str | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """What a recipe is merged of: where each layer comes from, and what it says."""
     file, top = _top(name)
     words = [_split(word) for word in overrides]
     if method is not None:
@@ -160,7 +191,7 @@ def load(
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
-    return _build(name, layers)
+    return layers
 
 
 def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -174,7 +205,7 @@ def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Reci
     layers += [(COMMAND_LINE, _dotted("=".join(_split(word)))) for word in overrides]
     places = dict(layers[1][1]["dataset"])
     layers.append((COMMAND_LINE, {"downstream": places.get("upstream", "upstream")}))
-    return _build(dataset, layers)
+    return _build(dataset, layers, _method_options(layers))
 
 
 def dump(recipe: Recipe) -> str:
@@ -240,10 +271,10 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
+def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: MethodRecipe) -> Recipe:
     for source, values in layers:
         _check_sections(source, values)
-    merged = OmegaConf.structured(Recipe(method=_method_options(layers)))
+    merged = OmegaConf.structured(Recipe(method=method))
     for source, values in layers:
         try:
             merged = OmegaConf.merge(merged, values)

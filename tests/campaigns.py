@@ -52,13 +52,4 @@ def run(folder: Path, *words: str) -> Path:
     grid.prepare(plan, device)
     for name in plan.sets:
         grid.column(plan, name, device)
-    finish_columns(plan)
     return grid.finish(plan, device).parent
-
-
-def finish_columns(plan: campaign.Plan) -> None:
-    """Leave the markers by which Snakemake tells that all columns are done."""
-    done = plan.path.parent / "done"
-    done.mkdir(parents=True, exist_ok=True)
-    for name in plan.sets:
-        (done / f"column-{name}").touch()

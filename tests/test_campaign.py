@@ -36,7 +36,7 @@ def test_plan_holds_the_whole_grid(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, f"runs={tmp_path}")
     assert (plan.methods, plan.sets) == (METHODS, SETS)
     assert plan.folder == tmp_path / "shapes" and not plan.folder.exists()
-    assert not campaign.finished(plan) and campaign.columns_missing(plan) == list(SETS)
+    assert not campaign.finished(plan)
 
 
 def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
@@ -345,3 +345,29 @@ def test_lock_file_is_not_inherited(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     child.kill()
     child.wait()
+
+
+def test_what_was_asked_for_is_told_without_any_methods_module(
+    folder: Path, tmp_path: Path
+) -> None:
+    def asked(*words: str, name: str = str(folder / "shapes.yaml")) -> tuple[Path, str]:
+        return campaign.asked(name, [f"runs={tmp_path}", *words])
+
+    where, plain = asked()
+    assert where == tmp_path / "shapes"
+    assert asked(f"runs={tmp_path / 'b'}") == (tmp_path / "b" / "shapes", plain)
+    assert asked("seeds=1", "device=cpu")[1] == plain  # as it is anyway
+    assert asked("seed=1", "seeds=2") == asked("seeds=2", "seed=1") != (where, plain)
+    other = folder / "alphas.yaml"
+    other.write_text((folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.4"))
+    assert asked(name=str(other))[1] != plain, "a method's own option"
+
+    module = tmp_path / "mine.py"
+    module.write_text("raise SystemExit('it was imported')")
+    mine = folder / "mine.yaml"
+    section = f"{{fine_tune: {{method: {{module: '{module}'}}}}}}"
+    mine.write_text((folder / "shapes.yaml").read_text().partition("methods:")[0])
+    mine.write_text(f"{mine.read_text()}methods: {section}\n")
+    before = asked(name=str(mine))
+    module.write_text("raise SystemExit('and changed')")
+    assert asked(name=str(mine)) != before

@@ -17,8 +17,9 @@ import torch
 
 from engine import cli, distance
 from engine.artifacts import Store
-from engine.distance import Labelled, Matrix, Options, matrix, write_csv
+from engine.distance import Labelled, Options, matrix
 from engine.machine import ranks
+from engine.measures.distances import Matrix, write_csv
 from engine.measures.metrics import Arm
 from engine.measures.standings import Line, Standings
 from engine.report import forgetting

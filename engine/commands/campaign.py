@@ -81,10 +81,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             print(f"{plan.name} is finished; nothing to do.")
         else:
             campaign.run(plan, arguments.cores, profile)
-    show(plan)
+    show(campaign.report_page(plan))
 
 
-def show(plan: campaign.Plan) -> None:
+def show(page: Path) -> None:
     """Print the table a campaign ended with, and where its report is."""
-    page = campaign.report_page(plan)
-    print(f"\n{(page.parent / 'table.txt').read_text()}\nreport  {page.resolve()}")
+    print(f"\n{page.with_name(campaign.TABLE).read_text()}\nreport  {page.resolve()}")

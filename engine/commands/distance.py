@@ -13,7 +13,7 @@ from engine.errors import nearest
 from engine.machine import quiet
 
 if TYPE_CHECKING:
-    from engine.distance import Matrix
+    from engine.measures.distances import Matrix
 
 NAME_WIDTH = 18
 
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine import distance
     from engine.context import Context, Request
     from engine.machine import ranks
+    from engine.measures import distances
     from engine.report import forgetting, page
 
     given = {
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = distance.distances(context, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
-    distance.write_csv(folder / "distances.csv", found)
+    distances.write_csv(folder / "distances.csv", found)
     heading = f"<h1>How far the sets are apart for {escape(resolved.model.name)}</h1>"
     path = page.page_of(folder / "index.html", "distances", [heading, forgetting.heat_map(found)])
     ranks.stop()

@@ -1,19 +1,22 @@
-"""`rib metrics`: a campaign's tables and report again, from its stored predictions."""
+"""`rib metrics`: a campaign's tables and report again, from its stored predictions alone.
+
+Neither torch nor a pack, a weights file or a source image is opened.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine import campaign
 from engine.commands.campaign import show
 from engine.errors import CampaignError
-from engine.machine import quiet
 
 if TYPE_CHECKING:
-    from engine.grid import Results
+    from engine.record import Record
+    from engine.tables import Results
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -33,47 +36,46 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
-    from engine import grid
-    from engine.machine import ranks
-    from engine.sampling import half_widths
+    from engine import recipe
 
     if "=" in (arguments.compare or ""):  # an override that stands after a bare --compare
         arguments.overrides.append(arguments.compare)
         arguments.compare = ""
-    cores = os.cpu_count() or 1
-    plan = half_widths.latest_plan(arguments.name, arguments.overrides, cores)
-    if arguments.compare and arguments.compare not in plan.methods:
+    for words in recipe.each_model(arguments.name, arguments.overrides):
+        _run(arguments, words)
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    from engine import record, tables
+
+    found = record.find(arguments.name, words)
+    methods = found.record.methods
+    if arguments.compare and arguments.compare not in methods:
         raise CampaignError(
-            f"{plan.name} has no method {arguments.compare!r}; it has {', '.join(plan.methods)}"
+            f"{arguments.name} has no method {arguments.compare!r}; it has {', '.join(methods)}"
         )
-    missing = campaign.columns_missing(plan)
-    if missing:
-        raise CampaignError(f"{plan.name} lacks {', '.join(missing)}; run `rib campaign` with it")
-    device = ranks.pick_device("auto")
-    with campaign.locked(plan.folder):
-        found = grid.results(plan, device)
-        grid.finish(plan, device, found)
-    show(plan)
+    with campaign.locked(found.report.parent):
+        results = tables.results(found)
+        path = tables.write(found, results)
+    show(path)
     if arguments.intervals or arguments.behaviour or arguments.compare is not None:
-        _show_certainty(arguments, plan, found)
+        _show_certainty(arguments, found.record, results)
 
 
-def _show_certainty(arguments: argparse.Namespace, plan: campaign.Plan, found: Results) -> None:
-    from engine import grid
+def _show_certainty(arguments: argparse.Namespace, record: Record, found: Results) -> None:
     from engine.measures.standings import standings
     from engine.report import certainty
 
     summary, sure, against = found.summary, found.sure, arguments.compare or None
     if against is not None:
-        rows = certainty.compared(found.gathered, summary, plan.sets, against)
+        rows = certainty.compared(found.gathered, summary, record.sets, against)
         sure = replace(sure, comparisons=rows)
     for one in standings(
         summary.accuracy,
         summary.mri,
-        sets=plan.sets,
-        upstream=found.context.recipe.dataset.upstream,
-        methods=grid.titles(plan),
+        sets=record.sets,
+        upstream=record.upstream,
+        methods=record.methods,
     ):
         if arguments.intervals:
             print(f"\n{certainty.interval_table(one, sure)}")

@@ -20,7 +20,7 @@ from engine.report import charts, sections
 from engine.report.plot import Plot
 
 if TYPE_CHECKING:
-    from engine.distance import Matrix
+    from engine.measures.distances import Matrix
 
 FEWEST = 3
 

@@ -18,7 +18,7 @@ from engine.measures.standings import Standings, signed, standings
 from engine.report import certainty, forgetting, sections
 
 if TYPE_CHECKING:
-    from engine.distance import Matrix
+    from engine.measures.distances import Matrix
     from engine.report.certainty import Certainty
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -20,9 +20,9 @@ from engine.artifacts import write_atomic
 from engine.measures import predictions, rows
 from engine.measures.rows import PRE, Arm, Evaluation, OfArm
 from engine.sampling import budget
+from engine.sampling.drawn import Drawn
 
 if TYPE_CHECKING:
-    from engine.sampling.sample import Sample
     from engine.schema import Recipe
 
 FILE = "half_width.json"  # beside a plan: share of the sets' images seen, widest interval of a RI
@@ -38,7 +38,7 @@ class HalfWidth(OfArm):
 
 def half_widths(
     evaluations: Sequence[Evaluation],
-    samples: Mapping[str, Sample],
+    samples: Mapping[str, Drawn],
     sets: Sequence[str],
     *,
     sequential: bool,
@@ -73,7 +73,7 @@ def half_widths(
     return found
 
 
-def note(found: Sequence[HalfWidth], samples: Mapping[str, Sample]) -> str:
+def note(found: Sequence[HalfWidth], samples: Mapping[str, Drawn]) -> str:
     """What a table says of its sample."""
     seen, of = _seen(samples)
     ri, mri = (
@@ -88,14 +88,14 @@ def note(found: Sequence[HalfWidth], samples: Mapping[str, Sample]) -> str:
 
 
 def write(
-    folder: Path, plan: campaign.Plan, found: Sequence[HalfWidth], samples: Mapping[str, Sample]
+    folder: Path, place: Path, found: Sequence[HalfWidth], samples: Mapping[str, Drawn]
 ) -> None:
-    """`half_widths.csv` beside the report, and the widest of a RI beside the plan."""
+    """`half_widths.csv` beside the report, and the widest of a RI beside the plan (in `place`)."""
     rows.write(folder / "half_widths.csv", HalfWidth, found)
     assert found, "a campaign has columns, and each a RI"
     widest = max(row.half_width for row in found if row.downstream)
     seen, of = _seen(samples)
-    write_atomic(plan.path.parent / FILE, json.dumps([seen / of, widest]).encode())
+    write_atomic(place / FILE, json.dumps([seen / of, widest]).encode())
 
 
 def sequential_plans(name: str, overrides: Sequence[str], cores: int) -> Iterator[campaign.Plan]:
@@ -113,13 +113,6 @@ def sequential_plans(name: str, overrides: Sequence[str], cores: int) -> Iterato
 def as_asked(plan: campaign.Plan, resolved: Recipe) -> tuple[str, ...]:
     """The overrides that a user gave, without the budget of this look."""
     return plan.overrides if resolved.evaluate.half_width is None else plan.overrides[:-1]
-
-
-def latest_plan(name: str, overrides: Sequence[str], cores: int) -> campaign.Plan:
-    """Of these plans the last whose columns are finished; the first where none is."""
-    plans = [plan for plan, _ in _looks(name, overrides, cores)]
-    finished = [plan for plan in plans if not campaign.columns_missing(plan)]
-    return finished[-1] if finished else plans[0]
 
 
 def _looks(name: str, overrides: Sequence[str], cores: int) -> Iterator[tuple[campaign.Plan, bool]]:
@@ -149,14 +142,14 @@ def _known(plan: campaign.Plan) -> tuple[float, float] | None:
     return tuple(json.loads(file.read_text())) if file.is_file() else None
 
 
-def _seen(samples: Mapping[str, Sample]) -> tuple[int, int]:
+def _seen(samples: Mapping[str, Drawn]) -> tuple[int, int]:
     """Images of the samples, and of their sets."""
     seen = sum(one.images for one in samples.values())
     return seen, sum(len(one.index) for one in samples.values())
 
 
 def _hits(
-    evaluations: Sequence[Evaluation], sample: Sample, name: str, sets: Sequence[str]
+    evaluations: Sequence[Evaluation], sample: Drawn, name: str, sets: Sequence[str]
 ) -> dict[Arm, dict[str, np.ndarray]]:
     """Share of seeds [images, in the order of drawing] that were right, by arm and column."""
     drawn = sample.index[sample.frame.order[: sample.images]]

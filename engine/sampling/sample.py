@@ -30,24 +30,17 @@ from engine.merge import Mix, essential
 from engine.pending import Part
 from engine.sampling import budget
 from engine.sampling.budget import Frame
+from engine.sampling.drawn import Drawn, framed
 
 if TYPE_CHECKING:
     from engine.context import Context
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The first `images` of a set's order; `index` (int64 [N]) are the pack's places of all N."""
+class Sample(Drawn):
+    """A sample of a split, whose predictions are kept in parts."""
 
     split: str
-    frame: Frame
-    images: int
-    index: np.ndarray
-
-    @property
-    def whole(self) -> bool:
-        """Whether it holds all images of the split."""
-        return self.images == len(self.index)
 
     @cached_property
     def prefix(self) -> str:
@@ -97,7 +90,7 @@ def draw(context: Context, splits: Mapping[str, str]) -> dict[str, Sample]:
     counts = dict(zip(sets, budget.allocate(frames, share), strict=True))
     most = max(counts.values())
     return {
-        name: Sample(splits[name], frame, counts.get(name, frame.up_to(most)), index)
+        name: Sample(frame, counts.get(name, frame.up_to(most)), index, splits[name])
         for name, (frame, index) in framed.items()
     }
 
@@ -129,24 +122,17 @@ def predicted(context: Context, mix: Mix, name: str, split: str, sample: Sample 
     return evaluate.predicted(context, mix, name, sample.first(sample.images))
 
 
+def seed_of(context: Context, name: str, split: str) -> list[int]:
+    """Seed of the order in which a set's images are drawn."""
+    pack = context.sets[name].pack.fingerprint
+    return [context.recipe.dataset.seed, int(digest([pack, split]), 16)]
+
+
 def _frame(context: Context, name: str, split: str) -> tuple[Frame, np.ndarray]:
     base = {context.base.name: 1.0}
     evaluate.evaluate(context, [base], [name], split)
     table = predictions.read(evaluate.predicted(context, base, name, split))
-    label = table["label"].to_numpy()
-    group = np.zeros(len(table), np.int64)
-    if "group" in table.column_names:
-        group = np.unique(table["group"].to_numpy(), return_inverse=True)[1]
-    pack = context.sets[name].pack.fingerprint
-    found = budget.frame(
-        label == table["top1"].to_numpy(),
-        table["p_true"].to_numpy().astype(float),
-        label,
-        group,
-        predictions.weights(table),
-        seed=[context.recipe.dataset.seed, int(digest([pack, split]), 16)],
-    )
-    return found, table["index"].to_numpy()
+    return framed(table, seed_of(context, name, split))
 
 
 def _held(context: Context, mix: Mix, name: str, sample: Sample) -> tuple[int, str | Part | None]:

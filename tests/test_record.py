@@ -1,0 +1,120 @@
+"""Tables from a finished campaign's record and store alone: without torch, packs or drawings."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import campaigns
+import grids
+import pytest
+
+from engine import cli, record
+
+folder, grid = campaigns.folder, grids.grid
+ROOT = Path(__file__).resolve().parent.parent
+WITHOUT = """
+import sys
+for name in ("torch", "timm", "deepspeed", "triton", "open_clip", "ffcv"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv.pop(1))
+from engine import cli, record
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@contextlib.contextmanager
+def only_store_and_plans(folder: Path, runs: Path, to: Path) -> Iterator[None]:
+    """Drawings and packs are gone; of the store only predictions, of a campaign only its record."""
+    to.mkdir()
+    shutil.copytree(runs / "store/predictions", to / "store/predictions")
+    for file in (runs / "shapes/plans").glob("*/evaluations.json"):
+        place = to / file.parent.relative_to(runs)
+        place.mkdir(parents=True)
+        shutil.copy2(file, place)
+    hidden = [(path, path.with_name(f"{path.name}-away")) for path in (runs, folder / "images")]
+    for path, away in hidden:
+        path.rename(away)
+    try:
+        yield
+    finally:
+        for path, away in hidden:
+            away.rename(path)
+
+
+def files(report: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in report.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("seeds=2",),
+        ("dataset.holdout=0", "evaluate.split=all", "evaluate.budget=0.5"),
+    ],
+    ids=["plain", "seeds", "sample"],
+)
+def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
+    folder: Path, grid: grids.Grid, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    shutil.rmtree(folder / "runs/shapes/report", ignore_errors=True)
+    wanted = files(campaigns.run(folder, *words))
+    assert {"accuracy.csv", "mri.csv", "index.html", "comparisons.csv"} < wanted.keys()
+    runs, moved = folder / "runs", tmp_path / "moved"
+    command = ["metrics", str(folder / "shapes.yaml"), f"runs={moved}", *words, "--intervals"]
+    with only_store_and_plans(folder, runs, moved):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT, str(ROOT), *command],
+            capture_output=True,
+            text=True,
+            env=grids.environment(),
+        )
+    assert done.returncode == 0, done.stderr
+    assert wanted["table.txt"].decode() in done.stdout and "±" in done.stdout
+    found = files(moved / "shapes/report")
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert found[name] == wanted[name], name
+
+
+@pytest.mark.slow
+def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
+    folder: Path, grid: grids.Grid, capsys: pytest.CaptureFixture
+) -> None:
+    def metrics(*words: str) -> tuple[int, str]:
+        code = cli.main(["metrics", str(folder / "shapes.yaml"), *words])
+        return code, capsys.readouterr().err
+
+    asked = f"runs={folder / 'runs'}"
+    campaigns.run(folder)
+    assert metrics(asked) == (0, "")
+    code, said = metrics(asked, "train.epochs=3")
+    assert code == 2 and "but one of other settings; `rib campaign" in said
+    assert "train.epochs=3` finishes it" in said
+    code, said = metrics(f"runs={folder / 'none'}")
+    assert code == 2 and "holds no finished run" in said and "other settings" not in said
+    assert "unknown key 'train.epoch'" in metrics(asked, "train.epoch=3")[1]
+    # the words of the command line may stand in any order, and say what is so anyway
+    assert metrics("seeds=1", asked)[0] == 0
+
+    run = record.find(str(folder / "shapes.yaml"), [asked])
+    file = folder / "runs/store" / run.record.evaluations[-1].path
+    kept = file.read_bytes()
+    try:
+        file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        code, said = metrics(asked)
+        assert code == 2 and str(file) in said and "was altered since the campaign" in said
+        file.unlink()
+        code, said = metrics(asked)
+        assert code == 2 and f"{file} is missing; delete {file.parent} and {run.place}" in said
+    finally:
+        file.write_bytes(kept)
+    (run.place / "evaluations.json").unlink()
+    code, said = metrics(asked)
+    assert code == 2 and "`rib campaign" in said
