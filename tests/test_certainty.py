@@ -6,6 +6,7 @@ import csv
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 from stores import SETS, grid, random_hits
 
 from engine.measures import comparisons, metrics
-from engine.measures.standings import standings
-from engine.report import certainty
+from engine.measures.standings import signed, standings
+from engine.report import certainty, sections
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 
@@ -161,7 +162,13 @@ def test_csv_files_hold_every_row(tmp_path):
         with (tmp_path / f"{name}.csv").open(newline="") as file:
             read[name] = list(csv.DictReader(file))
     # 4 sets x (1 + 3 x 3) accuracies, 9 RI, 3 mRI; 3 pairs, overall and on 3 sets
-    assert [len(rows) for rows in read.values()] == [40 + 9 + 3, 3 + 9, 40]
+    told = Counter(row["quantity"] for row in read["intervals"])
+    assert [told[name] for name in ("accuracy", "RI", "mRI")] == [40, 9, 3]
+    shares = 36 + 3  # of all cells but the pre-trained model's, and their means a method
+    assert [told[name] for name in ("same_top1", "both_right", "lost", "gained")] == [shares] * 4
+    assert told["calibration_error"] == 40 + 4 and told["effective_robustness"] == 3 * 7 + 4
+    assert told["change"] == 9 + 3
+    assert [len(read[name]) for name in ("comparisons", "behaviour")] == [3 + 9, 40]
     row = read["comparisons"][0]
     assert (row["method"], row["against_method"], row["evaluated_on"]) == ("fine_tune", "lwf", "")
     assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
@@ -176,7 +183,7 @@ sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 import stores
 from engine.measures import metrics
-from engine.report import certainty
+from engine.report import certainty, sections
 folder = Path(sys.argv[3])
 cells = stores.grid(folder / "store", stores.random_hits(), methods=["a", "b"])
 found = metrics.gather(cells)
@@ -202,3 +209,23 @@ def test_everything_is_computed_from_the_store_where_there_is_no_torch(tmp_path)
     assert {"accuracy.csv", "behaviour.csv", "comparisons.csv", "intervals.csv"} < set(files)
     for name in files:
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
+def test_every_table_has_the_intervals_of_its_numbers(tmp_path):
+    """Answers kept, lost and gained, calibration and robustness, and what is forgotten upstream."""
+    one, found = worked_out(tmp_path, random_hits())
+    line = one.lines[0]
+    names = ("same_top1", "both_right", "lost", "gained", "calibration_error")
+    ends = [found.interval(name, line.arm) for name in (*names, "effective_robustness")]
+    halves = [f"±{(high - low) / 2:.1f}" for low, high in ends]
+    assert len(set(halves)) > 3 and "±0.0" not in halves
+    lines = certainty.behaviour_table(one, found).splitlines()
+    (at,) = [k for k, text in enumerate(lines) if text.startswith(f"{line.title} ")]
+    assert lines[at + 1].split() == halves
+    told = certainty.section(one, found)
+    assert all(half in told for half in (halves[0], *halves[2:]))
+    page = sections.Page("up", None, "own")
+    html = sections.upstream_change(one, page, found.forgotten("up"))
+    low, high = found.interval("change", line.arm, on="up")
+    assert f"{signed(low)} to {signed(high)}" in html and html.count('class="whisker"') == 3
+    assert 'class="whisker"' not in sections.upstream_change(one, page, {})

@@ -123,7 +123,6 @@ def test_table_shows_every_number_in_place():
         assert row is not None
         wanted = [*(expected.ri[name] for name in one.sets), row.mri, row.mri_low, row.mri_high]
         assert numbers == pytest.approx(wanted, abs=0.051)
-    assert "95%" not in render(rows, mri, intervals=False)
     assert set(render(rows, mri)) - {"─"} <= set(map(chr, range(128)))
 
 
@@ -168,7 +167,6 @@ def test_finding(shift, words):
     rows, mri = campaign(shift or {"lwf": 1.0})
     text = page.finding(arrange(rows, mri if shift else []))
     assert all(word in text for word in words), text
-    assert "interval" not in page.finding(arrange(rows, mri), intervals=False)
 
 
 def test_report_is_one_sound_self_contained_page(tmp_path):
@@ -285,7 +283,6 @@ def test_partial_and_flat_campaigns_still_make_a_page(tmp_path):
 
 def test_what_was_not_measured_is_not_claimed(tmp_path):
     rows, mri = campaign()
-    assert "interval" not in Balanced(write(tmp_path, rows, mri, intervals=False)).text
     assert "no hold-out" in write(tmp_path, rows, mri, holdout=False)
     assert "on its own hold-out" in write(tmp_path, rows, mri)
 

@@ -11,7 +11,8 @@ the pre-trained model are taken as given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,32 +41,83 @@ def means(
     drawn on their own; what occurs in sets that fewer than `RARE` sources share is one stratum
     together. A draw that has none of a set's images counts each of them once.
     """
-    sources = np.unique(np.concatenate([banks[name].sources for name in columns]))
-    rows = {name: np.searchsorted(sources, banks[name].sources) for name in columns}
+    seeds = {column.shape[0] for column in columns.values()}
+    assert len(seeds) == 1, seeds
+    used = {name: banks[name] for name in columns}
+    chunks = _chunks(used, resamples=resamples, seeds=seeds.pop(), seed=seed)
+    found = [
+        {
+            name: draws.over_seeds([mean(one) for one in columns[name]])
+            for name in used
+            for mean in [draws.on(name)]
+        }
+        for draws in chunks
+    ]
+    return {name: np.concatenate([one[name] for one in found]) for name in used}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """B draws of the sources of some sets, and of S seeds: statistics on the same draws are paired.
+
+    counts: uint8 [B, sources], how often each comes up; rows: those of each set; weights: float64
+    [B, S] of the seeds. How they are drawn: `means`.
+    """
+
+    banks: Mapping[str, Bank[Any]]
+    rows: Mapping[str, np.ndarray]
+    counts: np.ndarray
+    weights: np.ndarray
+
+    def on(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        """What takes sums per source [sources, K] of a set to draws [B, K] of K means."""
+        drawn = self.counts[:, self.rows[name]].astype(np.float64)
+        drawn[drawn.sum(axis=1) == 0] = 1
+        total = (drawn @ self.banks[name].total)[:, None]
+        return lambda column: (drawn @ column) / total
+
+    def first(self, count: int) -> Draws:
+        """The first draws of them."""
+        return replace(self, counts=self.counts[:count], weights=self.weights[:count])
+
+    def over_seeds(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """[B, ...] mean over seeds of values [B, ...], one array a seed."""
+        if len(values) == 1:
+            return values[0]
+        return np.einsum("bs,sb...->b...", self.weights, np.stack(values))
+
+
+def draw(banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: int) -> Draws:
+    """As many draws as asked for, kept: a byte for each of them and each source."""
+    first, *others = _chunks(banks, resamples=resamples, seeds=seeds, seed=seed)
+    parts = [first, *others]
+    return replace(
+        first,
+        counts=np.concatenate([part.counts for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+    )
+
+
+def _chunks(
+    banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: int
+) -> Iterator[Draws]:
+    """The same draws, a part of them at a time."""
+    sources = np.unique(np.concatenate([bank.sources for bank in banks.values()]))
+    rows = {name: np.searchsorted(sources, bank.sources) for name, bank in banks.items()}
     member = np.zeros((len(sources), len(rows)), bool)
     for j, name in enumerate(rows):
         member[rows[name], j] = True
     stratum = _strata(member)
-    seeds = {column.shape[0] for column in columns.values()}
-    assert len(seeds) == 1, seeds
-    weights = _seed_weights(np.random.default_rng([seed, 1]), resamples, *seeds)
-
+    strata = [np.flatnonzero(stratum == value) for value in range(stratum.max() + 1)]
+    weights = _seed_weights(np.random.default_rng([seed, 1]), resamples, seeds)
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_PER_CHUNK // len(sources))
-    samples = {name: np.zeros((resamples, column.shape[2])) for name, column in columns.items()}
     for start in range(0, resamples, step):
-        chunk = slice(start, min(start + step, resamples))
-        counts = np.empty((chunk.stop - start, len(sources)))
-        for value in range(stratum.max() + 1):
-            members = np.flatnonzero(stratum == value)
-            counts[:, members] = _draw(rng, len(counts), len(members))
-        for name, column in columns.items():
-            drawn = counts[:, rows[name]]
-            drawn[drawn.sum(axis=1) == 0] = 1
-            total = (drawn @ banks[name].total)[:, None]
-            for one, weight in zip(column, weights[chunk].T, strict=True):
-                samples[name][chunk] += weight[:, None] * ((drawn @ one) / total)
-    return samples
+        some = weights[start : start + step]
+        counts = np.empty((len(some), len(sources)), np.uint8)
+        for members in strata:
+            counts[:, members] = _draw(rng, len(some), len(members))
+        yield Draws(banks, rows, counts, some)
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:

@@ -1,69 +1,163 @@
-"""95% intervals of everything a grid reports: accuracies, RI and mRI."""
+"""95% intervals of all that a grid reports: accuracies, RI, mRI, and what predictions are like.
+
+All sets are drawn together, the upstream set as well: effective robustness sets a model's accuracy
+against that upstream, and the line through all models is fitted again in every draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
-from engine.measures import bootstrap, metrics
+from engine.measures import behaviour, bootstrap, metrics
+from engine.measures.behaviour import BINS
 from engine.measures.metrics import RESAMPLES, Gathered, Key, Summary
 from engine.measures.predictions import Bank
-from engine.measures.rows import Arm, Interval
+from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Cell, Interval
 
-Draws = dict[tuple[str, Key], np.ndarray]  # by the set evaluated on, and the evaluation
+ERROR, ROBUSTNESS, CHANGE = "calibration_error", "effective_robustness", "change"
+SHARES = (*Agreement._fields, "accuracy")  # percent of images, which end at 0 and 100
+BLOCK = 16  # cells that share a matrix product
+ERROR_DRAWS = 200  # at most: a calibration error takes `BINS` times the work of an accuracy
+Drawn = dict[tuple[str, Cell], np.ndarray]  # by quantity
 
 
 def intervals(
     grid: Gathered,
     summary: Summary,
+    behaviours: Sequence[Behaviour],
     sets: Sequence[str],
+    upstream: str,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Interval, ...]:
     """Percentile intervals over source images and training seeds (the population: `bootstrap`).
 
-    Accuracy rows first, in the order of the grid's, then RI, then mRI as `summary` has it. Sets
-    beside `sets`, and cells on their own set, are drawn by themselves: nothing is compared to them.
-    An accuracy of 0 or 100% has no width: resampling cannot show what the images never did. Ends of
-    an accuracy are cut at 0 and 100%, which few seeds would otherwise pass.
+    Accuracy rows first, in the order of the grid's, then RI, then mRI as `summary` has it, then
+    each number of `behaviours` and its mean over the sets that a model was not trained on, then
+    the change on the upstream set and its mean. Cells on their own set are drawn by themselves. A
+    share of 0 or 100% has no width: resampling cannot show what the images never did. Ends of
+    shares are cut there, which few seeds would otherwise pass. The draws of a calibration error
+    that is almost 0 lie above it, since noise only adds to it.
     """
+    drawn = _draws(grid, grid.banks, resamples, seed)
+    for name, bank in grid.own_banks.items():
+        drawn |= _draws(grid, {name: bank}, resamples, seed)
+    known = {row.place: row.accuracy for row in grid.accuracy}
+    _add_robustness(drawn, known, sets, upstream)
 
-    def draw(banks: Mapping[str, Bank[Key]]) -> Draws:
-        columns = {
-            name: np.stack([bank.sums(key, grid.seeds) for key in bank.correct], axis=-1)
-            for name, bank in banks.items()
-        }
-        means = bootstrap.means(banks, columns, resamples=resamples, seed=seed)
-        return {
-            (name, key): 100 * values
-            for name, bank in banks.items()
-            for key, values in zip(bank.correct, means[name].T, strict=True)
-        }
-
-    drawn = draw({name: grid.banks[name] for name in sets})
-    alone = [*grid.own_banks.items(), *((k, v) for k, v in grid.banks.items() if k not in sets)]
-    for name, bank in alone:
-        drawn |= draw({name: bank})
-    out = []
-    for row in grid.accuracy:
-        samples = drawn[row.evaluated_on, (row.arm, row.downstream)]
-        low, high = np.clip(bootstrap.interval(samples), 0.0, 100.0)
-        out.append(Interval(*row.key, "accuracy", row.accuracy, float(low), float(high)))
+    out = [_row("accuracy", cell, value, drawn["accuracy", cell]) for cell, value in known.items()]
     for arm, columns in metrics.improvements(grid.accuracy, sets).items():
         for downstream, value in columns.items():
-            ends = bootstrap.interval(_ri(drawn, arm, downstream, sets))
-            out.append(Interval(*arm, downstream, "", "RI", value, *ends))
+            samples = _ri(drawn, arm, downstream, sets)
+            out.append(_row("RI", Cell(*arm, downstream, ""), value, samples))
     out += [
         Interval(*row.arm, "", "", "mRI", row.mri, row.mri_low, row.mri_high) for row in summary.mri
     ]
+    names = (*Agreement._fields, ERROR, ROBUSTNESS)
+    values = {(name, row.place): getattr(row, name) for row in behaviours for name in names}
+    values = {key: value for key, value in values.items() if value is not None}
+    elsewhere = [cell for cell in known if cell.evaluated_on in sets and not cell.on_its_own]
+    forgotten = {}
+    for cell in known:
+        start = Cell(*cell.arm.before, "", upstream)
+        if (
+            cell.evaluated_on == upstream != cell.downstream
+            and cell.method != PRE
+            and start in known
+        ):
+            drawn[CHANGE, cell] = drawn["accuracy", cell] - drawn["accuracy", start]
+            forgotten[CHANGE, cell] = known[cell] - known[start]
+    for some, cells, on in (
+        (values, elsewhere, ""),
+        (forgotten, [cell for _, cell in forgotten if cell.downstream in sets], upstream),
+    ):
+        out += [_row(name, cell, value, drawn[name, cell]) for (name, cell), value in some.items()]
+        out += _means(drawn, some, cells, on)
     return tuple(out)
 
 
-def _ri(drawn: Draws, arm: Arm, downstream: str, sets: Sequence[str]) -> np.ndarray:
+def _draws(grid: Gathered, banks: Mapping[str, Bank[Key]], resamples: int, seed: int) -> Drawn:
+    """Draws of accuracies, agreement and calibration errors, in percent and points."""
+    draws = bootstrap.draw(banks, resamples=resamples, seeds=len(grid.seeds), seed=seed)
+    few = draws.first(ERROR_DRAWS)
+    drawn: Drawn = {}
+    for name, bank in banks.items():
+        mean, mean_of_few, n = draws.on(name), few.on(name), len(bank.sources)
+        keys = list(bank.correct)
+        for block in (keys[start : start + BLOCK] for start in range(0, len(keys), BLOCK)):
+            each = [(key, one) for key in block for one in sorted(bank.correct[key])]
+            answers = [grid.answers[Cell(*arm, i, name)][one] for (arm, i), one in each]
+            right = [bank.correct[key][one] for key, one in each]
+            agreed = [np.zeros((n, 3)) if a.agreed is None else a.agreed for a in answers]
+            shares = mean(np.concatenate([np.stack(right, axis=1), *agreed], axis=1))
+            errors = mean_of_few(np.concatenate([a.by_bin(n) for a in answers], axis=1))
+            errors = np.abs(errors).reshape(len(errors), -1, BINS).sum(axis=2)
+            for arm, i in block:
+                at = [k for k, (key, _) in enumerate(each) if key == (arm, i)]
+                cell = Cell(*arm, i, name)
+                drawn[ERROR, cell] = 100 * few.over_seeds([errors[:, k] for k in at])
+                accuracy = 100 * draws.over_seeds([shares[:, k] for k in at])
+                drawn["accuracy", cell] = accuracy
+                if answers[at[0]].agreed is None:
+                    continue
+                first = [len(each) + 3 * k for k in at]
+                same, lost, gained = (
+                    100 * draws.over_seeds([shares[:, k + case] for k in first])
+                    for case in range(3)
+                )
+                found = same, accuracy - gained, lost, gained
+                for what, samples in zip(Agreement._fields, found, strict=True):
+                    drawn[what, cell] = samples
+    return drawn
+
+
+def _add_robustness(
+    drawn: Drawn, known: Collection[Cell], sets: Sequence[str], upstream: str
+) -> None:
+    """Draws of effective robustness; where a draw has no trend line, it is left out."""
+    for cells, fit in behaviour.trends(known, sets, upstream).values():
+        if fit.sum() < behaviour.MODELS_FOR_A_TREND:
+            continue
+        x, y = (
+            np.stack([drawn["accuracy", cell] for cell in some], axis=1)
+            for some in ([behaviour.at(cell, upstream) for cell in cells], cells)
+        )
+        found = behaviour.heights(x, y, fit)
+        drawn |= {(ROBUSTNESS, cell): values for cell, values in zip(cells, found.T, strict=True)}
+
+
+def _means(
+    drawn: Drawn, values: Mapping[tuple[str, Cell], float], cells: Sequence[Cell], on: str
+) -> list[Interval]:
+    """A row for each arm and quantity that all of the arm's cells have: the mean over them."""
+    of: dict[Arm, list[Cell]] = {}
+    for cell in cells:
+        of.setdefault(cell.arm, []).append(cell)
+    rows = []
+    for arm, own in of.items():
+        for name in dict.fromkeys(name for name, _ in values):
+            if all((name, cell) in values for cell in own):
+                samples = np.mean([drawn[name, cell] for cell in own], axis=0)
+                value = fmean(values[name, cell] for cell in own)
+                rows.append(_row(name, Cell(*arm, "", on), value, samples))
+    return rows
+
+
+def _row(name: str, cell: Cell, value: float, samples: np.ndarray) -> Interval:
+    low, high = bootstrap.interval(samples[~np.isnan(samples)])
+    if name in SHARES:
+        low, high = (min(max(end, 0.0), 100.0) for end in (low, high))
+    return Interval(*cell.key, name, value, low, high)
+
+
+def _ri(drawn: Drawn, arm: Arm, downstream: str, sets: Sequence[str]) -> np.ndarray:
     changes = [
-        drawn[name, (arm, downstream)] - drawn[name, (arm.before, "")]
+        drawn["accuracy", Cell(*arm, downstream, name)]
+        - drawn["accuracy", Cell(*arm.before, "", name)]
         for name in sets
         if name != downstream
     ]

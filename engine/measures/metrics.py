@@ -21,6 +21,7 @@ from statistics import fmean
 import numpy as np
 
 from engine.measures import behaviour, bootstrap, rows
+from engine.measures.answers import Answers
 from engine.measures.predictions import Bank, Seen
 from engine.measures.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
 
@@ -56,6 +57,7 @@ class Gathered:
     seeds: tuple[int, ...]
     banks: Mapping[str, Bank[Key]]
     own_banks: Mapping[str, Bank[Key]]
+    answers: Mapping[Cell, Mapping[int, Answers]]  # by seed, in the rows of the cell's bank
 
 
 def gather(evaluations: Sequence[Evaluation]) -> Gathered:
@@ -68,6 +70,7 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
     banks: dict[str, Bank[Key]] = {}
     own_banks: dict[str, Bank[Key]] = {}
     before: dict[tuple[str, str], Seen] = {}
+    answers: dict[Cell, dict[int, Answers]] = {}
     found: dict[Cell, list[tuple[SeedAccuracy, Behaviour]]] = {c.place: [] for c in evaluations}
     for cell in sorted(evaluations, key=lambda cell: cell.method != PRE):
         bank = (own_banks if cell.on_its_own else banks).setdefault(cell.evaluated_on, Bank())
@@ -78,6 +81,7 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
         elif cell.on_its_own and start and not bank.saw_the_same(banks[cell.evaluated_on]):
             start = None
         n = len(seen.label)
+        answers.setdefault(cell.place, {})[cell.seed] = Answers.of(bank, start, seen)
         found[cell.place].append(
             (
                 SeedAccuracy(*cell.key, cell.seed, n, seen.accuracy),
@@ -89,8 +93,8 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
         Accuracy(*cell.key, several[0][0].n, fmean(row.accuracy for row, _ in several))
         for cell, several in found.items()
     ]
-    behaviours = [_mean([row for _, row in several]) for several in found.values()]
-    return Gathered(tuple(accuracy), tuple(behaviours), tuple(by_seed), seeds, banks, own_banks)
+    behaviours = tuple(_mean([row for _, row in several]) for several in found.values())
+    return Gathered(tuple(accuracy), behaviours, tuple(by_seed), seeds, banks, own_banks, answers)
 
 
 def summarise(

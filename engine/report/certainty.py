@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,8 @@ POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "
     "and the pre-trained model are taken as they are"
 )
+Ends = tuple[float, float] | None
+MEANS = (*Agreement._fields, intervals.ERROR, intervals.ROBUSTNESS)  # of `behaviour`
 FILES = ("intervals.csv", "comparisons.csv", "behaviour.csv")
 
 
@@ -42,6 +45,25 @@ class Certainty:
         several = f" and training runs like these {self.seeds}"
         return POPULATION.format(seeds=several if self.seeds > 1 else "")
 
+    def interval(self, quantity: str, arm: Arm, downstream: str = "", on: str = "") -> Ends:
+        """Ends of an interval (`Interval`), or None."""
+        return self._ends.get((quantity, arm, downstream, on))
+
+    def forgotten(self, upstream: str) -> dict[Arm, tuple[float, float]]:
+        """By arm, the interval of the mean change on the upstream set."""
+        return {
+            arm: ends
+            for (quantity, arm, downstream, on), ends in self._ends.items()
+            if (quantity, downstream, on) == (intervals.CHANGE, "", upstream)
+        }
+
+    @cached_property
+    def _ends(self) -> dict[tuple[str, Arm, str, str], tuple[float, float]]:
+        return {
+            (row.quantity, row.arm, row.downstream, row.evaluated_on): (row.low, row.high)
+            for row in self.intervals
+        }
+
     @property
     def family(self) -> int:
         """Over how many comparisons of mRI p is corrected."""
@@ -50,10 +72,11 @@ class Certainty:
 
 def certainty(grid: Gathered, summary: Summary, sets: Sequence[str], upstream: str) -> Certainty:
     """All of it, with every two arms compared that a table shows."""
+    behaviours = behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream)
     return Certainty(
-        intervals.intervals(grid, summary, sets),
+        intervals.intervals(grid, summary, behaviours, sets, upstream),
         compared(grid, summary, sets),
-        behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream),
+        behaviours,
         len(grid.seeds),
     )
 
@@ -78,27 +101,18 @@ def write_csv(folder: Path, found: Certainty) -> None:
 
 def interval_table(one: Standings, found: Certainty) -> str:
     """RI of every method and set with half the width of its interval, within 100 columns."""
-    ends = {
-        (row.arm, row.downstream, row.evaluated_on, row.quantity): (row.high - row.low) / 2
-        for row in found.intervals
-    }
-
-    def half(arm: Arm, downstream: str, on: str, quantity: str) -> str:
-        width = ends.get((arm, downstream, on, quantity))
-        return table.ABSENT if width is None else f"±{width:.1f}"
-
     words = [[""], *map(table.split, one.sets), ["mRI"]]
     pre = Arm(one.model, PRE, "", None)
     before = [
         ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), ""],
-        ["", *(half(pre, "", name, "accuracy") for name in one.sets), ""],
+        ["", *(_half(found.interval("accuracy", pre, "", name)) for name in one.sets), ""],
     ]
     lines = []
     for line in one.lines:
         values = [line.ri.get(name) for name in one.sets] + [line.mri.mri if line.mri else None]
         lines.append([line.title, *map(table.number, values)])
-        halves = [half(line.arm, name, "", "RI") for name in one.sets]
-        lines.append(["", *halves, half(line.arm, "", "", "mRI")])
+        ends = [found.interval("RI", line.arm, name) for name in one.sets]
+        lines.append(["", *map(_half, [*ends, found.interval("mRI", line.arm)])])
     return _block(
         one,
         "RI and mRI in points; below each, half the width of its 95% interval, whose ends are in "
@@ -155,19 +169,21 @@ def behaviour_table(one: Standings, found: Certainty) -> str:
     words = [*map(table.split, heads), ["effective", "robustness"]]
     mean = _behaviour_means(found.behaviour, one)
 
-    def cells(title: str, arm: Arm) -> list[str]:
+    def rows(title: str, arm: Arm) -> list[list[str]]:
         *shares, error, above = mean[arm]
-        return [title, *map(_plain, shares), _plain(error), table.number(above)]
+        values = [title, *map(_plain, shares), _plain(error), table.number(above)]
+        return [values, ["", *(_half(found.interval(name, arm)) for name in MEANS)]]
 
     pre = Arm(one.model, PRE, "", None)
-    lines = [cells(line.title, line.arm) for line in one.lines if line.arm in mean]
+    lines = [row for line in one.lines if line.arm in mean for row in rows(line.title, line.arm)]
     return _block(
         one,
         "Means over every set fine-tuned on and every other set. Percent of images with the same "
         "top-1 class before and after, right both times, lost and gained; expected calibration "
         "error, and accuracy above what the trend over the models here predicts from accuracy "
-        "upstream, in points.",
-        table.layout(words, [cells("pre-trained", pre)], lines),
+        "upstream, in points. Below each, half the width of its 95% interval, whose ends are in "
+        f"intervals.csv. It is about {found.population}.",
+        table.layout(words, rows("pre-trained", pre), lines),
     )
 
 
@@ -211,7 +227,7 @@ def section(one: Standings, found: Certainty) -> str:
     body = []
     for line, _ in ranked:
         row = overall.get(line.arm)
-        same, _, lost, gained, error, above = mean[line.arm]
+        means = dict(zip(MEANS, mean[line.arm], strict=True))
         told = (
             [
                 signed(row.difference),
@@ -221,8 +237,13 @@ def section(one: Standings, found: Certainty) -> str:
             if row
             else [sections.ABSENT] * 3
         )
-        cells = [*told, *map(_plain, (same, lost, gained, error))]
-        cells.append(sections.ABSENT if above is None else signed(above))
+        cells = [
+            *told,
+            *(
+                _with_half(means[name], found.interval(name, line.arm), name == MEANS[-1])
+                for name in ("same_top1", "lost", "gained", *MEANS[-2:])
+            ),
+        ]
         body.append(
             f'<tr><th scope="row">{escape(line.title)}</th>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
@@ -236,7 +257,7 @@ def section(one: Standings, found: Certainty) -> str:
         "comparisons (Holm). On the other sets: images with the same answer before and after, "
         "answers lost and gained, expected calibration error in points "
         f"({_plain(before)} before), and accuracy above what the trend over the models here "
-        "predicts from accuracy upstream.",
+        "predicts from accuracy upstream; ± is half the width of a 95% interval.",
         sections.table([f"<th>{escape(head)}</th>" for head in heads], body),
     )
 
@@ -257,13 +278,12 @@ def _behaviour_means(
 ) -> dict[Arm, tuple[float | None, ...]]:
     """Means over the sets that a model was not trained on: its `Agreement`, calibration error and
     effective robustness; None where a cell of them has none."""
-    names = (*Agreement._fields, "calibration_error", "effective_robustness")
     cells: dict[Arm, list[Behaviour]] = {}
     for row in found:
         if row.model == one.model and row.evaluated_on in one.sets and not row.on_its_own:
             cells.setdefault(row.arm, []).append(row)
     return {
-        arm: tuple(_mean([getattr(row, name) for row in own]) for name in names)
+        arm: tuple(_mean([getattr(row, name) for row in own]) for name in MEANS)
         for arm, own in cells.items()
     }
 
@@ -288,6 +308,17 @@ def _listed(titles: Sequence[str]) -> str:
 
 def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def _half(ends: Ends) -> str:
+    return table.ABSENT if ends is None else f"±{(ends[1] - ends[0]) / 2:.1f}"
+
+
+def _with_half(value: float | None, ends: Ends, sign: bool) -> str:
+    if value is None:
+        return sections.ABSENT
+    text = signed(value) if sign else f"{value:.1f}"
+    return text if ends is None else f"{text} {_half(ends)}"
 
 
 def _plain(value: float | None) -> str:

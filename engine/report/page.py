@@ -41,7 +41,6 @@ def write(
     credits: Sequence[Mapping[str, str]] = (),
     contact_sheet: bytes | None = None,
     published: Mapping[str, Any] | None = None,
-    intervals: bool = True,
     holdout: bool = True,
     notes: Sequence[str] = (),
     distances: Matrix | None = None,
@@ -62,20 +61,21 @@ def write(
     if not found:
         raise ValueError("there is nothing to report: no pre-trained model has been evaluated")
     own = "accuracy on its own hold-out, %" if holdout else "training accuracy (no hold-out), %"
-    page = sections.Page(upstream, published, intervals, own, sure.seeds if sure else 1)
+    page = sections.Page(upstream, published, own, sure.seeds if sure else 1)
+    forgotten = sure.forgotten(upstream) if sure else {}
     parts = [_header(title, found, page, notes, sure)]
     if len(found) > 1:
         parts.append(sections.models(found, page))
     for one in found:
         if len(found) > 1:
             parts.append(f'<h2 class="model">{escape(one.model)}</h2>')
-            parts.append(f"<p>{escape(finding(one, intervals))}</p>")
+            parts.append(f"<p>{escape(finding(one))}</p>")
         parts += [
             sections.ranking(one, page),
             certainty.section(one, sure) if sure else "",
             sections.improvements(one, page),
             sections.maps(one, page),
-            _side_by_side(sections.trade_off(one), sections.upstream_change(one, page)),
+            _side_by_side(sections.trade_off(one), sections.upstream_change(one, page, forgotten)),
         ]
     if distances is not None and len(found) == 1:
         parts.append(forgetting.section(found[0], distances, upstream))
@@ -100,7 +100,7 @@ def page_of(path: Path, title: str, parts: Sequence[str]) -> Path:
     return path
 
 
-def finding(one: Standings, intervals: bool = True) -> str:
+def finding(one: Standings) -> str:
     """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
     ranked = one.ranked()
     n = len(one.sets)
@@ -110,10 +110,9 @@ def finding(one: Standings, intervals: bool = True) -> str:
     verb = "gains most" if best.mri > 0 else "loses least"
     text = (
         f"{line.title} {verb} on the {words(n - 1)} sets a model was not fine-tuned on: "
-        f"{signed(best.mri)} points"
+        f"{signed(best.mri)} points (95% interval {signed(best.mri_low)} to "
+        f"{signed(best.mri_high)})"
     )
-    if intervals:
-        text += f" (95% interval {signed(best.mri_low)} to {signed(best.mri_high)})"
     plain = next((row for other, row in ranked if other.arm.method == FINE_TUNE), None)
     if plain is best and len(ranked) > 1:
         runner, second = ranked[1]
@@ -166,7 +165,7 @@ def _header(
     return (
         "<header>"
         + ("" if many else f'<p class="kicker">{escape(title)}</p>')
-        + f"<h1>{escape(title if many else finding(one, page.intervals))}</h1>"
+        + f"<h1>{escape(title if many else finding(one))}</h1>"
         f'<p class="lead">{escape(lead)}</p>'
         + "".join(f'<p class="note">Incomplete: {escape(note)}.</p>' for note in notes)
         + "</header>"

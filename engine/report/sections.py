@@ -9,6 +9,7 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
+from engine.measures.rows import Arm
 from engine.measures.standings import Standings, signed
 from engine.report import charts
 from engine.report.plot import ticks
@@ -36,7 +37,6 @@ class Page:
 
     upstream: str
     published: Mapping[str, Any] | None
-    intervals: bool
     own: str
     seeds: int = 1
 
@@ -50,21 +50,20 @@ def ranking(one: Standings, page: Page) -> str:
     ends = [end for _, row in ranked for end in (row.mri, row.mri_low, row.mri_high)]
     axis = ticks(min(0.0, *ends), max(0.0, *ends), 5)
     head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>', "<th>mRI</th>"]
-    head += ['<th class="wide">95% interval</th>'] * page.intervals
-    others = ("own set, %", "other sets, %", f"change on {page.upstream}")
+    others = ("95% interval", "own set, %", "other sets, %", f"change on {page.upstream}")
     head += [f'<th class="wide">{escape(name)}</th>' for name in others]
     head += ["<th>published mRI</th>"] * bool(reference)
     rows = []
     for line, row in ranked:
         span = f"{signed(row.mri_low)} to {signed(row.mri_high)}"
-        interval = (row.mri_low, row.mri_high) if page.intervals else None
-        name = f"{line.title}: mRI {signed(row.mri)}" + (f", {span}" if interval else "")
+        interval = row.mri_low, row.mri_high
+        name = f"{line.title}: mRI {signed(row.mri)}, {span}"
         cells = [
             f'<th scope="row">{escape(line.title)}</th>',
             f'<td class="chart">{charts.bar(row.mri, axis, name, interval=interval)}</td>',
             f'<td class="strong">{signed(row.mri)}</td>',
+            f'<td class="wide quiet">{span}</td>',
         ]
-        cells += [f'<td class="wide quiet">{span}</td>'] * page.intervals
         numbers = (_number(line.own, False), _number(line.ood, False), _number(line.upstream))
         cells += [f'<td class="wide">{number}</td>' for number in numbers]
         cells += [f"<td>{_number(reference.get(line.arm.method))}</td>"] * bool(reference)
@@ -72,8 +71,7 @@ def ranking(one: Standings, page: Page) -> str:
     return section(
         "Mean robustness improvement",
         "Mean change in accuracy, in points, on the sets a model was not fine-tuned on. Bars start "
-        "at the pre-trained model"
-        + ("; the line across a bar's end is its 95% interval." if page.intervals else "."),
+        "at the pre-trained model; the line across a bar's end is its 95% interval.",
         table(head, rows),
     )
 
@@ -156,8 +154,13 @@ def trade_off(one: Standings) -> str:
     )
 
 
-def upstream_change(one: Standings, page: Page) -> str:
-    """Change on the upstream set per method: its mean, and a dot for each set fine-tuned on."""
+def upstream_change(
+    one: Standings, page: Page, intervals: Mapping[Arm, tuple[float, float]]
+) -> str:
+    """Change on the upstream set per method: its mean, and a dot for each set fine-tuned on.
+
+    intervals: ends of those of the means that are known.
+    """
     name = page.upstream
     rows = [
         (line, line.upstream, {i: line.after[i][name] - one.before[name] for i in one.sets})
@@ -167,18 +170,24 @@ def upstream_change(one: Standings, page: Page) -> str:
     if not rows:
         return ""
     ends = [change for _, _, changes in rows for change in changes.values()]
+    ends += [end for line, _, _ in rows for end in intervals.get(line.arm, ())]
     axis = ticks(min(0.0, *ends), max(0.0, *ends), 4)
-    body = [
-        f'<tr><th scope="row">{escape(line.title)}</th><td class="chart">'
-        f"{charts.bar(mean, axis, f'{line.title}: {signed(mean)}', dots=changes)}</td>"
-        f'<td class="strong">{signed(mean)}</td></tr>'
-        for line, mean, changes in rows
-    ]
-    head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>', "<th>mean</th>"]
+    body = []
+    for line, mean, changes in rows:
+        told, ends = f"{line.title}: {signed(mean)}", intervals.get(line.arm)
+        span = f"{signed(ends[0])} to {signed(ends[1])}" if ends else ABSENT
+        body.append(
+            f'<tr><th scope="row">{escape(line.title)}</th><td class="chart">'
+            f"{charts.bar(mean, axis, told, interval=ends, dots=changes)}</td>"
+            f'<td class="strong">{signed(mean)}</td><td class="quiet">{span}</td></tr>'
+        )
+    head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>']
+    head += ["<th>mean</th>", "<th>95% interval</th>"]
     return section(
         "What is forgotten upstream",
         f"Change in accuracy on {name}, in points, from {one.before[name]:.1f}% before: a dot for "
-        "each set fine-tuned on, a bar to their mean. No part of RI.",
+        "each set fine-tuned on, a bar to their mean, a line across its end for the mean's 95% "
+        "interval. No part of RI.",
         table(head, body),
     )
 
@@ -212,19 +221,18 @@ def how_to_read(found: Sequence[Standings], page: Page) -> str:
         "means that it damaged what the pre-trained model could do. The set fine-tuned on and the "
         f"{page.upstream} set are shown, but are no part of RI.",
     ]
-    if page.intervals:
-        texts.append(
-            "Intervals hold the middle 95% of bootstrap resamples of the source images. Copies of "
-            "one source in several sets are drawn together, and every model is measured against "
-            "the pre-trained one on the same draw. "
-            + (
-                f"They cover training seeds too, {page.seeds} of them."
-                if page.seeds > 1
-                else "The intervals are about the choice of images; another training seed is not "
-                "in them, so take a difference of a point or two between methods as unproven "
-                "until several seeds agree."
-            )
+    texts.append(
+        "Intervals hold the middle 95% of bootstrap resamples of the source images. Copies of one "
+        "source in several sets are drawn together, and every model is measured against the "
+        "pre-trained one on the same draw. "
+        + (
+            f"They cover training seeds too, {page.seeds} of them."
+            if page.seeds > 1
+            else "The intervals are about the choice of images; another training seed is not in "
+            "them, so take a difference of a point or two between methods as unproven until "
+            "several seeds agree."
         )
+    )
     if page.published:
         texts.append(f"Published numbers: {page.published['source']}.")
     content = "".join(f"<p>{escape(text)}</p>" for text in texts)

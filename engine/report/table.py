@@ -20,7 +20,6 @@ def table(
     sets: Sequence[str],
     upstream: str,
     methods: Mapping[str, str],
-    intervals: bool = True,
     notes: Sequence[str] = (),
 ) -> str:
     """RI per downstream set and mRI with its interval, a method a row, within 100 columns.
@@ -29,18 +28,14 @@ def table(
     partial grid shows the columns that exist; `notes` (`Summary.missing`) are printed below.
     """
     found = standings(accuracy, mri, sets=sets, upstream=upstream, methods=methods)
-    blocks = [_block(one, intervals) for one in found]
+    blocks = [_block(one) for one in found]
     return "\n\n".join([*blocks, *(textwrap.fill(f"note: {note}", WIDTH) for note in notes)])
 
 
-def _block(one: Standings, intervals: bool) -> str:
-    words = [[""], *map(split, one.sets), ["mRI"]]
-    before = ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), ""]
-    rows = [[line.title, *_cells(line, one.sets)] for line in one.lines]
-    if intervals:
-        words.append(["95% interval"])
-        before.append("")
-        rows = [[*row, _interval(line)] for row, line in zip(rows, one.lines, strict=True)]
+def _block(one: Standings) -> str:
+    words = [[""], *map(split, one.sets), ["mRI"], ["95% interval"]]
+    before = ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), "", ""]
+    rows = [[line.title, *_cells(line, one.sets), _interval(line)] for line in one.lines]
     n = len(one.sets)
     return "\n".join(
         [

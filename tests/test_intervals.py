@@ -1,0 +1,164 @@
+"""Intervals of agreement, calibration, effective robustness and forgetting, by brute force."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stores import SETS, cell, grid, several_seeds, table
+
+from engine.measures import behaviour, bootstrap, intervals, metrics, predictions
+from engine.measures.predictions import Seen
+from engine.measures.rows import PRE, Agreement, Arm, Evaluation
+
+BINNED = 60
+NAMES = (*Agreement._fields, "calibration_error", "effective_robustness")
+
+
+def lively(path, rng, n=BINNED, right=0.5) -> None:
+    """Answers of all kinds: wrong in different ways, confidences in all bins."""
+    label = np.arange(n) % 5
+    top1 = np.where(rng.random(n) < right, label, rng.integers(0, 5, n))
+    pq.write_table(table(np.zeros(n), top1=top1, p_top1=rng.random(n).astype(np.float32)), path)
+
+
+def made(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evaluation]:
+    cells = several_seeds(folder, lambda seed: lambda *_: np.zeros(BINNED), seeds, methods=methods)
+    rng = np.random.default_rng(0)
+    for one in cells:
+        lively(one.path, rng, right=rng.uniform(0.3, 0.7))
+    return cells
+
+
+def resampled(path, counts: np.ndarray) -> Seen:
+    """What was said of the images of a draw of sources, each as often as it came up."""
+    read = predictions.read(path)
+    images = np.repeat(np.arange(len(read)), np.repeat(counts, 2))  # two images a source
+    top1, label, p = (read[name].to_numpy()[images] for name in ("top1", "label", "p_top1"))
+    return Seen(top1, label, p, np.ones(len(images)), 100 * float(np.mean(top1 == label)))
+
+
+def brute_force(cells, read, count):
+    """Every number of every draw, one draw and one cell at a time, from the images themselves."""
+    draws = bootstrap.draw(read.banks, resamples=count, seeds=len(read.seeds), seed=0)
+    order = np.searchsorted(
+        read.banks["a"].sources, [f"concept-{k}" for k in range(BINNED // 2)]
+    )  # as the images stand
+    samples: dict = {}
+    for b in range(count):
+        seen = {c: resampled(c.path, draws.counts[b][order]) for c in cells}
+        before = {c.evaluated_on: s for c, s in seen.items() if c.method == PRE}
+        told: dict = {}
+        for c, s in seen.items():
+            told.setdefault(("accuracy", c.place), []).append(s.accuracy)
+            error = behaviour.calibration_error(s)
+            told.setdefault(("calibration_error", c.place), []).append(error)
+            if c.method != PRE:
+                same = behaviour.agreement(before[c.evaluated_on], s)
+                for name, value in zip(Agreement._fields, same, strict=True):
+                    told.setdefault((name, c.place), []).append(value)
+        for key, values in told.items():
+            own = draws.weights[b] if len(values) > 1 else np.ones(1)
+            samples.setdefault(key, []).append(float(own @ values))
+        accuracy = {c: samples["accuracy", c][-1] for _, c in told if ("accuracy", c) in told}
+        for name in SETS:
+            on = [c for c in accuracy if c.evaluated_on == name != c.downstream]
+            x = [accuracy[replace(c, evaluated_on="up")] for c in on]
+            heights = behaviour.effective_robustness(x, [accuracy[c] for c in on])
+            for c, value in zip(on, heights, strict=True):
+                samples.setdefault(("effective_robustness", c), []).append(value)
+        for c in accuracy:
+            if c.evaluated_on == "up" and c.method != PRE:
+                start = accuracy[replace(c, method=PRE, variant="", downstream="")]
+                samples.setdefault(("change", c), []).append(accuracy[c] - start)
+    return {key: np.array(values) for key, values in samples.items()}
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seeds):
+    cells = made(tmp_path, seeds=seeds)
+    read = metrics.gather(cells)
+    rows = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    summary = metrics.summarise(read, SETS)
+    found = intervals.intervals(read, summary, rows, SETS, "up", resamples=80)
+    samples = brute_force(cells, read, 80)
+    shares = (*Agreement._fields, "accuracy")
+    compared = set()
+    for row in found:
+        key = row.quantity, row.place
+        if row.evaluated_on and row.downstream != row.evaluated_on and key in samples:
+            low, high = bootstrap.interval(samples[key])
+            if row.quantity in shares:
+                low, high = np.clip((low, high), 0, 100)
+            assert (row.low, row.high) == pytest.approx((low, high), abs=1e-4), row
+            compared.add(key)
+    on_their_own = {c.place for c in cells if c.on_its_own}
+    assert compared == {key for key in samples if key[1] not in on_their_own}
+
+    fine_tune = Arm("lite0", "fine_tune", "canonical", None)
+    means = {row.quantity: row for row in found if row.arm == fine_tune and not row.downstream}
+    for name in NAMES:
+        own = [
+            c.place
+            for c in cells
+            if c.arm == fine_tune and c.evaluated_on in SETS and not c.on_its_own and c.seed == 0
+        ]
+        assert len(own) == 6
+        low, high = bootstrap.interval(np.mean([samples[name, c] for c in own], axis=0))
+        if name in shares:
+            low, high = np.clip((low, high), 0, 100)
+        assert (means[name].low, means[name].high) == pytest.approx((low, high), abs=1e-4)
+        known = {row.place: getattr(row, name) for row in rows}
+        assert means[name].value == pytest.approx(np.mean([known[c] for c in own]))
+    assert means["change"].evaluated_on == "up"
+    own = [samples["change", c.place] for c in cells if c.arm == fine_tune and c.seed == 0
+           and c.evaluated_on == "up"]  # fmt: skip
+    expected = bootstrap.interval(np.mean(own, axis=0))
+    assert (means["change"].low, means["change"].high) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_both_models_say_alike_has_no_width(tmp_path):
+    rng = np.random.default_rng(1)
+    hits = rng.random(BINNED) < 0.5
+    read = metrics.gather(grid(tmp_path, lambda *_: hits))
+    rows = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    found = intervals.intervals(read, metrics.summarise(read, SETS), rows, SETS, "up")
+    ends = {(r.quantity, r.low, r.high) for r in found if r.quantity in ("same_top1", "lost")}
+    assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
+    assert {(r.low, r.high) for r in found if r.quantity == "change"} == {(0, 0)}
+    assert not [row for row in found if row.quantity == "effective_robustness"]  # no trend line
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
+    """Two sources in three keep their answer; a confidence of 0.9 is right half of the time."""
+    held = {"same_top1": 0, "calibration_error": 0}
+    truth = {"same_top1": 100 * 2 / 3, "calibration_error": 40.0}
+    repeats = 120
+    for repeat in range(repeats):
+        rng = np.random.default_rng(repeat)
+        n, cells, start = 100, [], {}
+        label = np.arange(n) % 5
+        for number, (method, downstream, on) in enumerate(
+            [(PRE, "", "a"), (PRE, "", "b"), ("fine_tune", "a", "b"), ("fine_tune", "b", "a")]
+        ):
+            path = tmp_path / f"{repeat}-{number}.parquet"
+            right = np.repeat(rng.random(n // 2) < 0.5, 2)
+            top1 = np.where(right, label, (label + 1) % 5)
+            if method == PRE:
+                start[on] = top1
+            else:
+                kept = np.repeat(rng.random(n // 2) < 2 / 3, 2)
+                swapped = np.where(start[on] == label, (label + 1) % 5, label)
+                top1 = np.where(kept, start[on], swapped)
+            confident = np.full(n, 0.9, np.float32)
+            pq.write_table(table(np.zeros(n), top1=top1, p_top1=confident), path)
+            cells.append(cell(path, method, downstream, on))
+        read = metrics.gather(cells)
+        drawn = intervals._draws(read, {"a": read.banks["a"]}, 300, 0)
+        for name in held:
+            (samples,) = [v for (what, c), v in drawn.items() if what == name and c.method != PRE]
+            low, high = bootstrap.interval(samples)
+            held[name] += low <= truth[name] <= high
+    assert all(0.87 <= count / repeats <= 0.995 for count in held.values()), held
