@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engine.machine import ranks
-from engine.measures import metrics, predictions
+from engine.measures import bootstrap, metrics, predictions
 from engine.sampling import sample
 
 if TYPE_CHECKING:
@@ -28,23 +31,29 @@ def show(context: Context, cell: Cell) -> None:
     if ranks.rank():
         return
     print(f"{recipe.method.title} ({recipe.method.variant}) on {recipe.downstream}, percent top-1")
-    print(f"{'set':<20}{'images':>8}{'before':>9}{'after':>9}{'change':>9}")
-    accuracy: dict[str, tuple[float, float]] = {}
+    print(f"{'set':<20}{'images':>8}{'before':>9}{'after':>9}{'change':>9}{'95%':>8}")
+    banks: dict[str, predictions.Bank[str]] = {}
+    accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     for name, split in splits.items():
-        one = samples.get(name)
-        pair = [_accuracy(context, mix, name, split, one) for mix in (pre_trained, headline.mix)]
-        (n, pre), (_, post) = pair
-        accuracy[name] = pre, post
+        bank = banks[name] = predictions.Bank()
+        for when, mix in (("before", pre_trained), ("after", headline.mix)):
+            path = sample.predicted(context, mix, name, split, samples.get(name))
+            accuracy[when][name] = bank.add(when, path).accuracy
+    changes = change_draws(banks)
+    for name, bank in banks.items():
+        pre, post = accuracy["before"][name], accuracy["after"][name]
         mark = " *" if name == recipe.downstream else ""
-        print(f"{name:<20}{n:>8}{pre:>9.1f}{post:>9.1f}{post - pre:>+9.1f}{mark}")
-    if recipe.downstream in recipe.dataset.sets and len(recipe.dataset.sets) > 1:
+        half = f"±{bootstrap.half_width(changes[name]):.1f}"
+        row = f"{name:<20}{len(bank.images):>8}{pre:>9.1f}{post:>9.1f}{post - pre:>+9.1f}{half:>8}"
+        print(row + mark)
+    others = [name for name in recipe.dataset.sets if name != recipe.downstream]
+    if recipe.downstream in recipe.dataset.sets and others:
         ri = metrics.robustness_improvement(
-            recipe.downstream,
-            {name: after for name, (_, after) in accuracy.items()},
-            {name: before for name, (before, _) in accuracy.items()},
-            recipe.dataset.sets,
+            recipe.downstream, accuracy["after"], accuracy["before"], recipe.dataset.sets
         )
-        print(f"RI {ri:+.2f} points over the sets without *, which was trained on")
+        half = bootstrap.half_width(np.mean([changes[name] for name in others], axis=0))
+        print(f"RI {ri:+.2f} ±{half:.2f} points over the sets without *, which was trained on")
+    print("±: half the width of the 95% interval over source images; all sets are drawn together")
     print(f"cell  {cell.artifact.folder}")
 
 
@@ -56,9 +65,11 @@ def split_of(context: Context, name: str) -> str:
     return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
-def _accuracy(
-    context: Context, mix: Mix, name: str, split: str, one: sample.Sample | None
-) -> tuple[int, float]:
-    path = sample.predicted(context, mix, name, split, one)
-    seen = predictions.Bank[str]().add(name, path)
-    return len(seen.top1), seen.accuracy
+def change_draws(banks: Mapping[str, predictions.Bank[str]]) -> dict[str, np.ndarray]:
+    """Joint draws [B], by set, of the change from `before` to `after` in points."""
+    columns = {
+        name: (bank.sums("after", [0]) - bank.sums("before", [0]))[:, :, None]
+        for name, bank in banks.items()
+    }
+    found = bootstrap.means(banks, columns, resamples=metrics.RESAMPLES, seed=0)
+    return {name: 100 * values[:, 0] for name, values in found.items()}

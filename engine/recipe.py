@@ -47,6 +47,7 @@ ALLOWED = {
     "source": ("auto", "resident", "stream"),
     "device": ("auto", "cpu", "cuda"),
 }
+HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
 POSITIVE = (
     *("seeds", "train.epochs", "train.batch_size", "train.accumulation"),
     "evaluate.batch_size",
@@ -133,8 +134,6 @@ def outline(name: str, overrides: Sequence[str], method: str) -> tuple[Recipe, d
     `load` does, but for a method's own options.
     """
     layers = _layers(name, overrides, method, None)
-    for source, values in layers:
-        _check_sections(source, values)
     section = OmegaConf.merge(*(values.get("method", {}) for _, values in layers))
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     known = [
@@ -191,7 +190,7 @@ def _layers(
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
-    return layers
+    return _checked(layers)
 
 
 def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -205,7 +204,7 @@ def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Reci
     layers += [(COMMAND_LINE, _dotted("=".join(_split(word)))) for word in overrides]
     places = dict(layers[1][1]["dataset"])
     layers.append((COMMAND_LINE, {"downstream": places.get("upstream", "upstream")}))
-    return _build(dataset, layers, _method_options(layers))
+    return _build(dataset, _checked(layers), _method_options(layers))
 
 
 def dump(recipe: Recipe) -> str:
@@ -272,8 +271,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: MethodRecipe) -> Recipe:
-    for source, values in layers:
-        _check_sections(source, values)
     merged = OmegaConf.structured(Recipe(method=method))
     for source, values in layers:
         try:
@@ -313,6 +310,12 @@ def _method_options(layers: Sequence[tuple[str, dict[str, Any]]]) -> MethodRecip
         raise RecipeError(f"{source}: {error}") from error
 
 
+def _checked(layers: list[tuple[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    for source, values in layers:
+        _check_sections(source, values)
+    return layers
+
+
 def _check_sections(source: str, values: Any) -> None:
     """Whether each section, and the whole, holds `key: value` lines."""
     if not isinstance(values, Mapping):
@@ -331,7 +334,7 @@ def _check_values(recipe: Recipe, merged: Any) -> None:
     for key, allowed in ALLOWED.items():
         value = OmegaConf.select(merged, key)
         if value not in allowed:
-            valid = nearest(str(value), map(str, allowed))
+            valid = nearest(str(value), map(str, allowed)) + HINTS.get(key, "")
             raise RecipeError(f"{key}={value!r} is not possible{valid}")
     for key in POSITIVE:
         if OmegaConf.select(merged, key) < 1:

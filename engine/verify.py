@@ -13,7 +13,7 @@ from pathlib import Path
 from engine import evaluate
 from engine.context import Context
 from engine.data import imagenet, sets
-from engine.measures import predictions
+from engine.measures import bootstrap, metrics, predictions
 from engine.schema import Recipe
 from loaders.pack import MANIFEST
 
@@ -24,7 +24,8 @@ STANDARD_ERRORS = 2.0  # where only a part of the published images is at hand
 @dataclass(frozen=True)
 class Check:
     """Accuracy (%) measured and published on one set; `allowed` is the difference (points) that
-    rounding and sampling explain. `why_not`: why the two are not compared, empty where they are.
+    rounding and sampling explain; `half_width` half the width (points) of the 95% interval of what
+    was measured, over source images. `why_not`: why the two are not compared, empty where they are.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Check:
     published: float | None
     allowed: float
     why_not: str = ""
+    half_width: float = 0.0
 
     @property
     def differs(self) -> bool:
@@ -71,12 +73,14 @@ def verify(context: Context, tolerance: float = TOLERANCE) -> list[Check]:
             continue
         mix = {context.base.name: 1.0}
         evaluate.evaluate(context, [mix], [name], "all")
-        seen = predictions.Bank[str]().add(name, evaluate.predicted(context, mix, name, "all"))
+        bank = predictions.Bank[str]()
+        seen = bank.add(name, evaluate.predicted(context, mix, name, "all"))
         context.sets.release(name)
         images = len(seen.top1)
         allowed = tolerance + _sampling(recipe, name, images, published)
         why_not = _why_not(recipe, name, published)
-        checks.append(Check(name, images, seen.accuracy, published, allowed, why_not))
+        half = _half_width(bank, name)
+        checks.append(Check(name, images, seen.accuracy, published, allowed, why_not, half))
     return checks
 
 
@@ -84,19 +88,26 @@ def text(model: str, checks: list[Check]) -> str:
     """The checks as `rib verify` prints them."""
     lines = [
         f"{model}: top-1 before fine-tuning, in percent",
-        f"{'set':<20}{'images':>11}{'measured':>10}{'published':>11}{'difference':>12}",
+        f"{'set':<20}{'images':>11}{'measured':>10}{'95%':>7}{'published':>11}{'difference':>12}",
     ]
     for one in checks:
         if one.measured is None:
             lines.append(f"{one.name:<20}{one.why_not:>11}")
             continue
         line = f"{one.name:<20}{one.images:>11,}{one.measured:>10.1f}"
+        line += f"{f'±{one.half_width:.1f}':>7}"
         if one.published is not None:
             line += f"{one.published:>11.1f}{one.measured - one.published:>+12.1f}"
         if one.differs:
             line += f"  DIFFERS by more than {one.allowed:.1f}"
         lines.append(f"{line}  {one.why_not}".rstrip())
     return "\n".join(lines)
+
+
+def _half_width(bank: predictions.Bank[str], name: str) -> float:
+    columns = {name: 100 * bank.sums(name, [0])[:, :, None]}
+    found = bootstrap.means({name: bank}, columns, resamples=metrics.RESAMPLES, seed=0)
+    return bootstrap.half_width(found[name][:, 0])
 
 
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from stores import SETS, cell, grid, several_seeds, table
 
+from engine import outcome
 from engine.measures import behaviour, bootstrap, intervals, metrics, predictions
 from engine.measures.predictions import Seen
 from engine.measures.rows import PRE, Agreement, Arm, Evaluation
@@ -162,3 +163,29 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
             low, high = bootstrap.interval(samples)
             held[name] += low <= truth[name] <= high
     assert all(0.87 <= count / repeats <= 0.995 for count in held.values()), held
+
+
+def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
+    """By brute force: sources of all sets drawn together, images of each taken in plain loops."""
+    rng = np.random.default_rng(3)
+    hits = {(name, when): rng.random(BINNED) < 0.5 for name in "ab" for when in ("pre", "post")}
+    banks: dict = {}
+    for name in "ab":
+        banks[name] = predictions.Bank()
+        for key, when in (("before", "pre"), ("after", "post")):
+            path = tmp_path / f"{name}{when}.parquet"
+            pq.write_table(table(hits[name, when]), path)
+            banks[name].add(key, path)
+    found = outcome.change_draws(banks)
+    expected: dict = {name: [] for name in "ab"}
+    for _ in range(4000):
+        concepts = rng.integers(BINNED // 2, size=BINNED // 2)
+        images = np.concatenate([2 * concepts, 2 * concepts + 1])
+        for name in "ab":
+            post, pre = (hits[name, when][images] for when in ("post", "pre"))
+            expected[name].append(100 * (post.mean() - pre.mean()))
+    for name in "ab":
+        assert np.std(found[name]) == pytest.approx(np.std(expected[name]), rel=0.1)
+    together, apart = (np.mean([v["a"], v["b"]], axis=0) for v in (found, expected))
+    assert bootstrap.half_width(together) == pytest.approx(bootstrap.half_width(apart), rel=0.15)
+    assert np.std(together) == pytest.approx(np.std(apart), rel=0.1)

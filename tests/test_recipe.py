@@ -320,3 +320,8 @@ def test_methods_of_what_is_no_campaign(tmp_path: Path) -> None:
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
+
+
+def test_a_number_of_points_for_precision_is_told_its_key() -> None:
+    with pytest.raises(RecipeError, match=r"evaluate.precision='0.1' .*evaluate.half_width"):
+        recipe.load("emoji", ["evaluate.precision=0.1"])

@@ -51,6 +51,8 @@ def test_measured_and_published_are_compared(
     assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
     assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None
     assert checks["few"].measured == pytest.approx(by_hand(first, folder, grid))
+    half = checks["few"].half_width
+    assert 5 < half < 45 and f" ±{half:.1f}" in verify.text("mine", list(checks.values()))
     for off, differs in ((0.2, False), (0.5, True), (-40, True)):
         published = {"few": checks["few"].measured + off}
         found = verify.verify(context(folder, grid, published, tmp_path))

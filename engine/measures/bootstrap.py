@@ -72,8 +72,10 @@ class Draws:
     def on(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
         """What takes sums per source [sources, K] of a set to draws [B, K] of K means."""
         drawn = self.counts[:, self.rows[name]].astype(np.float64)
-        drawn[drawn.sum(axis=1) == 0] = 1
-        total = (drawn @ self.banks[name].total)[:, None]
+        total = drawn @ self.banks[name].total
+        if (missed := total == 0).any():
+            drawn[missed], total[missed] = 1, self.banks[name].total.sum()
+        total = total[:, None]
         return lambda column: (drawn @ column) / total
 
     def first(self, count: int) -> Draws:
@@ -118,6 +120,12 @@ def _chunks(
         for members in strata:
             counts[:, members] = _draw(rng, len(some), len(members))
         yield Draws(banks, rows, counts, some)
+
+
+def half_width(samples: np.ndarray) -> float:
+    """Half the width of the percentile interval of samples [B]."""
+    low, high = interval(samples)
+    return (high - low) / 2
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
