@@ -118,3 +118,11 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     (run.place / "evaluations.json").unlink()
     code, said = metrics(asked)
     assert code == 2 and "`rib campaign" in said
+
+
+def test_all_models_of_a_campaign_are_looked_for(folder: Path, tmp_path: Path, capsys) -> None:
+    several = folder / "several.yaml"
+    text = (folder / "shapes.yaml").read_text()
+    several.write_text(f"{text}models: [{folder / 'model.yaml'}]\n")
+    assert cli.main(["metrics", str(several), "model=all", f"runs={tmp_path}"]) == 2
+    assert f"`rib campaign {several} model={folder / 'model.yaml'} runs=" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import numpy as np
 from engine.measures.predictions import Bank
 
 LEVEL = 0.95
-DRAWS_PER_CHUNK = 1 << 24
+DRAWS_PER_CHUNK = 1 << 21  # few enough that memory is used again, not mapped anew
 RARE = 50  # sources; a stratum of n shrinks deviations by sqrt(1 - 1/n), so small ones are pooled
 
 
