@@ -44,14 +44,12 @@ def _to_encode(arguments: argparse.Namespace, asked: Sequence[Sequence[str]]) ->
     """The sets that no pack and no folder gives, in one message: grids take days and open a set
     only when its turn comes."""
     from engine import recipe
-    from engine.sampling import half_widths
 
     lines: dict[Path, str] = {}
     for words in asked:
+        campaign.plan(arguments.name, words, arguments.cores)  # mistakes come before what lacks
         resolved = recipe.load(arguments.name, words)
-        if resolved.dataset.kind != "imagenet" or campaign.finished(
-            half_widths.latest_plan(arguments.name, words, arguments.cores)
-        ):
+        if resolved.dataset.kind != "imagenet" or _finished(arguments.name, words):
             continue
         from engine import verify
         from engine.commands import encode
@@ -67,6 +65,16 @@ def _to_encode(arguments: argparse.Namespace, asked: Sequence[Sequence[str]]) ->
     if not lines:
         return []
     return ["\n  ".join(["these sets are not encoded yet; run", *lines.values()])]
+
+
+def _finished(name: str, words: Sequence[str]) -> bool:
+    from engine import record
+
+    try:
+        record.find(name, words)
+    except CampaignError:
+        return False
+    return True
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
