@@ -9,6 +9,7 @@ number is certified: what did not converge is missing from the matrix, never a n
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from engine.errors import nearest
 from engine.measures.distances import Matrix
-from kernels.bures import ClassGaussians, bures_squared, class_gaussians
+from kernels.bures import ClassGaussians, bures_squared, check_features, class_gaussians
 from kernels.ground_cost import GroundCost
 from kernels.sinkhorn import Transport, debiased, transport, unregularised
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MATRIX = "matrix.json"
+DRAWS = "by name"  # how samples are drawn and what a matrix holds: change it when that changes
 LABEL_DISTANCES = ("gaussian", "means", "none")
 EXACT_COSTS = 25_000_000  # 5000 x 5000: 200 MB and some seconds
 EXACT_STEPS = 10**7  # of network simplex
@@ -55,7 +57,10 @@ class Options:
     lam_y: weights of the feature and the label term. label_distance: between classes as Gaussians
     (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are halved, as
     in the reference library. debias: subtract the self terms. samples: at most so many of a set,
-    drawn with `seed`. tolerance: of the certified relative duality gap. exact: unregularised
+    drawn with `seed` and the set's name: sets may be copies of the same photographs in the same
+    order, and one draw for all would take the same photographs of those, but not of others, so
+    that their distances would be too small beside the rest. tolerance: of the certified relative
+    duality gap. exact: unregularised
     transport by POT, never debiased, for small sets. bracket: relative width (such as 1e-3) to
     which unregularised transport is bracketed, never debiased, for sets of any size.
     """
@@ -100,6 +105,7 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
         "features": [context.features_key(context.base, context.sets[name]) for name in names],
         "sets": list(names),
         "options": dataclasses.asdict(options),
+        "draws": DRAWS,
     }
 
     def write(folder: Path) -> None:
@@ -129,14 +135,15 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
     )
     entropic = None if options.exact or options.bracket else _Entropic(problems)
     solve = entropic or (problems.exact if options.exact else problems.bracketed)
-    values, gaps = np.zeros((2, len(sets), len(sets)))
+    certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
-        values[i, j], gaps[i, j] = values[j, i], gaps[j, i] = solve(a, b)
-        if math.isnan(values[i, j]):
-            log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gaps[i, j])
-    return Matrix(tuple(sets), values, gaps, entropic.eps if entropic else 0.0, options.samples)
+        certified[:, i, j] = certified[:, j, i] = value, gap, _ = solve(a, b)
+        if math.isnan(value):
+            log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gap)
+    return Matrix(tuple(sets), *certified, entropic.eps if entropic else 0.0, options.samples)
 
 
+Certified = tuple[float, float, float]  # value, gap, marginal error
 class _Cloud(NamedTuple):
     features: Tensor
     labels: Tensor  # rows of the label table
@@ -146,17 +153,19 @@ class _Cloud(NamedTuple):
     def of(cls, name: str, labelled: Labelled, classes: int, options: Options) -> _Cloud:
         features, labels = labelled.features, labelled.labels.to(labelled.features.device)
         if options.samples is not None and len(features) > options.samples:
-            mixed = np.random.default_rng(options.seed).permutation(len(features))
+            own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+            mixed = np.random.default_rng([options.seed, own]).permutation(len(features))
             kept = torch.from_numpy(np.sort(mixed[: options.samples])).to(features.device)
             features, labels = features[kept], labels[kept]
         try:
-            gaussians = class_gaussians(features, labels, classes)
+            check_features("features", features, labels, classes)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if len(features) < 2:
             raise ValueError(f"{name} has one sample; a distance needs at least two")
         if options.label_distance == "none":
             return cls(features, labels, None)
+        gaussians = class_gaussians(features, labels, classes)
         if gaussians.single and options.label_distance == "gaussian":
             log.info("%s: %d classes of one image have no spread", name, len(gaussians.single))
         return cls(features, torch.searchsorted(gaussians.labels, labels), gaussians)
@@ -192,8 +201,8 @@ class _Problems:
             lam_y=lam_y,
         )
 
-    def exact(self, a: str, b: str) -> tuple[float, float]:
-        """Unregularised transport by network simplex, and a gap of 0; NaN if it stopped early."""
+    def exact(self, a: str, b: str) -> Certified:
+        """Unregularised transport by network simplex, without error; NaN if it stopped early."""
         n, m = (len(self.clouds[name].features) for name in (a, b))
         if n * m > EXACT_COSTS:
             raise ValueError(
@@ -209,14 +218,14 @@ class _Problems:
         options = {"numItermax": EXACT_STEPS, "log": True}
         value, told = ot.emd2(*weights, dense, **options)  # pyright: ignore[reportAssignmentType]
         if told["warning"] is not None:
-            return math.nan, math.nan
-        return float(value), 0.0
+            return math.nan, math.nan, math.nan
+        return float(value), 0.0, 0.0
 
-    def bracketed(self, a: str, b: str) -> tuple[float, float]:
+    def bracketed(self, a: str, b: str) -> Certified:
         """Unregularised transport, the middle of its bounds, and their relative width."""
         assert self.options.bracket is not None
         found = unregularised(self.cost(a, b), tolerance=self.options.bracket)
-        return found.value, found.gap
+        return found.value, found.gap, found.marginal_error
 
 
 class _Entropic:
@@ -231,12 +240,12 @@ class _Entropic:
             self.eps *= fmean(problems.cost(*pair).mean for pair in pairs)
         self._own: dict[str, Transport] = {}
 
-    def __call__(self, a: str, b: str) -> tuple[float, float]:
+    def __call__(self, a: str, b: str) -> Certified:
         eps, tolerance = self.eps, self.options.tolerance
         cost = self.problems.cost(a, b)
         if not self.options.debias:
             found = transport(cost, eps=eps, tolerance=tolerance)
-            return found.value, found.gap
+            return found.value, found.gap, found.marginal_error
         third = tolerance / 3
         for name in (a, b):
             if name not in self._own:
@@ -245,4 +254,4 @@ class _Entropic:
         across = transport(cost, eps=eps, tolerance=third, start=self._own[b].g)
         terms = across, self._own[a], self._own[b]
         value = debiased(*terms, tolerance=tolerance)
-        return value.value, value.gap
+        return value.value, value.gap, max(term.marginal_error for term in terms)

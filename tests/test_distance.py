@@ -83,7 +83,9 @@ def test_the_matrix_is_ordered_symmetric_and_certified():
     assert found.names == ("near", "mid", "far")
     assert np.array_equal(found.values, found.values.T) and not found.values.diagonal().any()
     assert 0 < found.row("near")["mid"] < found.row("near")["far"]
-    assert (found.gaps <= 1e-4).all()
+    off = ~np.eye(3, dtype=bool)
+    assert (found.gaps <= 1e-4).all() and (found.marginal_errors[off] > 0).all()
+    assert found.marginal_errors.max() < 1e-2
     turned = matrix(dict(reversed(SETS.items())), CLASSES, Options(eps=0.1))
     assert turned.eps == pytest.approx(found.eps, rel=1e-6)
     np.testing.assert_allclose(turned.values[::-1, ::-1], found.values, rtol=1e-2, atol=1e-3)
@@ -160,6 +162,43 @@ def test_the_csv_keeps_every_digit(tmp_path):
     write_csv(tmp_path / "d.csv", found)
     rows = list(csv.reader((tmp_path / "d.csv").open()))[1:]
     np.testing.assert_array_equal(np.array([row[1:] for row in rows], dtype=float), found.values)
+    heads, *pairs = csv.reader((tmp_path / "d_pairs.csv").open())
+    assert heads == ["set", "other", "distance", "gap", "marginal_error", "eps"]
+    assert [row[:2] for row in pairs] == [["near", "mid"], ["near", "far"], ["mid", "far"]]
+    columns = found.values, found.gaps, found.marginal_errors, np.full((3, 3), found.eps)
+    for row, (i, j) in zip(pairs, [(0, 1), (0, 2), (1, 2)], strict=True):
+        assert [float(x) for x in row[2:]] == [column[i, j] for column in columns]
+
+
+def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
+    values = np.array([[0, 1, math.nan], [1, 0, 2], [math.nan, 2, 0]])
+    gaps, errors = np.diag([0.0, 3e-5, 0.0]), np.diag([2e-3, math.nan, 0.0])
+    found = Matrix(("a", "b", "c"), values, gaps, errors, 0.25)
+    assert found.certainty() == (
+        "ε 0.25, worst gap 3.0e-05, worst marginal error 2.0e-03; 1 pairs missing"
+    )
+    exact = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 0.0)
+    assert exact.certainty().startswith("unregularised, worst gap 0.0e+00")
+    assert exact.certainty() in forgetting.section(Standings("m", (), {}, (), ()), exact, "a")
+
+
+def test_copies_of_the_same_photographs_are_sampled_apart():
+    """In pairs, two copies would be at distance 0 from each other whatever is drawn."""
+    copies = {name: SETS["near"] for name in ("clean", "blurred")}
+    found = matrix(copies, CLASSES, Options(exact=True, samples=20)).values[0, 1]
+    assert found > 1
+    alone = {name: copies[name] for name in ("blurred", "clean")}
+    again = matrix(alone, CLASSES, Options(exact=True, samples=20)).values[0, 1]
+    assert again == pytest.approx(found, rel=1e-6)
+
+
+def test_without_label_distances_no_covariance_is_made(monkeypatch):
+    monkeypatch.setattr(distance, "class_gaussians", None)
+    found = matrix(SETS, CLASSES, Options(exact=True, label_distance="none"))
+    assert np.isfinite(found.values).all()
+    outside = SETS | {"far": Labelled(SETS["far"].features, SETS["far"].labels + 1)}
+    with pytest.raises(ValueError, match=r"far: .*outside"):
+        matrix(outside, CLASSES, Options(label_distance="none"))
 
 
 def context_of(sets, folder):
@@ -188,6 +227,7 @@ def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
     again = distance.distances(context, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(again.values, found.values)
     np.testing.assert_array_equal(again.gaps, found.gaps)
+    np.testing.assert_array_equal(again.marginal_errors, found.marginal_errors)
     assert (again.names, again.eps) == (found.names, found.eps) and asked == list(SETS)
     distance.distances(context, list(SETS), Options(eps=0.3))
     assert asked == 2 * list(SETS)
@@ -197,7 +237,9 @@ def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
 
 
 def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
-    unsolved = Matrix(("near", "mid"), np.array([[0, math.nan], [math.nan, 0]]), np.eye(2), 0.5)
+    unsolved = Matrix(
+        ("near", "mid"), np.array([[0, math.nan], [math.nan, 0]]), *np.ones((2, 2, 2)), 0.5
+    )
     monkeypatch.setattr(distance, "matrix", lambda *_: unsolved)
     _, context = context_of(SETS, tmp_path)
     distance.distances(context, ["near", "mid"])
@@ -219,6 +261,28 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, monke
     assert rows[0] == ["", "outline", "few"] and float(rows[1][2]) > 0
     assert f"1 outline{'0':>19}{float(rows[1][2]):>8.4g}" in printed
     assert rows[1][2] == rows[2][1]
+    pair = next(csv.DictReader((made / "distances_pairs.csv").open()))
+    assert pair["distance"] == rows[1][2] and float(pair["gap"]) <= 1e-4
+    line = f"worst gap {float(pair['gap']):.1e}, worst marginal error "
+    assert line in printed and line in (made / "index.html").read_text()
+    assert f"ε {float(pair['eps']):.3g}, {line}" in printed
+
+
+@pytest.mark.slow
+def test_the_command_takes_another_model(folder, grid, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(ranks, "stop", lambda: None)
+    text = (folder / "model.yaml").read_text().replace("test_vit", "test_efficientnet")
+    (tmp_path / "other.yaml").write_text(text.replace("name: tiny", "name: other"))
+    words = ["distance", "outline", "few", "--campaign", str(folder / "shapes.yaml")]
+    words += ["--eps", "0.2", "--samples", "20", f"runs={tmp_path}"]
+    values = []
+    for more in ([], ["--model", str(tmp_path / "other.yaml")]):
+        assert cli.main([*words, *more]) == 0
+    for name in ("tiny", "other"):
+        (made,) = (tmp_path / "distance").glob(f"{name}-*")
+        values.append(float(list(csv.reader((made / "distances.csv").open()))[1][2]))
+        assert f"for {name}</h1>" in (made / "index.html").read_text()
+    assert values[0] != values[1]
 
 
 def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch):
@@ -276,6 +340,15 @@ def test_correlations_equal_scipy_ties_included():
         assert found == correlation(spots(drops))
 
 
+def test_correlations_do_not_depend_on_the_unit():
+    drops, tiny = [1.0, 4.0, 2.0, 8.0, 5.0], tuple(1e-9 * x for x in (1.0, 2.0, 3.0, 5.0, 8.0))
+    np.testing.assert_allclose(
+        correlation(spots([1e-6 * x for x in drops], tiny)).pearson,
+        correlation(spots(drops)).pearson,
+        atol=1e-12,
+    )
+
+
 def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
     found = correlation(spots([1.0, 4.0, 9.0, 16.0, 25.0]))
     assert found.spearman == (pytest.approx(1.0),) * 3 and found.pearson[0] < 1
@@ -298,7 +371,7 @@ def test_no_correlation_without_variation(given, message):
 
 def test_the_section_says_how_many_images_were_looked_at():
     one = Standings("m", ("a", "b"), {}, (), ())
-    found = Matrix(("a", "b"), np.zeros((2, 2)), np.zeros((2, 2)), 1.0)
+    found = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 1.0)
     assert "of at most" not in forgetting.section(one, found, "a")
     drawn = dataclasses.replace(found, samples=10_000)
     assert "classes of at most 10,000 images of each set (" in forgetting.section(one, drawn, "a")
@@ -328,7 +401,10 @@ def test_charts_are_svg_that_name_every_set_and_escape_it():
         assert 0 <= float(circle.get("cx")) <= 560 and 0 <= float(circle.get("cy")) <= 400
     values = np.array([[0.0, math.nan], [2.5, 0.0]])
     heat = ElementTree.fromstring(
-        forgetting.heat_map(Matrix(("<a>", "b"), values, np.zeros((2, 2)), 1.0))
+        forgetting.heat_map(Matrix(("<a>", "b"), values, *np.full((2, 2, 2), 2e-5), 1.0))
     )
     titles = [element.text for element in heat.iter("title")]
-    assert titles[1:3] == ["<a> to b: did not converge", "b to <a>: 2.5"]
+    assert titles[1:3] == [
+        "<a> to b: did not converge",
+        "b to <a>: 2.5, gap 2.0e-05, marginal error 2.0e-05",
+    ]

@@ -69,10 +69,15 @@ def run(arguments: argparse.Namespace) -> None:
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distances.write_csv(folder / "distances.csv", found)
     heading = f"<h1>How far the sets are apart for {escape(resolved.model.name)}</h1>"
-    path = page.page_of(folder / "index.html", "distances", [heading, forgetting.heat_map(found)])
+    told = f"<p>Squared units of the features; {escape(found.certainty())}.</p>"
+    parts = [heading, told, forgetting.heat_map(found)]
+    path = page.page_of(folder / "index.html", "distances", parts)
     ranks.stop()
     print(table(found))
-    print(f"\nmatrix  {folder / 'distances.csv'}\npage    {path.resolve()}")
+    print(
+        f"\n{found.certainty()}\n\nmatrix  {folder / 'distances.csv'}\n"
+        f"pairs   {folder / 'distances_pairs.csv'}\npage    {path.resolve()}"
+    )
 
 
 def table(found: Matrix) -> str:

@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,25 @@ import numpy as np
 
 from engine.artifacts import write_atomic
 
+_ARRAYS = ("values", "gaps", "marginal_errors")
+
 
 @dataclass(frozen=True)
 class Matrix:
-    """Distances between sets: values and gaps float64 [k, k], NaN where a pair did not converge.
+    """Distances between sets: values, gaps and marginal errors, float64 [k, k].
 
-    A distance is a (debiased) transport cost, in squared units of the features. A gap is the sum of
-    the absolute duality gaps of a pair's terms over OT(a, b), or the relative width of its bracket;
-    eps is absolute, 0 if exact or bracketed. samples:
-    the most of a set that were looked at, where not all.
+    A distance is a (debiased) transport cost, in squared units of the features, NaN where a pair
+    did not converge. A gap is the sum of the absolute duality gaps of a pair's terms over OT(a, b),
+    or the relative width of its bracket; a marginal error is the mass (of 1) that the columns of a
+    plan with exact rows hold too much or too little, of the worst of a pair's terms. eps is
+    absolute, 0 if exact or bracketed. samples: the most of a set that were looked at, where not
+    all.
     """
 
     names: tuple[str, ...]
     values: np.ndarray
     gaps: np.ndarray
+    marginal_errors: np.ndarray
     eps: float
     samples: int | None = None
 
@@ -41,26 +47,55 @@ class Matrix:
             if other != name and math.isfinite(value)
         }
 
+    def certainty(self) -> str:
+        """One line on how far the values can be trusted: eps, worst gap, worst marginal error."""
+        kind = f"ε {self.eps:.3g}" if self.eps else "unregularised"
+        missing = int(np.isnan(self.values).sum()) // 2
+        return (
+            f"{kind}, worst gap {_worst(self.gaps)}, worst marginal error "
+            f"{_worst(self.marginal_errors)}" + (f"; {missing} pairs missing" if missing else "")
+        )
+
     def plain(self) -> dict[str, Any]:
         """As JSON has it: null for a pair that did not converge, and for a gap not known."""
 
         def lists(array: np.ndarray) -> list[list[float | None]]:
             return [[float(x) if math.isfinite(x) else None for x in row] for row in array]
 
-        return dataclasses.asdict(self) | {"values": lists(self.values), "gaps": lists(self.gaps)}
+        return dataclasses.asdict(self) | {name: lists(getattr(self, name)) for name in _ARRAYS}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Matrix:
         """The matrix that `plain` was made of."""
-        values, gaps = (np.array(plain[name], float) for name in ("values", "gaps"))
-        return cls(tuple(plain["names"]), values, gaps, plain["eps"], plain["samples"])
+        arrays = {name: np.array(plain[name], float) for name in _ARRAYS}
+        return cls(tuple(plain["names"]), **arrays, eps=plain["eps"], samples=plain["samples"])
 
 
 def write_csv(path: Path, found: Matrix) -> None:
-    """The matrix, a set a row and a column; a pair that did not converge is left empty."""
+    """The matrix, a set a row and a column, and a row a pair with what certifies it beside it.
+
+    The second file's name ends in `_pairs`. A pair that did not converge has no value in either.
+    """
+    matrix = [[name, *row] for name, row in zip(found.names, found.values, strict=True)]
+    _write_rows(path, [["", *found.names], *matrix])
+    columns = (found.values, found.gaps, found.marginal_errors)
+    pairs = [
+        [found.names[i], found.names[j], *(column[i, j] for column in columns), found.eps]
+        for i, j in combinations(range(len(found.names)), 2)
+    ]
+    heads = ["set", "other", "distance", "gap", "marginal_error", "eps"]
+    _write_rows(path.with_stem(f"{path.stem}_pairs"), [heads, *pairs])
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str | float]]) -> None:
+    def cell(x: str | float) -> str:
+        return x if isinstance(x, str) else "" if math.isnan(x) else repr(float(x))
+
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["", *found.names])
-    for name, row in zip(found.names, found.values, strict=True):
-        writer.writerow([name, *("" if math.isnan(value) else repr(float(value)) for value in row)])
+    csv.writer(text, lineterminator="\n").writerows([[cell(x) for x in row] for row in rows])
     write_atomic(path, text.getvalue().encode())
+
+
+def _worst(errors: np.ndarray) -> str:
+    known = errors[np.isfinite(errors)]
+    return f"{known.max():.1e}" if known.size else "unknown"

@@ -67,7 +67,7 @@ def section(one: Standings, found: Matrix, upstream: str) -> str:
         strength = None
         told += f"{str(error).capitalize()}. "
     told = told if spots else ""
-    kind = f"entropic, debiased, ε {found.eps:.3g}" if found.eps else "unregularised"
+    kind = f"{'entropic, debiased, ' if found.eps else ''}{found.certainty()}"
     drawn = f" of at most {found.samples:,} images of each set" if found.samples else ""
     content = (
         f'<div class="pair">{scatter(spots, strength, upstream) if spots else ""}'
@@ -151,7 +151,9 @@ def heat_map(found: Matrix) -> str:
             known = math.isfinite(value)
             kind, opacity = charts.tint(value, largest) if known else ("own", 1)
             text = f"{value:.{decimals}f}" if known else ""
-            told = f"{value:.6g}" if known else "did not converge"
+            gap, off = found.gaps[i, j], found.marginal_errors[i, j]
+            told = f"{value:.6g}, gap {gap:.1e}, marginal error {off:.1e}"
+            told = told if known else "did not converge"
             x = label + j * cell
             parts.append(
                 f"<g><title>{escape(name)} to {escape(other)}: {told}</title>"

@@ -85,7 +85,11 @@ def write(
         sections.settings(settings),
         sections.credits(credits),
         _footer(
-            [*FILES, *certainty.FILES * bool(sure), *["distances.csv"] * (distances is not None)]
+            [
+                *FILES,
+                *certainty.FILES * bool(sure),
+                *["distances.csv", "distances_pairs.csv"] * (distances is not None),
+            ]
         ),
     ]
     return page_of(folder / "index.html", title, parts)
