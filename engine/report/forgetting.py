@@ -185,9 +185,13 @@ def _with_interval(
 
 def _coefficients(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's coefficient of every row; NaN where one of the two does not vary."""
-    x, y = (values - values.mean(1, keepdims=True) for values in (x, y))
-    spread = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return np.divide((x * y).sum(1), spread, out=np.full(len(x), np.nan), where=spread > 1e-12)
+    scaled = []
+    for values in (x, y):
+        apart = values - values.mean(1, keepdims=True)
+        # What is left of equal numbers is rounding, of their own size whatever the unit.
+        apart[np.ptp(values, axis=1) <= 1e-12 * np.abs(values).max(1)] = np.nan
+        scaled.append(apart / np.sqrt((apart**2).sum(1, keepdims=True)))
+    return (scaled[0] * scaled[1]).sum(1)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
