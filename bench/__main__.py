@@ -1,8 +1,9 @@
 """Runs bench cases: gate first, then interleaved times, one table, and JSON beside it.
 
-A case whose gate is red is not timed and makes the exit status 1; one whose packages are missing is
-skipped by name. A missed target is printed, and does not change the exit status: times depend on
-what else the machine does.
+A case whose gate is red is not timed, and one that fails half-way keeps the rows it has; both say
+so in the JSON and make the exit status 1. One whose packages are missing is skipped by name. A
+missed target is printed, and does not change the exit status: times depend on what else the machine
+does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench import contest, report, roofline
+from bench import contest, peers, report, roofline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ceiling = roofline.measure(device, options.quick)
     print(report.header(about, ceiling))
     everything: dict[str, Any] = {}
-    red = False
+    failed = False
     for name in options.cases or contest.CASES:
         print(f"\n{name}")
         try:
@@ -47,22 +48,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case.gate(device)
         except AssertionError as error:
             print(f"NOT TIMED, its gate is red: {error}")
-            red = True
+            failed = True
+            told = {"gate": "red", "message": str(error)}
+            everything[name] = report.content([], about, ceiling) | told
+            if not (options.quick or options.json):
+                report.save(name, everything[name])
             continue
         rows: list[contest.Row] = []
         printed = report.markdown if options.markdown else report.table
-        for held in case.contests(device, scale):
-            some = contest.hold(held, ceiling, device, seconds=options.seconds)
-            print(printed(some, heads=not rows), flush=True)
-            rows += some
-            del held  # before the next is built: two would not fit
+        peers.SKIPPED.clear()
+        message = {}
+        try:
+            for held in case.contests(device, scale):
+                some = contest.hold(held, ceiling, device, seconds=options.seconds)
+                print(printed(some, heads=not rows), flush=True)
+                rows += some
+                del held  # before the next is built: two would not fit
+        except RuntimeError as error:
+            message = {"message": f"{type(error).__name__}: {error}"}
+            print(f"{name} FAILED, the rows before it are kept: {message['message']}")
+            failed = True
         print(report.rates(rows), end="\n" if rows and rows[0].rates else "")
-        everything[name] = report.content(rows, about, ceiling)
+        everything[name] = report.content(rows, about, ceiling) | message
+        everything[name]["skipped"] = list(peers.SKIPPED)
         if not (options.quick or options.json):
-            report.save(name, rows, about, ceiling)
+            report.save(name, everything[name])
     if options.json:
         report.write(options.json, everything)
-    return int(red)
+    return int(failed)
 
 
 def _parser() -> argparse.ArgumentParser:

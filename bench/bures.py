@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.contest import Contest, Entrant, Scale
+from bench.peers import skipped
 from bench.roofline import Work
 from kernels.bures import ClassGaussians, bures_squared, class_gaussians
 
@@ -47,7 +48,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     peers = [Entrant("roots by eigh", lambda: _by_roots(a, b, _eigh_root, _eigh_trace), roots)]
     if device.type == "cpu":
         if importlib.util.find_spec("scipy") is None:
-            print("peer absent: scipy.linalg.sqrtm")
+            skipped("scipy.linalg.sqrtm", "scipy is not installed")
         else:
             # Schur's form takes about 25 d^3.
             schur = Work(flops=2 * (classes * 25 + pairs * (25 + 4)) * d**3)

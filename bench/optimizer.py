@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,9 +76,9 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     options = {"lr": LR, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
-        return Entrant(
-            label, _stepping(kind, theta, grad, **options, **more)[1].step, Work(moved * numel)
-        )
+        _, optimizer = _stepping(kind, theta, grad, **options, **more)
+        optimizer.step()  # fails here where a package cannot compile it
+        return Entrant(label, optimizer.step, Work(moved * numel))
 
     def ewc() -> None:
         _ewc_adamw(theta, grad, state, anchor, fisher)
@@ -89,7 +90,8 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     if device.type == "cuda":
         for label, module in (("DeepSpeed", "deepspeed.ops.adam"), ("apex", "apex.optimizers")):
             if (kind := peers.optional(module, "FusedAdam")) is not None:
-                others.append(peer(f"{label} FusedAdam", kind, 28, adam_w_mode=True))
+                build = partial(peer, f"{label} FusedAdam", kind, 28, adam_w_mode=True)
+                others += peers.tried(f"{label} FusedAdam", build)
     fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
     others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher, 28)]
     if numel > 1_000_000:  # quick sizes do not repay compiling
@@ -126,9 +128,9 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
-        return Entrant(
-            label, _stepping(kind, theta, grad, **options, **more)[1].step, Work(moved * numel)
-        )
+        _, optimizer = _stepping(kind, theta, grad, **options, **more)
+        optimizer.step()  # fails here where a package cannot compile it
+        return Entrant(label, optimizer.step, Work(moved * numel))
 
     def ewc() -> None:
         _ewc_sgd(theta, grad, momentum_buffer, anchor, fisher)
@@ -140,7 +142,7 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
         device.type == "cuda"
         and (kind := peers.optional("apex.optimizers", "FusedSGD")) is not None
     ):
-        others.append(peer("apex FusedSGD", kind, 20))
+        others += peers.tried("apex FusedSGD", partial(peer, "apex FusedSGD", kind, 20))
     fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
     others += [_in_the_loss(*fused, anchor, fisher, 20), *_by_avalanche(*fused, anchor, fisher, 20)]
     yield Contest(name, subject, tuple(others))

@@ -1,4 +1,4 @@
-"""Peers that may be missing: each is imported when its contest is built, or skipped by name."""
+"""Peers that may be missing or unable to run: built with their contest, or skipped by name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.contest import Entrant
 
-def optional(module: str, name: str) -> Any:
-    """A name of a package, or None, said by name, where the package is missing or broken."""
+SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
+
+
+def optional(module: str, name: str | None = None) -> Any:
+    """A module or a name of it, or None, said by name, where the package is missing or broken."""
     try:
-        return getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
+        return found if name is None else getattr(found, name)
     except (ImportError, AttributeError) as error:
-        print(f"peer skipped: {module}.{name} ({error})")
+        skipped(".".join(filter(None, (module, name))), error)
         return None
+
+
+def skipped(peer: str, why: object) -> None:
+    """Says that a peer cannot run, and why in one line; `SKIPPED` keeps it for the JSON."""
+    SKIPPED.append(f"{peer} ({(str(why) or repr(why)).splitlines()[0]})")
+    print(f"peer skipped: {SKIPPED[-1]}")
+
+
+def tried(peer: str, build: Callable[[], Entrant]) -> list[Entrant]:
+    """The peer that `build` makes and runs once; none, said by name, where it raises.
+
+    Some packages compile on first use, and fail there rather than on import.
+    """
+    try:
+        return [build()]
+    except Exception as error:
+        skipped(peer, error)
+        return []
 
 
 def avalanche_penalty(

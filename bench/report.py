@@ -118,13 +118,13 @@ def rates(rows: Iterable[Row]) -> str:
     )
 
 
-def save(case: str, rows: Sequence[Row], about: dict[str, Any], roofline: Roofline) -> Path:
-    """Writes bench/results/CASE-DEVICE.json, whole or not at all."""
-    device = about["kind"]
+def save(case: str, found: dict[str, Any]) -> Path:
+    """Writes `content` to bench/results/CASE-DEVICE.json, whole or not at all."""
+    device = found["machine"]["kind"]
     if device == "cuda":
-        device = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+        device = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")
     path = ROOT / "bench" / "results" / f"{case}-{device}.json"
-    write(path, {"case": case, **content(rows, about, roofline)})
+    write(path, {"case": case, **found})
     return path
 
 

@@ -19,12 +19,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench import peers
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
@@ -186,14 +188,19 @@ def _solves(problem: _Problem, *, log_domain: bool) -> Iterator[Contest]:
     subject = entrant(_ours(problem), (k,))
     cuda = stored.offset.is_cuda
     stored_kernel, stable = ([_two_products(problem)], []) if cuda else _pot(problem)
-    plain = tuple(entrant(solver, alternating) for solver in stored_kernel)
+
+    def entered(solvers: list[_Solver], steps: Iterable[int]) -> tuple[Entrant, ...]:
+        tried = (peers.tried(solver.name, partial(entrant, solver, steps)) for solver in solvers)
+        return tuple(chain.from_iterable(tried))
+
+    plain = entered(stored_kernel, alternating)
     others = plain
     if log_domain:
         # At sizes where they take minutes only those in float32, which are faster.
         solvers = [*stable[-1 if problem.n >= _TARGETED else 0 :], *_ott(problem)]
-        others += tuple(entrant(solver, alternating) for solver in solvers)
+        others += entered(solvers, alternating)
         annealed = (10, 20, 40, 70, 100)
-        others += tuple(entrant(solver, annealed) for solver in _geomloss(problem))
+        others += entered(_geomloss(problem), annealed)
     for peer in others:
         yield Contest(f"solve {name}", subject, (peer,), rounds=2, processor_time=True)
     work = problem.product + Work(bytes=2 * problem.n**2 * (certified.iterations + 2))
@@ -225,7 +232,7 @@ def _two_products(problem: _Problem) -> _Solver:
 
 def _debiased(problem: _Problem) -> Iterator[Contest]:
     """From features to the certified, debiased value, against flash-sinkhorn at the same eps."""
-    module = _optional("flash_sinkhorn")
+    module = peers.optional("flash_sinkhorn")
     if module is None:
         return
 
@@ -255,17 +262,19 @@ def _debiased(problem: _Problem) -> Iterator[Contest]:
 
     found = ours()
     assert found.converged, f"not certified: gap {found.gap:.2g}"
-    off = abs(float(theirs()) / found.value - 1)
     cells, iterations = problem.n**2, 40
     subject = Work(bytes=3 * 2 * cells * 10, flops=3 * problem.product.flops)
     # It computes the product again in every iteration of its schedule.
-    peer = Work(flops=3 * iterations * problem.product.flops)
-    yield Contest(
-        f"debiased, {problem.n}",
-        Entrant("debiased", ours, subject),
-        (Entrant(f"flash-sinkhorn: off {off:.0e}", theirs, peer),),
-        rounds=3,
-    )
+    work = Work(flops=3 * iterations * problem.product.flops)
+
+    def peer() -> Entrant:
+        off = abs(float(theirs()) / found.value - 1)
+        return Entrant(f"flash-sinkhorn: off {off:.0e}", theirs, work)
+
+    for each in peers.tried("flash-sinkhorn", peer):
+        yield Contest(
+            f"debiased, {problem.n}", Entrant("debiased", ours, subject), (each,), rounds=3
+        )
 
 
 def _alternations(stored: StoredCost, eps: float, value: float) -> int:
@@ -297,7 +306,7 @@ def _ours(problem: _Problem) -> _Solver:
 
 def _pot(problem: _Problem) -> tuple[list[_Solver], list[_Solver]]:
     """Those with a stored kernel, and those that are safe at small eps."""
-    if (ot := _optional("ot")) is None:
+    if (ot := peers.optional("ot")) is None:
         return [], []
     cells = problem.n**2
     marginal = np.full(problem.n, 1 / problem.n)
@@ -333,7 +342,7 @@ def _pot(problem: _Problem) -> tuple[list[_Solver], list[_Solver]]:
 
 
 def _geomloss(problem: _Problem) -> list[_Solver]:
-    module = _optional("geomloss.ot")
+    module = peers.optional("geomloss.ot")
     if module is None:
         return []
 
@@ -346,7 +355,7 @@ def _geomloss(problem: _Problem) -> list[_Solver]:
 
 
 def _ott(problem: _Problem) -> list[_Solver]:
-    if _optional("ott") is None:
+    if peers.optional("ott") is None:
         return []
     jax = importlib.import_module("jax")
     geometry = importlib.import_module("ott.geometry.geometry")
@@ -374,7 +383,7 @@ def _ott(problem: _Problem) -> list[_Solver]:
 
 
 def _bracket(problem: _Problem) -> Iterator[Contest]:
-    ot = _optional("ot")
+    ot = peers.optional("ot")
     if ot is None:
         return
     marginal = np.full(problem.n, 1 / problem.n)
@@ -426,12 +435,3 @@ def _gemv(problem: _Problem, dtype: torch.dtype) -> Contest:
         (Entrant(f"two GEMVs, {label}", products, Work(2 * width * cells)),),
         processor_time=True,
     )
-
-
-def _optional(module: str) -> Any:
-    """A peer's module where its package is installed; said by name where it is not."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        print(f"peer absent: {module} ({error})")
-        return None

@@ -15,7 +15,7 @@ import torch
 import bench
 import kernels
 from bench import __main__ as command
-from bench import contest, report
+from bench import contest, peers, report
 from bench.contest import Contest, Entrant, Row
 from bench.roofline import Roofline, Work
 from bench.timing import interleave
@@ -148,6 +148,44 @@ def test_a_red_gate_refuses_the_timing_and_fails_the_run(cases, capsys, tmp_path
     assert command.main(["fisher", "--quick"]) == 1
     assert "NOT TIMED, its gate is red: off by 3" in capsys.readouterr().out
     assert not ran and not list(tmp_path.iterdir())
+    assert command.main(["fisher"]) == 1
+    entry = json.loads((tmp_path / "bench" / "results" / "fisher-cpu.json").read_text())
+    assert (entry["gate"], entry["message"], entry["rows"]) == ("red", "off by 3", [])
+
+
+def test_a_case_that_fails_keeps_its_rows_and_the_next_one_runs(cases, capsys, tmp_path):
+    cases["fisher"], cases["distill"] = fake([]), fake([])
+    first = cases["fisher"].contests
+
+    def contests(device, scale):
+        yield from first(device, scale)
+        assert peers.tried("apex", lambda: 1 / 0) == []  # pyright: ignore[reportArgumentType]
+        raise RuntimeError("nvcc is missing")
+
+    cases["fisher"].contests = contests
+    assert command.main(["fisher", "distill", "--seconds", "0"]) == 1
+    assert "fisher FAILED, the rows before it are kept: RuntimeError: nvcc" in (
+        capsys.readouterr().out
+    )
+    results = tmp_path / "bench" / "results"
+    failed, well = (
+        json.loads((results / f"{name}-cpu.json").read_text()) for name in ("fisher", "distill")
+    )
+    assert failed["message"] == "RuntimeError: nvcc is missing" and len(failed["rows"]) == 1
+    assert "message" not in well and len(well["rows"]) == 1
+    assert (failed["skipped"], well["skipped"]) == (["apex (division by zero)"], [])
+
+
+def test_a_peer_that_cannot_run_is_skipped_by_name(capsys):
+    def broken():
+        raise RuntimeError("Error building extension\nfused_adam.so: no nvcc")
+
+    assert peers.tried("FusedAdam", broken) == []
+    assert capsys.readouterr().out == "peer skipped: FusedAdam (Error building extension)\n"
+    assert [one.name for one in peers.tried("f", lambda: Entrant("f", int, Work(1.0)))] == ["f"]
+    assert peers.optional("no_such.package") is None
+    assert capsys.readouterr().out.startswith("peer skipped: no_such.package (No module named")
+    assert peers.optional("json") is json
 
 
 def test_a_case_without_its_package_is_skipped_by_name(cases, capsys, monkeypatch):
@@ -268,7 +306,8 @@ def test_the_gpu_contests_of_transport_run_where_their_peers_are(monkeypatch):
             assert label_x.max() < 4 <= label_y.min() and label_y.max() < 8
             return torch.tensor(2.0)
 
-    monkeypatch.setattr(transport, "_optional", lambda _: SimpleNamespace(SamplesLoss=SamplesLoss))
+    module = SimpleNamespace(SamplesLoss=SamplesLoss)
+    monkeypatch.setattr(transport.peers, "optional", lambda _: module)
     (held,) = transport._debiased(problem)
     value = held.subject.run()
     assert value.converged and value.value > 0
