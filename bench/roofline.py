@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass, field
 
@@ -9,8 +10,16 @@ import torch
 
 from bench.timing import interleave
 
-# Dense bf16 GFLOP/s of NVIDIA's data sheets, SXM.
+# Dense bf16 GFLOP/s of NVIDIA's data sheets, SXM; other forms and parts of a chip are slower.
 SHEETS = {"A100": 312e3, "H100": 989e3, "H200": 989e3}
+_OTHERS = {"PCIE", "PCI", "NVL", "MIG"}
+
+
+def sheet(name: str) -> float | None:
+    """The data sheet's rate of a GPU by the name that torch tells; None where it is not known."""
+    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    known = [rate for chip, rate in SHEETS.items() if chip in words]
+    return known[0] if known and not words & _OTHERS else None
 
 
 @dataclass(frozen=True)
@@ -57,5 +66,5 @@ def measure(device: torch.device, quick: bool = False) -> Roofline:
     return Roofline(
         copy_gb_s=8 * numel / statistics.median(copies) / 1e6,
         matmul_gflop_s=2 * side**3 / statistics.median(products) / 1e6,
-        sheet_gflop_s=next((rate for chip, rate in SHEETS.items() if chip in name), None),
+        sheet_gflop_s=sheet(name),
     )

@@ -15,7 +15,7 @@ import torch
 import bench
 import kernels
 from bench import __main__ as command
-from bench import contest, peers, report
+from bench import contest, peers, report, roofline
 from bench.contest import Contest, Entrant, Row
 from bench.roofline import Roofline, Work
 from bench.timing import interleave
@@ -72,6 +72,26 @@ def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     peer = Entrant("theirs", int, Work(28), over_prediction=1.03)
     (held,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
     assert held.target == pytest.approx(1.03 * 36 / 28)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e3),
+        ("NVIDIA A100-SXM4-80GB", 312e3),
+        ("NVIDIA H200", 989e3),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("NVIDIA A100 80GB PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("", None),
+    ],
+)
+def test_data_sheets_are_of_whole_cards_by_their_exact_name(name, rate):
+    assert roofline.sheet(name) == rate
 
 
 def test_a_load_gives_rates_to_rows_table_and_json(cases, capsys, tmp_path):
