@@ -140,10 +140,14 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = solve(a, b)
         if math.isnan(value):
             log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gap)
-    return Matrix(tuple(sets), *certified, entropic.eps if entropic else 0.0, options.samples)
+    values, gaps, errors = certified
+    eps = entropic.eps if entropic else 0.0
+    return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
 
 
 Certified = tuple[float, float, float]  # value, gap, marginal error
+
+
 class _Cloud(NamedTuple):
     features: Tensor
     labels: Tensor  # rows of the label table
