@@ -180,7 +180,7 @@ def test_unknown_campaign_cores_and_words(capsys: pytest.CaptureFixture, folder:
         (["campaign", "emojis"], "there is no campaign 'emojis'; did you mean 'emoji'?"),
         (["campaign", "emoji", "--cores", "0"], "--cores 0: at least one is needed"),
         (["campaign", str(folder / "data.yaml")], "is no campaign; it needs `methods:`"),
-        (["metrics", str(folder / "shapes.yaml"), "runs=/nowhere"], "lacks outline, tinted, few"),
+        (["metrics", str(folder / "shapes.yaml"), "runs=/nowhere"], "holds no finished run of"),
     ):
         assert cli.main(words) == 2
         shown = capsys.readouterr().err
