@@ -40,6 +40,7 @@ setup(
             "ott-jax>=0.5",
             "POT>=0.9.5",
             "scipy>=1.11",
+            "threadpoolctl>=3.2",
             "webdataset>=1.0",
         ],
         "test": [

@@ -9,6 +9,7 @@ does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,4 +94,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    os.environ["RIB_PROGRESS"] = "off"  # a table is printed
     sys.exit(main())

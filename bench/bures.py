@@ -35,12 +35,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     classes, each, d = (2, 10, 24) if scale.quick else (4, 50, 768)
     a, b = (_gaussians(classes, each, d, device, seed) for seed in (0, 1))
     pairs = classes**2
-    # The product, its Gram matrix in float64, and an eigen-solve of about 4/3 n^3 without vectors.
-    subject = Entrant(
-        "bures_squared",
-        lambda: bures_squared(a, b),
-        Work(flops=pairs * (2 * each**2 * d + 2 * (2 + 4 / 3) * each**3)),
-    )
+    subject = Entrant("bures_squared", lambda: bures_squared(a, b), _work(pairs, each, d))
     # A root of a class is an eigen-solve with vectors, 9 d^3, and a product, in float64; a pair's
     # trace takes two products and an eigen-solve without.
     roots = Work(flops=2 * (classes * 11 + pairs * (4 + 4 / 3)) * d**3)
@@ -57,8 +52,26 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     yield Contest(name, subject, (peers[0],), rounds=3, processor_time=True)
     for peer in peers[1:]:
         yield Contest(name, subject, (peer,), rounds=2, processor_time=True)
-    one_by_one = Entrant("svdvals, pair by pair", lambda: _by_singular_values(a, b), subject.work)
-    yield Contest(name, subject, (one_by_one,), processor_time=True)
+    for many in (classes,) if scale.quick else (100, 1000) if scale.full else (100,):
+        yield _one_by_one(many, each, d, device)
+
+
+def _one_by_one(classes: int, each: int, d: int, device: torch.device) -> Contest:
+    """All pairs at once against the same singular values pair by pair."""
+    a, b = (_gaussians(classes, each, d, device, seed) for seed in (0, 1))
+    work = _work(classes**2, each, d)
+    return Contest(
+        f"table {classes} x {classes}, {each} each",
+        Entrant("bures_squared", lambda: bures_squared(a, b), work),
+        (Entrant("svdvals, pair by pair", lambda: _by_singular_values(a, b), work),),
+        rounds=2,
+        processor_time=True,
+    )
+
+
+def _work(pairs: int, each: int, d: int) -> Work:
+    """The product, its Gram matrix in float64, an eigen-solve of about 4/3 n^3 without vectors."""
+    return Work(flops=pairs * (2 * each**2 * d + 2 * (2 + 4 / 3) * each**3))
 
 
 def _gaussians(classes: int, each: int, d: int, device: torch.device, seed: int) -> ClassGaussians:

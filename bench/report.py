@@ -22,12 +22,17 @@ from bench.roofline import Roofline
 ROOT = Path(__file__).parent.parent
 _HEADS = ("contest", "peer", "ms / peer ms", "predicted", "measured", "target", "verdict")
 _WIDTHS = (21, 24, 13, 9, 8, 6, 7)
+_SHOWN = ("triton", "timm", "numpy")
+_PEERS = (
+    "numba", "scipy", "deepspeed", "apex", "torchvision", "avalanche-lib", "liger-kernel",
+    "geomloss", "ott-jax", "jax", "POT", "flash-sinkhorn", "webdataset", "threadpoolctl",
+)  # fmt: skip
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Device, cores, threads and load of this machine, and the versions that matter."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "timm", "numpy"):
+    for package in (*_SHOWN, *_PEERS):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -35,6 +40,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     name = _cpu()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+        versions |= {"cuda": torch.version.cuda or "", "driver": _driver()}
     return {
         "device": name,
         "kind": device.type,
@@ -50,7 +56,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def header(about: dict[str, Any], roofline: Roofline) -> str:
     """Two lines about the machine, and one more where other work would disturb the times."""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    versions = ", ".join(
+        f"{name} {about['versions'][name]}" for name in ("python", "torch", *_SHOWN)
+    )
     lines = [
         f"{about['device']}, {about['cores']} cores, {about['threads']} threads; copy "
         f"{roofline.copy_gb_s:.1f} GB/s, matmul {roofline.matmul_gflop_s:.0f} GFLOP/s",
@@ -165,6 +173,13 @@ def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    """NVIDIA's, as the kernel module tells it."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Module\s+([\d.]+)", file.read_text()) if file.exists() else None
+    return found[1] if found else "unknown"
 
 
 def _commit() -> str:
