@@ -11,11 +11,12 @@ import functools
 import importlib.util
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.threads import spread
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -50,23 +51,7 @@ def step(name: str, rows: Sequence[Row]) -> float:
         for flat, scalars in arrays
         for start in range(0, len(flat[0]), share)
     ]
-    values = [0.0] * len(pieces)  # added up in one order, whoever makes them
-    left = iter(range(len(pieces)))
-
-    def run() -> None:
-        for number in left:
-            values[number] = loop(*pieces[number])
-
-    others = [_pool().submit(run) for _ in range(threads - 1)]
-    run()
-    for other in others:
-        other.result()
-    return sum(values)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="ewc")
+    return sum(spread(loop, pieces, threads))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels import reference
+from kernels import interpolate_cpu, reference
 from kernels.launch import jit, launcher, tl
 
 MAX_OUTPUTS = 32
@@ -32,6 +32,8 @@ _WARPS = 4
 # Elements (4 MiB of fp32): the parents' chunks stay in the last cache while every output takes them
 # up, and threads seldom wait for each other (a fourth of this is far slower on a busy machine).
 _CHUNK = 1 << 20
+# Elements of all outputs: fewer do not repay the tenths of a second that loading the loops takes.
+_COMPILE_FROM = 1 << 26
 # Elements: every tensor of a flat state dict starts 16 bytes aligned, in fp32 and in bf16.
 _ALIGNMENT = 16
 
@@ -50,8 +52,8 @@ def interpolate(
     result: fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
     of a new one (on a CPU new pages cost several times the arithmetic).
 
-    CUDA tensors go to the Triton kernel, others to the reference in cache-sized chunks: a one-off
-    of milliseconds does not repay a compilation of seconds.
+    CUDA tensors go to the Triton kernel; others, where there is enough to do, to numba's loops, or
+    to the reference in cache-sized chunks.
 
     Raises ValueError, naming the argument, for a shape, dtype, device or layout that does not fit.
     """
@@ -81,14 +83,17 @@ def interpolate(
             f"{out.dtype} {list(out.shape)} on {out.device}"
         )
     weights = weights.to(parents.device, torch.float32, non_blocking=True).contiguous()
-    fill = _interpolate if parents.is_cuda else _in_chunks
+    fill = _interpolate if parents.is_cuda else _on_cpu
     fill(parents, weights, out)
     return out
 
 
-@torch.library.custom_op("rib::interpolate_in_chunks_", mutates_args=("out",))
-def _in_chunks(parents: Tensor, weights: Tensor, out: Tensor) -> None:
-    """The reference reads the weights, which a compiled graph cannot: it is one operator there."""
+@torch.library.custom_op("rib::interpolate_on_cpu_", mutates_args=("out",))
+def _on_cpu(parents: Tensor, weights: Tensor, out: Tensor) -> None:
+    """The weights are read, which a compiled graph cannot: this is one operator there."""
+    if out.numel() >= _COMPILE_FROM and interpolate_cpu.HAS_NUMBA and out.device.type == "cpu":
+        interpolate_cpu.fill(parents, weights, out)
+        return
     for start in range(0, parents.shape[1], _CHUNK):
         columns = slice(start, start + _CHUNK)
         reference.interpolate_(parents[:, columns], weights, out[:, columns])

@@ -12,6 +12,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from triton_interpreter import interpreted, run_interpreted
 
 from kernels import interpolate as module
+from kernels import interpolate_cpu, reference
 from kernels.interpolate import flatten, interpolate, views
 
 # outputs, parents, parameters
@@ -159,6 +160,29 @@ def test_what_float32_cannot_hold_and_nothing_are_refused():
 
 
 @pytest.mark.skipif(module.tl is None, reason="needs triton")
+@pytest.mark.skipif(not interpolate_cpu.HAS_NUMBA, reason="needs numba")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numba_loops_equal_float64_and_keep_end_points(dtype, monkeypatch):
+    monkeypatch.setattr(module, "_COMPILE_FROM", 0)
+    monkeypatch.setattr(interpolate_cpu, "_SHARE", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for shape in (*SHAPES, (3, 2, 5 * interpolate_cpu._CHUNK + 3)):
+        parents, weights = case(*shape)
+        out = torch.full((len(weights), parents.shape[1]), float("nan"), dtype=dtype)
+        interpolate(parents, weights, dtype=dtype, out=out)
+        assert_float64(out, parents, weights)
+        reference.interpolate_(parents, weights, expected := torch.empty_like(out))
+        torch.testing.assert_close(
+            out, expected, rtol=2.0**-7 * (dtype != torch.float32), atol=1e-6
+        )
+    assert not interpolate(awkward(), torch.zeros(2, 2), dtype=dtype).any()
+    if dtype == torch.float32:
+        assert_end_points_exact(interpolate)
+    else:
+        rounded = interpolate(awkward(), torch.eye(2), dtype=dtype)
+        torch.testing.assert_close(rounded, awkward().bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_torch_compile_does_not_break_the_graph():
     parents, weights = torch.randn(2, 50), torch.tensor([[0.3, 0.7], [1.0, 0.0]])
 
