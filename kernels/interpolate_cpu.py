@@ -31,21 +31,25 @@ def fill(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     outputs, numel = out.shape
     threads = max(1, min(torch.get_num_threads(), outputs * numel // _SHARE))
     share = max(_CHUNK, -(-numel // (threads * _CHUNK)) * _CHUNK)
-    name = "sums" if out.dtype == torch.float32 else "rounded_sums"
-    written = out if out.dtype == torch.float32 else out.view(torch.uint16)
-    arrays = parents.numpy(), weights.numpy(), written.numpy()
-    pieces = [(*arrays, start, min(start + share, numel)) for start in range(0, numel, share)]
-    spread(_loops()[name], pieces, threads)
+    given = parents.numpy(), weights.numpy()
+    cuts = [(start, min(start + share, numel)) for start in range(0, numel, share)]
+    if out.dtype == torch.float32:
+        spread(_loops()["sums"], [(*given, out.numpy(), *cut) for cut in cuts], threads)
+        return
+    written = out.view(torch.uint16).numpy()
+    rows = [torch.empty(_CHUNK) for _ in cuts]
+    views = [(row.numpy(), row.view(torch.uint32).numpy()) for row in rows]
+    pieces = [(*given, written, *cut, *view) for cut, view in zip(cuts, views, strict=True)]
+    spread(_loops()["rounded_sums"], pieces, threads)
 
 
 @functools.cache
 def _loops() -> dict[str, Any]:
     """Both loops over columns start to stop; kept on disk, since compiling takes seconds."""
     import numba
-    import numpy as np
 
     options = {"error_model": "numpy", "nogil": True, "cache": True}
-    f32, u32 = np.float32, np.uint32
+    f32, u32 = numba.float32, numba.uint32
     chunk = _CHUNK
 
     @numba.njit(fastmath={"contract"}, **options)
@@ -75,12 +79,10 @@ def _loops() -> dict[str, Any]:
                 add(parents, weights[k], out[k, at:end], at)
 
     @numba.njit(**options)
-    def rounded_sums(parents, weights, out, start, stop):
-        """To bf16's bits, to nearest with ties to even; NaN stays NaN."""
-        row = np.empty(chunk, f32)
+    def rounded_sums(parents, weights, out, start, stop, row, bits):
+        """To bf16's bits, to nearest with ties to even; NaN stays NaN. bits: those of row."""
         for at in range(start, stop, chunk):
             end = min(at + chunk, stop)
-            bits = row.view(u32)
             for k in range(len(out)):
                 add(parents, weights[k], row[: end - at], at)
                 to = out[k, at:end]
