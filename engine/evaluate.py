@@ -60,12 +60,15 @@ def find(context: Context, mix: Mix, name: str, split: str | Part) -> Artifact |
 
 
 def predicted(context: Context, mix: Mix, name: str, split: str | Part) -> Path:
-    """Parquet file of a mix's predictions on a set; FileNotFoundError if it was not evaluated."""
+    """Parquet file of a mix's predictions on a set.
+
+    Raises FileNotFoundError if it was not evaluated, ValueError if the file was altered since.
+    """
     found = find(context, mix, name, split)
     if found is None:
         label, _ = key_of(context, essential(mix), context.sets[name], split)
         raise FileNotFoundError(f"{label} was not evaluated; run the campaign again")
-    return found.file(PART)
+    return found.checked(PART)
 
 
 def holdout_accuracy(context: Context, mix: Mix) -> float:
@@ -104,11 +107,10 @@ def key_of(
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "precision": precision.resolve(recipe.evaluate.precision, context.device),
         "batch_size": recipe.evaluate.batch_size,
+        "classes": digest(context.sets.classes),  # what top-1 and label count
     }
     if (compile := compiled.resolve(recipe.evaluate.compile, context.device)) != "never":
         key["compile"] = compile
-    if context.sets.given_classes:
-        key["classes"] = digest(context.sets.given_classes)
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key
 
 

@@ -27,7 +27,7 @@ from grids import (
 )
 from PIL import Image
 
-from engine import evaluate, merge, models
+from engine import artifacts, evaluate, merge, models
 from engine.context import Context
 from engine.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
 
@@ -228,6 +228,38 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
         tables(before, [mix], ["tinted"])
     shutil.rmtree(mine)
     shutil.move(kept, mine)
+
+
+def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
+    """The same weights and images: as many classes upstream, of which one has another name."""
+    drawings = tmp_path / "shapes"
+    shutil.copytree(grid.folder, drawings)
+    shutil.copytree(drawings / "upstream", drawings / "other")
+    (drawings / "other" / "bar").rename(drawings / "other" / "star")
+    before, after = (
+        grid.context(f"dataset.root={drawings}", f"dataset.upstream={name}")
+        for name in ("upstream", "other")
+    )
+    few, again = before.sets["few"], after.sets["few"]
+    assert few.pack.fingerprint == again.pack.fingerprint
+    assert few.labels.tolist() != again.labels.tolist()
+    keys = [evaluate.key_of(one, {"m": 1.0}, one.sets["few"], "all")[1] for one in (before, after)]
+    assert keys[0] != keys[1]
+
+
+def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
+    context = copied.context()
+    mix = {context.base.name: 1.0}
+    tables(context, [mix], ["few"])
+    found = evaluate.find(context, mix, "few", "all")
+    assert found is not None
+    path = found.file("part-00000.parquet")
+    artifacts._hash_once.cache_clear()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{path} was altered; delete {path.parent} and run"):
+        evaluate.predicted(context, mix, "few", "all")
 
 
 def test_what_is_not_there_is_named(grid):
