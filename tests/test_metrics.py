@@ -230,6 +230,26 @@ def test_other_images_are_refused(tmp_path, column, value, message):
         metrics.summarise(evaluations, SETS)
 
 
+def test_other_pixels_of_one_model_are_refused(tmp_path):
+    """The same images and labels in another pack: the set was encoded again from altered files."""
+    evaluations = grid(tmp_path, random_hits())
+
+    def name_pack(pack: str, number: int) -> None:
+        path = evaluations[number].path
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"pack": pack}), path)
+
+    for number in range(len(evaluations)):
+        name_pack("one", number)
+    other = [replace(row, model="at another size", path=tmp_path / "b") for row in evaluations]
+    pq.write_table(pq.read_table(evaluations[0].path).replace_schema_metadata({}), tmp_path / "b")
+    metrics.summarise([*evaluations, *other], SETS)
+    name_pack("two", -1)
+    with pytest.raises(ValueError, match="are of different packs of one set") as caught:
+        metrics.summarise(evaluations, SETS)
+    assert str(evaluations[-1].path) in str(caught.value)
+    assert str(evaluations[3].path) in str(caught.value)
+
+
 def bad(**columns) -> pa.Table:
     return table(np.ones(4, bool), **columns)
 

@@ -74,7 +74,7 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
     found: dict[Cell, list[tuple[SeedAccuracy, Behaviour]]] = {c.place: [] for c in evaluations}
     for cell in sorted(evaluations, key=lambda cell: cell.method != PRE):
         bank = (own_banks if cell.on_its_own else banks).setdefault(cell.evaluated_on, Bank())
-        seen = bank.add((cell.arm, cell.downstream), cell.path, cell.seed)
+        seen = bank.add((cell.arm, cell.downstream), cell.path, cell.seed, cell.model)
         start = before.get((cell.model, cell.evaluated_on))
         if cell.method == PRE:
             before[cell.model, cell.evaluated_on] = seen

@@ -42,6 +42,7 @@ def read(path: Path) -> pa.Table:
         for extra in (GROUP, WEIGHT):
             if extra.name in table.column_names:
                 schema = schema.append(extra)
+        schema = schema.with_metadata(table.schema.metadata)
         table = table.select(schema.names).cast(schema).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} is no prediction table ({error}): evaluate again") from error
@@ -87,13 +88,22 @@ class Bank(Generic[Key]):
     def __init__(self) -> None:
         self.first: Path | None = None
         self.correct: dict[Key, dict[int, np.ndarray]] = {}
+        self._packs: dict[str, tuple[bytes | None, Path]] = {}
 
-    def add(self, key: Key, path: Path, seed: int = 0) -> Seen:
+    def add(self, key: Key, path: Path, seed: int = 0, model: str = "") -> Seen:
         """Read `path` as what the evaluation `key` saw and said.
 
-        Raises ValueError, naming both files, if the images differ from those already added.
+        `model`: the pre-trained model behind it; others may have the same images in other pixels.
+        Raises ValueError, naming both files, if the images differ from those already added, or the
+        pack, which tells pixels, from that of the model's other files.
         """
         table = read(path)
+        pack = (table.schema.metadata or {}).get(b"pack")
+        known, first = self._packs.setdefault(model, (pack, path))
+        if pack != known:
+            raise ValueError(
+                f"{path} and {first} are of different packs of one set: evaluate both on the same"
+            )
         images = table.select([name for name in table.column_names if name in IMAGE])
         if self.first is None:
             self.first, self.images = path, images
