@@ -132,15 +132,19 @@ def evaluated(
 
 def parse_alphas(text: str) -> list[float]:
     """`0:1:0.1` (both ends included) or `0,0.5,1`. Raises ValueError for anything else."""
+    separator = ":" if ":" in text else ","
     try:
-        if ":" not in text:
-            return [float(word) for word in text.split(",")]
-        start, stop, step = map(float, text.split(":"))
+        numbers = [float(word) for word in text.split(separator)]
+        if not np.isfinite(numbers).all():
+            raise ValueError
+        if separator == ",":
+            return numbers
+        start, stop, step = numbers
         if step <= 0 or stop < start:
             raise ValueError
-    except ValueError as error:
+        steps = int((stop - start) / step + 1e-9)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"alphas {text!r}: write START:STOP:STEP or a,b,c") from error
-    steps = int(np.floor((stop - start) / step + 1e-9))
     return [round(start + number * step, 10) for number in range(steps + 1)]
 
 

@@ -432,7 +432,21 @@ def test_alphas(text, alphas):
     assert zoo.parse_alphas(text) == alphas
 
 
-@pytest.mark.parametrize("text", ["", "0:1", "1:0:0.1", "0:1:0", "a", "0:1:0.1:2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0:1",
+        "1:0:0.1",
+        "0:1:0",
+        "a",
+        "0:1:0.1:2",
+        "0:inf:1",
+        "nan:1:1",
+        "0,nan",
+        "0:1e308:1e-9",
+    ],
+)
 def test_alphas_that_are_none(text):
     with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
         zoo.parse_alphas(text)
