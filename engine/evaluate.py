@@ -181,7 +181,8 @@ def _from_images(
     bank = Bank(context, [one.mix for one in full], parents, slice_bytes)
     forward, verdict = Forward(context), Verdict(labelled, context.device)
     kind = context.recipe.evaluate.precision
-    for groups in bank.passes(len(todo), lambda: _seconds_to_read(context, labelled)):
+    places = np.concatenate([cuts[number] for number in todo])
+    for groups in bank.passes(len(todo), lambda: _seconds_to_read(context, labelled, places)):
         ones = [of[id(mix)] for group in groups for mix in group]
         wanted = [number for number in todo if any(number in one.todo for one in ones)]
         label = f"{len(ones)} models on {labelled.name}"
@@ -289,13 +290,19 @@ def _read(
             yield itertools.islice(batches, len(chunks))
 
 
-def _seconds_to_read(context: Context, labelled: LabelledSet) -> float:
-    """An estimate from one batch."""
-    first = _chunks(context, labelled.split("all"))[:1]
+def _seconds_to_read(context: Context, labelled: LabelledSet, places: np.ndarray) -> float:
+    """An estimate for the images at `places` (int64 [n]), the same on all ranks.
+
+    Each rank reads a batch, where there are as many, and the slowest is waited for.
+    """
+    chunks = _chunks(context, places)
+    first = np.concatenate(chunks[: ranks.world()])
     start = time.perf_counter()
-    with closing(_read(context, labelled, first, "try")) as pieces:
-        seen = sum(len(batch.images) for batch in next(pieces))
-    return (time.perf_counter() - start) * len(labelled.pack) / (max(seen, 1) * ranks.world())
+    with closing(_read(context, labelled, [first], "try")) as pieces:
+        for _ in next(pieces):
+            pass
+    slowest = -ranks.least(start - time.perf_counter())
+    return slowest * math.ceil(len(chunks) / ranks.world())
 
 
 def _run(

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from engine import bank, evaluate, merge, pending
 from engine import grid as jobs
 from engine.context import Context
+from engine.machine import ranks
 from loaders.resident import Resident
 
 __all__ = ["grid"]
@@ -128,9 +129,45 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
     assert "do not fit" not in caplog.text and "run in parts" not in caplog.text
 
 
-def test_the_cost_of_reading_is_an_estimate_for_the_whole_set(grid):
-    context = grid.context()
-    assert 0 < evaluate._seconds_to_read(context, context.sets[SET]) < 10
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, monkeypatch, rank):
+    """A clock that a batch moves by a second; the group of ranks is one of one in truth."""
+    context, clock, batches = grid.context(), [0.0], Resident.batches
+
+    def slow_batches(source: Resident, asked) -> Iterator:
+        for batch in batches(source, asked):
+            clock[0] += 1
+            yield batch
+
+    monkeypatch.setattr(Resident, "batches", slow_batches)
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    labelled = context.sets[SET]
+
+    def seconds(count: int) -> float:
+        return evaluate._seconds_to_read(context, labelled, np.arange(IMAGES)[-count:])
+
+    assert (seconds(IMAGES), seconds(2 * BATCH), seconds(1)) == (5, 2, 1)
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    assert (seconds(IMAGES), seconds(2 * BATCH)) == (3, 1)
+    monkeypatch.setattr(ranks, "least", lambda value: min(value, -1.0))  # the other's: one second
+    assert seconds(BATCH) == 1
+
+
+def test_the_cost_is_asked_of_the_images_that_are_left(
+    grid, fresh, mixes, small_slices, monkeypatch
+):
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    monkeypatch.setattr(evaluate, "_seconds_to_read", lambda *given: asked.append(given[2]) or 1e9)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * 6)  # the first slice: two batches, six models
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:6])
+    tables(fresh.context(), mixes[:6])
+    first, second = asked
+    np.testing.assert_array_equal(first, np.arange(IMAGES))
+    np.testing.assert_array_equal(second, np.arange(2 * BATCH, IMAGES))
 
 
 def test_batches_are_cut_where_activations_do_not_fit(
@@ -248,7 +285,7 @@ def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kin
     elif kind == "predictions":
         tables(context, mixes[:2])
     else:
-        evaluate._seconds_to_read(context, context.sets[SET])
+        evaluate._seconds_to_read(context, context.sets[SET], np.arange(IMAGES))
     (bar,) = Bar.made
     assert bar.drawn == [True] * (1 if kind == "estimate" else 5) and not bar.open
 
