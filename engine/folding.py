@@ -51,7 +51,11 @@ class Folded(nn.Module):
         return functional_call(self, dict(state), (x,), strict=True)
 
     def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `given` takes, from a state dict of the network as it was."""
+        """What `given` takes, from a state dict of the network as it was.
+
+        Its kernels are overwritten: a mix's tensors are views of one row, which would stay beside
+        folded copies and take the memory of a second model.
+        """
         kept = self.net.state_dict().keys()
         state = {n: b for n, b in self.net.named_buffers() if n not in kept} | dict(state)
         for norm, convolution in self._norms.items():
@@ -60,12 +64,14 @@ class Folded(nn.Module):
                 for name in ("weight", "bias", "running_mean", "running_var")
             )
             state.pop(f"{norm}.num_batches_tracked", None)
-            weight, bias = fuse_conv_bn_weights(
-                state[f"{convolution}.weight"],
+            kernel = state[f"{convolution}.weight"]
+            folded, bias = fuse_conv_bn_weights(
+                kernel,
                 state.get(f"{convolution}.bias"),
                 *(mean, var, self._eps[norm], scale, shift),
             )
-            state |= {f"{convolution}.weight": weight, f"{convolution}.bias": bias}
+            kernel.copy_(folded)
+            state[f"{convolution}.bias"] = bias
         return {f"net.{name}": tensor for name, tensor in state.items()}
 
 
