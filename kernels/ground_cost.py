@@ -20,12 +20,16 @@ from kernels.bures import check_features
 
 STRIP_ROWS = 512
 _BLOCKS, _LONGEST = 1024, 512  # blocks of a set, and samples of a block, at most
+# Of mean costs: n m of them may add up to one entry, and what underflows in float32 is below
+# float64's rounding.
+RANGE = 1e-20, 1e20
 _INNER = 64  # dimensions multiplied in float32 before the sum is added to the others
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Samples sorted by class: order int64 [n] (into the caller's), x float64 [n, d], labels."""
+    """Samples sorted by class: order int64 [n] (into the caller's), x float64 [n, d] (centred,
+    times sqrt(lam_x)), squares of their lengths, labels."""
 
     order: Tensor
     x: Tensor
@@ -58,8 +62,8 @@ class GroundCost:
     negative), whose entries are squared label distances; without labels the cost is between
     features alone. lam_x, lam_y: not negative, not both zero.
 
-    Raises ValueError, naming the argument and the first wrong sample, for everything else, and when
-    all costs are zero or their mean overflows, since no scale for eps exists then.
+    Raises ValueError, naming the argument and the first wrong sample, for everything else, when all
+    costs are zero, since no scale for eps exists then, and when their mean is not within `RANGE`.
     """
 
     def __init__(
@@ -94,18 +98,17 @@ class GroundCost:
             raise ValueError(f"lam_x and lam_y must be finite, not negative: {lam_x}, {lam_y}")
         # Distances do not change, and rounding shrinks.
         centre = x.mean(0, dtype=torch.float64)
-        self.x = _cloud(x, labels_x, centre)
-        self.y = _cloud(y, labels_y, centre)
+        self.x = _cloud(x, labels_x, centre, math.sqrt(lam_x))
+        self.y = _cloud(y, labels_y, centre, math.sqrt(lam_x))
         self.table = None if table is None else lam_y * table.double()
-        self.lam_x = lam_x
-        self.lam_y = lam_y
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
-        if not math.isfinite(self.mean):
-            raise ValueError(
-                "the costs overflow float64: features, table or weights are too large; scale them"
-            )
-        if not self.mean > 0:
+        if self.mean == 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
+        if not RANGE[0] <= self.mean <= RANGE[1]:
+            raise ValueError(
+                f"the mean cost is {self.mean:.3g}, outside [{RANGE[0]:g}, {RANGE[1]:g}], where "
+                "float32 can hold all costs; scale the features, the table or their weights"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,26 +119,26 @@ class GroundCost:
         cost = self.products(start, stop, dtype=dtype)
         others, which = self.columns(start, stop, dtype=dtype)
         cost += others if len(others) == 1 else others[which]
-        cost += (self.lam_x * self.x.squares[start:stop]).to(dtype)[:, None]
+        cost += self.x.squares[start:stop].to(dtype)[:, None]
         return cost.clamp_(min=0.0)
 
     def products(
         self, start: int, stop: int, *, dtype: torch.dtype, out: Tensor | None = None
     ) -> Tensor:
-        """-2 lam_x x_i y_j of some rows, [stop - start, m]; `out` may have more rows."""
+        """-2 x_i y_j of some rows, [stop - start, m]; `out` may have more rows."""
         single = dtype == torch.float32
         x, y = self.x.x[start:stop].to(dtype), self._y_single if single else self.y.x.to(dtype)
         inner = _INNER if single else x.shape[1]
         product = x.new_empty(len(x), len(y)) if out is None else out[: len(x)]
         for k, (a, b) in enumerate(zip(x.split(inner, 1), y.split(inner, 1), strict=True)):
-            product.addmm_(a, b.T, alpha=-2 * self.lam_x, beta=min(k, 1))
+            product.addmm_(a, b.T, alpha=-2, beta=min(k, 1))
         return product
 
     def columns(self, start: int, stop: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """lam_x ||y_j||^2 plus label terms, [k, m] for the k classes of some rows, and which of
+        """||y_j||^2 plus label terms, [k, m] for the k classes of some rows, and which of
         them a row has."""
         classes, which = self.x.labels[start:stop].unique_consecutive(return_inverse=True)
-        others = (self.lam_x * self.y.squares).to(dtype).expand(len(classes), -1)
+        others = self.y.squares.to(dtype).expand(len(classes), -1)
         if self.table is not None:
             others = self.table[classes].to(dtype)[:, self.y.labels].add_(others)
         return others, which
@@ -150,7 +153,6 @@ class GroundCost:
         """sum_j C_ij columns_j, float64 [n], in O((n + m) d)."""
         product = columns.sum() * self.x.squares + columns @ self.y.squares
         product -= 2 * (self.x.x @ (columns @ self.y.x))
-        product *= self.lam_x
         if self.table is not None:
             by_class = columns.new_zeros(self.table.shape[1]).index_add_(0, self.y.labels, columns)
             product += (self.table @ by_class)[self.x.labels]
@@ -171,7 +173,7 @@ class GroundCost:
             return math.inf
         unit = torch.finfo(torch.float32).eps / 2
         count = _INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // _INNER) + 12
-        bound = count * self.lam_x * (self.x.squares.mean() + self.y.squares.mean())
+        bound = count * (self.x.squares.mean() + self.y.squares.mean())
         if self.table is not None:
             bound += 4 * self.table.amax()
         return 1.01 * unit * float(bound)
@@ -203,9 +205,9 @@ def _sums_block(rows: int, columns: int, inner: int, d: int, device: torch.devic
     return bool(right.all())
 
 
-def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor) -> Cloud:
+def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor, scale: float) -> Cloud:
     if labels is None:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     order = labels.argsort(stable=True)
-    centred = x[order].double().sub_(centre)
-    return Cloud(order, centred, torch.einsum("nd,nd->n", centred, centred), labels[order])
+    scaled = x[order].double().sub_(centre).mul_(scale)
+    return Cloud(order, scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])

@@ -135,7 +135,7 @@ def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
 
 
 def _quantized(cost: GroundCost) -> Iterator[_Part]:
-    own = (cost.lam_x * cost.x.squares).float()
+    own = cost.x.squares.float()
     buffer = torch.empty(min(STRIP_ROWS, len(own)), cost.shape[1])  # fresh pages cost more
     for start in range(0, len(own), STRIP_ROWS):
         rows = slice(start, min(start + STRIP_ROWS, len(own)))

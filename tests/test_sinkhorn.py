@@ -212,7 +212,7 @@ def exactly(cost: GroundCost, eps: float) -> float:
         n, m = cost.shape
         costs = [
             [
-                cost.lam_x * mpmath.fsum((p - q) ** 2 for p, q in zip(x[i], y[j], strict=True))
+                mpmath.fsum((p - q) ** 2 for p, q in zip(x[i], y[j], strict=True))
                 + mpmath.mpf(float(cost.table[cost.x.labels[i], cost.y.labels[j]]))
                 for j in range(m)
             ]
@@ -229,6 +229,25 @@ def exactly(cost: GroundCost, eps: float) -> float:
             f = [soft(g, costs[i], m) for i in range(n)]
             g = [soft(f, [row[j] for row in costs], n) for j in range(m)]
         return mpmath.fsum(f) / n + mpmath.fsum(g) / m
+
+
+@pytest.mark.parametrize("scale", [1e-21, 1e-10, 1e9, 1e20])
+def test_costs_that_float32_cannot_hold_are_refused_and_others_certified(scale):
+    x, y = (labelled(size, seed)[0].double() for seed, size in enumerate((40, 30)))
+    if not 1e-20 < scale < 1e20:
+        with pytest.raises(ValueError, match=r"outside \[1e-20, 1e\+20\], where float32"):
+            GroundCost(scale * x, scale * y)
+        return
+    cost = GroundCost(scale * x, scale * y)
+    eps = 0.1 * cost.mean
+    right = reference.entropic_transport(dense(cost), eps, 1000)[2]
+    for copy in (COARSE, SINGLE, FINE):
+        stored = store(cost, copy=copy)
+        assert (stored.slack / cost.mean) < 1e-4
+        g = transport(cost, eps=eps).g[cost.y.order]
+        found = certify(stored, g, eps, torch.ones(30).double())
+        assert found.lower <= right <= found.upper
+    assert transport(cost, eps=eps).value == pytest.approx(right, rel=1e-6)
 
 
 @pytest.mark.parametrize("copy", [None, COARSE, SINGLE, FINE])
@@ -484,7 +503,7 @@ LABELS = {"labels_x": torch.tensor([0, 1, 1, 0]), "labels_y": torch.tensor([0, 1
         ({"table": torch.full((2, 3), torch.nan)}, "holds NaN"),
         ({"lam_x": -1.0}, "lam_x and lam_y"),
         ({"lam_x": 0.0, "lam_y": 0.0}, "all costs are zero"),
-        ({"x": 1e200 * X.double()}, "costs overflow float64"),
+        ({"x": 1e200 * X.double()}, "mean cost is nan, outside"),
     ],
 )
 def test_bad_input_is_refused_by_name(change, message):
