@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import functools
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +36,7 @@ from torch import Tensor
 from kernels.ground_cost import GroundCost
 from kernels.stored_cost import StoredCost
 from kernels.sweep import HAS_NUMBA
+from kernels.threads import spread
 
 # Numbers in a float64 strip. CPU: 4 MiB, so that the passes over it find it in cache.
 _STRIP = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -194,8 +194,7 @@ def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _
         tensors += [columns[k], hard_g[k], plan[k], part[k]]
         run(*(tensor.numpy() for tensor in tensors), eps)
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))
+    spread(work, [(k,) for k in range(threads)], threads)
     share = 1 / (n * m)
     return _Sums(
         f=f,

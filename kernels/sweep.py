@@ -23,7 +23,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from torch.library import triton_op
 from kernels import reference
 from kernels.launch import jit, launcher, tl
 from kernels.quantize import rounding
+from kernels.threads import spread
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -95,9 +95,8 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
     if threads == 1:
         return [log_s, work(0)[1]]
     columns = torch.zeros(len(bounds) - 1, len(g))
-    with ThreadPoolExecutor(threads) as pool:
-        for blocks, part in pool.map(work, range(0, len(q), rows)):
-            columns[blocks] += part
+    for blocks, part in spread(work, [(start,) for start in range(0, len(q), rows)], threads):
+        columns[blocks] += part
     return [log_s, columns]
 
 
