@@ -34,13 +34,11 @@ import torch
 from torch import Tensor
 
 from kernels.ground_cost import GroundCost
-from kernels.stored_cost import StoredCost
+from kernels.stored_cost import CERTIFIED_STRIP, StoredCost
 from kernels.sweep import HAS_NUMBA
 from kernels.threads import spread
 
-# Numbers in a float64 strip. CPU: 4 MiB, so that the passes over it find it in cache.
-_STRIP = {"cpu": 1 << 19, "cuda": 1 << 25}
-_COMPILE_FROM = 1 << 24  # costs: what compiling (3 s in each process) would have to repay
+_COMPILE_FROM = 1 << 24  # costs: what compiling (0.4 s in each process) would have to repay
 
 _INFINITE = 1e300  # compiled code may assume that there are no infinities
 
@@ -163,7 +161,7 @@ def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Te
     f, hard_f, kept_rows = torch.empty(3, n, dtype=torch.float64, device=g.device)
     columns, hard_g = torch.zeros_like(g), torch.full_like(g, torch.inf)
     reduced_sum = torch.zeros((), dtype=torch.float64, device=g.device)
-    for rows, part in costs.strips(max(1, _STRIP[g.device.type] // m)):
+    for rows, part in costs.strips(max(1, CERTIFIED_STRIP[g.device.type] // m)):
         reduced = part - g
         hard_f[rows] = low = reduced.amin(1)
         torch.minimum(hard_g, part.sub_(low[:, None]).amin(0), out=hard_g)

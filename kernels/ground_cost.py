@@ -19,7 +19,8 @@ from torch import Tensor
 from kernels.bures import check_features
 
 STRIP_ROWS = 512
-_BLOCKS, _LONGEST = 1024, 512  # blocks of a set, and samples of a block, at most
+_BLOCKS = 1024  # of a set, at most
+_LONGEST = 512  # samples of a block, where that makes no more of them than half of the most
 # Of mean costs: n m of them may add up to one entry, and what underflows in float32 is below
 # float64's rounding.
 RANGE = 1e-20, 1e20
@@ -39,14 +40,15 @@ class Cloud:
     @cached_property
     def bounds(self) -> Tensor:
         """Where blocks begin and end, int64 on the CPU: classes, or parts of large ones, or several
-        where there are too many."""
+        where there are too many.
+
+        Blocks of at least 2 n / k samples, cut into parts of at most so many, are at most k.
+        """
         n = len(self.labels)
-        least, bounds = -(-n // _BLOCKS), [0]
-        for end in self.labels.unique_consecutive(return_counts=True)[1].cumsum(0).tolist():
-            start = bounds[-1]
-            if end - start >= least or end == n:
-                pieces = -(-(end - start) // _LONGEST)
-                bounds += [start + (end - start) * k // pieces for k in range(1, pieces + 1)]
+        ends = self.labels.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+        longest, least = max(_LONGEST, -(-2 * n // _BLOCKS)), 1
+        while len(bounds := _cut(ends, least, longest)) > _BLOCKS + 1:
+            least = min(2 * least, longest)
         return torch.tensor(bounds)
 
     def unsorted(self, values: Tensor) -> Tensor:
@@ -189,6 +191,17 @@ class GroundCost:
     @cached_property
     def _y_single(self) -> Tensor:
         return self.y.x.float()
+
+
+def _cut(ends: list[int], least: int, longest: int) -> list[int]:
+    """Bounds of blocks of whole classes, at least `least` samples, in parts of up to `longest`."""
+    bounds = [0]
+    for end in ends:
+        start = bounds[-1]
+        if end - start >= least or end == ends[-1]:
+            parts = -(-(end - start) // longest)
+            bounds += [start + (end - start) * k // parts for k in range(1, parts + 1)]
+    return bounds
 
 
 def _sums_block(rows: int, columns: int, inner: int, d: int, device: torch.device) -> bool:

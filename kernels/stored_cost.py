@@ -10,6 +10,7 @@ bounded beforehand, so that it can be certified on.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from kernels.ground_cost import STRIP_ROWS, GroundCost
 from kernels.quantize import COMPILE_FROM, quantize
 from kernels.sweep import HAS_NUMBA
 
+log = logging.getLogger(__name__)
+
+# Numbers in a float64 strip of the certificate. CPU: 4 MiB, so that passes over it hit the cache.
+CERTIFIED_STRIP = {"cpu": 1 << 19, "cuda": 1 << 25}
 _STEPS = 65535
 _HALF_STEP = 0.52  # with 4 roundings of up to 65535 steps
 
@@ -80,20 +85,26 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
     """The copy of a cost matrix to iterate on; not held if it is too large for the memory.
 
     memory: bytes that may be taken (default: 80% of what is free on the device). Raises ValueError
-    when not even strips fit.
+    when not even what is needed beside the copy fits.
     """
     n, m = cost.shape
     device = cost.x.x.device
     allowed = int(0.8 * free_memory(device)) if memory is None else memory
-    strips = 4 * 8 * STRIP_ROWS * m + 4 * m * cost.x.x.shape[1]
-    if strips > allowed:
+    beside = beside_the_copy(cost)
+    if beside > allowed:
         raise ValueError(
-            f"strips of the {n} x {m} cost matrix take {strips / 1e9:.3g} GB, but "
+            f"strips and block sums of the {n} x {m} cost matrix take {beside / 1e9:.3g} GB, but "
             f"{allowed / 1e9:.3g} GB may be used; free memory, or sample fewer images"
         )
-    q = None
-    if strips + copy.held.itemsize * n * m <= allowed:
+    q, held = None, copy.held.itemsize * n * m
+    if beside + held <= allowed:
         q = torch.empty(n, m, dtype=copy.held, device=device)
+    else:
+        log.info(
+            "the %d x %d cost matrix is computed again at every reading: its copy takes %.3g GB, "
+            "but %.3g GB may be used",
+            *(n, m, held / 1e9, max(0, allowed - beside) / 1e9),
+        )
     low, step, error = torch.empty(3, n, dtype=torch.float64, device=device)
     for part in _packed(cost, copy):
         low[part.rows], step[part.rows], error[part.rows] = part.low, part.step, part.error
@@ -102,6 +113,14 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
     offset = low + (_STEPS + 1) // 2 * step if copy.held == torch.int16 else low
     slack = float(error.mean()) + (cost.rounding() if copy.computed == torch.float32 else 0.0)
     return StoredCost(cost, copy, q, offset, step, low, slack)
+
+
+def beside_the_copy(cost: GroundCost) -> int:
+    """Bytes that solving takes beside the copy: features in float32, four float64 strips, and the
+    column sums of blocks, of which there are those of threads or strips and two totals."""
+    n, m = cost.shape
+    strip = max(STRIP_ROWS * m, min(n * m, CERTIFIED_STRIP[cost.x.x.device.type]))
+    return 4 * m * cost.x.x.shape[1] + 4 * 8 * strip + 3 * 4 * (len(cost.x.bounds) - 1) * m
 
 
 class _Part(NamedTuple):
@@ -148,7 +167,9 @@ def _quantized(cost: GroundCost) -> Iterator[_Part]:
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated on a device now, within the limits of the container."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch holds and has not given out can be allocated, but is not free to CUDA.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

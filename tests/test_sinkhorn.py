@@ -18,7 +18,7 @@ from kernels.bures import bures_squared, class_gaussians
 from kernels.certificate import certify, relative_gap
 from kernels.ground_cost import STRIP_ROWS, GroundCost
 from kernels.sinkhorn import debiased, transport, unregularised
-from kernels.stored_cost import COARSE, FINE, SINGLE, store
+from kernels.stored_cost import COARSE, FINE, SINGLE, beside_the_copy, store
 
 CLASSES, D = 5, 16
 
@@ -55,14 +55,18 @@ def test_the_ground_cost_is_its_formula():
 
 
 @pytest.mark.parametrize("copy", [COARSE, SINGLE, FINE])
-def test_the_stored_cost_is_off_by_half_a_step(copy):
+def test_the_stored_cost_is_off_by_half_a_step(copy, caplog):
     cost = problem(300, 41)
     stored = store(cost, copy=copy)
     held = stored.offset[:, None] + stored.step[:, None] * stored.q
     bound = 0.51 * stored.step[:, None] + 1e-5 * cost.mean
     assert ((held - dense(cost)).abs() <= (bound if copy is COARSE else 1e-6 * cost.mean)).all()
-    streamed = store(cost, copy=copy, memory=4 * 8 * STRIP_ROWS * 41 + 4 * 41 * D)
+    caplog.set_level("INFO")
+    held_at = beside_the_copy(cost) + stored.q.nbytes
+    assert store(cost, copy=copy, memory=held_at).q is not None and not caplog.messages
+    streamed = store(cost, copy=copy, memory=held_at - 1)
     assert streamed.q is None
+    assert [m for m in caplog.messages if "300 x 41 cost matrix is computed again" in m]
     assert torch.equal(torch.cat([q for _, q in streamed.parts()]), stored.q)
 
 
@@ -111,9 +115,34 @@ def test_blocks_are_classes_unless_those_are_large_or_many(monkeypatch):
     assert bounds() == [0, 3, 4, 34, 36]
     monkeypatch.setattr(ground_cost, "_LONGEST", 12)
     assert bounds() == [0, 3, 4, 14, 24, 34, 36]
-    monkeypatch.setattr(ground_cost, "_BLOCKS", 9)
-    assert bounds() == [0, 4, 14, 24, 34, 36]
-    assert GroundCost(x, y).x.bounds.tolist() == [0, 12, 24, 36]
+    monkeypatch.setattr(ground_cost, "_BLOCKS", 4)
+    assert bounds() == [0, 3, 18, 34, 36]
+    assert GroundCost(x, y).x.bounds.tolist() == [0, 18, 36]
+    generator = torch.Generator().manual_seed(0)
+    for most in (2, 5, 40):  # whatever sizes classes have
+        monkeypatch.setattr(ground_cost, "_BLOCKS", most)
+        for _ in range(50):
+            sizes = torch.rand(30, generator=generator).pow(-1.5).long()
+            labels = torch.arange(30).repeat_interleave(sizes)
+            found = ground_cost.Cloud(*[labels] * 4).bounds
+            assert (found.diff() > 0).all() and found[0] == 0 and found[-1] == len(labels)
+            assert len(found) - 1 <= most
+
+
+def test_memory_counts_column_sums_of_blocks_and_what_pytorch_keeps(monkeypatch):
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    one, many = torch.zeros(60, dtype=torch.int64), torch.arange(60)
+    costs = [
+        GroundCost(x, x + 1, labels_x=y, labels_y=y, table=torch.ones(60, 60)) for y in (one, many)
+    ]
+    few, more = map(beside_the_copy, costs)
+    assert more - few == 3 * 4 * 59 * 60
+    with pytest.raises(ValueError, match="block sums of the 60 x 60"):
+        store(costs[1], memory=more - 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 40)
+    assert stored_cost.free_memory(torch.device("cuda")) == 130
 
 
 def test_mass_between_classes_moves_at_once(monkeypatch):
@@ -451,7 +480,7 @@ def test_a_start_saves_iterations_and_streaming_changes_nothing():
     warm = transport(cost, eps=eps, start=cold.g)
     assert warm.iterations < cold.iterations / 2
     assert warm.value == pytest.approx(cold.value, rel=1e-6)
-    streamed = transport(cost, eps=eps, memory=4 * 8 * STRIP_ROWS * 200 + 4 * 200 * D)
+    streamed = transport(cost, eps=eps, memory=beside_the_copy(cost))
     assert streamed.value == pytest.approx(cold.value, rel=1e-7)
 
 
