@@ -5,8 +5,8 @@ Samples are sorted by class, and a sweep tells how much mass goes from each bloc
 column: so after the usual update the plan is summed over blocks, Sinkhorn's iterations on that
 small matrix find what scales whole blocks so that their marginals are right, and the potentials
 follow (iterative aggregation and disaggregation). It is an ascent of the dual as the plain update
-is, up to rounding. It reads the small matrix twice an iteration of its own, 0.2 MB for 100 classes
-and 16 MB for 1000, where a sweep of 10,000 samples reads 200 MB. For 2500 samples of 100 classes at
+is, up to rounding. It reads the small matrix twice an iteration of its own, 0.1 MB for 100 classes
+and 8 MB for 1000, where a sweep of 10,000 samples reads 200 MB. For 2500 samples of 100 classes at
 eps of 0.05 of the mean cost the marginals are right to 1e-5 after 5 iterations, not 51; where
 clusters are not classes it changes nothing.
 
@@ -55,6 +55,9 @@ class Potentials:
         self.symmetric = symmetric
         self.max_iterations = max_iterations
         self.iterations = 0
+        # One potential takes no step between blocks, whose sums would only be added up.
+        ends = torch.tensor([0, len(stored.cost.x.x)])
+        self._bounds = ends if symmetric else stored.cost.x.bounds
         self.g = torch.zeros_like(stored.cost.y.squares) if start is None else start
         # Only stabilises the sums over rows, whose exact potential every sweep finds.
         self.f = stored.row_minimum if start is None else self._row_transform()
@@ -139,15 +142,16 @@ class Potentials:
         cost = self.stored.cost
         rows, sizes = (cloud.bounds.diff().to(plan.device) for cloud in (cost.x, cost.y))
         lengths = sizes.expand(len(plan), -1).contiguous()
-        mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1).double()
-        a, b = rows.double(), sizes.double() * (len(cost.x.x) / len(cost.y.x))
+        mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1)
+        a, b = rows.to(mass), sizes.to(mass) * (len(cost.x.x) / len(cost.y.x))
         u, v = torch.ones_like(a), torch.ones_like(b)
-        for _ in range(_BLOCK_ITERATIONS):
-            before, u = u, a / (mass @ v).clamp_(min=1e-30)
-            v = b / (u @ mass).clamp_(min=1e-30)
-            if (u / before - 1).abs().amax() < _BLOCK_CHANGE:
+        for k in range(1, _BLOCK_ITERATIONS + 1):
+            before, u = u, a / (mass @ v).clamp_(1e-25, 1e25)
+            v = b / (u @ mass).clamp_(1e-25, 1e25)
+            # At powers of two: a GPU would have to be waited for every time.
+            if k.bit_count() == 1 and (u / before - 1).abs().amax() < _BLOCK_CHANGE:
                 break
-        return v.log().repeat_interleave(sizes)
+        return v.double().log().repeat_interleave(sizes)
 
     def _sweep(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Logarithms of row sums, float64 [n], and column sums, float32 [blocks of rows, m]."""
@@ -155,11 +159,13 @@ class Potentials:
         own = ((f - self.stored.offset) / eps).float()
         other = (self.g / eps - math.log(len(self.g))).float()
         kappa = (self.stored.step / eps).float()
+        if self.stored.q is not None:
+            log_s, columns = sinkhorn_sweep(self.stored.q, own, other, kappa, self._bounds)
+            return log_s.double(), columns
+        columns = other.new_zeros(len(self._bounds) - 1, len(other))
         log_s = torch.empty_like(f)
-        bounds = self.stored.cost.x.bounds
-        columns = other.new_zeros(len(bounds) - 1, len(other))
         for rows, q in self.stored.parts():
-            blocks, inside = within(bounds, rows)
+            blocks, inside = within(self._bounds, rows)
             log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows], inside)
             columns[blocks] += part
         return log_s, columns

@@ -19,7 +19,9 @@ from torch import Tensor
 from kernels.bures import check_features
 
 STRIP_ROWS = 512
-_BLOCKS = 1024  # of a set, at most
+# Of a set, at most. Fewer make a step between blocks cheaper, but unlike classes in one block cost
+# most of what it gains: 7 iterations became 32 for 3000 samples of 1000 classes that lie apart.
+_BLOCKS = 1024
 _LONGEST = 512  # samples of a block, where that makes no more of them than half of the most
 # Of mean costs: n m of them may add up to one entry, and what underflows in float32 is below
 # float64's rounding.

@@ -117,10 +117,10 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
 
 def beside_the_copy(cost: GroundCost) -> int:
     """Bytes that solving takes beside the copy: features in float32, four float64 strips, and the
-    column sums of blocks, of which there are those of threads or strips and two totals."""
+    column sums of blocks, once those of threads or of a strip and once in all."""
     n, m = cost.shape
     strip = max(STRIP_ROWS * m, min(n * m, CERTIFIED_STRIP[cost.x.x.device.type]))
-    return 4 * m * cost.x.x.shape[1] + 4 * 8 * strip + 3 * 4 * (len(cost.x.bounds) - 1) * m
+    return 4 * m * cost.x.x.shape[1] + 4 * 8 * strip + 2 * 4 * (len(cost.x.bounds) - 1) * m
 
 
 class _Part(NamedTuple):

@@ -136,7 +136,7 @@ def test_memory_counts_column_sums_of_blocks_and_what_pytorch_keeps(monkeypatch)
         GroundCost(x, x + 1, labels_x=y, labels_y=y, table=torch.ones(60, 60)) for y in (one, many)
     ]
     few, more = map(beside_the_copy, costs)
-    assert more - few == 3 * 4 * 59 * 60
+    assert more - few == 2 * 4 * 59 * 60
     with pytest.raises(ValueError, match="block sums of the 60 x 60"):
         store(costs[1], memory=more - 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
@@ -162,6 +162,32 @@ def test_mass_between_classes_moves_at_once(monkeypatch):
     plain = transport(cost, eps=eps)
     assert both.value == pytest.approx(plain.value, rel=2e-4)
     assert both.iterations < plain.iterations / 2
+
+
+def test_steps_between_blocks_are_finite_whatever_the_mass():
+    stored = store(problem(60, 50))
+    potentials = alternating.Potentials(stored, symmetric=False, start=None, max_iterations=9)
+    blocks = len(stored.cost.x.bounds) - 1
+    for plan in (torch.zeros(blocks, 50), torch.eye(blocks, 50) * 1e-30, torch.ones(blocks, 50)):
+        assert potentials._between_blocks(plan).isfinite().all()
+
+
+def test_a_self_term_sums_no_blocks(monkeypatch):
+    seen, plain = [], alternating.sinkhorn_sweep
+
+    def sweeps(*inputs):
+        found = plain(*inputs)
+        seen.append(len(found[1]))
+        return found
+
+    monkeypatch.setattr(alternating, "sinkhorn_sweep", sweeps)
+    x, labels = labelled(60, 0)
+    table = bures_squared(class_gaussians(x, labels, CLASSES))
+    cost = GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
+    own = transport(cost, eps=cost.mean / 20, symmetric=True)
+    assert own.converged and {*seen} == {1}
+    transport(cost, eps=cost.mean / 20)
+    assert seen[-1] == CLASSES
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.01])
