@@ -66,11 +66,6 @@ class Certificate:
         """Relative duality gap of the entropic problem."""
         return relative_gap(self.lower, self.upper)
 
-    @property
-    def bracket(self) -> float:
-        """Relative width of the bounds of the unregularised problem."""
-        return relative_gap(*self.unregularised)
-
 
 @dataclass(frozen=True)
 class _Sums:
@@ -88,14 +83,16 @@ class _Sums:
     reduced: float
 
 
-def relative_gap(lower: float, upper: float) -> float:
-    """(upper - lower) / upper for bounds of a value that is not negative; 0 when upper is 0.
+def relative_gap(lower: float, upper: float, least: float = 0.0) -> float:
+    """(upper - lower) / upper, or over `least` if that is more, for bounds of a value that is not
+    negative; 0 when both are 0.
 
     Infinite for bounds that are none: NaN, or an upper one below 0.
     """
-    if upper == 0:
+    scale = max(upper, least)
+    if upper == scale == 0:
         return 0.0
-    return (upper - max(lower, 0.0)) / upper if upper > 0 else math.inf
+    return (upper - max(lower, 0.0)) / scale if upper >= 0 else math.inf
 
 
 def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Tensor) -> Certificate:

@@ -33,6 +33,7 @@ _TYPICAL, _COARSE_FROM, _SINGLE_FROM = 0.05, 8e-5, 2.5e-5
 _ROUNDS = 4
 _FINE_BELOW = 0.005  # eps, of the mean cost: 16 bits are off by up to 0.3% of it
 _FIRST_BRACKET = 0.0125  # eps, of the mean cost
+_NEAR = 1e-3  # of the mean cost: brackets of what is less are measured against it
 
 
 @dataclass(frozen=True)
@@ -117,25 +118,29 @@ def unregularised(
 ) -> Transport:
     """Unregularised transport min <P, C>, bracketed by annealing eps until the bounds are tight.
 
-    As `transport`, but `lower`, `upper` and `gap` are the bracket's ends and its relative width,
-    which `tolerance` limits, `value` is its middle, and `eps` tells where it was reached.
+    As `transport`, but `lower` and `upper` are the bracket's ends, `value` is its middle, and `eps`
+    tells where it was reached. `gap`, which `tolerance` limits, is the bracket's width over `upper`
+    or, where that is less, over a thousandth of the mean cost: between sets that are nearly the
+    same a value is known to that, and no relative width can be small.
     """
     _positive(tolerance=tolerance)
+    near = _NEAR * cost.mean
     stored = store(cost, copy=FINE, memory=memory)
     potentials = Potentials(stored, symmetric=False, start=None, max_iterations=max_iterations)
     eps = _FIRST_BRACKET * cost.mean
-    before, bounds = math.inf, (-math.inf, math.inf)
+    before, bounds = math.inf, (0.0, math.inf)  # costs are not negative
     while True:
         certificate = _certified(potentials, eps, tolerance / 2)
         # Those of every eps hold; rounding must not turn them round.
         low = max(certificate.unregularised[0], bounds[0])
         bounds = low, max(low, min(certificate.unregularised[1], bounds[1]))
-        done = relative_gap(*bounds) <= tolerance or certificate.bracket >= before
+        gap = relative_gap(*certificate.unregularised, near)
+        done = relative_gap(*bounds, near) <= tolerance or gap >= before
         if done or potentials.exhausted:
             break
-        before = certificate.bracket
+        before = gap
         # The bracket's width is nearly proportional to eps.
-        eps *= min(0.5, max(0.8 * tolerance / certificate.bracket, 1 / 16))
+        eps *= min(0.5, max(0.8 * tolerance / gap, 1 / 16))
     certificate = replace(certificate, unregularised=bounds)
     return _result(
         cost,
@@ -145,6 +150,7 @@ def unregularised(
         bounds=bounds,
         value=sum(bounds) / 2,
         tolerance=tolerance,
+        least=near,
     )
 
 
@@ -234,8 +240,9 @@ def _result(
     bounds: tuple[float, float],
     value: float,
     tolerance: float,
+    least: float = 0.0,
 ) -> Transport:
-    gap = relative_gap(*bounds)
+    gap = relative_gap(*bounds, least)
     converged = gap <= tolerance and math.isfinite(value)
     return Transport(
         value=value if converged else math.nan,

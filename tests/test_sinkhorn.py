@@ -229,6 +229,19 @@ def test_the_bracket_closes_on_exact_transport():
     assert found.value == pytest.approx(exact, rel=1e-3)
 
 
+def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost():
+    x, labels = labelled(120, 0)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(1))
+    table = bures_squared(class_gaussians(x, labels, CLASSES))
+    terms = {"labels_x": labels, "labels_y": labels[order], "table": table}
+    cost = GroundCost(x, x[order], **terms)
+    home = unregularised(cost)
+    assert home.converged and home.gap <= 1e-3
+    assert 0 <= home.lower <= home.value <= home.upper <= 1e-6 * cost.mean
+    away = unregularised(GroundCost(x, x[order] + 1.0, **terms))
+    assert away.gap == relative_gap(away.lower, away.upper) <= 1e-3
+
+
 def test_brackets_of_every_eps_are_kept(monkeypatch):
     cost = problem(20, 15)
     right = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
@@ -244,6 +257,8 @@ def test_brackets_of_every_eps_are_kept(monkeypatch):
 def test_bounds_that_are_none_have_no_gap_to_accept():
     assert relative_gap(0.0, 0.0) == 0 and relative_gap(-1.0, 2.0) == 1
     assert relative_gap(1.0, 1.25) == pytest.approx(0.2)
+    assert relative_gap(1.0, 1.25, 2.5) == pytest.approx(0.1)
+    assert relative_gap(0.0, 0.0, 1.0) == 0 and relative_gap(-1.0, -1.0, 1.0) == math.inf
     for lower, upper in ((1.0, math.nan), (math.nan, 1.0), (-3.0, -1.0), (1.0, math.inf)):
         assert not relative_gap(lower, upper) <= 1
     assert relative_gap(1.0, math.nan) > 1
