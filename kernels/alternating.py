@@ -33,6 +33,7 @@ from kernels.sweep import sinkhorn_sweep, within
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
+_NEAR = 0.5  # marginal error from which a start is worth more than stages
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _MEMORY = 8  # steps combined
 _BLOCK_ITERATIONS, _BLOCK_CHANGE = 50, 1e-3  # on the matrix of blocks, which need not be exact
@@ -45,7 +46,8 @@ class Potentials:
     """The potentials of one problem, float64 in sorted order, and the iterations that improve them.
 
     symmetric: the cost is between a set and itself, and f = g is one potential. start: a column
-    potential [m] in sorted order; without one, small eps is approached from large ones.
+    potential [m] in sorted order. Small eps is approached from large ones, unless the start is
+    near: one that is not has taken up to twice as long as none.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class Potentials:
         # One potential takes no step between blocks, whose sums would only be added up.
         ends = torch.tensor([0, len(stored.cost.x.x)])
         self._bounds = ends if symmetric else stored.cost.x.bounds
+        self._ratio: Tensor | None = None  # of column sums to b, for g as it is
+        self._eps = math.inf
+        self._start = start is not None
         self.g = torch.zeros_like(stored.cost.y.squares) if start is None else start
         # Only stabilises the sums over rows, whose exact potential every sweep finds.
         self.f = stored.row_minimum if start is None else self._row_transform()
-        self._eps = math.inf if start is None else 0.0
-        self._columns: Tensor | None = None  # sums for g as it is
 
     @property
     def exhausted(self) -> bool:
@@ -70,11 +73,16 @@ class Potentials:
 
     def solve(self, eps: float, target: float) -> None:
         """Iterate at eps until the marginals are off by at most `target` (L1), or exhausted."""
-        self._columns = None
+        self._ratio = None
         if self.symmetric:
             self._average(eps, target)
             return
         stage = min(_FIRST_EPS * self.stored.cost.mean, self._eps / _EPS_RATIO)
+        if self._start and stage > 1.5 * eps:
+            if self._over_b(self._sweep(self.f, eps)[1]).sub_(1).abs().mean() < _NEAR:
+                stage = eps
+            else:
+                self.g, self.f = torch.zeros_like(self.g), self.stored.row_minimum
         while stage > 1.5 * eps:
             self._alternate(stage, _STAGE_TARGET)
             stage /= _EPS_RATIO
@@ -83,23 +91,20 @@ class Potentials:
 
     def kept(self, eps: float) -> Tensor:
         """min(1, b / c) for the column sums c of the plan with exact rows; in (0, 1]."""
-        columns = self._columns
-        if columns is None:
-            blocks = self._sweep(self.g if self.symmetric else self.f, eps)[1]
-            columns = blocks.sum(0, dtype=torch.float64)
-        n, m = self.stored.shape
-        return (n / (m * columns)).nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
+        ratio = self._ratio
+        if ratio is None:
+            ratio = self._over_b(self._sweep(self.g if self.symmetric else self.f, eps)[1])
+        return ratio.reciprocal().nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
 
     def update(self, certificate: Certificate, anderson: Anderson) -> None:
         """Go on from the exact iteration that a certificate made."""
         step = (certificate.f if self.symmetric else certificate.next_g) - self.g
         self.g = anderson.combine(self.g, step / 2 if self.symmetric else step)
         self.f = certificate.f
-        self._columns = None
+        self._ratio = None
 
     def _alternate(self, eps: float, target: float) -> None:
-        n, m = self.stored.cost.shape
-        self._columns = None
+        self._ratio = None
         progress, anderson = _Progress(), Anderson()
         best, plain = -math.inf, None
         while not self.exhausted:
@@ -113,11 +118,10 @@ class Potentials:
                 self.g, plain, anderson = plain, None, Anderson()
                 continue
             best, self.f = max(best, dual), f
-            columns = blocks.sum(0, dtype=torch.float64)
-            ratio = (columns * (m / n)).clamp_(min=1e-30)  # of column sums to b
+            ratio = self._over_b(blocks).clamp_(min=1e-30)
             rounding = _ROUNDING * float(self.f.abs().amax()) / eps
             if progress.done(float((ratio - 1).abs().mean()), target, rounding):
-                self._columns = columns
+                self._ratio = ratio
                 return
             step = eps * (self._between_blocks(blocks.div_(ratio.float())) - ratio.log())
             plain = self.g + step
@@ -133,9 +137,14 @@ class Potentials:
                 continue
             rounding = _ROUNDING * float(self.g.abs().amax()) / eps
             if progress.done(float(log_s.expm1().abs().mean()), target, rounding):
-                self._columns = blocks.sum(0, dtype=torch.float64)
+                self._ratio = self._over_b(blocks)
                 return
             self.g = self.g - eps / 2 * log_s
+
+    def _over_b(self, blocks: Tensor) -> Tensor:
+        """Ratios of column sums to b, float64 [m], given mass [blocks of rows, m]."""
+        n, m = self.stored.shape
+        return blocks.sum(0, dtype=torch.float64) * (m / n)
 
     def _between_blocks(self, plan: Tensor) -> Tensor:
         """Logarithms [m] of what to scale blocks of columns by, given mass [blocks of rows, m]."""

@@ -525,6 +525,19 @@ def test_a_start_saves_iterations_and_streaming_changes_nothing():
     assert streamed.value == pytest.approx(cold.value, rel=1e-7)
 
 
+def test_the_start_of_another_problem_saves_iterations_or_costs_two():
+    cost = problem(300, 200)
+    eps = 0.005 * cost.mean
+    cold = transport(cost, eps=eps)
+    near = transport(problem(300, 200, shift=0.32), eps=eps)
+    warm = transport(cost, eps=eps, start=near.g)
+    assert warm.iterations <= 0.9 * cold.iterations
+    moved = problem(200, 200, seed=1, shift=8.0)  # of other samples, and far
+    far = transport(cost, eps=eps, start=transport(moved, eps=eps).f)
+    assert far.iterations == cold.iterations + 2 and torch.equal(far.g, cold.g)
+    assert warm.value == pytest.approx(cold.value, rel=1e-4)
+
+
 def test_stale_potentials_are_found_out():
     cost = problem(40, 30)
     wild = torch.linspace(-1, 1, 30).double() * 1e4 * cost.mean
