@@ -118,6 +118,14 @@ class GroundCost:
     def shape(self) -> tuple[int, int]:
         return len(self.x.x), len(self.y.x)
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether it is between a set and itself."""
+        if not (torch.equal(self.x.x, self.y.x) and torch.equal(self.x.labels, self.y.labels)):
+            return False
+        table = self.table
+        return table is None or (table.shape == table.T.shape and table.allclose(table.T))
+
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
         cost = self.products(start, stop, dtype=dtype)

@@ -42,7 +42,8 @@ class Transport:
 
     value: the dual value of  min <P, C> + eps KL(P || a b^T), NaN unless `converged`. lower, upper:
     bounds of it that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
-    upper. marginal_error: sum |P^T 1 - b| with exact rows. iterations: reads of the stored cost.
+    upper. marginal_error: sum |P^T 1 - b| with exact rows. iterations: reads of the stored cost by
+    sweeps; each certificate, of which there are one to a few, is one more.
     f, g: float64 potentials in the order of the samples given.
     """
 
@@ -82,15 +83,19 @@ def transport(
 
     eps: in the units of the cost. tolerance: of the relative duality gap. symmetric: the cost is
     between a set and itself. start: potential of the columns [m] of a similar problem, in the
-    caller's order. memory: bytes for the stored cost (default: 80% of what is free).
+    caller's order; one that turns out not to be near costs two reads. memory: bytes that may be
+    taken (default: 80% of what is free).
 
-    Raises ValueError for eps or tolerance that is not positive, a start that does not fit, and
-    memory that cannot hold a strip of the cost.
+    Raises ValueError for eps or tolerance that is not positive, a start that does not fit, a
+    symmetric cost that is not, and memory that cannot hold strips of the cost.
     """
     _positive(eps=eps, tolerance=tolerance)
-    n, m = cost.shape
-    if symmetric and n != m:
-        raise ValueError(f"{n} samples against {m} are not a set against itself")
+    m = cost.shape[1]
+    if symmetric and not cost.symmetric:
+        raise ValueError(
+            "symmetric is for a set against itself: the same samples and labels on both sides, and "
+            "a table that is its own transpose"
+        )
     if start is not None:
         if start.shape != (m,) or not start.isfinite().all():
             raise ValueError(f"start must be finite [{m}], not {list(start.shape)}")

@@ -604,8 +604,17 @@ def test_bad_options_are_refused_by_name():
         unregularised(cost, tolerance=0.0)
     with pytest.raises(ValueError, match=r"start must be finite \[5\]"):
         transport(cost, eps=1.0, start=torch.zeros(4))
-    with pytest.raises(ValueError, match="not a set against itself"):
-        transport(cost, eps=1.0, symmetric=True)
+    two = torch.tensor([0, 1, 0, 1])
+    for x, y, labels, table in (
+        (X, Y, None, None),
+        (X, X + 1, None, None),
+        (X, X, (two, 1 - two), torch.zeros(2, 2)),
+        (X, X, (two, two), torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
+        (X, X, (two, two), torch.zeros(2, 3)),
+    ):
+        terms = {"labels_x": labels[0], "labels_y": labels[1]} if labels else {}
+        with pytest.raises(ValueError, match="symmetric is for a set against itself"):
+            transport(GroundCost(x, y, table=table, **terms), eps=1.0, symmetric=True)
     with pytest.raises(ValueError, match="may be used"):
         transport(cost, eps=1.0, memory=10)
     one, two = transport(cost, eps=1.0), transport(cost, eps=2.0)
