@@ -11,14 +11,19 @@ import torch
 
 from bench import contest
 from kernels import reference
+from kernels.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, sgd_ewc_
 from kernels.fisher import fisher_diagonal
+from kernels.ground_cost import GroundCost
 from kernels.interpolate import interpolate
 from kernels.outer_squares import outer_squares
+from kernels.sinkhorn import transport
+from kernels.stored_cost import beside_the_copy
+from kernels.sweep import sinkhorn_sweep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-CUDA = torch.device("cuda")
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -114,6 +119,54 @@ def test_the_fisher_of_a_convolutional_net_equals_a_loop():
     for name, found in fisher.items():
         scale = truth[name].max().item()
         torch.testing.assert_close(found, truth[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3), (37, 517), (3000, 9001)])
+def test_sweeps_equal_float64(dtype, shape):
+    n = shape[0]
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-32768, 32767, shape, generator=generator).to(dtype)
+    f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
+    kappa = 30 / 65536 * (1 + torch.rand(n, generator=generator))
+    bounds = torch.tensor(sorted({0, 1, n // 2 + 1, n}))
+    truth = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
+    found = sinkhorn_sweep(q.to(CUDA), f.to(CUDA), g.to(CUDA), kappa.to(CUDA), bounds)
+    for mine, right in zip(found, truth, strict=True):
+        torch.testing.assert_close(mine.cpu().double(), right, rtol=2e-5, atol=2e-5)
+
+
+def sets(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, ClassGaussians]]:
+    found = []
+    for size, shift in ((1500, 0.0), (1200, 0.5)):
+        labels = torch.arange(size) % 30
+        x = randn(size, 40).to(device) + shift + labels.to(device)[:, None] / 10
+        found.append((x, labels.to(device), class_gaussians(x, labels.to(device), 30)))
+    return found
+
+
+def test_label_distances_equal_those_of_the_cpu():
+    pairs = ([gaussians for *_, gaussians in sets(device)] for device in (CUDA, CPU))
+    mine, right = (bures_squared(*pair) for pair in pairs)
+    within = bures_squared(sets(CUDA)[0][2])
+    torch.testing.assert_close(mine.cpu(), right, rtol=1e-5, atol=1e-5 * right.max().item())
+    assert torch.equal(within, within.T) and not within.diagonal().any()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
+def test_transport_equals_that_of_the_cpu_and_brackets_overlap(share):
+    found = []
+    for device in (CUDA, CPU):
+        (x, labels_x, a), (y, labels_y, b) = sets(device)
+        table = bures_squared(a, b)
+        cost = GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table)
+        solved = transport(cost, eps=share * cost.mean)
+        streamed = transport(cost, eps=share * cost.mean, memory=beside_the_copy(cost))
+        assert solved.converged and streamed.value == pytest.approx(solved.value, rel=1e-4)
+        found.append(solved)
+    mine, right = found
+    assert mine.value == pytest.approx(right.value, rel=1e-4)
+    assert mine.lower <= right.upper and right.lower <= mine.upper
 
 
 def test_nothing_waits_for_the_gpu():
