@@ -219,6 +219,36 @@ def test_against_pot(share):
     assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
 
 
+@pytest.mark.slow
+def test_the_compiled_path_from_end_to_end_against_pot(monkeypatch):
+    """16-bit copies, compiled quantization, sweeps and passes, at a size that is iterated on."""
+    pytest.importorskip("numba")
+    ot = pytest.importorskip("ot")
+    passes, plain = [], certificate._compiled_pass
+    monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
+    monkeypatch.setattr(
+        certificate, "_compiled_pass", lambda *inputs: passes.append(inputs) or plain(*inputs)
+    )
+    cost = problem(2100, 2000)
+    n, m = cost.shape
+    assert n * m >= max(sweep._COMPILE_FROM, stored_cost.COMPILE_FROM)
+    a, b, matrix = np.full(n, 1 / n), np.full(m, 1 / m), dense(cost).numpy()
+    exact = ot.emd2(a, b, matrix, numItermax=10**7)
+    for share in (0.5, 0.1, 0.05):  # below, POT takes thousands of iterations
+        eps = share * cost.mean
+        assert sinkhorn._copy(cost, eps, 1e-4) == COARSE
+        plan = ot.sinkhorn(a, b, matrix, eps, stopThr=1e-10, numItermax=1500)
+        used = plan[plan > 0]
+        right = (plan * matrix).sum() + eps * (used * np.log(used * n * m)).sum()
+        passes.clear()
+        found = transport(cost, eps=eps)
+        assert passes and found.converged and found.value == pytest.approx(right, rel=2e-7)
+        # POT's marginals are off by up to 1e-10, which leaves some 1e-8 of the value.
+        assert found.lower <= right * (1 + 1e-7) and right <= found.upper * (1 + 1e-7)
+        lower, upper = found.unregularised
+        assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
+
+
 def test_the_bracket_closes_on_exact_transport():
     ot = pytest.importorskip("ot")
     cost = problem(200, 150)
@@ -240,6 +270,15 @@ def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost
     assert 0 <= home.lower <= home.value <= home.upper <= 1e-6 * cost.mean
     away = unregularised(GroundCost(x, x[order] + 1.0, **terms))
     assert away.gap == relative_gap(away.lower, away.upper) <= 1e-3
+
+
+def test_a_copy_too_coarse_to_be_certified_on_is_iterated_on_all_the_same(monkeypatch):
+    monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
+    cost = problem(300, 200)
+    eps = 0.02 * cost.mean
+    found = transport(cost, eps=eps, tolerance=2e-4)
+    right = transport(cost, eps=eps, tolerance=1e-6)
+    assert found.converged and found.value == pytest.approx(right.value, rel=1e-5)
 
 
 def test_brackets_of_every_eps_are_kept(monkeypatch):
