@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from engine import cells, evaluate, fisher, methods, models, recipe, train
+from engine import cells, evaluate, fisher, methods, models, pending, recipe, train
 from engine.artifacts import Artifact, Store
 from engine.cells import Cell
 from engine.data import imagenet
@@ -172,19 +173,24 @@ class Context:
     ) -> torch.Tensor:
         """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set.
 
+        On a CPU they are mapped from their file, and read as they are used.
         Made in the precision of evaluation, or in that of training where weights depend on them.
         """
         key = self.features_key(cell, labelled, training=training)
         label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
         found = self._find("features", label, key)
         if found is None:
-            values = evaluate.features(self, cell, labelled, key["precision"])
+            slices = self.store.root / "pending" / self.store.place("features", label, key).name
+            files = evaluate.features(self, cell, labelled, key["precision"], slices)
 
             def write(folder: Path) -> None:
-                np.save(folder / "features.npy", values.cpu().numpy(), allow_pickle=False)
+                pending.join_arrays(files, folder / "features.npy")
 
             found = ranks.first(lambda: self.store.make("features", label, key, write))
-        array = np.load(found.file("features.npy"), allow_pickle=False)
+            if ranks.rank() == 0:
+                shutil.rmtree(slices, ignore_errors=True)
+        # Copied where written to: torch wants arrays that can be.
+        array = np.load(found.file("features.npy"), mmap_mode="c", allow_pickle=False)
         return torch.from_numpy(array).to(self.device)
 
     def features_key(

@@ -6,6 +6,7 @@ model said of a set is an artefact, so nothing is evaluated twice, and metrics r
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -31,7 +32,7 @@ from engine.data.sets import LabelledSet
 from engine.machine import compiled, precision, ranks
 from engine.measures import predictions
 from engine.merge import Mix, essential
-from engine.pending import PART, Part, Pending, slices
+from engine.pending import PART, Part, Pending, keep_array, slices
 from loaders.batch import Batch, on_device
 
 if TYPE_CHECKING:
@@ -79,17 +80,27 @@ def holdout_accuracy(context: Context, mix: Mix) -> float:
     return 100 * float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy()))
 
 
-def features(context: Context, cell: Cell, labelled: LabelledSet, kind: str) -> torch.Tensor:
-    """Pre-logits [N, D] (float32) of a cell's backbone for a whole set, in the pack's order.
+def features(
+    context: Context, cell: Cell, labelled: LabelledSet, kind: str, folder: Path
+) -> list[Path]:
+    """Pre-logits of a cell's backbone for a whole set, slice by slice in the pack's order.
 
-    kind: precision of the forward pass, `fp32` or `bf16`.
+    Returns files of `folder`, float32 [n, D] each; slices that are there are not computed again.
+    kind: precision of the forward pass, `fp32` or `bf16`. Raises OSError naming the file where
+    there is no room for it.
     """
-    net = context.network(cell)
-    bank = [lambda x: models.features(net, x)]
-    label = f"features of {labelled.name}"
-    with closing(_read(context, labelled, [labelled.split("all")], label)) as pieces:
-        batches = next(pieces)
-        return _run(Forward(context), bank, batches, kind, lambda _, features: features)[0]
+    cuts = slices(labelled.split("all"), context.recipe.evaluate.batch_size)
+    files = [folder / f"{cut[0]:09d}-{len(cut)}.npy" for cut in cuts]
+    todo = [k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())]
+    if todo:
+        net, forward = context.network(cell), Forward(context)
+        bank = [lambda x: models.features(net, x)]
+        read = _read(context, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
+        with closing(read) as pieces:
+            for k, batches in zip(todo, pieces, strict=True):
+                (made_ND,) = _run(forward, bank, batches, kind, lambda _, features: features)
+                ranks.first(functools.partial(keep_array, files[k], made_ND.cpu().numpy()))
+    return files
 
 
 def key_of(

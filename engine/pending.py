@@ -1,4 +1,4 @@
-"""Predictions while they are made: kept slice by slice, so that an interruption costs one slice.
+"""What is made of a set's images, kept slice by slice, so that an interruption costs one slice.
 
 A slice's file bears its first and last row, in a folder named as the artefact that will hold all of
 them: the hash covers the model, the data and all else that counts, so slices of different
@@ -7,6 +7,7 @@ evaluations never meet. Parquet cannot append, and a file is there whole or not 
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +123,32 @@ def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
     named = {"mix": json.dumps(key["mix"]), "pack": str(key["pack"])}
     with room_for(folder / PART):
         pq.write_table(table.replace_schema_metadata(named), folder / PART)
+
+
+def keep_array(file: Path, array_ND: np.ndarray) -> None:
+    """A slice's array as a .npy file, whole or not at all; one that is there stays.
+
+    Raises OSError naming the file where there is no room for it.
+    """
+    if not file.is_file():
+        sink = io.BytesIO()
+        np.save(sink, array_ND, allow_pickle=False)
+        with room_for(file):
+            write_atomic(file, sink.getvalue())
+
+
+def join_arrays(files: Sequence[Path], whole: Path) -> None:
+    """One .npy file of the slices' arrays [n, D], of which one at a time is in memory.
+
+    Raises OSError naming the file where there is no room for it.
+    """
+    shapes = [np.load(file, mmap_mode="r", allow_pickle=False).shape for file in files]
+    header = np.lib.format.header_data_from_array_1_0(np.load(files[0], mmap_mode="r"))
+    header["shape"] = (sum(rows for rows, _ in shapes), shapes[0][1])
+    with room_for(whole), whole.open("wb") as sink:  # a full disk ends a mapped write by SIGBUS
+        np.lib.format.write_array_header_1_0(sink, header)
+        for file in files:
+            sink.write(np.load(file, allow_pickle=False).tobytes())
 
 
 @contextmanager

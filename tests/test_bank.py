@@ -281,7 +281,8 @@ def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kin
     monkeypatch.setattr(Bar, "made", [])
     context = fresh.context()
     if kind == "features":
-        evaluate.features(context, context.base, context.sets[SET], "fp32")
+        slices = fresh.runs / "slices"
+        evaluate.features(context, context.base, context.sets[SET], "fp32", slices)
     elif kind == "predictions":
         tables(context, mixes[:2])
     else:
@@ -321,6 +322,51 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert same(tables(fresh.context(), some), expected)
     assert counted.images == IMAGES - 2 * BATCH
     assert not list((store / "pending").iterdir())
+
+
+@pytest.mark.parametrize("batches", [1, 3, 4])
+def test_features_that_were_interrupted_go_on_where_they_stopped(
+    grid, fresh, small_slices, monkeypatch, batches
+):
+    """In the first slice, in the second, and in the last, which is one batch of three images."""
+    context = grid.context()
+    whole = context.features(context.base, context.sets[SET])
+    store = fresh.runs / "store"
+    shutil.rmtree(store / "features")
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(Stopped):
+            context = fresh.context()
+            context.features(context.base, context.sets[SET])
+    assert not (store / "features").exists()
+    finished = batches // 2
+    assert len(list((store / "pending").glob("*/*.npy"))) == finished
+    counted, context = Counted(monkeypatch), fresh.context()
+    found = context.features(context.base, context.sets[SET])
+    assert torch.equal(found, whole)
+    assert counted.images == IMAGES - 2 * BATCH * finished
+    assert not list((store / "pending").iterdir())
+    stop_after(monkeypatch, 0)
+    context = fresh.context()
+    assert torch.equal(context.features(context.base, context.sets[SET]), whole)
+
+
+def test_features_without_room_name_their_file(grid, fresh, small_slices):
+    shutil.rmtree(fresh.runs / "store" / "features")
+    context = fresh.context()
+    assert context.base and context.sets[SET]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"npy cannot be written .*make room and run the"):
+            context.features(context.base, context.sets[SET])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    whole = grid.context()
+    assert torch.equal(
+        fresh.context().features(context.base, context.sets[SET]),
+        whole.features(whole.base, whole.sets[SET]),
+    )
 
 
 KILLED = """
