@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
+@contextmanager
+def room_for(file: Path) -> Iterator[None]:
+    """Say which file could not be written, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file} cannot be written ({error}); what was finished before is kept: "
+            "make room and run the same command again"
+        ) from error
+
+
 class Store:
     """Artefacts of all kinds below one folder."""
 
@@ -110,7 +123,10 @@ class Store:
     def make(
         self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
     ) -> Artifact:
-        """The artefact of this key; `build(folder)` fills a temporary folder if there is none."""
+        """The artefact of this key; `build(folder)` fills a temporary folder if there is none.
+
+        Raises OSError naming the marker where there is no room for it.
+        """
         found = self.find(kind, label, key)
         if found is not None:
             return found
@@ -120,7 +136,8 @@ class Store:
         temporary.mkdir()
         try:
             build(temporary)
-            _finish(temporary, key)
+            with room_for(folder / MARKER):
+                _finish(temporary, key)
             self._rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

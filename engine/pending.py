@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.artifacts import Store, write_atomic
+from engine.artifacts import Store, room_for, write_atomic
 from engine.machine import ranks
 from engine.measures import predictions
 
@@ -149,15 +148,3 @@ def join_arrays(files: Sequence[Path], whole: Path) -> None:
         np.lib.format.write_array_header_1_0(sink, header)
         for file in files:
             sink.write(np.load(file, allow_pickle=False).tobytes())
-
-
-@contextmanager
-def room_for(file: Path) -> Iterator[None]:
-    """Say which file could not be written, and that nothing is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{file} cannot be written ({error}); what was evaluated before is kept: "
-            "make room and run the same command again"
-        ) from error

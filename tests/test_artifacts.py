@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -222,3 +223,17 @@ def test_digest_does_not_depend_on_the_order_of_keys(key: dict) -> None:
 def test_digest_tells_values_apart(a: object, b: object) -> None:
     same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     assert (digest(a) == digest(b)) == same
+
+
+def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
+    """The kernel refuses bytes beyond a limit, as a full disk does; the artefact's file fits."""
+    store, key = Store(tmp_path), {"long": "x" * 2000}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"done\.json cannot be written .*make room and run the"):
+            store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "cells").iterdir())
+    store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
