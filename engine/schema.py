@@ -122,7 +122,7 @@ class EvaluateRecipe:
     precision: str = "auto"
     compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
     split: str = "all"  # all | holdout: images of the sets that a cell was not trained on
-    budget: float = 1.0  # share of the images of all sets, about as many of each
+    budget: float = 1.0  # share of all images, about as many of each set; a smaller set in full
     half_width: float | None = None  # points: stop before the budget where every RI is as sure
 
 
