@@ -111,7 +111,10 @@ class Store:
         marker = folder / MARKER
         if not marker.is_file():
             return None
-        told = json.loads(marker.read_text())
+        try:
+            told = json.loads(marker.read_text())
+        except ValueError as error:
+            raise ValueError(f"{marker} is damaged; delete {folder} and run again") from error
         if not folder.name.endswith(digest({"format": told["format"], **told["key"]})):
             raise ValueError(f"{folder} was made of something else; delete it and run again")
         for name, entry in told["files"].items():

@@ -76,8 +76,9 @@ class Cell:
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""
-        path = self.artifact.folder / PROMPT
-        return load_file(path)["prompt"] if path.is_file() else None
+        if not (self.artifact.folder / PROMPT).is_file():
+            return None
+        return load_file(self.artifact.checked(PROMPT))["prompt"]
 
 
 def write_trained(folder: Path, cell_recipe: Recipe, export: Export, backbone: str) -> None:

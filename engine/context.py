@@ -190,7 +190,7 @@ class Context:
             if ranks.rank() == 0:
                 shutil.rmtree(slices, ignore_errors=True)
         # Copied where written to: torch wants arrays that can be.
-        array = np.load(found.file("features.npy"), mmap_mode="c", allow_pickle=False)
+        array = np.load(found.checked("features.npy"), mmap_mode="c", allow_pickle=False)
         return torch.from_numpy(array).to(self.device)
 
     def features_key(
@@ -243,7 +243,7 @@ class Context:
             checkpoints.save(values, folder / "fisher.safetensors")
 
         made = ranks.first(lambda: self.store.make("fisher", self.recipe.model.name, key, write))
-        return load_file(made.file("fisher.safetensors"))
+        return load_file(made.checked("fisher.safetensors"))
 
     def holdout_accuracy(self, mix: Mapping[str, float]) -> float:
         """Top-1 in percent of a mix on the downstream hold-out."""

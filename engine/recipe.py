@@ -19,39 +19,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from engine import methods
+from engine import checks, methods
 from engine.errors import RecipeError, nearest
-from engine.sampling import budget
 from engine.schema import MethodRecipe, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 COMMAND_LINE = "the command line"
 ALL_MODELS = "model=all"
-ALLOWED = {
-    "train.precision": ("auto", "fp32", "bf16"),
-    "evaluate.precision": ("auto", "fp32", "bf16"),
-    "train.compile": ("auto", "always", "never"),
-    "evaluate.compile": ("auto", "always", "never", "cuda_graphs"),
-    "evaluate.split": ("all", "holdout"),
-    "train.zero_stage": (0, 1, 2),
-    "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),
-    "method.variant": ("canonical", "paper"),
-    "dataset.kind": ("folder", "emoji", "imagenet"),
-    "dataset.objectnet": ("corrected", "paper"),
-    "dataset.pack_format": ("raw", "jpeg"),
-    "model.crop_mode": (None, "center", "squash", "border"),
-    "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
-    "model.weights.templates": ("full", "simple"),
-    "model.weights.match": ("names", "order"),
-    "source": ("auto", "resident", "stream"),
-    "device": ("auto", "cpu", "cuda"),
-}
-HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
-POSITIVE = (
-    *("seeds", "train.epochs", "train.batch_size", "train.accumulation"),
-    "evaluate.batch_size",
-)
 
 
 def names(group: str = "") -> list[str]:
@@ -291,7 +266,7 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
         raise RecipeError(f"recipe {name!r}: {key} has no value; add `{key}=VALUE`") from error
     except OmegaConfBaseException as error:
         raise RecipeError(f"recipe {name!r}: {error.full_key}: {_line(error)}") from error
-    _check_values(recipe, merged)
+    checks.check(recipe, merged)
     return recipe
 
 
@@ -328,26 +303,3 @@ def _check_sections(source: str, values: Any) -> None:
 
 def _line(error: OmegaConfBaseException) -> str:
     return str(error.msg or error).splitlines()[0]
-
-
-def _check_values(recipe: Recipe, merged: Any) -> None:
-    for key, allowed in ALLOWED.items():
-        value = OmegaConf.select(merged, key)
-        if value not in allowed:
-            valid = nearest(str(value), map(str, allowed)) + HINTS.get(key, "")
-            raise RecipeError(f"{key}={value!r} is not possible{valid}")
-    for key in POSITIVE:
-        if OmegaConf.select(merged, key) < 1:
-            raise RecipeError(f"{key} must be at least 1")
-    budget.check_budget(recipe.evaluate.budget)
-    if recipe.evaluate.half_width is not None:
-        budget.check_half_width(recipe.evaluate.half_width)
-    dataset = recipe.dataset
-    if not 0 <= dataset.holdout < 1:
-        raise RecipeError(f"dataset.holdout={dataset.holdout} must be at least 0 and below 1")
-    places = [*dataset.sets, dataset.upstream]
-    if recipe.downstream not in places:
-        raise RecipeError(
-            f"downstream={recipe.downstream!r} is not a set of {dataset.name}"
-            f"{nearest(recipe.downstream, places)}"
-        )

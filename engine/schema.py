@@ -75,6 +75,7 @@ class DatasetRecipe:
     pack_format: str = "raw"  # raw | jpeg
     objectnet: str = "corrected"  # corrected | paper
     subsample: str = "50000"  # of IN-C: a number of images, or full
+    undecodable: str = "refuse"  # refuse | skip: images of folders that do not decode
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class MethodRecipe:
     title: str = MISSING
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
     variant: str = "canonical"  # canonical | paper
+
+    def check(self) -> None:
+        """Raises RecipeError, naming the key, for an option that is not possible."""
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,8 @@ def _undecodable(skipped: Sequence[Mapping[str, str]], count: int) -> str:
     more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     return (
         f"{len(skipped)} of {count} images cannot be decoded: {named}{more}. "
-        "Repair or fetch them again, or leave them out with on_error=skip"
+        "Repair or fetch them again, or leave them out: dataset.undecodable=skip, "
+        "or --partial for rib encode"
     )
 
 

@@ -141,6 +141,13 @@ def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> Non
         made.checked("note.txt")
 
 
+def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.make("cells", "ft", KEY, fill).file(MARKER).write_text("")
+    with pytest.raises(ValueError, match=r"done\.json is damaged; delete .*ft-"):
+        store.find("cells", "ft", KEY)
+
+
 def test_missing_file_of_a_finished_artefact(tmp_path: Path) -> None:
     made = Store(tmp_path).make("cells", "ft", KEY, fill)
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is missing; delete"):

@@ -98,7 +98,7 @@ def test_paper_wise_ft_is_the_plain_mean_alone(grid):
     _, cell = grid.build("method=wise_ft", "method.variant=paper")
     (entry,) = cell.entries
     assert entry.alpha == 0.5 and entry.headline and set(entry.mix.values()) == {0.5}
-    with pytest.raises(ValueError, match=r"method.alphas must lie between 0 and 1, not .*1.5"):
+    with pytest.raises(ValueError, match=r"method.alphas=1.5 must be at least 0 and at most 1"):
         grid.build("method=wise_ft", "method.alphas=[1.5]")
 
 
@@ -185,8 +185,11 @@ def test_what_cannot_be_a_soup_is_refused(grid):
         grid.build("method=greedy_soup", "dataset.holdout=0")
     with pytest.raises(ValueError, match=r"method.members is empty"):
         grid.build("method=soup", "method.members=[]")
-    with pytest.raises(ValueError, match=r"method.select='best': uniform or greedy"):
+    with pytest.raises(ValueError, match=r"method.select='best' is not possible"):
         grid.build("method=soup", "method.select=best")
+    with pytest.raises(ValueError, match=r"wise_ft has no weights of its own to average"):
+        grid.build("method=soup", "method.members=[wise_ft,pre]", "seed=77")
+    assert not list((grid.runs / "store/cells").glob("fine_tune-*-77*"))
 
 
 def test_prompts_have_no_mean(grid):

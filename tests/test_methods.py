@@ -28,7 +28,7 @@ from grids import (
 from safetensors.torch import load_file
 from torch import nn
 
-from engine import fisher, models
+from engine import artifacts, fisher, models
 from engine.errors import RecipeError
 from engine.methods import lora
 from engine.weights import checkpoints
@@ -230,6 +230,24 @@ def test_lora_of_a_convolutional_model_sits_on_its_pointwise_convolutions(grid):
     check(case, wanted_B, trained | some(case.net, "classifier.weight", "classifier.bias"))
 
 
+def test_an_altered_fisher_or_features_are_refused(grid):
+    context = grid.context("method=ewc", "seed=5", f"runs={grid.runs.parent / 'altered'}")
+    context.fisher(4, "data")
+    context.features(context.base, context.target)
+    files = ("fisher/*/fisher.safetensors", "features/*/features.npy")
+    uses = (
+        lambda: context.fisher(4, "data"),
+        lambda: context.features(context.base, context.target),
+    )
+    for pattern, use in zip(files, uses, strict=True):
+        for path in (context.store.root).glob(pattern):
+            whole = path.read_bytes()
+            path.write_bytes(whole[:-8] + bytes(8 * [1]))
+        artifacts._hash_once.cache_clear()
+        with pytest.raises(ValueError, match="was altered; delete"):
+            use()
+
+
 def test_lora_refuses_what_it_cannot_adapt(grid):
     with pytest.raises(ValueError, match="exists for ViTs only; use variant=canonical"):
         prepared(grid, f"model.arch={CONV}", "method=lora", "method.variant=paper")
@@ -312,7 +330,7 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
         context.fisher(0, "guess")
     with pytest.raises(ValueError, match=r"method.fisher_images=99, but upstream has 25"):
         context.fisher(99, "data")
-    with pytest.raises(ValueError, match=r"method.lam=-1.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"method.lam=-1.0 must be at least 0"):
         prepared(grid, "method=ewc", "method.lam=-1")
 
 

@@ -54,6 +54,7 @@ OPTIONS = {
     "dataset.pack_format": "raw",
     "dataset.objectnet": "corrected",
     "dataset.subsample": "50000",
+    "dataset.undecodable": "refuse",
     "method.name": "???",
     "method.title": "???",
     "method.module": "???",
@@ -246,7 +247,7 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["train.epochs=many"], "train.epochs: Value 'many' of type 'str' could not"),
         ("emoji/ewc", ["train.epochs=1.5"], "train.epochs: Value '1.5' of type 'float' could not"),
         ("emoji/ewc", ["train.clip=yes"], "train.clip: Value 'True' of type 'bool' could not"),
-        ("emoji/ewc", ["train.epochs=0"], "train.epochs must be at least 1"),
+        ("emoji/ewc", ["train.epochs=0"], "train.epochs=0 must be at least 1"),
         ("emoji/ewc", ["train.epochs="], "train.epochs: Incompatible value 'None'"),
         ("emoji/ewc", ["runs="], "runs: Incompatible value 'None'"),
         ("emoji/ewc", ["train=3"], "train must hold `key: value` lines, not 3"),
@@ -256,12 +257,44 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
         ("emoji/ewc", ["dataset.holdout=1"], "dataset.holdout=1.0 must be at least 0 and below 1"),
         ("emoji/ewc", ["dataset.sets=[a,b]"], "downstream='twemoji' is not a set of emoji"),
+        ("emoji/ewc", ["dataset.sets=[twemoji,twemoji]"], "dataset.sets names twemoji twice"),
+        ("emoji/ewc", ["dataset.sets=[twemoji,sub/b]"], "'sub/b' cannot be part of a path"),
+        ("emoji/ewc", ["method.name=x/y"], "method.name: 'x/y' cannot be part of a path"),
+        ("emoji/ewc", ["method.fisher_scale=meen"], "did you mean 'mean'?"),
+        ("emoji/ewc", ["method.fisher_labels=guess"], "method.fisher_labels='guess' is not"),
+        ("emoji/soup", ["method.select=gredy"], "did you mean 'greedy'?"),
+        ("emoji/soup", ["method.members=[]"], "method.members is empty"),
+        ("emoji/wise_ft", ["method.alphas=[0.5,1.5]"], "method.alphas=1.5 must be at least 0"),
     ],
 )
 def test_mistake_on_the_command_line(name: str, words: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
         recipe.load(name, words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("seed=-1", "seeds=0", "train.batch_size=0", "train.accumulation=0", "train.clip=-1"),
+        *("train.warmup_steps=-3", "evaluate.batch_size=0", "optimizer.lr=0", "optimizer.lr=-1"),
+        *("optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.momentum=1", "optimizer.eps=-1"),
+        *("optimizer.weight_decay=-1", "optimizer.betas=[0.9,1]", "model.image_size=0"),
+        *("model.crop=0", "model.head.epochs=0", "model.head.batch_size=0", "model.head.lr=0"),
+        *("dataset.renderings=0", "dataset.source_px=0", "dataset.holdout=-0.1"),
+        *("method.lam=-1", "method.lam=.nan", "method.fisher_images=-5"),
+    ],
+)
+def test_a_number_out_of_range_names_its_key(word: str) -> None:
+    key = word.partition("=")[0]
+    with pytest.raises(RecipeError, match=rf"^{re.escape(key)}=\S+ must be (at least|above)"):
+        recipe.load("emoji/ewc", [word])
+
+
+@pytest.mark.parametrize("word", ["method.temperature=0", "method.weight=-1", "method.weight=.inf"])
+def test_lwf_refuses_what_is_no_distillation(word: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(word.partition("=")[0])):
+        recipe.load("emoji/lwf", [word])
 
 
 @pytest.mark.parametrize(

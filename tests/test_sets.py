@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 
 import grids
@@ -85,6 +86,20 @@ def test_image_that_does_not_decode_is_named(recipe: Recipe, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"disc/0"):
         opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path)))["outline"]
     assert not list((tmp_path / "packs").glob("outline-*"))
+    lenient = dataclasses.replace(dataset, undecodable="skip")
+    own = dataclasses.replace(recipe, dataset=lenient, runs=str(tmp_path))
+    pack = opened(own)["outline"].pack
+    assert [one["key"] for one in pack.manifest["skipped"]] == ["disc/0.png"]
+    assert pack.folder != pack_folder(tmp_path, dataset, recipe.model, "outline")
+
+
+def test_a_pack_under_another_sets_name_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    own = dataclasses.replace(recipe, runs=str(tmp_path))
+    there, other = (opened(own)[name].pack.folder for name in ("outline", "tinted"))
+    shutil.rmtree(there)
+    shutil.copytree(other, there)
+    with pytest.raises(ValueError, match=r"holds a pack of 'tinted', not of 'outline'; delete it"):
+        opened(own)["outline"]
 
 
 def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) -> None:

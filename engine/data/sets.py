@@ -157,11 +157,16 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder, transform_spec=transform.spec)
+        if pack.name != name:
+            raise ValueError(
+                f"{folder} holds a pack of {pack.name!r}, not of {name!r}; delete it and run again"
+            )
         _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
         if dataset.kind == "imagenet" and len(pack) != imagenet.images(dataset, name):
             log.warning("%s is a part of the published set: %d images", name, len(pack))
         return pack
-    return make_pack(recipe, name, CONTENT[dataset.kind](dataset, name, cache))
+    content = CONTENT[dataset.kind](dataset, name, cache)
+    return make_pack(recipe, name, content, skip=dataset.undecodable == "skip")
 
 
 def make_pack(
@@ -198,6 +203,8 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
         key = imagenet.identity(dataset, name)
     else:
         unrelated = {"name", "sets", "holdout", "objectnet", "subsample"}
+        if dataset.undecodable == "refuse":  # nothing is left out: a pack as ever
+            unrelated.add("undecodable")
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     key |= {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
     return runs / "packs" / f"{name}-{digest(key)}"

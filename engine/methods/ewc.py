@@ -7,11 +7,13 @@ identity in place of F and no 1/2. The optimizer folds the pull into its step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from engine.checks import in_range, one_of
 from engine.methods.base import Trained
 from engine.optim import Penalty
 from engine.schema import MethodRecipe
@@ -27,6 +29,12 @@ class Recipe(MethodRecipe):
     fisher_labels: str = "model"  # model: sampled from its prediction | data: the empirical Fisher
     fisher_scale: str = "none"  # none | mean: divide by its mean, so that lambda has one unit
 
+    def check(self) -> None:
+        in_range("method.lam", self.lam, 0, math.inf)
+        in_range("method.fisher_images", self.fisher_images, 0, math.inf)
+        one_of("method.fisher_labels", self.fisher_labels, ("model", "data"))
+        one_of("method.fisher_scale", self.fisher_scale, ("none", "mean"))
+
 
 class Method(Trained):
     recipe: Recipe
@@ -34,8 +42,6 @@ class Method(Trained):
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         recipe = self.recipe
-        if recipe.lam < 0:
-            raise ValueError(f"method.lam={recipe.lam} must not be negative")
         anchor = {name: p.detach().clone() for name, p in self.named_parameters()}
         if recipe.variant == "paper":
             self.penalty = Penalty(2 * recipe.lam, anchor, None)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from engine import models
+from engine.checks import in_range
 from engine.methods.base import Export, FrozenBackbone
 from engine.schema import MethodRecipe
 
@@ -28,8 +29,12 @@ PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
     rank: int = 8
-    scale: float = 1 / 8  # alpha / rank
+    scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
     train_head: bool = True  # canonical: the head learns beside the factors
+
+    def check(self) -> None:
+        in_range("method.rank", self.rank, 1, math.inf)
+        in_range("method.scale", self.scale, -math.inf, math.inf)
 
 
 class LowRank(nn.Module):
@@ -86,8 +91,6 @@ class Method(FrozenBackbone):
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        if self.recipe.rank < 1:
-            raise ValueError(f"method.rank={self.recipe.rank} must be at least 1")
         places: dict[Any, bool] = {
             m: True for name, m in net.named_modules() if name.endswith("attn.qkv")
         }

@@ -7,12 +7,14 @@ logits are computed once a set.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from engine.checks import in_range
 from engine.methods.base import Trained
 from engine.schema import MethodRecipe
 from kernels.distill import distill_loss
@@ -27,14 +29,16 @@ class Recipe(MethodRecipe):
     weight: float = 1.0
     temperature: float = 2.0
 
+    def check(self) -> None:
+        in_range("method.weight", self.weight, 0, math.inf)
+        in_range("method.temperature", self.temperature, 0, math.inf, "low")
+
 
 class Method(Trained):
     recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        if self.recipe.temperature <= 0 or self.recipe.weight < 0:
-            raise ValueError("method.temperature must be above 0 and method.weight at least 0")
         self.teacher_NC = self.grouped(context.logits(context.base, context.target))
 
     def loss(self, batch: Batch) -> torch.Tensor:

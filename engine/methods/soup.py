@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine import methods
+from engine.checks import one_of
+from engine.errors import RecipeError
 from engine.methods.base import Entry, Mixed
 from engine.schema import MethodRecipe
 
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
 class Recipe(MethodRecipe):
     select: str = "uniform"  # uniform | greedy
     members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
+
+    def check(self) -> None:
+        one_of("method.select", self.select, ("uniform", "greedy"))
+        if not self.members:
+            raise RecipeError("method.members is empty; name at least one method or `pre`")
 
 
 def uniform(members: Sequence[str]) -> dict[str, float]:
@@ -37,15 +45,14 @@ class Method(Mixed):
         return [name for name in self.recipe.members if name != "pre"]
 
     def entries(self, context: Context) -> Sequence[Entry]:
-        if not self.recipe.members:
-            raise ValueError("method.members is empty; name at least one method or `pre`")
-        if self.recipe.select not in ("uniform", "greedy"):
-            raise ValueError(f"method.select={self.recipe.select!r}: uniform or greedy")
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
             raise ValueError(
                 "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
             )
+        for name in self.needs:
+            if issubclass(methods.find(context.sibling(name).method.module).Method, Mixed):
+                raise RecipeError(f"method.members: {name} has no weights of its own to average")
         cells = [
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from engine.checks import in_range
 from engine.methods.base import Export, FrozenBackbone
 from engine.schema import MethodRecipe
 from loaders.batch import Batch
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
     frame_at_224: int = 30  # pixels; scaled with the image size
+
+    def check(self) -> None:
+        in_range("method.frame_at_224", self.frame_at_224, 1, 111)
 
 
 class Method(FrozenBackbone):

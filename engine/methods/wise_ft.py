@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.checks import in_range
 from engine.methods.base import Entry, Mixed
 from engine.schema import MethodRecipe
 
@@ -22,6 +23,11 @@ class Recipe(MethodRecipe):
     alpha: float = 0.5
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
+    def check(self) -> None:
+        for key, values in (("method.alpha", [self.alpha]), ("method.alphas", self.alphas)):
+            for value in values:
+                in_range(key, value, 0, 1)
+
 
 class Method(Mixed):
     recipe: Recipe
@@ -31,8 +37,6 @@ class Method(Mixed):
         alphas = {self.recipe.alpha}
         if self.recipe.variant == "canonical":
             alphas |= set(self.recipe.alphas)
-        if not all(0 <= alpha <= 1 for alpha in alphas):
-            raise ValueError(f"method.alphas must lie between 0 and 1, not {sorted(alphas)}")
         before, after = context.base.name, context.cell("fine_tune").name
         return [
             Entry({before: 1 - alpha, after: alpha}, alpha, alpha == self.recipe.alpha)
