@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("engine", "kernels", "loaders", "recipes", "bench", "tests")
 MAY_USE = {
     "kernels": {"torch", "triton", "numba", "llvmlite"},
-    "loaders": {"torch", "numpy", "PIL", "ffcv", "numba", "tqdm", "resvg_py"},
+    "loaders": {"torch", "numpy", "PIL", "ffcv", "tqdm", "resvg_py"},
 }
 MAY_IMPORT = {
     "kernels": {"kernels"},

@@ -150,10 +150,9 @@ def world() -> int:
 
 
 def first(work: Callable[[], T]) -> T:
-    """Let rank 0 do `work` and give its (picklable-free, JSON-like) side effects to all.
+    """Let rank 0 do `work` first, and the others once it has finished, so that they find its files.
 
-    Every rank calls `work` in the end, the others after the first has finished, so that they find
-    what it stored. An error on the first rank is raised on all.
+    Every rank returns what `work` gave it. An error on the first rank is raised on all.
     """
     if world() == 1:
         return work()

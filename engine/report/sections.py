@@ -198,7 +198,7 @@ def sheet(png: bytes | None) -> str:
         return ""
     return section(
         "What the sets look like",
-        "Samples of every set, as the models see them.",
+        "Samples of every set, drawn for this page; the models see the same drawings, smaller.",
         '<img alt="Contact sheet: sample images of every set" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">',
     )
