@@ -113,9 +113,10 @@ class Store:
             return None
         try:
             told = json.loads(marker.read_text())
-        except ValueError as error:
+            own = digest({"format": told["format"], **told["key"]})
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{marker} is damaged; delete {folder} and run again") from error
-        if not folder.name.endswith(digest({"format": told["format"], **told["key"]})):
+        if not folder.name.endswith(own):
             raise ValueError(f"{folder} was made of something else; delete it and run again")
         for name, entry in told["files"].items():
             path = folder / name

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from engine.errors import RecipeError, nearest
 from engine.sampling import budget
-from engine.schema import DatasetRecipe, Recipe
+from engine.schema import Recipe
 
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
@@ -82,7 +82,7 @@ def check(recipe: Recipe, merged: Any) -> None:
     if recipe.evaluate.half_width is not None:
         budget.check_half_width(recipe.evaluate.half_width)
     recipe.method.check()
-    _check_names(recipe.dataset, recipe.method.name)
+    _check_names(recipe)
     places = [*recipe.dataset.sets, recipe.dataset.upstream]
     if recipe.downstream not in places:
         raise RecipeError(
@@ -110,9 +110,11 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
         raise RecipeError(f"{key}={value!r} is not possible{nearest(value, allowed)}")
 
 
-def _check_names(dataset: DatasetRecipe, method: str) -> None:
+def _check_names(recipe: Recipe) -> None:
     """Names become parts of paths, and sets are told apart by theirs."""
-    keys = [("dataset.upstream", dataset.upstream), ("method.name", method)]
+    dataset = recipe.dataset
+    keys = [("dataset.upstream", dataset.upstream), ("method.name", recipe.method.name)]
+    keys.append(("model.name", recipe.model.name))
     for key, name in [*keys, *(("dataset.sets", name) for name in dataset.sets)]:
         if not _NAME.fullmatch(name) or name in (".", ".."):
             raise RecipeError(f"{key}: {name!r} cannot be part of a path; use a name without '/'")

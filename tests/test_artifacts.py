@@ -141,9 +141,10 @@ def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> Non
         made.checked("note.txt")
 
 
-def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"format": 1, "key": 3}'])
+def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
     store = Store(tmp_path)
-    store.make("cells", "ft", KEY, fill).file(MARKER).write_text("")
+    store.make("cells", "ft", KEY, fill).file(MARKER).write_text(text)
     with pytest.raises(ValueError, match=r"done\.json is damaged; delete .*ft-"):
         store.find("cells", "ft", KEY)
 
