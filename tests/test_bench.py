@@ -49,6 +49,8 @@ def cases(monkeypatch, tmp_path):
     replaced: dict[str, SimpleNamespace] = {}
     monkeypatch.setattr(contest, "load", lambda name: replaced[name])
     monkeypatch.setattr(report, "ROOT", tmp_path)
+    quick = roofline.measure(CPU, quick=True)
+    monkeypatch.setattr(roofline, "measure", lambda device, short=False: quick)
     return replaced
 
 

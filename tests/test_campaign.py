@@ -62,6 +62,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_sets_that_are_not_encoded_are_told_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
 ) -> None:
