@@ -113,12 +113,12 @@ class Store:
             return None
         try:
             told = json.loads(marker.read_text())
-            own = digest({"format": told["format"], **told["key"]})
+            own, files = digest({"format": told["format"], **told["key"]}), told["files"].items()
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{marker} is damaged; delete {folder} and run again") from error
         if not folder.name.endswith(own):
             raise ValueError(f"{folder} was made of something else; delete it and run again")
-        for name, entry in told["files"].items():
+        for name, entry in files:
             path = folder / name
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 raise ValueError(f"{path} is damaged; delete {folder} and run again")

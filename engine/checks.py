@@ -62,7 +62,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "dataset.source_px": (1, _ANY),
     "dataset.holdout": (0, 1, "high"),
 }
-_NAME = re.compile(r"[^/\\\0]+")
+_NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks what is unfinished
 
 
 def check(recipe: Recipe, merged: Any) -> None:
@@ -116,8 +116,10 @@ def _check_names(recipe: Recipe) -> None:
     keys = [("dataset.upstream", dataset.upstream), ("method.name", recipe.method.name)]
     keys.append(("model.name", recipe.model.name))
     for key, name in [*keys, *(("dataset.sets", name) for name in dataset.sets)]:
-        if not _NAME.fullmatch(name) or name in (".", ".."):
-            raise RecipeError(f"{key}: {name!r} cannot be part of a path; use a name without '/'")
+        if not _NAME.fullmatch(name):
+            raise RecipeError(
+                f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
+            )
     twice = sorted({name for name in dataset.sets if dataset.sets.count(name) > 1})
     if twice:
         raise RecipeError(f"dataset.sets names {', '.join(twice)} twice")

@@ -141,7 +141,9 @@ def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> Non
         made.checked("note.txt")
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"format": 1, "key": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{}", '{"format": 1, "key": {}}', '{"format": 1, "key": 3}']
+)
 def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
     store = Store(tmp_path)
     store.make("cells", "ft", KEY, fill).file(MARKER).write_text(text)

@@ -259,6 +259,7 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["dataset.sets=[a,b]"], "downstream='twemoji' is not a set of emoji"),
         ("emoji/ewc", ["dataset.sets=[twemoji,twemoji]"], "dataset.sets names twemoji twice"),
         ("emoji/ewc", ["dataset.sets=[twemoji,sub/b]"], "'sub/b' cannot be part of a path"),
+        ("emoji/ewc", ["model.name=.x"], "model.name: '.x' cannot be part of a path"),
         ("emoji/ewc", ["model.name=x/y"], "model.name: 'x/y' cannot be part of a path"),
         ("emoji/ewc", ["method.name=x/y"], "method.name: 'x/y' cannot be part of a path"),
         ("emoji/ewc", ["method.fisher_scale=meen"], "did you mean 'mean'?"),
