@@ -66,8 +66,8 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     methods = recipe.methods_of(name)
     cells = [recipe.load(name, overrides, method=method) for method in methods]
     sets = tuple(cells[0].dataset.sets)
-    if len(sets) < 2 or len(set(sets)) < len(sets):
-        raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two different sets or more")
+    if len(sets) < 2:
+        raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two sets or more")
     if cells[0].dataset.holdout and cells[0].evaluate.split != "holdout":
         raise RecipeError(
             f"dataset.holdout={cells[0].dataset.holdout:g}: a campaign judges cells on the same "

@@ -60,9 +60,9 @@ class Options:
     drawn with `seed` and the set's name: sets may be copies of the same photographs in the same
     order, and one draw for all would take the same photographs of those, but not of others, so
     that their distances would be too small beside the rest. tolerance: of the certified relative
-    duality gap. exact: unregularised
-    transport by POT, never debiased, for small sets. bracket: relative width (such as 1e-3) to
-    which unregularised transport is bracketed, never debiased, for sets of any size.
+    duality gap. exact: unregularised transport by POT, never debiased, for small sets.
+    bracket: relative width (such as 1e-3) to which unregularised transport is bracketed, never
+    debiased, for sets of any size.
     """
 
     eps: float = 0.05

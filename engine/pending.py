@@ -141,10 +141,10 @@ def join_arrays(files: Sequence[Path], whole: Path) -> None:
 
     Raises OSError naming the file where there is no room for it.
     """
-    shapes = [np.load(file, mmap_mode="r", allow_pickle=False).shape for file in files]
-    header = np.lib.format.header_data_from_array_1_0(np.load(files[0], mmap_mode="r"))
-    header["shape"] = (sum(rows for rows, _ in shapes), shapes[0][1])
+    arrays = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+    header = np.lib.format.header_data_from_array_1_0(arrays[0])
+    header["shape"] = (sum(map(len, arrays)), arrays[0].shape[1])
     with room_for(whole), whole.open("wb") as sink:  # a full disk ends a mapped write by SIGBUS
         np.lib.format.write_array_header_1_0(sink, header)
-        for file in files:
-            sink.write(np.load(file, allow_pickle=False).tobytes())
+        for array in arrays:
+            sink.write(array.tobytes())

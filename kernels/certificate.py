@@ -35,8 +35,7 @@ from torch import Tensor
 
 from kernels.ground_cost import GroundCost
 from kernels.stored_cost import CERTIFIED_STRIP, StoredCost
-from kernels.sweep import HAS_NUMBA
-from kernels.threads import spread
+from kernels.threads import HAS_NUMBA, spread
 
 _COMPILE_FROM = 1 << 24  # costs: what compiling (0.4 s in each process) would have to repay
 

@@ -27,6 +27,7 @@ from torch.library import triton_op
 
 from kernels import ewc_cpu, reference
 from kernels.launch import jit, launcher, tl
+from kernels.threads import HAS_NUMBA
 
 _BLOCK = 1024
 _WARPS = 4
@@ -209,7 +210,7 @@ def _step(
             elsewhere.append((flat, numbers, theta.numel()))
     tracing = torch.compiler.is_compiling()
     on_cpu = bool(elsewhere) and all(numbers.device.type == "cpu" for _, numbers, _ in elsewhere)
-    if compiled and ewc_cpu.HAS_NUMBA and on_cpu and not tracing:
+    if compiled and HAS_NUMBA and on_cpu and not tracing:
         value = ewc_cpu.step(twin.__name__, [(flat, scalars) for flat, scalars, _ in elsewhere])
         if penalty is not None:
             penalty.add_(value)

@@ -8,7 +8,6 @@ four, so the loops ask for what they will need (docs/performance.md). See `kerne
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +16,6 @@ import torch
 from torch import Tensor
 
 from kernels.threads import spread
-
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Elements asked for at once, _AHEAD elements before they are read; their penalties are added up in
 # fp32, before the sum goes on in fp64.

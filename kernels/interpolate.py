@@ -26,6 +26,7 @@ from torch.library import triton_op
 
 from kernels import interpolate_cpu, reference
 from kernels.launch import jit, launcher, tl
+from kernels.threads import HAS_NUMBA
 
 MAX_OUTPUTS = 32
 _WARPS = 4
@@ -91,7 +92,7 @@ def interpolate(
 @torch.library.custom_op("rib::interpolate_on_cpu_", mutates_args=("out",))
 def _on_cpu(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """The weights are read, which a compiled graph cannot: this is one operator there."""
-    if out.numel() >= _COMPILE_FROM and interpolate_cpu.HAS_NUMBA and out.device.type == "cpu":
+    if out.numel() >= _COMPILE_FROM and HAS_NUMBA and out.device.type == "cpu":
         interpolate_cpu.fill(parents, weights, out)
         return
     for start in range(0, parents.shape[1], _CHUNK):

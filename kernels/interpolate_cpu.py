@@ -7,15 +7,12 @@ several times over. Bits are those of the reference. See `kernels.interpolate`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.threads import spread
-
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Elements: chunks of some parents and of a row of sums, together in a core's second cache.
 _CHUNK = 8192

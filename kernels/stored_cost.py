@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels.ground_cost import STRIP_ROWS, GroundCost
 from kernels.quantize import COMPILE_FROM, quantize
-from kernels.sweep import HAS_NUMBA
+from kernels.threads import HAS_NUMBA
 
 log = logging.getLogger(__name__)
 

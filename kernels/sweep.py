@@ -21,7 +21,6 @@ Source: Cuturi 2013.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from typing import Any
 
@@ -32,9 +31,7 @@ from torch.library import triton_op
 from kernels import reference
 from kernels.launch import jit, launcher, tl
 from kernels.quantize import rounding
-from kernels.threads import spread
-
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
+from kernels.threads import HAS_NUMBA, spread
 
 # Costs: what compiling (about 2 s in each process) would have to repay.
 _COMPILE_FROM = 1 << 22

@@ -1,11 +1,15 @@
-"""Loops that leave Python's lock alone, spread over threads that stay."""
+"""Compiled loops, which leave Python's lock alone, spread over threads that stay."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: int) -> list[Any]:
@@ -31,3 +35,7 @@ def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: i
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="kernels")
+
+
+# Threads do not survive a fork: a child would wait for its parent's.
+os.register_at_fork(after_in_child=_pool.cache_clear)

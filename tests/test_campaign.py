@@ -165,7 +165,7 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     [
         (["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'epochs'"),
         (["downstream=outlined"], "did you mean 'outline'"),
-        (["dataset.sets=[outline]"], "needs two different sets or more"),
+        (["dataset.sets=[outline]"], "needs two sets or more"),
         (["dataset.sets=[outline,outline]"], "names outline twice"),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
     ],

@@ -11,6 +11,7 @@ from triton_interpreter import interpreted, run_interpreted
 
 from kernels import ewc, ewc_cpu
 from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.threads import HAS_NUMBA
 
 SIZES = [0, 1, 7, 1023, 1024, 1025, 5000]
 VARIANTS = ["plain", "identity", "fisher"]
@@ -95,7 +96,7 @@ def test_steps_equal_float64(name, size, variant):
     assert_equal_to_truth(name, case(size, variant), compiled=False)
 
 
-@pytest.mark.skipif(not ewc_cpu.HAS_NUMBA, reason="needs numba")
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_compiled_steps_equal_float64_on_any_number_of_threads(name, variant, monkeypatch):
@@ -130,7 +131,7 @@ def test_many_tensors_at_once_are_those_tensors_one_by_one(name, compiled, monke
     many(*[[] for _ in range(roles)], **({"steps": []} if name == "adamw" else {}), **shared)
 
 
-@pytest.mark.skipif(not ewc_cpu.HAS_NUMBA, reason="needs numba")
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
 def test_a_compiled_step_hides_no_nan():
     given = case(40, "fisher")
     given["grads"][:, 3] = float("nan")

@@ -14,6 +14,7 @@ from triton_interpreter import interpreted, run_interpreted
 from kernels import interpolate as module
 from kernels import interpolate_cpu, reference
 from kernels.interpolate import flatten, interpolate, views
+from kernels.threads import HAS_NUMBA
 
 # outputs, parents, parameters
 SHAPES = [(1, 1, 1), (1, 4, 7), (11, 2, 1000), (3, 5, 2049), (33, 2, 513), (2, 3, 0), (0, 2, 5)]
@@ -159,8 +160,7 @@ def test_what_float32_cannot_hold_and_nothing_are_refused():
         flatten([])
 
 
-@pytest.mark.skipif(module.tl is None, reason="needs triton")
-@pytest.mark.skipif(not interpolate_cpu.HAS_NUMBA, reason="needs numba")
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numba_loops_equal_float64_and_keep_end_points(dtype, monkeypatch):
     monkeypatch.setattr(module, "_COMPILE_FROM", 0)
@@ -193,6 +193,7 @@ def test_torch_compile_does_not_break_the_graph():
     assert torch.equal(doubled(parents, weights), interpolate(parents, weights) * 2)
 
 
+@pytest.mark.skipif(module.tl is None, reason="needs triton")
 def test_the_kernel_is_traced_into_a_compiled_graph():
     graphs = []
 

@@ -231,3 +231,11 @@ def test_to_head_follows_names_not_numbers(recipe: Recipe) -> None:
     labels, mask = to_head(pack, ("square", "ring", "other", "cross"))
     assert [*labels[[0, grids.COPIES, 2 * grids.COPIES]]] == [3, 1, 0]
     assert mask is not None and mask.tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["folder", "emoji", "imagenet"])
+def test_a_pack_that_may_leave_images_out_has_a_place_of_its_own(recipe: Recipe, kind: str) -> None:
+    strict = dataclasses.replace(recipe.dataset, kind=kind, upstream="imagenet_val")
+    lenient = dataclasses.replace(strict, undecodable="skip")
+    places = {pack_folder(Path(), one, recipe.model, "imagenet_a") for one in (strict, lenient)}
+    assert len(places) == 2

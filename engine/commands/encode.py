@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         name,
         sets.found_of(found, name),
         workers=arguments.workers,
-        skip=arguments.partial,
+        skip=arguments.partial or wanted.dataset.undecodable == "skip",
     )
     for text in remarks(pack.manifest):
         print(text)
@@ -81,6 +81,7 @@ def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
     said.append(models[-1] if models else resolved.model.name)
     said += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
     said += [word for word in words if word.startswith("model.")]
+    said += [word for word in words if word.startswith("dataset.undecodable=")]
     usual = imagenet.identity(DatasetRecipe(kind=resolved.dataset.kind), name)
     own = imagenet.identity(resolved.dataset, name).items()
     said += [f"dataset.{key}={value}" for key, value in own if usual.get(key) != value]

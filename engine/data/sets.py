@@ -202,10 +202,10 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "holdout", "objectnet", "subsample"}
-        if dataset.undecodable == "refuse":  # nothing is left out: a pack as ever
-            unrelated.add("undecodable")
+        unrelated = {"name", "sets", "holdout", "objectnet", "subsample", "undecodable"}
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
+    if dataset.undecodable == "skip":
+        key["undecodable"] = "skip"
     key |= {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
     return runs / "packs" / f"{name}-{digest(key)}"
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine import methods
 from engine.checks import one_of
 from engine.errors import RecipeError
 from engine.methods.base import Entry, Mixed
@@ -50,9 +49,6 @@ class Method(Mixed):
             raise ValueError(
                 "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
             )
-        for name in self.needs:
-            if issubclass(methods.find(context.sibling(name).method.module).Method, Mixed):
-                raise RecipeError(f"method.members: {name} has no weights of its own to average")
         cells = [
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members
