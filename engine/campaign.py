@@ -63,8 +63,11 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     """
     if cores < 1:
         raise RecipeError(f"--cores {cores}: at least one is needed")
+    _refuse_one_cell(overrides)
     methods = recipe.methods_of(name)
     cells = [recipe.load(name, overrides, method=method) for method in methods]
+    for cell in cells:
+        _check_siblings(name, overrides, cell)
     sets = tuple(cells[0].dataset.sets)
     if len(sets) < 2:
         raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two sets or more")
@@ -84,6 +87,32 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
         seeds=cells[0].seeds,
         path=folder.resolve() / "plans" / _digest(cells) / "plan.json",
     )
+
+
+def _refuse_one_cell(overrides: Sequence[str]) -> None:
+    """Words that speak of one method or one set would be without effect on a grid of them all."""
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] == "method" and key != "method.variant":
+            raise RecipeError(
+                f"{word!r}: a campaign trains all its methods; set one's options below "
+                "`methods:` in a campaign file of your own"
+            )
+        if key == "downstream":
+            raise RecipeError(
+                f"{word!r}: a campaign trains on all its sets; name some by dataset.sets=[A,B], "
+                "or train one cell by engine/launch.py"
+            )
+
+
+def _check_siblings(name: str, overrides: Sequence[str], cell: Recipe) -> None:
+    """Raise RecipeError where a method is made of methods that do not exist or do not train."""
+    from engine.methods import base  # and torch, which a finished campaign does without
+
+    for one in base.siblings(
+        cell.method, lambda method: recipe.load(name, overrides, method=method)
+    ):
+        _check_siblings(name, overrides, one)
 
 
 def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:

@@ -43,8 +43,9 @@ class Cell:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        path = self.artifact.folder / CELL
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not (self.artifact.folder / CELL).is_file():
+            return {}
+        return json.loads(self.artifact.checked(CELL).read_text())
 
     @property
     def entries(self) -> list[Entry]:

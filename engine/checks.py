@@ -35,9 +35,10 @@ ALLOWED = {
 }
 HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
 _ANY = math.inf
+_SEED = (0, 2**63 - 1)  # torch's
 # Key: the least and the greatest value; a third entry names an end that is itself too far.
 RANGES: dict[str, tuple[Any, ...]] = {
-    "seed": (0, _ANY),
+    "seed": _SEED,
     "seeds": (1, _ANY),
     "train.epochs": (1, _ANY),
     "train.batch_size": (1, _ANY),
@@ -50,13 +51,14 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "optimizer.eps": (0, _ANY),
     "optimizer.weight_decay": (0, _ANY),
     "model.image_size": (1, _ANY),
-    "model.crop": (0, _ANY, "low"),
+    "model.crop": (0, 1, "low"),
+    "model.projection": (0, _ANY),
     "model.head.epochs": (1, _ANY),
     "model.head.batch_size": (1, _ANY),
     "model.head.lr": (0, _ANY, "low"),
     "model.head.weight_decay": (0, _ANY),
     "model.weights.photos_right": (0, 20),
-    "dataset.seed": (0, _ANY),
+    "dataset.seed": _SEED,
     "dataset.classes": (0, _ANY),
     "dataset.renderings": (1, _ANY),
     "dataset.source_px": (1, _ANY),
@@ -78,10 +80,12 @@ def check(recipe: Recipe, merged: Any) -> None:
             in_range(key, value, *limits)
     for number in recipe.optimizer.betas:
         in_range("optimizer.betas", number, 0, 1, "high")
+    _check_channels("model.mean", recipe.model.mean, 0, 1)
+    _check_channels("model.std", recipe.model.std, 0, _ANY, "low")
     budget.check_budget(recipe.evaluate.budget)
     if recipe.evaluate.half_width is not None:
         budget.check_half_width(recipe.evaluate.half_width)
-    recipe.method.check()
+    recipe.method.check(recipe)
     _check_names(recipe)
     places = [*recipe.dataset.sets, recipe.dataset.upstream]
     if recipe.downstream not in places:
@@ -102,6 +106,14 @@ def in_range(key: str, value: float, low: float, high: float, outside: str = "")
         least = f"above {low}" if outside == "low" else f"at least {low}"
         most = f" and {'below' if outside == 'high' else 'at most'} {high}"
         raise RecipeError(f"{key}={value} must be {least}{most if high < _ANY else ''}")
+
+
+def _check_channels(key: str, values: Sequence[float] | None, *limits: Any) -> None:
+    """Red, green and blue, where they are told."""
+    if values is not None and len(values) != 3:
+        raise RecipeError(f"{key}={list(values)} must be three numbers, one a channel")
+    for value in values or ():
+        in_range(key, value, *limits)
 
 
 def one_of(key: str, value: str, allowed: Sequence[str]) -> None:

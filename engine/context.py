@@ -23,9 +23,8 @@ from engine.artifacts import Artifact, Store
 from engine.cells import Cell
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
-from engine.errors import RecipeError
 from engine.machine import compiled, precision, ranks
-from engine.methods.base import Mixed, Trained
+from engine.methods.base import Mixed, Trained, siblings
 from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
 from engine.weights import checkpoints
 
@@ -147,14 +146,7 @@ class Context:
         module = Path(cell_recipe.method.module)
         if module.suffix == ".py":
             method["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
-        needs = methods.find(cell_recipe.method.module).Method(cell_recipe.method).needs
-        siblings = [self.sibling(name) for name in needs]
-        for sibling in siblings:
-            if issubclass(methods.find(sibling.method.module).Method, Mixed):
-                raise RecipeError(
-                    f"{cell_recipe.method.name} is made of {sibling.method.name}, which has no "
-                    "weights of its own: name methods that train"
-                )
+        others = siblings(cell_recipe.method, self.sibling)
         settings = dataclasses.asdict(cell_recipe.train)
         settings["precision"] = precision.resolve(cell_recipe.train.precision, self.device)
         settings["compile"] = compiled.resolve(cell_recipe.train.compile, self.device) != "never"
@@ -168,7 +160,7 @@ class Context:
             ],
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [
-                Context(self.request, sibling, self.device, self.sets).key() for sibling in siblings
+                Context(self.request, sibling, self.device, self.sets).key() for sibling in others
             ],
             "optimizer": dataclasses.asdict(cell_recipe.optimizer),
             "train": settings,

@@ -119,7 +119,7 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
 
     label = context.recipe.model.name
     made = context.store.make("distances", label, key, write)
-    plain = json.loads(made.file(MATRIX).read_text())
+    plain = json.loads(made.checked(MATRIX).read_text())
     return Matrix.of(plain | {"samples": options.samples})
 
 

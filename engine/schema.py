@@ -87,8 +87,8 @@ class MethodRecipe:
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
     variant: str = "canonical"  # canonical | paper
 
-    def check(self) -> None:
-        """Raises RecipeError, naming the key, for an option that is not possible."""
+    def check(self, cell: Recipe) -> None:
+        """Raises RecipeError, naming the key, for an option that is not possible in this cell."""
 
 
 @dataclass(frozen=True)

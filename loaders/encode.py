@@ -163,7 +163,11 @@ def encode(
                 ):
                     writer.write(bar)
                 if writer.skipped and (on_error == "refuse" or not writer.kept):
-                    raise ValueError(_undecodable(writer.skipped, len(items)))
+                    raise ValueError(
+                        f"{name} lacks {left_out(writer.skipped, len(items))}. "
+                        "Repair or fetch them again, or leave them out: dataset.undecodable=skip, "
+                        "or --partial for rib encode"
+                    )
                 writer.finish()
             manifest |= _counts(writer, len(classes))
             _write_manifest(temporary, manifest)
@@ -258,14 +262,11 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     _fsync(folder)
 
 
-def _undecodable(skipped: Sequence[Mapping[str, str]], count: int) -> str:
+def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
+    """How many of `count` images a pack lacks, the first of them by name; see its `skipped`."""
     named = "; ".join(f"{one['key']} ({one['reason']})" for one in skipped[:_NAMED])
     more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return (
-        f"{len(skipped)} of {count} images cannot be decoded: {named}{more}. "
-        "Repair or fetch them again, or leave them out: dataset.undecodable=skip, "
-        "or --partial for rib encode"
-    )
+    return f"{len(skipped)} of {count} images, which cannot be decoded: {named}{more}"
 
 
 @contextmanager

@@ -164,7 +164,9 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'epochs'"),
-        (["downstream=outlined"], "did you mean 'outline'"),
+        (["downstream=outline"], r"trains on all its sets; name some by dataset\.sets="),
+        (["method.alpha=0.3"], "'method.alpha=0.3': a campaign trains all its methods"),
+        (["method=fine_tune"], "a campaign trains all its methods"),
         (["dataset.sets=[outline]"], "needs two sets or more"),
         (["dataset.sets=[outline,outline]"], "names outline twice"),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
@@ -175,6 +177,27 @@ def test_mistake_is_found_before_any_work(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         planned(folder, f"runs={tmp_path / 'runs'}", *words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
+        ("  soup: {method: {members: [pre, wise_ft]}}", "soup is made of wise_ft, which has no"),
+        (
+            "  greedy_soup: {dataset: {holdout: 0}}",
+            "chosen on a downstream hold-out",
+        ),
+    ],
+)
+def test_a_soup_that_cannot_be_is_found_before_any_work(
+    folder: Path, tmp_path: Path, methods: str, message: str
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"{(folder / 'shapes.yaml').read_text()}{methods}\n")
+    with pytest.raises(RecipeError, match=message):
+        campaign.plan(str(file), [f"runs={tmp_path / 'runs'}"], 2)
     assert not (tmp_path / "runs").exists()
 
 

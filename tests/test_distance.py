@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import cli, distance
+from engine import artifacts, cli, distance
 from engine.artifacts import Store
 from engine.distance import Labelled, Options, matrix
 from engine.machine import ranks
@@ -231,6 +231,11 @@ def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
     assert (again.names, again.eps) == (found.names, found.eps) and asked == list(SETS)
     distance.distances(context, list(SETS), Options(eps=0.3))
     assert asked == 2 * list(SETS)
+    for path in context.store.root.glob("distances/*/matrix.json"):
+        path.write_text(path.read_text().replace("near", "rean"))
+    artifacts._hash_once.cache_clear()
+    with pytest.raises(ValueError, match=r"matrix\.json was altered"):
+        distance.distances(context, list(SETS), Options(eps=0.2))
     for names in (["near"], ["near", "near"]):
         with pytest.raises(ValueError, match="two or more distinct sets"):
             distance.distances(context, names)

@@ -135,7 +135,8 @@ def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
 ) -> None:
     bad = (3, 30)
     with pytest.raises(
-        ValueError, match=r"2 of 40 images cannot be decoded: image-3 \(OSError: torn"
+        ValueError,
+        match=r"lacks 2 of 40 images, which cannot be decoded: image-3 \(OSError: torn",
     ):
         make(tmp_path / "p", Camera(bad=bad))
     assert not (tmp_path / "p").exists()

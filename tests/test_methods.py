@@ -230,22 +230,26 @@ def test_lora_of_a_convolutional_model_sits_on_its_pointwise_convolutions(grid):
     check(case, wanted_B, trained | some(case.net, "classifier.weight", "classifier.bias"))
 
 
-def test_an_altered_fisher_or_features_are_refused(grid):
+def test_an_altered_byte_of_what_is_kept_is_refused(grid):
     context = grid.context("method=ewc", "seed=5", f"runs={grid.runs.parent / 'altered'}")
-    context.fisher(4, "data")
-    context.features(context.base, context.target)
-    files = ("fisher/*/fisher.safetensors", "features/*/features.npy")
-    uses = (
-        lambda: context.fisher(4, "data"),
-        lambda: context.features(context.base, context.target),
-    )
-    for pattern, use in zip(files, uses, strict=True):
-        for path in (context.store.root).glob(pattern):
-            whole = path.read_bytes()
-            path.write_bytes(whole[:-8] + bytes(8 * [1]))
+    uses = {
+        "fisher/*/fisher.safetensors": lambda: context.fisher(4, "data"),
+        "features/*/features.npy": lambda: context.features(context.base, context.target),
+        "cells/visual*/prompt.safetensors": lambda: context.cell("visual_prompt").prompt(),
+        "cells/visual*/weights.safetensors": lambda: context.cell("visual_prompt").state(),
+        "cells/visual*/cell.json": lambda: context.cell("visual_prompt").meta,
+    }
+    for use in uses.values():
+        use()
+    for pattern, use in uses.items():
+        for path in context.store.root.glob(pattern):
+            data = bytearray(path.read_bytes())
+            data[-9] ^= 1
+            path.write_bytes(data)
         artifacts._hash_once.cache_clear()
-        with pytest.raises(ValueError, match="was altered; delete"):
+        with pytest.raises(ValueError, match=rf"{pattern.rpartition('/')[2]} was altered; delete"):
             use()
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
 
 
 def test_lora_refuses_what_it_cannot_adapt(grid):

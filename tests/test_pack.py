@@ -121,7 +121,9 @@ def test_a_request_is_the_digest_of_all_items_without_their_text_at_once() -> No
 
 
 def test_undecodable_images_are_named_counted_and_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"7 of 9 images .*image-100 \(OSError: broken") as caught:
+    with pytest.raises(
+        ValueError, match=r"7 of 9 images, which cannot be decoded: image-100 \(OSError: broken"
+    ) as caught:
         make(tmp_path / "p", [0, *range(100, 107), 1])
     assert "and 2 more" in str(caught.value) and "dataset.undecodable=skip" in str(caught.value)
     assert os.listdir(tmp_path) == []

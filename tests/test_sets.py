@@ -79,7 +79,9 @@ def test_folder_that_holds_nothing(recipe: Recipe, tmp_path: Path, root: str, me
         opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path)))["upstream"]
 
 
-def test_image_that_does_not_decode_is_named(recipe: Recipe, tmp_path: Path) -> None:
+def test_image_that_does_not_decode_is_named(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     grids.draw(tmp_path / "images")
     (tmp_path / "images" / "outline" / "disc" / "0.png").write_bytes(b"not a picture")
     dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / "images"))
@@ -89,6 +91,9 @@ def test_image_that_does_not_decode_is_named(recipe: Recipe, tmp_path: Path) -> 
     lenient = dataclasses.replace(dataset, undecodable="skip")
     own = dataclasses.replace(recipe, dataset=lenient, runs=str(tmp_path))
     pack = opened(own)["outline"].pack
+    assert not caplog.records
+    assert opened(own)["outline"].pack.fingerprint == pack.fingerprint
+    assert "1 of 35 images, which cannot be decoded: disc/0.png (" in caplog.text
     assert [one["key"] for one in pack.manifest["skipped"]] == ["disc/0.png"]
     assert pack.folder != pack_folder(tmp_path, dataset, recipe.model, "outline")
 
@@ -98,8 +103,20 @@ def test_a_pack_under_another_sets_name_is_refused(recipe: Recipe, tmp_path: Pat
     there, other = (opened(own)[name].pack.folder for name in ("outline", "tinted"))
     shutil.rmtree(there)
     shutil.copytree(other, there)
-    with pytest.raises(ValueError, match=r"holds a pack of 'tinted', not of 'outline'; delete it"):
+    with pytest.raises(ValueError, match=r"another pack: set: 'tinted', not 'outline'; delete it"):
         opened(own)["outline"]
+
+
+def test_a_pack_made_by_other_options_is_refused_where_its_images_are_gone(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    seeded = [dataclasses.replace(recipe.dataset, seed=seed) for seed in (0, 1)]
+    first, second = (dataclasses.replace(recipe, runs=str(tmp_path), dataset=one) for one in seeded)
+    there, other = (opened(one)["outline"].pack.folder for one in (first, second))
+    shutil.rmtree(there)
+    other.rename(there)
+    with pytest.raises(ValueError, match=r"another pack: seed: 1, not 0; delete it"):
+        opened(first)["outline"]
 
 
 def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ from engine.machine import ranks
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import emoji, folders, imagenet_c
 from loaders.batch import Source
-from loaders.encode import encode
+from loaders.encode import encode, left_out
 from loaders.imagenet import Found
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.stream import open_source
@@ -157,10 +157,9 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder, transform_spec=transform.spec)
-        if pack.name != name:
-            raise ValueError(
-                f"{folder} holds a pack of {pack.name!r}, not of {name!r}; delete it and run again"
-            )
+        _refuse_other(pack, identity(dataset, model, name))
+        if skipped := pack.manifest["skipped"]:
+            log.warning("%s lacks %s", name, left_out(skipped, len(pack) + len(skipped)))
         _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
         if dataset.kind == "imagenet" and len(pack) != imagenet.images(dataset, name):
             log.warning("%s is a part of the published set: %d images", name, len(pack))
@@ -189,7 +188,7 @@ def make_pack(
         transform_spec=transform.spec,
         classes=content.classes,
         source_fingerprint=content.fingerprint,
-        extra=content.extra,
+        extra={**content.extra, "identity": identity(recipe.dataset, recipe.model, name)},
         format=recipe.dataset.pack_format,  # type: ignore[arg-type]  # checked with the recipe
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
@@ -199,6 +198,11 @@ def make_pack(
 
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
     """`runs/packs/<set>-<hash>`: models with the same transform share a pack."""
+    return runs / "packs" / f"{name}-{digest(identity(dataset, model, name))}"
+
+
+def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
+    """What of a recipe determines a set's pack."""
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
@@ -206,8 +210,7 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
-    key |= {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
-    return runs / "packs" / f"{name}-{digest(key)}"
+    return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
 
 
 def to_head(pack: Pack, head: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -277,6 +280,18 @@ def _group(pack: Pack) -> np.ndarray | None:
     if not depth:
         return None
     return np.array([imagenet_c.part_of(key, depth) for key in pack.keys.tolist()])
+
+
+def _refuse_other(pack: Pack, wanted: Mapping[str, Any]) -> None:
+    """Raise ValueError where a pack was made by other options than its folder's name says."""
+    stored = pack.manifest["extra"].get("identity", {})
+    keys = [key for key in sorted(stored | wanted) if stored.get(key) != wanted.get(key)]
+    if keys:
+        raise ValueError(
+            f"{pack.folder} holds another pack: "
+            + ", ".join(f"{key}: {stored.get(key)!r}, not {wanted.get(key)!r}" for key in keys)
+            + "; delete it and run again"
+        )
 
 
 def _refuse_changed(pack: Pack, root: Path | None) -> None:

@@ -5,17 +5,18 @@ The rest of the engine never asks which method it runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine import models
+from engine import methods, models
 from engine.data import grouping
+from engine.errors import RecipeError
 from engine.optim import Penalty
-from engine.schema import MethodRecipe
+from engine.schema import MethodRecipe, Recipe
 from kernels.distill import distill_loss
 from loaders.batch import Batch
 
@@ -121,3 +122,18 @@ class Mixed:
     def entries(self, context: Context) -> Sequence[Entry]:
         """The mixes to evaluate; exactly one of them is the headline."""
         raise NotImplementedError
+
+
+def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe]:
+    """The recipes of the methods that a cell is made of; `load` resolves one by its name.
+
+    Raises RecipeError for a method that mixes cells, and has no weights of its own.
+    """
+    found = [load(name) for name in methods.find(recipe.module).Method(recipe).needs]
+    for one in found:
+        if issubclass(methods.find(one.method.module).Method, Mixed):
+            raise RecipeError(
+                f"{recipe.name} is made of {one.method.name}, which has no weights of its own: "
+                "name methods that train"
+            )
+    return found

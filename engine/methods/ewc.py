@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from engine import schema
 from engine.checks import in_range, one_of
 from engine.methods.base import Trained
 from engine.optim import Penalty
-from engine.schema import MethodRecipe
 
 if TYPE_CHECKING:
     from engine.context import Context
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
+class Recipe(schema.MethodRecipe):
     lam: float = 1.0
     fisher_images: int = 0  # of the upstream set's training split; 0: all of them
     fisher_labels: str = "model"  # model: sampled from its prediction | data: the empirical Fisher
     fisher_scale: str = "none"  # none | mean: divide by its mean, so that lambda has one unit
 
-    def check(self) -> None:
+    def check(self, cell: schema.Recipe) -> None:
         in_range("method.lam", self.lam, 0, math.inf)
         in_range("method.fisher_images", self.fisher_images, 0, math.inf)
         one_of("method.fisher_labels", self.fisher_labels, ("model", "data"))

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from engine import models
+from engine import models, schema
 from engine.checks import in_range
 from engine.methods.base import Export, FrozenBackbone
-from engine.schema import MethodRecipe
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -27,12 +26,12 @@ PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
+class Recipe(schema.MethodRecipe):
     rank: int = 8
     scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
     train_head: bool = True  # canonical: the head learns beside the factors
 
-    def check(self) -> None:
+    def check(self, cell: schema.Recipe) -> None:
         in_range("method.rank", self.rank, 1, math.inf)
         in_range("method.scale", self.scale, -math.inf, math.inf)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from engine import schema
 from engine.checks import in_range
 from engine.methods.base import Trained
-from engine.schema import MethodRecipe
 from kernels.distill import distill_loss
 from loaders.batch import Batch
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
+class Recipe(schema.MethodRecipe):
     weight: float = 1.0
     temperature: float = 2.0
 
-    def check(self) -> None:
+    def check(self, cell: schema.Recipe) -> None:
         in_range("method.weight", self.weight, 0, math.inf)
         in_range("method.temperature", self.temperature, 0, math.inf, "low")
 

@@ -11,24 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine import schema
 from engine.checks import one_of
 from engine.errors import RecipeError
 from engine.methods.base import Entry, Mixed
-from engine.schema import MethodRecipe
 
 if TYPE_CHECKING:
     from engine.context import Context
 
 
+_NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
+
+
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
+class Recipe(schema.MethodRecipe):
     select: str = "uniform"  # uniform | greedy
     members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
 
-    def check(self) -> None:
+    def check(self, cell: schema.Recipe) -> None:
         one_of("method.select", self.select, ("uniform", "greedy"))
         if not self.members:
             raise RecipeError("method.members is empty; name at least one method or `pre`")
+        if self.select == "greedy" and not cell.dataset.holdout:
+            raise RecipeError(_NO_HOLDOUT)
 
 
 def uniform(members: Sequence[str]) -> dict[str, float]:
@@ -46,9 +51,7 @@ class Method(Mixed):
     def entries(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
-            raise ValueError(
-                "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
-            )
+            raise ValueError(f"{_NO_HOLDOUT}; {context.target.name} holds none out")
         cells = [
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from engine import schema
 from engine.checks import in_range
+from engine.errors import RecipeError
 from engine.methods.base import Export, FrozenBackbone
-from engine.schema import MethodRecipe
 from loaders.batch import Batch
 
 if TYPE_CHECKING:
@@ -18,11 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
+class Recipe(schema.MethodRecipe):
     frame_at_224: int = 30  # pixels; scaled with the image size
 
-    def check(self) -> None:
+    def check(self, cell: schema.Recipe) -> None:
         in_range("method.frame_at_224", self.frame_at_224, 1, 111)
+        size = cell.model.image_size
+        if not 0 < 2 * self.width(size) < size:
+            raise RecipeError(
+                f"method.frame_at_224={self.frame_at_224}: a frame of {self.width(size)} px does "
+                f"not fit an image of {size} px"
+            )
+
+    def width(self, image_size: int) -> int:
+        """Of the frame, in pixels."""
+        return round(self.frame_at_224 * image_size / 224)
 
 
 class Method(FrozenBackbone):
@@ -31,9 +42,7 @@ class Method(FrozenBackbone):
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         size = context.recipe.model.image_size
-        width = round(self.recipe.frame_at_224 * size / 224)
-        if not 0 < 2 * width < size:
-            raise ValueError(f"a frame of {width} px does not fit an image of {size} px")
+        width = self.recipe.width(size)
         inside = torch.zeros(size, size, dtype=torch.bool)
         inside[width:-width, width:-width] = True
         self.frame_HW = (~inside).to(context.device)

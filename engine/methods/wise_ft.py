@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine import schema
 from engine.checks import in_range
 from engine.methods.base import Entry, Mixed
-from engine.schema import MethodRecipe
 
 if TYPE_CHECKING:
     from engine.context import Context
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
+class Recipe(schema.MethodRecipe):
     alpha: float = 0.5
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
-    def check(self) -> None:
+    def check(self, cell: schema.Recipe) -> None:
         for key, values in (("method.alpha", [self.alpha]), ("method.alphas", self.alphas)):
             for value in values:
                 in_range(key, value, 0, 1)
