@@ -100,6 +100,24 @@ def test_a_set_below_the_root_need_not_be_encoded(
     assert said.count("rib encode") == 1 and "imagenet_c" in said and "subsample=full" in said
 
 
+def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = tmp_path / "mine.yaml"
+    model.write_text((recipe.ROOT / "models" / "resnet18.yaml").read_text())
+    inline = "{name: own, arch: resnet18, weights: {source: random}}"
+    for asked, told in ((str(model), str(model)), ("resnet34", "resnet34"), (inline, "MODEL")):
+        file = tmp_path / "own.yaml"
+        file.write_text(
+            f"model: {asked}\ndataset: imagenet_rib\ndownstream: imagenet_a\n"
+            "methods: {fine_tune: {}}\n"
+        )
+        words = [f"runs={tmp_path / 'runs'}", "dataset.sets=[imagenet_a,imagenet_r]"]
+        assert cli.main(["campaign", str(file), *words]) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
+        assert len(said) == 3 and all(f"--model {told} " in line for line in said)
+
+
 def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:
     header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
     said = re.findall(r"^#   rib (\w+) (.*?)(?:   .*)?$", header, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from engine.campaign import Plan
 from engine.errors import RecipeError
 from engine.planning import dry_run, estimate
 from engine.planning.flops import flops
+from engine.planning.ledger import Work
 
 folder, grid = campaigns.folder, grids.grid
 HEADERS = {"fine_tune": "FT", "ewc": "EWC", "lwf": "LwF", "lora": "LoRA", "visual_prompt": "VP"}
@@ -174,7 +176,7 @@ def test_the_published_grid() -> None:
     for method, title in HEADERS.items():
         text = (recipe.ROOT / "imagenet_rib" / f"{method}.yaml").read_text()
         (told,) = re.findall(r"best: (\d+\.\d) \|", text)
-        minutes = 60 * device.hours(sum(w.flops for w in column if w.label == title))
+        minutes = 60 * device.hours(w for w in column if w.label == title)
         assert float(told) == pytest.approx(minutes, abs=0.05)
 
 
@@ -193,20 +195,26 @@ def test_the_grids_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "imagenet_rib_paper", "model=all", "runs=/nonexistent"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("variant paper") == 7
-    assert "all 7 models: 39.6 hours on one GPU, 6.87 on eight; 70 jobs; disk" in shown
+    assert "all 7 models: 230 hours on one GPU, 32.9 on eight; 70 jobs; disk" in shown
     assert "packs of 3 transforms among it" in shown
 
 
 def test_hours_on_gpus() -> None:
     device = estimate.Device(tflops=100, mfu=0.5)
-    assert device.hours(50e12 * 3600) == pytest.approx(1)
+    work = Work("prepare", "training", "FT", 1, 50e12 * 3600)
+    assert device.hours([work]) == pytest.approx(1)
+    exact = dataclasses.replace(work, precision="fp32")
+    assert device.hours([work, exact]) == pytest.approx(1 + 100 / 19.5)
 
 
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
-    assert cli.main([*words, "--mfu", "0.25", "--tflops", "989"]) == 0
+    assert cli.main([*words, "train.precision=bf16", "--mfu", "0.25", "--tflops", "989"]) == 0
     out = capsys.readouterr().out
-    assert "predicted, at 25% of 989 TFLOP/s" in out and "report's distances" in out
+    assert (
+        "at 25% of 989 TFLOP/s (bf16) and 19.5 TFLOP/s (fp32)," in out
+        and "report's distances" in out
+    )
     assert "jobs       5: what all share, 3 columns, the report" in out
     assert not any(tmp_path.iterdir())  # nothing ran, nothing is written
     assert cli.main([*words, "--mfu", "1.5"]) == 2

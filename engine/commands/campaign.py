@@ -55,13 +55,14 @@ def _to_encode(arguments: argparse.Namespace, asked: Sequence[Sequence[str]]) ->
         from engine.commands import encode
         from engine.data import imagenet, sets
 
+        own = [f"model={model}"] if (model := recipe.model_of(arguments.name)) else []
         dataset, there = resolved.dataset, verify.encoded(resolved)
         for name in (dataset.upstream, *dataset.sets):
             rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
             if name in there or (rooted and (Path(dataset.root) / name).exists()):
                 continue
             folder = sets.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
-            lines.setdefault(folder, encode.command(resolved, name, words))
+            lines.setdefault(folder, encode.command(resolved, name, [*own, *words]))
     if not lines:
         return []
     return ["\n  ".join(["these sets are not encoded yet; run", *lines.values()])]

@@ -72,13 +72,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
-    """The words that encode a set where a campaign, resolved from `words`, looks for it."""
+    """The words that encode a set where a campaign, resolved from `words`, looks for it.
+
+    A model that the campaign describes itself has no name that `rib encode` knows: MODEL.
+    """
+    from engine import recipe
     from engine.data import imagenet
     from engine.schema import DatasetRecipe, Recipe
 
     models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
-    said = [*("rib", "encode", name, "--source", "FOLDER", "--model")]
-    said.append(models[-1] if models else resolved.model.name)
+    known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
+    said = [
+        "rib",
+        "encode",
+        name,
+        "--source",
+        "FOLDER",
+        "--model",
+        models[-1] if known else "MODEL",
+    ]
     said += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
     said += [word for word in words if word.startswith("model.")]
     said += [word for word in words if word.startswith("dataset.undecodable=")]

@@ -14,6 +14,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--mfu", type=float, help="share of the peak; default: 0.4")
     parser.add_argument("--tflops", type=float, help="peak of one GPU; default: an A100's in bf16")
+    parser.add_argument("--fp32-tflops", type=float, help="the same in fp32; default: an A100's")
     parser.set_defaults(run=run)
 
 
@@ -21,10 +22,10 @@ def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine.planning import estimate
 
-    given = {name: getattr(arguments, name) for name in ("tflops", "mfu")}
+    given = {name: getattr(arguments, name) for name in ("tflops", "fp32_tflops", "mfu")}
     device = estimate.Device(**{name: value for name, value in given.items() if value is not None})
-    if not 0 < device.mfu <= 1 or device.tflops <= 0:
-        raise ValueError("--mfu must be above 0 and at most 1, --tflops above 0")
+    if not 0 < device.mfu <= 1 or min(device.tflops, device.fp32_tflops) <= 0:
+        raise ValueError("--mfu must be above 0 and at most 1, --tflops and --fp32-tflops above 0")
     found = []
     for words in recipe.each_model(arguments.name, arguments.overrides):
         found.append(estimate.of(campaign.plan(arguments.name, words, cores=1)))

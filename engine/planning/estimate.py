@@ -7,7 +7,7 @@ share of a device's peak, and are a prediction, not a measurement.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,20 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Device:
-    """The peak of a GPU in TFLOP/s and the share of it that is assumed to be reached."""
+    """The peaks of a GPU in TFLOP/s and the share of them that is assumed to be reached."""
 
     tflops: float = 312.0  # an A100, dense bf16: NVIDIA's data sheet
+    fp32_tflops: float = 19.5  # the same, without TF32, which the engine does not switch on
     mfu: float = 0.4
 
-    def hours(self, flops: float) -> float:
-        return flops / (self.tflops * 1e12 * self.mfu * 3600)
+    @property
+    def peaks(self) -> dict[str, float]:
+        """TFLOP/s by precision."""
+        return {"bf16": self.tflops, "fp32": self.fp32_tflops}
+
+    def hours(self, works: Iterable[Work]) -> float:
+        """Of work, one after the other."""
+        return sum(w.flops / (self.peaks[w.precision] * 1e12 * self.mfu * 3600) for w in works)
 
 
 @dataclass(frozen=True)
@@ -72,17 +79,21 @@ class Estimate:
         """Jobs of the workflow: what all columns share, the columns, the report."""
         return len(self.plan.sets) + 2
 
-    def flops(self, kind: str = "", job: str = "") -> float:
-        """Operations of one kind of work or of one job, of all where neither is given."""
-        return sum(w.flops for w in self.work if kind in ("", w.kind) and job in ("", w.job))
+    def flops(self, kind: str) -> float:
+        """Operations of one kind of work."""
+        return sum(work.flops for work in self.work if work.kind == kind)
+
+    def hours_of(self, job: str, device: Device) -> float:
+        """Of one job, on one GPU."""
+        return device.hours(work for work in self.work if work.job == job)
 
     def hours(self, device: Device, gpus: int) -> float:
         """Until the last column ends, where each GPU takes the longest column that is left."""
-        columns = [device.hours(self.flops(job=name)) for name in self.plan.sets]
+        columns = [self.hours_of(name, device) for name in self.plan.sets]
         busy = [0.0] * gpus
         for column in sorted(columns, reverse=True):
             heapq.heappush(busy, heapq.heappop(busy) + column)
-        return device.hours(self.flops(job=PREPARE)) + max(busy)
+        return self.hours_of(PREPARE, device) + max(busy)
 
 
 def of(plan: campaign.Plan) -> Estimate:
@@ -147,12 +158,10 @@ def _disk(recipe: Recipe, dry_run: DryRun, images: dict[str, int]) -> dict[str, 
 def text(one: Estimate, device: Device) -> str:
     """The estimate as `rib plan` prints it."""
     recipe = one.recipe
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, list[Work]] = {}
     for work in sorted(one.work, key=lambda work: ORDER.index(work.kind)):
-        row = rows.setdefault(KINDS.get(work.kind, f"training: {work.label}"), [0, 0, 0])
-        for i, value in enumerate((work.images, work.steps, work.flops)):
-            row[i] += value
-    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+        rows.setdefault(KINDS.get(work.kind, f"training: {work.label}"), []).append(work)
+    rows["all"] = list(one.work)
     lines = [
         f"{one.plan.name}: {recipe.model.name}, {len(one.plan.methods)} methods "
         f"x {len(one.plan.sets)} sets, variant {recipe.method.variant}",
@@ -161,20 +170,21 @@ def text(one: Estimate, device: Device) -> str:
         "",
         f"{'':<36}{'images':>14}{'steps':>12}{'PFLOP':>12}{'GPU-hours':>11}",
     ]
-    for name, (images, steps, flops) in rows.items():
-        hours = device.hours(flops)
+    for name, works in rows.items():
+        images, steps = sum(work.images for work in works), sum(work.steps for work in works)
+        flops, hours = sum(work.flops for work in works), device.hours(works)
         lines.append(f"{name:<36}{images:>14,}{steps:>12,}{flops / 1e15:>12,.3g}{hours:>11,.3g}")
     trained = sum(made.export is not None for made in one.cells)
     points = [len(made.entries) for made in one.cells if made.entries and made.export is None]
     through = sum(work.images for work in one.work if work.kind == "evaluation")
-    longest = max(one.plan.sets, key=lambda name: one.flops(job=name))
+    longest = max(one.plan.sets, key=lambda name: one.hours_of(name, device))
     disk = ", ".join(f"{name} {_size(size)}" for name, size in one.disk.items())
     lines += [
         "",
         f"hours      {one.hours(device, 1):,.3g} on one GPU; {one.hours(device, 8):,.3g} on eight, "
         f"a column each (the longest: {longest})",
-        f"           predicted, at {device.mfu:.0%} of {device.tflops:g} TFLOP/s; without reading "
-        "images, starting kernels and the report's distances",
+        f"           predicted, at {device.mfu:.0%} of {_peaks(one, device)},",
+        "           without reading images, starting kernels and the report's distances",
         f"jobs       {one.jobs}: what all share, {len(one.plan.sets)} columns, the report",
         f"cells      {trained} with weights of their own, {len(points)} mixed in {sum(points)} "
         "points",
@@ -198,6 +208,11 @@ def total(found: Sequence[Estimate], device: Device) -> str:
         f"{sum(one.jobs for one in found)} jobs; disk {_size(own + sum(packs.values()))}, packs of "
         f"{len(packs)} transforms among it"
     )
+
+
+def _peaks(one: Estimate, device: Device) -> str:
+    used = sorted({work.precision for work in one.work})
+    return " and ".join(f"{device.peaks[name]:g} TFLOP/s ({name})" for name in used)
 
 
 def _size(count: float) -> str:

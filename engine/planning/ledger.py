@@ -30,7 +30,7 @@ class Work:
 
     job: `prepare`, or the set that heads a column. kind: features | fisher | training | evaluation.
     Training counts an image once an epoch, evaluation once a model; `rows` are predictions kept,
-    of which those from stored features pass no image through a model.
+    of which those from stored features pass no image through a model. precision: bf16 | fp32.
     """
 
     job: str
@@ -40,6 +40,7 @@ class Work:
     flops: float
     steps: int = 0
     rows: int = 0
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True)

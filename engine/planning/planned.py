@@ -91,7 +91,11 @@ class PlannedContext:
         images = len(self.target.split("train")) * train.epochs
         steps = -(-len(self.target.split("train")) // train.batch_size) * train.epochs
         each = self.ledger.step_flops(method, self.recipe) / train.batch_size
-        self.note("training", self.recipe.method.title, images, images * each, steps=steps)
+        self.note(
+            *("training", self.recipe.method.title, images, images * each),
+            steps=steps,
+            precision=self._precision(training=True),
+        )
         export = method.export()
         backbone = self.base.backbone if export.shares_backbone else self.name
         return PlannedCell(self.name, [Entry({self.name: 1.0})], backbone, size_of(export), export)
@@ -106,16 +110,14 @@ class PlannedContext:
     def features(
         self, cell: PlannedCell, labelled: LabelledSet, *, training: bool = False
     ) -> torch.Tensor:
-        section = self.recipe.train if training else self.recipe.evaluate
-        device = torch.device("cpu" if self.recipe.device == "cpu" else "cuda")
-        kind = precision.resolve(section.precision, device)
+        kind = self._precision(training=training)
         size = str(self.recipe.evaluate.batch_size)
         key = cell.backbone, labelled.name, kind, size
         images = len(labelled.labels)
         if key not in self.ledger.features:
             self.ledger.features[key] = images
             work = images * self.ledger.forward_flops
-            self.note("features", f"features of {labelled.name}", images, work)
+            self.note("features", f"features of {labelled.name}", images, work, precision=kind)
         return torch.zeros(images, models.head(self.ledger.net).in_features, device=self.device)
 
     def logits(self, cell: PlannedCell, labelled: LabelledSet) -> torch.Tensor:
@@ -129,7 +131,8 @@ class PlannedContext:
             parameters = list(self.ledger.net.parameters())
             size = sum(p.numel() * p.element_size() for p in parameters)
             self.ledger.cells[key] = PlannedCell("fisher", [], "", size)
-            self.note("fisher", "Fisher", images, images * self.ledger.fisher_flops)
+            work = images * self.ledger.fisher_flops
+            self.note("fisher", "Fisher", images, work, precision="fp32")  # squares of gradients
         return {name: torch.ones(()) for name, _ in self.ledger.net.named_parameters()}
 
     def holdout_accuracy(self, mix: Mix) -> float:
@@ -165,12 +168,29 @@ class PlannedContext:
         if rows:
             seen = images * models_run
             work = seen * self.ledger.forward_flops
-            self.note("evaluation", f"evaluation on {name}", seen, work, rows=rows)
+            self.note(
+                *("evaluation", f"evaluation on {name}", seen, work),
+                rows=rows,
+                precision=self._precision(training=False),
+            )
 
     def note(
-        self, kind: str, label: str, images: int, work: float, *, steps: int = 0, rows: int = 0
+        self,
+        kind: str,
+        label: str,
+        images: int,
+        work: float,
+        *,
+        steps: int = 0,
+        rows: int = 0,
+        precision: str,
     ) -> None:
-        self.ledger.work.append(Work(self.job, kind, label, images, work, steps, rows))
+        self.ledger.work.append(Work(self.job, kind, label, images, work, steps, rows, precision))
+
+    def _precision(self, *, training: bool) -> str:
+        section = self.recipe.train if training else self.recipe.evaluate
+        device = torch.device("cpu" if self.recipe.device == "cpu" else "cuda")
+        return precision.resolve(section.precision, device)
 
     def _backbone(self, name: str) -> str:
         return next(made.backbone for made in self.ledger.cells.values() if made.name == name)
