@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import campaign, cells, distance, evaluate, outcome, recipe, record, tables
+from engine import campaign, cells, distance, evaluate, outcome, recipe, record, tables, workflow
 from engine.campaign import Plan
 from engine.context import Context, Request, cache_folder
 from engine.measures.rows import PRE, Arm, Evaluation
@@ -38,7 +38,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     places = _places(context.recipe)
 
     def begin(step: int, what: str = "") -> None:
-        campaign.advance(plan.path, "prepare", step, len(places) + 1, what and f"preparing {what}")
+        workflow.advance(plan.path, "prepare", step, len(places) + 1, what and f"preparing {what}")
 
     begin(0, context.recipe.model.name)
     context.base  # noqa: B018  # made here
@@ -61,14 +61,14 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
     work = [(one, method) for one in context.seeded() for method in plan.methods]
     for done, (one, method) in enumerate(work, start=1):
         entries += one.cell(method).entries
-        campaign.advance(plan.path, downstream, done, len(work) + 1)
+        workflow.advance(plan.path, downstream, done, len(work) + 1)
     samples = _samples(context)
     for name in _places(context.recipe):
         split = outcome.split_of(context, name)
         mixes = [entry.mix for entry in entries]
         sample.evaluate_on(context, mixes, name, split, samples.get(name))
         context.sets.release(name)
-    campaign.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
+    workflow.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
     log.info("column %s took %.0f s", downstream, time.monotonic() - started)
 
 
@@ -76,7 +76,7 @@ def finish(plan: Plan, device: torch.device) -> Path:
     """Metrics, tables and the report page from the stored predictions, which a record names."""
     run = record.write(plan.path.parent, _record(plan, device))
     path = tables.write(run, tables.results(run))
-    campaign.advance(plan.path, "report", 1, 1)
+    workflow.advance(plan.path, "report", 1, 1)
     return path
 
 

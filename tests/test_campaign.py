@@ -1,30 +1,20 @@
-"""Campaigns: planned before they run, one a folder, and no job that outlives its campaign."""
+"""Campaigns are planned before they run: mistakes are found, and nothing is written."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import campaigns
 import pytest
-import torch
 from campaigns import METHODS, SETS
 
-from engine import campaign, cli, grid, recipe
+from engine import campaign, cli, recipe, workflow
 from engine.data import sets
-from engine.errors import CampaignError, RecipeError
+from engine.errors import RecipeError
 from loaders.pack import MANIFEST
 
 folder = campaigns.folder
@@ -57,7 +47,7 @@ def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) ->
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Model of each grid that would have been run, as all of them then are."""
     found: list[str] = []
-    monkeypatch.setattr(campaign, "run", lambda plan, *_, **__: found.append(plan.folder.name))
+    monkeypatch.setattr(workflow, "run", lambda plan, *_, **__: found.append(plan.folder.name))
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
     return found
 
@@ -238,174 +228,6 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert "emoji" in shown and "efficientnet_lite0" in shown and "wise_ft" in shown
-
-
-def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with campaign.locked(tmp_path):
-        named = rf"\(process {os.getpid()}\) is at work in {tmp_path}"
-        with pytest.raises(CampaignError, match=named), campaign.locked(tmp_path):
-            pass
-        with campaign.locked(tmp_path / "other"):
-            pass
-    with campaign.locked(tmp_path):  # free again
-        pass
-
-
-def test_killed_campaign_frees_its_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom engine import campaign\n"
-        "with campaign.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(CampaignError, match=rf"process {process.pid}"),
-            campaign.locked(tmp_path),
-        ):
-            pass
-        process.kill()
-    with campaign.locked(tmp_path):
-        pass
-
-
-JOB = """
-import sys, time
-from pathlib import Path
-from engine import campaign
-campaign.end_with_campaign(campaign.Plan("x", (), (), (), Path(sys.argv[1]), 1))
-print("at work", flush=True)
-time.sleep(60)
-"""
-
-
-@contextlib.contextmanager
-def job(folder: Path, leash: str) -> Iterator[subprocess.Popen]:
-    """A job's process, in a group of its own, that believes `leash` to be its campaign."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", JOB, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {campaign.LEASH: leash},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-HERE = f"{os.uname().nodename} {os.getpid()}"
-
-
-def test_job_ends_with_its_campaign(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        held = stack.enter_context(contextlib.ExitStack())
-        held.enter_context(campaign.locked(tmp_path))
-        process = stack.enter_context(job(tmp_path, HERE))
-        assert process.stdout is not None and process.stdout.readline() == "at work\n"
-        time.sleep(0.3)
-        assert process.poll() is None
-        held.close()
-        assert process.wait(10) == -signal.SIGKILL
-
-
-def test_job_whose_campaign_is_gone_does_not_start(tmp_path: Path) -> None:
-    tmp_path.joinpath(".lock").touch()
-    with job(tmp_path, HERE) as process:
-        assert process.wait(20) == -signal.SIGKILL
-    other = HERE.split()[0] + " 1"  # or has been followed by another one
-    with campaign.locked(tmp_path), job(tmp_path, other) as process:
-        assert process.wait(20) == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("leash", ["", "elsewhere 1"])
-def test_job_by_hand_or_elsewhere_follows_nobody(tmp_path: Path, leash: str) -> None:
-    with job(tmp_path, leash) as process:
-        assert process.stdout is not None and process.stdout.readline() == "at work\n"
-        assert process.poll() is None
-
-
-def test_left_overs_go_only_when_they_are_old(folder: Path, tmp_path: Path) -> None:
-    """Another campaign, or a single cell, may be at work in the same store."""
-    plan = planned(folder, f"runs={tmp_path}")
-    old, young = (tmp_path / "store" / "cells" / name for name in (".old.1", ".young.2"))
-    for left_over in (old, young):
-        left_over.mkdir(parents=True)
-    os.utime(old, (time.time() - campaign.LEFT_OVER_S - 1,) * 2)
-    campaign._clean(plan)
-    assert not old.exists() and young.exists()
-
-
-def test_markers_without_a_store_are_dropped(folder: Path, tmp_path: Path) -> None:
-    plan = planned(folder, f"runs={tmp_path}")
-    marker = plan.path.parent / "done" / "column-few"
-    marker.parent.mkdir(parents=True)
-    marker.touch()
-    (tmp_path / "store").mkdir()
-    campaign._clean(plan)
-    assert marker.exists()
-    (tmp_path / "store").rmdir()
-    campaign._clean(plan)
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("log", "said"),
-    [
-        ("error: first\nnoise\nerror: second\nFinished\n", "error: second"),
-        ("Traceback\n  x\ntorch.cuda.OutOfMemoryError: no room\nerror in rule\n", "no room"),
-        ("Killed\n", "Killed"),
-        ("nothing\n", "no job said why"),
-        ("", "no job said why"),
-    ],
-)
-def test_last_error_is_of_this_run(tmp_path: Path, log: str, said: str) -> None:
-    path = tmp_path / "campaign.log"
-    path.write_text("error: of an earlier run\n" + log)
-    assert said in campaign._last_error(path, len("error: of an earlier run\n"))
-
-
-def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import subprocess, sys\nfrom pathlib import Path\nfrom engine import campaign\n"
-        "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), Path('.'), 1)\n"
-        "process = subprocess.Popen(['sleep', '3'])\n"
-        "campaign._show_progress(process, plan, Path(sys.argv[1]))"
-    )
-    campaign.advance(tmp_path / "plan.json", "s", 2, 3)
-    campaign.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    states = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "preparing t" in states[-1]
-
-
-def test_prepare_tells_what_it_is_at(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[tuple] = []
-    monkeypatch.setattr(campaign, "advance", lambda path, *state: said.append(state))
-    monkeypatch.setattr(grid.evaluate, "evaluate", lambda *_: None)
-    monkeypatch.setattr(grid, "_context", lambda plan, device: MagicMock(recipe=cell))
-    cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
-    grid.prepare(planned(folder, f"runs={tmp_path}"), torch.device("cpu"))
-    steps = ["tiny", "upstream", *SETS]
-    assert said == [
-        *(("prepare", step, 5, f"preparing {what}") for step, what in enumerate(steps)),
-        ("prepare", 5, 5, ""),
-    ]
-
-
-def test_lock_file_is_not_inherited(tmp_path: Path) -> None:
-    """A child that lives on must not hold the folder."""
-    with campaign.locked(tmp_path):
-        child = subprocess.Popen(["sleep", "5"])
-    with (tmp_path / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    child.kill()
-    child.wait()
 
 
 def test_what_was_asked_for_is_told_without_any_methods_module(

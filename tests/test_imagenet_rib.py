@@ -313,6 +313,7 @@ def test_the_command_says_what_it_does(rib: Rib, capsys: pytest.CaptureFixture) 
     assert "no model's parameters may be tuned on it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_whole_of_imagenet_c_is_confirmed_first(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import campaign
+from engine import campaign, workflow
 from engine.errors import CampaignError
 
 
@@ -84,12 +84,12 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     profile = arguments.profile
     for plan in half_widths.sequential_plans(arguments.name, words, arguments.cores):
         if arguments.dry_run:
-            campaign.run(plan, arguments.cores, profile, dry_run=True)
+            workflow.run(plan, arguments.cores, profile, dry_run=True)
             return
         if campaign.finished(plan):
             print(f"{plan.name} is finished; nothing to do.")
         else:
-            campaign.run(plan, arguments.cores, profile)
+            workflow.run(plan, arguments.cores, profile)
     show(campaign.report_page(plan))
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 from pathlib import Path
 
-from engine import campaign
+from engine import campaign, workflow
 from engine.machine import quiet
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     plan = campaign.read(arguments.plan)
-    campaign.end_with_campaign(plan)
+    workflow.end_with_campaign(plan)
     if arguments.stage == "report":
         grid.finish(plan, ranks.pick_device("auto"))
         return

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine import campaign
+from engine import workflow
 from engine.commands.campaign import show
 from engine.errors import CampaignError
 
@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         raise CampaignError(
             f"{arguments.name} has no method {arguments.compare!r}; it has {', '.join(methods)}"
         )
-    with campaign.locked(found.report.parent):
+    with workflow.locked(found.report.parent):
         results = tables.results(found)
         path = tables.write(found, results)
     show(path)
