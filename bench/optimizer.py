@@ -1,7 +1,8 @@
 """The optimizer step alone: EWC folded in, against torch's fused steps without any penalty.
 
-Flat fp32 tensors, as ZeRO hands them over. The penalty adds two reads, 8 bytes a parameter, to the
-28 of AdamW and the 20 of SGD with momentum; the same penalty in the loss costs passes of its own.
+Flat fp32 tensors, as ZeRO hands them over; anchor, Fisher and our state in the pages where
+`engine.optim` keeps them. The penalty adds two reads, 8 bytes a parameter, to the 28 of AdamW and
+the 20 of SGD with momentum; the same penalty in the loss costs passes of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
-from kernels import reference
+from kernels import pages, reference
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 
 KERNELS = ("ewc",)
@@ -72,7 +73,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     theta, grad, anchor, fisher = _tensors(numel, device)
-    state = [torch.zeros_like(theta) for _ in range(2)]
+    state = [pages.zeros_like(theta) for _ in range(2)]
     options = {"lr": LR, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
@@ -102,14 +103,14 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
 def _apart(sizes: list[int], device: torch.device) -> Contest:
     """A model's tensors one by one, as without ZeRO."""
     numel = sum(sizes)
-    tensors = [*_tensors(numel, device), *torch.zeros(2, numel, device=device)]
-    columns = [list(tensor.split(sizes)) for tensor in tensors]
-    parameters = [torch.nn.Parameter(part.clone()) for part in columns[0]]
-    for parameter, part in zip(parameters, columns[1], strict=True):
+    theta, grad = (list(torch.randn(numel, device=device).split(sizes)) for _ in range(2))
+    anchor, fisher, exp_avg, exp_avg_sq = (pages.foreach_zeros_like(theta) for _ in range(4))
+    for part in (*anchor, *fisher):
+        part.uniform_()
+    parameters = [torch.nn.Parameter(part.clone()) for part in theta]
+    for parameter, part in zip(parameters, grad, strict=True):
         parameter.grad = part.clone()
     fused = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY, fused=True)
-
-    theta, grad, anchor, fisher, exp_avg, exp_avg_sq = columns
 
     def ewc() -> None:
         given = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
@@ -124,7 +125,7 @@ def _apart(sizes: list[int], device: torch.device) -> Contest:
 
 def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     theta, grad, anchor, fisher = _tensors(numel, device)
-    momentum_buffer = torch.zeros_like(theta)
+    momentum_buffer = pages.zeros_like(theta)
     options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
@@ -150,9 +151,8 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
 
 def _tensors(numel: int, device: torch.device) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
-    theta, grad, anchor, fisher = (
-        torch.randn(numel, device=device, generator=generator) for _ in range(4)
-    )
+    theta, grad = (torch.randn(numel, device=device, generator=generator) for _ in range(2))
+    anchor, fisher = (pages.zeros_like(theta).normal_(generator=generator) for _ in range(2))
     return [theta, grad, anchor, fisher.square_()]
 
 
