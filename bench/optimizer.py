@@ -26,6 +26,7 @@ KERNELS = ("ewc",)
 LAM, LR, DECAY = 0.5, 1e-3, 0.05
 # The twin's numbers for AdamW's third step.
 _SCALARS = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001, (1 - 0.999**3) ** -0.5, 1e-8]
+_SGD_SCALARS = [LAM, DECAY, 0.9, LR]
 # Penalty in the loss, bytes a parameter: distance 12, square 8, times Fisher 12, sum 4; backward
 # through the product 8 and the square 20, accumulation into the gradient 12, the Fisher's read 4.
 _NAIVE = 80
@@ -51,8 +52,7 @@ def gate(device: torch.device) -> None:
             reference.adamw_ewc_(*truth, scalars=_double(_SCALARS), with_value=False)
         else:
             _ewc_sgd(theta, grad, state[0], anchor, fisher)
-            scalars = _double([LAM, DECAY, 0.9, LR])
-            reference.sgd_ewc_(*truth, scalars=scalars, with_value=False)
+            reference.sgd_ewc_(*truth, scalars=_double(_SGD_SCALARS), with_value=False)
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
     whole = given.to(device, copy=True)
     columns = [list(row.split([7, numel - 7])) for row in whole]
@@ -96,7 +96,8 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
     others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher, 28)]
     if numel > 1_000_000:  # quick sizes do not repay compiling
-        others.append(_twin_compiled([theta, grad, *state, anchor, fisher]))
+        tensors = [theta, grad, *state, anchor, fisher]
+        others.append(_compiled(reference.adamw_ewc_, tensors, _SCALARS, subject.work))
     yield Contest(name, subject, tuple(others))
 
 
@@ -146,6 +147,9 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
         others += peers.tried("apex FusedSGD", partial(peer, "apex FusedSGD", kind, 20))
     fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
     others += [_in_the_loss(*fused, anchor, fisher, 20), *_by_avalanche(*fused, anchor, fisher, 20)]
+    if numel > 1_000_000:
+        tensors = [theta, grad, momentum_buffer, anchor, fisher]
+        others.append(_compiled(reference.sgd_ewc_, tensors, _SGD_SCALARS, subject.work))
     yield Contest(name, subject, tuple(others))
 
 
@@ -192,16 +196,18 @@ def _in_the_loss(
     return Entrant("penalty in the loss", step, Work((plain + _NAIVE) * theta.numel()))
 
 
-def _twin_compiled(tensors: list[Tensor]) -> Entrant:
+def _compiled(
+    twin: Callable[..., Any], tensors: list[Tensor], scalars: list[float], work: Work | float
+) -> Entrant:
     """The same step written in torch, as torch.compile fuses it."""
-    twin = torch.compile(reference.adamw_ewc_, dynamic=True)
-    scalars = torch.tensor(_SCALARS, device=tensors[0].device)
+    step = torch.compile(twin, dynamic=True)
+    numbers = torch.tensor(scalars, device=tensors[0].device)
 
     @torch.no_grad()
-    def step() -> None:
-        twin(*tensors, scalars=scalars, with_value=False)
+    def run() -> None:
+        step(*tensors, scalars=numbers, with_value=False)
 
-    return Entrant("the twin, torch.compile", step, Work(36 * tensors[0].numel()))
+    return Entrant("the twin, torch.compile", run, work)
 
 
 def _by_avalanche(
