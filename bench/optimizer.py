@@ -1,7 +1,8 @@
 """The optimizer step alone: EWC folded in, against torch's fused steps without any penalty.
 
-Flat fp32 tensors, as ZeRO hands them over. The penalty adds two reads, 8 bytes a parameter, to the
-28 of AdamW and the 20 of SGD with momentum; the same penalty in the loss costs passes of its own.
+Flat fp32 tensors, as ZeRO hands them over; anchor, Fisher and our state in the pages where
+`engine.optim` keeps them. The penalty adds two reads, 8 bytes a parameter, to the 28 of AdamW and
+the 20 of SGD with momentum; the same penalty in the loss costs passes of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from torch.optim import Optimizer
 from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
-from kernels import reference
+from kernels import pages, reference
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 
 KERNELS = ("ewc",)
 LAM, LR, DECAY = 0.5, 1e-3, 0.05
 # The twin's numbers for AdamW's third step.
 _SCALARS = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001, (1 - 0.999**3) ** -0.5, 1e-8]
+_SGD_SCALARS = [LAM, DECAY, 0.9, LR]
 # Penalty in the loss, bytes a parameter: distance 12, square 8, times Fisher 12, sum 4; backward
 # through the product 8 and the square 20, accumulation into the gradient 12, the Fisher's read 4.
 _NAIVE = 80
@@ -50,8 +52,7 @@ def gate(device: torch.device) -> None:
             reference.adamw_ewc_(*truth, scalars=_double(_SCALARS), with_value=False)
         else:
             _ewc_sgd(theta, grad, state[0], anchor, fisher)
-            scalars = _double([LAM, DECAY, 0.9, LR])
-            reference.sgd_ewc_(*truth, scalars=scalars, with_value=False)
+            reference.sgd_ewc_(*truth, scalars=_double(_SGD_SCALARS), with_value=False)
         torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
     whole = given.to(device, copy=True)
     columns = [list(row.split([7, numel - 7])) for row in whole]
@@ -72,7 +73,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     theta, grad, anchor, fisher = _tensors(numel, device)
-    state = [torch.zeros_like(theta) for _ in range(2)]
+    state = [pages.zeros_like(theta) for _ in range(2)]
     options = {"lr": LR, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
@@ -95,21 +96,22 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
     others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher, 28)]
     if numel > 1_000_000:  # quick sizes do not repay compiling
-        others.append(_twin_compiled([theta, grad, *state, anchor, fisher]))
+        tensors = [theta, grad, *state, anchor, fisher]
+        others.append(_compiled(reference.adamw_ewc_, tensors, _SCALARS, subject.work))
     yield Contest(name, subject, tuple(others))
 
 
 def _apart(sizes: list[int], device: torch.device) -> Contest:
     """A model's tensors one by one, as without ZeRO."""
     numel = sum(sizes)
-    tensors = [*_tensors(numel, device), *torch.zeros(2, numel, device=device)]
-    columns = [list(tensor.split(sizes)) for tensor in tensors]
-    parameters = [torch.nn.Parameter(part.clone()) for part in columns[0]]
-    for parameter, part in zip(parameters, columns[1], strict=True):
+    theta, grad = (list(torch.randn(numel, device=device).split(sizes)) for _ in range(2))
+    anchor, fisher, exp_avg, exp_avg_sq = (pages.foreach_zeros_like(theta) for _ in range(4))
+    for part in (*anchor, *fisher):
+        part.uniform_()
+    parameters = [torch.nn.Parameter(part.clone()) for part in theta]
+    for parameter, part in zip(parameters, grad, strict=True):
         parameter.grad = part.clone()
     fused = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY, fused=True)
-
-    theta, grad, anchor, fisher, exp_avg, exp_avg_sq = columns
 
     def ewc() -> None:
         given = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
@@ -124,7 +126,7 @@ def _apart(sizes: list[int], device: torch.device) -> Contest:
 
 def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     theta, grad, anchor, fisher = _tensors(numel, device)
-    momentum_buffer = torch.zeros_like(theta)
+    momentum_buffer = pages.zeros_like(theta)
     options = {"lr": LR, "momentum": 0.9, "weight_decay": DECAY}
 
     def peer(label: str, kind: Callable[..., Optimizer], moved: int, **more: Any) -> Entrant:
@@ -145,14 +147,16 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
         others += peers.tried("apex FusedSGD", partial(peer, "apex FusedSGD", kind, 20))
     fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
     others += [_in_the_loss(*fused, anchor, fisher, 20), *_by_avalanche(*fused, anchor, fisher, 20)]
+    if numel > 1_000_000:
+        tensors = [theta, grad, momentum_buffer, anchor, fisher]
+        others.append(_compiled(reference.sgd_ewc_, tensors, _SGD_SCALARS, subject.work))
     yield Contest(name, subject, tuple(others))
 
 
 def _tensors(numel: int, device: torch.device) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
-    theta, grad, anchor, fisher = (
-        torch.randn(numel, device=device, generator=generator) for _ in range(4)
-    )
+    theta, grad = (torch.randn(numel, device=device, generator=generator) for _ in range(2))
+    anchor, fisher = (pages.zeros_like(theta).normal_(generator=generator) for _ in range(2))
     return [theta, grad, anchor, fisher.square_()]
 
 
@@ -192,16 +196,18 @@ def _in_the_loss(
     return Entrant("penalty in the loss", step, Work((plain + _NAIVE) * theta.numel()))
 
 
-def _twin_compiled(tensors: list[Tensor]) -> Entrant:
+def _compiled(
+    twin: Callable[..., Any], tensors: list[Tensor], scalars: list[float], work: Work | float
+) -> Entrant:
     """The same step written in torch, as torch.compile fuses it."""
-    twin = torch.compile(reference.adamw_ewc_, dynamic=True)
-    scalars = torch.tensor(_SCALARS, device=tensors[0].device)
+    step = torch.compile(twin, dynamic=True)
+    numbers = torch.tensor(scalars, device=tensors[0].device)
 
     @torch.no_grad()
-    def step() -> None:
-        twin(*tensors, scalars=scalars, with_value=False)
+    def run() -> None:
+        step(*tensors, scalars=numbers, with_value=False)
 
-    return Entrant("the twin, torch.compile", step, Work(36 * tensors[0].numel()))
+    return Entrant("the twin, torch.compile", run, work)
 
 
 def _by_avalanche(

@@ -17,6 +17,7 @@ from torch import Tensor
 from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
+from kernels import pages
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
 
@@ -39,9 +40,10 @@ class Steps:
 
     def __post_init__(self) -> None:
         theta = self.model.theta
-        self.anchor, self.fisher = theta.clone(), torch.rand_like(theta)
+        self.anchor, self.fisher, *self.state = (pages.zeros_like(theta) for _ in range(4))
+        self.anchor.copy_(theta)
+        self.fisher.uniform_()
         self.teacher = self.teacher_logits()
-        self.state = [torch.zeros_like(theta) for _ in range(2)]
         parameter = torch.nn.Parameter(theta)  # the same memory
         parameter.grad = self.model.grad
         self.adamw = torch.optim.AdamW([parameter], lr=LR, fused=True)

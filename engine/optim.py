@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from engine.schema import OptimizerRecipe
+from kernels import pages
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
 # Parameters of all tensors together. On a CPU a compiled step saves about 2 ns a parameter, and
@@ -160,6 +161,13 @@ class _EWC(Optimizer):
             self._update(thetas, [_gradient(theta) for theta in thetas], **options)
         return loss
 
+    def _fill(self, thetas: list[Tensor], *names: str) -> None:
+        """State of these names starts at zero, where there is none."""
+        for name in names:
+            fresh = [theta for theta in thetas if name not in self.state[theta]]
+            for theta, zero in zip(fresh, pages.foreach_zeros_like(fresh), strict=True):
+                self.state[theta][name] = zero
+
     def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
         raise NotImplementedError
 
@@ -179,12 +187,10 @@ class EWCAdamW(_EWC):
         super().__init__(params, defaults)
 
     def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
+        self._fill(thetas, "exp_avg", "exp_avg_sq")
         for theta in thetas:
             state = self.state[theta]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(theta)
-                state["exp_avg_sq"] = torch.zeros_like(theta)
+            state.setdefault("step", torch.zeros((), dtype=torch.float32))
             # On the host, also after a checkpoint put it elsewhere: reading it must not wait.
             state["step"] = state["step"].cpu() + 1
         steps = [int(self.state[theta]["step"]) for theta in thetas]
@@ -204,9 +210,7 @@ class EWCSGD(_EWC):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
-        for theta in thetas:
-            if "momentum_buffer" not in self.state[theta]:
-                self.state[theta]["momentum_buffer"] = torch.zeros_like(theta)
+        self._fill(thetas, "momentum_buffer")
         buffers = [_dense(self.state[theta]["momentum_buffer"]) for theta in thetas]
         foreach_sgd_ewc_(list(map(_dense, thetas)), grads, buffers, **options)
 
@@ -257,59 +261,57 @@ def attach(engine: Any, penalty: Penalty) -> None:
 
 def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:
     """Shards for an optimizer that holds the parameters themselves. Raises as `attach`."""
-    shards = {}
-    for name, parameter in named.items():
-        anchor, fisher = (
-            None
-            if full is None
-            else _dense(
-                full.to(parameter.device, torch.float32).contiguous(
-                    memory_format=_layout(parameter)
-                )
-            )
-            for full in _of(name, parameter, penalty)
-        )
-        assert anchor is not None
-        shards[parameter] = Shard(anchor, fisher)
-    return shards
+    anchors = _copies("anchor", penalty.anchor, named)
+    fishers: Sequence[Tensor | None] = [None] * len(anchors)
+    if penalty.fisher is not None:
+        fishers = _copies("Fisher", penalty.fisher, named)
+    return dict(zip(named.values(), map(Shard, anchors, fishers), strict=True))
+
+
+def _copies(label: str, full: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+    """For each parameter its tensor of `full`, stored as the parameter is."""
+    copies = pages.foreach_zeros_like(list(named.values()))
+    for (name, parameter), copy in zip(named.items(), copies, strict=True):
+        copy.copy_(_of(label, full, name, parameter))
+    return [_dense(copy) for copy in copies]
 
 
 def _partitions(
     zero: Any, named: Mapping[str, Tensor], penalty: Penalty
 ) -> Iterator[tuple[Tensor, Shard]]:
-    """Each group's flat fp32 partition on this rank and its shard; padding is pulled nowhere."""
+    """Each group's flat fp32 partition on this rank and its shard."""
     names = {parameter: name for name, parameter in named.items()}
     for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-        anchor = torch.zeros_like(flat, requires_grad=False)
-        fisher = None if penalty.fisher is None else torch.zeros_like(anchor)
-        for parameter in group:
-            full_anchor, full_fisher = _of(names[parameter], parameter, penalty)
-            mapping = parameter._hp_mapping
-            if mapping is None:  # wholly on other ranks
-                continue
-            source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
-            for full, mine in ((full_anchor, anchor), (full_fisher, fisher)):
-                if full is not None and mine is not None:
-                    piece = full.reshape(-1).narrow(0, source.start, source.numel)
-                    mine.narrow(0, target.start, target.numel).copy_(piece)
+        members = {names[parameter]: parameter for parameter in group}
+        anchor, fisher = _cut("anchor", penalty.anchor, members, flat), None
+        if penalty.fisher is not None:
+            fisher = _cut("Fisher", penalty.fisher, members, flat)
         yield flat, Shard(anchor, fisher)
 
 
-def _of(name: str, parameter: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor | None]:
-    """The whole anchor and Fisher of a parameter."""
-    found: list[Tensor | None] = []
-    for label, tensors in (("anchor", penalty.anchor), ("Fisher", penalty.fisher)):
-        if tensors is None:
-            found.append(None)
+def _cut(
+    label: str, full: Mapping[str, Tensor], members: Mapping[str, Any], flat: Tensor
+) -> Tensor:
+    """What `full` holds for a flat partition; 0 for padding, which is pulled nowhere."""
+    mine = pages.zeros_like(flat)
+    for name, parameter in members.items():
+        tensor = _of(label, full, name, parameter)
+        mapping = parameter._hp_mapping
+        if mapping is None:  # wholly on other ranks
             continue
-        if name not in tensors:
-            raise ValueError(f"EWC's {label} has no parameter {name!r}, which is trained")
-        if tensors[name].shape != parameter.shape:
-            raise ValueError(
-                f"EWC's {label} of {name!r} is {list(tensors[name].shape)}, but the parameter is "
-                f"{list(parameter.shape)}"
-            )
-        found.append(tensors[name].detach())
-    anchor, fisher = found
-    assert anchor is not None
-    return anchor, fisher
+        source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
+        piece = tensor.reshape(-1).narrow(0, source.start, source.numel)
+        mine.narrow(0, target.start, target.numel).copy_(piece)
+    return mine
+
+
+def _of(label: str, full: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+    """The whole anchor or Fisher of a parameter."""
+    if name not in full:
+        raise ValueError(f"EWC's {label} has no parameter {name!r}, which is trained")
+    if full[name].shape != parameter.shape:
+        raise ValueError(
+            f"EWC's {label} of {name!r} is {list(full[name].shape)}, but the parameter is "
+            f"{list(parameter.shape)}"
+        )
+    return full[name].detach()

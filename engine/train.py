@@ -130,6 +130,7 @@ def initialize(method: Trained, context: Context) -> Any:
         method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
+        method.penalty = None  # the optimizer has its part; every rank would keep the whole
     return engine
 
 

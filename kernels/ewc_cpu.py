@@ -20,7 +20,7 @@ from kernels.threads import spread
 # Elements asked for at once, _AHEAD elements before they are read; their penalties are added up in
 # fp32, before the sum goes on in fp64.
 _LINE = 64
-_AHEAD = 256
+_AHEAD = 128
 # Elements from which a thread's share repays waking it.
 _SHARE = 1 << 17
 
@@ -79,14 +79,17 @@ def _loops() -> dict[str, Any]:
 
     @intrinsic
     def prefetch(typing, array, at):
-        """Asks for array[at] to be cached; beyond the end nothing comes of it."""
+        """Asks for array[at] in L2: asking L1 took longer (docs/performance.md).
+
+        Beyond the end nothing comes of it.
+        """
 
         def generate(context, builder, signature, arguments):
             data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
             pointer = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
             kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3])
             hint = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-            read, keep, data_cache = (context.get_constant(numba.int32, v) for v in (0, 3, 1))
+            read, keep, data_cache = (context.get_constant(numba.int32, v) for v in (0, 2, 1))
             builder.call(hint, [pointer, read, keep, data_cache])
             return context.get_dummy_value()
 

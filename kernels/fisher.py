@@ -14,6 +14,7 @@ against data labels); Rochette et al. 2019 (the grouped convolution).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -45,7 +46,8 @@ def fisher_diagonal(
     given ones (the empirical Fisher). mask: bool [C], classes that take part. generator: for the
     draws; one on the CPU gives the same labels on every device, up to rounding.
 
-    Raises ValueError for no images, labels missing, or batch statistics that couple examples.
+    Raises ValueError for no images, labels missing, batch statistics that couple examples, or a
+    model with gradient checkpointing.
     """
     accumulator = FisherAccumulator(model, mask=mask, generator=generator)
     for batch in batches:
@@ -112,14 +114,16 @@ class FisherAccumulator:
         mode.discard(self.fallback)
         loss = F.cross_entropy(self._masked(logits), labels, reduction="sum")
         if mode.leaves:
-            torch.autograd.grad(loss, mode.leaves, allow_unused=True)
+            with _refused_checkpointing():
+                torch.autograd.grad(loss, mode.leaves, allow_unused=True)
         if self.fallback:
             self._add_by_vmap(images, labels)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, _Recorder]:
         if images.is_floating_point():
             images = images.detach().requires_grad_()
-        with torch.enable_grad(), _Recorder(self._parameters, self._sums, images) as mode:
+        recorder = _Recorder(self._parameters, self._sums, images)
+        with torch.enable_grad(), _refused_checkpointing(), recorder as mode:
             return self.model(images), mode
 
     def _masked(self, logits: Tensor) -> Tensor:
@@ -250,6 +254,22 @@ class _Recorder(TorchFunctionMode):
         leaf = tensor.detach().requires_grad_()
         self.leaves.append(leaf)
         return leaf.clone()
+
+
+@contextlib.contextmanager
+def _refused_checkpointing() -> Iterator[None]:
+    """Where parts of the model run again in the backward pass, no recorder sees them."""
+    why = (
+        "the exact Fisher cannot follow gradient checkpointing, which runs parts of a model again "
+        "in the backward pass: turn it off meanwhile (timm: model.set_grad_checkpointing(False))"
+    )
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(why):
+            yield
+    except RuntimeError as error:
+        if why in str(error) or "use_reentrant=True" in str(error):
+            raise ValueError(why) from error
+        raise
 
 
 def _refuse_batch_statistics(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from triton_interpreter import interpreted, run_interpreted
 
 from kernels import outer_squares as outer
@@ -246,6 +247,30 @@ def test_what_cannot_be_is_refused():
     coupled = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), model)
     with pytest.raises(ValueError, match="batch_norm over"):
         fisher_diagonal(coupled, [torch.randn(2, 3)])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_refused_and_may_be_turned_off(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.grad_checkpointing = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).tanh()
+            if self.grad_checkpointing:
+                return checkpoint(self.second, x, use_reentrant=reentrant)
+            return self.second(x)
+
+    model, images, labels = Checkpointed(), torch.randn(5, 4), torch.randint(3, (5,))
+    accumulator = FisherAccumulator(model)
+    with pytest.raises(ValueError, match=r"checkpointing.*turn it off.*set_grad_checkpointing"):
+        accumulator.update(images, labels)
+    model.grad_checkpointing = False
+    accumulator.update(images, labels)
+    for name, right in reference.fisher_diagonal(model, images, labels).items():
+        torch.testing.assert_close(accumulator.mean()[name], right, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow

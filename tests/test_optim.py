@@ -20,6 +20,7 @@ from torch import nn
 from engine import optim
 from engine.optim import EWCSGD, EWCAdamW, Penalty, build, learning_rate, whole
 from engine.schema import OptimizerRecipe
+from kernels import pages
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -129,6 +130,40 @@ def test_large_models_take_the_compiled_step_and_end_where_small_ones_do(options
     assert compiled == [False] * 3 + [True] * 3
     for name, plain in ends[0].items():
         torch.testing.assert_close(ends[1][name], plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+def test_where_the_optimizers_memory_lies_changes_no_bit(options, monkeypatch):
+    ends, storages = [], []
+    for least in (pages._HUGE, 64):
+        monkeypatch.setattr(pages, "_HUGE", least)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5, 2))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        named = dict(model.named_parameters())
+        numbers = [{n: torch.rand(p.shape) for n, p in named.items()} for _ in range(2)]
+        penalty = Penalty(0.5, *numbers)
+        optimizer = build(named, options, penalty)
+        optimizer.penalise(whole(named, penalty), penalty.lam)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.rand(4, 3, 3, 3)).square().mean().backward()
+            optimizer.step()
+        ends.append(named)
+        shards = [optimizer._shards[p] for p in named.values()]
+        states = [optimizer.state[p] for p in named.values()]
+        kinds = [[s.anchor for s in shards], [s.fisher for s in shards]]
+        kinds += [[s[name] for s in states] for name in states[0] if name != "step"]
+        storages.append([len({t.untyped_storage().data_ptr() for t in kind}) for kind in kinds])
+    assert all(torch.equal(p, ends[1][n]) for n, p in ends[0].items())
+    assert set(storages[0]) == {4} and set(storages[1]) == {1}
+
+
+def test_the_penalty_is_the_optimizers_own_copy():
+    _, named, penalty = linear()
+    for name, shard in zip(named, whole(named, penalty).values(), strict=True):
+        assert torch.equal(shard.anchor, penalty.anchor[name])
+        assert shard.anchor.data_ptr() != penalty.anchor[name].data_ptr()
 
 
 def test_parameters_without_a_gradient_are_pulled_to_the_anchor():

@@ -1,0 +1,31 @@
+"""Labelled clouds of points, and the transport problem between two of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.bures import bures_squared, class_gaussians
+from kernels.ground_cost import GroundCost
+
+CLASSES, D = 5, 16
+
+
+def labelled(n: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    labels[:CLASSES] = torch.arange(CLASSES)
+    centres = torch.linspace(-2, 2, CLASSES)[:, None] * torch.ones(D)
+    return centres[labels] + torch.randn(n, D, generator=generator) + shift, labels
+
+
+def problem(n: int, m: int, seed: int = 0, shift: float = 0.3, **options) -> GroundCost:
+    (x, labels_x), (y, labels_y) = labelled(n, seed), labelled(m, seed + 1, shift)
+    table = bures_squared(
+        class_gaussians(x, labels_x, CLASSES), class_gaussians(y, labels_y, CLASSES)
+    )
+    return GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table, **options)
+
+
+def dense(cost: GroundCost) -> Tensor:
+    return cost.rows(0, cost.shape[0])

@@ -1,0 +1,219 @@
+"""Brackets of transport values against exact solvers, forty digits and any plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from clouds import CLASSES, dense, labelled, problem
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from kernels import certificate, reference, sinkhorn
+from kernels.bures import bures_squared, class_gaussians
+from kernels.certificate import certify, relative_gap
+from kernels.ground_cost import GroundCost
+from kernels.sinkhorn import transport, unregularised
+from kernels.stored_cost import COARSE, FINE, SINGLE, store
+
+
+def test_the_bracket_closes_on_exact_transport():
+    ot = pytest.importorskip("ot")
+    cost = problem(200, 150)
+    exact = ot.emd2(np.full(200, 1 / 200), np.full(150, 1 / 150), dense(cost).numpy())
+    found = unregularised(cost, tolerance=2e-3)
+    assert found.converged and found.gap <= 2e-3
+    assert found.lower <= exact <= found.upper
+    assert found.value == pytest.approx(exact, rel=1e-3)
+
+
+def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost():
+    x, labels = labelled(120, 0)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(1))
+    table = bures_squared(class_gaussians(x, labels, CLASSES))
+    terms = {"labels_x": labels, "labels_y": labels[order], "table": table}
+    cost = GroundCost(x, x[order], **terms)
+    home = unregularised(cost)
+    assert home.converged and home.gap <= 1e-3
+    assert 0 <= home.lower <= home.value <= home.upper <= 1e-6 * cost.mean
+    away = unregularised(GroundCost(x, x[order] + 1.0, **terms))
+    assert away.gap == relative_gap(away.lower, away.upper) <= 1e-3
+
+
+def test_a_copy_too_coarse_to_be_certified_on_is_iterated_on_all_the_same(monkeypatch):
+    monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
+    cost = problem(300, 200)
+    eps = 0.02 * cost.mean
+    found = transport(cost, eps=eps, tolerance=2e-4)
+    right = transport(cost, eps=eps, tolerance=1e-6)
+    assert found.converged and found.value == pytest.approx(right.value, rel=1e-5)
+
+
+def test_brackets_of_every_eps_are_kept(monkeypatch):
+    cost = problem(20, 15)
+    right = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
+    found = iter([(0.999, 1.5), (0.5, 1.0)])
+    monkeypatch.setattr(
+        sinkhorn, "_certified", lambda *_: dataclasses.replace(right, unregularised=next(found))
+    )
+    bracket = unregularised(cost, tolerance=1e-2)
+    assert (bracket.lower, bracket.upper) == bracket.unregularised == (0.999, 1.0)
+    assert bracket.converged and bracket.value == pytest.approx(0.9995)
+
+
+def test_bounds_that_are_none_have_no_gap_to_accept():
+    assert relative_gap(0.0, 0.0) == 0 and relative_gap(-1.0, 2.0) == 1
+    assert relative_gap(1.0, 1.25) == pytest.approx(0.2)
+    assert relative_gap(1.0, 1.25, 2.5) == pytest.approx(0.1)
+    assert relative_gap(0.0, 0.0, 1.0) == 0 and relative_gap(-1.0, -1.0, 1.0) == math.inf
+    for lower, upper in ((1.0, math.nan), (math.nan, 1.0), (-3.0, -1.0), (1.0, math.inf)):
+        assert not relative_gap(lower, upper) <= 1
+    assert relative_gap(1.0, math.nan) > 1
+
+
+def test_bounds_hold_for_any_potential():
+    cost = problem(60, 50)
+    eps = 0.1 * cost.mean
+    _, _, right = reference.entropic_transport(dense(cost), eps, 1000)
+    for seed in range(5):
+        g = torch.randn(50, generator=torch.Generator().manual_seed(seed)).double() * 10**seed
+        found = certify(cost, g, eps, torch.rand(50).double())
+        assert found.lower <= right <= found.upper
+        assert found.unregularised[0] <= found.unregularised[1]
+
+
+def exactly(cost: GroundCost, eps: float) -> float:
+    """The entropic value by Sinkhorn's iterations in 40 digits, on features taken as exact."""
+    with mpmath.workdps(40):
+        x, y = ([[mpmath.mpf(v) for v in row] for row in c.x.tolist()] for c in (cost.x, cost.y))
+        n, m = cost.shape
+        costs = [
+            [
+                mpmath.fsum((p - q) ** 2 for p, q in zip(x[i], y[j], strict=True))
+                + mpmath.mpf(float(cost.table[cost.x.labels[i], cost.y.labels[j]]))
+                for j in range(m)
+            ]
+            for i in range(n)
+        ]
+        f, g = [mpmath.mpf(0)] * n, [mpmath.mpf(0)] * m
+
+        def soft(rest, by, k):
+            return -eps * mpmath.log(
+                mpmath.fsum(mpmath.exp((r - c) / eps) for r, c in zip(rest, by, strict=True)) / k
+            )
+
+        for _ in range(60):
+            f = [soft(g, costs[i], m) for i in range(n)]
+            g = [soft(f, [row[j] for row in costs], n) for j in range(m)]
+        return mpmath.fsum(f) / n + mpmath.fsum(g) / m
+
+
+@pytest.mark.parametrize("scale", [1e-21, 1e-10, 1e9, 1e20])
+def test_costs_that_float32_cannot_hold_are_refused_and_others_certified(scale):
+    x, y = (labelled(size, seed)[0].double() for seed, size in enumerate((40, 30)))
+    if not 1e-20 < scale < 1e20:
+        with pytest.raises(ValueError, match=r"outside \[1e-20, 1e\+20\], where float32"):
+            GroundCost(scale * x, scale * y)
+        return
+    cost = GroundCost(scale * x, scale * y)
+    eps = 0.1 * cost.mean
+    right = reference.entropic_transport(dense(cost), eps, 1000)[2]
+    for copy in (COARSE, SINGLE, FINE):
+        stored = store(cost, copy=copy)
+        assert (stored.slack / cost.mean) < 1e-4
+        g = transport(cost, eps=eps).g[cost.y.order]
+        found = certify(stored, g, eps, torch.ones(30).double())
+        assert found.lower <= right <= found.upper
+    assert transport(cost, eps=eps).value == pytest.approx(right, rel=1e-6)
+
+
+@pytest.mark.parametrize("copy", [None, COARSE, SINGLE, FINE])
+def test_bounds_hold_in_forty_digits(copy):
+    cost = problem(7, 6)
+    eps = 0.2 * cost.mean
+    right = exactly(cost, eps)
+    solved = transport(cost, eps=eps, tolerance=1e-9)
+    assert abs(solved.value - right) <= 1e-8 * right
+    costs = cost if copy is None else store(cost, copy=copy)
+    for size in (0.0, 1e-6, 1e-3):
+        noise = torch.randn(6, generator=torch.Generator().manual_seed(1)).double()
+        g = solved.g[cost.y.order] + size * eps * noise
+        found = certify(costs, g, eps, torch.ones(6).double())
+        assert found.lower - 1e-12 * right <= right <= found.upper + 1e-12 * right
+    assert copy is None or found.lower < right < found.upper
+
+
+@pytest.mark.parametrize("d", [5, 200])
+def test_slack_covers_what_a_copy_is_off_for_any_plan(d):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 60, d, generator=generator) + 3
+    labels, table = torch.arange(60) % 3, 10 * torch.rand(3, 3, generator=generator)
+    cost = GroundCost(x, y * 2, labels_x=labels, labels_y=labels, table=table, lam_x=0.7)
+    for copy in (COARSE, SINGLE, FINE):
+        stored = store(cost, copy=copy)
+        assert stored.q is not None
+        off = stored.offset[:, None] + stored.step[:, None] * stored.q - dense(cost)
+        worst = []
+        for signed in (off, -off):  # permutations are the extreme plans
+            rows, columns = linear_sum_assignment(-signed.numpy())
+            worst.append(float(signed[rows, columns].mean()))
+        assert max(worst) <= stored.slack
+        assert stored.slack <= {COARSE: 4e-5, SINGLE: 1e-5, FINE: 4e-7}[copy] * cost.mean
+    single = cost.rows(0, 60, dtype=torch.float32)
+    norms = cost.x.squares[:, None] + cost.y.squares
+    assert ((single - dense(cost)).abs() <= cost.rounding() / norms.mean() * norms).all()
+
+
+def test_a_product_of_fewer_bits_is_found_out(monkeypatch):
+    cost = problem(80, 70)
+    assert math.isfinite(cost.rounding())
+    plain = Tensor.addmm_
+
+    def fewer_bits(self, a, b, **options):
+        if a.dtype == torch.float64:
+            return plain(self, a, b, **options)
+        return plain(self, a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), **options)
+
+    def one_by_one(self, a, b, **options):
+        for k in range(a.shape[1]):
+            plain(self, a[:, k : k + 1], b[k : k + 1], **options)
+            options["beta"] = 1
+        return self
+
+    monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
+    for wrong in (fewer_bits, one_by_one):
+        monkeypatch.setattr(Tensor, "addmm_", wrong)
+        vars(cost).pop("_sums_blocks", None)
+        assert cost.rounding() == math.inf
+        found = transport(cost, eps=0.1 * cost.mean)
+        monkeypatch.setattr(Tensor, "addmm_", plain)
+        vars(cost).pop("_sums_blocks", None)
+        right = transport(cost, eps=0.1 * cost.mean)
+        assert found.lower <= right.upper and right.lower <= found.upper
+
+
+@pytest.mark.parametrize("copy", [COARSE, FINE])
+@pytest.mark.parametrize("shape", [(2, 3), (61, 33), (40, 300)])
+def test_the_compiled_pass_equals_strips(shape, copy, monkeypatch):
+    pytest.importorskip("numba")
+    cost = problem(max(shape[0], CLASSES), max(shape[1], CLASSES))
+    stored = store(cost, copy=copy)
+    m = cost.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(m, generator=generator).double()
+    for size in (0.1, 1e3):
+        g = torch.randn(m, generator=generator).double() * size * cost.mean
+        by_strips = certify(stored, g, 0.02 * cost.mean, kept)
+        monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        compiled = certify(stored, g, 0.02 * cost.mean, kept)
+        monkeypatch.undo()
+        close = {"rtol": 1e-10, "atol": 1e-10 * cost.mean}
+        for name, found in vars(compiled).items():
+            torch.testing.assert_close(
+                torch.as_tensor(found), torch.as_tensor(getattr(by_strips, name)), **close
+            )
