@@ -203,6 +203,11 @@ class GroundCost:
         return self.y.x.float()
 
 
+def most_blocks(n: int) -> int:
+    """Of n samples, at most."""
+    return min(n, _BLOCKS)
+
+
 def _cut(ends: list[int], least: int, longest: int) -> list[int]:
     """Bounds of blocks of whole classes, at least `least` samples, in parts of up to `longest`."""
     bounds = [0]
