@@ -163,7 +163,7 @@ def _debiased(problem: Problem) -> Iterator[Contest]:
     def ours() -> Divergence:
         solve = partial(transport, eps=problem.eps, tolerance=ERROR / 3)
         own = [solve(problem.own_cost(k), symmetric=True) for k in range(2)]
-        across = solve(problem.cost(), start=own[1].g)
+        across = solve(problem.cost())
         return debiased(across, *own, tolerance=ERROR)
 
     # Its label distances are one square matrix: classes of the second set come after the first's.

@@ -82,11 +82,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.exact and self.bracket is not None:
             raise ValueError("exact needs no bracket: give one of them")
-        for name, value in (("tolerance", self.tolerance), ("bracket", self.bracket)):
+        for name in ("eps", "tolerance", "bracket"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {value}")
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"eps must be positive and finite, not {self.eps}")
+        for name, value in (("lam_x", self.lam_x), ("lam_y", self.lam_y)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, not {value}")
+        if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
+            raise ValueError("lam_x and lam_y weigh nothing: all costs would be zero")
+        if self.seed < 0:
+            raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
         if self.label_distance not in LABEL_DISTANCES:
             known = nearest(self.label_distance, LABEL_DISTANCES)
             raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
@@ -138,8 +144,10 @@ def matrix(
     k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time.
     solved: numbers of problems that need not be solved again; those of others are added to it as
     soon as they are known. Raises ValueError, naming the set, for features or labels that cannot be
-    used, and naming the pair for one that cannot be solved.
+    used, and naming the pair for one that cannot be solved; and for fewer than two sets.
     """
+    if len(sets) < 2:
+        raise ValueError(f"distances need two or more sets, got {list(sets)}")
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
     _check_dimensions(clouds)
     run = _Run(Problems(clouds, options), {} if solved is None else solved)

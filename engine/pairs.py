@@ -52,13 +52,13 @@ class Cloud(NamedTuple):
             features, labels = features[kept], labels[kept]
         try:
             check_features("features", features, labels, classes)
+            if len(features) < 2:
+                raise ValueError("one sample; a distance needs at least two")
+            if options.label_distance == "none":
+                return cls(features, labels, None)
+            gaussians = class_gaussians(features, labels, classes)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        if len(features) < 2:
-            raise ValueError(f"{name} has one sample; a distance needs at least two")
-        if options.label_distance == "none":
-            return cls(features, labels, None)
-        gaussians = class_gaussians(features, labels, classes)
         if gaussians.single and options.label_distance == "gaussian":
             log.info("%s: %d classes of one image have no spread", name, len(gaussians.single))
         return cls(features, torch.searchsorted(gaussians.labels, labels), gaussians)
@@ -147,15 +147,9 @@ class Problems:
         return transport(cost, eps=eps, tolerance=third, symmetric=True, memory=self.memory)
 
     def debiased(self, a: str, b: str, own: Mapping[str, Transport]) -> Certified:
-        """Entropic transport less the self terms, one of which also starts it."""
-        tolerance, start = self.options.tolerance, own[b].g
-        across = transport(
-            self.cost(a, b),
-            eps=own[a].eps,
-            tolerance=tolerance / 3,
-            start=start,
-            memory=self.memory,
-        )
+        """Entropic transport less the self terms."""
+        tolerance, eps = self.options.tolerance, own[a].eps
+        across = transport(self.cost(a, b), eps=eps, tolerance=tolerance / 3, memory=self.memory)
         terms = across, own[a], own[b]
         value = debiased(*terms, tolerance=tolerance)
         return value.value, value.gap, max(term.marginal_error for term in terms)

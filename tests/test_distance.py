@@ -315,7 +315,7 @@ def test_bad_sets_are_refused_by_name(monkeypatch):
     for features, labels, message in (
         (broken, SETS["far"].labels, "far: features: sample 3 holds NaN"),
         (SETS["far"].features, SETS["far"].labels + 1, "far: .*outside"),
-        (SETS["far"].features[:1], SETS["far"].labels[:1], "far has one sample"),
+        (SETS["far"].features[:1], SETS["far"].labels[:1], "far: one sample"),
     ):
         with pytest.raises(ValueError, match=message):
             matrix(SETS | {"far": Labelled(features, labels)}, CLASSES, Options())
