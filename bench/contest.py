@@ -72,6 +72,8 @@ class Entrant:
     `over_prediction` the same as a multiple of the predicted ratio.
 
     `work`: what its time is predicted from, or the milliseconds that its parts took by themselves.
+    `share`: of that work, what `run` does where all of it would take too long; times are divided by
+    it, and the name says so.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Entrant:
     target: float | None = None
     load: Load | None = None
     over_prediction: float | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def hold(
         least=contest.rounds,
         processor_time=contest.processor_time,
     )
+    times = [[ms / one.share for ms in own] for one, own in zip(entrants, times, strict=True)]
     rows = []
     for peer, peer_expected, peer_times in zip(contest.peers, expected[1:], times[1:], strict=True):
         ratios = [mine / theirs for mine, theirs in zip(times[0], peer_times, strict=True)]

@@ -9,37 +9,38 @@ number is certified: what did not converge is missing from the matrix, never a n
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from engine.artifacts import room_for, write_atomic
 from engine.errors import nearest
+from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
-from kernels.bures import ClassGaussians, bures_squared, check_features, class_gaussians
-from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import Transport, debiased, transport, unregularised
+from engine.pairs import Cloud, Pair, Problems
+from kernels.stored_cost import free_memory
 
 if TYPE_CHECKING:
     from engine.context import Context
 
+R = TypeVar("R")
+
 log = logging.getLogger(__name__)
 
-MATRIX = "matrix.json"
+MATRIX, SOLVED = "matrix.json", "solved.json"
 DRAWS = "by name"  # how samples are drawn and what a matrix holds: change it when that changes
 LABEL_DISTANCES = ("gaussian", "means", "none")
-EXACT_COSTS = 25_000_000  # 5000 x 5000: 200 MB and some seconds
-EXACT_STEPS = 10**7  # of network simplex
 
 
 class Labelled(NamedTuple):
@@ -81,11 +82,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.exact and self.bracket is not None:
             raise ValueError("exact needs no bracket: give one of them")
-        for name, value in (("tolerance", self.tolerance), ("bracket", self.bracket)):
+        for name in ("eps", "tolerance", "bracket"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {value}")
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"eps must be positive and finite, not {self.eps}")
+        for name, value in (("lam_x", self.lam_x), ("lam_y", self.lam_y)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, not {value}")
+        if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
+            raise ValueError("lam_x and lam_y weigh nothing: all costs would be zero")
+        if self.seed < 0:
+            raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
         if self.label_distance not in LABEL_DISTANCES:
             known = nearest(self.label_distance, LABEL_DISTANCES)
             raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
@@ -96,7 +103,8 @@ class Options:
 def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:
     """Distances between sets of a recipe, by features of its pre-trained model; kept in the store.
 
-    Raises ValueError for fewer than two sets or one named twice, and as `matrix`.
+    What was solved before an error or an interruption is not solved again. Raises ValueError for
+    fewer than two sets or one named twice, and as `matrix`.
     """
     options = options or Options()
     if len(names) < 2 or len(set(names)) < len(names):
@@ -107,6 +115,8 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
         "options": dataclasses.asdict(options),
         "draws": DRAWS,
     }
+    label = context.recipe.model.name
+    pending = context.store.root / "pending" / context.store.place("distances", label, key).name
 
     def write(folder: Path) -> None:
         sets = {}
@@ -114,148 +124,129 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
             labelled = context.sets[name]
             sets[name] = Labelled(context.features(context.base, labelled), labelled.labels)
             context.sets.release(name)
-        found = matrix(sets, len(context.sets.classes), options)
+        found = matrix(sets, len(context.sets.classes), options, _Solved(pending / SOLVED))
         (folder / MATRIX).write_text(json.dumps(found.plain()))
 
-    label = context.recipe.model.name
     made = context.store.make("distances", label, key, write)
+    shutil.rmtree(pending, ignore_errors=True)
     plain = json.loads(made.checked(MATRIX).read_text())
     return Matrix.of(plain | {"samples": options.samples})
 
 
-def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
+def matrix(
+    sets: Mapping[str, Labelled],
+    classes: int,
+    options: Options,
+    solved: MutableMapping[str, Sequence[float]] | None = None,
+) -> Matrix:
     """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
 
-    k sets take k (k - 1) / 2 problems and, if debiased, k more. Raises ValueError, naming the set,
-    for features or labels that cannot be used, and for sets too large for `exact`.
+    k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time.
+    solved: numbers of problems that need not be solved again; those of others are added to it as
+    soon as they are known. Raises ValueError, naming the set, for features or labels that cannot be
+    used, and naming the pair for one that cannot be solved; and for fewer than two sets.
     """
-    problems = _Problems(
-        {name: _Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()},
-        options,
-    )
-    entropic = None if options.exact or options.bracket else _Entropic(problems)
-    solve = entropic or (problems.exact if options.exact else problems.bracketed)
+    if len(sets) < 2:
+        raise ValueError(f"distances need two or more sets, got {list(sets)}")
+    clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
+    _check_dimensions(clouds)
+    run = _Run(Problems(clouds, options), {} if solved is None else solved)
+    found, eps = run.unregularised() if options.exact or options.bracket else run.entropic()
     certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
-        certified[:, i, j] = certified[:, j, i] = value, gap, _ = solve(a, b)
+        certified[:, i, j] = certified[:, j, i] = value, gap, _ = found[a, b]
         if math.isnan(value):
             log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gap)
     values, gaps, errors = certified
-    eps = entropic.eps if entropic else 0.0
     return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
 
 
-Certified = tuple[float, float, float]  # value, gap, marginal error
+class _Run:
+    """Solves what is left of all pairs, several at a time, and keeps the numbers of each."""
 
-
-class _Cloud(NamedTuple):
-    features: Tensor
-    labels: Tensor  # rows of the label table
-    gaussians: ClassGaussians | None
-
-    @classmethod
-    def of(cls, name: str, labelled: Labelled, classes: int, options: Options) -> _Cloud:
-        features, labels = labelled.features, labelled.labels.to(labelled.features.device)
-        if options.samples is not None and len(features) > options.samples:
-            own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-            mixed = np.random.default_rng([options.seed, own]).permutation(len(features))
-            kept = torch.from_numpy(np.sort(mixed[: options.samples])).to(features.device)
-            features, labels = features[kept], labels[kept]
-        try:
-            check_features("features", features, labels, classes)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        if len(features) < 2:
-            raise ValueError(f"{name} has one sample; a distance needs at least two")
-        if options.label_distance == "none":
-            return cls(features, labels, None)
-        gaussians = class_gaussians(features, labels, classes)
-        if gaussians.single and options.label_distance == "gaussian":
-            log.info("%s: %d classes of one image have no spread", name, len(gaussians.single))
-        return cls(features, torch.searchsorted(gaussians.labels, labels), gaussians)
-
-
-class _Problems:
-    """The ground costs of all pairs. Tables of class distances are kept, costs made when needed."""
-
-    def __init__(self, clouds: Mapping[str, _Cloud], options: Options) -> None:
-        self.clouds = clouds
-        self.options = options
-        self._tables: dict[tuple[str, str], Tensor] = {}
-
-    def cost(self, a: str, b: str) -> GroundCost:
-        one, other = self.clouds[a], self.clouds[b]
-        factor = 0.5 if self.options.half else 1.0
-        lam_x, lam_y = factor * self.options.lam_x, factor * self.options.lam_y
-        if one.gaussians is None or other.gaussians is None:
-            return GroundCost(one.features, other.features, lam_x=lam_x)
-        if (a, b) not in self._tables:
-            self._tables[a, b] = bures_squared(
-                one.gaussians,
-                None if a == b else other.gaussians,
-                means_only=self.options.label_distance == "means",
-            )
-        return GroundCost(
-            one.features,
-            other.features,
-            labels_x=one.labels,
-            labels_y=other.labels,
-            table=self._tables[a, b],
-            lam_x=lam_x,
-            lam_y=lam_y,
-        )
-
-    def exact(self, a: str, b: str) -> Certified:
-        """Unregularised transport by network simplex, without error; NaN if it stopped early."""
-        n, m = (len(self.clouds[name].features) for name in (a, b))
-        if n * m > EXACT_COSTS:
-            raise ValueError(
-                f"{a} and {b} are {n} x {m}, too large for exact transport; sample fewer "
-                f"(samples={math.isqrt(EXACT_COSTS)}), or bracket=1e-3 in place of exact"
-            )
-        try:
-            import ot
-        except ImportError as error:
-            raise ValueError("exact transport needs POT: pip install POT") from error
-        dense = self.cost(a, b).rows(0, n).cpu().numpy()
-        weights = np.full(n, 1 / n), np.full(m, 1 / m)
-        options = {"numItermax": EXACT_STEPS, "log": True}
-        value, told = ot.emd2(*weights, dense, **options)  # pyright: ignore[reportAssignmentType]
-        if told["warning"] is not None:
-            return math.nan, math.nan, math.nan
-        return float(value), 0.0, 0.0
-
-    def bracketed(self, a: str, b: str) -> Certified:
-        """Unregularised transport, the middle of its bounds, and their relative width."""
-        assert self.options.bracket is not None
-        found = unregularised(self.cost(a, b), tolerance=self.options.bracket)
-        return found.value, found.gap, found.marginal_error
-
-
-class _Entropic:
-    """Solves pairs at one eps for all, so that self terms are shared; they also start the pairs."""
-
-    def __init__(self, problems: _Problems) -> None:
+    def __init__(self, problems: Problems, solved: MutableMapping[str, Sequence[float]]) -> None:
         self.problems = problems
-        self.options = problems.options
-        self.eps = self.options.eps
-        if self.options.relative:
-            pairs = combinations(problems.clouds, 2)
-            self.eps *= fmean(problems.cost(*pair).mean for pair in pairs)
-        self._own: dict[str, Transport] = {}
+        self.solved = solved
+        self.device = next(iter(problems.clouds.values())).features.device
+        self.allowed = int(0.8 * free_memory(self.device))
 
-    def __call__(self, a: str, b: str) -> Certified:
-        eps, tolerance = self.eps, self.options.tolerance
-        cost = self.problems.cost(a, b)
-        if not self.options.debias:
-            found = transport(cost, eps=eps, tolerance=tolerance)
-            return found.value, found.gap, found.marginal_error
-        third = tolerance / 3
-        for name in (a, b):
-            if name not in self._own:
-                own = self.problems.cost(name, name)
-                self._own[name] = transport(own, eps=eps, tolerance=third, symmetric=True)
-        across = transport(cost, eps=eps, tolerance=third, start=self._own[b].g)
-        terms = across, self._own[a], self._own[b]
-        value = debiased(*terms, tolerance=tolerance)
-        return value.value, value.gap, max(term.marginal_error for term in terms)
+    def unregularised(self) -> tuple[dict[Pair, Sequence[float]], float]:
+        """(value, gap, marginal error) of every pair, and the eps that they are at: 0."""
+        problems = self.problems
+        solve = problems.exact if problems.options.exact else problems.bracketed
+        return self._pairs("unregularised", solve), 0.0
+
+    def entropic(self) -> tuple[dict[Pair, Sequence[float]], float]:
+        """As `unregularised`, at one eps for all, so that self terms are shared."""
+        problems, options = self.problems, self.problems.options
+        eps = options.eps
+        if options.relative:
+            means = self._pairs("mean cost", lambda a, b: (problems.cost(a, b).mean,))
+            eps *= fmean(mean for (mean,) in means.values())
+        if not options.debias:
+            return self._pairs("biased", lambda a, b: problems.biased(a, b, eps)), eps
+        left = {*chain(*self._left("debiased"))}
+        names = [(name, name) for name in problems.clouds if name in left]
+        terms = self._each("self term", lambda a, _: problems.own(a, eps), names)
+        own = {name: term for (name, _), term in terms}
+        return self._pairs("debiased", lambda a, b: problems.debiased(a, b, own)), eps
+
+    def _pairs(
+        self, kind: str, solve: Callable[[str, str], Sequence[float]]
+    ) -> dict[Pair, Sequence[float]]:
+        """What `solve` says of every pair, or has said before."""
+        for pair, numbers in self._each(kind, solve, self._left(kind)):
+            self.solved[_key(kind, pair)] = numbers
+        pairs = combinations(self.problems.clouds, 2)
+        return {pair: self.solved[_key(kind, pair)] for pair in pairs}
+
+    def _left(self, kind: str) -> list[Pair]:
+        pairs = combinations(self.problems.clouds, 2)
+        return [pair for pair in pairs if _key(kind, pair) not in self.solved]
+
+    def _each(
+        self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
+    ) -> Iterator[tuple[Pair, R]]:
+        at_once = workers(len(pairs), self.problems.bytes_each(), self.allowed, self.device)
+        # A share, not what is free at the moment: a copy must not be given up for a neighbour's.
+        self.problems.memory = self.allowed // at_once if at_once > 1 else None
+
+        def named(pair: Pair) -> R:
+            try:
+                return solve(*pair)
+            except ValueError as error:
+                raise ValueError(f"{' to '.join(pair)}: {error}") from error
+            except Exception as error:
+                error.add_note(f"this was {' to '.join(pair)}")
+                raise
+
+        yield from side_by_side(named, pairs, at_once, self.device, label=label, unit="pair")
+
+
+def _key(kind: str, pair: Pair) -> str:
+    return "/".join((kind, *pair))
+
+
+class _Solved(UserDict[str, Sequence[float]]):
+    """Numbers of solved problems, in a file that is brought up to date with each."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+        if file.is_file():
+            self.data = json.loads(file.read_text())
+
+    def __setitem__(self, key: str, numbers: Sequence[float]) -> None:
+        super().__setitem__(key, numbers)
+        with room_for(self.file):
+            write_atomic(self.file, json.dumps(self.data).encode())
+
+
+def _check_dimensions(clouds: Mapping[str, Cloud]) -> None:
+    (first, d), *others = ((name, cloud.features.shape[1]) for name, cloud in clouds.items())
+    for name, own in others:
+        if own != d:
+            raise ValueError(
+                f"{name} has {own} features a sample, but {first} has {d}; take the features of "
+                "all sets from the same model"
+            )

@@ -25,6 +25,9 @@ from torch import Tensor
 
 # Numbers in one batch of float64 products F1 F2^T. CPU: 8 MiB, of which most stays in cache.
 _BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
+# Of squared distances and variances: products of larger numbers, or of smaller ones, are not
+# float32's.
+RANGE = 1e-20, 1e20
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ def class_gaussians(
     the factors, and so of the products of `bures_squared`; moments are float64 in any case.
 
     Raises ValueError for an empty set, shapes that do not fit, features that are not finite and
-    labels out of range, naming the first sample that is wrong.
+    labels out of range, naming the first sample that is wrong; for a precision below float32, and
+    when the largest variance of a class (the trace) is neither 0 nor within `RANGE`.
     """
+    if precision not in (torch.float32, torch.float64):
+        raise ValueError(f"precision must be torch.float32 or torch.float64, not {precision}")
     check_features("features", features, labels, classes)
     counts = torch.bincount(labels, minlength=classes)
     present = counts.nonzero().squeeze(1)
@@ -72,6 +78,12 @@ def class_gaussians(
         factor = _factor(group - mean)
         traces.append(factor.square().sum())
         factors.append(factor.to(precision))
+    largest = float(max(traces))
+    if largest != 0 and not RANGE[0] <= largest <= RANGE[1]:
+        raise ValueError(
+            f"features: the largest variance of a class is {largest:.3g}, outside "
+            f"[{RANGE[0]:g}, {RANGE[1]:g}]; scale the features of all sets alike"
+        )
     return ClassGaussians(
         labels=present,
         counts=counts[present],

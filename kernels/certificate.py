@@ -25,7 +25,6 @@ Sources: Altschuler, Weed & Rigollet 2017, algorithm 2 (rounding); Peyré & Cutu
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ from torch import Tensor
 
 from kernels.ground_cost import GroundCost
 from kernels.stored_cost import CERTIFIED_STRIP, StoredCost
-from kernels.threads import HAS_NUMBA, spread
+from kernels.threads import HAS_NUMBA, once, spread
 
 _COMPILE_FROM = 1 << 24  # costs: what compiling (0.4 s in each process) would have to repay
 
@@ -200,7 +199,7 @@ def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _
     )
 
 
-@functools.cache
+@once
 def _compiled() -> Any:
     """The pass over rows of the stored copy, compiled; sums are to be divided by n m."""
     import numba

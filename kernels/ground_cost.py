@@ -16,16 +16,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kernels.bures import check_features
+from kernels.bures import RANGE, check_features
 
 STRIP_ROWS = 512
 # Of a set, at most. Fewer make a step between blocks cheaper, but unlike classes in one block cost
 # most of what it gains: 7 iterations became 32 for 3000 samples of 1000 classes that lie apart.
 _BLOCKS = 1024
 _LONGEST = 512  # samples of a block, where that makes no more of them than half of the most
-# Of mean costs: n m of them may add up to one entry, and what underflows in float32 is below
-# float64's rounding.
-RANGE = 1e-20, 1e20
 _INNER = 64  # dimensions multiplied in float32 before the sum is added to the others
 
 
@@ -83,6 +80,8 @@ class GroundCost:
     ) -> None:
         if (table is None) != (labels_x is None) or (table is None) != (labels_y is None):
             raise ValueError("labels_x, labels_y and table go together: give all three, or none")
+        if table is not None and table.ndim != 2:
+            raise ValueError(f"table must be [classes of x, classes of y], not {list(table.shape)}")
         rows, columns = (None, None) if table is None else table.shape
         for name, features, labels, classes in (
             ("x", x, labels_x, rows),
@@ -108,6 +107,7 @@ class GroundCost:
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if self.mean == 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
+        # n m mean costs may add up to one entry; what underflows is below float64's rounding.
         if not RANGE[0] <= self.mean <= RANGE[1]:
             raise ValueError(
                 f"the mean cost is {self.mean:.3g}, outside [{RANGE[0]:g}, {RANGE[1]:g}], where "
@@ -201,6 +201,11 @@ class GroundCost:
     @cached_property
     def _y_single(self) -> Tensor:
         return self.y.x.float()
+
+
+def most_blocks(n: int) -> int:
+    """Of n samples, at most."""
+    return min(n, _BLOCKS)
 
 
 def _cut(ends: list[int], least: int, longest: int) -> list[int]:

@@ -8,11 +8,12 @@ at 768 dimensions.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.threads import once
 
 COMPILE_FROM = 1 << 22  # costs: what compiling (about 1 s in each process) would have to repay
 
@@ -49,7 +50,7 @@ def rounding(kind: str) -> Any:
     return rounded
 
 
-@functools.cache
+@once
 def _compiled() -> Any:
     import numba
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.ground_cost import STRIP_ROWS, GroundCost
+from kernels.ground_cost import STRIP_ROWS, GroundCost, most_blocks
 from kernels.quantize import COMPILE_FROM, quantize
 from kernels.threads import HAS_NUMBA
 
@@ -118,9 +118,22 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
 def beside_the_copy(cost: GroundCost) -> int:
     """Bytes that solving takes beside the copy: features in float32, four float64 strips, and the
     column sums of blocks, once those of threads or of a strip and once in all."""
-    n, m = cost.shape
-    strip = max(STRIP_ROWS * m, min(n * m, CERTIFIED_STRIP[cost.x.x.device.type]))
-    return 4 * m * cost.x.x.shape[1] + 4 * 8 * strip + 2 * 4 * (len(cost.x.bounds) - 1) * m
+    (n, m), d, device = cost.shape, cost.x.x.shape[1], cost.x.x.device
+    return _beside(n, m, d, len(cost.x.bounds) - 1, device)
+
+
+def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
+    """Bytes that making and solving an n x m cost of d dimensions takes at most, its copy held.
+
+    The copy is counted as float32, and blocks as if there were as many as there may be; the sorted
+    features of both sets as float64, with a float32 copy and a temporary of each.
+    """
+    return 16 * (n + m) * d + 4 * n * m + _beside(n, m, d, most_blocks(n), device)
+
+
+def _beside(n: int, m: int, d: int, blocks: int, device: torch.device) -> int:
+    strip = max(STRIP_ROWS * m, min(n * m, CERTIFIED_STRIP[device.type]))
+    return 4 * m * d + 4 * 8 * strip + 2 * 4 * blocks * m
 
 
 class _Part(NamedTuple):

@@ -20,7 +20,6 @@ Source: Cuturi 2013.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch.library import triton_op
 from kernels import reference
 from kernels.launch import jit, launcher, tl
 from kernels.quantize import rounding
-from kernels.threads import HAS_NUMBA, spread
+from kernels.threads import HAS_NUMBA, once, spread
 
 # Costs: what compiling (about 2 s in each process) would have to repay.
 _COMPILE_FROM = 1 << 22
@@ -97,7 +96,7 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
     return [log_s, columns]
 
 
-@functools.cache
+@once
 def _compiled() -> Any:
     """The loop over rows, compiled. exp is a polynomial: numba's own does not vectorise.
 

@@ -76,6 +76,15 @@ def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     assert held.target == pytest.approx(1.03 * 36 / 28)
 
 
+def test_the_time_of_a_part_is_scaled_to_the_whole(monkeypatch):
+    monkeypatch.setattr(contest, "interleave", lambda *_, **__: [[100.0, 100.0], [50.0, 50.0]])
+    peer = Entrant("theirs, 1 of 10 rows, scaled", int, Work(28), share=0.1)
+    held = Contest("c", Entrant("ours", int, Work(36)), (peer,))
+    (one,) = contest.hold(held, ROOFLINE, CPU, seconds=0)
+    assert (one.subject_ms, one.peer_ms) == (100, pytest.approx(500))
+    assert one.measured == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
@@ -317,7 +326,7 @@ def test_contests_run_and_predict(name):
 
 def test_the_gpu_contests_of_transport_run_where_their_peers_are(monkeypatch):
     transport = contest.load("transport")
-    problem = transport._Problem(60, 4, CPU)
+    problem = transport.Problem(60, 4, CPU)
 
     class SamplesLoss:
         def __init__(self, loss, *, label_cost_matrix, **options):
@@ -335,7 +344,7 @@ def test_the_gpu_contests_of_transport_run_where_their_peers_are(monkeypatch):
     assert value.converged and value.value > 0
     assert held.peers[0].name == f"flash-sinkhorn: off {abs(2 / value.value - 1):.0e}"
     solved = transport.transport(problem.cost(), eps=problem.eps)
-    potential = transport._two_products(problem).solve(200)
+    potential = transport.two_products(problem).solve(200)
     stored = transport.store(problem.cost())
     dual = transport.certify(stored, potential, problem.eps, torch.ones(60).double()).dual
     assert dual == pytest.approx(solved.value, rel=1e-3)

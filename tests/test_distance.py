@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import artifacts, cli, distance
+from engine import artifacts, cli, distance, pairs
 from engine.artifacts import Store
 from engine.distance import Labelled, Options, matrix
 from engine.machine import ranks
@@ -99,13 +99,13 @@ def test_a_set_is_at_home_in_its_copy():
 
 def test_self_terms_are_solved_once_a_set(monkeypatch):
     solved = []
-    real = distance.transport
+    real = pairs.transport
 
     def counted(cost, **options):
         solved.append(options.get("symmetric", False))
         return real(cost, **options)
 
-    monkeypatch.setattr(distance, "transport", counted)
+    monkeypatch.setattr(pairs, "transport", counted)
     matrix(SETS, CLASSES, Options(eps=0.2))
     assert (solved.count(False), solved.count(True)) == (3, 3)
 
@@ -145,7 +145,7 @@ def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
 
 
 def test_exact_transport_that_stops_early_is_no_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(distance, "EXACT_STEPS", 1)
+    monkeypatch.setattr(pairs, "EXACT_STEPS", 1)
     _, context = context_of(SETS, tmp_path)
     options = Options(exact=True, samples=20)
     with pytest.warns(UserWarning, match="numItermax"):
@@ -193,7 +193,7 @@ def test_copies_of_the_same_photographs_are_sampled_apart():
 
 
 def test_without_label_distances_no_covariance_is_made(monkeypatch):
-    monkeypatch.setattr(distance, "class_gaussians", None)
+    monkeypatch.setattr(pairs, "class_gaussians", None)
     found = matrix(SETS, CLASSES, Options(exact=True, label_distance="none"))
     assert np.isfinite(found.values).all()
     outside = SETS | {"far": Labelled(SETS["far"].features, SETS["far"].labels + 1)}
@@ -320,12 +320,12 @@ def test_bad_sets_are_refused_by_name(monkeypatch):
     for features, labels, message in (
         (broken, SETS["far"].labels, "far: features: sample 3 holds NaN"),
         (SETS["far"].features, SETS["far"].labels + 1, "far: .*outside"),
-        (SETS["far"].features[:1], SETS["far"].labels[:1], "far has one sample"),
+        (SETS["far"].features[:1], SETS["far"].labels[:1], "far: one sample"),
     ):
         with pytest.raises(ValueError, match=message):
             matrix(SETS | {"far": Labelled(features, labels)}, CLASSES, Options())
-    monkeypatch.setattr(distance, "EXACT_COSTS", 100)
-    with pytest.raises(ValueError, match="near and mid are 60 x 50, too large"):
+    monkeypatch.setattr(pairs, "EXACT_COSTS", 100)
+    with pytest.raises(ValueError, match="near to mid: 60 x 50 samples are too many"):
         matrix(SETS, CLASSES, Options(exact=True))
 
 

@@ -1,0 +1,213 @@
+"""Problems side by side: the numbers of one after another, errors by name, nothing solved twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from itertools import combinations
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import distance, pairs
+from engine.artifacts import Store
+from engine.distance import Labelled, Options, matrix
+from engine.machine import workers
+from engine.machine.workers import side_by_side
+from kernels import threads
+from kernels.ground_cost import GroundCost
+from kernels.stored_cost import beside_the_copy, most_bytes
+
+CPU = torch.device("cpu")
+CLASSES = 3
+
+
+def labelled(seed: int, n: int = 40, d: int = 5) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % CLASSES
+    return Labelled(torch.randn(n, d, generator=generator) + labels[:, None] + 0.3 * seed, labels)
+
+
+SETS = {name: labelled(seed, 40 + seed) for seed, name in enumerate("abcd")}
+
+
+@pytest.fixture
+def cores():
+    """Two threads of torch, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"debias": False, "relative": False, "eps": 2.0}, {"bracket": 1e-2}]
+)
+def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, monkeypatch):
+    at_once = []
+    real = distance.side_by_side
+
+    def seen(work, items, count, device, **words):
+        at_once.append(count)
+        yield from real(work, items, count, device, **words)
+
+    monkeypatch.setattr(distance, "side_by_side", seen)
+    beside = matrix(SETS, CLASSES, Options(**options))
+    assert set(at_once) == {2} and torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    alone = matrix(SETS, CLASSES, Options(**options))
+    assert set(at_once) == {1, 2} and np.isfinite(alone.values).all() and alone.values[0, 1] > 0
+    for mine, theirs in zip(
+        (beside.values, beside.gaps, beside.marginal_errors),
+        (alone.values, alone.gaps, alone.marginal_errors),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    assert beside.eps == alone.eps
+
+
+def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
+    both = threading.Barrier(2, timeout=30)
+
+    def work(item: int) -> tuple[int, int]:
+        both.wait()  # breaks unless another is there
+        return item * item, torch.get_num_threads()
+
+    found = dict(side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item"))
+    assert found == {k: (k * k, 1) for k in (1, 2, 3, 4)}
+
+
+def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
+    begun, failing = [], threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 0:
+            failing.set()
+            raise ValueError("zero")
+        failing.wait(30)
+        return item
+
+    yielded = []
+    with pytest.raises(ValueError, match="zero"):
+        for item, _ in side_by_side(work, list(range(50)), 2, CPU, label="x", unit="item"):
+            yielded.append(item)
+    assert yielded and sorted([0, *yielded]) == sorted(begun) and len(begun) < 50
+    assert torch.get_num_threads() == 2
+
+
+def test_as_many_at_once_as_cores_problems_and_memory_allow(cores, caplog):
+    assert workers.workers(36, 100, 1000, CPU) == 2
+    assert workers.workers(1, 100, 1000, CPU) == 1
+    assert not caplog.records
+    with caplog.at_level("INFO"):
+        assert workers.workers(36, 600, 1000, CPU) == 1
+        assert workers.workers(36, 2000, 1000, CPU) == 1  # it may run, and read its costs again
+    assert "1 at once, not 2" in caplog.text
+
+
+def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
+    sets = {"small": labelled(0, 20), "large": labelled(1, 300), "mid": labelled(2, 100)}
+    clouds = {
+        name: pairs.Cloud.of(name, one, CLASSES, Options(label_distance="none"))
+        for name, one in sets.items()
+    }
+    own, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
+    assert pairs.Problems(clouds, Options()).bytes_each() == own
+    assert pairs.Problems(clouds, Options(debias=False)).bytes_each() == across < own
+    assert pairs.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
+    monkeypatch.setattr(pairs, "_EXACT_BYTES", 10**6)
+    exact = pairs.Problems(clouds, Options(exact=True)).bytes_each()
+    assert exact == 10**6 * 300 * 100
+    large = sets["large"]
+    cost = GroundCost(large.features, large.features)
+    assert own >= beside_the_copy(cost) + 4 * 300 * 300
+
+
+def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
+    given = []
+    real = pairs.transport
+
+    def seen(cost, **options):
+        given.append(options["memory"])
+        return real(cost, **options)
+
+    monkeypatch.setattr(pairs, "transport", seen)
+    monkeypatch.setattr(distance, "free_memory", lambda device: 10**9)
+    matrix(SETS, CLASSES, Options())
+    assert set(given) == {400_000_000} and len(given) == 10
+
+
+def test_an_error_names_its_pair(cores, monkeypatch):
+    real = pairs.transport
+
+    def refused(kind):
+        def transport(cost, **options):
+            if cost.shape == (40, 42):
+                raise kind("out of luck")
+            return real(cost, **options)
+
+        return transport
+
+    monkeypatch.setattr(pairs, "transport", refused(ValueError))
+    with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
+        matrix(SETS, CLASSES, Options())
+    monkeypatch.setattr(pairs, "transport", refused(RuntimeError))
+    with pytest.raises(RuntimeError, match=r"^out of luck\nthis was a to c$"):
+        matrix(SETS, CLASSES, Options())
+
+
+def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, monkeypatch):
+    """The store keeps each number until the matrix is whole."""
+    torch.set_num_threads(1)
+    expected = matrix(SETS, CLASSES, Options())
+    context = SimpleNamespace(
+        sets=type("Sets", (dict,), {"classes": "xyz", "release": lambda *_: None})(
+            {name: SimpleNamespace(name=name, labels=one.labels) for name, one in SETS.items()}
+        ),
+        base="base",
+        recipe=SimpleNamespace(model=SimpleNamespace(name="model")),
+        store=Store(tmp_path),
+        features=lambda cell, one: SETS[one.name].features,
+        features_key=lambda cell, one: {"pack": one.name},
+    )
+    real, shapes = pairs.transport, []
+
+    def transport(cost, *, refuse, **options):
+        shapes.append(cost.shape)
+        if refuse and cost.shape == (41, 43):
+            raise ValueError("out of luck")
+        return real(cost, **options)
+
+    monkeypatch.setattr(pairs, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
+    with pytest.raises(ValueError, match="b to d: out of luck"):
+        distance.distances(context, list(SETS), Options())
+    (kept,) = (tmp_path / "pending").rglob("solved.json")
+    done = [key for key in json.loads(kept.read_text()) if key.startswith("debiased")]
+    assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
+    monkeypatch.setattr(pairs, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
+    shapes.clear()
+    found = distance.distances(context, list(SETS), Options())
+    # What is left: b to d and c to d, with the self terms of these three.
+    assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.gaps, expected.gaps)
+    assert not list((tmp_path / "pending").iterdir())
+
+
+def test_loops_are_compiled_once_for_all_threads():
+    made, ready = [], threading.Barrier(4, timeout=30)
+
+    @threads.once
+    def make() -> object:
+        made.append(1)
+        return object()
+
+    def ask(_: int) -> object:
+        ready.wait()
+        return make()
+
+    asked = side_by_side(ask, range(4), 4, CPU, label="x", unit="item")
+    assert len({id(one) for _, one in asked}) == len(made) == 1
