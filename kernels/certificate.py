@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.certified_pass import certified_pass
 from kernels.ground_cost import GroundCost
 from kernels.stored_cost import CERTIFIED_STRIP, StoredCost
 from kernels.threads import HAS_NUMBA, once, spread
@@ -101,7 +102,9 @@ def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Tensor)
     """
     stored = isinstance(costs, StoredCost)
     n, m = costs.shape
-    if stored and HAS_NUMBA and g.device.type == "cpu" and n * m >= _COMPILE_FROM:
+    if stored and costs.q is not None and g.is_cuda:
+        sums = _kernel_pass(costs, g, eps, kept)
+    elif stored and HAS_NUMBA and g.device.type == "cpu" and n * m >= _COMPILE_FROM:
         sums = _compiled_pass(costs, g, eps, kept)
     else:
         sums = _strips_pass(costs, g, eps, kept)
@@ -168,6 +171,17 @@ def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Te
         kept_rows[rows] = weights * (plan @ kept)
         reduced_sum += weights @ (reduced.mul_(plan) @ kept)
     return _Sums(f, hard_f, kept_rows, columns, hard_g, float(reduced_sum))
+
+
+def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:
+    q, (n, m) = stored.q, stored.shape
+    assert q is not None, "the copy is not held"
+    f, hard_f, kept_rows, reduced, columns, hard_g = certified_pass(
+        q, stored.offset, stored.step, g, kept, eps
+    )
+    share = 1 / (n * m)
+    total = float(reduced.sum()) * share
+    return _Sums(f, hard_f, kept_rows * share, columns * share, hard_g, total)
 
 
 def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:

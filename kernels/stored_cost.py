@@ -149,8 +149,9 @@ class _Part(NamedTuple):
 def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
     """Consecutive strips of the copy."""
     n, m = cost.shape
-    compiled = HAS_NUMBA and cost.x.x.device.type == "cpu" and n * m >= COMPILE_FROM
-    if copy == COARSE and compiled:
+    device = cost.x.x.device.type
+    compiled = HAS_NUMBA and device == "cpu" and n * m >= COMPILE_FROM
+    if copy == COARSE and (compiled or device == "cuda"):
         yield from _quantized(cost)
         return
     for rows, part in cost.strips(STRIP_ROWS, dtype=copy.computed):
@@ -168,7 +169,8 @@ def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
 
 def _quantized(cost: GroundCost) -> Iterator[_Part]:
     own = cost.x.squares.float()
-    buffer = torch.empty(min(STRIP_ROWS, len(own)), cost.shape[1])  # fresh pages cost more
+    # Fresh pages cost more.
+    buffer = own.new_empty(min(STRIP_ROWS, len(own)), cost.shape[1])
     for start in range(0, len(own), STRIP_ROWS):
         rows = slice(start, min(start + STRIP_ROWS, len(own)))
         product = cost.products(rows.start, rows.stop, dtype=torch.float32, out=buffer)

@@ -12,6 +12,7 @@ import torch
 from bench import contest
 from kernels import reference
 from kernels.bures import ClassGaussians, bures_squared, class_gaussians
+from kernels.certificate import certify
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, sgd_ewc_
 from kernels.fisher import fisher_diagonal
@@ -19,7 +20,7 @@ from kernels.ground_cost import GroundCost
 from kernels.interpolate import interpolate
 from kernels.outer_squares import outer_squares
 from kernels.sinkhorn import transport
-from kernels.stored_cost import beside_the_copy
+from kernels.stored_cost import COARSE, SINGLE, beside_the_copy, store
 from kernels.sweep import sinkhorn_sweep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -151,6 +152,26 @@ def test_label_distances_equal_those_of_the_cpu():
     within = bures_squared(sets(CUDA)[0][2])
     torch.testing.assert_close(mine.cpu(), right, rtol=1e-5, atol=1e-5 * right.max().item())
     assert torch.equal(within, within.T) and not within.diagonal().any()
+
+
+@pytest.mark.parametrize("copy", [COARSE, SINGLE], ids=["int16", "float32"])
+@pytest.mark.parametrize("shape", [(2, 3), (37, 517), (1000, 9001)])
+def test_certificates_equal_those_of_the_cpu(copy, shape):
+    n, m = shape
+    x, y, g = randn(n, 40), randn(m, 40) + 0.3, 8 * randn(m).double()
+    kept = randn(m).double().abs().clamp_(0.1, 1.0)
+    found = []
+    for device in (CUDA, CPU):
+        stored = store(GroundCost(x.to(device), y.to(device)), copy=copy)
+        found.append(certify(stored, g.to(device), 4.0, kept.to(device)))
+    mine, right = found
+    assert mine.dual == pytest.approx(right.dual, rel=1e-4, abs=1e-3)
+    assert mine.lower <= right.upper and right.lower <= mine.upper
+    assert mine.marginal_error == pytest.approx(right.marginal_error, rel=1e-3)
+    for name in ("f", "next_g"):
+        torch.testing.assert_close(
+            getattr(mine, name).cpu(), getattr(right, name), rtol=1e-3, atol=1e-2
+        )
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
