@@ -249,7 +249,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
 
     monkeypatch.setattr(jobs, "_context", lambda *_: context)
     monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
-    monkeypatch.setattr(jobs.campaign, "advance", lambda *_: None)
+    monkeypatch.setattr(jobs.workflow, "advance", lambda *_: None)
     jobs.column(SimpleNamespace(path=None, methods=()), "outline", grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not context.sets._sources
