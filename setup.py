@@ -26,6 +26,7 @@ setup(
         "resvg_py>=0.2",
         "safetensors>=0.4.5",
         "snakemake>=9,<10",
+        "threadpoolctl>=3.1",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine import artifacts, campaign
 from engine.errors import CampaignError
-from engine.measures import predictions
+from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import Evaluation
 from engine.sampling.drawn import Drawn, framed
@@ -76,9 +76,10 @@ class Run:
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
         """Where predictions lie. Raises ValueError for files that are not what they were."""
+        names = dict.fromkeys(str(one.path) for one in self.record.evaluations)
+        paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
         return [
-            dataclasses.replace(one, path=self._checked(str(one.path)))
-            for one in self.record.evaluations
+            dataclasses.replace(one, path=paths[str(one.path)]) for one in self.record.evaluations
         ]
 
     @functools.cached_property

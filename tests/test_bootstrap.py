@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,11 +120,47 @@ def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
     np.testing.assert_allclose(samples, 0.5)
 
 
-def test_draws_are_the_same_whatever_the_chunk(monkeypatch):
-    sums = np.random.default_rng(0).random((3, 20))
-    whole = draws(sums, 50)
-    monkeypatch.setattr(bootstrap, "DRAWS_PER_CHUNK", 20 * 7)
-    np.testing.assert_allclose(draws(sums, 50), whole, rtol=1e-12)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_draws_are_the_same_however_many_are_asked_for(seeds):
+    sums = np.random.default_rng(0).random((seeds, 20))
+    many = draws(sums, 2 * bootstrap.TOGETHER + 7)
+    assert len(many) == 2 * bootstrap.TOGETHER + 7 and len(np.unique(many)) > 250
+    for count in (50, bootstrap.TOGETHER, bootstrap.TOGETHER + 1):
+        np.testing.assert_allclose(draws(sums, count), many[:count], rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 30, 300, 2000])
+def test_how_often_a_source_comes_up_is_multinomial(size):
+    """One source is binomial, and so is the sum of half of them, whose covariances count."""
+    stats = pytest.importorskip("scipy.stats")
+    rows = 4000
+    counts = bootstrap._draw(np.random.Generator(np.random.SFC64(1)), rows, size).astype(float)
+    assert (counts.sum(axis=1) == size).all()
+    expected = stats.binom.pmf(np.arange(7), size, 1 / size)
+    seen = np.bincount(np.minimum(counts[:, ::7], 6).astype(int).ravel(), minlength=7)
+    expected[6] = 1 - expected[:6].sum()
+    some = expected > 1e-12
+    assert not seen[~some].any()
+    share = seen[some] / seen.sum()
+    spread = np.sqrt(expected[some] * (1 - expected[some]) / seen.sum())
+    assert (np.abs(share - expected[some]) <= 4.5 * spread + 1e-12).all()
+    assert counts.var(axis=0).mean() == pytest.approx(1 - 1 / size, rel=0.02)
+    if size > 1:
+        half = counts[:, : size // 2].sum(axis=1)  # which a covariance that is off would show in
+        share = (size // 2) / size
+        assert half.var() == pytest.approx(size * share * (1 - share), rel=0.1)
+
+
+def test_poisson_counts_are_told_by_16_bits_and_what_those_leave():
+    """Mean and variance of a rate to within four standard errors, and the tail that is rarer than
+    a step of the bits."""
+    rng = np.random.Generator(np.random.SFC64(2))
+    counts = bootstrap._poisson(rng, 0.97, (64, 2**17)).astype(float)
+    n = counts.size
+    assert counts.mean() == pytest.approx(0.97, abs=4 * np.sqrt(0.97 / n))
+    assert counts.var() == pytest.approx(0.97, abs=4 * np.sqrt((0.97 + 2 * 0.97**2) / n))
+    tail = 1 - sum(math.exp(-0.97) * 0.97**k / math.factorial(k) for k in range(8))
+    assert (counts >= 8).sum() == pytest.approx(n * tail, abs=4 * np.sqrt(n * tail))
 
 
 def test_p_value_is_where_the_interval_reaches_zero():

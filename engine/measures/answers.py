@@ -34,12 +34,13 @@ class Answers:
             cases = (before.top1 == after.top1, before.hit & ~after.hit, ~before.hit & after.hit)
             sums = [np.bincount(bank.codes, after.weights * case, sources) for case in cases]
             agreed = np.stack(sums, axis=1).astype(np.float32)
-        cells, place = np.unique(bank.codes * BINS + bins_of(after), return_inverse=True)
-        gaps = np.bincount(place, after.weights * (after.p_top1.astype(np.float64) - after.hit))
-        return cls(agreed, cells.astype(np.int32), gaps.astype(np.float32))
+        each = after.weights * (after.p_top1.astype(np.float64) - after.hit)
+        gaps = np.bincount(bank.codes * BINS + bins_of(after), each)
+        cells = np.flatnonzero(gaps != 0)
+        return cls(agreed, cells.astype(np.int32), gaps[cells].astype(np.float32))
 
     def by_bin(self, sources: int) -> np.ndarray:
-        """float64 [sources, BINS]: the gaps as a table."""
-        table = np.zeros(sources * BINS)
+        """float32 [sources, BINS]: the gaps as a table."""
+        table = np.zeros(sources * BINS, np.float32)
         table[self.cells] = self.gaps
         return table.reshape(sources, BINS)

@@ -11,17 +11,22 @@ the pre-trained model are taken as given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from engine.measures import parallel
 from engine.measures.predictions import Bank
 
 LEVEL = 0.95
-DRAWS_PER_CHUNK = 1 << 21  # few enough that memory is used again, not mapped anew
+TOGETHER = 128  # draws that share a generator, so that others beside them change nothing
+WIDENED = 4096  # sources whose counts are floats at a time, since a product wants both alike
+IN_CACHE = 1 << 17  # counts that are compared with the whole distribution, before the next
 RARE = 50  # sources; a stratum of n shrinks deviations by sqrt(1 - 1/n), so small ones are pooled
+POISSON = np.array([1 / math.factorial(k) for k in range(24)])  # times rate**k / e**rate
 
 
 def means(
@@ -35,7 +40,7 @@ def means(
 
     `columns[name]` [seeds, sources, K] are sums per source, in the rows of `banks[name]`; a mean is
     their sum over the weight of the set's images, averaged over training seeds. Draw b is the same
-    draw of sources and of seeds for all sets.
+    draw of sources and of seeds for all sets, and however many are asked for.
 
     Sources are drawn with replacement. Those that occur in the same sets form a stratum and are
     drawn on their own; what occurs in sets that fewer than `RARE` sources share is one stratum
@@ -44,39 +49,60 @@ def means(
     seeds = {column.shape[0] for column in columns.values()}
     assert len(seeds) == 1, seeds
     used = {name: banks[name] for name in columns}
-    chunks = _chunks(used, resamples=resamples, seeds=seeds.pop(), seed=seed)
-    found = [
-        {
-            name: draws.over_seeds([mean(one) for one in columns[name]])
+    block = _blocks(used, resamples=resamples, seeds=seeds.pop(), seed=seed)
+
+    def drawn(start: int) -> list[np.ndarray]:
+        draws = block(start)
+        return [
+            draws.over_seeds([mean(one) for one in columns[name]])
             for name in used
             for mean in [draws.on(name)]
-        }
-        for draws in chunks
-    ]
-    return {name: np.concatenate([one[name] for one in found]) for name in used}
+        ]
+
+    found = parallel.each(drawn, range(0, resamples, TOGETHER))
+    return {name: np.concatenate([one[k] for one in found]) for k, name in enumerate(used)}
 
 
 @dataclass(frozen=True)
 class Draws:
     """B draws of the sources of some sets, and of S seeds: statistics on the same draws are paired.
 
-    counts: uint8 [B, sources], how often each comes up; rows: those of each set; weights: float64
-    [B, S] of the seeds. How they are drawn: `means`.
+    counts: uint8 [B, sources], how often each comes up, stratum after stratum; places: by set, its
+    rows in the order of those sources, and where among them they are; weights: float64 [B, S] of
+    the seeds. How they are drawn: `means`.
     """
 
     banks: Mapping[str, Bank[Any]]
-    rows: Mapping[str, np.ndarray]
+    places: Mapping[str, tuple[np.ndarray, np.ndarray]]
     counts: np.ndarray
     weights: np.ndarray
 
     def on(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
-        """What takes sums per source [sources, K] of a set to draws [B, K] of K means."""
-        drawn = self.counts[:, self.rows[name]].astype(np.float64)
-        total = drawn @ self.banks[name].total
-        if (missed := total == 0).any():
-            drawn[missed], total[missed] = 1, self.banks[name].total.sum()
-        total = total[:, None]
-        return lambda column: (drawn @ column) / total
+        """What takes sums per source [sources, K] of a set to draws [B, K] of K means (float64).
+
+        Products are in the precision of the sums given: float32 is twice as fast and exact for
+        integers; in float64 what should cancel does, to the digits that `p_value` looks at.
+        """
+        order, place = self.places[name]
+
+        def sums(column: np.ndarray) -> np.ndarray:
+            out = np.zeros((len(self.counts), column.shape[1]))
+            for start in range(0, len(place), WIDENED):
+                some = place[start : start + WIDENED]  # ascending: a run needs no gathering
+                run = some[-1] - some[0] == len(some) - 1
+                counts = self.counts[:, slice(some[0], some[-1] + 1) if run else some]
+                out += counts.astype(column.dtype) @ column[order[start : start + WIDENED]]
+            return out
+
+        weight = self.banks[name].total[:, None]
+
+        def mean(column: np.ndarray) -> np.ndarray:
+            column = np.concatenate([column, weight.astype(column.dtype)], axis=1)
+            found = sums(column)
+            found[found[:, -1] == 0] = column.sum(axis=0)
+            return found[:, :-1] / found[:, -1:]
+
+        return mean
 
     def first(self, count: int) -> Draws:
         """The first draws of them."""
@@ -91,35 +117,42 @@ class Draws:
 
 def draw(banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: int) -> Draws:
     """As many draws as asked for, kept: a byte for each of them and each source."""
-    first, *others = _chunks(banks, resamples=resamples, seeds=seeds, seed=seed)
-    parts = [first, *others]
+    block = _blocks(banks, resamples=resamples, seeds=seeds, seed=seed)
+    parts = parallel.each(block, range(0, resamples, TOGETHER))
     return replace(
-        first,
+        parts[0],
         counts=np.concatenate([part.counts for part in parts]),
         weights=np.concatenate([part.weights for part in parts]),
     )
 
 
-def _chunks(
+def _blocks(
     banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: int
-) -> Iterator[Draws]:
-    """The same draws, a part of them at a time."""
+) -> Callable[[int], Draws]:
+    """What makes the draws from a multiple of `TOGETHER` on, as many as it or as are left."""
     sources = np.unique(np.concatenate([bank.sources for bank in banks.values()]))
     rows = {name: np.searchsorted(sources, bank.sources) for name, bank in banks.items()}
     member = np.zeros((len(sources), len(rows)), bool)
     for j, name in enumerate(rows):
         member[rows[name], j] = True
     stratum = _strata(member)
-    strata = [np.flatnonzero(stratum == value) for value in range(stratum.max() + 1)]
-    weights = _seed_weights(np.random.default_rng([seed, 1]), resamples, seeds)
-    rng = np.random.default_rng(seed)
-    step = max(1, DRAWS_PER_CHUNK // len(sources))
-    for start in range(0, resamples, step):
-        some = weights[start : start + step]
-        counts = np.empty((len(some), len(sources)), np.uint8)
-        for members in strata:
-            counts[:, members] = _draw(rng, len(some), len(members))
-        yield Draws(banks, rows, counts, some)
+    place = np.empty(len(sources), np.int64)
+    place[np.argsort(stratum, kind="stable")] = np.arange(len(sources))
+    places = {
+        name: (order, place[mine][order])
+        for name, mine in rows.items()
+        for order in [np.argsort(place[mine])]
+    }
+    sizes = np.bincount(stratum).tolist()
+
+    def block(start: int) -> Draws:
+        rng, other = (np.random.Generator(np.random.SFC64([seed, start, k])) for k in (0, 1))
+        weights = _seed_weights(other, TOGETHER, seeds)
+        counts = np.concatenate([_draw(rng, TOGETHER, size) for size in sizes], axis=1)
+        count = min(TOGETHER, resamples - start)
+        return Draws(banks, places, counts[:count], weights[:count])
+
+    return block
 
 
 def half_width(samples: np.ndarray) -> float:
@@ -166,6 +199,41 @@ def _strata(member: np.ndarray) -> np.ndarray:
 
 
 def _draw(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
-    """(rows, size) how often each of `size` sources comes up in `size` draws."""
-    drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+    """uint8 (rows, size) how often each of `size` sources comes up in `size` draws.
+
+    Poisson counts are multinomial given their sum, and are made far faster than draws are counted.
+    So all but some 6 sqrt(size) of a row's draws are made as such counts, and the rest one by one.
+    """
+    rate = max(0.0, 1 - 6 / math.sqrt(size))
+    counts = _poisson(rng, rate, (rows, size))
+    left = size - counts.sum(axis=1, dtype=np.int64)
+    while (over := left < 0).any():  # once in some 1e9 rows; any sum will do
+        counts[over] = _poisson(rng, rate, (int(over.sum()), size))
+        left = size - counts.sum(axis=1, dtype=np.int64)
+    at = np.repeat(size * np.arange(rows), left) + rng.integers(size, size=left.sum())
+    np.add.at(counts.reshape(-1), at, np.uint8(1))
+    return counts
+
+
+def _poisson(rng: np.random.Generator, rate: float, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [shape] Poisson counts of a rate of at most 1.
+
+    16 random bits tell most of them, by comparison with the distribution in steps of 2^-16; what
+    such steps leave of it is drawn by itself.
+    """
+    if not rate:
+        return np.zeros(shape, np.uint8)
+    chances = 2**16 * np.exp(-rate) * rate ** np.arange(len(POISSON)) * POISSON
+    steps = np.floor(chances)
+    ends = np.cumsum(steps[steps > 0]).astype(np.uint16)
+    words = rng.integers(2**64, size=-(-math.prod(shape) // 4), dtype=np.uint64)
+    bits = words.view(np.uint16)[: math.prod(shape)]
+    counts = np.zeros(len(bits), np.uint8)
+    for some in range(0, len(bits), IN_CACHE):
+        part, found = bits[some : some + IN_CACHE], counts[some : some + IN_CACHE]
+        for end in ends:
+            found += (part >= end).view(np.uint8)
+    rare = np.flatnonzero(counts == len(ends))
+    rest = chances - steps
+    counts[rare] = rng.choice(len(rest), size=len(rare), p=rest / rest.sum())
+    return counts.reshape(shape)

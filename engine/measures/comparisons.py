@@ -15,7 +15,8 @@ from statistics import fmean
 import numpy as np
 
 from engine.measures import bootstrap, metrics
-from engine.measures.metrics import Gathered
+from engine.measures.metrics import Gathered, Key
+from engine.measures.predictions import Bank
 from engine.measures.rows import Arm, Comparison
 
 SIGNIFICANT = 0.05
@@ -57,6 +58,7 @@ def compare(
     drawn = metrics.change_draws(grid, arms, sets, resamples=count, seed=seed)
     mri = np.sum(list(drawn.values()), axis=0)
     ood = _mean_accuracies(grid, sets)
+    right = {name: _right(grid, name, arms, sets) for name in sets}
     overall, on_sets = [], []
     for one, other in pairs:
         a, b = arms.index(one), arms.index(other)
@@ -66,7 +68,7 @@ def compare(
         overall.append(_row(one, other, "", value, samples, None, p))
         for name in sets:
             samples = len(sets) * (drawn[name][:, a] - drawn[name][:, b])
-            counts = _wins(grid, one, other, name, sets)
+            counts = _wins(grid.banks[name], right[name][a] - right[name][b])
             value = ood[one, name] - ood[other, name]
             p = bootstrap.p_value(samples) if name in sampled else sign_test(*counts)
             on_sets.append(_row(one, other, name, value, samples, counts, p))
@@ -125,14 +127,17 @@ def _mean_accuracies(grid: Gathered, sets: Sequence[str]) -> dict[tuple[Arm, str
     return {key: fmean(values) for key, values in found.items()}
 
 
-def _wins(grid: Gathered, one: Arm, other: Arm, name: str, sets: Sequence[str]) -> tuple[int, int]:
-    """Sources of a set of which `one`, or `other`, gets more images right."""
-    bank = grid.banks[name]
-    net = np.zeros(len(bank.sources))
-    for downstream in sets:
-        if downstream != name:
-            net += bank.sums((one, downstream), grid.seeds).sum(axis=0)
-            net -= bank.sums((other, downstream), grid.seeds).sum(axis=0)
+def _right(grid: Gathered, name: str, arms: Sequence[Arm], sets: Sequence[str]) -> np.ndarray:
+    """[arms, sources] weight of a set's images that an arm's models, trained elsewhere, get right:
+    summed over models and seeds."""
+    bank, others = grid.banks[name], [downstream for downstream in sets if downstream != name]
+    each = [[bank.sums((arm, i), grid.seeds).sum(axis=0) for i in others] for arm in arms]
+    return np.array([np.sum(mine, axis=0) for mine in each])
+
+
+def _wins(bank: Bank[Key], net: np.ndarray) -> tuple[int, int]:
+    """Sources of which one arm, or the other, gets more images right; `net` [sources]: by how much
+    one does."""
     least = 1e-6 * bank.total.min()  # weighted sums that should be equal may differ by rounding
     return int((net > least).sum()), int((net < -least).sum())
 

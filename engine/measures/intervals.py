@@ -6,12 +6,13 @@ against that upstream, and the line through all models is fitted again in every 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
 
-from engine.measures import behaviour, bootstrap, metrics
+from engine.measures import behaviour, bootstrap, metrics, parallel
 from engine.measures.behaviour import BINS
 from engine.measures.metrics import RESAMPLES, Gathered, Key, Summary
 from engine.measures.predictions import Bank
@@ -84,35 +85,46 @@ def _draws(grid: Gathered, banks: Mapping[str, Bank[Key]], resamples: int, seed:
     """Draws of accuracies, agreement and calibration errors, in percent and points."""
     draws = bootstrap.draw(banks, resamples=resamples, seeds=len(grid.seeds), seed=seed)
     few = draws.first(ERROR_DRAWS)
-    drawn: Drawn = {}
-    for name, bank in banks.items():
-        mean, mean_of_few, n = draws.on(name), few.on(name), len(bank.sources)
-        keys = list(bank.correct)
-        for block in (keys[start : start + BLOCK] for start in range(0, len(keys), BLOCK)):
-            each = [(key, one) for key in block for one in sorted(bank.correct[key])]
-            answers = [grid.answers[Cell(*arm, i, name)][one] for (arm, i), one in each]
-            right = [bank.correct[key][one] for key, one in each]
-            agreed = [np.zeros((n, 3)) if a.agreed is None else a.agreed for a in answers]
-            shares = mean(np.concatenate([np.stack(right, axis=1), *agreed], axis=1))
-            errors = mean_of_few(np.concatenate([a.by_bin(n) for a in answers], axis=1))
-            errors = np.abs(errors).reshape(len(errors), -1, BINS).sum(axis=2)
-            for arm, i in block:
-                at = [k for k, (key, _) in enumerate(each) if key == (arm, i)]
-                cell = Cell(*arm, i, name)
-                drawn[ERROR, cell] = 100 * few.over_seeds([errors[:, k] for k in at])
-                accuracy = 100 * draws.over_seeds([shares[:, k] for k in at])
-                drawn["accuracy", cell] = accuracy
-                if answers[at[0]].agreed is None:
-                    continue
-                first = [len(each) + 3 * k for k in at]
-                same, lost, gained = (
-                    100 * draws.over_seeds([shares[:, k + case] for k in first])
-                    for case in range(3)
-                )
-                found = same, accuracy - gained, lost, gained
-                for what, samples in zip(Agreement._fields, found, strict=True):
-                    drawn[what, cell] = samples
-    return drawn
+    of_set = {name: (draws.on(name), few.on(name)) for name in banks}
+
+    def block(work: tuple[str, list[Key]]) -> Drawn:
+        name, keys = work
+        (mean, mean_of_few), bank, drawn = of_set[name], banks[name], Drawn()
+        n = len(bank.sources)
+        each = [(key, one) for key in keys for one in sorted(bank.correct[key])]
+        answers = [grid.answers[Cell(*arm, i, name)][one] for (arm, i), one in each]
+        sums = np.zeros((n, 4 * len(each)), np.float32)
+        for k, ((key, one), a) in enumerate(zip(each, answers, strict=True)):
+            sums[:, k] = bank.correct[key][one]
+            if a.agreed is not None:
+                sums[:, len(each) + 3 * k : len(each) + 3 * k + 3] = a.agreed
+        shares = mean(sums)
+        errors = mean_of_few(np.concatenate([a.by_bin(n) for a in answers], axis=1))
+        errors = np.abs(errors).reshape(len(errors), -1, BINS).sum(axis=2)
+        for arm, i in keys:
+            at = [k for k, (key, _) in enumerate(each) if key == (arm, i)]
+            cell = Cell(*arm, i, name)
+            drawn[ERROR, cell] = 100 * few.over_seeds([errors[:, k] for k in at])
+            accuracy = 100 * draws.over_seeds([shares[:, k] for k in at])
+            drawn["accuracy", cell] = accuracy
+            if answers[at[0]].agreed is None:
+                continue
+            first = [len(each) + 3 * k for k in at]
+            same, lost, gained = (
+                100 * draws.over_seeds([shares[:, k + case] for k in first]) for case in range(3)
+            )
+            found = same, accuracy - gained, lost, gained
+            for what, samples in zip(Agreement._fields, found, strict=True):
+                drawn[what, cell] = samples
+        return drawn
+
+    blocks = [
+        (name, keys[start : start + BLOCK])
+        for name, bank in banks.items()
+        for keys in [list(bank.correct)]
+        for start in range(0, len(keys), BLOCK)
+    ]
+    return dict(itertools.chain.from_iterable(d.items() for d in parallel.each(block, blocks)))
 
 
 def _add_robustness(

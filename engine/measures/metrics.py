@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
-from engine.measures import behaviour, bootstrap, rows
+from engine.measures import behaviour, bootstrap, parallel, rows
 from engine.measures.answers import Answers
 from engine.measures.predictions import Bank, Seen
 from engine.measures.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
@@ -67,27 +68,20 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
     predictions, and evaluations of one set that saw different images.
     """
     seeds = _check_cells(evaluations)
+    on: dict[str, list[Evaluation]] = {}
+    for cell in evaluations:
+        on.setdefault(cell.evaluated_on, []).append(cell)
     banks: dict[str, Bank[Key]] = {}
     own_banks: dict[str, Bank[Key]] = {}
-    before: dict[tuple[str, str], Seen] = {}
     answers: dict[Cell, dict[int, Answers]] = {}
     found: dict[Cell, list[tuple[SeedAccuracy, Behaviour]]] = {c.place: [] for c in evaluations}
-    for cell in sorted(evaluations, key=lambda cell: cell.method != PRE):
-        bank = (own_banks if cell.on_its_own else banks).setdefault(cell.evaluated_on, Bank())
-        seen = bank.add((cell.arm, cell.downstream), cell.path, cell.seed, cell.model)
-        start = before.get((cell.model, cell.evaluated_on))
-        if cell.method == PRE:
-            before[cell.model, cell.evaluated_on] = seen
-        elif cell.on_its_own and start and not bank.saw_the_same(banks[cell.evaluated_on]):
-            start = None
-        n = len(seen.label)
-        answers.setdefault(cell.place, {})[cell.seed] = Answers.of(bank, start, seen)
-        found[cell.place].append(
-            (
-                SeedAccuracy(*cell.key, cell.seed, n, seen.accuracy),
-                Behaviour(*cell.key, *_agreement(start, seen), behaviour.calibration_error(seen)),
-            )
-        )
+    for name, seen in zip(on, parallel.each(_seen, on.values()), strict=True):
+        for kept, bank in ((banks, seen.bank), (own_banks, seen.own_bank)):
+            if bank.first is not None:
+                kept[name] = bank
+        for cell, said, numbers in seen.cells:
+            answers.setdefault(cell.place, {})[cell.seed] = said
+            found[cell.place].append(numbers)
     by_seed = [row for several in found.values() for row, _ in several]
     accuracy = [
         Accuracy(*cell.key, several[0][0].n, fmean(row.accuracy for row, _ in several))
@@ -202,6 +196,33 @@ def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
     if summary.by_seed:
         paths.append(rows.write(folder / "seeds.csv", SeedAccuracy, summary.by_seed))
     return tuple(paths)
+
+
+class _Seen(NamedTuple):
+    """A set's evaluations: the banks of `Gathered`, and what was said by each cell and seed."""
+
+    bank: Bank[Key]
+    own_bank: Bank[Key]
+    cells: list[tuple[Evaluation, Answers, tuple[SeedAccuracy, Behaviour]]]
+
+
+def _seen(evaluations: Sequence[Evaluation]) -> _Seen:
+    """Read all evaluations of one set."""
+    found = _Seen(Bank(), Bank(), [])
+    before: dict[str, Seen] = {}
+    for cell in sorted(evaluations, key=lambda cell: cell.method != PRE):
+        bank = found.own_bank if cell.on_its_own else found.bank
+        seen = bank.add((cell.arm, cell.downstream), cell.path, cell.seed, cell.model)
+        start = before.get(cell.model)
+        if cell.method == PRE:
+            before[cell.model] = seen
+        elif cell.on_its_own and start and not bank.saw_the_same(found.bank):
+            start = None
+        accuracy = SeedAccuracy(*cell.key, cell.seed, len(seen.label), seen.accuracy)
+        error = behaviour.calibration_error(seen)
+        changed = Behaviour(*cell.key, *_agreement(start, seen), error)
+        found.cells.append((cell, Answers.of(bank, start, seen), (accuracy, changed)))
+    return found
 
 
 def _agreement(before: Seen | None, after: Seen) -> rows.Agreement:
