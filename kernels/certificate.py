@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +34,9 @@ from torch import Tensor
 from kernels.certified_pass import certified_pass
 from kernels.ground_cost import GroundCost
 from kernels.stored_cost import CERTIFIED_STRIP, StoredCost
-from kernels.threads import HAS_NUMBA, once, spread
+from kernels.threads import HAS_NUMBA, spread
 
-_COMPILE_FROM = 1 << 24  # costs: what compiling (0.4 s in each process) would have to repay
-
-_INFINITE = 1e300  # compiled code may assume that there are no infinities
+_COMPILE_FROM = 1 << 19  # costs, as in `kernels.sweep`
 
 
 @dataclass(frozen=True)
@@ -185,21 +182,22 @@ def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Su
 
 
 def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:
+    from kernels import transport_cpu
+
     q, (n, m) = stored.q, stored.shape
     assert q is not None, "the copy is not held"
     threads = min(torch.get_num_threads(), n)
     block = -(-n // threads)
     f, hard_f, kept_rows, reduced = torch.empty(4, n, dtype=torch.float64)
     columns, plan, part = torch.zeros(3, threads, m, dtype=torch.float64)
-    hard_g = torch.full_like(columns, _INFINITE)
-    run = _compiled()
+    hard_g = torch.full_like(columns, transport_cpu.INFINITE)
 
     def work(k: int) -> None:
         mine = slice(k * block, (k + 1) * block)
         tensors = [q[mine], stored.offset[mine], stored.step[mine], g, kept]
         tensors += [f[mine], hard_f[mine], kept_rows[mine], reduced[mine]]
         tensors += [columns[k], hard_g[k], plan[k], part[k]]
-        run(*(tensor.numpy() for tensor in tensors), eps)
+        transport_cpu.certify(*(tensor.numpy() for tensor in tensors), eps)
 
     spread(work, [(k,) for k in range(threads)], threads)
     share = 1 / (n * m)
@@ -211,72 +209,3 @@ def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _
         hard_g=hard_g.amin(0),
         reduced=float(reduced.sum()) * share,
     )
-
-
-@once
-def _compiled() -> Any:
-    """The pass over rows of the stored copy, compiled; sums are to be divided by n m."""
-    import numba
-    from numba.extending import intrinsic
-
-    f64, i32, i64 = numba.float64, numba.int32, numba.int64
-
-    @intrinsic
-    def as_float(typing, bits):
-        def generate(context, builder, signature, arguments):
-            return builder.bitcast(arguments[0], context.get_value_type(f64))
-
-        return f64(i64), generate
-
-    @numba.njit(fastmath=True, inline="always")
-    def exp(x):
-        """For x <= 0, to 3e-13, or 0 below e^-708: Taylor's polynomial around half powers of 2."""
-        power = max(x * 1.4426950408889634, -1022.0)
-        # Not negative, so that cutting off rounds down.
-        biased = i32(power + 1023.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        rest = (power - (biased - 1023.0) - 0.5) * 0.6931471805599453
-        value = 1 / 3628800
-        value = value * rest + 1 / 362880
-        value = value * rest + 1 / 40320
-        value = value * rest + 1 / 5040
-        value = value * rest + 1 / 720
-        value = value * rest + 1 / 120
-        value = value * rest + 1 / 24
-        value = value * rest + 1 / 6
-        value = value * rest + 1 / 2
-        value = value * rest + 1.0
-        value = (value * rest + 1.0) * 1.4142135623730951
-        return value * as_float(i64(biased) << i64(52)) if x > -708.0 else 0.0  # pyright: ignore[reportCallIssue]
-
-    @numba.njit(fastmath=True, nogil=True)
-    def run(
-        q, offset, step, g, kept, f, hard_f, kept_rows, reduced, columns, hard_g, plan, part, eps
-    ):
-        n, m = q.shape
-        inverse = 1 / eps
-        for i in range(n):
-            own, scale, low = offset[i], step[i], infinite
-            for j in range(m):
-                value = own + scale * q[i, j] - g[j]
-                part[j] = value
-                low = min(low, value)
-            total = kept_total = reduced_total = 0.0
-            for j in range(m):
-                value = part[j] - low
-                p = exp(-value * inverse)
-                hard_g[j] = min(hard_g[j], value + g[j])
-                plan[j] = p
-                total += p
-                stays = p * kept[j]
-                kept_total += stays
-                reduced_total += stays * value
-            weight = m / total
-            hard_f[i] = low
-            f[i] = low - eps * math.log(total / m)
-            kept_rows[i] = weight * kept_total
-            reduced[i] = weight * (reduced_total + low * kept_total)
-            for j in range(m):
-                columns[j] += weight * plan[j]
-
-    infinite = _INFINITE
-    return run

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.library import triton_op
 
 from kernels.launch import jit, launcher, tl
-from kernels.threads import once
 
-COMPILE_FROM = 1 << 22  # costs: what compiling (about 1 s in each process) would have to repay
+COMPILE_FROM = 1 << 19  # costs, as in `kernels.sweep`
 _COLUMNS = 2048
 _WARPS = 4
 _LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
@@ -36,54 +35,13 @@ def quantize(
     if product.is_cuda:
         q, low, step = _quantize(product, own, others, which)
         return q, low, step
+    from kernels import transport_cpu
+
     q = torch.empty(product.shape, dtype=torch.int16)
     low, step = torch.empty(2, len(product))
     tensors = product, own, others, which, q, low, step
-    _compiled()(*(tensor.numpy() for tensor in tensors))
+    transport_cpu.quantize(*(tensor.numpy() for tensor in tensors))
     return q, low, step
-
-
-def rounding(kind: str) -> Any:
-    """LLVM's `floor` or `rint` of a float32, for compiled loops."""
-    import numba
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def rounded(typing, x):
-        def generate(context, builder, signature, arguments):
-            function = builder.module.declare_intrinsic(f"llvm.{kind}", [arguments[0].type])
-            return builder.call(function, arguments)
-
-        return numba.float32(numba.float32), generate
-
-    return rounded
-
-
-@once
-def _compiled() -> Any:
-    import numba
-
-    f32, i16, rint = numba.float32, numba.int16, rounding("rint")
-    zero, steps, least = f32(0.0), f32(65535.0), f32(_LEAST)
-
-    @numba.njit(fastmath=True, nogil=True)
-    def run(product, own, others, which, q, low, step):
-        n, m = product.shape
-        for i in range(n):
-            row, other, mine = product[i], others[which[i]], own[i]
-            smallest = largest = max(row[0] + (other[0] + mine), zero)
-            for j in range(m):
-                value = max(row[j] + (other[j] + mine), zero)
-                row[j] = value
-                smallest = min(smallest, value)
-                largest = max(largest, value)
-            low[i] = smallest
-            step[i] = max((largest - smallest) / steps, least)
-            inverse = f32(1.0) / step[i]
-            for j in range(m):
-                q[i, j] = i16(rint((row[j] - smallest) * inverse) - f32(32768.0))  # pyright: ignore[reportCallIssue]
-
-    return run
 
 
 @jit

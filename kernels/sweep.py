@@ -20,7 +20,6 @@ Source: Cuturi 2013.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -29,11 +28,9 @@ from torch.library import triton_op
 
 from kernels import reference
 from kernels.launch import jit, launcher, tl
-from kernels.quantize import rounding
-from kernels.threads import HAS_NUMBA, once, spread
+from kernels.threads import HAS_NUMBA, spread
 
-# Costs: what compiling (about 2 s in each process) would have to repay.
-_COMPILE_FROM = 1 << 22
+_COMPILE_FROM = 1 << 19  # costs: what importing numba (half a second) would have to repay
 _STRIP_BYTES = 16 << 20  # of q on a GPU: two strips share the L2 cache of an A100 (40 MB)
 _ROWS = 8
 _COLUMNS = 512
@@ -66,10 +63,11 @@ def within(bounds: Tensor, rows: slice) -> tuple[slice, Tensor]:
 
 
 def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
+    from kernels import transport_cpu
+
     threads = min(torch.get_num_threads(), len(q))
     rows = -(-len(q) // threads)
     log_s = torch.empty_like(f)
-    run = _compiled()
 
     def work(start: int) -> tuple[slice, Tensor]:
         mine = slice(start, min(start + rows, len(q)))
@@ -85,7 +83,7 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
             columns,
             torch.empty_like(g),
         )
-        run(*(tensor.numpy() for tensor in tensors))
+        transport_cpu.sweep(*(tensor.numpy() for tensor in tensors))
         return blocks, columns
 
     if threads == 1:
@@ -94,58 +92,6 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
     for blocks, part in spread(work, [(start,) for start in range(0, len(q), rows)], threads):
         columns[blocks] += part
     return [log_s, columns]
-
-
-@once
-def _compiled() -> Any:
-    """The loop over rows, compiled. exp is a polynomial: numba's own does not vectorise.
-
-    It is 2^x on [0, 1) with a relative error of 3e-7; arguments are clamped so that the result
-    neither leaves the normal numbers nor wraps around. Its whole part stays a float until the bits
-    are made of it: numba widens integers to 64 bits, which AVX2 cannot turn into floats.
-    """
-    import numba
-    from numba.extending import intrinsic
-
-    f32, i32, floor = numba.float32, numba.int32, rounding("floor")
-
-    @intrinsic
-    def as_float(typing, bits):
-        def generate(context, builder, signature, arguments):
-            return builder.bitcast(arguments[0], context.get_value_type(f32))
-
-        return f32(i32), generate
-
-    @numba.njit(fastmath=True, inline="always")
-    def exp(x):
-        power = min(max(x * f32(1.4426950408889634), f32(-126.0)), f32(127.0))
-        whole = floor(power)
-        rest = power - whole
-        value = f32(1.8775767e-3)
-        value = value * rest + f32(8.9893397e-3)
-        value = value * rest + f32(5.5826318e-2)
-        value = value * rest + f32(2.4015361e-1)
-        value = value * rest + f32(6.9315308e-1)
-        value = value * rest + f32(9.9999994e-1)
-        return value * as_float(i32((whole + f32(127.0)) * f32(2.0**23)))  # pyright: ignore[reportCallIssue]
-
-    @numba.njit(fastmath=True, nogil=True)
-    def run(q, f, g, kappa, bounds, log_s, columns, row):
-        m = q.shape[1]
-        for block in range(len(bounds) - 1):
-            into = columns[block]
-            for i in range(bounds[block], bounds[block + 1]):
-                own, scale, total = f[i], kappa[i], f32(0.0)
-                for j in range(m):
-                    value = exp(own + g[j] - scale * f32(q[i, j]))
-                    row[j] = value
-                    total += value
-                log_s[i] = math.log(total)
-                weight = f32(1.0) / total
-                for j in range(m):
-                    into[j] += weight * row[j]
-
-    return run
 
 
 @jit

@@ -5,29 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-
-T = TypeVar("T")
-
-
-def once(make: Callable[[], T]) -> Callable[[], T]:
-    """`make`, called once in a process: threads that ask at the same time wait for the first.
-
-    Each would compile loops of its own otherwise.
-    """
-    lock, cached = threading.Lock(), functools.cache(make)
-
-    @functools.wraps(make)
-    def made() -> T:
-        with lock:
-            return cached()
-
-    return made
 
 
 def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: int) -> list[Any]:

@@ -16,7 +16,6 @@ from engine.artifacts import Store
 from engine.distance import Labelled, Options, matrix
 from engine.machine import workers
 from engine.machine.workers import side_by_side
-from kernels import threads
 from kernels.ground_cost import GroundCost
 from kernels.stored_cost import beside_the_copy, most_bytes
 
@@ -195,19 +194,3 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     np.testing.assert_array_equal(found.values, expected.values)
     np.testing.assert_array_equal(found.gaps, expected.gaps)
     assert not list((tmp_path / "pending").iterdir())
-
-
-def test_loops_are_compiled_once_for_all_threads():
-    made, ready = [], threading.Barrier(4, timeout=30)
-
-    @threads.once
-    def make() -> object:
-        made.append(1)
-        return object()
-
-    def ask(_: int) -> object:
-        ready.wait()
-        return make()
-
-    asked = side_by_side(ask, range(4), 4, CPU, label="x", unit="item")
-    assert len({id(one) for _, one in asked}) == len(made) == 1

@@ -1,0 +1,169 @@
+"""The loops of transport on the CPU, compiled by numba in a few seconds and kept on disk.
+
+What is kept is told by the file's own date only, so the loops stand with all that they call. Where
+no folder can be written to they are compiled in each process. exp is a polynomial: numba's own does
+not vectorise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba.extending import intrinsic
+
+INFINITE = 1e300  # compiled code may assume that there are no infinities
+
+_F32, _F64, _I16, _I32, _I64 = numba.float32, numba.float64, numba.int16, numba.int32, numba.int64
+_LEAST = _F32(2.0**-126)  # above 0
+
+
+def _kept(loop: Callable[..., Any]) -> Any:
+    try:
+        return numba.njit(fastmath=True, nogil=True, cache=True)(loop)
+    except RuntimeError:  # neither this folder nor the user's cache can be written to
+        return numba.njit(fastmath=True, nogil=True)(loop)
+
+
+def _bits_as(kind: Any, bits: Any) -> Any:
+    """The float of type `kind` with the bits of an integer of type `bits`."""
+
+    @intrinsic
+    def as_float(typing, x):
+        def generate(context, builder, signature, arguments):
+            return builder.bitcast(arguments[0], context.get_value_type(kind))
+
+        return kind(bits), generate
+
+    return as_float
+
+
+def _rounded(name: str) -> Any:
+    """LLVM's `floor` or `rint` of a float32."""
+
+    @intrinsic
+    def rounded(typing, x):
+        def generate(context, builder, signature, arguments):
+            function = builder.module.declare_intrinsic(f"llvm.{name}", [arguments[0].type])
+            return builder.call(function, arguments)
+
+        return _F32(_F32), generate
+
+    return rounded
+
+
+_single, _double = _bits_as(_F32, _I32), _bits_as(_F64, _I64)
+_floor, _rint = _rounded("floor"), _rounded("rint")
+
+
+@numba.njit(fastmath=True, inline="always")
+def _exp32(x):
+    """2^x on [0, 1) with a relative error of 3e-7, of arguments clamped so that the result neither
+    leaves the normal numbers nor wraps around. Its whole part stays a float until the bits are made
+    of it: numba widens integers to 64 bits, which AVX2 cannot turn into floats.
+    """
+    power = min(max(x * _F32(1.4426950408889634), _F32(-126.0)), _F32(127.0))
+    whole = _floor(power)
+    rest = power - whole
+    value = _F32(1.8775767e-3)
+    value = value * rest + _F32(8.9893397e-3)
+    value = value * rest + _F32(5.5826318e-2)
+    value = value * rest + _F32(2.4015361e-1)
+    value = value * rest + _F32(6.9315308e-1)
+    value = value * rest + _F32(9.9999994e-1)
+    return value * _single(_I32((whole + _F32(127.0)) * _F32(2.0**23)))
+
+
+@numba.njit(fastmath=True, inline="always")
+def _exp64(x):
+    """For x <= 0, to 3e-13, or 0 below e^-708: Taylor's polynomial around half powers of 2."""
+    power = max(x * 1.4426950408889634, -1022.0)
+    # Not negative, so that cutting off rounds down.
+    biased = _I32(power + 1023.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    rest = (power - (biased - 1023.0) - 0.5) * 0.6931471805599453
+    value = 1 / 3628800
+    value = value * rest + 1 / 362880
+    value = value * rest + 1 / 40320
+    value = value * rest + 1 / 5040
+    value = value * rest + 1 / 720
+    value = value * rest + 1 / 120
+    value = value * rest + 1 / 24
+    value = value * rest + 1 / 6
+    value = value * rest + 1 / 2
+    value = value * rest + 1.0
+    value = (value * rest + 1.0) * 1.4142135623730951
+    return value * _double(_I64(biased) << _I64(52)) if x > -708.0 else 0.0
+
+
+@_kept
+def sweep(q, f, g, kappa, bounds, log_s, columns, row):
+    """`kernels.sweep.sinkhorn_sweep` into log_s and columns; row: float32 [m] to work in."""
+    m = q.shape[1]
+    for block in range(len(bounds) - 1):
+        into = columns[block]
+        for i in range(bounds[block], bounds[block + 1]):
+            own, scale, total = f[i], kappa[i], _F32(0.0)
+            for j in range(m):
+                value = _exp32(own + g[j] - scale * _F32(q[i, j]))
+                row[j] = value
+                total += value
+            log_s[i] = math.log(total)
+            weight = _F32(1.0) / total
+            for j in range(m):
+                into[j] += weight * row[j]
+
+
+@_kept
+def certify(
+    q, offset, step, g, kept, f, hard_f, kept_rows, reduced, columns, hard_g, plan, part, eps
+):
+    """The certificate's pass over rows of the stored copy; sums are to be divided by n m.
+
+    plan, part: float64 [m] to work in.
+    """
+    n, m = q.shape
+    inverse = 1 / eps
+    for i in range(n):
+        own, scale, low = offset[i], step[i], INFINITE
+        for j in range(m):
+            value = own + scale * q[i, j] - g[j]
+            part[j] = value
+            low = min(low, value)
+        total = kept_total = reduced_total = 0.0
+        for j in range(m):
+            value = part[j] - low
+            p = _exp64(-value * inverse)
+            hard_g[j] = min(hard_g[j], value + g[j])
+            plan[j] = p
+            total += p
+            stays = p * kept[j]
+            kept_total += stays
+            reduced_total += stays * value
+        weight = m / total
+        hard_f[i] = low
+        f[i] = low - eps * math.log(total / m)
+        kept_rows[i] = weight * kept_total
+        reduced[i] = weight * (reduced_total + low * kept_total)
+        for j in range(m):
+            columns[j] += weight * plan[j]
+
+
+@_kept
+def quantize(product, own, others, which, q, low, step):
+    """`kernels.quantize.quantize` into q, low and step."""
+    n, m = product.shape
+    for i in range(n):
+        row, other, mine = product[i], others[which[i]], own[i]
+        smallest = largest = max(row[0] + (other[0] + mine), _F32(0.0))
+        for j in range(m):
+            value = max(row[j] + (other[j] + mine), _F32(0.0))
+            row[j] = value
+            smallest = min(smallest, value)
+            largest = max(largest, value)
+        low[i] = smallest
+        step[i] = max((largest - smallest) / _F32(65535.0), _LEAST)
+        inverse = _F32(1.0) / step[i]
+        for j in range(m):
+            q[i, j] = _I16(_rint((row[j] - smallest) * inverse) - _F32(32768.0))
