@@ -157,7 +157,7 @@ def test_the_command_refuses_sets_by_name(folder, grid, capsys, monkeypatch, tmp
     monkeypatch.setattr(Context, "features", features)
     for change, message in (
         (lambda x: x.index_fill_(1, torch.tensor([2]), torch.nan), "few: features: sample 0 holds"),
-        (lambda x: x[:, 1:], "few has 15 features a sample, but outline has 16"),
+        (lambda x: x[:, 1:], "few has 63 features a sample, but outline has 64"),
         (lambda x: x[:1], "few: labels of features must be int64 [1]"),
     ):
         changes.append(change)

@@ -71,21 +71,22 @@ def _in_turn(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]
 def _pooled(
     work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
 ) -> Iterator[tuple[T, R]]:
-    def on_stream(item: T) -> R:
-        if device.type == "cpu":
-            return work(item)
-        stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(stream):
-            result = work(item)
-        stream.synchronize()
+    def begin() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    def finished(item: T) -> R:
+        result = work(item)
+        if device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
         return result
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the streams do not wait for what made their inputs
     error: BaseException | None = None
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="problems")
+    pool = ThreadPoolExecutor(at_once, "problems", begin)
     try:
-        futures: dict[Future[R], T] = {pool.submit(on_stream, item): item for item in items}
+        futures: dict[Future[R], T] = {pool.submit(finished, item): item for item in items}
         for future in as_completed(futures):
             if future.cancelled():
                 continue

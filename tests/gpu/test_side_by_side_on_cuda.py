@@ -1,0 +1,28 @@
+"""Problems that share a GPU, a stream each, against one after another; skipped without a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine.distance import Labelled, Options, matrix
+from engine.machine import workers
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("options", [{}, {"bracket": 1e-2}])
+def test_a_matrix_is_that_of_one_after_another(options, monkeypatch):
+    sets, labels = {}, torch.arange(700, device=CUDA) % 7
+    for seed, name in enumerate("abcde"):
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(700, 32, generator=generator).to(CUDA) + labels[:, None]
+        sets[name] = Labelled(features + 0.2 * seed, labels)
+    assert workers.workers(10, 1, 10, CUDA) > 1
+    beside = matrix(sets, 7, Options(**options))
+    monkeypatch.setattr(workers, "_STREAMS", 1)
+    alone = matrix(sets, 7, Options(**options))
+    assert np.isfinite(alone.values).all()
+    np.testing.assert_allclose(beside.values, alone.values, rtol=1e-9)
