@@ -132,6 +132,14 @@ def _check_names(recipe: Recipe) -> None:
             raise RecipeError(
                 f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
             )
+    if dataset.kind == "emoji":
+        from loaders import emoji  # a tenth of a second, for this kind alone
+
+        for name in dataset.sets:
+            if name not in emoji.DOWNSTREAM:
+                raise RecipeError(
+                    f"dataset.sets: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
+                )
     twice = sorted({name for name in dataset.sets if dataset.sets.count(name) > 1})
     if twice:
         raise RecipeError(f"dataset.sets names {', '.join(twice)} twice")

@@ -112,11 +112,17 @@ class Normalize(nn.Module):
 def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     """The architecture with `classes` outputs, randomly initialised (seed it before), on the CPU.
 
-    Raises RecipeError for an architecture that is unknown, or one that takes no projection.
+    Raises RecipeError for an architecture that is unknown, or one that takes no projection or no
+    image of this size.
     """
     if recipe.arch.startswith(clip.PREFIX):
         return clip.Tower(recipe.arch, classes)
     net = timm.create_model(recipe.arch, num_classes=classes, **size_options(recipe))
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and any(recipe.image_size % side for side in patch):
+        raise RecipeError(
+            f"model.image_size={recipe.image_size}: {recipe.arch} takes multiples of {patch[0]}"
+        )
     if recipe.projection:
         if not isinstance(getattr(net, "fc_norm", None), nn.Identity):
             raise RecipeError(f"model.projection: {recipe.arch} has no place for one; CLIP ViTs do")

@@ -162,10 +162,23 @@ def _layers(
         layers.append((str(file), _sections(top)))
     rest = [f"{key}={value}" for key, value in words if key not in GROUPS]
     layers += [(COMMAND_LINE, _dotted(word)) for word in rest]
+    layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
+    layers = _checked(layers)
+    if downstream is None and file is None and "downstream" not in choices:
+        downstream = _first_column(layers)
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))
-    layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
-    return _checked(layers)
+    return layers
+
+
+def _first_column(layers: Sequence[tuple[str, dict[str, Any]]]) -> str | None:
+    """A campaign as a whole begins where its file says, or with the first of the sets that the
+    command line leaves; None where no layer names sets."""
+    whole = typing.cast(Any, OmegaConf.merge(*(values for _, values in layers)))
+    sets = OmegaConf.select(whole, "dataset.sets")
+    if not OmegaConf.is_list(sets) or not sets or whole.get("downstream") in sets:
+        return None
+    return str(sets[0])
 
 
 def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -214,8 +214,9 @@ def _last_error(log_path: Path, start: int) -> str:
     with log_path.open("rb") as log:
         log.seek(start)
         lines = log.read().decode(errors="replace").splitlines()
-    for pattern in (r"error: ", r"[\w.]+(Error|Exception)\b", r"Killed|.*died with"):
-        found = [line for line in lines if re.match(pattern, line)]
+    own, foreign = r"error: ", r"(?!WorkflowError|RuleException)[\w.]+(Error|Exception)\b"
+    for pattern in (own, foreign, r"Killed|.*died with"):
+        found = [line for line in lines if re.match(rf"(\[rank\d+\]: )?({pattern})", line)]
         if found:
             return found[-1]
     return "no job said why"

@@ -27,7 +27,7 @@ JPEG, RAW = 0, 1
 PAGE_SIZE = 8 << 20
 _SMALLEST_PAGE, _LARGEST_PAGE = 2 << 20, 2 << 30
 _IMAGE_FIELD, _LABEL_FIELD = 2, 1
-_REMEDY = "delete it and encode it again"
+_REMEDY = "delete its folder and run again"
 
 HEADER = np.dtype(
     [

@@ -27,7 +27,7 @@ from loaders.beton import JPEG, RAW, Beton
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
 MODES = {"raw": RAW, "jpeg": JPEG}
-_REMEDY = "delete the folder and encode it again"
+_REMEDY = "delete the folder and run again"
 _MANIFEST_TYPES = {
     "name": str,
     "count": int,
@@ -97,7 +97,8 @@ class Pack:
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
             if not path.exists():
-                raise FileNotFoundError(f"{path}: missing, so this is no complete pack; encode it")
+                remedy = "encode it" if path == folder else _REMEDY
+                raise FileNotFoundError(f"{path}: missing, so this is no complete pack; {remedy}")
         manifest = _read_manifest(folder / MANIFEST)
         _require_same(folder, "transform", manifest["transform"], transform_spec)
         _require_same(folder, "class list", manifest["classes"], classes)
@@ -260,7 +261,4 @@ def _require_same(folder: Path, what: str, stored: Any, wanted: Any) -> None:
         pairs = zip(stored, wanted, strict=False)
         first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(wanted)))
         difference = f"{len(stored)} classes, not {len(wanted)}; they differ from class {first} on"
-    raise ValueError(
-        f"{folder}: made with another {what} ({difference}); encode the set again for this model, "
-        "under another folder"
-    )
+    raise ValueError(f"{folder}: made with another {what} ({difference}); {_REMEDY}")

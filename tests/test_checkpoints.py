@@ -8,6 +8,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -120,6 +121,26 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth"):
         backbone(model(tmp_path / "list.pth"), tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Path) -> None:
+    path, random = tmp_path / "damaged.pth", np.random.default_rng(0)
+    torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = []
+    for _ in range(40):  # some hit numbers alone, which nothing can tell
+        damaged = whole.copy()
+        damaged[random.integers(0, min(2000, len(whole)), 20)] = random.integers(0, 256, 20)
+        path.write_bytes(damaged.tobytes())
+        try:
+            checkpoints.load(path)
+        except ValueError as error:
+            refused.append(str(error))
+    path.write_text("hello world")
+    with pytest.raises(ValueError, match=r"damaged\.pth is cut, or holds more than plain tensors"):
+        checkpoints.load(path)
+    assert len(refused) > 10 and all(str(path) in text for text in refused)
 
 
 class Malicious:

@@ -169,6 +169,8 @@ def test_head_that_is_not_linear_is_refused() -> None:
 def test_vit_takes_the_recipes_image_size() -> None:
     net = models.create(recipe("vit_tiny_patch16_224", image_size=48), 3)
     assert net(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
+    with pytest.raises(RecipeError, match="image_size=40: vit_tiny_patch16_224 takes multiples of"):
+        models.create(recipe("vit_tiny_patch16_224", image_size=40), 3)
 
 
 def test_unknown_architecture() -> None:

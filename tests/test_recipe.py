@@ -256,7 +256,9 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["=1"], "not an override"),
         ("emoji/ewc", ["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
         ("emoji/ewc", ["dataset.holdout=1"], "dataset.holdout=1.0 must be at least 0 and below 1"),
-        ("emoji/ewc", ["dataset.sets=[a,b]"], "downstream='twemoji' is not a set of emoji"),
+        ("emoji/ewc", ["dataset.sets=[a,b]"], "'a' is no emoji style; valid: "),
+        ("emoji", ["dataset.sets=[twemoji,twemojo]"], "'twemojo' is no emoji style; did you mean"),
+        ("emoji/ewc", ["dataset.sets=[openmoji]"], "downstream='twemoji' is not a set of emoji"),
         ("emoji/ewc", ["dataset.sets=[twemoji,twemoji]"], "dataset.sets names twemoji twice"),
         ("emoji/ewc", ["dataset.sets=[twemoji,sub/b]"], "'sub/b' cannot be part of a path"),
         ("emoji/ewc", ["model.name=.x"], "model.name: '.x' cannot be part of a path"),
@@ -369,6 +371,12 @@ def test_methods_of_what_is_no_campaign(tmp_path: Path) -> None:
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
+
+
+def test_a_campaign_over_other_sets_begins_with_the_first_of_them() -> None:
+    assert recipe.load("emoji").downstream == "twemoji"
+    for sets, first in (("[openmoji,noto-mono]", "openmoji"), ("[openmoji,twemoji]", "twemoji")):
+        assert recipe.load("emoji", [f"dataset.sets={sets}"]).downstream == first
 
 
 def test_a_number_of_points_for_precision_is_told_its_key() -> None:

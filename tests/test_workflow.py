@@ -140,6 +140,7 @@ def test_markers_without_a_store_are_dropped(folder: Path, tmp_path: Path) -> No
     [
         ("error: first\nnoise\nerror: second\nFinished\n", "error: second"),
         ("Traceback\n  x\ntorch.cuda.OutOfMemoryError: no room\nerror in rule\n", "no room"),
+        ("[rank0]: KeyError: 'x'\nWorkflowError:\n", "[rank0]: KeyError: 'x'"),
         ("Killed\n", "Killed"),
         ("nothing\n", "no job said why"),
         ("", "no job said why"),

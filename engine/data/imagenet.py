@@ -62,8 +62,7 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     Raises ValueError for an unknown set, a layout that is not the set's, and a set that differs
     from what was published, unless `partial`.
     """
-    if name not in SIZES:
-        raise ValueError(f"{name!r} is no set of ImageNet-RIB{nearest(name, SIZES)}")
+    _check_name(name)
     if name == OBJECTNET:
         found = objectnet.read(source, name, wnids_by_name(), dataset.objectnet)
         grouping.members(found.classes, {wnid: i for i, wnid in enumerate(wnids())})  # or refuses
@@ -102,7 +101,11 @@ def opener(name: str) -> Callable[[trees.Place], Image.Image]:
 
 
 def identity(dataset: DatasetRecipe, name: str) -> dict[str, Any]:
-    """What of the recipe determines a set's pack: not where the images lie."""
+    """What of the recipe determines a set's pack: not where the images lie.
+
+    Raises ValueError for an unknown set.
+    """
+    _check_name(name)
     key: dict[str, Any] = {"kind": dataset.kind, "pack_format": dataset.pack_format}
     if name == OBJECTNET:
         key["objectnet"] = dataset.objectnet
@@ -137,6 +140,11 @@ def images_drawn(dataset: DatasetRecipe) -> int | None:
     if not dataset.subsample.isdecimal() or not int(dataset.subsample):
         raise ValueError(f"dataset.subsample={dataset.subsample!r}: a number of images, or {FULL}")
     return int(dataset.subsample)
+
+
+def _check_name(name: str) -> None:
+    if name not in SIZES:
+        raise ValueError(f"{name!r} is no set of ImageNet-RIB{nearest(name, SIZES)}")
 
 
 @functools.cache

@@ -233,7 +233,7 @@ def how_to_read(found: Sequence[Standings], page: Page) -> str:
             "several seeds agree."
         )
     )
-    if page.published:
+    if page.published and any(reference_of(one, page.published) for one in found):
         texts.append(f"Published numbers: {page.published['source']}.")
     content = "".join(f"<p>{escape(text)}</p>" for text in texts)
     return f"<section><h2>How to read this</h2>{content}</section>"

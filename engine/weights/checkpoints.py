@@ -12,7 +12,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -105,7 +104,9 @@ def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
         # Training scripts keep their arguments beside the weights: a class without any behaviour.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the unpickler raises anything for damaged bytes
         raise ValueError(
             f"{source} is cut, or holds more than plain tensors, which is never loaded; "
             "save the state dict alone, best as safetensors"
