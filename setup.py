@@ -57,5 +57,5 @@ setup(
             "pre-commit>=3",
         ],
     },
-    entry_points={"console_scripts": ["rib=engine.cli:main"]},
+    scripts=["engine/rib"],
 )

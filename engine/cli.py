@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}{late}")
     if rest:
         arguments.overrides += rest
-    return entry.guarded(lambda: arguments.run(arguments) or 0)
+    return entry.guarded(lambda: arguments.run(arguments))
 
 
 if __name__ == "__main__":

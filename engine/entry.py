@@ -29,7 +29,7 @@ def check_shadowing() -> None:
             )
 
 
-def guarded(work: Callable[[], int]) -> int:
+def guarded(work: Callable[[], int | None]) -> int:
     """Run `work`; users' errors become one line and exit code 2, Ctrl-C exit code 130."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log file is no place for a moving bar
@@ -37,7 +37,7 @@ def guarded(work: Callable[[], int]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         check_shadowing()
-        return work()
+        return work() or 0
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

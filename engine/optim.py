@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -257,6 +258,27 @@ def attach(engine: Any, penalty: Penalty) -> None:
     if zero.round_robin_gradients:
         raise ValueError("EWC cannot follow round_robin_gradients: leave it out of the config")
     inner.penalise(dict(_partitions(zero, named, penalty)), penalty.lam)
+
+
+def track(engine: Any) -> Callable[[], float] | None:
+    """Counts the penalty of every step from now on; None where the optimizer has none.
+
+    What is returned reads it: the sum over the steps since the last time, the same on every rank.
+    """
+    outer = engine.optimizer
+    inner = outer if isinstance(outer, _EWC) else getattr(outer, "optimizer", None)
+    if not isinstance(inner, _EWC):
+        return None
+    value = inner.value = torch.zeros((), device=engine.device)
+
+    def read() -> float:
+        total = value.clone()
+        value.zero_()
+        if inner is not outer:  # each rank steps its partition
+            dist.all_reduce(total)
+        return total.item()
+
+    return read
 
 
 def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:

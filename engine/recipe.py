@@ -266,9 +266,8 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
         except ConfigKeyError as error:
             section, _, key = str(error.full_key).rpartition(".")
             valid = OmegaConf.select(merged, section) if section else merged
-            raise RecipeError(
-                f"{source}: unknown key {error.full_key!r}{nearest(key, map(str, valid))}"
-            ) from error
+            hint = nearest(key, map(str, valid), prefix=f"{section}." if section else "")
+            raise RecipeError(f"{source}: unknown key {error.full_key!r}{hint}") from error
         except OmegaConfBaseException as error:
             where = f"{source}: {error.full_key}" if error.full_key else source
             raise RecipeError(f"{where}: {_line(error)}") from error

@@ -152,6 +152,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
     source = context.sets.source(recipe.downstream)
     history: list[dict[str, float]] = []
     watch = _Watch(context, method)
+    penalty = optim.track(engine)
     step = 0
     label = f"{recipe.method.title} on {recipe.downstream}"
     with tqdm(total=total, desc=label, unit="step", leave=False, disable=_quiet()) as bar:
@@ -175,6 +176,8 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
                         mean = watch.look(step, lr)
                         bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
             history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
+            if penalty is not None:  # which the optimizer adds to the loss
+                history[-1]["penalty"] = penalty() / steps_an_epoch
             watch.keep(step, lr)
     return history
 

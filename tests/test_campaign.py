@@ -171,7 +171,7 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'epochs'"),
+        (["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'"),
         (["downstream=outline"], r"trains on all its sets; name some by dataset\.sets="),
         (["method.alpha=0.3"], "'method.alpha=0.3': a campaign trains all its methods"),
         (["method=fine_tune"], "a campaign trains all its methods"),

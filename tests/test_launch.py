@@ -137,6 +137,16 @@ def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["engine/__init__.py", "engine.py", "engine/cli.py"])
+def test_rib_names_a_package_that_hides_the_engine(name: str, tmp_path: Path) -> None:
+    fake = tmp_path / name
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text("raise SystemExit('the wrong package ran')\n")
+    done = run([str(Path(PYTHON).with_name("rib")), "recipes"], tmp_path, tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"error: `engine` is imported from {tmp_path / 'engine'}" in done.stderr
+
+
 def test_launch_is_never_hidden(tmp_path: Path) -> None:
     """Our folder comes first, engine/ itself does not, and the working folder does not matter."""
     for name in ("engine", "kernels", "loaders"):

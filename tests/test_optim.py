@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_a_weight_of_zero_equals_fine_tuning_bit_for_bit(options):
     train(plain, build(plain_named, options))
     for mine, right in zip(named.values(), plain_named.values(), strict=True):
         assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+def test_the_penalty_is_counted_before_each_step(options):
+    model, named, penalty = linear()
+    optimizer = build(named, options, penalty)
+    optimizer.penalise(whole(named, penalty), penalty.lam)
+    read = optim.track(SimpleNamespace(optimizer=optimizer, device="cpu"))
+    assert read is not None and penalty.fisher is not None
+    for _ in range(2):
+        wanted = 0.0
+        for _ in range(3):
+            pulls = (penalty.fisher[n] * (p - penalty.anchor[n]) ** 2 for n, p in named.items())
+            wanted += penalty.lam / 2 * sum(pull.sum().item() for pull in pulls)
+            train(model, optimizer, steps=1)
+        assert read() == pytest.approx(wanted, rel=1e-5)
+    plain = build(named, options)
+    assert optim.track(SimpleNamespace(optimizer=plain, device="cpu")) is None
 
 
 @pytest.mark.parametrize(("options", "kind"), [(ADAMW, EWCAdamW), (SGD, EWCSGD)])

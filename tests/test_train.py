@@ -167,6 +167,13 @@ def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
         assert distance(load_file(Path(folder) / "weights.safetensors"), weights(cell)) < 1e-5, (
             words
         )
+        one, both = (
+            json.loads((Path(at) / "history.json").read_text())
+            for at in (cell.artifact.folder, folder)
+        )
+        for mine, theirs in zip(one, both, strict=True):
+            assert theirs == pytest.approx(mine, rel=1e-3), words
+        assert ("penalty" in one[-1]) == ("method=ewc" in words)
         if cell.prompt() is not None:
             two = load_file(Path(folder) / "prompt.safetensors")
             assert distance(two, {"prompt": cell.prompt()}) < 1e-5

@@ -10,11 +10,10 @@ from engine.commands import (
     distance,
     encode,
     evaluate,
-    job,
     metrics,
     plan,
     recipes,
     verify,
 )
 
-COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, recipes, job)
+COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, recipes)

@@ -1,22 +1,25 @@
-"""One job of a campaign: its workflow calls these, users do not."""
+"""One job of a campaign, a program of its own: its workflow calls it, users do not."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
-from engine import campaign, workflow
+from engine import campaign, entry, workflow
 from engine.machine import quiet
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    for stage in ("prepare", "column", "report"):
-        parser = commands.add_parser(stage)
-        parser.add_argument("--plan", type=Path, required=True)
-        parser.add_argument("--set", default=None)
-        parser.set_defaults(run=run, stage=stage)
+def main() -> int:
+    """Exit code of the job that the command line names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage", choices=("prepare", "column", "report"))
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--set", default=None)
+    arguments = parser.parse_args()
+    return entry.guarded(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,3 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         gpu = gpus.claim(plan.path.parent, count) if count > 1 else 0
         grid.column(plan, arguments.set, ranks.start(gpu=gpu))
     ranks.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +103,8 @@ def _whole(path: Path) -> Iterator[None]:
 def _plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     try:
         # Training scripts keep their arguments beside the weights: a class without any behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what is wrong is said below
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
