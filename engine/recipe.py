@@ -262,7 +262,7 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
     merged = OmegaConf.structured(Recipe(method=method))
     for source, values in layers:
         try:
-            merged = OmegaConf.merge(merged, values)
+            merged = OmegaConf.unsafe_merge(merged, values)  # which copies nothing
         except ConfigKeyError as error:
             section, _, key = str(error.full_key).rpartition(".")
             valid = OmegaConf.select(merged, section) if section else merged

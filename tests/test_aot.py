@@ -27,6 +27,7 @@ def test_every_kernel_module_takes_part():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", sorted(aot.DEVICE))
 @pytest.mark.parametrize("spec", SPECIALISATIONS, ids=lambda spec: spec["name"])
 def test_compiled_code(spec, arch):

@@ -66,7 +66,6 @@ SLIDES = {
     "imagenet_drawing": "IN-Drawing",
     "imagenet_c": "IN-C",
 }
-QUICK = ("resnet18",)
 FAMILIES = (  # plain ViT, without a qkv bias, CLIP's with norm_pre, its projection, convolutions
     "vit_s16_augreg_in1k",
     "vit_b16_miil_in21k",
@@ -148,10 +147,8 @@ def steps(name: str, variant: str) -> DryRun:
 STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [one if one[0] in QUICK else pytest.param(*one, marks=pytest.mark.slow) for one in STEPS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), STEPS)
 def test_a_step_of_every_method(name: str, variant: str) -> None:
     """Each architecture as it is, on images of 64 px: fewer tokens, the same layers."""
     dry_run = steps(name, variant)
