@@ -27,7 +27,7 @@ from engine.sampling.budget import Frame
 
 REPEATS = 1000
 MODELS = 12  # of a store; each has its own RI
-SETS_EVALUATED_LITTLE = 100  # a store's set with fewer models is of no use here
+SETS_EVALUATED_LITTLE = 50  # a store's set with fewer models is of no use here
 
 
 @dataclass(frozen=True)
