@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,12 @@ def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) 
     assert f"error: `{name}` is imported from {tmp_path / name}" in done.stderr
     assert f"not from {ROOT / name}" in done.stderr and "uninstall it" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_worker_processes_do_not_run_the_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They import their parent's script, and would wait for the parent's lock on the pack."""
+    monkeypatch.setattr(sys, "argv", ["rib", "recipes"])
+    runpy.run_path(str(ROOT / "engine" / "rib"), run_name="__mp_main__")
 
 
 @pytest.mark.parametrize("name", ["engine/__init__.py", "engine.py", "engine/cli.py"])
