@@ -143,7 +143,8 @@ def finished(the_plan: Plan) -> bool:
     """Whether the report that stands in the folder is that of exactly this plan."""
     page, place = report_page(the_plan), the_plan.path.parent
     stamp = page.with_name(STAMP)
-    needed = (place / "done" / "report", place / RECORD, page, stamp)
+    table = page.with_name(TABLE)
+    needed = (place / "done" / "report", place / RECORD, page, table, stamp)
     return all(file.is_file() for file in needed) and stamp.read_text() == place.name
 
 

@@ -160,6 +160,19 @@ def test_plan_knows_the_content_of_a_users_method(folder: Path, tmp_path: Path) 
     assert planned(tmp_path).path != before
 
 
+def test_a_campaign_without_its_table_is_not_finished(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, f"runs={tmp_path}")
+    place, report = plan.path.parent, campaign.report_page(plan).parent
+    table = report / campaign.TABLE
+    for file in (place / "done" / "report", place / campaign.RECORD, report / "index.html", table):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (report / campaign.STAMP).write_text(place.name)
+    assert campaign.finished(plan)
+    table.unlink()  # what the command ends by printing
+    assert not campaign.finished(plan)
+
+
 def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, f"runs={tmp_path}", "seed=2")
     values = dataclasses.asdict(plan) | {"python": "p", "cwd": "/"}
