@@ -60,11 +60,13 @@ def _launch(argv: list[str]) -> int:
     unknown = flags - {"--print", "--help", "-h"}
     if unknown:
         raise ValueError(f"unknown option {sorted(unknown)[0]}; options: --print, --help")
-    name = next((w.partition("=")[2] for w in overrides if w.startswith("recipe=")), "")
-    if flags & {"--help", "-h"} or not name:
+    names = [word.partition("=")[2] for word in overrides if word.startswith("recipe=")]
+    if flags & {"--help", "-h"} or not (overrides and all(names)):
         _list_recipes()
         return 0
-    return _train(name, tuple(w for w in overrides if not w.startswith("recipe=")), flags)
+    if not names:
+        raise ValueError(f"{overrides[0]!r} names no recipe; write recipe=NAME; recipe= lists them")
+    return _train(names[0], tuple(w for w in overrides if not w.startswith("recipe=")), flags)
 
 
 def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:

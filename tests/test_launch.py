@@ -62,6 +62,7 @@ def test_print_shows_the_resolved_recipe_and_stops(
         (["recipe=emoji/ewc", "train.epoch=1"], "unknown key 'train.epoch'"),
         (["recipe=emoji/ewc", "--dry"], "unknown option --dry; options: --print, --help"),
         (["recipe=emoji/ewc", "ewc"], "'ewc' is not an override"),
+        (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_2(
