@@ -158,14 +158,15 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder, transform_spec=transform.spec)
         _refuse_other(pack, identity(dataset, model, name))
-        if skipped := pack.manifest["skipped"]:
-            log.warning("%s lacks %s", name, left_out(skipped, len(pack) + len(skipped)))
+        _tell_skipped(pack)
         _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
         if dataset.kind == "imagenet" and len(pack) != imagenet.images(dataset, name):
             log.warning("%s is a part of the published set: %d images", name, len(pack))
         return pack
     content = CONTENT[dataset.kind](dataset, name, cache)
-    return make_pack(recipe, name, content, skip=dataset.undecodable == "skip")
+    pack = make_pack(recipe, name, content, skip=dataset.undecodable == "skip")
+    _tell_skipped(pack)
+    return pack
 
 
 def make_pack(
@@ -280,6 +281,11 @@ def _group(pack: Pack) -> np.ndarray | None:
     if not depth:
         return None
     return np.array([imagenet_c.part_of(key, depth) for key in pack.keys.tolist()])
+
+
+def _tell_skipped(pack: Pack) -> None:
+    if skipped := pack.manifest["skipped"]:
+        log.warning("%s lacks %s", pack.name, left_out(skipped, len(pack) + len(skipped)))
 
 
 def _refuse_other(pack: Pack, wanted: Mapping[str, Any]) -> None:
