@@ -13,6 +13,7 @@ from kernels.fisher import fisher_diagonal
 
 if TYPE_CHECKING:
     from engine.context import Context
+    from engine.data.sets import LabelledSet
 
 
 def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tensor]:
@@ -20,18 +21,12 @@ def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tens
 
     images: how many of the upstream training split, drawn with a seed; 0 takes all of them.
     labels: `model` draws y from the model's prediction (the Fisher), `data` takes the true label.
-    Raises ValueError for any other `labels`, or for more images than there are.
+    Raises ValueError for any other `labels`, and as `drawn`.
     """
     if labels not in ("model", "data"):
         raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
     upstream = context.upstream
-    positions = upstream.split("train")
-    if images > len(positions):
-        raise ValueError(
-            f"method.fisher_images={images}, but {upstream.name} has {len(positions)} to train on"
-        )
-    if images:
-        positions = np.sort(np.random.default_rng(0).permutation(positions)[:images])
+    positions = drawn(upstream, images)
     net = context.network(context.base)
     normalize = models.Normalize(context.recipe.model, context.device)
     size = context.recipe.train.batch_size
@@ -45,3 +40,15 @@ def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tens
     return dict(
         fisher_diagonal(net, batches, labels=labels, generator=generator, mask=upstream.mask)
     )
+
+
+def drawn(upstream: LabelledSet, images: int) -> np.ndarray:
+    """Positions (int64, sorted) of the images; ValueError where fewer are there to train on."""
+    positions = upstream.split("train")
+    if images > len(positions):
+        raise ValueError(
+            f"method.fisher_images={images}, but {upstream.name} has {len(positions)} to train on"
+        )
+    if not images:
+        return positions
+    return np.sort(np.random.default_rng(0).permutation(positions)[:images])

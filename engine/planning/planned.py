@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from engine import methods, models
+from engine import fisher, methods, models
 from engine.cells import SELF
 from engine.context import Context
 from engine.data.sets import LabelledSet
@@ -125,7 +125,7 @@ class PlannedContext:
         return torch.zeros(len(labelled.labels), self.ledger.classes, device=self.device)
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
-        images = images or len(self.upstream.split("train"))
+        images = len(fisher.drawn(self.upstream, images))
         key = "fisher", f"{images} {labels}"
         if key not in self.ledger.cells:
             parameters = list(self.ledger.net.parameters())
