@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from loaders.journal import Entry, Journal, Written
@@ -63,6 +63,8 @@ class _Encoder:
             pixels = self.transform(image)
         except MemoryError:
             raise
+        except UnidentifiedImageError:  # all that Pillow says is an address in memory
+            return "not an image"
         except Exception as error:  # decoders raise anything for a damaged image
             if isinstance(error, OSError) and error.errno is not None:  # the disk's or network's
                 raise OSError(error.errno, f"{item.key}: {error.strerror}") from error

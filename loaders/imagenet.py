@@ -31,7 +31,7 @@ class Found:
     """A set as it lies on a disk.
 
     `left_out`: files that are no images of the set. `faults`: how it differs from what was
-    published, as far as its layout tells. `group_depth`: how many folders of an item's key name the
+    published, as far as is known. `group_depth`: how many folders of an item's key name the
     part of the set in which the item counts (IN-C: corruption and severity).
     """
 
@@ -217,7 +217,12 @@ def _strange(root: Path, name: str, strange: Mapping[str, str], classes: Sequenc
     if all(_WNID.fullmatch(folder) for folder in folders):
         hint = f"{name} has {len(classes)} classes, and these are not among them: another set?"
     elif all(folder.isdecimal() for folder in folders):
-        hint = "folders named by class numbers are ImageNetV2's: encode imagenet_v2"
+        known = name == "imagenet_v2"
+        hint = (
+            f"its folders are named 0 to {len(classes) - 1}"
+            if known
+            else "folders named by class numbers are ImageNetV2's: encode imagenet_v2"
+        )
     else:
         hint = f"images of {name} lie in one folder a class; give the folder above those"
     shown = [f"{folder or '.'} ({path})" for folder, path in strange.items()]

@@ -53,8 +53,8 @@ def files(root: Path) -> Iterator[File]:
 
     A folder that holds .tar files and no folders stands for what is in them: its other files are
     passed over, and a member outside any folder gets its archive's name as its folder.
-    Raises ValueError naming what is missing, compressed, damaged, or a link that leads nowhere or
-    in a circle.
+    Raises ValueError naming what is missing, compressed, damaged, named in other than UTF-8, or a
+    link that leads nowhere or in a circle.
     """
     if root.name.endswith(_COMPRESSED):
         raise ValueError(f"{root} is compressed and cannot be read in place; unpack it first")
@@ -126,7 +126,16 @@ def _folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
         except OSError as error:
             raise ValueError(f"{entry.path} cannot be read ({error.strerror})") from error
         stamp = f"{status.st_size} {status.st_mtime_ns}"
-        yield File(prefix + entry.name, Place(entry.path), stamp)
+        yield File(_utf8(prefix + entry.name, folder), Place(entry.path), stamp)
+
+
+def _utf8(name: str, place: str) -> str:
+    """The name of a file at `place`; ValueError where no manifest could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place}: the name {name!a} is not UTF-8; rename it") from None
+    return name
 
 
 def _archive(path: Path) -> Iterator[File]:
@@ -156,7 +165,7 @@ def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) 
                 with open(path, "rb") as again:
                     yield from _members(again, here, inner, changed)
                 continue
-            yield File(str(name), here, f"{member.size} {changed}")
+            yield File(_utf8(str(name), path), here, f"{member.size} {changed}")
         # tarfile takes a header that it cannot read for the end.
         end = archive.offset
     whole.seek(end)

@@ -123,8 +123,10 @@ def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
     size = wanted.model.image_size
     print(
         f"{name}: {len(found.items):,} images of {len(found.classes)} classes at {size} px, "
-        f"{wanted.dataset.pack_format}: about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+        f"{wanted.dataset.pack_format}: about {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB free"
     )
+    for fault in found.faults:
+        print(f"  not as published: {fault}")
     if found.left_out:
         print(f"  left out, not of this set: {some(found.left_out)}")
     if there:
