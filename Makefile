@@ -39,6 +39,7 @@ $(VENV)/ready: setup.py Makefile
 	@echo "set-up: compiling what DeepSpeed needs (once)"
 	@$(BIN)/python -m engine.warm_up
 	@touch $@
+	@echo "set-up: done; for rib and deepspeed by name: . $(VENV)/bin/activate"
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -145,7 +145,7 @@ def test_worker_processes_do_not_run_the_command_again(monkeypatch: pytest.Monke
     runpy.run_path(str(ROOT / "engine" / "rib"), run_name="__mp_main__")
 
 
-@pytest.mark.parametrize("name", ["engine/__init__.py", "engine.py", "engine/cli.py"])
+@pytest.mark.parametrize("name", ["engine/__init__.py", "engine.py"])
 def test_rib_names_a_package_that_hides_the_engine(name: str, tmp_path: Path) -> None:
     fake = tmp_path / name
     fake.parent.mkdir(exist_ok=True)
