@@ -18,7 +18,7 @@ from engine.measures.metrics import PRE, Accuracy, Mri, improvements
 from engine.measures.standings import signed, standings
 from engine.report import charts, page
 from engine.report.plot import ticks
-from engine.report.table import table
+from engine.report.table import layout, split, table
 
 SETS = ["mono", "flat", "twemoji", "emojione-monotone"]
 BEFORE = {"mono": 8.0, "flat": 64.0, "twemoji": 46.0, "emojione-monotone": 10.0, "up": 95.0}
@@ -353,3 +353,12 @@ def test_numbers_can_be_read_on_the_strongest_tint(mode, kind):
     fill = charts.FULL * colour(kind) + (1 - charts.FULL) * colour("paper")
     dark, light = sorted((luminance(fill), luminance(colour("ink"))))
     assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_the_benchmarks_sets_head_columns_in_full():
+    sets = recipe.load("imagenet_rib").dataset.sets
+    row = ["Visual prompt", *["-12.4"] * 9, "[-12.5, -10.2]"]
+    lines = layout([[""], *map(split, sets), ["mRI"], ["95%", "interval"]], [row])
+    assert max(map(len, lines)) <= 100
+    heads = "\n".join(lines[:2]).split()
+    assert heads.count("IN") == 7 and {"v2", "objectnet", "cartoon", "interval"} <= set(heads)

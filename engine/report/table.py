@@ -33,7 +33,7 @@ def table(
 
 
 def _block(one: Standings) -> str:
-    words = [[""], *map(split, one.sets), ["mRI"], ["95% interval"]]
+    words = [[""], *map(split, one.sets), ["mRI"], ["95%", "interval"]]
     before = ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), "", ""]
     rows = [[line.title, *_cells(line, one.sets), _interval(line)] for line in one.lines]
     n = len(one.sets)
@@ -49,8 +49,8 @@ def _block(one: Standings) -> str:
 
 
 def split(heading: str) -> list[str]:
-    """A column's heading, a word a line."""
-    return re.split("[-_ ]", heading)
+    """A column's heading, a word a line, ImageNet as the field abbreviates it."""
+    return re.split("[-_ ]", heading.replace("imagenet", "IN"))
 
 
 def number(value: float | None) -> str:
