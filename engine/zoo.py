@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine import clip, evaluate, models, recipe
-from engine.artifacts import write_atomic
+from engine.artifacts import room_for, write_atomic
 from engine.cells import Cell
 from engine.context import Context, Request, cache_folder
 from engine.data import imagenet
@@ -32,6 +32,7 @@ from engine.weights import checkpoints
 from loaders.pack import MANIFEST, Pack
 
 WIDTH = 100
+MOST = 1000  # alphas of a range: each is a model in memory
 CLIP = {"visual.proj", "logit_scale"}  # tensors that tell an open_clip checkpoint
 HEADS = ("model", "alpha", "set", "n", "accuracy", "low", "high")
 
@@ -131,20 +132,25 @@ def evaluated(
 
 
 def parse_alphas(text: str) -> list[float]:
-    """`0:1:0.1` (both ends included) or `0,0.5,1`. Raises ValueError for anything else."""
+    """`0:1:0.1` (both ends included) or `0,0.5,1`, each once.
+
+    Raises ValueError for anything else, and for a range of more than `MOST`.
+    """
     separator = ":" if ":" in text else ","
     try:
         numbers = [float(word) for word in text.split(separator)]
         if not np.isfinite(numbers).all():
             raise ValueError
         if separator == ",":
-            return numbers
+            return list(dict.fromkeys(numbers))
         start, stop, step = numbers
         if step <= 0 or stop < start:
             raise ValueError
         steps = int((stop - start) / step + 1e-9)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"alphas {text!r}: write START:STOP:STEP or a,b,c") from error
+    if steps >= MOST:
+        raise ValueError(f"alphas {text!r} are {steps + 1} models; at most {MOST} are possible")
     return [round(start + number * step, 10) for number in range(steps + 1)]
 
 
@@ -154,10 +160,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADS)
     for row in rows:
-        alpha = "" if row.alpha is None else f"{row.alpha:g}"
+        alpha = "" if row.alpha is None else f"{row.alpha:.10g}"
         ends = ["" if end is None else f"{end:.6f}" for end in (row.low, row.high)]
         writer.writerow([row.model, alpha, row.set, row.n, f"{row.accuracy:.6f}", *ends])
-    write_atomic(path, text.getvalue().encode())
+    with room_for(path):
+        write_atomic(path, text.getvalue().encode())
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -168,7 +175,7 @@ def table(rows: Sequence[Row]) -> str:
     sets = list(dict.fromkeys(row.set for row in rows))
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        label = row.model if row.alpha is None else f"{row.alpha:g}"
+        label = row.model if row.alpha is None else f"{row.alpha:.10g}"
         unsure = "" if row.low is None or row.high is None else f" ±{(row.high - row.low) / 2:.2f}"
         lines.setdefault(label, {})[row.set] = f"{row.accuracy:.2f}{unsure}"
     counts = {row.set: row.n for row in rows}
@@ -244,7 +251,11 @@ def _head(outputs: int, packs: Mapping[str, Pack], file: Path | None) -> tuple[s
     order.
     """
     if file is not None:
-        listed = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        try:
+            lines = file.read_text().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is no list of class names: {error}") from error
+        listed = tuple(line.strip() for line in lines if line.strip())
         if len(listed) != outputs or len(set(listed)) != outputs:
             raise ValueError(
                 f"{file} lists {len(set(listed))} classes, but the models have {outputs} outputs"
@@ -288,7 +299,12 @@ def _rows(
     seen: predictions.Bank[int] = predictions.Bank()
     rows = []
     for number, (model, alpha, mix) in enumerate(bank):
-        found = seen.add(number, evaluate.predicted(context, mix, name, "all"))
+        path = evaluate.predicted(context, mix, name, "all")
+        try:
+            found = seen.add(number, path)
+        except ValueError as error:
+            at = "" if alpha is None else f" at alpha {alpha:.10g}"
+            raise ValueError(f"{model}{at} on {name}: {error}") from error
         rows.append(Row(model, alpha, name, len(found.top1), found.accuracy))
     if not intervals:
         return rows

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,16 @@ def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
     checkpoints.save(wanted, tmp_path / "own.safetensors")
     with pytest.raises(ValueError, match=r"own\.safetensors does not fit .*head\.bias is missing"):
         backbone(model(tmp_path / "own.safetensors"), tmp_path)
+
+
+def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room"):
+            checkpoints.save(state(), tmp_path / "own.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])

@@ -144,6 +144,8 @@ def test_the_heads_classes_are_listed_found_or_refused(own):
         listed.write_text(text)
         with pytest.raises(ValueError, match=r"classes.txt lists \d classes, but .* 5 outputs"):
             rows(own, "A", "few", classes=listed)
+    with pytest.raises(ValueError, match=r"A\.safetensors is no list of class names"):
+        rows(own, "A", "few", classes=own.folder / "A.safetensors")
     listed.write_text("\n".join([*CLASSES[:4], "other"]))
     with pytest.raises(ValueError, match=r"outline has 1 classes that the model's head lacks.*squ"):
         rows(own, "A", "outline", classes=listed)
@@ -410,6 +412,32 @@ def test_what_does_not_belong_together_is_refused_by_name(own):
         rows(own, "A", "absent")
 
 
+def test_weights_that_are_no_numbers_are_named(own):
+    state = load_file(own.folder / "B.safetensors")
+    name = next(k for k in state if k.endswith("qkv.weight"))
+    state[name][0, 0] = math.nan
+    save_file(state, own.folder / "N.safetensors")
+    with pytest.raises(ValueError, match=rf"N\.safetensors: {name} holds NaN"):
+        rows(own, "AN", "outline", alphas=[0.0, 0.5])
+
+
+def test_a_mix_whose_answers_are_no_numbers_is_named(own):
+    """Beyond its ends an interpolation may have a variance below zero."""
+    for name, variance in (("C", 1.0), ("D", 2.0)):
+        state = load_file(checkpoint(own.folder / f"{name}.safetensors", 0, CONV))
+        state |= {k: v.fill_(variance) for k, v in state.items() if k.endswith("running_var")}
+        state["classifier.bias"] += variance
+        save_file(state, own.folder / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=r"C\.\w+ \+ .*D\.\w+ at alpha -3 on outline: .* are NaN"):
+        rows(own, "CD", "outline", arch=CONV, alphas=[0.5, -3.0])
+
+
+def test_a_csv_without_a_place_is_named(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(OSError, match=r"a\.csv cannot be written"):
+        zoo.write_csv(tmp_path / "a.csv", [zoo.Row("A", None, "s", 5, 10.0)])
+
+
 def test_a_set_that_changed_since_is_refused(own):
     rows(own, "A", "outline")
     picture = sorted((own.folder / "outline" / "disc").iterdir())[0]
@@ -425,6 +453,7 @@ def test_a_set_that_changed_since_is_refused(own):
         ("0:1:0.3", [0, 0.3, 0.6, 0.9]),
         ("0.5:0.5:1", [0.5]),
         ("0,0.25,1", [0, 0.25, 1]),
+        ("0,1,0.5,1", [0, 1, 0.5]),
         ("0.5", [0.5]),
     ],
 )
@@ -450,6 +479,19 @@ def test_alphas(text, alphas):
 def test_alphas_that_are_none(text):
     with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
         zoo.parse_alphas(text)
+
+
+def test_alphas_that_are_too_many():
+    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models; at most 1000"):
+        zoo.parse_alphas("0:1:1e-4")
+    assert len(zoo.parse_alphas("0.001:1:0.001")) == 1000
+
+
+def test_alphas_close_together_keep_their_lines(tmp_path):
+    near = [zoo.Row("A + B", 0.123456788 + k * 1e-9, "s", 5, 10.0 + k) for k in range(2)]
+    zoo.write_csv(tmp_path / "a.csv", near)
+    for text in (zoo.table(near), (tmp_path / "a.csv").read_text()):
+        assert "0.123456788" in text and "0.123456789" in text
 
 
 def test_the_table_fits_a_hundred_columns_and_loses_nothing():

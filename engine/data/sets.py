@@ -225,7 +225,7 @@ def to_head(pack: Pack, head: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor
     if unknown:
         raise ValueError(
             f"{pack.name} has {len(unknown)} classes that the model's head lacks, such as "
-            f"{', '.join(unknown[:3])}; give it the classes of the upstream set"
+            f"{', '.join(unknown[:3])}; its folders are to bear the names of the head's classes"
         )
     numbers = torch.tensor([position[parts[name][0]] for name in pack.classes], dtype=torch.int64)
     labels = numbers[torch.from_numpy(np.array(pack.labels))]

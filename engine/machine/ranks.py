@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import io
 import os
 import shutil
 import socket
@@ -97,7 +98,8 @@ def start(device: str = "auto", gpu: int = 0) -> torch.device:
         if not use_gpu:
             _load_cpu_op()
         backend = "nccl" if use_gpu else "gloo"
-        deepspeed.init_distributed(backend, timeout=PATIENCE, verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its op to where tables go
+            deepspeed.init_distributed(backend, timeout=PATIENCE, verbose=False)
     return torch.device("cuda", local) if use_gpu else torch.device("cpu")
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine import clip, models
-from engine.artifacts import Artifact, Store, file_hash
+from engine.artifacts import Artifact, Store, file_hash, room_for
 from engine.schema import ModelRecipe
 from engine.weights import hub, zero_shot
 from loaders import registry
@@ -67,8 +67,15 @@ def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artif
 
 
 def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+    """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU.
+
+    Raises OSError naming the file where there is no room for it.
+    """
+    with room_for(path):
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+        except SafetensorError as error:  # of a full disk as well
+            raise OSError(str(error)) from error
 
 
 def load(path: Path) -> State:
@@ -197,6 +204,9 @@ SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
 
 def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
     """A model with `state` loaded; a head is made for as many classes as the state has."""
+    broken = (k for k, v in state.items() if v.is_floating_point() and v.isnan().any())
+    if name := next(broken, None):
+        raise ValueError(f"{source}: {name} holds NaN, so its answers are none; did it diverge?")
     net = models.create(recipe, 1000)
     weight, bias = models.head_names(net)
     if recipe.weights.match == "order":
