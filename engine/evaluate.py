@@ -120,7 +120,8 @@ def key_of(
         "batch_size": recipe.evaluate.batch_size,
         "classes": digest(context.sets.classes),  # what top-1 and label count
     }
-    if (compile := compiled.resolve(recipe.evaluate.compile, context.device)) != "never":
+    compile = compiled.resolve(recipe.evaluate.compile, context.device)
+    if compile != "never" and not _base_backbone(mix, context):  # whose features never are
         key["compile"] = compile
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key
 
@@ -138,7 +139,7 @@ def _pass(
             one.finish()
     pending = [one for one in pending if one.todo]
     parents = {name: _cell(context, name) for one in pending for name in one.mix}
-    probes = [one for one in pending if _base_backbone(one.mix, parents, context)]
+    probes = [one for one in pending if _base_backbone(one.mix, context)]
     full = [one for one in pending if one not in probes]
     if probes:
         _from_features(context, probes, parents, labelled)
@@ -267,11 +268,11 @@ def _cell(context: Context, name: str) -> Cell:
     raise FileNotFoundError(f"no cell {name} under {context.store.root}; run the campaign again")
 
 
-def _base_backbone(mix: Mix, parents: dict[str, Cell], context: Context) -> bool:
+def _base_backbone(mix: Mix, context: Context) -> bool:
     """Whether the mix is one cell whose backbone is the base model's, untouched."""
     if len(mix) > 1 or not context.keeps_features:
         return False
-    return parents[next(iter(mix))].backbone == context.base.backbone
+    return _cell(context, next(iter(mix))).backbone == context.base.backbone
 
 
 def _chunks(context: Context, positions: np.ndarray) -> list[np.ndarray]:

@@ -109,6 +109,14 @@ def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) ->
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
+def test_probes_are_not_evaluated_again_for_the_sake_of_a_graph(grid: Grid) -> None:
+    """Their features are made uncompiled, whatever the option says."""
+    plain, context = grid.context(), grid.context("evaluate.compile=always")
+    for cell in (plain.base, plain.cell("linear_probe")):
+        evaluate.evaluate(plain, [{cell.name: 1.0}], ["few"], "all")
+        assert evaluate.find(context, {cell.name: 1.0}, "few", "all") is not None
+
+
 def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -> None:
     """At once, not when cycles are collected: another takes its place on the device."""
     recipe = ModelRecipe(name="m", arch=VIT, image_size=32)
