@@ -190,7 +190,7 @@ def test_split_of_a_class_does_not_depend_on_the_others() -> None:
 
 def test_the_split_of_emoji_is_what_it_always_was() -> None:
     """Stored cells and predictions are named by what determines it, not by the split itself."""
-    labels = np.repeat(np.arange(200), 4)  # renderings of concepts, as the recipe has them
+    labels = np.repeat(np.arange(200), 4)  # four renderings of 200 concepts
     sources = np.array([f"1f{label:03x}" for label in labels])
     assert units_of(labels, sources) is None
     train, holdout = split(labels, 0.25, 0, units_of(labels, sources))
