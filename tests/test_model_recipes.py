@@ -133,12 +133,13 @@ def test_the_header_of_another_size_gives_its_command_and_hours() -> None:
 
 
 def steps(name: str, variant: str) -> DryRun:
-    """The benchmark's campaign on random weights and two grey images of 64 px a set."""
+    """The benchmark's campaign on random weights and sets of grey images of 64 px."""
     words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
     words += (f"method.variant={variant}",)
     plan = campaign.plan("imagenet_rib", words, cores=1)
-    own = np.array([0, 3])
-    one = LabelledSet("any", own, torch.from_numpy(own), None, np.arange(2), np.zeros(0, int))  # type: ignore[arg-type]
+    own = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
+    everything = np.arange(len(own))
+    one = LabelledSet("any", own, torch.from_numpy(own), None, everything, np.zeros(0, int))  # type: ignore[arg-type]
     places = ["imagenet_val", *plan.sets]
     torch.manual_seed(0)
     return DryRun(plan, dict.fromkeys(places, one), CLASSES, torch.device("cpu"))
