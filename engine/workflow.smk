@@ -11,7 +11,7 @@ done = Path(config["plan"]).parent / "done"
 JOB = (
     "cd {plan[cwd]:q} && OMP_NUM_THREADS={threads} RIB_PROGRESS=off "
     "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "
-    "{plan[python]:q} -P -m engine.commands.job {rule} --plan {config[plan]:q}"
+    "{plan[python]:q} -P -m engine.job {rule} --plan {config[plan]:q}"
 )
 
 
