@@ -54,6 +54,7 @@ def test_the_table_of_the_docs_is_of_these_kernels():
     assert found == expected, "run python -m kernels.aot"
 
 
+@pytest.mark.slow
 def test_without_triton_the_cpu_paths_work_and_kernels_are_refused():
     program = """
 import sys

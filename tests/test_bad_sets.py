@@ -69,6 +69,7 @@ def test_one_set_has_no_distances():
             matrix(sets, CLASSES, Options())
 
 
+@pytest.mark.slow
 def test_classes_of_one_image_and_of_none_are_no_error():
     single = Labelled(TWO.features[:2], TWO.labels[:2])
     for options in (Options(), Options(exact=True), Options(label_distance="means")):

@@ -30,11 +30,13 @@ def coverage(simulate, repeats: int) -> float:
     return held / repeats
 
 
+@pytest.mark.slow
 def test_intervals_over_images_hold_the_truth_as_often_as_they_say():
     found = coverage(lambda rng: rng.choice([-1.0, 0, 1], (1, 150), p=[0.2, 0.6, 0.2]), 400)
     assert 0.92 <= found <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "images"), [(2, 100), (5, 100)])
 def test_intervals_over_seeds_and_images_hold_the_truth_for_few_seeds_too(seeds, images):
     def simulate(rng):

@@ -74,6 +74,7 @@ def test_sets_that_are_not_encoded_are_told_before_anything_runs(
     assert cli.main(words) == 0 and len(ran) == 7
 
 
+@pytest.mark.slow
 def test_a_set_below_the_root_need_not_be_encoded(
     tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
 ) -> None:

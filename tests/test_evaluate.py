@@ -365,6 +365,7 @@ def test_what_changes_no_weights_changes_no_name(grid):
     assert features.key() != plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear_probe", "lwf"])
 def test_the_precision_of_evaluation_is_not_that_of_training(grid, copied, method):
     """Both methods learn from stored features."""

@@ -37,6 +37,7 @@ def check(net, x, left=0):
     torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_networks_of_the_benchmark_say_the_same():
     x = torch.randn(3, 3, 64, 64)
     for name in ("tf_efficientnet_lite0", "resnet18", "resnet50", "vit_tiny_patch16_224"):
@@ -107,6 +108,7 @@ class Looped(Shared):
         return self.norm(y) if y.sum() > -1e9 else y
 
 
+@pytest.mark.slow
 def test_a_tower_of_open_clip_says_the_same():
     """Its head asks which device it is on, which a tracer cannot say."""
     pytest.importorskip("open_clip", reason="the extra [clip]")

@@ -49,6 +49,7 @@ def test_looks_go_on_until_one_is_narrow_and_are_not_run_again(asked):
     assert list(half_widths.sequential_plans(*asked)) == [second]  # wide: skipped; narrow: once
 
 
+@pytest.mark.slow
 def test_the_last_look_is_at_the_budget_however_wide(asked):
     run = []
     for plan in half_widths.sequential_plans(*asked):

@@ -496,6 +496,7 @@ def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptu
     assert imagenet.LICENCE not in caplog.text
 
 
+@pytest.mark.slow
 def test_verify_shares_its_predictions_with_campaigns(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

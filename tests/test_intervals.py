@@ -77,6 +77,7 @@ def brute_force(cells, read, count):
     return {key: np.array(values) for key, values in samples.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seeds):
     cells = made(tmp_path, seeds=seeds)
@@ -132,6 +133,7 @@ def test_what_both_models_say_alike_has_no_width(tmp_path):
     assert not [row for row in found if row.quantity == "effective_robustness"]  # no trend line
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
     """Two sources in three keep their answer; a confidence of 0.9 is right half of the time."""
     held = {"same_top1": 0, "calibration_error": 0}

@@ -155,6 +155,7 @@ def test_rib_names_a_package_that_hides_the_engine(name: str, tmp_path: Path) ->
     assert f"error: `engine` is imported from {tmp_path / 'engine'}" in done.stderr
 
 
+@pytest.mark.slow
 def test_launch_is_never_hidden(tmp_path: Path) -> None:
     """Our folder comes first, engine/ itself does not, and the working folder does not matter."""
     for name in ("engine", "kernels", "loaders"):

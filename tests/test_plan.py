@@ -118,6 +118,7 @@ def plan_of(folder: Path, *overrides: str) -> Plan:
     return campaign.plan(str(folder / "shapes.yaml"), overrides, cores=1)
 
 
+@pytest.mark.slow
 def test_alphas_and_variants_change_what_is_evaluated(folder: Path, tmp_path: Path) -> None:
     words = f"runs={tmp_path}"
     canonical = estimate.of(plan_of(folder, words))
@@ -138,6 +139,7 @@ def test_a_fisher_of_more_images_than_there_are_is_refused(folder: Path, tmp_pat
         estimate.of(campaign.plan(str(file), [f"runs={tmp_path}"], cores=1))
 
 
+@pytest.mark.slow
 def test_seeds_train_again_and_a_budget_thins_what_is_evaluated(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -201,6 +201,7 @@ def test_missing_linked_and_damaged_members_are_named(tmp_path: Path):
             registry.member(tmp_path / name, "a")
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_the_real_clients_agree_with_the_pins(tmp_path: Path):
     from loaders import emoji

@@ -207,6 +207,7 @@ def test_stuck_reader_times_out(packs: dict[str, Pack]) -> None:
     release.set()
 
 
+@pytest.mark.slow
 def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
     script = (
         "import sys, threading, numpy; from loaders.pack import Pack; "

@@ -152,6 +152,7 @@ def test_last_error_is_of_this_run(tmp_path: Path, log: str, said: str) -> None:
     assert said in workflow._last_error(path, len("error: of an earlier run\n"))
 
 
+@pytest.mark.slow
 def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\nfrom pathlib import Path\nfrom engine import campaign, workflow\n"
