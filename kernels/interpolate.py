@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels import interpolate_cpu, reference
+from kernels import reference
 from kernels.launch import jit, launcher, tl
 from kernels.threads import HAS_NUMBA
 
@@ -93,6 +93,8 @@ def interpolate(
 def _on_cpu(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """The weights are read, which a compiled graph cannot: this is one operator there."""
     if out.numel() >= _COMPILE_FROM and HAS_NUMBA and out.device.type == "cpu":
+        from kernels import interpolate_cpu
+
         interpolate_cpu.fill(parents, weights, out)
         return
     for start in range(0, parents.shape[1], _CHUNK):

@@ -1,4 +1,4 @@
-"""Compiled loops, which leave Python's lock alone, spread over threads that stay."""
+"""numba's loops, which leave Python's lock alone: kept on disk, spread over threads that stay."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+def kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba.njit with these options; what is compiled is kept for the next process.
+
+    Whether it is still true is told by the date of the loop's own file, so a loop stands in one
+    file with all that it calls. Where no folder can be written to, each process compiles anew.
+    """
+    import numba
+
+    def compile(loop: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(nogil=True, cache=True, **options)(loop)
+        except RuntimeError:  # neither the loop's folder nor the user's cache can be written to
+            return numba.njit(nogil=True, **options)(loop)
+
+    return compile
 
 
 def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: int) -> list[Any]:

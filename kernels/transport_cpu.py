@@ -1,30 +1,22 @@
 """The loops of transport on the CPU, compiled by numba in a few seconds and kept on disk.
 
-What is kept is told by the file's own date only, so the loops stand with all that they call. Where
-no folder can be written to they are compiled in each process. exp is a polynomial: numba's own does
-not vectorise.
+exp is a polynomial: numba's own does not vectorise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numba
 from numba.extending import intrinsic
 
+from kernels.threads import kept
+
 INFINITE = 1e300  # compiled code may assume that there are no infinities
 
 _F32, _F64, _I16, _I32, _I64 = numba.float32, numba.float64, numba.int16, numba.int32, numba.int64
 _LEAST = _F32(2.0**-126)  # above 0
-
-
-def _kept(loop: Callable[..., Any]) -> Any:
-    try:
-        return numba.njit(fastmath=True, nogil=True, cache=True)(loop)
-    except RuntimeError:  # neither this folder nor the user's cache can be written to
-        return numba.njit(fastmath=True, nogil=True)(loop)
 
 
 def _bits_as(kind: Any, bits: Any) -> Any:
@@ -97,7 +89,7 @@ def _exp64(x):
     return value * _double(_I64(biased) << _I64(52)) if x > -708.0 else 0.0
 
 
-@_kept
+@kept(fastmath=True)
 def sweep(q, f, g, kappa, bounds, log_s, columns, row):
     """`kernels.sweep.sinkhorn_sweep` into log_s and columns; row: float32 [m] to work in."""
     m = q.shape[1]
@@ -115,7 +107,7 @@ def sweep(q, f, g, kappa, bounds, log_s, columns, row):
                 into[j] += weight * row[j]
 
 
-@_kept
+@kept(fastmath=True)
 def certify(
     q, offset, step, g, kept, f, hard_f, kept_rows, reduced, columns, hard_g, plan, part, eps
 ):
@@ -150,7 +142,7 @@ def certify(
             columns[j] += weight * plan[j]
 
 
-@_kept
+@kept(fastmath=True)
 def quantize(product, own, others, which, q, low, step):
     """`kernels.quantize.quantize` into q, low and step."""
     n, m = product.shape

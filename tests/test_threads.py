@@ -1,4 +1,4 @@
-"""Compiled loops of transport: kept on disk, or compiled anew where that cannot be."""
+"""Compiled loops: kept on disk, or compiled anew where that cannot be."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from kernels.threads import kept
+
 numba = pytest.importorskip("numba")
 
-from kernels import transport_cpu  # noqa: E402
-
-CALL = """
+SWEEP = """
 import numpy as np
 from kernels import transport_cpu
 q, g = np.zeros((2, 3), np.int16), np.zeros(3, np.float32)
@@ -20,12 +20,21 @@ transport_cpu.sweep(q, g[:2], g, g[:2], np.array([0, 2]), g[:2].copy(), columns,
 assert np.allclose(columns, 2 / 3)
 print(sum(transport_cpu.sweep.stats.cache_hits.values()))
 """
+SUMS = """
+import torch
+from kernels import interpolate_cpu
+out = torch.empty(1, 3)
+interpolate_cpu.fill(torch.ones(2, 3), torch.ones(1, 2), out)
+assert torch.equal(out, torch.full((1, 3), 2.0))
+print(sum(interpolate_cpu.sums.stats.cache_hits.values()))
+"""
 
 
 @pytest.mark.slow
-def test_the_next_process_finds_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", [SWEEP, SUMS])
+def test_the_next_process_finds_them(call, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    hits = [subprocess.check_output([sys.executable, "-c", CALL], text=True) for _ in range(2)]
+    hits = [subprocess.check_output([sys.executable, "-c", call], text=True) for _ in range(2)]
     assert [int(found) for found in hits] == [0, 1]
 
 
@@ -38,4 +47,4 @@ def test_they_do_without_a_folder(monkeypatch):
         return real(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert transport_cpu._kept(lambda x: x + 1)(2) == 3
+    assert kept(fastmath=True)(lambda x: x + 1)(2) == 3
