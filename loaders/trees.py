@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -125,6 +126,8 @@ def _folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
             status = entry.stat()
         except OSError as error:
             raise ValueError(f"{entry.path} cannot be read ({error.strerror})") from error
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
+            raise ValueError(f"{entry.path} is neither a file nor a folder; remove it")
         stamp = f"{status.st_size} {status.st_mtime_ns}"
         yield File(_utf8(prefix + entry.name, folder), Place(entry.path), stamp)
 
