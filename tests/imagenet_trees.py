@@ -1,7 +1,8 @@
-"""Tiny data sets in the layouts of ImageNet-RIB's downloads: a few classes and drawn images."""
+"""Tiny data sets in the layouts of ImageNet-RIB's downloads: drawn images, and their reading."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -12,8 +13,11 @@ import numpy as np
 from PIL import Image
 
 from engine.data import imagenet
+from engine.schema import DatasetRecipe
 from loaders import imagenet_c
+from loaders.imagenet import Found
 
+RIB = DatasetRecipe(name="imagenet_rib", kind="imagenet", sets=[], subsample="full")
 # In IN-1K, IN-A and IN-R alike, so that one head's places are asked for by every set.
 WNIDS = tuple(sorted(set(imagenet.wnids("a")) & set(imagenet.wnids("r"))))[:3]
 PLACES = {wnid: place for place, wnid in enumerate(imagenet.wnids())}
@@ -132,3 +136,8 @@ def archive(folder: Path, path: Path, nested: bool = False) -> Path:
             inner.seek(0)
             whole.addfile(entry, inner)
     return path
+
+
+def read(name: str, source: Path, **options: str) -> Found:
+    """A set of which a few images are here."""
+    return imagenet.read(dataclasses.replace(RIB, **options), name, source, partial=True)

@@ -1,0 +1,254 @@
+"""ImageNet's sets: what is wrong, short or damaged in a download is named when it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import imagenet_trees as trees
+import pytest
+from imagenet_trees import RIB, read
+from PIL import Image
+
+from engine.data import imagenet
+from loaders import imagenet_c, objectnet
+from loaders.pack import Item
+from loaders.trees import Place, files, open_image
+
+
+def test_published_sizes(tmp_path: Path) -> None:
+    source = trees.by_wnid(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"not the published imagenet_a: 6 images, not 7,500; 197"):
+        imagenet.read(RIB, "imagenet_a", source)
+    with pytest.raises(ValueError, match=r"1000 of 1000 classes have not 50 images: n01440764 \(0"):
+        imagenet.read(RIB, "imagenet_val", trees.validation(tmp_path / "v"))
+    with pytest.raises(
+        ValueError, match=r"75 of 75 parts have not 50,000 images: gaussian_noise/1"
+    ):
+        imagenet.read(RIB, "imagenet_c", trees.corrupted(tmp_path / "c"))
+    items = [Item(i // 2, "", str(i), None) for i in range(6)]
+    assert imagenet.imagenet.faults(items, "abc", 6, 2) == []
+    assert imagenet.imagenet.faults(items[:5], "abc", 5) == []
+    assert imagenet.imagenet.faults(items, "abc", 5) == ["6 images, not 5"]
+
+
+def test_a_small_part_of_a_whole_set_is_no_shortfall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = trees.corrupted(tmp_path)
+    drawn = dataclasses.replace(RIB, subsample="20")
+    monkeypatch.setattr(imagenet_c, "PER_PART", 2)
+    assert len(imagenet.read(drawn, "imagenet_c", source).items) == 20
+    (source / "weather" / "fog" / "3" / trees.WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").unlink()
+    with pytest.raises(ValueError, match=r"1 of 75 parts have not 2 images: fog/3 \(1\)"):
+        imagenet.read(drawn, "imagenet_c", source)
+
+
+def _objectnet_mapping(folder: Path, file: int, **changes: str) -> Path:
+    source = trees.objectnet(folder)
+    path = source / "objectnet-1.0" / "mappings" / objectnet.MAPPINGS[file]
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return source
+
+
+def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
+    def fails(name: str, source: Path, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            read(name, source)
+
+    good = trees.by_wnid(tmp_path / "good")
+    fails("imagenet_q", good, "is no set of ImageNet-RIB; did you mean")
+    fails("imagenet_a", tmp_path / "gone", "gone is neither a folder nor a .tar")
+    (tmp_path / "empty").mkdir()
+    fails("imagenet_a", tmp_path / "empty", "empty holds no images; give the folder or .tar of")
+    fails("imagenet_a", tmp_path / "x.tar.gz", "x.tar.gz is compressed")
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    fails("imagenet_a", tmp_path / "bad.tar", "bad.tar is damaged or no .tar")
+    fails("imagenet_a", trees.version_2(tmp_path / "2"), "are ImageNetV2's: encode imagenet_v2")
+    fails("imagenet_v2", good, f"no class of imagenet_v2: {trees.WNIDS[0]}")
+    trees.draw(tmp_path / "over" / "1000" / "1.jpeg", [0])
+    fails("imagenet_v2", tmp_path / "over", r"imagenet_v2: 1000 \(.*its folders are named 0 to 999")
+    foreign = next(wnid for wnid in imagenet.wnids() if wnid not in imagenet.wnids("a"))
+    trees.draw(tmp_path / "f" / foreign / "1.jpg", [0])
+    fails("imagenet_a", tmp_path / "f", f"{foreign}.*has 200 classes, and these are not among")
+    trees.draw(tmp_path / "n" / trees.WNIDS[0] / "deeper" / "1.jpg", [0])
+    fails("imagenet_a", tmp_path / "n", r"no class of imagenet_a: deeper \(n\d+/deeper/1.jpg\)")
+    trees.by_wnid(tmp_path / "two" / "one", copies=1)
+    trees.by_wnid(tmp_path / "two" / "other", copies=1)
+    fails("imagenet_a", tmp_path / "two", "more than one set: one/n.*other/n")
+    fails("imagenet_c", good, "holds no images as <corruption>/<severity>/<wnid>")
+    trees.draw(tmp_path / "c" / "fog" / "6" / trees.WNIDS[0] / "1.JPEG", [0])
+    fails("imagenet_c", tmp_path / "c", "fog/6/n.*is not <corruption>/<1 to 5>")
+    fails("objectnet", good, "holds no mappings/ folder")
+    none = _objectnet_mapping(tmp_path / "o1", 1, Banana="no such thing")
+    fails("objectnet", none, "'Banana' is no such thing, which is no class of ImageNet-1K")
+    shutil.copytree(none / "objectnet-1.0/images/whisk", none / "objectnet-1.0/images/unheard")
+    fails("objectnet", _objectnet_mapping(tmp_path / "o2", 1, Banana="crane"), "is crane, which")
+    unheard = _objectnet_mapping(tmp_path / "o3", 1)
+    trees.draw(unheard / "objectnet-1.0/images/unheard/1.png", [0])
+    fails("objectnet", unheard, "does not name: unheard")
+    (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[")
+    fails("objectnet", unheard, "folder_to_objectnet_label.json cannot be read")
+
+
+def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
+    source = trees.flat(tmp_path / "f", "LOC_val_solution.csv")
+    labels = source / "LOC_val_solution.csv"
+    rows = labels.read_text().splitlines()
+    labels.write_text("\n".join(rows[:-1]))
+    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000001.JPEG has no label"):
+        read("imagenet_val", source)
+    labels.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="lacks the columns ImageId"):
+        read("imagenet_val", source)
+    labels.unlink()
+    with pytest.raises(ValueError, match=r"flat and no labels file.*ground_truth.txt"):
+        read("imagenet_val", source)
+
+
+def test_links_that_loop_or_lead_nowhere_are_named(tmp_path: Path) -> None:
+    source = trees.by_wnid(tmp_path / "a")
+    (source / trees.WNIDS[0] / "self").symlink_to(source)
+    with pytest.raises(ValueError, match="self is a link to a folder that it lies in"):
+        read("imagenet_a", source)
+    (source / trees.WNIDS[0] / "self").unlink()
+    (source / trees.WNIDS[1] / "gone.jpg").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"gone.jpg cannot be read \(No such file"):
+        read("imagenet_a", source)
+    (source / trees.WNIDS[1] / "gone.jpg").unlink()
+    (source / trees.WNIDS[1] / "me.jpg").symlink_to(source / trees.WNIDS[1] / "me.jpg")
+    with pytest.raises(ValueError, match=r"me.jpg cannot be read"):
+        read("imagenet_a", source)
+    (source / trees.WNIDS[1] / "me.jpg").unlink()
+    os.mkfifo(source / trees.WNIDS[1] / "pipe.jpg")
+    with pytest.raises(ValueError, match=r"pipe.jpg is neither a file nor a folder"):
+        read("imagenet_a", source)
+    (source / trees.WNIDS[1] / "pipe.jpg").unlink()
+    elsewhere = tmp_path / "elsewhere"
+    (source / trees.WNIDS[2]).rename(elsewhere)
+    (source / trees.WNIDS[2]).symlink_to(elsewhere)  # a link to another disk is no fault
+    assert len(read("imagenet_a", source).items) == 6
+
+
+def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
+    source = trees.by_wnid(tmp_path / "a")
+    first, second = (source / wnid for wnid in trees.WNIDS[:2])
+    (source / "README.txt").write_text("about")
+    (first / "Thumbs.db").write_bytes(b"")
+    (first / "._1.jpg").write_bytes(b"")
+    found = read("imagenet_a", source)
+    assert len(found.items) == 6
+    assert {*found.left_out} == {
+        "README.txt",
+        *(f"{first.name}/{n}" for n in ("Thumbs.db", "._1.jpg")),
+    }
+    shutil.copy(first / "1.jpg", first / "1.JPEG")
+    shutil.copy(first / "1.jpg", first / "1.png")
+    twins = (("JPEG", "jpg"), ("jpg", "png"))
+    pairs = [f"{first.name}/1.{one} and {first.name}/1.{other}" for one, other in twins]
+    fault = f"2 pairs have one name but for the suffix: {', '.join(pairs)}"
+    with pytest.raises(ValueError, match=fault):
+        imagenet.read(RIB, "imagenet_a", source)
+    assert fault in read("imagenet_a", source).faults, "a part may have them"
+    (first / "1.JPEG").unlink()
+    (first / "1.png").unlink()
+    val = trees.validation(tmp_path / "v") / "val"
+    name = "ILSVRC2012_val_00000001.JPEG"
+    for other in (val / second.name / name, val / first.name / name.replace("JPEG", "jpg")):
+        shutil.copy(val / first.name / name, other)
+        with pytest.raises(ValueError, match="the same image twice"):
+            read("imagenet_val", val)
+        other.unlink()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_name_that_no_manifest_holds_is_named(tmp_path: Path, archived: bool) -> None:
+    source = trees.by_wnid(tmp_path / "a")
+    (source / trees.WNIDS[0] / "1.jpg").rename(source / trees.WNIDS[0] / os.fsdecode(b"\xff.jpg"))
+    if archived:
+        source = trees.archive(source, tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"a.*: the name '.*udcff.jpg' is not UTF-8; rename it"):
+        read("imagenet_a", source)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_an_image_that_is_there_twice_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archived: bool
+) -> None:
+    monkeypatch.setitem(imagenet.SIZES, "imagenet_a", imagenet.Size(6))
+    source = trees.by_wnid(tmp_path / "a")
+    first, second = (source / wnid for wnid in trees.WNIDS[:2])
+    shutil.copy(first / "1.jpg", first / "1 (copy).jpg")
+    shutil.copy(first / "1.jpg", second / "other.jpg")  # of another class: no copy
+    if archived:
+        source = trees.archive(source, tmp_path / "a.tar")
+    pair = rf"{first.name}/1 \(copy\).jpg and {first.name}/1.jpg"
+    with pytest.raises(ValueError, match=rf"8 images, not 6.*; 1 images are there twice: {pair}"):
+        imagenet.read(RIB, "imagenet_a", source)
+    monkeypatch.setitem(imagenet.SIZES, "imagenet_a", imagenet.Size(9))
+    with pytest.raises(ValueError, match=rf"8 images, not 9.*; 1 images are there twice: {pair}"):
+        imagenet.read(RIB, "imagenet_a", source)
+
+
+def test_one_file_in_two_archives_is_named(tmp_path: Path) -> None:
+    folder = trees.corrupted(tmp_path / "c")
+    (tmp_path / "tars").mkdir()
+    for name in ("one", "two"):
+        trees.archive(folder / "blur", tmp_path / "tars" / f"{name}.tar")
+    with pytest.raises(ValueError, match=r"one.tar and .* are the same image twice"):
+        read("imagenet_c", tmp_path / "tars")
+
+
+def test_cut_archive_is_told_where_an_image_ends_early(tmp_path: Path) -> None:
+    path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar")
+    last = read("imagenet_a", path).items[-1].payload
+    path.write_bytes(path.read_bytes()[: last.offset + last.size - 5])
+    with pytest.raises(ValueError, match="ends inside this image"):
+        open_image(last)
+    assert isinstance(last, Place) and Image.open(tmp_path / "a" / trees.WNIDS[0] / "1.jpg")
+
+
+def damaged(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
+    """Archives that tarfile takes for whole ones, and what is said of each."""
+    good = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar").read_bytes()
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        entry = tarfile.TarInfo(f"{trees.WNIDS[0]}.tar")
+        entry.size = 2000
+        archive.addfile(entry, io.BytesIO(b"no archive".ljust(2000)))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        third = archive.getmembers()[2].offset
+    return {
+        "header": (good[:third] + b"x" * 512 + good[third + 512 :], "it does not end as"),
+        "cut": (good[: third + 100], "it does not end as"),
+        "between": (good[:third], "it does not end as"),
+        "inner": (inner.getvalue(), f"{trees.WNIDS[0]}.tar does not end as"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["header", "cut", "between", "inner"])
+def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "bad.tar"
+    data, message = damaged(tmp_path)[kind]
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"bad.tar is damaged or no .tar archive \({message}"):
+        read("imagenet_a", path)
+
+
+def test_an_archive_inside_that_is_empty_takes_nothing_of_the_next(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "o.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("n1.tar"), io.BytesIO())
+        archive.addfile(tarfile.TarInfo("n2/1.jpg"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"o.tar is damaged .*n1.tar does not end as"):
+        list(files(tmp_path / "o.tar"))
+
+
+def test_objects_that_share_a_class_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    source = _objectnet_mapping(tmp_path, 1, Banana="reflex camera; banana")
+    with pytest.raises(ValueError, match=r"classes n\d+\+n\d+ and .* share the output n04069434"):
+        read("objectnet", source)
