@@ -1,0 +1,105 @@
+"""Evaluations of eight models over the drawn shapes, and how one is counted or stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from grids import Grid
+
+from engine import bank, evaluate, merge, pending
+from engine.context import Context
+from loaders.resident import Resident
+
+SET, IMAGES = "outline", 35
+BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
+
+
+@pytest.fixture(scope="module")
+def mixes(grid: Grid) -> list[merge.Mix]:
+    """Five models with weights of their own, the frozen backbone's two, and a prompt."""
+    context = grid.context()
+    base, tuned = context.base.name, context.cell("fine_tune").name
+    prompt, probe = context.cell("visual_prompt").name, context.cell("linear_probe").name
+    wise = [{base: 1 - a, tuned: a} for a in (0.2, 0.4, 0.6, 0.8)]
+    return [*wise, {tuned: 1.0}, {prompt: 1.0}, {base: 1.0}, {probe: 1.0}]
+
+
+@pytest.fixture(scope="module")
+def wanted(grid: Grid, mixes: list[merge.Mix]) -> list:
+    """What each says in one undisturbed evaluation."""
+    return tables(grid.context(), mixes)
+
+
+@pytest.fixture
+def fresh(grid: Grid, mixes: list[merge.Mix], tmp_path: Path) -> Grid:
+    """The same cells and packs; nothing is evaluated."""
+    shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
+    for kind in ("weights", "cells", "features"):
+        shutil.copytree(grid.runs / "store" / kind, tmp_path / "runs" / "store" / kind)
+    return Grid(grid.folder, tmp_path / "runs", grid.device)
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Slices of two batches: three of them."""
+    monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
+    return 3
+
+
+def tables(context: Context, mixes: list[merge.Mix]) -> list:
+    """Prediction tables of the whole set, computed now where they were not before."""
+    evaluate.evaluate(context, mixes, [SET], "all")
+    return [pq.read_table(evaluate.predicted(context, mix, SET, "all")) for mix in mixes]
+
+
+def same(found: list, expected: list) -> bool:
+    """Whether tables agree bit for bit."""
+    return all(a.equals(b) for a, b in zip(found, expected, strict=True))
+
+
+def room_for_models(grid: Grid, mixes: list[merge.Mix], count: int) -> float:
+    """Free bytes with which a bank holds `count` models of one or two parents."""
+    name = next(iter(mixes[4]))
+    size = (grid.runs / "store" / "cells" / name / "weights.safetensors").stat().st_size
+    return (count + 5 + 0.5) * size / bank.WEIGHTS_SHARE
+
+
+class Counted:
+    """Images read and models loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images, self.models = 0, 0
+        batches, load = Resident.batches, bank._load
+
+        def counted_batches(source: Resident, asked) -> Iterator:
+            for batch in batches(source, asked):
+                self.images += len(batch)
+                yield batch
+
+        def counted_load(net, context, some, parents) -> list:
+            self.models += len(some)
+            return load(net, context, some, parents)
+
+        monkeypatch.setattr(Resident, "batches", counted_batches)
+        monkeypatch.setattr(bank, "_load", counted_load)
+
+
+class Stopped(Exception):
+    """Ends an evaluation as a signal would."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """Let models be shown so many batches, counted once a model; the next one raises Stopped."""
+    forward, left = bank.Forward.__call__, [batches]
+
+    def counting(self, model, x):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        return forward(self, model, x)
+
+    monkeypatch.setattr(bank.Forward, "__call__", counting)

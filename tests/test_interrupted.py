@@ -1,0 +1,281 @@
+"""Evaluations that stop half-way, killed or without room, go on from their finished slices."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from evaluations import (
+    BATCH,
+    IMAGES,
+    SET,
+    Counted,
+    Stopped,
+    fresh,
+    mixes,
+    room_for_models,
+    same,
+    small_slices,
+    stop_after,
+    tables,
+    wanted,
+)
+from grids import environment, grid
+
+from engine import bank, evaluate, pending
+
+__all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    some, expected = mixes[:5], wanted[:5]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5 * 3)  # of 25: five models, one slice and a half
+        with pytest.raises(Stopped):
+            tables(fresh.context(), some)
+    store = fresh.runs / "store"
+    assert len(list((store / "pending").glob("*/*.parquet"))) == 5
+    assert not (store / "predictions").exists()
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), some), expected)
+    assert counted.images == IMAGES - 2 * BATCH
+    assert not list((store / "pending").iterdir())
+
+
+@pytest.mark.parametrize("batches", [1, 3, 4])
+def test_features_that_were_interrupted_go_on_where_they_stopped(
+    grid, fresh, small_slices, monkeypatch, batches
+):
+    """In the first slice, in the second, and in the last, which is one batch of three images."""
+    context = grid.context()
+    whole = context.features(context.base, context.sets[SET])
+    store = fresh.runs / "store"
+    shutil.rmtree(store / "features")
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(Stopped):
+            context = fresh.context()
+            context.features(context.base, context.sets[SET])
+    assert not (store / "features").exists()
+    finished = batches // 2
+    assert len(list((store / "pending").glob("*/*.npy"))) == finished
+    counted, context = Counted(monkeypatch), fresh.context()
+    found = context.features(context.base, context.sets[SET])
+    assert torch.equal(found, whole)
+    assert counted.images == IMAGES - 2 * BATCH * finished
+    assert not list((store / "pending").iterdir())
+    stop_after(monkeypatch, 0)
+    context = fresh.context()
+    assert torch.equal(context.features(context.base, context.sets[SET]), whole)
+
+
+def test_features_without_room_name_their_file(grid, fresh, small_slices):
+    shutil.rmtree(fresh.runs / "store" / "features")
+    context = fresh.context()
+    assert context.base and context.sets[SET]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"npy cannot be written .*make room and run the"):
+            context.features(context.base, context.sets[SET])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    whole = grid.context()
+    assert torch.equal(
+        fresh.context().features(context.base, context.sets[SET]),
+        whole.features(whole.base, whole.sets[SET]),
+    )
+
+
+KILLED = """
+import json, sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from grids import Grid
+from engine import bank, evaluate, pending
+from engine.machine import quiet, ranks
+
+folder, runs, mixes, batches = Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5], int(sys.argv[6])
+pending.SLICE = 16
+forward, left = bank.Forward.__call__, [batches]
+
+def stopping(self, model, x):
+    if not left[0]:
+        print("here", flush=True)
+        time.sleep(600)
+    left[0] -= 1
+    return forward(self, model, x)
+
+bank.Forward.__call__ = stopping
+quiet.libraries()
+context = Grid(folder, runs, ranks.start("cpu")).context()
+evaluate.evaluate(context, json.loads(mixes), ["outline"], "all")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", [2, 5 * 2 + 3, 5 * 4 + 2])
+def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
+    fresh, mixes, wanted, small_slices, monkeypatch, batches
+):
+    """Killed outright between two batches: in the first, second and last slice of five models."""
+    tests = Path(__file__).resolve().parent
+    words = [tests, tests.parent, fresh.folder, fresh.runs, json.dumps(mixes[:5]), batches]
+    command = [sys.executable, "-c", KILLED, *map(str, words)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and "here\n" in iter(child.stdout.readline, "")
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    finished = batches // 10
+    assert len(list((fresh.runs / "store").rglob("*.parquet"))) == 5 * finished
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+    assert counted.images == IMAGES - 2 * BATCH * finished
+
+
+def test_models_of_a_small_set_are_kept_as_their_group_ends(
+    grid, fresh, mixes, wanted, monkeypatch
+):
+    """A set of one slice: what the first group said is not said again."""
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * 5 + 1)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:5])
+    assert len(list((fresh.runs / "store" / "predictions").iterdir())) == 2
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+    assert counted.models == 3
+
+
+def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
+    grid, fresh, mixes, wanted, small_slices, monkeypatch
+):
+    """Three groups of two see every slice; of the first slice, only the last group is left."""
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    monkeypatch.setattr(evaluate, "_seconds_to_read", lambda *_: 1e9)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * 2 * 2)  # two groups of two models, two batches
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:6])
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:6]), wanted[:6])
+    first_to_know_the_cost, of_slices = 2, 2 + 6 + 6
+    assert counted.models == first_to_know_the_cost + of_slices
+
+
+def test_slices_that_no_probe_needs_are_not_computed(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    put, left = pending.Pending.put, [1]
+
+    def stopping(self, number, table):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        put(self, number, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pending.Pending, "put", stopping)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[7:])
+    seen, verdict = [], evaluate.Verdict.__call__
+    monkeypatch.setattr(
+        evaluate.Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
+    )
+    context = fresh.context()
+    monkeypatch.setattr(evaluate.models, "create", lambda *_: pytest.fail("built for two names"))
+    assert same(tables(context, mixes[7:]), wanted[7:])
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(2 * BATCH, IMAGES))
+
+
+def test_slices_that_were_all_there_become_an_artefact_without_a_model(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(pending.Pending, "finish", lambda self: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:1])
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.context(), mixes[:1]), wanted[:1])
+    assert counted.images == counted.models == 0
+
+
+def test_one_more_model_after_an_interruption_starts_at_the_beginning_alone(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:1])
+    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+
+
+def test_slices_of_other_data_are_never_mixed_in(
+    fresh, mixes, wanted, small_slices, tmp_path, monkeypatch
+):
+    """The same model, set name and slices; one image differs."""
+    other = tmp_path / "shapes"
+    shutil.copytree(fresh.folder, other)
+    file = sorted((other / SET / "disc").iterdir())[0]
+    shutil.copy(sorted((other / SET / "bar").iterdir())[0], file)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.context(f"dataset.root={other}", "downstream=tinted"), mixes[4:5])
+    left = list((fresh.runs / "store" / "pending").rglob("*.parquet"))
+    assert len(left) == 1
+    assert same(tables(fresh.context(), mixes[4:5]), wanted[4:5])
+    assert list((fresh.runs / "store" / "pending").rglob("*.parquet")) == left
+
+
+def test_a_slice_that_holds_other_images_is_refused_by_name(
+    fresh, mixes, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.context(), mixes[:1])
+    (file,) = (fresh.runs / "store" / "pending").rglob("*.parquet")
+    pq.write_table(pq.read_table(file).slice(0, BATCH), file)
+    folder = re.escape(str(file.parent))
+    with pytest.raises(ValueError, match=f"{folder} holds predictions of other images"):
+        tables(fresh.context(), mixes[:1])
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{folder} is no prediction table"):
+        tables(fresh.context(), mixes[:1])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_full_disk_is_named_and_nothing_half_written_stays(
+    fresh, mixes, wanted, monkeypatch, several
+):
+    """The kernel refuses bytes beyond a limit, in the middle of a file, as a full disk does."""
+    if several:
+        monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
+    context = fresh.context()
+    evaluate.evaluate(context, mixes[:1], ["few"], "all")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the"):
+            tables(context, mixes[:3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    store = fresh.runs / "store"
+    files = [path.name for path in store.rglob("*") if path.is_file()]
+    assert not [name for name in files if ".parquet." in name]
+    assert len(list((store / "predictions").iterdir())) == 1, "what was there before stays"
+    assert same(tables(fresh.context(), mixes[:3]), wanted[:3])
