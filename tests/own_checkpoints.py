@@ -1,0 +1,50 @@
+"""Checkpoints of a user's own beside the drawn sets, and the rows that `rib evaluate` makes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from grids import CLASSES, SIZE, VIT, Grid
+from safetensors.torch import save_file
+
+from engine import zoo
+
+
+def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSES)) -> Path:
+    """A file of random weights."""
+    torch.manual_seed(seed)
+    size = {"img_size": SIZE} if arch == VIT else {}
+    save_file(timm.create_model(arch, num_classes=classes, **size).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def own(grid: Grid, tmp_path: Path) -> Grid:
+    """Two checkpoints A and B beside the sets, which may be altered."""
+    folder = tmp_path / "shapes"
+    shutil.copytree(grid.folder, folder)
+    for seed, name in enumerate("AB"):
+        checkpoint(folder / f"{name}.safetensors", seed)
+    return Grid(folder, tmp_path / "runs", grid.device)
+
+
+def rows(
+    own: Grid,
+    models: str,
+    sets: str,
+    *words: str,
+    arch: str = VIT,
+    suffix: str = "safetensors",
+    **options,
+) -> list:
+    """Rows of the models whose letters `models` holds, on sets of the folder."""
+    overrides = [f"runs={own.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
+    overrides += ["evaluate.batch_size=8", *words]
+    files = [own.folder / f"{name}.{suffix}" for name in models]
+    places = [own.folder / name for name in sets.split()]
+    wanted = zoo.resolve(arch, overrides)
+    return zoo.evaluated(wanted, files, places, own.device, **options)

@@ -1,0 +1,121 @@
+"""What `rib evaluate` takes and prints: alphas, tables, CSV files and one-line errors."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from grids import SIZE, VIT, grid
+from own_checkpoints import own
+
+from engine import cli, zoo
+
+__all__ = ["grid", "own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "alphas"),
+    [
+        ("0:1:0.1", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
+        ("0:1:0.3", [0, 0.3, 0.6, 0.9]),
+        ("0.5:0.5:1", [0.5]),
+        ("0,0.25,1", [0, 0.25, 1]),
+        ("0,1,0.5,1", [0, 1, 0.5]),
+        ("0.5", [0.5]),
+    ],
+)
+def test_alphas(text, alphas):
+    assert zoo.parse_alphas(text) == alphas
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0:1",
+        "1:0:0.1",
+        "0:1:0",
+        "a",
+        "0:1:0.1:2",
+        "0:inf:1",
+        "nan:1:1",
+        "0,nan",
+        "0:1e308:1e-9",
+    ],
+)
+def test_alphas_that_are_none(text):
+    with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
+        zoo.parse_alphas(text)
+
+
+def test_alphas_that_are_too_many():
+    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models; at most 1000"):
+        zoo.parse_alphas("0:1:1e-4")
+    assert len(zoo.parse_alphas("0.001:1:0.001")) == 1000
+
+
+def test_alphas_close_together_keep_their_lines(tmp_path):
+    near = [zoo.Row("A + B", 0.123456788 + k * 1e-9, "s", 5, 10.0 + k) for k in range(2)]
+    zoo.write_csv(tmp_path / "a.csv", near)
+    for text in (zoo.table(near), (tmp_path / "a.csv").read_text()):
+        assert "0.123456788" in text and "0.123456789" in text
+
+
+def test_the_table_fits_a_hundred_columns_and_loses_nothing():
+    sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
+    many = [
+        zoo.Row("/data/" + "x" * 60 + m, None, name, 50000, 10.0 + i)
+        for i, name in enumerate(sets)
+        for m in "AB"
+    ]
+    text = zoo.table(many)
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(f"{10.0 + i:.2f}" in text for i in range(9)) and text.count("50,000") == 9
+    assert "xA  " in text and "xB  " in text
+
+
+def test_files_of_one_name_have_a_line_each():
+    places = ["run1/best.safetensors", "run2/best.safetensors"]
+    found = [zoo.Row(place, None, "few", 10, 10.0 + i) for i, place in enumerate(places)]
+    lines = zoo.table(found).splitlines()[2:]
+    assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
+
+
+def test_a_csv_without_a_place_is_named(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(OSError, match=r"a\.csv cannot be written"):
+        zoo.write_csv(tmp_path / "a.csv", [zoo.Row("A", None, "s", 5, 10.0)])
+
+
+def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(own.folder)
+    monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+    words = f"evaluate --models A.safetensors B.safetensors --arch {VIT} --alphas 0:1:0.5 --sets"
+    words += f" outline few runs={own.runs} model.image_size={SIZE} --intervals"
+    assert cli.main(words.split()) == 0
+    printed = capsys.readouterr().out
+    assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
+    with (own.folder / "accuracy.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [(row["alpha"], row["set"]) for row in found[:4]] == [
+        ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "few"),
+    ]  # fmt: skip
+    for row in found:
+        assert f"{float(row['accuracy']):.2f} ±" in printed
+        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "/A.safetensors says nothing of its architecture"),
+        ("--arch test_vitt", "no architecture 'test_vitt'; did you mean 'test_vit"),
+        (f"--arch {VIT} model.imagesize=3", "unknown key 'model.imagesize'; did you mean"),
+        (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(own, capsys, words, message):
+    given = f"evaluate --models {own.folder}/A.safetensors --sets {own.folder}/outline {words}"
+    assert cli.main(given.split()) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and message in printed and "Traceback" not in printed
