@@ -1,10 +1,8 @@
-"""ImageNet-RIB on tiny trees of its official layouts: encode, mask, group, train, evaluate, RI."""
+"""ImageNet-RIB on tiny trees of its official layouts: mask, group, train, evaluate, RI."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import grids
@@ -14,84 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from grids import Grid, grid  # noqa: F401  # the fixture that starts ranks
+from encoded_rib import SUBSAMPLE, Rib, rib
+from grids import grid
 from PIL import Image
 
-from engine import cli, evaluate, models, outcome, recipe
+from engine import cli, evaluate, models, outcome
 from engine.cells import Cell
 from engine.context import Context, Request
 from engine.data import grouping, imagenet, sets
 from engine.machine import ranks
 from engine.measures import metrics
 from engine.measures.predictions import Bank
-from engine.planning.disk import size_bytes
 from engine.weights import checkpoints
-from loaders.resident import Resident
-from loaders.stream import Stream
 
+__all__ = ["grid", "rib"]
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
-RECIPE = """\
-model: vit_tiny_random
-dataset: imagenet_rib
-method: fine_tune
-downstream: objectnet
-optimizer: {name: sgd, lr: 0.05}
-train: {epochs: 1, batch_size: 4, warmup_steps: 0}
-evaluate: {batch_size: 16}
-"""
-SUBSAMPLE = 100  # of 150
-IN_C = "imagenet_c"
-
-
-@dataclass(frozen=True)
-class Rib:
-    folder: Path
-    device: torch.device
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (
-            f"runs={self.folder / 'runs'}",
-            f"dataset.subsample={SUBSAMPLE}",
-            f"model.arch={grids.VIT}",
-            "model.crop=1.0",
-        )
-
-    def encode(self, name: str, source: Path, *words: str) -> int:
-        options = ("--source", str(source), "--model", "vit_tiny_random")
-        return cli.main(["encode", name, *options, *self.words, *words])
-
-    def context(self, *words: str) -> Context:
-        always = ("model.head.epochs=1",)
-        request = Request(str(self.folder / "rib.yaml"), (*self.words, *always, *words))
-        return Context(request, request.recipe(), self.device)
-
-
-@pytest.fixture(scope="module")
-def rib(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rib]:  # noqa: F811
-    """All ten sets, encoded by the command."""
-    folder = tmp_path_factory.mktemp("rib")
-    (folder / "rib.yaml").write_text(RECIPE)
-    made = Rib(folder, grid.device)
-    sources = {
-        "imagenet_val": trees.flat(folder / "val", "LOC_val_solution.csv"),
-        "imagenet_train": trees.by_wnid(folder / "train", "t_{i}.JPEG", number=10),
-        "imagenet_v2": trees.version_2(folder / "v2"),
-        "imagenet_a": trees.by_wnid(folder / "a", number=11),
-        "imagenet_r": trees.archive(trees.by_wnid(folder / "r", number=12), folder / "r.tar"),
-        "imagenet_sketch": trees.by_wnid(folder / "s" / "sketch", number=13),
-        "objectnet": trees.objectnet(folder / "o"),
-        "imagenet_cartoon": trees.by_wnid(
-            folder / "cartoon", "ILSVRC2012_val_{i:08d}.JPEG", number=14
-        ),
-        "imagenet_drawing": trees.by_wnid(
-            folder / "drawing", "ILSVRC2012_val_{i:08d}.png", number=15
-        ),
-        "imagenet_c": trees.corrupted(folder / "c"),
-    }
-    for name, source in sources.items():
-        assert made.encode(name, source, "--partial") == 0, name
-    yield made
 
 
 def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
@@ -279,115 +214,6 @@ def test_a_cell_is_not_shared_between_the_two_objectnets(rib: Rib) -> None:
     assert isinstance(ours.base, Cell) and ours.key() != theirs.key()
 
 
-def test_the_command_says_what_it_does(rib: Rib, capsys: pytest.CaptureFixture) -> None:
-    source = trees.by_wnid(rib.folder / "shown")
-    first = source / trees.WNIDS[0]
-    Image.new("CMYK", (40, 40)).save(first / "ink.jpg")
-    Image.new("L", (40, 40)).save(first / "grey.jpg")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(first / "turned.jpg", exif=turned)
-    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
-    frames[0].save(first / "moving.gif", save_all=True, append_images=frames[1:])
-    (first / "torn.jpg").write_bytes(b"\xff\xd8 no picture")
-    (source / "README.txt").write_text("about")
-    jpeg = "dataset.pack_format=jpeg"
-    assert rib.encode("imagenet_r", source, jpeg) == 2
-    assert "is not the published imagenet_r: 11 images, not 30,000" in capsys.readouterr().err
-    assert rib.encode("imagenet_r", source, "--partial", jpeg) == 0
-    shown = capsys.readouterr().out
-    for text in (
-        "imagenet_r: 11 images of 200 classes at 32 px, jpeg: about",
-        "left out, not of this set: README.txt",
-        f"CMYK converted to RGB: 1 images, such as {trees.WNIDS[0]}/ink.jpg",
-        f"L converted to RGB: 1 images, such as {trees.WNIDS[0]}/grey.jpg",
-        f"orientation tag not applied: 1 images, such as {trees.WNIDS[0]}/turned.jpg",
-        f"P converted to RGB, animated, first frame taken: 1 images, such as {trees.WNIDS[0]}/mov",
-        f"left out, unreadable: {trees.WNIDS[0]}/torn.jpg (not an image)",
-        "not as published: 11 images, not 30,000\n",
-        "not as published: 197 of 200 classes have no image: n",
-        "imagenet_r: 10 images of 200 classes in ",
-    ):
-        assert text in shown, text
-    assert rib.encode("imagenet_r", source, jpeg) == 0
-    assert "imagenet_r is encoded already" in capsys.readouterr().out
-    rib.encode("objectnet", rib.folder / "o", "--partial", jpeg)
-    assert "no model's parameters may be tuned on it" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_whole_of_imagenet_c_is_confirmed_first(
-    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = ("--partial", "dataset.subsample=full")
-    assert rib.encode("imagenet_c", rib.folder / "c", *whole) == 2
-    said = capsys.readouterr()
-    assert "3,750,000 images, raw" in said.out and "add --yes to confirm" in said.err
-    assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
-    assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
-    labelled = rib.context("dataset.subsample=full").sets["imagenet_c"]
-    assert labelled.group is not None and len(labelled.group) == 150
-    for source in ("auto", "resident"):
-        opened = [
-            rib.context(f"dataset.subsample={subsample}", f"source={source}").sets.source(IN_C)
-            for subsample in ("full", str(SUBSAMPLE))
-        ]
-        assert [type(one) for one in opened] == [Stream, Resident], "all of IN-C is never resident"
-    resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
-    assert size_bytes(resolved, 3_750_000) == pytest.approx(574e9, rel=0.001)
-    larger = dataclasses.replace(resolved.model, image_size=384)  # 18 of them fill a page
-    padded = size_bytes(dataclasses.replace(resolved, model=larger), 50_000)
-    assert padded / (50_000 * 3 * 384**2) == pytest.approx(8 * 2**20 / (18 * 3 * 384**2), rel=0.005)
-
-
-@pytest.mark.parametrize(("answer", "code"), [("", 2), ("y", 0)])
-def test_a_user_at_a_terminal_is_asked(
-    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or answer)
-    words = ("--partial", "dataset.subsample=full", "model.crop=0.5")
-    assert rib.encode("imagenet_c", rib.folder / "c", *words) == code
-    assert asked == ["Encode the whole of it? [y/N] "]
-    assert ("dataset.subsample=50000 takes" in capsys.readouterr().err) == bool(code)
-
-
-def test_an_interrupted_command_goes_on(
-    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ("imagenet_c", rib.folder / "c", "--partial", "model.crop=0.6")
-    seen = 0
-
-    def stops(image: Image.Image) -> str:
-        nonlocal seen
-        seen += 1
-        if seen == 41:
-            raise KeyboardInterrupt
-        return ""
-
-    with monkeypatch.context() as patch:
-        patch.setattr("loaders.encode.unusual", stops)
-        assert rib.encode(*words) == 130
-        capsys.readouterr()
-        assert rib.encode(*words) == 0
-    shown = capsys.readouterr().out
-    assert "an interrupted run of this pack is there; it goes on" in shown
-    assert seen == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
-
-
-@pytest.mark.slow
-def test_processes_make_the_same_pack(rib: Rib, tmp_path: Path) -> None:
-    packs = []
-    for workers in ("1", "2"):
-        runs = tmp_path / workers
-        words = ("--partial", "--workers", workers, f"runs={runs}")
-        assert rib.encode("objectnet", rib.folder / "o", *words) == 0
-        (path,) = runs.rglob("images.beton")
-        packs.append(path.read_bytes())
-    assert packs[0] == packs[1]
-
-
 def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path: Path) -> None:
     """Parts without an image do not count; the others of a corruption do, alike."""
     source = trees.corrupted(tmp_path / "c")
@@ -440,24 +266,6 @@ def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None
     assert not list((rib.folder / "runs" / "store" / "cells").glob(".*"))
 
 
-def test_the_size_that_is_told_is_the_size_of_the_pack(rib: Rib) -> None:
-    resolved = rib.context().recipe
-    folder = rib.context().sets["imagenet_c"].pack.folder
-    there = sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
-    assert there <= size_bytes(resolved, SUBSAMPLE) <= there + 500 * SUBSAMPLE
-
-
-def test_no_room_on_the_disk_is_told_before_the_work(
-    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = lambda path: type("Usage", (), {"free": 10_000})  # noqa: E731
-    monkeypatch.setattr("engine.commands.encode.shutil.disk_usage", usage)
-    source = rib.folder / "shown-2"
-    trees.by_wnid(source)
-    assert rib.encode("imagenet_a", source, "--partial", "model.crop=0.5") == 2
-    assert "make room, name another runs=FOLDER" in capsys.readouterr().err
-
-
 def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
     with pytest.raises(
         ValueError, match=r"imagenet_v2 is not encoded .* run `rib encode imagenet_"
@@ -467,23 +275,6 @@ def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
     trees.by_wnid(rib.folder / "by_root" / "imagenet_a")
     with pytest.raises(ValueError, match="by_root/imagenet_a is not the published imagenet_a"):
         sets.pack_of(rooted.recipe, "imagenet_a", rib.folder)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["imagenet_q"], "'imagenet_q' is no set of ImageNet-RIB"),
-        (["imagenet_c", "dataset.subsample=many"], "dataset.subsample='many': a number of images"),
-        (["imagenet_c", "dataset.subsample=151"], "subsample=151: the set has 150 images"),
-        (["objectnet", "dataset.objectnet=right"], "dataset.objectnet='right' is not possible"),
-        (["imagenet_v2", "--dataset", "emoji"], "emoji is encoded when a recipe needs it"),
-    ],
-)
-def test_options_that_cannot_be(
-    rib: Rib, capsys: pytest.CaptureFixture, words: list[str], message: str
-) -> None:
-    assert rib.encode(words[0], rib.folder / "c", "--partial", *words[1:]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptureFixture) -> None:
