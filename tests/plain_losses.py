@@ -1,0 +1,57 @@
+"""A method's losses and gradients beside those of the same loss in plain torch, in float64."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from grids import CLASSES, FEW, Prepared
+from torch import nn
+
+PLACES = [CLASSES.index(name) for name in FEW]
+# What the variant `paper` of a linear probe trains, and that of LoRA beside its factors.
+LORA_PAPER = ("cls_token", "pos_embed", "norm.weight", "norm.bias", "head.weight", "head.bias")
+ON_FEW = "downstream=few"
+SLACK = {"rtol": 2e-4, "atol": 2e-6}  # float32 against float64
+
+
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor, few: bool = False) -> torch.Tensor:
+    """Per sample; over the classes of `few` alone where the set is that."""
+    if not few:
+        return F.cross_entropy(logits, y, reduction="none")
+    inside = torch.tensor([PLACES.index(int(label)) for label in y])
+    return F.cross_entropy(logits[:, PLACES], inside, reduction="none")
+
+
+def check(case: Prepared, wanted_B: torch.Tensor, trained: dict[str, torch.Tensor]) -> None:
+    """Losses, and the gradient of every trained parameter; no other parameter gets one.
+
+    trained: the reference's parameters by the name that the method's have below `net.`.
+    """
+    losses_B = case.method(case.batch)
+    assert losses_B.shape == wanted_B.shape
+    torch.testing.assert_close(losses_B.double(), wanted_B, **SLACK)
+    losses_B.mean().backward()
+    wanted_B.mean().backward()
+    found = {n.removeprefix("net."): p for n, p in case.method.named_parameters()}
+    assert {n for n, p in found.items() if p.requires_grad} == set(trained)
+    for name, parameter in found.items():
+        if name not in trained:
+            assert parameter.grad is None, name
+            continue
+        wanted = trained[name].grad
+        assert wanted is not None and parameter.grad is not None, name
+        torch.testing.assert_close(
+            parameter.grad.double(), wanted, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        # The key's bias has no gradient at all, so a single tensor may be zero, but not all.
+    assert any(trained[name].grad.abs().max() > 1e-3 for name in trained)
+
+
+def everything(net: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters, as `check` wants those that are trained."""
+    return dict(net.named_parameters())
+
+
+def some(net: nn.Module, *names: str) -> dict[str, torch.Tensor]:
+    """The parameters of these names."""
+    return {n: p for n, p in net.named_parameters() if n in names}

@@ -1,0 +1,135 @@
+"""Cells that methods trained: what moved and what did not, exports, and files kept whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from grids import CONV, distance, grid, prepared, reference, same, weights
+from plain_losses import LORA_PAPER
+from safetensors.torch import load_file
+
+from engine import artifacts
+from engine.errors import RecipeError
+from engine.weights import checkpoints
+
+__all__ = ["grid"]
+HEAD = ("head.weight", "head.bias")
+QKV = tuple(f"blocks.{i}.attn.qkv.weight" for i in range(6))
+TRAINS = [
+    ("fine_tune", "canonical", None),
+    ("ewc", "canonical", None),
+    ("ewc", "paper", None),
+    ("lwf", "canonical", None),
+    ("lwf", "paper", None),
+    ("lp_ft", "canonical", None),
+    ("linear_probe", "canonical", HEAD),
+    ("linear_probe", "paper", LORA_PAPER),
+    ("visual_prompt", "canonical", ()),
+    ("lora", "canonical", (*QKV, *HEAD)),
+    ("lora", "paper", (*QKV, *LORA_PAPER)),
+]
+
+
+@pytest.mark.parametrize(("method", "variant", "moves"), TRAINS)
+def test_what_trains_moves_and_nothing_else_does_bit_for_bit(grid, method, variant, moves):
+    context, cell = grid.build(f"method={method}", f"method.variant={variant}")
+    before, after = context.base.state(), weights(cell)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == (set(before) if moves is None else set(moves))
+    if method == "lora":
+        width = before["cls_token"].shape[-1]
+        for name in QKV:
+            changed = (before[name] != after[name]).any(dim=1)
+            assert changed[:width].any() and changed[2 * width :].any()
+            assert not changed[width : 2 * width].any(), "keys have no factors"
+    assert (cell.backbone == context.base.backbone) == (
+        method == "linear_probe" and variant == "canonical"
+    )
+    assert (cell.prompt() is not None) == (method == "visual_prompt")
+
+
+@pytest.mark.parametrize(
+    ("method", "arch"),
+    [(m, "test_vit") for m in sorted({method for method, _, _ in TRAINS})] + [("lora", CONV)],
+)
+def test_an_export_is_a_plain_timm_model_with_the_same_logits(grid, method, arch, tmp_path):
+    case = prepared(grid, f"method={method}", f"model.arch={arch}")
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        for parameter in case.method.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        case.method.eval()
+        wanted = case.method.logits(case.batch)
+        assert not torch.allclose(wanted.double(), case.net(case.x), atol=1e-3)
+        export = case.method.export()
+        checkpoints.save(export.state, tmp_path / "export.safetensors")
+        net = reference(load_file(tmp_path / "export.safetensors"), arch)
+        prompt = 0 if export.prompt is None else export.prompt.double()
+        torch.testing.assert_close(wanted.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("optimizer", "stage"), [("sgd", 0), ("adamw", 1)])
+def test_without_their_extra_term_ewc_and_lwf_are_fine_tuning_bit_for_bit(grid, optimizer, stage):
+    words = [f"optimizer.name={optimizer}", "optimizer.lr=0.002", f"train.zero_stage={stage}"]
+    plain = weights(grid.build(*words)[1])
+    for extra in ("method=ewc method.lam=0", "method=lwf method.weight=0"):
+        for variant in ("canonical", "paper"):
+            cell = grid.build(*words, *extra.split(), f"method.variant={variant}")[1]
+            assert same(weights(cell), plain), extra
+    other = weights(grid.build(*words, "method=lwf")[1])
+    assert not same(other, plain)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", CONV])
+def test_frozen_batchnorm_keeps_its_buffers_and_free_batchnorm_does_not(grid, arch):
+    words = (f"model.arch={arch}", "train.batch_size=5")
+    context, cell = grid.build(*words)
+    before, after = context.base.state(), weights(cell)
+    buffers = [n for n in before if "running_" in n or "num_batches" in n]
+    assert bool(buffers) == (arch == CONV)
+    assert all(torch.equal(before[n], after[n]) for n in buffers)
+    free = weights(grid.build(*words, "train.freeze_batchnorm=false")[1])
+    assert all(not torch.equal(before[n], free[n]) for n in buffers)
+
+
+def test_a_method_of_the_users_own_is_one_file(grid, tmp_path):
+    file = tmp_path / "shout.py"
+    file.write_text(
+        "from engine.methods.base import Trained\n"
+        "from engine.schema import MethodRecipe as Recipe\n"
+        "class Method(Trained):\n"
+        "    def loss(self, batch):\n"
+        "        return 2 * super().loss(batch)\n"
+    )
+    context, cell = grid.build(f"method.module={file}", "method.name=shout", "method.title=Shout")
+    doubled = grid.build("optimizer.lr=0.04")[1]
+    assert distance(weights(cell), weights(doubled)) < 1e-5
+    before = context.key()
+    file.write_text(file.read_text().replace("2 *", "3 *"))
+    assert context.key() != before, "an edited method must train again"
+    with pytest.raises((ValueError, RecipeError), match="is not a Python file"):
+        grid.context(f"method.module={tmp_path / 'absent.py'}")
+
+
+def test_an_altered_byte_of_what_is_kept_is_refused(grid):
+    context = grid.context("method=ewc", "seed=5", f"runs={grid.runs.parent / 'altered'}")
+    uses = {
+        "fisher/*/fisher.safetensors": lambda: context.fisher(4, "data"),
+        "features/*/features.npy": lambda: context.features(context.base, context.target),
+        "cells/visual*/prompt.safetensors": lambda: context.cell("visual_prompt").prompt(),
+        "cells/visual*/weights.safetensors": lambda: context.cell("visual_prompt").state(),
+        "cells/visual*/cell.json": lambda: context.cell("visual_prompt").meta,
+    }
+    for use in uses.values():
+        use()
+    for pattern, use in uses.items():
+        for path in context.store.root.glob(pattern):
+            data = bytearray(path.read_bytes())
+            data[-9] ^= 1
+            path.write_bytes(data)
+        artifacts._hash_once.cache_clear()
+        with pytest.raises(ValueError, match=rf"{pattern.rpartition('/')[2]} was altered; delete"):
+            use()
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
