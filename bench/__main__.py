@@ -47,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         try:
             case.gate(device)
-        except AssertionError as error:
-            print(f"NOT TIMED, its gate is red: {error}")
+        except Exception as error:  # a kernel that does not compile must not stop the other cases
+            said = str(error) if isinstance(error, AssertionError) else _named(error)
+            print(f"NOT TIMED, its gate is red: {said}")
             failed = True
-            told = {"gate": "red", "message": str(error)}
+            told = {"gate": "red", "message": said}
             everything[name] = report.content([], about, ceiling) | told
             if not (options.quick or options.json):
                 report.save(name, everything[name])
@@ -65,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(printed(some, heads=not rows), flush=True)
                 rows += some
                 del held  # before the next is built: two would not fit
-        except RuntimeError as error:
-            message = {"message": f"{type(error).__name__}: {error}"}
+        except Exception as error:
+            message = {"message": _named(error)}
             print(f"{name} FAILED, the rows before it are kept: {message['message']}")
             failed = True
         print(report.rates(rows), end="\n" if rows and rows[0].rates else "")
@@ -77,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         report.write(options.json, everything)
     return int(failed)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _parser() -> argparse.ArgumentParser:

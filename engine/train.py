@@ -168,7 +168,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
                     )
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
-                watch.add(_micro_step(engine, batch, share.weight, context))
+                watch.add(_micro_step(engine, batch, share.weight))
                 if last:
                     step += 1
                     bar.update()
@@ -182,10 +182,8 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
     return history
 
 
-def _micro_step(engine: Any, batch: Batch, weight: float, context: Context) -> torch.Tensor:
-    with context.autocast:
-        losses = engine(batch)
-    loss = losses.sum() * weight
+def _micro_step(engine: Any, batch: Batch, weight: float) -> torch.Tensor:
+    loss = engine(batch).sum() * weight
     engine.backward(loss)
     engine.step()
     return loss.detach()

@@ -209,8 +209,8 @@ def _step(
             numbers = torch.tensor(scalars, dtype=theta.dtype, device=theta.device)
             elsewhere.append((flat, numbers, theta.numel()))
     tracing = torch.compiler.is_compiling()
-    on_cpu = bool(elsewhere) and all(numbers.device.type == "cpu" for _, numbers, _ in elsewhere)
-    if compiled and HAS_NUMBA and on_cpu and not tracing:
+    on_cpu = all(numbers.device.type == "cpu" for _, numbers, _ in elsewhere)
+    if compiled and HAS_NUMBA and elsewhere and on_cpu and not tracing:
         value = ewc_cpu.step(twin.__name__, [(flat, scalars) for flat, scalars, _ in elsewhere])
         if penalty is not None:
             penalty.add_(value)

@@ -29,7 +29,7 @@ from kernels.launch import jit, launcher, tl
 from kernels.threads import HAS_NUMBA
 
 MAX_OUTPUTS = 32
-_WARPS = 4
+_WARPS = 8
 # Elements (4 MiB of fp32): the parents' chunks stay in the last cache while every output takes them
 # up, and threads seldom wait for each other (a fourth of this is far slower on a busy machine).
 _CHUNK = 1 << 20
@@ -134,7 +134,7 @@ def _interpolate_kernel(
 def _tile(outputs: int) -> dict[str, int]:
     """Outputs a program and parameters a program: at most 64 sums a thread, 128 for 32 outputs."""
     rows = min(1 << (outputs - 1).bit_length(), MAX_OUTPUTS)
-    return {"ROWS": rows, "BLOCK": max(min(8192 // rows, 2048), 512)}
+    return {"ROWS": rows, "BLOCK": max(min(16384 // rows, 4096), 1024)}
 
 
 @triton_op("rib::interpolate_", mutates_args=("out",))

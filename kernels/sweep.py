@@ -32,7 +32,7 @@ from kernels.threads import HAS_NUMBA, spread
 
 _COMPILE_FROM = 1 << 19  # costs: what importing numba (half a second) would have to repay
 _STRIP_BYTES = 16 << 20  # of q on a GPU: two strips share the L2 cache of an A100 (40 MB)
-_ROWS = 8
+_ROWS = 4
 _COLUMNS = 512
 _ROW_BLOCK = 2048
 _WARPS = 4

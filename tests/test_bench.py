@@ -184,6 +184,17 @@ def test_a_red_gate_refuses_the_timing_and_fails_the_run(cases, capsys, tmp_path
     assert (entry["gate"], entry["message"], entry["rows"]) == ("red", "off by 3", [])
 
 
+def test_a_gate_that_cannot_run_is_red_and_the_next_case_runs(cases, capsys):
+    cases["fisher"], cases["distill"] = fake([]), fake(ran := [])
+
+    def broken(device):
+        raise SyntaxError("a kernel does not compile")
+
+    cases["fisher"].gate = broken
+    assert command.main(["fisher", "distill", "--quick", "--seconds", "0"]) == 1
+    assert "its gate is red: SyntaxError: a kernel does not" in capsys.readouterr().out and ran
+
+
 def test_a_case_that_fails_keeps_its_rows_and_the_next_one_runs(cases, capsys, tmp_path):
     cases["fisher"], cases["distill"] = fake([]), fake([])
     first = cases["fisher"].contests

@@ -89,6 +89,15 @@ def test_a_prompt_is_a_frame_that_is_added_after_normalisation(grid, downstream)
     assert case.method.prompt.grad.abs().max() > 1e-5
 
 
+def test_nothing_about_a_prompt_has_a_size_that_a_gpu_must_count(grid):
+    method = prepared(grid, "method=visual_prompt").method
+    with torch.autograd.profiler.profile() as ran:
+        method.image_prompt().square().sum().backward()
+    called = {event.name for event in ran.function_events}
+    assert "IndexCopyBackward0" in called
+    assert not called & {"aten::masked_select", "aten::nonzero"}
+
+
 def test_the_paper_prompt_has_69840_parameters_at_224_pixels():
     assert 3 * (224**2 - (224 - 2 * round(30 * 224 / 224)) ** 2) == 69_840
 

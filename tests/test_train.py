@@ -281,6 +281,22 @@ def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
         train.close(engine)
 
 
+def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
+    """DeepSpeed switches off what it finds on around it; it asks about the GPU's autocast alone."""
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
+    context = grid.context("train.precision=bf16")
+    method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+    engine = train.start(method, context)
+    seen = []
+    method.net.register_forward_hook(lambda net, images, logits: seen.append(logits.dtype))
+    try:
+        train.epochs(engine, method, context)
+    finally:
+        train.close(engine)
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_a_batch_that_does_not_divide_is_refused(grid):
     with pytest.raises(ValueError, match=r"batch_size=12 does not .* train.accumulation=5"):
         grid.build("train.accumulation=5")

