@@ -64,7 +64,7 @@ def distill_loss(
     _check(student, teacher, labels, mask, temperature, label_smoothing)
     if not student.is_cuda:
         if not torch.compiler.is_compiling():
-            _check_labels(labels, student.shape[1], mask)
+            check_labels(labels, student.shape[1], mask)
         return reference.distill_loss(
             student,
             teacher,
@@ -97,10 +97,7 @@ def _check(
         raise ValueError(
             f"teacher logits {list(teacher.shape)} do not match the student's {[batch, classes]}"
         )
-    if labels.shape != (batch,) or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 [{batch}], not {labels.dtype} {list(labels.shape)}")
-    if mask is not None and (mask.shape != (classes,) or mask.dtype != torch.bool):
-        raise ValueError(f"mask must be bool [{classes}], not {mask.dtype} {list(mask.shape)}")
+    check_targets(labels, mask, batch, classes)
     for name, logits in (("student", student), ("teacher", teacher)):
         if logits is not None and logits.dtype not in _LOGIT_DTYPES and logits.is_cuda:
             raise ValueError(
@@ -112,7 +109,16 @@ def _check(
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
 
 
-def _check_labels(labels: Tensor, classes: int, mask: Tensor | None) -> None:
+def check_targets(labels: Tensor | None, mask: Tensor | None, batch: int, classes: int) -> None:
+    """ValueError where labels or mask are not what logits [batch, classes] need."""
+    if labels is not None and (labels.shape != (batch,) or labels.dtype != torch.int64):
+        raise ValueError(f"labels must be int64 [{batch}], not {labels.dtype} {list(labels.shape)}")
+    if mask is not None and (mask.shape != (classes,) or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool [{classes}], not {mask.dtype} {list(mask.shape)}")
+
+
+def check_labels(labels: Tensor, classes: int, mask: Tensor | None) -> None:
+    """ValueError for the first label out of range or outside the mask; it reads the tensors."""
     outside = (labels < 0) | (labels >= classes)
     if mask is not None:
         outside = outside | ~mask[labels.clamp(0, classes - 1)]
