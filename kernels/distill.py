@@ -21,6 +21,7 @@ reads and writes the gradient once more.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def distill_loss(
     student: logits [B, C], bf16, fp16 or fp32 (CPU: also fp64, whose losses are fp64).
     teacher: logits [B, C] of any of these dtypes, or None for the cross-entropy alone.
     labels: int64 [B]. mask: bool [C], True where a class takes part; masked logits may hold
-    anything. temperature > 0; weight multiplies the KL term, and T^2 too if `scale_by_t2`.
+    anything. A teacher's logit of -inf is a probability of 0, which adds nothing. temperature > 0;
+    weight multiplies the KL term, and T^2 too if `scale_by_t2`.
 
     CUDA tensors go to the Triton kernel; others to the eager reference, which compiling does not
     speed up enough to repay its compilation (docs/performance.md).
@@ -103,8 +105,8 @@ def _check(
             raise ValueError(
                 f"{name} logits are {logits.dtype}; cast them to one of fp32/bf16/fp16"
             )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, not {temperature}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
 
@@ -163,7 +165,7 @@ def _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER: tl.constexpr):
         s_sum_t += tl.sum(tl.exp((s - new_s) * inv_t), 0)
         shrink = tl.exp((t_max - new_t) * inv_t)
         q = tl.exp((t - new_t) * inv_t)
-        gap = tl.where(valid, q * ((t - new_t) - (s - new_s)), 0.0)
+        gap = tl.where(t > float("-inf"), q * ((t - new_t) - (s - new_s)), 0.0)
         cross = shrink * (cross + t_sum * ((t_max - new_t) - (s_max - new_s))) + tl.sum(gap, 0)
         t_sum = t_sum * shrink + tl.sum(q, 0)
         t_max = new_t
