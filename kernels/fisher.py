@@ -49,7 +49,7 @@ def fisher_diagonal(
 
     Raises ValueError for no images, labels missing, a mask that does not fit, batch statistics that
     couple examples, or a model with gradient checkpointing; on the CPU also for labels out of range
-    or outside the mask (as `kernels.distill.distill_loss`).
+    or outside the mask (as `kernels.distill.distill_loss`), and logits to draw none from.
     """
     if labels not in ("model", "data"):
         raise ValueError(f'labels must be "model" or "data", not {labels!r}')
@@ -141,6 +141,11 @@ class FisherAccumulator:
     def _draw(self, logits: Tensor) -> Tensor:
         """Inverse-CDF sampling in float64, so that a CPU generator serves every device."""
         cdf = self._masked(logits.detach()).double().softmax(1).cumsum(1)
+        if not cdf.is_cuda and (none := cdf[:, -1].isnan()).any():
+            raise ValueError(
+                f"sample {int(none.nonzero()[0])} of the batch: no label can be drawn from the "
+                "model's logits, which are NaN, infinite or all masked"
+            )
         device = logits.device if self.generator is None else self.generator.device
         uniform = torch.rand(
             len(cdf), 1, dtype=torch.float64, device=device, generator=self.generator

@@ -323,6 +323,8 @@ def test_what_cannot_be_is_refused():
         fisher_diagonal(model, [torch.randn(2, 3)], labels="true")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mask must be bool \[4\]"):
         fisher_diagonal(model, [torch.randn(2, 3)], mask=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="sample 1 of the batch: no label can be drawn"):
+        fisher_diagonal(model, [torch.tensor([[0.0] * 3, [float("nan")] * 3])])
     for label, mask in ((-100, None), (4, None), (1, torch.tensor([True, False, True, True]))):
         batch = torch.randn(2, 3), torch.tensor([0, label])
         with pytest.raises(ValueError, match=f"sample 1: label {label} is not among"):
