@@ -118,7 +118,7 @@ def _apex(name: str) -> Callable[..., Optimizer]:
 
 @dataclass(frozen=True)
 class Shard:
-    """The penalty's part for one tensor of the optimizer: fp32, dense as it, on its device."""
+    """The penalty's part for one tensor of the optimizer: fp32, of its shape, on its device."""
 
     anchor: Tensor
     fisher: Tensor | None
@@ -157,17 +157,25 @@ class _EWC(Optimizer):
             mine = [self._shards[theta] for theta in thetas]
             options = {name: value for name, value in group.items() if name in self.defaults}
             options |= {"lam": self._lam, "penalty": self.value, "compiled": numel >= _COMPILE_FROM}
-            options["anchors"] = [shard.anchor for shard in mine]
-            options["fishers"] = [s.fisher for s in mine if s.fisher is not None] or None
+            both = list(zip(thetas, mine, strict=True))
+            options["anchors"] = [_like(theta, shard.anchor) for theta, shard in both]
+            fishers = [_like(theta, s.fisher) for theta, s in both if s.fisher is not None]
+            options["fishers"] = fishers or None
             self._update(thetas, [_gradient(theta) for theta in thetas], **options)
         return loss
 
     def _fill(self, thetas: list[Tensor], *names: str) -> None:
-        """State of these names starts at zero, where there is none."""
+        """State of these names starts at zero, where there is none, and lies as its tensor does.
+
+        A checkpoint's may lie otherwise, and the step goes through memory in order.
+        """
         for name in names:
             fresh = [theta for theta in thetas if name not in self.state[theta]]
             for theta, zero in zip(fresh, pages.foreach_zeros_like(fresh), strict=True):
                 self.state[theta][name] = zero
+            for theta in thetas:
+                state = self.state[theta]
+                state[name] = state[name].contiguous(memory_format=_layout(theta))
 
     def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
         raise NotImplementedError
@@ -217,8 +225,12 @@ class EWCSGD(_EWC):
 
 
 def _gradient(theta: Tensor) -> Tensor:
-    grad = torch.zeros_like(theta) if theta.grad is None else theta.grad
-    return _dense(grad.contiguous(memory_format=_layout(theta)))
+    return _like(theta, torch.zeros_like(theta) if theta.grad is None else theta.grad)
+
+
+def _like(theta: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` in the order of theta's memory, dense: a copy only where it lies otherwise."""
+    return _dense(tensor.contiguous(memory_format=_layout(theta)))
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -295,7 +307,7 @@ def _copies(label: str, full: Mapping[str, Tensor], named: Mapping[str, Tensor])
     copies = pages.foreach_zeros_like(list(named.values()))
     for (name, parameter), copy in zip(named.items(), copies, strict=True):
         copy.copy_(_of(label, full, name, parameter))
-    return [_dense(copy) for copy in copies]
+    return copies
 
 
 def _partitions(

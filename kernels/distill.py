@@ -21,6 +21,7 @@ reads and writes the gradient once more.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def distill_loss(
     student: logits [B, C], bf16, fp16 or fp32 (CPU: also fp64, whose losses are fp64).
     teacher: logits [B, C] of any of these dtypes, or None for the cross-entropy alone.
     labels: int64 [B]. mask: bool [C], True where a class takes part; masked logits may hold
-    anything. temperature > 0; weight multiplies the KL term, and T^2 too if `scale_by_t2`.
+    anything. A teacher's logit of -inf is a probability of 0, which adds nothing. temperature > 0;
+    weight multiplies the KL term, and T^2 too if `scale_by_t2`.
 
     CUDA tensors go to the Triton kernel; others to the eager reference, which compiling does not
     speed up enough to repay its compilation (docs/performance.md).
@@ -64,7 +66,7 @@ def distill_loss(
     _check(student, teacher, labels, mask, temperature, label_smoothing)
     if not student.is_cuda:
         if not torch.compiler.is_compiling():
-            _check_labels(labels, student.shape[1], mask)
+            check_labels(labels, student.shape[1], mask)
         return reference.distill_loss(
             student,
             teacher,
@@ -97,22 +99,28 @@ def _check(
         raise ValueError(
             f"teacher logits {list(teacher.shape)} do not match the student's {[batch, classes]}"
         )
-    if labels.shape != (batch,) or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 [{batch}], not {labels.dtype} {list(labels.shape)}")
-    if mask is not None and (mask.shape != (classes,) or mask.dtype != torch.bool):
-        raise ValueError(f"mask must be bool [{classes}], not {mask.dtype} {list(mask.shape)}")
+    check_targets(labels, mask, batch, classes)
     for name, logits in (("student", student), ("teacher", teacher)):
         if logits is not None and logits.dtype not in _LOGIT_DTYPES and logits.is_cuda:
             raise ValueError(
                 f"{name} logits are {logits.dtype}; cast them to one of fp32/bf16/fp16"
             )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, not {temperature}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
 
 
-def _check_labels(labels: Tensor, classes: int, mask: Tensor | None) -> None:
+def check_targets(labels: Tensor | None, mask: Tensor | None, batch: int, classes: int) -> None:
+    """ValueError where labels or mask are not what logits [batch, classes] need."""
+    if labels is not None and (labels.shape != (batch,) or labels.dtype != torch.int64):
+        raise ValueError(f"labels must be int64 [{batch}], not {labels.dtype} {list(labels.shape)}")
+    if mask is not None and (mask.shape != (classes,) or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool [{classes}], not {mask.dtype} {list(mask.shape)}")
+
+
+def check_labels(labels: Tensor, classes: int, mask: Tensor | None) -> None:
+    """ValueError for the first label out of range or outside the mask; it reads the tensors."""
     outside = (labels < 0) | (labels >= classes)
     if mask is not None:
         outside = outside | ~mask[labels.clamp(0, classes - 1)]
@@ -157,7 +165,7 @@ def _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER: tl.constexpr):
         s_sum_t += tl.sum(tl.exp((s - new_s) * inv_t), 0)
         shrink = tl.exp((t_max - new_t) * inv_t)
         q = tl.exp((t - new_t) * inv_t)
-        gap = tl.where(valid, q * ((t - new_t) - (s - new_s)), 0.0)
+        gap = tl.where(t > float("-inf"), q * ((t - new_t) - (s - new_s)), 0.0)
         cross = shrink * (cross + t_sum * ((t_max - new_t) - (s_max - new_s))) + tl.sum(gap, 0)
         t_sum = t_sum * shrink + tl.sum(q, 0)
         t_max = new_t

@@ -156,7 +156,13 @@ def _rows(
 ) -> list[tuple[list[Tensor | None], list[float]]]:
     """For each parameter its flat tensors, checked, in the order of the twin, and its scalars."""
     none = [None] * len(thetas)
-    optional = {"anchor": anchors or none, "fisher": fishers or none}
+    optional = {
+        "anchor": none if anchors is None else anchors,
+        "fisher": none if fishers is None else fishers,
+    }
+    for name, given in {**state, **optional, "step": scalars}.items():
+        if len(given) != len(thetas):
+            raise ValueError(f"{name}: {len(given)} are given for {len(thetas)} parameters")
     rows = []
     for theta, numbers, *others in zip(
         thetas, scalars, *state.values(), *optional.values(), strict=True

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kernels.per_example import ELEMENTWISE, RULES, expand_over_batch
+from kernels.distill import check_labels, check_targets
+from kernels.per_example import ELEMENTWISE, RULES, expand_over_batch, sum_of_squares
 
 _log = logging.getLogger(__name__)
 Squares = Callable[[Tensor], Tensor]
@@ -46,9 +47,12 @@ def fisher_diagonal(
     given ones (the empirical Fisher). mask: bool [C], classes that take part. generator: for the
     draws; one on the CPU gives the same labels on every device, up to rounding.
 
-    Raises ValueError for no images, labels missing, batch statistics that couple examples, or a
-    model with gradient checkpointing.
+    Raises ValueError for no images, labels missing, a mask that does not fit, batch statistics that
+    couple examples, or a model with gradient checkpointing; on the CPU also for labels out of range
+    or outside the mask (as `kernels.distill.distill_loss`), and logits to draw none from.
     """
+    if labels not in ("model", "data"):
+        raise ValueError(f'labels must be "model" or "data", not {labels!r}')
     accumulator = FisherAccumulator(model, mask=mask, generator=generator)
     for batch in batches:
         images, given = (batch, None) if isinstance(batch, Tensor) else batch
@@ -109,11 +113,15 @@ class FisherAccumulator:
 
     def _update(self, images: Tensor, labels: Tensor | None) -> None:
         logits, mode = self._forward(images)
-        labels = self._draw(logits) if labels is None else labels
+        check_targets(labels, self.mask, *logits.shape)
+        if labels is None:
+            labels = self._draw(logits)
+        elif not labels.is_cuda:
+            check_labels(labels, logits.shape[1], self.mask)
         self._name_fallback(mode.unhandled())
         mode.discard(self.fallback)
         loss = F.cross_entropy(self._masked(logits), labels, reduction="sum")
-        if mode.leaves:
+        if mode.leaves and loss.requires_grad:
             with _refused_checkpointing():
                 torch.autograd.grad(loss, mode.leaves, allow_unused=True)
         if self.fallback:
@@ -133,6 +141,11 @@ class FisherAccumulator:
     def _draw(self, logits: Tensor) -> Tensor:
         """Inverse-CDF sampling in float64, so that a CPU generator serves every device."""
         cdf = self._masked(logits.detach()).double().softmax(1).cumsum(1)
+        if not cdf.is_cuda and (none := cdf[:, -1].isnan()).any():
+            raise ValueError(
+                f"sample {int(none.nonzero()[0])} of the batch: no label can be drawn from the "
+                "model's logits, which are NaN, infinite or all masked"
+            )
         device = logits.device if self.generator is None else self.generator.device
         uniform = torch.rand(
             len(cdf), 1, dtype=torch.float64, device=device, generator=self.generator
@@ -145,11 +158,23 @@ class FisherAccumulator:
         self.fallback |= names
 
     def _add_by_vmap(self, images: Tensor, labels: Tensor) -> None:
-        rest = {n: p.detach() for n, p in self.model.named_parameters() if n not in self.fallback}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        rest = {n: p.detach() for p, n in names.items() if n not in self.fallback}
         wanted = {name: self._parameters[name].detach() for name in self.fallback}
+        # functional_call's own tying swaps a module that is used under two names twice, and leaves
+        # the stand-ins in the model; each place that holds a parameter is named once here.
+        places = {
+            f"{path}.{own}".lstrip("."): names[parameter]
+            for path, module in self.model.named_modules()
+            for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        }
 
         def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            logits = torch.func.functional_call(self.model, parameters | rest, (image[None],))
+            values = parameters | rest
+            placed = {place: values[name] for place, name in places.items()}
+            logits = torch.func.functional_call(
+                self.model, placed, (image[None],), tie_weights=False
+            )
             return F.cross_entropy(self._masked(logits), label[None])
 
         per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
@@ -198,7 +223,8 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__" and not isinstance(func(*args), Tensor):
             return func(*args)
-        if name in ELEMENTWISE and len(names) == 1:
+        positional = any(id(a) in self._names for a in args)
+        if name in ELEMENTWISE and len(names) == 1 and positional:
             return self._elementwise(func, args, kwargs, names)
         squares = self._squares(func, args, kwargs)
         args, kwargs = tree_map(self._detach, (args, kwargs))
@@ -232,7 +258,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         expanded = self._leaf(expanded)
         shape = args[position].shape
-        self._record(name, lambda g: g.square().sum(0).reshape(shape), expanded)
+        self._record(name, lambda g: sum_of_squares(g).reshape(shape), expanded)
         return func(*args[:position], expanded, *args[position + 1 :], **kwargs)
 
     def _record(self, name: str, squares: Squares | None, out: Tensor) -> None:

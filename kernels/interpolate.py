@@ -51,7 +51,7 @@ def interpolate(
 
     parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device. dtype of the
     result: fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
-    of a new one (on a CPU new pages cost several times the arithmetic).
+    of a new one (on a CPU new pages cost several times the arithmetic), apart from the parents.
 
     CUDA tensors go to the Triton kernel; others, where there is enough to do, to numba's loops, or
     to the reference in cache-sized chunks.
@@ -83,10 +83,17 @@ def interpolate(
             f"out must be contiguous {dtype} {list(shape)} on {parents.device}, not "
             f"{out.dtype} {list(out.shape)} on {out.device}"
         )
+    elif not torch.compiler.is_compiling() and _overlap(parents, out):
+        raise ValueError("out shares memory with parents, which later outputs read: use another")
     weights = weights.to(parents.device, torch.float32, non_blocking=True).contiguous()
     fill = _interpolate if parents.is_cuda else _on_cpu
     fill(parents, weights, out)
     return out
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Of contiguous tensors."""
+    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
 @torch.library.custom_op("rib::interpolate_on_cpu_", mutates_args=("out",))

@@ -48,13 +48,14 @@ def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
     if g.is_cuda and g.dtype == torch.float64:
         raise ValueError("float64 is for the CPU: on CUDA cast to float32, bfloat16 or float16")
     if g.shape[1] == 1:
-        return _accumulable(g[:, 0]).square().t() @ _accumulable(x[:, 0]).square()
+        return accumulable(g[:, 0]).square().t() @ accumulable(x[:, 0]).square()
     if g.is_cuda:
         return _outer_squares_cuda(g, x)
-    return _outer_squares_cpu(_accumulable(g), _accumulable(x))
+    return _outer_squares_cpu(accumulable(g), accumulable(x))
 
 
-def _accumulable(tensor: Tensor) -> Tensor:
+def accumulable(tensor: Tensor) -> Tensor:
+    """In fp32, or wider where it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.outer_squares import outer_squares
+from kernels.outer_squares import accumulable, outer_squares
 
 Covered = Iterator[tuple[Tensor | None, Callable[[Tensor], Tensor]]]
 
@@ -42,8 +42,9 @@ def expand_over_batch(parameter: Tensor, activations: Tensor) -> Tensor | None:
     return parameter.expand(len(activations), *parameter.shape[1:])
 
 
-def _sum_of_squares(per_example: Tensor) -> Tensor:
-    return per_example.square().sum(0)
+def sum_of_squares(per_example: Tensor) -> Tensor:
+    """[B, ...] to [...], in fp32 or wider: squares leave fp16's range long before gradients do."""
+    return accumulable(per_example).square().sum(0)
 
 
 def _over_tokens(tensor: Tensor, dims: int) -> Tensor:
@@ -66,7 +67,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Covere
         )
 
     yield weight, squares
-    yield bias, lambda g: _sum_of_squares(_over_tokens(g, 1))
+    yield bias, lambda g: sum_of_squares(_over_tokens(g, 1))
 
 
 def _conv2d(
@@ -78,13 +79,11 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Covered:
-    yield bias, lambda g: _sum_of_squares(_over_positions(g))
+    yield bias, lambda g: sum_of_squares(_over_positions(g))
     if input.ndim != 4 or isinstance(padding, str):
         return
-    stride, padding, dilation = (
-        [value] * 2 if isinstance(value, int) else list(value)
-        for value in (stride, padding, dilation)
-    )
+    given = ([v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
+    stride, padding, dilation = (values * (2 // len(values)) for values in given)
 
     def dense(g: Tensor) -> Tensor:
         x = input.detach().to(g.dtype)
@@ -120,7 +119,7 @@ def _conv2d(
                 groups * examples,
                 [False, True, False],
             )
-            total = total + _sum_of_squares(per_example.reshape(examples, *weight.shape))
+            total = total + sum_of_squares(per_example.reshape(examples, *weight.shape))
         return total
 
     yield weight, dense if groups == 1 else grouped
@@ -137,10 +136,10 @@ def _layer_norm(
 
     def squares(g: Tensor) -> Tensor:
         normalised = F.layer_norm(input.detach(), normalized_shape, eps=eps)
-        return _sum_of_squares(_over_tokens(g * normalised, dims))
+        return sum_of_squares(_over_tokens(g * normalised, dims))
 
     yield weight, squares
-    yield bias, lambda g: _sum_of_squares(_over_tokens(g, dims))
+    yield bias, lambda g: sum_of_squares(_over_tokens(g, dims))
 
 
 def _batch_norm(
@@ -155,10 +154,10 @@ def _batch_norm(
 ) -> Covered:
     def squares(g: Tensor) -> Tensor:
         normalised = F.batch_norm(input.detach(), running_mean, running_var, eps=eps)
-        return _sum_of_squares(_over_positions(g * normalised))
+        return sum_of_squares(_over_positions(g * normalised))
 
     yield weight, squares
-    yield bias, lambda g: _sum_of_squares(_over_positions(g))
+    yield bias, lambda g: sum_of_squares(_over_positions(g))
 
 
 def _group_norm(
@@ -170,35 +169,47 @@ def _group_norm(
 ) -> Covered:
     def squares(g: Tensor) -> Tensor:
         normalised = F.group_norm(input.detach(), num_groups, eps=eps)
-        return _sum_of_squares(_over_positions(g * normalised))
+        return sum_of_squares(_over_positions(g * normalised))
 
     yield weight, squares
-    yield bias, lambda g: _sum_of_squares(_over_positions(g))
+    yield bias, lambda g: sum_of_squares(_over_positions(g))
 
 
 def _embedding(
-    input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Covered:
     def squares(g: Tensor) -> Tensor:
+        g = accumulable(g)
         if padding_idx is not None:
-            g = g.masked_fill((input == padding_idx)[..., None], 0.0)
+            g = g.masked_fill((input == padding_idx % len(weight))[..., None], 0.0)
         rows = torch.arange(len(input), device=g.device).reshape(-1, *[1] * (input.ndim - 1))
-        keys, place = (rows * len(weight) + input).flatten().unique(return_inverse=True)
+        keys, place, times = (rows * len(weight) + input).unique(
+            return_inverse=True, return_counts=True
+        )
         g = g.reshape(-1, g.shape[-1])
-        per_example = g.new_zeros(len(keys), g.shape[-1]).index_add_(0, place, g)
+        per_example = g.new_zeros(len(keys), g.shape[-1]).index_add_(0, place.flatten(), g)
+        if scale_grad_by_freq:
+            per_example = per_example / times[:, None]
         total = g.new_zeros(weight.shape)
         return total.index_add_(0, keys % len(weight), per_example.square())
 
     yield weight, squares
 
 
-def _expand(parameter: Tensor, *sizes: Any) -> Covered:
+def _expand(parameter: Tensor, *sizes: Any, size: Any = None) -> Covered:
     def squares(g: Tensor) -> Tensor:
         shape = (1,) * (g.ndim - parameter.ndim) + tuple(parameter.shape)
         repeated = [d for d in range(1, g.ndim) if shape[d] == 1]
         g = g.sum(repeated, keepdim=True) if repeated else g
-        return _sum_of_squares(g).reshape(parameter.shape)
+        return sum_of_squares(g).reshape(parameter.shape)
 
+    sizes = sizes if size is None else (size,)
     dims = len(sizes[0] if isinstance(sizes[0], tuple | list) else sizes)
     # Along the batch the parameter must be repeated, not laid out.
     if dims > parameter.ndim or parameter.shape[0] == 1:

@@ -10,7 +10,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from triton_interpreter import interpreted, run_interpreted
 
 from kernels import ewc, ewc_cpu
-from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 from kernels.threads import HAS_NUMBA
 
 SIZES = [0, 1, 7, 1023, 1024, 1025, 5000]
@@ -179,6 +179,15 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
     arguments = {name: torch.zeros(2, 4) for name in names} | {"step": 1} | change
     with pytest.raises(ValueError, match=message):
         adamw_ewc_(**arguments, lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["grad", "exp_avg", "anchor", "fisher", "step"])
+def test_lists_of_another_length_are_refused_by_name(name):
+    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "anchor", "fisher")
+    lists = {n: [torch.zeros(3) for _ in range(2)] for n in names} | {"step": [1, 1]}
+    lists[name] = lists[name][:0]
+    with pytest.raises(ValueError, match=f"{name}: 0 are given for 2 parameters"):
+        foreach_adamw_ewc_(**{f"{n}s": given for n, given in lists.items()}, lr=0.1)
 
 
 def test_a_step_does_not_break_a_compiled_graph():

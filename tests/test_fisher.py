@@ -53,6 +53,31 @@ class Shared(nn.Module):
         return self.twice(self.twice(x).tanh()) @ self.matrix
 
 
+class Keywords(nn.Module):
+    """Arguments by name, and settings of one number for two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, stride=(2,), padding=(1,))  # type: ignore[arg-type]
+        self.token = nn.Parameter(torch.randn(1, 6))
+        self.shift = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).tanh().mean((2, 3)) * self.token.expand(size=(len(x), 6))
+        return torch.add(x, other=self.shift)
+
+
+class Constant(nn.Module):
+    """Logits that no gradient joins to the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = nn.Parameter(torch.randn(1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prior.repeat(len(x), 1)
+
+
 class SequenceFirst(nn.Module):
     """Tokens along dimension 0: as many as there are examples, by chance, in the test."""
 
@@ -89,6 +114,8 @@ MODELS = {
 FALLBACKS = {
     "shared": (Shared, (4,), {"twice.weight", "twice.bias", "matrix", "unused"}),
     "same padding": (lambda: convolution(nn.Conv2d(4, 6, 3, padding="same")), IMAGE, {"0.weight"}),
+    "keywords": (Keywords, IMAGE, {"shift"}),
+    "constant": (Constant, (3,), {"prior"}),
     "sequence first": (SequenceFirst, (5, 3), {"linear.weight", "linear.bias"}),
 }
 
@@ -199,6 +226,51 @@ def test_embedding_sums_repeated_tokens_before_squaring():
     assert not assert_equals_loop(Words(), words, 4)
 
 
+@pytest.mark.parametrize("by_frequency", [False, True])
+def test_embedding_follows_its_settings(by_frequency):
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(7, 4))
+
+        def forward(self, words: Tensor) -> Tensor:
+            x = F.embedding(words, self.table, -1, scale_grad_by_freq=by_frequency)
+            return x.sum(1).tanh()
+
+    words = torch.tensor([[1, 1, 0], [2, 1, 6], [0, 6, 6]])
+    assert not assert_equals_loop(Words(), words, 4)
+
+
+def test_a_model_with_a_layer_in_two_places_is_left_whole():
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 6))
+    before = dict(model.named_parameters())
+    fallback = assert_equals_loop(model, torch.randn(7, 4), 6)
+    assert fallback == {"0.weight", "0.bias"}
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
+def test_squares_of_fp16_gradients_do_not_vanish():
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(9, 8)
+            self.scale = nn.Parameter(torch.ones(8))
+            self.layers = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 6))
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.layers(self.embed(words).sum(1) * self.scale) * 1e-4
+
+    torch.manual_seed(0)
+    model = Faint()
+    words, labels = torch.randint(9, (6, 3)), torch.arange(6)
+    truth = reference.fisher_diagonal(model, words, labels)
+    fisher = fisher_diagonal(model.half(), [(words, labels)], labels="data")
+    for name, expected in truth.items():
+        assert_close_to_max(fisher[name], expected, name, tolerance=0.03)
+
+
 def test_frozen_parameters_are_left_out_and_state_is_left_alone():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
     model[0].weight.requires_grad_(False)
@@ -247,6 +319,16 @@ def test_what_cannot_be_is_refused():
     coupled = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), model)
     with pytest.raises(ValueError, match="batch_norm over"):
         fisher_diagonal(coupled, [torch.randn(2, 3)])
+    with pytest.raises(ValueError, match="not 'true'"):
+        fisher_diagonal(model, [torch.randn(2, 3)], labels="true")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"mask must be bool \[4\]"):
+        fisher_diagonal(model, [torch.randn(2, 3)], mask=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="sample 1 of the batch: no label can be drawn"):
+        fisher_diagonal(model, [torch.tensor([[0.0] * 3, [float("nan")] * 3])])
+    for label, mask in ((-100, None), (4, None), (1, torch.tensor([True, False, True, True]))):
+        batch = torch.randn(2, 3), torch.tensor([0, label])
+        with pytest.raises(ValueError, match=f"sample 1: label {label} is not among"):
+            fisher_diagonal(model, [batch], labels="data", mask=mask)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

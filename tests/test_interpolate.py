@@ -99,6 +99,16 @@ def test_what_does_not_fit_is_refused_by_name(parents, weights, options, message
         interpolate(parents, weights, **options)
 
 
+def test_an_output_over_the_parents_is_refused():
+    memory = torch.randn(5, 40)
+    for out in (memory[:3], memory[2:], memory.view(-1)[119:159].view(1, 40)):
+        weights = torch.rand(len(out), 3)
+        with pytest.raises(ValueError, match="out shares memory with parents"):
+            interpolate(memory[:3], weights, out=out)
+    expected = interpolate(memory[:3], torch.rand(2, 3), out=memory[3:])
+    assert expected.data_ptr() == memory[3:].data_ptr()
+
+
 def model(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {

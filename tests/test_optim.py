@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,44 @@ def test_a_checkpoint_continues_exactly(options, kind):
     assert all(torch.equal(p, other_named[n]) for n, p in named.items())
     wanted = {"exp_avg", "exp_avg_sq", "step"} if kind is EWCAdamW else {"momentum_buffer"}
     assert set(optimizer.state[named["weight"]]) == wanted
+
+
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+@pytest.mark.parametrize("through_checkpoint", [True, False])
+def test_a_model_may_change_its_memory_format(options, through_checkpoint):
+    """The weight's shape is the same in either order of its dimensions."""
+
+    def start() -> tuple[nn.Module, dict[str, nn.Parameter], Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        named = dict(model.named_parameters())
+        penalty = Penalty(0.5, *({n: torch.rand(p.shape) for n, p in named.items()} for _ in "ab"))
+        return model, named, (penalty, build(named, options, penalty))
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.arange(150.0).reshape(2, 3, 5, 5).cos()).square().sum().backward()
+            optimizer.step()
+
+    ends = []
+    for changes in (False, True):
+        model, named, (penalty, optimizer) = start()
+        optimizer.penalise(whole(named, penalty), penalty.lam)
+        steps(model, optimizer)
+        weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        if through_checkpoint:
+            model, named, (_, optimizer) = start()
+        if changes:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if through_checkpoint:
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+            optimizer.penalise(whole(named, penalty), penalty.lam)
+        steps(model, optimizer)
+        ends.append(named)
+    for name, expected in ends[0].items():
+        torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [ADAMW, SGD])
