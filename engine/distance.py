@@ -9,6 +9,7 @@ number is certified: what did not converge is missing from the matrix, never a n
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -228,18 +229,37 @@ def _key(kind: str, pair: Pair) -> str:
 
 
 class _Solved(UserDict[str, Sequence[float]]):
-    """Numbers of solved problems, in a file that is brought up to date with each."""
+    """Numbers of solved problems, in a file that is brought up to date with each.
+
+    Raises ValueError, naming the file, where it does not hold what was written there.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.file = file
         if file.is_file():
-            self.data = json.loads(file.read_text())
+            self.data = _unaltered(file)
 
     def __setitem__(self, key: str, numbers: Sequence[float]) -> None:
         super().__setitem__(key, numbers)
         with room_for(self.file):
-            write_atomic(self.file, json.dumps(self.data).encode())
+            kept = {"numbers": self.data, "sha256": _sha256(self.data)}
+            write_atomic(self.file, json.dumps(kept).encode())
+
+
+def _unaltered(file: Path) -> dict[str, Sequence[float]]:
+    try:
+        kept = json.loads(file.read_text())
+        if kept["sha256"] == _sha256(kept["numbers"]):
+            return kept["numbers"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{file} is damaged; delete it and run again")
+
+
+def _sha256(numbers: Mapping[str, Sequence[float]]) -> str:
+    """Of the numbers as JSON, which has every digit, and NaN where nothing converged."""
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
 
 
 def _check_dimensions(clouds: Mapping[str, Cloud]) -> None:

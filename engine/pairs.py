@@ -45,15 +45,16 @@ class Cloud(NamedTuple):
     def of(cls, name: str, labelled: Labelled, classes: int, options: Options) -> Cloud:
         """Raises ValueError, naming the set, for features or labels that cannot be used."""
         features, labels = labelled.features, labelled.labels.to(labelled.features.device)
-        if options.samples is not None and len(features) > options.samples:
-            own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-            mixed = np.random.default_rng([options.seed, own]).permutation(len(features))
-            kept = torch.from_numpy(np.sort(mixed[: options.samples])).to(features.device)
-            features, labels = features[kept], labels[kept]
         try:
+            # Before any are drawn: of the whole set, and by the places that they have there.
             check_features("features", features, labels, classes)
             if len(features) < 2:
                 raise ValueError("one sample; a distance needs at least two")
+            if options.samples is not None and len(features) > options.samples:
+                own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+                mixed = np.random.default_rng([options.seed, own]).permutation(len(features))
+                kept = torch.from_numpy(np.sort(mixed[: options.samples])).to(features.device)
+                features, labels = features[kept], labels[kept]
             if options.label_distance == "none":
                 return cls(features, labels, None)
             gaussians = class_gaussians(features, labels, classes)
@@ -108,7 +109,7 @@ class Problems:
         )
 
     def exact(self, a: str, b: str) -> Certified:
-        """Unregularised transport by network simplex, without error; NaN if it stopped early."""
+        """Unregularised transport by network simplex, exact for its costs; NaN if cut short."""
         n, m = (len(self.clouds[name].features) for name in (a, b))
         if n * m > EXACT_COSTS:
             raise ValueError(

@@ -78,7 +78,8 @@ class Potentials:
             self._average(eps, target)
             return
         stage = min(_FIRST_EPS * self.stored.cost.mean, self._eps / _EPS_RATIO)
-        if self._start and stage > 1.5 * eps:
+        if self._start:
+            self._start = False
             if self._over_b(self._sweep(self.f, eps)[1]).sub_(1).abs().mean() < _NEAR:
                 stage = eps
             else:

@@ -72,10 +72,13 @@ def class_gaussians(
     present = counts.nonzero().squeeze(1)
     order = labels.argsort(stable=True)
     groups = features.double()[order].split(counts[present].tolist())
-    means = torch.stack([group.mean(0) for group in groups])
-    factors, traces = [], []
-    for group, mean in zip(groups, means, strict=True):
-        factor = _factor(group - mean)
+    means, factors, traces = [], [], []
+    for group in groups:
+        # From the first of them: copies of one image then differ by nothing, not by rounding.
+        offsets = group - group[0]
+        centre = offsets.mean(0)
+        means.append(group[0] + centre)
+        factor = _factor(offsets - centre)
         traces.append(factor.square().sum())
         factors.append(factor.to(precision))
     largest = float(max(traces))
@@ -87,7 +90,7 @@ def class_gaussians(
     return ClassGaussians(
         labels=present,
         counts=counts[present],
-        means=means,
+        means=torch.stack(means),
         traces=torch.stack(traces),
         factors=tuple(factors),
         single=tuple((counts == 1).nonzero().squeeze(1).tolist()),

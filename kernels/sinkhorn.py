@@ -83,8 +83,9 @@ def transport(
 
     eps: in the units of the cost. tolerance: of the relative duality gap. symmetric: the cost is
     between a set and itself. start: potential of the columns [m] of a similar problem, in the
-    caller's order; one that turns out not to be near costs two reads. memory: bytes that may be
-    taken (default: 80% of what is free).
+    caller's order; one that turns out not to be near costs two reads. max_iterations: reads after
+    which no sweeps are begun; small problems still take a few exact passes. memory: bytes that may
+    be taken (default: 80% of what is free).
 
     Raises ValueError for eps or tolerance that is not positive, a start that does not fit, a
     symmetric cost that is not, and memory that cannot hold strips of the cost.
@@ -133,9 +134,9 @@ def unregularised(
     stored = store(cost, copy=FINE, memory=memory)
     potentials = Potentials(stored, symmetric=False, start=None, max_iterations=max_iterations)
     eps = _FIRST_BRACKET * cost.mean
-    before, bounds = math.inf, (0.0, math.inf)  # costs are not negative
+    before, bounds, exact = math.inf, (0.0, math.inf), False  # costs are not negative
     while True:
-        certificate = _certified(potentials, eps, tolerance / 2)
+        certificate = _certified(potentials, eps, tolerance / 2, exact=exact)
         # Those of every eps hold; rounding must not turn them round.
         low = max(certificate.unregularised[0], bounds[0])
         bounds = low, max(low, min(certificate.unregularised[1], bounds[1]))
@@ -144,6 +145,8 @@ def unregularised(
         if done or potentials.exhausted:
             break
         before = gap
+        # The entropic value, and so the slack that its gap allows, may be far above the bracket.
+        exact = exact or 2 * stored.slack > _SLACK * tolerance * max(bounds[1], near)
         # The bracket's width is nearly proportional to eps.
         eps *= min(0.5, max(0.8 * tolerance / gap, 1 / 16))
     certificate = replace(certificate, unregularised=bounds)
@@ -184,15 +187,18 @@ def _copy(cost: GroundCost, eps: float, tolerance: float) -> Copy:
     return COARSE if allowed >= _COARSE_FROM else SINGLE if allowed >= _SINGLE_FROM else FINE
 
 
-def _certified(potentials: Potentials, eps: float, tolerance: float) -> Certificate:
+def _certified(
+    potentials: Potentials, eps: float, tolerance: float, *, exact: bool = False
+) -> Certificate:
     """Iterate on the stored cost until the certified gap is small enough, or nothing helps.
 
-    Where the copy's slack is too much of the gap that is allowed, exact costs are passed over. What
+    Where the copy's slack is too much of the gap that is allowed, and where `exact` says that it is
+    too much of another, exact costs are passed over. What
     iterations leave in the end is then their own rounding, which differs from sample to sample at
     random: exact iterations, which the certificates are, all but remove it.
     """
     stored = potentials.stored
-    usable = stored.q is not None and math.isfinite(stored.slack)
+    usable = not exact and stored.q is not None and math.isfinite(stored.slack)
     source: GroundCost | StoredCost = stored if usable else stored.cost
     small = math.prod(stored.shape) <= _CHEAP
 

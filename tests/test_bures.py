@@ -52,6 +52,14 @@ def test_ragged_classes_equal_the_square_root_way(d, precision):
     assert ((found - expected).abs() <= tolerance * (traces + expected)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_of_one_image_have_no_spread_at_all(dtype):
+    """Their mean, summed and divided, need not be any of them."""
+    images = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=dtype) / 3
+    found = class_gaussians(images.repeat_interleave(7, 0), torch.arange(4).repeat_interleave(7), 4)
+    assert not found.traces.any() and torch.equal(found.means, images.double())
+
+
 def test_the_table_within_a_set_is_symmetric_with_a_zero_diagonal():
     features, labels = labelled(RAGGED[0], 20, 3)
     gaussians = class_gaussians(features, labels, 5)

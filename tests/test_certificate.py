@@ -40,6 +40,11 @@ def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost
     home = unregularised(cost)
     assert home.converged and home.gap <= 1e-3
     assert 0 <= home.lower <= home.value <= home.upper <= 1e-6 * cost.mean
+    # Samples that lie apart: only the rounding of the copy is left, and more than is allowed.
+    apart = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    cost = GroundCost(apart, apart)
+    home = unregularised(cost, tolerance=1e-4)
+    assert home.converged and 0 <= home.value <= home.upper <= 1e-7 * cost.mean
     away = unregularised(GroundCost(x, x[order] + 1.0, **terms))
     assert away.gap == relative_gap(away.lower, away.upper) <= 1e-3
 
@@ -58,7 +63,9 @@ def test_brackets_of_every_eps_are_kept(monkeypatch):
     right = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
     found = iter([(0.999, 1.5), (0.5, 1.0)])
     monkeypatch.setattr(
-        sinkhorn, "_certified", lambda *_: dataclasses.replace(right, unregularised=next(found))
+        sinkhorn,
+        "_certified",
+        lambda *_, **__: dataclasses.replace(right, unregularised=next(found)),
     )
     bracket = unregularised(cost, tolerance=1e-2)
     assert (bracket.lower, bracket.upper) == bracket.unregularised == (0.999, 1.0)

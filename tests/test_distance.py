@@ -321,12 +321,16 @@ def test_bad_sets_are_refused_by_name(monkeypatch):
         (broken, SETS["far"].labels, "far: features: sample 3 holds NaN"),
         (SETS["far"].features, SETS["far"].labels + 1, "far: .*outside"),
         (SETS["far"].features[:1], SETS["far"].labels[:1], "far: one sample"),
+        (SETS["far"].features, SETS["far"].labels[:9], r"far: labels .* must be int64 \[45\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            matrix(SETS | {"far": Labelled(features, labels)}, CLASSES, Options())
+            for samples in (None, 2):  # of which the wrong one need not be
+                bad = SETS | {"far": Labelled(features, labels)}
+                matrix(bad, CLASSES, Options(samples=samples))
     monkeypatch.setattr(pairs, "EXACT_COSTS", 100)
+    two = {name: SETS[name] for name in ("near", "mid")}  # of more pairs, any may fail first
     with pytest.raises(ValueError, match="near to mid: 60 x 50 samples are too many"):
-        matrix(SETS, CLASSES, Options(exact=True))
+        matrix(two, CLASSES, Options(exact=True))
 
 
 def spots(drops, distances=(1.0, 2.0, 3.0, 5.0, 8.0)) -> list[Point]:

@@ -184,9 +184,20 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     with pytest.raises(ValueError, match="b to d: out of luck"):
         distance.distances(context, list(SETS), Options())
     (kept,) = (tmp_path / "pending").rglob("solved.json")
-    done = [key for key in json.loads(kept.read_text()) if key.startswith("debiased")]
+    done = [key for key in json.loads(kept.read_text())["numbers"] if key.startswith("debiased")]
     assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
     monkeypatch.setattr(pairs, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
+    whole = kept.read_text()
+    for damaged in (
+        whole[:-9],
+        "[1]",
+        "{}",
+        whole.replace('mean cost/a/b": [', 'mean cost/a/b": [1'),
+    ):
+        kept.write_text(damaged)
+        with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
+            distance.distances(context, list(SETS), Options())
+    kept.write_text(whole)
     shapes.clear()
     found = distance.distances(context, list(SETS), Options())
     # What is left: b to d and c to d, with the self terms of these three.
