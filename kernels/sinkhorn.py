@@ -193,9 +193,9 @@ def _certified(
     """Iterate on the stored cost until the certified gap is small enough, or nothing helps.
 
     Where the copy's slack is too much of the gap that is allowed, and where `exact` says that it is
-    too much of another, exact costs are passed over. What
-    iterations leave in the end is then their own rounding, which differs from sample to sample at
-    random: exact iterations, which the certificates are, all but remove it.
+    too much of another, exact costs are passed over. What iterations leave in the end is then their
+    own rounding, which differs from sample to sample at random: exact iterations, which the
+    certificates are, all but remove it.
     """
     stored = potentials.stored
     usable = not exact and stored.q is not None and math.isfinite(stored.slack)

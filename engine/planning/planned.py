@@ -37,6 +37,11 @@ class PlannedContext:
         return cast(Context, self)
 
     @property
+    def autocast(self) -> torch.autocast:
+        """Off: operations are counted here, whatever their precision."""
+        return torch.autocast("cpu", enabled=False)
+
+    @property
     def target(self) -> LabelledSet:
         return _maskless(self.ledger.labelled[self.recipe.downstream])
 
