@@ -125,6 +125,22 @@ def test_the_ninja_beside_python_comes_first(
     assert shutil.which("ninja") == str(tmp_path / "env" / "ninja")
 
 
+@pytest.mark.parametrize(("visible", "local"), [(1, 0), (8, 3)])
+def test_a_task_of_slurm_may_see_its_own_gpu_alone(
+    visible: int, local: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert ranks.start("cuda") == torch.device("cuda", local)
+    assert chosen == [local]
+    assert os.environ["LOCAL_RANK"] == str(local), "as DeepSpeed will read it"
+
+
 @pytest.mark.parametrize("name", ["kernels", "loaders"])
 @pytest.mark.parametrize("kind", ["package", "module"])
 def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) -> None:

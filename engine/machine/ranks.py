@@ -91,6 +91,9 @@ def start(device: str = "auto", gpu: int = 0) -> torch.device:
         os.environ["MASTER_PORT"] = str(20000 + int(job) % 20000 if job else free_port())
     local = int(os.environ["LOCAL_RANK"])
     if use_gpu:
+        # Slurm may show each task a GPU of its own, as number 0. DeepSpeed reads the variable.
+        local %= torch.cuda.device_count()
+        os.environ["LOCAL_RANK"] = str(local)
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         import deepspeed  # imported late: DS_ACCELERATOR is read at import
