@@ -41,7 +41,7 @@ def distill_loss(
     factor = weight * (temperature**2 if scale_by_t2 else 1.0)
     q = log_q.exp()
     # Where q is 0 (a masked class, or a teacher's logit of -inf), q log q is its limit, 0.
-    return loss + factor * (q * (log_q - log_p).masked_fill(q == 0, 0.0)).sum(1)
+    return loss + factor * (q * (log_q - log_p).masked_fill_(q == 0, 0.0)).sum(1)
 
 
 def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
