@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(printed(some, heads=not rows), flush=True)
                 rows += some
                 del held  # before the next is built: two would not fit
-        except Exception as error:
+        except Exception as error:  # nor one that fails half-way
             message = {"message": _named(error)}
             print(f"{name} FAILED, the rows before it are kept: {message['message']}")
             failed = True
