@@ -22,7 +22,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from engine import merge, models
 from engine.cells import Cell
 from engine.folding import Folded
-from engine.machine import compiled, ranks
+from engine.form import Form
+from engine.head import logits
+from engine.machine import ranks
 from engine.merge import Mix
 from engine.weights import checkpoints
 from loaders.resident import free_memory
@@ -103,19 +105,17 @@ class Bank:
         self._load_s = 0.0
 
     @functools.cached_property
-    def _net(self) -> Folded:
+    def _backbone(self) -> Folded:
         recipe, device = self.context.recipe, self.context.device
-        net = models.create(recipe.model, len(self.context.sets.classes)).to(device).eval()
-        net = Folded(net)
-        compiled.in_place(net, recipe.evaluate.compile, device)
-        return net
+        form = Form.of_evaluation(recipe, device)
+        return form.backbone(recipe.model, len(self.context.sets.classes), device)
 
     def models(self, group: Group) -> list[Model]:
         """The group's models on the device; those of the group before are gone."""
         if group is not self._group:
             self._group, self._models = (), []
-            net, start = self._net, time.perf_counter()
-            self._models = _load(net, self.context, group, self.parents)
+            backbone, start = self._backbone, time.perf_counter()
+            self._models = _load(backbone, self.context, group, self.parents)
             self._load_s = (time.perf_counter() - start) / len(group)
             self._group = group
         return self._models
@@ -177,8 +177,11 @@ def _bytes(found: object) -> int:
     return sum(map(_bytes, found)) if isinstance(found, tuple | list) else 0
 
 
-def _load(net: Folded, context: Context, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
-    """Models of the mixes: `net` lends its form to all, and its graph where it is compiled."""
+def _load(
+    backbone: Folded, context: Context, mixes: Group, parents: Mapping[str, Cell]
+) -> list[Model]:
+    """Models of the mixes: `backbone` lends its form to all, and its graph where it is compiled."""
+    head = models.head_names_of(context.recipe.model)
     by_members: dict[tuple[str, ...], list[Mix]] = {}
     for mix in mixes:
         by_members.setdefault(tuple(mix), []).append(mix)
@@ -192,14 +195,19 @@ def _load(net: Folded, context: Context, mixes: Group, parents: Mapping[str, Cel
         else:
             states = [{k: v.to(context.device) for k, v in cell.state().items()}]
         for mix, state in zip(some, states, strict=True):
-            model = functools.partial(net.given, net.state(state))
+            weight, bias = (state.pop(name) for name in head)
+            features = functools.partial(backbone.given, backbone.state(state))
             prompt = cell.prompt() if len(members) == 1 else None
-            loaded[id(mix)] = _prompted(model, prompt, context.device)
+            prompt_CHW = None if prompt is None else prompt.to(context.device)
+            loaded[id(mix)] = functools.partial(_logits, features, weight, bias, prompt_CHW)
     return [loaded[id(mix)] for mix in mixes]
 
 
-def _prompted(model: Model, prompt: torch.Tensor | None, device: torch.device) -> Model:
-    if prompt is None:
-        return model
-    prompt_CHW = prompt.to(device)
-    return lambda x: model(x + prompt_CHW)
+def _logits(
+    features: Model,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    prompt_CHW: torch.Tensor | None,
+    x_BCHW: torch.Tensor,
+) -> torch.Tensor:
+    return logits(features(x_BCHW if prompt_CHW is None else x_BCHW + prompt_CHW), weight, bias)

@@ -1,4 +1,4 @@
-"""What CLIP needs beyond timm: unit embeddings, a head that keeps its digits, open_clip's towers.
+"""What CLIP needs beyond timm: unit embeddings, and open_clip's towers.
 
 An architecture named `open_clip:NAME` is the vision tower of open_clip's model NAME, run by its own
 code; under a linear head it is a classifier like any other.
@@ -30,14 +30,6 @@ class Projection(nn.Module):
         return nn.functional.normalize(self.linear(x).float(), dim=-1)
 
 
-class Fp32Linear(nn.Linear):
-    """A head that autocast leaves in fp32: cosines times 100 would lose all but 1/8 in bf16."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
-
-
 class Tower(nn.Module):
     """open_clip's vision tower and a head on its unit embeddings, used as timm's models are.
 
@@ -48,7 +40,7 @@ class Tower(nn.Module):
         super().__init__()
         name = arch.removeprefix(PREFIX)
         self.visual = blank(name).visual
-        self.head = Fp32Linear(config(name)["embed_dim"], classes)
+        self.head = nn.Linear(config(name)["embed_dim"], classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         seen = self.visual(x)

@@ -23,7 +23,8 @@ from engine.artifacts import Artifact, Store
 from engine.cells import Cell
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
-from engine.machine import compiled, precision, ranks
+from engine.form import Form
+from engine.machine import precision, ranks
 from engine.methods.base import Mixed, Trained, siblings
 from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
 from engine.weights import checkpoints
@@ -148,8 +149,8 @@ class Context:
             method["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
         others = siblings(cell_recipe.method, self.sibling)
         settings = dataclasses.asdict(cell_recipe.train)
-        settings["precision"] = precision.resolve(cell_recipe.train.precision, self.device)
-        settings["compile"] = compiled.resolve(cell_recipe.train.compile, self.device) != "never"
+        form = Form.of_training(cell_recipe, self.device)
+        settings |= {"compile": False} | form.key
         return {
             "base": self.base.name,
             "target": self.target.pack.fingerprint,
@@ -173,14 +174,14 @@ class Context:
         """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set.
 
         On a CPU they are mapped from their file, and read as they are used.
-        Made in the precision of evaluation, or in that of training where weights depend on them.
+        Made in the form of evaluation, or in that of training where weights depend on them.
         """
         key = self.features_key(cell, labelled, training=training)
         label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
         found = self._find("features", label, key)
         if found is None:
             slices = self.store.root / "pending" / self.store.place("features", label, key).name
-            files = evaluate.features(self, cell, labelled, key["precision"], slices)
+            files = evaluate.features(self, cell, labelled, self._form(training), slices)
 
             def write(folder: Path) -> None:
                 pending.join_arrays(files, folder / "features.npy")
@@ -196,13 +197,16 @@ class Context:
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
     ) -> dict[str, Any]:
         """Everything that determines the features of a set."""
-        section = self.recipe.train if training else self.recipe.evaluate
         return {
             "model": cell.backbone,
             "pack": labelled.pack.fingerprint,
-            "precision": precision.resolve(section.precision, self.device),
             "batch_size": self.recipe.evaluate.batch_size,
+            **self._form(training).key,
         }
+
+    def _form(self, training: bool) -> Form:
+        of = Form.of_training if training else Form.of_evaluation
+        return of(self.recipe, self.device)
 
     def logits(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
         """Logits [N, C] of a teacher for a whole set, from its features."""

@@ -29,7 +29,8 @@ from engine.bank import Bank, Forward, Model
 from engine.cells import Cell
 from engine.data import grouping
 from engine.data.sets import LabelledSet
-from engine.machine import compiled, precision, ranks
+from engine.form import Form
+from engine.machine import precision, ranks
 from engine.measures import predictions
 from engine.merge import Mix, essential
 from engine.pending import PART, Part, Pending, keep_array, slices
@@ -81,24 +82,29 @@ def holdout_accuracy(context: Context, mix: Mix) -> float:
 
 
 def features(
-    context: Context, cell: Cell, labelled: LabelledSet, kind: str, folder: Path
+    context: Context, cell: Cell, labelled: LabelledSet, form: Form, folder: Path
 ) -> list[Path]:
     """Pre-logits of a cell's backbone for a whole set, slice by slice in the pack's order.
 
     Returns files of `folder`, float32 [n, D] each; slices that are there are not computed again.
-    kind: precision of the forward pass, `fp32` or `bf16`. Raises OSError naming the file where
-    there is no room for it.
+    Raises OSError naming the file where there is no room for it.
     """
     cuts = slices(labelled.split("all"), context.recipe.evaluate.batch_size)
     files = [folder / f"{cut[0]:09d}-{len(cut)}.npy" for cut in cuts]
     todo = [k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())]
     if todo:
-        net, forward = context.network(cell), Forward(context)
-        bank = [lambda x: models.features(net, x)]
+        recipe, state = context.recipe, context.network(cell).state_dict()
+        for name in models.head_names_of(recipe.model):
+            del state[name]
+        backbone = form.backbone(recipe.model, len(context.sets.classes), context.device)
+        forward = Forward(context)
+        bank = [functools.partial(backbone.given, backbone.state(state))]
         read = _read(context, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
         with closing(read) as pieces:
             for k, batches in zip(todo, pieces, strict=True):
-                (made_ND,) = _run(forward, bank, batches, kind, lambda _, features: features)
+                (made_ND,) = _run(
+                    forward, bank, batches, form.precision, lambda _, features: features
+                )
                 ranks.first(functools.partial(keep_array, files[k], made_ND.cpu().numpy()))
     return files
 
@@ -116,13 +122,10 @@ def key_of(
         "mix": dict(mix),
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
-        "precision": precision.resolve(recipe.evaluate.precision, context.device),
         "batch_size": recipe.evaluate.batch_size,
         "classes": digest(context.sets.classes),  # what top-1 and label count
+        **Form.of_evaluation(recipe, context.device).key,
     }
-    compile = compiled.resolve(recipe.evaluate.compile, context.device)
-    if compile != "never" and not _base_backbone(mix, context):  # whose features never are
-        key["compile"] = compile
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key
 
 
@@ -192,7 +195,7 @@ def _from_images(
     slice_bytes = max(map(len, cuts)) * 3 * math.prod(labelled.pack.shape)
     bank = Bank(context, [one.mix for one in full], parents, slice_bytes)
     forward, verdict = Forward(context), Verdict(labelled, context.device)
-    kind = context.recipe.evaluate.precision
+    kind = Form.of_evaluation(context.recipe, context.device).precision
     places = np.concatenate([cuts[number] for number in todo])
     for groups in bank.passes(len(todo), lambda: _seconds_to_read(context, labelled, places)):
         ones = [of[id(mix)] for group in groups for mix in group]

@@ -22,15 +22,16 @@ _UNTRACEABLE = (TraceError, TypeError, RuntimeError, ValueError, AttributeError)
 class Folded(nn.Module):
     """A network without the batch norms that follow a convolution; `state` makes weights fit it.
 
-    net: in eval mode, changed in place. Left as it is where its control flow cannot be traced.
+    net: in eval mode, changed in place. Left as it is where its control flow cannot be traced, or
+    without `fold`.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, fold: bool = True) -> None:
         super().__init__()
         self.net = net
         # timm's attention with biases keeps what it derives from its weights while in eval mode.
         self._derives = any(hasattr(module, "attention_bias_cache") for module in net.modules())
-        self._norms = _convolution_of_each_norm(net)
+        self._norms = _convolution_of_each_norm(net) if fold else {}
         self._eps: dict[str, float] = {}
         for name, convolution in self._norms.items():
             norm = net.get_submodule(name)
@@ -73,6 +74,11 @@ class Folded(nn.Module):
             kernel.copy_(folded)
             state[f"{convolution}.bias"] = bias
         return {f"net.{name}": tensor for name, tensor in state.items()}
+
+
+def can_fold(net: nn.Module) -> bool:
+    """Whether a network in eval mode has a batch norm that `Folded` would fold."""
+    return bool(_convolution_of_each_norm(net))
 
 
 class _Tracer(fx.Tracer):

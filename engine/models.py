@@ -22,6 +22,7 @@ from torch import nn
 
 from engine import clip
 from engine.errors import RecipeError, nearest
+from engine.head import Fp32Linear
 from engine.schema import ModelRecipe
 
 
@@ -112,9 +113,15 @@ class Normalize(nn.Module):
 def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     """The architecture with `classes` outputs, randomly initialised (seed it before), on the CPU.
 
-    Raises RecipeError for an architecture that is unknown, or one that takes no projection or no
-    image of this size.
+    Its head computes in fp32 under autocast too. Raises RecipeError for an architecture that is
+    unknown, has no linear head, or takes no projection or no image of this size.
     """
+    net = _create(recipe, classes)
+    head(net).__class__ = Fp32Linear  # with the weights that it was given
+    return net
+
+
+def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
     if recipe.arch.startswith(clip.PREFIX):
         return clip.Tower(recipe.arch, classes)
     net = timm.create_model(recipe.arch, num_classes=classes, **size_options(recipe))
@@ -127,7 +134,7 @@ def create(recipe: ModelRecipe, classes: int) -> nn.Module:
         if not isinstance(getattr(net, "fc_norm", None), nn.Identity):
             raise RecipeError(f"model.projection: {recipe.arch} has no place for one; CLIP ViTs do")
         net.fc_norm = clip.Projection(int(net.num_features), recipe.projection)  # type: ignore[arg-type]
-        net.head = clip.Fp32Linear(recipe.projection, classes)
+        net.head = nn.Linear(recipe.projection, classes)
     return net
 
 
@@ -143,7 +150,15 @@ def features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def head(net: nn.Module) -> nn.Linear:
-    """The linear classifier at the end of a timm model."""
+    """The linear classifier at the end of a timm model, from which all its logits come.
+
+    Raises RecipeError where the model ends otherwise.
+    """
+    if getattr(net, "aux_head", None) is not None:  # VOLO
+        raise RecipeError(
+            f"{type(net).__name__} adds the logits of a second head to those of its first; "
+            "take an architecture with one linear head"
+        )
     classifier = net.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise RecipeError(f"the head of {type(net).__name__} is {classifier}, not a linear layer")

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from engine import bank, evaluate
 from engine import grid as jobs
+from engine.form import Form
 from engine.machine import ranks
 from loaders.resident import Resident
 
@@ -217,7 +218,7 @@ def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kin
     context = fresh.context()
     if kind == "features":
         slices = fresh.runs / "slices"
-        evaluate.features(context, context.base, context.sets[SET], "fp32", slices)
+        evaluate.features(context, context.base, context.sets[SET], Form("fp32", "never"), slices)
     elif kind == "predictions":
         tables(context, mixes[:2])
     else:

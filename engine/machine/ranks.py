@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import FirstRankError
-from engine.machine import memory
+from engine.machine import memory, precision
 
 T = TypeVar("T")
 SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
@@ -46,10 +46,11 @@ def strip_launcher_words(words: list[str]) -> list[str]:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of a single process; `auto` takes a GPU where there is one.
+    """The device of a single process, where fp32 is fp32; `auto` takes a GPU where there is one.
 
     Raises ValueError when `cuda` is asked for and absent.
     """
+    precision.no_tf32()
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU; use device=cpu or device=auto")
     use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"

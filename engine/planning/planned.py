@@ -14,6 +14,7 @@ from engine import fisher, methods, models
 from engine.cells import SELF
 from engine.context import Context
 from engine.data.sets import LabelledSet
+from engine.form import Form
 from engine.machine import precision
 from engine.merge import Mix, essential
 from engine.methods.base import Entry, Mixed, Trained
@@ -115,14 +116,15 @@ class PlannedContext:
     def features(
         self, cell: PlannedCell, labelled: LabelledSet, *, training: bool = False
     ) -> torch.Tensor:
-        kind = self._precision(training=training)
-        size = str(self.recipe.evaluate.batch_size)
-        key = cell.backbone, labelled.name, kind, size
+        of = Form.of_training if training else Form.of_evaluation
+        form = of(self.recipe, self._device)
+        key = cell.backbone, labelled.name, str(form), str(self.recipe.evaluate.batch_size)
         images = len(labelled.labels)
         if key not in self.ledger.features:
             self.ledger.features[key] = images
             work = images * self.ledger.forward_flops
-            self.note("features", f"features of {labelled.name}", images, work, precision=kind)
+            label = f"features of {labelled.name}"
+            self.note("features", label, images, work, precision=form.precision)
         return torch.zeros(images, models.head(self.ledger.net).in_features, device=self.device)
 
     def logits(self, cell: PlannedCell, labelled: LabelledSet) -> torch.Tensor:
@@ -194,8 +196,12 @@ class PlannedContext:
 
     def _precision(self, *, training: bool) -> str:
         section = self.recipe.train if training else self.recipe.evaluate
-        device = torch.device("cpu" if self.recipe.device == "cpu" else "cuda")
-        return precision.resolve(section.precision, device)
+        return precision.resolve(section.precision, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        """That of the campaign; operations are counted without one."""
+        return torch.device("cpu" if self.recipe.device == "cpu" else "cuda")
 
     def _backbone(self, name: str) -> str:
         return next(made.backbone for made in self.ledger.cells.values() if made.name == name)

@@ -1,0 +1,27 @@
+"""The head of a classifier, in fp32 whatever the precision of the backbone.
+
+A bf16 number has 8 significant bits. Logits of close classes would be equal, and the first of them
+would be the answer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Logits [B, C] of pre-logits [B, D] of any dtype, in the dtype of the weight [C, D].
+
+    Autocast does not change that. bias: [C].
+    """
+    # Not the tensors' device type: a dry run's is `meta`, which has no autocast.
+    with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):
+        return nn.functional.linear(features.to(weight.dtype), weight, bias)
+
+
+class Fp32Linear(nn.Linear):
+    """A linear layer that autocast leaves in the dtype of its weights, which is fp32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return logits(x, self.weight, self.bias)
