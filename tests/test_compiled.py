@@ -82,7 +82,7 @@ def test_cells_of_a_column_share_graphs(grid: Grid, graphs: list[str], tmp_path:
     for method, new in (
         ("fine_tune", (1, 0)),
         ("ewc", (0, 0)),  # the same parameters learn
-        ("lwf", (0, 0)),
+        ("lwf", (1, 0)),  # its teacher's features
         ("lp_ft", (0, 0)),
         ("visual_prompt", (1, 0)),  # none learns, and the input has a gradient
         ("lora", (1, 0)),  # the factors learn
@@ -109,12 +109,17 @@ def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) ->
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
-def test_probes_are_not_evaluated_again_for_the_sake_of_a_graph(grid: Grid) -> None:
-    """Their features are made uncompiled, whatever the option says."""
+def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str]) -> None:
+    """Uncompiled they would be rounded otherwise than the models that probes are compared with."""
     plain, context = grid.context(), grid.context("evaluate.compile=always")
-    for cell in (plain.base, plain.cell("linear_probe")):
-        evaluate.evaluate(plain, [{cell.name: 1.0}], ["few"], "all")
-        assert evaluate.find(context, {cell.name: 1.0}, "few", "all") is not None
+    mixes = [{plain.cell(name).name: 1.0} for name in ("linear_probe", "fine_tune")]
+    mixes.append({plain.base.name: 1.0})
+    evaluate.evaluate(context, mixes, ["tinted"], "all")
+    assert len(graphs) == 1
+    evaluate.evaluate(plain, mixes, ["tinted"], "all")
+    for mix in mixes:
+        ours, theirs = (evaluate.find(one, mix, "tinted", "all") for one in (context, plain))
+        assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
 def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -> None:

@@ -38,7 +38,7 @@ class Device:
     """The peaks of a GPU in TFLOP/s and the share of them that is assumed to be reached."""
 
     tflops: float = 312.0  # an A100, dense bf16: NVIDIA's data sheet
-    fp32_tflops: float = 19.5  # the same, without TF32, which the engine does not switch on
+    fp32_tflops: float = 19.5  # the same, without TF32, which the engine switches off
     mfu: float = 0.4
 
     @property

@@ -1,0 +1,176 @@
+"""A model is itself, whichever way it is evaluated; heads, and what is called fp32, are in fp32."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grids import CONV, VIT, Grid, grid, prepared
+from own_checkpoints import checkpoint
+
+from engine import campaign, cli, entry, evaluate, form, job, merge, models, workflow, zoo
+from engine import grid as jobs
+from engine.context import Context
+from engine.errors import RecipeError
+from engine.form import Form
+from engine.machine import precision
+from engine.schema import ModelRecipe
+
+__all__ = ["grid"]
+CPU = torch.device("cpu")
+SET = "outline"
+
+
+def table(context: Context, mix: merge.Mix) -> dict[str, np.ndarray]:
+    """What is stored of a mix on a set."""
+    evaluate.evaluate(context, [mix], [SET], "all")
+    stored = pq.read_table(evaluate.predicted(context, mix, SET, "all"))
+    return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
+
+
+@pytest.mark.parametrize("arch", [CONV, VIT])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate.precision=fp32",),
+        ("evaluate.precision=bf16",),
+        pytest.param(
+            ("evaluate.precision=bf16", "evaluate.compile=always"), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_model_from_stored_features_is_the_model_from_images(
+    grid: Grid, arch: str, words: tuple[str, ...]
+) -> None:
+    """A mix with 1e-9 of another model has the same weights, but passes as a whole."""
+    context = grid.context(f"model.arch={arch}", *words)
+    tuned = context.cell("fine_tune").name
+    for cell in (context.base, context.cell("linear_probe")):
+        stored = table(context, {cell.name: 1.0})
+        whole = table(context, {cell.name: 1 - 1e-9, tuned: 1e-9})
+        assert np.array_equal(stored["top1"], whole["top1"])
+        for name in ("p_top1", "p_true", "margin"):
+            np.testing.assert_allclose(stored[name], whole[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", [CONV, VIT])
+def test_bf16_is_another_model_which_is_said_by_names(grid: Grid, arch: str) -> None:
+    both = [grid.context(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")]
+    exact, rounded = (table(context, {context.base.name: 1.0})["margin"] for context in both)
+    assert 1e-4 < np.abs(exact - rounded).max() < 0.3
+    keys = [c.features_key(c.base, c.target) for c in both]
+    keys += [evaluate.key_of(c, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
+    assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
+    assert [key.get("folded", False) for key in keys] == [arch == CONV, False] * 2
+    train = grid.context("train.precision=bf16").key()["train"]
+    assert train["precision"] == "bf16, head in fp32", "its head learns in another precision too"
+
+
+def test_the_names_of_cells_trained_in_fp32_stay(grid: Grid) -> None:
+    settings = grid.context().key()["train"]
+    assert (settings["precision"], settings["compile"]) == ("fp32", False)
+
+
+def test_norms_are_folded_for_evaluation_in_fp32_alone(grid: Grid) -> None:
+    def forms(*words: str) -> tuple[Form, Form]:
+        recipe = grid.context(*words).recipe
+        return Form.of_training(recipe, CPU), Form.of_evaluation(recipe, CPU)
+
+    plain = Form("fp32", "never")
+    assert forms(f"model.arch={CONV}") == (plain, Form("fp32", "never", folded=True))
+    assert forms(f"model.arch={VIT}") == (plain, plain), "it has none"
+    assert forms(f"model.arch={CONV}", "evaluate.precision=bf16") == (plain, Form("bf16", "never"))
+
+
+def test_a_form_leaves_the_random_generator_alone() -> None:
+    recipe = ModelRecipe(name="m", arch="test_resnet", image_size=48)
+    torch.manual_seed(0)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    assert form._foldable(recipe.arch, recipe.image_size, recipe.projection)
+    assert torch.equal(torch.rand(1), first)
+
+
+@pytest.mark.parametrize("arch", [CONV, VIT, "test_resnet", "test_convnext"])
+def test_a_head_computes_in_fp32_under_autocast(arch: str) -> None:
+    torch.manual_seed(0)
+    net = models.create(ModelRecipe(name="m", arch=arch, image_size=64), 7).eval()
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad(), precision.autocast("bf16", CPU):
+        features, logits = models.features(net, x), net(x)
+    head = models.head(net)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, torch.nn.functional.linear(features.float(), head.weight, head.bias))
+
+
+def test_a_second_head_is_refused() -> None:
+    with pytest.raises(RecipeError, match="VOLO adds the logits of a second head"):
+        models.create(ModelRecipe(name="m", arch="volo_d1_224", image_size=224), 7)
+
+
+@pytest.mark.parametrize("arch", [CONV, VIT])
+def test_a_student_begins_where_its_teacher_is(grid: Grid, arch: str) -> None:
+    """In bf16 too: the distillation loss of a model that did not move yet is none."""
+    case = prepared(grid, "method=lwf", f"model.arch={arch}", "train.precision=bf16")
+    with torch.no_grad(), case.method.autocast:
+        student = case.method.logits(case.batch)
+    teacher = case.method.teacher_NC[case.batch.rows]
+    torch.testing.assert_close(student, teacher, rtol=0, atol=1e-5)
+
+
+class Started(Exception):
+    """A program came as far as its work."""
+
+
+@pytest.fixture
+def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
+    """On, as cuDNN's is by default; when a program begins its work, the flags are put in there."""
+    flags = {"matmul": torch.backends.cuda.matmul, "cudnn": torch.backends.cudnn}
+    before = {name: place.allow_tf32 for name, place in flags.items()}
+    for place in flags.values():
+        place.allow_tf32 = True
+    seen: dict[str, bool] = {}
+
+    def begin(*_words: object, **_options: object) -> None:
+        seen.update({name: place.allow_tf32 for name, place in flags.items()})
+        raise Started
+
+    monkeypatch.setattr("engine.context.Context", begin)
+    monkeypatch.setattr(zoo, "evaluated", begin)
+    for stage in ("prepare", "column", "finish"):
+        monkeypatch.setattr(jobs, stage, begin)
+    monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
+    monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
+    yield seen
+    for name, place in flags.items():
+        place.allow_tf32 = before[name]
+
+
+def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
+    with pytest.raises(Started):
+        entry.launch(["recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
+    assert tf32 == {"matmul": False, "cudnn": False}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "column", "report"])
+def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, stage: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(Started):
+            job.run(argparse.Namespace(stage=stage, plan=tmp_path / "plan.json", set=SET))
+    finally:
+        torch.set_num_threads(threads)
+    assert tf32 == {"matmul": False, "cudnn": False}
+
+
+def test_an_evaluation_turns_tf32_off(tf32: dict[str, bool], grid: Grid, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "A.safetensors", 0)
+    words = ["--models", str(model), "--sets", str(grid.folder / SET), "--arch", VIT, "device=cpu"]
+    with pytest.raises(Started):
+        cli.main(["evaluate", *words])
+    assert tf32 == {"matmul": False, "cudnn": False}
