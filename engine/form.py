@@ -1,9 +1,9 @@
 """The form in which images pass through backbones: the same for all models that are compared.
 
-A difference between two models must not be a difference of rounding. In bf16 a folded batch norm
-changes every eighth answer of a small network, and a compiled graph rounds otherwise than the same
-operators one by one. So precision, folding and compilation are decided once, and what depends on
-them is named after them. The head stays outside, in fp32 (`engine.head`).
+A difference between two models must not be a difference of rounding. In bf16, folding the batch
+norms of a small network changed every seventh answer, and a compiled graph rounds otherwise than
+the same operators one by one. So precision, folding and compilation are decided once, and artefacts
+that depend on them are named after them. The head stays outside, in fp32 (`engine.head`).
 """
 
 from __future__ import annotations
