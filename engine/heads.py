@@ -11,8 +11,9 @@ all biases costs nothing, and on emoji-RIB's upstream features (640 x 1280, 160 
 1000 iterations left g at 2e-5, where 160 now end at 2e-7. float32 stalled there at 1e-5, so the
 fit runs in float64.
 
-Outputs that the mask leaves out keep their first values. Classes that stand for several outputs
-(`engine.data.grouping`) make the objective non-convex: `fit` then looks for a stationary point.
+Outputs that the mask leaves out keep their first values. A class that stands for several outputs
+has their summed probability (`engine.data.grouping.summed`). That is not convex: `fit` then ends at
+a stationary point.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
         total.backward()
         for rows in problem.rows_n.split(_CHUNK):
             logits_bC = F.linear(problem.features_ND[rows].double(), weight, bias)
-            logits_bC = grouping.grouped(logits_bC, problem.members_GM)
+            logits_bC = grouping.summed(logits_bC, problem.members_GM)
             if problem.mask_C is not None:
                 logits_bC = logits_bC.masked_fill(~problem.mask_C, -torch.inf)
             losses = F.cross_entropy(logits_bC, problem.labels_N[rows], reduction="sum")
