@@ -85,9 +85,9 @@ class Context:
         """
         model = self.recipe.model
         cache, seed = cache_folder(), self.recipe.dataset.seed
-        found = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
+        backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit or self.recipe.downstream == self.recipe.dataset.upstream:
-            return Cell(found)
+            return Cell(backbone)
         probe = self.request.recipe("linear_probe", self.recipe.dataset.upstream)
         return self.build(linear_probe.first_head(probe))
 

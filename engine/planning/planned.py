@@ -56,8 +56,8 @@ class PlannedContext:
         weights = self.ledger.weights
         if not head.fit or self.recipe.downstream == upstream:
             return weights
-        if found := self.ledger.cells.get(("linear_probe", upstream, 0)):
-            return found
+        if fitted := self.ledger.cells.get(("linear_probe", upstream, 0)):
+            return fitted
         probe = self.ledger.recipe_of("linear_probe", upstream)
         return self.build(linear_probe.first_head(probe))
 
