@@ -34,6 +34,10 @@ ALLOWED = {
     "device": ("auto", "cpu", "cuda"),
 }
 HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
+REMOVED = {  # keys of earlier recipes, and what to do
+    f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
+    for name in ("epochs", "batch_size", "lr", "weight_decay")
+}
 _ANY = math.inf
 _SEED = (0, 2**63 - 1)  # torch's
 # Key: the least and the greatest value; a third entry names an end that is itself too far.
@@ -53,10 +57,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "model.image_size": (1, _ANY),
     "model.crop": (0, 1, "low"),
     "model.projection": (0, _ANY),
-    "model.head.epochs": (1, _ANY),
-    "model.head.batch_size": (1, _ANY),
-    "model.head.lr": (0, _ANY, "low"),
-    "model.head.weight_decay": (0, _ANY),
+    "model.head.l2": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
     "dataset.classes": (0, _ANY),

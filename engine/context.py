@@ -25,8 +25,9 @@ from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.form import Form
 from engine.machine import precision, ranks
+from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
-from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
+from engine.schema import Recipe
 from engine.weights import checkpoints
 
 log = logging.getLogger(__name__)
@@ -79,23 +80,17 @@ class Context:
 
     @cached_property
     def base(self) -> Cell:
-        """The model the cell starts from: pre-trained, with a head for the upstream classes."""
+        """The model the cell starts from: pre-trained, with a head for the upstream classes.
+
+        A head that the weights lack is the linear probe of the upstream set, from zero.
+        """
         model = self.recipe.model
         cache, seed = cache_folder(), self.recipe.dataset.seed
-        found = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
+        backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit or self.recipe.downstream == self.recipe.dataset.upstream:
-            return Cell(found)
+            return Cell(backbone)
         probe = self.request.recipe("linear_probe", self.recipe.dataset.upstream)
-        fit = dataclasses.replace(
-            probe,
-            method=dataclasses.replace(probe.method, variant="canonical"),
-            optimizer=OptimizerRecipe(lr=model.head.lr, weight_decay=model.head.weight_decay),
-            train=TrainRecipe(
-                epochs=model.head.epochs, batch_size=model.head.batch_size, zero_stage=0
-            ),
-            seed=0,
-        )
-        return self.build(fit)
+        return self.build(linear_probe.first_head(probe))
 
     def seeded(self) -> list[Context]:
         """The same surroundings for each training seed that the recipe asks for."""

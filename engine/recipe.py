@@ -266,7 +266,8 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
         except ConfigKeyError as error:
             section, _, key = str(error.full_key).rpartition(".")
             valid = OmegaConf.select(merged, section) if section else merged
-            hint = nearest(key, map(str, valid), prefix=f"{section}." if section else "")
+            prefix = f"{section}." if section else ""
+            hint = checks.REMOVED.get(str(error.full_key)) or nearest(key, map(str, valid), prefix)
             raise RecipeError(f"{source}: unknown key {error.full_key!r}{hint}") from error
         except OmegaConfBaseException as error:
             where = f"{source}: {error.full_key}" if error.full_key else source

@@ -30,13 +30,13 @@ class WeightsRecipe:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How a backbone without a head for these classes gets one: a probe on the upstream set."""
+    """How a backbone without a head for these classes gets one: a probe on the upstream set.
+
+    It is fitted to its optimum (`engine.heads`), so that it has no length and no learning rate.
+    """
 
     fit: bool = False  # False: the weights bring the head
-    epochs: int = 100
-    batch_size: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 0.0
+    l2: float = 1e-3  # of the pull towards zero
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TrainRecipe:
     epochs: int = 10
     batch_size: int = 64
     accumulation: int = 1
-    warmup_steps: int = 196
+    warmup_steps: int | None = None  # None: 196, and no more than a tenth of all steps
     clip: float = 0.0  # global gradient norm; 0 switches clipping off
     freeze_batchnorm: bool = False
     zero_stage: int = 1  # of several ranks; one has nothing to shard and runs at 0

@@ -8,6 +8,7 @@ good weights.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -21,10 +22,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine import optim
+from engine import heads, models, optim
 from engine.errors import DivergedError
 from engine.machine import compiled, ranks
 from engine.methods.base import Export, Trained
+from engine.schema import TrainRecipe
 from engine.weights import checkpoints
 from loaders.batch import Batch
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two looks at the loss
+WARMUP_STEPS = 196  # the benchmark's
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def fit(method: Trained, context: Context) -> tuple[Export, str]:
     that is not finite.
     """
     recipe = context.recipe
+    prepare(method, context)
+    if method.problem is not None:
+        label = f"{recipe.method.title} on {recipe.downstream}"
+        history = [heads.fit(models.head(method.net), method.problem, label)]
+        return method.export(), json.dumps(history, indent=1)
     world = ranks.world()
     parts = world * recipe.train.accumulation
     if recipe.train.batch_size % parts:
@@ -80,7 +88,7 @@ def fit(method: Trained, context: Context) -> tuple[Export, str]:
             f"train.batch_size={recipe.train.batch_size} does not divide into {world} ranks x "
             f"train.accumulation={recipe.train.accumulation}"
         )
-    engine = start(method, context)
+    engine = initialize(method, context)
     try:
         history = epochs(engine, method, context)
     finally:
@@ -88,12 +96,17 @@ def fit(method: Trained, context: Context) -> tuple[Export, str]:
     return method.export(), json.dumps(history, indent=1)
 
 
-def start(method: Trained, context: Context) -> Any:
-    """Prepare a method from the context's base model; gives a DeepSpeed engine ready to train."""
+def prepare(method: Trained, context: Context) -> None:
+    """Prepare a method from the context's base model, with the recipe's seed."""
     net = context.network(context.base)
     torch.manual_seed(context.recipe.seed)
     method.prepare(net, context)
     method.to(context.device)
+
+
+def start(method: Trained, context: Context) -> Any:
+    """Prepare a method from the context's base model; gives a DeepSpeed engine ready to train."""
+    prepare(method, context)
     return initialize(method, context)
 
 
@@ -149,6 +162,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
     positions = context.target.split("train")
     steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
     total = steps_an_epoch * recipe.train.epochs
+    warmup = warmup_steps(recipe.train, total)
     source = context.sets.source(recipe.downstream)
     history: list[dict[str, float]] = []
     watch = _Watch(context, method)
@@ -163,9 +177,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
             for number, (share, batch) in enumerate(zip(shares, batches, strict=True), start=1):
                 last = number % recipe.train.accumulation == 0
                 if last:
-                    lr = optim.learning_rate(
-                        step, total, recipe.train.warmup_steps, recipe.optimizer.lr
-                    )
+                    lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
                 watch.add(_micro_step(engine, batch, share.weight))
@@ -180,6 +192,27 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
                 history[-1]["penalty"] = penalty() / steps_an_epoch
             watch.keep(step, lr)
     return history
+
+
+def warmup_steps(train: TrainRecipe, total: int) -> int:
+    """Steps of the warm-up of a run of `total` steps; a recipe's own length warns where it is long.
+
+    By default the benchmark's, and no more than a tenth of the run.
+    """
+    most = total // 10
+    if train.warmup_steps is None:
+        return min(WARMUP_STEPS, most)
+    if train.warmup_steps > most and ranks.rank() == 0:
+        _warn_of_warmup(train.warmup_steps, total)
+    return train.warmup_steps
+
+
+@functools.cache  # once for all cells that train so
+def _warn_of_warmup(steps: int, total: int) -> None:
+    log.warning(
+        f"train.warmup_steps={steps} is more than a tenth of the {total} steps of training; "
+        "leave it out for a tenth, or raise train.epochs"
+    )
 
 
 def _micro_step(engine: Any, batch: Batch, weight: float) -> torch.Tensor:

@@ -21,7 +21,7 @@ train: {{epochs: 2, batch_size: 12, warmup_steps: 2, zero_stage: 0}}
 evaluate: {{split: holdout}}
 methods:
   fine_tune: {{}}
-  linear_probe: {{train: {{epochs: 3}}}}
+  linear_probe: {{}}
   wise_ft: {{method: {{alphas: [0.0, 0.5, 1.0]}}}}
 """
 MODEL = """\
@@ -29,7 +29,7 @@ name: tiny
 arch: test_vit
 image_size: 32
 weights: {source: random}
-head: {fit: true, epochs: 4, batch_size: 8, lr: 0.01}
+head: {fit: true}
 """
 DATA = "name: shapes\nkind: folder\nroot: {folder}/images\nsets: [outline, tinted, few]\n"
 

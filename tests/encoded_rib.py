@@ -50,8 +50,7 @@ class Rib:
 
     def context(self, *words: str) -> Context:
         """The surroundings of the recipe's cell; `words` come last and win."""
-        always = ("model.head.epochs=1",)
-        request = Request(str(self.folder / "rib.yaml"), (*self.words, *always, *words))
+        request = Request(str(self.folder / "rib.yaml"), (*self.words, *words))
         return Context(request, request.recipe(), self.device)
 
 

@@ -67,8 +67,6 @@ class Grid:
             "dataset.sets=[outline,tinted,few]",
             f"model.arch={VIT}",
             "model.crop=1.0",
-            "model.head.epochs=20",
-            "model.head.lr=0.01",
             *extra,
         )
 

@@ -37,7 +37,7 @@ def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) ->
     for words, name in (
         ((), "shapes"),
         ((f"model={own}",), "shapes"),
-        (("model.head.lr=0.02",), "shapes"),
+        (("model.head.l2=0.02",), "shapes"),
         ((f"model={other}",), "shapes-other"),
     ):
         assert planned(folder, f"runs={tmp_path}", *words).folder == tmp_path / name
@@ -141,7 +141,7 @@ def test_plans_place_is_named_after_what_determines_the_results(
         planned(folder, runs).path,
         planned(folder, runs, cores=8).path,  # changes nothing
         planned(folder, runs, "seed=1").path,
-        planned(folder, runs, "model.head.lr=0.02").path,
+        planned(folder, runs, "model.head.l2=0.02").path,
         planned(folder, runs, "dataset.sets=[outline,tinted]").path,
     ]
     assert places[0] == places[1] and len(set(places)) == 4

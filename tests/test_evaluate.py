@@ -308,15 +308,13 @@ CHANGES = [
     "dataset.seed=1",
     "model.crop=0.9",
     "model.mean=[0.4,0.5,0.5]",
-    "model.head.lr=0.02",
-    "model.head.epochs=3",
-    "model.head.batch_size=8",
-    "model.head.weight_decay=0.1",
+    "model.head.l2=0.02",
     f"model.arch={CONV}",
     "method.variant=paper",
 ]
 OF_METHODS = {
     "ewc": ["lam=2", "fisher_images=3", "fisher_labels=data", "fisher_scale=mean"],
+    "linear_probe": ["l2=2", "anchor=zero"],
     "lwf": ["weight=2", "temperature=3"],
     "lora": ["rank=2", "scale=1", "train_head=false"],
     "visual_prompt": ["frame_at_224=60"],

@@ -174,7 +174,7 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
 @pytest.mark.parametrize("variant", ["canonical", "paper"])
 def test_ewc_steps_down_its_loss_with_the_penalty_in_it(grid, variant, optimizer):
     """Three full-batch steps: at the first the anchor is where the weights are."""
-    lam, lr, steps = 3.0, {"adamw": 1e-3, "sgd": 0.05}[optimizer], 3
+    lam, lr, steps = 10.0, {"adamw": 1e-3, "sgd": 0.05}[optimizer], 3
     words = ["method=ewc", f"method.variant={variant}", f"method.lam={lam}"]
     words += ["method.fisher_labels=data", "method.fisher_scale=mean", "optimizer.eps=1e-3"]
     words += [f"optimizer.name={optimizer}", f"optimizer.lr={lr}", "train.warmup_steps=0"]

@@ -30,10 +30,7 @@ OPTIONS = {
     "model.weights.match": "names",
     "model.weights.photos_right": 0,
     "model.head.fit": False,
-    "model.head.epochs": 100,
-    "model.head.batch_size": 64,
-    "model.head.lr": 1e-3,
-    "model.head.weight_decay": 0.0,
+    "model.head.l2": 1e-3,
     "model.mean": None,
     "model.std": None,
     "model.interpolation": None,
@@ -68,7 +65,7 @@ OPTIONS = {
     "train.epochs": 10,
     "train.batch_size": 64,
     "train.accumulation": 1,
-    "train.warmup_steps": 196,
+    "train.warmup_steps": None,
     "train.clip": 0.0,
     "train.freeze_batchnorm": False,
     "train.zero_stage": 1,
@@ -292,13 +289,7 @@ def test_mistake_on_the_command_line(name: str, words: list[str], message: str) 
         *("train.warmup_steps=-3", "evaluate.batch_size=0", "optimizer.lr=0", "optimizer.lr=-1"),
         *("optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.momentum=1", "optimizer.eps=-1"),
         *("optimizer.weight_decay=-1", "optimizer.betas=[0.9,1]", "model.image_size=0"),
-        *(
-            "model.crop=0",
-            "model.projection=-1",
-            "model.head.epochs=0",
-            "model.head.batch_size=0",
-            "model.head.lr=0",
-        ),
+        *("model.crop=0", "model.projection=-1", "model.head.l2=0", "model.head.l2=-1e-3"),
         *("dataset.renderings=0", "dataset.source_px=0", "dataset.holdout=-0.1"),
         *("method.lam=-1", "method.lam=.nan", "method.fisher_images=-5"),
     ],
@@ -307,6 +298,23 @@ def test_a_number_out_of_range_names_its_key(word: str) -> None:
     key = word.partition("=")[0]
     with pytest.raises(RecipeError, match=rf"^{re.escape(key)}=\S+ must be (at least|above)"):
         recipe.load("emoji/ewc", [word])
+
+
+@pytest.mark.parametrize("word", ["method.l2=0", "method.l2=-1", "method.l2=.inf"])
+def test_a_probe_refuses_what_has_no_single_optimum(word: str) -> None:
+    with pytest.raises(RecipeError, match=r"method.l2=\S+ must be above 0"):
+        recipe.load("emoji/linear_probe", [word])
+    with pytest.raises(RecipeError, match=r"method.anchor='bace' .* did you mean 'base'"):
+        recipe.load("emoji/linear_probe", ["method.anchor=bace"])
+
+
+@pytest.mark.parametrize("key", ["epochs", "batch_size", "lr", "weight_decay"])
+def test_a_key_of_the_head_that_is_gone_names_the_new_one(key: str, tmp_path: Path) -> None:
+    model = write(tmp_path / "mine.yaml", f"name: a\narch: b\nhead: {{fit: true, {key}: 1}}\n")
+    for words, source in ([f"model.head.{key}=1"], "the command line"), ([f"model={model}"], model):
+        said = rf"{re.escape(source)}: unknown key 'model.head.{key}'; .* set model.head.l2"
+        with pytest.raises(RecipeError, match=said):
+            recipe.load("emoji/ewc", words)
 
 
 @pytest.mark.parametrize("word", ["method.temperature=0", "method.weight=-1", "method.weight=.inf"])

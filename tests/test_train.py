@@ -38,6 +38,7 @@ from safetensors.torch import load_file
 from engine import evaluate, methods, train
 from engine.context import Context
 from engine.errors import DivergedError
+from engine.schema import TrainRecipe
 
 __all__ = ["grid"]
 EPOCHS, BATCH, WARMUP = 7, 12, 5  # 25 images: 12, 12 and 1 for up to six parts; 21 steps
@@ -295,6 +296,27 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     finally:
         train.close(engine)
     assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "total", "steps"),
+    [(None, 300, 30), (None, 9, 0), (None, 1960, 196), (None, 9999, 196)],
+)
+def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most(recipe, total, steps, caplog):
+    assert train.warmup_steps(TrainRecipe(warmup_steps=recipe), total) == steps
+    assert not caplog.records
+
+
+def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
+    train._warn_of_warmup.cache_clear()
+    words = ("train.warmup_steps=3", "train.epochs=2", "train.batch_size=6")
+    for seed in (5, 6):
+        grid.build(*words, f"seed={seed}")
+    (record,) = (r for r in caplog.records if r.name == "engine.train")
+    assert "train.warmup_steps=3 is more than a tenth of the 10 steps" in record.getMessage()
+    caplog.clear()
+    assert train.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3
+    assert not caplog.records
 
 
 def test_a_batch_that_does_not_divide_is_refused(grid):

@@ -46,3 +46,17 @@ def grouped(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.T
         return logits_BC
     largest_BG = logits_BC[:, members_GM].amax(dim=2)
     return logits_BC.index_copy(1, members_GM[:, 0], largest_BG)
+
+
+def summed(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Tensor:
+    """Logits [B, C] that give each class the probability of all its outputs together.
+
+    As `grouped`, but smooth: a solver that needs gradients to vanish cannot end at a tie of two
+    outputs, where a maximum has a kink.
+    """
+    if members_GM is None:
+        return logits_BC
+    filled_GM = members_GM == members_GM[:, :1]
+    filled_GM[:, 0] = False
+    each_BGM = logits_BC[:, members_GM].masked_fill(filled_GM, -torch.inf)
+    return logits_BC.index_copy(1, members_GM[:, 0], each_BGM.logsumexp(dim=2))

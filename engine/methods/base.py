@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import methods, models
+from engine import heads, methods, models
 from engine.data import grouping
 from engine.errors import RecipeError
 from engine.optim import Penalty
@@ -47,10 +47,14 @@ class Entry:
 
 
 class Trained(nn.Module):
-    """A method that trains: `prepare`, then `loss` for every batch, then `export`."""
+    """A method that trains: `prepare`, then `loss` for every batch, then `export`.
+
+    Where `prepare` sets `problem`, the head is fitted to it at once and no batch is seen.
+    """
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it starts from
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
+    problem: heads.Problem | None = None  # what the head is fitted to, in place of steps
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()

@@ -1,48 +1,76 @@
 """Linear probing: the head alone learns.
 
-`canonical` never touches the backbone, so it trains on features that were computed once.
+`canonical` never touches the backbone, so the head is fitted to its optimum on features that were
+computed once (`engine.heads`). `l2` pulls it towards the base model's head, so that outputs which
+the set lacks go on competing with those that it has; or towards zero, as where a backbone gets its
+first head.
 `paper` follows the released benchmark: patch embedding and blocks are frozen, while class token,
 position embedding and final norms train with the head (on a ResNet: the head alone).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine import models
+from engine import heads, models, schema
+from engine.checks import in_range, one_of
 from engine.methods.base import Export, FrozenBackbone
-from engine.schema import MethodRecipe
-from kernels.distill import distill_loss
-from loaders.batch import Batch
 
 if TYPE_CHECKING:
     from engine.context import Context
 
-Recipe = MethodRecipe
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 
+@dataclass(frozen=True)
+class Recipe(schema.MethodRecipe):
+    l2: float = 1e-3  # canonical: weight of the pull, as `engine.heads` defines it
+    anchor: str = "base"  # canonical: what l2 pulls towards | zero
+
+    def check(self, cell: schema.Recipe) -> None:
+        in_range("method.l2", self.l2, 0, math.inf, "low")
+        one_of("method.anchor", self.anchor, ("base", "zero"))
+
+
+def first_head(probe: schema.Recipe) -> schema.Recipe:
+    """The recipe that gives a backbone its first head, made of that of a probe of the same set."""
+    names = {"name": probe.method.name, "title": probe.method.title, "module": "linear_probe"}
+    return replace(
+        probe,
+        method=Recipe(**names, l2=probe.model.head.l2, anchor="zero"),
+        optimizer=schema.OptimizerRecipe(),
+        train=schema.TrainRecipe(),
+        seed=0,
+    )
+
+
 class Method(FrozenBackbone):
+    recipe: Recipe
+
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        self.head = models.head(net)
-        self.head.requires_grad_(True)
-        self.features_ND: torch.Tensor | None = None
+        head = models.head(net).requires_grad_(True)
         if self.recipe.variant == "canonical":
-            self.features_ND = context.features(context.base, context.target, training=True)
+            if self.recipe.anchor == "zero":
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+            self.problem = heads.Problem(
+                context.features(context.base, context.target, training=True),
+                self.targets_N,
+                torch.from_numpy(context.target.split("train")).to(context.device),
+                self.recipe.l2,
+                self.mask_C,
+                self.members_GM,
+            )
         else:
             for name, parameter in net.named_parameters():
                 if name.split(".")[0] in PAPER_TRAINS:
                     parameter.requires_grad_(True)
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        if self.features_ND is None:
-            return super().loss(batch)
-        logits = self.grouped(self.head(self.features_ND[batch.rows]))
-        return distill_loss(logits, None, self.targets(batch), mask=self.mask_C)
-
     def export(self) -> Export:
-        return Export(self.net.state_dict(), shares_backbone=self.features_ND is not None)
+        return Export(self.net.state_dict(), shares_backbone=self.problem is not None)

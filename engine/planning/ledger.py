@@ -29,8 +29,9 @@ class Work:
     """Images that pass through a model for one purpose, and the operations that takes.
 
     job: `prepare`, or the set that heads a column. kind: features | fisher | training | evaluation.
-    Training counts an image once an epoch, evaluation once a model; `rows` are predictions kept,
-    of which those from stored features pass no image through a model. precision: bf16 | fp32.
+    Training counts an image once an epoch, or once where a head is fitted, evaluation once a model;
+    `rows` are predictions kept, of which those from stored features pass no image through a model.
+    precision: bf16 | fp32.
     """
 
     job: str

@@ -10,16 +10,17 @@ from typing import cast
 import torch
 from torch import nn
 
-from engine import fisher, methods, models
+from engine import fisher, heads, methods, models
 from engine.cells import SELF
 from engine.context import Context
 from engine.data.sets import LabelledSet
 from engine.form import Form
 from engine.machine import precision
 from engine.merge import Mix, essential
+from engine.methods import linear_probe
 from engine.methods.base import Entry, Mixed, Trained
 from engine.planning.ledger import Ledger, PlannedCell, Work, size_of
-from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
+from engine.schema import Recipe
 
 
 class PlannedContext:
@@ -56,18 +57,10 @@ class PlannedContext:
         weights = self.ledger.weights
         if not head.fit or self.recipe.downstream == upstream:
             return weights
-        if found := self.ledger.cells.get(("linear_probe", upstream, 0)):
-            return found
+        if fitted := self.ledger.cells.get(("linear_probe", upstream, 0)):
+            return fitted
         probe = self.ledger.recipe_of("linear_probe", upstream)
-        return self.build(
-            dataclasses.replace(
-                probe,
-                method=dataclasses.replace(probe.method, variant="canonical"),
-                optimizer=OptimizerRecipe(),
-                train=TrainRecipe(epochs=head.epochs, batch_size=head.batch_size),
-                seed=0,
-            )
-        )
+        return self.build(linear_probe.first_head(probe))
 
     def sibling(self, method: str) -> Recipe:
         found = self.ledger.recipe_of(method, self.recipe.downstream)
@@ -93,15 +86,19 @@ class PlannedContext:
     def train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self.context)
         method.to(self.device)
-        train = self.recipe.train
-        images = len(self.target.split("train")) * train.epochs
-        steps = -(-len(self.target.split("train")) // train.batch_size) * train.epochs
-        each = self.ledger.step_flops(method, self.recipe) / train.batch_size
-        self.note(
-            *("training", self.recipe.method.title, images, images * each),
-            steps=steps,
-            precision=self._precision(training=True),
-        )
+        title, train = self.recipe.method.title, self.recipe.train
+        images = len(self.target.split("train"))
+        if method.problem is not None:
+            work = heads.EVALUATIONS * method.problem.flops(self.ledger.classes)
+            # In fp64, whose peak on an A100's tensor cores is that of fp32.
+            self.note("training", title, images, work, precision="fp32")
+        else:
+            each = self.ledger.step_flops(method, self.recipe) / train.batch_size
+            self.note(
+                *("training", title, images * train.epochs, images * train.epochs * each),
+                steps=-(-images // train.batch_size) * train.epochs,
+                precision=self._precision(training=True),
+            )
         export = method.export()
         backbone = self.base.backbone if export.shares_backbone else self.name
         return PlannedCell(self.name, [Entry({self.name: 1.0})], backbone, size_of(export), export)
