@@ -16,6 +16,8 @@ from stores import SETS, cell, grid, random_hits, several_seeds, table
 
 from engine.measures import metrics, predictions
 from engine.measures.rows import Accuracy
+from engine.measures.standings import standings
+from engine.report import certainty
 
 SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
 
@@ -288,23 +290,50 @@ def test_unreadable_predictions_are_refused(tmp_path):
 
 def test_csv(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("wise_ft",))
-    evaluations = [e if e.method == "pre" else replace(e, alpha=0.3) for e in evaluations]
+    evaluations = [
+        e if e.method == "pre" else replace(e, alpha=0.3, headline=False) for e in evaluations
+    ]
     summary = metrics.summarise(evaluations, SETS)
     accuracy, mri = metrics.write_csv(tmp_path / "report", summary)
     with accuracy.open() as file:
         found = list(csv.DictReader(file))
-    assert list(found[0]) == (
-        ["model", "method", "variant", "alpha", "downstream", "evaluated_on", "n", "accuracy"]
-    )
+    header = "model,method,variant,alpha,downstream,evaluated_on,n,accuracy,headline"
+    assert ",".join(found[0]) == header
+    assert (found[0]["headline"], found[-1]["headline"]) == ("True", "False")
     assert (found[0]["method"], found[0]["downstream"], found[0]["alpha"]) == ("pre", "", "")
     assert (found[-1]["downstream"], found[-1]["alpha"], found[-1]["n"]) == ("c", "0.3", "60")
     assert float(found[-1]["accuracy"]) == pytest.approx(summary.accuracy[-1].accuracy, abs=1e-6)
-    header = "model,method,variant,alpha,mri,mri_low,mri_high"
+    header = "model,method,variant,alpha,mri,mri_low,mri_high,headline"
     assert mri.read_text().splitlines()[0] == header
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "accuracy.csv",
         "mri.csv",
     ]
+
+
+def test_the_table_shows_the_row_that_the_recipe_names(tmp_path):
+    """Alphas 0, 0.3 and 1 with 0.3 as headline: it is the row, and it is what is compared."""
+    cells = grid(tmp_path, random_hits(), methods=("fine_tune", "wise_ft"))
+    others = [cell for cell in cells if cell.method != "wise_ft"]
+    wise = [
+        replace(cell, alpha=alpha, headline=alpha == 0.3)
+        for cell in cells
+        if cell.method == "wise_ft"
+        for alpha in (0.0, 0.3, 1.0)
+    ]
+    read = metrics.gather([*others, *wise])
+    summary = metrics.summarise(read, SETS)
+    (one,) = standings(
+        summary.accuracy, summary.mri, sets=SETS, upstream="up", methods={"wise_ft": "WiSE-FT"}
+    )
+    titles = {line.arm.alpha: line.title for line in one.lines}
+    assert titles == {0.3: "WiSE-FT, alpha 0.3", None: "fine_tune"}
+    assert [line.arm.alpha for line in one.curves[0]] == [0.0, 0.3, 1.0]
+    compared = certainty.compared(read, summary, SETS)
+    assert {row.alpha for row in compared} | {row.against_alpha for row in compared} == {None, 0.3}
+    mixed = [replace(cell, headline=cell.downstream == "a") for cell in wise]
+    with pytest.raises(ValueError, match=r"wise_ft alpha=0 .* headline .* for some sets"):
+        metrics.gather([*others, *mixed])
 
 
 def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):

@@ -64,10 +64,12 @@ class Gathered:
 def gather(evaluations: Sequence[Evaluation]) -> Gathered:
     """Read every evaluation once; rows come in the order of the evaluations.
 
-    Raises ValueError for duplicates, cells that lack a seed that others have, unreadable or NaN
-    predictions, and evaluations of one set that saw different images.
+    Raises ValueError for duplicates, cells that lack a seed that others have, arms that are the
+    headline on some sets only, unreadable or NaN predictions, and evaluations of one set that saw
+    different images.
     """
     seeds = _check_cells(evaluations)
+    headline = _headlines(evaluations)
     on: dict[str, list[Evaluation]] = {}
     for cell in evaluations:
         on.setdefault(cell.evaluated_on, []).append(cell)
@@ -84,7 +86,12 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
             found[cell.place].append(numbers)
     by_seed = [row for several in found.values() for row, _ in several]
     accuracy = [
-        Accuracy(*cell.key, several[0][0].n, fmean(row.accuracy for row, _ in several))
+        Accuracy(
+            *cell.key,
+            several[0][0].n,
+            fmean(row.accuracy for row, _ in several),
+            headline[cell.arm],
+        )
         for cell, several in found.items()
     ]
     behaviours = tuple(_mean([row for _, row in several]) for several in found.values())
@@ -123,10 +130,11 @@ def summarise(
     arms = [arm for arm, columns in ri.items() if len(columns) == len(sets)]
     mri = []
     if arms:
+        headline = {row.arm: row.headline for row in grid.accuracy}
         drawn = change_draws(grid, arms, sets, resamples=resamples, seed=seed)
         for arm, samples in zip(arms, np.sum(list(drawn.values()), axis=0).T, strict=True):
             value = math.fsum(ri[arm].values()) / len(sets)
-            mri.append(Mri(*arm, value, *bootstrap.interval(samples)))
+            mri.append(Mri(*arm, value, *bootstrap.interval(samples), headline[arm]))
     return Summary(grid.accuracy, tuple(mri), missing, grid.by_seed if len(grid.seeds) > 1 else ())
 
 
@@ -262,6 +270,18 @@ def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
                 "train it with the same seeds"
             )
     return tuple(seeds)
+
+
+def _headlines(evaluations: Sequence[Evaluation]) -> dict[Arm, bool]:
+    """By arm, whether tables show it."""
+    headline: dict[Arm, bool] = {}
+    for cell in evaluations:
+        if headline.setdefault(cell.arm, cell.headline) != cell.headline:
+            raise ValueError(
+                f"{cell.arm} is the headline of its method for some sets or seeds only: a table's "
+                "row shows one alpha, so name the same one as headline for all of them"
+            )
+    return headline
 
 
 def _check_evaluated(name: str, cells: Mapping[str, float], sets: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from engine import artifacts
 
 PRE = "pre"
+DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, where its recipe names no other
 
 
 class Agreement(NamedTuple):
@@ -90,14 +91,19 @@ class Evaluation(Cell):
 
     path: Path
     seed: int = 0  # of the training; the pre-trained model has none
+    headline: bool = True  # whether tables show the arm; other alphas are points of a curve
 
 
 @dataclass(frozen=True)
 class Accuracy(Cell):
-    """Top-1 accuracy of a cell in percent, over `n` images; a mean where it has several seeds."""
+    """Top-1 accuracy of a cell in percent, over `n` images; a mean where it has several seeds.
+
+    headline: whether tables show its arm, as `Evaluation` says.
+    """
 
     n: int
     accuracy: float
+    headline: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class Mri(OfArm):
     mri: float
     mri_low: float
     mri_high: float
+    headline: bool = True  # as `Accuracy`
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from engine.measures import behaviour, comparisons, intervals, rows
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.metrics import Gathered, Summary
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
-from engine.measures.standings import TABLE_ALPHA, Standings, signed
+from engine.measures.standings import Standings, signed
 from engine.report import sections, table
 
 POPULATION = (
@@ -86,7 +86,7 @@ def compared(
 ) -> tuple[Comparison, ...]:
     """Comparisons of every two arms that a table shows, or with `against` those with one method.
     Raises ValueError when no complete arm is of that method."""
-    arms = [row.arm for row in summary.mri if row.alpha in (None, TABLE_ALPHA)]
+    arms = [row.arm for row in summary.mri if row.headline]
     pairs = comparisons.all_pairs(arms) if against is None else comparisons.with_one(arms, against)
     return comparisons.compare(grid, pairs, sets)
 

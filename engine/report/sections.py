@@ -25,7 +25,7 @@ GLOSSARY = {
     "lwf": "Fine-tuning that also has to imitate the pre-trained model's outputs.",
     "lp_ft": "A linear probe first, then fine-tuning from there.",
     "wise_ft": "Weights between the pre-trained (α = 0) and the fine-tuned (α = 1) model; "
-    "tables show α = 0.5.",
+    "tables show α = 0.5 where they name no other.",
     "soup": "The plain average of the weights of several models fine-tuned in different ways.",
     "greedy_soup": "An average that takes a model in only where held-out downstream images agree.",
 }
