@@ -120,7 +120,7 @@ def read(place: Path) -> Run:
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:
     """A row of the file; older files do not say which alpha tables show: it was the default."""
     usual = row["alpha"] in (None, DEFAULT_ALPHA)
-    return Evaluation(**{"headline": usual} | row | {"path": Path(row["path"])})
+    return Evaluation(**{"headline": usual, **row, "path": Path(row["path"])})
 
 
 def find(name: str, overrides: Sequence[str]) -> Run:

@@ -42,7 +42,7 @@ def campaign(shift=None, model="lite0", seed=0):
                 for j in BEFORE
             ]
             ri = np.mean(list(improvements(rows, SETS)[rows[-1].arm].values()))
-            mri.append(Mri(*arm, float(ri), float(ri) - 1, float(ri) + 1, row))
+            mri.append(Mri(*arm, float(ri), float(ri) - 1, float(ri) + 1, headline=row))
     return rows, mri
 
 
@@ -272,6 +272,22 @@ def test_published_numbers_are_the_slides():
         for entry in models.values()
         if "before" in entry
     )
+
+
+def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular(tmp_path):
+    pair, arm = ("flat", "mono"), ("lite0", "lwf", "canonical", None)
+    rows = [row for row in campaign()[0] if row.method == PRE]
+    rows += [Accuracy(*arm, i, j, 100, BEFORE[j] + 1) for i in pair for j in (*pair, "up")]
+    mri = [Mri(*arm, 1.0, 0.0, 2.0)]
+    options = {"sets": pair, "upstream": "up", "methods": METHODS}
+    path = page.write(tmp_path, title="t", accuracy=rows, mri=mri, settings={}, **options)
+    text = Balanced(path.read_text("utf-8")).text
+    assert "LwF gains most on the one set a model was not fine-tuned on" in text
+    assert "One method starts from" in text and "is evaluated on the other; this" in text
+    assert "over the 1 other set, of accuracy" in text and "one sets" not in text
+    assert "in accuracy on the 1 other set, in points" in table(rows, mri, **options)
+    (one,) = standings(rows, [], **options)
+    assert page.finding(one) == "No method has been fine-tuned on both sets yet."
 
 
 def test_several_models_share_one_page(tmp_path):

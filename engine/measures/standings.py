@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from engine.measures.metrics import Accuracy, Arm, Mri, improvements
-from engine.measures.rows import DEFAULT_ALPHA
+from engine.measures.rows import DEFAULT_ALPHA, decimals
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,21 @@ def standings(
     return out
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """`+1.2`, `−1.2` (a true minus) or `0.0`: never a negative zero."""
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text if float(f"{value:.{digits}f}") else text[1:]
+def counted(noun: str, number: int, written: str = "") -> str:
+    """`1 set`, `2 sets`; `written`: how the number is written, where not in digits."""
+    return f"{written or number} {noun}{'s' * (number != 1)}"
+
+
+def rounded(value: float, error: float = 0.0, digits: int = 1) -> str:
+    """With as many decimals as its Monte-Carlo standard error leaves, `digits` at most."""
+    known = decimals(error, digits)
+    return f"{round(value, known) + 0.0:.{max(known, 0)}f}"
+
+
+def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
+    """`rounded` with its sign: `+1.2`, `−1.2` (a true minus) or `0.0`, never a negative zero."""
+    text = rounded(value, error, digits)
+    return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
 
 
 def _named(line: Line) -> Line:
