@@ -131,7 +131,9 @@ def test_the_row_of_a_table_is_the_recipes_and_older_records_are_read(
     other.write_text(text.replace("alphas: [0.0, 0.5, 1.0]", "alpha: 0.3, alphas: [0.0, 1.0]"))
     report = campaigns.run(folder, name="third")
     assert "WiSE-FT, alpha 0.3" in (report / "table.txt").read_text()
-    assert "WiSE-FT, alpha 0.3" in (report / "index.html").read_text()
+    page = (report / "index.html").read_text()
+    assert "WiSE-FT, alpha 0.3" in page
+    assert "<title>third: what fine-tuning does" in page  # not the path that names it
 
     (file,) = (folder / "runs/third/plans").glob("*/evaluations.json")
     place = tmp_path / "plans" / file.parent.name
