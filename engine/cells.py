@@ -92,8 +92,15 @@ def write_trained(folder: Path, cell_recipe: Recipe, export: Export, backbone: s
 
 
 def write_mixed(folder: Path, cell_recipe: Recipe, entries: Sequence[Entry]) -> None:
-    """Fill a folder with a mixed cell, which has no weights of its own."""
-    assert sum(entry.headline for entry in entries) == 1, entries
+    """Fill a folder with a mixed cell, which has no weights of its own.
+
+    Raises ValueError unless exactly one entry is the headline: it is the method's row in tables.
+    """
+    if (count := sum(entry.headline for entry in entries)) != 1:
+        raise ValueError(
+            f"method {cell_recipe.method.name} names {count} of its {len(entries)} entries as "
+            "headline: a table shows exactly one, so set `headline` of `Entry` for that one only"
+        )
     _describe(folder, cell_recipe, entries, None)
 
 

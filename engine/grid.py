@@ -136,7 +136,9 @@ def _evaluations(
                 cell = Arm(model, method, variant, entry.alpha)
                 for name in _places(one.recipe):
                     path = _predicted(one, entry.mix, name, samples)
-                    evaluations.append(Evaluation(*cell, downstream, name, path, one.recipe.seed))
+                    evaluations.append(
+                        Evaluation(*cell, downstream, name, path, one.recipe.seed, entry.headline)
+                    )
     return evaluations
 
 

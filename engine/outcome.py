@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from engine.machine import ranks
 from engine.measures import bootstrap, metrics, predictions
+from engine.measures.standings import rounded
 from engine.sampling import sample
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def show(context: Context, cell: Cell) -> None:
     for name, bank in banks.items():
         pre, post = accuracy["before"][name], accuracy["after"][name]
         mark = " *" if name == recipe.downstream else ""
-        half = f"±{bootstrap.half_width(changes[name]):.1f}"
+        half = _half(changes[name], 1)
         row = f"{name:<20}{len(bank.images):>8}{pre:>9.1f}{post:>9.1f}{post - pre:>+9.1f}{half:>8}"
         print(row + mark)
     others = [name for name in recipe.dataset.sets if name != recipe.downstream]
@@ -51,8 +53,8 @@ def show(context: Context, cell: Cell) -> None:
         ri = metrics.robustness_improvement(
             recipe.downstream, accuracy["after"], accuracy["before"], recipe.dataset.sets
         )
-        half = bootstrap.half_width(np.mean([changes[name] for name in others], axis=0))
-        print(f"RI {ri:+.2f} ±{half:.2f} points over the sets without *, which was trained on")
+        half = _half(np.mean([changes[name] for name in others], axis=0), 2)
+        print(f"RI {ri:+.2f} {half} points over the sets without *, which was trained on")
     print("±: half the width of the 95% interval over source images; all sets are drawn together")
     print(f"cell  {cell.artifact.folder}")
 
@@ -65,11 +67,27 @@ def split_of(context: Context, name: str) -> str:
     return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
+def _half(samples: np.ndarray, digits: int) -> str:
+    low, high, error = bootstrap.ends(samples)
+    return f"±{rounded((high - low) / 2, error / math.sqrt(2), digits)}"
+
+
 def change_draws(banks: Mapping[str, predictions.Bank[str]]) -> dict[str, np.ndarray]:
-    """Joint draws [B], by set, of the change from `before` to `after` in points."""
+    """Joint draws [B], by set, of the change from `before` to `after` in points; so many that
+    Monte-Carlo error leaves a `metrics.DIGIT` of their intervals, or `metrics.MOST`."""
     columns = {
         name: (bank.sums("after", [0]) - bank.sums("before", [0]))[:, :, None]
         for name, bank in banks.items()
     }
-    found = bootstrap.means(banks, columns, resamples=metrics.RESAMPLES, seed=0)
-    return {name: 100 * values[:, 0] for name, values in found.items()}
+
+    def draw(start: int, stop: int) -> np.ndarray:
+        drawn = bootstrap.means(banks, columns, resamples=stop, seed=0, start=start)
+        return 100 * np.concatenate(list(drawn.values()), axis=1)
+
+    drawn = bootstrap.until(
+        draw,
+        lambda drawn: metrics.is_known(bootstrap.ends(samples).error for samples in drawn.T),
+        first=metrics.RESAMPLES,
+        most=metrics.MOST,
+    )
+    return dict(zip(banks, drawn.T, strict=True))

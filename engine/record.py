@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from engine import artifacts, campaign
 from engine.errors import CampaignError
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
-from engine.measures.rows import Evaluation
+from engine.measures.rows import DEFAULT_ALPHA, Evaluation
 from engine.sampling.drawn import Drawn, framed
 
 
@@ -112,11 +112,15 @@ def write(place: Path, record: Record) -> Run:
 def read(place: Path) -> Run:
     """The record in a plan's folder."""
     values: dict[str, Any] = json.loads((place / campaign.RECORD).read_text())
-    values["evaluations"] = [
-        Evaluation(**one | {"path": Path(one["path"])}) for one in values["evaluations"]
-    ]
+    values["evaluations"] = [_evaluation(row) for row in values["evaluations"]]
     values["samples"] = {name: SampleOf(**one) for name, one in values["samples"].items()}
     return Run(Record(**values), place)
+
+
+def _evaluation(row: Mapping[str, Any]) -> Evaluation:
+    """A row of the file; older files do not say which alpha tables show: it was the default."""
+    usual = row["alpha"] in (None, DEFAULT_ALPHA)
+    return Evaluation(**{"headline": usual, **row, "path": Path(row["path"])})
 
 
 def find(name: str, overrides: Sequence[str]) -> Run:

@@ -46,7 +46,7 @@ def write(run: Run, found: Results) -> Path:
         distances.write_csv(folder / "distances.csv", matrix)
     path = page.write(
         folder,
-        title=f"{record.name}: what fine-tuning does to robustness",
+        title=f"{Path(record.name).stem}: what fine-tuning does to robustness",
         accuracy=summary.accuracy,
         mri=summary.mri,
         sets=record.sets,

@@ -45,9 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str) -> Path:
+def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     """The report's folder of a campaign that was run in this process."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'runs'}", *words], 2)
+    plan = campaign.plan(str(folder / f"{name}.yaml"), [f"runs={folder / 'runs'}", *words], 2)
     device = torch.device("cpu")
     grid.prepare(plan, device)
     for name in plan.sets:

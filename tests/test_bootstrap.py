@@ -13,12 +13,13 @@ from stores import SETS, grid, random_hits, several_seeds, table
 from engine.measures import bootstrap, intervals, metrics, predictions
 
 
-def draws(sums: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def draws(sums: np.ndarray, resamples: int = 1000, seed: int = 0, start: int = 0) -> np.ndarray:
     """Draws of the mean of `sums` [seeds, sources], an image a source."""
     bank = predictions.Bank()
     bank.sources, bank.total = np.arange(sums.shape[1]), np.ones(sums.shape[1])
     columns = {"x": sums[:, :, None]}
-    return bootstrap.means({"x": bank}, columns, resamples=resamples, seed=seed)["x"][:, 0]
+    found = bootstrap.means({"x": bank}, columns, resamples=resamples, seed=seed, start=start)
+    return found["x"][:, 0]
 
 
 def coverage(simulate, repeats: int) -> float:
@@ -107,14 +108,6 @@ def test_intervals_hold_where_every_source_is_in_sets_of_its_own():
     assert 0.92 <= held / 300 <= 0.98
 
 
-def test_large_patterns_are_drawn_apart_and_small_ones_together():
-    member = np.zeros((130, 3), bool)
-    member[:60, 0] = member[60:115, 1] = member[115:120, :2] = member[120:, 2] = True
-    stratum = bootstrap._strata(member)
-    assert sorted(np.bincount(stratum)) == [15, 55, 60]
-    assert len(set(stratum[115:])) == 1 and len(set(stratum[:60])) == 1
-
-
 def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
     held = {"many": np.arange(40), "one": np.array([40])}
     value = np.concatenate([np.zeros((40, 2)), np.ones((1, 2))])
@@ -129,48 +122,65 @@ def test_draws_are_the_same_however_many_are_asked_for(seeds):
     assert len(many) == 2 * bootstrap.TOGETHER + 7 and len(np.unique(many)) > 250
     for count in (50, bootstrap.TOGETHER, bootstrap.TOGETHER + 1):
         np.testing.assert_allclose(draws(sums, count), many[:count], rtol=1e-12)
+    for start in (50, bootstrap.TOGETHER - 1, bootstrap.TOGETHER):
+        np.testing.assert_allclose(draws(sums, len(many), start=start), many[start:], rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", [1, 2, 30, 300, 2000])
-def test_how_often_a_source_comes_up_is_multinomial(size):
-    """One source is binomial, and so is the sum of half of them, whose covariances count."""
-    stats = pytest.importorskip("scipy.stats")
-    rows = 4000
-    counts = bootstrap._draw(np.random.Generator(np.random.SFC64(1)), rows, size).astype(float)
-    assert (counts.sum(axis=1) == size).all()
-    expected = stats.binom.pmf(np.arange(7), size, 1 / size)
-    seen = np.bincount(np.minimum(counts[:, ::7], 6).astype(int).ravel(), minlength=7)
-    expected[6] = 1 - expected[:6].sum()
-    some = expected > 1e-12
-    assert not seen[~some].any()
-    share = seen[some] / seen.sum()
-    spread = np.sqrt(expected[some] * (1 - expected[some]) / seen.sum())
-    assert (np.abs(share - expected[some]) <= 4.5 * spread + 1e-12).all()
-    assert counts.var(axis=0).mean() == pytest.approx(1 - 1 / size, rel=0.02)
-    if size > 1:
-        half = counts[:, : size // 2].sum(axis=1)  # which a covariance that is off would show in
-        share = (size // 2) / size
-        assert half.var() == pytest.approx(size * share * (1 - share), rel=0.1)
-
-
-def test_poisson_counts_are_told_by_16_bits_and_what_those_leave():
-    """Mean and variance of a rate to within four standard errors, and the tail that is rarer than
-    a step of the bits."""
-    rng = np.random.Generator(np.random.SFC64(2))
-    counts = bootstrap._poisson(rng, 0.97, (64, 2**17)).astype(float)
-    n = counts.size
-    assert counts.mean() == pytest.approx(0.97, abs=4 * np.sqrt(0.97 / n))
-    assert counts.var() == pytest.approx(0.97, abs=4 * np.sqrt((0.97 + 2 * 0.97**2) / n))
-    tail = 1 - sum(math.exp(-0.97) * 0.97**k / math.factorial(k) for k in range(8))
-    assert (counts >= 8).sum() == pytest.approx(n * tail, abs=4 * np.sqrt(n * tail))
+def test_how_often_a_source_comes_up_is_poisson_and_sources_are_independent():
+    """To within four and a half standard errors, and steps of 2^-16."""
+    bank = predictions.Bank()
+    bank.sources, bank.total = np.arange(300), np.ones(300)
+    counts = bootstrap.draw({"x": bank}, resamples=8000, seeds=1, seed=1).counts.astype(float)
+    seen = np.bincount(counts.astype(int).ravel(), minlength=9) / counts.size
+    for k, share in enumerate(seen):
+        expected = math.exp(-1) / math.factorial(k)
+        spread = math.sqrt(expected / counts.size)
+        assert share == pytest.approx(expected, abs=4.5 * spread + 2**-16)
+    half = counts[:, ::2].sum(axis=1)  # whose variance a covariance would show in
+    assert half.mean() == pytest.approx(150, abs=4.5 * math.sqrt(150 / 8000))
+    assert half.var() == pytest.approx(150, rel=4.5 * math.sqrt(2 / 8000))
 
 
 def test_p_value_is_where_the_interval_reaches_zero():
+    def p(samples):
+        return bootstrap.p_value(bootstrap.tails(samples), len(samples)).p
+
     samples = np.arange(-30.0, 970.0)
-    assert bootstrap.p_value(samples) == pytest.approx(2 * 32 / 1001)
-    assert bootstrap.p_value(-samples) == bootstrap.p_value(samples)
-    assert bootstrap.p_value(samples + 500) == 2 / 1001
-    assert bootstrap.p_value(np.zeros(100)) == 1
+    assert p(samples) == pytest.approx(2 * 32 / 1001)
+    assert p(-samples) == p(samples)
+    assert p(samples + 500) == 2 / 1001
+    assert p(np.zeros(100)) == 1
+
+
+@pytest.mark.parametrize("share", [0.2, 0.02, 0.0005, 0.00001])
+def test_a_p_is_within_four_of_its_errors_of_what_infinitely_many_draws_would_say(share):
+    counts = np.random.default_rng(0).binomial(10_000, share, 5000)
+    found = bootstrap.p_value(np.stack([counts, 10_000 - counts]), 10_000)
+    assert (np.abs(found.p - 2 * share) <= bootstrap.CERTAIN * found.error + 1e-12).all()
+    if 10_000 * share > 100:  # and it is no wider than it must be
+        assert found.error.mean() == pytest.approx(np.std(found.p), rel=0.2)
+
+
+def test_an_end_varies_as_much_as_its_error_says():
+    rng = np.random.default_rng(0)
+    found = np.array([bootstrap.ends(rng.standard_normal(2000)) for _ in range(500)])
+    assert found[:, :2].mean(axis=0) == pytest.approx((-1.96, 1.96), abs=0.02)
+    assert found[:, 2].mean() == pytest.approx(found[:, 0].std(), rel=0.25)
+    samples = rng.standard_normal(4001)
+    assert bootstrap.interval(samples) == pytest.approx(np.quantile(samples, (0.025, 0.975)))
+    assert bootstrap.ends(np.ones(7)) == (1, 1, 0)
+
+
+def test_draws_are_doubled_until_there_are_enough():
+    def numbers(start, stop):
+        asked.append((start, stop))
+        return np.arange(start, stop)
+
+    asked: list[tuple[int, int]] = []
+    found = bootstrap.until(numbers, lambda x: len(x) >= 500, first=100, most=10_000)
+    assert asked == [(0, 100), (100, 200), (200, 400), (400, 800)]
+    np.testing.assert_array_equal(found, np.arange(800))
+    assert len(bootstrap.until(numbers, lambda x: False, first=100, most=300)) == 300
 
 
 def test_duplicated_images_do_not_narrow_any_interval(tmp_path):

@@ -95,9 +95,11 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
     report = whole / "shapes" / "report"
     accuracy, mri = rows(report / "accuracy.csv"), rows(report / "mri.csv")
     assert list(accuracy[0]) == [
-        "model", "method", "variant", "alpha", "downstream", "evaluated_on", "n", "accuracy"
+        "model", "method", "variant", "alpha", "downstream", "evaluated_on", "n", "accuracy",
+        "headline",
     ]  # fmt: skip
-    assert list(mri[0]) == ["model", "method", "variant", "alpha", "mri", "mri_low", "mri_high"]
+    arm = ["model", "method", "variant", "alpha"]
+    assert list(mri[0]) == [*arm, "mri", "mri_low", "mri_high", "error", "headline"]
     places = {*SETS, "upstream"}
     before = [row for row in accuracy if row["method"] == "pre"]
     assert {row["evaluated_on"] for row in before} == places

@@ -16,7 +16,8 @@ import pytest
 from stores import SETS, grid, random_hits
 
 from engine.measures import comparisons, metrics
-from engine.measures.standings import signed, standings
+from engine.measures.rows import Comparison
+from engine.measures.standings import rounded, signed, standings
 from engine.report import certainty, sections
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
@@ -102,6 +103,79 @@ def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path)
             ):
                 other = row.arm if row.against == best.arm else row.against
                 assert TITLES[other.method] in said
+
+
+def difference(p: float, error: float, corrected: float, corrected_error: float) -> Comparison:
+    lwf = ("lite0", "lwf", "canonical", None)
+    against = ("fine_tune", "canonical", None)
+    ends = (0.5, 2.0, 0.02)
+    return Comparison(
+        *lwf, *against, "", 1.0, *ends, None, None, p, error, corrected, corrected_error
+    )
+
+
+@pytest.mark.parametrize(
+    ("corrected", "error", "text", "real"),
+    [
+        (0.0402, 0.0020, "0.04", True),
+        (0.0402, 0.0004, "0.040", True),
+        (0.0455, 0.0010, "<0.05", True),  # 0.05 by its digits, and below it by its draws
+        (0.0545, 0.0010, ">0.05", False),
+        (0.0530, 0.0010, "~0.05", False),
+        (0.0470, 0.0010, "~0.05", False),
+        (0.31, 0.02, "0.3", False),
+        (1e-6, 1e-6, "<0.001", True),
+        (0.0002, 0.0007, "<0.01", True),
+        (0.0, 0.0, "<0.001", True),
+        (0.05, 0.0, ">0.05", False),  # exact
+    ],
+)
+def test_a_p_has_the_digits_that_its_draws_support_and_says_when_it_is_at_the_threshold(
+    corrected, error, text, real
+):
+    test = difference(corrected, error, corrected, error)
+    assert certainty._corrected(test) == text and certainty._real(test) is real
+
+
+def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
+    one, found = worked_out(tmp_path, strong({"ewc": 0.6, "lwf": 0.3}))
+    at = [replace(row, p_corrected=0.049, p_corrected_error=0.001) for row in found.comparisons]
+    near = certainty.not_told_apart(one, replace(found, comparisons=tuple(at)))
+    assert "On these images L<w>F and FT cannot be told from it" in near
+    assert near.endswith("p of L<w>F and FT is too near 5% for the draws to tell).")
+    assert "~0.05" in certainty.comparison_table(one, replace(found, comparisons=tuple(at)))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(0.0, "+1.2"), (0.05, "+1.2"), (0.051, "+1"), (0.6, "0")]
+)
+def test_numbers_have_the_digits_that_their_draws_support(error, expected):
+    assert signed(1.23, error=error) == expected
+    assert sections.span(-1.23, 1.23, error) == f"{expected.replace('+', '−')} to {expected}"
+
+
+def test_files_have_the_digits_that_the_draws_support(tmp_path):
+    _, found = worked_out(tmp_path, strong({"ewc": 0.2, "lwf": 0.1}, n=400))
+    certainty.write_csv(tmp_path, found)
+    for name in ("intervals", "comparisons"):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                error = float(row["error"])
+                for end in (row["low"], row["high"]):
+                    decimals = len(end.partition(".")[2])
+                    assert error == 0 or decimals <= 1 or 10**-decimals >= 1.99 * error
+
+
+def test_one_other_set_and_one_comparison_are_singular(tmp_path):
+    one, found = worked_out(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"))
+    texts = [
+        certainty.comparison_table(one, found),
+        certainty.not_told_apart(one, found),
+        certainty.section(one, found),
+    ]
+    for text in texts:
+        flat = " ".join(text.split())
+        assert "for 1 comparison" in flat and "1 comparisons" not in flat
 
 
 def test_on_a_sample_the_weights_say_who_is_better(tmp_path):
@@ -217,7 +291,7 @@ def test_every_table_has_the_intervals_of_its_numbers(tmp_path):
     line = one.lines[0]
     names = ("same_top1", "both_right", "lost", "gained", "calibration_error")
     ends = [found.interval(name, line.arm) for name in (*names, "effective_robustness")]
-    halves = [f"±{(high - low) / 2:.1f}" for low, high in ends]
+    halves = [f"±{rounded((high - low) / 2, error / 2**0.5)}" for low, high, error in ends]
     assert len(set(halves)) > 3 and "±0.0" not in halves
     lines = certainty.behaviour_table(one, found).splitlines()
     (at,) = [k for k, text in enumerate(lines) if text.startswith(f"{line.title} ")]
@@ -226,6 +300,8 @@ def test_every_table_has_the_intervals_of_its_numbers(tmp_path):
     assert all(half in told for half in (halves[0], *halves[2:]))
     page = sections.Page("up", None, "own")
     html = sections.upstream_change(one, page, found.forgotten("up"))
-    low, high = found.interval("change", line.arm, on="up")
-    assert f"{signed(low)} to {signed(high)}" in html and html.count('class="whisker"') == 3
+    assert (
+        sections.span(*found.interval("change", line.arm, on="up")) in html
+        and html.count('class="whisker"') == 3
+    )
     assert 'class="whisker"' not in sections.upstream_change(one, page, {})

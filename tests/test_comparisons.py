@@ -165,6 +165,31 @@ def test_enough_draws_for_the_corrected_p_of_many_pairs(tmp_path):
     assert extreme.p_corrected < 0.02
 
 
+def test_draws_are_made_until_other_draws_would_not_change_a_claim(tmp_path, monkeypatch):
+    """One of these fifteen p lies so near the threshold that a million draws do not decide it."""
+    rng = np.random.default_rng(2)
+    names = [f"m{k}" for k in range(6)]
+    strength = {"pre": 0.4} | {name: 0.4 + 0.05 * k for k, name in enumerate(names)}
+    cells = grid(tmp_path, lambda method, *_: rng.random(60) < strength[method], names)
+    read = metrics.gather(cells)
+    pairs = comparisons.all_pairs([Arm("lite0", name, "canonical", None) for name in names])
+    ends, draws = [], metrics.mri_draws
+    monkeypatch.setattr(metrics, "mri_draws", lambda *words: ends.append(words[4]) or draws(*words))
+
+    def tests(seed):
+        rows = comparisons.compare(read, pairs, SETS, seed=seed)
+        assert all(row.p_error == row.p_corrected_error == 0 for row in rows if row.evaluated_on)
+        overall = [row for row in rows if not row.evaluated_on]
+        near = [comparisons.undecided(row.p_corrected, row.p_corrected_error) for row in overall]
+        return [None if n else row.p_corrected < 0.05 for n, row in zip(near, overall, strict=True)]
+
+    first, second = tests(0), tests(1)
+    assert max(ends) == comparisons.MOST
+    assert first == second and first.count(None) == 1 and {True, False} < set(first)
+    monkeypatch.setattr(comparisons, "MOST", comparisons.FIRST)
+    assert tests(0).count(None) > 1
+
+
 def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
     def lucky(seed):
         rng = np.random.default_rng(seed)

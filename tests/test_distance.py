@@ -175,7 +175,7 @@ def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
     gaps, errors = np.diag([0.0, 3e-5, 0.0]), np.diag([2e-3, math.nan, 0.0])
     found = Matrix(("a", "b", "c"), values, gaps, errors, 0.25)
     assert found.certainty() == (
-        "ε 0.25, worst gap 3.0e-05, worst marginal error 2.0e-03; 1 pairs missing"
+        "ε 0.25, worst gap 3.0e-05, worst marginal error 2.0e-03; 1 pair missing"
     )
     exact = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 0.0)
     assert exact.certainty().startswith("unregularised, worst gap 0.0e+00")
@@ -360,7 +360,7 @@ def test_correlations_do_not_depend_on_the_unit():
 
 def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
     found = correlation(spots([1.0, 4.0, 9.0, 16.0, 25.0]))
-    assert found.spearman == (pytest.approx(1.0),) * 3 and found.pearson[0] < 1
+    assert found.spearman[:3] == (pytest.approx(1.0),) * 3 and found.pearson[0] < 1
     assert "Spearman +1.00" in str(found) and "5 sets" in str(found)
 
 

@@ -179,6 +179,7 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
             pq.write_table(table(hits[name, when]), path)
             banks[name].add(key, path)
     found = outcome.change_draws(banks)
+    assert {len(samples) for samples in found.values()} == {metrics.MOST}  # of 30 sources
     expected: dict = {name: [] for name in "ab"}
     for _ in range(4000):
         concepts = rng.integers(BINNED // 2, size=BINNED // 2)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
-from engine import evaluate, merge
+from engine import cells, evaluate, merge
 from engine.cells import Cell
 from engine.context import Context
 from engine.methods import soup
+from engine.methods.base import Entry
 
 __all__ = ["grid"]
 State = dict[str, torch.Tensor]
@@ -100,6 +101,22 @@ def test_paper_wise_ft_is_the_plain_mean_alone(grid):
     assert entry.alpha == 0.5 and entry.headline and set(entry.mix.values()) == {0.5}
     with pytest.raises(ValueError, match=r"method.alphas=1.5 must be at least 0 and at most 1"):
         grid.build("method=wise_ft", "method.alphas=[1.5]")
+
+
+def test_the_row_of_a_table_is_evaluated_whether_or_not_the_alphas_hold_it(grid):
+    _, cell = grid.build("method=wise_ft", "method.alpha=0.3", "method.alphas=[0,1]")
+    assert [(entry.alpha, entry.headline) for entry in cell.entries] == [
+        (0.0, False), (0.3, True), (1.0, False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("headlines", [(), (False, False), (True, True)])
+def test_a_mix_without_exactly_one_row_for_the_table_is_refused(grid, tmp_path, headlines):
+    context, _ = grid.build("method=wise_ft")
+    entries = [Entry({"cell": 1.0}, 0.1 * k, told) for k, told in enumerate(headlines)]
+    with pytest.raises(ValueError, match=r"wise_ft names \d of its \d entries as headline"):
+        cells.write_mixed(tmp_path, context.recipe, entries)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_uniform_soup_is_the_mean_of_its_members(grid):

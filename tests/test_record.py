@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,34 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     (run.place / "evaluations.json").unlink()
     code, said = metrics(asked)
     assert code == 2 and "`rib campaign" in said
+
+
+@pytest.mark.slow
+def test_the_row_of_a_table_is_the_recipes_and_older_records_are_read(
+    folder: Path, grid: grids.Grid, tmp_path: Path
+) -> None:
+    """Alpha 0.3 beside the alphas 0 and 1; a record that does not name the row shows 0.5."""
+    other = folder / "third.yaml"
+    text = (folder / "shapes.yaml").read_text()
+    other.write_text(text.replace("alphas: [0.0, 0.5, 1.0]", "alpha: 0.3, alphas: [0.0, 1.0]"))
+    report = campaigns.run(folder, name="third")
+    assert "WiSE-FT, alpha 0.3" in (report / "table.txt").read_text()
+    page = (report / "index.html").read_text()
+    assert "WiSE-FT, alpha 0.3" in page
+    assert "<title>third: what fine-tuning does" in page  # not the path that names it
+
+    (file,) = (folder / "runs/third/plans").glob("*/evaluations.json")
+    place = tmp_path / "plans" / file.parent.name
+    place.mkdir(parents=True)
+    values = json.loads(file.read_text())
+    for row in values["evaluations"]:
+        del row["headline"]
+    (place / file.name).write_text(json.dumps(values))
+    shown = {row.alpha for row in record.read(place).record.evaluations if row.headline}
+    assert shown == {None}
+    assert {row.alpha for row in record.read(file.parent).record.evaluations if row.headline} == {
+        None, 0.3
+    }  # fmt: skip
 
 
 def test_all_models_of_a_campaign_are_looked_for(folder: Path, tmp_path: Path, capsys) -> None:

@@ -35,14 +35,14 @@ def campaign(shift=None, model="lite0", seed=0):
     mri = []
     for method, mean in shift.items():
         for alpha in (0.0, 0.5, 1.0) if method == "wise_ft" else (None,):
-            arm = (model, method, "canonical", alpha)
+            arm, row = (model, method, "canonical", alpha), alpha in (None, 0.5)
             rows += [
-                Accuracy(*arm, i, j, 100, BEFORE[j] + (30 if i == j else mean) + rng.normal())
+                Accuracy(*arm, i, j, 100, BEFORE[j] + (30 if i == j else mean) + rng.normal(), row)
                 for i in SETS
                 for j in BEFORE
             ]
             ri = np.mean(list(improvements(rows, SETS)[rows[-1].arm].values()))
-            mri.append(Mri(*arm, float(ri), float(ri) - 1, float(ri) + 1))
+            mri.append(Mri(*arm, float(ri), float(ri) - 1, float(ri) + 1, headline=row))
     return rows, mri
 
 
@@ -108,6 +108,17 @@ def test_standings_name_variants_and_methods_nobody_titled():
     one = arrange(rows + extra, mri)
     assert [line.title for line in one.lines] == ["FT", "FT (paper)", "LwF", "WiSE-FT", "mine"]
     assert [line.title for line, _ in one.ranked()] == ["WiSE-FT", "LwF", "FT"]
+
+
+def test_an_interpolation_of_one_alpha_is_in_the_table_and_in_the_plot():
+    rows, mri = campaign()
+    one = arrange(
+        [replace(row, alpha=0.3) for row in rows if row.alpha in (None, 0.5) and row.method != PRE]
+        + [row for row in rows if row.method == PRE],
+        [replace(row, alpha=0.3) for row in mri if row.headline],
+    )
+    assert "WiSE-FT, alpha 0.3" in [line.title for line in one.lines] and one.curves == ()
+    assert "WiSE-FT, alpha 0.3" in charts.trade_off(one)
 
 
 def test_table_shows_every_number_in_place():
@@ -261,6 +272,22 @@ def test_published_numbers_are_the_slides():
         for entry in models.values()
         if "before" in entry
     )
+
+
+def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular(tmp_path):
+    pair, arm = ("flat", "mono"), ("lite0", "lwf", "canonical", None)
+    rows = [row for row in campaign()[0] if row.method == PRE]
+    rows += [Accuracy(*arm, i, j, 100, BEFORE[j] + 1) for i in pair for j in (*pair, "up")]
+    mri = [Mri(*arm, 1.0, 0.0, 2.0)]
+    options = {"sets": pair, "upstream": "up", "methods": METHODS}
+    path = page.write(tmp_path, title="t", accuracy=rows, mri=mri, settings={}, **options)
+    text = Balanced(path.read_text("utf-8")).text
+    assert "LwF gains most on the one set a model was not fine-tuned on" in text
+    assert "One method starts from" in text and "is evaluated on the other; this" in text
+    assert "over the 1 other set, of accuracy" in text and "one sets" not in text
+    assert "in accuracy on the 1 other set, in points" in table(rows, mri, **options)
+    (one,) = standings(rows, [], **options)
+    assert page.finding(one) == "No method has been fine-tuned on both sets yet."
 
 
 def test_several_models_share_one_page(tmp_path):

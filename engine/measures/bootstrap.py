@@ -7,6 +7,11 @@ and differences are then plain arithmetic on the draws, and stay paired.
 The population meant: source images like these (all images made from one source are one draw) and,
 where cells were trained with several seeds, training runs like these. The sets, the classes and
 the pre-trained model are taken as given.
+
+It is a Poisson bootstrap (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams"):
+in a draw each source counts as often as a Poisson number of mean 1 says, independently of the
+others, and a mean is a ratio of two such sums. Its variance is that of drawing with replacement,
+and sets may share sources in any pattern.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +27,12 @@ from engine.measures import parallel
 from engine.measures.predictions import Bank
 
 LEVEL = 0.95
-TOGETHER = 128  # draws that share a generator, so that others beside them change nothing
+TAIL = (1 - LEVEL) / 2
+COUNTS, TOGETHER = 1 << 20, 4096  # counts, and draws, at most of which share a generator
 WIDENED = 4096  # sources whose counts are floats at a time, since a product wants both alike
-IN_CACHE = 1 << 17  # counts that are compared with the whole distribution, before the next
-RARE = 50  # sources; a stratum of n shrinks deviations by sqrt(1 - 1/n), so small ones are pooled
-POISSON = np.array([1 / math.factorial(k) for k in range(24)])  # times rate**k / e**rate
+CERTAIN = 4.0  # standard errors of a p that its draws are taken to stay within
+_POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])
+STEPS = np.round(2**16 * _POISSON).astype(np.uint16)  # 16 random bits at or above: one more
 
 
 def means(
@@ -35,74 +41,56 @@ def means(
     *,
     resamples: int,
     seed: int,
+    start: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Draws [resamples, K] of K means over the images of each set (float64).
+    """Draws [resamples - start, K], from number `start` on, of K means over the images of each set
+    (float64).
 
     `columns[name]` [seeds, sources, K] are sums per source, in the rows of `banks[name]`; a mean is
     their sum over the weight of the set's images, averaged over training seeds. Draw b is the same
-    draw of sources and of seeds for all sets, and however many are asked for.
-
-    Sources are drawn with replacement. Those that occur in the same sets form a stratum and are
-    drawn on their own; what occurs in sets that fewer than `RARE` sources share is one stratum
-    together. A draw that has none of a set's images counts each of them once.
+    draw of sources and of seeds for all sets, and however many are asked for. A draw that has none
+    of a set's images counts each of them once.
     """
     seeds = {column.shape[0] for column in columns.values()}
     assert len(seeds) == 1, seeds
-    used = {name: banks[name] for name in columns}
-    block = _blocks(used, resamples=resamples, seeds=seeds.pop(), seed=seed)
+    source = _Source({name: banks[name] for name in columns}, seeds.pop(), seed)
 
-    def drawn(start: int) -> list[np.ndarray]:
-        draws = block(start)
+    def block(first: int) -> list[np.ndarray]:
+        draws = source.draws(max(first, start), min(first + source.together, resamples))
         return [
-            draws.over_seeds([mean(one) for one in columns[name]])
-            for name in used
-            for mean in [draws.on(name)]
+            draws.over_seeds([draws.mean(name, sums) for sums in columns[name]]) for name in columns
         ]
 
-    found = parallel.each(drawn, range(0, resamples, TOGETHER))
-    return {name: np.concatenate([one[k] for one in found]) for k, name in enumerate(used)}
+    blocks = parallel.each(block, source.blocks(start, resamples))
+    return {name: np.concatenate([part[k] for part in blocks]) for k, name in enumerate(columns)}
 
 
 @dataclass(frozen=True)
 class Draws:
     """B draws of the sources of some sets, and of S seeds: statistics on the same draws are paired.
 
-    counts: uint8 [B, sources], how often each comes up, stratum after stratum; places: by set, its
-    rows in the order of those sources, and where among them they are; weights: float64 [B, S] of
-    the seeds. How they are drawn: `means`.
+    counts: uint8 [B, sources], how often each comes up; sets: of each set, the columns of its
+    sources and the weight of their images; weights: float64 [B, S] of the seeds.
     """
 
-    banks: Mapping[str, Bank[Any]]
-    places: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray]]
     counts: np.ndarray
     weights: np.ndarray
 
-    def on(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
-        """What takes sums per source [sources, K] of a set to draws [B, K] of K means (float64).
+    def mean(self, name: str, sums: np.ndarray) -> np.ndarray:
+        """Draws [B, K] of K means (float64) from sums per source [sources, K] of a set.
 
         Products are in the precision of the sums given: float32 is twice as fast and exact for
-        integers; in float64 what should cancel does, to the digits that `p_value` looks at.
+        integers; in float64 what should cancel does, to the digits that `tail` looks at.
         """
-        order, place = self.places[name]
-
-        def sums(column: np.ndarray) -> np.ndarray:
-            out = np.zeros((len(self.counts), column.shape[1]))
-            for start in range(0, len(place), WIDENED):
-                some = place[start : start + WIDENED]  # ascending: a run needs no gathering
-                run = some[-1] - some[0] == len(some) - 1
-                counts = self.counts[:, slice(some[0], some[-1] + 1) if run else some]
-                out += counts.astype(column.dtype) @ column[order[start : start + WIDENED]]
-            return out
-
-        weight = self.banks[name].total[:, None]
-
-        def mean(column: np.ndarray) -> np.ndarray:
-            column = np.concatenate([column, weight.astype(column.dtype)], axis=1)
-            found = sums(column)
-            found[found[:, -1] == 0] = column.sum(axis=0)
-            return found[:, :-1] / found[:, -1:]
-
-        return mean
+        places, weight = self.sets[name]
+        columns = np.concatenate([sums, weight[:, None].astype(sums.dtype)], axis=1)
+        drawn = np.zeros((len(self.counts), columns.shape[1]))
+        for start in range(0, len(places), WIDENED):
+            some = slice(start, start + WIDENED)
+            drawn += self.counts[:, places[some]].astype(columns.dtype) @ columns[some]
+        drawn[drawn[:, -1] == 0] = columns.sum(axis=0)
+        return drawn[:, :-1] / drawn[:, -1:]
 
     def first(self, count: int) -> Draws:
         """The first draws of them."""
@@ -116,9 +104,12 @@ class Draws:
 
 
 def draw(banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: int) -> Draws:
-    """As many draws as asked for, kept: a byte for each of them and each source."""
-    block = _blocks(banks, resamples=resamples, seeds=seeds, seed=seed)
-    parts = parallel.each(block, range(0, resamples, TOGETHER))
+    """As many draws as asked for, in memory: a byte for each of them and each source."""
+    source = _Source(banks, seeds, seed)
+    parts = parallel.each(
+        lambda first: source.draws(first, min(first + source.together, resamples)),
+        source.blocks(0, resamples),
+    )
     return replace(
         parts[0],
         counts=np.concatenate([part.counts for part in parts]),
@@ -126,33 +117,83 @@ def draw(banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: in
     )
 
 
-def _blocks(
-    banks: Mapping[str, Bank[Any]], *, resamples: int, seeds: int, seed: int
-) -> Callable[[int], Draws]:
-    """What makes the draws from a multiple of `TOGETHER` on, as many as it or as are left."""
-    sources = np.unique(np.concatenate([bank.sources for bank in banks.values()]))
-    rows = {name: np.searchsorted(sources, bank.sources) for name, bank in banks.items()}
-    member = np.zeros((len(sources), len(rows)), bool)
-    for j, name in enumerate(rows):
-        member[rows[name], j] = True
-    stratum = _strata(member)
-    place = np.empty(len(sources), np.int64)
-    place[np.argsort(stratum, kind="stable")] = np.arange(len(sources))
-    places = {
-        name: (order, place[mine][order])
-        for name, mine in rows.items()
-        for order in [np.argsort(place[mine])]
-    }
-    sizes = np.bincount(stratum).tolist()
+class _Source:
+    """Makes draws by their number, in blocks that share a generator."""
 
-    def block(start: int) -> Draws:
-        rng, other = (np.random.Generator(np.random.SFC64([seed, start, k])) for k in (0, 1))
-        weights = _seed_weights(other, TOGETHER, seeds)
-        counts = np.concatenate([_draw(rng, TOGETHER, size) for size in sizes], axis=1)
-        count = min(TOGETHER, resamples - start)
-        return Draws(banks, places, counts[:count], weights[:count])
+    def __init__(self, banks: Mapping[str, Bank[Any]], seeds: int, seed: int) -> None:
+        sources = np.unique(np.concatenate([bank.sources for bank in banks.values()]))
+        self.sets = {
+            name: (np.searchsorted(sources, bank.sources), bank.total)
+            for name, bank in banks.items()
+        }
+        self.sources, self.seeds, self.seed = len(sources), seeds, seed
+        self.together = min(TOGETHER, max(32, COUNTS // self.sources))
 
-    return block
+    def blocks(self, start: int, stop: int) -> range:
+        """Where the blocks begin that hold draws `start` to `stop`."""
+        return range(start - start % self.together, stop, self.together)
+
+    def draws(self, start: int, stop: int) -> Draws:
+        """Draws `start` to `stop`, which lie in one block."""
+        first = start - start % self.together
+        some = slice(start - first, stop - first)
+        bits, other = (np.random.SFC64([self.seed, first, k]) for k in (0, 1))
+        words = bits.random_raw(-(-self.together * self.sources // 4)).view(np.uint16)
+        words = words[: self.together * self.sources].reshape(self.together, self.sources)[some]
+        counts = np.zeros(words.shape, np.uint8)
+        for step in STEPS:
+            counts += words >= step
+        weights = _seed_weights(np.random.Generator(other), self.together, self.seeds)
+        return Draws(self.sets, counts, weights[some])
+
+
+def until(
+    draw: Callable[[int, int], np.ndarray],
+    enough: Callable[[np.ndarray], bool],
+    *,
+    first: int,
+    most: int,
+) -> np.ndarray:
+    """Draws [B, ...] of `draw(start, stop)`: twice as many as before until there are `enough`, but
+    not more than `most`."""
+    samples = draw(0, first)
+    while not enough(samples) and len(samples) < most:
+        more = draw(len(samples), min(2 * len(samples), most))
+        samples = np.concatenate([samples, more])
+    return samples
+
+
+class Ends(NamedTuple):
+    """The middle 95% of some draws (the percentile interval), and the Monte-Carlo standard error of
+    its ends, the larger of the two: what as many other draws would change."""
+
+    low: float
+    high: float
+    error: float
+
+
+def ends(samples: np.ndarray) -> Ends:
+    """The percentile interval of samples [B].
+
+    The rank of an end is binomial, so its error is half the distance between the samples a standard
+    deviation of that rank below and above.
+    """
+    ordered = np.sort(samples)
+
+    def at(level: float) -> float:
+        """As NumPy's `quantile`, whose time is not the sorting but what is around it."""
+        rank = min(max(level, 0.0), 1.0) * (len(ordered) - 1)
+        below = ordered[int(rank)]
+        return float(below + (rank % 1) * (ordered[math.ceil(rank)] - below))
+
+    step = math.sqrt(TAIL * (1 - TAIL) / len(ordered))
+    errors = [(at(level + step) - at(level - step)) / 2 for level in (TAIL, 1 - TAIL)]
+    return Ends(at(TAIL), at(1 - TAIL), max(errors))
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """The ends alone of `ends`."""
+    return ends(samples)[:2]
 
 
 def half_width(samples: np.ndarray) -> float:
@@ -161,18 +202,31 @@ def half_width(samples: np.ndarray) -> float:
     return (high - low) / 2
 
 
-def interval(samples: np.ndarray) -> tuple[float, float]:
-    """Ends of the middle 95% of samples [B]: the percentile interval."""
-    low, high = np.quantile(samples, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return float(low), float(high)
+class Chance(NamedTuple):
+    """A p-value (or an array of them), and its Monte-Carlo standard error: 0 if it is exact."""
+
+    p: Any
+    error: Any
 
 
-def p_value(samples: np.ndarray) -> float:
-    """Two-sided p of "the statistic is 0" from its samples [B]: the level at which the percentile
-    interval just reaches 0. At least 2 / (B + 1), since B draws cannot tell less."""
+def tails(samples: np.ndarray) -> np.ndarray:
+    """How many of samples [B, ...] are at most, and at least, 0: int64 [2, ...]."""
     rounded = samples.round(9)  # a difference of 0 may have come out as 1e-15
-    tail = min(int((rounded <= 0).sum()), int((rounded >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (len(samples) + 1))
+    return np.stack([(rounded <= 0).sum(axis=0), (rounded >= 0).sum(axis=0)])
+
+
+def p_value(counts: np.ndarray, draws: np.ndarray | int) -> Chance:
+    """Two-sided p of "the statistic is 0" from the `tails` [2, ...] of its draws: the level at
+    which the percentile interval just reaches 0. At least 2 / (draws + 1): they cannot tell less.
+
+    The error is a quarter of the way to the upper end of Wilson's interval of `CERTAIN` standard
+    errors, which is above 0 even where no draw lay in the tail.
+    """
+    share = (np.minimum(counts[0], counts[1]) + 1) / (np.asarray(draws) + 1)
+    wide = CERTAIN**2 / draws
+    middle = share + wide / 2
+    high = (middle + np.sqrt(wide * (share * (1 - share) + wide / 4))) / (1 + wide)
+    return Chance(np.minimum(1.0, 2 * share), 2 * (high - share) / CERTAIN)
 
 
 def _seed_weights(rng: np.random.Generator, rows: int, seeds: int) -> np.ndarray:
@@ -189,51 +243,3 @@ def _seed_weights(rng: np.random.Generator, rows: int, seeds: int) -> np.ndarray
     deviates -= deviates.mean(axis=1, keepdims=True)
     chi = np.sqrt(rng.chisquare(seeds - 1, (rows, 1)) / (seeds - 1))
     return 1 / seeds + deviates / (chi * np.sqrt(seeds * (seeds - 1)))
-
-
-def _strata(member: np.ndarray) -> np.ndarray:
-    """(sources,) number of each one's stratum from which sets (sources, sets) it occurs in."""
-    _, pattern, size = np.unique(member, axis=0, return_inverse=True, return_counts=True)
-    pooled = np.where(size < RARE, len(size), np.arange(len(size)))[pattern.ravel()]
-    return np.unique(pooled, return_inverse=True)[1]
-
-
-def _draw(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
-    """uint8 (rows, size) how often each of `size` sources comes up in `size` draws.
-
-    Poisson counts are multinomial given their sum, and are made far faster than draws are counted.
-    So all but some 6 sqrt(size) of a row's draws are made as such counts, and the rest one by one.
-    """
-    rate = max(0.0, 1 - 6 / math.sqrt(size))
-    counts = _poisson(rng, rate, (rows, size))
-    left = size - counts.sum(axis=1, dtype=np.int64)
-    while (over := left < 0).any():  # once in some 1e9 rows; any sum will do
-        counts[over] = _poisson(rng, rate, (int(over.sum()), size))
-        left = size - counts.sum(axis=1, dtype=np.int64)
-    at = np.repeat(size * np.arange(rows), left) + rng.integers(size, size=left.sum())
-    np.add.at(counts.reshape(-1), at, np.uint8(1))
-    return counts
-
-
-def _poisson(rng: np.random.Generator, rate: float, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [shape] Poisson counts of a rate of at most 1.
-
-    16 random bits tell most of them, by comparison with the distribution in steps of 2^-16; what
-    such steps leave of it is drawn by itself.
-    """
-    if not rate:
-        return np.zeros(shape, np.uint8)
-    chances = 2**16 * np.exp(-rate) * rate ** np.arange(len(POISSON)) * POISSON
-    steps = np.floor(chances)
-    ends = np.cumsum(steps[steps > 0]).astype(np.uint16)
-    words = rng.integers(2**64, size=-(-math.prod(shape) // 4), dtype=np.uint64)
-    bits = words.view(np.uint16)[: math.prod(shape)]
-    counts = np.zeros(len(bits), np.uint8)
-    for some in range(0, len(bits), IN_CACHE):
-        part, found = bits[some : some + IN_CACHE], counts[some : some + IN_CACHE]
-        for end in ends:
-            found += (part >= end).view(np.uint8)
-    rare = np.flatnonzero(counts == len(ends))
-    rest = chances - steps
-    counts[rare] = rng.choice(len(rest), size=len(rare), p=rest / rest.sum())
-    return counts.reshape(shape)

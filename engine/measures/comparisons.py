@@ -8,9 +8,10 @@ be "significant" by luck alone, hence Holm's correction.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -20,21 +21,35 @@ from engine.measures.predictions import Bank
 from engine.measures.rows import Arm, Comparison
 
 SIGNIFICANT = 0.05
-RESAMPLES, RESAMPLES_PER_PAIR = 10_000, 100
+FIRST, MOST = 1 << 14, 1 << 20  # draws of a p, doubled while Monte-Carlo error decides a claim
+BATCH = 1 << 16  # draws that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tests that are corrected together: p, Holm's corrected p, and Monte-Carlo standard errors of
+    both, which are 0 where p is exact; arrays of one shape."""
+
+    p: np.ndarray
+    error: np.ndarray
+    corrected: np.ndarray
+    corrected_error: np.ndarray
+
+    @classmethod
+    def of(cls, p: np.ndarray, error: np.ndarray) -> Family:
+        """Correct them. An error of a corrected p is how far it moves with all p at once."""
+        corrected, off = holm(p), bootstrap.CERTAIN * error
+        moved = [np.abs(holm(np.clip(p + sign * off, 0, 1)) - corrected) for sign in (-1, 1)]
+        return cls(p, error, corrected, np.maximum(*moved) / bootstrap.CERTAIN)
 
 
 def compare(
-    grid: Gathered,
-    pairs: Sequence[tuple[Arm, Arm]],
-    sets: Sequence[str],
-    *,
-    resamples: int | None = None,
-    seed: int = 0,
+    grid: Gathered, pairs: Sequence[tuple[Arm, Arm]], sets: Sequence[str], *, seed: int = 0
 ) -> tuple[Comparison, ...]:
     """Each pair's difference in mRI, then on each of the sets; the population: `bootstrap`.
 
     mRI: paired bootstrap over source images and seeds; its p is that of its percentile interval.
-    `resamples` defaults to so many that each corrected p can reach 0.02. Sets: McNemar's exact
+    Draws are made until no corrected p is `undecided`, or there are `MOST`. Sets: McNemar's exact
     test (McNemar 1947) with sources in place of images: each of them is a win for the method whose
     models, trained on the other sets, get more of its images right. With one model, one image a
     source and two sets, that is McNemar's own test. It takes seeds as given. It counts images
@@ -49,30 +64,55 @@ def compare(
     for arm in arms:
         if set(ri.get(arm, ())) != set(sets):
             raise ValueError(f"{arm} was not fine-tuned on every set: it has no mRI to compare")
-    for one, other in pairs:
-        if one.model != other.model:
-            raise ValueError(f"{one} and {other} start from different pre-trained models")
-    sampled = {name for name in sets if grid.banks[name].sampled}
-    tests = len(pairs) * (len(sets) if sampled else 1)
-    count = resamples or max(RESAMPLES, RESAMPLES_PER_PAIR * tests)
-    drawn = metrics.change_draws(grid, arms, sets, resamples=count, seed=seed)
-    mri = np.sum(list(drawn.values()), axis=0)
+    for arm, against in pairs:
+        if arm.model != against.model:
+            raise ValueError(f"{arm} and {against} start from different pre-trained models")
+    left, right = ([arms.index(pair[side]) for pair in pairs] for side in (0, 1))
+
+    def mri(start: int, stop: int) -> np.ndarray:
+        drawn = metrics.mri_draws(grid, arms, sets, start, stop, seed)
+        return drawn[:, left] - drawn[:, right]
+
+    def changes(start: int, stop: int) -> np.ndarray:
+        drawn = metrics.change_draws(grid, arms, sets, start, stop, seed)
+        return drawn[:, :, left] - drawn[:, :, right]
+
+    sampled = [grid.banks[name].sampled for name in sets]
+    hits = [_right(grid, name, arms, sets) for name in sets]
+    wins = [
+        [_wins(grid.banks[name], hit[a] - hit[b]) for name, hit in zip(sets, hits, strict=True)]
+        for a, b in zip(left, right, strict=True)
+    ]
+    exact = np.array([[sign_test(*counts) for counts in row] for row in wins])
+    overall = _family(mri, np.full(len(pairs), np.nan))
+    on_sets = _family(
+        lambda start, stop: changes(start, stop)[:, sampled].swapaxes(1, 2),
+        np.where(sampled, np.nan, exact),
+    )
+    drawn = bootstrap.until(
+        changes,
+        lambda drawn: metrics.is_known(bootstrap.ends(x).error for x in drawn.sum(axis=1).T),
+        first=metrics.RESAMPLES,
+        most=metrics.MOST,
+    )
     ood = _mean_accuracies(grid, sets)
-    right = {name: _right(grid, name, arms, sets) for name in sets}
-    overall, on_sets = [], []
-    for one, other in pairs:
-        a, b = arms.index(one), arms.index(other)
-        value = fmean(ri[one].values()) - fmean(ri[other].values())
-        samples = mri[:, a] - mri[:, b]
-        p = bootstrap.p_value(samples)
-        overall.append(_row(one, other, "", value, samples, None, p))
-        for name in sets:
-            samples = len(sets) * (drawn[name][:, a] - drawn[name][:, b])
-            counts = _wins(grid.banks[name], right[name][a] - right[name][b])
-            value = ood[one, name] - ood[other, name]
-            p = bootstrap.p_value(samples) if name in sampled else sign_test(*counts)
-            on_sets.append(_row(one, other, name, value, samples, counts, p))
-    return (*_corrected(overall), *_corrected(on_sets))
+    rows, rows_of_sets = [], []
+    for k, (arm, against) in enumerate(pairs):
+        value = fmean(ri[arm].values()) - fmean(ri[against].values())
+        rows.append(_row(arm, against, "", value, drawn[:, :, k].sum(axis=1), None, overall, k))
+        for j, name in enumerate(sets):
+            value = ood[arm, name] - ood[against, name]
+            samples = len(sets) * drawn[:, j, k]
+            rows_of_sets.append(
+                _row(arm, against, name, value, samples, wins[k][j], on_sets, (k, j))
+            )
+    return (*rows, *rows_of_sets)
+
+
+def undecided(corrected: Any, error: Any) -> Any:
+    """Whether a corrected p is so near `SIGNIFICANT` that other draws might put it on the other
+    side; of arrays, an array."""
+    return np.abs(corrected - SIGNIFICANT) < bootstrap.CERTAIN * error
 
 
 def all_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
@@ -107,15 +147,15 @@ def sign_test(better: int, worse: int) -> float:
     return min(1.0, 2 * float(tail))
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
-    """p-values corrected for being several (Holm 1979): at a threshold of 0.05, the chance of even
-    one false finding among them is at most 5%, however they depend on each other."""
-    values = np.asarray(p, np.float64)
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """p-values, of any shape, corrected for being several (Holm 1979): at a threshold of 0.05, the
+    chance of even one false finding is at most 5%, however they depend on each other."""
+    values = np.asarray(p, np.float64).ravel()
     order = np.argsort(values)
     raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     out = np.empty_like(values)
     out[order] = np.minimum(1.0, raised)
-    return out
+    return out.reshape(np.shape(p))
 
 
 def _mean_accuracies(grid: Gathered, sets: Sequence[str]) -> dict[tuple[Arm, str], float]:
@@ -132,7 +172,7 @@ def _right(grid: Gathered, name: str, arms: Sequence[Arm], sets: Sequence[str]) 
     summed over models and seeds."""
     bank, others = grid.banks[name], [downstream for downstream in sets if downstream != name]
     each = [[bank.sums((arm, i), grid.seeds).sum(axis=0) for i in others] for arm in arms]
-    return np.array([np.sum(mine, axis=0) for mine in each])
+    return np.array([np.sum(sums, axis=0) for sums in each])
 
 
 def _wins(bank: Bank[Key], net: np.ndarray) -> tuple[int, int]:
@@ -142,20 +182,43 @@ def _wins(bank: Bank[Key], net: np.ndarray) -> tuple[int, int]:
     return int((net > least).sum()), int((net < -least).sum())
 
 
+def _family(draw: Callable[[int, int], np.ndarray], exact: np.ndarray) -> Family:
+    """Tests of which some have an `exact` p; the p of the others, which are NaN there, come from
+    draws [B, ...] of their statistics, in the same order."""
+    p, error, by_draws = exact.copy(), np.zeros(exact.shape), np.isnan(exact)
+    done, stop, counts = 0, FIRST if by_draws.any() else 0, np.zeros((2, by_draws.sum()), int)
+    while done < stop:
+        for start in range(done, stop, BATCH):
+            samples = draw(start, min(start + BATCH, stop))
+            counts += bootstrap.tails(samples.reshape(len(samples), -1))
+        p[by_draws], error[by_draws] = bootstrap.p_value(counts, stop)
+        family = Family.of(p, error)
+        open_ = undecided(family.corrected, family.corrected_error).any()
+        done, stop = stop, min(2 * stop, MOST) if open_ else stop
+    return Family.of(p, error)
+
+
 def _row(
-    one: Arm,
-    other: Arm,
+    arm: Arm,
+    against: Arm,
     name: str,
     difference: float,
     samples: np.ndarray,
-    counts: tuple[int, int] | None,
-    p: float,
+    wins: tuple[int, int] | None,
+    family: Family,
+    test: int | tuple[int, int],
 ) -> Comparison:
-    low, high = bootstrap.interval(samples)
-    better, worse = counts or (None, None)
-    return Comparison(*one, *other[1:], name, difference, low, high, better, worse, p, p)
-
-
-def _corrected(rows: Sequence[Comparison]) -> list[Comparison]:
-    corrected = holm([row.p for row in rows])
-    return [replace(row, p_corrected=float(p)) for row, p in zip(rows, corrected, strict=True)]
+    better, worse = wins or (None, None)
+    return Comparison(
+        *arm,
+        *against[1:],
+        name,
+        difference,
+        *bootstrap.ends(samples),
+        better,
+        worse,
+        float(family.p[test]),
+        float(family.error[test]),
+        float(family.corrected[test]),
+        float(family.corrected_error[test]),
+    )

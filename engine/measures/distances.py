@@ -53,7 +53,8 @@ class Matrix:
         missing = int(np.isnan(self.values).sum()) // 2
         return (
             f"{kind}, worst gap {_worst(self.gaps)}, worst marginal error "
-            f"{_worst(self.marginal_errors)}" + (f"; {missing} pairs missing" if missing else "")
+            f"{_worst(self.marginal_errors)}"
+            + (f"; {missing} pair{'s' * (missing > 1)} missing" if missing else "")
         )
 
     def plain(self) -> dict[str, Any]:

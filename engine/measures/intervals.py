@@ -20,8 +20,11 @@ from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Cell, Interval
 
 ERROR, ROBUSTNESS, CHANGE = "calibration_error", "effective_robustness", "change"
 SHARES = (*Agreement._fields, "accuracy")  # percent of images, which end at 0 and 100
-BLOCK = 16  # cells that share a matrix product
-ERROR_DRAWS = 200  # at most: a calibration error takes `BINS` times the work of an accuracy
+BLOCK = 32  # cells that share a matrix product
+EVIDENCE = 6_000_000  # draws x sources: so many leave 0.05 points of an accuracy's interval
+AT_ONCE = 1 << 28  # draws x sources of all sets, a byte each
+SOME, FEW = 4, 8  # an accuracy's draws to one of what is printed as means, and of what takes `BINS`
+FEWEST = 256  # times the work; that many at least
 Drawn = dict[tuple[str, Cell], np.ndarray]  # by quantity
 
 
@@ -32,31 +35,37 @@ def intervals(
     sets: Sequence[str],
     upstream: str,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> tuple[Interval, ...]:
     """Percentile intervals over source images and training seeds (the population: `bootstrap`).
 
-    Accuracy rows first, in the order of the grid's, then RI, then mRI as `summary` has it, then
-    each number of `behaviours` and its mean over the sets that a model was not trained on, then
-    the change on the upstream set and its mean. Cells on their own set are drawn by themselves. A
-    share of 0 or 100% has no width: resampling cannot show what the images never did. Ends of
-    shares are cut there, which few seeds would otherwise pass. The draws of a calibration error
-    that is almost 0 lie above it, since noise only adds to it.
+    `resamples`, draws of accuracies, defaults to fewer the more sources the sets have: Monte-Carlo
+    errors fall with both. Accuracy rows come first, in the order of the grid's, then RI, then mRI
+    as `summary` has it, then each number of `behaviours` and its mean over the sets that a model
+    was not trained on, then the change on the upstream set and its mean. Cells on their own set are
+    drawn by themselves. A share of 0 or 100% has no width: resampling cannot show what the images
+    never did. Ends of shares are cut there, which few seeds would otherwise pass. The draws of a
+    calibration error that is almost 0 lie above it, since noise only adds to it.
     """
+    resamples = resamples or _enough(grid)
     drawn = _draws(grid, grid.banks, resamples, seed)
     for name, bank in grid.own_banks.items():
         drawn |= _draws(grid, {name: bank}, resamples, seed)
     known = {row.place: row.accuracy for row in grid.accuracy}
     _add_robustness(drawn, known, sets, upstream)
 
-    out = [_row("accuracy", cell, value, drawn["accuracy", cell]) for cell, value in known.items()]
-    for arm, columns in metrics.improvements(grid.accuracy, sets).items():
-        for downstream, value in columns.items():
-            samples = _ri(drawn, arm, downstream, sets)
-            out.append(_row("RI", Cell(*arm, downstream, ""), value, samples))
+    out = _rows([("accuracy", cell, x, drawn["accuracy", cell]) for cell, x in known.items()])
+    out += _rows(
+        [
+            ("RI", Cell(*arm, downstream, ""), value, _ri(drawn, arm, downstream, sets))
+            for arm, columns in metrics.improvements(grid.accuracy, sets).items()
+            for downstream, value in columns.items()
+        ]
+    )
     out += [
-        Interval(*row.arm, "", "", "mRI", row.mri, row.mri_low, row.mri_high) for row in summary.mri
+        Interval(*row.arm, "", "", "mRI", row.mri, row.mri_low, row.mri_high, row.error)
+        for row in summary.mri
     ]
     names = (*Agreement._fields, ERROR, ROBUSTNESS)
     values = {(name, row.place): getattr(row, name) for row in behaviours for name in names}
@@ -76,45 +85,49 @@ def intervals(
         (values, elsewhere, ""),
         (forgotten, [cell for _, cell in forgotten if cell.downstream in sets], upstream),
     ):
-        out += [_row(name, cell, value, drawn[name, cell]) for (name, cell), value in some.items()]
+        out += _rows([(name, cell, x, drawn[name, cell]) for (name, cell), x in some.items()])
         out += _means(drawn, some, cells, on)
     return tuple(out)
+
+
+def _enough(grid: Gathered) -> int:
+    """Draws for the set of fewest sources, as far as time and memory go."""
+    fewest = min(len(bank.sources) for bank in grid.banks.values())
+    together = sum(len(bank.sources) for bank in grid.banks.values())
+    return max(RESAMPLES, min(metrics.MOST, EVIDENCE // fewest, AT_ONCE // together))
 
 
 def _draws(grid: Gathered, banks: Mapping[str, Bank[Key]], resamples: int, seed: int) -> Drawn:
     """Draws of accuracies, agreement and calibration errors, in percent and points."""
     draws = bootstrap.draw(banks, resamples=resamples, seeds=len(grid.seeds), seed=seed)
-    few = draws.first(ERROR_DRAWS)
-    of_set = {name: (draws.on(name), few.on(name)) for name in banks}
+    some, few = (draws.first(max(FEWEST, resamples // part)) for part in (SOME, FEW))
 
     def block(work: tuple[str, list[Key]]) -> Drawn:
         name, keys = work
-        (mean, mean_of_few), bank, drawn = of_set[name], banks[name], Drawn()
+        bank, drawn = banks[name], Drawn()
         n = len(bank.sources)
-        each = [(key, one) for key in keys for one in sorted(bank.correct[key])]
-        answers = [grid.answers[Cell(*arm, i, name)][one] for (arm, i), one in each]
-        sums = np.zeros((n, 4 * len(each)), np.float32)
-        for k, ((key, one), a) in enumerate(zip(each, answers, strict=True)):
-            sums[:, k] = bank.correct[key][one]
-            if a.agreed is not None:
-                sums[:, len(each) + 3 * k : len(each) + 3 * k + 3] = a.agreed
-        shares = mean(sums)
-        errors = mean_of_few(np.concatenate([a.by_bin(n) for a in answers], axis=1))
+        each = [(key, k) for key in keys for k in sorted(bank.correct[key])]
+        answers = [grid.answers[Cell(*arm, i, name)][k] for (arm, i), k in each]
+        correct = [bank.correct[key][k].astype(np.float32) for key, k in each]
+        agreed = [np.zeros((n, 3), np.float32) if a.agreed is None else a.agreed for a in answers]
+        shares = draws.mean(name, np.stack(correct, axis=1))
+        agreements = some.mean(name, np.concatenate(agreed, axis=1)).reshape(-1, len(each), 3)
+        errors = few.mean(name, np.concatenate([a.by_bin(n) for a in answers], axis=1))
         errors = np.abs(errors).reshape(len(errors), -1, BINS).sum(axis=2)
+
+        def percent(of: bootstrap.Draws, values: np.ndarray, at: list[int]) -> np.ndarray:
+            return (100 * of.over_seeds([values[:, k] for k in at])).astype(np.float32)
+
         for arm, i in keys:
             at = [k for k, (key, _) in enumerate(each) if key == (arm, i)]
             cell = Cell(*arm, i, name)
-            drawn[ERROR, cell] = 100 * few.over_seeds([errors[:, k] for k in at])
-            accuracy = 100 * draws.over_seeds([shares[:, k] for k in at])
-            drawn["accuracy", cell] = accuracy
+            drawn[ERROR, cell] = percent(few, errors, at)
+            drawn["accuracy", cell] = accuracy = percent(draws, shares, at)
             if answers[at[0]].agreed is None:
                 continue
-            first = [len(each) + 3 * k for k in at]
-            same, lost, gained = (
-                100 * draws.over_seeds([shares[:, k + case] for k in first]) for case in range(3)
-            )
-            found = same, accuracy - gained, lost, gained
-            for what, samples in zip(Agreement._fields, found, strict=True):
+            same, lost, gained = percent(some, agreements, at).T
+            cases = same, _some(accuracy) - gained, lost, gained
+            for what, samples in zip(Agreement._fields, cases, strict=True):
                 drawn[what, cell] = samples
         return drawn
 
@@ -127,6 +140,11 @@ def _draws(grid: Gathered, banks: Mapping[str, Bank[Key]], resamples: int, seed:
     return dict(itertools.chain.from_iterable(d.items() for d in parallel.each(block, blocks)))
 
 
+def _some(samples: np.ndarray) -> np.ndarray:
+    """The first of an accuracy's draws: those that agreement has."""
+    return samples[: max(FEWEST, len(samples) // SOME)]
+
+
 def _add_robustness(
     drawn: Drawn, known: Collection[Cell], sets: Sequence[str], upstream: str
 ) -> None:
@@ -135,7 +153,7 @@ def _add_robustness(
         if fit.sum() < behaviour.MODELS_FOR_A_TREND:
             continue
         x, y = (
-            np.stack([drawn["accuracy", cell] for cell in some], axis=1)
+            np.stack([_some(drawn["accuracy", cell]) for cell in some], axis=1)
             for some in ([behaviour.at(cell, upstream) for cell in cells], cells)
         )
         found = behaviour.heights(x, y, fit)
@@ -150,20 +168,27 @@ def _means(
     for cell in cells:
         of.setdefault(cell.arm, []).append(cell)
     rows = []
-    for arm, own in of.items():
+    for arm, of_arm in of.items():
         for name in dict.fromkeys(name for name, _ in values):
-            if all((name, cell) in values for cell in own):
-                samples = np.mean([drawn[name, cell] for cell in own], axis=0)
-                value = fmean(values[name, cell] for cell in own)
-                rows.append(_row(name, Cell(*arm, "", on), value, samples))
-    return rows
+            if all((name, cell) in values for cell in of_arm):
+                samples = np.mean([drawn[name, cell] for cell in of_arm], axis=0)
+                value = fmean(values[name, cell] for cell in of_arm)
+                rows.append((name, Cell(*arm, "", on), value, samples))
+    return _rows(rows)
 
 
-def _row(name: str, cell: Cell, value: float, samples: np.ndarray) -> Interval:
-    low, high = bootstrap.interval(samples[~np.isnan(samples)])
-    if name in SHARES:
-        low, high = (min(max(end, 0.0), 100.0) for end in (low, high))
-    return Interval(*cell.key, name, value, low, high)
+def _rows(numbers: Sequence[tuple[str, Cell, float, np.ndarray]]) -> list[Interval]:
+    """Intervals of numbers from their draws [B], which are NaN where there are none."""
+
+    def row(number: tuple[str, Cell, float, np.ndarray]) -> Interval:
+        name, cell, value, samples = number
+        samples = samples[~np.isnan(samples)]
+        low, high, error = bootstrap.ends(samples)
+        if name in SHARES:
+            low, high = (min(max(end, 0.0), 100.0) for end in (low, high))
+        return Interval(*cell.key, name, value, low, high, error)
+
+    return parallel.each(row, numbers)
 
 
 def _ri(drawn: Drawn, arm: Arm, downstream: str, sets: Sequence[str]) -> np.ndarray:

@@ -26,7 +26,9 @@ from engine.measures.answers import Answers
 from engine.measures.predictions import Bank, Seen
 from engine.measures.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
 
-RESAMPLES = 1000
+RESAMPLES = 1000  # at first, and where nobody asks for more
+MOST = 1 << 16  # draws that are in memory at a time
+DIGIT = 0.1  # points: what tables print, and so what ends of intervals are drawn to
 NOT_KNOWN = rows.Agreement(None, None, None, None)
 Key = tuple[Arm, str]  # arm and downstream set
 
@@ -64,10 +66,12 @@ class Gathered:
 def gather(evaluations: Sequence[Evaluation]) -> Gathered:
     """Read every evaluation once; rows come in the order of the evaluations.
 
-    Raises ValueError for duplicates, cells that lack a seed that others have, unreadable or NaN
-    predictions, and evaluations of one set that saw different images.
+    Raises ValueError for duplicates, cells that lack a seed that others have, arms that are the
+    headline on some sets only, unreadable or NaN predictions, and evaluations of one set that saw
+    different images.
     """
     seeds = _check_cells(evaluations)
+    headline = _headlines(evaluations)
     on: dict[str, list[Evaluation]] = {}
     for cell in evaluations:
         on.setdefault(cell.evaluated_on, []).append(cell)
@@ -84,7 +88,12 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
             found[cell.place].append(numbers)
     by_seed = [row for several in found.values() for row, _ in several]
     accuracy = [
-        Accuracy(*cell.key, several[0][0].n, fmean(row.accuracy for row, _ in several))
+        Accuracy(
+            *cell.key,
+            several[0][0].n,
+            fmean(row.accuracy for row, _ in several),
+            headline[cell.arm],
+        )
         for cell, several in found.items()
     ]
     behaviours = tuple(_mean([row for _, row in several]) for several in found.values())
@@ -96,10 +105,10 @@ def summarise(
     sets: Sequence[str],
     *,
     partial: bool = False,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Summary:
-    """Accuracies, and mRI over `sets` with intervals (the population meant: `bootstrap`).
+    """Accuracies, and mRI over `sets` with intervals (the population meant: `bootstrap`). There are
+    so many draws that Monte-Carlo error leaves a `DIGIT` of their ends, or `MOST`.
 
     Sets evaluated on but not among `sets` (the upstream set) are reported, never part of RI.
     An arm that lacks a whole downstream column is refused, or with `partial` left out of mRI
@@ -123,10 +132,16 @@ def summarise(
     arms = [arm for arm, columns in ri.items() if len(columns) == len(sets)]
     mri = []
     if arms:
-        drawn = change_draws(grid, arms, sets, resamples=resamples, seed=seed)
-        for arm, samples in zip(arms, np.sum(list(drawn.values()), axis=0).T, strict=True):
+        headline = {row.arm: row.headline for row in grid.accuracy}
+        drawn = bootstrap.until(
+            lambda start, stop: mri_draws(grid, arms, sets, start, stop, seed),
+            lambda drawn: is_known(bootstrap.ends(samples).error for samples in drawn.T),
+            first=RESAMPLES,
+            most=MOST,
+        )
+        for arm, samples in zip(arms, drawn.T, strict=True):
             value = math.fsum(ri[arm].values()) / len(sets)
-            mri.append(Mri(*arm, value, *bootstrap.interval(samples)))
+            mri.append(Mri(*arm, value, *bootstrap.ends(samples), headline[arm]))
     return Summary(grid.accuracy, tuple(mri), missing, grid.by_seed if len(grid.seeds) > 1 else ())
 
 
@@ -162,17 +177,43 @@ def robustness_improvement(
     return math.fsum(after[name] - before[name] for name in others) / len(others)
 
 
+def is_known(errors: Iterable[float]) -> bool:
+    """Whether Monte-Carlo standard errors leave a `DIGIT` of what they are of."""
+    return max(errors, default=0.0) <= DIGIT / 2
+
+
 def change_draws(
-    grid: Gathered, arms: Sequence[Arm], sets: Sequence[str], *, resamples: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Joint bootstrap draws [resamples, arms] of what each set adds to mRI, in points.
+    grid: Gathered, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
+) -> np.ndarray:
+    """Joint bootstrap draws [B, sets, arms], `start` to `stop`, of what each set adds to mRI, in
+    points.
 
     Their sum over the sets is mRI; n times one of them is the mean change on that set, over the
     n - 1 models trained elsewhere. mRI is linear in each set's sums per source, hence one matrix
     product a set.
     """
     columns = {name: _changes(grid, name, arms, sets) for name in sets}
-    return bootstrap.means(grid.banks, columns, resamples=resamples, seed=seed)
+    drawn = bootstrap.means(grid.banks, columns, resamples=stop, seed=seed, start=start)
+    return np.stack(list(drawn.values()), axis=1)
+
+
+def mri_draws(
+    grid: Gathered, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
+) -> np.ndarray:
+    """Draws [B, arms] of mRI: those of `change_draws`, summed over the sets. Sets that hold equally
+    many images of the same sources share a matrix product."""
+    columns: dict[str, np.ndarray] = {}
+    for name in sets:
+        same = next((other for other in columns if _alike(grid, name, other)), name)
+        columns[same] = columns.get(same, 0) + _changes(grid, name, arms, sets)
+    drawn = bootstrap.means(grid.banks, columns, resamples=stop, seed=seed, start=start)
+    return np.sum(list(drawn.values()), axis=0)
+
+
+def _alike(grid: Gathered, name: str, other: str) -> bool:
+    """Whether two sets hold equally many images of the same sources."""
+    one, two = grid.banks[name], grid.banks[other]
+    return np.array_equal(one.sources, two.sources) and np.array_equal(one.total, two.total)
 
 
 def _changes(grid: Gathered, name: str, arms: Sequence[Arm], sets: Sequence[str]) -> np.ndarray:
@@ -262,6 +303,18 @@ def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
                 "train it with the same seeds"
             )
     return tuple(seeds)
+
+
+def _headlines(evaluations: Sequence[Evaluation]) -> dict[Arm, bool]:
+    """By arm, whether tables show it."""
+    headline: dict[Arm, bool] = {}
+    for cell in evaluations:
+        if headline.setdefault(cell.arm, cell.headline) != cell.headline:
+            raise ValueError(
+                f"{cell.arm} is the headline of its method for some sets or seeds only: a table's "
+                "row shows one alpha, so name the same one as headline for all of them"
+            )
+    return headline
 
 
 def _check_evaluated(name: str, cells: Mapping[str, float], sets: Sequence[str]) -> None:

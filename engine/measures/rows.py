@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine import artifacts
 
 PRE = "pre"
+DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, where its recipe names no other
 
 
 class Agreement(NamedTuple):
@@ -90,14 +92,19 @@ class Evaluation(Cell):
 
     path: Path
     seed: int = 0  # of the training; the pre-trained model has none
+    headline: bool = True  # whether tables show the arm; other alphas are points of a curve
 
 
 @dataclass(frozen=True)
 class Accuracy(Cell):
-    """Top-1 accuracy of a cell in percent, over `n` images; a mean where it has several seeds."""
+    """Top-1 accuracy of a cell in percent, over `n` images; a mean where it has several seeds.
+
+    headline: whether tables show its arm, as `Evaluation` says.
+    """
 
     n: int
     accuracy: float
+    headline: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,11 +145,14 @@ class Mri(OfArm):
     mri: float
     mri_low: float
     mri_high: float
+    error: float = 0.0  # Monte-Carlo standard error of an end of the interval
+    headline: bool = True  # as `Accuracy`
 
 
 @dataclass(frozen=True)
 class Interval(Cell):
-    """A number (percent or points) and its 95% interval.
+    """A number (percent or points) and its 95% interval; `error` is the Monte-Carlo standard error
+    of the interval's ends.
 
     `quantity`: `accuracy` of a cell; `RI` of a downstream set; `mRI`, where both sets are empty.
     """
@@ -151,15 +161,18 @@ class Interval(Cell):
     value: float
     low: float
     high: float
+    error: float
 
 
 @dataclass(frozen=True)
 class Comparison(OfArm):
-    """An arm against another of the same model, in points; `low`, `high`: 95% interval.
+    """An arm against another of the same model, in points; `low`, `high`: 95% interval, and `error`
+    the Monte-Carlo standard error of its ends.
 
     `evaluated_on` is empty for mRI. On a set, `difference` is that of mean accuracy over the models
     trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's (of a sample,
-    by bootstrap). `p_corrected` is Holm's, over all rows of the same kind in the table.
+    by bootstrap). `p_corrected` is Holm's, over all rows of the same kind in the table. `p_error`
+    and `p_corrected_error` are Monte-Carlo standard errors, 0 where p is exact.
     """
 
     against_method: str
@@ -169,10 +182,13 @@ class Comparison(OfArm):
     difference: float
     low: float
     high: float
+    error: float
     better: int | None
     worse: int | None
     p: float
+    p_error: float
     p_corrected: float
+    p_corrected_error: float
 
     @property
     def against(self) -> Arm:
@@ -180,32 +196,54 @@ class Comparison(OfArm):
 
     def swapped(self) -> Comparison:
         """The same, seen from the other arm."""
-        return Comparison(
-            *self.against,
-            *self.arm[1:],
-            self.evaluated_on,
-            -self.difference,
-            -self.high,
-            -self.low,
-            self.worse,
-            self.better,
-            self.p,
-            self.p_corrected,
+        _, method, variant, alpha = self.against
+        return replace(
+            self,
+            method=method,
+            variant=variant,
+            alpha=alpha,
+            against_method=self.method,
+            against_variant=self.variant,
+            against_alpha=self.alpha,
+            difference=-self.difference,
+            low=-self.high,
+            high=-self.low,
+            better=self.worse,
+            worse=self.better,
         )
 
 
 def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
-    """Write rows of one dataclass as CSV, atomically: percent and points with six decimals."""
+    """Write rows of one dataclass as CSV, atomically: percent and points with six decimals.
+
+    Ends of intervals and p-values have the decimals that their draws support.
+    """
     names = [field.name for field in fields(kind)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([_plain(name, getattr(row, name)) for name in names] for row in rows)
+    writer.writerows([_plain(row, name) for name in names] for row in rows)
     artifacts.write_atomic(path, text.getvalue().encode())
     return path
 
 
-def _plain(name: str, value: object) -> object:
+def decimals(error: float, most: int) -> int:
+    """Decimals that a number of this Monte-Carlo standard error has, `most` at most: a unit of the
+    last is two errors or more, so that other draws would hardly move it by more than one. Below 0
+    where not even whole numbers are known."""
+    return most if error == 0 else min(most, math.floor(-math.log10(2 * error)))
+
+
+def _plain(row: Any, name: str) -> object:
+    value = getattr(row, name)
     if not isinstance(value, float):
         return value
-    return f"{value:.3g}" if name.startswith("p_") or name == "p" else round(value, 6)
+    if name.endswith("error"):
+        return f"{value:.2g}"
+    if name in ("p", "p_corrected"):
+        known = decimals(getattr(row, f"{name}_error"), 300)
+        digits = known + 1 + math.floor(math.log10(value)) if value else 1
+        return f"{value:.{min(3, max(1, digits))}g}"
+    if name.endswith(("low", "high")):
+        return round(value, decimals(row.error, 6))
+    return round(value, 6)

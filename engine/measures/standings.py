@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from engine.measures.metrics import Accuracy, Arm, Mri, improvements
-
-TABLE_ALPHA = 0.5  # the WiSE-FT row of a table; no alpha is ever chosen on OOD sets
+from engine.measures.rows import DEFAULT_ALPHA, decimals
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Standings:
     """One pre-trained model: accuracy `before`, and the arms that started from it.
 
     `sets` run from the easiest to the hardest before fine-tuning. `lines` follow the order of the
-    methods, with interpolations at `TABLE_ALPHA`; `curves` hold every alpha of each, ascending.
+    methods, with interpolations at the alpha that their recipe names: no alpha is ever chosen on
+    OOD sets. `curves` hold every alpha of each, ascending.
     """
 
     model: str
@@ -74,6 +74,7 @@ def standings(
     """
     rows = list(accuracy)
     ri = improvements(rows, sets)
+    headline = {row.arm for row in rows if row.headline}
     after: dict[Arm, dict[str, dict[str, float]]] = {}
     for row in rows:
         cells = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
@@ -96,17 +97,35 @@ def standings(
                 model=model,
                 sets=tuple(sorted(sets, key=lambda name: -before.get(name, 0.0))),
                 before=before,
-                lines=tuple(line for line in lines if line.arm.alpha in (None, TABLE_ALPHA)),
+                lines=tuple(_named(line) for line in lines if line.arm in headline),
                 curves=tuple(tuple(group) for group in curves.values() if len(group) > 1),
             )
         )
     return out
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """`+1.2`, `−1.2` (a true minus) or `0.0`: never a negative zero."""
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text if float(f"{value:.{digits}f}") else text[1:]
+def counted(noun: str, number: int, written: str = "") -> str:
+    """`1 set`, `2 sets`; `written`: how the number is written, where not in digits."""
+    return f"{written or number} {noun}{'s' * (number != 1)}"
+
+
+def rounded(value: float, error: float = 0.0, digits: int = 1) -> str:
+    """With as many decimals as its Monte-Carlo standard error leaves, `digits` at most."""
+    known = decimals(error, digits)
+    return f"{round(value, known) + 0.0:.{max(known, 0)}f}"
+
+
+def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
+    """`rounded` with its sign: `+1.2`, `−1.2` (a true minus) or `0.0`, never a negative zero."""
+    text = rounded(value, error, digits)
+    return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
+
+
+def _named(line: Line) -> Line:
+    """A table's row: its title names an alpha that is not the usual one."""
+    if line.arm.alpha in (None, DEFAULT_ALPHA):
+        return line
+    return replace(line, title=f"{line.title}, alpha {line.arm.alpha:g}")
 
 
 def _line(

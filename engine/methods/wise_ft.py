@@ -1,7 +1,7 @@
 """WiSE-FT: weights between the pre-trained and the fine-tuned model (Wortsman et al. 2022).
 
 theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. `canonical` evaluates a grid of alphas,
-`paper` the plain mean; either way the table's row is alpha = 0.5, chosen before any result.
+`paper` one alpha; either way the table's row is the recipe's `alpha`, chosen before any result.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine import schema
 from engine.checks import in_range
+from engine.measures.rows import DEFAULT_ALPHA
 from engine.methods.base import Entry, Mixed
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe(schema.MethodRecipe):
-    alpha: float = 0.5
+    alpha: float = DEFAULT_ALPHA  # the table's row, evaluated whether or not `alphas` holds it
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
     def check(self, cell: schema.Recipe) -> None:

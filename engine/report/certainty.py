@@ -6,6 +6,7 @@ apart. Everything here follows from stored predictions and says which population
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,17 @@ from pathlib import Path
 from statistics import fmean
 
 from engine.measures import behaviour, comparisons, intervals, rows
-from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.bootstrap import Ends
+from engine.measures.comparisons import SIGNIFICANT, undecided
 from engine.measures.metrics import Gathered, Summary
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
-from engine.measures.standings import TABLE_ALPHA, Standings, signed
+from engine.measures.standings import Standings, counted, rounded, signed
 from engine.report import sections, table
 
 POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "
     "and the pre-trained model are taken as they are"
 )
-Ends = tuple[float, float] | None
 MEANS = (*Agreement._fields, intervals.ERROR, intervals.ROBUSTNESS)  # of `behaviour`
 FILES = ("intervals.csv", "comparisons.csv", "behaviour.csv")
 
@@ -45,11 +46,11 @@ class Certainty:
         several = f" and training runs like these {self.seeds}"
         return POPULATION.format(seeds=several if self.seeds > 1 else "")
 
-    def interval(self, quantity: str, arm: Arm, downstream: str = "", on: str = "") -> Ends:
+    def interval(self, quantity: str, arm: Arm, downstream: str = "", on: str = "") -> Ends | None:
         """Ends of an interval (`Interval`), or None."""
         return self._ends.get((quantity, arm, downstream, on))
 
-    def forgotten(self, upstream: str) -> dict[Arm, tuple[float, float]]:
+    def forgotten(self, upstream: str) -> dict[Arm, Ends]:
         """By arm, the interval of the mean change on the upstream set."""
         return {
             arm: ends
@@ -58,9 +59,11 @@ class Certainty:
         }
 
     @cached_property
-    def _ends(self) -> dict[tuple[str, Arm, str, str], tuple[float, float]]:
+    def _ends(self) -> dict[tuple[str, Arm, str, str], Ends]:
         return {
-            (row.quantity, row.arm, row.downstream, row.evaluated_on): (row.low, row.high)
+            (row.quantity, row.arm, row.downstream, row.evaluated_on): Ends(
+                row.low, row.high, row.error
+            )
             for row in self.intervals
         }
 
@@ -86,7 +89,7 @@ def compared(
 ) -> tuple[Comparison, ...]:
     """Comparisons of every two arms that a table shows, or with `against` those with one method.
     Raises ValueError when no complete arm is of that method."""
-    arms = [row.arm for row in summary.mri if row.alpha in (None, TABLE_ALPHA)]
+    arms = [row.arm for row in summary.mri if row.headline]
     pairs = comparisons.all_pairs(arms) if against is None else comparisons.with_one(arms, against)
     return comparisons.compare(grid, pairs, sets)
 
@@ -144,9 +147,9 @@ def comparison_table(one: Standings, found: Certainty, against: str | None = Non
                 line.title,
                 table.number(line.mri.mri),
                 table.number(row.difference),
-                f"[{table.number(row.low)}, {table.number(row.high)}]",
-                _p(row.p),
-                _p(row.p_corrected),
+                f"[{table.number(row.low, row.error)}, {table.number(row.high, row.error)}]",
+                _p(row.p, row.p_error),
+                _corrected(row),
                 str(sum(net > 0 for net in won)),
                 str(sum(net < 0 for net in won)),
             ]
@@ -156,7 +159,8 @@ def comparison_table(one: Standings, found: Certainty, against: str | None = Non
         one,
         f"Against {reference.title} (mRI {table.number(reference.mri.mri)}), paired over the same "
         "images. Differences in mRI, in points; p by bootstrap, corrected (Holm) for "
-        f"{found.family} comparisons. Better and worse: on how many of the {n} sets, by McNemar's "
+        f"{counted('comparison', found.family)}. Better and worse: on how many of the {n} sets, by "
+        "McNemar's "
         "exact test (of a sample, with its weights, by bootstrap), corrected for "
         f"{found.family * n}. It is about {found.population}.",
         table.layout([table.split(word) for word in words], lines),
@@ -197,12 +201,18 @@ def not_told_apart(one: Standings, found: Certainty) -> str:
     if len(ranked) < 2:
         return ""
     tests = {row.arm: row for row in _overall(_against(found.comparisons, ranked[0].arm))}
-    open_ = [line.title for line in ranked[1:] if line.arm in tests and not _real(tests[line.arm])]
-    test = f"a paired test at {SIGNIFICANT:.0%}, corrected for {found.family} comparisons"
-    seeds = f"; {found.seeds} training seeds" if found.seeds > 1 else "; one training seed"
-    if not open_:
-        return f"Every other method can be told from it ({test}{seeds})."
-    return f"On these images {_listed(open_)} cannot be told from it ({test}{seeds})."
+    others = [(line.title, tests[line.arm]) for line in ranked[1:] if line.arm in tests]
+    alike = [title for title, test in others if not _real(test)]
+    near = [title for title, test in others if _open(test)]
+    basis = (
+        f"a paired test at {SIGNIFICANT:.0%}, corrected for {counted('comparison', found.family)}"
+    )
+    basis += f"; {found.seeds} training seeds" if found.seeds > 1 else "; one training seed"
+    if near:
+        basis += f"; p of {_listed(near)} is too near {SIGNIFICANT:.0%} for the draws to tell"
+    if not alike:
+        return f"Every other method can be told from it ({basis})."
+    return f"On these images {_listed(alike)} cannot be told from it ({basis})."
 
 
 def section(one: Standings, found: Certainty) -> str:
@@ -231,8 +241,8 @@ def section(one: Standings, found: Certainty) -> str:
         told = (
             [
                 signed(row.difference),
-                f"{signed(row.low)} to {signed(row.high)}",
-                _p(row.p_corrected),
+                sections.span(row.low, row.high, row.error),
+                _corrected(row),
             ]
             if row
             else [sections.ABSENT] * 3
@@ -253,9 +263,9 @@ def section(one: Standings, found: Certainty) -> str:
     return sections.section(
         "How sure",
         "Differences are paired: both methods see the same draw of "
-        f"images. The population is {found.population}. p is corrected for {found.family} "
-        "comparisons (Holm). On the other sets: images with the same answer before and after, "
-        "answers lost and gained, expected calibration error in points "
+        f"images. The population is {found.population}. p is corrected for "
+        f"{counted('comparison', found.family)} (Holm). On the other sets: images with the same "
+        "answer before and after, answers lost and gained, expected calibration error in points "
         f"({_plain(before)} before), and accuracy above what the trend over the models here "
         "predicts from accuracy upstream; ± is half the width of a 95% interval.",
         sections.table([f"<th>{escape(head)}</th>" for head in heads], body),
@@ -298,7 +308,12 @@ def _block(one: Standings, caption: str, lines: Sequence[str]) -> str:
 
 
 def _real(test: Comparison) -> bool:
-    return test.p_corrected < SIGNIFICANT
+    """Whether its corrected p is below the threshold, whatever other draws would say."""
+    return test.p_corrected < SIGNIFICANT and not _open(test)
+
+
+def _open(test: Comparison) -> bool:
+    return bool(undecided(test.p_corrected, test.p_corrected_error))
 
 
 def _listed(titles: Sequence[str]) -> str:
@@ -306,15 +321,34 @@ def _listed(titles: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+def _p(value: float, error: float) -> str:
+    """A p with the decimals that its draws support, or the power of ten that it is surely below."""
+    text = rounded(value, error, 3)
+    if float(text) or value + 2 * error >= 0.1:
+        return text
+    digits = min(3, math.floor(-math.log10(value + 2 * error))) if value + error else 3
+    return f"<{10**-digits:.{digits}f}"
 
 
-def _half(ends: Ends) -> str:
-    return table.ABSENT if ends is None else f"±{(ends[1] - ends[0]) / 2:.1f}"
+def _corrected(test: Comparison) -> str:
+    """A corrected p: `~0.05` where draws cannot tell on which side of the threshold it lies, and
+    which side where it is only known to round to it."""
+    text = _p(test.p_corrected, test.p_corrected_error)
+    if _open(test):
+        return f"~{SIGNIFICANT}"
+    if not text.startswith("<") and float(text) == SIGNIFICANT:
+        return f"{'<' if _real(test) else '>'}{SIGNIFICANT}"
+    return text
 
 
-def _with_half(value: float | None, ends: Ends, sign: bool) -> str:
+def _half(ends: Ends | None) -> str:
+    """Half of an interval's width; the errors of its two ends hardly depend on each other."""
+    if ends is None:
+        return table.ABSENT
+    return f"±{rounded((ends.high - ends.low) / 2, ends.error / math.sqrt(2))}"
+
+
+def _with_half(value: float | None, ends: Ends | None, sign: bool) -> str:
     if value is None:
         return sections.ABSENT
     text = signed(value) if sign else f"{value:.1f}"

@@ -127,7 +127,8 @@ def trade_off(one: Standings) -> str:
     before = fmean(one.before[name] for name in one.sets)
     start = (before, before)
     named = {line.arm for line in one.lines}
-    methods = [line for line in one.lines if line.arm.alpha is None and line.own is not None]
+    on_curves = {line.arm for curve in one.curves for line in curve}
+    methods = [line for line in one.lines if line.arm not in on_curves and line.own is not None]
     plot = Plot([start, *map(_spot, methods)], [list(map(_spot, curve)) for curve in one.curves])
     parts = [
         plot.frame(

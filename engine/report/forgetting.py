@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.measures import bootstrap
 from engine.measures.standings import Standings, signed
 from engine.report import charts, sections
 from engine.report.plot import Plot
@@ -36,16 +37,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Over `n` sets, each coefficient with the ends of its 95% interval."""
+    """Over `n` sets, each coefficient with the ends of its 95% interval and the Monte-Carlo
+    standard error of these."""
 
     n: int
-    pearson: tuple[float, float, float]
-    spearman: tuple[float, float, float]
+    pearson: tuple[float, float, float, float]
+    spearman: tuple[float, float, float, float]
 
     def __str__(self) -> str:
         texts = [
-            f"{name} {signed(value, 2)} ({signed(low, 2)} to {signed(high, 2)})"
-            for name, (value, low, high) in (
+            f"{name} {signed(value, 2)} ({sections.span(*ends, digits=2)})"
+            for name, (value, *ends) in (
                 ("Spearman", self.spearman),
                 ("Pearson", self.pearson),
             )
@@ -96,7 +98,7 @@ def points(
     ]
 
 
-def correlation(spots: Sequence[Point], *, resamples: int = 2000, seed: int = 0) -> Correlation:
+def correlation(spots: Sequence[Point], *, resamples: int = 50_000, seed: int = 0) -> Correlation:
     """Pearson's and Spearman's coefficient of drop and distance, with percentile intervals.
 
     Resamples in which one of the two does not vary have no coefficient and are left out. Raises
@@ -174,13 +176,14 @@ def _with_interval(
     y: np.ndarray,
     draws: np.ndarray,
     again: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
     value = float(_coefficients(x, y)[0])
     drawn_x, drawn_y = x[0][draws], y[0][draws]
     if again is not None:
         drawn_x, drawn_y = again(drawn_x), again(drawn_y)
-    low, high = np.nanpercentile(_coefficients(drawn_x, drawn_y), [2.5, 97.5])
-    return value, float(low), float(high)
+    drawn = _coefficients(drawn_x, drawn_y)
+    low, high, error = bootstrap.ends(drawn[~np.isnan(drawn)])
+    return value, low, high, error
 
 
 def _coefficients(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import artifacts
 from engine.measures.metrics import Accuracy, Mri
-from engine.measures.standings import Standings, signed, standings
+from engine.measures.standings import Standings, counted, signed, standings
 from engine.report import certainty, forgetting, sections
 
 if TYPE_CHECKING:
@@ -109,13 +109,14 @@ def finding(one: Standings) -> str:
     ranked = one.ranked()
     n = len(one.sets)
     if not ranked:
-        return f"No method has been fine-tuned on all {words(n)} sets yet."
+        every = f"all {words(n)}" if n > 2 else "both"
+        return f"No method has been fine-tuned on {every} sets yet."
     line, best = ranked[0]
+    ends = sections.span(best.mri_low, best.mri_high, best.error)
     verb = "gains most" if best.mri > 0 else "loses least"
     text = (
-        f"{line.title} {verb} on the {words(n - 1)} sets a model was not fine-tuned on: "
-        f"{signed(best.mri)} points (95% interval {signed(best.mri_low)} to "
-        f"{signed(best.mri_high)})"
+        f"{line.title} {verb} on the {counted('set', n - 1, words(n - 1))} a model was not "
+        f"fine-tuned on: {signed(best.mri)} points (95% interval {ends})"
     )
     plain = next((row for other, row in ranked if other.arm.method == FINE_TUNE), None)
     if plain is best and len(ranked) > 1:
@@ -151,10 +152,11 @@ def _header(
     n, k = len(one.sets), len({line.arm.method for line in one.lines})
     many = len(found) > 1
     model = f"one of {words(len(found))}" if many else one.model
+    start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
+    others = f" {words(n - 1)}" * (n > 2)
     lead = (
-        f"{words(k).capitalize()} methods start from the same pre-trained model ({model}). Each "
-        f"fine-tunes it on one of {words(n)} sets and is evaluated on the other {words(n - 1)}; "
-        "this is repeated for every set."
+        f"{start} from the same pre-trained model ({model}). Each fine-tunes it on one of "
+        f"{words(n)} sets and is evaluated on the other{others}; this is repeated for every set."
     )
     ranked = [line for line, _ in one.ranked()]
     told = [

@@ -9,8 +9,9 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
+from engine.measures.bootstrap import Ends
 from engine.measures.rows import Arm
-from engine.measures.standings import Standings, signed
+from engine.measures.standings import Standings, counted, signed
 from engine.report import charts
 from engine.report.plot import ticks
 
@@ -25,7 +26,7 @@ GLOSSARY = {
     "lwf": "Fine-tuning that also has to imitate the pre-trained model's outputs.",
     "lp_ft": "A linear probe first, then fine-tuning from there.",
     "wise_ft": "Weights between the pre-trained (α = 0) and the fine-tuned (α = 1) model; "
-    "tables show α = 0.5.",
+    "tables show α = 0.5 where they name no other.",
     "soup": "The plain average of the weights of several models fine-tuned in different ways.",
     "greedy_soup": "An average that takes a model in only where held-out downstream images agree.",
 }
@@ -55,14 +56,14 @@ def ranking(one: Standings, page: Page) -> str:
     head += ["<th>published mRI</th>"] * bool(reference)
     rows = []
     for line, row in ranked:
-        span = f"{signed(row.mri_low)} to {signed(row.mri_high)}"
+        ends = span(row.mri_low, row.mri_high, row.error)
         interval = row.mri_low, row.mri_high
-        name = f"{line.title}: mRI {signed(row.mri)}, {span}"
+        name = f"{line.title}: mRI {signed(row.mri)}, {ends}"
         cells = [
             f'<th scope="row">{escape(line.title)}</th>',
             f'<td class="chart">{charts.bar(row.mri, axis, name, interval=interval)}</td>',
             f'<td class="strong">{signed(row.mri)}</td>',
-            f'<td class="wide quiet">{span}</td>',
+            f'<td class="wide quiet">{ends}</td>',
         ]
         numbers = (_number(line.own, False), _number(line.ood, False), _number(line.upstream))
         cells += [f'<td class="wide">{number}</td>' for number in numbers]
@@ -154,9 +155,7 @@ def trade_off(one: Standings) -> str:
     )
 
 
-def upstream_change(
-    one: Standings, page: Page, intervals: Mapping[Arm, tuple[float, float]]
-) -> str:
+def upstream_change(one: Standings, page: Page, intervals: Mapping[Arm, Ends]) -> str:
     """Change on the upstream set per method: its mean, and a dot for each set fine-tuned on.
 
     intervals: ends of those of the means that are known.
@@ -169,17 +168,17 @@ def upstream_change(
     ]
     if not rows:
         return ""
-    ends = [change for _, _, changes in rows for change in changes.values()]
-    ends += [end for line, _, _ in rows for end in intervals.get(line.arm, ())]
-    axis = ticks(min(0.0, *ends), max(0.0, *ends), 4)
+    shown = [change for _, _, changes in rows for change in changes.values()]
+    shown += [end for line, _, _ in rows for end in intervals.get(line.arm, ())[:2]]
+    axis = ticks(min(0.0, *shown), max(0.0, *shown), 4)
     body = []
     for line, mean, changes in rows:
         told, ends = f"{line.title}: {signed(mean)}", intervals.get(line.arm)
-        span = f"{signed(ends[0])} to {signed(ends[1])}" if ends else ABSENT
+        interval, text = ((ends.low, ends.high), span(*ends)) if ends else (None, ABSENT)
         body.append(
             f'<tr><th scope="row">{escape(line.title)}</th><td class="chart">'
-            f"{charts.bar(mean, axis, told, interval=ends, dots=changes)}</td>"
-            f'<td class="strong">{signed(mean)}</td><td class="quiet">{span}</td></tr>'
+            f"{charts.bar(mean, axis, told, interval=interval, dots=changes)}</td>"
+            f'<td class="strong">{signed(mean)}</td><td class="quiet">{text}</td></tr>'
         )
     head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>']
     head += ["<th>mean</th>", "<th>95% interval</th>"]
@@ -208,9 +207,10 @@ def how_to_read(found: Sequence[Standings], page: Page) -> str:
     """What the numbers mean, and what they cannot say."""
     n = len(found[0].sets)
     texts = [
-        f"RI of a method on one set is the mean, over the other {n - 1} sets, of accuracy after "
-        f"fine-tuning minus accuracy before; mRI is the mean of RI over the {n} sets. Mean "
-        "accuracy on the other sets is therefore mRI plus the mean accuracy before: "
+        f"RI of a method on one set is the mean, over the {counted('other set', n - 1)}, of "
+        "accuracy after fine-tuning minus accuracy before; mRI is the mean of RI over the "
+        f"{n} sets. Mean accuracy on the other sets is therefore mRI plus the mean accuracy "
+        "before: "
         + ", ".join(
             f"{fmean(one.before[name] for name in one.sets):.1f}%"
             + f" ({one.model})" * (len(found) > 1)
@@ -276,6 +276,11 @@ def _tinted(value: float | None, end: float, note: str = "") -> str:
         style = f' style="background:rgb(var(--{kind}-fill)/{opacity})"'
     note = f' <span class="quiet">({note})</span>' if note else ""
     return f'<td class="tinted"{style}>{_number(value)}{note}</td>'
+
+
+def span(low: float, high: float, error: float, digits: int = 1) -> str:
+    """An interval in words; error: the Monte-Carlo standard error of its ends."""
+    return f"{signed(low, digits, error)} to {signed(high, digits, error)}"
 
 
 def section(heading: str, caption: str, content: str) -> str:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from engine.measures.metrics import Accuracy, Mri
-from engine.measures.standings import Line, Standings, signed, standings
+from engine.measures.standings import Line, Standings, counted, signed, standings
 
 WIDTH = 100
 ABSENT = "-"
@@ -40,7 +40,8 @@ def _block(one: Standings) -> str:
     return "\n".join(
         [
             one.model,
-            f"RI: mean change in accuracy on the {n - 1} other sets, in points, after fine-tuning",
+            f"RI: mean change in accuracy on the {counted('other set', n - 1)}, in points, after "
+            "fine-tuning",
             f"on the set that heads the column; mRI: its mean over the {n}.",
             "",
             *layout(words, [before], rows),
@@ -53,9 +54,9 @@ def split(heading: str) -> list[str]:
     return re.split("[-_ ]", heading.replace("imagenet", "IN"))
 
 
-def number(value: float | None) -> str:
-    """`+1.2`, `-1.2` or `0.0` in ASCII, and `ABSENT` for None."""
-    return ABSENT if value is None else signed(value).replace("−", "-")
+def number(value: float | None, error: float = 0.0) -> str:
+    """`standings.signed` in ASCII, and `ABSENT` for None."""
+    return ABSENT if value is None else signed(value, error=error).replace("−", "-")
 
 
 def layout(words: Sequence[Sequence[str]], *groups: Sequence[Sequence[str]]) -> list[str]:
@@ -97,4 +98,6 @@ def _cells(line: Line, sets: Sequence[str]) -> list[str]:
 
 
 def _interval(line: Line) -> str:
-    return f"[{number(line.mri.mri_low)}, {number(line.mri.mri_high)}]" if line.mri else ""
+    if not (mri := line.mri):
+        return ""
+    return f"[{number(mri.mri_low, mri.error)}, {number(mri.mri_high, mri.error)}]"

@@ -68,7 +68,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StratifiedMean:
     """Means over a whole set (float64 [M], a model each) and their variances under sampling."""
 
     mean: np.ndarray
@@ -136,7 +136,9 @@ def least_share(frames: Sequence[Frame]) -> float:
     return sum(one.least for one in frames) / sum(len(one.order) for one in frames)
 
 
-def estimate(one: Frame, drawn: np.ndarray, total: np.ndarray, squares: np.ndarray) -> Estimate:
+def estimate(
+    one: Frame, drawn: np.ndarray, total: np.ndarray, squares: np.ndarray
+) -> StratifiedMean:
     """Stratified mean and variance from sums over the drawn images of each stratum.
 
     `drawn` [H] images; `total`, `squares` [H, M] sums of a value in [0, 1] and of its square.
@@ -155,11 +157,11 @@ def estimate(one: Frame, drawn: np.ndarray, total: np.ndarray, squares: np.ndarr
     unseen = expected / (degrees * expected).sum()
     variance = np.maximum(squares - n * mean**2, 0.0) / degrees[:, None] + unseen[:, None]
     left = 1 - n / one.size[:, None]
-    return Estimate((share * mean).sum(axis=0), (share**2 * left * variance / n).sum(axis=0))
+    return StratifiedMean((share * mean).sum(axis=0), (share**2 * left * variance / n).sum(axis=0))
 
 
-def seen(one: Frame, values: np.ndarray) -> Estimate:
-    """Estimate from `values` [images, M] in [0, 1] of the first images of the order."""
+def seen(one: Frame, values: np.ndarray) -> StratifiedMean:
+    """`estimate` from `values` [images, M] in [0, 1] of the first images of the order."""
     home = one.stratum[one.order[: len(values)]]
     drawn = np.bincount(home, minlength=len(one.size))
     columns = np.asarray(values, float).T

@@ -55,17 +55,17 @@ def half_widths(
         for arm, columns in hits.items():
             values = np.stack([*columns.values(), np.mean([*columns.values()], axis=0)], axis=1)
             *each, mean = budget.seen(samples[name].frame, values).variance
-            mine = cells.setdefault(arm, dict.fromkeys(sets, 0.0))
+            by_set = cells.setdefault(arm, dict.fromkeys(sets, 0.0))
             for downstream, variance in zip(columns, each, strict=True):
-                mine[downstream] += float(variance) / (len(sets) - 1) ** 2
+                by_set[downstream] += float(variance) / (len(sets) - 1) ** 2
             whole[arm] = whole.get(arm, 0.0) + float(mean) / len(sets) ** 2
     z = 100 * budget.quantile(budget.LOOKS if sequential else 1)
     found = []
-    for arm, mine in cells.items():
+    for arm, by_set in cells.items():
         trained = {cell.downstream for cell in evaluations if cell.arm == arm}
         found += [
             HalfWidth(*arm, name, z * variance**0.5)
-            for name, variance in mine.items()
+            for name, variance in by_set.items()
             if name in trained
         ]
         if trained >= set(sets):
@@ -105,35 +105,27 @@ def sequential_plans(name: str, overrides: Sequence[str], cores: int) -> Iterato
     and takes over what that evaluated; the last is the first whose intervals of RI are as narrow as
     asked, or that has reached `evaluate.budget`. What is known to be too wide is not run again.
     """
-    for plan, too_wide in _looks(name, overrides, cores):
-        if not too_wide:
-            yield plan
-
-
-def as_asked(plan: campaign.Plan, resolved: Recipe) -> tuple[str, ...]:
-    """The overrides that a user gave, without the budget of this look."""
-    return plan.overrides if resolved.evaluate.half_width is None else plan.overrides[:-1]
-
-
-def _looks(name: str, overrides: Sequence[str], cores: int) -> Iterator[tuple[campaign.Plan, bool]]:
-    """Every look's plan, and whether it is known to be too wide and so not the last; ends where
-    that is not known when the next is asked for."""
     plan = campaign.plan(name, overrides, cores)
     asked = recipe.load(name, overrides).evaluate
     if asked.half_width is None:
-        yield plan, False
+        yield plan
         return
     share = width = 0.0
     for number in range(1, budget.LOOKS + 1):
         share = budget.next_look(number, share, width, asked.half_width, asked.budget)
         plan = campaign.plan(name, [*overrides, f"evaluate.budget={share}"], cores)
-        last = share == asked.budget
-        known = _known(plan)
-        yield plan, not last and known is not None and known[1] > asked.half_width
-        known = _known(plan)
+        last, known = share == asked.budget, _known(plan)
+        if last or known is None or known[1] <= asked.half_width:
+            yield plan
+            known = _known(plan)
         if last or known is None or known[1] <= asked.half_width:
             return
         share, width = known
+
+
+def as_asked(plan: campaign.Plan, resolved: Recipe) -> tuple[str, ...]:
+    """The overrides that a user gave, without the budget of this look."""
+    return plan.overrides if resolved.evaluate.half_width is None else plan.overrides[:-1]
 
 
 def _known(plan: campaign.Plan) -> tuple[float, float] | None:
