@@ -27,7 +27,7 @@ from engine.methods.base import Entry, Export
 from engine.schema import Recipe
 from engine.weights import checkpoints
 
-CELL, PROMPT = "cell.json", "prompt.safetensors"
+CELL = "cell.json"
 SELF = "self"  # a trained cell's own name, unknown while it is written
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
 
@@ -78,9 +78,9 @@ class Cell:
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""
-        if not (self.artifact.folder / PROMPT).is_file():
+        if not (self.artifact.folder / checkpoints.PROMPT).is_file():
             return None
-        return load_file(self.artifact.checked(PROMPT))["prompt"]
+        return load_file(self.artifact.checked(checkpoints.PROMPT))["prompt"]
 
 
 def write_trained(
@@ -89,7 +89,7 @@ def write_trained(
     """Fill a folder with a trained cell; `backbone` is the base model's, `classes` the head's."""
     checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
     if export.prompt is not None:
-        checkpoints.save({"prompt": export.prompt}, folder / PROMPT)
+        checkpoints.save({"prompt": export.prompt}, folder / checkpoints.PROMPT)
     shared = backbone if export.shares_backbone else None
     _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared, classes)
 

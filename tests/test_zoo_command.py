@@ -77,7 +77,7 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
 def test_files_of_one_name_have_a_line_each():
     places = ["run1/best.safetensors", "run2/best.safetensors"]
     found = [zoo.Row(place, None, "few", 10, 10.0 + i) for i, place in enumerate(places)]
-    lines = zoo.table(found).splitlines()[2:]
+    lines = zoo.table(found).splitlines()[3:]
     assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
