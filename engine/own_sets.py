@@ -54,7 +54,7 @@ def judged(
     for name in places:
         if name in (record.upstream, *record.sets):
             raise ValueError(
-                f"{name} is a set of {record.name}: its numbers are in {run.report}; name another "
+                f"{name} is a set of the campaign: its numbers are in {run.report}; name another "
                 f"set otherwise, as in --sets NAME={places[name]}"
             )
     models = {(row.arm, row.downstream, row.seed): row for row in run.evaluations}.values()

@@ -92,7 +92,7 @@ def named(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
         elif name.partition(".")[0] in keys:
             settings.append(word)
             continue
-        if Path(name).name != name or name.startswith("."):
+        if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"{word}: {name!r} cannot name a set; use one without '/' or a dot")
         if name in places:
             raise ValueError(

@@ -103,9 +103,7 @@ def test_the_heads_classes_are_told_or_refused(own):
         with pytest.raises(ValueError, match=r"\d classes are named, but the head of .* 5 outputs"):
             rows(own, "A", "few", classes=classes)
     unlike = (*CLASSES[:4], "squares")
-    with pytest.raises(
-        ValueError, match=r"few has 1 classes .* lacks: 'square' \(is it squares"
-    ):
+    with pytest.raises(ValueError, match=r"few has 1 classes .* lacks: 'square' \(is it squares"):
         rows(own, "A", "few outline", classes=unlike)
 
 
@@ -178,6 +176,19 @@ def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
     for place, name in ((zoo.models, "create"), (zoo.checkpoints, "load"), (zoo.Cell, "state")):
         monkeypatch.setattr(place, name, read)
     assert rows(own, "AB", "outline") == first
+
+
+def test_foreign_names_are_matched_by_order(own):
+    """As the head's own name is not looked for then."""
+    state = load_file(own.folder / "A.safetensors")
+    torch.manual_seed(0)
+    order = timm.create_model(VIT, num_classes=5, img_size=SIZE).state_dict()
+    foreign = {f"layer {number}": state[name] for number, name in enumerate(order)}
+    torch.save(foreign, own.folder / "O.pt")
+    (row,) = rows(own, "O", "outline", "model.weights.match=order", suffix="pt")
+    assert dataclasses.replace(row, model="") == dataclasses.replace(
+        rows(own, "A", "outline")[0], model=""
+    )
 
 
 def test_what_does_not_belong_together_is_refused_by_name(own):

@@ -141,7 +141,7 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
             print(f"\ntable  {files[name].resolve()}\n")
         if arguments.intervals:
             print("The 95% interval of every change, over source images, is in the table's file.")
-        print(f"RI and mRI of {run.record.name} stay as they are: they are about its own sets.")
+        print(f"RI and mRI of {run.report.parent.name} stay as they are: its own sets make them.")
     ranks.stop()
 
 
