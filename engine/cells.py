@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from engine.methods.base import Entry, Export
 from engine.schema import Recipe
 from engine.weights import checkpoints
 
+log = logging.getLogger(__name__)
 CELL = "cell.json"
 SELF = "self"  # a trained cell's own name, unknown while it is written
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
@@ -90,6 +92,12 @@ def write_trained(
     checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
     if export.prompt is not None:
         checkpoints.save({"prompt": export.prompt}, folder / checkpoints.PROMPT)
+        log.info(
+            "%s on %s has an input prompt beside its weights; timm, which loads weights alone, "
+            "lacks it",
+            cell_recipe.method.name,
+            cell_recipe.downstream,
+        )
     shared = backbone if export.shares_backbone else None
     _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared, classes)
 
