@@ -1,7 +1,8 @@
 """Cells on disk: the trained or mixed models of the grid, by artefact name.
 
-A cell is a folder with `cell.json` (what it offers for evaluation), the resolved recipe and
-versions, and, where it trained, `weights.safetensors` that timm can load.
+A cell is a folder with `cell.json` (what it offers for evaluation, the head's classes in order and
+how the model sees images), the resolved recipe and versions, and, where it trained,
+`weights.safetensors` that timm can load.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +22,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine import recipe
+from engine import models, recipe
 from engine.artifacts import Artifact
 from engine.methods.base import Entry, Export
 from engine.schema import Recipe
 from engine.weights import checkpoints
 
-CELL, PROMPT = "cell.json", "prompt.safetensors"
+log = logging.getLogger(__name__)
+CELL = "cell.json"
 SELF = "self"  # a trained cell's own name, unknown while it is written
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
 
@@ -77,22 +80,32 @@ class Cell:
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""
-        if not (self.artifact.folder / PROMPT).is_file():
+        if not (self.artifact.folder / checkpoints.PROMPT).is_file():
             return None
-        return load_file(self.artifact.checked(PROMPT))["prompt"]
+        return load_file(self.artifact.checked(checkpoints.PROMPT))["prompt"]
 
 
-def write_trained(folder: Path, cell_recipe: Recipe, export: Export, backbone: str) -> None:
-    """Fill a folder with a trained cell; `backbone` is the base model's."""
+def write_trained(
+    folder: Path, cell_recipe: Recipe, export: Export, backbone: str, classes: Sequence[str]
+) -> None:
+    """Fill a folder with a trained cell; `backbone` is the base model's, `classes` the head's."""
     checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
     if export.prompt is not None:
-        checkpoints.save({"prompt": export.prompt}, folder / PROMPT)
+        checkpoints.save({"prompt": export.prompt}, folder / checkpoints.PROMPT)
+        log.info(
+            "%s on %s has an input prompt beside its weights; timm, which loads weights alone, "
+            "lacks it",
+            cell_recipe.method.name,
+            cell_recipe.downstream,
+        )
     shared = backbone if export.shares_backbone else None
-    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared)
+    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared, classes)
 
 
-def write_mixed(folder: Path, cell_recipe: Recipe, entries: Sequence[Entry]) -> None:
-    """Fill a folder with a mixed cell, which has no weights of its own.
+def write_mixed(
+    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], classes: Sequence[str]
+) -> None:
+    """Fill a folder with a mixed cell, which holds no weights; `classes` are the head's.
 
     Raises ValueError unless exactly one entry is the headline: it is the method's row in tables.
     """
@@ -101,7 +114,7 @@ def write_mixed(folder: Path, cell_recipe: Recipe, entries: Sequence[Entry]) -> 
             f"method {cell_recipe.method.name} names {count} of its {len(entries)} entries as "
             "headline: a table shows exactly one, so set `headline` of `Entry` for that one only"
         )
-    _describe(folder, cell_recipe, entries, None)
+    _describe(folder, cell_recipe, entries, None, classes)
 
 
 def versions() -> dict[str, str]:
@@ -122,7 +135,11 @@ def versions() -> dict[str, str]:
 
 
 def _describe(
-    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], backbone: str | None
+    folder: Path,
+    cell_recipe: Recipe,
+    entries: Sequence[Entry],
+    backbone: str | None,
+    classes: Sequence[str],
 ) -> None:
     (folder / "recipe.yaml").write_text(recipe.dump(cell_recipe))
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
@@ -132,5 +149,7 @@ def _describe(
         "downstream": cell_recipe.downstream,
         "backbone": backbone,
         "entries": [dataclasses.asdict(entry) for entry in entries],
+        "classes": list(classes),
+        "model": models.description(cell_recipe.model),
     }
     (folder / CELL).write_text(json.dumps(meta, indent=1))

@@ -126,6 +126,8 @@ def key_of(
         "classes": digest(context.sets.classes),  # what top-1 and label count
         **Form.of_evaluation(recipe, context.device).key,
     }
+    if labelled.mask_rule != "present":
+        key["mask"] = labelled.mask_rule
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key
 
 
@@ -141,7 +143,7 @@ def _pass(
         if not one.todo:  # stopped between its last slice and its end
             one.finish()
     pending = [one for one in pending if one.todo]
-    parents = {name: _cell(context, name) for one in pending for name in one.mix}
+    parents = {name: stored_cell(context, name) for one in pending for name in one.mix}
     probes = [one for one in pending if _base_backbone(one.mix, context)]
     full = [one for one in pending if one not in probes]
     if probes:
@@ -263,7 +265,8 @@ def predictions_table(
     return pa.table(columns, schema=schema)
 
 
-def _cell(context: Context, name: str) -> Cell:
+def stored_cell(context: Context, name: str) -> Cell:
+    """A cell, or a backbone's weights, by name; FileNotFoundError where there is none."""
     for kind in ("cells", "weights"):
         folder = context.store.root / kind / name
         if folder.is_dir():
@@ -275,7 +278,7 @@ def _base_backbone(mix: Mix, context: Context) -> bool:
     """Whether the mix is one cell whose backbone is the base model's, untouched."""
     if len(mix) > 1 or not context.keeps_features:
         return False
-    return _cell(context, next(iter(mix))).backbone == context.base.backbone
+    return stored_cell(context, next(iter(mix))).backbone == context.base.backbone
 
 
 def _chunks(context: Context, positions: np.ndarray) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +22,20 @@ from engine.artifacts import room_for, write_atomic
 from engine.cells import Cell
 from engine.context import Context, Request, cache_folder
 from engine.data import imagenet
-from engine.data.sets import Sets, pack_of
+from engine.data.sets import Sets, names_in_head, pack_of, published_among_its_classes
 from engine.machine import ranks
 from engine.measures import bootstrap, predictions
 from engine.measures.metrics import RESAMPLES
 from engine.merge import Mix
-from engine.schema import ModelRecipe, Recipe
-from engine.weights import checkpoints
+from engine.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.weights import checkpoints, descriptions
 from loaders.pack import MANIFEST, Pack
 
+log = logging.getLogger(__name__)
 WIDTH = 100
 MOST = 1000  # alphas of a range: each is a model in memory
 CLIP = {"visual.proj", "logit_scale"}  # tensors that tell an open_clip checkpoint
-HEADS = ("model", "alpha", "set", "n", "accuracy", "low", "high")
+HEADS = ("model", "alpha", "set", "n", "accuracy", "low", "high", "mask", "classes")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Row:
     """A model's top-1 accuracy in percent on a set of n images; alpha where it is interpolated.
 
     low, high: its 95% interval over source images (the population: `bootstrap`), if asked for.
+    `classes`: how many of the head's could be an answer; mask: `none`, or `present` where they are
+    those of the set.
     """
 
     model: str
@@ -51,6 +54,8 @@ class Row:
     accuracy: float
     low: float | None = None
     high: float | None = None
+    mask: str = "none"
+    classes: int = 0
 
 
 class OwnContext(Context):
@@ -72,42 +77,52 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     return recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
 
 
-def published(file: Path) -> tuple[str, list[str]]:
-    """Architecture of a checkpoint, and the words that make its images, by the `config.json` that
-    timm writes beside weights. Raises ValueError where there is none."""
-    path = file.parent / "config.json"
-    try:
-        told = json.loads(path.read_text())
-        arch, own = told["architecture"], told["pretrained_cfg"]
-        words = [f"model.image_size={own['input_size'][-1]}", f"model.crop={own['crop_pct']}"]
-        words += [f"model.{key}={own[key]}" for key in ("interpolation", "mean", "std")]
-        words.append(f"model.crop_mode={own.get('crop_mode', 'center')}")  # older files lack it
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} says nothing of its architecture, and {path} is no config.json of timm's "
-            f"({error!r}): name it by --arch"
-        ) from error
-    return arch, words
+def named(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Sets by name, of words FOLDER or NAME=FOLDER, and the recipe's `key=value` words among them.
+
+    Raises ValueError for two sets of one name, and for a name that cannot be part of a path.
+    """
+    keys = {field.name for field in dataclasses.fields(Recipe)}
+    places: dict[str, Path] = {}
+    settings = []
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or Path(word).exists():
+            name, folder = Path(word).resolve().name, word
+        elif name.partition(".")[0] in keys:
+            settings.append(word)
+            continue
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{word}: {name!r} cannot name a set; use one without '/' or a dot")
+        if name in places:
+            raise ValueError(
+                f"two sets of one name, {places[name]} and {folder}: name one of them otherwise, "
+                f"as in --sets NAME={folder}"
+            )
+        places[name] = Path(folder)
+    return places, settings
 
 
 def evaluated(
     wanted: Recipe,
     files: Sequence[Path],
-    sets: Sequence[Path],
+    sets: Mapping[str, Path],
     device: torch.device,
     *,
+    classes: Sequence[str] | None = None,
     alphas: Sequence[float] | None = None,
-    classes: Path | None = None,
+    mask: str = "none",
     intervals: bool = False,
 ) -> list[Row]:
     """Accuracy of every model on every set; with alphas, of (1 - alpha) first + alpha second.
 
-    `sets`: folders <set>/<class>/<image>, or packs. `classes`: a file of the head's class names,
-    a line each; else they are those of a set with as many, or ImageNet-1K's.
+    `sets`: by name, folders with <class>/<image>, or packs; their classes are found among the
+    head's by name. `classes`: the head's in order, which nobody but ImageNet-1K's can leave out.
+    mask: as of `Sets`.
 
     Raises ValueError, naming the file or folder, for checkpoints of another architecture, without a
-    head or with other classes, sets that changed since they were packed, and class lists that do
-    not fit.
+    head or with other classes, sets that changed since they were packed or have classes that the
+    head lacks, and class lists that do not fit.
     """
     if alphas is not None and len(files) != 2:
         raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
@@ -116,12 +131,10 @@ def evaluated(
     same = {cell.name: file for file, cell in cells.items()}
     if len(same) < len(files):
         raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
-    outputs = _outputs(context, cells)
-    packs = {place.resolve().name: _pack(wanted, place) for place in sets}
-    if len(packs) < len(sets):
-        raise ValueError(f"two sets of one name among {', '.join(map(str, sets))}")
-    head = _head(outputs, packs, classes)
-    context.sets = Sets(wanted, device, cache_folder(), packs, head)
+    head = _head(_outputs(context, cells), classes, files)
+    packs = {name: pack_at(wanted, place) for name, place in sets.items()}
+    context.sets = Sets(wanted, device, cache_folder(), packs, head, mask)
+    check(context.sets, packs)
     bank = _bank([cell.name for cell in cells.values()], list(map(str, files)), alphas)
     rows = []
     for name in packs:
@@ -129,6 +142,32 @@ def evaluated(
         rows += _rows(context, bank, name, intervals)
         context.sets.release(name)
     return rows
+
+
+def check(sets: Sets, packs: Mapping[str, Pack]) -> None:
+    """Find every set's classes in the head, before any set is evaluated.
+
+    Raises ValueError for what the head lacks; says where published accuracies have a mask.
+    """
+    for name, pack in packs.items():
+        classes = names_in_head(pack.classes, sets.classes)
+        unmasked = sets[name].mask_rule == "none"
+        if unmasked and published_among_its_classes(pack, classes):
+            log.info(
+                "%s: any of the head's %d classes can be an answer; published accuracies are among "
+                "the set's %d classes (--mask benchmark)",
+                name,
+                len(sets.classes),
+                len(classes),
+            )
+
+
+def answers(sets: Sets, name: str) -> tuple[str, int]:
+    """Which of the head's classes can be an answer on a set, in a word, and how many they are."""
+    labelled = sets[name]
+    if labelled.mask is None:
+        return "none", len(sets.classes)
+    return labelled.mask_rule, int(labelled.mask.sum())
 
 
 def parse_alphas(text: str) -> list[float]:
@@ -162,7 +201,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         alpha = "" if row.alpha is None else f"{row.alpha:.10g}"
         ends = ["" if end is None else f"{end:.6f}" for end in (row.low, row.high)]
-        writer.writerow([row.model, alpha, row.set, row.n, f"{row.accuracy:.6f}", *ends])
+        accuracy = f"{row.accuracy:.6f}"
+        writer.writerow([row.model, alpha, row.set, row.n, accuracy, *ends, row.mask, row.classes])
     with room_for(path):
         write_atomic(path, text.getvalue().encode())
 
@@ -170,17 +210,20 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row]) -> str:
     """A line a model, a column a set, at most 100 columns wide: further sets stand below.
 
-    Beside an accuracy stands half the width of its interval, where it has one.
+    `classes` are those that could be an answer. Beside an accuracy stands half the width of its
+    interval, where it has one.
     """
     sets = list(dict.fromkeys(row.set for row in rows))
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        label = row.model if row.alpha is None else f"{row.alpha:.10g}"
+        model = row.model.removesuffix(f"/{checkpoints.WEIGHTS}")  # of a cell, named by its folder
+        label = model if row.alpha is None else f"{row.alpha:.10g}"
         unsure = "" if row.low is None or row.high is None else f" ±{(row.high - row.low) / 2:.2f}"
         lines.setdefault(label, {})[row.set] = f"{row.accuracy:.2f}{unsure}"
     counts = {row.set: row.n for row in rows}
+    classes = {row.set: row.classes for row in rows}
     first = "model" if rows[0].alpha is None else "alpha"
-    margin = min(40, max(len(word) for word in (first, "images", *lines)))
+    margin = min(40, max(len(word) for word in (first, "classes", *lines)))
     longest = max(len(cell) for cells in lines.values() for cell in cells.values())
     width = min(24, max(8, longest, *map(len, sets)))
     per_block = (WIDTH - margin) // (width + 2)
@@ -188,6 +231,7 @@ def table(rows: Sequence[Row]) -> str:
     for some in (sets[i : i + per_block] for i in range(0, len(sets), per_block)):
         drawn = [(first, [name[:width] for name in some])]
         drawn.append(("images", [f"{counts[name]:,}" for name in some]))
+        drawn.append(("classes", [f"{classes[name]:,}" for name in some]))
         drawn += [(label, [found[name] for name in some]) for label, found in lines.items()]
         blocks.append(
             "\n".join(
@@ -199,7 +243,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def cell_of(context: OwnContext, file: Path) -> Cell:
-    """A checkpoint as an artefact, checked to bring a head, or the text tower that makes one."""
+    """A checkpoint as an artefact, checked to bring a head, or the text tower that makes one.
+
+    The input prompt of a visual-prompt cell belongs to it.
+    """
     model = context.recipe.model
     if not file.is_file():
         raise ValueError(f"there is no checkpoint {file}")
@@ -207,7 +254,7 @@ def cell_of(context: OwnContext, file: Path) -> Cell:
     def made() -> Cell:
         names, (weight, _) = checkpoints.names(file), models.head_names_of(model)
         source = "file"
-        if weight not in names:
+        if weight not in names and model.weights.match == "names":
             if not model.arch.startswith(clip.PREFIX):
                 hint = "; is it open_clip's (--arch open_clip:NAME)?" if CLIP & names else ""
                 raise ValueError(
@@ -217,9 +264,35 @@ def cell_of(context: OwnContext, file: Path) -> Cell:
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
         own = dataclasses.replace(model, weights=weights)
-        return Cell(checkpoints.backbone(own, context.store, cache_folder(), seed=0))
+        prompt = descriptions.prompt_of(file)
+        if prompt is not None:
+            log.warning(
+                "%s is evaluated with its input prompt %s, which timm does not know: %s alone, as "
+                "timm loads it, is another model",
+                file.parent,
+                prompt.name,
+                file.name,
+            )
+        return Cell(checkpoints.backbone(own, context.store, cache_folder(), 0, prompt))
 
     return ranks.first(made)
+
+
+def pack_at(wanted: Recipe, place: Path) -> Pack:
+    """The pack at a place, or that of a folder with <class>/<image>, for a recipe's model."""
+    if (place / MANIFEST).is_file():
+        return Pack.open(place, transform_spec=models.transform(wanted.model).spec)
+    place = place.resolve()
+    dataset = DatasetRecipe(
+        name="folder",
+        root=str(place.parent),
+        sets=[],
+        holdout=0,
+        pack_format=wanted.dataset.pack_format,
+        undecodable=wanted.dataset.undecodable,
+    )
+    own = dataclasses.replace(wanted, dataset=dataset)
+    return ranks.first(lambda: pack_of(own, place.name, cache_folder()))
 
 
 def _outputs(context: OwnContext, cells: Mapping[Path, Cell]) -> int:
@@ -235,51 +308,22 @@ def _outputs(context: OwnContext, cells: Mapping[Path, Cell]) -> int:
     return outputs
 
 
-def _pack(wanted: Recipe, place: Path) -> Pack:
-    if (place / MANIFEST).is_file():
-        return Pack.open(place, transform_spec=models.transform(wanted.model).spec)
-    place = place.resolve()
-    dataset = dataclasses.replace(wanted.dataset, root=str(place.parent))
-    own = dataclasses.replace(wanted, dataset=dataset)
-    return ranks.first(lambda: pack_of(own, place.name, cache_folder()))
-
-
-def _head(outputs: int, packs: Mapping[str, Pack], file: Path | None) -> tuple[str, ...]:
-    """The head's classes in order; sets may have fewer.
-
-    Folders that are all named by numbers are counted, as in ImageNetV2, where text has another
-    order.
-    """
-    if file is not None:
-        try:
-            lines = file.read_text().splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is no list of class names: {error}") from error
-        listed = tuple(line.strip() for line in lines if line.strip())
-        if len(listed) != outputs or len(set(listed)) != outputs:
+def _head(outputs: int, classes: Sequence[str] | None, files: Sequence[Path]) -> tuple[str, ...]:
+    """The head's classes in order: those that are told, or ImageNet-1K's for as many outputs."""
+    if classes is not None:
+        if len(classes) != outputs or len(set(classes)) != outputs:
             raise ValueError(
-                f"{file} lists {len(set(listed))} classes, but the models have {outputs} outputs"
+                f"{len(set(classes))} classes are named, but the head of {files[0]} has {outputs} "
+                "outputs"
             )
-        return listed
-    whole = {name: pack.classes for name, pack in packs.items() if len(pack.classes) == outputs}
-    of_imagenet = outputs == len(imagenet.wnids())
-    if whole:
-        name, classes = next(iter(whole.items()))
-        if all(one.isdecimal() for one in classes):
-            return tuple(sorted(classes, key=int))
-        if of_imagenet and classes != imagenet.wnids():
-            raise ValueError(
-                f"the models have {outputs} outputs, as for ImageNet-1K, but the classes of {name} "
-                "are not its wnids; give their names in the head's order, a line each, by "
-                "--classes FILE"
-            )
-        return classes
-    if of_imagenet:
+        return tuple(classes)
+    if outputs == len(imagenet.wnids()):
         return imagenet.wnids()
-    found = ", ".join(f"{name} {len(pack.classes)}" for name, pack in packs.items())
     raise ValueError(
-        f"the models have {outputs} outputs, but no set has as many classes ({found}); give their "
-        "names in the head's order, a line each, by --classes FILE"
+        f"nothing says which class each of the {outputs} outputs of {files[0]} is: write the names "
+        "in the head's order, a line each, and give them by --classes FILE. torchvision and timm "
+        "number the folders of a training set in sorted order: `ls FOLDER | LC_ALL=C sort > FILE`; "
+        f"for folders named by the outputs' numbers: `seq 0 {outputs - 1} > FILE`"
     )
 
 
@@ -297,6 +341,7 @@ def _rows(
 ) -> list[Row]:
     """What the store says; it checks that all models saw the same images."""
     seen: predictions.Bank[int] = predictions.Bank()
+    mask, classes = answers(context.sets, name)
     rows = []
     for number, (model, alpha, mix) in enumerate(bank):
         path = evaluate.predicted(context, mix, name, "all")
@@ -305,7 +350,8 @@ def _rows(
         except ValueError as error:
             at = "" if alpha is None else f" at alpha {alpha:.10g}"
             raise ValueError(f"{model}{at} on {name}: {error}") from error
-        rows.append(Row(model, alpha, name, len(found.top1), found.accuracy))
+        seen_by = (model, alpha, name, len(found.top1), found.accuracy)
+        rows.append(Row(*seen_by, mask=mask, classes=classes))
     if not intervals:
         return rows
     sums = np.stack([seen.sums(number, [0]) for number in range(len(rows))], axis=-1)

@@ -41,10 +41,11 @@ def rows(
     suffix: str = "safetensors",
     **options,
 ) -> list:
-    """Rows of the models whose letters `models` holds, on sets of the folder."""
+    """Rows of the models whose letters `models` holds, on sets of the folder; heads are those of
+    the drawn classes unless `classes` says otherwise."""
     overrides = [f"runs={own.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
     overrides += ["evaluate.batch_size=8", *words]
     files = [own.folder / f"{name}.{suffix}" for name in models]
-    places = [own.folder / name for name in sets.split()]
+    places, _ = zoo.named([str(own.folder / name) for name in sets.split()])
     wanted = zoo.resolve(arch, overrides)
-    return zoo.evaluated(wanted, files, places, own.device, **options)
+    return zoo.evaluated(wanted, files, places, own.device, **{"classes": CLASSES} | options)

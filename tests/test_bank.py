@@ -154,7 +154,7 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
 
 def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixes, monkeypatch):
     context = grid.context()
-    parents = {name: evaluate._cell(context, name) for mix in mixes for name in mix}
+    parents = {name: evaluate.stored_cell(context, name) for mix in mixes for name in mix}
     one = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
 
     def sizes(room: int, slice_bytes: float) -> list[int]:

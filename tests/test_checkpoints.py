@@ -73,6 +73,12 @@ def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None:
+    checkpoints.save(state(), tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"own\.safetensors: safetensors files keep no order"):
+        backbone(model(tmp_path / "own.safetensors", match="order"), tmp_path)
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
 def test_checkpoints_as_training_scripts_write_them(

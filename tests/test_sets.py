@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import grids
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data import sets
+from engine.data import imagenet, sets
 from engine.data.holdout import units_of
-from engine.data.sets import Sets, pack_folder, split, to_head
+from engine.data.sets import Sets, names_in_head, pack_folder, split, to_head
 from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
 
@@ -65,7 +66,7 @@ def test_pixels_are_the_drawings(recipe: Recipe) -> None:
 
 def test_set_with_a_class_that_the_head_lacks(recipe: Recipe) -> None:
     upside = dataclasses.replace(recipe.dataset, upstream="few", sets=["outline", "tinted"])
-    with pytest.raises(ValueError, match=r"outline has 2 classes .* lacks, such as bar, disc"):
+    with pytest.raises(ValueError, match=r"outline has 2 classes .* lacks: 'bar', 'disc'; "):
         opened(dataclasses.replace(recipe, dataset=upside))["outline"]
 
 
@@ -248,6 +249,35 @@ def test_to_head_follows_names_not_numbers(recipe: Recipe) -> None:
     labels, mask = to_head(pack, ("square", "ring", "other", "cross"))
     assert [*labels[[0, grids.COPIES, 2 * grids.COPIES]]] == [3, 1, 0]
     assert mask is not None and mask.tolist() == [True, True, False, True]
+
+
+def test_without_a_mask_all_of_the_head_can_be_the_answer(recipe: Recipe) -> None:
+    pack = opened(recipe)["few"].pack
+    labels, mask = to_head(pack, ("square", "ring", "other", "cross"), "none")
+    assert [*labels[[0, grids.COPIES, 2 * grids.COPIES]]] == [3, 1, 0] and mask is None
+    joined = SimpleNamespace(name="o", classes=("square+other", "ring"), labels=np.array([0, 1]))
+    labels, mask = to_head(joined, ("square", "ring", "other", "cross"), "none")  # type: ignore[arg-type]
+    assert labels.tolist() == [0, 1]
+    assert mask is not None and mask.tolist() == [True, True, False, True], "other is its square"
+
+
+def test_classes_that_the_head_lacks_are_named_with_the_nearest(recipe: Recipe) -> None:
+    pack = opened(recipe)["few"].pack
+    with pytest.raises(
+        ValueError, match=r"few has 1 .*: 'square' \(is it squares\?\); its .* 3 cl"
+    ):
+        to_head(pack, ("cross", "ring", "squares"))
+    fruit = SimpleNamespace(name="fruit", classes=("banana", "qqq"), labels=np.array([0]))
+    with pytest.raises(ValueError, match=r"'banana' \(is it n07753592 \(banana\)\?\), 'qqq'; its"):
+        to_head(fruit, imagenet.wnids())  # type: ignore[arg-type]
+
+
+def test_folders_of_an_imagenet_head_may_be_numbers() -> None:
+    head = imagenet.wnids()
+    assert names_in_head(("10", "2", "999"), head) == [head[10], head[2], head[999]]
+    for other in (("10", "1000"), ("1", "01"), ("10", "dog"), head[:3]):
+        assert names_in_head(other, head) == other
+    assert names_in_head(("0", "1"), head[:2]) == ("0", "1"), "another head: no guess"
 
 
 @pytest.mark.parametrize("kind", ["folder", "emoji", "imagenet"])

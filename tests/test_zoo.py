@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,35 +13,38 @@ import timm
 import torch
 from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, reference
 from own_checkpoints import checkpoint, own, rows
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine import models, zoo
+from engine import zoo
 from engine.data import imagenet
-from engine.errors import RecipeError
 
 __all__ = ["grid", "own"]
 
 
-def accuracy(state: dict[str, torch.Tensor], own: Grid, name: str) -> float:
+def accuracy(state: dict[str, torch.Tensor], own: Grid, name: str, mask: str) -> float:
     """By timm in float64."""
     index = np.arange(len(SETS[name]) * 7)
     with torch.no_grad():
         logits = reference(state)(images(own, name, index))
-    out = [i for i, one in enumerate(CLASSES) if one not in SETS[name]]
-    logits[:, out] = -torch.inf
+    if mask == "present":
+        absent = [i for i, shape in enumerate(CLASSES) if shape not in SETS[name]]
+        logits[:, absent] = -torch.inf
     return 100 * (logits.argmax(1) == labels(own, name, index)).double().mean().item()
 
 
-def test_interpolated_checkpoints_are_those_of_timm(own):
+@pytest.mark.parametrize("mask", ["none", "present"])
+def test_interpolated_checkpoints_are_those_of_timm(own, mask):
     a, b = (load_file(own.folder / f"{name}.safetensors") for name in "AB")
-    found = rows(own, "AB", "outline few", alphas=[0.0, 0.3, 1.0])
+    found = rows(own, "AB", "outline few", alphas=[0.0, 0.3, 1.0], mask=mask)
+    assert {(row.set, row.mask, row.classes) for row in found} == {
+        ("outline", "none", 5), ("few", mask, 3 if mask == "present" else 5)
+    }  # fmt: skip
     assert [(row.alpha, row.set, row.n) for row in found] == [
         (alpha, name, n) for name, n in (("outline", 35), ("few", 21)) for alpha in (0.0, 0.3, 1.0)
     ]
     for row in found:
         mixed = {k: (1 - row.alpha) * a[k].double() + row.alpha * b[k].double() for k in a}
-        assert row.accuracy == pytest.approx(accuracy(mixed, own, row.set)), row
+        assert row.accuracy == pytest.approx(accuracy(mixed, own, row.set, mask)), row
     assert len({row.accuracy for row in found}) > 2
 
 
@@ -91,71 +92,79 @@ def test_a_pack_is_taken_as_it_is(own):
         rows(own, "A", "packed", "model.crop=0.9")
 
 
-def test_the_heads_classes_are_listed_found_or_refused(own):
-    with pytest.raises(ValueError, match=r"5 outputs, but no set has as many classes \(few 3\)"):
-        rows(own, "A", "few")
-    listed = own.folder / "classes.txt"
-    listed.write_text("\n".join(CLASSES) + "\n")
-    by_file = rows(own, "A", "few", classes=listed)
-    by_set = rows(own, "A", "few outline")
-    assert by_file[0] == by_set[0]
-    listed.write_text("\n".join(reversed(CLASSES)))
-    turned = rows(own, "A", "outline", classes=listed)
-    assert turned[0].accuracy != by_set[1].accuracy, "another order of classes is another result"
-    for text in ("bar\ncross\n", "\n".join([*CLASSES[:4], "bar"])):
-        listed.write_text(text)
-        with pytest.raises(ValueError, match=r"classes.txt lists \d classes, but .* 5 outputs"):
-            rows(own, "A", "few", classes=listed)
-    with pytest.raises(ValueError, match=r"A\.safetensors is no list of class names"):
-        rows(own, "A", "few", classes=own.folder / "A.safetensors")
-    listed.write_text("\n".join([*CLASSES[:4], "other"]))
-    with pytest.raises(ValueError, match=r"outline has 1 classes that the model's head lacks.*squ"):
-        rows(own, "A", "outline", classes=listed)
+def test_the_heads_classes_are_told_or_refused(own):
+    with pytest.raises(
+        ValueError, match=r"which class each of the 5 outputs of .*A.safe.* --classes"
+    ):
+        rows(own, "A", "outline few", classes=None)
+    (right,), (turned,) = (rows(own, "A", "few", classes=told) for told in (CLASSES, CLASSES[::-1]))
+    assert turned.accuracy != right.accuracy, "another order of classes is another result"
+    for classes in (("bar", "cross"), (*CLASSES[:4], "bar")):
+        with pytest.raises(ValueError, match=r"\d classes are named, but the head of .* 5 outputs"):
+            rows(own, "A", "few", classes=classes)
+    unlike = (*CLASSES[:4], "squares")
+    with pytest.raises(ValueError, match=r"few has 1 classes .* lacks: 'square' \(is it squares"):
+        rows(own, "A", "few outline", classes=unlike)
+
+
+def test_neither_the_order_of_sets_nor_that_of_their_folders_is_of_consequence(own):
+    """The head's order is not the alphabet's, and a set has fewer classes."""
+    head = ("ring", "bar", "square", "disc", "cross")
+    first = {row.set: row for row in rows(own, "A", "outline few tinted", classes=head)}
+    again = {row.set: row for row in rows(own, "A", "tinted few outline", classes=head)}
+    assert first == again and len({row.accuracy for row in first.values()}) > 1
+    drawn, truth = (make(own, "outline", np.arange(35)) for make in (images, labels))
+    renamed = dict(zip(CLASSES, ("z", "y", "x", "w", "v"), strict=True))  # the alphabet upside down
+    for shape, name in renamed.items():
+        (own.folder / "outline" / shape).rename(own.folder / "outline" / name)
+    (row,) = rows(own, "A", "outline", f"runs={own.runs}2", classes=[renamed[c] for c in head])
+    assert row == first["outline"]
+    with torch.no_grad():
+        top1 = reference(load_file(own.folder / "A.safetensors"))(drawn).argmax(1)
+    right = [head[place] == CLASSES[label] for place, label in zip(top1, truth, strict=True)]
+    assert row.accuracy == pytest.approx(100 * np.mean(right))
 
 
 def test_a_thousand_outputs_are_imagenets(own):
+    """Folders bear wnids or the outputs' numbers; as text 10 stands before 8."""
     checkpoint(own.folder / "I.safetensors", 3, classes=1000)
-    for old, new in zip(SETS["few"], imagenet.wnids()[7:10], strict=True):
-        (own.folder / "few" / old).rename(own.folder / "few" / new)
-    (row,) = rows(own, "I", "few")
-    assert row.n == 21
-
-
-def test_folders_named_by_numbers_are_counted(own):
-    """As in ImageNetV2: as text, class 10 would be the third."""
-    checkpoint(own.folder / "V.safetensors", 4, classes=12)
-    files = [file for shape in CLASSES for file in (own.folder / "outline" / shape).iterdir()]
-    for number in range(12):
-        (own.folder / "v2" / str(number)).mkdir(parents=True)
-        for file in files[number::12]:
-            shutil.copy(file, own.folder / "v2" / str(number) / f"{file.parent.name}{file.name}")
-    (row,) = rows(own, "V", "v2")
-    state = load_file(own.folder / "V.safetensors")
-    net = timm.create_model(VIT, num_classes=12, img_size=SIZE).double().eval()
-    net.load_state_dict(state)
-    paths = sorted((own.folder / "v2").glob("*/*.png"))
-    config = timm.get_pretrained_cfg(VIT)
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]) / 255
-    x = torch.from_numpy((pixels - np.array(config.mean)) / np.array(config.std))
+    drawn = images(own, "few", np.arange(21))
+    shutil.copytree(own.folder / "few", own.folder / "numbers")
+    for shape, number in zip(SETS["few"], (8, 9, 10), strict=True):
+        (own.folder / "few" / shape).rename(own.folder / "few" / imagenet.wnids()[number])
+        (own.folder / "numbers" / shape).rename(own.folder / "numbers" / str(number))
+    by_wnid, by_number = rows(own, "I", "few numbers", classes=None, mask="present")
+    assert by_number.accuracy == by_wnid.accuracy and by_wnid.n == 21
+    net = timm.create_model(VIT, num_classes=1000, img_size=SIZE).double().eval()
+    net.load_state_dict(load_file(own.folder / "I.safetensors"))
     with torch.no_grad():
-        top1 = net(x.permute(0, 3, 1, 2)).argmax(1).tolist()
-    right = [int(path.parent.name) == said for path, said in zip(paths, top1, strict=True)]
-    assert row.accuracy == pytest.approx(100 * np.mean(right)) and any(right)
-    by_text = sorted(map(str, range(12)))
-    assert sum(right) != sum(
-        by_text.index(path.parent.name) == said for path, said in zip(paths, top1, strict=True)
-    )
+        top1 = net(drawn)[:, 8:11].argmax(1)
+    assert by_wnid.accuracy == pytest.approx(100 * (top1 == torch.arange(21) // 7).double().mean())
+    with pytest.raises(
+        ValueError, match=r"outline has 5 classes .*'bar' \(is it .*its folders are"
+    ):
+        rows(own, "I", "outline", classes=None)
 
 
-def test_a_thousand_classes_are_imagenets_or_listed():
-    def head(classes):
-        return zoo._head(1000, {"s": SimpleNamespace(classes=tuple(classes))}, None)
+def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(own, caplog):
+    checkpoint(own.folder / "I.safetensors", 3, classes=1000)
+    wnids = imagenet.wnids("a")
+    for number, wnid in enumerate(wnids):
+        (own.folder / "hard" / wnid).mkdir(parents=True)
+        shape, style = CLASSES[number % 5], ("outline", "tinted")[number % 2]
+        shutil.copy(own.folder / style / shape / "0.png", own.folder / "hard" / wnid)
+    for wnid in wnids[:3]:
+        shutil.copytree(own.folder / "hard" / wnid, own.folder / "part" / wnid)
 
-    numbers = [str(i) for i in range(1000)]
-    assert head(sorted(numbers)) == tuple(numbers)
-    assert head(imagenet.wnids()) == imagenet.wnids()
-    with pytest.raises(ValueError, match=r"classes of s are not its wnids; .* by --classes FILE"):
-        head([f"class {i}" for i in range(1000)])
+    def seen(mask: str) -> list[tuple[str, int]]:
+        return [(r.mask, r.classes) for r in rows(own, "I", "hard part", classes=None, mask=mask)]
+
+    caplog.set_level("INFO", "engine.zoo")
+    assert seen("benchmark") == [("present", 200), ("none", 1000)]
+    assert "--mask benchmark" not in caplog.text
+    assert seen("none") == [("none", 1000)] * 2
+    assert "hard: any of the head's 1000 classes can be an answer; published" in caplog.text
+    assert seen("present") == [("present", 200), ("present", 3)]
 
 
 def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
@@ -169,27 +178,17 @@ def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
     assert rows(own, "AB", "outline") == first
 
 
-def test_the_architecture_is_what_timms_file_beside_the_weights_says(own):
-    timms = {"mean": [0.4, 0.5, 0.5], "std": [0.2, 0.2, 0.3], "interpolation": "bilinear"}
-    timms |= {"input_size": [3, SIZE, SIZE], "crop_pct": 1.0, "tag": "mine"}
-    config = own.folder / "config.json"
-    with pytest.raises(ValueError, match=r"A\.safetensors says nothing .*name it by --arch"):
-        zoo.published(own.folder / "A.safetensors")
-    config.write_text(json.dumps({"architecture": VIT, "pretrained_cfg": timms}))
-    arch, words = zoo.published(own.folder / "A.safetensors")
-    found = zoo.resolve(arch, words).model
-    assert (found.arch, found.image_size, found.crop) == (VIT, SIZE, 1.0)
-    assert (found.mean, found.std) == (timms["mean"], timms["std"])
-    assert (found.interpolation, found.crop_mode) == ("bilinear", "center")
-    squashed = {"architecture": VIT, "pretrained_cfg": timms | {"crop_mode": "squash"}}
-    config.write_text(json.dumps(squashed))
-    found = zoo.resolve(*zoo.published(own.folder / "A.safetensors")).model
-    assert models.transform(found).crop_mode == "squash"
-    with pytest.raises(RecipeError, match=r"crop_mode='squish' is not.*did you mean 'squash'"):
-        zoo.resolve(VIT, ["model.crop_mode=squish"])
-    config.write_text(json.dumps({"architecture": VIT}))
-    with pytest.raises(ValueError, match=r"json is no config.json of timm's .*pretrained_cfg"):
-        zoo.published(own.folder / "A.safetensors")
+def test_foreign_names_are_matched_by_order(own):
+    """As the head's own name is not looked for then."""
+    state = load_file(own.folder / "A.safetensors")
+    torch.manual_seed(0)
+    order = timm.create_model(VIT, num_classes=5, img_size=SIZE).state_dict()
+    foreign = {f"layer {number}": state[name] for number, name in enumerate(order)}
+    torch.save(foreign, own.folder / "O.pt")
+    (row,) = rows(own, "O", "outline", "model.weights.match=order", suffix="pt")
+    assert dataclasses.replace(row, model="") == dataclasses.replace(
+        rows(own, "A", "outline")[0], model=""
+    )
 
 
 def test_what_does_not_belong_together_is_refused_by_name(own):
@@ -200,7 +199,6 @@ def test_what_does_not_belong_together_is_refused_by_name(own):
     save_file(deep, own.folder / "E.safetensors")
     shutil.copy(own.folder / "A.safetensors", own.folder / "F.safetensors")
     (own.folder / "G.safetensors").write_bytes(b"no weights")
-    shutil.copytree(own.folder / "few", own.folder / "more" / "outline")
     refused = {
         "AC": r"C.safetensors has no head.weight: .* another architecture than test_vit",
         "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: evaluate them apart",
@@ -214,8 +212,6 @@ def test_what_does_not_belong_together_is_refused_by_name(own):
     for pair, message in refused.items():
         with pytest.raises(ValueError, match=message):
             rows(own, pair, "outline", alphas=[0.5])
-    with pytest.raises(ValueError, match=r"two sets of one name among .*outline, .*more.outline"):
-        rows(own, "A", "outline more/outline")
     with pytest.raises(ValueError, match=r"absent is not a folder"):
         rows(own, "A", "absent")
 

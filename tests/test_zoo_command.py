@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pytest
-from grids import SIZE, VIT, grid
+from grids import CLASSES, SIZE, VIT, grid
 from own_checkpoints import own
 
 from engine import cli, zoo
@@ -77,7 +78,7 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
 def test_files_of_one_name_have_a_line_each():
     places = ["run1/best.safetensors", "run2/best.safetensors"]
     found = [zoo.Row(place, None, "few", 10, 10.0 + i) for i, place in enumerate(places)]
-    lines = zoo.table(found).splitlines()[2:]
+    lines = zoo.table(found).splitlines()[3:]
     assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
@@ -91,18 +92,56 @@ def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp
     monkeypatch.chdir(own.folder)
     monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
     words = f"evaluate --models A.safetensors B.safetensors --arch {VIT} --alphas 0:1:0.5 --sets"
-    words += f" outline few runs={own.runs} model.image_size={SIZE} --intervals"
+    words += f" outline small=few runs={own.runs} model.image_size={SIZE} --intervals"
+    (own.folder / "classes.txt").write_text("\n".join(CLASSES))
+    words += " --classes classes.txt"
     assert cli.main(words.split()) == 0
     printed = capsys.readouterr().out
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
     with (own.folder / "accuracy.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [(row["alpha"], row["set"]) for row in found[:4]] == [
-        ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "few"),
+        ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "small"),
     ]  # fmt: skip
     for row in found:
         assert f"{float(row['accuracy']):.2f} ±" in printed
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+
+
+def test_a_table_that_is_there_is_replaced_on_request_alone(own, capsys, monkeypatch):
+    monkeypatch.chdir(own.folder)
+    monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+    (own.folder / "classes.txt").write_text("\n".join(CLASSES))
+    (own.folder / "accuracy.csv").write_text("mine")
+    words = f"evaluate --models A.safetensors --arch {VIT} --sets outline --classes classes.txt"
+    words += f" runs={own.runs} model.image_size={SIZE}"
+    assert cli.main(words.split()) == 2
+    assert "accuracy.csv is there already: --force replaces it, --out F" in capsys.readouterr().err
+    assert not own.runs.exists(), "work was done before the refusal"
+    assert cli.main([*words.split(), "--out", "other.csv"]) == 0
+    assert (own.folder / "accuracy.csv").read_text() == "mine"
+    assert cli.main([*words.split(), "--force"]) == 0
+    written = (own.folder / "accuracy.csv").read_text()
+    assert written == (own.folder / "other.csv").read_text() and written.endswith(",none,5\n")
+
+
+def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd=name").mkdir()
+    places, settings = zoo.named(
+        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1"]
+    )
+    assert places == {
+        "pictures": Path("x/pictures"), "b": Path("y/pictures"), "odd=name": Path("odd=name"),
+    }  # fmt: skip
+    assert settings == ["runs=x", "model.crop=1"]
+    with pytest.raises(
+        ValueError, match=r"one name, x/pictures and y/pictures: .* NAME=y/pictures"
+    ):
+        zoo.named(["x/pictures", "y/pictures"])
+    for word in ("a/b=x", ".a=x", "..=x", "=x"):
+        with pytest.raises(ValueError, match="cannot name a set"):
+            zoo.named([word])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,3 +165,18 @@ def wnids_by_name() -> dict[str, str]:
     names = {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
     counts = Counter(names.values())
     return {name: wnid for wnid, name in names.items() if counts[name] == 1}
+
+
+def synonyms() -> dict[str, str]:
+    """Every word for a class, such as `great white shark`, to its wnid; of several the first's."""
+    info = ImageNetInfo("imagenet-1k")
+    words: dict[str, str] = {}
+    for wnid in wnids():
+        for word in info.label_name_to_description(wnid).split(", "):
+            words.setdefault(word, wnid)
+    return words
+
+
+def is_a_or_r(classes: Iterable[str]) -> bool:
+    """Whether classes are exactly the 200 of ImageNet-A, or those of ImageNet-R."""
+    return set(classes) in [set(wnids(subset)) for subset in _SUBSETS.values()]

@@ -7,6 +7,7 @@ head those labels mean, which outputs take part at all, and which images are hel
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import logging
 import os
@@ -22,6 +23,7 @@ from engine import models
 from engine.artifacts import digest
 from engine.data import grouping, imagenet
 from engine.data.holdout import split, units_of
+from engine.errors import nearest
 from engine.machine import ranks
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import emoji, folders, imagenet_c
@@ -34,6 +36,7 @@ from loaders.stream import open_source
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
+MASKS = ("none", "present", "benchmark")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class LabelledSet:
 
     `members`: the outputs of each class where a class is several (`grouping`). `group`: str
     [N], the part of the set in which an image counts, where parts are to count alike (IN-C).
-    `by_source`: the split keeps the copies of a source image on one side.
+    `by_source`: the split keeps the copies of a source image on one side. `mask_rule`: `none` where
+    the head has classes beyond the set's that count as wrong answers, else `present`.
     """
 
     name: str
@@ -69,6 +73,7 @@ class LabelledSet:
     members: torch.Tensor | None = None
     group: np.ndarray | None = None
     by_source: bool = False
+    mask_rule: str = "present"
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all where nothing is held out."""
@@ -86,7 +91,9 @@ class Sets:
     """Opens the sets of one recipe, encoding a pack when there is none yet.
 
     `packs`: sets that are there already, by name. `given_classes`: the head's classes in order,
-    where no upstream set tells them.
+    where no upstream set tells them. `mask`: which outputs can be an answer: those of the set's
+    classes (`present`), all (`none`), or all but where the set's accuracy is published otherwise
+    (`benchmark`).
     """
 
     def __init__(
@@ -96,8 +103,12 @@ class Sets:
         cache: Path,
         packs: Mapping[str, Pack] | None = None,
         given_classes: Sequence[str] = (),
+        mask: str = "present",
     ) -> None:
+        if mask not in MASKS:
+            raise ValueError(f"mask {mask!r} is not possible{nearest(mask, MASKS)}")
         self.recipe = recipe
+        self.mask = mask
         self.packs = packs or {}
         self.given_classes = tuple(given_classes)
         self.device = device
@@ -118,7 +129,9 @@ class Sets:
             dataset = self.recipe.dataset
             is_upstream = name == dataset.upstream and not self.given_classes
             head = pack.classes if is_upstream else self.classes
-            labels, mask = to_head(pack, head)
+            classes = names_in_head(pack.classes, head)
+            rule = self._mask_rule(pack, classes, head)
+            labels, mask = to_head(pack, head, rule)
             units = units_of(pack.labels, pack.sources) if dataset.holdout else None
             train, holdout = split(pack.labels, dataset.holdout, dataset.seed, units)
             self._open[name] = LabelledSet(
@@ -128,11 +141,18 @@ class Sets:
                 mask,
                 train,
                 holdout,
-                grouping.members(pack.classes, {wanted: i for i, wanted in enumerate(head)}),
+                grouping.members(classes, {wanted: i for i, wanted in enumerate(head)}),
                 _group(pack),
                 units is not None,
+                rule,
             )
         return self._open[name]
+
+    def _mask_rule(self, pack: Pack, classes: Sequence[str], head: Sequence[str]) -> str:
+        by_set = self.mask == "benchmark" and published_among_its_classes(pack, classes)
+        return (
+            "present" if self.mask == "present" or by_set or len(classes) == len(head) else "none"
+        )
 
     def source(self, name: str) -> Source:
         """Where the images of a set come from: device memory, or a stream, as of all of IN-C."""
@@ -214,26 +234,58 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
 
 
-def to_head(pack: Pack, head: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Labels in the head's order, and the mask of classes that a smaller set leaves.
+def to_head(
+    pack: Pack, head: Sequence[str], mask_rule: str = "present"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Labels in the head's order, and the mask of outputs that can be an answer (None: all can).
 
-    Raises ValueError naming the classes of the set that the head does not know.
+    `mask_rule`: `present` leaves the classes of the set, `none` all of the head. A class that is
+    several outputs answers by its first alone under either. Raises ValueError naming the classes of
+    the set that the head does not know.
     """
     position = {name: i for i, name in enumerate(head)}
-    parts = {name: grouping.names(name, position) for name in pack.classes}
-    unknown = [name for name in pack.classes if not set(parts[name]) <= position.keys()]
+    outputs = [grouping.names(name, position) for name in names_in_head(pack.classes, head)]
+    unknown = [name for names in outputs for name in names if name not in position]
     if unknown:
+        more = ", ..." if len(unknown) > 3 else ""
+        close = ", ".join(f"{name!r}{_nearest_class(name, head)}" for name in unknown[:3])
         raise ValueError(
-            f"{pack.name} has {len(unknown)} classes that the model's head lacks, such as "
-            f"{', '.join(unknown[:3])}; its folders are to bear the names of the head's classes"
+            f"{pack.name} has {len(unknown)} classes that the model's head lacks: {close}{more}; "
+            f"its folders are to bear the names of the head's {len(head)} classes"
         )
-    numbers = torch.tensor([position[parts[name][0]] for name in pack.classes], dtype=torch.int64)
-    labels = numbers[torch.from_numpy(np.array(pack.labels))]
-    if len(numbers) == len(head):
-        return labels, None
-    mask = torch.zeros(len(head), dtype=torch.bool)
-    mask[numbers] = True
-    return labels, mask
+    first = torch.tensor([position[names[0]] for names in outputs], dtype=torch.int64)
+    labels = first[torch.from_numpy(np.array(pack.labels))]
+    mask = torch.full((len(head),), mask_rule == "none")
+    mask[[position[name] for names in outputs for name in names]] = False
+    mask[first] = True
+    return labels, None if mask.all() else mask
+
+
+def names_in_head(classes: Sequence[str], head: Sequence[str]) -> Sequence[str]:
+    """A set's classes as a head names them: folders of an ImageNet-1K set may be named by numbers,
+    which count the head's outputs from 0."""
+    if tuple(head) != imagenet.wnids() or not all(name.isdecimal() for name in classes):
+        return classes
+    numbers = [int(name) for name in classes]
+    fit = max(numbers) < len(head) and len(set(numbers)) == len(numbers)
+    return [head[number] for number in numbers] if fit else classes
+
+
+def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
+    """Whether the published accuracies on a set, of `classes` in the head's names, are among these
+    classes alone: IN-A, IN-R and ObjectNet."""
+    made_of = pack.manifest["extra"].get("identity", {})
+    is_objectnet = (made_of.get("kind"), made_of.get("set")) == ("imagenet", imagenet.OBJECTNET)
+    return is_objectnet or imagenet.is_a_or_r(classes)
+
+
+def _nearest_class(name: str, head: Sequence[str]) -> str:
+    """The class of the head that a name may mean, as a question; empty where none is close."""
+    meant = {known: known for known in head}
+    if tuple(head) == imagenet.wnids():
+        meant |= {synonym: f"{wnid} ({synonym})" for synonym, wnid in imagenet.synonyms().items()}
+    close = difflib.get_close_matches(name.replace("_", " "), meant, n=1, cutoff=0.6)
+    return f" (is it {meant[close[0]]}?)" if close else ""
 
 
 @functools.cache

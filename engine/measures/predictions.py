@@ -6,6 +6,7 @@ evaluations of a set really saw the same images, and that nothing damaged is ave
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -61,6 +62,17 @@ def read(path: Path) -> pa.Table:
     if (again := np.flatnonzero(np.diff(index) == 0)).size:
         raise ValueError(f"{path}: image index {index[again[0]]} occurs more than once")
     return table
+
+
+def mix_of(path: Path) -> dict[str, float]:
+    """The cells whose weighted mean gave the predictions in a file of the store, and the weights.
+
+    Raises ValueError naming a file that does not say.
+    """
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[b"mix"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not say which model it is of ({error!r})") from error
 
 
 class Seen(NamedTuple):

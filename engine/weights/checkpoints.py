@@ -30,7 +30,7 @@ from engine.weights import hub, zero_shot
 from loaders import registry
 
 State = dict[str, torch.Tensor]
-WEIGHTS = "weights.safetensors"
+WEIGHTS, PROMPT = "weights.safetensors", "prompt.safetensors"
 # Twenty labelled ImageNet photos; their class is the number before the suffix.
 PHOTOS = (
     "foolbox",
@@ -39,11 +39,14 @@ PHOTOS = (
 )
 
 
-def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artifact:
+def backbone(
+    recipe: ModelRecipe, store: Store, cache: Path, seed: int, prompt: Path | None = None
+) -> Artifact:
     """The pre-trained backbone as an artefact, without or with its own head.
 
-    A `path` stands in for a download. Raises ValueError when the tensors do not fit the
-    architecture, or when the model gets fewer of the twenty photos right than its recipe says.
+    A `path` stands in for a download. `prompt`: the file of the input prompt that belongs to the
+    weights, if any. Raises ValueError when the tensors do not fit the architecture or the image, or
+    when the model gets fewer of the twenty photos right than its recipe says.
     """
     source = recipe.weights.source
     if source in ("timm", "pypi") and recipe.weights.path:
@@ -55,8 +58,12 @@ def backbone(recipe: ModelRecipe, store: Store, cache: Path, seed: int) -> Artif
     if source == "file" or recipe.weights.path:
         key["sha256"] = file_hash(_own_file(recipe))
         key["model"]["weights"]["path"] = ""  # the same file elsewhere is the same model
+    if prompt is not None:
+        key["prompt"] = file_hash(prompt)
 
     def build(folder: Path) -> None:
+        if prompt is not None:
+            save(_prompt(prompt, recipe.image_size), folder / PROMPT)
         torch.manual_seed(seed)
         net = SOURCES[source](recipe, cache)
         if recipe.weights.photos_right:
@@ -97,6 +104,18 @@ def names(path: Path) -> set[str]:
         return set(load(path))
     with _whole(path), safe_open(path, framework="pt") as file:
         return set(timm.models.clean_state_dict(dict.fromkeys(file.keys())))
+
+
+def _prompt(path: Path, image_size: int) -> State:
+    """An input prompt [3, H, W], added to normalised images; ValueError for another shape."""
+    state = load(path)
+    shape = {name: list(tensor.shape) for name, tensor in state.items()}
+    if shape != {"prompt": [3, image_size, image_size]}:
+        raise ValueError(
+            f"{path} holds {shape}, not a prompt for images of {image_size} px; set "
+            "model.image_size to the size it was trained at"
+        )
+    return state
 
 
 @contextmanager
@@ -168,6 +187,11 @@ def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
     path = _own_file(recipe)
+    if recipe.weights.match == "order" and path.suffix == ".safetensors":
+        raise ValueError(
+            f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "
+            "cannot be used; give the torch file, or rename the tensors as timm does"
+        )
     return _matched(recipe, load(path), str(path))
 
 

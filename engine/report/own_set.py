@@ -1,0 +1,45 @@
+"""The terminal table of a campaign's rows on one set that is not the campaign's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from engine.measures.rows import PRE, Arm
+from engine.own_sets import OnOwnSet
+from engine.report import table
+
+
+def text(rows: Sequence[OnOwnSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
+    """Accuracy of every row in percent, and below its change in points; a column a set fine-tuned
+    on, in the order of `sets`, and their mean.
+
+    `methods`: keys to titles, in row order. `rows` are of one set.
+    """
+    before = next(row for row in rows if row.method == PRE)
+    trained = [row for row in rows if row.method != PRE]
+    order = list(dict.fromkeys([*methods, *(row.method for row in trained)]))
+    arms: dict[Arm, dict[str, OnOwnSet]] = {}
+    for row in sorted(trained, key=lambda row: (order.index(row.method), row.alpha or 0)):
+        arms.setdefault(row.arm, {})[row.downstream] = row
+
+    accuracy, change = [], []
+    for arm, cells in arms.items():
+        title = methods.get(arm.method, arm.method)
+        title += "" if arm.alpha is None else f" alpha={arm.alpha:g}"
+        after = [cells[name].accuracy for name in sets]
+        accuracy.append([title, *(f"{value:.1f}" for value in [*after, fmean(after)])])
+        moved = [value - before.accuracy for value in [*after, fmean(after)]]
+        change.append([title, *map(table.number, moved)])
+    words = [[""], *map(table.split, sets), ["mean"]]
+    first = ["pre-trained", *[""] * len(sets), f"{before.accuracy:.1f}"]
+    among = "the set's" if before.mask == "present" else "all the head's"
+    return "\n".join(
+        [
+            f"{before.model} on {before.evaluated_on}: {before.n:,} images",
+            f"percent top-1 among {among} {before.classes:,} classes after fine-tuning on the set",
+            "that heads the column; below, the change from the pre-trained model in points.",
+            "",
+            *table.layout(words, [first], accuracy, change),
+        ]
+    )

@@ -1,0 +1,158 @@
+"""A finished campaign's rows on a user's set: all, by timm's numbers, and nothing is trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import campaigns
+import grids
+import pytest
+import timm
+import torch
+from campaigns import SETS
+from PIL import Image
+from safetensors.torch import load_file
+
+from engine import cli, zoo
+from engine.artifacts import file_hash
+
+grid, folder = grids.grid, campaigns.folder
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(grid: grids.Grid, folder: Path) -> Path:
+    """The folder of a finished campaign, with sets of the user's beside its own."""
+    campaigns.run(folder)
+    shutil.copytree(folder / "images" / "few", folder / "mine" / "few")
+    shutil.copytree(folder / "images" / "tinted", folder / "mine" / "new")
+    return folder
+
+
+def evaluate(folder: Path, *words: str, runs: Path | None = None) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+        command = ["evaluate", "--campaign", str(folder / "shapes.yaml"), *words]
+        return cli.main([*command, f"runs={runs or folder / 'runs'}"])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def report(folder: Path) -> Path:
+    return folder / "runs" / "shapes" / "report"
+
+
+def accuracy(state: dict[str, torch.Tensor], folder: Path, name: str) -> float:
+    """By timm in float64, unmasked."""
+    config = timm.data.resolve_data_config(
+        {}, pretrained_cfg=vars(timm.get_pretrained_cfg(grids.VIT))
+    )
+    steps = timm.data.create_transform(**config | {"input_size": (3, grids.SIZE, grids.SIZE)})
+    drawings = grids.listing(grids.Grid(folder / "images", folder, torch.device("cpu")), name)
+    x = torch.stack([steps(Image.open(file).convert("RGB")) for file, _ in drawings]).double()
+    truth = torch.tensor([grids.CLASSES.index(shape) for _, shape in drawings])
+    with torch.no_grad():
+        top1 = grids.reference(state)(x).argmax(1)
+    return 100 * (top1 == truth).double().mean().item()
+
+
+def state(folder: Path, cell: str) -> dict[str, torch.Tensor]:
+    (path,) = (folder / "runs" / "store" / "cells").glob(f"{cell}-*")
+    return load_file(path / "weights.safetensors")
+
+
+def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
+    cells = sorted((finished / "runs" / "store" / "cells").iterdir())
+    before = {path: path.read_bytes() for path in report(finished).iterdir()}
+    assert evaluate(finished, "--sets", f"other={finished}/mine/few", f"{finished}/mine/new") == 0
+    printed = capsys.readouterr().out
+    assert "RI and mRI of shapes stay as they are" in printed
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted((finished / "runs" / "store" / "cells").iterdir()) == cells
+
+    rows = read(report(finished) / "accuracy-on-other.csv")
+    own = read(report(finished) / "accuracy.csv")
+    key = ("model", "method", "variant", "alpha", "downstream")
+    assert {tuple(row[k] for k in key) for row in rows} == {
+        tuple(row[k] for k in key) for row in own
+    }
+    assert {(row["evaluated_on"], row["n"], row["mask"], row["classes"]) for row in rows} == {
+        ("other", "21", "none", "5")
+    }
+    assert rows[0]["method"] == "pre" and rows[0]["change"] == ""
+    start = state(finished, "linear_probe-upstream")
+    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(start, finished, "few"), abs=1e-5)
+    for row in rows[1:]:
+        moved = float(row["accuracy"]) - float(rows[0]["accuracy"])
+        assert float(row["change"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
+        assert f"{float(row['accuracy']):.1f}" in printed
+    for downstream in SETS:
+        tuned = state(finished, f"fine_tune-{downstream}")
+        half = {k: (start[k] + tuned[k]) / 2 for k in start}
+        for method, alpha, weights in (("fine_tune", "", tuned), ("wise_ft", "0.5", half)):
+            (found,) = [
+                float(row["accuracy"]) for row in rows
+                if (row["method"], row["alpha"], row["downstream"]) == (method, alpha, downstream)
+            ]  # fmt: skip
+            assert found == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
+    assert len(read(report(finished) / "accuracy-on-new.csv")) == len(rows)
+
+
+def aged(runs: Path) -> None:
+    """Cells as they were before they told their classes."""
+    for file in (runs / "store" / "cells").glob("*/cell.json"):
+        values = json.loads(file.read_text())
+        del values["classes"], values["model"]
+        file.write_text(json.dumps(values))
+        done = json.loads(file.with_name("done.json").read_text())
+        size, sha256 = file.stat().st_size, file_hash(file)
+        done["files"]["cell.json"] = {"bytes": size, "sha256": sha256}
+        file.with_name("done.json").write_text(json.dumps(done))
+
+
+def test_a_mask_is_told_and_older_campaigns_can_be_judged(finished, tmp_path):
+    old, place = tmp_path / "runs", f"masked={finished}/mine/few"
+    shutil.copytree(finished / "runs", old)
+    aged(old)
+    words = ("--sets", place, "--mask", "present", "--out")
+    assert evaluate(finished, *words, str(tmp_path / "new.csv")) == 0
+    assert evaluate(finished, *words, str(tmp_path / "old.csv"), runs=old) == 0
+    told = read(tmp_path / "new.csv")
+    assert {(row["mask"], row["classes"]) for row in told} == {("present", "3")}
+    assert told == read(tmp_path / "old.csv")
+
+
+def test_intervals_are_those_of_changes(finished):
+    out = finished / "sure.csv"
+    words = ("--sets", f"sure={finished}/mine/new", "--intervals", "--out", str(out))
+    assert evaluate(finished, *words) == 0
+    for row in read(out)[1:]:
+        low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
+        assert low <= change <= high
+        assert (row["alpha"] == "0.0") <= (low == high == 0), "the pre-trained model itself"
+
+
+def test_what_is_not_possible_is_refused_before_any_work(finished, capsys, tmp_path):
+    there = tmp_path / "there.csv"
+    there.write_text("mine")
+    mine = f"{finished}/mine/new"
+    refused = {
+        ("--sets", f"{finished}/mine/few"): "few is a set of the campaign",
+        ("--sets", mine, "--out", str(there)): "there.csv is there already: --force",
+        ("--sets", mine, "--arch", "test_vit"): "--arch is for --models",
+        ("--sets", mine, "optimizer.lr=0.5"): "no finished run",
+    }
+    for words, message in refused.items():
+        assert evaluate(finished, *words) == 2
+        assert message in capsys.readouterr().err
+    assert there.read_text() == "mine"
+    shutil.copytree(finished / "mine" / "new", tmp_path / "strange")
+    (tmp_path / "strange" / "disc").rename(tmp_path / "strange" / "disk")
+    assert evaluate(finished, "--sets", str(tmp_path / "strange")) == 2
+    assert "'disk' (is it disc?)" in capsys.readouterr().err
