@@ -17,7 +17,6 @@ from torch import Tensor
 from bench import peers, vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
-from kernels import pages
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
 
@@ -40,7 +39,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         theta = self.model.theta
-        self.anchor, self.fisher, *self.state = (pages.zeros_like(theta) for _ in range(4))
+        self.anchor, self.fisher, *self.state = (torch.zeros_like(theta) for _ in range(4))
         self.anchor.copy_(theta)
         self.fisher.uniform_()
         self.teacher = self.teacher_logits()

@@ -40,7 +40,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 MATRIX, SOLVED = "matrix.json", "solved.json"
-DRAWS = "by name"  # how samples are drawn and what a matrix holds: change it when that changes
+# How samples are drawn and what a matrix holds: change it when that changes.
+DRAWS = "by name, gaps summed"
 LABEL_DISTANCES = ("gaussian", "means", "none")
 
 
@@ -157,9 +158,17 @@ def matrix(
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = found[a, b]
         if math.isnan(value):
-            log.warning("%s to %s did not converge (gap %.1e): no distance", a, b, gap)
+            log.warning("%s to %s did not converge: no distance; %s", a, b, _remedy(options, gap))
     values, gaps, errors = certified
     return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
+
+
+def _remedy(options: Options, gap: float) -> str:
+    if options.exact:
+        return "the network simplex took too many steps: sample fewer, or bracket=1e-3 for exact"
+    if options.bracket is not None:
+        return f"its bracket is {gap:.1e} wide: allow more than bracket={options.bracket:g}"
+    return f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, or a larger eps"
 
 
 class _Run:
@@ -188,9 +197,9 @@ class _Run:
             return self._pairs("biased", lambda a, b: problems.biased(a, b, eps)), eps
         left = {*chain(*self._left("debiased"))}
         names = [(name, name) for name in problems.clouds if name in left]
-        terms = self._each("self term", lambda a, _: problems.own(a, eps), names)
-        own = {name: term for (name, _), term in terms}
-        return self._pairs("debiased", lambda a, b: problems.debiased(a, b, own)), eps
+        terms = self._each("self term", lambda a, _: problems.self_term(a, eps), names)
+        self_terms = {name: term for (name, _), term in terms}
+        return self._pairs("debiased", lambda a, b: problems.debiased(a, b, self_terms)), eps
 
     def _pairs(
         self, kind: str, solve: Callable[[str, str], Sequence[float]]

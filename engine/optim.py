@@ -22,12 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from engine.schema import OptimizerRecipe
-from kernels import pages
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
-
-# Parameters of all tensors together. On a CPU a compiled step saves about 2 ns a parameter, and
-# compiling takes a second in every process, so small models are better off without.
-_COMPILE_FROM = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -149,15 +144,14 @@ class _EWC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        numel = sum(theta.numel() for group in self.param_groups for theta in group["params"])
         for group in self.param_groups:
             thetas: list[Tensor] = group["params"]
             if not all(theta in self._shards for theta in thetas):
                 raise RuntimeError("call engine.optim.attach before the first step with EWC")
-            mine = [self._shards[theta] for theta in thetas]
+            shards = [self._shards[theta] for theta in thetas]
             options = {name: value for name, value in group.items() if name in self.defaults}
-            options |= {"lam": self._lam, "penalty": self.value, "compiled": numel >= _COMPILE_FROM}
-            both = list(zip(thetas, mine, strict=True))
+            options |= {"lam": self._lam, "penalty": self.value}
+            both = list(zip(thetas, shards, strict=True))
             options["anchors"] = [_like(theta, shard.anchor) for theta, shard in both]
             fishers = [_like(theta, s.fisher) for theta, s in both if s.fisher is not None]
             options["fishers"] = fishers or None
@@ -169,12 +163,11 @@ class _EWC(Optimizer):
 
         A checkpoint's may lie otherwise, and the step goes through memory in order.
         """
-        for name in names:
-            fresh = [theta for theta in thetas if name not in self.state[theta]]
-            for theta, zero in zip(fresh, pages.foreach_zeros_like(fresh), strict=True):
-                self.state[theta][name] = zero
-            for theta in thetas:
-                state = self.state[theta]
+        for theta in thetas:
+            state = self.state[theta]
+            for name in names:
+                if name not in state:
+                    state[name] = _zeros_like(theta)
                 state[name] = state[name].contiguous(memory_format=_layout(theta))
 
     def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
@@ -304,10 +297,15 @@ def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:
 
 def _copies(label: str, full: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
     """For each parameter its tensor of `full`, stored as the parameter is."""
-    copies = pages.foreach_zeros_like(list(named.values()))
-    for (name, parameter), copy in zip(named.items(), copies, strict=True):
-        copy.copy_(_of(label, full, name, parameter))
-    return copies
+    return [
+        _zeros_like(parameter).copy_(_of(label, full, name, parameter))
+        for name, parameter in named.items()
+    ]
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """fp32 zeros that lie as the tensor does, and train nothing."""
+    return torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False)
 
 
 def _partitions(
@@ -327,7 +325,7 @@ def _cut(
     label: str, full: Mapping[str, Tensor], members: Mapping[str, Any], flat: Tensor
 ) -> Tensor:
     """What `full` holds for a flat partition; 0 for padding, which is pulled nowhere."""
-    mine = pages.zeros_like(flat)
+    cut = _zeros_like(flat)
     for name, parameter in members.items():
         tensor = _of(label, full, name, parameter)
         mapping = parameter._hp_mapping
@@ -335,8 +333,8 @@ def _cut(
             continue
         source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
         piece = tensor.reshape(-1).narrow(0, source.start, source.numel)
-        mine.narrow(0, target.start, target.numel).copy_(piece)
-    return mine
+        cut.narrow(0, target.start, target.numel).copy_(piece)
+    return cut
 
 
 def _of(label: str, full: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.bures import ClassGaussians, bures_squared, check_features, class_gaussians
 from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import Transport, debiased, transport, unregularised
+from kernels.sinkhorn import Transport, debiased, left_for_across, transport, unregularised
 from kernels.stored_cost import most_bytes
 
 if TYPE_CHECKING:
@@ -141,16 +141,17 @@ class Problems:
         found = transport(cost, eps=eps, tolerance=tolerance, memory=self.memory)
         return found.value, found.gap, found.marginal_error
 
-    def own(self, a: str, eps: float) -> Transport:
-        """The self term of a set."""
+    def self_term(self, a: str, eps: float) -> Transport:
+        """Entropic transport between a set and itself."""
         third = self.options.tolerance / 3
         cost = self.cost(a, a)
         return transport(cost, eps=eps, tolerance=third, symmetric=True, memory=self.memory)
 
-    def debiased(self, a: str, b: str, own: Mapping[str, Transport]) -> Certified:
+    def debiased(self, a: str, b: str, self_terms: Mapping[str, Transport]) -> Certified:
         """Entropic transport less the self terms."""
-        tolerance, eps = self.options.tolerance, own[a].eps
-        across = transport(self.cost(a, b), eps=eps, tolerance=tolerance / 3, memory=self.memory)
-        terms = across, own[a], own[b]
-        value = debiased(*terms, tolerance=tolerance)
-        return value.value, value.gap, max(term.marginal_error for term in terms)
+        tolerance, both = self.options.tolerance, (self_terms[a], self_terms[b])
+        left = left_for_across(*both, tolerance)
+        across = transport(self.cost(a, b), eps=both[0].eps, tolerance=left, memory=self.memory)
+        result = debiased(across, *both, tolerance=tolerance)
+        error = max(term.marginal_error for term in (across, *both))
+        return result.value, result.gap, error

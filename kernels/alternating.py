@@ -13,7 +13,8 @@ clusters are not classes it changes nothing.
 A whole iteration is a map g -> T(g) of the column potential, whose fixed point is wanted.
 Anderson's method combines the last steps T(g) - g so that their linear part cancels, which removes
 the slow modes that are left. The dual value, which a sweep yields for nothing, guards it: a
-combination that lowers it is dropped for the plain iteration, which cannot.
+combination that lowers it is dropped for the plain iteration, which cannot. Where eps is small and
+few entries of the plan matter, Newton's method takes over (`newton`).
 
 Sources: Koury, McAllister & Stewart 1984 (aggregation); Walker & Ni 2011 (Anderson acceleration);
 Feydy et al. 2019 (one averaged potential).
@@ -27,12 +28,14 @@ import torch
 from torch import Tensor
 
 from kernels.certificate import Certificate
+from kernels.newton import ascend, newton_point, newton_step
 from kernels.stored_cost import StoredCost
 from kernels.sweep import sinkhorn_sweep, within
 
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
+_NEWTON_BELOW = 0.005  # eps, of the mean cost
 _NEAR = 0.5  # marginal error from which a start is worth more than stages
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _MEMORY = 8  # steps combined
@@ -85,9 +88,9 @@ class Potentials:
             else:
                 self.g, self.f = torch.zeros_like(self.g), self.stored.row_minimum
         while stage > 1.5 * eps:
-            self._alternate(stage, _STAGE_TARGET)
+            self._improve(stage, _STAGE_TARGET)
             stage /= _EPS_RATIO
-        self._alternate(eps, target)
+        self._improve(eps, target)
         self._eps = eps
 
     def kept(self, eps: float) -> Tensor:
@@ -103,6 +106,26 @@ class Potentials:
         self.g = anderson.combine(self.g, step / 2 if self.symmetric else step)
         self.f = certificate.f
         self._ratio = None
+
+    def _improve(self, eps: float, target: float) -> None:
+        small = eps < _NEWTON_BELOW * self.stored.cost.mean
+        if not (small and self._newton(eps, target)):
+            self._alternate(eps, target)
+
+    def _newton(self, eps: float, target: float) -> bool:
+        """Newton's method as far as it goes; whether the marginals are right then."""
+        costs = self.stored.cost if self.stored.q is None else self.stored
+        point = newton_point(costs, self.g, eps)
+        self.iterations += 1
+        while point.plan is not None and point.error > target and not self.exhausted:
+            step, left = newton_step(point, eps), self.max_iterations - self.iterations
+            following, passes = ascend(costs, point, step, eps, left)
+            self.iterations += passes
+            if following is None:
+                break
+            point = following
+        self.g, self.f, self._ratio = point.g, point.f, point.columns * len(point.g)
+        return point.error <= target
 
     def _alternate(self, eps: float, target: float) -> None:
         self._ratio = None

@@ -10,8 +10,8 @@ form it from two more reads:
     SGD       m = momentum m + g + wd theta;  theta = theta - lr m
 
 Bytes moved per fp32 parameter: AdamW 36 (28 without the penalty), SGD with momentum 28 (20). The
-penalty's value is accumulated on the way, without a further pass. `kernels/ewc_cpu.py` holds the
-CPU's loops.
+penalty's value is accumulated on the way, without a further pass. On the CPU the plain twin runs in
+chunks whose temporaries stay in cache.
 
 Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorithm 2.
 """
@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels import ewc_cpu, reference
+from kernels import reference
 from kernels.launch import jit, launcher, tl
-from kernels.threads import HAS_NUMBA
 
 _BLOCK = 1024
 _WARPS = 4
@@ -67,7 +66,6 @@ def foreach_adamw_ewc_(
     weight_decay: float = 0.0,
     lam: float = 0.0,
     penalty: Tensor | None = None,
-    compiled: bool = True,
 ) -> None:
     """One AdamW step (decoupled weight decay) on the loss plus the EWC penalty, in place.
 
@@ -76,9 +74,8 @@ def foreach_adamw_ewc_(
     updated. anchors None: no penalty; fishers None: the identity. steps count from 1. penalty: fp32
     or fp64 scalar on the same device, to which the penalty's value before the step is added.
 
-    CUDA tensors go to the Triton kernel, a launch each; others to numba's loop, which spreads all
-    of them over its threads, or, with compiled=False, without numba, or inside torch.compile, to
-    the reference, in cache-sized chunks (nothing to compile, but several times slower).
+    CUDA tensors go to the Triton kernel, a launch each; others to the reference in cache-sized
+    chunks, or whole inside torch.compile.
 
     On CUDA, torch.compile compiles a step anew for every step and lr, which it takes for constants.
 
@@ -94,7 +91,7 @@ def foreach_adamw_ewc_(
         decay = 1 - lr * weight_decay
         scalars.append([lam, decay, step_size, 1 - beta1, beta2, 1 - beta2, v_scale, eps])
     rows = _rows(thetas, state, anchors, fishers, penalty, scalars)
-    _step(_adamw, reference.adamw_ewc_, rows, penalty, compiled)
+    _step(_adamw, reference.adamw_ewc_, rows, penalty)
 
 
 def sgd_ewc_(
@@ -129,7 +126,6 @@ def foreach_sgd_ewc_(
     weight_decay: float = 0.0,
     lam: float = 0.0,
     penalty: Tensor | None = None,
-    compiled: bool = True,
 ) -> None:
     """One step of SGD with momentum on the loss plus the EWC penalty, in place.
 
@@ -139,7 +135,7 @@ def foreach_sgd_ewc_(
     state = {"grad": grads, "momentum_buffer": momentum_buffers}
     scalars = [[lam, weight_decay, momentum, lr]] * len(thetas)
     rows = _rows(thetas, state, anchors, fishers, penalty, scalars)
-    _step(_sgd, reference.sgd_ewc_, rows, penalty, compiled)
+    _step(_sgd, reference.sgd_ewc_, rows, penalty)
 
 
 def _one(tensor: Tensor | None) -> list[Tensor] | None:
@@ -201,31 +197,20 @@ def _step(
     twin: Callable[..., Tensor | None],
     rows: list[tuple[list[Tensor | None], list[float]]],
     penalty: Tensor | None,
-    compiled: bool,
 ) -> None:
-    """A row for each parameter, by the kernel, by numba's loops or by the reference."""
-    elsewhere = []
+    """A row for each parameter, by the kernel or by its twin."""
     for flat, scalars in rows:
         theta = flat[0]
         assert theta is not None
         if theta.is_cuda:
             op(*flat, penalty, scalars)
-        else:
-            # A tensor: numbers that change with every step must not be compiled as constants.
-            numbers = torch.tensor(scalars, dtype=theta.dtype, device=theta.device)
-            elsewhere.append((flat, numbers, theta.numel()))
-    tracing = torch.compiler.is_compiling()
-    on_cpu = all(numbers.device.type == "cpu" for _, numbers, _ in elsewhere)
-    if compiled and HAS_NUMBA and elsewhere and on_cpu and not tracing:
-        value = ewc_cpu.step(twin.__name__, [(flat, scalars) for flat, scalars, _ in elsewhere])
-        if penalty is not None:
-            penalty.add_(value)
-        return
-    for flat, scalars, numel in elsewhere:
-        chunk = max(numel, 1) if tracing else _CHUNK
-        for start in range(0, numel, chunk):
+            continue
+        # A tensor: numbers that change with every step must not be compiled as constants.
+        numbers = torch.tensor(scalars, dtype=theta.dtype, device=theta.device)
+        chunk = max(theta.numel(), 1) if torch.compiler.is_compiling() else _CHUNK
+        for start in range(0, theta.numel(), chunk):
             part = [t if t is None else t[start : start + chunk] for t in flat]
-            value = twin(*part, scalars, penalty is not None)
+            value = twin(*part, numbers, penalty is not None)
             if penalty is not None and value is not None:
                 penalty.add_(value)
 

@@ -26,15 +26,12 @@ from torch.library import triton_op
 
 from kernels import reference
 from kernels.launch import jit, launcher, tl
-from kernels.threads import HAS_NUMBA
 
 MAX_OUTPUTS = 32
 _WARPS = 8
 # Elements (4 MiB of fp32): the parents' chunks stay in the last cache while every output takes them
 # up, and threads seldom wait for each other (a fourth of this is far slower on a busy machine).
 _CHUNK = 1 << 20
-# Elements of all outputs: fewer do not repay the tenths of a second that loading the loops takes.
-_COMPILE_FROM = 1 << 26
 # Elements: every tensor of a flat state dict starts 16 bytes aligned, in fp32 and in bf16.
 _ALIGNMENT = 16
 
@@ -53,8 +50,7 @@ def interpolate(
     result: fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
     of a new one (on a CPU new pages cost several times the arithmetic), apart from the parents.
 
-    CUDA tensors go to the Triton kernel; others, where there is enough to do, to numba's loops, or
-    to the reference in cache-sized chunks.
+    CUDA tensors go to the Triton kernel; others to the reference in cache-sized chunks.
 
     Raises ValueError, naming the argument, for a shape, dtype, device or layout that does not fit.
     """
@@ -99,11 +95,6 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 @torch.library.custom_op("rib::interpolate_on_cpu_", mutates_args=("out",))
 def _on_cpu(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """The weights are read, which a compiled graph cannot: this is one operator there."""
-    if out.numel() >= _COMPILE_FROM and HAS_NUMBA and out.device.type == "cpu":
-        from kernels import interpolate_cpu
-
-        interpolate_cpu.fill(parents, weights, out)
-        return
     for start in range(0, parents.shape[1], _CHUNK):
         columns = slice(start, start + _CHUNK)
         reference.interpolate_(parents[:, columns], weights, out[:, columns])

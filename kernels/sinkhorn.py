@@ -1,7 +1,8 @@
 """Entropic optimal transport between labelled sets, each value with the bounds it is known to.
 
 Sinkhorn's iterations run on a 16-bit copy of the cost (`stored_cost`), one read an iteration
-(`sweep`), accelerated under a safeguard (`alternating`); an exact float64 pass (`certificate`) then
+(`sweep`), accelerated under a safeguard (`alternating`), or by Newton's method where eps is small
+(`newton`); an exact float64 pass (`certificate`) then
 bounds the value, or hands back an exact update to go on from. A result is accepted when the
 certified relative duality gap is below the tolerance, and is NaN otherwise: an unconverged run
 never passes for a distance.
@@ -40,14 +41,15 @@ _NEAR = 1e-3  # of the mean cost: brackets of what is less are measured against 
 class Transport:
     """Entropic transport: value, what is known about it, and the potentials to start others from.
 
-    value: the dual value of  min <P, C> + eps KL(P || a b^T), NaN unless `converged`. lower, upper:
-    bounds of it that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
-    upper. marginal_error: sum |P^T 1 - b| with exact rows. iterations: reads of the stored cost by
-    sweeps; each certificate, of which there are one to a few, is one more.
+    estimate: the dual value of  min <P, C> + eps KL(P || a b^T). lower, upper: bounds of the
+    problem that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
+    upper. converged: whether the gap is within the tolerance. marginal_error: sum |P^T 1 - b| with
+    exact rows. iterations: reads of the stored cost by sweeps or by Newton's method; each
+    certificate, of which there are one to a few, is one more.
     f, g: float64 potentials in the order of the samples given.
     """
 
-    value: float
+    estimate: float
     lower: float
     upper: float
     unregularised: tuple[float, float]
@@ -58,6 +60,11 @@ class Transport:
     converged: bool
     f: Tensor
     g: Tensor
+
+    @property
+    def value(self) -> float:
+        """The estimate, or NaN where it has not converged."""
+        return self.estimate if self.converged else math.nan
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def transport(
         potentials,
         eps=eps,
         bounds=(certificate.lower, certificate.upper),
-        value=certificate.dual,
+        estimate=certificate.dual,
         tolerance=tolerance,
     )
 
@@ -124,10 +131,10 @@ def unregularised(
 ) -> Transport:
     """Unregularised transport min <P, C>, bracketed by annealing eps until the bounds are tight.
 
-    As `transport`, but `lower` and `upper` are the bracket's ends, `value` is its middle, and `eps`
-    tells where it was reached. `gap`, which `tolerance` limits, is the bracket's width over `upper`
-    or, where that is less, over a thousandth of the mean cost: between sets that are nearly the
-    same a value is known to that, and no relative width can be small.
+    As `transport`, but `lower` and `upper` are the bracket's ends, `estimate` is its middle, and
+    `eps` tells where it was reached. `gap`, which `tolerance` limits, is the bracket's width over
+    `upper` or, where that is less, over a thousandth of the mean cost: between sets that are nearly
+    the same a value is known to that, and no relative width can be small.
     """
     _positive(tolerance=tolerance)
     near = _NEAR * cost.mean
@@ -156,7 +163,7 @@ def unregularised(
         potentials,
         eps=eps,
         bounds=bounds,
-        value=sum(bounds) / 2,
+        estimate=sum(bounds) / 2,
         tolerance=tolerance,
         least=near,
     )
@@ -165,17 +172,27 @@ def unregularised(
 def debiased(ab: Transport, aa: Transport, bb: Transport, *, tolerance: float = 1e-4) -> Divergence:
     """OT(a, b) - (OT(a, a) + OT(b, b)) / 2, of three solutions at the same eps.
 
-    Converged when all three are and their absolute gaps add up to at most `tolerance` of OT(a, b),
-    as they do when each was solved to a third of it. Raises ValueError for different eps, whose
-    biases would not cancel.
+    Converged when the absolute gaps of all three add up to at most `tolerance` of OT(a, b),
+    whatever each of them was solved to: a term that is better known than needed leaves more to the
+    others. Raises ValueError for different eps, whose biases would not cancel.
     """
     terms = (ab, aa, bb)
     if not all(math.isclose(ab.eps, term.eps) for term in terms):
         raise ValueError(f"the terms were solved at different eps: {[term.eps for term in terms]}")
     gap = sum(term.upper - term.lower for term in terms) / ab.upper
-    converged = all(term.converged for term in terms) and gap <= tolerance
-    value = ab.value - (aa.value + bb.value) / 2 if converged else math.nan
-    return Divergence(value, gap, converged)
+    value = ab.estimate - (aa.estimate + bb.estimate) / 2
+    converged = gap <= tolerance and math.isfinite(value)
+    return Divergence(value if converged else math.nan, gap, converged)
+
+
+def left_for_across(aa: Transport, bb: Transport, tolerance: float) -> float:
+    """The relative gap that OT(a, b) may have beside the self terms, at least a third of all.
+
+    OT(a, b) is taken to be as large as the self terms are: it is seldom less.
+    """
+    gaps = sum(term.upper - term.lower for term in (aa, bb))
+    least = (aa.lower + bb.lower) / 2
+    return max(tolerance / 3, tolerance - gaps / least if least > 0 else 0.0)
 
 
 def _copy(cost: GroundCost, eps: float, tolerance: float) -> Copy:
@@ -250,14 +267,13 @@ def _result(
     *,
     eps: float,
     bounds: tuple[float, float],
-    value: float,
+    estimate: float,
     tolerance: float,
     least: float = 0.0,
 ) -> Transport:
     gap = relative_gap(*bounds, least)
-    converged = gap <= tolerance and math.isfinite(value)
     return Transport(
-        value=value if converged else math.nan,
+        estimate=estimate,
         lower=bounds[0],
         upper=bounds[1],
         unregularised=certificate.unregularised,
@@ -265,7 +281,7 @@ def _result(
         gap=gap,
         marginal_error=certificate.marginal_error,
         iterations=potentials.iterations,
-        converged=converged,
+        converged=gap <= tolerance and math.isfinite(estimate),
         f=cost.x.unsorted(certificate.f),
         g=cost.y.unsorted(potentials.g),
     )

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 # Numbers in a float64 strip of the certificate. CPU: 4 MiB, so that passes over it hit the cache.
 CERTIFIED_STRIP = {"cpu": 1 << 19, "cuda": 1 << 25}
+# Entries a row, on average, of a plan that counts as sparse; with its transpose and what making
+# both takes, each is 64 bytes.
+MOST_ENTRIES = 256
+_ENTRY_BYTES = 64
 _STEPS = 65535
 _HALF_STEP = 0.52  # with 4 roundings of up to 65535 steps
 
@@ -116,8 +120,8 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
 
 
 def beside_the_copy(cost: GroundCost) -> int:
-    """Bytes that solving takes beside the copy: features in float32, four float64 strips, and the
-    column sums of blocks, once those of threads or of a strip and once in all."""
+    """Bytes that solving takes beside the copy: features in float32, four float64 strips, a sparse
+    plan, and the column sums of blocks, once those of threads or of a strip and once in all."""
     (n, m), d, device = cost.shape, cost.x.x.shape[1], cost.x.x.device
     return _beside(n, m, d, len(cost.x.bounds) - 1, device)
 
@@ -133,7 +137,8 @@ def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
 
 def _beside(n: int, m: int, d: int, blocks: int, device: torch.device) -> int:
     strip = max(STRIP_ROWS * m, min(n * m, CERTIFIED_STRIP[device.type]))
-    return 4 * m * d + 4 * 8 * strip + 2 * 4 * blocks * m
+    plan = _ENTRY_BYTES * n * min(m, MOST_ENTRIES)
+    return 4 * m * d + 4 * 8 * strip + plan + 2 * 4 * blocks * m
 
 
 class _Part(NamedTuple):

@@ -283,7 +283,7 @@ importlib.util.find_spec = lambda name, package=None: None if name in absent els
 import importlib, pkgutil, kernels
 from bench.__main__ import main
 for module in pkgutil.iter_modules(kernels.__path__):
-    if module.name not in ("interpolate_cpu", "transport_cpu"):  # numba's, and asked for with it
+    if module.name != "transport_cpu":  # numba's, and asked for with it
         importlib.import_module(f"kernels.{module.name}")
 from kernels import aot
 assert list(aot.discover())

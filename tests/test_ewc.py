@@ -9,9 +9,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import ewc, ewc_cpu
+from kernels import ewc
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
-from kernels.threads import HAS_NUMBA
 
 SIZES = [0, 1, 7, 1023, 1024, 1025, 5000]
 VARIANTS = ["plain", "identity", "fisher"]
@@ -93,30 +92,17 @@ def assert_equal_to_truth(name: str, given: dict, **options) -> None:
 @pytest.mark.parametrize("size", [*SIZES, ewc._CHUNK + 1])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_steps_equal_float64(name, size, variant):
-    assert_equal_to_truth(name, case(size, variant), compiled=False)
+    assert_equal_to_truth(name, case(size, variant))
 
 
-@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_compiled_steps_equal_float64_on_any_number_of_threads(name, variant, monkeypatch):
-    monkeypatch.setattr(ewc_cpu, "_SHARE", 1000)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for size in [*SIZES, 64 * ewc_cpu._LINE, ewc._CHUNK + 1]:
-        assert_equal_to_truth(name, case(size, variant))
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_many_tensors_at_once_are_those_tensors_one_by_one(name, compiled, monkeypatch):
-    monkeypatch.setattr(ewc_cpu, "_SHARE", 300)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+def test_many_tensors_at_once_are_those_tensors_one_by_one(name):
     generator = torch.Generator().manual_seed(1)
     sizes, roles = [0, 64, 1, 700, 129, 0, 1025, 3], 6 if name == "adamw" else 5
     columns = [torch.rand(roles, size, generator=generator) for size in sizes]
     alone = [column.clone() for column in columns]
     penalties = torch.zeros(2, dtype=torch.float64)
-    shared = {"lr": LR, "weight_decay": DECAY, "lam": LAM, "compiled": compiled}
+    shared = {"lr": LR, "weight_decay": DECAY, "lam": LAM}
     together, one = (ewc.foreach_adamw_ewc_, adamw_ewc_), (ewc.foreach_sgd_ewc_, sgd_ewc_)
     many, single = together if name == "adamw" else one
     steps = list(range(1, len(sizes) + 1))
@@ -131,8 +117,7 @@ def test_many_tensors_at_once_are_those_tensors_one_by_one(name, compiled, monke
     many(*[[] for _ in range(roles)], **({"steps": []} if name == "adamw" else {}), **shared)
 
 
-@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
-def test_a_compiled_step_hides_no_nan():
+def test_a_step_hides_no_nan():
     given = case(40, "fisher")
     given["grads"][:, 3] = float("nan")
     for name in ("adamw", "sgd"):
@@ -143,8 +128,8 @@ def test_a_compiled_step_hides_no_nan():
 def test_a_weight_of_zero_is_the_plain_step():
     given = case(1000, "fisher")
     for name in ("adamw", "sgd"):
-        with_penalty, penalty = run(name, given, lam=0.0, compiled=False)
-        plain, _ = run(name, given | {"anchor": None, "fisher": None}, compiled=False)
+        with_penalty, penalty = run(name, given, lam=0.0)
+        plain, _ = run(name, given | {"anchor": None, "fisher": None})
         assert penalty == 0
         for mine, right in zip(with_penalty, plain, strict=True):
             torch.testing.assert_close(mine, right, rtol=0, atol=0)
@@ -238,7 +223,7 @@ def test_kernel_in_the_interpreter():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_interpreted_kernel_equals_float64(name, size, variant, monkeypatch):
-    def on_gpu(op, twin, rows, penalty, compiled):
+    def on_gpu(op, twin, rows, penalty):
         for flat, scalars in rows:
             op(*flat, penalty, scalars)
 

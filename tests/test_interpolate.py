@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +12,6 @@ from torch._functorch.aot_autograd import make_boxed_func
 from triton_interpreter import interpreted, run_interpreted
 
 from kernels import interpolate as module
-from kernels import reference
 from kernels.interpolate import flatten, interpolate, views
 
 # outputs, parents, parameters
@@ -169,32 +166,6 @@ def test_what_float32_cannot_hold_and_nothing_are_refused():
         flatten([{"w": torch.zeros(2, dtype=torch.float64)}])
     with pytest.raises(ValueError, match="no state dict"):
         flatten([])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_numba_loops_equal_float64_and_keep_end_points(dtype, monkeypatch):
-    pytest.importorskip("numba")
-    from kernels import interpolate_cpu
-
-    monkeypatch.setattr(module, "_COMPILE_FROM", 0)
-    monkeypatch.setattr(interpolate_cpu, "_SHARE", 100)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for shape in (*SHAPES, (3, 2, 5 * interpolate_cpu._CHUNK + 3)):
-        parents, weights = case(*shape)
-        shape = len(weights), parents.shape[1]
-        memory = torch.full((math.prod(shape) + 10,), float("nan"), dtype=dtype)
-        out = memory[5:-5].view(shape)  # starts within a line
-        interpolate(parents, weights, dtype=dtype, out=out)
-        assert_float64(out, parents, weights)
-        assert memory[:5].isnan().all() and memory[-5:].isnan().all()
-        reference.interpolate_(parents, weights, expected := torch.empty_like(out))
-        assert torch.equal(out, expected), "the reference's bits"
-    assert not interpolate(awkward(), torch.zeros(2, 2), dtype=dtype).any()
-    if dtype == torch.float32:
-        assert_end_points_exact(interpolate)
-    else:
-        rounded = interpolate(awkward(), torch.eye(2), dtype=dtype)
-        torch.testing.assert_close(rounded, awkward().bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_torch_compile_does_not_break_the_graph():

@@ -22,7 +22,6 @@ from torch import nn
 from engine import optim
 from engine.optim import EWCSGD, EWCAdamW, Penalty, build, learning_rate, whole
 from engine.schema import OptimizerRecipe
-from kernels import pages
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -165,56 +164,6 @@ def test_a_model_may_change_its_memory_format(options, through_checkpoint):
         ends.append(named)
     for name, expected in ends[0].items():
         torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("options", [ADAMW, SGD])
-def test_large_models_take_the_compiled_step_and_end_where_small_ones_do(options, monkeypatch):
-    ends, compiled = [], []
-    name = "foreach_adamw_ewc_" if options is ADAMW else "foreach_sgd_ewc_"
-    kernel = getattr(optim, name)
-
-    def recorded(*tensors, **given):
-        compiled.append(given["compiled"])
-        kernel(*tensors, **given)
-
-    monkeypatch.setattr(optim, name, recorded)
-    for parameters in (1 << 23, 16):  # the model has 16, in two tensors
-        monkeypatch.setattr(optim, "_COMPILE_FROM", parameters)
-        model, named, penalty = linear()
-        optimizer = build(named, options, penalty)
-        optimizer.penalise(whole(named, penalty), penalty.lam)
-        train(model, optimizer)
-        ends.append(named)
-    assert compiled == [False] * 3 + [True] * 3
-    for name, plain in ends[0].items():
-        torch.testing.assert_close(ends[1][name], plain, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("options", [ADAMW, SGD])
-def test_where_the_optimizers_memory_lies_changes_no_bit(options, monkeypatch):
-    ends, storages = [], []
-    for least in (pages._HUGE, 64):
-        monkeypatch.setattr(pages, "_HUGE", least)
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5, 2))
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        named = dict(model.named_parameters())
-        numbers = [{n: torch.rand(p.shape) for n, p in named.items()} for _ in range(2)]
-        penalty = Penalty(0.5, *numbers)
-        optimizer = build(named, options, penalty)
-        optimizer.penalise(whole(named, penalty), penalty.lam)
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(torch.rand(4, 3, 3, 3)).square().mean().backward()
-            optimizer.step()
-        ends.append(named)
-        shards = [optimizer._shards[p] for p in named.values()]
-        states = [optimizer.state[p] for p in named.values()]
-        kinds = [[s.anchor for s in shards], [s.fisher for s in shards]]
-        kinds += [[s[name] for s in states] for name in states[0] if name != "step"]
-        storages.append([len({t.untyped_storage().data_ptr() for t in kind}) for kind in kinds])
-    assert all(torch.equal(p, ends[1][n]) for n, p in ends[0].items())
-    assert set(storages[0]) == {4} and set(storages[1]) == {1}
 
 
 def test_the_penalty_is_the_optimizers_own_copy():

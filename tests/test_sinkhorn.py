@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,6 +227,38 @@ def test_an_unconverged_run_is_no_number():
     value = debiased(found, fine, fine)
     assert not value.converged and math.isnan(value.value)
     assert math.isnan(unregularised(cost, max_iterations=5).value)
+
+
+def test_a_debiased_value_is_judged_by_the_sum_of_its_gaps():
+    """A term may take more than a third of the tolerance where the others take less."""
+    cost = problem(60, 60)
+    solved = transport(cost, eps=0.05 * cost.mean, tolerance=1e-7)
+
+    def term(gap, converged):
+        return replace(solved, upper=(1 + gap) * solved.lower, gap=gap, converged=converged)
+
+    tight, loose = term(1e-6, True), term(6.5e-5, False)
+    value = debiased(loose, tight, tight)
+    assert value.converged and value.gap == pytest.approx(6.7e-5, rel=1e-2)
+    assert value.value == pytest.approx(0.0, abs=1e-12)
+    assert debiased(tight, loose, tight).converged
+    assert not debiased(loose, tight, term(4e-5, True)).converged
+
+
+def test_what_self_terms_leave_of_the_tolerance_is_for_the_other():
+    cost = problem(60, 60)
+    solved = transport(cost, eps=0.05 * cost.mean, tolerance=1e-7)
+
+    def left(gap_a, gap_b, **changes):
+        a, b = (
+            replace(solved, upper=(1 + gap) * solved.lower, **changes) for gap in (gap_a, gap_b)
+        )
+        return sinkhorn.left_for_across(a, b, 1e-4)
+
+    assert left(0.0, 0.0) == pytest.approx(1e-4)
+    assert left(1e-5, 3e-5) == pytest.approx(6e-5, rel=1e-3)
+    assert left(5e-5, 5e-5) == pytest.approx(1e-4 / 3)
+    assert left(0.0, 0.0, lower=-1.0) == 1e-4 / 3
 
 
 def test_anderson_is_exact_on_linear_maps():
