@@ -10,8 +10,9 @@ a recipe again.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,10 +265,8 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
         try:
             merged = OmegaConf.unsafe_merge(merged, values)  # which copies nothing
         except ConfigKeyError as error:
-            section, _, key = str(error.full_key).rpartition(".")
-            valid = OmegaConf.select(merged, section) if section else merged
-            hint = nearest(key, map(str, valid), prefix=f"{section}." if section else "")
-            raise RecipeError(f"{source}: unknown key {error.full_key!r}{hint}") from error
+            key = str(error.full_key)
+            raise RecipeError(f"{source}: unknown key {key!r}{_meant(key, merged)}") from error
         except OmegaConfBaseException as error:
             where = f"{source}: {error.full_key}" if error.full_key else source
             raise RecipeError(f"{where}: {_line(error)}") from error
@@ -311,6 +310,39 @@ def _check_sections(source: str, values: Any) -> None:
     for key in sections & values.keys():
         if not isinstance(values[key], Mapping):
             raise RecipeError(f"{source}: {key} must hold `key: value` lines, not {values[key]!r}")
+
+
+def _meant(key: str, merged: Any) -> str:
+    """`; did you mean 'train.epochs'?`: known keys whose last word is the nearest to this key's.
+
+    Keys of the same section come before those of others; where no word is near, the keys that the
+    section has.
+    """
+    section, _, word = key.rpartition(".")
+    known: dict[str, list[str]] = {}
+    for name in _keys(typing.cast(dict, OmegaConf.to_container(merged))):
+        known.setdefault(name.rpartition(".")[2], []).append(name)
+    siblings = [last for last in known if _in_section(known[last], section)]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    close = close or difflib.get_close_matches(word, siblings, n=1)
+    if not close:
+        return f"; valid: {', '.join(sorted(siblings))}"
+    near = _in_section(known[close[0]], section) or sorted(
+        known[close[0]], key=lambda n: n.count(".")
+    )
+    return f"; did you mean {' or '.join(map(repr, near))}?"
+
+
+def _in_section(names: Sequence[str], section: str) -> list[str]:
+    return [name for name in names if name.rpartition(".")[0] == section]
+
+
+def _keys(values: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """Every key of a recipe, with the names of its sections."""
+    for key, value in values.items():
+        yield f"{section}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{section}{key}.")
 
 
 def _line(error: OmegaConfBaseException) -> str:
