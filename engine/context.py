@@ -146,6 +146,7 @@ class Context:
         module = Path(cell_recipe.method.module)
         if module.suffix == ".py":
             method["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
+            method["module"] = module.name  # the same file elsewhere is the same method
         others = siblings(cell_recipe.method, self.sibling)
         settings = dataclasses.asdict(cell_recipe.train)
         settings["precision"] = precision.resolve(cell_recipe.train.precision, self.device)

@@ -74,6 +74,8 @@ def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
     from engine.context import Context, Request
     from engine.machine import quiet, ranks
 
+    if any(word.startswith("methods=") for word in overrides):
+        raise ValueError("methods= selects methods of `rib campaign`; one cell takes method=NAME")
     request = Request(name, overrides)
     resolved = request.recipe()
     if "--print" in flags:

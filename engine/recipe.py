@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 COMMAND_LINE = "the command line"
 ALL_MODELS = "model=all"
+SELECTION = "methods"  # of a campaign's methods, on the command line
 
 
 def names(group: str = "") -> list[str]:
@@ -49,18 +50,35 @@ def published() -> dict[str, Any]:
     return _read(ROOT / "published.yaml")
 
 
-def methods_of(name: str) -> list[str]:
-    """The methods of a campaign, in table order.
+def methods_of(name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The methods of a campaign, in table order: all, or those that `methods=[A,B]` selects.
 
-    Raises RecipeError for an unknown campaign, or a file without methods.
+    Raises RecipeError for an unknown campaign or method, or a file without methods.
     """
     path = _path("campaigns", name)
-    found = _read(path).get("methods")
-    if not isinstance(found, dict) or not found:
+    methods = _read(path).get("methods")
+    if not isinstance(methods, dict) or not methods:
         raise RecipeError(
             f"{path} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
         )
-    return list(found)
+    return _selected(dict(map(_split, overrides)).get(SELECTION), list(methods), name)
+
+
+def _selected(selection: str | None, methods: list[str], campaign: str) -> list[str]:
+    """Those of a campaign's methods that the value of `methods=` names; all where there is none."""
+    if selection is None:
+        return methods
+    names = _dotted(f"{SELECTION}={selection}")[SELECTION]
+    if not isinstance(names, list) or not names:
+        raise RecipeError(
+            f"{SELECTION}={selection} names no methods; write {SELECTION}=[{','.join(methods[:2])}]"
+        )
+    for name in names:
+        if name not in methods:
+            raise RecipeError(
+                f"{SELECTION}: {name!r} is no method of {campaign}{nearest(str(name), methods)}"
+            )
+    return [name for name in methods if name in names]
 
 
 def each_model(name: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -141,28 +159,32 @@ def _layers(
     per_method = campaign.pop("methods", None) or {}
     if not isinstance(per_method, dict):
         raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")
+    selected = _selected(choices.get(SELECTION), list(per_method), str(campaign_name))
 
     layers: list[tuple[str, dict[str, Any]]] = []
     for key, group in GROUPS.items():
         chosen = choices.get(key, top.get(key, campaign.get(key)))
         if key == "method":
             own = isinstance(chosen, Mapping) and chosen.get("name") == method
-            chosen = chosen if own else method or chosen or next(iter(per_method), None)
+            chosen = chosen if own else method or chosen or next(iter(selected), None)
         if chosen is None:
             raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
         if isinstance(chosen, Mapping):
-            layers.append((str(file or campaign_file), {key: dict(chosen)}))
+            path, section = (file if file and key in top else campaign_file), dict(chosen)
+            assert path is not None, "a section stands in a file"
         else:
             path = _path(group, str(chosen))
-            layers.append((str(path), {key: _read(path)}))
+            section = _read(path)
+        layers.append((str(path), _placed({key: section}, path.parent)))
     if campaign_file:
         layers.append((str(campaign_file), _sections(campaign)))
-    if not isinstance(chosen, Mapping) and per_method.get(chosen):
-        layers.append((f"{campaign_file} (methods.{chosen})", per_method[chosen]))
+    if campaign_file and not isinstance(chosen, Mapping) and per_method.get(chosen):
+        settings = _placed(per_method[chosen], campaign_file.parent)
+        layers.append((f"{campaign_file} (methods.{chosen})", settings))
     if file is not None:
         layers.append((str(file), _sections(top)))
-    rest = [f"{key}={value}" for key, value in words if key not in GROUPS]
-    layers += [(COMMAND_LINE, _dotted(word)) for word in rest]
+    rest = [f"{key}={value}" for key, value in words if key not in (*GROUPS, SELECTION)]
+    layers += [(COMMAND_LINE, _placed(_dotted(word), Path())) for word in rest]
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
     layers = _checked(layers)
     if downstream is None and file is None and "downstream" not in choices:
@@ -170,6 +192,18 @@ def _layers(
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))
     return layers
+
+
+def _placed(values: Any, folder: Path) -> Any:
+    """A layer whose method's module, where it is a file, is named by its absolute path.
+
+    folder: of the file that the layer comes from, or the working directory.
+    """
+    section = values.get("method") if isinstance(values, Mapping) else None
+    if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):
+        return values
+    module = (folder / section["module"]).resolve()
+    return {**values, "method": {**section, "module": str(module)}}
 
 
 def _first_column(layers: Sequence[tuple[str, dict[str, Any]]]) -> str | None:

@@ -62,6 +62,7 @@ def test_print_shows_the_resolved_recipe_and_stops(
         (["recipe=emoji/ewc", "train.epoch=1"], "unknown key 'train.epoch'"),
         (["recipe=emoji/ewc", "--dry"], "unknown option --dry; options: --print, --help"),
         (["recipe=emoji/ewc", "ewc"], "'ewc' is not an override"),
+        (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
         (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
     ],
 )
