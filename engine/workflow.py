@@ -174,10 +174,11 @@ def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> No
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 
     sets, cells = len(the_plan.sets), len(the_plan.methods) * the_plan.seeds
-    total = sets * (cells + 2) + 3  # sets are prepared and evaluated; model, upstream, report
+    # A step is a cell, or else a set that is prepared or evaluated on; model, upstream, report.
+    total = sets * (cells + 2) + 3
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
-    with tqdm(total=total, desc=f"{the_plan.name} grid", unit="cell", smoothing=0.1) as bar:
+    with tqdm(total=total, desc=f"{the_plan.name} grid", unit="step", smoothing=0.1) as bar:
         while process.poll() is None:
             states = list(_states(place))
             bar.n = min(total, sum(state["done"] for state in states))
