@@ -1,7 +1,8 @@
 """Cells on disk: the trained or mixed models of the grid, by artefact name.
 
-A cell is a folder with `cell.json` (what it offers for evaluation), the resolved recipe and
-versions, and, where it trained, `weights.safetensors` that timm can load.
+A cell is a folder with `cell.json` (what it offers for evaluation, the head's classes in order and
+how the model sees images), the resolved recipe and versions, and, where it trained,
+`weights.safetensors` that timm can load.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine import recipe
+from engine import models, recipe
 from engine.artifacts import Artifact
 from engine.methods.base import Entry, Export
 from engine.schema import Recipe
@@ -82,19 +83,23 @@ class Cell:
         return load_file(self.artifact.checked(PROMPT))["prompt"]
 
 
-def write_trained(folder: Path, cell_recipe: Recipe, export: Export, backbone: str) -> None:
-    """Fill a folder with a trained cell; `backbone` is the base model's."""
+def write_trained(
+    folder: Path, cell_recipe: Recipe, export: Export, backbone: str, classes: Sequence[str]
+) -> None:
+    """Fill a folder with a trained cell; `backbone` is the base model's, `classes` the head's."""
     checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
     if export.prompt is not None:
         checkpoints.save({"prompt": export.prompt}, folder / PROMPT)
     shared = backbone if export.shares_backbone else None
-    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared)
+    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared, classes)
 
 
-def write_mixed(folder: Path, cell_recipe: Recipe, entries: Sequence[Entry]) -> None:
-    """Fill a folder with a mixed cell, which has no weights of its own."""
+def write_mixed(
+    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], classes: Sequence[str]
+) -> None:
+    """Fill a folder with a mixed cell, which holds no weights; `classes` are the head's."""
     assert sum(entry.headline for entry in entries) == 1, entries
-    _describe(folder, cell_recipe, entries, None)
+    _describe(folder, cell_recipe, entries, None, classes)
 
 
 def versions() -> dict[str, str]:
@@ -115,7 +120,11 @@ def versions() -> dict[str, str]:
 
 
 def _describe(
-    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], backbone: str | None
+    folder: Path,
+    cell_recipe: Recipe,
+    entries: Sequence[Entry],
+    backbone: str | None,
+    classes: Sequence[str],
 ) -> None:
     (folder / "recipe.yaml").write_text(recipe.dump(cell_recipe))
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
@@ -125,5 +134,7 @@ def _describe(
         "downstream": cell_recipe.downstream,
         "backbone": backbone,
         "entries": [dataclasses.asdict(entry) for entry in entries],
+        "classes": list(classes),
+        "model": models.description(cell_recipe.model),
     }
     (folder / CELL).write_text(json.dumps(meta, indent=1))

@@ -126,7 +126,7 @@ class Context:
             entries = method.entries(context)
 
             def write(folder: Path) -> None:
-                cells.write_mixed(folder, cell_recipe, entries)
+                cells.write_mixed(folder, cell_recipe, entries, context.sets.classes)
         else:
             assert isinstance(method, Trained), method
             if terms := imagenet.terms(cell_recipe):
@@ -134,7 +134,8 @@ class Context:
             export, history = train.fit(method, context)
 
             def write(folder: Path) -> None:
-                cells.write_trained(folder, cell_recipe, export, context.base.backbone)
+                backbone, classes = context.base.backbone, context.sets.classes
+                cells.write_trained(folder, cell_recipe, export, backbone, classes)
                 (folder / "history.json").write_text(history)
 
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))

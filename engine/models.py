@@ -74,6 +74,25 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     return config | {name: value for name, value in own.items() if value is not None}
 
 
+def description(recipe: ModelRecipe) -> dict[str, Any]:
+    """What must be known beside a model's weights to run it, as plain data; every value resolved.
+
+    Sizes are pixels, mean and std those of pixels between 0 and 1, crop_pct is timm's share.
+    """
+    config = data_config(recipe)
+    return {
+        "arch": recipe.arch,
+        "projection": recipe.projection,
+        "image_size": recipe.image_size,
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "interpolation": config["interpolation"],
+        "crop_pct": float(config["crop_pct"]),
+        "crop_mode": config["crop_mode"],
+        "channels_last": recipe.channels_last,
+    }
+
+
 def transform(recipe: ModelRecipe) -> Transform:
     """The evaluation transform of a model, which the protocol also trains on."""
     config = data_config(recipe)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
-from grids import CONV, distance, grid, prepared, reference, same, weights
+from grids import CLASSES, CONV, SIZE, VIT, distance, grid, prepared, reference, same, weights
 from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
 
@@ -47,6 +48,25 @@ def test_what_trains_moves_and_nothing_else_does_bit_for_bit(grid, method, varia
         method == "linear_probe" and variant == "canonical"
     )
     assert (cell.prompt() is not None) == (method == "visual_prompt")
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "wise_ft"])
+def test_a_cell_says_its_classes_and_how_its_model_sees_images(grid, method):
+    words = ("model.interpolation=bilinear", "model.std=[0.2,0.3,0.4]", "downstream=few")
+    _, cell = grid.build(f"method={method}", *words)
+    config = timm.get_pretrained_cfg(VIT)
+    assert cell.meta["classes"] == list(CLASSES), "the head's, not those of the set of three"
+    assert cell.meta["model"] == {
+        "arch": VIT,
+        "projection": 0,
+        "image_size": SIZE,
+        "mean": list(config.mean),
+        "std": [0.2, 0.3, 0.4],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": config.crop_mode,
+        "channels_last": False,
+    }
 
 
 @pytest.mark.parametrize(
