@@ -120,7 +120,7 @@ class Context:
         key = context.key()
         label = f"{cell_recipe.method.name}-{cell_recipe.downstream}"
         found = self._find("cells", label, key)
-        if found is not None:
+        if found is not None and self._has_parents(Cell(found)):
             return Cell(found)
         if isinstance(method, Mixed):
             entries = method.entries(context)
@@ -139,6 +139,11 @@ class Context:
                 (folder / "history.json").write_text(history)
 
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+
+    def _has_parents(self, cell: Cell) -> bool:
+        """Whether the cells that a mix is made of are there, or were deleted since."""
+        names = {name for entry in cell.entries for name in entry.mix}
+        return ranks.all_agree(all(cells.find(self.store, name) for name in names))
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
