@@ -36,7 +36,7 @@ class Artifact:
         """Path of one of its files; FileNotFoundError when the artefact has no such file."""
         path = self.folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; delete {self.folder} and run again")
+            raise FileNotFoundError(f"{path} is missing; {_again(self.folder)}")
         return path
 
     def checked(self, name: str) -> Path:
@@ -44,7 +44,7 @@ class Artifact:
         path = self.file(name)
         marker = json.loads((self.folder / MARKER).read_text())
         if _hash_once(path) != marker["files"][name]["sha256"]:
-            raise ValueError(f"{path} was altered; delete {self.folder} and run again")
+            raise ValueError(f"{path} was altered; {_again(self.folder)}")
         return path
 
 
@@ -115,13 +115,13 @@ class Store:
             told = json.loads(marker.read_text())
             own, files = digest({"format": told["format"], **told["key"]}), told["files"].items()
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{marker} is damaged; delete {folder} and run again") from error
+            raise ValueError(f"{marker} is damaged; {_again(folder)}") from error
         if not folder.name.endswith(own):
-            raise ValueError(f"{folder} was made of something else; delete it and run again")
+            raise ValueError(f"{folder} was made of something else; {_again(folder)}")
         for name, entry in files:
             path = folder / name
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{path} is damaged; delete {folder} and run again")
+                raise ValueError(f"{path} is damaged; {_again(folder)}")
         return Artifact(kind, folder.name, folder, key)
 
     def make(
@@ -158,6 +158,10 @@ class Store:
             if not (folder / MARKER).is_file():
                 raise
         _sync(folder.parent)
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} and run the same command again, which makes it anew"
 
 
 def _finish(folder: Path, key: Mapping[str, Any]) -> None:

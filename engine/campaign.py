@@ -45,7 +45,7 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     if cores < 1:
         raise RecipeError(f"--cores {cores}: at least one is needed")
     _refuse_one_cell(overrides)
-    methods = recipe.methods_of(name)
+    methods = recipe.methods_of(name, overrides)
     cells = [recipe.load(name, overrides, method=method) for method in methods]
     for cell in cells:
         _check_siblings(name, overrides, cell)
@@ -58,6 +58,7 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
+    identity = _identity(cells, [_settings(cell) for cell in cells])
     return Plan(
         name,
         tuple(overrides),
@@ -66,7 +67,7 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
         folder,
         threads=max(1, cores // len(sets)),
         seeds=cells[0].seeds,
-        path=folder.resolve() / "plans" / _digest(cells) / "plan.json",
+        path=folder.resolve() / "plans" / identity / "plan.json",
     )
 
 
@@ -74,10 +75,11 @@ def _refuse_one_cell(overrides: Sequence[str]) -> None:
     """Words that speak of one method or one set would be without effect on a grid of them all."""
     for word in overrides:
         key = word.partition("=")[0]
-        if key.partition(".")[0] == "method" and key != "method.variant":
+        whole = key in (recipe.SELECTION, "method.variant")
+        if not whole and key.partition(".")[0] in ("method", recipe.SELECTION):
             raise RecipeError(
-                f"{word!r}: a campaign trains all its methods; set one's options below "
-                "`methods:` in a campaign file of your own"
+                f"{word!r}: a campaign trains several methods; name some by methods=[A,B], and "
+                "set the options of one below `methods:` in a campaign file of your own"
             )
         if key == "downstream":
             raise RecipeError(
@@ -101,25 +103,32 @@ def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
 
     Needs no method's module, and so no torch: by it a finished campaign is found again.
     """
-    outlines = [recipe.outline(name, overrides, method) for method in recipe.methods_of(name)]
+    _refuse_one_cell(overrides)
+    methods = recipe.methods_of(name, overrides)
+    outlines = [recipe.outline(name, overrides, method) for method in methods]
     cells = [cell for cell, _ in outlines]
-    said = [
-        {k: v for k, v in dataclasses.asdict(cell).items() if k not in ("runs", "campaign")}
-        | {"own": own}
-        for cell, own in outlines
-    ]
+    settings = [_settings(cell) | {"own": _by_name(section)} for cell, section in outlines]
     folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
-    return folder, _identity(cells, said)
+    return folder, _identity(cells, settings)
 
 
-def _digest(cells: Sequence[Recipe]) -> str:
-    return _identity(cells, [dataclasses.asdict(cell) for cell in cells])
+def _identity(cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]]) -> str:
+    modules = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
+    files = [artifacts.file_hash(path) for path in modules]
+    return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": files})
 
 
-def _identity(cells: Sequence[Recipe], said: Sequence[Mapping[str, Any]]) -> str:
-    own = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
-    files = [artifacts.file_hash(path) for path in own]
-    return digest({"format": artifacts.FORMAT, "cells": list(said), "files": files})
+def _settings(cell: Recipe) -> dict[str, Any]:
+    """What of a cell's recipe can change results: not how a folder or a file is spelled."""
+    values = dataclasses.asdict(cell)
+    del values["runs"], values["campaign"]
+    return values | {"method": _by_name(values["method"])}
+
+
+def _by_name(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's section; of a user's module the file's name, beside the hash of what it holds."""
+    module = str(section["module"])
+    return {**section, "module": Path(module).name if module.endswith(".py") else module}
 
 
 def _title(name: str, overrides: Sequence[str], model: str) -> str:

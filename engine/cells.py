@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine import models, recipe
-from engine.artifacts import Artifact
+from engine.artifacts import MARKER, Artifact, Store
 from engine.methods.base import Entry, Export
 from engine.schema import Recipe
 from engine.weights import checkpoints
@@ -83,6 +83,15 @@ class Cell:
         if not (self.artifact.folder / checkpoints.PROMPT).is_file():
             return None
         return load_file(self.artifact.checked(checkpoints.PROMPT))["prompt"]
+
+
+def find(store: Store, name: str) -> Cell | None:
+    """The finished cell of this name, or the backbone's weights seen as one; None if not there."""
+    for kind in ("cells", "weights"):
+        folder = store.root / kind / name
+        if (folder / MARKER).is_file():
+            return Cell(Artifact(kind, name, folder, {}))
+    return None
 
 
 def write_trained(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,11 +15,17 @@ from engine.commands import COMMANDS
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `rib` with these words."""
     parser = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
+    parser.add_argument("--version", action="version", version=f"rib {_version()}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes no positional words after an option; key=value words may stand anywhere.
+    # argparse takes no positional words after an option; key=value words may stand anywhere, and
+    # so may --debug.
+    if arguments.debug or "--debug" in rest:
+        os.environ[entry.DEBUG] = "1"
+        rest = [word for word in rest if word != "--debug"]
     wrong = [word for word in rest if word.startswith("-") or "=" not in word]
     if wrong or (rest and not hasattr(arguments, "overrides")):
         wrong = wrong or rest
@@ -26,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         arguments.overrides += rest
     return entry.guarded(lambda: arguments.run(arguments))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("rib-engine")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class Context:
         key = context.key()
         label = f"{cell_recipe.method.name}-{cell_recipe.downstream}"
         found = self._find("cells", label, key)
-        if found is not None:
+        if found is not None and self._has_parents(Cell(found)):
             return Cell(found)
         if isinstance(method, Mixed):
             entries = method.entries(context)
@@ -136,6 +136,11 @@ class Context:
 
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
 
+    def _has_parents(self, cell: Cell) -> bool:
+        """Whether the cells that a mix is made of are there, or were deleted since."""
+        names = {name for entry in cell.entries for name in entry.mix}
+        return ranks.all_agree(all(cells.find(self.store, name) for name in names))
+
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
         cell_recipe = self.recipe
@@ -143,6 +148,7 @@ class Context:
         module = Path(cell_recipe.method.module)
         if module.suffix == ".py":
             method["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
+            method["module"] = module.name  # the same file elsewhere is the same method
         others = siblings(cell_recipe.method, self.sibling)
         settings = dataclasses.asdict(cell_recipe.train)
         form = Form.of_training(cell_recipe, self.device)

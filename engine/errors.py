@@ -10,15 +10,12 @@ class RecipeError(ValueError):
     """A recipe or an override that cannot be run; the message names key, file and remedy."""
 
 
-def nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean 'x'?`, or the list of valid words when none is close.
-
-    prefix: stands before the word in a question, such as the section of a key.
-    """
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the list of valid words when none is close."""
     valid = sorted(valid)
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     if close:
-        return f"; did you mean {prefix + close[0]!r}?"
+        return f"; did you mean {close[0]!r}?"
     return f"; valid: {', '.join(valid)}"
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine import models
+from engine import cells, models
 from engine.artifacts import Artifact, digest
 from engine.bank import Bank, Forward, Model
 from engine.cells import Cell
@@ -69,7 +69,9 @@ def predicted(context: Context, mix: Mix, name: str, split: str | Part) -> Path:
     found = find(context, mix, name, split)
     if found is None:
         label, _ = key_of(context, essential(mix), context.sets[name], split)
-        raise FileNotFoundError(f"{label} was not evaluated; run the campaign again")
+        raise FileNotFoundError(
+            f"{label} was not evaluated, or that was deleted; run the campaign again"
+        )
     return found.checked(PART)
 
 
@@ -267,11 +269,12 @@ def predictions_table(
 
 def stored_cell(context: Context, name: str) -> Cell:
     """A cell, or a backbone's weights, by name; FileNotFoundError where there is none."""
-    for kind in ("cells", "weights"):
-        folder = context.store.root / kind / name
-        if folder.is_dir():
-            return Cell(Artifact(kind, name, folder, {}))
-    raise FileNotFoundError(f"no cell {name} under {context.store.root}; run the campaign again")
+    cell = cells.find(context.store, name)
+    if cell is None:
+        raise FileNotFoundError(
+            f"no cell {name} under {context.store.root}; the same command makes it when run again"
+        )
+    return cell
 
 
 def _base_backbone(mix: Mix, context: Context) -> bool:

@@ -34,7 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
     plan = campaign.read(arguments.plan)
     workflow.end_with_campaign(plan)
     if arguments.stage == "report":
-        grid.finish(plan, ranks.pick_device("auto"))
+        try:
+            grid.finish(plan, ranks.pick_device("auto"))
+        except (ValueError, OSError):  # the store lacks what the columns had made
+            workflow.forget_columns(plan)
+            raise
         return
     if arguments.stage == "prepare":
         grid.prepare(plan, ranks.start())

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 engine/launch.py recipe=emoji/ewc
 python engine/launch.py recipe=emoji/ewc            one process
 python engine/launch.py recipe=                     lists the recipes
 python engine/launch.py recipe=emoji/ewc --print    shows the resolved recipe and stops
+python engine/launch.py recipe=emoji/ewc --debug    shows the traceback behind an error
 """
 
 from __future__ import annotations

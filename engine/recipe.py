@@ -10,8 +10,9 @@ a recipe again.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 COMMAND_LINE = "the command line"
 ALL_MODELS = "model=all"
+SELECTION = "methods"  # of a campaign's methods, on the command line
 
 
 def names(group: str = "") -> list[str]:
@@ -48,18 +50,35 @@ def published() -> dict[str, Any]:
     return _read(ROOT / "published.yaml")
 
 
-def methods_of(name: str) -> list[str]:
-    """The methods of a campaign, in table order.
+def methods_of(name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The methods of a campaign, in table order: all, or those that `methods=[A,B]` selects.
 
-    Raises RecipeError for an unknown campaign, or a file without methods.
+    Raises RecipeError for an unknown campaign or method, or a file without methods.
     """
     path = _path("campaigns", name)
-    found = _read(path).get("methods")
-    if not isinstance(found, dict) or not found:
+    methods = _read(path).get("methods")
+    if not isinstance(methods, dict) or not methods:
         raise RecipeError(
             f"{path} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
         )
-    return list(found)
+    return _selected(dict(map(_split, overrides)).get(SELECTION), list(methods), name)
+
+
+def _selected(selection: str | None, methods: list[str], campaign: str) -> list[str]:
+    """Those of a campaign's methods that the value of `methods=` names; all where there is none."""
+    if selection is None:
+        return methods
+    names = _dotted(f"{SELECTION}={selection}")[SELECTION]
+    if not isinstance(names, list) or not names:
+        raise RecipeError(
+            f"{SELECTION}={selection} names no methods; write {SELECTION}=[{','.join(methods[:2])}]"
+        )
+    for name in names:
+        if name not in methods:
+            raise RecipeError(
+                f"{SELECTION}: {name!r} is no method of {campaign}{nearest(str(name), methods)}"
+            )
+    return [name for name in methods if name in names]
 
 
 def each_model(name: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -140,28 +159,32 @@ def _layers(
     per_method = campaign.pop("methods", None) or {}
     if not isinstance(per_method, dict):
         raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")
+    selected = _selected(choices.get(SELECTION), list(per_method), str(campaign_name))
 
     layers: list[tuple[str, dict[str, Any]]] = []
     for key, group in GROUPS.items():
         chosen = choices.get(key, top.get(key, campaign.get(key)))
         if key == "method":
             own = isinstance(chosen, Mapping) and chosen.get("name") == method
-            chosen = chosen if own else method or chosen or next(iter(per_method), None)
+            chosen = chosen if own else method or chosen or next(iter(selected), None)
         if chosen is None:
             raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
         if isinstance(chosen, Mapping):
-            layers.append((str(file or campaign_file), {key: dict(chosen)}))
+            path, section = (file if file and key in top else campaign_file), dict(chosen)
+            assert path is not None, "a section stands in a file"
         else:
             path = _path(group, str(chosen))
-            layers.append((str(path), {key: _read(path)}))
+            section = _read(path)
+        layers.append((str(path), _placed({key: section}, path.parent)))
     if campaign_file:
         layers.append((str(campaign_file), _sections(campaign)))
-    if not isinstance(chosen, Mapping) and per_method.get(chosen):
-        layers.append((f"{campaign_file} (methods.{chosen})", per_method[chosen]))
+    if campaign_file and not isinstance(chosen, Mapping) and per_method.get(chosen):
+        settings = _placed(per_method[chosen], campaign_file.parent)
+        layers.append((f"{campaign_file} (methods.{chosen})", settings))
     if file is not None:
         layers.append((str(file), _sections(top)))
-    rest = [f"{key}={value}" for key, value in words if key not in GROUPS]
-    layers += [(COMMAND_LINE, _dotted(word)) for word in rest]
+    rest = [f"{key}={value}" for key, value in words if key not in (*GROUPS, SELECTION)]
+    layers += [(COMMAND_LINE, _placed(_dotted(word), Path())) for word in rest]
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
     layers = _checked(layers)
     if downstream is None and file is None and "downstream" not in choices:
@@ -169,6 +192,18 @@ def _layers(
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))
     return layers
+
+
+def _placed(values: Any, folder: Path) -> Any:
+    """A layer whose method's module, where it is a file, is named by its absolute path.
+
+    folder: of the file that the layer comes from, or the working directory.
+    """
+    section = values.get("method") if isinstance(values, Mapping) else None
+    if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):
+        return values
+    module = (folder / section["module"]).resolve()
+    return {**values, "method": {**section, "module": str(module)}}
 
 
 def _first_column(layers: Sequence[tuple[str, dict[str, Any]]]) -> str | None:
@@ -264,11 +299,9 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
         try:
             merged = OmegaConf.unsafe_merge(merged, values)  # which copies nothing
         except ConfigKeyError as error:
-            section, _, key = str(error.full_key).rpartition(".")
-            valid = OmegaConf.select(merged, section) if section else merged
-            prefix = f"{section}." if section else ""
-            hint = checks.REMOVED.get(str(error.full_key)) or nearest(key, map(str, valid), prefix)
-            raise RecipeError(f"{source}: unknown key {error.full_key!r}{hint}") from error
+            key = str(error.full_key)
+            hint = checks.REMOVED.get(key) or _meant(key, merged)
+            raise RecipeError(f"{source}: unknown key {key!r}{hint}") from error
         except OmegaConfBaseException as error:
             where = f"{source}: {error.full_key}" if error.full_key else source
             raise RecipeError(f"{where}: {_line(error)}") from error
@@ -312,6 +345,39 @@ def _check_sections(source: str, values: Any) -> None:
     for key in sections & values.keys():
         if not isinstance(values[key], Mapping):
             raise RecipeError(f"{source}: {key} must hold `key: value` lines, not {values[key]!r}")
+
+
+def _meant(key: str, merged: Any) -> str:
+    """`; did you mean 'train.epochs'?`: known keys whose last word is the nearest to this key's.
+
+    Keys of the same section come before those of others; where no word is near, the keys that the
+    section has.
+    """
+    section, _, word = key.rpartition(".")
+    known: dict[str, list[str]] = {}
+    for name in _keys(typing.cast(dict, OmegaConf.to_container(merged))):
+        known.setdefault(name.rpartition(".")[2], []).append(name)
+    siblings = [last for last in known if _in_section(known[last], section)]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    close = close or difflib.get_close_matches(word, siblings, n=1)
+    if not close:
+        return f"; valid: {', '.join(sorted(siblings))}"
+    near = _in_section(known[close[0]], section) or sorted(
+        known[close[0]], key=lambda n: n.count(".")
+    )
+    return f"; did you mean {' or '.join(map(repr, near))}?"
+
+
+def _in_section(names: Sequence[str], section: str) -> list[str]:
+    return [name for name in names if name.rpartition(".")[0] == section]
+
+
+def _keys(values: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """Every key of a recipe, with the names of its sections."""
+    for key, value in values.items():
+        yield f"{section}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{section}{key}.")
 
 
 def _line(error: OmegaConfBaseException) -> str:

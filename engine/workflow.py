@@ -86,6 +86,11 @@ def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> No
     write_atomic(path.parent / "progress" / f"{name}.json", json.dumps(values).encode())
 
 
+def forget_columns(the_plan: Plan) -> None:
+    """Let the next run look through all columns again; what is finished there is not made again."""
+    shutil.rmtree(the_plan.path.parent / "done", ignore_errors=True)
+
+
 def end_with_campaign(the_plan: Plan) -> None:
     """Kill this job's process group as soon as its campaign is gone, however it went.
 
@@ -112,7 +117,7 @@ def end_with_campaign(the_plan: Plan) -> None:
 def _clean(the_plan: Plan) -> None:
     store = the_plan.folder.parent / "store"
     if not store.is_dir():  # markers of a store that is gone say nothing
-        shutil.rmtree(the_plan.path.parent / "done", ignore_errors=True)
+        forget_columns(the_plan)
     if not finished(the_plan):
         (the_plan.path.parent / "done" / "report").unlink(missing_ok=True)
     for left_over in store.glob("*/.*"):
@@ -174,10 +179,11 @@ def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> No
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 
     sets, cells = len(the_plan.sets), len(the_plan.methods) * the_plan.seeds
-    total = sets * (cells + 2) + 3  # sets are prepared and evaluated; model, upstream, report
+    # A step is a cell, or else a set that is prepared or evaluated on; model, upstream, report.
+    total = sets * (cells + 2) + 3
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
-    with tqdm(total=total, desc=f"{the_plan.name} grid", unit="cell", smoothing=0.1) as bar:
+    with tqdm(total=total, desc=f"{the_plan.name} grid", unit="step", smoothing=0.1) as bar:
         while process.poll() is None:
             states = list(_states(place))
             bar.n = min(total, sum(state["done"] for state in states))

@@ -128,6 +128,55 @@ def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:
     assert plan.folder == Path("runs") / f"imagenet_rib-{name}"
 
 
+def test_some_of_the_methods(folder: Path, tmp_path: Path) -> None:
+    """In the table's order, with the siblings that they are made of; a campaign of its own."""
+    whole, words = planned(folder, f"runs={tmp_path}"), (f"runs={tmp_path}", "methods=[wise_ft]")
+    some = planned(folder, *words)
+    assert some.methods == ("wise_ft",) and some.path != whole.path
+    turned = planned(folder, f"runs={tmp_path}", "methods=[linear_probe,fine_tune]")
+    assert turned.methods == ("fine_tune", "linear_probe")
+    name = str(folder / "shapes.yaml")
+    assert recipe.load(name, words).method.name == "wise_ft"
+    probe = recipe.load(name, words, method="linear_probe")
+    assert probe.train.epochs == 3, "a sibling has the campaign's settings"
+    assert campaign.asked(name, words) != campaign.asked(name, words[:1])
+
+
+def test_a_campaign_looked_for_refuses_the_words_that_a_plan_refuses(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="a campaign trains several methods"):
+        campaign.asked(str(folder / "shapes.yaml"), ["method.alpha=0.3"])
+
+
+def test_a_folder_spelled_otherwise_is_the_same_campaign(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = str(folder / "shapes.yaml")
+    by_name = [campaign.plan(file, [f"runs={runs}"], 1) for runs in ("r", tmp_path / "r", "./r/")]
+    assert len({plan.path for plan in by_name}) == 1
+    monkeypatch.chdir(folder)
+    assert campaign.plan("shapes.yaml", [f"runs={tmp_path / 'r'}"], 1).path == by_name[0].path
+
+
+def test_a_users_method_lies_beside_its_yaml(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any working directory, and the same campaign wherever both lie."""
+    plans = []
+    for place in (tmp_path / "a", tmp_path / "b"):
+        place.mkdir()
+        (place / "mine.py").write_text("from engine.methods.fine_tune import Method, Recipe\n")
+        section = "{method: {name: mine, title: Mine, module: mine.py}}"
+        text = (
+            (folder / "shapes.yaml").read_text().replace("fine_tune: {}", f"fine_tune: {section}")
+        )
+        (place / "shapes.yaml").write_text(text)
+        plans.append(campaign.plan(str(place / "shapes.yaml"), [f"runs={tmp_path}"], 1))
+    assert plans[0].path == plans[1].path
+    name, words = str(tmp_path / "a" / "shapes.yaml"), [f"runs={tmp_path}"]
+    assert campaign.asked(name, words) == campaign.asked(name.replace("/a/", "/b/"), words)
+
+
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 1), (8, 2)])
 def test_threads_of_a_column_share_the_cores(folder: Path, cores: int, threads: int) -> None:
     assert planned(folder, cores=cores).threads == threads
@@ -187,8 +236,12 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     [
         (["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'"),
         (["downstream=outline"], r"trains on all its sets; name some by dataset\.sets="),
-        (["method.alpha=0.3"], "'method.alpha=0.3': a campaign trains all its methods"),
-        (["method=fine_tune"], "a campaign trains all its methods"),
+        (["method.alpha=0.3"], "'method.alpha=0.3': a campaign trains several methods"),
+        (["method=fine_tune"], r"several methods; name some by methods=\[A,B\]"),
+        (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
+        (["methods=[fine_tunes]"], "'fine_tunes' is no method of .*; did you mean 'fine_tune'"),
+        (["methods=fine_tune"], r"names no methods; write methods=\[fine_tune,linear_probe\]"),
+        (["methods=[]"], "names no methods"),
         (["dataset.sets=[outline]"], "needs two sets or more"),
         (["dataset.sets=[outline,outline]"], "names outline twice"),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),

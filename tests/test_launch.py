@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +17,10 @@ import grids
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from engine import entry, recipe
+from engine import cli, entry, recipe
+from engine.errors import FirstRankError
 from engine.machine import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,8 +64,9 @@ def test_print_shows_the_resolved_recipe_and_stops(
     [
         (["recipe=emoji/ewq"], "no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"),
         (["recipe=emoji/ewc", "train.epoch=1"], "unknown key 'train.epoch'"),
-        (["recipe=emoji/ewc", "--dry"], "unknown option --dry; options: --print, --help"),
+        (["recipe=emoji/ewc", "--dry"], "unknown option --dry; options: --print, --debug"),
         (["recipe=emoji/ewc", "ewc"], "'ewc' is not an override"),
+        (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
         (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
     ],
 )
@@ -72,6 +77,107 @@ def test_mistake_is_one_line_and_exit_code_2(
     assert entry.launch([*words, *runs]) == 2
     shown = capsys.readouterr().err.strip()
     assert shown.startswith("error: ") and message in shown and "\n" not in shown
+
+
+@pytest.fixture
+def no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--debug` is kept in the environment for jobs; here it ends with its test."""
+    monkeypatch.setenv(entry.DEBUG, "")
+    monkeypatch.delenv(entry.DEBUG)
+
+
+@pytest.mark.parametrize("rib", [False, True])
+def test_debug_shows_the_traceback_behind_an_error(
+    rib: bool, no_debug: None, capsys: pytest.CaptureFixture
+) -> None:
+    start, words = (cli.main, ["campaign", "emojis"]) if rib else (entry.launch, ["recipe=emojis"])
+    assert start(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert start([*words, "--debug"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("Traceback") and shown[-1] == line
+    assert any("recipe.py" in text for text in shown)
+
+
+METHOD = """
+from engine.errors import RecipeError
+from engine.methods.fine_tune import Method
+from engine.schema import MethodRecipe as Base
+
+class Recipe(Base):
+    def check(self, cell):
+        {statement}
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "traced"),
+    [
+        ("[].index(3)", True),  # a ValueError of Python's own
+        ("open('/nowhere/at/all')", True),
+        ("raise RecipeError('method.x=1 is not possible')", False),
+    ],
+)
+def test_an_error_inside_a_users_method_keeps_its_traceback(
+    statement: str, traced: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(METHOD.format(statement=statement))
+    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
+    words = ["recipe=emoji/fine_tune", f"method={tmp_path / 'mine.yaml'}", f"runs={tmp_path}"]
+    assert entry.launch(words) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[-1].startswith("error: ") and (len(shown) > 1) == traced
+    assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
+
+
+def test_torchrun_is_told_the_error_that_it_ends_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert entry.launch(["recipe=emoji/ewq"]) == 2
+    failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
+    shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
+    told = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
+    assert shown[-2].endswith(told) and shown[-1].strip("=") == ""
+
+
+def test_the_rank_that_only_stops_tells_torchrun_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+
+    def stop() -> int:
+        raise FirstRankError("the first rank failed; its message says why")
+
+    assert entry.guarded(stop) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(unbuffered: str) -> None:
+    environment = grids.environment() | {"PYTHONUNBUFFERED": unbuffered}
+    command = [PYTHON, "-m", "engine.cli", "recipes"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 128 + signal.SIGPIPE)
+
+
+def test_a_pipe_of_another_program_is_an_error_like_any_other(
+    capfd: pytest.CaptureFixture,
+) -> None:
+    def broken() -> int:
+        raise BrokenPipeError("the pipe of a worker")
+
+    assert entry.guarded(broken) == 2
+    assert capfd.readouterr().err == "error: the pipe of a worker\n"
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    version = importlib.metadata.version("rib-engine")
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"rib {version}\n")
 
 
 @pytest.mark.parametrize(
@@ -276,3 +382,4 @@ def test_mistake_found_late_is_one_line_on_two_ranks(grid: grids.Grid, tmp_path:
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("/nowhere/upstream is not a folder" in line for line in lines), done.stderr[-2000:]
     assert f'File "{ROOT / "engine"}' not in done.stderr  # torchrun's own traceback aside
+    assert "/nowhere/upstream is not a folder" in done.stderr.splitlines()[-2], "and it ends so"

@@ -89,6 +89,20 @@ def test_a_prompt_is_a_frame_that_is_added_after_normalisation(grid, downstream)
     assert case.method.prompt.grad.abs().max() > 1e-5
 
 
+def test_a_loss_that_is_not_one_a_sample_is_refused_by_its_methods_name(grid, tmp_path):
+    (tmp_path / "mean.py").write_text(
+        "from engine.methods import fine_tune\n"
+        "from engine.methods.fine_tune import Recipe\n"
+        "class Method(fine_tune.Method):\n"
+        "    def loss(self, batch):\n"
+        "        return super().loss(batch).mean()\n"
+    )
+    (tmp_path / "mean.yaml").write_text("name: averaged\ntitle: A\nmodule: mean.py\n")
+    case = prepared(grid, f"method={tmp_path / 'mean.yaml'}")
+    with pytest.raises(ValueError, match=r"method averaged: .* shape \[\], not \[5\].*\.mean\(\)"):
+        case.method(case.batch)
+
+
 def test_nothing_about_a_prompt_has_a_size_that_a_gpu_must_count(grid):
     method = prepared(grid, "method=visual_prompt").method
     with torch.autograd.profiler.profile() as ran:

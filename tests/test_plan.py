@@ -220,6 +220,22 @@ def test_hours_on_gpus() -> None:
     assert device.hours([work, exact]) == pytest.approx(1 + 100 / 19.5)
 
 
+@pytest.mark.parametrize(
+    ("tflop", "unit", "time"),
+    [(1.44e6, "hours", "2.5"), (12_000, "minutes", "1.25"), (40, "seconds", "0.25")],
+)
+def test_times_are_told_in_a_unit_that_fits_them(
+    folder: Path, tmp_path: Path, tflop: float, unit: str, time: str
+) -> None:
+    planned = estimate.of(plan_of(folder, f"runs={tmp_path}"))
+    work = Work(dry_run.PREPARE, "training", "FT", 1, tflop * 1e12)
+    planned, device = dataclasses.replace(planned, work=(work,)), estimate.Device(160, mfu=1)
+    shown = estimate.text(planned, device)
+    assert f"{unit:<11}{time} on one GPU; {time} on eight" in shown, shown
+    assert f"GPU-{unit}\n" in shown
+    assert f"all 2 models: {2 * float(time):g} {unit}" in estimate.total([planned] * 2, device)
+
+
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
     assert cli.main([*words, "train.precision=bf16", "--mfu", "0.25", "--tflops", "989"]) == 0
@@ -229,6 +245,7 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         and "report's distances" in out
     )
     assert "jobs       5: what all share, 3 columns, the report" in out
+    assert "cells      9: 6 trained, 3 mixed in 9 points; and 2 models that" in out
     assert not any(tmp_path.iterdir())  # nothing ran, nothing is written
     assert cli.main([*words, "--mfu", "1.5"]) == 2
     assert "--mfu must be above 0" in capsys.readouterr().err

@@ -200,6 +200,27 @@ def test_own_method_by_path(tmp_path: Path) -> None:
     assert recipe.load(inline, method="lwf") == recipe.load("emoji", method="lwf")
 
 
+def test_own_method_lies_beside_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line it is looked for in the working directory; what is dumped says where."""
+    place = tmp_path / "mine"
+    place.mkdir()
+    module = write(place / "sharp.py", METHOD)
+    section = "name: sharp\ntitle: Sharp\nmodule: sharp.py\n"
+    method = write(place / "sharp.yaml", section)
+    inline = write(place / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
+    for name, words in (("emoji/fine_tune", [f"method={method}"]), (inline, [])):
+        assert recipe.load(name, words).method.module == module
+    with pytest.raises(RecipeError, match=r"sharp\.py' is not a Python file; a relative path"):
+        recipe.load("emoji/fine_tune", ["method.module=sharp.py"])
+    monkeypatch.chdir(place)
+    resolved = recipe.load("emoji/fine_tune", ["method.module=sharp.py", "method.sharpness=1"])
+    assert resolved.method.module == module
+    dumped = write(tmp_path / "dumped.yaml", recipe.dump(resolved))
+    assert recipe.dump(recipe.load(dumped)) == recipe.dump(resolved)
+
+
 def held(section: str) -> dict:
     return {"method": yaml.safe_load(section)}
 
@@ -231,6 +252,10 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("", [], "no recipe ''; valid: emoji/ewc"),
         ("emoji/ewc", ["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
         ("emoji/ewc", ["trian.epochs=1"], "unknown key 'trian'; did you mean 'train'?"),
+        ("emoji/ewc", ["variant=paper"], "'variant'; did you mean 'method.variant'?"),
+        ("emoji/ewc", ["train.lr=1"], "did you mean 'optimizer.lr' or 'model.head.lr'?"),
+        ("emoji/ewc", ["batchsize=1"], "did you mean 'train.batch_size' or 'evaluate.batch_size'"),
+        ("emoji/ewc", ["temperature=1"], "unknown key 'temperature'; valid: campaign, dataset,"),
         ("emoji/ewc", ["method.lamb=1"], "unknown key 'method.lamb'; did you mean 'method.lam'?"),
         ("emoji/lwf", ["method.lam=1"], "unknown key 'method.lam'"),
         ("emoji/ewc", ["model=efficientnet"], "did you mean 'efficientnet_lite0'?"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from grids import CLASSES, CONV, SIZE, VIT, distance, grid, prepared, reference,
 from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
 
-from engine import artifacts
+from engine import artifacts, cells
 from engine.errors import RecipeError
 from engine.weights import checkpoints
 
@@ -48,6 +50,18 @@ def test_what_trains_moves_and_nothing_else_does_bit_for_bit(grid, method, varia
         method == "linear_probe" and variant == "canonical"
     )
     assert (cell.prompt() is not None) == (method == "visual_prompt")
+
+
+def test_a_mix_whose_parent_was_deleted_trains_it_again(grid):
+    words = ("train.epochs=1", "seed=77")
+    _, mixed = grid.build("method=wise_ft", *words)
+    _, parent = grid.build("method=fine_tune", *words)
+    before = weights(parent)
+    shutil.rmtree(parent.artifact.folder)
+    context, again = grid.build("method=wise_ft", *words)
+    assert again.name == mixed.name
+    found = cells.find(context.store, parent.name)
+    assert found is not None and same(weights(found), before)
 
 
 @pytest.mark.parametrize("method", ["fine_tune", "wise_ft"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +22,7 @@ import torch
 from campaigns import SETS
 
 from engine import campaign, grid, recipe, workflow
+from engine import job as engine_job
 from engine.errors import CampaignError
 
 folder = campaigns.folder
@@ -109,6 +113,26 @@ def test_job_by_hand_or_elsewhere_follows_nobody(tmp_path: Path, leash: str) -> 
     with job(tmp_path, leash) as process:
         assert process.stdout is not None and process.stdout.readline() == "at work\n"
         assert process.poll() is None
+
+
+def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns' markers say that all is there; `run again` would end in the same error."""
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
+    for name in ("prepare", "column-few"):
+        (plan.path.parent / "done" / name).mkdir(parents=True)
+    values = dataclasses.asdict(plan)
+    plan.path.write_text(json.dumps(values, default=str))
+    arguments = argparse.Namespace(stage="report", plan=plan.path, set=None)
+
+    def finish(*_: object) -> None:
+        raise FileNotFoundError("few was not evaluated; run the campaign again")
+
+    monkeypatch.setattr(grid, "finish", finish)
+    with pytest.raises(FileNotFoundError, match="run the campaign again"):
+        engine_job.run(arguments)
+    assert not (plan.path.parent / "done").exists()
 
 
 def test_left_overs_go_only_when_they_are_old(folder: Path, tmp_path: Path) -> None:

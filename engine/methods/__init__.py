@@ -16,6 +16,7 @@ from types import ModuleType
 from engine.errors import nearest
 
 SHARED = ("base",)
+USERS = "users_method_"  # what the names of users' modules begin with
 
 
 def available() -> list[str]:
@@ -41,9 +42,12 @@ def find(module: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"method_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(USERS + path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"method.module={str(path)!r} is not a Python file")
+        raise ValueError(
+            f"method.module={str(path)!r} is not a Python file; a relative path begins at the "
+            "folder of the YAML file that says it, or on the command line at the working directory"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)

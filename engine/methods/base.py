@@ -88,8 +88,15 @@ class Trained(nn.Module):
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
 
     def forward(self, batch: Batch) -> torch.Tensor:
+        """`loss` [b] under autocast; ValueError where it is not one number a sample."""
         with self.autocast:  # in here: DeepSpeed switches off what is on around its engine
-            return self.loss(batch)
+            losses_B = self.loss(batch)
+        if losses_B.shape != (len(batch),):
+            raise ValueError(
+                f"method {self.recipe.name}: loss(batch) has the shape {list(losses_B.shape)}, not "
+                f"[{len(batch)}], one loss a sample: return it without .mean() or .sum()"
+            )
+        return losses_B
 
     def train(self, mode: bool = True) -> Trained:
         super().train(mode)

@@ -26,6 +26,7 @@ from loaders.pack import MANIFEST, Pack
 
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
 ORDER = ("features", "fisher", "training", "evaluation")
+UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # of one hour
 KINDS = {
     "features": "features of the pre-trained model",
     "fisher": "Fisher",
@@ -158,6 +159,8 @@ def _disk(recipe: Recipe, dry_run: DryRun, images: dict[str, int]) -> dict[str, 
 def text(one: Estimate, device: Device) -> str:
     """The estimate as `rib plan` prints it."""
     recipe = one.recipe
+    unit = _unit(one.hours(device, 1))
+    single = one.hours(device, 1) * UNITS[unit]
     rows: dict[str, list[Work]] = {}
     for work in sorted(one.work, key=lambda work: ORDER.index(work.kind)):
         rows.setdefault(KINDS.get(work.kind, f"training: {work.label}"), []).append(work)
@@ -168,26 +171,28 @@ def text(one: Estimate, device: Device) -> str:
         f"{one.parameters / 1e6:.1f}M parameters, {one.forward_flops / 1e9:.1f} GFLOP to see an "
         f"image of {recipe.model.image_size} px",
         "",
-        f"{'':<36}{'images':>14}{'steps':>12}{'PFLOP':>12}{'GPU-hours':>11}",
+        f"{'':<36}{'images':>14}{'steps':>12}{'PFLOP':>12}{f'GPU-{unit}':>13}",
     ]
     for name, works in rows.items():
         images, steps = sum(work.images for work in works), sum(work.steps for work in works)
-        flops, hours = sum(work.flops for work in works), device.hours(works)
-        lines.append(f"{name:<36}{images:>14,}{steps:>12,}{flops / 1e15:>12,.3g}{hours:>11,.3g}")
-    trained = sum(made.export is not None for made in one.cells)
+        flops, time = sum(work.flops for work in works), device.hours(works) * UNITS[unit]
+        lines.append(f"{name:<36}{images:>14,}{steps:>12,}{flops / 1e15:>12,.3g}{time:>13,.3g}")
     points = [len(made.entries) for made in one.cells if made.entries and made.export is None]
+    grid = len(one.plan.methods) * len(one.plan.sets) * one.plan.seeds
+    trained = grid - len(points)
+    beside = sum(made.export is not None for made in one.cells) - trained
     through = sum(work.images for work in one.work if work.kind == "evaluation")
     longest = max(one.plan.sets, key=lambda name: one.hours_of(name, device))
     disk = ", ".join(f"{name} {_size(size)}" for name, size in one.disk.items())
     lines += [
         "",
-        f"hours      {one.hours(device, 1):,.3g} on one GPU; {one.hours(device, 8):,.3g} on eight, "
+        f"{unit:<11}{single:,.3g} on one GPU; {one.hours(device, 8) * UNITS[unit]:,.3g} on eight, "
         f"a column each (the longest: {longest})",
         f"           predicted, at {device.mfu:.0%} of {_peaks(one, device)},",
         "           without reading images, starting kernels and the report's distances",
         f"jobs       {one.jobs}: what all share, {len(one.plan.sets)} columns, the report",
-        f"cells      {trained} with weights of their own, {len(points)} mixed in {sum(points)} "
-        "points",
+        f"cells      {grid}: {trained} trained, {len(points)} mixed in {sum(points)} points; and "
+        f"{beside} models that they start from",
         f"evaluated  {one.rows:,} predictions, {through:,} of them through a whole model",
         f"disk       {_size(sum(one.disk.values()))}: {disk}",
     ]
@@ -203,11 +208,18 @@ def total(found: Sequence[Estimate], device: Device) -> str:
     packs = {models.transform(one.recipe.model): one.disk["packs"] for one in found}
     own = sum(sum(one.disk.values()) - one.disk["packs"] for one in found)
     one_gpu, eight = (sum(one.hours(device, gpus) for one in found) for gpus in (1, 8))
+    unit = _unit(one_gpu)
+    one_gpu, eight = one_gpu * UNITS[unit], eight * UNITS[unit]
     return (
-        f"\nall {len(found)} models: {one_gpu:,.3g} hours on one GPU, {eight:,.3g} on eight; "
+        f"\nall {len(found)} models: {one_gpu:,.3g} {unit} on one GPU, {eight:,.3g} on eight; "
         f"{sum(one.jobs for one in found)} jobs; disk {_size(own + sum(packs.values()))}, packs of "
         f"{len(packs)} transforms among it"
     )
+
+
+def _unit(hours: float) -> str:
+    """The largest unit of which so many hours are at least one; seconds where none is."""
+    return next((name for name, parts in UNITS.items() if hours * parts >= 1), "seconds")
 
 
 def _peaks(one: Estimate, device: Device) -> str:
