@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from loaders import rgb
 from loaders.journal import Entry, Journal, Written
 from loaders.pack import (
     FORMAT_VERSION,
@@ -44,7 +45,6 @@ from loaders.writer import PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _NAMED = 5
-_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class _Encoder:
     transform: Callable[[Image.Image], np.ndarray]
     format: str
     quality: int
+    background: str
 
     def __call__(self, item: Item) -> Stored | str:
         try:
-            image = self.open_image(item.payload)
-            remark = unusual(image)
+            image, remark = rgb.to_rgb(self.open_image(item.payload), self.background)
             pixels = self.transform(image)
         except MemoryError:
             raise
@@ -82,16 +82,6 @@ class _Encoder:
         return Stored(blob, zlib.crc32(blob), pixels.shape[:2], remark)
 
 
-def unusual(image: Image.Image) -> str:
-    """What of an image does not reach a model that sees RGB pixels as they are stored."""
-    found = [] if image.mode == "RGB" else [f"{image.mode} converted to RGB"]
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        found.append("orientation tag not applied")
-    if getattr(image, "is_animated", False):
-        found.append("animated, first frame taken")
-    return ", ".join(found)
-
-
 def encode(
     out: Path,
     *,
@@ -105,6 +95,7 @@ def encode(
     extra: Mapping[str, Any] | None = None,
     format: Literal["raw", "jpeg"] = "raw",
     quality: int = 90,
+    background: str = rgb.WHITE,
     workers: int = 1,
     on_error: Literal["refuse", "skip"] = "refuse",
     resume: bool = False,
@@ -112,8 +103,9 @@ def encode(
 ) -> Pack:
     """Encode `items`, in their order, as the pack `out`, and open it.
 
-    `open_image(payload)` gives a PIL image and `transform(image)` uint8 [H, W, 3], the same shape
-    for each image; with `workers` > 1 both run in spawned processes and must be picklable.
+    `open_image(payload)` gives a PIL image, which `rgb.to_rgb` converts, laying what is transparent
+    on `background`; `transform(image)` gives uint8 [H, W, 3], the same shape for each image. With
+    `workers` > 1 both functions run in spawned processes and must be picklable.
     `transform_spec` (JSON-able) is the transform's identity, `source_fingerprint` that of the files
     behind the payloads. `format`: raw pixels, or JPEG of `quality` 1..100.
 
@@ -124,6 +116,7 @@ def encode(
     OSError says where the disk is full, or which image the disk or the network did not give.
     """
     out = Path(out)
+    on_white = rgb.colour(background) == rgb.colour(rgb.WHITE)
     _check_request(items, classes, format, quality, workers, on_error)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -133,7 +126,7 @@ def encode(
         "format": format,
         "quality": quality if format == "jpeg" else None,
         "source_fingerprint": source_fingerprint,
-        "extra": dict(extra or {}),
+        "extra": {**(extra or {}), **({} if on_white else {"background": background})},
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +144,7 @@ def encode(
         try:
             with closing(PackWriter(temporary, items, MODES[format], journal)) as writer:
                 writer.go_on(done)
-                encoder = _Encoder(open_image, transform, format, quality)
+                encoder = _Encoder(open_image, transform, format, quality, background)
                 with (
                     closing(ordered_map(encoder, items[len(done) :], workers)) as results,
                     tqdm(
@@ -224,12 +217,14 @@ def _done(journal: Journal, temporary: Path) -> list[Entry]:
 
 def _finished(out: Path, request: str) -> Pack:
     if not (out / MANIFEST).exists():
-        raise FileExistsError(f"{out}: exists and is no pack; delete it or choose another folder")
+        raise FileExistsError(
+            f"{out}: exists and is no pack; move it away or choose another folder"
+        )
     pack = Pack.open(out)
     if pack.manifest["request"] != request:
         raise FileExistsError(
             f"{out}: holds another pack (other images, classes, transform or options); "
-            "delete it or choose another folder"
+            "move it away or choose another folder"
         )
     return pack
 

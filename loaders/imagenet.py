@@ -11,14 +11,13 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from loaders import trees
 from loaders.pack import Item
-from loaders.trees import File, some
+from loaders.trees import File, Listing, some
 
 LABEL_FILES = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}")
@@ -26,24 +25,7 @@ _WNID = re.compile(r"n\d{8}")
 _LEVELS_UP = 4  # the labels of Kaggle's val/ lie that far above it
 
 
-@dataclass(frozen=True)
-class Found:
-    """A set as it lies on a disk.
-
-    `left_out`: files that are no images of the set. `faults`: how it differs from what was
-    published, as far as is known. `group_depth`: how many folders of an item's key name the
-    part of the set in which the item counts (IN-C: corruption and severity).
-    """
-
-    items: list[Item]
-    classes: Sequence[str]
-    fingerprint: str
-    left_out: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-    group_depth: int = 0
-
-
-def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> Found:
+def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> Listing:
     """A set laid out as `<wnid>/<image>`, with any folders above.
 
     `place`: the folder below `root` that is meant where there are several (`train`, `val`).
@@ -61,7 +43,7 @@ def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> F
     return _read(below(root, place), name, classes, place_of)
 
 
-def by_integer(root: Path, name: str, classes: Sequence[str]) -> Found:
+def by_integer(root: Path, name: str, classes: Sequence[str]) -> Listing:
     """A set laid out as `<class number>/<image>` (ImageNetV2); the folder `10` is class 10."""
 
     def place_of(file: File) -> tuple[str, int]:
@@ -73,7 +55,7 @@ def by_integer(root: Path, name: str, classes: Sequence[str]) -> Found:
     return _read(root, name, classes, place_of)
 
 
-def validation(root: Path, name: str, classes: Sequence[str]) -> Found:
+def validation(root: Path, name: str, classes: Sequence[str]) -> Listing:
     """IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
 
     The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_wnid`,
@@ -149,7 +131,7 @@ class _NoClass(Exception):
 
 def _read(
     root: Path, name: str, classes: Sequence[str], place_of: Callable[[File], tuple[str, int]]
-) -> Found:
+) -> Listing:
     """Items of every image below `root`; `place_of` gives the folder above and the label."""
     images: list[File] = []
     left_out: list[str] = []
@@ -177,7 +159,7 @@ def _read(
             f"{name} alone"
         )
     items, twins = in_order(items)
-    return Found(items, classes, trees.fingerprint(images), tuple(left_out), twins)
+    return Listing(items, classes, trees.fingerprint(images), tuple(left_out), twins)
 
 
 def in_order(items: Iterable[Item]) -> tuple[list[Item], tuple[str, ...]]:

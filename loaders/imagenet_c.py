@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from loaders import trees
-from loaders.imagenet import Found, in_order, source_of
+from loaders.imagenet import in_order, source_of
 from loaders.pack import Item
-from loaders.trees import some
+from loaders.trees import Listing, some
 
 GROUPS = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -35,7 +35,7 @@ DEPTH = 2  # corruption/severity: the parts of an item's key that say what it co
 
 def read(
     root: Path, name: str, classes: Sequence[str], subsample: int | None = None, seed: int = 0
-) -> Found:
+) -> Listing:
     """`<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or as .tar.
 
     subsample: how many images to draw, as `draw` does; None takes all. Files of corruptions beyond
@@ -65,19 +65,36 @@ def read(
             f"with {', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
         )
     counts = Counter(part_of(item.key) for item in items)
-    wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] != PER_PART]
-    fault = f"{len(wrong)} of 75 parts have not {PER_PART:,} images: {some(wrong)}"
     items, twins = in_order(items)
     if subsample is not None:
         items = draw(items, subsample, seed)
-    return Found(
+    return Listing(
         items,
         classes,
         hashed.hexdigest(),
         tuple(left_out),
-        faults=(*((fault,) if wrong else ()), *twins),
+        faults=(*_faults(counts), *twins),
         group_depth=DEPTH,
     )
+
+
+def _faults(counts: Mapping[str, int]) -> Iterator[str]:
+    """Which parts are missing, all of them by name, and which have too few or too many images."""
+    missing = [part for part in PARTS if not counts[part]]
+    if missing:
+        by_corruption = [
+            (name, [part[-1] for part in missing if part.startswith(f"{name}/")])
+            for name in CORRUPTIONS
+        ]
+        named = [
+            name if len(severities) == len(SEVERITIES) else f"{name}/{','.join(severities)}"
+            for name, severities in by_corruption
+            if severities
+        ]
+        yield f"{len(missing)} of {len(PARTS)} parts are missing: {' '.join(named)}"
+    wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] not in (0, PER_PART)]
+    if wrong:
+        yield f"{len(wrong)} of {len(PARTS)} parts have not {PER_PART:,} images: {some(wrong)}"
 
 
 def part_of(key: str, depth: int = DEPTH) -> str:

@@ -3,7 +3,8 @@
 The download maps folders to objects, and objects to one or several IN classes. `corrected` takes
 that map as it is: an object's logit is the largest of its IN classes'. `paper` repeats what the
 benchmark's release does: one IN class an object, and eight objects that it could not look up and
-silently took for the object before them.
+silently took for the object before them. It cuts the names of an object at commas first, so of
+"car wheel; paddlewheel, paddle wheel" the first that names a class is "paddle wheel".
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from loaders import trees
-from loaders.imagenet import Found, in_order, source_of
+from loaders.imagenet import in_order, source_of
 from loaders.pack import Item
-from loaders.trees import Place, some
+from loaders.trees import Listing, Place, some
 
 MODES = ("corrected", "paper")
 JOIN = "+"  # between the wnids of an object that is several IN classes
@@ -35,7 +36,7 @@ _TAKEN_FOR = {
 }
 
 
-def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected") -> Found:
+def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected") -> Listing:
     """The images of objects that are IN classes; other folders are left out by their mapping.
 
     `root`: the unpacked download, with `images/` and `mappings/`. `wnid_of`: IN class names (all
@@ -72,7 +73,7 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         raise ValueError(f"{images} holds no images of IN classes as <object>/<image>")
     left_out = tuple(file.path for file in found if not file.is_image or len(file.parts) < 2)
     items, twins = in_order(items)
-    return Found(items, classes, trees.fingerprint(found), left_out, twins)
+    return Listing(items, classes, trees.fingerprint(found), left_out, twins)
 
 
 def open_image(place: Place) -> Image.Image:
@@ -96,15 +97,20 @@ def _classes(
         meant = _TAKEN_FOR.get(label, label) if mode == "paper" else label
         if meant not in names_of:
             raise ValueError(f"{top / 'mappings' / MAPPINGS[1]} lacks {meant!r}")
-        names = names_of[meant].split("; ")
-        unknown = [name for name in names if name not in wnid_of]
+        classes = names_of[meant].split("; ")
+        unknown = [names for names in classes if names not in wnid_of]
         if unknown:
             raise ValueError(
                 f"{top / 'mappings' / MAPPINGS[1]}: {meant!r} is {some(unknown)}, which is no "
                 "class of ImageNet-1K"
             )
-        wnids = [wnid_of[name] for name in names]
-        found[folder] = wnids[0] if mode == "paper" else JOIN.join(wnids)
+        wnids = [wnid_of[names] for names in classes]
+        if mode == "paper":
+            by_name = {name: wnid_of[names] for names in classes for name in names.split(", ")}
+            cut = names_of[meant].split(", ")
+            found[folder] = next((by_name[name] for name in cut if name in by_name), wnids[0])
+        else:
+            found[folder] = JOIN.join(wnids)
     return found
 
 

@@ -92,7 +92,8 @@ class Pack:
 
         Raises FileNotFoundError for a missing folder or file, and ValueError for a truncated,
         swapped or altered file, for a pack made with another transform or class list than the one
-        given, and for the format of a newer version; the message names the file and the remedy.
+        given, and for the format of a newer version; the message names the file and the remedy,
+        which is never to delete a sound pack.
         """
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
@@ -254,11 +255,14 @@ def _require_same(folder: Path, what: str, stored: Any, wanted: Any) -> None:
     wanted = json.loads(json.dumps(wanted if isinstance(wanted, Mapping) else list(wanted)))
     if stored == wanted:
         return
+    remedy = "encode the images into another folder"
     if isinstance(wanted, dict):
         keys = sorted(k for k in stored | wanted if stored.get(k) != wanted.get(k))
         difference = ", ".join(f"{k}: {stored.get(k)!r}, not {wanted.get(k)!r}" for k in keys)
+        as_stored = " ".join(f"model.{k}={stored[k]}" for k in keys if k in stored)
+        remedy = f"{remedy}, or ask for the pack's with {as_stored}" if as_stored else remedy
     else:
         pairs = zip(stored, wanted, strict=False)
         first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(wanted)))
         difference = f"{len(stored)} classes, not {len(wanted)}; they differ from class {first} on"
-    raise ValueError(f"{folder}: made with another {what} ({difference}); {_REMEDY}")
+    raise ValueError(f"{folder}: made with another {what} ({difference}); {remedy}")

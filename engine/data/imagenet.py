@@ -21,7 +21,8 @@ from engine.data import grouping
 from engine.errors import nearest
 from engine.schema import DatasetRecipe, Recipe
 from loaders import imagenet, imagenet_c, objectnet, trees
-from loaders.imagenet import Found
+from loaders.pack import Pack
+from loaders.trees import Listing
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 FULL = "full"
@@ -57,7 +58,7 @@ SIZES = {
 }
 
 
-def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = False) -> Found:
+def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = False) -> Listing:
     """The set `name` as it lies at `source`, a folder or a .tar.
 
     Raises ValueError for an unknown set, a layout that is not the set's, and a set that differs
@@ -128,6 +129,15 @@ def classes(dataset: DatasetRecipe, name: str) -> int:
     """How many classes the pack of the published set has."""
     own = len(wnids(_SUBSETS.get(name, "")))
     return OBJECTNET_CLASSES[dataset.objectnet] if name == OBJECTNET else own
+
+
+def shortfall(dataset: DatasetRecipe, name: str, pack: Pack) -> str:
+    """What a pack lacks of the published set, in words; empty where it is whole."""
+    expected = images(dataset, name)
+    faults = list(pack.manifest["extra"].get("faults", ()))
+    if not faults and len(pack) != expected:
+        faults.append(f"{len(pack):,} images, not {expected:,}")
+    return "; ".join(faults)
 
 
 def is_whole_c(dataset: DatasetRecipe, name: str) -> bool:

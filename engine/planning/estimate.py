@@ -141,8 +141,8 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     if dataset.kind == "emoji":
         styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
         return np.arange(dataset.classes * dataset.renderings * styles) % dataset.classes
-    found, _ = folders.items(Path(dataset.root) / name)
-    return np.array([item.label for item in found])
+    listing = folders.read(Path(dataset.root) / name)
+    return np.array([item.label for item in listing.items])
 
 
 def _disk(recipe: Recipe, dry_run: DryRun, images: dict[str, int]) -> dict[str, int]:
