@@ -98,7 +98,8 @@ class Pack:
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
             if not path.exists():
-                remedy = "encode it" if path == folder else _REMEDY
+                # A folder without a manifest may be no pack at all, and hold other work.
+                remedy = _REMEDY if (folder / MANIFEST).exists() else "encode it"
                 raise FileNotFoundError(f"{path}: missing, so this is no complete pack; {remedy}")
         manifest = _read_manifest(folder / MANIFEST)
         _require_same(folder, "transform", manifest["transform"], transform_spec)

@@ -20,6 +20,7 @@ from engine.data.holdout import units_of
 from engine.data.sets import Sets, pack_folder, split, to_head
 from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
+from loaders.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -126,6 +127,15 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
         "outline: left out, no <class>/<image>: disc/notes.txt",
         f"outline: RGBA converted to RGB, composited on black: {which}",
     ]
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 2), (5, 5), (96, 8)])
+def test_a_stream_reads_with_the_threads_of_its_process(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, threads: int, workers: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    source = opened(dataclasses.replace(recipe, source="stream")).source("few")
+    assert isinstance(source, Stream) and source.workers == workers
 
 
 def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:

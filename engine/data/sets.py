@@ -142,6 +142,8 @@ class Sets:
                 self[name].pack,
                 self.device,
                 mode="stream" if whole_c else self.recipe.source,  # type: ignore[arg-type]  # checked
+                # The columns of a campaign share the cores, and torch knows this one's part.
+                workers=min(8, max(2, torch.get_num_threads())),
             )
         return self._sources[name]
 
