@@ -141,7 +141,7 @@ def _check_names(recipe: Recipe) -> None:
                 f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
             )
     if dataset.kind == "emoji":
-        from loaders import emoji  # a tenth of a second, for this kind alone
+        from loaders.benchmarks import emoji  # a tenth of a second, for this kind alone
 
         for name in dataset.sets:
             if name not in emoji.DOWNSTREAM:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.data import imagenet
 from engine.schema import DatasetRecipe
-from loaders import imagenet_c
+from loaders.benchmarks import imagenet_c
 from loaders.trees import Listing
 
 RIB = DatasetRecipe(name="imagenet_rib", kind="imagenet", sets=[], subsample="full")

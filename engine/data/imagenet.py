@@ -20,7 +20,8 @@ from timm.data.imagenet_info import ImageNetInfo
 from engine.data import grouping
 from engine.errors import nearest
 from engine.schema import DatasetRecipe, Recipe
-from loaders import imagenet, imagenet_c, objectnet, trees
+from loaders import trees
+from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
 

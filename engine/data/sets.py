@@ -24,8 +24,9 @@ from engine.data import grouping, imagenet
 from engine.data.holdout import split, units_of
 from engine.machine import ranks
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
-from loaders import emoji, folders, imagenet_c, rgb, trees
+from loaders import folders, rgb, trees
 from loaders.batch import Source
+from loaders.benchmarks import emoji, imagenet_c
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.stream import open_source

@@ -21,7 +21,8 @@ from engine.planning.disk import size_bytes
 from engine.planning.dry_run import PREPARE, DryRun
 from engine.planning.ledger import PlannedCell, Work
 from engine.schema import Recipe
-from loaders import emoji, folders
+from loaders import folders
+from loaders.benchmarks import emoji
 from loaders.pack import MANIFEST, Pack
 
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less

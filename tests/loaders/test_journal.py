@@ -26,7 +26,7 @@ from loaders.pack import Item, Pack
 from loaders.rgb import to_rgb
 
 COUNT = 40
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Camera:

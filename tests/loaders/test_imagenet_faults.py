@@ -16,7 +16,7 @@ from imagenet_trees import RIB, read
 from PIL import Image
 
 from engine.data import imagenet
-from loaders import imagenet_c, objectnet
+from loaders.benchmarks import imagenet_c, objectnet
 from loaders.pack import Item
 from loaders.trees import Place, files, open_image
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from imagenet_trees import read
 
 from engine.data import imagenet
-from loaders import imagenet_c, objectnet
+from loaders.benchmarks import imagenet_c, objectnet
 from loaders.pack import Item
 from loaders.trees import File, Listing, files, fingerprint, open_image
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from loaders import trees
-from loaders.imagenet import in_order, source_of
+from loaders.benchmarks.imagenet import in_order, source_of
 from loaders.pack import Item
 from loaders.trees import Listing, some
 

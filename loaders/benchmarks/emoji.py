@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from loaders import registry
-from loaders.drawings import Drawings, FontDrawings, SvgDrawings, WebpDrawings, plain
+from loaders.benchmarks.drawings import Drawings, FontDrawings, SvgDrawings, WebpDrawings, plain
 from loaders.pack import Item
 
 RENDERING_VERSION = 1
