@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loaders import trees
 from loaders.pack import Item
-from loaders.trees import Listing, some
+from loaders.trees import Listing, first_names
 
 
 def read(root: Path) -> Listing:
@@ -30,7 +30,7 @@ def read(root: Path) -> Listing:
             "is it the right folder?"
         )
     if empty := set(classes) - {file.parts[0] for file in images}:
-        raise ValueError(f"{root} has classes without images: {some(sorted(empty))}")
+        raise ValueError(f"{root} has classes without images: {first_names(sorted(empty))}")
     label = {name: number for number, name in enumerate(classes)}
     items = [
         Item(label[file.parts[0]], file.path.rpartition(".")[0], file.path, file.place)

@@ -54,8 +54,8 @@ class Resident:
 
         Raises IndexError for an index outside the pack.
         """
-        for asked in batches:
-            index = checked_index(asked, self.pack)
+        for batch in batches:
+            index = checked_index(batch, self.pack)
             rows = on_device(index, self.device)
             yield Batch(index, self._labels[rows], lambda rows=rows: self._gather(rows))
 
@@ -70,10 +70,10 @@ def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated on a device, what torch keeps for itself included."""
+    """Bytes that can still be allocated on a device, with what torch has reserved but not used."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -1,8 +1,8 @@
 """The files of a data set, wherever they lie: in folders, or in the .tar they came in.
 
-A benchmark's sets come as archives of a million small files. An uncompressed archive gives the
-place of each of its files, so it is read where it is; a compressed one has no such places and has
-to be unpacked. What is wrong with a tree (a loop, a dead link, a strange archive) is named here.
+A benchmark's sets come as archives of a million small files. A file in an uncompressed archive has
+a place in it, so such an archive is read as it is; a compressed one has to be unpacked. Whatever is
+wrong with a tree, such as a dead link or a damaged archive, is named before an image is read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file of a tree: its path below the root (posix), its place, and what changes with it."""
+    """A file of a tree: its path below the root (posix), its place, its size and time of change."""
 
     path: str
     place: Place
@@ -50,7 +50,7 @@ class File(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        """By its name; names that begin with a dot belong to file managers."""
+        """Whether its name is an image's; names that begin with a dot belong to file managers."""
         name = self.path.rpartition("/")[2]
         return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
@@ -103,16 +103,16 @@ def files_below(folder: Path) -> Iterator[File]:
     yield from _folder(str(folder), "", {})
 
 
-def fingerprint(found: Iterable[File]) -> str:
+def fingerprint(listed: Iterable[File]) -> str:
     """SHA-256 over path, size and time of change of the given files."""
     hashed = hashlib.sha256()
-    for file in found:
+    for file in listed:
         hashed.update(stamped(file))
     return hashed.hexdigest()
 
 
 def stamped(file: File) -> bytes:
-    """What a fingerprint hashes of a file."""
+    """The bytes of a file's line in a fingerprint."""
     return f"{file.path} {file.stamp}\n".encode()
 
 
@@ -137,7 +137,7 @@ def open_image(place: Place) -> Image.Image:
     return rgb.open_image(io.BytesIO(read(place)))
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def first_names(names: Sequence[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -200,13 +200,13 @@ def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) 
             if not member.isfile():
                 continue
             name = PurePosixPath(prefix, member.name)
-            here = Place(path, member.offset_data, member.size)
+            content = Place(path, member.offset_data, member.size)
             if name.suffix == ".tar":
                 inner = str(name.with_suffix(""))
                 with open(path, "rb") as again:
-                    yield from _members(again, here, inner, changed)
+                    yield from _members(again, content, inner, changed)
                 continue
-            yield File(_utf8(str(name), path), here, f"{member.size} {changed}")
+            yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
         # tarfile takes a header that it cannot read for the end.
         end = archive.offset
     whole.seek(end)

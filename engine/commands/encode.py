@@ -114,7 +114,7 @@ def _plan(wanted: Recipe, name: str, found: Listing, folder: Path) -> None:
     """Show what will be written; ValueError where the disk has no room for it."""
     from engine.planning.disk import size_bytes
     from loaders.pack import IMAGES
-    from loaders.trees import some
+    from loaders.trees import first_names
 
     needed = size_bytes(wanted, len(found.items))
     place = next(path for path in folder.parents if path.is_dir())
@@ -130,7 +130,7 @@ def _plan(wanted: Recipe, name: str, found: Listing, folder: Path) -> None:
     for fault in found.faults:
         print(f"  not as published: {fault}")
     if found.left_out:
-        print(f"  left out, not of this set: {some(found.left_out)}")
+        print(f"  left out, not of this set: {first_names(found.left_out)}")
     if there:
         print("  an interrupted run of this pack is there; it goes on if nothing changed")
     if needed > free:

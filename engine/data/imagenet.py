@@ -85,7 +85,7 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     # Parts of IN-C are counted, and reading what is of one size there would take hours.
     compared = name != IMAGENET_C and len(found.items) != SIZES[name].images
     if compared and (copies := imagenet.copies(found.items)):
-        faults.append(f"{len(copies)} images are there twice: {trees.some(copies)}")
+        faults.append(f"{len(copies)} images are there twice: {trees.first_names(copies)}")
     if faults and not partial:
         raise ValueError(
             f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or say "

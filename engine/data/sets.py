@@ -30,7 +30,7 @@ from loaders.benchmarks import emoji, imagenet_c
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.stream import open_source
-from loaders.trees import Listing, some
+from loaders.trees import Listing, first_names
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -266,7 +266,7 @@ def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
 def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     listing = folders.read(Path(dataset.root) / name)
     if listing.left_out:
-        log.warning("%s: left out, no <class>/<image>: %s", name, some(listing.left_out))
+        log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
     return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
 
 

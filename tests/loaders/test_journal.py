@@ -91,7 +91,7 @@ def test_a_killed_encoder_loses_what_no_line_names(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys, time
         from pathlib import Path
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
         import test_journal as t
         t.journal.EVERY = 8
         class Slow(t.Camera):
