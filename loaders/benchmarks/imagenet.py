@@ -134,7 +134,7 @@ class _NoClass(Exception):
 def _read(
     root: Path, name: str, classes: Sequence[str], place_of: Callable[[File], tuple[str, int]]
 ) -> Listing:
-    """Items of all images below `root`; `place_of` gives the folder above a class, and the label."""
+    """Items of all images below `root`; `place_of` gives the folder above a class and the label."""
     images: list[File] = []
     left_out: list[str] = []
     for file in trees.files(root):
