@@ -45,7 +45,7 @@ from bench.contest import Contest, Entrant, Load, Scale
 from bench.roofline import Work
 from engine import models, zoo
 from engine.machine import memory
-from loaders import folders
+from loaders import folders, trees
 from loaders.batch import Source
 from loaders.pack import Pack
 from loaders.resident import Resident
@@ -251,13 +251,13 @@ class Bench:
 
     @cached_property
     def items(self) -> list[Any]:
-        return folders.items(self.folder / "files")[0]
+        return folders.read(self.folder / "files").items
 
     def decode_files(self) -> None:
         """Every photo decoded and resized, on as many threads as there are workers."""
         transform = models.transform(self.model)
         with ThreadPool(self.workers) as pool:
-            pool.map(lambda item: transform(folders.open_image(item.payload)), self.items)
+            pool.map(lambda item: transform(trees.open_image(item.payload)), self.items)
 
     def decode_blobs(self) -> None:
         with ThreadPool(self.workers) as pool:

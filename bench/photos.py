@@ -15,7 +15,7 @@ from engine import models
 from engine.context import cache_folder
 from engine.schema import ModelRecipe
 from engine.weights.checkpoints import PHOTOS
-from loaders import folders, registry
+from loaders import folders, registry, trees
 from loaders.encode import encode as encode_pack
 from loaders.pack import Pack
 
@@ -52,8 +52,8 @@ def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jp
     return encode_pack(
         out,
         name="photos",
-        items=folders.items(folder)[0],
-        open_image=folders.open_image,
+        items=folders.read(folder).items,
+        open_image=trees.open_image,
         transform=transform,
         transform_spec=transform.spec,
         classes=[f"class {number}" for number in range(CLASSES)],
@@ -67,7 +67,7 @@ class Files(torch.utils.data.Dataset):
     """The files as users read them: opened, resized and cropped every time."""
 
     def __init__(self, folder: Path, model: ModelRecipe) -> None:
-        self.paths = [item.payload for item in folders.items(folder)[0]]
+        self.paths = [item.payload for item in folders.read(folder).items]
         self.transform = models.transform(model)
 
     def __len__(self) -> int:
@@ -75,5 +75,5 @@ class Files(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> Tensor:
         """uint8 [3, H, W]."""
-        pixels = self.transform(folders.open_image(self.paths[number]))
+        pixels = self.transform(trees.open_image(self.paths[number]))
         return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from engine.errors import RecipeError, nearest
 from engine.sampling import budget
 from engine.schema import Recipe
+from loaders.rgb import colour
 
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
@@ -79,6 +80,13 @@ def check(recipe: Recipe, merged: Any) -> None:
         value = OmegaConf.select(merged, key)
         if value is not None:
             in_range(key, value, *limits)
+    try:
+        colour(recipe.dataset.background)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"dataset.background={recipe.dataset.background!r} is not possible: give a colour's "
+            "name, or rgb(R,G,B) of 0 to 255"
+        ) from error
     for number in recipe.optimizer.betas:
         in_range("optimizer.betas", number, 0, 1, "high")
     _check_channels("model.mean", recipe.model.mean, 0, 1)
@@ -134,7 +142,7 @@ def _check_names(recipe: Recipe) -> None:
                 f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
             )
     if dataset.kind == "emoji":
-        from loaders import emoji  # a tenth of a second, for this kind alone
+        from loaders.benchmarks import emoji  # a tenth of a second, for this kind alone
 
         for name in dataset.sets:
             if name not in emoji.DOWNSTREAM:

@@ -22,7 +22,7 @@ from engine.record import Record, SampleOf
 from engine.sampling import half_widths, sample
 from engine.sampling.sample import Sample
 from engine.schema import Recipe
-from loaders import emoji
+from loaders.benchmarks import emoji
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine import grid
     from engine.machine import gpus, ranks
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     plan = campaign.read(arguments.plan)
     workflow.end_with_campaign(plan)
     if arguments.stage == "report":

@@ -76,6 +76,7 @@ class DatasetRecipe:
     objectnet: str = "corrected"  # corrected | paper
     subsample: str = "50000"  # of IN-C: a number of images, or full
     undecodable: str = "refuse"  # refuse | skip: images of folders that do not decode
+    background: str = "white"  # what transparent pixels are laid on: a colour's name, or rgb(R,G,B)
 
 
 @dataclass(frozen=True)

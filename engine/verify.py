@@ -26,6 +26,7 @@ class Check:
     """Accuracy (%) measured and published on one set; `allowed` is the difference (points) that
     rounding and sampling explain; `half_width` half the width (points) of the 95% interval of what
     was measured, over source images. `why_not`: why the two are not compared, empty where they are.
+    `lacks`: what the images at hand lack of the published set, empty where it is whole.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Check:
     allowed: float
     why_not: str = ""
     half_width: float = 0.0
+    lacks: str = ""
 
     @property
     def differs(self) -> bool:
@@ -75,12 +77,15 @@ def verify(context: Context, tolerance: float = TOLERANCE) -> list[Check]:
         evaluate.evaluate(context, [mix], [name], "all")
         bank = predictions.Bank[str]()
         seen = bank.add(name, evaluate.predicted(context, mix, name, "all"))
+        pack = context.sets[name].pack
         context.sets.release(name)
         images = len(seen.top1)
         allowed = tolerance + _sampling(recipe, name, images, published)
         why_not = _why_not(recipe, name, published)
         half = _half_width(bank, name)
-        checks.append(Check(name, images, seen.accuracy, published, allowed, why_not, half))
+        of_imagenet = recipe.dataset.kind == "imagenet"
+        lacks = imagenet.shortfall(recipe.dataset, name, pack) if of_imagenet else ""
+        checks.append(Check(name, images, seen.accuracy, published, allowed, why_not, half, lacks))
     return checks
 
 
@@ -101,6 +106,8 @@ def text(model: str, checks: list[Check]) -> str:
         if one.differs:
             line += f"  DIFFERS by more than {one.allowed:.1f}"
         lines.append(f"{line}  {one.why_not}".rstrip())
+        if one.lacks:
+            lines.append(f"  only a part: {one.lacks}")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ ReadPixels = Callable[[np.ndarray, np.ndarray], None]
 class Batch:
     """b samples of a pack: `index` (int64 [b], their positions) and `labels` (int64 [b]).
 
-    Labels and images are on the device. The images are gathered when they are first asked for, so
+    Labels and images are on the device. The images are gathered when `images` is first read, so
     that work on cached features never touches a pixel.
     """
 
@@ -43,7 +43,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """A pack on a device, giving the batches that are asked for, in the order asked for."""
+    """A pack on a device; `batches` gives a Batch for each index array, in order."""
 
     pack: Pack
 
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A small array on the device. The host does not wait for a GPU, as it would in `.to` alone."""
+    """A small array copied to the device. The host does not wait for the copy to a GPU."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()

@@ -1,14 +1,14 @@
 """The .beton files of FFCV, written and read without FFCV.
 
-A set needs one image and one integer label per sample, so it needs little of FFCV's format, and
-owning both ends of that buys three things: a machine where FFCV cannot be built still reads and
-writes every pack; a source image that raises cannot hang a writer; and a damaged file is refused
-here, where FFCV would abort the process or return black images without a word.
+A pack holds an image and an integer label per sample, which takes a small part of FFCV's format.
+Reading and writing that part without FFCV has three advantages: packs work where FFCV cannot be
+built; a source image that raises an error cannot hang the writer; and a damaged file is refused,
+where FFCV would abort the process or silently return black images.
 
 Layout (format version 2, little-endian): a 24-byte header; 1041 bytes for each of the two fields;
 one 24-byte row per sample; zeros up to a page; pages of blobs, none of which crosses a page; the
-allocation table up to the end of the file. FFCV ignores the arguments of an image field: they hold
-the `tag` here, which ties a file to the pack it belongs to.
+allocation table up to the end of the file. FFCV ignores the arguments of an image field. In these
+files they hold the `tag`, which ties a file to its pack.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class BetonWriter:
         return writer
 
     def sync(self) -> None:
-        """Bring what was added to the disk."""
+        """Write all samples added so far to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -253,7 +253,9 @@ def _check_header(path: Path, header: np.void, file_size: int) -> None:
     version, page_size = int(header["version"]), int(header["page_size"])
     count, table_start = int(header["samples"]), int(header["table"])
     if version != VERSION:
-        raise ValueError(f"{path}: .beton format {version} is not {VERSION}, the one known here")
+        raise ValueError(
+            f"{path}: .beton format {version} is not {VERSION}, which this project reads"
+        )
     if header["fields"] != 2:
         raise ValueError(f"{path}: holds {header['fields']} fields, not an image and a label")
     if page_size & (page_size - 1) or not _SMALLEST_PAGE <= page_size <= _LARGEST_PAGE:

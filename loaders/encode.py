@@ -1,9 +1,9 @@
 """Images of any kind -> a pack, in parallel and all or nothing.
 
 A pack is written to a temporary folder beside its place, checked, fsynced and renamed: whatever
-stops an encoder, there is either the whole pack or none. Encoders of the same pack take turns, and
-the second finds the work done. On request an interrupted encoder's folder is kept, and gone on
-with.
+stops an encoder, there is either the whole pack or none. Encoders of the same pack wait for each
+other, and the second opens what the first made. With `resume` an interrupted encoder leaves its
+folder, and the next one continues in it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from loaders import rgb
 from loaders.journal import Entry, Journal, Written
 from loaders.pack import (
     FORMAT_VERSION,
@@ -44,7 +45,6 @@ from loaders.writer import PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _NAMED = 5
-_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class _Encoder:
     transform: Callable[[Image.Image], np.ndarray]
     format: str
     quality: int
+    background: str
 
     def __call__(self, item: Item) -> Stored | str:
         try:
-            image = self.open_image(item.payload)
-            remark = unusual(image)
+            image, remark = rgb.to_rgb(self.open_image(item.payload), self.background)
             pixels = self.transform(image)
         except MemoryError:
             raise
-        except UnidentifiedImageError:  # all that Pillow says is an address in memory
+        except UnidentifiedImageError:  # Pillow's message holds only an address in memory
             return "not an image"
         except Exception as error:  # decoders raise anything for a damaged image
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's or network's
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk
                 raise OSError(error.errno, f"{item.key}: {error.strerror}") from error
             return f"{type(error).__name__}: {error}"
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -82,16 +82,6 @@ class _Encoder:
         return Stored(blob, zlib.crc32(blob), pixels.shape[:2], remark)
 
 
-def unusual(image: Image.Image) -> str:
-    """What of an image does not reach a model that sees RGB pixels as they are stored."""
-    found = [] if image.mode == "RGB" else [f"{image.mode} converted to RGB"]
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        found.append("orientation tag not applied")
-    if getattr(image, "is_animated", False):
-        found.append("animated, first frame taken")
-    return ", ".join(found)
-
-
 def encode(
     out: Path,
     *,
@@ -105,6 +95,7 @@ def encode(
     extra: Mapping[str, Any] | None = None,
     format: Literal["raw", "jpeg"] = "raw",
     quality: int = 90,
+    background: str = rgb.WHITE,
     workers: int = 1,
     on_error: Literal["refuse", "skip"] = "refuse",
     resume: bool = False,
@@ -112,18 +103,20 @@ def encode(
 ) -> Pack:
     """Encode `items`, in their order, as the pack `out`, and open it.
 
-    `open_image(payload)` gives a PIL image and `transform(image)` uint8 [H, W, 3], the same shape
-    for each image; with `workers` > 1 both run in spawned processes and must be picklable.
+    `open_image(payload)` gives a PIL image, which `rgb.to_rgb` converts, laying what is transparent
+    on `background`; `transform(image)` gives uint8 [H, W, 3], the same shape for each image. With
+    `workers` > 1 both functions run in spawned processes and must be picklable.
     `transform_spec` (JSON-able) is the transform's identity, `source_fingerprint` that of the files
     behind the payloads. `format`: raw pixels, or JPEG of `quality` 1..100.
 
     An image that cannot be opened is refused with the others (ValueError names the first few) or,
     by `on_error`, skipped and listed in the manifest. A pack of the same request that is already at
     `out` is returned as it is; anything else at `out` raises FileExistsError. With `resume`, what
-    was written before an error or a stop is kept for the next call with the same images.
-    OSError says where the disk is full, or which image the disk or the network did not give.
+    was written before an error or a stop is there for the next call with the same images. OSError
+    names the full disk, or the image that the disk or the network did not deliver.
     """
     out = Path(out)
+    on_white = rgb.colour(background) == rgb.colour(rgb.WHITE)
     _check_request(items, classes, format, quality, workers, on_error)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -133,25 +126,25 @@ def encode(
         "format": format,
         "quality": quality if format == "jpeg" else None,
         "source_fingerprint": source_fingerprint,
-        "extra": dict(extra or {}),
+        "extra": {**(extra or {}), **({} if on_white else {"background": background})},
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(out.with_name(f".{out.name}.lock")):
+    with _locked(out.with_name(f".{out.name}.lock")):
         if out.exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
         journal = Journal(temporary, images) if resume else None
         done = _done(journal, temporary) if journal else []
         if not done:
-            shutil.rmtree(temporary, ignore_errors=True)  # the turn is ours: its run was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # no other run can be using it
             temporary.mkdir()
             if journal:
                 journal.start()
         try:
             with closing(PackWriter(temporary, items, MODES[format], journal)) as writer:
-                writer.go_on(done)
-                encoder = _Encoder(open_image, transform, format, quality)
+                writer.resume(done)
+                encoder = _Encoder(open_image, transform, format, quality, background)
                 with (
                     closing(ordered_map(encoder, items[len(done) :], workers)) as results,
                     tqdm(
@@ -164,7 +157,7 @@ def encode(
                     ) as bar,
                 ):
                     writer.write(bar)
-                if writer.skipped and (on_error == "refuse" or not writer.kept):
+                if writer.skipped and (on_error == "refuse" or not writer.written):
                     raise ValueError(
                         f"{name} lacks {left_out(writer.skipped, len(items))}. "
                         "Repair or fetch them again, or leave them out: dataset.undecodable=skip, "
@@ -212,7 +205,7 @@ def _check_request(
 
 
 def _done(journal: Journal, temporary: Path) -> list[Entry]:
-    """What an earlier run of the same request wrote, if its file still holds it."""
+    """What an earlier run of the same request wrote, if the file of images still holds it."""
     done = journal.begin()
     last = next((entry for entry in reversed(done) if isinstance(entry, Written)), None)
     file = temporary / IMAGES
@@ -224,22 +217,24 @@ def _done(journal: Journal, temporary: Path) -> list[Entry]:
 
 def _finished(out: Path, request: str) -> Pack:
     if not (out / MANIFEST).exists():
-        raise FileExistsError(f"{out}: exists and is no pack; delete it or choose another folder")
+        raise FileExistsError(
+            f"{out}: exists and is no pack; move it away or choose another folder"
+        )
     pack = Pack.open(out)
     if pack.manifest["request"] != request:
         raise FileExistsError(
             f"{out}: holds another pack (other images, classes, transform or options); "
-            "delete it or choose another folder"
+            "move it away or choose another folder"
         )
     return pack
 
 
 def _counts(writer: PackWriter, classes: int) -> dict[str, Any]:
-    """What the manifest says of the images that were written."""
-    labels = [item.label for item in writer.kept]
+    """The numbers of the manifest about the images that were written."""
+    labels = [item.label for item in writer.written]
     height, width = writer.shape
     counts = {
-        "count": len(writer.kept),
+        "count": len(writer.written),
         "per_class": np.bincount(labels, minlength=classes).tolist(),
         "skipped": writer.skipped,
         "height": height,
@@ -248,8 +243,8 @@ def _counts(writer: PackWriter, classes: int) -> dict[str, Any]:
     return counts | ({"remarks": writer.remarks} if writer.remarks else {})
 
 
-def _full(out: Path, name: str, kept: Path | None) -> str:
-    rest = f"; {kept} keeps what was done for the same command" if kept else ""
+def _full(out: Path, name: str, unfinished: Path | None) -> str:
+    rest = f"; {unfinished} keeps what was done for the same command" if unfinished else ""
     return f"{out.parent}: the disk is full, so {name} is not encoded; make room{rest}"
 
 
@@ -266,14 +261,14 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
     """How many of `count` images a pack lacks, the first of them by name; see its `skipped`."""
-    named = "; ".join(f"{one['key']} ({one['reason']})" for one in skipped[:_NAMED])
+    named = "; ".join(f"{image['key']} ({image['reason']})" for image in skipped[:_NAMED])
     more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     return f"{len(skipped)} of {count} images, which cannot be decoded: {named}{more}"
 
 
 @contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """Hold `lock` alone. The kernel frees the lock of a process that dies."""
+def _locked(lock: Path) -> Iterator[None]:
+    """Hold the file `lock` alone. The kernel frees the lock of a process that dies."""
     while True:
         with lock.open("w") as file:
             try:

@@ -1,7 +1,7 @@
-"""What an interrupted encoder had written, so that the next one goes on from there.
+"""What an interrupted encoder had written, so that the next one continues there.
 
-The journal stands beside the unfinished images. A line of it is written after the images that it
-names are on the disk, so whatever stops an encoder costs the images since the last line.
+The journal lies beside the unfinished images. A line is written after the images that it names are
+on the disk, so an interruption costs no more than the images since the last line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Entry = Written | str
 
 
 class Journal:
-    """Entries of items in their order; `begin` finds those of an earlier run of one `request`."""
+    """Entries of items in their order; `begin` reads those of an earlier run of `request`."""
 
     def __init__(self, folder: Path, request: str) -> None:
         self._path = folder / JOURNAL
@@ -42,9 +42,9 @@ class Journal:
         self._pending: list[Entry] = []
 
     def begin(self) -> list[Entry]:
-        """Entries that an earlier run of the same request left; none where it was another.
+        """Entries that an earlier run of the same request left; none of another request.
 
-        The journal is cut after its last whole line: what that does not name is written again.
+        The journal is cut after its last whole line; later images are written again.
         """
         if not self._path.is_file():
             return []
@@ -56,16 +56,16 @@ class Journal:
                 self._path.parent,
             )
             return []
-        found: list[Entry] = []
+        earlier: list[Entry] = []
         end = len(request)
         for line in lines:
             entries = _entries(line)
             if entries is None:
                 break
-            found += entries
+            earlier += entries
             end += len(line)
         os.truncate(self._path, end)
-        return found
+        return earlier
 
     def start(self) -> None:
         """An empty journal of this request."""
@@ -83,7 +83,7 @@ class Journal:
             return
         sync()
         line = json.dumps(self._pending) + "\n"  # ASCII
-        self._pending = []  # before the line is there: a stop in between must not write it twice
+        self._pending = []  # before it is written: a stop in between must not write it twice
         with self._path.open("a") as file:
             file.write(line)
             file.flush()
@@ -99,6 +99,6 @@ def _entries(line: bytes) -> list[Entry] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return [one if isinstance(one, str) else Written(*one) for one in json.loads(line)]
+        return [value if isinstance(value, str) else Written(*value) for value in json.loads(line)]
     except (ValueError, TypeError):
         return None

@@ -1,9 +1,9 @@
-"""A pack: one image set, resized once, kept as a folder that proves what it holds.
+"""A pack: an image set, resized once and stored as a folder that can be checked.
 
 The protocol trains on the evaluation transform, so the pixels of an image never change: they are
-resized once and stored. FFCV returns black images for damaged samples without a word; therefore a
-pack carries a checksum of each sample, its three files are tied to each other, and every sample is
-checked the first time a process reads it.
+resized once and stored. FFCV silently returns black images for damaged samples; therefore a pack
+holds a checksum of each sample, its three files are tied to each other, and every sample is checked
+the first time a process reads it.
 
     images.beton    the pixels, in FFCV's format; its tag is the hash of samples.npy
     samples.npy     label, source, key and CRC-32 of every sample
@@ -92,12 +92,14 @@ class Pack:
 
         Raises FileNotFoundError for a missing folder or file, and ValueError for a truncated,
         swapped or altered file, for a pack made with another transform or class list than the one
-        given, and for the format of a newer version; the message names the file and the remedy.
+        given, and for the format of a newer version; the message names the file and the remedy,
+        which is never to delete a sound pack.
         """
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
             if not path.exists():
-                remedy = "encode it" if path == folder else _REMEDY
+                # A folder without a manifest may be no pack at all, and hold other work.
+                remedy = _REMEDY if (folder / MANIFEST).exists() else "encode it"
                 raise FileNotFoundError(f"{path}: missing, so this is no complete pack; {remedy}")
         manifest = _read_manifest(folder / MANIFEST)
         _require_same(folder, "transform", manifest["transform"], transform_spec)
@@ -132,7 +134,7 @@ class Pack:
         return len(self.labels)
 
     def verify(self, index: np.ndarray) -> None:
-        """Check those of the given samples that this process has not read yet.
+        """Check the given samples, except those that this process has read already.
 
         Raises ValueError naming the first damaged sample.
         """
@@ -156,9 +158,9 @@ class Pack:
 
     def pixels(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [b, H, W, 3], the images of the samples `index`; see `read`."""
-        wanted = np.asarray(index, np.int64)
-        out = np.empty((len(wanted), *self.shape, 3), np.uint8)
-        self.read(wanted, out)
+        positions = np.asarray(index, np.int64)
+        out = np.empty((len(positions), *self.shape, 3), np.uint8)
+        self.read(positions, out)
         return out
 
     def _check(self, sample: int, blob: bytes | memoryview) -> None:
@@ -183,7 +185,7 @@ def digest(value: Any) -> str:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value."""
+    """The JSON text of a value, whatever the order of its keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -192,12 +194,12 @@ def request_digests(
 ) -> tuple[str, str]:
     """`digest` of the manifest with label, source and key of every item, and with `on_error` too.
 
-    Items are hashed one by one: the text of millions would take gigabytes.
+    Each item is hashed by itself: the text of millions would take gigabytes.
     """
     hashed = hashlib.sha256(f"[{canonical(manifest)},[".encode())
     for number, item in enumerate(items):
-        one = canonical([item.label, item.source, item.key])
-        hashed.update(f"{',' if number else ''}{one}".encode())
+        text = canonical([item.label, item.source, item.key])
+        hashed.update(f"{',' if number else ''}{text}".encode())
     images = hashed.copy()
     images.update(b"]]")
     hashed.update(f"],{canonical(on_error)}]".encode())
@@ -216,7 +218,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest "
-                "known here; update this project, or encode the pack again"
+                "that this version reads; update this project, or encode the pack again"
             )
         sound = all(isinstance(manifest[key], kind) for key, kind in _MANIFEST_TYPES.items())
         sound = sound and manifest["fingerprint"] == fingerprint_of(manifest)
@@ -234,7 +236,7 @@ def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
 
 
 def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]) -> None:
-    """Tell a shard of another pack, and rows that disagree with the samples or the manifest."""
+    """Raise ValueError for images of another pack, and rows that contradict samples or manifest."""
     rows = shard.rows
     if shard.tag != manifest["sha256"][SAMPLES].encode():
         raise ValueError(f"{shard.path}: belongs to another pack than {MANIFEST}; {_REMEDY}")
@@ -248,17 +250,24 @@ def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]
         raise ValueError(f"{shard.path}: altered: its rows do not fit {SAMPLES}; {_REMEDY}")
 
 
-def _require_same(folder: Path, what: str, stored: Any, wanted: Any) -> None:
-    if wanted is None:
+def _require_same(folder: Path, what: str, stored: Any, expected: Any) -> None:
+    if expected is None:
         return
-    wanted = json.loads(json.dumps(wanted if isinstance(wanted, Mapping) else list(wanted)))
-    if stored == wanted:
+    expected = json.loads(json.dumps(expected if isinstance(expected, Mapping) else list(expected)))
+    if stored == expected:
         return
-    if isinstance(wanted, dict):
-        keys = sorted(k for k in stored | wanted if stored.get(k) != wanted.get(k))
-        difference = ", ".join(f"{k}: {stored.get(k)!r}, not {wanted.get(k)!r}" for k in keys)
+    remedy = "encode the images into another folder"
+    if isinstance(expected, dict):
+        keys = sorted(k for k in stored | expected if stored.get(k) != expected.get(k))
+        difference = ", ".join(f"{k}: {stored.get(k)!r}, not {expected.get(k)!r}" for k in keys)
+        as_stored = " ".join(f"model.{k}={stored[k]}" for k in keys if k in stored)
+        remedy = f"{remedy}, or ask for the pack's with {as_stored}" if as_stored else remedy
     else:
-        pairs = zip(stored, wanted, strict=False)
-        first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(wanted)))
-        difference = f"{len(stored)} classes, not {len(wanted)}; they differ from class {first} on"
-    raise ValueError(f"{folder}: made with another {what} ({difference}); {_REMEDY}")
+        pairs = zip(stored, expected, strict=False)
+        first = next(
+            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(stored), len(expected))
+        )
+        difference = (
+            f"{len(stored)} classes, not {len(expected)}; they differ from class {first} on"
+        )
+    raise ValueError(f"{folder}: made with another {what} ({difference}); {remedy}")

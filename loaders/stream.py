@@ -1,9 +1,9 @@
 """Packs that do not fit in memory, read batch by batch ahead of their use.
 
-Raw packs go through the pipeline that FFCV's Loader compiles. FFCV's own iterator is not used: an
-error in its thread hangs the consumer for ever, its batches are views of five recycled buffers and
-it sets torch's threads. Here each batch has fresh memory and any order and size, an error is raised
-where the batch is asked for, and every sample is checked before FFCV sees it.
+Raw packs go through the pipeline that FFCV's Loader compiles. FFCV's iterator is not used: an error
+in its thread hangs the consumer for ever, its batches are views of five recycled buffers and it
+sets torch's threads. `Stream` gives batches of any order and size in fresh memory, raises errors in
+the consumer, and checks every sample before FFCV reads it.
 
 JPEG packs are decoded by Pillow: FFCV decodes with libjpeg's fast DCT, which is off by 1 to 2 grey
 levels of 255 on average (16 at most were seen), so pixels would depend on how a set is read.
@@ -39,7 +39,7 @@ class FfcvPixels:
     """
 
     def __init__(self, pack: Pack) -> None:
-        with _torch_threads_kept():
+        with _torch_threads_unchanged():
             from ffcv.fields.rgb_image import SimpleRGBImageDecoder
             from ffcv.loader import Loader, OrderOption
 
@@ -47,7 +47,7 @@ class FfcvPixels:
             loader = Loader(
                 str(pack.beton),
                 batch_size=1,
-                num_workers=1,  # the threads are ours: its pipeline lets go of the GIL
+                num_workers=1,  # `Stream` has threads; this pipeline releases the GIL
                 order=OrderOption.SEQUENTIAL,
                 seed=0,
                 drop_last=False,
@@ -131,8 +131,8 @@ class Stream:
         copies = torch.cuda.Stream(self.device) if on_gpu else None
         # Its threads are daemons, unlike an executor's: a stuck read does not hold up the exit.
         with ThreadPool(self.workers) as pool:
-            for asked in batches:
-                index = checked_index(asked, self.pack)
+            for batch in batches:
+                index = checked_index(batch, self.pack)
                 host_NHWC = torch.empty(
                     (len(index), *self.pack.shape, 3), dtype=torch.uint8, pin_memory=on_gpu
                 )
@@ -154,7 +154,7 @@ def open_source(
     *,
     workers: int = 2,
 ) -> Source:
-    """The pack on `device`: resident where it fits (or is asked for), else streamed."""
+    """The pack on `device`: resident where it fits or `mode` says so, else streamed."""
     if mode not in ("auto", "resident", "stream"):
         raise ValueError(f"mode={mode!r}: auto | resident | stream")
     resident = fits(pack, device) if mode == "auto" else mode == "resident"
@@ -168,7 +168,7 @@ def _reader(pack: Pack, reader: str) -> ReadPixels:
     if reader == "numpy" or (reader == "auto" and pack.format == "jpeg"):
         return pack.read
     pack.shard.require_unchanged()
-    pack.verify(_ends(pack))  # so that damage is not taken for a failure of FFCV
+    pack.verify(_ends(pack))  # a damaged file is no failure of FFCV
     try:
         return FfcvPixels(pack)
     except Exception as error:  # FFCV, numba and two native libraries: anything may be raised
@@ -185,7 +185,7 @@ def _log_fallback(reason: str) -> None:
 
 
 @contextmanager
-def _torch_threads_kept() -> Iterator[None]:
+def _torch_threads_unchanged() -> Iterator[None]:
     """Importing FFCV and building a Loader both call torch.set_num_threads."""
     threads = torch.get_num_threads()
     try:

@@ -1,8 +1,8 @@
 """The files of a data set, wherever they lie: in folders, or in the .tar they came in.
 
-A benchmark's sets come as archives of a million small files. An uncompressed archive gives the
-place of each of its files, so it is read where it is; a compressed one has no such places and has
-to be unpacked. What is wrong with a tree (a loop, a dead link, a strange archive) is named here.
+A benchmark's sets come as archives of a million small files. A file in an uncompressed archive has
+a place in it, so such an archive is read as it is; a compressed one has to be unpacked. Whatever is
+wrong with a tree, such as a dead link or a damaged archive, is named before an image is read.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm"})
+from loaders import rgb
+from loaders.pack import Item
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 _BLOCK = 512  # bytes; an archive ends with at least one block of zeros
+_DEEPEST = 64  # folders below each other
+_LARGEST = 1 << 30  # bytes of an image
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
@@ -32,7 +38,7 @@ class Place(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file of a tree: its path below the root (posix), its place, and what changes with it."""
+    """A file of a tree: its path below the root (posix), its place, its size and time of change."""
 
     path: str
     place: Place
@@ -44,9 +50,26 @@ class File(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        """By its name; names that begin with a dot belong to file managers."""
+        """Whether its name is an image's; names that begin with a dot belong to file managers."""
         name = self.path.rpartition("/")[2]
         return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A set as it lies on a disk.
+
+    `left_out`: files that are no images of the set. `faults`: how it differs from what was
+    published, as far as is known. `group_depth`: how many folders of an item's key name the
+    part of the set in which the item counts (IN-C: corruption and severity).
+    """
+
+    items: list[Item]
+    classes: Sequence[str]
+    fingerprint: str
+    left_out: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    group_depth: int = 0
 
 
 def files(root: Path) -> Iterator[File]:
@@ -54,8 +77,8 @@ def files(root: Path) -> Iterator[File]:
 
     A folder that holds .tar files and no folders stands for what is in them: its other files are
     passed over, and a member outside any folder gets its archive's name as its folder.
-    Raises ValueError naming what is missing, compressed, damaged, named in other than UTF-8, or a
-    link that leads nowhere or in a circle.
+    Raises ValueError naming what is missing, compressed, damaged, named in other than UTF-8, too
+    deep, a pipe, a socket or a device, a link that leads nowhere, or a folder that is met twice.
     """
     if root.name.endswith(_COMPRESSED):
         raise ValueError(f"{root} is compressed and cannot be read in place; unpack it first")
@@ -72,25 +95,36 @@ def files(root: Path) -> Iterator[File]:
                 inside = "/" in file.path
                 yield file if inside else file._replace(path=f"{archive.stem}/{file.path}")
     else:
-        yield from _folder(str(root), "", ())
+        yield from files_below(root)
 
 
-def fingerprint(found: Iterable[File]) -> str:
+def files_below(folder: Path) -> Iterator[File]:
+    """Every file below a folder in the order of their names; raises as `files`."""
+    yield from _folder(str(folder), "", {})
+
+
+def fingerprint(listed: Iterable[File]) -> str:
     """SHA-256 over path, size and time of change of the given files."""
     hashed = hashlib.sha256()
-    for file in found:
+    for file in listed:
         hashed.update(stamped(file))
     return hashed.hexdigest()
 
 
 def stamped(file: File) -> bytes:
-    """What a fingerprint hashes of a file."""
+    """The bytes of a file's line in a fingerprint."""
     return f"{file.path} {file.stamp}\n".encode()
 
 
 def read(place: Place) -> bytes:
-    """The bytes of a file. Raises ValueError where an archive was cut inside it."""
+    """The bytes of a file.
+
+    Raises ValueError where an archive was cut inside it, and for more bytes than an image has.
+    """
     with open(place.path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size if place.size < 0 else place.size
+        if size > _LARGEST:
+            raise ValueError(f"{place.path} holds {size:,} bytes, too many for an image")
         file.seek(place.offset)
         data = file.read(place.size)
     if 0 <= place.size != len(data):
@@ -99,29 +133,31 @@ def read(place: Place) -> bytes:
 
 
 def open_image(place: Place) -> Image.Image:
-    """The image as it is stored: its mode is its own, its orientation tag is not applied."""
-    image = Image.open(io.BytesIO(read(place)))
-    image.load()
-    return image
+    """The image as it is stored; raises as `read` and `rgb.open_image`."""
+    return rgb.open_image(io.BytesIO(read(place)))
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def first_names(names: Sequence[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[File]:
+def _folder(folder: str, prefix: str, seen: dict[tuple[int, int], str]) -> Iterator[File]:
+    """Files of a folder whose path below the root is `prefix`; `seen`: folders by their inode."""
+    if prefix.count("/") > _DEEPEST:
+        raise ValueError(f"{folder} lies more than {_DEEPEST} folders deep; is it the right place?")
     status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise ValueError(f"{folder} is a link to a folder that it lies in; remove the link")
+    # Links can make a tree endless, or exponentially large.
+    first = seen.setdefault((status.st_dev, status.st_ino), folder)
+    if first != folder:
+        raise ValueError(f"{folder} is a link to {first}, which is read already; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
         try:
             if entry.is_dir():
-                yield from _folder(entry.path, f"{prefix}{entry.name}/", (*above, here))
+                yield from _folder(entry.path, f"{prefix}{entry.name}/", seen)
                 continue
             status = entry.stat()
         except OSError as error:
@@ -154,6 +190,8 @@ def _archive(path: Path) -> Iterator[File]:
 def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) -> Iterator[File]:
     """Files of the archive at `place`; an archive inside counts as a folder."""
     path = place.path
+    if prefix.count("/") > _DEEPEST:
+        raise ValueError(f"{path}: archives lie in archives more than {_DEEPEST} deep; unpack them")
     whole.seek(place.offset)
     with tarfile.open(fileobj=whole, mode="r:") as archive:
         for member in archive:
@@ -162,13 +200,13 @@ def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) 
             if not member.isfile():
                 continue
             name = PurePosixPath(prefix, member.name)
-            here = Place(path, member.offset_data, member.size)
+            content = Place(path, member.offset_data, member.size)
             if name.suffix == ".tar":
                 inner = str(name.with_suffix(""))
                 with open(path, "rb") as again:
-                    yield from _members(again, here, inner, changed)
+                    yield from _members(again, content, inner, changed)
                 continue
-            yield File(_utf8(str(name), path), here, f"{member.size} {changed}")
+            yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
         # tarfile takes a header that it cannot read for the end.
         end = archive.offset
     whole.seek(end)

@@ -2,7 +2,7 @@
 
 `ProcessPoolExecutor.map` submits everything at once, so a set of millions of images would sit in
 memory, and its workers wait for ever where their parent is killed. A thread that feeds a queue
-hangs its consumer where it fails. Both are put right here.
+hangs its consumer where it fails. These functions avoid both.
 """
 
 from __future__ import annotations

@@ -34,15 +34,15 @@ def page_size_of(shape: tuple[int, int]) -> int:
 
 
 class PackWriter:
-    """Writes `items` in their order into `folder`; without a journal, nothing can be gone on with.
+    """Writes `items` in their order into `folder`; only with a journal can it be resumed.
 
-    `kept`: the items that were written. `skipped`: those that could not be read.
+    `written`: the items in the file. `skipped`: those that could not be read.
     """
 
     def __init__(
         self, folder: Path, items: Sequence[Item], mode: int, journal: Journal | None
     ) -> None:
-        self.kept: list[Item] = []
+        self.written: list[Item] = []
         self.skipped: list[dict[str, str]] = []
         self.shape = (0, 0)
         self._folder, self._items, self._mode, self._journal = folder, items, mode, journal
@@ -58,8 +58,8 @@ class PackWriter:
             for kind, (count, names) in sorted(self._remarks.items())
         }
 
-    def go_on(self, done: Sequence[Entry]) -> None:
-        """Take over what an earlier run wrote of the first items, and its file holds."""
+    def resume(self, done: Sequence[Entry]) -> None:
+        """Continue after the first items, of which an earlier run wrote `done`."""
         for item, entry in zip(self._items, done, strict=False):
             self._note(item, entry)
         there = [entry for entry in done if isinstance(entry, Written)]
@@ -67,7 +67,7 @@ class PackWriter:
             self.shape = (there[0].height, there[0].width)
             rows = [
                 (self._mode, entry.width, entry.height, entry.pointer, item.label)
-                for item, entry in zip(self.kept, there, strict=True)
+                for item, entry in zip(self.written, there, strict=True)
             ]
             sizes = np.array([entry.size for entry in there], np.uint64)
             self._writer = BetonWriter.resume(
@@ -79,11 +79,11 @@ class PackWriter:
             )
 
     def write(self, results: Iterable[Stored | str]) -> None:
-        """Write the other items: their bytes, or the reason why there are none.
+        """Write the remaining items: their bytes, or the reason why there are none.
 
         Raises ValueError naming an image of another shape than the others.
         """
-        left = self._items[len(self.kept) + len(self.skipped) :]
+        left = self._items[len(self.written) + len(self.skipped) :]
         for item, result in zip(left, results, strict=True):
             entry = result if isinstance(result, str) else self._store(item, result)
             self._note(item, entry)
@@ -93,13 +93,13 @@ class PackWriter:
     def finish(self) -> None:
         """Write the samples and what makes the file of images readable."""
         assert self._writer is not None
-        _write_samples(self._folder / SAMPLES, self.kept, self._crc32)
+        _write_samples(self._folder / SAMPLES, self.written, self._crc32)
         self._writer.finish(tag=file_sha256(self._folder / SAMPLES).encode())
 
     def close(self) -> None:
-        """Let go of the file, and note what is in it."""
+        """Close the file, after the journal has an entry for all that is in it."""
         if self._journal is not None:
-            with contextlib.suppress(OSError):  # a full disk: that much less can be gone on with
+            with contextlib.suppress(OSError):  # a full disk: these images will be written again
                 self._journal.flush(self._sync)
         if self._writer is not None:
             self._writer.close()
@@ -120,7 +120,7 @@ class PackWriter:
         if isinstance(entry, str):
             self.skipped.append({"key": item.key, "source": item.source, "reason": entry})
             return
-        self.kept.append(item)
+        self.written.append(item)
         self._crc32.append(entry.crc32)
         if entry.remark:
             count, names = self._remarks.get(entry.remark, (0, []))
@@ -131,11 +131,13 @@ class PackWriter:
             self._writer.sync()
 
 
-def _write_samples(path: Path, kept: Sequence[Item], crc32: Sequence[int]) -> None:
-    source = max(1, *(len(item.source) for item in kept))
-    key = max(1, *(len(item.key) for item in kept))
+def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) -> None:
+    source = max(1, *(len(item.source) for item in written))
+    key = max(1, *(len(item.key) for item in written))
     dtype = [("label", "<i8"), ("source", f"<U{source}"), ("key", f"<U{key}"), ("crc32", "<u4")]
-    rows = [(item.label, item.source, item.key, crc) for item, crc in zip(kept, crc32, strict=True)]
+    rows = [
+        (item.label, item.source, item.key, crc) for item, crc in zip(written, crc32, strict=True)
+    ]
     with path.open("wb") as file:
         np.save(file, np.array(rows, dtype), allow_pickle=False)
         file.flush()

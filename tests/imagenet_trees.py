@@ -14,8 +14,8 @@ from PIL import Image
 
 from engine.data import imagenet
 from engine.schema import DatasetRecipe
-from loaders import imagenet_c
-from loaders.imagenet import Found
+from loaders.benchmarks import imagenet_c
+from loaders.trees import Listing
 
 RIB = DatasetRecipe(name="imagenet_rib", kind="imagenet", sets=[], subsample="full")
 # In IN-1K, IN-A and IN-R alike, so that one head's places are asked for by every set.
@@ -138,6 +138,6 @@ def archive(folder: Path, path: Path, nested: bool = False) -> Path:
     return path
 
 
-def read(name: str, source: Path, **options: str) -> Found:
+def read(name: str, source: Path, **options: str) -> Listing:
     """A set of which a few images are here."""
     return imagenet.read(dataclasses.replace(RIB, **options), name, source, partial=True)

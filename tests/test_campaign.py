@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import campaigns
@@ -50,6 +51,21 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(workflow, "run", lambda plan, *_, **__: found.append(plan.folder.name))
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
     return found
+
+
+def test_folders_that_are_missing_are_told_before_anything_runs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
+) -> None:
+    shutil.copytree(folder / "images", tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "upstream")
+    (tmp_path / "images" / "few" / "new").mkdir()
+    words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path / 'runs'}"]
+    words.append(f"dataset.root={tmp_path / 'images'}")
+    for options, grids in (([], 0), (["--dry-run"], 1)):
+        assert cli.main([*words, *options]) == 2 and len(ran) == grids
+        message = capsys.readouterr().err
+        assert f"{tmp_path / 'images' / 'upstream'} is not a folder" in message
+        assert "few has classes without images: new" in message
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import imagenet_trees as trees
@@ -11,7 +12,8 @@ from encoded_rib import SUBSAMPLE, Rib, rib
 from grids import grid
 from PIL import Image
 
-from engine import recipe
+from engine import recipe, verify
+from engine.data import imagenet, sets
 from engine.planning.disk import size_bytes
 from loaders.resident import Resident
 from loaders.stream import Stream
@@ -100,21 +102,46 @@ def test_an_interrupted_command_goes_on(
     words = ("imagenet_c", rib.folder / "c", "--partial", "model.crop=0.6")
     seen = 0
 
-    def stops(image: Image.Image) -> str:
+    def stops(image: Image.Image, background: str) -> tuple[Image.Image, str]:
         nonlocal seen
         seen += 1
         if seen == 41:
             raise KeyboardInterrupt
-        return ""
+        return image, ""
 
     with monkeypatch.context() as patch:
-        patch.setattr("loaders.encode.unusual", stops)
+        patch.setattr("loaders.rgb.to_rgb", stops)
         assert rib.encode(*words) == 130
         capsys.readouterr()
         assert rib.encode(*words) == 0
     shown = capsys.readouterr().out
     assert "an interrupted run of this pack is there; it goes on" in shown
     assert seen == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
+
+
+def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
+    rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = trees.corrupted(tmp_path)
+    shutil.rmtree(source / "weather" / "frost")
+    shutil.rmtree(source / "noise" / "shot_noise" / "4")
+    lacks = "6 of 75 parts are missing: shot_noise/4 frost; 69 of 75 parts have not 50,000 images"
+    assert rib.encode(IN_C, source, "model.crop=0.7") == 2
+    assert lacks in capsys.readouterr().err
+    assert rib.encode(IN_C, source, "--partial", "model.crop=0.7") == 0
+    assert "  not as published: 6 of 75 parts are missing: shot_noise/4 frost\n" in (
+        shown := capsys.readouterr().out
+    ), shown
+    resolved = rib.context("model.crop=0.7").recipe
+    pack = sets.pack_of(resolved, IN_C, tmp_path)
+    assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
+    assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
+    found = imagenet.shortfall(resolved.dataset, IN_C, pack)
+    check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=found)
+    assert f"\n  only a part: {lacks}" in verify.text("m", [check])
+    assert "only a part" not in verify.text("m", [dataclasses.replace(check, lacks="")])
+    small = sets.pack_of(rib.context().recipe, "imagenet_val", tmp_path)
+    assert imagenet.shortfall(resolved.dataset, "imagenet_val", small).startswith("6 images, not")
 
 
 @pytest.mark.slow

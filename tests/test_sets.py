@@ -14,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from engine.data import imagenet, sets
 from engine.data.holdout import units_of
 from engine.data.sets import Sets, names_in_head, pack_folder, split, to_head
 from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
+from loaders.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -60,8 +62,8 @@ def test_pixels_are_the_drawings(recipe: Recipe) -> None:
         pack = found[name].pack
         folder = Path(recipe.dataset.root) / name
         for i in (0, len(pack) - 1):
-            wanted = sets.folders.open_image(str(next(folder.glob(f"{pack.keys[i]}*"))))
-            assert np.array_equal(pack.pixels([i])[0], np.asarray(wanted))
+            with Image.open(folder / str(pack.keys[i])) as drawing:
+                assert np.array_equal(pack.pixels([i])[0], np.asarray(drawing))
 
 
 def test_set_with_a_class_that_the_head_lacks(recipe: Recipe) -> None:
@@ -99,12 +101,60 @@ def test_image_that_does_not_decode_is_named(
     assert pack.folder != pack_folder(tmp_path, dataset, recipe.model, "outline")
 
 
+def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "images"
+    grids.draw(root)
+    for copy in (0, 1):
+        Image.new("RGBA", (grids.SIZE, grids.SIZE)).save(root / "outline" / "disc" / f"{copy}.png")
+    (root / "outline" / "disc" / "notes.txt").write_text("about")
+    dataset = dataclasses.replace(recipe.dataset, root=str(root))
+    packs = {}
+    for background in ("white", "#ffffff", "black"):
+        changed = dataclasses.replace(dataset, background=background)
+        changed_recipe = dataclasses.replace(recipe, dataset=changed, runs=str(tmp_path))
+        packs[background] = opened(changed_recipe)["outline"].pack
+    assert packs["white"].folder == packs["#ffffff"].folder != packs["black"].folder
+    assert packs["white"].fingerprint != packs["black"].fingerprint
+    place = packs["white"].keys.tolist().index("disc/0.png")
+    for background, level in (("white", 255), ("black", 0)):
+        assert (packs[background].pixels([place]) == level).all()
+    messages = [record.getMessage() for record in caplog.records]
+    which = "2 images, such as disc/0.png, disc/1.png"
+    assert messages == [
+        "outline: left out, no <class>/<image>: disc/notes.txt",
+        f"outline: RGBA converted to RGB, composited on white: {which}",
+        "outline: left out, no <class>/<image>: disc/notes.txt",
+        f"outline: RGBA converted to RGB, composited on black: {which}",
+    ]
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 2), (5, 5), (96, 8)])
+def test_a_stream_reads_with_the_threads_of_its_process(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, threads: int, workers: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    source = opened(dataclasses.replace(recipe, source="stream")).source("few")
+    assert isinstance(source, Stream) and source.workers == workers
+
+
+def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
+    """Packs that are there are found by it."""
+    folder = DatasetRecipe(name="shapes", root="/images", sets=["a"])
+    published = dataclasses.replace(folder, kind="imagenet")
+    assert [
+        pack_folder(Path(), dataset, recipe.model, name).name
+        for dataset, name in ((folder, "a"), (published, "imagenet_v2"), (published, "objectnet"))
+    ] == ["a-71b6d72b9031cb15", "imagenet_v2-3813c5e1e905f9ce", "objectnet-3b80f9e2562857aa"]
+
+
 def test_a_pack_under_another_sets_name_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     own = dataclasses.replace(recipe, runs=str(tmp_path))
     there, other = (opened(own)[name].pack.folder for name in ("outline", "tinted"))
     shutil.rmtree(there)
     shutil.copytree(other, there)
-    with pytest.raises(ValueError, match=r"another pack: set: 'tinted', not 'outline'; delete it"):
+    with pytest.raises(ValueError, match=r"another pack: set: 'tinted', not 'outline'; move it"):
         opened(own)["outline"]
 
 
@@ -116,7 +166,7 @@ def test_a_pack_made_by_other_options_is_refused_where_its_images_are_gone(
     there, other = (opened(one)["outline"].pack.folder for one in (first, second))
     shutil.rmtree(there)
     other.rename(there)
-    with pytest.raises(ValueError, match=r"another pack: seed: 1, not 0; delete it"):
+    with pytest.raises(ValueError, match=r"another pack: seed: 1, not 0; move it"):
         opened(first)["outline"]
 
 
@@ -233,7 +283,7 @@ def test_where_all_sources_differ_nothing_changes() -> None:
 def test_a_set_of_copies_says_so_in_its_key(recipe: Recipe, tmp_path: Path) -> None:
     grids.draw(tmp_path / "images")
     for file in (tmp_path / "images" / "outline").glob("*/0.png"):
-        sets.folders.open_image(str(file)).save(file.with_suffix(".bmp"))  # of one stem
+        Image.open(file).save(file.with_suffix(".bmp"))  # of one stem
     dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / "images"))
     found = opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path / "runs")))
     outline = found["outline"]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine import campaign, workflow
 from engine.errors import CampaignError
+from engine.schema import Recipe
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("campaign", help="run a grid: methods x sets, to a report")
     parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all")
+    cores = len(os.sched_getaffinity(0))  # fewer than the machine's inside an allocation
+    parser.add_argument("--cores", type=int, default=cores, help="default: all")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
     parser.add_argument(
         "--profile", type=Path,
@@ -27,45 +29,74 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    asked = recipe.each_model(arguments.name, arguments.overrides)
-    stopped = _to_encode(arguments, asked)
-    if stopped and not arguments.dry_run:
-        raise CampaignError(stopped[0])
-    for words in asked:
+    grids = recipe.each_model(arguments.name, arguments.overrides)
+    faults = _faults_of_sets(arguments, grids)
+    if faults and not arguments.dry_run:
+        raise CampaignError("; ".join(faults))
+    for words in grids:
         try:
             _run(arguments, words)
         except CampaignError as error:  # the other models' grids need not wait for it
-            stopped.append(str(error))
-    if stopped:
-        raise CampaignError("; ".join(stopped))
+            faults.append(str(error))
+    if faults:
+        raise CampaignError("; ".join(faults))
 
 
-def _to_encode(arguments: argparse.Namespace, asked: Sequence[Sequence[str]]) -> list[str]:
-    """The sets that no pack and no folder gives, in one message: grids take days and open a set
-    only when its turn comes."""
+def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]]) -> list[str]:
+    """Why sets that are not encoded cannot be, each reason once: a grid takes days and opens a set
+    only when its turn comes. What `rib encode` has to do is one reason."""
     from engine import recipe
 
-    lines: dict[Path, str] = {}
-    for words in asked:
+    faults: dict[str, None] = {}
+    commands: dict[Path, str] = {}
+    for words in grids:
         campaign.plan(arguments.name, words, arguments.cores)  # mistakes come before what lacks
         resolved = recipe.load(arguments.name, words)
-        if resolved.dataset.kind != "imagenet" or _finished(arguments.name, words):
+        if resolved.dataset.kind == "emoji" or _finished(arguments.name, words):
             continue
         from engine import verify
-        from engine.commands import encode
-        from engine.data import imagenet, sets
 
-        own = [f"model={model}"] if (model := recipe.model_of(arguments.name)) else []
-        dataset, there = resolved.dataset, verify.encoded(resolved)
-        for name in (dataset.upstream, *dataset.sets):
-            rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
-            if name in there or (rooted and (Path(dataset.root) / name).exists()):
-                continue
+        encoded = verify.encoded(resolved)
+        places = (resolved.dataset.upstream, *resolved.dataset.sets)
+        missing = [name for name in places if name not in encoded]
+        if resolved.dataset.kind == "folder":
+            faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
+        else:
+            model = recipe.model_of(arguments.name)
+            words = [*([f"model={model}"] if model else []), *words]
+            for folder, command in _encode_commands(resolved, missing, words).items():
+                commands.setdefault(folder, command)
+    if commands:
+        text = "\n  ".join(["these sets are not encoded yet; run", *commands.values()])
+        faults[text] = None
+    return list(faults)
+
+
+def _faults_of_folders(resolved: Recipe, names: Sequence[str]) -> Iterator[str]:
+    from loaders import folders
+
+    for name in names:
+        try:
+            folders.read(Path(resolved.dataset.root) / name)
+        except ValueError as error:
+            yield str(error)
+
+
+def _encode_commands(
+    resolved: Recipe, names: Sequence[str], words: Sequence[str]
+) -> dict[Path, str]:
+    """`rib encode` for each set that `dataset.root` does not hold, by the place of its pack."""
+    from engine.commands import encode
+    from engine.data import imagenet, sets
+
+    dataset = resolved.dataset
+    commands = {}
+    for name in names:
+        rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
+        if not (rooted and (Path(dataset.root) / name).exists()):
             folder = sets.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
-            lines.setdefault(folder, encode.command(resolved, name, [*own, *words]))
-    if not lines:
-        return []
-    return ["\n  ".join(["these sets are not encoded yet; run", *lines.values()])]
+            commands[folder] = encode.command(resolved, name, words)
+    return commands
 
 
 def _finished(name: str, words: Sequence[str]) -> bool:

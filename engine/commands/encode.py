@@ -14,7 +14,7 @@ from engine.machine import quiet
 
 if TYPE_CHECKING:
     from engine.schema import Recipe
-    from loaders.imagenet import Found
+    from loaders.trees import Listing
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         there = len(Pack.open(folder))
         print(
             f"{name} is encoded already, {there:,} of {imagenet.images(wanted.dataset, name):,} "
-            f"images: {folder}; delete that folder to encode it again"
+            f"images: {folder}; another runs=FOLDER encodes it again, beside it"
         )
         return
     if name == imagenet.OBJECTNET:
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     pack = sets.make_pack(
         wanted,
         name,
-        sets.found_of(found, name),
+        sets.content_of(found, name),
         workers=arguments.workers,
         skip=arguments.partial or wanted.dataset.undecodable == "skip",
     )
@@ -93,10 +93,12 @@ def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
     ]
     said += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
     said += [word for word in words if word.startswith("model.")]
-    said += [word for word in words if word.startswith("dataset.undecodable=")]
-    usual = imagenet.identity(DatasetRecipe(kind=resolved.dataset.kind), name)
-    own = imagenet.identity(resolved.dataset, name).items()
-    said += [f"dataset.{key}={value}" for key, value in own if usual.get(key) != value]
+    defaults = DatasetRecipe(kind=resolved.dataset.kind)
+    usual = imagenet.identity(defaults, name)
+    keys = imagenet.identity(resolved.dataset, name)
+    for key in ("undecodable", "background"):
+        usual[key], keys[key] = getattr(defaults, key), getattr(resolved.dataset, key)
+    said += [f"dataset.{key}={value}" for key, value in keys.items() if usual.get(key) != value]
     return shlex.join(said)
 
 
@@ -108,11 +110,11 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
     return [*lines, f"  and {len(skipped) - 10} more unreadable"] if len(skipped) > 10 else lines
 
 
-def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
+def _plan(wanted: Recipe, name: str, found: Listing, folder: Path) -> None:
     """Show what will be written; ValueError where the disk has no room for it."""
     from engine.planning.disk import size_bytes
     from loaders.pack import IMAGES
-    from loaders.trees import some
+    from loaders.trees import first_names
 
     needed = size_bytes(wanted, len(found.items))
     place = next(path for path in folder.parents if path.is_dir())
@@ -128,7 +130,7 @@ def _plan(wanted: Recipe, name: str, found: Found, folder: Path) -> None:
     for fault in found.faults:
         print(f"  not as published: {fault}")
     if found.left_out:
-        print(f"  left out, not of this set: {some(found.left_out)}")
+        print(f"  left out, not of this set: {first_names(found.left_out)}")
     if there:
         print("  an interrupted run of this pack is there; it goes on if nothing changed")
     if needed > free:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from loaders.objectnet import JOIN
+from loaders.benchmarks.objectnet import JOIN
 
 
 def members(classes: Sequence[str], position: Mapping[str, int]) -> torch.Tensor | None:

@@ -20,8 +20,10 @@ from timm.data.imagenet_info import ImageNetInfo
 from engine.data import grouping
 from engine.errors import nearest
 from engine.schema import DatasetRecipe, Recipe
-from loaders import imagenet, imagenet_c, objectnet, trees
-from loaders.imagenet import Found
+from loaders import trees
+from loaders.benchmarks import imagenet, imagenet_c, objectnet
+from loaders.pack import Pack
+from loaders.trees import Listing
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 FULL = "full"
@@ -57,7 +59,7 @@ SIZES = {
 }
 
 
-def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = False) -> Found:
+def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = False) -> Listing:
     """The set `name` as it lies at `source`, a folder or a .tar.
 
     Raises ValueError for an unknown set, a layout that is not the set's, and a set that differs
@@ -83,7 +85,7 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     # Parts of IN-C are counted, and reading what is of one size there would take hours.
     compared = name != IMAGENET_C and len(found.items) != SIZES[name].images
     if compared and (copies := imagenet.copies(found.items)):
-        faults.append(f"{len(copies)} images are there twice: {trees.some(copies)}")
+        faults.append(f"{len(copies)} images are there twice: {trees.first_names(copies)}")
     if faults and not partial:
         raise ValueError(
             f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or say "
@@ -128,6 +130,15 @@ def classes(dataset: DatasetRecipe, name: str) -> int:
     """How many classes the pack of the published set has."""
     own = len(wnids(_SUBSETS.get(name, "")))
     return OBJECTNET_CLASSES[dataset.objectnet] if name == OBJECTNET else own
+
+
+def shortfall(dataset: DatasetRecipe, name: str, pack: Pack) -> str:
+    """What a pack lacks of the published set, in words; empty where it is whole."""
+    expected = images(dataset, name)
+    faults = list(pack.manifest["extra"].get("faults", ()))
+    if not faults and len(pack) != expected:
+        faults.append(f"{len(pack):,} images, not {expected:,}")
+    return "; ".join(faults)
 
 
 def is_whole_c(dataset: DatasetRecipe, name: str) -> bool:

@@ -26,12 +26,13 @@ from engine.data.holdout import split, units_of
 from engine.errors import nearest
 from engine.machine import ranks
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
-from loaders import emoji, folders, imagenet_c
+from loaders import folders, rgb, trees
 from loaders.batch import Source
+from loaders.benchmarks import emoji, imagenet_c
 from loaders.encode import encode, left_out
-from loaders.imagenet import Found
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.stream import open_source
+from loaders.trees import Listing, first_names
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -162,6 +163,8 @@ class Sets:
                 self[name].pack,
                 self.device,
                 mode="stream" if whole_c else self.recipe.source,  # type: ignore[arg-type]  # checked
+                # The columns of a campaign share the cores, and torch knows this one's part.
+                workers=min(8, max(2, torch.get_num_threads())),
             )
         return self._sources[name]
 
@@ -173,18 +176,19 @@ class Sets:
 def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     """The pack of a set for a recipe's model; encoded now if it is not there."""
     dataset, model = recipe.dataset, recipe.model
-    transform = models.transform(model)
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
     if (folder / MANIFEST).is_file():
-        pack = Pack.open(folder, transform_spec=transform.spec)
+        pack = Pack.open(folder)
         _refuse_other(pack, identity(dataset, model, name))
         _tell_skipped(pack)
         _refuse_changed(pack, Path(dataset.root) / name if dataset.kind == "folder" else None)
-        if dataset.kind == "imagenet" and len(pack) != imagenet.images(dataset, name):
-            log.warning("%s is a part of the published set: %d images", name, len(pack))
+        if dataset.kind == "imagenet" and (lacks := imagenet.shortfall(dataset, name, pack)):
+            log.warning("%s is a part of the published set: %s", name, lacks)
         return pack
     content = CONTENT[dataset.kind](dataset, name, cache)
     pack = make_pack(recipe, name, content, skip=dataset.undecodable == "skip")
+    for kind, names in pack.manifest.get("remarks", {}).items():
+        log.warning("%s: %s: %s", name, kind, names)
     _tell_skipped(pack)
     return pack
 
@@ -199,7 +203,7 @@ def make_pack(
     """
     transform = models.transform(recipe.model)
     # Each worker imports torch and timm first, which only a large set pays back.
-    parallel = (os.cpu_count() or 1) if len(content.items) > PARALLEL_FROM else 1
+    parallel = len(os.sched_getaffinity(0)) if len(content.items) > PARALLEL_FROM else 1
     return encode(
         pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name),
         name=name,
@@ -211,6 +215,7 @@ def make_pack(
         source_fingerprint=content.fingerprint,
         extra={**content.extra, "identity": identity(recipe.dataset, recipe.model, name)},
         format=recipe.dataset.pack_format,  # type: ignore[arg-type]  # checked with the recipe
+        background=recipe.dataset.background,
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
         resume=content.large,
@@ -227,10 +232,15 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "holdout", "objectnet", "subsample", "undecodable"}
+        unrelated = {"name", "sets", "holdout", "objectnet", "subsample"}
+        unrelated |= {"undecodable", "background"}  # below, where they are not the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
+    if name == imagenet.OBJECTNET and key.get("objectnet") == "paper":
+        key["Wheel"] = "paddle wheel"  # packs without this line have it as a car wheel
+    if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
+        key["background"] = list(rgb.colour(dataset.background))
     return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
 
 
@@ -306,16 +316,23 @@ def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
 
 
 def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
-    root = Path(dataset.root) / name
-    items, classes = folders.items(root)
-    return Content(items, classes, folders.open_image, folders.fingerprint(root))
+    listing = folders.read(Path(dataset.root) / name)
+    if listing.left_out:
+        log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
+    return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
 
 
-def found_of(found: Found, name: str) -> Content:
-    """An ImageNet set as it was found, as the content of a pack."""
-    extra = {"group_depth": found.group_depth} if found.group_depth else {}
-    opener = imagenet.opener(name)
-    return Content(found.items, found.classes, opener, found.fingerprint, extra, large=True)
+def content_of(listing: Listing, name: str) -> Content:
+    """An ImageNet set as it lies on a disk, as the content of a pack."""
+    extra = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
+    return Content(
+        listing.items,
+        listing.classes,
+        imagenet.opener(name),
+        listing.fingerprint,
+        {key: value for key, value in extra.items() if value},
+        large=True,
+    )
 
 
 def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
@@ -325,7 +342,7 @@ def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
             f"{name} is not encoded for this model's transform; run "
             f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and dataset.*"
         )
-    return found_of(imagenet.read(dataset, name, source), name)
+    return content_of(imagenet.read(dataset, name, source), name)
 
 
 def _group(pack: Pack) -> np.ndarray | None:
@@ -348,7 +365,7 @@ def _refuse_other(pack: Pack, wanted: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{pack.folder} holds another pack: "
             + ", ".join(f"{key}: {stored.get(key)!r}, not {wanted.get(key)!r}" for key in keys)
-            + "; delete it and run again"
+            + "; move it to the folder that it came from, and run again"
         )
 
 
@@ -356,10 +373,10 @@ def _refuse_changed(pack: Pack, root: Path | None) -> None:
     """Raise ValueError where the images a pack was made of are there, but no longer the same."""
     if root is None or not root.is_dir():
         return
-    if folders.fingerprint(root) != pack.manifest["source_fingerprint"]:
+    if folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
         raise ValueError(
-            f"the images in {root} changed since {pack.folder} was made of them; delete that "
-            "folder to encode them again, or use another runs=FOLDER"
+            f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
+            "or use another runs=FOLDER, or give the new images another dataset.root="
         )
 
 

@@ -21,7 +21,8 @@ from engine.planning.disk import size_bytes
 from engine.planning.dry_run import PREPARE, DryRun
 from engine.planning.ledger import PlannedCell, Work
 from engine.schema import Recipe
-from loaders import emoji, folders
+from loaders import folders
+from loaders.benchmarks import emoji
 from loaders.pack import MANIFEST, Pack
 
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
@@ -142,8 +143,8 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     if dataset.kind == "emoji":
         styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
         return np.arange(dataset.classes * dataset.renderings * styles) % dataset.classes
-    found, _ = folders.items(Path(dataset.root) / name)
-    return np.array([item.label for item in found])
+    listing = folders.read(Path(dataset.root) / name)
+    return np.array([item.label for item in listing.items])
 
 
 def _disk(recipe: Recipe, dry_run: DryRun, images: dict[str, int]) -> dict[str, int]:

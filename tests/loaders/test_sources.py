@@ -19,7 +19,7 @@ from loaders import resident, stream
 from loaders.batch import Batch
 from loaders.encode import encode
 from loaders.pack import Item, Pack
-from loaders.resident import Resident, fits
+from loaders.resident import Resident, fits, free_in_groups
 from loaders.stream import FFCV_JPEG_TOLERANCE, FfcvPixels, Stream, open_source
 
 COUNT, SHAPE = 61, (9, 14)
@@ -238,3 +238,37 @@ def test_open_source_chooses_by_memory(
             call()
     with pytest.raises(ValueError, match="workers=0"):
         Stream(pack, workers=0)
+
+
+def group(folder: Path, version: int, limit: str, used: int, cached: int) -> None:
+    """A memory control group as the kernel shows it."""
+    names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    prefix = "" if version == 2 else "total_"
+    folder.mkdir(parents=True)
+    (folder / names[version == 1][0]).write_text(f"{limit}\n")
+    (folder / names[version == 1][1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{prefix}inactive_file {cached}\n")
+
+
+def test_memory_is_what_the_processs_own_groups_leave(tmp_path: Path) -> None:
+    listed, mount = tmp_path / "cgroup", tmp_path / "mount"
+    assert free_in_groups(listed, mount) == float("inf")
+    listed.write_text("0::/slurm/job_7/step_0\n")
+    assert free_in_groups(listed, mount) == float("inf")
+    group(mount / "slurm" / "job_7", 2, "5000", 2000, 500)  # a step may use what its job has left
+    group(mount / "slurm" / "job_7" / "step_0", 2, "max", 1000, 0)
+    group(mount / "slurm" / "other", 2, "10", 10, 0)
+    assert free_in_groups(listed, mount) == 3500
+    listed.write_text("0::/host/path/of/a/container\n")
+    group(mount / "x", 2, "1", 1, 0)
+    for name in ("memory.max", "memory.current", "memory.stat"):
+        (mount / "x" / name).rename(mount / name)  # where a container sees its own group
+    assert free_in_groups(listed, mount) == 0
+
+
+def test_memory_of_version_1_groups(tmp_path: Path) -> None:
+    listed, mount = tmp_path / "cgroup", tmp_path / "mount"
+    listed.write_text("3:cpuset,cpu:/a\n2:memory:/a/b\n0::/\n")
+    group(mount / "memory" / "a", 1, "9000", 1000, 200)
+    group(mount / "memory" / "a" / "b", 1, str(2**63 - 4096), 500, 0)
+    assert free_in_groups(listed, mount) == 8200

@@ -1,8 +1,8 @@
 """Vendors' emoji drawings, read straight from their packages.
 
-Three kinds of package hold drawings: Iconify JSON (SVG), a folder of WebP files, a font. Behind
-one small protocol they answer the same questions: is this code point drawn, is it drawn like
-another one, and what does it look like.
+Three kinds of package hold drawings: Iconify JSON (SVG), a folder of WebP files, a font. A small
+protocol gives them the same interface: which code points are drawn, which drawings are equal, and
+the drawing itself.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class SvgDrawings:
         if not self._name_of:
             known = self._set["icons"].keys() | self._aliases.keys()
             for code, names in naming().items():
-                if found := next((name for name in names if name in known), None):
-                    self._name_of[code] = found
+                if known_names := [name for name in names if name in known]:
+                    self._name_of[code] = known_names[0]
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """Code -> the set's name for it, then that name's aliases."""

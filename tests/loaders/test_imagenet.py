@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from collections import Counter
@@ -16,13 +17,12 @@ from hypothesis import strategies as st
 from imagenet_trees import read
 
 from engine.data import imagenet
-from loaders import imagenet_c, objectnet
-from loaders.imagenet import Found
+from loaders.benchmarks import imagenet_c, objectnet
 from loaders.pack import Item
-from loaders.trees import File, files, fingerprint, open_image
+from loaders.trees import File, Listing, files, fingerprint, open_image
 
 
-def named(found: Found) -> list[tuple[str, str]]:
+def named(found: Listing) -> list[tuple[str, str]]:
     """Class and key of every item."""
     return [(found.classes[item.label], item.key) for item in found.items]
 
@@ -132,6 +132,43 @@ def test_objectnet_corrected_and_paper(tmp_path: Path) -> None:
     first = {folder: wnids[0] for folder, wnids in trees.OBJECTS.items()}
     assert by_folder == first | {"weight_scale": first["still_camera"]}
     assert len(paper.classes) == 3 and len(paper.items) == 8
+
+
+def test_paper_takes_the_first_name_between_commas(tmp_path: Path) -> None:
+    """Of all objects that are several classes this moves the wheel alone, and none of the rest."""
+    several = {
+        "Alarm clock": ("analog clock; digital clock", 409),
+        "Bicycle": (
+            "mountain bike, all-terrain bike, off-roader; "
+            "bicycle-built-for-two, tandem bicycle, tandem",
+            671,
+        ),
+        "Helmet": ("football helmet; crash helmet", 560),
+        "Pen": ("ballpoint, ballpoint pen, ballpen, Biro; quill, quill pen; fountain pen", 418),
+        "Still Camera": ("Polaroid camera, Polaroid Land camera; reflex camera", 732),
+        "Tie": ("bow tie, bow-tie, bowtie; Windsor tie", 457),
+        "Wheel": ("car wheel; paddlewheel, paddle wheel", 694),
+    }
+    objects = several | {
+        f"only {names}": (names, trees.PLACES[wnid])
+        for names, wnid in imagenet.wnids_by_name().items()
+    }
+    top = tmp_path / "objectnet-1.0"
+    (top / "mappings").mkdir(parents=True)
+    names = {name: classes for name, (classes, _) in objects.items()}
+    (top / "mappings" / objectnet.MAPPINGS[1]).write_text(json.dumps(names))
+    labels = json.dumps({str(number): name for number, name in enumerate(objects)})
+    (top / "mappings" / objectnet.MAPPINGS[0]).write_text(labels)
+    for number in range(len(objects)):
+        (top / "images" / str(number)).mkdir(parents=True)
+        (top / "images" / str(number) / "1.png").touch()
+    paper = objectnet.read(tmp_path, "objectnet", imagenet.wnids_by_name(), "paper")
+    places = {
+        int(item.key.split("/")[0]): trees.PLACES[paper.classes[item.label]] for item in paper.items
+    }
+    assert [places[number] for number in range(len(objects))] == [p for _, p in objects.values()]
+    corrected = objectnet.read(tmp_path, "objectnet", imagenet.wnids_by_name())
+    assert {len(name.split("+")) for name in corrected.classes} == {1, 2, 3}
 
 
 def test_corruptions_with_and_without_groups_and_from_archives(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""ObjectNet 1.0: its own 313 objects, of which 113 are classes of ImageNet-1K under other names.
+"""ObjectNet 1.0: 313 objects, of which 113 are classes of ImageNet-1K under different names.
 
 The download maps folders to objects, and objects to one or several IN classes. `corrected` takes
-that map as it is: an object's logit is the largest of its IN classes'. `paper` repeats what the
-benchmark's release does: one IN class an object, and eight objects that it could not look up and
-silently took for the object before them.
+that map as it is: an object's logit is the largest of its IN classes' logits. `paper` repeats what
+the benchmark's release does. It gives each object one IN class. It cuts the text of an object's
+classes at commas, so that the first name of a class in "car wheel; paddlewheel, paddle wheel" is
+"paddle wheel". Eight objects match no name there, and silently get the class of the object before.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 from loaders import trees
-from loaders.imagenet import Found, in_order, source_of
+from loaders.benchmarks.imagenet import in_order, source_of
 from loaders.pack import Item
-from loaders.trees import Place, some
+from loaders.trees import Listing, Place, first_names
 
 MODES = ("corrected", "paper")
-JOIN = "+"  # between the wnids of an object that is several IN classes
+JOIN = "+"  # between the wnids of an object that stands for several IN classes
 BORDER = 2  # pixels; the images come with a red frame
 MAPPINGS = ("folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json")
 _TAKEN_FOR = {
@@ -35,12 +36,13 @@ _TAKEN_FOR = {
 }
 
 
-def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected") -> Found:
-    """The images of objects that are IN classes; other folders are left out by their mapping.
+def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected") -> Listing:
+    """The images of the objects that the download maps to IN classes.
 
     `root`: the unpacked download, with `images/` and `mappings/`. `wnid_of`: IN class names (all
-    synonyms, as WordNet lists them) to wnids. Classes are wnids, those of a several-fold object
-    joined by `JOIN`. Raises ValueError naming absent or wrong mappings and folders without one.
+    synonyms, as WordNet lists them) to wnids. A class of the result is a wnid, or several wnids
+    joined by `JOIN`. Raises ValueError naming mappings that are missing or wrong, and folders that
+    no mapping names.
     """
     if mode not in MODES:
         raise ValueError(f"objectnet={mode!r}: {' | '.join(MODES)}")
@@ -55,14 +57,15 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
     number = {wnids: i for i, wnids in enumerate(classes)}
 
     images = top / "images"
-    found = list(trees.files(images))
+    listed = list(trees.files(images))
     unknown = sorted(
-        {f.parts[-2] for f in found if f.is_image and len(f.parts) > 1} - set(label_of)
+        {f.parts[-2] for f in listed if f.is_image and len(f.parts) > 1} - set(label_of)
     )
     if unknown:
-        raise ValueError(f"{images}: folders that {MAPPINGS[0]} does not name: {some(unknown)}")
+        shown = first_names(unknown)
+        raise ValueError(f"{images}: folders that {MAPPINGS[0]} does not name: {shown}")
     items = []
-    for file in found:
+    for file in listed:
         if file.is_image and len(file.parts) > 1 and file.parts[-2] in class_of:
             key = "/".join(file.parts[-2:])
             items.append(
@@ -70,13 +73,13 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
             )
     if not items:
         raise ValueError(f"{images} holds no images of IN classes as <object>/<image>")
-    left_out = tuple(file.path for file in found if not file.is_image or len(file.parts) < 2)
+    left_out = tuple(file.path for file in listed if not file.is_image or len(file.parts) < 2)
     items, twins = in_order(items)
-    return Found(items, classes, trees.fingerprint(found), left_out, twins)
+    return Listing(items, classes, trees.fingerprint(listed), left_out, twins)
 
 
 def open_image(place: Place) -> Image.Image:
-    """The image without its frame."""
+    """The image without its red frame."""
     image = trees.open_image(place)
     return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
 
@@ -88,31 +91,36 @@ def _classes(
     mode: str,
     top: Path,
 ) -> dict[str, str]:
-    """Folder -> its IN classes, joined; folders that are none are absent."""
-    found: dict[str, str] = {}
+    """Folder -> its IN classes, joined; folders without an IN class are absent."""
+    class_of: dict[str, str] = {}
     for folder, label in label_of.items():
         if label not in names_of:
             continue
-        meant = _TAKEN_FOR.get(label, label) if mode == "paper" else label
-        if meant not in names_of:
-            raise ValueError(f"{top / 'mappings' / MAPPINGS[1]} lacks {meant!r}")
-        names = names_of[meant].split("; ")
-        unknown = [name for name in names if name not in wnid_of]
+        thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
+        if thing not in names_of:
+            raise ValueError(f"{top / 'mappings' / MAPPINGS[1]} lacks {thing!r}")
+        classes = names_of[thing].split("; ")
+        unknown = [names for names in classes if names not in wnid_of]
         if unknown:
             raise ValueError(
-                f"{top / 'mappings' / MAPPINGS[1]}: {meant!r} is {some(unknown)}, which is no "
-                "class of ImageNet-1K"
+                f"{top / 'mappings' / MAPPINGS[1]}: {thing!r} is {first_names(unknown)}, which is "
+                "no class of ImageNet-1K"
             )
-        wnids = [wnid_of[name] for name in names]
-        found[folder] = wnids[0] if mode == "paper" else JOIN.join(wnids)
-    return found
+        wnids = [wnid_of[names] for names in classes]
+        if mode == "paper":
+            by_name = {name: wnid_of[names] for names in classes for name in names.split(", ")}
+            cut = names_of[thing].split(", ")
+            class_of[folder] = next((by_name[name] for name in cut if name in by_name), wnids[0])
+        else:
+            class_of[folder] = JOIN.join(wnids)
+    return class_of
 
 
 def _mapping(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text())
+        mapping = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); unpack the download again") from error
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
         raise ValueError(f"{path} does not map names to names; unpack the download again")
-    return found
+    return mapping

@@ -1,8 +1,8 @@
 """ImageNet-1K and the sets made after it, from the layout that each one's own archive unpacks to.
 
-Whatever the layout, an item is named `<wnid>/<file>` and items stand in the order of their names,
-so a set gives the same pack from folders, from a flat folder and from its archive. Class lists come
-from the caller: `classes` are always those of the whole set, also where a tree holds only some.
+Whatever the layout, an item is named `<wnid>/<file>` and items are ordered by name, so a set gives
+the same pack from folders, from a flat folder and from its archive. Class lists come from the
+caller: `classes` are always those of the whole set, also where a tree holds a part of it.
 """
 
 from __future__ import annotations
@@ -11,44 +11,26 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from loaders import trees
 from loaders.pack import Item
-from loaders.trees import File, some
+from loaders.trees import File, Listing, first_names
 
 LABEL_FILES = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}")
 _WNID = re.compile(r"n\d{8}")
-_LEVELS_UP = 4  # the labels of Kaggle's val/ lie that far above it
+_LEVELS_UP = 4  # from Kaggle's val/ to its labels file
 
 
-@dataclass(frozen=True)
-class Found:
-    """A set as it lies on a disk.
-
-    `left_out`: files that are no images of the set. `faults`: how it differs from what was
-    published, as far as is known. `group_depth`: how many folders of an item's key name the
-    part of the set in which the item counts (IN-C: corruption and severity).
-    """
-
-    items: list[Item]
-    classes: Sequence[str]
-    fingerprint: str
-    left_out: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-    group_depth: int = 0
-
-
-def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> Found:
+def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> Listing:
     """A set laid out as `<wnid>/<image>`, with any folders above.
 
-    `place`: the folder below `root` that is meant where there are several (`train`, `val`).
-    Raises ValueError naming folders that are no class of the set, two sets in one root, and files
-    of one name in one class.
+    `place`: the folder below `root` to read where there are several (`train`, `val`). Raises
+    ValueError naming folders that are no class of the set, two sets in one root, and files of the
+    same name in a class.
     """
     number = {wnid: label for label, wnid in enumerate(classes)}
 
@@ -61,7 +43,7 @@ def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> F
     return _read(below(root, place), name, classes, place_of)
 
 
-def by_integer(root: Path, name: str, classes: Sequence[str]) -> Found:
+def by_integer(root: Path, name: str, classes: Sequence[str]) -> Listing:
     """A set laid out as `<class number>/<image>` (ImageNetV2); the folder `10` is class 10."""
 
     def place_of(file: File) -> tuple[str, int]:
@@ -73,7 +55,7 @@ def by_integer(root: Path, name: str, classes: Sequence[str]) -> Found:
     return _read(root, name, classes, place_of)
 
 
-def validation(root: Path, name: str, classes: Sequence[str]) -> Found:
+def validation(root: Path, name: str, classes: Sequence[str]) -> Listing:
     """IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
 
     The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_wnid`,
@@ -96,7 +78,7 @@ def validation(root: Path, name: str, classes: Sequence[str]) -> Found:
 
 
 def below(root: Path, place: str) -> Path:
-    """The folder `place` at or under `root`, Kaggle's nesting included; `root` if there is none."""
+    """The folder `place` in `root`, or where Kaggle's archive has it; `root` if there is none."""
     for path in (root / place, root / "ILSVRC" / "Data" / "CLS-LOC" / place):
         if place and path.is_dir():
             return path
@@ -104,9 +86,9 @@ def below(root: Path, place: str) -> Path:
 
 
 def source_of(name: str, key: str) -> str:
-    """The image that an image was made from: the copies of one validation image share it."""
-    made_from = _VAL.search(key.rpartition("/")[2])
-    return made_from[0] if made_from else f"{name}/{key.rpartition('.')[0]}"
+    """The source image's name; all copies of a validation image (IN-C, drawings) share it."""
+    validation_image = _VAL.search(key.rpartition("/")[2])
+    return validation_image[0] if validation_image else f"{name}/{key.rpartition('.')[0]}"
 
 
 def faults(
@@ -114,33 +96,35 @@ def faults(
 ) -> list[str]:
     """How a set differs from what was published, a sentence each; empty where it does not.
 
-    images: of the whole set. per_class: of each class, 0 where classes differ in size.
+    `images`: published number. `per_class`: the number in each class, 0 where classes differ.
     """
     counts = np.bincount([item.label for item in items], minlength=len(classes))
-    found = [f"{len(items):,} images, not {images:,}"] if len(items) != images else []
+    differences = [f"{len(items):,} images, not {images:,}"] if len(items) != images else []
     wrong = np.flatnonzero(counts != per_class if per_class else counts == 0)
     if wrong.size:
         names = [f"{classes[i]} ({counts[i]})" for i in wrong.tolist()]
-        wanted = f"not {per_class} images" if per_class else "no image"
-        found.append(f"{wrong.size} of {len(classes)} classes have {wanted}: {some(names)}")
-    return found
+        expected = f"not {per_class} images" if per_class else "no image"
+        differences.append(
+            f"{wrong.size} of {len(classes)} classes have {expected}: {first_names(names)}"
+        )
+    return differences
 
 
 def copies(items: Iterable[Item]) -> list[str]:
-    """Pairs of images of one class that hold the same bytes under two names."""
+    """Pairs of images in the same class that hold the same bytes under two names."""
     by_size: dict[tuple[int, int], list[Item]] = {}
     for item in items:
         place = item.payload
         size = place.size if place.size >= 0 else os.stat(place.path).st_size
         by_size.setdefault((item.label, size), []).append(item)
-    found = []
-    for several in by_size.values():
-        first: dict[bytes, Item] = {}
-        for item in several if len(several) > 1 else ():
-            other = first.setdefault(trees.read(item.payload), item)
-            if other is not item:
-                found.append(f"{other.key} and {item.key}")
-    return found
+    pairs = []
+    for candidates in by_size.values():
+        by_content: dict[bytes, Item] = {}
+        for item in candidates if len(candidates) > 1 else ():
+            first_item = by_content.setdefault(trees.read(item.payload), item)
+            if first_item is not item:
+                pairs.append(f"{first_item.key} and {item.key}")
+    return pairs
 
 
 class _NoClass(Exception):
@@ -149,8 +133,8 @@ class _NoClass(Exception):
 
 def _read(
     root: Path, name: str, classes: Sequence[str], place_of: Callable[[File], tuple[str, int]]
-) -> Found:
-    """Items of every image below `root`; `place_of` gives the folder above and the label."""
+) -> Listing:
+    """Items of all images below `root`; `place_of` gives the folder above a class and the label."""
     images: list[File] = []
     left_out: list[str] = []
     for file in trees.files(root):
@@ -173,17 +157,17 @@ def _read(
         raise ValueError(_strange(root, name, strange, classes))
     if len(above) > 1:
         raise ValueError(
-            f"{root} holds more than one set: {some(list(above.values()))}; give the folder of "
-            f"{name} alone"
+            f"{root} holds more than one set: {first_names(list(above.values()))}; give the folder "
+            f"of {name} alone"
         )
     items, twins = in_order(items)
-    return Found(items, classes, trees.fingerprint(images), tuple(left_out), twins)
+    return Listing(items, classes, trees.fingerprint(images), tuple(left_out), twins)
 
 
 def in_order(items: Iterable[Item]) -> tuple[list[Item], tuple[str, ...]]:
-    """Items by key, and the fault that some have another's name but for the suffix.
+    """Items ordered by key, and the fault that files have equal names but for the suffix.
 
-    Raises ValueError naming two files of one name, and two of one validation image.
+    Raises ValueError naming two files of the same name, and two of the same validation image.
     """
     ordered = sorted(items, key=lambda item: item.key)
     seen: dict[str, Item] = {}
@@ -192,20 +176,20 @@ def in_order(items: Iterable[Item]) -> tuple[list[Item], tuple[str, ...]]:
         place, _, file = item.key.rpartition("/")
         stem = file.rpartition(".")[0]
         part = place.rpartition("/")[0]
-        # A validation image belongs to one class; other sets only name files within a class.
+        # A validation image belongs to one class; names of other images are unique in a class.
         is_validation = _VAL.fullmatch(stem) is not None
         unique = f"{part}/{stem}" if is_validation else f"{place}/{stem}"
-        other = seen.get(unique)
-        if other is not None and (is_validation or other.key == item.key):
+        earlier = seen.get(unique)
+        if earlier is not None and (is_validation or earlier.key == item.key):
             raise ValueError(
-                f"{_shown(other)} and {_shown(item)} are the same image twice; remove one"
+                f"{_shown(earlier)} and {_shown(item)} are the same image twice; remove one"
             )
-        if other is not None:
-            twins.append(f"{other.key} and {item.key}")
+        if earlier is not None:
+            twins.append(f"{earlier.key} and {item.key}")
         seen[unique] = item
     if not twins:
         return ordered, ()
-    return ordered, (f"{len(twins)} pairs have one name but for the suffix: {some(twins)}",)
+    return ordered, (f"{len(twins)} pairs have one name but for the suffix: {first_names(twins)}",)
 
 
 def _shown(item: Item) -> str:
@@ -226,7 +210,7 @@ def _strange(root: Path, name: str, strange: Mapping[str, str], classes: Sequenc
     else:
         hint = f"images of {name} lie in one folder a class; give the folder above those"
     shown = [f"{folder or '.'} ({path})" for folder, path in strange.items()]
-    return f"{root}: {len(folders)} folders are no class of {name}: {some(shown)}. {hint}"
+    return f"{root}: {len(folders)} folders are no class of {name}: {first_names(shown)}. {hint}"
 
 
 def _flat(file: File) -> bool:

@@ -1,10 +1,10 @@
 """emoji-RIB: the newcomer's benchmark, a real distribution shift that a registry can carry.
 
-ImageNet and its eight shifted sets hide behind forms and hundreds of gigabytes. Ten vendors' emoji
-are the same kind of shift in 30 MB: the same concepts in other drawing styles. Two styles play the
-upstream set, eight play the downstream sets, from flat colour to black-and-white glyphs. A style
-has one drawing per concept, so several seeded renderings (background, scale, shift, rotation) make
-several images a class. The artwork is downloaded, never shipped, and credited by `credits`.
+ImageNet and its eight shifted sets need forms and hundreds of gigabytes. Emoji of ten vendors show
+the same kind of shift in 30 MB: the same concepts in different drawing styles. Two styles make the
+upstream set, eight are the downstream sets, from flat colour to black-and-white glyphs. A style has
+a single drawing per concept, so several seeded renderings (background, scale, shift, rotation) make
+several images per class. The artwork is downloaded, never shipped, and credited by `credits`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from loaders import registry
-from loaders.drawings import Drawings, FontDrawings, SvgDrawings, WebpDrawings, plain
+from loaders.benchmarks.drawings import Drawings, FontDrawings, SvgDrawings, WebpDrawings, plain
 from loaders.pack import Item
 
 RENDERING_VERSION = 1
@@ -190,10 +190,9 @@ class Artwork:
     def concepts(self) -> tuple[Concept, ...]:
         """The concepts drawn in every style, in Unicode's order.
 
-        Counted: single code points (no skin tones, genders or other joined sequences: the oldest
-        styles and the font draw base emoji only) outside the groups Symbols, Flags and Component
-        and other than the 24 clock faces, that every style draws; less those that share a drawing
-        with another in some style, whose label would be ambiguous.
+        They are single code points: the oldest styles and the font draw no joined sequences, such
+        as skin tones. Left out are the groups Symbols, Flags and Component, the 24 clock faces, and
+        concepts that share a drawing with another in any style, since their label is ambiguous.
         """
         return self._concepts
 
@@ -204,7 +203,9 @@ class Artwork:
         Raises ValueError if there are fewer than `n` concepts.
         """
         if not 0 < n <= len(self.concepts()):
-            raise ValueError(f"cannot choose {n} concepts: 1 to {len(self.concepts())} can be had")
+            raise ValueError(
+                f"cannot choose {n} concepts: 1 to {len(self.concepts())} are possible"
+            )
         turn: Counter[str] = Counter()
         ranked = []
         for concept in sorted(self.concepts(), key=lambda c: _seed(seed, c.code)):
@@ -292,7 +293,7 @@ class Artwork:
 def fetch(cache: Path, progress: bool = True) -> Artwork:
     """Download whatever of the ten styles is not in `cache` yet, verify all, and open it.
 
-    30 MB in all. Raises RegistryError naming the first package that could not be had.
+    30 MB in all. Raises RegistryError naming the first package that could not be fetched.
     """
     cache = Path(cache)
 
@@ -362,7 +363,7 @@ def contact_sheet(
 
 
 def credits() -> list[dict[str, str]]:
-    """Whom the report must credit: one row per style, then the metadata, with its licence."""
+    """What the report must credit, with licences: a row for each style, then the metadata."""
     rows = [(style.name, style) for style in STYLES.values()] + [("metadata", METADATA)]
     keys = ("package", "version", "licence", "credit", "url")
     return [{"name": name} | {key: getattr(entry, key) for key in keys} for name, entry in rows]

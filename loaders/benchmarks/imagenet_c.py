@@ -1,24 +1,24 @@
 """ImageNet-C: fifteen corruptions of the validation set in five strengths, whole or thinned.
 
-All of it is 3.75 million images, 75 times the size of any other set here. As a set to fine-tune on,
-and as the cheap set to be judged on, a sample is drawn that keeps corruption, severity and class
-in balance.
+The whole set has 3.75 million images, 75 times as many as any other set of the benchmark. To
+fine-tune on it, and to evaluate cheaply, a sample is drawn in which corruptions, severities and
+classes are balanced.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from loaders import trees
-from loaders.imagenet import Found, in_order, source_of
+from loaders.benchmarks.imagenet import in_order, source_of
 from loaders.pack import Item
-from loaders.trees import some
+from loaders.trees import Listing, first_names
 
 GROUPS = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -30,20 +30,20 @@ CORRUPTIONS = tuple(name for names in GROUPS.values() for name in names)
 SEVERITIES = ("1", "2", "3", "4", "5")
 PARTS = tuple(f"{name}/{severity}" for name, severity in product(CORRUPTIONS, SEVERITIES))
 PER_PART = 50_000  # images
-DEPTH = 2  # corruption/severity: the parts of an item's key that say what it counts in
+DEPTH = 2  # an item's key begins with the two folders corruption/severity
 
 
 def read(
     root: Path, name: str, classes: Sequence[str], subsample: int | None = None, seed: int = 0
-) -> Found:
+) -> Listing:
     """`<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or as .tar.
 
-    subsample: how many images to draw, as `draw` does; None takes all. Files of corruptions beyond
-    the fifteen (the release's extra ones) are left out. Raises ValueError naming folders of an
-    unknown severity or class.
+    `subsample`: the number of images to `draw`; None takes all. Corruptions beyond the fifteen (the
+    release has four more) are left out. Raises ValueError naming folders of an unknown severity or
+    class.
     """
     number = {wnid: label for label, wnid in enumerate(classes)}
-    hashed = hashlib.sha256()  # file by file: millions would take gigabytes
+    hashed = hashlib.sha256()  # file by file: a list of millions would take gigabytes
     left_out: list[str] = []
     items: list[Item] = []
     for file in trees.files(root):
@@ -65,19 +65,37 @@ def read(
             f"with {', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
         )
     counts = Counter(part_of(item.key) for item in items)
-    wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] != PER_PART]
-    fault = f"{len(wrong)} of 75 parts have not {PER_PART:,} images: {some(wrong)}"
     items, twins = in_order(items)
     if subsample is not None:
         items = draw(items, subsample, seed)
-    return Found(
+    return Listing(
         items,
         classes,
         hashed.hexdigest(),
         tuple(left_out),
-        faults=(*((fault,) if wrong else ()), *twins),
+        faults=(*_faults(counts), *twins),
         group_depth=DEPTH,
     )
+
+
+def _faults(counts: Mapping[str, int]) -> Iterator[str]:
+    """Which parts are missing, each by name, and which have another number of images."""
+    missing = [part for part in PARTS if not counts[part]]
+    if missing:
+        by_corruption = [
+            (name, [part[-1] for part in missing if part.startswith(f"{name}/")])
+            for name in CORRUPTIONS
+        ]
+        named = [
+            name if len(severities) == len(SEVERITIES) else f"{name}/{','.join(severities)}"
+            for name, severities in by_corruption
+            if severities
+        ]
+        yield f"{len(missing)} of {len(PARTS)} parts are missing: {' '.join(named)}"
+    wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] not in (0, PER_PART)]
+    if wrong:
+        shown = first_names(wrong)
+        yield f"{len(wrong)} of {len(PARTS)} parts have not {PER_PART:,} images: {shown}"
 
 
 def part_of(key: str, depth: int = DEPTH) -> str:
@@ -86,10 +104,10 @@ def part_of(key: str, depth: int = DEPTH) -> str:
 
 
 def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """`count` of the items (in order), balanced over `corruption/severity` and over classes.
+    """`count` of the items, in their order, balanced over `corruption/severity` and over classes.
 
-    Parts of the set get the same number of images, give or take one; so do the classes of a part,
-    and, over all parts, the classes. Where a part and class has too few images, others make up.
+    Numbers of images differ by at most one between parts, between the classes of a part, and
+    between classes over all parts. What a class of a part lacks is drawn from all the rest.
     """
     if not 0 < count <= len(items):
         raise ValueError(f"subsample={count}: the set has {len(items)} images; full takes all")
@@ -112,7 +130,7 @@ def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
 def _quotas(
     parts: Sequence[str], labels: Sequence[int], count: int, seed: int
 ) -> Iterator[tuple[tuple[str, int], int]]:
-    """How many images each part and class gives, zeros left out."""
+    """How many images to draw of each part and class, zeros left out."""
     each, rest = divmod(count, len(parts) * len(labels))
     random = np.random.default_rng([seed, len(parts), len(labels)])
     order = random.permutation(labels)
@@ -120,7 +138,7 @@ def _quotas(
     extra[random.permutation(len(parts))[: rest % len(parts)]] += 1
     start = 0
     for part, more in zip(parts, extra.tolist(), strict=True):
-        # Parts take turns on one mixed list of classes, so that no class is drawn more often.
+        # All parts go round the same shuffled list of classes, so that classes stay balanced.
         favoured = {int(order[(start + i) % len(order)]) for i in range(more)}
         start += more
         for label in labels:

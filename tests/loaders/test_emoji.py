@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from loaders import drawings, emoji, registry
+from loaders import registry
+from loaders.benchmarks import drawings, emoji
 from loaders.registry import RegistryError
 
-ROOT = Path(emoji.__file__).resolve().parents[1]
+ROOT = Path(emoji.__file__).resolve().parents[2]
 # The stand-in font draws letters, so the stand-in emoji are letters: a to h, less i (not in one).
 LETTERS = {f"{ord(letter):x}": f"letter-{letter}" for letter in "abcdefghi"}
 SHAPE = '<path d="M2 2H{x}V14H2z" fill="{fill}"/>'
@@ -164,7 +165,7 @@ def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: P
 
 
 def test_the_seed_is_the_same_in_another_process():
-    code = "from loaders import emoji; print(emoji._seed(0, 'noto', '1f436', 2))"
+    code = "from loaders.benchmarks import emoji; print(emoji._seed(0, 'noto', '1f436', 2))"
     environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -204,7 +204,7 @@ def test_missing_linked_and_damaged_members_are_named(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.network
 def test_the_real_clients_agree_with_the_pins(tmp_path: Path):
-    from loaders import emoji
+    from loaders.benchmarks import emoji
 
     style, metadata = emoji.STYLES["emojione"], emoji.METADATA
     assert registry.npm(style.package, style.version, style.integrity, tmp_path).is_file()

@@ -280,9 +280,17 @@ def test_count_must_fit(tmp_path: Path) -> None:
         Pack.open(pack.folder)
 
 
+def test_a_folder_of_other_things_is_not_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileNotFoundError, match=r"manifest.json: missing, .*; encode it$"):
+        Pack.open(tmp_path)
+    with pytest.raises(FileExistsError, match="exists and is no pack; move it away or choose"):
+        make(tmp_path)
+
+
 def test_other_transform_or_classes_are_named(tmp_path: Path) -> None:
     folder = make(tmp_path / "p").folder
-    with pytest.raises(ValueError, match=r"another transform \(crop: 0.875, not 0.9\); delete"):
+    with pytest.raises(ValueError, match=r"crop: 0.875, not 0.9\); .*model.crop=0.875$"):
         Pack.open(folder, transform_spec=SPEC | {"crop": 0.9})
     with pytest.raises(ValueError, match=r"another class list \(3 classes, not 2; .*class 1 on"):
         Pack.open(folder, classes=("bee", "dog"))

@@ -1,0 +1,1 @@
+"""Benchmarks whose sets are read from their official files, or drawn."""

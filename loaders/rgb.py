@@ -1,0 +1,69 @@
+"""An image file of any kind as the RGB pixels, 8 bits a channel, that models see."""
+
+from __future__ import annotations
+
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageColor
+
+WHITE = "white"
+# Pillow decodes these itself. For others, such as EPS, it starts a program on the file's content.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
+_ORIENTATION = 0x0112  # EXIF
+
+
+def open_image(file: IO[bytes]) -> Image.Image:
+    """The image as it is stored: its mode is unchanged, its orientation tag is not applied.
+
+    Raises UnidentifiedImageError where the content, whatever the file's name, has another format.
+    """
+    image = Image.open(file, formats=_FORMATS)
+    image.load()
+    return image
+
+
+def to_rgb(image: Image.Image, background: str = WHITE) -> tuple[Image.Image, str]:
+    """The image as RGB, and in words what was unusual about it; empty for a plain RGB image.
+
+    Transparent pixels are composited on `background`, a colour as Pillow names it. Grey of 16 bits
+    keeps its high byte, as Pillow keeps that of 16-bit colour. Palettes, grey and CMYK become RGB
+    as Pillow converts them. Of an animation the first frame is taken. Raises ValueError for floats
+    and 32-bit integers: nothing says which range they have.
+    """
+    pixels, unusual = image, []
+    if image.mode in ("I", "F") and image.format != "PPM":
+        raise ValueError(f"the range of pixels of mode {image.mode} is unknown; use 8 or 16 bits")
+    if image.mode.startswith("I"):
+        unusual.append("16 bits scaled to 8")
+        pixels = _high_bytes(image)
+    elif image.mode != "RGB":
+        unusual.append(f"{image.mode} converted to RGB")
+    if pixels.has_transparency_data:
+        rgba = pixels.convert("RGBA")
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            unusual.append(f"composited on {background}")
+            pixels = Image.new("RGBA", rgba.size, background)
+            pixels.alpha_composite(rgba)
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        unusual.append("orientation tag not applied")
+    if getattr(image, "is_animated", False):
+        unusual.append("animated, first frame taken")
+    return pixels.convert("RGB"), ", ".join(unusual)
+
+
+def colour(name: str) -> tuple[int, ...]:
+    """Red, green and blue (0 to 255) of a colour as Pillow names it. Raises ValueError."""
+    levels = ImageColor.getrgb(name)
+    if len(levels) != 3 or not 0 <= min(levels) <= max(levels) <= 255:
+        raise ValueError(f"{name!r} is no opaque colour")
+    return levels
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as 8 bits, with an alpha channel where a level of grey is transparent."""
+    levels = np.asarray(image)
+    grey = Image.fromarray((levels >> 8).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray((levels != transparent).astype(np.uint8) * 255))
+    return grey

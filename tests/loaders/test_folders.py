@@ -1,0 +1,143 @@
+"""Folders of images as users have them: what is listed, what is named, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from imagenet_trees import archive, draw
+from PIL import Image
+
+from loaders import folders, trees
+from loaders.rgb import to_rgb
+
+
+def tree(root: Path) -> Path:
+    for number, name in enumerate(("cat/1.jpg", "cat/2.png", "dog/a.b.png")):
+        draw(root / name, [number])
+    return root
+
+
+def test_a_folder_is_listed_by_class_and_name(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set")
+    listing = folders.read(root)
+    assert listing.classes == ["cat", "dog"]
+    shown = [(item.label, item.source, item.key) for item in listing.items]
+    assert shown == [
+        (0, "cat/1", "cat/1.jpg"),
+        (0, "cat/2", "cat/2.png"),
+        (1, "dog/a.b", "dog/a.b.png"),
+    ]
+    stamps = [
+        f"{key} {(root / key).stat().st_size} {(root / key).stat().st_mtime_ns}"
+        for _, _, key in shown
+    ]
+    # Packs that are there are compared by this text.
+    assert listing.fingerprint == hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+    assert listing.left_out == ()
+
+
+def test_what_is_no_image_of_a_class_is_left_out_by_name(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set")
+    for name in ("notes.txt", "top.png", "cat/._1.jpg", "cat/deeper/3.png"):
+        draw(root / name, [9]) if name.endswith(".png") else (root / name).write_text("x")
+    listing = folders.read(root)
+    assert len(listing.items) == 3
+    assert set(listing.left_out) == {"notes.txt", "top.png", "cat/._1.jpg", "cat/deeper/3.png"}
+
+
+def test_folders_and_archives_give_the_same_pixels(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "cat").mkdir(parents=True)
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(root / "cat" / "clear.png")
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(root / "cat" / "deep.png")
+    Image.new("CMYK", (4, 4), (1, 2, 3, 4)).save(root / "cat" / "ink.jpg")
+    packed = trees.files(archive(root, tmp_path / "set.tar"))
+    pairs = zip(folders.read(root).items, packed, strict=True)
+    kinds = []
+    for item, file in pairs:
+        assert item.key == file.path
+        first, second = (to_rgb(trees.open_image(place)) for place in (item.payload, file.place))
+        assert np.array_equal(np.asarray(first[0]), np.asarray(second[0]))
+        assert first[1] == second[1]
+        kinds.append(first[1])
+    assert kinds == [
+        "RGBA converted to RGB, composited on white",
+        "16 bits scaled to 8",
+        "CMYK converted to RGB",
+    ]
+
+
+def special(root: Path, kind: str) -> None:
+    """A file in a class folder that must never be opened."""
+    path = root / "cat" / "3.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        here = os.getcwd()
+        os.chdir(path.parent)  # the path of a socket is limited to 108 bytes
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+        os.chdir(here)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, kind: str) -> None:
+    root = tree(tmp_path / "set")
+    special(root, kind)
+    with pytest.raises(ValueError, match=r"cat/3.png is neither a file nor a folder; remove it"):
+        folders.read(root)
+
+
+def test_names_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set")
+    (root / "cat" / "1.jpg").rename(root / "cat" / os.fsdecode(b"\xff.jpg"))
+    with pytest.raises(ValueError, match=r"the name 'cat/\\udcff.jpg' is not UTF-8; rename it"):
+        folders.read(root)
+
+
+def test_deep_folders_and_links_end(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set")
+    here = os.getcwd()
+    os.chdir(root / "cat")
+    for _ in range(100):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(here)
+    with pytest.raises(ValueError, match=r"lies more than 64 folders deep; is it the right place"):
+        folders.read(root)
+    linked = tmp_path / "linked"
+    for level in range(40):  # 2^40 paths
+        folder = linked / f"{level:02d}"
+        folder.mkdir(parents=True)
+        for name in ("x", "y"):
+            (folder / name).symlink_to(linked / f"{level + 1:02d}")
+    draw(linked / "40" / "1.png", [0])
+    with pytest.raises(ValueError, match=r"is a link to .*, which is read already; remove the"):
+        folders.read(linked)
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "1.png").open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(ValueError, match=r"1.png holds 1,099,511,627,776 bytes, too many"):
+        trees.open_image(trees.Place(str(tmp_path / "1.png")))
+
+
+def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone is not a folder; it should hold one folder a class"):
+        folders.read(tmp_path / "gone")
+    (tmp_path / "set").mkdir()
+    draw(tmp_path / "set" / "1.png", [0])
+    with pytest.raises(ValueError, match=r"holds no images as <class>/<image> \(.jpg, .jpeg"):
+        folders.read(tmp_path / "set")
+    tree(tmp_path / "set")
+    (tmp_path / "set" / "emu").mkdir()
+    with pytest.raises(ValueError, match="set has classes without images: emu"):
+        folders.read(tmp_path / "set")

@@ -1,0 +1,133 @@
+"""Images of every kind become the RGB pixels that the docstring promises, and are named."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+
+from loaders.rgb import colour, open_image, to_rgb
+
+LEVELS = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+RED = (200, 40, 40)
+
+
+def stored(image: Image.Image, kind: str, **options: Any) -> Image.Image:
+    """The image as it comes back from a file of that kind."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return open_image(buffer)
+
+
+def rows(image: Image.Image) -> list[tuple[int, ...]]:
+    """The pixels of the first row."""
+    assert image.mode == "RGB"
+    return [tuple(pixel) for pixel in np.asarray(image)[0].tolist()]
+
+
+def fading(*alphas: int) -> Image.Image:
+    pixels = np.array([[(*RED, alpha) for alpha in alphas]], np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparency_is_composited_on_the_background(kind: str) -> None:
+    image = stored(fading(255, 0, 51), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    on_white, unusual = to_rgb(image)
+    assert rows(on_white)[:2] == [RED, (255, 255, 255)]
+    assert rows(on_white)[2] == pytest.approx([0.2 * c + 0.8 * 255 for c in RED], abs=1)
+    assert unusual == "RGBA converted to RGB, composited on white"
+    on_grey, unusual = to_rgb(image, "rgb(90,100,110)")
+    assert rows(on_grey)[:2] == [RED, (90, 100, 110)]
+    assert unusual == "RGBA converted to RGB, composited on rgb(90,100,110)"
+
+
+def test_every_kind_of_transparency_counts() -> None:
+    black = Image.new("RGB", (2, 1))
+    black.putpixel((0, 0), RED)
+    palette = black.quantize(2)
+    keyed = stored(black, "PNG", transparency=(0, 0, 0))
+    assert keyed.mode == "RGB"
+    assert [rows(to_rgb(keyed)[0]), to_rgb(keyed)[1]] == [
+        [RED, (255, 255, 255)],
+        "composited on white",
+    ]
+    clear = palette.getpixel((1, 0))
+    for kind in ("PNG", "GIF"):
+        converted, unusual = to_rgb(stored(palette, kind, transparency=clear))
+        assert rows(converted) == [RED, (255, 255, 255)]
+        assert unusual.startswith("P converted to RGB, composited on white")
+    grey = Image.fromarray(np.array([[[70, 255], [70, 0]]], np.uint8), "LA")
+    assert rows(to_rgb(stored(grey, "PNG"))[0]) == [(70,) * 3, (255,) * 3]
+
+
+def test_opaque_images_keep_their_pixels() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    plain = Image.fromarray(noise)
+    opaque = plain.convert("RGBA")
+    for image, named in (
+        (stored(plain, "PNG"), ""),
+        (stored(opaque, "PNG"), "RGBA converted to RGB"),
+        (stored(plain, "PNG", transparency=(1, 2, 3)), ""),
+        (stored(plain.convert("L"), "PNG"), "L converted to RGB"),
+        (stored(plain.convert("1"), "PNG"), "1 converted to RGB"),
+        (stored(plain.quantize(9), "PNG"), "P converted to RGB"),
+        (stored(plain.convert("CMYK"), "JPEG"), "CMYK converted to RGB"),
+    ):
+        converted, unusual = to_rgb(image, "black")
+        assert np.array_equal(np.asarray(converted), np.asarray(image.convert("RGB")))
+        assert unusual == named
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled(kind: str) -> None:
+    image = stored(Image.fromarray(LEVELS), kind)
+    converted, unusual = to_rgb(image)
+    assert rows(converted) == [(level,) * 3 for level in (0, 0, 1, 128, 255)]
+    assert unusual == "16 bits scaled to 8"
+
+
+def test_a_transparent_level_of_16_bits_counts() -> None:
+    image = stored(Image.fromarray(LEVELS), "PNG", transparency=32768)
+    assert image.mode.startswith("I;16")
+    converted, unusual = to_rgb(image, "black")
+    assert rows(converted) == [(level,) * 3 for level in (0, 0, 1, 0, 255)]
+    assert unusual == "16 bits scaled to 8, composited on black"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_an_unknown_range_are_refused(dtype: type) -> None:
+    image = stored(Image.fromarray(LEVELS.astype(dtype)), "TIFF")
+    with pytest.raises(ValueError, match=r"range of pixels of mode [IF] is unknown"):
+        to_rgb(image)
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (4, 4), name) for name in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        image = stored(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+        converted, unusual = to_rgb(image)
+        assert rows(converted)[0] == (255, 0, 0)
+        assert unusual.endswith("animated, first frame taken")
+
+
+def test_content_that_is_no_raster_image_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: started.append(given))
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+    Image.init()
+    assert Image.open(io.BytesIO(content)).format == "EPS", "Pillow alone would open it"
+    with pytest.raises(UnidentifiedImageError):
+        open_image(io.BytesIO(content))
+    assert not started
+
+
+def test_colours() -> None:
+    assert colour("white") == colour("#fff") == (255, 255, 255)
+    assert colour("rgb(1,2,3)") == (1, 2, 3)
+    for wrong in ("", "whitish", "rgb(300,0,0)", "#ffffff80"):
+        with pytest.raises(ValueError, match=r"colou?r"):
+            colour(wrong)
