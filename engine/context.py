@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from engine.machine import compiled, precision, ranks
 from engine.methods.base import Mixed, Trained, siblings
 from engine.schema import OptimizerRecipe, Recipe, TrainRecipe
 from engine.weights import checkpoints
+from loaders.batch import on_device
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +171,10 @@ class Context:
     def features(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
     ) -> torch.Tensor:
-        """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set.
+        """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
-        On a CPU they are mapped from their file, and read as they are used.
+        They are mapped from their file and read as they are used, so that a set of any size takes
+        no memory: `on_device` moves the rows of a batch.
         Made in the precision of evaluation, or in that of training where weights depend on them.
         """
         key = self.features_key(cell, labelled, training=training)
@@ -190,7 +192,7 @@ class Context:
                 shutil.rmtree(slices, ignore_errors=True)
         # Copied where written to: torch wants arrays that can be.
         array = np.load(found.checked("features.npy"), mmap_mode="c", allow_pickle=False)
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(array)
 
     def features_key(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
@@ -204,11 +206,21 @@ class Context:
             "batch_size": self.recipe.evaluate.batch_size,
         }
 
-    def logits(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
-        """Logits [N, C] of a teacher for a whole set, from its features."""
+    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
+        """A teacher: gives logits [b, C] for the images at `index` (int64 [b]) of a set.
+
+        They are float32, on the device, and carry no gradient. Its head reads features that were
+        computed once a set, and only a batch of them is ever on the device.
+        """
+        features_ND = self.features(cell, labelled, training=True)
         head = models.head(self.network(cell))
-        with torch.no_grad():
-            return head(self.features(cell, labelled, training=True))
+
+        @torch.no_grad()
+        def teacher(index: np.ndarray) -> torch.Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                return head(on_device(features_ND[index], self.device))
+
+        return teacher
 
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model, loaded on the device, in eval mode.

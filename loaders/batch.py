@@ -50,9 +50,9 @@ class Source(Protocol):
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]: ...
 
 
-def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def on_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A small array on the device. The host does not wait for a GPU, as it would in `.to` alone."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.as_tensor(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -16,7 +16,7 @@ from engine import models
 from engine.methods.base import Export, FrozenBackbone
 from engine.schema import MethodRecipe
 from kernels.distill import distill_loss
-from loaders.batch import Batch
+from loaders.batch import Batch, on_device
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -41,8 +41,13 @@ class Method(FrozenBackbone):
     def loss(self, batch: Batch) -> torch.Tensor:
         if self.features_ND is None:
             return super().loss(batch)
-        logits = self.grouped(self.head(self.features_ND[batch.rows]))
+        logits = self.grouped(self.head(self.features(batch)))
         return distill_loss(logits, None, self.targets(batch), mask=self.mask_C)
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        """Features [b, D] of a batch, on the device."""
+        assert self.features_ND is not None
+        return on_device(self.features_ND[batch.index], self.head.weight.device)
 
     def export(self) -> Export:
         return Export(self.net.state_dict(), shares_backbone=self.features_ND is not None)
