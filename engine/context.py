@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.schema import Recipe
 from engine.weights import checkpoints
+from loaders.batch import on_device
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +174,10 @@ class Context:
     def features(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
     ) -> torch.Tensor:
-        """Pre-logits [N, D] (float32, on the device) of a cell's backbone for a whole set.
+        """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
-        On a CPU they are mapped from their file, and read as they are used.
+        They are mapped from their file and read as they are used, so that a set of any size takes
+        no memory: `on_device` moves the rows of a batch.
         Made in the form of evaluation, or in that of training where weights depend on them.
         """
         key = self.features_key(cell, labelled, training=training)
@@ -193,7 +195,7 @@ class Context:
                 shutil.rmtree(slices, ignore_errors=True)
         # Copied where written to: torch wants arrays that can be.
         array = np.load(found.checked("features.npy"), mmap_mode="c", allow_pickle=False)
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(array)
 
     def features_key(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
@@ -210,11 +212,21 @@ class Context:
         of = Form.of_training if training else Form.of_evaluation
         return of(self.recipe, self.device)
 
-    def logits(self, cell: Cell, labelled: LabelledSet) -> torch.Tensor:
-        """Logits [N, C] of a teacher for a whole set, from its features."""
+    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
+        """A teacher: gives logits [b, C] for the images at `index` (int64 [b]) of a set.
+
+        They are float32, on the device, and carry no gradient. Its head reads features that were
+        computed once a set, and only a batch of them is ever on the device.
+        """
+        features_ND = self.features(cell, labelled, training=True)
         head = models.head(self.network(cell))
-        with torch.no_grad():
-            return head(self.features(cell, labelled, training=True))
+
+        @torch.no_grad()
+        def teacher(index: np.ndarray) -> torch.Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                return head(on_device(features_ND[index], self.device))
+
+        return teacher
 
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model, loaded on the device, in eval mode.

@@ -124,7 +124,9 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
         sets = {}
         for name in names:
             labelled = context.sets[name]
-            sets[name] = Labelled(context.features(context.base, labelled), labelled.labels)
+            sets[name] = Labelled(
+                context.features(context.base, labelled).to(context.device), labelled.labels
+            )
             context.sets.release(name)
         found = matrix(sets, len(context.sets.classes), options, _Solved(pending / SOLVED))
         (folder / MATRIX).write_text(json.dumps(found.plain()))

@@ -170,7 +170,7 @@ def _from_features(
         said = []
         with torch.inference_mode():
             for index in _chunks(context, cut):
-                x_ND = shared_ND[torch.from_numpy(index).to(context.device)]
+                x_ND = on_device(shared_ND[index], context.device)
                 # Gives each head's logits bit for bit, which one wide product of all does not.
                 x_HND = x_ND.expand(len(heads), *x_ND.shape)
                 logits_HNC = torch.baddbmm(biases_H1C, x_HND, weights_HDC)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from engine.data import grouping
 from engine.errors import DivergedError
+from loaders.batch import on_device
 
 log = logging.getLogger(__name__)
 EXCESS = 1e-10  # nats by which a fitted objective may exceed its least value
@@ -42,8 +43,9 @@ _HISTORY = 20  # pairs of vectors, each as large as the head
 class Problem:
     """What a head is fitted to.
 
-    features_ND: float32; labels_N: int64, in the head's order; rows_n: int64, the images that take
-    part; all on the head's device. l2 > 0. mask_C: bool, True where an output takes part, or None.
+    features_ND: float32, on the CPU, mapped from its file where the set is large; labels_N: int64,
+    in the head's order, on the head's device; rows_n: int64, on the CPU, the images that take part.
+    l2 > 0. mask_C: bool, True where an output takes part, or None.
     members_GM: int64, the outputs of each class, or None.
     """
 
@@ -84,7 +86,8 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
         total = problem.l2 / 2 * torch.as_tensor(pull)
         total.backward()
         for rows in problem.rows_n.split(_CHUNK):
-            logits_bC = F.linear(problem.features_ND[rows].double(), weight, bias)
+            features_bD = on_device(problem.features_ND[rows], weight.device)
+            logits_bC = F.linear(features_bD.double(), weight, bias)
             logits_bC = grouping.summed(logits_bC, problem.members_GM)
             if problem.mask_C is not None:
                 logits_bC = logits_bC.masked_fill(~problem.mask_C, -torch.inf)

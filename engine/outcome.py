@@ -79,15 +79,4 @@ def change_draws(banks: Mapping[str, predictions.Bank[str]]) -> dict[str, np.nda
         name: (bank.sums("after", [0]) - bank.sums("before", [0]))[:, :, None]
         for name, bank in banks.items()
     }
-
-    def draw(start: int, stop: int) -> np.ndarray:
-        drawn = bootstrap.means(banks, columns, resamples=stop, seed=0, start=start)
-        return 100 * np.concatenate(list(drawn.values()), axis=1)
-
-    drawn = bootstrap.until(
-        draw,
-        lambda drawn: metrics.is_known(bootstrap.ends(samples).error for samples in drawn.T),
-        first=metrics.RESAMPLES,
-        most=metrics.MOST,
-    )
-    return dict(zip(banks, drawn.T, strict=True))
+    return dict(zip(banks, metrics.settled_draws(banks, columns).T, strict=True))

@@ -26,14 +26,15 @@ class OnOwnSet(Accuracy):
     """A row's accuracy on a user's set, and its change from the pre-trained model's, in points.
 
     change_low, change_high: the change's 95% interval over source images (the population:
-    `bootstrap`), if asked for. mask and classes: as in `zoo.Row`.
+    `bootstrap`), if asked for; error: the Monte-Carlo standard error of its ends. mask and classes: as in `zoo.Row`.
     """
 
-    change: float | None
-    change_low: float | None
-    change_high: float | None
-    mask: str
-    classes: int
+    change: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
+    error: float = 0.0
+    mask: str = "none"
+    classes: int = 0
 
 
 def judged(
@@ -89,15 +90,17 @@ def _rows(
     grid = metrics.gather(evaluations)
     ((name, bank),) = grid.banks.items()
     before, *after = sorted(grid.accuracy, key=lambda row: row.method != PRE)
-    ends: list[tuple[float | None, float | None]] = [(None, None)] * (1 + len(after))
+    ends: list[tuple[float | None, float | None, float]] = [(None, None, 0.0)] * (1 + len(after))
     if intervals:
         start = bank.sums((before.arm, ""), grid.seeds)
         sums = [bank.sums((row.arm, row.downstream), grid.seeds) - start for row in after]
         columns = {name: np.stack(sums, axis=-1)}
-        draws = bootstrap.means(grid.banks, columns, resamples=metrics.RESAMPLES, seed=0)[name]
-        ends[1:] = [bootstrap.interval(100 * samples) for samples in draws.T]
+        draws = metrics.settled_draws(grid.banks, columns)
+        ends[1:] = [bootstrap.ends(samples) for samples in draws.T]
     rows = []
-    for row, (low, high) in zip([before, *after], ends, strict=True):
+    for row, end in zip([before, *after], ends, strict=True):
         change = None if row is before else row.accuracy - before.accuracy
-        rows.append(OnOwnSet(*row.key, row.n, row.accuracy, change, low, high, mask, classes))
+        rows.append(
+            OnOwnSet(*row.key, row.n, row.accuracy, row.headline, change, *end, mask, classes)
+        )
     return rows

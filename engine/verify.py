@@ -112,9 +112,8 @@ def text(model: str, checks: list[Check]) -> str:
 
 
 def _half_width(bank: predictions.Bank[str], name: str) -> float:
-    columns = {name: 100 * bank.sums(name, [0])[:, :, None]}
-    found = bootstrap.means({name: bank}, columns, resamples=metrics.RESAMPLES, seed=0)
-    return bootstrap.half_width(found[name][:, 0])
+    columns = {name: bank.sums(name, [0])[:, :, None]}
+    return bootstrap.half_width(metrics.settled_draws({name: bank}, columns)[:, 0])
 
 
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:

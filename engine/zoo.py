@@ -24,8 +24,8 @@ from engine.context import Context, Request, cache_folder
 from engine.data import imagenet
 from engine.data.sets import Sets, names_in_head, pack_of, published_among_its_classes
 from engine.machine import ranks
-from engine.measures import bootstrap, predictions
-from engine.measures.metrics import RESAMPLES
+from engine.measures import bootstrap, metrics, predictions
+from engine.measures.standings import rounded
 from engine.merge import Mix
 from engine.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.weights import checkpoints, descriptions
@@ -54,6 +54,7 @@ class Row:
     accuracy: float
     low: float | None = None
     high: float | None = None
+    error: float = 0.0  # Monte-Carlo standard error of the interval's ends
     mask: str = "none"
     classes: int = 0
 
@@ -200,7 +201,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer.writerow(HEADS)
     for row in rows:
         alpha = "" if row.alpha is None else f"{row.alpha:.10g}"
-        ends = ["" if end is None else f"{end:.6f}" for end in (row.low, row.high)]
+        ends = ["" if end is None else rounded(end, row.error, 6) for end in (row.low, row.high)]
         accuracy = f"{row.accuracy:.6f}"
         writer.writerow([row.model, alpha, row.set, row.n, accuracy, *ends, row.mask, row.classes])
     with room_for(path):
@@ -218,7 +219,9 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         model = row.model.removesuffix(f"/{checkpoints.WEIGHTS}")  # of a cell, named by its folder
         label = model if row.alpha is None else f"{row.alpha:.10g}"
-        unsure = "" if row.low is None or row.high is None else f" ±{(row.high - row.low) / 2:.2f}"
+        unsure = ""
+        if row.low is not None and row.high is not None:
+            unsure = f" ±{rounded((row.high - row.low) / 2, row.error, 2)}"
         lines.setdefault(label, {})[row.set] = f"{row.accuracy:.2f}{unsure}"
     counts = {row.set: row.n for row in rows}
     classes = {row.set: row.classes for row in rows}
@@ -355,6 +358,8 @@ def _rows(
     if not intervals:
         return rows
     sums = np.stack([seen.sums(number, [0]) for number in range(len(rows))], axis=-1)
-    draws = bootstrap.means({name: seen}, {name: sums}, resamples=RESAMPLES, seed=0)[name]
-    ends = [bootstrap.interval(100 * samples) for samples in draws.T]
-    return [dataclasses.replace(r, low=a, high=b) for r, (a, b) in zip(rows, ends, strict=True)]
+    draws = metrics.settled_draws({name: seen}, {name: sums})
+    return [
+        dataclasses.replace(row, **bootstrap.ends(samples)._asdict())
+        for row, samples in zip(rows, draws.T, strict=True)
+    ]

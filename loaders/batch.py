@@ -50,9 +50,9 @@ class Source(Protocol):
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]: ...
 
 
-def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def on_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A small array copied to the device. The host does not wait for the copy to a GPU."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.as_tensor(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

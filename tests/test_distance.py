@@ -212,6 +212,7 @@ def context_of(sets, folder):
     return asked, SimpleNamespace(
         sets=Sets({name: SimpleNamespace(name=name, labels=s.labels) for name, s in sets.items()}),
         base="base",
+        device=torch.device("cpu"),
         recipe=SimpleNamespace(model=SimpleNamespace(name="model")),
         store=Store(folder),
         features=lambda cell, one: sets[one.name].features,

@@ -203,7 +203,7 @@ def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
             x = images(grid, "few", np.arange(len(found)), arch)
             wanted = net.forward_head(net.forward_features(x), pre_logits=True)
             torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
-            logits = context.logits(context.base, context.sets["few"])
+            logits = context.logits(context.base, context.sets["few"])(np.arange(len(found)))
             torch.testing.assert_close(logits.double(), net(x), rtol=1e-3, atol=1e-4)
 
 

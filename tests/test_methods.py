@@ -24,6 +24,8 @@ from grids import (
     weights,
 )
 from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything, some
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine import fisher, models
 
@@ -154,6 +156,34 @@ def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor
         for name, g in zip(sums, torch.autograd.grad(loss, list(net.parameters())), strict=True):
             sums[name] += g**2
     return {name: total / len(index) for name, total in sums.items()}
+
+
+class Matrices(TorchDispatchMode):
+    """Keeps the shapes of all float matrices that operations give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.shapes |= {tuple(t.shape) for t in tensors if t.ndim == 2 and t.is_floating_point()}
+        return result
+
+
+def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkeypatch):
+    context = grid.context()
+    context.features(context.base, context.target, training=True)  # made, and read from now on
+    with Matrices() as made:
+        case = prepared(grid, "method=lwf")
+        case.method.loss(case.batch)
+    assert (len(case.batch), len(CLASSES)) in made.shapes
+    assert (len(context.target.pack), len(CLASSES)) not in made.shapes
+    key = context.features_key(context.base, context.target)
+    monkeypatch.setattr(context, "features_key", lambda *_, **__: key)
+    context.device = torch.device("meta")
+    assert context.features(context.base, context.target).device.type == "cpu"
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])

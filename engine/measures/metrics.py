@@ -182,6 +182,24 @@ def is_known(errors: Iterable[float]) -> bool:
     return max(errors, default=0.0) <= DIGIT / 2
 
 
+def settled_draws(banks: Mapping[str, Bank[Any]], columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Draws [B, K] of means in percent, set after set, of columns as `bootstrap.means` takes them.
+
+    So many that Monte-Carlo error leaves a `DIGIT` of their intervals' ends, or `MOST`.
+    """
+
+    def draw(start: int, stop: int) -> np.ndarray:
+        drawn = bootstrap.means(banks, columns, resamples=stop, seed=0, start=start)
+        return 100 * np.concatenate(list(drawn.values()), axis=1)
+
+    return bootstrap.until(
+        draw,
+        lambda drawn: is_known(bootstrap.ends(samples).error for samples in drawn.T),
+        first=RESAMPLES,
+        most=MOST,
+    )
+
+
 def change_draws(
     grid: Gathered, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
 ) -> np.ndarray:

@@ -62,7 +62,7 @@ class Method(FrozenBackbone):
             self.problem = heads.Problem(
                 context.features(context.base, context.target, training=True),
                 self.targets_N,
-                torch.from_numpy(context.target.split("train")).to(context.device),
+                torch.from_numpy(context.target.split("train")),
                 self.recipe.l2,
                 self.mask_C,
                 self.members_GM,

@@ -2,7 +2,7 @@
 
 Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the set's classes, times T^2 in
 `canonical` (Hinton et al. 2015), without it in `paper`. The pixels never change, so the teacher's
-logits are computed once a set.
+backbone runs once a set, and its head on each batch's features.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Method(Trained):
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        self.teacher_NC = self.grouped(context.logits(context.base, context.target))
+        self.teacher = context.logits(context.base, context.target)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         return distill_loss(
             self.logits(batch),
-            self.teacher_NC[batch.rows],
+            self.grouped(self.teacher(batch.index)),
             self.targets(batch),
             mask=self.mask_C,
             temperature=self.recipe.temperature,

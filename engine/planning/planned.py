@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -124,9 +125,11 @@ class PlannedContext:
             self.note("features", label, images, work, precision=form.precision)
         return torch.zeros(images, models.head(self.ledger.net).in_features, device=self.device)
 
-    def logits(self, cell: PlannedCell, labelled: LabelledSet) -> torch.Tensor:
+    def logits(
+        self, cell: PlannedCell, labelled: LabelledSet
+    ) -> Callable[[np.ndarray], torch.Tensor]:
         self.features(cell, labelled, training=True)
-        return torch.zeros(len(labelled.labels), self.ledger.classes, device=self.device)
+        return lambda index: torch.zeros(len(index), self.ledger.classes, device=self.device)
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
         images = len(fisher.drawn(self.upstream, images))
