@@ -26,7 +26,8 @@ class OnOwnSet(Accuracy):
     """A row's accuracy on a user's set, and its change from the pre-trained model's, in points.
 
     change_low, change_high: the change's 95% interval over source images (the population:
-    `bootstrap`), if asked for; error: the Monte-Carlo standard error of its ends. mask and classes: as in `zoo.Row`.
+    `bootstrap`), if asked for; error: the Monte-Carlo standard error of its ends. mask and
+    classes: as in `zoo.Row`.
     """
 
     change: float | None = None
