@@ -7,9 +7,8 @@ For features x_n, labels y_n and the head's first values W0 [C, D] and b0 [C], `
 in nats, by full-batch L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, chapters 3 and
 7). The objective is strongly convex, so it has one optimum, and where its gradient has norm g it
 exceeds its least value by at most g^2 / (2 l2). The bias is penalised too: unpenalised, it made the
-fit slow: on emoji-RIB's upstream features (640 x 1280, 160 classes, l2 1e-3)
-1000 iterations left g at 2e-5, where 200 now end at 3e-7. float32 stalled there at 1e-5, so the
-fit runs in float64.
+fit slow: on emoji-RIB's upstream features (640 x 1280, 160 classes, l2 1e-3) 1000 iterations left g
+at 2e-5, where 200 now end at 3e-7. float32 stalled there at 1e-5, so the fit runs in float64.
 
 Outputs that the mask leaves out keep their first values. A class that stands for several outputs
 has their summed probability (`engine.data.grouping.summed`). That is not convex: `fit` then ends at
