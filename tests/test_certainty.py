@@ -143,7 +143,9 @@ def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
     near = certainty.not_told_apart(one, replace(found, comparisons=tuple(at)))
     assert "On these images L<w>F and FT cannot be told from it" in near
     assert near.endswith("p of L<w>F and FT is too near 5% for the draws to tell).")
-    assert "~0.05" in certainty.comparison_table(one, replace(found, comparisons=tuple(at)))
+    table = certainty.comparison_table(one, replace(found, comparisons=tuple(at)))
+    assert "~0.05: so near" in " ".join(table.split()) and table.count("~0.05") == 3
+    assert "~0.05" not in certainty.comparison_table(one, found)
 
 
 @pytest.mark.parametrize(

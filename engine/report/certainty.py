@@ -162,7 +162,7 @@ def comparison_table(one: Standings, found: Certainty, against: str | None = Non
         f"{counted('comparison', found.family)}. Better and worse: on how many of the {n} sets, by "
         "McNemar's "
         "exact test (of a sample, with its weights, by bootstrap), corrected for "
-        f"{found.family * n}. It is about {found.population}.",
+        f"{found.family * n}.{_near(overall.values())} It is about {found.population}.",
         table.layout([table.split(word) for word in words], lines),
     )
 
@@ -264,7 +264,8 @@ def section(one: Standings, found: Certainty) -> str:
         "How sure",
         "Differences are paired: both methods see the same draw of "
         f"images. The population is {found.population}. p is corrected for "
-        f"{counted('comparison', found.family)} (Holm). On the other sets: images with the same "
+        f"{counted('comparison', found.family)} (Holm).{_near(overall.values())} "
+        "On the other sets: images with the same "
         "answer before and after, answers lost and gained, expected calibration error in points "
         f"({_plain(before)} before), and accuracy above what the trend over the models here "
         "predicts from accuracy upstream; ± is half the width of a 95% interval.",
@@ -319,6 +320,13 @@ def _open(test: Comparison) -> bool:
 def _listed(titles: Sequence[str]) -> str:
     *most, last = titles
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def _near(tests: Iterable[Comparison]) -> str:
+    """What `~0.05` means, where a table has it."""
+    if not any(map(_open, tests)):
+        return ""
+    return f" ~{SIGNIFICANT}: so near that the draws do not tell the side; it proves nothing."
 
 
 def _p(value: float, error: float) -> str:
