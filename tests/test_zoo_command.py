@@ -129,7 +129,7 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd=name").mkdir()
     places, settings = zoo.named(
-        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1"]
+        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1", "modl.crop=1"]
     )
     assert places == {
         "pictures": Path("x/pictures"), "b": Path("y/pictures"), "odd=name": Path("odd=name"),
