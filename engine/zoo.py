@@ -90,7 +90,7 @@ def named(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
         name, equals, folder = word.partition("=")
         if not equals or Path(word).exists():
             name, folder = Path(word).resolve().name, word
-        elif name.partition(".")[0] in keys:
+        elif name.partition(".")[0] in keys or ("." in name and not Path(folder).exists()):
             settings.append(word)
             continue
         if not name or Path(name).name != name or name.startswith("."):

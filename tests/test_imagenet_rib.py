@@ -18,7 +18,7 @@ from PIL import Image
 
 from engine import cli, evaluate, models, outcome
 from engine.cells import Cell
-from engine.context import Context, Request
+from engine.context import Context, Request, cache_folder
 from engine.data import grouping, imagenet, sets
 from engine.machine import ranks
 from engine.measures import metrics
@@ -45,6 +45,23 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
     assert objects.members is not None and objects.members.shape == (4, 2)
     for wnids, row in zip(objects.pack.classes, objects.members.tolist(), strict=True):
         assert {imagenet.wnids()[place] for place in row} == set(wnids.split("+"))
+
+
+def test_masks_are_the_users_choice(rib: Rib) -> None:
+    """Two objects of ObjectNet are two classes here, of which the first answers for both."""
+    recipe, device = rib.context().recipe, rib.device
+    own = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}
+    for mask, taken in (("none", {"objectnet": 998}), ("benchmark", own), ("present", own)):
+        chosen = sets.Sets(recipe, device, cache_folder(), mask=mask)
+        for name in SETS:
+            labelled = chosen[name]
+            answers = 1000 if labelled.mask is None else int(labelled.mask.sum())
+            assert answers == taken.get(name, 1000), (mask, name)
+            assert labelled.mask is None or labelled.mask[labelled.labels].all()
+            rule = "none" if mask == "none" and name in own else "present"
+            assert labelled.mask_rule == rule, (mask, name)
+    with pytest.raises(ValueError, match=r"mask 'nine' is not possible; did you mean 'none'"):
+        sets.Sets(recipe, device, cache_folder(), mask="nine")
 
 
 def test_pixels_are_those_of_timms_transform_of_the_file(rib: Rib) -> None:

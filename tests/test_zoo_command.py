@@ -129,17 +129,17 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd=name").mkdir()
     places, settings = zoo.named(
-        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1"]
+        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1", "modl.crop=1"]
     )
     assert places == {
         "pictures": Path("x/pictures"), "b": Path("y/pictures"), "odd=name": Path("odd=name"),
     }  # fmt: skip
-    assert settings == ["runs=x", "model.crop=1"]
+    assert settings == ["runs=x", "model.crop=1", "modl.crop=1"], "a typo is the recipe's to name"
     with pytest.raises(
         ValueError, match=r"one name, x/pictures and y/pictures: .* NAME=y/pictures"
     ):
         zoo.named(["x/pictures", "y/pictures"])
-    for word in ("a/b=x", ".a=x", "..=x", "=x"):
+    for word in ("a/b=x", f".a={tmp_path}", f"..={tmp_path}", "=x"):
         with pytest.raises(ValueError, match="cannot name a set"):
             zoo.named([word])
 
