@@ -162,9 +162,10 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
     classes: the head's, in place of those that the cells name. A folder that is there keeps its
     other files. Raises ValueError for a model that timm has not, or names that do not fit the head.
     """
-    model, state = row.model(), row.state()
+    model = row.model()
     if model.arch.startswith(clip.PREFIX) or model.projection:
         raise ValueError(f"{row.title} is a CLIP tower under its projection, which timm has not")
+    state = row.state()
     outputs = len(state[models.head_names_of(model)[0]])
     names = list(classes or row.classes())
     if len(set(names)) != outputs:
