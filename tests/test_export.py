@@ -72,7 +72,7 @@ def done(folder: Path, grid: grids.Grid) -> Finished:
     from engine import grid as jobs
 
     done = Finished(folder)
-    text = (folder / "shapes.yaml").read_text() + MORE
+    text = (folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.25") + MORE
     # Neither mean nor crop are the architecture's: both must come from the exported folder.
     model = (folder / "model.yaml").read_text() + "crop: 0.8\nstd: [0.2, 0.3, 0.4]\n"
     (folder / "cropped.yaml").write_text(model)
@@ -97,7 +97,7 @@ ROWS = [
     ("pre", "", None),
     ("fine_tune", "tinted", None),
     ("linear_probe", "few", None),
-    ("wise_ft", "outline", 0.5),
+    ("wise_ft", "outline", 0.25),
     ("wise_ft", "outline", 1.0),
     ("soup", "few", None),
     ("visual_prompt", "tinted", None),
@@ -138,9 +138,11 @@ def test_timm_answers_as_the_campaign_did(
 @pytest.mark.slow
 def test_a_cells_folder_is_exported_as_its_row_is(done: Finished, tmp_path: Path) -> None:
     (cell,) = done.cells.glob("wise_ft-outline-*")
-    words = ["export", str(cell), "--out", str(tmp_path / "cell"), "--alpha", "0.5"]
+    words = ["export", str(cell), "--out", str(tmp_path / "cell"), "--alpha", "0.25"]
     assert cli.main(words) == 0
-    row = done.export(tmp_path / "row", "--method", "wise_ft", "--set", "outline", "--alpha", "0.5")
+    row = done.export(
+        tmp_path / "row", "--method", "wise_ft", "--set", "outline", "--alpha", "0.25"
+    )
     assert grids.same(*(load_file(p / "model.safetensors") for p in (tmp_path / "cell", row)))
 
 
@@ -204,7 +206,7 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
         ([], "more than one such row: add --method, one of pre, fine_tune, linear_probe,"),
         (["--method", "ewc"], "there is no row of --method ewc, only of pre, fine_tune"),
         (["--method", "wise_ft"], "add --set, one of outline, tinted, few"),
-        (["--method", "wise_ft", "--set", "few"], "add --alpha, one of 0, 0.5, 1"),
+        (["--method", "wise_ft", "--set", "few"], "add --alpha, one of 0, 0.25"),
         (["--method", "fine_tune", "--set", "few", "--alpha", "1"], "this row has none"),
         (["--method", "fine_tune", "--set", "few", "--seed", "7"], "of --seed 7, only of 0"),
     ],
