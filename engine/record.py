@@ -82,6 +82,19 @@ class Run:
             dataclasses.replace(one, path=paths[str(one.path)]) for one in self.record.evaluations
         ]
 
+    @property
+    def store(self) -> Path:
+        """The folder of the artefacts that the record names."""
+        return self.place.parents[2] / "store"
+
+    def mix(self, evaluation: Evaluation) -> dict[str, float]:
+        """The weight of each cell in the model of an evaluation, by the cell's name.
+
+        Raises ValueError as `evaluations`.
+        """
+        file = self._checked(str(evaluation.path))
+        return json.loads((file.parent / artifacts.MARKER).read_text())["key"]["mix"]
+
     @functools.cached_property
     def samples(self) -> dict[str, Drawn]:
         """The samples, by set; ValueError as `evaluations`."""
@@ -93,7 +106,7 @@ class Run:
 
     @functools.cache  # noqa: B019  # a run lives as long as its process
     def _checked(self, name: str) -> Path:
-        path = self.place.parents[2] / "store" / name
+        path = self.store / name
         again = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
         if not path.is_file():
             raise ValueError(f"{path} is missing; {again}")

@@ -10,10 +10,11 @@ from engine.commands import (
     distance,
     encode,
     evaluate,
+    export,
     metrics,
     plan,
     recipes,
     verify,
 )
 
-COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, recipes)
+COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, export, recipes)

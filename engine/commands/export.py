@@ -1,0 +1,64 @@
+"""`rib export`: a row of a campaign's table, or a cell, as a folder that timm loads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engine.machine import quiet
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("export", help="write a campaign's model as a folder for timm")
+    parser.add_argument(
+        "source",
+        metavar="CAMPAIGN | CELL",
+        help="a finished campaign, or a folder of runs/store/cells",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the campaign")
+    parser.add_argument("--method", help="of the campaign's table, or pre: the pre-trained model")
+    parser.add_argument("--set", help="that it was fine-tuned on")
+    parser.add_argument("--alpha", type=float, help="of WiSE-FT's several")
+    parser.add_argument("--seed", type=int, help="of a campaign's several")
+    parser.add_argument("--classes", type=Path, help="the head's class names, a line each")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the model")
+    parser.add_argument("--force", action="store_true", help="write over the model in DIR")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    out, folder = arguments.out, Path(arguments.source)
+    if out.exists() and not (arguments.force and out.is_dir()):
+        raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
+    quiet.libraries()
+    from engine import export
+    from engine.cells import CELL, PROMPT
+
+    if (folder / CELL).is_file():
+        if arguments.overrides or {arguments.method, arguments.set, arguments.seed} != {None}:
+            raise ValueError(f"{folder} is one cell; of the options only --alpha chooses in it")
+        row = export.row_of_cell(folder.resolve(), arguments.alpha)
+    else:
+        row = export.row_of_campaign(
+            arguments.source,
+            arguments.overrides,
+            method=arguments.method,
+            downstream=arguments.set,
+            alpha=arguments.alpha,
+            seed=arguments.seed,
+        )
+    count = export.write(row, out, _lines(arguments.classes) if arguments.classes else ())
+    print(f"{row.title}, {count} classes: {out}")
+    if (out / PROMPT).is_file():
+        print(
+            f"warning: timm's model lacks the input prompt, without which its answers are others: "
+            f"add the tensor in {out / PROMPT} to every normalised image"
+        )
+    print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list of class names: {error}") from error
