@@ -51,7 +51,8 @@ def evaluate(
             if not ranks.all_agree(there) and mix not in missing:
                 missing.append(mix)
         if missing:
-            _pass(context, missing, labelled, split)
+            with context.threads():
+                _pass(context, missing, labelled, split)
 
 
 def find(context: Context, mix: Mix, name: str, split: str | Part) -> Artifact | None:
@@ -119,6 +120,7 @@ def key_of(
         "precision": precision.resolve(recipe.evaluate.precision, context.device),
         "batch_size": recipe.evaluate.batch_size,
         "classes": digest(context.sets.classes),  # what top-1 and label count
+        "machine": context.machine,
     }
     compile = compiled.resolve(recipe.evaluate.compile, context.device)
     if compile != "never" and not _base_backbone(mix, context):  # whose features never are

@@ -66,6 +66,12 @@ class _Total(torch.autograd.Function):
         return total
 
 
+def _total(part: torch.Tensor) -> torch.Tensor:
+    total = _Total.apply(part)
+    assert isinstance(total, torch.Tensor)
+    return total
+
+
 @functools.cache
 def _shared(kind: type[nn.Module]) -> type[nn.Module]:
     @torch.compiler.disable
@@ -90,9 +96,9 @@ def _normalised(norm: Any, x: torch.Tensor) -> torch.Tensor:
             "or another train.batch_size"
         )
     x32 = x.float()
-    mean_C = _Total.apply(counts * x32.sum(over)) / values
+    mean_C = _total(counts * x32.sum(over)) / values
     centred = x32 - mean_C.view(shape)
-    variance_C = _Total.apply(counts * centred.square().sum(over)) / values
+    variance_C = _total(counts * centred.square().sum(over)) / values
     y = centred * (variance_C + norm.eps).rsqrt().view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)

@@ -35,7 +35,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine import evaluate, methods, train
+from engine import evaluate, fisher, methods, train
 from engine.context import Context
 from engine.errors import DivergedError
 
@@ -333,6 +333,34 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     finally:
         train.close(engine)
     assert set(seen) == {torch.bfloat16}
+
+
+def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, monkeypatch):
+    """Sums of another number of threads round otherwise, under the same name."""
+    threads: list[int] = []
+
+    def noted(work):
+        def run(*args, **options):
+            threads.append(torch.get_num_threads())
+            return work(*args, **options)
+
+        return run
+
+    for module, name in ((train, "epochs"), (evaluate, "features"), (evaluate, "_pass")):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    monkeypatch.setattr(fisher, "diagonal", noted(fisher.diagonal))
+    torch.set_num_threads(3)
+    for count in (1, 2):
+        words = ("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
+        context, cell = grid.build(*words)
+        context.features(context.base, context.sets["tinted"])
+        evaluate.evaluate(context, [{cell.name: 1.0}], ["tinted"], "all")
+        assert len(threads) >= 4 and set(threads) == {count}
+        versions = json.loads((cell.artifact.folder / "versions.json").read_text())
+        assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
+        threads.clear()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
 
 
 def test_a_batch_that_does_not_divide_is_refused(grid):
