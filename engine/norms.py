@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -66,12 +66,6 @@ class _Total(torch.autograd.Function):
         return total
 
 
-def _total(part: torch.Tensor) -> torch.Tensor:
-    total = _Total.apply(part)
-    assert isinstance(total, torch.Tensor)
-    return total
-
-
 @functools.cache
 def _shared(kind: type[nn.Module]) -> type[nn.Module]:
     @torch.compiler.disable
@@ -79,7 +73,7 @@ def _shared(kind: type[nn.Module]) -> type[nn.Module]:
         if not self.training:
             return kind.forward(self, x)
         y = _normalised(self, x)
-        return self.act(self.drop(y)) if isinstance(self, BatchNormAct2d) else y
+        return self.act(self.drop(y)) if issubclass(kind, BatchNormAct2d) else y
 
     return type(f"Shared{kind.__name__}", (kind,), {"forward": forward})
 
@@ -96,9 +90,9 @@ def _normalised(norm: Any, x: torch.Tensor) -> torch.Tensor:
             "or another train.batch_size"
         )
     x32 = x.float()
-    mean_C = _total(counts * x32.sum(over)) / values
+    mean_C = _Total.apply(counts * x32.sum(over)) / values
     centred = x32 - mean_C.view(shape)
-    variance_C = _total(counts * centred.square().sum(over)) / values
+    variance_C = _Total.apply(counts * centred.square().sum(over)) / values
     y = centred * (variance_C + norm.eps).rsqrt().view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
