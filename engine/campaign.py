@@ -65,7 +65,7 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
         tuple(methods),
         sets,
         folder,
-        threads=max(1, cores // len(sets)),
+        threads=max(cells[0].threads, cores // len(sets)),
         seeds=cells[0].seeds,
         path=folder.resolve() / "plans" / identity / "plan.json",
     )

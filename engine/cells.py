@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from engine import models, recipe
 from engine.artifacts import MARKER, Artifact, Store
+from engine.machine import ranks
 from engine.methods.base import Entry, Export
 from engine.schema import Recipe
 from engine.weights import checkpoints
@@ -131,6 +132,7 @@ def versions() -> dict[str, str]:
     found = {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # whose widest sums round otherwise
         "torch": torch.__version__,  # with its build, which the package's metadata may leave out
     }
     for name in PACKAGES:
@@ -151,7 +153,8 @@ def _describe(
     classes: Sequence[str],
 ) -> None:
     (folder / "recipe.yaml").write_text(recipe.dump(cell_recipe))
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
+    made_by = versions() | {"threads": str(cell_recipe.threads), "ranks": str(ranks.world())}
+    (folder / "versions.json").write_text(json.dumps(made_by, indent=1))
     meta = {
         "method": cell_recipe.method.name,
         "variant": cell_recipe.method.variant,

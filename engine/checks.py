@@ -45,6 +45,7 @@ _SEED = (0, 2**63 - 1)  # torch's
 RANGES: dict[str, tuple[Any, ...]] = {
     "seed": _SEED,
     "seeds": (1, _ANY),
+    "threads": (1, _ANY),
     "train.epochs": (1, _ANY),
     "train.batch_size": (1, _ANY),
     "train.accumulation": (1, _ANY),

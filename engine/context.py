@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from engine.cells import Cell
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.form import Form
-from engine.machine import precision, ranks
+from engine.machine import precision, ranks, workers
 from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.schema import Recipe
@@ -79,6 +80,20 @@ class Context:
         """bf16 autocast for training, where the recipe or the device asks for it."""
         return precision.autocast(self.recipe.train.precision, self.device)
 
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What of the machine changes bits and is known beforehand; a part of every name.
+
+        The rest (processor, ranks) stands in the versions beside a cell.
+        """
+        if self.device.type == "cpu":
+            return {"device": "cpu", "threads": self.recipe.threads}
+        return {"device": self.device.type}
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Compute on the recipe's number of CPU threads, whatever a launcher allows."""
+        return nullcontext() if self.device.type != "cpu" else workers.threads(self.recipe.threads)
+
     @cached_property
     def base(self) -> Cell:
         """The model the cell starts from: pre-trained, with a head for the upstream classes.
@@ -128,7 +143,8 @@ class Context:
             assert isinstance(method, Trained), method
             if terms := imagenet.terms(cell_recipe):
                 log.warning(terms)
-            export, history = train.fit(method, context)
+            with context.threads():
+                export, history = train.fit(method, context)
 
             def write(folder: Path) -> None:
                 backbone, classes = context.base.backbone, context.sets.classes
@@ -169,6 +185,7 @@ class Context:
             "optimizer": dataclasses.asdict(cell_recipe.optimizer),
             "train": settings,
             "seed": cell_recipe.seed,
+            "machine": self.machine,
         }
 
     def features(
@@ -185,7 +202,8 @@ class Context:
         found = self._find("features", label, key)
         if found is None:
             slices = self.store.root / "pending" / self.store.place("features", label, key).name
-            files = evaluate.features(self, cell, labelled, self._form(training), slices)
+            with self.threads():
+                files = evaluate.features(self, cell, labelled, self._form(training), slices)
 
             def write(folder: Path) -> None:
                 pending.join_arrays(files, folder / "features.npy")
@@ -206,6 +224,7 @@ class Context:
             "pack": labelled.pack.fingerprint,
             "batch_size": self.recipe.evaluate.batch_size,
             **self._form(training).key,
+            "machine": self.machine,
         }
 
     def _form(self, training: bool) -> Form:
@@ -253,10 +272,12 @@ class Context:
             "images": images,
             "labels": labels,
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
+            "machine": self.machine,
         }
 
         def write(folder: Path) -> None:
-            values = fisher.diagonal(self, images, labels)
+            with self.threads():
+                values = fisher.diagonal(self, images, labels)
             checkpoints.save(values, folder / "fisher.safetensors")
 
         made = ranks.first(lambda: self.store.make("fisher", self.recipe.model.name, key, write))

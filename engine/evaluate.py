@@ -52,7 +52,8 @@ def evaluate(
             if not ranks.all_agree(there) and mix not in missing:
                 missing.append(mix)
         if missing:
-            _pass(context, missing, labelled, split)
+            with context.threads():
+                _pass(context, missing, labelled, split)
 
 
 def find(context: Context, mix: Mix, name: str, split: str | Part) -> Artifact | None:
@@ -127,6 +128,7 @@ def key_of(
         "batch_size": recipe.evaluate.batch_size,
         "classes": digest(context.sets.classes),  # what top-1 and label count
         **Form.of_evaluation(recipe, context.device).key,
+        "machine": context.machine,
     }
     if labelled.mask_rule != "present":
         key["mask"] = labelled.mask_rule

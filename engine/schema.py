@@ -148,3 +148,4 @@ class Recipe:
     runs: str = "runs"  # folder of everything a run writes
     source: str = "auto"  # auto | resident | stream
     device: str = "auto"  # auto | cpu | cuda
+    threads: int = 1  # of a CPU, for each rank: with another number sums round otherwise

@@ -26,6 +26,7 @@ from engine import heads, models, optim
 from engine.errors import DivergedError
 from engine.machine import compiled, ranks
 from engine.methods.base import Export, Trained
+from engine.norms import BatchNorms
 from engine.schema import TrainRecipe
 from engine.weights import checkpoints
 from loaders.batch import Batch
@@ -40,10 +41,14 @@ WARMUP_STEPS = 196  # the benchmark's
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's part of one micro-batch: positions in the pack and the weight of each sample."""
+    """One rank's part of one micro-batch: positions in the pack and the weight of each sample.
+
+    `samples`: how many the micro-batch has over all ranks.
+    """
 
     index: np.ndarray
     weight: float
+    samples: int
 
 
 def schedule(
@@ -54,19 +59,19 @@ def schedule(
     The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
     equal to the mean over the samples of the global batch, uneven last batch included; a rank that
     gets no sample looks at one with weight zero, since every rank must take part in a step.
+    A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
     """
     recipe = context.recipe
     parts = world * recipe.train.accumulation
     order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
     for start in range(0, len(order), recipe.train.batch_size):
         batch = order[start : start + recipe.train.batch_size]
-        pieces = np.array_split(batch, parts)
-        for micro in range(recipe.train.accumulation):
-            piece = pieces[rank * recipe.train.accumulation + micro]
+        for micro_batch in np.array_split(batch, recipe.train.accumulation):
+            piece = np.array_split(micro_batch, world)[rank]
             if len(piece):
-                yield Share(piece, parts / len(batch))
+                yield Share(piece, parts / len(batch), len(micro_batch))
             else:
-                yield Share(batch[:1], 0.0)
+                yield Share(batch[:1], 0.0, len(micro_batch))
 
 
 def fit(method: Trained, context: Context) -> tuple[Export, str]:
@@ -166,6 +171,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
     source = context.sets.source(recipe.downstream)
     history: list[dict[str, float]] = []
     watch = _Watch(context, method)
+    norms = BatchNorms(method.train())
     penalty = optim.track(engine)
     step = 0
     label = f"{recipe.method.title} on {recipe.downstream}"
@@ -180,6 +186,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
                     lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
+                norms.expect(share)
                 watch.add(_micro_step(engine, batch, share.weight))
                 if last:
                     step += 1

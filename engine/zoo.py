@@ -73,6 +73,7 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     """
     size = models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"][-1]
     words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
+    words.append(f"threads={torch.get_num_threads()}")
     if arch.startswith(clip.PREFIX):
         words.append(f"model.weights.clip={arch.removeprefix(clip.PREFIX)}")
     return recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])

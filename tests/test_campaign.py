@@ -196,6 +196,7 @@ def test_a_users_method_lies_beside_its_yaml(
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 1), (8, 2)])
 def test_threads_of_a_column_share_the_cores(folder: Path, cores: int, threads: int) -> None:
     assert planned(folder, cores=cores).threads == threads
+    assert planned(folder, "threads=4", cores=cores).threads == 4
 
 
 def test_plans_place_is_named_after_what_determines_the_results(

@@ -302,6 +302,7 @@ CHANGES = [
     *(f"train.{key}={value}" for key, value in TRAIN.items()),
     *(f"optimizer.{key}={value}" for key, value in OPTIMIZER.items()),
     "seed=1",
+    "threads=2",
     "downstream=tinted",
     "downstream=few",
     "dataset.holdout=0",

@@ -83,6 +83,7 @@ OPTIONS = {
     "runs": "runs",
     "source": "auto",
     "device": "auto",
+    "threads": 1,
 }
 METHOD = """
 from __future__ import annotations

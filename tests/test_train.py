@@ -35,7 +35,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine import evaluate, methods, train
+from engine import evaluate, fisher, methods, train
 from engine.context import Context
 from engine.errors import DivergedError
 from engine.schema import TrainRecipe
@@ -122,6 +122,14 @@ OTHER_METHODS = [
     ["method=lwf", "downstream=few", *words_of("adamw", 1, 1, 0.0)],
     [f"model.arch={CONV}", *words_of("sgd", 1, 3, 0.3)],  # frozen batch norms
 ]
+# 18 and 7 images. A rate at which training does not amplify rounding: few values meet in a norm.
+FREE = [f"model.arch={CONV}", "model.image_size=64", "train.freeze_batchnorm=false"]
+GENTLE = [*FREE, "train.batch_size=18", "train.epochs=2", "optimizer.lr=1e-4"]
+FREE_NORMS = [
+    [*words_of("sgd", 0, 1, 0.0), *GENTLE],
+    [*words_of("sgd", 1, 3, 0.3), *GENTLE],
+    [*words_of("adamw", 1, 1, 0.0), *GENTLE],
+]
 UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
 
 
@@ -129,15 +137,19 @@ UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
 def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What two ranks made of every configuration, starting from our base model."""
     folder = tmp_path_factory.mktemp("two")
-    bases = [grid.context(f"model.arch={arch}").base for arch in (VIT, CONV)]
-    for name in SETS:
-        grid.context().sets[name]
+    contexts = [grid.context(f"model.arch={VIT}"), grid.context(f"model.arch={CONV}")]
+    contexts.append(grid.context(*FREE))
+    bases = [context.base for context in contexts]
+    for context in contexts:
+        for name in SETS:
+            context.sets[name]
     kept = shutil.ignore_patterns("fine_tune-*", ".*")
     shutil.copytree(grid.runs / "packs", folder / "runs" / "packs")
     for kind, name in (p for b in bases for p in (("weights", b.backbone), ("cells", b.name))):
         place = Path("store") / kind / name
         shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=kept)
-    jobs = [words_of(*configuration) for configuration in GRID] + [*OTHER_METHODS, UNEVEN]
+    jobs = [words_of(*configuration) for configuration in GRID]
+    jobs += [*OTHER_METHODS, *FREE_NORMS, UNEVEN]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
     worker = Path(__file__).with_name("grid_worker.py")
@@ -178,6 +190,29 @@ def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
         if cell.prompt() is not None:
             two = load_file(Path(folder) / "prompt.safetensors")
             assert distance(two, {"prompt": cell.prompt()}) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_rank_where_batch_norms_learn(grid, two_ranks):
+    for words, folder in zip(FREE_NORMS, two_ranks[-1 - len(FREE_NORMS) : -1], strict=True):
+        context, cell = grid.build(*words)
+        before, one = context.base.state(), weights(cell)
+        two = load_file(Path(folder) / "weights.safetensors")
+        buffers = [name for name in one if "running_" in name or "num_batches" in name]
+        assert buffers and all(not torch.equal(before[n], one[n]) for n in buffers)
+        assert distance({n: two[n] for n in buffers}, {n: one[n] for n in buffers}) < 1e-5, words
+        assert distance(two, one) < 1e-5, words
+        counts = [name for name in buffers if "num_batches" in name]
+        assert all(torch.equal(two[name], one[name]) for name in counts)
+
+
+def test_a_filler_touches_no_statistics(grid):
+    """A batch of one image in three micro-batches: two of them are fillers."""
+    words = ("train.epochs=1", "train.batch_size=24", "train.accumulation=3")
+    context, cell = grid.build(*FREE, *words)
+    before, after = context.base.state(), weights(cell)
+    counts = [name for name in after if "num_batches" in name]
+    assert counts and all(after[name] - before[name] == 3 + 1 for name in counts)
 
 
 @pytest.mark.slow
@@ -244,11 +279,14 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
     steps = math.ceil(n / (micro * parts))
     assert [len(own) for own in by_rank] == [steps * accumulation] * world
     for step, whole in enumerate(plain):
-        mine = [
-            share
-            for own in by_rank
-            for share in own[step * accumulation : (step + 1) * accumulation]
+        micro_batches = [
+            [shares_of_rank[step * accumulation + micro] for shares_of_rank in by_rank]
+            for micro in range(accumulation)
         ]
+        for micro_batch in micro_batches:
+            samples = sum(len(share.index) for share in micro_batch if share.weight)
+            assert all(share.samples == samples for share in micro_batch)
+        mine = [share for micro_batch in micro_batches for share in micro_batch]
         assert all(1 <= len(share.index) <= micro for share in mine)
         seen = np.concatenate([share.index for share in mine if share.weight])
         np.testing.assert_array_equal(seen, whole.index)
@@ -317,6 +355,34 @@ def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
     caplog.clear()
     assert train.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3
     assert not caplog.records
+
+
+def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, monkeypatch):
+    """Sums of another number of threads round otherwise, under the same name."""
+    threads: list[int] = []
+
+    def noted(work):
+        def run(*args, **options):
+            threads.append(torch.get_num_threads())
+            return work(*args, **options)
+
+        return run
+
+    for module, name in ((train, "epochs"), (evaluate, "features"), (evaluate, "_pass")):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    monkeypatch.setattr(fisher, "diagonal", noted(fisher.diagonal))
+    torch.set_num_threads(3)
+    for count in (1, 2):
+        words = ("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
+        context, cell = grid.build(*words)
+        context.features(context.base, context.sets["tinted"])
+        evaluate.evaluate(context, [{cell.name: 1.0}], ["tinted"], "all")
+        assert len(threads) >= 4 and set(threads) == {count}
+        versions = json.loads((cell.artifact.folder / "versions.json").read_text())
+        assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
+        threads.clear()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
 
 
 def test_a_batch_that_does_not_divide_is_refused(grid):

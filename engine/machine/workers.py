@@ -56,7 +56,7 @@ def side_by_side(
     """
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     bar = tqdm(total=len(items), desc=label, unit=unit, leave=False, disable=quiet)
-    with bar, _threads(max(1, torch.get_num_threads() // at_once)):
+    with bar, threads(max(1, torch.get_num_threads() // at_once)):
         found = _in_turn(work, items) if at_once == 1 else _pooled(work, items, at_once, device)
         for pair in found:
             bar.update()
@@ -103,8 +103,8 @@ def _pooled(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Threads that begin meanwhile take over torch's number of threads."""
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many; threads that begin meanwhile take the number over."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
