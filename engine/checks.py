@@ -83,7 +83,7 @@ def check(recipe: Recipe, merged: Any) -> None:
             in_range(key, value, *limits)
     try:
         colour(recipe.dataset.background)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise RecipeError(
             f"dataset.background={recipe.dataset.background!r} is not possible: give a colour's "
             "name, or rgb(R,G,B) of 0 to 255"
