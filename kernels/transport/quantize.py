@@ -17,7 +17,7 @@ from torch.library import triton_op
 
 from kernels.launch import jit, launcher, tl
 
-COMPILE_FROM = 1 << 19  # costs, as in `kernels.sweep`
+COMPILE_FROM = 1 << 19  # costs, as in `kernels.transport.sweep`
 _COLUMNS = 2048
 _WARPS = 4
 _LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
@@ -35,12 +35,12 @@ def quantize(
     if product.is_cuda:
         q, low, step = _quantize(product, own, others, which)
         return q, low, step
-    from kernels import transport_cpu
+    from kernels.transport import loops
 
     q = torch.empty(product.shape, dtype=torch.int16)
     low, step = torch.empty(2, len(product))
     tensors = product, own, others, which, q, low, step
-    transport_cpu.quantize(*(tensor.numpy() for tensor in tensors))
+    loops.quantize(*(tensor.numpy() for tensor in tensors))
     return q, low, step
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import certificate, certified_pass
-from kernels.ground_cost import GroundCost
-from kernels.stored_cost import COARSE, SINGLE, store
+from kernels.transport import certificate, certified_pass
+from kernels.transport.cost import GroundCost
+from kernels.transport.store import COARSE, SINGLE, store
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import pytest
 import torch
 from clouds import CLASSES, dense, labelled, problem
 
-from kernels import ground_cost, stored_cost
-from kernels.ground_cost import STRIP_ROWS, GroundCost
-from kernels.stored_cost import COARSE, FINE, SINGLE, beside_the_copy, store
+from kernels.transport import cost as ground_cost
+from kernels.transport import store as stored_cost
+from kernels.transport.cost import STRIP_ROWS, GroundCost
+from kernels.transport.store import COARSE, FINE, SINGLE, beside_the_copy, store
 
 
 def test_the_ground_cost_is_its_formula():

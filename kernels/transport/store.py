@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.ground_cost import STRIP_ROWS, GroundCost, most_blocks
-from kernels.quantize import COMPILE_FROM, quantize
 from kernels.threads import HAS_NUMBA
+from kernels.transport.cost import STRIP_ROWS, GroundCost, most_blocks
+from kernels.transport.quantize import COMPILE_FROM, quantize
 
 log = logging.getLogger(__name__)
 

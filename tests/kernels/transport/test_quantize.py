@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels.quantize import _quantize, quantize
+from kernels.transport.quantize import _quantize, quantize
 
 SHAPES = [(2, 1, 1), (3, 5, 2), (17, 2049, 3), (4, 4096, 1)]
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from clouds import CLASSES, D, dense, labelled, problem
 
-from kernels import alternating, certificate, reference, sinkhorn, stored_cost, sweep
-from kernels.bures import bures_squared, class_gaussians
-from kernels.certificate import relative_gap
-from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import debiased, transport, unregularised
-from kernels.stored_cost import COARSE, beside_the_copy
+from kernels import reference
+from kernels.transport import alternating, certificate, sinkhorn, sweep
+from kernels.transport import store as stored_cost
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.certificate import relative_gap
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import debiased, transport, unregularised
+from kernels.transport.store import COARSE, beside_the_copy
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.01])
