@@ -175,6 +175,31 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tenso
     return [log_s, columns]
 
 
+def quantize(product: Tensor, own: Tensor, others: Tensor, which: Tensor) -> list[Tensor]:
+    """Truth of `kernels.transport.quantize`, in float64 if all are; the CPU runs it on few."""
+    cost = (product + (others[which] + own[:, None])).clamp_(min=0.0)
+    low, high = torch.aminmax(cost, dim=1)
+    step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
+    scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])
+    return [scaled.round_().sub_(32768).to(torch.int16), low, step]
+
+
+def certified_pass(
+    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, kept: Tensor, eps: float
+) -> list[Tensor]:
+    """Truth of `kernels.transport.certified_pass`: the same sums from whole float64 matrices."""
+    cost = offset[:, None] + step[:, None] * q
+    low = (cost - g).amin(1)
+    over = cost - g - low[:, None]
+    plan = (-over / eps).exp()
+    weight = q.shape[1] / plan.sum(1)
+    plan = weight[:, None] * plan
+    kept_rows = plan @ kept
+    reduced = (plan * over) @ kept + low * kept_rows
+    hard_g = (cost - low[:, None]).amin(0)
+    return [low + eps * weight.log(), low, kept_rows, reduced, plan.sum(0), hard_g]
+
+
 def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
     """Truth of `kernels.transport.transport`: potentials f, g and value, in float64's log domain.
 
