@@ -18,9 +18,9 @@ from torch import Tensor
 from bench.contest import Contest, Entrant, Scale
 from bench.peers import skipped
 from bench.roofline import Work
-from kernels.bures import ClassGaussians, bures_squared, class_gaussians
+from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
 
-KERNELS = ("bures",)
+KERNELS = ("transport.bures",)
 
 
 def gate(device: torch.device) -> None:

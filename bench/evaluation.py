@@ -51,7 +51,7 @@ from engine.weights import checkpoints
 from loaders.pack import Pack
 from loaders.stream import open_source
 
-KERNELS = ("interpolate",)
+KERNELS = ("interpolation",)
 ALPHAS = [k / 10 for k in range(11)]
 PROBES = 10
 AGREEMENT, ABOVE_FORWARD, OF_PASSES = 1.10, 1.02, 1 / 8

@@ -22,7 +22,7 @@ from bench.roofline import Work
 from kernels import reference
 from kernels.fisher import FisherAccumulator
 
-KERNELS = ("fisher", "outer_squares")
+KERNELS = ("fisher.diagonal", "fisher.outer_squares")
 _VMAP_CHUNK = 8
 _SLOW_BATCH = 8
 

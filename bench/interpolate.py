@@ -17,9 +17,9 @@ from torch import Tensor
 from bench import vit
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
-from kernels.interpolate import interpolate
+from kernels.interpolation import interpolate
 
-KERNELS = ("interpolate",)
+KERNELS = ("interpolation",)
 ALPHAS = 11
 OF_LERP_AND_CAST, OF_COPY = 1 / 4, 1 / 0.85
 

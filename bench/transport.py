@@ -32,15 +32,18 @@ from bench.roofline import Work
 from bench.transport_problem import EPS, Problem
 from bench.transport_solvers import Solver, geomloss, iterate, ott, ours, pot, two_products
 from kernels import reference
-from kernels.alternating import Potentials
-from kernels.certificate import certify
-from kernels.sinkhorn import Divergence, debiased, transport, unregularised
-from kernels.stored_cost import COARSE, StoredCost, store
-from kernels.sweep import sinkhorn_sweep
+from kernels.transport.alternating import Potentials
+from kernels.transport.certificate import certify
+from kernels.transport.sinkhorn import Divergence, debiased, transport, unregularised
+from kernels.transport.store import COARSE, StoredCost, store
+from kernels.transport.sweep import sinkhorn_sweep
 
-KERNELS = (
-    *("sweep", "sinkhorn", "certificate", "certified_pass"),
-    *("alternating", "ground_cost", "stored_cost", "quantize"),
+KERNELS = tuple(
+    f"transport.{name}"
+    for name in (
+        *("sweep", "sinkhorn", "certificate", "certified_pass"),
+        *("alternating", "cost", "store", "quantize"),
+    )
 )
 ERROR = 1e-4  # of the entropic value
 _TARGETED = 10_000  # samples at which the targets hold

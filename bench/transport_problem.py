@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from bench.roofline import Work
-from kernels.bures import bures_squared, class_gaussians
-from kernels.ground_cost import GroundCost
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.cost import GroundCost
 
 EPS = 0.05  # of the mean cost
 DIMENSION = 768

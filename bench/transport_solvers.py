@@ -14,9 +14,9 @@ from torch import Tensor
 from bench import peers
 from bench.roofline import Work
 from bench.transport_problem import Problem
-from kernels.alternating import Potentials
-from kernels.ground_cost import STRIP_ROWS
-from kernels.stored_cost import StoredCost, store
+from kernels.transport.alternating import Potentials
+from kernels.transport.cost import STRIP_ROWS
+from kernels.transport.store import StoredCost, store
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from engine.errors import nearest
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
 from engine.pairs import Cloud, Pair, Problems
-from kernels.stored_cost import free_memory
+from kernels.transport.store import free_memory
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from engine.cells import Cell
-from kernels import interpolate
+from kernels import interpolation
 
 Mix = Mapping[str, float]
 
@@ -28,7 +28,7 @@ def states(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.devi
     if prompted:
         raise ValueError(f"{prompted[0]} has an input prompt and cannot be averaged")
     loaded = [{k: v.to(device) for k, v in parents[n].state().items()} for n in names]
-    parents_MP, layout = interpolate.flatten(loaded)
+    parents_MP, layout = interpolation.flatten(loaded)
     weights_KM = torch.tensor([[mix.get(n, 0.0) for n in names] for mix in mixes])
-    rows_KP = interpolate.interpolate(parents_MP, weights_KM.to(device))
-    return [interpolate.views(row, layout) for row in rows_KP]
+    rows_KP = interpolation.interpolate(parents_MP, weights_KM.to(device))
+    return [interpolation.views(row, layout) for row in rows_KP]

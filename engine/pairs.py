@@ -16,10 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.bures import ClassGaussians, bures_squared, check_features, class_gaussians
-from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import Transport, debiased, left_for_across, transport, unregularised
-from kernels.stored_cost import most_bytes
+from kernels.transport.bures import ClassGaussians, bures_squared, check_features, class_gaussians
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import (
+    Transport,
+    debiased,
+    left_for_across,
+    transport,
+    unregularised,
+)
+from kernels.transport.store import most_bytes
 
 if TYPE_CHECKING:
     from engine.distance import Labelled, Options

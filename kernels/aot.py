@@ -65,11 +65,11 @@ def predicted(bytes_per_element: float | None, arch: int) -> tuple[str, str]:
 
 
 def discover() -> Iterator[dict[str, Any]]:
-    """Every specialisation of every module in this package."""
-    for module_info in pkgutil.iter_modules(kernels.__path__):
-        if module_info.name.endswith("_cpu"):  # numba's, which need not be installed
+    """Every specialisation of every module in this package and its folders."""
+    for module_info in pkgutil.walk_packages(kernels.__path__, "kernels."):
+        if module_info.name.endswith(".loops"):  # numba's, which need not be installed
             continue
-        module = importlib.import_module(f"kernels.{module_info.name}")
+        module = importlib.import_module(module_info.name)
         if hasattr(module, "specializations"):
             yield from module.specializations()
 

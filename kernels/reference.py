@@ -45,7 +45,7 @@ def distill_loss(
 
 
 def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
-    """Truth of `kernels.outer_squares.outer_squares`, in float64; it holds B x O x I numbers."""
+    """Truth of `kernels.fisher.outer_squares`, in float64; it holds B x O x I numbers."""
     per_example = torch.einsum("bno,bni->boi", output_gradients.double(), inputs.double())
     return per_example.square().sum(0)
 
@@ -128,7 +128,7 @@ def _with_penalty(
 
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Truth of `kernels.interpolate.interpolate`, which the CPU runs chunk by chunk."""
+    """Truth of `kernels.interpolation.interpolate`, which the CPU runs chunk by chunk."""
     # One buffer for every row to be rounded: fresh memory would cost more than the arithmetic.
     buffer = None if out.dtype == parents.dtype else parents.new_empty(parents.shape[1])
     for row, row_weights in zip(out, weights.tolist(), strict=True):
@@ -147,7 +147,7 @@ def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
 def bures_squared(
     means_a: Tensor, covariances_a: Tensor, means_b: Tensor, covariances_b: Tensor
 ) -> Tensor:
-    """Truth of `kernels.bures.bures_squared` from moments, by d x d square roots in float64."""
+    """Truth of `kernels.transport.bures_squared` from moments, by d x d roots in float64."""
     out = torch.empty(len(means_a), len(means_b), dtype=torch.float64)
     for i, (mean_a, a) in enumerate(zip(means_a.double(), covariances_a.double(), strict=True)):
         values, vectors = torch.linalg.eigh(a)
@@ -159,7 +159,7 @@ def bures_squared(
 
 
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
-    """Truth of `kernels.sweep.sinkhorn_sweep`, in float64 if f is; the CPU runs it on small sets.
+    """Truth of `kernels.transport.sweep`, in float64 if f is; the CPU runs it on small sets.
 
     Strips of 32 rows stay in cache; numbers below the smallest normal one would be slow.
     """
@@ -175,8 +175,33 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tenso
     return [log_s, columns]
 
 
+def quantize(product: Tensor, own: Tensor, others: Tensor, which: Tensor) -> list[Tensor]:
+    """Truth of `kernels.transport.quantize`, in float64 if all are; the CPU runs it on few."""
+    cost = (product + (others[which] + own[:, None])).clamp_(min=0.0)
+    low, high = torch.aminmax(cost, dim=1)
+    step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
+    scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])
+    return [scaled.round_().sub_(32768).to(torch.int16), low, step]
+
+
+def certified_pass(
+    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, kept: Tensor, eps: float
+) -> list[Tensor]:
+    """Truth of `kernels.transport.certified_pass`: the same sums from whole float64 matrices."""
+    cost = offset[:, None] + step[:, None] * q
+    low = (cost - g).amin(1)
+    over = cost - g - low[:, None]
+    plan = (-over / eps).exp()
+    weight = q.shape[1] / plan.sum(1)
+    plan = weight[:, None] * plan
+    kept_rows = plan @ kept
+    reduced = (plan * over) @ kept + low * kept_rows
+    hard_g = (cost - low[:, None]).amin(0)
+    return [low + eps * weight.log(), low, kept_rows, reduced, plan.sum(0), hard_g]
+
+
 def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Truth of `kernels.sinkhorn.transport`: potentials f, g and value, in the float64 log domain.
+    """Truth of `kernels.transport.transport`: potentials f, g and value, in float64's log domain.
 
     min_P <P, C> + eps KL(P || a b^T) with uniform marginals, by plain alternating updates.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.bures import bures_squared, class_gaussians
-from kernels.ground_cost import GroundCost
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.cost import GroundCost
 
 CLASSES, D = 5, 16
 

@@ -13,9 +13,9 @@ from engine import cli
 from engine.context import Context
 from engine.distance import Labelled, Options, matrix
 from engine.machine import ranks
-from kernels.bures import bures_squared, class_gaussians
-from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import debiased, transport
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import debiased, transport
 
 CLASSES = 3
 folder, grid = campaigns.folder, grids.grid

@@ -282,9 +282,9 @@ find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in absent else find_spec(name)
 import importlib, pkgutil, kernels
 from bench.__main__ import main
-for module in pkgutil.iter_modules(kernels.__path__):
-    if module.name != "transport_cpu":  # numba's, and asked for with it
-        importlib.import_module(f"kernels.{module.name}")
+for module in pkgutil.walk_packages(kernels.__path__, "kernels."):
+    if not module.name.endswith(".loops"):  # numba's, and asked for with it
+        importlib.import_module(module.name)
 from kernels import aot
 assert list(aot.discover())
 code = main(["--quick", "--seconds", "0"])
@@ -311,9 +311,10 @@ def test_unknown_cases_and_missing_gpus_are_said(capsys):
 
 def test_every_kernel_has_a_case():
     timed = {kernel for name in contest.CASES for kernel in contest.load(name).KERNELS}
-    for info in pkgutil.iter_modules(kernels.__path__):
-        if hasattr(importlib.import_module(f"kernels.{info.name}"), "specializations"):
-            assert info.name in timed, f"no bench case times kernels/{info.name}.py"
+    for info in pkgutil.walk_packages(kernels.__path__, "kernels."):
+        if hasattr(importlib.import_module(info.name), "specializations"):
+            name = info.name.removeprefix("kernels.")
+            assert name in timed, f"no bench case times {info.name}"
 
 
 def test_every_case_is_listed():

@@ -6,7 +6,7 @@ from torch import nn
 from engine import models
 from engine.folding import Folded
 from engine.schema import ModelRecipe
-from kernels import interpolate
+from kernels import interpolation
 
 
 def norms(net):
@@ -130,9 +130,9 @@ def test_a_convolutions_own_bias_is_kept():
 
 def test_a_folded_mix_takes_the_memory_of_one_model():
     net = drawn(timm.create_model("resnet18", num_classes=7))
-    rows, layout = interpolate.flatten([net.state_dict()])
+    rows, layout = interpolation.flatten([net.state_dict()])
     row = rows[0].clone()
-    found = Folded(net).state(interpolate.views(row, layout))
+    found = Folded(net).state(interpolation.views(row, layout))
     storages = [tensor.untyped_storage() for tensor in found.values()]
     alive = sum({one.data_ptr(): one.nbytes() for one in storages}.values())
     assert alive < 1.01 * row.nbytes  # its new biases

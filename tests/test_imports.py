@@ -111,8 +111,8 @@ def test_no_engine_module_bears_a_standard_librarys_name() -> None:
 def test_kernels_and_loaders_load_without_the_rest() -> None:
     """Not only in the source: importing them brings neither the engine nor each other."""
     for package, others in (("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))):
-        files = sorted(path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py"))
-        modules = [".".join(file.with_suffix("").parts) for file in files]
+        files = sorted((ROOT / package).rglob("*.py"))
+        modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
         code = (
             f"import importlib, sys\nfor name in {[m for m in modules if '__init__' not in m]!r}:\n"
             f"    importlib.import_module(name)\nprint([m for m in {others!r} if m in sys.modules])"

@@ -16,8 +16,8 @@ from engine.artifacts import Store
 from engine.distance import Labelled, Options, matrix
 from engine.machine import workers
 from engine.machine.workers import side_by_side
-from kernels.ground_cost import GroundCost
-from kernels.stored_cost import beside_the_copy, most_bytes
+from kernels.transport.cost import GroundCost
+from kernels.transport.store import beside_the_copy, most_bytes
 
 CPU = torch.device("cpu")
 CLASSES = 3

@@ -11,17 +11,17 @@ import torch
 
 from bench import contest
 from kernels import reference
-from kernels.bures import ClassGaussians, bures_squared, class_gaussians
-from kernels.certificate import certify
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, sgd_ewc_
 from kernels.fisher import fisher_diagonal
-from kernels.ground_cost import GroundCost
-from kernels.interpolate import interpolate
-from kernels.outer_squares import outer_squares
-from kernels.sinkhorn import transport
-from kernels.stored_cost import COARSE, SINGLE, beside_the_copy, store
-from kernels.sweep import sinkhorn_sweep
+from kernels.fisher.outer_squares import outer_squares
+from kernels.interpolation import interpolate
+from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
+from kernels.transport.certificate import certify
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import transport
+from kernels.transport.store import COARSE, SINGLE, beside_the_copy, store
+from kernels.transport.sweep import sinkhorn_sweep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.ground_cost import GroundCost
-from kernels.stored_cost import CERTIFIED_STRIP, MOST_ENTRIES, StoredCost
+from kernels.transport.cost import GroundCost
+from kernels.transport.store import CERTIFIED_STRIP, MOST_ENTRIES, StoredCost
 
 _DROPPED = 1e-6  # of a row's mass: smaller entries are left out of the Hessian, and only there
 _RIDGE = 1e-2  # of a column's mass, times the marginal error

@@ -120,7 +120,7 @@ def _outer_squares_kernel(
 
 
 def _constants(dtype: torch.dtype) -> dict[str, Any]:
-    """The tile; with more tokens at once the three TF32 passes spill (tests/test_aot.py)."""
+    """The tile; with more tokens at once the three TF32 passes spill (`test_aot.py`)."""
     wide = dtype == torch.float32
     return {
         "BLOCK_O": _BLOCK_O,

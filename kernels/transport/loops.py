@@ -91,7 +91,7 @@ def _exp64(x):
 
 @kept(fastmath=True)
 def sweep(q, f, g, kappa, bounds, log_s, columns, row):
-    """`kernels.sweep.sinkhorn_sweep` into log_s and columns; row: float32 [m] to work in."""
+    """`sinkhorn_sweep` into log_s and columns; row: float32 [m] to work in."""
     m = q.shape[1]
     for block in range(len(bounds) - 1):
         into = columns[block]
@@ -144,7 +144,7 @@ def certify(
 
 @kept(fastmath=True)
 def quantize(product, own, others, which, q, low, step):
-    """`kernels.quantize.quantize` into q, low and step."""
+    """`quantize` into q, low and step."""
     n, m = product.shape
     for i in range(n):
         row, other, mine = product[i], others[which[i]], own[i]

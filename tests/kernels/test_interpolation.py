@@ -11,8 +11,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import interpolate as module
-from kernels.interpolate import flatten, interpolate, views
+from kernels import interpolation as module
+from kernels.interpolation import flatten, interpolate, views
 
 # outputs, parents, parameters
 SHAPES = [(1, 1, 1), (1, 4, 7), (11, 2, 1000), (3, 5, 2049), (33, 2, 513), (2, 3, 0), (0, 2, 5)]

@@ -20,9 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.ground_cost import STRIP_ROWS, GroundCost, most_blocks
-from kernels.quantize import COMPILE_FROM, quantize
-from kernels.threads import HAS_NUMBA
+from kernels.transport.cost import STRIP_ROWS, GroundCost, most_blocks
+from kernels.transport.quantize import quantize
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ CERTIFIED_STRIP = {"cpu": 1 << 19, "cuda": 1 << 25}
 # both takes, each is 64 bytes.
 MOST_ENTRIES = 256
 _ENTRY_BYTES = 64
-_STEPS = 65535
+_STEPS = 65535  # of `quantize`
 _HALF_STEP = 0.52  # with 4 roundings of up to 65535 steps
 
 
@@ -153,34 +152,25 @@ class _Part(NamedTuple):
 
 def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
     """Consecutive strips of the copy."""
-    n, m = cost.shape
-    device = cost.x.x.device.type
-    compiled = HAS_NUMBA and device == "cpu" and n * m >= COMPILE_FROM
-    if copy == COARSE and (compiled or device == "cuda"):
+    if copy.held == torch.int16:
         yield from _quantized(cost)
         return
     for rows, part in cost.strips(STRIP_ROWS, dtype=copy.computed):
         low, high = torch.aminmax(part, dim=1)
         part -= low[:, None]
-        if copy.held == torch.float32:
-            low, error = low.double(), (high - low).double() * torch.finfo(torch.float32).eps
-            yield _Part(rows, part.float(), low, torch.ones_like(low), error)
-            continue
-        step = ((high - low) / _STEPS).clamp_(min=torch.finfo(copy.computed).tiny)
-        scaled = part.mul_(step.reciprocal()[:, None]).round_()
-        q = scaled.sub_((_STEPS + 1) // 2).to(torch.int16)
-        yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
+        low, error = low.double(), (high - low).double() * torch.finfo(torch.float32).eps
+        yield _Part(rows, part.float(), low, torch.ones_like(low), error)
 
 
 def _quantized(cost: GroundCost) -> Iterator[_Part]:
-    own = cost.x.squares.float()
+    squares = cost.x.squares.float()
     # Fresh pages cost more.
-    buffer = own.new_empty(min(STRIP_ROWS, len(own)), cost.shape[1])
-    for start in range(0, len(own), STRIP_ROWS):
-        rows = slice(start, min(start + STRIP_ROWS, len(own)))
+    buffer = squares.new_empty(min(STRIP_ROWS, len(squares)), cost.shape[1])
+    for start in range(0, len(squares), STRIP_ROWS):
+        rows = slice(start, min(start + STRIP_ROWS, len(squares)))
         product = cost.products(rows.start, rows.stop, dtype=torch.float32, out=buffer)
-        others, which = cost.columns(rows.start, rows.stop, dtype=torch.float32)
-        q, low, step = quantize(product, own[rows], others, which)
+        columns, which = cost.columns(rows.start, rows.stop, dtype=torch.float32)
+        q, low, step = quantize(product, squares[rows], columns, which)
         yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.outer_squares import accumulable, outer_squares
+from kernels.fisher.outer_squares import accumulable, outer_squares
 
 Covered = Iterator[tuple[Tensor | None, Callable[[Tensor], Tensor]]]
 

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kernels.bures import RANGE, check_features
+from kernels.transport.bures import RANGE, check_features
 
 STRIP_ROWS = 512
 # Of a set, at most. Fewer make a step between blocks cheaper, but unlike classes in one block cost

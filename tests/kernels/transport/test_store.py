@@ -6,9 +6,11 @@ import pytest
 import torch
 from clouds import CLASSES, dense, labelled, problem
 
-from kernels import ground_cost, stored_cost
-from kernels.ground_cost import STRIP_ROWS, GroundCost
-from kernels.stored_cost import COARSE, FINE, SINGLE, beside_the_copy, store
+from kernels.transport import cost as ground_cost
+from kernels.transport import quantize
+from kernels.transport import store as stored_cost
+from kernels.transport.cost import STRIP_ROWS, GroundCost
+from kernels.transport.store import COARSE, FINE, SINGLE, beside_the_copy, store
 
 
 def test_the_ground_cost_is_its_formula():
@@ -42,11 +44,11 @@ def test_the_compiled_quantization_is_that_of_the_operators(monkeypatch):
     pytest.importorskip("numba")
     for cost in (problem(300, 41), problem(STRIP_ROWS + 7, 30, lam_x=0.5, lam_y=2.0)):
         plain = store(cost, copy=COARSE)
-        monkeypatch.setattr(stored_cost, "COMPILE_FROM", 0)
+        monkeypatch.setattr(quantize, "_COMPILE_FROM", 0)
         compiled = store(cost, copy=COARSE)
         monkeypatch.undo()
-        for one, other in ((plain.offset, compiled.offset), (plain.step, compiled.step)):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * cost.mean)
+        for before, after in ((plain.offset, compiled.offset), (plain.step, compiled.step)):
+            torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5 * cost.mean)
         assert (compiled.q.int() - plain.q.int()).abs().max() <= 2  # float32 of another order
         held = compiled.offset[:, None] + compiled.step[:, None] * compiled.q
         assert (

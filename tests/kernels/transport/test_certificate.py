@@ -13,12 +13,13 @@ from clouds import CLASSES, dense, labelled, problem
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from kernels import certificate, reference, sinkhorn
-from kernels.bures import bures_squared, class_gaussians
-from kernels.certificate import certify, relative_gap
-from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import transport, unregularised
-from kernels.stored_cost import COARSE, FINE, SINGLE, store
+from kernels import reference
+from kernels.transport import certificate, sinkhorn
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.certificate import certify, relative_gap
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import transport, unregularised
+from kernels.transport.store import COARSE, FINE, SINGLE, store
 
 
 def test_the_bracket_closes_on_exact_transport():

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kernels.alternating import Anderson, Potentials
-from kernels.certificate import Certificate, certify, relative_gap
-from kernels.ground_cost import GroundCost
-from kernels.stored_cost import COARSE, FINE, SINGLE, Copy, StoredCost, store
+from kernels.transport.alternating import Anderson, Potentials
+from kernels.transport.certificate import Certificate, certify, relative_gap
+from kernels.transport.cost import GroundCost
+from kernels.transport.store import COARSE, FINE, SINGLE, Copy, StoredCost, store
 
 _WORTH_A_PASS = 0.7  # of the gap before it
 _CHEAP = 1 << 20  # costs: so many are passed over exactly in a few milliseconds

@@ -7,11 +7,12 @@ import torch
 from clouds import CLASSES, D, labelled, problem
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import alternating, reference, sweep
-from kernels.bures import bures_squared, class_gaussians
-from kernels.ground_cost import GroundCost
-from kernels.sinkhorn import transport
-from kernels.stored_cost import store
+from kernels import reference
+from kernels.transport import alternating, sweep
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import transport
+from kernels.transport.store import store
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])

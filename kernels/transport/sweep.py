@@ -63,7 +63,7 @@ def within(bounds: Tensor, rows: slice) -> tuple[slice, Tensor]:
 
 
 def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
-    from kernels import transport_cpu
+    from kernels.transport import loops
 
     threads = min(torch.get_num_threads(), len(q))
     rows = -(-len(q) // threads)
@@ -83,7 +83,7 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
             columns,
             torch.empty_like(g),
         )
-        transport_cpu.sweep(*(tensor.numpy() for tensor in tensors))
+        loops.sweep(*(tensor.numpy() for tensor in tensors))
         return blocks, columns
 
     if threads == 1:

@@ -31,12 +31,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.certified_pass import certified_pass
-from kernels.ground_cost import GroundCost
-from kernels.stored_cost import CERTIFIED_STRIP, StoredCost
 from kernels.threads import HAS_NUMBA, spread
+from kernels.transport.certified_pass import certified_pass
+from kernels.transport.cost import GroundCost
+from kernels.transport.store import CERTIFIED_STRIP, StoredCost
 
-_COMPILE_FROM = 1 << 19  # costs, as in `kernels.sweep`
+_COMPILE_FROM = 1 << 19  # costs, as in `kernels.transport.sweep`
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Su
 
 
 def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:
-    from kernels import transport_cpu
+    from kernels.transport import loops
 
     q, (n, m) = stored.q, stored.shape
     assert q is not None, "the copy is not held"
@@ -190,14 +190,14 @@ def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _
     block = -(-n // threads)
     f, hard_f, kept_rows, reduced = torch.empty(4, n, dtype=torch.float64)
     columns, plan, part = torch.zeros(3, threads, m, dtype=torch.float64)
-    hard_g = torch.full_like(columns, transport_cpu.INFINITE)
+    hard_g = torch.full_like(columns, loops.INFINITE)
 
     def work(k: int) -> None:
         mine = slice(k * block, (k + 1) * block)
         tensors = [q[mine], stored.offset[mine], stored.step[mine], g, kept]
         tensors += [f[mine], hard_f[mine], kept_rows[mine], reduced[mine]]
         tensors += [columns[k], hard_g[k], plan[k], part[k]]
-        transport_cpu.certify(*(tensor.numpy() for tensor in tensors), eps)
+        loops.certify(*(tensor.numpy() for tensor in tensors), eps)
 
     spread(work, [(k,) for k in range(threads)], threads)
     share = 1 / (n * m)

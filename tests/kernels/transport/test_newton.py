@@ -9,10 +9,11 @@ import torch
 from clouds import dense, problem
 
 from engine.distance import Labelled, Options, matrix
-from kernels import alternating, newton, reference, sinkhorn
-from kernels.newton import ascend, newton_point, newton_step
-from kernels.sinkhorn import transport, unregularised
-from kernels.stored_cost import beside_the_copy
+from kernels import reference
+from kernels.transport import alternating, newton, sinkhorn
+from kernels.transport.newton import ascend, newton_point, newton_step
+from kernels.transport.sinkhorn import transport, unregularised
+from kernels.transport.store import beside_the_copy
 
 
 def mixture(n: int, d: int, seed: int, shift: float = 0.0, width: float = 1.0) -> Labelled:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
+from kernels import reference
 from kernels.launch import jit, launcher, tl
+from kernels.threads import HAS_NUMBA
 
-COMPILE_FROM = 1 << 19  # costs, as in `kernels.sweep`
+_COMPILE_FROM = 1 << 18  # costs of a strip: fewer do not repay importing numba
 _COLUMNS = 2048
 _WARPS = 4
 _LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
@@ -29,18 +31,21 @@ def quantize(
     """q int16 [n, m], low and step float32 [n]: max(product_ij + others[which_i, j] + own_i, 0) is
     low_i + step_i (q_ij + 32768) up to half a step.
 
-    product: float32 [n, m], overwritten on the CPU; own: float32 [n]; others: float32 [k, m];
+    product: float32 [n, m], which may be overwritten; own: float32 [n]; others: float32 [k, m];
     which: int64 [n] in [0, k).
     """
     if product.is_cuda:
         q, low, step = _quantize(product, own, others, which)
         return q, low, step
-    from kernels import transport_cpu
+    if not (HAS_NUMBA and product.device.type == "cpu" and product.numel() >= _COMPILE_FROM):
+        q, low, step = reference.quantize(product, own, others, which)
+        return q, low, step
+    from kernels.transport import loops
 
     q = torch.empty(product.shape, dtype=torch.int16)
     low, step = torch.empty(2, len(product))
     tensors = product, own, others, which, q, low, step
-    transport_cpu.quantize(*(tensor.numpy() for tensor in tensors))
+    loops.quantize(*(tensor.numpy() for tensor in tensors))
     return q, low, step
 
 

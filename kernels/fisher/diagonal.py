@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kernels.distill import check_labels, check_targets
-from kernels.per_example import ELEMENTWISE, RULES, expand_over_batch, sum_of_squares
+from kernels.fisher.per_example import ELEMENTWISE, RULES, expand_over_batch, sum_of_squares
 
 _log = logging.getLogger(__name__)
 Squares = Callable[[Tensor], Tensor]

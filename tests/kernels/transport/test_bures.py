@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import bures, reference
-from kernels.bures import bures_squared, class_gaussians
+from kernels import reference
+from kernels.transport import bures
+from kernels.transport.bures import bures_squared, class_gaussians
 
 
 def labelled(counts: list[int], d: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:

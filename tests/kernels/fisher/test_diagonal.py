@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import outer_squares as outer
 from kernels import reference
-from kernels.fisher import FisherAccumulator, fisher_diagonal
+from kernels.fisher import outer_squares as outer
+from kernels.fisher.diagonal import FisherAccumulator, fisher_diagonal
 
 
 class Bare(nn.Module):
@@ -162,7 +162,7 @@ def test_every_rule_equals_the_loop(name, batch):
 def test_other_uses_fall_back_and_are_named(name, caplog):
     torch.manual_seed(0)
     build, shape, expected = FALLBACKS[name]
-    with caplog.at_level(logging.INFO, "kernels.fisher"):
+    with caplog.at_level(logging.INFO, "kernels.fisher.diagonal"):
         assert assert_equals_loop(randomise(build()), torch.randn(5, *shape), 6) == expected
     assert all(parameter in caplog.text for parameter in expected)
 

@@ -27,10 +27,10 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.certificate import Certificate
-from kernels.newton import ascend, newton_point, newton_step
-from kernels.stored_cost import StoredCost
-from kernels.sweep import sinkhorn_sweep, within
+from kernels.transport.certificate import Certificate
+from kernels.transport.newton import ascend, newton_point, newton_step
+from kernels.transport.store import StoredCost
+from kernels.transport.sweep import sinkhorn_sweep, within
 
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials

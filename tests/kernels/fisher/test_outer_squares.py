@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import outer_squares as outer
 from kernels import reference
-from kernels.outer_squares import outer_squares
+from kernels.fisher import outer_squares as outer
+from kernels.fisher.outer_squares import outer_squares
 
 
 def assert_close_to_max(result: Tensor, truth: Tensor, name: str = "", tolerance=1e-5) -> None:

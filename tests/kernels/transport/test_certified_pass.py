@@ -1,0 +1,64 @@
+"""The certificate's pass as a kernel, strips of operators and compiled loop, against the twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from triton_interpreter import interpreted, run_interpreted
+
+from kernels import reference
+from kernels.transport import certificate, certified_pass
+from kernels.transport.cost import GroundCost
+from kernels.transport.store import COARSE, SINGLE, store
+
+NAMES = ("f", "hard_f", "kept", "columns", "hard_g")
+
+
+def case(shape, copy):
+    m = shape[1]
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(size, 8, generator=generator) for size in shape)
+    cost = GroundCost(x, y + 0.3)
+    g = cost.mean / 10 * torch.randn(m, dtype=torch.float64, generator=generator)
+    g[-1] = 40 * cost.mean  # what is no row's must not overflow into the columns
+    kept = 0.5 + torch.rand(m, dtype=torch.float64, generator=generator) / 2
+    return store(cost, copy=copy), g, 0.05 * cost.mean, kept
+
+
+def assert_equals_the_twin(sums, stored, g, eps, kept):
+    twin = reference.certified_pass(stored.q, stored.offset, stored.step, g, kept, eps)
+    f, hard_f, kept_rows, reduced, columns, hard_g = twin
+    share, unit = 1 / stored.q.numel(), stored.cost.mean
+    right = f, hard_f, kept_rows * share, columns * share, hard_g
+    for name, expected in zip(NAMES, right, strict=True):
+        torch.testing.assert_close(getattr(sums, name), expected, rtol=1e-11, atol=1e-11 * unit)
+    expected = float(reduced.sum()) * share
+    assert sums.reduced == pytest.approx(expected, rel=1e-10, abs=1e-11 * unit)
+
+
+COPIES = pytest.mark.parametrize("copy", [COARSE, SINGLE], ids=["int16", "float32"])
+SHAPES = pytest.mark.parametrize("shape", [(2, 2), (33, 70), (9, 1025), (70, 257)])
+
+
+@COPIES
+@SHAPES
+def test_on_the_cpu(shape, copy):
+    inputs = case(shape, copy)
+    assert_equals_the_twin(certificate._strips_pass(*inputs), *inputs)
+    pytest.importorskip("numba")
+    assert_equals_the_twin(certificate._compiled_pass(*inputs), *inputs)
+
+
+@pytest.mark.slow
+def test_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+@interpreted
+@COPIES
+@SHAPES
+@pytest.mark.parametrize("strip_bytes", [1, 1 << 24])
+def test_interpreted_pass(shape, copy, strip_bytes, monkeypatch):
+    monkeypatch.setattr(certified_pass, "_STRIP_BYTES", strip_bytes)
+    inputs = case(shape, copy)
+    assert_equals_the_twin(certificate._kernel_pass(*inputs), *inputs)
