@@ -19,12 +19,13 @@ import torch
 
 from engine import cells, clip, merge, models, recipe, record
 from engine.artifacts import Artifact, Store, room_for
-from engine.cells import PROMPT, Cell
+from engine.cells import Cell
 from engine.data import sets
 from engine.measures.rows import PRE
 from engine.merge import Mix, essential
 from engine.schema import ModelRecipe, Recipe
 from engine.weights import checkpoints
+from engine.weights.checkpoints import PROMPT
 from loaders.pack import MANIFEST, Pack
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them

@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
     quiet.libraries()
     from engine import export
-    from engine.cells import CELL, PROMPT
+    from engine.cells import CELL
+    from engine.weights.checkpoints import PROMPT
 
     if (folder / CELL).is_file():
         if arguments.overrides or {arguments.method, arguments.set, arguments.seed} != {None}:
