@@ -175,9 +175,11 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tenso
     return [log_s, columns]
 
 
-def quantize(product: Tensor, own: Tensor, others: Tensor, which: Tensor) -> list[Tensor]:
+def quantize(
+    product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor
+) -> list[Tensor]:
     """Truth of `kernels.transport.quantize`, in float64 if all are; the CPU runs it on few."""
-    cost = (product + (others[which] + own[:, None])).clamp_(min=0.0)
+    cost = (product + (column_terms[which] + row_term[:, None])).clamp_(min=0.0)
     low, high = torch.aminmax(cost, dim=1)
     step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
     scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])

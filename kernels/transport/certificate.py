@@ -193,9 +193,9 @@ def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _
     hard_g = torch.full_like(columns, loops.INFINITE)
 
     def work(k: int) -> None:
-        mine = slice(k * block, (k + 1) * block)
-        tensors = [q[mine], stored.offset[mine], stored.step[mine], g, kept]
-        tensors += [f[mine], hard_f[mine], kept_rows[mine], reduced[mine]]
+        rows = slice(k * block, (k + 1) * block)
+        tensors = [q[rows], stored.offset[rows], stored.step[rows], g, kept]
+        tensors += [f[rows], hard_f[rows], kept_rows[rows], reduced[rows]]
         tensors += [columns[k], hard_g[k], plan[k], part[k]]
         loops.certify(*(tensor.numpy() for tensor in tensors), eps)
 

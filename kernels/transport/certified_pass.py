@@ -62,14 +62,14 @@ def _pass_kernel(
     if program < rows_to_sum:
         row = sum_from + program
         line = q + row.to(tl.int64) * m
-        own = tl.load(offset + row)
+        base = tl.load(offset + row)
         scale = tl.load(step + row)
         least = tl.full([ROW_BLOCK], float("inf"), dtype=tl.float64)
         for start in range(0, m, ROW_BLOCK):
             at = start + tl.arange(0, ROW_BLOCK)
             price = tl.load(g + at, mask=at < m, other=float("-inf"))
             cost = tl.load(line + at, mask=at < m, other=0).to(tl.float64)
-            least = tl.minimum(least, own + scale * cost - price)
+            least = tl.minimum(least, base + scale * cost - price)
         smallest = tl.min(least, 0)
         total = tl.zeros([ROW_BLOCK], dtype=tl.float64)
         stays = tl.zeros([ROW_BLOCK], dtype=tl.float64)
@@ -80,7 +80,7 @@ def _pass_kernel(
             price = tl.load(g + at, mask=valid, other=0.0)
             share = tl.load(kept + at, mask=valid, other=0.0)
             cost = tl.load(line + at, mask=valid, other=0).to(tl.float64)
-            over = own + scale * cost - price - smallest
+            over = base + scale * cost - price - smallest
             plan = tl.where(valid, tl.exp(-over * inverse), 0.0)
             total += plan
             stays += plan * share
@@ -94,31 +94,31 @@ def _pass_kernel(
         tl.store(kept_rows + row, stay)
         tl.store(reduced + row, weight * tl.sum(moved, 0) + smallest * stay)
     else:
-        here = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
-        reached = here < m
-        paid = tl.load(g + here, mask=reached, other=0.0)
+        at = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
+        reached = at < m
+        paid = tl.load(g + at, mask=reached, other=0.0)
         added = tl.zeros([ROWS, COLUMNS], dtype=tl.float64)
         closest = tl.full([ROWS, COLUMNS], float("inf"), dtype=tl.float64)
         for start in range(add_from, sum_from, ROWS):
             rows = start + tl.arange(0, ROWS)
             inside = (rows < sum_from)[:, None]
-            own = tl.load(offset + rows, mask=rows < sum_from, other=0.0)
-            own -= tl.load(low + rows, mask=rows < sum_from, other=0.0)
+            base = tl.load(offset + rows, mask=rows < sum_from, other=0.0)
+            base -= tl.load(low + rows, mask=rows < sum_from, other=0.0)
             scale = tl.load(step + rows, mask=rows < sum_from, other=0.0)
             weight = tl.load(weights + rows, mask=rows < sum_from, other=0.0)
             cost = tl.load(
-                q + rows.to(tl.int64)[:, None] * m + here[None, :],
+                q + rows.to(tl.int64)[:, None] * m + at[None, :],
                 mask=inside & reached[None, :],
                 other=0,
             ).to(tl.float64)
-            over = own[:, None] + scale[:, None] * cost
+            over = base[:, None] + scale[:, None] * cost
             plan = weight[:, None] * tl.exp((paid[None, :] - over) * inverse)
             added += tl.where(inside, plan, 0.0)
             closest = tl.minimum(closest, tl.where(inside, over, float("inf")))
-        before = tl.load(columns + here, mask=reached, other=0.0)
-        tl.store(columns + here, before + tl.sum(added, 0), mask=reached)
-        before = tl.load(hard_g + here, mask=reached, other=0.0)
-        tl.store(hard_g + here, tl.minimum(before, tl.min(closest, 0)), mask=reached)
+        before = tl.load(columns + at, mask=reached, other=0.0)
+        tl.store(columns + at, before + tl.sum(added, 0), mask=reached)
+        before = tl.load(hard_g + at, mask=reached, other=0.0)
+        tl.store(hard_g + at, tl.minimum(before, tl.min(closest, 0)), mask=reached)
 
 
 @triton_op("rib::certified_pass", mutates_args=())

@@ -96,9 +96,9 @@ def sweep(q, f, g, kappa, bounds, log_s, columns, row):
     for block in range(len(bounds) - 1):
         into = columns[block]
         for i in range(bounds[block], bounds[block + 1]):
-            own, scale, total = f[i], kappa[i], _F32(0.0)
+            potential, scale, total = f[i], kappa[i], _F32(0.0)
             for j in range(m):
-                value = _exp32(own + g[j] - scale * _F32(q[i, j]))
+                value = _exp32(potential + g[j] - scale * _F32(q[i, j]))
                 row[j] = value
                 total += value
             log_s[i] = math.log(total)
@@ -118,9 +118,9 @@ def certify(
     n, m = q.shape
     inverse = 1 / eps
     for i in range(n):
-        own, scale, low = offset[i], step[i], INFINITE
+        start, scale, low = offset[i], step[i], INFINITE
         for j in range(m):
-            value = own + scale * q[i, j] - g[j]
+            value = start + scale * q[i, j] - g[j]
             part[j] = value
             low = min(low, value)
         total = kept_total = reduced_total = 0.0
@@ -143,14 +143,14 @@ def certify(
 
 
 @kept(fastmath=True)
-def quantize(product, own, others, which, q, low, step):
+def quantize(product, row_term, column_terms, which, q, low, step):
     """`quantize` into q, low and step."""
     n, m = product.shape
     for i in range(n):
-        row, other, mine = product[i], others[which[i]], own[i]
-        smallest = largest = max(row[0] + (other[0] + mine), _F32(0.0))
+        row, columns, term = product[i], column_terms[which[i]], row_term[i]
+        smallest = largest = max(row[0] + (columns[0] + term), _F32(0.0))
         for j in range(m):
-            value = max(row[j] + (other[j] + mine), _F32(0.0))
+            value = max(row[j] + (columns[j] + term), _F32(0.0))
             row[j] = value
             smallest = min(smallest, value)
             largest = max(largest, value)
