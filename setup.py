@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=PACKAGES),
-    package_data={"recipes": ["**/*.yaml"], "engine": ["*.smk", "report/*.html"]},
+    package_data={"recipes": ["**/*.yaml"], "engine": ["grid/*.smk", "report/*.html"]},
     install_requires=[
         "torch>=2.9",
         "torchvision",  # timm's transforms

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from bench import report
+from engine.evaluation import budget
+from engine.evaluation.budget import Frame
 from engine.measures import predictions
-from engine.sampling import budget
-from engine.sampling.budget import Frame
 
 REPEATS = 1000
 MODELS = 12  # of a store; each has its own RI

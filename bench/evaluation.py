@@ -40,14 +40,15 @@ from torch.utils.data import DataLoader
 
 from bench import photos
 from bench.contest import Contest, Entrant, Load, Scale
-from engine import evaluate, models, zoo
-from engine.bank import Bank, Model
-from engine.cells import CELL, Cell
+from engine import models
 from engine.context import Request, cache_folder
 from engine.data.sets import Sets
+from engine.evaluation import passes, zoo
+from engine.evaluation.bank import Bank, Model
+from engine.evaluation.merge import Mix, essential
 from engine.machine import memory, precision
-from engine.merge import Mix, essential
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.store.cells import CELL, Cell
 from loaders.pack import Pack
 from loaders.stream import open_source
 
@@ -206,7 +207,7 @@ class Bench:
         """All alphas by the engine, which has seen nothing yet; from files, encoded too."""
         self.forget("predictions")
         context = self.on(self.encode("again") if self.storage == "files" else self.pack)
-        evaluate.evaluate(context, self.mixes, ["set"], "all")
+        passes.evaluate(context, self.mixes, ["set"], "all")
         return context
 
     def a_pass_each(self) -> list[Tensor]:
@@ -291,18 +292,18 @@ class Bench:
         context = self.on(self.pack)
         context.keeps_features = True
         context.base = zoo.cell_of(self.context, self.files[0])
-        evaluate.evaluate(context, [{cell.name: 1.0} for cell in probes], ["set"], "all")
+        passes.evaluate(context, [{cell.name: 1.0} for cell in probes], ["set"], "all")
         return context
 
     def a_pass_a_probe(self, probes: list[Cell]) -> zoo.OwnContext:
         self.forget("predictions")
         for cell in probes:
-            evaluate.evaluate(self.on(self.pack), [{cell.name: 1.0}], ["set"], "all")
+            passes.evaluate(self.on(self.pack), [{cell.name: 1.0}], ["set"], "all")
         return self.on(self.pack)
 
     def stored(self, context: zoo.OwnContext, mix: Mix) -> Tensor:
         """top-1 [N] in the store."""
-        table = pq.read_table(evaluate.predicted(context, mix, "set", "all"))
+        table = pq.read_table(passes.predicted(context, mix, "set", "all"))
         return torch.from_numpy(table["top1"].to_numpy().copy())
 
     def forget(self, *kinds: str) -> None:

@@ -43,7 +43,8 @@ from torchvision import datasets, transforms
 from bench import photos
 from bench.contest import Contest, Entrant, Load, Scale
 from bench.roofline import Work
-from engine import models, zoo
+from engine import models
+from engine.evaluation import zoo
 from engine.machine import memory
 from loaders import folders, trees
 from loaders.batch import Source

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from engine import models
 from engine.context import cache_folder
-from engine.schema import ModelRecipe
-from engine.weights.checkpoints import PHOTOS
+from engine.models.checkpoints import PHOTOS
+from engine.recipe.schema import ModelRecipe
 from loaders import folders, registry, trees
 from loaders.encode import encode as encode_pack
 from loaders.pack import Pack

@@ -1,6 +1,6 @@
 """Training end to end: photos in, trained weights out, by the engine and by loops that users have.
 
-FT, EWC and LwF train an epoch as `engine.train` does for a recipe of ImageNet-RIB: a resident pack,
+FT, EWC and LwF train an epoch as `engine.training.loop` does for a recipe of ImageNet-RIB: a resident pack,
 DeepSpeed, the look at loss and weights at the epoch's end. The peers fine-tune the same model from
 the same weights on the same photos:
 
@@ -48,12 +48,13 @@ from bench.roofline import Work
 from bench.terms import TERMS, Loss, fine_tune
 from bench.timing import Run
 from bench.vit import autocast
-from engine import methods, models, optim, train
+from engine import methods, models
 from engine.context import Context, Request, cache_folder
+from engine.cost.flops import flops
 from engine.data.sets import Sets
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
-from engine.planning.flops import flops
+from engine.training import loop, optim
 
 KERNELS = ()
 NOISE, OVER_TIMM = 1.03, 1 / 1.3
@@ -77,7 +78,7 @@ def gate(device: torch.device) -> None:
 def _check(bench: Bench, context: Context) -> None:
     x, y = bench.in_memory
     positions = context.target.split("train")
-    shares = list(train.schedule(positions, context, epoch=0, rank=0, world=1))
+    shares = list(loop.schedule(positions, context, epoch=0, rank=0, world=1))
     batches = [(x[share.index], y[share.index]) for share in shares]
     rate = partial(optim.learning_rate, total=len(shares), warmup=0, base=LR)
     net, start = bench.net(), bench.net().state_dict()
@@ -199,11 +200,11 @@ class Bench:
     def engine(self, context: Context) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
         method = methods.find(context.recipe.method.module).Method(context.recipe.method)
-        engine = train.start(method, context)
+        engine = loop.start(method, context)
         try:
-            yield method, self._waited(lambda: train.epochs(engine, method, context))
+            yield method, self._waited(lambda: loop.epochs(engine, method, context))
         finally:
-            train.close(engine)
+            loop.close(engine)
 
     def plain_loop(
         self,

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from engine import entry
 from engine.commands import COMMANDS
+from engine.machine import entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,17 +19,20 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from engine import cells, evaluate, fisher, methods, models, pending, recipe, train
-from engine.artifacts import Artifact, Store
-from engine.cells import Cell
+from engine import methods, models, recipe
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
-from engine.form import Form
+from engine.evaluation import passes
 from engine.machine import precision, ranks, workers
 from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
-from engine.schema import Recipe
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.models.form import Form
+from engine.recipe.schema import Recipe
+from engine.store import cells, pending
+from engine.store.artifacts import Artifact, Store
+from engine.store.cells import Cell
+from engine.training import fisher, loop
 from loaders.batch import on_device
 
 log = logging.getLogger(__name__)
@@ -144,7 +147,7 @@ class Context:
             if terms := imagenet.terms(cell_recipe):
                 log.warning(terms)
             with context.threads():
-                export, history = train.fit(method, context)
+                export, history = loop.fit(method, context)
 
             def write(folder: Path) -> None:
                 backbone, classes = context.base.backbone, context.sets.classes
@@ -203,7 +206,7 @@ class Context:
         if found is None:
             slices = self.store.root / "pending" / self.store.place("features", label, key).name
             with self.threads():
-                files = evaluate.features(self, cell, labelled, self._form(training), slices)
+                files = passes.features(self, cell, labelled, self._form(training), slices)
 
             def write(folder: Path) -> None:
                 pending.join_arrays(files, folder / "features.npy")
@@ -285,7 +288,7 @@ class Context:
 
     def holdout_accuracy(self, mix: Mapping[str, float]) -> float:
         """Top-1 in percent of a mix on the downstream hold-out."""
-        return evaluate.holdout_accuracy(self, mix)
+        return passes.holdout_accuracy(self, mix)
 
     def _find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         found = self.store.find(kind, label, key)

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# A script's own folder comes first on the path, where engine/evaluate.py would hide a package.
+# A script's own folder comes first on the path, where engine/evaluation/passes.py would hide a package.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
-import engine.entry  # noqa: E402
+import engine.machine.entry
 
 
 def main() -> int:

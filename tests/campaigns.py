@@ -8,7 +8,7 @@ import grids
 import pytest
 import torch
 
-from engine import campaign, grid
+from engine.grid import campaign, jobs
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -49,7 +49,7 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     """The report's folder of a campaign that was run in this process."""
     plan = campaign.plan(str(folder / f"{name}.yaml"), [f"runs={folder / 'runs'}", *words], 2)
     device = torch.device("cpu")
-    grid.prepare(plan, device)
+    jobs.prepare(plan, device)
     for name in plan.sets:
-        grid.column(plan, name, device)
-    return grid.finish(plan, device).parent
+        jobs.column(plan, name, device)
+    return jobs.finish(plan, device).parent

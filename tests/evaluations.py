@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from grids import Grid
 
-from engine import bank, evaluate, merge, pending
 from engine.context import Context
+from engine.evaluation import bank, merge, passes
+from engine.store import pending
 from loaders.resident import Resident
 
 SET, IMAGES = "outline", 35
@@ -52,8 +53,8 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def tables(context: Context, mixes: list[merge.Mix]) -> list:
     """Prediction tables of the whole set, computed now where they were not before."""
-    evaluate.evaluate(context, mixes, [SET], "all")
-    return [pq.read_table(evaluate.predicted(context, mix, SET, "all")) for mix in mixes]
+    passes.evaluate(context, mixes, [SET], "all")
+    return [pq.read_table(passes.predicted(context, mix, SET, "all")) for mix in mixes]
 
 
 def same(found: list, expected: list) -> bool:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from grids import SETS, Grid
 
-from engine import evaluate
+from engine.evaluation import passes
 from engine.machine import quiet, ranks
 
 
@@ -27,7 +27,7 @@ def result(grid: Grid, words: list[str]) -> str:
         return str(error)
     mix = {context.base.name: 0.5, cell.name: 0.5}
     if cell.prompt() is None:
-        evaluate.evaluate(context, [{cell.name: 1.0}, mix], SETS, "all")
+        passes.evaluate(context, [{cell.name: 1.0}, mix], SETS, "all")
     return str(cell.artifact.folder)
 
 

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine import methods
-from engine.cells import Cell
 from engine.context import Context, Request
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
+from engine.store.cells import Cell
 from loaders.batch import Batch
 
 SIZE, COPIES = 32, 7  # of the copies of a class, two are held out

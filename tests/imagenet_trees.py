@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data import imagenet
-from engine.schema import DatasetRecipe
+from engine.recipe.schema import DatasetRecipe
 from loaders.benchmarks import imagenet_c
 from loaders.trees import Listing
 

@@ -11,7 +11,7 @@ import torch
 from grids import CLASSES, SIZE, VIT, Grid
 from safetensors.torch import save_file
 
-from engine import zoo
+from engine.evaluation import zoo
 
 
 def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSES)) -> Path:

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import artifacts
-from engine.artifacts import MARKER, Store, digest
+from engine.store import artifacts
+from engine.store.artifacts import MARKER, Store, digest
 
 KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
 SLOW_BUILDER = """
 import sys, time
 from pathlib import Path
-from engine.artifacts import Store
+from engine.store.artifacts import Store
 
 def build(folder):
     (folder / "half.bin").write_bytes(b"x" * 1000)
@@ -192,7 +192,7 @@ def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_digest_is_the_same_in_every_process() -> None:
-    code = f"from engine.artifacts import digest; print(digest({KEY!r}))"
+    code = f"from engine.store.artifacts import digest; print(digest({KEY!r}))"
     for seed in ("0", "1"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(

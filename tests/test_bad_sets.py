@@ -11,7 +11,7 @@ import torch
 
 from engine import cli
 from engine.context import Context
-from engine.distance import Labelled, Options, matrix
+from engine.distances.solve import Labelled, Options, matrix
 from engine.machine import ranks
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost

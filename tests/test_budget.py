@@ -12,7 +12,7 @@ import pytest
 from bench import coverage
 from engine import recipe
 from engine.errors import RecipeError
-from engine.sampling import budget
+from engine.evaluation import budget
 
 
 def frame(sizes: list[int], seed: int = 0, p_true: float | np.ndarray = 0.5) -> budget.Frame:

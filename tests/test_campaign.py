@@ -13,9 +13,10 @@ import campaigns
 import pytest
 from campaigns import METHODS, SETS
 
-from engine import campaign, cli, recipe, workflow
+from engine import cli, recipe
 from engine.data import sets
 from engine.errors import RecipeError
+from engine.grid import campaign, workflow
 from loaders.pack import MANIFEST
 
 folder = campaigns.folder

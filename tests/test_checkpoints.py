@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models, recipe
-from engine.artifacts import Store
 from engine.context import cache_folder
-from engine.schema import ModelRecipe, WeightsRecipe
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.recipe.schema import ModelRecipe, WeightsRecipe
+from engine.store.artifacts import Store
 
 
 def model(path: Path | str = "", arch: str = "test_vit", match: str = "names") -> ModelRecipe:

@@ -15,9 +15,10 @@ import torch
 from grids import CONV, SETS, VIT, Grid, distance, grid, weights
 from torch._dynamo.utils import counters
 
-from engine import evaluate, models
+from engine import models
+from engine.evaluation import passes
 from engine.machine import compiled, precision
-from engine.schema import ModelRecipe
+from engine.recipe.schema import ModelRecipe
 
 __all__ = ["grid"]
 pytestmark = pytest.mark.slow
@@ -99,13 +100,13 @@ def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) ->
     prompt = context.cell("visual_prompt").name
     wise = [{base: 1 - a, tuned: a} for a in (0.3, 0.6)]
     mixes = [*wise, {tuned: 1.0}, {prompt: 1.0}]
-    evaluate.evaluate(context, mixes, SETS, "all")
+    passes.evaluate(context, mixes, SETS, "all")
     assert len(graphs) == 1
     plain = grid.context()
-    evaluate.evaluate(plain, mixes, SETS, "all")
+    passes.evaluate(plain, mixes, SETS, "all")
     assert len(graphs) == 1
     for mix in mixes:
-        ours, theirs = (evaluate.find(one, mix, "few", "all") for one in (context, plain))
+        ours, theirs = (passes.find(one, mix, "few", "all") for one in (context, plain))
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
@@ -114,11 +115,11 @@ def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str])
     plain, context = grid.context(), grid.context("evaluate.compile=always")
     mixes = [{plain.cell(name).name: 1.0} for name in ("linear_probe", "fine_tune")]
     mixes.append({plain.base.name: 1.0})
-    evaluate.evaluate(context, mixes, ["tinted"], "all")
+    passes.evaluate(context, mixes, ["tinted"], "all")
     assert len(graphs) == 1
-    evaluate.evaluate(plain, mixes, ["tinted"], "all")
+    passes.evaluate(plain, mixes, ["tinted"], "all")
     for mix in mixes:
-        ours, theirs = (evaluate.find(one, mix, "tinted", "all") for one in (context, plain))
+        ours, theirs = (passes.find(one, mix, "tinted", "all") for one in (context, plain))
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
@@ -144,9 +145,9 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid: Grid, tmp_path: Path) -
     assert distance(weights(cell), weights(plain)) < 1e-5
     mix = {cell.name: 1.0}
     for one in (context, runs.context("train.compile=always")):
-        evaluate.evaluate(one, [mix], ["few"], "all")
+        passes.evaluate(one, [mix], ["few"], "all")
     ours, theirs = (
-        pq.read_table(evaluate.predicted(one, mix, "few", "all"))["margin"].to_numpy()
+        pq.read_table(passes.predicted(one, mix, "few", "all"))["margin"].to_numpy()
         for one in (context, runs.context("train.compile=always"))
     )
     assert 0 < np.abs(ours - theirs).max() < 1e-4, "compiled, it rounds otherwise"

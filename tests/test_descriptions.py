@@ -14,11 +14,12 @@ from grids import CLASSES, SIZE, VIT, Grid, grid
 from own_checkpoints import checkpoint, own
 from safetensors.torch import save_file
 
-from engine import cli, evaluate, models, zoo
-from engine.cells import Cell
+from engine import cli, models
 from engine.context import Context
+from engine.data import descriptions
 from engine.errors import RecipeError
-from engine.weights import descriptions
+from engine.evaluation import passes, zoo
+from engine.store.cells import Cell
 
 __all__ = ["grid", "own"]
 TIMMS = {
@@ -41,8 +42,8 @@ def rib(own: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[st
 
 def accuracy(context: Context, cell: Cell, name: str) -> float:
     """Of a cell on a whole set, evaluated within its grid."""
-    evaluate.evaluate(context, [{cell.name: 1.0}], [name], "all")
-    table = pq.read_table(evaluate.predicted(context, {cell.name: 1.0}, name, "all"))
+    passes.evaluate(context, [{cell.name: 1.0}], [name], "all")
+    table = pq.read_table(passes.predicted(context, {cell.name: 1.0}, name, "all"))
     return 100 * (table["top1"].to_numpy() == table["label"].to_numpy()).mean()
 
 

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from engine import artifacts, cli, distance, pairs
-from engine.artifacts import Store
-from engine.distance import Labelled, Options, matrix
+from engine import cli
+from engine.distances import problems, solve
+from engine.distances.solve import Labelled, Options, matrix
 from engine.machine import ranks
 from engine.measures.distances import Matrix, write_csv
 from engine.measures.metrics import Arm
 from engine.measures.standings import Line, Standings
 from engine.report import forgetting
 from engine.report.forgetting import Point, correlation
+from engine.store import artifacts
+from engine.store.artifacts import Store
 
 CLASSES, D = 4, 6
 folder, grid = campaigns.folder, grids.grid
@@ -99,13 +101,13 @@ def test_a_set_is_at_home_in_its_copy():
 
 def test_self_terms_are_solved_once_a_set(monkeypatch):
     solved = []
-    real = pairs.transport
+    real = problems.transport
 
     def counted(cost, **options):
         solved.append(options.get("symmetric", False))
         return real(cost, **options)
 
-    monkeypatch.setattr(pairs, "transport", counted)
+    monkeypatch.setattr(problems, "transport", counted)
     matrix(SETS, CLASSES, Options(eps=0.2))
     assert (solved.count(False), solved.count(True)) == (3, 3)
 
@@ -145,12 +147,12 @@ def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
 
 
 def test_exact_transport_that_stops_early_is_no_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "EXACT_STEPS", 1)
+    monkeypatch.setattr(problems, "EXACT_STEPS", 1)
     _, context = context_of(SETS, tmp_path)
     options = Options(exact=True, samples=20)
     with pytest.warns(UserWarning, match="numItermax"):
-        found = distance.distances(context, list(SETS), options)
-    kept = distance.distances(context, list(SETS), options)
+        found = solve.distances(context, list(SETS), options)
+    kept = solve.distances(context, list(SETS), options)
     off = ~np.eye(3, dtype=bool)
     for one in (found, kept):
         assert np.isnan(one.values[off]).all() and np.isnan(one.gaps[off]).all()
@@ -166,7 +168,7 @@ def test_the_csv_keeps_every_digit(tmp_path):
     assert heads == ["set", "other", "distance", "gap", "marginal_error", "eps"]
     assert [row[:2] for row in pairs] == [["near", "mid"], ["near", "far"], ["mid", "far"]]
     columns = found.values, found.gaps, found.marginal_errors, np.full((3, 3), found.eps)
-    for row, (i, j) in zip(pairs, [(0, 1), (0, 2), (1, 2)], strict=True):
+    for row, (i, j) in zip(problems, [(0, 1), (0, 2), (1, 2)], strict=True):
         assert [float(x) for x in row[2:]] == [column[i, j] for column in columns]
 
 
@@ -193,7 +195,7 @@ def test_copies_of_the_same_photographs_are_sampled_apart():
 
 
 def test_without_label_distances_no_covariance_is_made(monkeypatch):
-    monkeypatch.setattr(pairs, "class_gaussians", None)
+    monkeypatch.setattr(problems, "class_gaussians", None)
     found = matrix(SETS, CLASSES, Options(exact=True, label_distance="none"))
     assert np.isfinite(found.values).all()
     outside = SETS | {"far": Labelled(SETS["far"].features, SETS["far"].labels + 1)}
@@ -222,34 +224,34 @@ def context_of(sets, folder):
 
 def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
     asked, context = context_of(SETS, tmp_path)
-    found = distance.distances(context, list(SETS), Options(eps=0.2))
+    found = solve.distances(context, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(found.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
     assert asked == list(SETS)
-    again = distance.distances(context, list(SETS), Options(eps=0.2))
+    again = solve.distances(context, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(again.values, found.values)
     np.testing.assert_array_equal(again.gaps, found.gaps)
     np.testing.assert_array_equal(again.marginal_errors, found.marginal_errors)
     assert (again.names, again.eps) == (found.names, found.eps) and asked == list(SETS)
-    distance.distances(context, list(SETS), Options(eps=0.3))
+    solve.distances(context, list(SETS), Options(eps=0.3))
     assert asked == 2 * list(SETS)
     for path in context.store.root.glob("distances/*/matrix.json"):
         path.write_text(path.read_text().replace("near", "rean"))
     artifacts._hash_once.cache_clear()
     with pytest.raises(ValueError, match=r"matrix\.json was altered"):
-        distance.distances(context, list(SETS), Options(eps=0.2))
+        solve.distances(context, list(SETS), Options(eps=0.2))
     for names in (["near"], ["near", "near"]):
         with pytest.raises(ValueError, match="two or more distinct sets"):
-            distance.distances(context, names)
+            solve.distances(context, names)
 
 
 def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
     unsolved = Matrix(
         ("near", "mid"), np.array([[0, math.nan], [math.nan, 0]]), *np.ones((2, 2, 2)), 0.5
     )
-    monkeypatch.setattr(distance, "matrix", lambda *_: unsolved)
+    monkeypatch.setattr(solve, "matrix", lambda *_: unsolved)
     _, context = context_of(SETS, tmp_path)
-    distance.distances(context, ["near", "mid"])
-    kept = distance.distances(context, ["near", "mid"])
+    solve.distances(context, ["near", "mid"])
+    kept = solve.distances(context, ["near", "mid"])
     np.testing.assert_array_equal(kept.values, unsolved.values)
 
 
@@ -328,7 +330,7 @@ def test_bad_sets_are_refused_by_name(monkeypatch):
             for samples in (None, 2):  # of which the wrong one need not be
                 bad = SETS | {"far": Labelled(features, labels)}
                 matrix(bad, CLASSES, Options(samples=samples))
-    monkeypatch.setattr(pairs, "EXACT_COSTS", 100)
+    monkeypatch.setattr(problems, "EXACT_COSTS", 100)
     two = {name: SETS[name] for name in ("near", "mid")}  # of more pairs, any may fail first
     with pytest.raises(ValueError, match="near to mid: 60 x 50 samples are too many"):
         matrix(two, CLASSES, Options(exact=True))

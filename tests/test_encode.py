@@ -12,9 +12,10 @@ from encoded_rib import SUBSAMPLE, Rib, rib
 from grids import grid
 from PIL import Image
 
-from engine import recipe, verify
+from engine import recipe
+from engine.cost.disk import size_bytes
 from engine.data import imagenet, sets
-from engine.planning.disk import size_bytes
+from engine.grid import verify
 from loaders.resident import Resident
 from loaders.stream import Stream
 

@@ -27,9 +27,11 @@ from grids import (
 )
 from PIL import Image
 
-from engine import artifacts, evaluate, merge, models
+from engine import models
 from engine.context import Context
-from engine.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
+from engine.evaluation import merge, passes
+from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
+from engine.store import artifacts
 
 __all__ = ["grid"]
 PLACES = [CLASSES.index(name) for name in FEW]
@@ -55,8 +57,8 @@ def copied(grid: Grid, column: list[merge.Mix], tmp_path: Path) -> Grid:
 
 
 def tables(context: Context, mixes: list[merge.Mix], names=tuple(SETS), split: str = "all") -> list:
-    evaluate.evaluate(context, mixes, names, split)
-    paths = [evaluate.predicted(context, mix, name, split) for mix in mixes for name in names]
+    passes.evaluate(context, mixes, names, split)
+    paths = [passes.predicted(context, mix, name, split) for mix in mixes for name in names]
     return [pq.read_table(path) for path in paths]
 
 
@@ -130,8 +132,8 @@ def test_the_table_of_given_logits(masked):
         group=None,
         pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
     )
-    said = evaluate.Verdict(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
-    table = evaluate.predictions_table(said, labelled, positions)
+    said = passes.Verdict(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
+    table = passes.predictions_table(said, labelled, positions)
     if masked:
         logits[:, ~mask] = -np.inf
     check_columns(table, logits, truth[positions])
@@ -142,7 +144,7 @@ def test_a_second_evaluation_writes_and_runs_nothing(grid, column, monkeypatch):
     context = grid.context()
     tables(context, column)
     before = files(grid)
-    monkeypatch.setattr(evaluate, "_pass", lambda *_: pytest.fail("evaluated twice"))
+    monkeypatch.setattr(passes, "_pass", lambda *_: pytest.fail("evaluated twice"))
     tables(grid.context(), [*column, *column])
     assert files(grid) == before
 
@@ -151,8 +153,8 @@ def test_one_new_model_is_the_only_one_that_runs(grid, column, monkeypatch):
     context = grid.context()
     tables(context, column)
     seen = []
-    run = evaluate._pass
-    monkeypatch.setattr(evaluate, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
+    run = passes._pass
+    monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
     new = {name: share for name, share in zip(column[5], (0.45, 0.55), strict=True)}
     tables(context, [*column, new, dict(reversed(new.items()))], ["tinted"])
     assert seen == [[merge.essential(new)]]
@@ -170,8 +172,8 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     assert context.holdout_accuracy(mix) == pytest.approx(100 * right.mean())
     whole = grid.context("dataset.holdout=0")
     mix = {whole.base.name: 1.0}
-    evaluate.evaluate(whole, [mix], ["outline"], "all")
-    assert evaluate.predicted(whole, mix, "outline", "holdout") == evaluate.predicted(
+    passes.evaluate(whole, [mix], ["outline"], "all")
+    assert passes.predicted(whole, mix, "outline", "holdout") == passes.predicted(
         whole, mix, "outline", "all"
     )
 
@@ -181,7 +183,7 @@ def test_a_split_by_source_has_names_of_its_own(grid):
     mix = {context.base.name: 1.0}
 
     def keys() -> list[dict]:
-        said = [evaluate.key_of(context, mix, context.target, s)[1] for s in ("holdout", "all")]
+        said = [passes.key_of(context, mix, context.target, s)[1] for s in ("holdout", "all")]
         return [context.key(), *said]
 
     cell, held, every = keys()
@@ -219,7 +221,7 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
     for context in (before, after):
         tables(context, [mix], ["outline", "tinted"])
     for name, equal in (("outline", True), ("tinted", False)):
-        places = [evaluate.predicted(context, mix, name, "all") for context in (before, after)]
+        places = [passes.predicted(context, mix, name, "all") for context in (before, after)]
         assert (places[0] == places[1]) is equal, name
     mine, theirs = (place.parent for place in places)
     shutil.move(mine, kept := mine.with_name("kept"))
@@ -243,7 +245,7 @@ def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
     few, again = before.sets["few"], after.sets["few"]
     assert few.pack.fingerprint == again.pack.fingerprint
     assert few.labels.tolist() != again.labels.tolist()
-    keys = [evaluate.key_of(one, {"m": 1.0}, one.sets["few"], "all")[1] for one in (before, after)]
+    keys = [passes.key_of(one, {"m": 1.0}, one.sets["few"], "all")[1] for one in (before, after)]
     assert keys[0] != keys[1]
 
 
@@ -251,7 +253,7 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     context = copied.context()
     mix = {context.base.name: 1.0}
     tables(context, [mix], ["few"])
-    found = evaluate.find(context, mix, "few", "all")
+    found = passes.find(context, mix, "few", "all")
     assert found is not None
     path = found.file("part-00000.parquet")
     artifacts._hash_once.cache_clear()
@@ -259,16 +261,16 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"{path} was altered; delete {path.parent} and run"):
-        evaluate.predicted(context, mix, "few", "all")
+        passes.predicted(context, mix, "few", "all")
 
 
 def test_what_is_not_there_is_named(grid):
     context = grid.context("evaluate.batch_size=9")
     mix = {context.base.name: 1.0}
     with pytest.raises(FileNotFoundError, match=r"linear_probe-upstream-on-few was not evaluated"):
-        evaluate.predicted(context, mix, "few", "all")
+        passes.predicted(context, mix, "few", "all")
     with pytest.raises(FileNotFoundError, match="no cell absent-outline-00 under"):
-        evaluate.evaluate(context, [{"absent-outline-00": 1.0}], ["few"], "all")
+        passes.evaluate(context, [{"absent-outline-00": 1.0}], ["few"], "all")
 
 
 TRAIN = {

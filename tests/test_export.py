@@ -22,9 +22,11 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
-from engine import artifacts, cli, record
-from engine.cells import CELL
+from engine import cli
+from engine.grid import record
 from engine.recipe import load
+from engine.store import artifacts
+from engine.store.cells import CELL
 
 folder, grid = campaigns.folder, grids.grid
 MORE = "  soup: {method: {members: [pre, fine_tune, linear_probe]}}\n  visual_prompt: {}\n"
@@ -68,8 +70,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def done(folder: Path, grid: grids.Grid) -> Finished:
-    from engine import campaign
-    from engine import grid as jobs
+    from engine.grid import campaign, jobs
 
     done = Finished(folder)
     text = (folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.25") + MORE
@@ -247,8 +248,8 @@ def test_a_campaign_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureF
 def test_clip_under_its_projection_is_no_model_of_timms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import export
-    from engine.artifacts import Store
+    from engine.grid import export
+    from engine.store.artifacts import Store
 
     row = export.Row("pre", {}, Store(tmp_path), "", (), "")
     model = load("imagenet_rib", ["model=vit_b16_clip_openai_zero_shot"]).model

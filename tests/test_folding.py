@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.folding import Folded
-from engine.schema import ModelRecipe
+from engine.models.folding import Folded
+from engine.recipe.schema import ModelRecipe
 from kernels import interpolation
 
 

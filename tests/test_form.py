@@ -13,13 +13,16 @@ import torch
 from grids import CONV, VIT, Grid, grid, prepared
 from own_checkpoints import checkpoint
 
-from engine import campaign, cli, entry, evaluate, form, job, merge, models, workflow, zoo
-from engine import grid as jobs
+from engine import cli, models
+from engine.commands import job
 from engine.context import Context
 from engine.errors import RecipeError
-from engine.form import Form
-from engine.machine import precision
-from engine.schema import ModelRecipe
+from engine.evaluation import merge, passes, zoo
+from engine.grid import campaign, jobs, workflow
+from engine.machine import entry, precision
+from engine.models import form
+from engine.models.form import Form
+from engine.recipe.schema import ModelRecipe
 
 __all__ = ["grid"]
 CPU = torch.device("cpu")
@@ -28,8 +31,8 @@ SET = "outline"
 
 def table(context: Context, mix: merge.Mix) -> dict[str, np.ndarray]:
     """What is stored of a mix on a set."""
-    evaluate.evaluate(context, [mix], [SET], "all")
-    stored = pq.read_table(evaluate.predicted(context, mix, SET, "all"))
+    passes.evaluate(context, [mix], [SET], "all")
+    stored = pq.read_table(passes.predicted(context, mix, SET, "all"))
     return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
 
 
@@ -64,7 +67,7 @@ def test_bf16_is_another_model_which_is_said_by_names(grid: Grid, arch: str) -> 
     exact, rounded = (table(context, {context.base.name: 1.0})["margin"] for context in both)
     assert 1e-4 < np.abs(exact - rounded).max() < 0.3
     keys = [c.features_key(c.base, c.target) for c in both]
-    keys += [evaluate.key_of(c, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
+    keys += [passes.key_of(c, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
     assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
     assert [key.get("folded", False) for key in keys] == [arch == CONV, False] * 2
     train = grid.context("train.precision=bf16").key()["train"]

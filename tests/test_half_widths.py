@@ -8,8 +8,9 @@ from pathlib import Path
 import campaigns
 import pytest
 
-from engine import campaign, recipe
-from engine.sampling import budget, half_widths
+from engine import recipe
+from engine.evaluation import budget
+from engine.grid import campaign, half_widths
 
 folder = campaigns.folder
 

@@ -14,10 +14,10 @@ from plain_losses import PLACES
 from scipy.optimize import minimize
 from torch import nn
 
-from engine import heads
-from engine.cells import Cell
 from engine.context import Context
 from engine.errors import DivergedError
+from engine.store.cells import Cell
+from engine.training import heads
 
 __all__ = ["grid"]
 L2 = 1e-3

@@ -16,14 +16,16 @@ from encoded_rib import SUBSAMPLE, Rib, rib
 from grids import grid
 from PIL import Image
 
-from engine import cli, evaluate, models, outcome
-from engine.cells import Cell
+from engine import cli, models
+from engine.commands import outcome
 from engine.context import Context, Request, cache_folder
 from engine.data import grouping, imagenet, sets
+from engine.evaluation import passes
 from engine.machine import ranks
 from engine.measures import metrics
 from engine.measures.predictions import Bank
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.store.cells import Cell
 
 __all__ = ["grid", "rib"]
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
@@ -100,7 +102,7 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     hit = np.array([name.startswith("fog/") for name in labelled.group])
     said = torch.zeros(SUBSAMPLE, 4)
     said[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
-    table = evaluate.predictions_table(said, labelled, np.arange(SUBSAMPLE))
+    table = passes.predictions_table(said, labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
     seen = Bank[str]().add("x", tmp_path / "p.parquet")
     assert seen.accuracy == pytest.approx(100 / 15)
@@ -129,8 +131,8 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFix
 def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> None:
     context = rib.context()
     mix = {context.base.name: 1.0}
-    evaluate.evaluate(context, [mix], ["objectnet"], "all")
-    table = pq.read_table(evaluate.predicted(context, mix, "objectnet", "all"))
+    passes.evaluate(context, [mix], ["objectnet"], "all")
+    table = pq.read_table(passes.predicted(context, mix, "objectnet", "all"))
     labelled = context.sets["objectnet"]
     net = context.network(context.base)
     normalize = models.Normalize(context.recipe.model, context.device)
@@ -241,8 +243,8 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
     assert rib.encode("imagenet_c", source, "--partial", "dataset.subsample=50") == 0
     context = rib.context("dataset.subsample=50", "downstream=imagenet_c")
     cell = context.build(context.recipe)
-    evaluate.evaluate(context, [{cell.name: 1.0}], ["imagenet_c"], "all")
-    path = evaluate.predicted(context, {cell.name: 1.0}, "imagenet_c", "all")
+    passes.evaluate(context, [{cell.name: 1.0}], ["imagenet_c"], "all")
+    path = passes.predicted(context, {cell.name: 1.0}, "imagenet_c", "all")
     table = pq.read_table(path)
     assert len(table) == 50
     hits: dict[str, dict[str, list[bool]]] = {}
@@ -267,7 +269,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     net = after.network(after.base)
     assert grids.same(dict(net.state_dict()), grids.weights(cell))
     assert models.head(net).out_features == 1000
-    evaluate.evaluate(after, [{after.base.name: 1.0}], ["imagenet_a"], "all")
+    passes.evaluate(after, [{after.base.name: 1.0}], ["imagenet_a"], "all")
 
 
 def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
@@ -320,7 +322,7 @@ def test_verify_shares_its_predictions_with_campaigns(
     assert "DIFFERS by more than 33.0" in capsys.readouterr().out  # 0.3, and 2 errors at 80% of 6
     context = rib.context(*own)
     for name in ("imagenet_val", *SETS):
-        assert evaluate.find(context, {context.base.name: 1.0}, name, "all"), name
+        assert passes.find(context, {context.base.name: 1.0}, name, "all"), name
     # Without the upstream set its classes are known all the same.
     runs = f"runs={tmp_path / 'runs'}"
     assert rib.encode("imagenet_a", rib.folder / "a", "--partial", runs) == 0

@@ -32,7 +32,8 @@ from evaluations import (
 )
 from grids import environment, grid
 
-from engine import bank, evaluate, pending
+from engine.evaluation import bank, passes
+from engine.store import pending
 
 __all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]
 
@@ -165,7 +166,7 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
 ):
     """Three groups of two see every slice; of the first slice, only the last group is left."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    monkeypatch.setattr(evaluate, "_seconds_to_read", lambda *_: 1e9)
+    monkeypatch.setattr(passes, "_seconds_to_read", lambda *_: 1e9)
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 2 * 2)  # two groups of two models, two batches
         with pytest.raises(Stopped):
@@ -191,12 +192,12 @@ def test_slices_that_no_probe_needs_are_not_computed(
         patch.setattr(pending.Pending, "put", stopping)
         with pytest.raises(Stopped):
             tables(fresh.context(), mixes[7:])
-    seen, verdict = [], evaluate.Verdict.__call__
+    seen, verdict = [], passes.Verdict.__call__
     monkeypatch.setattr(
-        evaluate.Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
+        passes.Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
     )
     context = fresh.context()
-    monkeypatch.setattr(evaluate.models, "create", lambda *_: pytest.fail("built for two names"))
+    monkeypatch.setattr(passes.models, "create", lambda *_: pytest.fail("built for two names"))
     assert same(tables(context, mixes[7:]), wanted[7:])
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(2 * BATCH, IMAGES))
 
@@ -266,7 +267,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(
     if several:
         monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
     context = fresh.context()
-    evaluate.evaluate(context, mixes[:1], ["few"], "all")
+    passes.evaluate(context, mixes[:1], ["few"], "all")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:

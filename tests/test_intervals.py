@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from stores import SETS, cell, grid, several_seeds, table
 
-from engine import outcome
+from engine.commands import outcome
 from engine.measures import behaviour, bootstrap, intervals, metrics, predictions
 from engine.measures.predictions import Seen
 from engine.measures.rows import PRE, Agreement, Arm, Evaluation

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from engine import cli, entry, recipe
+from engine import cli, recipe
 from engine.errors import FirstRankError
-from engine.machine import ranks
+from engine.machine import entry, ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = str(ROOT / "engine" / "launch.py")
@@ -102,7 +102,7 @@ def test_debug_shows_the_traceback_behind_an_error(
 METHOD = """
 from engine.errors import RecipeError
 from engine.methods.fine_tune import Method
-from engine.schema import MethodRecipe as Base
+from engine.recipe.schema import MethodRecipe as Base
 
 class Recipe(Base):
     def check(self, cell):

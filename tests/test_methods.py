@@ -27,7 +27,8 @@ from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import fisher, models
+from engine import models
+from engine.training import fisher
 
 __all__ = ["grid"]
 

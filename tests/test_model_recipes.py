@@ -13,15 +13,16 @@ import timm
 import torch
 from huggingface_hub.errors import HTTPError
 
-from engine import campaign, methods, models, recipe
-from engine.artifacts import Store
+from engine import methods, models, recipe
+from engine.cost.dry_run import DryRun
 from engine.data import sets
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
+from engine.grid import campaign
 from engine.methods.base import Trained
-from engine.planning.dry_run import DryRun
-from engine.schema import MethodRecipe, ModelRecipe
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.recipe.schema import MethodRecipe, ModelRecipe
+from engine.store.artifacts import Store
 from loaders.batch import Batch
 
 HALF = ([0.5] * 3, [0.5] * 3)

@@ -15,7 +15,7 @@ from torch import nn
 
 from engine import models
 from engine.errors import RecipeError
-from engine.schema import ModelRecipe
+from engine.recipe.schema import ModelRecipe
 
 ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", "resnet50.a1_in1k")
 SQUASHED = "convnext_base.fb_in22k_ft_in1k_384"

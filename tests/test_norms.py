@@ -11,7 +11,7 @@ from grids import environment, torchrun
 from torch import nn
 
 from engine.machine import ranks
-from engine.norms import BatchNorms
+from engine.training.norms import BatchNorms
 
 
 @pytest.mark.slow

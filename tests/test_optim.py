@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine import optim
-from engine.optim import EWCSGD, EWCAdamW, Penalty, build, learning_rate, whole
-from engine.schema import OptimizerRecipe
+from engine.recipe.schema import OptimizerRecipe
+from engine.training import optim
+from engine.training.optim import EWCSGD, EWCAdamW, Penalty, build, learning_rate, whole
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 

@@ -16,8 +16,9 @@ from campaigns import SETS
 from PIL import Image
 from safetensors.torch import load_file
 
-from engine import cli, zoo
-from engine.artifacts import file_hash
+from engine import cli
+from engine.evaluation import zoo
+from engine.store.artifacts import file_hash
 
 grid, folder = grids.grid, campaigns.folder
 pytestmark = pytest.mark.slow

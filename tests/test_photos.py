@@ -14,10 +14,10 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
 from engine import models, recipe
-from engine.artifacts import Store
 from engine.context import cache_folder
 from engine.data import sets
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.store.artifacts import Store
 from loaders import registry
 from loaders.resident import Resident
 from loaders.stream import Stream

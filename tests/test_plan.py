@@ -17,13 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from engine import campaign, cli, heads, recipe
-from engine.bank import Forward
-from engine.campaign import Plan
+from engine import cli, recipe
+from engine.cost import dry_run, estimate
+from engine.cost.flops import flops
+from engine.cost.ledger import Work
 from engine.errors import RecipeError
-from engine.planning import dry_run, estimate
-from engine.planning.flops import flops
-from engine.planning.ledger import Work
+from engine.evaluation.bank import Forward
+from engine.grid import campaign
+from engine.grid.campaign import Plan
+from engine.training import heads
 
 folder, grid = campaigns.folder, grids.grid
 HEADERS = {"fine_tune": "FT", "ewc": "EWC", "lwf": "LwF", "lora": "LoRA", "visual_prompt": "VP"}
@@ -64,7 +66,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    from engine import grid as jobs
+    from engine.grid import jobs
 
     runs = tmp_path_factory.mktemp("planned")
     file = folder / "planned.yaml"
@@ -100,7 +102,7 @@ def test_plan_tells_what_then_ran(ran: Ran) -> None:
 
 @pytest.mark.slow
 def test_greedy_soup_takes_no_more_than_planned(ran: Ran, folder: Path, grid: grids.Grid) -> None:
-    from engine import grid as jobs
+    from engine.grid import jobs
 
     file = folder / "greedy.yaml"
     file.write_text(Path(ran.plan.name).read_text() + "  greedy_soup: {}\n")

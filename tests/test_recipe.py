@@ -11,7 +11,7 @@ import yaml
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.schema import Recipe
+from engine.recipe.schema import Recipe
 
 OPTIONS = {
     "campaign": "",
@@ -90,7 +90,7 @@ METHOD = """
 from __future__ import annotations
 from dataclasses import dataclass
 from engine.methods.base import Trained
-from engine.schema import MethodRecipe
+from engine.recipe.schema import MethodRecipe
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):

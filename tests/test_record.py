@@ -14,7 +14,8 @@ import campaigns
 import grids
 import pytest
 
-from engine import cli, record
+from engine import cli
+from engine.grid import record
 
 folder, grid = campaigns.folder, grids.grid
 ROOT = Path(__file__).resolve().parent.parent

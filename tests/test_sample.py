@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from grids import SETS, Grid, grid
 
-from engine import evaluate, outcome, pending
+from engine.commands import outcome
 from engine.context import Context
 from engine.errors import RecipeError
+from engine.evaluation import budget, passes, sample
+from engine.evaluation.merge import Mix
+from engine.grid import half_widths
 from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
-from engine.merge import Mix
-from engine.sampling import budget, half_widths, sample
+from engine.store import pending
 
 __all__ = ["grid"]
 folder = campaigns.folder
@@ -60,7 +62,7 @@ def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
     for mix in bank(context):
         found = table(context, mix, one)
         full = grid.context()
-        evaluate.evaluate(full, [mix], ["tinted"], "all")
+        passes.evaluate(full, [mix], ["tinted"], "all")
         whole = table(full, mix, None)
         index = np.sort(one.index[one.frame.order[: one.images]])
         np.testing.assert_array_equal(found["index"].to_numpy(), index)
@@ -85,14 +87,14 @@ def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
 
 def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
     seen: list[int] = []
-    run = evaluate._pass
+    run = passes._pass
 
     def watched(context, mixes, labelled, split):
         if not isinstance(split, str):
             seen.append(len(split.places))
         run(context, mixes, labelled, split)
 
-    monkeypatch.setattr(evaluate, "_pass", watched)
+    monkeypatch.setattr(passes, "_pass", watched)
     _, small = sampled(fresh, 0.3)
     context, large = sampled(fresh, 0.7)
     assert seen == [small.images, large.images - small.images]
@@ -107,9 +109,9 @@ def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
 
 def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
     context = fresh.context()
-    evaluate.evaluate(context, bank(context), ["tinted"], "all")
+    passes.evaluate(context, bank(context), ["tinted"], "all")
     sample.draw(fresh.context("evaluate.budget=0.5"), ALL)  # evaluates the pre-trained model
-    monkeypatch.setattr(evaluate, "_pass", lambda *_: pytest.fail("evaluated twice"))
+    monkeypatch.setattr(passes, "_pass", lambda *_: pytest.fail("evaluated twice"))
     sampled(fresh, 0.5)
 
 
@@ -121,8 +123,8 @@ def test_growing_to_all_images_gives_the_full_result(fresh):
     sample.evaluate_on(context, bank(context), "tinted", "all", one)
     for mix in bank(context):
         grown = table(context, mix, one)
-        assert evaluate.find(context, mix, "tinted", "all") is None, "half of it was there"
-        evaluate.evaluate(context, [mix], ["tinted"], "all")
+        assert passes.find(context, mix, "tinted", "all") is None, "half of it was there"
+        passes.evaluate(context, [mix], ["tinted"], "all")
         full = table(context, mix, None)
         assert grown.column_names == full.column_names
         assert grown.select(predictions.IMAGE[:3]).equals(full.select(predictions.IMAGE[:3]))
@@ -133,9 +135,9 @@ def test_without_a_budget_nothing_is_sampled_and_no_name_changes(grid):
     context = grid.context()
     assert sample.draw(context, ALL) == {}
     labelled, mix = context.sets["tinted"], {context.base.name: 1.0}
-    names = [evaluate.key_of(grid.context(f"evaluate.{word}"), mix, labelled, "all")
+    names = [passes.key_of(grid.context(f"evaluate.{word}"), mix, labelled, "all")
              for word in ("budget=1", "budget=0.5", "half_width=1")]  # fmt: skip
-    assert all(name == evaluate.key_of(context, mix, labelled, "all") for name in names)
+    assert all(name == passes.key_of(context, mix, labelled, "all") for name in names)
     usual = ("mix", "pack", "split", "precision", "batch_size", "classes", "machine")
     assert set(names[0][1]) == set(usual)
 

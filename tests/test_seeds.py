@@ -11,8 +11,9 @@ import pytest
 from campaigns import run
 from grids import Grid
 
-from engine import campaign, cli
+from engine import cli
 from engine.errors import RecipeError
+from engine.grid import campaign
 
 folder, grid = campaigns.folder, grids.grid
 KEY = ("method", "alpha", "downstream", "evaluated_on")

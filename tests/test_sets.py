@@ -19,7 +19,7 @@ from PIL import Image
 from engine.data import imagenet, sets
 from engine.data.holdout import units_of
 from engine.data.sets import Sets, names_in_head, pack_folder, split, to_head
-from engine.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
 from loaders.stream import Stream
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine import distance, pairs
-from engine.artifacts import Store
-from engine.distance import Labelled, Options, matrix
+from engine.distances import problems, solve
+from engine.distances.solve import Labelled, Options, matrix
 from engine.machine import workers
 from engine.machine.workers import side_by_side
+from engine.store.artifacts import Store
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import beside_the_copy, most_bytes
 
@@ -46,13 +46,13 @@ def cores():
 )
 def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, monkeypatch):
     at_once = []
-    real = distance.side_by_side
+    real = solve.side_by_side
 
     def seen(work, items, count, device, **words):
         at_once.append(count)
         yield from real(work, items, count, device, **words)
 
-    monkeypatch.setattr(distance, "side_by_side", seen)
+    monkeypatch.setattr(solve, "side_by_side", seen)
     beside = matrix(SETS, CLASSES, Options(**options))
     assert set(at_once) == {2} and torch.get_num_threads() == 2
     torch.set_num_threads(1)
@@ -110,15 +110,15 @@ def test_as_many_at_once_as_cores_problems_and_memory_allow(cores, caplog):
 def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
     sets = {"small": labelled(0, 20), "large": labelled(1, 300), "mid": labelled(2, 100)}
     clouds = {
-        name: pairs.Cloud.of(name, one, CLASSES, Options(label_distance="none"))
+        name: problems.Cloud.of(name, one, CLASSES, Options(label_distance="none"))
         for name, one in sets.items()
     }
     own, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
-    assert pairs.Problems(clouds, Options()).bytes_each() == own
-    assert pairs.Problems(clouds, Options(debias=False)).bytes_each() == across < own
-    assert pairs.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
-    monkeypatch.setattr(pairs, "_EXACT_BYTES", 10**6)
-    exact = pairs.Problems(clouds, Options(exact=True)).bytes_each()
+    assert problems.Problems(clouds, Options()).bytes_each() == own
+    assert problems.Problems(clouds, Options(debias=False)).bytes_each() == across < own
+    assert problems.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
+    monkeypatch.setattr(problems, "_EXACT_BYTES", 10**6)
+    exact = problems.Problems(clouds, Options(exact=True)).bytes_each()
     assert exact == 10**6 * 300 * 100
     large = sets["large"]
     cost = GroundCost(large.features, large.features)
@@ -127,20 +127,20 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
 
 def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
     given = []
-    real = pairs.transport
+    real = problems.transport
 
     def seen(cost, **options):
         given.append(options["memory"])
         return real(cost, **options)
 
-    monkeypatch.setattr(pairs, "transport", seen)
-    monkeypatch.setattr(distance, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(problems, "transport", seen)
+    monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     matrix(SETS, CLASSES, Options())
     assert set(given) == {400_000_000} and len(given) == 10
 
 
 def test_an_error_names_its_pair(cores, monkeypatch):
-    real = pairs.transport
+    real = problems.transport
 
     def refused(kind):
         def transport(cost, **options):
@@ -150,10 +150,10 @@ def test_an_error_names_its_pair(cores, monkeypatch):
 
         return transport
 
-    monkeypatch.setattr(pairs, "transport", refused(ValueError))
+    monkeypatch.setattr(problems, "transport", refused(ValueError))
     with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
         matrix(SETS, CLASSES, Options())
-    monkeypatch.setattr(pairs, "transport", refused(RuntimeError))
+    monkeypatch.setattr(problems, "transport", refused(RuntimeError))
     with pytest.raises(RuntimeError, match=r"^out of luck\nthis was a to c$"):
         matrix(SETS, CLASSES, Options())
 
@@ -172,7 +172,7 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
         features=lambda cell, one: SETS[one.name].features,
         features_key=lambda cell, one: {"pack": one.name},
     )
-    real, shapes = pairs.transport, []
+    real, shapes = problems.transport, []
 
     def transport(cost, *, refuse, **options):
         shapes.append(cost.shape)
@@ -180,13 +180,13 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
             raise ValueError("out of luck")
         return real(cost, **options)
 
-    monkeypatch.setattr(pairs, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
+    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
     with pytest.raises(ValueError, match="b to d: out of luck"):
-        distance.distances(context, list(SETS), Options())
+        solve.distances(context, list(SETS), Options())
     (kept,) = (tmp_path / "pending").rglob("solved.json")
     done = [key for key in json.loads(kept.read_text())["numbers"] if key.startswith("debiased")]
     assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
-    monkeypatch.setattr(pairs, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
+    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
     whole = kept.read_text()
     for damaged in (
         whole[:-9],
@@ -196,10 +196,10 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     ):
         kept.write_text(damaged)
         with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
-            distance.distances(context, list(SETS), Options())
+            solve.distances(context, list(SETS), Options())
     kept.write_text(whole)
     shapes.clear()
-    found = distance.distances(context, list(SETS), Options())
+    found = solve.distances(context, list(SETS), Options())
     # What is left: b to d and c to d, with the self terms of these three.
     assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
     np.testing.assert_array_equal(found.values, expected.values)

@@ -35,10 +35,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine import evaluate, fisher, methods, train
+from engine import methods
 from engine.context import Context
 from engine.errors import DivergedError
-from engine.schema import TrainRecipe
+from engine.evaluation import passes
+from engine.recipe.schema import TrainRecipe
+from engine.training import fisher, loop
 
 __all__ = ["grid"]
 EPOCHS, BATCH, WARMUP = 7, 12, 5  # 25 images: 12, 12 and 1 for up to six parts; 21 steps
@@ -228,11 +230,11 @@ def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
     context, cell = ours.build(*words_of(*GRID[0]))
     assert cell.artifact.folder == folder
     mixes = [{cell.name: 1.0}, {context.base.name: 0.5, cell.name: 0.5}]
-    paths = [evaluate.predicted(context, m, name, "all") for m in mixes for name in SETS]
+    paths = [passes.predicted(context, m, name, "all") for m in mixes for name in SETS]
     two = [pq.read_table(path) for path in paths]
     for path in paths:
         shutil.rmtree(path.parent)
-    evaluate.evaluate(context, mixes, SETS, "all")
+    passes.evaluate(context, mixes, SETS, "all")
     assert all(pq.read_table(p).equals(t) for p, t in zip(paths, two, strict=True))
 
 
@@ -255,10 +257,10 @@ def fake_context(seed: int, batch_size: int, accumulation: int) -> SimpleNamespa
     return SimpleNamespace(recipe=SimpleNamespace(seed=seed, train=settings))
 
 
-def shares(n: int, epoch: int, world: int, context: SimpleNamespace) -> list[list[train.Share]]:
+def shares(n: int, epoch: int, world: int, context: SimpleNamespace) -> list[list[loop.Share]]:
     """Every rank's shares of an epoch, positions being 10, 11, ..."""
     positions = np.arange(10, 10 + n)
-    return [list(train.schedule(positions, context, epoch, r, world)) for r in range(world)]
+    return [list(loop.schedule(positions, context, epoch, r, world)) for r in range(world)]
 
 
 @given(
@@ -312,12 +314,12 @@ def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
     context = grid.context(f"train.zero_stage={stage}")
     method = methods.find(context.recipe.method.module).Method(context.recipe.method)
-    engine = train.start(method, context)
+    engine = loop.start(method, context)
     try:
         assert engine.zero_optimization_stage() == 0 and not engine.enable_backward_allreduce
         assert not engine.tput_timer.config.enabled
     finally:
-        train.close(engine)
+        loop.close(engine)
 
 
 def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
@@ -326,13 +328,13 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
     context = grid.context("train.precision=bf16")
     method = methods.find(context.recipe.method.module).Method(context.recipe.method)
-    engine = train.start(method, context)
+    engine = loop.start(method, context)
     seen = []
     method.net.register_forward_hook(lambda net, images, logits: seen.append(logits.dtype))
     try:
-        train.epochs(engine, method, context)
+        loop.epochs(engine, method, context)
     finally:
-        train.close(engine)
+        loop.close(engine)
     assert set(seen) == {torch.bfloat16}
 
 
@@ -341,19 +343,19 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     [(None, 300, 30), (None, 9, 0), (None, 1960, 196), (None, 9999, 196)],
 )
 def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most(recipe, total, steps, caplog):
-    assert train.warmup_steps(TrainRecipe(warmup_steps=recipe), total) == steps
+    assert loop.warmup_steps(TrainRecipe(warmup_steps=recipe), total) == steps
     assert not caplog.records
 
 
 def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
-    train._warn_of_warmup.cache_clear()
+    loop._warn_of_warmup.cache_clear()
     words = ("train.warmup_steps=3", "train.epochs=2", "train.batch_size=6")
     for seed in (5, 6):
         grid.build(*words, f"seed={seed}")
-    (record,) = (r for r in caplog.records if r.name == "engine.train")
+    (record,) = (r for r in caplog.records if r.name == "engine.training.loop")
     assert "train.warmup_steps=3 is more than a tenth of the 10 steps" in record.getMessage()
     caplog.clear()
-    assert train.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3
+    assert loop.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3
     assert not caplog.records
 
 
@@ -368,7 +370,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
 
         return run
 
-    for module, name in ((train, "epochs"), (evaluate, "features"), (evaluate, "_pass")):
+    for module, name in ((loop, "epochs"), (passes, "features"), (passes, "_pass")):
         monkeypatch.setattr(module, name, noted(getattr(module, name)))
     monkeypatch.setattr(fisher, "diagonal", noted(fisher.diagonal))
     torch.set_num_threads(3)
@@ -376,7 +378,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
         words = ("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
         context, cell = grid.build(*words)
         context.features(context.base, context.sets["tinted"])
-        evaluate.evaluate(context, [{cell.name: 1.0}], ["tinted"], "all")
+        passes.evaluate(context, [{cell.name: 1.0}], ["tinted"], "all")
         assert len(threads) >= 4 and set(threads) == {count}
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
         assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
@@ -420,7 +422,7 @@ def test_a_later_divergence_keeps_the_last_good_weights(diverging, tmp_path):
     file = tmp_path / "late.py"
     file.write_text(
         "from engine.methods.base import Trained\n"
-        "from engine.schema import MethodRecipe as Recipe\n"
+        "from engine.recipe.schema import MethodRecipe as Recipe\n"
         "class Method(Trained):\n"
         "    seen = 0\n"
         "    def loss(self, batch):\n"

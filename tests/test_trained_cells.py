@@ -11,9 +11,9 @@ from grids import CLASSES, CONV, SIZE, VIT, distance, grid, prepared, reference,
 from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
 
-from engine import artifacts, cells
 from engine.errors import RecipeError
-from engine.weights import checkpoints
+from engine.models import checkpoints
+from engine.store import artifacts, cells
 
 __all__ = ["grid"]
 HEAD = ("head.weight", "head.bias")
@@ -132,7 +132,7 @@ def test_a_method_of_the_users_own_is_one_file(grid, tmp_path):
     file = tmp_path / "shout.py"
     file.write_text(
         "from engine.methods.base import Trained\n"
-        "from engine.schema import MethodRecipe as Recipe\n"
+        "from engine.recipe.schema import MethodRecipe as Recipe\n"
         "class Method(Trained):\n"
         "    def loss(self, batch):\n"
         "        return 2 * super().loss(batch)\n"

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine import models, recipe, verify
+from engine import models, recipe
 from engine.context import Context, Request
-from engine.schema import ModelRecipe
-from engine.weights import checkpoints
+from engine.grid import verify
+from engine.models import checkpoints
+from engine.recipe.schema import ModelRecipe
 
 folder, grid = campaigns.folder, grids.grid
 MODEL = """\

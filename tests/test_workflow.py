@@ -21,9 +21,10 @@ import pytest
 import torch
 from campaigns import SETS
 
-from engine import campaign, grid, recipe, workflow
-from engine import job as engine_job
+from engine import recipe
+from engine.commands import job as engine_job
 from engine.errors import CampaignError
+from engine.grid import campaign, jobs, workflow
 
 folder = campaigns.folder
 
@@ -129,7 +130,7 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     def finish(*_: object) -> None:
         raise FileNotFoundError("few was not evaluated; run the campaign again")
 
-    monkeypatch.setattr(grid, "finish", finish)
+    monkeypatch.setattr(jobs, "finish", finish)
     with pytest.raises(FileNotFoundError, match="run the campaign again"):
         engine_job.run(arguments)
     assert not (plan.path.parent / "done").exists()
@@ -198,10 +199,10 @@ def test_prepare_tells_what_it_is_at(
 ) -> None:
     said: list[tuple] = []
     monkeypatch.setattr(workflow, "advance", lambda path, *state: said.append(state))
-    monkeypatch.setattr(grid.evaluate, "evaluate", lambda *_: None)
-    monkeypatch.setattr(grid, "_context", lambda plan, device: MagicMock(recipe=cell))
+    monkeypatch.setattr(jobs.evaluate, "evaluate", lambda *_: None)
+    monkeypatch.setattr(jobs, "_context", lambda plan, device: MagicMock(recipe=cell))
     cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
-    grid.prepare(
+    jobs.prepare(
         campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2), torch.device("cpu")
     )
     steps = ["tiny", "upstream", *SETS]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine import clip, models, recipe
-from engine.artifacts import Store
+from engine import models, recipe
 from engine.errors import RecipeError
-from engine.schema import ModelRecipe, WeightsRecipe
-from engine.weights import checkpoints, zero_shot
+from engine.models import checkpoints, clip, zero_shot
+from engine.recipe.schema import ModelRecipe, WeightsRecipe
+from engine.store.artifacts import Store
 
 NAMES = ["tench", "golden retriever", "tabby cat", "airliner"]
 TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a drawing of the {name}."]

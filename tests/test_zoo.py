@@ -15,8 +15,8 @@ from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, re
 from own_checkpoints import checkpoint, own, rows
 from safetensors.torch import load_file, save_file
 
-from engine import zoo
 from engine.data import imagenet
+from engine.evaluation import zoo
 
 __all__ = ["grid", "own"]
 
@@ -159,7 +159,7 @@ def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(own, caplog):
     def seen(mask: str) -> list[tuple[str, int]]:
         return [(r.mask, r.classes) for r in rows(own, "I", "hard part", classes=None, mask=mask)]
 
-    caplog.set_level("INFO", "engine.zoo")
+    caplog.set_level("INFO", "engine.evaluation.zoo")
     assert seen("benchmark") == [("present", 200), ("none", 1000)]
     assert "--mask benchmark" not in caplog.text
     assert seen("none") == [("none", 1000)] * 2

@@ -9,7 +9,8 @@ import pytest
 from grids import CLASSES, SIZE, VIT, grid
 from own_checkpoints import own
 
-from engine import cli, zoo
+from engine import cli
+from engine.evaluation import zoo
 
 __all__ = ["grid", "own"]
 

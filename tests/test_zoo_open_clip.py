@@ -13,10 +13,12 @@ from own_checkpoints import checkpoint, own, rows
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine import clip, models, zoo
+from engine import models
 from engine.context import Request
 from engine.errors import RecipeError
-from engine.schema import ModelRecipe, WeightsRecipe
+from engine.evaluation import zoo
+from engine.models import clip
+from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 __all__ = ["grid", "own"]
 TINY_CLIP = "open_clip:tiny-clip"

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.optim import Penalty, attach, build
-from engine.schema import OptimizerRecipe
+from engine.recipe.schema import OptimizerRecipe
+from engine.training.optim import Penalty, attach, build
 
 STEPS, MICRO_BATCH, LAM = 5, 3, 0.5
 

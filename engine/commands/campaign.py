@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine import campaign, workflow
 from engine.errors import CampaignError
-from engine.schema import Recipe
+from engine.grid import campaign, workflow
+from engine.recipe.schema import Recipe
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -54,7 +54,7 @@ def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]
         resolved = recipe.load(arguments.name, words)
         if resolved.dataset.kind == "emoji" or _finished(arguments.name, words):
             continue
-        from engine import verify
+        from engine.grid import verify
 
         encoded = verify.encoded(resolved)
         places = (resolved.dataset.upstream, *resolved.dataset.sets)
@@ -100,7 +100,7 @@ def _encode_commands(
 
 
 def _finished(name: str, words: Sequence[str]) -> bool:
-    from engine import record
+    from engine.grid import record
 
     try:
         record.find(name, words)
@@ -110,7 +110,7 @@ def _finished(name: str, words: Sequence[str]) -> bool:
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    from engine.sampling import half_widths
+    from engine.grid import half_widths
 
     profile = arguments.profile
     for plan in half_widths.sequential_plans(arguments.name, words, arguments.cores):

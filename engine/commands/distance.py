@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.artifacts import digest
 from engine.errors import nearest
 from engine.machine import quiet
+from engine.store.artifacts import digest
 
 if TYPE_CHECKING:
     from engine.measures.distances import Matrix
@@ -40,18 +40,18 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine import distance
     from engine.context import Context, Request
+    from engine.distances import solve
     from engine.machine import ranks
     from engine.measures import distances
     from engine.report import forgetting, page
 
     given = {
         field.name: getattr(arguments, field.name, None)
-        for field in dataclasses.fields(distance.Options)
+        for field in dataclasses.fields(solve.Options)
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
-    options = distance.Options(**{k: v for k, v in given.items() if v is not None})
+    options = solve.Options(**{k: v for k, v in given.items() if v is not None})
     overrides = [*(word for word in arguments.sets if "=" in word), *arguments.overrides]
     if arguments.model:
         overrides.append(f"model={arguments.model}")
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         if name not in every:
             campaign = arguments.campaign
             raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
-    found = distance.distances(context, names, options)
+    found = solve.distances(context, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distances.write_csv(folder / "distances.csv", found)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.machine import quiet
 
 if TYPE_CHECKING:
-    from engine.schema import Recipe
+    from engine.recipe.schema import Recipe
     from loaders.trees import Listing
 
 
@@ -78,7 +78,7 @@ def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
     """
     from engine import recipe
     from engine.data import imagenet
-    from engine.schema import DatasetRecipe, Recipe
+    from engine.recipe.schema import DatasetRecipe, Recipe
 
     models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
     known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
@@ -112,7 +112,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(wanted: Recipe, name: str, found: Listing, folder: Path) -> None:
     """Show what will be written; ValueError where the disk has no room for it."""
-    from engine.planning.disk import size_bytes
+    from engine.cost.disk import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
 
@@ -144,8 +144,8 @@ def _confirm(wanted: Recipe, yes: bool) -> None:
     """Show the choices for IN-C; ValueError unless the whole of it is really wanted."""
     from dataclasses import replace
 
+    from engine.cost.disk import size_bytes
     from engine.data import imagenet
-    from engine.planning.disk import size_bytes
 
     whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
     choices = [

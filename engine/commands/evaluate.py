@@ -61,7 +61,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine import zoo
+    from engine.evaluation import zoo
 
     places, words = zoo.named(arguments.sets)
     if not places:
@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
-    from engine import zoo
+    from engine.data import descriptions
+    from engine.evaluation import zoo
     from engine.machine import ranks
-    from engine.weights import descriptions
 
     out = arguments.out or Path("accuracy.csv")
     _refuse_overwriting([out], arguments.force)
@@ -109,8 +109,8 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
 
 
 def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
-    from engine import own_sets, record
     from engine.context import Request
+    from engine.grid import own_sets, record
     from engine.machine import ranks
     from engine.measures import rows as tables
     from engine.report import own_set

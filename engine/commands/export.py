@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     if out.exists() and not (arguments.force and out.is_dir()):
         raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
     quiet.libraries()
-    from engine import export
-    from engine.cells import CELL
-    from engine.weights.checkpoints import PROMPT
+    from engine.grid import export
+    from engine.models.checkpoints import PROMPT
+    from engine.store.cells import CELL
 
     if (folder / CELL).is_file():
         if arguments.overrides or {arguments.method, arguments.set, arguments.seed} != {None}:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine import workflow
 from engine.commands.campaign import show
 from engine.errors import CampaignError
+from engine.grid import workflow
 
 if TYPE_CHECKING:
-    from engine.record import Record
-    from engine.tables import Results
+    from engine.grid.record import Record
+    from engine.report.tables import Results
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    from engine import record, tables
+    from engine.grid import record
+    from engine.report import tables
 
     found = record.find(arguments.name, words)
     methods = found.record.methods

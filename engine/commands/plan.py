@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from engine import campaign, recipe
+from engine import recipe
+from engine.grid import campaign
 from engine.machine import quiet
 
 
@@ -20,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine.planning import estimate
+    from engine.cost import estimate
 
     given = {name: getattr(arguments, name) for name in ("tflops", "fp32_tflops", "mfu")}
     device = estimate.Device(**{name: value for name, value in given.items() if value is not None})

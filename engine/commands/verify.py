@@ -24,10 +24,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine import verify
     from engine.context import Context, Request, cache_folder
     from engine.data import imagenet
     from engine.data.sets import Sets
+    from engine.grid import verify
     from engine.machine import ranks
 
     request = Request(arguments.campaign, (f"model={arguments.model}", *arguments.overrides))

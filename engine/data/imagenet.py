@@ -19,7 +19,7 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from engine.data import grouping
 from engine.errors import nearest
-from engine.schema import DatasetRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders import trees
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from engine import models
-from engine.artifacts import digest
 from engine.data import grouping, imagenet
 from engine.data.holdout import split, units_of
 from engine.errors import nearest
 from engine.machine import ranks
-from engine.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.store.artifacts import digest
 from loaders import folders, rgb, trees
 from loaders.batch import Source
 from loaders.benchmarks import emoji, imagenet_c

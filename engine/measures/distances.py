@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.artifacts import write_atomic
+from engine.store.artifacts import write_atomic
 
 _ARRAYS = ("values", "gaps", "marginal_errors")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine import artifacts
+from engine.store import artifacts
 
 PRE = "pre"
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, where its recipe names no other

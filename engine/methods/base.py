@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import heads, methods, models
+from engine import methods, models
 from engine.data import grouping
 from engine.errors import RecipeError
-from engine.optim import Penalty
-from engine.schema import MethodRecipe, Recipe
+from engine.recipe.schema import MethodRecipe, Recipe
+from engine.training import heads
+from engine.training.optim import Penalty
 from kernels.distill import distill_loss
 from loaders.batch import Batch
 

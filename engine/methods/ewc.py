@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from engine import schema
-from engine.checks import in_range, one_of
 from engine.methods.base import Trained
-from engine.optim import Penalty
+from engine.recipe import schema
+from engine.recipe.checks import in_range, one_of
+from engine.training.optim import Penalty
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.methods.base import Trained
-from engine.schema import MethodRecipe
+from engine.recipe.schema import MethodRecipe
 
 Recipe = MethodRecipe
 Method = Trained

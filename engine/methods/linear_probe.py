@@ -1,7 +1,7 @@
 """Linear probing: the head alone learns.
 
 `canonical` never touches the backbone, so the head is fitted to its optimum on features that were
-computed once (`engine.heads`). `l2` pulls it towards the base model's head, so that outputs which
+computed once (`engine.training.heads`). `l2` pulls it towards the base model's head, so that outputs which
 the set lacks go on competing with those that it has; or towards zero, as where a backbone gets its
 first head.
 `paper` follows the released benchmark: patch embedding and blocks are frozen, while class token,
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import heads, models, schema
-from engine.checks import in_range, one_of
+from engine import models
 from engine.methods.base import Export, FrozenBackbone
+from engine.recipe import schema
+from engine.recipe.checks import in_range, one_of
+from engine.training import heads
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -29,7 +31,7 @@ PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 @dataclass(frozen=True)
 class Recipe(schema.MethodRecipe):
-    l2: float = 1e-3  # canonical: weight of the pull, as `engine.heads` defines it
+    l2: float = 1e-3  # canonical: weight of the pull, as `engine.training.heads` defines it
     anchor: str = "base"  # canonical: what l2 pulls towards | zero
 
     def check(self, cell: schema.Recipe) -> None:

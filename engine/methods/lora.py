@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from engine import models, schema
-from engine.checks import in_range
+from engine import models
 from engine.methods.base import Export, FrozenBackbone
+from engine.recipe import schema
+from engine.recipe.checks import in_range
 
 if TYPE_CHECKING:
     from engine.context import Context

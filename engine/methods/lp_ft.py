@@ -8,7 +8,7 @@ from torch import nn
 
 from engine import models
 from engine.methods.base import Trained
-from engine.schema import MethodRecipe
+from engine.recipe.schema import MethodRecipe
 
 if TYPE_CHECKING:
     from engine.context import Context

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import schema
-from engine.checks import in_range
 from engine.methods.base import Trained
+from engine.recipe import schema
+from engine.recipe.checks import in_range
 from kernels.distill import distill_loss
 from loaders.batch import Batch
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine import schema
-from engine.checks import one_of
 from engine.errors import RecipeError
 from engine.methods.base import Entry, Mixed
+from engine.recipe import schema
+from engine.recipe.checks import one_of
 
 if TYPE_CHECKING:
     from engine.context import Context

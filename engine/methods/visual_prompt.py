@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine import schema
-from engine.checks import in_range
 from engine.errors import RecipeError
 from engine.methods.base import Export, FrozenBackbone
+from engine.recipe import schema
+from engine.recipe.checks import in_range
 from loaders.batch import Batch
 
 if TYPE_CHECKING:

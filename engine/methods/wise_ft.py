@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine import schema
-from engine.checks import in_range
 from engine.measures.rows import DEFAULT_ALPHA
 from engine.methods.base import Entry, Mixed
+from engine.recipe import schema
+from engine.recipe.checks import in_range
 
 if TYPE_CHECKING:
     from engine.context import Context

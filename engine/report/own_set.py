@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from engine.grid.own_sets import OnOwnSet
 from engine.measures.rows import PRE, Arm
-from engine.own_sets import OnOwnSet
 from engine.report import table
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from engine import artifacts
 from engine.measures.metrics import Accuracy, Mri
 from engine.measures.standings import Standings, counted, signed, standings
 from engine.report import certainty, forgetting, sections
+from engine.store import artifacts
 
 if TYPE_CHECKING:
     from engine.measures.distances import Matrix

@@ -1,0 +1,283 @@
+"""How far the sets are apart, before anything is trained: OTDD from the features that are kept.
+
+Optimal transport between two labelled sets, where moving a sample costs the squared distance of its
+features plus the squared distance of its class to the other's (Alvarez-Melis & Fusi 2020). Features
+come from one model and are computed once per set, self terms are solved once per set, and every
+number is certified: what did not converge is missing from the matrix, never a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from engine.distances.problems import Cloud, Pair, Problems
+from engine.errors import nearest
+from engine.machine.workers import side_by_side, workers
+from engine.measures.distances import Matrix
+from engine.store.artifacts import room_for, write_atomic
+from loaders.resident import free_memory
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+MATRIX, SOLVED = "matrix.json", "solved.json"
+# How samples are drawn and what a matrix holds: change it when that changes.
+DRAWS = "by name, gaps summed"
+LABEL_DISTANCES = ("gaussian", "means", "none")
+
+
+class Labelled(NamedTuple):
+    """Features [n, d] of a set and its labels, int64 [n]."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is computed, and by whose conventions.
+
+    eps: of the mean cost over all pairs, or with `relative=False` in the cost's own units. lam_x,
+    lam_y: weights of the feature and the label term. label_distance: between classes as Gaussians
+    (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are halved, as
+    in the reference library. debias: subtract the self terms. samples: at most so many of a set,
+    drawn with `seed` and the set's name: sets may be copies of the same photographs in the same
+    order, and one draw for all would take the same photographs of those, but not of others, so
+    that their distances would be too small beside the rest. tolerance: of the certified relative
+    duality gap. exact: unregularised transport by POT, never debiased, for small sets.
+    bracket: relative width (such as 1e-3) to which unregularised transport is bracketed, never
+    debiased, for sets of any size.
+    """
+
+    eps: float = 0.05
+    relative: bool = True
+    lam_x: float = 1.0
+    lam_y: float = 1.0
+    label_distance: str = "gaussian"
+    half: bool = False
+    debias: bool = True
+    samples: int | None = None
+    seed: int = 0
+    tolerance: float = 1e-4
+    exact: bool = False
+    bracket: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.exact and self.bracket is not None:
+            raise ValueError("exact needs no bracket: give one of them")
+        for name in ("eps", "tolerance", "bracket"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {value}")
+        for name, value in (("lam_x", self.lam_x), ("lam_y", self.lam_y)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, not {value}")
+        if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
+            raise ValueError("lam_x and lam_y weigh nothing: all costs would be zero")
+        if self.seed < 0:
+            raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
+        if self.label_distance not in LABEL_DISTANCES:
+            known = nearest(self.label_distance, LABEL_DISTANCES)
+            raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
+        if self.samples is not None and self.samples < 2:
+            raise ValueError(f"samples={self.samples}: a distance needs two samples of each set")
+
+
+def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:
+    """Distances between sets of a recipe, by features of its pre-trained model; kept in the store.
+
+    What was solved before an error or an interruption is not solved again. Raises ValueError for
+    fewer than two sets or one named twice, and as `matrix`.
+    """
+    options = options or Options()
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
+    key = {
+        "features": [context.features_key(context.base, context.sets[name]) for name in names],
+        "sets": list(names),
+        "options": dataclasses.asdict(options),
+        "draws": DRAWS,
+    }
+    label = context.recipe.model.name
+    pending = context.store.root / "pending" / context.store.place("distances", label, key).name
+
+    def write(folder: Path) -> None:
+        sets = {}
+        for name in names:
+            labelled = context.sets[name]
+            sets[name] = Labelled(
+                context.features(context.base, labelled).to(context.device), labelled.labels
+            )
+            context.sets.release(name)
+        found = matrix(sets, len(context.sets.classes), options, _Solved(pending / SOLVED))
+        (folder / MATRIX).write_text(json.dumps(found.plain()))
+
+    made = context.store.make("distances", label, key, write)
+    shutil.rmtree(pending, ignore_errors=True)
+    plain = json.loads(made.checked(MATRIX).read_text())
+    return Matrix.of(plain | {"samples": options.samples})
+
+
+def matrix(
+    sets: Mapping[str, Labelled],
+    classes: int,
+    options: Options,
+    solved: MutableMapping[str, Sequence[float]] | None = None,
+) -> Matrix:
+    """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
+
+    k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time.
+    solved: numbers of problems that need not be solved again; those of others are added to it as
+    soon as they are known. Raises ValueError, naming the set, for features or labels that cannot be
+    used, and naming the pair for one that cannot be solved; and for fewer than two sets.
+    """
+    if len(sets) < 2:
+        raise ValueError(f"distances need two or more sets, got {list(sets)}")
+    clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
+    _check_dimensions(clouds)
+    run = _Run(Problems(clouds, options), {} if solved is None else solved)
+    found, eps = run.unregularised() if options.exact or options.bracket else run.entropic()
+    certified = np.zeros((3, len(sets), len(sets)))
+    for (i, a), (j, b) in combinations(enumerate(sets), 2):
+        certified[:, i, j] = certified[:, j, i] = value, gap, _ = found[a, b]
+        if math.isnan(value):
+            log.warning("%s to %s did not converge: no distance; %s", a, b, _remedy(options, gap))
+    values, gaps, errors = certified
+    return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
+
+
+def _remedy(options: Options, gap: float) -> str:
+    if options.exact:
+        return "the network simplex took too many steps: sample fewer, or bracket=1e-3 for exact"
+    if options.bracket is not None:
+        return f"its bracket is {gap:.1e} wide: allow more than bracket={options.bracket:g}"
+    return f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, or a larger eps"
+
+
+class _Run:
+    """Solves what is left of all pairs, several at a time, and keeps the numbers of each."""
+
+    def __init__(self, problems: Problems, solved: MutableMapping[str, Sequence[float]]) -> None:
+        self.problems = problems
+        self.solved = solved
+        self.device = next(iter(problems.clouds.values())).features.device
+        self.allowed = int(0.8 * free_memory(self.device))
+
+    def unregularised(self) -> tuple[dict[Pair, Sequence[float]], float]:
+        """(value, gap, marginal error) of every pair, and the eps that they are at: 0."""
+        problems = self.problems
+        solve = problems.exact if problems.options.exact else problems.bracketed
+        return self._pairs("unregularised", solve), 0.0
+
+    def entropic(self) -> tuple[dict[Pair, Sequence[float]], float]:
+        """As `unregularised`, at one eps for all, so that self terms are shared."""
+        problems, options = self.problems, self.problems.options
+        eps = options.eps
+        if options.relative:
+            means = self._pairs("mean cost", lambda a, b: (problems.cost(a, b).mean,))
+            eps *= fmean(mean for (mean,) in means.values())
+        if not options.debias:
+            return self._pairs("biased", lambda a, b: problems.biased(a, b, eps)), eps
+        left = {*chain(*self._left("debiased"))}
+        names = [(name, name) for name in problems.clouds if name in left]
+        terms = self._each("self term", lambda a, _: problems.self_term(a, eps), names)
+        self_terms = {name: term for (name, _), term in terms}
+        return self._pairs("debiased", lambda a, b: problems.debiased(a, b, self_terms)), eps
+
+    def _pairs(
+        self, kind: str, solve: Callable[[str, str], Sequence[float]]
+    ) -> dict[Pair, Sequence[float]]:
+        """What `solve` says of every pair, or has said before."""
+        for pair, numbers in self._each(kind, solve, self._left(kind)):
+            self.solved[_key(kind, pair)] = numbers
+        pairs = combinations(self.problems.clouds, 2)
+        return {pair: self.solved[_key(kind, pair)] for pair in pairs}
+
+    def _left(self, kind: str) -> list[Pair]:
+        pairs = combinations(self.problems.clouds, 2)
+        return [pair for pair in pairs if _key(kind, pair) not in self.solved]
+
+    def _each(
+        self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
+    ) -> Iterator[tuple[Pair, R]]:
+        at_once = workers(len(pairs), self.problems.bytes_each(), self.allowed, self.device)
+        # A share, not what is free at the moment: a copy must not be given up for a neighbour's.
+        self.problems.memory = self.allowed // at_once
+
+        def named(pair: Pair) -> R:
+            try:
+                return solve(*pair)
+            except ValueError as error:
+                raise ValueError(f"{' to '.join(pair)}: {error}") from error
+            except Exception as error:
+                error.add_note(f"this was {' to '.join(pair)}")
+                raise
+
+        yield from side_by_side(named, pairs, at_once, self.device, label=label, unit="pair")
+
+
+def _key(kind: str, pair: Pair) -> str:
+    return "/".join((kind, *pair))
+
+
+class _Solved(UserDict[str, Sequence[float]]):
+    """Numbers of solved problems, in a file that is brought up to date with each.
+
+    Raises ValueError, naming the file, where it does not hold what was written there.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+        if file.is_file():
+            self.data = _unaltered(file)
+
+    def __setitem__(self, key: str, numbers: Sequence[float]) -> None:
+        super().__setitem__(key, numbers)
+        with room_for(self.file):
+            kept = {"numbers": self.data, "sha256": _sha256(self.data)}
+            write_atomic(self.file, json.dumps(kept).encode())
+
+
+def _unaltered(file: Path) -> dict[str, Sequence[float]]:
+    try:
+        kept = json.loads(file.read_text())
+        if kept["sha256"] == _sha256(kept["numbers"]):
+            return kept["numbers"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{file} is damaged; delete it and run again")
+
+
+def _sha256(numbers: Mapping[str, Sequence[float]]) -> str:
+    """Of the numbers as JSON, which has every digit, and NaN where nothing converged."""
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
+
+
+def _check_dimensions(clouds: Mapping[str, Cloud]) -> None:
+    (first, d), *others = ((name, cloud.features.shape[1]) for name, cloud in clouds.items())
+    for name, own in others:
+        if own != d:
+            raise ValueError(
+                f"{name} has {own} features a sample, but {first} has {d}; take the features of "
+                "all sets from the same model"
+            )

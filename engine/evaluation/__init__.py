@@ -1,0 +1,1 @@
+"""Evaluation: a bank of models, one pass over a set for all of them."""

@@ -1,0 +1,138 @@
+"""CLIP without an IN-1K stage: its text tower writes the head that the vision tower never had.
+
+The result is a timm ViT like any other (a projection to unit vectors, then a linear head), or
+open_clip's own vision tower under such a head, so every method, merge and evaluation works on it;
+the text tower is needed once and then gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+from engine import models
+from engine.errors import RecipeError, nearest
+from engine.models import clip, hub
+from engine.recipe.schema import ModelRecipe, WeightsRecipe
+
+log = logging.getLogger(__name__)
+
+CLASSES_AT_ONCE = 4  # times 80 sentences: under 2 GB of activations in the text tower
+TOLERANCE = 1e-3  # of unit embeddings; another activation function moves them by far more
+
+
+def classifier(
+    recipe: ModelRecipe, cache: Path, state: dict[str, torch.Tensor] | None
+) -> nn.Module:
+    """The recipe's model with open_clip's weights and a zero-shot head for IN-1K's classes.
+
+    The weights come from open_clip's hub, or are `state` (open_clip's names). The head is the mean
+    over templates of the unit text features of each class name, normalised again, times
+    exp(logit_scale), without a bias: logits equal open_clip's own (Radford et al. 2021, 3.1.2).
+
+    Raises ValueError without the open_clip package, for weights that do not fit, and for a tower
+    that sees an image in another way than open_clip's; RecipeError for unknown names, and for the
+    plain-GELU names of weights that were trained with QuickGELU.
+    """
+    open_clip = clip.package()
+    model = open_model(open_clip, recipe.weights, cache, state)
+    net = models.create(recipe, len(open_clip.IMAGENET_CLASSNAMES))
+    if isinstance(net, clip.Tower):
+        tower = {k: v for k, v in model.state_dict().items() if k.startswith("visual.")}
+    else:
+        tower = checkpoint_filter_fn(model.state_dict(), net)  # type: ignore[arg-type]
+        tower["fc_norm.linear.weight"] = tower.pop("head.weight")
+    source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
+    tower["head.weight"] = text_head(open_clip, model, recipe.weights)
+    tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
+    models.load_state(net, tower, source)
+    _check_tower(model, net, recipe)
+    return net
+
+
+def open_model(
+    open_clip: ModuleType,
+    weights: WeightsRecipe,
+    cache: Path,
+    state: dict[str, torch.Tensor] | None,
+) -> Any:
+    """open_clip's model in eval mode, in fp32, on the CPU."""
+    _check_names(open_clip, weights)
+    if state is not None:
+        return models.load_state(clip.blank(weights.clip), state, weights.path)
+    try:
+        model = open_clip.create_model(
+            weights.clip, weights.tag, cache_dir=str(cache / "open_clip")
+        )
+    except hub.ERRORS as error:
+        raise ValueError(
+            f"open_clip gives no weights for {weights.clip} {weights.tag} "
+            f"({hub.reason(error)}); without a way to the hub, download "
+            "open_clip_model.safetensors elsewhere and set model.weights.path=FILE"
+        ) from error
+    return model.eval()
+
+
+def text_head(open_clip: ModuleType, model: Any, weights: WeightsRecipe) -> torch.Tensor:
+    """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids."""
+    full = weights.templates == "full"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    unit_EC = open_clip.build_zero_shot_classifier(
+        model.to(device),
+        open_clip.get_tokenizer(weights.clip),
+        open_clip.IMAGENET_CLASSNAMES,
+        open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES,
+        num_classes_per_batch=CLASSES_AT_ONCE,
+        device=device,
+        use_tqdm=True,
+    )
+    scale = model.logit_scale.detach().exp()
+    model.to("cpu")
+    return (scale * unit_EC.T).float().cpu()
+
+
+def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
+    config = clip.config(weights.clip)
+    if weights.path and not weights.tag:  # of nobody's weights but the user's
+        if (quick := f"{weights.clip}-quickgelu") in open_clip.list_models():
+            log.warning(
+                "%s runs with GELU; weights that began as OpenAI's want %s", weights.clip, quick
+            )
+        return
+    tags = open_clip.list_pretrained_tags_by_model(weights.clip)
+    if weights.tag not in tags:
+        raise RecipeError(
+            f"open_clip has no weights {weights.tag!r} for {weights.clip}"
+            f"{nearest(weights.tag, tags)} (model.weights.tag)"
+        )
+    quick = bool(open_clip.get_pretrained_cfg(weights.clip, weights.tag).get("quick_gelu"))
+    if quick != bool(config.get("quick_gelu")):
+        name = weights.clip.removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
+        raise RecipeError(
+            f"model.weights.clip={weights.clip}: the weights {weights.tag} were trained "
+            f"{'with' if quick else 'without'} QuickGELU; use {name}"
+        )
+
+
+def _check_tower(model: Any, net: nn.Module, recipe: ModelRecipe) -> None:
+    """The model and open_clip's must see one image alike, where both take its size."""
+    size = model.visual.image_size
+    if recipe.image_size not in (size if isinstance(size, tuple) else (size,)):
+        return
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, recipe.image_size, recipe.image_size, generator=generator)
+    with torch.inference_mode():
+        wanted = model.encode_image(x, normalize=True)
+        found = models.features(net.eval(), x)
+    gap = (wanted - found).abs().max().item()
+    if not gap <= TOLERANCE:
+        raise ValueError(
+            f"{recipe.arch} embeds an image {gap:.3f} away from open_clip's {recipe.weights.clip}; "
+            "model.arch must be the same architecture, its activation function included"
+        )

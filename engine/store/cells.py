@@ -1,0 +1,167 @@
+"""Cells on disk: the trained or mixed models of the grid, by artefact name.
+
+A cell is a folder with `cell.json` (what it offers for evaluation, the head's classes in order and
+how the model sees images), the resolved recipe and versions, and, where it trained,
+`weights.safetensors` that timm can load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from engine import models, recipe
+from engine.machine import ranks
+from engine.methods.base import Entry, Export
+from engine.models import checkpoints
+from engine.recipe.schema import Recipe
+from engine.store.artifacts import MARKER, Artifact, Store
+
+log = logging.getLogger(__name__)
+CELL = "cell.json"
+SELF = "self"  # a trained cell's own name, unknown while it is written
+PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell, or a backbone's weights seen as one."""
+
+    artifact: Artifact
+
+    @property
+    def name(self) -> str:
+        return self.artifact.name
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        if not (self.artifact.folder / CELL).is_file():
+            return {}
+        return json.loads(self.artifact.checked(CELL).read_text())
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The models it offers, its own name filled in."""
+        entries = [Entry(**entry) for entry in self.meta.get("entries", [{"mix": {SELF: 1.0}}])]
+        return [
+            dataclasses.replace(e, mix={self.name if n == SELF else n: w for n, w in e.mix.items()})
+            for e in entries
+        ]
+
+    @property
+    def backbone(self) -> str:
+        """Name of the cell whose backbone it shares, its own where it has one of its own."""
+        return self.meta.get("backbone") or self.name
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state dict, on the CPU. Raises ValueError if its file was altered."""
+        return load_file(self.artifact.checked(checkpoints.WEIGHTS))
+
+    def tensors(self, *names: str) -> list[torch.Tensor]:
+        """Some tensors of the state dict, on the CPU; the others are not read."""
+        with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
+            return [file.get_tensor(name) for name in names]
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor of the state dict, which is not read."""
+        with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
+            return file.get_slice(name).get_shape()
+
+    def prompt(self) -> torch.Tensor | None:
+        """The input prompt [3, H, W] of a visual-prompt cell."""
+        if not (self.artifact.folder / checkpoints.PROMPT).is_file():
+            return None
+        return load_file(self.artifact.checked(checkpoints.PROMPT))["prompt"]
+
+
+def find(store: Store, name: str) -> Cell | None:
+    """The finished cell of this name, or the backbone's weights seen as one; None if not there."""
+    for kind in ("cells", "weights"):
+        folder = store.root / kind / name
+        if (folder / MARKER).is_file():
+            return Cell(Artifact(kind, name, folder, {}))
+    return None
+
+
+def write_trained(
+    folder: Path, cell_recipe: Recipe, export: Export, backbone: str, classes: Sequence[str]
+) -> None:
+    """Fill a folder with a trained cell; `backbone` is the base model's, `classes` the head's."""
+    checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
+    if export.prompt is not None:
+        checkpoints.save({"prompt": export.prompt}, folder / checkpoints.PROMPT)
+        log.info(
+            "%s on %s has an input prompt beside its weights; timm, which loads weights alone, "
+            "lacks it",
+            cell_recipe.method.name,
+            cell_recipe.downstream,
+        )
+    shared = backbone if export.shares_backbone else None
+    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared, classes)
+
+
+def write_mixed(
+    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], classes: Sequence[str]
+) -> None:
+    """Fill a folder with a mixed cell, which holds no weights; `classes` are the head's.
+
+    Raises ValueError unless exactly one entry is the headline: it is the method's row in tables.
+    """
+    if (count := sum(entry.headline for entry in entries)) != 1:
+        raise ValueError(
+            f"method {cell_recipe.method.name} names {count} of its {len(entries)} entries as "
+            "headline: a table shows exactly one, so set `headline` of `Entry` for that one only"
+        )
+    _describe(folder, cell_recipe, entries, None, classes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, and the machine's kind."""
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # whose widest sums round otherwise
+        "torch": torch.__version__,  # with its build, which the package's metadata may leave out
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def _describe(
+    folder: Path,
+    cell_recipe: Recipe,
+    entries: Sequence[Entry],
+    backbone: str | None,
+    classes: Sequence[str],
+) -> None:
+    (folder / "recipe.yaml").write_text(recipe.dump(cell_recipe))
+    made_by = versions() | {"threads": str(cell_recipe.threads), "ranks": str(ranks.world())}
+    (folder / "versions.json").write_text(json.dumps(made_by, indent=1))
+    meta = {
+        "method": cell_recipe.method.name,
+        "variant": cell_recipe.method.variant,
+        "downstream": cell_recipe.downstream,
+        "backbone": backbone,
+        "entries": [dataclasses.asdict(entry) for entry in entries],
+        "classes": list(classes),
+        "model": models.description(cell_recipe.model),
+    }
+    (folder / CELL).write_text(json.dumps(meta, indent=1))

@@ -1,0 +1,1 @@
+"""Training of one cell: the loop, optimizers with their penalty, the Fisher."""

@@ -1,0 +1,297 @@
+"""Training one cell through DeepSpeed.
+
+The batch is global: each rank takes its slice of the same seeded order, and samples, not ranks, are
+averaged, so the number of ranks changes nothing but the time. Losses stay on the device and are
+looked at a few times an epoch; a loss that is not finite stops the run with its place and the last
+good weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from engine import models
+from engine.errors import DivergedError
+from engine.machine import compiled, ranks
+from engine.methods.base import Export, Trained
+from engine.models import checkpoints
+from engine.recipe.schema import TrainRecipe
+from engine.training import heads, optim
+from engine.training.norms import BatchNorms
+from loaders.batch import Batch
+
+if TYPE_CHECKING:
+    from engine.context import Context
+
+log = logging.getLogger(__name__)
+LOOK_EVERY = 50  # optimizer steps between two looks at the loss
+WARMUP_STEPS = 196  # the benchmark's
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of one micro-batch: positions in the pack and the weight of each sample.
+
+    `samples`: how many the micro-batch has over all ranks.
+    """
+
+    index: np.ndarray
+    weight: float
+    samples: int
+
+
+def schedule(
+    positions: np.ndarray, context: Context, epoch: int, rank: int, world: int
+) -> Iterator[Share]:
+    """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
+
+    The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
+    equal to the mean over the samples of the global batch, uneven last batch included; a rank that
+    gets no sample looks at one with weight zero, since every rank must take part in a step.
+    A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
+    """
+    recipe = context.recipe
+    parts = world * recipe.train.accumulation
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
+    for start in range(0, len(order), recipe.train.batch_size):
+        batch = order[start : start + recipe.train.batch_size]
+        for micro_batch in np.array_split(batch, recipe.train.accumulation):
+            piece = np.array_split(micro_batch, world)[rank]
+            if len(piece):
+                yield Share(piece, parts / len(batch), len(micro_batch))
+            else:
+                yield Share(batch[:1], 0.0, len(micro_batch))
+
+
+def fit(method: Trained, context: Context) -> tuple[Export, str]:
+    """Train a method from the context's base model; returns its export and the history as JSON.
+
+    Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss
+    that is not finite.
+    """
+    recipe = context.recipe
+    prepare(method, context)
+    if method.problem is not None:
+        label = f"{recipe.method.title} on {recipe.downstream}"
+        history = [heads.fit(models.head(method.net), method.problem, label)]
+        return method.export(), json.dumps(history, indent=1)
+    world = ranks.world()
+    parts = world * recipe.train.accumulation
+    if recipe.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size={recipe.train.batch_size} does not divide into {world} ranks x "
+            f"train.accumulation={recipe.train.accumulation}"
+        )
+    engine = initialize(method, context)
+    try:
+        history = epochs(engine, method, context)
+    finally:
+        close(engine)
+    return method.export(), json.dumps(history, indent=1)
+
+
+def prepare(method: Trained, context: Context) -> None:
+    """Prepare a method from the context's base model, with the recipe's seed."""
+    net = context.network(context.base)
+    torch.manual_seed(context.recipe.seed)
+    method.prepare(net, context)
+    method.to(context.device)
+
+
+def start(method: Trained, context: Context) -> Any:
+    """Prepare a method from the context's base model; gives a DeepSpeed engine ready to train."""
+    prepare(method, context)
+    return initialize(method, context)
+
+
+def initialize(method: Trained, context: Context) -> Any:
+    """A DeepSpeed engine around the method, its penalty sharded like its parameters."""
+    import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
+
+    recipe = context.recipe
+    parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
+    compiled.in_place(method.net, recipe.train.compile, context.device)
+    micro = recipe.train.batch_size // (ranks.world() * recipe.train.accumulation)
+    # One rank has nothing to shard: ZeRO would only copy weights and gradients.
+    stage = recipe.train.zero_stage if ranks.world() > 1 else 0
+    engine, *_ = deepspeed.initialize(
+        model=method,
+        optimizer=optimizer,
+        config={
+            "train_batch_size": recipe.train.batch_size,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": recipe.train.accumulation,
+            "gradient_clipping": recipe.train.clip,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+            "timers": {"throughput": {"enabled": False}},  # they wait for the GPU in every step
+        },
+    )
+    if ranks.world() == 1:
+        engine.enable_backward_allreduce = False  # one with oneself costs 3-6% of a step
+    if recipe.model.channels_last and stage == 0:
+        # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
+        # Under ZeRO weights are views of flat partitions and keep their layout.
+        method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if method.penalty is not None:
+        optim.attach(engine, method.penalty)
+        method.penalty = None  # the optimizer has its part; every rank would keep the whole
+    return engine
+
+
+def close(engine: Any) -> None:
+    """Free an engine; its hooks on the module would keep it alive otherwise."""
+    engine.destroy()
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        hook = getattr(engine, name, None)
+        if hook is not None:
+            hook.remove()
+
+
+def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, float]]:
+    """Train an initialised method as its recipe says; an entry of the history for each epoch."""
+    recipe = context.recipe
+    positions = context.target.split("train")
+    steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
+    total = steps_an_epoch * recipe.train.epochs
+    warmup = warmup_steps(recipe.train, total)
+    source = context.sets.source(recipe.downstream)
+    history: list[dict[str, float]] = []
+    watch = _Watch(context, method)
+    norms = BatchNorms(method.train())
+    penalty = optim.track(engine)
+    step = 0
+    label = f"{recipe.method.title} on {recipe.downstream}"
+    with tqdm(total=total, desc=label, unit="step", leave=False, disable=_quiet()) as bar:
+        for epoch in range(recipe.train.epochs):
+            engine.train()
+            shares = list(schedule(positions, context, epoch, ranks.rank(), ranks.world()))
+            batches = source.batches(share.index for share in shares)
+            for number, (share, batch) in enumerate(zip(shares, batches, strict=True), start=1):
+                last = number % recipe.train.accumulation == 0
+                if last:
+                    lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
+                    for group in engine.optimizer.param_groups:
+                        group["lr"] = lr
+                norms.expect(share)
+                watch.add(_micro_step(engine, batch, share.weight))
+                if last:
+                    step += 1
+                    bar.update()
+                    if step % LOOK_EVERY == 0 or step % steps_an_epoch == 0:
+                        mean = watch.look(step, lr)
+                        bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
+            history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
+            if penalty is not None:  # which the optimizer adds to the loss
+                history[-1]["penalty"] = penalty() / steps_an_epoch
+            watch.keep(step, lr)
+    return history
+
+
+def warmup_steps(train: TrainRecipe, total: int) -> int:
+    """Steps of the warm-up of a run of `total` steps; a recipe's own length warns where it is long.
+
+    By default the benchmark's, and no more than a tenth of the run.
+    """
+    most = total // 10
+    if train.warmup_steps is None:
+        return min(WARMUP_STEPS, most)
+    if train.warmup_steps > most and ranks.rank() == 0:
+        _warn_of_warmup(train.warmup_steps, total)
+    return train.warmup_steps
+
+
+@functools.cache  # once for all cells that train so
+def _warn_of_warmup(steps: int, total: int) -> None:
+    log.warning(
+        f"train.warmup_steps={steps} is more than a tenth of the {total} steps of training; "
+        "leave it out for a tenth, or raise train.epochs"
+    )
+
+
+def _micro_step(engine: Any, batch: Batch, weight: float) -> torch.Tensor:
+    loss = engine(batch).sum() * weight
+    engine.backward(loss)
+    engine.step()
+    return loss.detach()
+
+
+class _Watch:
+    """Sums losses on the device, reads them now and then, and remembers the last good weights."""
+
+    def __init__(self, context: Context, method: Trained) -> None:
+        self.context = context
+        self.method = method
+        self.sum = torch.zeros((), device=context.device)
+        self.count = 0
+        self.good: dict[str, torch.Tensor] = {}
+        self.good_step = 0
+
+    def add(self, loss: torch.Tensor) -> None:
+        self.sum += loss
+        self.count += 1
+
+    def look(self, step: int, lr: float) -> float:
+        """Mean loss over all ranks since the last look; DivergedError if it is not finite."""
+        mean = self.sum / self.count
+        if ranks.world() > 1:
+            dist.all_reduce(mean)
+            mean /= ranks.world()
+        self.sum.zero_()
+        self.count = 0
+        if not torch.isfinite(mean):
+            raise DivergedError(self._report("the loss is", step, lr))
+        return mean.item()
+
+    def keep(self, step: int, lr: float) -> None:
+        """Remember the trained parameters of this step; DivergedError if one is not finite.
+
+        The loss was taken before the last step, so it cannot tell what that step did.
+        """
+        trained = {n: p.detach() for n, p in self.method.named_parameters() if p.requires_grad}
+        sums = torch.stack([p.sum() for p in trained.values()])  # finite only where all numbers are
+        if not torch.isfinite(sums).all():
+            raise DivergedError(self._report("a weight is", step, lr))
+        if not self.good:
+            self.good = {n: torch.empty_like(p, device="cpu") for n, p in trained.items()}
+        for name, parameter in trained.items():  # into the same pages every time
+            self.good[name].copy_(parameter)
+        self.good_step = step
+
+    def _report(self, what: str, step: int, lr: float) -> str:
+        recipe = self.context.recipe
+        where = f"{recipe.method.title} on {recipe.downstream}: {what} not finite"
+        advice = "lower optimizer.lr or set train.clip=1"
+        if not self.good:
+            base = self.context.base.artifact.folder
+            return (
+                f"{where} by step {step} (lr {lr:.2e}), in the first epoch; the last good weights "
+                f"are the base model's, in {base}; {advice}"
+            )
+        name = f"{recipe.method.name}-{recipe.downstream}-step{self.good_step}.safetensors"
+        path = Path(recipe.runs) / "diverged" / name
+        if ranks.rank() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(self.good, path)
+        return (
+            f"{where} by step {step} (lr {lr:.2e}); the last good trained parameters are those "
+            f"of step {self.good_step}, in {path}; {advice}"
+        )
+
+
+def _quiet() -> bool:
+    return ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"

@@ -1,1 +1,0 @@
-"""Where pre-trained weights come from: hubs, packages and files, each checked on its way in."""
