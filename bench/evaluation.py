@@ -41,14 +41,14 @@ from torch.utils.data import DataLoader
 from bench import photos
 from bench.contest import Contest, Entrant, Load, Scale
 from engine import models
-from engine.context import Request, cache_folder
 from engine.data.sets import Sets
 from engine.evaluation import passes, zoo
 from engine.evaluation.bank import Bank, Model
-from engine.evaluation.merge import Mix, essential
 from engine.machine import memory, precision
-from engine.models import checkpoints
-from engine.store.cells import CELL, Cell
+from engine.machine.files import cache_folder
+from engine.recipe.request import Request
+from engine.store import tensors
+from engine.store.cells import CELL, Cell, Mix, essential
 from loaders.pack import Pack
 from loaders.stream import open_source
 
@@ -280,7 +280,7 @@ class Bench:
             meta = json.dumps({"backbone": base.name})
 
             def build(folder: Path, state: dict = state, meta: str = meta) -> None:
-                checkpoints.save(state, folder / checkpoints.WEIGHTS)
+                tensors.save(state, folder / tensors.WEIGHTS)
                 (folder / CELL).write_text(meta)
 
             cells.append(Cell(self.context.store.make("cells", "probe", {"seed": seed}, build)))

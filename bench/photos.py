@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine import models
-from engine.context import cache_folder
+from engine.machine.files import cache_folder
 from engine.models.checkpoints import PHOTOS
 from engine.recipe.schema import ModelRecipe
 from loaders import folders, registry, trees

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from engine.grid.build import Context
 from torch import Tensor, nn
-
-from engine.context import Context
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model on images and their labels
 

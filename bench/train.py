@@ -35,6 +35,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from engine.grid.build import Context
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.task import ClassificationTask
@@ -48,12 +49,14 @@ from bench.roofline import Work
 from bench.terms import TERMS, Loss, fine_tune
 from bench.timing import Run
 from bench.vit import autocast
-from engine import methods, models
-from engine.context import Context, Request, cache_folder
+from engine import models
 from engine.cost.flops import flops
 from engine.data.sets import Sets
 from engine.machine import quiet, ranks
+from engine.machine.files import cache_folder
 from engine.methods.base import Trained
+from engine.recipe import modules
+from engine.recipe.request import Request
 from engine.training import loop, optim
 
 KERNELS = ()
@@ -199,7 +202,7 @@ class Bench:
     @contextlib.contextmanager
     def engine(self, context: Context) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
-        method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+        method = modules.find(context.recipe.method.module).Method(context.recipe.method)
         engine = loop.start(method, context)
         try:
             yield method, self._waited(lambda: loop.epochs(engine, method, context))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from engine import methods, models, recipe
+from engine import models, recipe
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import passes
@@ -28,8 +28,9 @@ from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.models import checkpoints
 from engine.models.form import Form
+from engine.recipe import modules
 from engine.recipe.schema import Recipe
-from engine.store import cells, pending
+from engine.store import cells, pending, tensors
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
 from engine.training import fisher, loop
@@ -131,7 +132,7 @@ class Context:
     def build(self, cell_recipe: Recipe) -> Cell:
         """The cell of a recipe; found by name, or made."""
         context = Context(self.request, cell_recipe, self.device, self.sets)
-        method = methods.find(cell_recipe.method.module).Method(cell_recipe.method)
+        method = modules.find(cell_recipe.method.module).Method(cell_recipe.method)
         key = context.key()
         label = f"{cell_recipe.method.name}-{cell_recipe.downstream}"
         found = self._find("cells", label, key)
@@ -281,7 +282,7 @@ class Context:
         def write(folder: Path) -> None:
             with self.threads():
                 values = fisher.diagonal(self, images, labels)
-            checkpoints.save(values, folder / "fisher.safetensors")
+            tensors.save(values, folder / "fisher.safetensors")
 
         made = ranks.first(lambda: self.store.make("fisher", self.recipe.model.name, key, write))
         return load_file(made.checked("fisher.safetensors"))

@@ -10,10 +10,11 @@ import grids
 import imagenet_trees as trees
 import pytest
 import torch
+from engine.grid.build import Context
 from grids import Grid
 
 from engine import cli
-from engine.context import Context, Request
+from engine.recipe.request import Request
 
 RECIPE = """\
 model: vit_tiny_random

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from engine.grid.build import Context
 from grids import Grid
 
-from engine.context import Context
-from engine.evaluation import bank, merge, passes
-from engine.store import pending
+from engine.evaluation import bank, passes
+from engine.store import cells, pending
 from loaders.resident import Resident
 
 SET, IMAGES = "outline", 35
@@ -20,7 +20,7 @@ BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
 
 
 @pytest.fixture(scope="module")
-def mixes(grid: Grid) -> list[merge.Mix]:
+def mixes(grid: Grid) -> list[cells.Mix]:
     """Five models with weights of their own, the frozen backbone's two, and a prompt."""
     context = grid.context()
     base, tuned = context.base.name, context.cell("fine_tune").name
@@ -30,13 +30,13 @@ def mixes(grid: Grid) -> list[merge.Mix]:
 
 
 @pytest.fixture(scope="module")
-def wanted(grid: Grid, mixes: list[merge.Mix]) -> list:
+def wanted(grid: Grid, mixes: list[cells.Mix]) -> list:
     """What each says in one undisturbed evaluation."""
     return tables(grid.context(), mixes)
 
 
 @pytest.fixture
-def fresh(grid: Grid, mixes: list[merge.Mix], tmp_path: Path) -> Grid:
+def fresh(grid: Grid, mixes: list[cells.Mix], tmp_path: Path) -> Grid:
     """The same cells and packs; nothing is evaluated."""
     shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
     for kind in ("weights", "cells", "features"):
@@ -51,7 +51,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-def tables(context: Context, mixes: list[merge.Mix]) -> list:
+def tables(context: Context, mixes: list[cells.Mix]) -> list:
     """Prediction tables of the whole set, computed now where they were not before."""
     passes.evaluate(context, mixes, [SET], "all")
     return [pq.read_table(passes.predicted(context, mix, SET, "all")) for mix in mixes]
@@ -62,7 +62,7 @@ def same(found: list, expected: list) -> bool:
     return all(a.equals(b) for a, b in zip(found, expected, strict=True))
 
 
-def room_for_models(grid: Grid, mixes: list[merge.Mix], count: int) -> float:
+def room_for_models(grid: Grid, mixes: list[cells.Mix], count: int) -> float:
     """Free bytes with which a bank holds `count` models of one or two parents."""
     name = next(iter(mixes[4]))
     size = (grid.runs / "store" / "cells" / name / "weights.safetensors").stat().st_size

@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from engine.grid.build import Context
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
-from engine import methods
-from engine.context import Context, Request
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
+from engine.recipe import modules
+from engine.recipe.request import Request
 from engine.store.cells import Cell
 from loaders.batch import Batch
 
@@ -161,7 +162,7 @@ def prepared(grid: Grid, *extra: str, index: tuple[int, ...] = (0, 9, 4, 16, 20)
     context = grid.context(*extra)
     before = context.base.state()
     torch.manual_seed(context.recipe.seed)
-    method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+    method = modules.find(context.recipe.method.module).Method(context.recipe.method)
     method.prepare(context.network(context.base), context)
     method.train()
     name, arch = context.recipe.downstream, context.recipe.model.arch

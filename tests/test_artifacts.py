@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.machine import files
+from engine.machine.files import digest
 from engine.store import artifacts
-from engine.store.artifacts import MARKER, Store, digest
+from engine.store.artifacts import MARKER, Store
 
 KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
 SLOW_BUILDER = """
@@ -67,7 +69,7 @@ def test_marker_is_written_after_everything_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = []
-    real_sync, real_write = artifacts._sync, artifacts.write_atomic
+    real_sync, real_write = artifacts._sync, files.write_atomic
     monkeypatch.setattr(
         artifacts, "_sync", lambda path: (events.append(path.name), real_sync(path))[1]
     )
@@ -184,10 +186,10 @@ def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
 
 def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "table.csv"
-    artifacts.write_atomic(path, b"old")
+    files.write_atomic(path, b"old")
     monkeypatch.setattr(artifacts, "_sync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        artifacts.write_atomic(path, b"new")
+        files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 

@@ -8,10 +8,11 @@ import campaigns
 import grids
 import pytest
 import torch
+from engine.grid.build import Context
 
 from engine import cli
-from engine.context import Context
-from engine.distances.solve import Labelled, Options, matrix
+from engine.distances.problems import Labelled, Options
+from engine.distances.solve import matrix
 from engine.machine import ranks
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost

@@ -19,7 +19,7 @@ from bench import contest, peers, report, roofline
 from bench.contest import Contest, Entrant, Row
 from bench.roofline import Roofline, Work
 from bench.timing import interleave
-from engine.training.optim import Penalty
+from engine.methods.objectives import Penalty
 from kernels.distill import distill_loss
 
 CPU = torch.device("cpu")

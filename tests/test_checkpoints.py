@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models, recipe
-from engine.context import cache_folder
+from engine.machine.files import cache_folder
 from engine.models import checkpoints
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
+from engine.store import tensors
 from engine.store.artifacts import Store
 
 
@@ -33,7 +34,7 @@ def state(arch: str = "test_vit", classes: int = 5, size: int = 32) -> dict[str,
 
 def backbone(recipe: ModelRecipe, folder: Path) -> dict[str, torch.Tensor]:
     made = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
-    return load_file(made.file(checkpoints.WEIGHTS))
+    return load_file(made.file(tensors.WEIGHTS))
 
 
 def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
@@ -43,14 +44,14 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet", "test_resnet"])
 def test_own_file_keeps_its_tensors_and_its_head(arch: str, tmp_path: Path) -> None:
     wanted = state(arch)
-    checkpoints.save(wanted, tmp_path / "own.safetensors")
+    tensors.save(wanted, tmp_path / "own.safetensors")
     assert same(backbone(model(tmp_path / "own.safetensors", arch), tmp_path), wanted)
 
 
 @pytest.mark.parametrize("source", ["timm", "pypi"])
 def test_own_file_stands_in_for_a_download(source: str, tmp_path: Path) -> None:
     wanted, path = state(), tmp_path / "own.safetensors"
-    checkpoints.save(wanted, path)
+    tensors.save(wanted, path)
     options = model(path)
     weights = dataclasses.replace(options.weights, source=source)
     assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), wanted)
@@ -58,7 +59,7 @@ def test_own_file_stands_in_for_a_download(source: str, tmp_path: Path) -> None:
 
 def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
     wanted = {k: v for k, v in state().items() if k != "head.bias"}
-    checkpoints.save(wanted, tmp_path / "own.safetensors")
+    tensors.save(wanted, tmp_path / "own.safetensors")
     with pytest.raises(ValueError, match=r"own\.safetensors does not fit .*head\.bias is missing"):
         backbone(model(tmp_path / "own.safetensors"), tmp_path)
 
@@ -68,13 +69,13 @@ def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
         with pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room"):
-            checkpoints.save(state(), tmp_path / "own.safetensors")
+            tensors.save(state(), tmp_path / "own.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None:
-    checkpoints.save(state(), tmp_path / "own.safetensors")
+    tensors.save(state(), tmp_path / "own.safetensors")
     with pytest.raises(ValueError, match=r"own\.safetensors: safetensors files keep no order"):
         backbone(model(tmp_path / "own.safetensors", match="order"), tmp_path)
 
@@ -90,13 +91,13 @@ def test_checkpoints_as_training_scripts_write_them(
     beside = {"epoch": 3, "args": options, "optimizer": {"state": {0: {"step": 7}}}}
     torch.save({wrapped: held, **beside} if wrapped else held, path)
     assert same(backbone(model(path), tmp_path), wanted) and checkpoints.names(path) == {*wanted}
-    checkpoints.save(held, path := tmp_path / "own.safetensors")
+    tensors.save(held, path := tmp_path / "own.safetensors")
     assert same(backbone(model(path), tmp_path), wanted) and checkpoints.names(path) == {*wanted}
 
 
 def test_headless_backbone_gets_a_fresh_head(tmp_path: Path) -> None:
     wanted = {k: v for k, v in state().items() if not k.startswith("head.")}
-    checkpoints.save(wanted, tmp_path / "own.safetensors")
+    tensors.save(wanted, tmp_path / "own.safetensors")
     found = backbone(model(tmp_path / "own.safetensors"), tmp_path)
     assert found.keys() == state().keys()
     assert same({k: found[k] for k in wanted}, wanted)
@@ -116,13 +117,13 @@ def test_order_fits_tensors_of_other_names(tmp_path: Path) -> None:
 
 
 def test_position_embedding_follows_the_image_size(tmp_path: Path) -> None:
-    checkpoints.save(state(size=64), tmp_path / "own.safetensors")
+    tensors.save(state(size=64), tmp_path / "own.safetensors")
     found = backbone(model(tmp_path / "own.safetensors"), tmp_path)
     assert found["pos_embed"].shape == state()["pos_embed"].shape
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
-    checkpoints.save(state("test_resnet"), tmp_path / "other.safetensors")
+    tensors.save(state("test_resnet"), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors does not fit VisionTransformer"):
         backbone(model(tmp_path / "other.safetensors"), tmp_path)
     assert not list((tmp_path / "store").rglob("done.json"))
@@ -181,7 +182,7 @@ def test_malicious_checkpoint_is_refused_and_not_run(plain: bool, tmp_path: Path
 
 
 def test_backbone_is_made_once_and_named_by_what_matters(tmp_path: Path) -> None:
-    checkpoints.save(state(), tmp_path / "own.safetensors")
+    tensors.save(state(), tmp_path / "own.safetensors")
     options = model(tmp_path / "own.safetensors")
     store = Store(tmp_path / "store")
     made = checkpoints.backbone(options, store, tmp_path, 0)
@@ -199,10 +200,10 @@ def test_backbone_is_made_once_and_named_by_what_matters(tmp_path: Path) -> None
 
 def test_own_file_is_known_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
-    checkpoints.save(state(), path)
+    tensors.save(state(), path)
     before = backbone(model(path), tmp_path)
     changed = {name: tensor + 1 for name, tensor in state().items()}
-    checkpoints.save(changed, path)
+    tensors.save(changed, path)
     assert not same(backbone(model(path), tmp_path), before)
 
 
@@ -266,7 +267,7 @@ def test_photos_tell_the_right_variant_from_the_wrong(tmp_path: Path) -> None:
     """The wrong variant's tensors have the same shapes in the same order: only photos tell."""
     right = recipe.load("emoji/fine_tune").model
     made = checkpoints.backbone(right, Store(tmp_path), cache_folder(), 0)
-    assert made.file(checkpoints.WEIGHTS).is_file()
+    assert made.file(tensors.WEIGHTS).is_file()
     for wrong in (
         dataclasses.replace(right, arch="efficientnet_lite0", mean=[0.5] * 3, std=[0.5] * 3),
         dataclasses.replace(right, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine.grid.build import Context
 from grids import CLASSES, SIZE, VIT, Grid, grid
 from own_checkpoints import checkpoint, own
 from safetensors.torch import save_file
 
 from engine import cli, models
-from engine.context import Context
 from engine.data import descriptions
 from engine.errors import RecipeError
 from engine.evaluation import passes, zoo

@@ -17,7 +17,8 @@ import torch
 
 from engine import cli
 from engine.distances import problems, solve
-from engine.distances.solve import Labelled, Options, matrix
+from engine.distances.problems import Labelled, Options
+from engine.distances.solve import matrix
 from engine.machine import ranks
 from engine.measures.distances import Matrix, write_csv
 from engine.measures.metrics import Arm

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine.grid.build import Context
 from grids import (
     CLASSES,
     CONV,
@@ -28,17 +29,16 @@ from grids import (
 from PIL import Image
 
 from engine import models
-from engine.context import Context
-from engine.evaluation import merge, passes
+from engine.evaluation import passes
 from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
-from engine.store import artifacts
+from engine.store import artifacts, cells
 
 __all__ = ["grid"]
 PLACES = [CLASSES.index(name) for name in FEW]
 
 
 @pytest.fixture(scope="module")
-def column(grid: Grid) -> list[merge.Mix]:
+def column(grid: Grid) -> list[cells.Mix]:
     """Every kind of model that a column has: with one, two and three parents, and a prompt."""
     context = grid.context()
     base, tuned = context.base.name, context.cell("fine_tune").name
@@ -48,7 +48,7 @@ def column(grid: Grid) -> list[merge.Mix]:
 
 
 @pytest.fixture
-def copied(grid: Grid, column: list[merge.Mix], tmp_path: Path) -> Grid:
+def copied(grid: Grid, column: list[cells.Mix], tmp_path: Path) -> Grid:
     """The same finished cells and packs, without features and predictions."""
     shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
     for kind in ("weights", "cells"):
@@ -56,7 +56,7 @@ def copied(grid: Grid, column: list[merge.Mix], tmp_path: Path) -> Grid:
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 
-def tables(context: Context, mixes: list[merge.Mix], names=tuple(SETS), split: str = "all") -> list:
+def tables(context: Context, mixes: list[cells.Mix], names=tuple(SETS), split: str = "all") -> list:
     passes.evaluate(context, mixes, names, split)
     paths = [passes.predicted(context, mix, name, split) for mix in mixes for name in names]
     return [pq.read_table(path) for path in paths]
@@ -157,7 +157,7 @@ def test_one_new_model_is_the_only_one_that_runs(grid, column, monkeypatch):
     monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
     new = {name: share for name, share in zip(column[5], (0.45, 0.55), strict=True)}
     tables(context, [*column, new, dict(reversed(new.items()))], ["tinted"])
-    assert seen == [[merge.essential(new)]]
+    assert seen == [[cells.essential(new)]]
 
 
 def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):

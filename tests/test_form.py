@@ -10,26 +10,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine.grid.build import Context
 from grids import CONV, VIT, Grid, grid, prepared
 from own_checkpoints import checkpoint
 
 from engine import cli, models
 from engine.commands import job
-from engine.context import Context
 from engine.errors import RecipeError
-from engine.evaluation import merge, passes, zoo
+from engine.evaluation import passes, zoo
 from engine.grid import campaign, jobs, workflow
 from engine.machine import entry, precision
 from engine.models import form
 from engine.models.form import Form
 from engine.recipe.schema import ModelRecipe
+from engine.store import cells
 
 __all__ = ["grid"]
 CPU = torch.device("cpu")
 SET = "outline"
 
 
-def table(context: Context, mix: merge.Mix) -> dict[str, np.ndarray]:
+def table(context: Context, mix: cells.Mix) -> dict[str, np.ndarray]:
     """What is stored of a mix on a set."""
     passes.evaluate(context, [mix], [SET], "all")
     stored = pq.read_table(passes.predicted(context, mix, SET, "all"))

@@ -13,18 +13,20 @@ import pytest
 import timm
 import torch
 from encoded_rib import SUBSAMPLE, Rib, rib
+from engine.grid.build import Context
 from grids import grid
 from PIL import Image
 
 from engine import cli, models
 from engine.commands import outcome
-from engine.context import Context, Request, cache_folder
 from engine.data import grouping, imagenet, sets
 from engine.evaluation import passes
 from engine.machine import ranks
+from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import Bank
-from engine.models import checkpoints
+from engine.recipe.request import Request
+from engine.store import tensors
 from engine.store.cells import Cell
 
 __all__ = ["grid", "rib"]
@@ -263,7 +265,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     request = Request("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
     context = Context(request, request.recipe(), rib.device)
     cell = context.build(context.recipe)
-    path = cell.artifact.file(checkpoints.WEIGHTS)
+    path = cell.artifact.file(tensors.WEIGHTS)
     own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")
     after = rib.context(*own)
     net = after.network(after.base)
@@ -274,7 +276,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
 
 def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
     plain = dataclasses.replace(rib.context().recipe.model, projection=0)
-    checkpoints.save(models.create(plain, 21_843).state_dict(), tmp_path / "21k.safetensors")
+    tensors.save(models.create(plain, 21_843).state_dict(), tmp_path / "21k.safetensors")
     own = f"model.weights.path={tmp_path / '21k.safetensors'}"
     context = rib.context("model.head.fit=false", "model.weights.source=file", own)
     fault = (
@@ -314,7 +316,7 @@ def test_verify_shares_its_predictions_with_campaigns(
     torch.manual_seed(0)
     weights = tmp_path / "own.safetensors"
     plain = dataclasses.replace(rib.context().recipe.model, projection=0)
-    checkpoints.save(models.create(plain, 1000).state_dict(), weights)
+    tensors.save(models.create(plain, 1000).state_dict(), weights)
     own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={weights}")
     options = ("--campaign", str(rib.folder / "rib.yaml"))
     words = ("verify", "vit_tiny_random", *options, *rib.words, *own)

@@ -9,20 +9,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine.grid.build import Context
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
-from engine.context import Context
 from engine.evaluation import merge, passes
 from engine.methods import soup
-from engine.methods.base import Entry
 from engine.store import cells
-from engine.store.cells import Cell
+from engine.store.cells import Cell, Entry
 
 __all__ = ["grid"]
 State = dict[str, torch.Tensor]
 
 
-def mixed(context: Context, mix: merge.Mix) -> State:
+def mixed(context: Context, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
     parents = {name: passes.stored_cell(context, name) for name in mix}
     (state,) = merge.states([mix], parents, context.device)
@@ -51,7 +50,7 @@ def assert_close(found: State, wanted: State) -> None:
         torch.testing.assert_close(found[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
 
 
-def predictions(context: Context, mix: merge.Mix, name: str = "tinted") -> Path:
+def predictions(context: Context, mix: cells.Mix, name: str = "tinted") -> Path:
     passes.evaluate(context, [mix], [name], "all")
     return passes.predicted(context, mix, name, "all")
 
@@ -189,7 +188,7 @@ def test_a_greedy_soup_adds_in_order_what_does_not_hurt():
     asked = []
 
     class Fake:
-        def holdout_accuracy(self, mix: merge.Mix) -> float:
+        def holdout_accuracy(self, mix: cells.Mix) -> float:
             asked.append(tuple(sorted(mix)))
             assert sum(mix.values()) == pytest.approx(1)
             return scores[asked[-1]]

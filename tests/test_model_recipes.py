@@ -13,7 +13,7 @@ import timm
 import torch
 from huggingface_hub.errors import HTTPError
 
-from engine import methods, models, recipe
+from engine import models, recipe
 from engine.cost.dry_run import DryRun
 from engine.data import sets
 from engine.data.sets import LabelledSet
@@ -21,6 +21,7 @@ from engine.errors import RecipeError
 from engine.grid import campaign
 from engine.methods.base import Trained
 from engine.models import checkpoints
+from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.store.artifacts import Store
 from loaders.batch import Batch
@@ -164,7 +165,7 @@ def test_a_step_of_every_method(name: str, variant: str) -> None:
     trained = 0
     for key in dry_run.plan.methods:
         cell = planned.sibling(key)
-        method = methods.find(cell.method.module).Method(cell.method)
+        method = modules.find(cell.method.module).Method(cell.method)
         if not isinstance(method, Trained):
             continue
         context = dry_run.context("imagenet_r", cell).context

@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training import optim
-from engine.training.optim import EWCSGD, EWCAdamW, Penalty, build, learning_rate, whole
+from engine.training.optim import EWCSGD, EWCAdamW, build, learning_rate, whole
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 

@@ -13,17 +13,16 @@ import campaigns
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from engine.grid.build import Context
 from grids import SETS, Grid, grid
 
-from engine.commands import outcome
-from engine.context import Context
 from engine.errors import RecipeError
 from engine.evaluation import budget, passes, sample
-from engine.evaluation.merge import Mix
 from engine.grid import half_widths
 from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
 from engine.store import pending
+from engine.store.cells import Mix
 
 __all__ = ["grid"]
 folder = campaigns.folder
@@ -170,12 +169,12 @@ def test_columns_draw_the_same_samples_where_nothing_is_held_out(grid):
     for downstream in ("outline", "tinted"):
         words = ("dataset.holdout=0", "evaluate.budget=0.5", f"downstream={downstream}")
         context = grid.context(*words)
-        assert {outcome.split_of(context, name) for name in SETS} == {"all"}
-        drawn = sample.draw(context, {name: outcome.split_of(context, name) for name in SETS})
+        assert {sample.split_of(context, name) for name in SETS} == {"all"}
+        drawn = sample.draw(context, {name: sample.split_of(context, name) for name in SETS})
         prefixes.append({name: one.prefix for name, one in drawn.items()})
     assert prefixes[0] == prefixes[1]
     held = grid.context()
-    assert [outcome.split_of(held, n) for n in ("outline", "tinted")] == ["holdout", "all"]
+    assert [sample.split_of(held, n) for n in ("outline", "tinted")] == ["holdout", "all"]
 
 
 def test_the_budget_is_for_the_sets_that_ri_counts(grid):

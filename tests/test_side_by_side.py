@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from engine.distances import problems, solve
-from engine.distances.solve import Labelled, Options, matrix
+from engine.distances.problems import Labelled, Options
+from engine.distances.solve import matrix
 from engine.machine import workers
 from engine.machine.workers import side_by_side
 from engine.store.artifacts import Store

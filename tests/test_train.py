@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.grid.build import Context
 from grids import (
     CONV,
     SETS,
@@ -35,10 +36,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine import methods
-from engine.context import Context
 from engine.errors import DivergedError
 from engine.evaluation import passes
+from engine.recipe import modules
 from engine.recipe.schema import TrainRecipe
 from engine.training import fisher, loop
 
@@ -313,7 +313,7 @@ def test_the_order_depends_on_seed_and_epoch():
 def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
     context = grid.context(f"train.zero_stage={stage}")
-    method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+    method = modules.find(context.recipe.method.module).Method(context.recipe.method)
     engine = loop.start(method, context)
     try:
         assert engine.zero_optimization_stage() == 0 and not engine.enable_backward_allreduce
@@ -327,7 +327,7 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
     context = grid.context("train.precision=bf16")
-    method = methods.find(context.recipe.method.module).Method(context.recipe.method)
+    method = modules.find(context.recipe.method.module).Method(context.recipe.method)
     engine = loop.start(method, context)
     seen = []
     method.net.register_forward_hook(lambda net, images, logits: seen.append(logits.dtype))

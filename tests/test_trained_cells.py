@@ -12,8 +12,7 @@ from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
 
 from engine.errors import RecipeError
-from engine.models import checkpoints
-from engine.store import artifacts, cells
+from engine.store import artifacts, cells, tensors
 
 __all__ = ["grid"]
 HEAD = ("head.weight", "head.bias")
@@ -98,7 +97,7 @@ def test_an_export_is_a_plain_timm_model_with_the_same_logits(grid, method, arch
         wanted = case.method.logits(case.batch)
         assert not torch.allclose(wanted.double(), case.net(case.x), atol=1e-3)
         export = case.method.export()
-        checkpoints.save(export.state, tmp_path / "export.safetensors")
+        tensors.save(export.state, tmp_path / "export.safetensors")
         net = reference(load_file(tmp_path / "export.safetensors"), arch)
         prompt = 0 if export.prompt is None else export.prompt.double()
         torch.testing.assert_close(wanted.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)

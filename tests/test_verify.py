@@ -11,12 +11,13 @@ import grids
 import numpy as np
 import pytest
 import torch
+from engine.grid.build import Context
 
 from engine import models, recipe
-from engine.context import Context, Request
 from engine.grid import verify
-from engine.models import checkpoints
+from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
+from engine.store import tensors
 
 folder, grid = campaigns.folder, grids.grid
 MODEL = """\
@@ -32,7 +33,7 @@ def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: P
     torch.manual_seed(3)
     made = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
     weights = folder / "five.safetensors"
-    checkpoints.save(made.state_dict(), weights)
+    tensors.save(made.state_dict(), weights)
     file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
     file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
     request = Request(str(folder / "shapes.yaml"), (f"model={file}", f"runs={runs}"))

@@ -14,6 +14,7 @@ from engine import models, recipe
 from engine.errors import RecipeError
 from engine.models import checkpoints, clip, zero_shot
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
+from engine.store import tensors
 from engine.store.artifacts import Store
 
 NAMES = ["tench", "golden retriever", "tabby cat", "airliner"]
@@ -59,11 +60,11 @@ def test_fine_tuned_weights_come_back_from_their_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tiny = ModelRecipe(name="t", arch="test_vit", image_size=32, projection=24)
     state = models.create(tiny, 7).state_dict()
-    checkpoints.save(state, tmp_path / "weights.safetensors")
+    tensors.save(state, tmp_path / "weights.safetensors")
     weights = WeightsRecipe(source="file", path=str(tmp_path / "weights.safetensors"))
     mine = dataclasses.replace(tiny, weights=weights)
     made = checkpoints.backbone(mine, Store(tmp_path / "store"), tmp_path, 0)
-    found = checkpoints.load(made.file(checkpoints.WEIGHTS))
+    found = checkpoints.load(made.file(tensors.WEIGHTS))
     assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
     plain = dataclasses.replace(mine, projection=0)
     with pytest.raises(ValueError, match=r"fc_norm\.linear\.weight is unexpected"):
@@ -108,7 +109,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     torch.manual_seed(0)
     clip = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
     path = tmp_path_factory.mktemp("clip") / "open_clip_model.safetensors"
-    checkpoints.save(clip.state_dict(), path)
+    tensors.save(clip.state_dict(), path)
     return clip, path
 
 
@@ -127,7 +128,7 @@ def test_features_and_logits_are_open_clips(
     )
     made = checkpoints.backbone(options, Store(tmp_path), tmp_path / "cache", 0)
     net = models.create(options, len(NAMES)).eval()
-    models.load_state(net, checkpoints.load(made.file(checkpoints.WEIGHTS)), "cell")
+    models.load_state(net, checkpoints.load(made.file(tensors.WEIGHTS)), "cell")
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         wanted_features = clip.encode_image(x, normalize=True)

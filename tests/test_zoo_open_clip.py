@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from engine import models
-from engine.context import Request
 from engine.errors import RecipeError
 from engine.evaluation import zoo
 from engine.models import clip
+from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 __all__ = ["grid", "own"]

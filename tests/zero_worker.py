@@ -19,8 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training.optim import Penalty, attach, build
+from engine.training.optim import attach, build
 
 STEPS, MICRO_BATCH, LAM = 5, 3, 0.5
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import nearest
 from engine.machine import quiet
-from engine.store.artifacts import digest
+from engine.machine.files import digest
 
 if TYPE_CHECKING:
     from engine.measures.distances import Matrix
@@ -40,18 +40,19 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine.context import Context, Request
-    from engine.distances import solve
+    from engine.distances import problems, solve
+    from engine.grid.build import Context
     from engine.machine import ranks
     from engine.measures import distances
+    from engine.recipe.request import Request
     from engine.report import forgetting, page
 
     given = {
         field.name: getattr(arguments, field.name, None)
-        for field in dataclasses.fields(solve.Options)
+        for field in dataclasses.fields(problems.Options)
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
-    options = solve.Options(**{k: v for k, v in given.items() if v is not None})
+    options = problems.Options(**{k: v for k, v in given.items() if v is not None})
     overrides = [*(word for word in arguments.sets if "=" in word), *arguments.overrides]
     if arguments.model:
         overrides.append(f"model={arguments.model}")

@@ -109,10 +109,10 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
 
 
 def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
-    from engine.context import Request
     from engine.grid import own_sets, record
     from engine.machine import ranks
     from engine.measures import rows as tables
+    from engine.recipe.request import Request
     from engine.report import own_set
 
     for option in ("arch", "alphas", "classes"):

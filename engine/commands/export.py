@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
     quiet.libraries()
     from engine.grid import export
-    from engine.models.checkpoints import PROMPT
     from engine.store.cells import CELL
+    from engine.store.tensors import PROMPT
 
     if (folder / CELL).is_file():
         if arguments.overrides or {arguments.method, arguments.set, arguments.seed} != {None}:

@@ -14,9 +14,8 @@ from engine.measures import bootstrap, metrics, predictions
 from engine.measures.standings import rounded
 
 if TYPE_CHECKING:
-    from engine.context import Context
-    from engine.evaluation.merge import Mix
-    from engine.store.cells import Cell
+    from engine.grid.build import Context
+    from engine.store.cells import Cell, Mix
 
 
 def show(context: Context, cell: Cell) -> None:
@@ -25,7 +24,7 @@ def show(context: Context, cell: Cell) -> None:
     headline = next(entry for entry in cell.entries if entry.headline)
     pre_trained: Mix = {context.base.name: 1.0}
     names = [*recipe.dataset.sets, recipe.dataset.upstream]
-    splits = {name: split_of(context, name) for name in names}
+    splits = {name: sample.split_of(context, name) for name in names}
     samples = sample.draw(context, splits)
     for name, split in splits.items():
         mixes = [pre_trained, headline.mix]
@@ -57,14 +56,6 @@ def show(context: Context, cell: Cell) -> None:
         print(f"RI {ri:+.2f} {half} points over the sets without *, which was trained on")
     print("±: half the width of the 95% interval over source images; all sets are drawn together")
     print(f"cell  {cell.artifact.folder}")
-
-
-def split_of(context: Context, name: str) -> str:
-    """Sets that a cell trained on are judged on their hold-out, where there is one; others as the
-    recipe says."""
-    recipe = context.recipe
-    trained_on = name in (recipe.downstream, recipe.dataset.upstream)
-    return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
 def _half(samples: np.ndarray, digits: int) -> str:

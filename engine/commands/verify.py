@@ -24,11 +24,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine.context import Context, Request, cache_folder
     from engine.data import imagenet
     from engine.data.sets import Sets
     from engine.grid import verify
+    from engine.grid.build import Context
     from engine.machine import ranks
+    from engine.machine.files import cache_folder
+    from engine.recipe.request import Request
 
     request = Request(arguments.campaign, (f"model={arguments.model}", *arguments.overrides))
     recipe = request.recipe()

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.context import Request
 from engine.cost.flops import flops
 from engine.data.sets import LabelledSet
 from engine.grid.campaign import Plan
-from engine.methods.base import Entry, Export, Trained
+from engine.methods.base import Trained
+from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
+from engine.store.cells import Entry, Export
 from loaders.batch import Batch
 
 META = torch.device("meta")

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import methods, models
-from engine.context import Context
+from engine import models
 from engine.cost.ledger import Ledger, PlannedCell, Work, size_of
 from engine.data.sets import LabelledSet
-from engine.evaluation.merge import Mix, essential
+from engine.grid.build import Context
 from engine.machine import precision
 from engine.methods import linear_probe
-from engine.methods.base import Entry, Mixed, Trained
+from engine.methods.base import Mixed, Trained
 from engine.models.form import Form
+from engine.recipe import modules
 from engine.recipe.schema import Recipe
-from engine.store.cells import SELF
+from engine.store.cells import SELF, Entry, Mix, essential
 from engine.training import fisher, heads
 
 
@@ -76,7 +76,7 @@ class PlannedContext:
         key = recipe.method.name, recipe.downstream, recipe.seed
         if key not in self.ledger.cells:
             planned = PlannedContext(self.ledger, self.job, recipe)
-            method = methods.find(recipe.method.module).Method(recipe.method)
+            method = modules.find(recipe.method.module).Method(recipe.method)
             mixed = isinstance(method, Mixed)
             self.ledger.cells[key] = planned.mix(method) if mixed else planned.train(method)
         return self.ledger.cells[key]

@@ -16,8 +16,8 @@ from typing import Any
 from engine import models, recipe
 from engine.data import imagenet
 from engine.data.sets import pack_folder
-from engine.models.checkpoints import PROMPT, WEIGHTS
 from engine.store.cells import CELL
+from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.pack import MANIFEST, Pack
 
 TIMMS = "config.json"

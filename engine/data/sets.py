@@ -24,8 +24,8 @@ from engine.data import grouping, imagenet
 from engine.data.holdout import split, units_of
 from engine.errors import nearest
 from engine.machine import ranks
+from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from engine.store.artifacts import digest
 from loaders import folders, rgb, trees
 from loaders.batch import Source
 from loaders.benchmarks import emoji, imagenet_c

@@ -16,24 +16,21 @@ import math
 import shutil
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-from engine.distances.problems import Cloud, Pair, Problems
-from engine.errors import nearest
+from engine.distances.problems import Cloud, Labelled, Options, Pair, Problems
+from engine.machine.files import room_for, write_atomic
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
-from engine.store.artifacts import room_for, write_atomic
 from loaders.resident import free_memory
 
 if TYPE_CHECKING:
-    from engine.context import Context
+    from engine.grid.build import Context
 
 R = TypeVar("R")
 
@@ -42,64 +39,6 @@ log = logging.getLogger(__name__)
 MATRIX, SOLVED = "matrix.json", "solved.json"
 # How samples are drawn and what a matrix holds: change it when that changes.
 DRAWS = "by name, gaps summed"
-LABEL_DISTANCES = ("gaussian", "means", "none")
-
-
-class Labelled(NamedTuple):
-    """Features [n, d] of a set and its labels, int64 [n]."""
-
-    features: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is computed, and by whose conventions.
-
-    eps: of the mean cost over all pairs, or with `relative=False` in the cost's own units. lam_x,
-    lam_y: weights of the feature and the label term. label_distance: between classes as Gaussians
-    (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are halved, as
-    in the reference library. debias: subtract the self terms. samples: at most so many of a set,
-    drawn with `seed` and the set's name: sets may be copies of the same photographs in the same
-    order, and one draw for all would take the same photographs of those, but not of others, so
-    that their distances would be too small beside the rest. tolerance: of the certified relative
-    duality gap. exact: unregularised transport by POT, never debiased, for small sets.
-    bracket: relative width (such as 1e-3) to which unregularised transport is bracketed, never
-    debiased, for sets of any size.
-    """
-
-    eps: float = 0.05
-    relative: bool = True
-    lam_x: float = 1.0
-    lam_y: float = 1.0
-    label_distance: str = "gaussian"
-    half: bool = False
-    debias: bool = True
-    samples: int | None = None
-    seed: int = 0
-    tolerance: float = 1e-4
-    exact: bool = False
-    bracket: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.exact and self.bracket is not None:
-            raise ValueError("exact needs no bracket: give one of them")
-        for name in ("eps", "tolerance", "bracket"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {value}")
-        for name, value in (("lam_x", self.lam_x), ("lam_y", self.lam_y)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, not {value}")
-        if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
-            raise ValueError("lam_x and lam_y weigh nothing: all costs would be zero")
-        if self.seed < 0:
-            raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
-        if self.label_distance not in LABEL_DISTANCES:
-            known = nearest(self.label_distance, LABEL_DISTANCES)
-            raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
-        if self.samples is not None and self.samples < 2:
-            raise ValueError(f"samples={self.samples}: a distance needs two samples of each set")
 
 
 def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:

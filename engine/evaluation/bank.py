@@ -21,17 +21,16 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from engine import models
 from engine.evaluation import merge
-from engine.evaluation.merge import Mix
 from engine.machine import ranks
-from engine.models import checkpoints
 from engine.models.folding import Folded
 from engine.models.form import Form
 from engine.models.fp32_head import logits
-from engine.store.cells import Cell
+from engine.store import tensors
+from engine.store.cells import Cell, Mix
 from loaders.resident import free_memory
 
 if TYPE_CHECKING:
-    from engine.context import Context
+    from engine.grid.build import Context
 
 log = logging.getLogger(__name__)
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -87,7 +86,7 @@ class Bank:
         self.context = context
         self.parents = parents
         members = {name for mix in mixes for name in mix}
-        files = [parents[name].artifact.file(checkpoints.WEIGHTS) for name in members]
+        files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
         largest = max(file.stat().st_size for file in files)
         # Mixed parents take their place twice, as files and as the rows that are averaged, and
         # one more model lends its form.

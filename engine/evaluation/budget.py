@@ -20,6 +20,7 @@ from statistics import NormalDist
 import numpy as np
 
 from engine.errors import RecipeError
+from engine.recipe.checks import check_budget
 
 STRATA = 500  # about as many a set
 SMALLEST = 40  # images of a stratum, where the set has them
@@ -196,18 +197,6 @@ def quantile(chances: int = 1) -> float:
     0.05.
     """
     return NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * chances))
-
-
-def check_budget(budget: float) -> None:
-    """Raise RecipeError for a budget that is not in (0, 1]."""
-    if not 0 < budget <= 1:
-        raise RecipeError(f"evaluate.budget={budget:g} must be above 0 and at most 1 (all images)")
-
-
-def check_half_width(points: float) -> None:
-    """Raise RecipeError for a half-width (points) that is not above 0."""
-    if not 0 < points < math.inf:
-        raise RecipeError(f"evaluate.half_width={points:g} must be above 0 points")
 
 
 def _strata(

@@ -6,15 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from engine.store.cells import Cell
+from engine.store.cells import Cell, Mix
 from kernels import interpolation
-
-Mix = Mapping[str, float]
-
-
-def essential(mix: Mix) -> dict[str, float]:
-    """The mix without members of weight zero: alpha = 0 is the pre-trained model itself."""
-    return {name: float(weight) for name, weight in sorted(mix.items()) if weight != 0}
 
 
 def states(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.device) -> list[dict]:

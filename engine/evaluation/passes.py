@@ -27,18 +27,18 @@ from engine import models
 from engine.data import grouping
 from engine.data.sets import LabelledSet
 from engine.evaluation.bank import Bank, Forward, Model
-from engine.evaluation.merge import Mix, essential
 from engine.machine import precision, ranks
+from engine.machine.files import digest
 from engine.measures import predictions
 from engine.models.form import Form
 from engine.store import cells
-from engine.store.artifacts import Artifact, digest
-from engine.store.cells import Cell
+from engine.store.artifacts import Artifact
+from engine.store.cells import Cell, Mix, essential
 from engine.store.pending import PART, Part, Pending, keep_array, slices
 from loaders.batch import Batch, on_device
 
 if TYPE_CHECKING:
-    from engine.context import Context
+    from engine.grid.build import Context
 
 
 def evaluate(

@@ -25,15 +25,15 @@ import pyarrow as pa
 from engine.evaluation import budget, passes
 from engine.evaluation.budget import Frame
 from engine.evaluation.drawn import Drawn, framed
-from engine.evaluation.merge import Mix, essential
 from engine.machine import ranks
+from engine.machine.files import digest
 from engine.measures import predictions
 from engine.store import pending
-from engine.store.artifacts import digest
+from engine.store.cells import Mix, essential
 from engine.store.pending import Part
 
 if TYPE_CHECKING:
-    from engine.context import Context
+    from engine.grid.build import Context
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,14 @@ class Sample(Drawn):
             return table
         weights = pa.array(self.frame.weights(self.images)[ascending])
         return table.append_column(predictions.WEIGHT, weights)
+
+
+def split_of(context: Context, name: str) -> str:
+    """Sets that a cell trained on are judged on their hold-out, where there is one; others as the
+    recipe says."""
+    recipe = context.recipe
+    trained_on = name in (recipe.downstream, recipe.dataset.upstream)
+    return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
 def draw(context: Context, splits: Mapping[str, str]) -> dict[str, Sample]:

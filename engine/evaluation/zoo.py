@@ -18,18 +18,19 @@ import numpy as np
 import torch
 
 from engine import models, recipe
-from engine.context import Context, Request, cache_folder
 from engine.data import descriptions, imagenet
 from engine.data.sets import Sets, names_in_head, pack_of, published_among_its_classes
 from engine.evaluation import passes
-from engine.evaluation.merge import Mix
+from engine.grid.build import Context
 from engine.machine import ranks
+from engine.machine.files import cache_folder, room_for, write_atomic
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.standings import rounded
 from engine.models import checkpoints, clip
+from engine.recipe.request import Request
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from engine.store.artifacts import room_for, write_atomic
-from engine.store.cells import Cell
+from engine.store import tensors
+from engine.store.cells import Cell, Mix
 from loaders.pack import MANIFEST, Pack
 
 log = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ def table(rows: Sequence[Row]) -> str:
     sets = list(dict.fromkeys(row.set for row in rows))
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        model = row.model.removesuffix(f"/{checkpoints.WEIGHTS}")  # of a cell, named by its folder
+        model = row.model.removesuffix(f"/{tensors.WEIGHTS}")  # of a cell, named by its folder
         label = model if row.alpha is None else f"{row.alpha:.10g}"
         unsure = ""
         if row.low is not None and row.high is not None:

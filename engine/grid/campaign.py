@@ -15,9 +15,10 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError
+from engine.machine import files
+from engine.machine.files import digest
 from engine.recipe.schema import Recipe
 from engine.store import artifacts
-from engine.store.artifacts import digest
 
 REPORT, TABLE = "report", "table.txt"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
@@ -115,7 +116,7 @@ def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
 
 def _identity(cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]]) -> str:
     modules = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
-    files = [artifacts.file_hash(path) for path in modules]
+    files = [files.file_hash(path) for path in modules]
     return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": files})
 
 

@@ -20,15 +20,15 @@ import torch
 from engine import models, recipe
 from engine.data import sets
 from engine.evaluation import merge
-from engine.evaluation.merge import Mix, essential
 from engine.grid import record
+from engine.machine.files import room_for
 from engine.measures.rows import PRE
-from engine.models import checkpoints, clip
-from engine.models.checkpoints import PROMPT
+from engine.models import clip
 from engine.recipe.schema import ModelRecipe, Recipe
-from engine.store import cells
-from engine.store.artifacts import Artifact, Store, room_for
-from engine.store.cells import Cell
+from engine.store import cells, tensors
+from engine.store.artifacts import Artifact, Store
+from engine.store.cells import Cell, Mix, essential
+from engine.store.tensors import PROMPT
 from loaders.pack import MANIFEST, Pack
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
@@ -182,11 +182,11 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
     with room_for(out):
         part.mkdir(parents=True)
         try:
-            checkpoints.save(net.state_dict(), part / WEIGHTS)
+            tensors.save(net.state_dict(), part / WEIGHTS)
             (part / CONFIG).write_text(json.dumps(_config(row, model, net, names), indent=1))
             prompt = row.prompt()
             if prompt is not None:
-                checkpoints.save({"prompt": prompt}, part / PROMPT)
+                tensors.save({"prompt": prompt}, part / PROMPT)
             _into_place(part, out)
         finally:
             shutil.rmtree(part, ignore_errors=True)

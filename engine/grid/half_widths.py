@@ -19,9 +19,9 @@ from engine import recipe
 from engine.evaluation import budget
 from engine.evaluation.drawn import Drawn
 from engine.grid import campaign
+from engine.machine.files import write_atomic
 from engine.measures import predictions, rows
 from engine.measures.rows import PRE, Arm, Evaluation, OfArm
-from engine.store.artifacts import write_atomic
 
 if TYPE_CHECKING:
     from engine.recipe.schema import Recipe

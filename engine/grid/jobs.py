@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine import recipe
-from engine.commands import outcome
-from engine.context import Context, Request, cache_folder
-from engine.distances import solve
+from engine.distances import problems, solve
 from engine.evaluation import passes, sample
 from engine.evaluation.sample import Sample
 from engine.grid import campaign, half_widths, record, workflow
+from engine.grid.build import Context
 from engine.grid.campaign import Plan
 from engine.grid.record import Record, SampleOf
+from engine.machine.files import cache_folder
 from engine.measures.rows import PRE, Arm, Evaluation
+from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.report import tables
 from engine.store import cells
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DISTANCE = solve.Options(samples=10_000)
+DISTANCE = problems.Options(samples=10_000)
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -69,7 +70,7 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
         workflow.advance(plan.path, downstream, done, len(work) + 1)
     samples = _samples(context)
     for name in _places(context.recipe):
-        split = outcome.split_of(context, name)
+        split = sample.split_of(context, name)
         mixes = [entry.mix for entry in entries]
         sample.evaluate_on(context, mixes, name, split, samples.get(name))
         context.sets.release(name)
@@ -162,18 +163,18 @@ def _places(resolved: Recipe) -> list[str]:
 
 
 def _evaluate(context: Context, mix: Mapping[str, float], name: str) -> None:
-    passes.evaluate(context, [mix], [name], outcome.split_of(context, name))
+    passes.evaluate(context, [mix], [name], sample.split_of(context, name))
 
 
 def _predicted(
     context: Context, mix: Mapping[str, float], name: str, samples: Mapping[str, Sample]
 ) -> Path:
-    return sample.predicted(context, mix, name, outcome.split_of(context, name), samples.get(name))
+    return sample.predicted(context, mix, name, sample.split_of(context, name), samples.get(name))
 
 
 def _samples(context: Context) -> dict[str, Sample]:
     return sample.draw(
-        context, {name: outcome.split_of(context, name) for name in _places(context.recipe)}
+        context, {name: sample.split_of(context, name) for name in _places(context.recipe)}
     )
 
 

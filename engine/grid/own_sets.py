@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.context import Context, Request, cache_folder
 from engine.data.sets import Sets
 from engine.evaluation import passes, zoo
+from engine.grid.build import Context
 from engine.grid.record import Run
+from engine.machine.files import cache_folder
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.rows import PRE, Accuracy, Evaluation
+from engine.recipe.request import Request
 
 
 @dataclass(frozen=True)

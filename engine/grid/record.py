@@ -18,6 +18,7 @@ from typing import Any
 from engine.errors import CampaignError
 from engine.evaluation.drawn import Drawn, framed
 from engine.grid import campaign
+from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
@@ -111,7 +112,7 @@ class Run:
         again = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
         if not path.is_file():
             raise ValueError(f"{path} is missing; {again}")
-        if artifacts.file_hash(path) != self.record.files[name]:
+        if files.file_hash(path) != self.record.files[name]:
             raise ValueError(f"{path} was altered since the campaign ended; {again}")
         return path
 
@@ -119,7 +120,7 @@ class Run:
 def write(place: Path, record: Record) -> Run:
     """Keep a record in a plan's folder."""
     text = json.dumps(dataclasses.asdict(record), indent=1, default=str)
-    artifacts.write_atomic(place / campaign.RECORD, text.encode())
+    files.write_atomic(place / campaign.RECORD, text.encode())
     return read(place)
 
 
@@ -157,6 +158,4 @@ def find(name: str, overrides: Sequence[str]) -> Run:
 
 def hashes(paths: Sequence[Path], store: Path) -> dict[str, str]:
     """SHA-256 by path relative to the store."""
-    return {
-        str(path.relative_to(store)): artifacts.file_hash(path) for path in dict.fromkeys(paths)
-    }
+    return {str(path.relative_to(store)): files.file_hash(path) for path in dict.fromkeys(paths)}

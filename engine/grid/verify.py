@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.context import Context
 from engine.data import imagenet, sets
 from engine.evaluation import passes
+from engine.grid.build import Context
 from engine.measures import bootstrap, metrics, predictions
 from engine.recipe.schema import Recipe
 from loaders.pack import MANIFEST

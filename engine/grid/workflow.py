@@ -26,7 +26,7 @@ from typing import Any
 
 from engine.errors import CampaignError
 from engine.grid.campaign import Plan, finished
-from engine.store.artifacts import write_atomic
+from engine.machine.files import write_atomic
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5

@@ -125,8 +125,9 @@ def _launch(argv: list[str]) -> int:
 
 def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
     from engine import recipe
-    from engine.context import Context, Request
+    from engine.grid.build import Context
     from engine.machine import quiet, ranks
+    from engine.recipe.request import Request
 
     if any(word.startswith("methods=") for word in overrides):
         raise ValueError("methods= selects methods of `rib campaign`; one cell takes method=NAME")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.store.artifacts import write_atomic
+from engine.machine.files import write_atomic
 
 _ARRAYS = ("values", "gaps", "marginal_errors")
 

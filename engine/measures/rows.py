@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.store import artifacts
+from engine.machine import files
 
 PRE = "pre"
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, where its recipe names no other
@@ -223,7 +223,7 @@ def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([_plain(row, name) for name in names] for row in rows)
-    artifacts.write_atomic(path, text.getvalue().encode())
+    files.write_atomic(path, text.getvalue().encode())
     return path
 
 

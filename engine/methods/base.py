@@ -6,45 +6,20 @@ The rest of the engine never asks which method it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine import methods, models
+from engine import models
 from engine.data import grouping
 from engine.errors import RecipeError
+from engine.methods.context import Context
+from engine.methods.objectives import Penalty, Problem
+from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
-from engine.training import heads
-from engine.training.optim import Penalty
+from engine.store.cells import Entry, Export
 from kernels.distill import distill_loss
 from loaders.batch import Batch
-
-if TYPE_CHECKING:
-    from engine.context import Context
-
-
-@dataclass(frozen=True)
-class Export:
-    """A trained cell: a plain state dict of the architecture, and a prompt where there is one.
-
-    `prompt` [3, H, W] is added to the normalised image. `shares_backbone` says that only the head
-    differs from the base model, so that features can be shared.
-    """
-
-    state: dict[str, torch.Tensor]
-    prompt: torch.Tensor | None = None
-    shares_backbone: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model a cell offers for evaluation: weights averaged over cells, by their names."""
-
-    mix: dict[str, float]
-    alpha: float | None = None
-    headline: bool = True  # stands in the table; the others are points of a curve
 
 
 class Trained(nn.Module):
@@ -55,7 +30,7 @@ class Trained(nn.Module):
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it starts from
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
-    problem: heads.Problem | None = None  # what the head is fitted to, in place of steps
+    problem: Problem | None = None  # what the head is fitted to, in place of steps
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()
@@ -143,9 +118,9 @@ def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe
 
     Raises RecipeError for a method that mixes cells, and has no weights of its own.
     """
-    found = [load(name) for name in methods.find(recipe.module).Method(recipe).needs]
+    found = [load(name) for name in modules.find(recipe.module).Method(recipe).needs]
     for one in found:
-        if issubclass(methods.find(one.method.module).Method, Mixed):
+        if issubclass(modules.find(one.method.module).Method, Mixed):
             raise RecipeError(
                 f"{recipe.name} is made of {one.method.name}, which has no weights of its own: "
                 "name methods that train"

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from engine.methods.base import Trained
+from engine.methods.context import Context
+from engine.methods.objectives import Penalty
 from engine.recipe import schema
 from engine.recipe.checks import in_range, one_of
-from engine.training.optim import Penalty
-
-if TYPE_CHECKING:
-    from engine.context import Context
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from engine import models
-from engine.methods.base import Export, FrozenBackbone
+from engine.methods import objectives
+from engine.methods.base import FrozenBackbone
+from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import in_range, one_of
-from engine.training import heads
-
-if TYPE_CHECKING:
-    from engine.context import Context
+from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
@@ -61,7 +59,7 @@ class Method(FrozenBackbone):
             if self.recipe.anchor == "zero":
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
-            self.problem = heads.Problem(
+            self.problem = objectives.Problem(
                 context.features(context.base, context.target, training=True),
                 self.targets_N,
                 torch.from_numpy(context.target.split("train")),

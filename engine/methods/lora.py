@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine import models
-from engine.methods.base import Export, FrozenBackbone
+from engine.methods.base import FrozenBackbone
+from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import in_range
-
-if TYPE_CHECKING:
-    from engine.context import Context
+from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
 

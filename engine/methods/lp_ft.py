@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from engine import models
 from engine.methods.base import Trained
+from engine.methods.context import Context
 from engine.recipe.schema import MethodRecipe
-
-if TYPE_CHECKING:
-    from engine.context import Context
 
 Recipe = MethodRecipe
 

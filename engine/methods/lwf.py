@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from engine.methods.base import Trained
+from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import in_range
 from kernels.distill import distill_loss
 from loaders.batch import Batch
-
-if TYPE_CHECKING:
-    from engine.context import Context
 
 
 @dataclass(frozen=True)

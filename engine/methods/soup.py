@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from engine.errors import RecipeError
-from engine.methods.base import Entry, Mixed
+from engine.methods.base import Mixed
+from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import one_of
-
-if TYPE_CHECKING:
-    from engine.context import Context
-
+from engine.store.cells import Entry
 
 _NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
 

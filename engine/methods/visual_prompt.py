@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from engine.errors import RecipeError
-from engine.methods.base import Export, FrozenBackbone
+from engine.methods.base import FrozenBackbone
+from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import in_range
+from engine.store.cells import Export
 from loaders.batch import Batch
-
-if TYPE_CHECKING:
-    from engine.context import Context
 
 
 @dataclass(frozen=True)

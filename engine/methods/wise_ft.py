@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from engine.measures.rows import DEFAULT_ALPHA
-from engine.methods.base import Entry, Mixed
+from engine.methods.base import Mixed
+from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import in_range
-
-if TYPE_CHECKING:
-    from engine.context import Context
+from engine.store.cells import Entry
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ import timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from engine import models
+from engine.machine.files import file_hash
 from engine.models import clip, hub, zero_shot
 from engine.recipe.schema import ModelRecipe
-from engine.store.artifacts import Artifact, Store, file_hash, room_for
+from engine.store.artifacts import Artifact, Store
+from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
 
 State = dict[str, torch.Tensor]
-WEIGHTS, PROMPT = "weights.safetensors", "prompt.safetensors"
 # Twenty labelled ImageNet photos; their class is the number before the suffix.
 PHOTOS = (
     "foolbox",
@@ -71,18 +72,6 @@ def backbone(
         save(net.state_dict(), folder / WEIGHTS)
 
     return store.make("weights", recipe.arch, key, build)
-
-
-def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU.
-
-    Raises OSError naming the file where there is no room for it.
-    """
-    with room_for(path):
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
-        except SafetensorError as error:  # of a full disk as well
-            raise OSError(str(error)) from error
 
 
 def load(path: Path) -> State:

@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from engine.errors import RecipeError, nearest
-from engine.evaluation import budget
 from engine.recipe.schema import Recipe
 from loaders.rgb import colour
 
@@ -92,9 +91,9 @@ def check(recipe: Recipe, merged: Any) -> None:
         in_range("optimizer.betas", number, 0, 1, "high")
     _check_channels("model.mean", recipe.model.mean, 0, 1)
     _check_channels("model.std", recipe.model.std, 0, _ANY, "low")
-    budget.check_budget(recipe.evaluate.budget)
+    check_budget(recipe.evaluate.budget)
     if recipe.evaluate.half_width is not None:
-        budget.check_half_width(recipe.evaluate.half_width)
+        check_half_width(recipe.evaluate.half_width)
     recipe.method.check(recipe)
     _check_names(recipe)
     places = [*recipe.dataset.sets, recipe.dataset.upstream]
@@ -103,6 +102,18 @@ def check(recipe: Recipe, merged: Any) -> None:
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
             f"{nearest(recipe.downstream, places)}"
         )
+
+
+def check_budget(budget: float) -> None:
+    """Raise RecipeError for a budget that is not in (0, 1]."""
+    if not 0 < budget <= 1:
+        raise RecipeError(f"evaluate.budget={budget:g} must be above 0 and at most 1 (all images)")
+
+
+def check_half_width(points: float) -> None:
+    """Raise RecipeError for a half-width (points) that is not above 0."""
+    if not 0 < points < math.inf:
+        raise RecipeError(f"evaluate.half_width={points:g} must be above 0 points")
 
 
 def in_range(key: str, value: float, low: float, high: float, outside: str = "") -> None:

@@ -20,9 +20,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from engine import methods
 from engine.errors import RecipeError, nearest
-from engine.recipe import checks
+from engine.recipe import checks, modules
 from engine.recipe.schema import MethodRecipe, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
@@ -327,7 +326,7 @@ def _method_options(layers: Sequence[tuple[str, dict[str, Any]]]) -> MethodRecip
     if not module:
         raise RecipeError(f"{source}: method.module has no value; set it")
     try:
-        return methods.find(module).Recipe()
+        return modules.find(module).Recipe()
     except ValueError as error:
         raise RecipeError(f"{source}: {error}") from error
 

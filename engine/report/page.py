@@ -12,10 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from engine.machine import files
 from engine.measures.metrics import Accuracy, Mri
 from engine.measures.standings import Standings, counted, signed, standings
 from engine.report import certainty, forgetting, sections
-from engine.store import artifacts
 
 if TYPE_CHECKING:
     from engine.measures.distances import Matrix
@@ -100,7 +100,7 @@ def page_of(path: Path, title: str, parts: Sequence[str]) -> Path:
     html = Template(TEMPLATE.read_text("utf-8")).substitute(
         title=escape(title), body="\n".join(filter(None, parts))
     )
-    artifacts.write_atomic(path, html.encode())
+    files.write_atomic(path, html.encode())
     return path
 
 

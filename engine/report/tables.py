@@ -10,11 +10,11 @@ from pathlib import Path
 from engine import recipe
 from engine.grid import campaign, half_widths
 from engine.grid.record import Run
+from engine.machine.files import write_atomic
 from engine.measures import distances, metrics
 from engine.measures.metrics import Gathered, Summary
 from engine.report import certainty, page, table
 from engine.report.certainty import Certainty
-from engine.store.artifacts import write_atomic
 
 
 @dataclass(frozen=True)

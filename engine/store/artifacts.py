@@ -8,16 +8,16 @@ renamed; `done.json` holds the checksums and is the only proof that it is finish
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from engine.machine import ranks
+from engine.machine.files import digest, file_hash, room_for, sync, write_atomic
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
 MARKER = "done.json"
@@ -48,46 +48,9 @@ class Artifact:
         return path
 
 
-def digest(key: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the key as canonical JSON."""
-    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @functools.cache
 def _hash_once(path: Path) -> str:
     return file_hash(path)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(data)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-@contextmanager
-def room_for(file: Path) -> Iterator[None]:
-    """Say which file could not be written, and that nothing is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{file} cannot be written ({error}); what was finished before is kept: "
-            "make room and run the same command again"
-        ) from error
 
 
 class Store:
@@ -124,6 +87,11 @@ class Store:
                 raise ValueError(f"{path} is damaged; {_again(folder)}")
         return Artifact(kind, folder.name, folder, key)
 
+    def agreed(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
+        """As `find`, and None unless every rank finds it: all of them then make it together."""
+        artifact = self.find(kind, label, key)
+        return artifact if ranks.all_agree(artifact is not None) else None
+
     def make(
         self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
     ) -> Artifact:
@@ -157,7 +125,7 @@ class Store:
             # Another process finished the same artefact first: its content is the same.
             if not (folder / MARKER).is_file():
                 raise
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 def _again(folder: Path) -> str:
@@ -167,18 +135,10 @@ def _again(folder: Path) -> str:
 def _finish(folder: Path, key: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _sync(path)
+        sync(path)
         files[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
             "sha256": file_hash(path),
         }
     marker = {"format": FORMAT, "key": key, "files": files}
     write_atomic(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +24,44 @@ from safetensors.torch import load_file
 
 from engine import models, recipe
 from engine.machine import ranks
-from engine.methods.base import Entry, Export
-from engine.models import checkpoints
 from engine.recipe.schema import Recipe
+from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
 
 log = logging.getLogger(__name__)
 CELL = "cell.json"
 SELF = "self"  # a trained cell's own name, unknown while it is written
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
+
+
+Mix = Mapping[str, float]  # weights of cells by their names
+
+
+@dataclass(frozen=True)
+class Export:
+    """A trained cell: a plain state dict of the architecture, and a prompt where there is one.
+
+    `prompt` [3, H, W] is added to the normalised image. `shares_backbone` says that only the head
+    differs from the base model, so that features can be shared.
+    """
+
+    state: dict[str, torch.Tensor]
+    prompt: torch.Tensor | None = None
+    shares_backbone: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model a cell offers for evaluation: weights averaged over cells, by their names."""
+
+    mix: dict[str, float]
+    alpha: float | None = None
+    headline: bool = True  # stands in the table; the others are points of a curve
+
+
+def essential(mix: Mix) -> dict[str, float]:
+    """The mix without members of weight zero: alpha = 0 is the pre-trained model itself."""
+    return {name: float(weight) for name, weight in sorted(mix.items()) if weight != 0}
 
 
 @dataclass(frozen=True)
@@ -67,23 +96,23 @@ class Cell:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state dict, on the CPU. Raises ValueError if its file was altered."""
-        return load_file(self.artifact.checked(checkpoints.WEIGHTS))
+        return load_file(self.artifact.checked(tensors.WEIGHTS))
 
     def tensors(self, *names: str) -> list[torch.Tensor]:
         """Some tensors of the state dict, on the CPU; the others are not read."""
-        with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
+        with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return [file.get_tensor(name) for name in names]
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor of the state dict, which is not read."""
-        with safe_open(self.artifact.checked(checkpoints.WEIGHTS), framework="pt") as file:
+        with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return file.get_slice(name).get_shape()
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""
-        if not (self.artifact.folder / checkpoints.PROMPT).is_file():
+        if not (self.artifact.folder / tensors.PROMPT).is_file():
             return None
-        return load_file(self.artifact.checked(checkpoints.PROMPT))["prompt"]
+        return load_file(self.artifact.checked(tensors.PROMPT))["prompt"]
 
 
 def find(store: Store, name: str) -> Cell | None:
@@ -99,9 +128,9 @@ def write_trained(
     folder: Path, cell_recipe: Recipe, export: Export, backbone: str, classes: Sequence[str]
 ) -> None:
     """Fill a folder with a trained cell; `backbone` is the base model's, `classes` the head's."""
-    checkpoints.save(export.state, folder / checkpoints.WEIGHTS)
+    tensors.save(export.state, folder / tensors.WEIGHTS)
     if export.prompt is not None:
-        checkpoints.save({"prompt": export.prompt}, folder / checkpoints.PROMPT)
+        tensors.save({"prompt": export.prompt}, folder / tensors.PROMPT)
         log.info(
             "%s on %s has an input prompt beside its weights; timm, which loads weights alone, "
             "lacks it",

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.machine import ranks
+from engine.machine.files import room_for, write_atomic
 from engine.measures import predictions
-from engine.store.artifacts import Store, room_for, write_atomic
+from engine.store.artifacts import Store
 
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing

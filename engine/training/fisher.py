@@ -12,8 +12,8 @@ from engine import models
 from kernels.fisher import fisher_diagonal
 
 if TYPE_CHECKING:
-    from engine.context import Context
     from engine.data.sets import LabelledSet
+    from engine.grid.build import Context
 
 
 def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tensor]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from engine.data import grouping
 from engine.errors import DivergedError
+from engine.methods.objectives import Problem
 from loaders.batch import on_device
 
 log = logging.getLogger(__name__)
@@ -36,28 +36,6 @@ EVALUATIONS = 200  # of the objective, as plans assume: emoji-RIB's heads take 1
 _STRIDE = 20  # iterations between two looks at the gradient
 _CHUNK = 8192  # images whose logits are in memory together
 _HISTORY = 20  # pairs of vectors, each as large as the head
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What a head is fitted to.
-
-    features_ND: float32, on the CPU, mapped from its file where the set is large; labels_N: int64,
-    in the head's order, on the head's device; rows_n: int64, on the CPU, the images that take part.
-    l2 > 0. mask_C: bool, True where an output takes part, or None.
-    members_GM: int64, the outputs of each class, or None.
-    """
-
-    features_ND: Tensor
-    labels_N: Tensor
-    rows_n: Tensor
-    l2: float
-    mask_C: Tensor | None = None
-    members_GM: Tensor | None = None
-
-    def flops(self, classes: int) -> float:
-        """Operations of one evaluation: the logits, and the gradient of the weight."""
-        return 4.0 * len(self.rows_n) * self.features_ND.shape[1] * classes
 
 
 def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:

@@ -25,15 +25,16 @@ from tqdm import tqdm
 from engine import models
 from engine.errors import DivergedError
 from engine.machine import compiled, ranks
-from engine.methods.base import Export, Trained
-from engine.models import checkpoints
+from engine.methods.base import Trained
 from engine.recipe.schema import TrainRecipe
+from engine.store import tensors
+from engine.store.cells import Export
 from engine.training import heads, optim
 from engine.training.norms import BatchNorms
 from loaders.batch import Batch
 
 if TYPE_CHECKING:
-    from engine.context import Context
+    from engine.grid.build import Context
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two looks at the loss
@@ -286,7 +287,7 @@ class _Watch:
         path = Path(recipe.runs) / "diverged" / name
         if ranks.rank() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoints.save(self.good, path)
+            tensors.save(self.good, path)
         return (
             f"{where} by step {step} (lr {lr:.2e}); the last good trained parameters are those "
             f"of step {self.good_step}, in {path}; {advice}"

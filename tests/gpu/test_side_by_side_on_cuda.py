@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.distances.solve import Labelled, Options, matrix
+from engine.distances.problems import Labelled, Options
+from engine.distances.solve import matrix
 from engine.machine import workers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

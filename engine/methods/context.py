@@ -1,0 +1,88 @@
+"""What a method may ask for while it prepares; CONTRIBUTING.md promises exactly this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.data.sets import LabelledSet
+from engine.recipe.schema import Recipe
+from engine.store.cells import Mix
+
+
+class Parent(Protocol):
+    """A finished cell, as a method sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in a mix."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its state dict, on the CPU."""
+        ...
+
+    def prompt(self) -> torch.Tensor | None:
+        """Its input prompt [3, H, W], where it has one."""
+        ...
+
+
+C = TypeVar("C", bound=Parent)
+
+
+class Context(Protocol[C]):
+    """Artefacts are found by name, or made once."""
+
+    recipe: Recipe
+    device: torch.device
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """bf16 for training, where the recipe or the device asks for it."""
+        ...
+
+    @property
+    def target(self) -> LabelledSet:
+        """The set that is trained on."""
+        ...
+
+    @property
+    def upstream(self) -> LabelledSet:
+        """The set that gave the pre-trained model its head."""
+        ...
+
+    @property
+    def base(self) -> C:
+        """The pre-trained model."""
+        ...
+
+    def network(self, cell: C) -> nn.Module:
+        """A cell's model, loaded on the device, in eval mode."""
+        ...
+
+    def features(self, cell: C, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
+        """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
+
+        training: in the precision of training, where weights depend on them.
+        """
+        ...
+
+    def logits(self, cell: C, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
+        """A teacher: gives float32 logits [b, C] for the images at `index` (int64 [b]) of a set."""
+        ...
+
+    def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
+        """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
+        ...
+
+    def cell(self, method: str) -> C:
+        """The cell of another method in the same column."""
+        ...
+
+    def holdout_accuracy(self, mix: Mix) -> float:
+        """Top-1 in percent of a mix on the downstream hold-out."""
+        ...

@@ -1,0 +1,26 @@
+"""Tensors on disk, as safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from engine.machine.files import room_for
+
+WEIGHTS, PROMPT = "weights.safetensors", "prompt.safetensors"
+
+
+def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU.
+
+    Raises OSError naming the file where there is no room for it.
+    """
+    with room_for(path):
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+        except SafetensorError as error:  # of a full disk as well
+            raise OSError(str(error)) from error
