@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from engine.errors import RecipeError, nearest
 from engine.sampling import budget
 from engine.schema import Recipe
-from loaders.rgb import colour
 
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
@@ -81,6 +80,8 @@ def check(recipe: Recipe, merged: Any) -> None:
         value = OmegaConf.select(merged, key)
         if value is not None:
             in_range(key, value, *limits)
+    from loaders.rgb import colour  # late: what hides our packages is looked for first
+
     try:
         colour(recipe.dataset.background)
     except ValueError as error:
