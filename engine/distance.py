@@ -30,7 +30,7 @@ from engine.errors import nearest
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
 from engine.pairs import Cloud, Pair, Problems
-from kernels.transport.store import free_memory
+from loaders.resident import free_memory
 
 if TYPE_CHECKING:
     from engine.context import Context
@@ -221,7 +221,7 @@ class _Run:
     ) -> Iterator[tuple[Pair, R]]:
         at_once = workers(len(pairs), self.problems.bytes_each(), self.allowed, self.device)
         # A share, not what is free at the moment: a copy must not be given up for a neighbour's.
-        self.problems.memory = self.allowed // at_once if at_once > 1 else None
+        self.problems.memory = self.allowed // at_once
 
         def named(pair: Pair) -> R:
             try:

@@ -74,7 +74,7 @@ class Cloud(NamedTuple):
 class Problems:
     """The problems of all pairs. Tables of class distances are kept, costs made when needed.
 
-    memory: bytes that one solution may take; None: what is free.
+    memory: bytes that one solution may take; None: as many as it takes.
     """
 
     def __init__(self, clouds: Mapping[str, Cloud], options: Options) -> None:

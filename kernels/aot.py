@@ -148,9 +148,9 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 
 def _field(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    assert found, f"cuobjdump printed no {pattern}"
-    return found[1]
+    match = re.search(pattern, text)
+    assert match, f"cuobjdump printed no {pattern}"
+    return match[1]
 
 
 def _widths(pattern: str, code: str) -> list[int]:

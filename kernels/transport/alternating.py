@@ -5,12 +5,12 @@ Samples are sorted by class, and a sweep tells how much mass goes from each bloc
 column: so after the usual update the plan is summed over blocks, Sinkhorn's iterations on that
 small matrix find what scales whole blocks so that their marginals are right, and the potentials
 follow (iterative aggregation and disaggregation). It is an ascent of the dual as the plain update
-is, up to rounding. It reads the small matrix twice an iteration of its own, 0.1 MB for 100 classes
+is, up to rounding. Each of those iterations reads the small matrix twice, 0.1 MB for 100 classes
 and 8 MB for 1000, where a sweep of 10,000 samples reads 200 MB. For 2500 samples of 100 classes at
 eps of 0.05 of the mean cost the marginals are right to 1e-5 after 5 iterations, not 51; where
 clusters are not classes it changes nothing.
 
-A whole iteration is a map g -> T(g) of the column potential, whose fixed point is wanted.
+A whole iteration is a map g -> T(g) of the column potential, whose fixed point is the solution.
 Anderson's method combines the last steps T(g) - g so that their linear part cancels, which removes
 the slow modes that are left. The dual value, which a sweep yields for nothing, guards it: a
 combination that lowers it is dropped for the plain iteration, which cannot. Where eps is small and
@@ -93,7 +93,7 @@ class Potentials:
         self._improve(eps, target)
         self._eps = eps
 
-    def kept(self, eps: float) -> Tensor:
+    def shares(self, eps: float) -> Tensor:
         """min(1, b / c) for the column sums c of the plan with exact rows; in (0, 1]."""
         ratio = self._ratio
         if ratio is None:
@@ -189,17 +189,17 @@ class Potentials:
     def _sweep(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Logarithms of row sums, float64 [n], and column sums, float32 [blocks of rows, m]."""
         self.iterations += 1
-        own = ((f - self.stored.offset) / eps).float()
-        other = (self.g / eps - math.log(len(self.g))).float()
+        rows_f = ((f - self.stored.offset) / eps).float()
+        columns_g = (self.g / eps - math.log(len(self.g))).float()
         kappa = (self.stored.step / eps).float()
         if self.stored.q is not None:
-            log_s, columns = sinkhorn_sweep(self.stored.q, own, other, kappa, self._bounds)
+            log_s, columns = sinkhorn_sweep(self.stored.q, rows_f, columns_g, kappa, self._bounds)
             return log_s.double(), columns
-        columns = other.new_zeros(len(self._bounds) - 1, len(other))
+        columns = columns_g.new_zeros(len(self._bounds) - 1, len(columns_g))
         log_s = torch.empty_like(f)
         for rows, q in self.stored.parts():
             blocks, inside = within(self._bounds, rows)
-            log_s[rows], part = sinkhorn_sweep(q, own[rows], other, kappa[rows], inside)
+            log_s[rows], part = sinkhorn_sweep(q, rows_f[rows], columns_g, kappa[rows], inside)
             columns[blocks] += part
         return log_s, columns
 
@@ -210,9 +210,9 @@ class Potentials:
         for rows, q in self.stored.parts():
             for start in range(0, len(q), 32):
                 part = q[start : start + 32]
-                here = slice(rows.start + start, rows.start + start + len(part))
-                reduced = self.stored.step[here, None] * part - self.g
-                f[here] = self.stored.offset[here] + reduced.amin(1)
+                strip = slice(rows.start + start, rows.start + start + len(part))
+                reduced = self.stored.step[strip, None] * part - self.g
+                f[strip] = self.stored.offset[strip] + reduced.amin(1)
         return f
 
 

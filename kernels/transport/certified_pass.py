@@ -36,12 +36,12 @@ def _pass_kernel(
     offset,
     step,
     g,
-    kept,
+    retained,
     scales,
     f,
     low,
     weights,
-    kept_rows,
+    retained_rows,
     reduced,
     columns,
     hard_g,
@@ -62,14 +62,14 @@ def _pass_kernel(
     if program < rows_to_sum:
         row = sum_from + program
         line = q + row.to(tl.int64) * m
-        own = tl.load(offset + row)
+        base = tl.load(offset + row)
         scale = tl.load(step + row)
         least = tl.full([ROW_BLOCK], float("inf"), dtype=tl.float64)
         for start in range(0, m, ROW_BLOCK):
             at = start + tl.arange(0, ROW_BLOCK)
             price = tl.load(g + at, mask=at < m, other=float("-inf"))
             cost = tl.load(line + at, mask=at < m, other=0).to(tl.float64)
-            least = tl.minimum(least, own + scale * cost - price)
+            least = tl.minimum(least, base + scale * cost - price)
         smallest = tl.min(least, 0)
         total = tl.zeros([ROW_BLOCK], dtype=tl.float64)
         stays = tl.zeros([ROW_BLOCK], dtype=tl.float64)
@@ -78,9 +78,9 @@ def _pass_kernel(
             at = start + tl.arange(0, ROW_BLOCK)
             valid = at < m
             price = tl.load(g + at, mask=valid, other=0.0)
-            share = tl.load(kept + at, mask=valid, other=0.0)
+            share = tl.load(retained + at, mask=valid, other=0.0)
             cost = tl.load(line + at, mask=valid, other=0).to(tl.float64)
-            over = own + scale * cost - price - smallest
+            over = base + scale * cost - price - smallest
             plan = tl.where(valid, tl.exp(-over * inverse), 0.0)
             total += plan
             stays += plan * share
@@ -91,49 +91,51 @@ def _pass_kernel(
         tl.store(low + row, smallest)
         tl.store(weights + row, weight)
         tl.store(f + row, smallest + tl.load(scales) * tl.log(weight))
-        tl.store(kept_rows + row, stay)
+        tl.store(retained_rows + row, stay)
         tl.store(reduced + row, weight * tl.sum(moved, 0) + smallest * stay)
     else:
-        here = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
-        reached = here < m
-        paid = tl.load(g + here, mask=reached, other=0.0)
+        at = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
+        reached = at < m
+        paid = tl.load(g + at, mask=reached, other=0.0)
         added = tl.zeros([ROWS, COLUMNS], dtype=tl.float64)
         closest = tl.full([ROWS, COLUMNS], float("inf"), dtype=tl.float64)
         for start in range(add_from, sum_from, ROWS):
             rows = start + tl.arange(0, ROWS)
             inside = (rows < sum_from)[:, None]
-            own = tl.load(offset + rows, mask=rows < sum_from, other=0.0)
-            own -= tl.load(low + rows, mask=rows < sum_from, other=0.0)
+            base = tl.load(offset + rows, mask=rows < sum_from, other=0.0)
+            base -= tl.load(low + rows, mask=rows < sum_from, other=0.0)
             scale = tl.load(step + rows, mask=rows < sum_from, other=0.0)
             weight = tl.load(weights + rows, mask=rows < sum_from, other=0.0)
             cost = tl.load(
-                q + rows.to(tl.int64)[:, None] * m + here[None, :],
+                q + rows.to(tl.int64)[:, None] * m + at[None, :],
                 mask=inside & reached[None, :],
                 other=0,
             ).to(tl.float64)
-            over = own[:, None] + scale[:, None] * cost
+            over = base[:, None] + scale[:, None] * cost
             plan = weight[:, None] * tl.exp((paid[None, :] - over) * inverse)
             added += tl.where(inside, plan, 0.0)
             closest = tl.minimum(closest, tl.where(inside, over, float("inf")))
-        before = tl.load(columns + here, mask=reached, other=0.0)
-        tl.store(columns + here, before + tl.sum(added, 0), mask=reached)
-        before = tl.load(hard_g + here, mask=reached, other=0.0)
-        tl.store(hard_g + here, tl.minimum(before, tl.min(closest, 0)), mask=reached)
+        before = tl.load(columns + at, mask=reached, other=0.0)
+        tl.store(columns + at, before + tl.sum(added, 0), mask=reached)
+        before = tl.load(hard_g + at, mask=reached, other=0.0)
+        tl.store(hard_g + at, tl.minimum(before, tl.min(closest, 0)), mask=reached)
 
 
 @triton_op("rib::certified_pass", mutates_args=())
 def certified_pass(
-    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, kept: Tensor, eps: float
+    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, retained: Tensor, eps: float
 ) -> list[Tensor]:
-    """[f, low, kept_rows, reduced] of rows, [n] each, and [columns, hard_g], [m]; all float64.
+    """[f, low, retained_rows, reduced] of rows, [n] each, and [columns, hard_g], [m]; all float64.
 
-    q: int16 or float32 [n, m]; offset, step: float64 [n]; g, kept: float64 [m]. kept_rows,
+    q: int16 or float32 [n, m]; offset, step: float64 [n]; g, retained: float64 [m]. retained_rows,
     reduced and columns are n m times what they are of a plan whose mass is 1.
     """
     n, m = q.shape
-    q, offset, step, g, kept = (tensor.contiguous() for tensor in (q, offset, step, g, kept))
+    q, offset, step, g, retained = (
+        tensor.contiguous() for tensor in (q, offset, step, g, retained)
+    )
     scales = torch.tensor([eps, 1 / eps], dtype=torch.float64).to(q.device, non_blocking=True)
-    f, low, weights, kept_rows, reduced = (torch.empty_like(offset) for _ in range(5))
+    f, low, weights, retained_rows, reduced = (torch.empty_like(offset) for _ in range(5))
     columns, hard_g = torch.zeros_like(g), torch.full_like(g, torch.inf)
     strip = max(_ROWS, _STRIP_BYTES // (m * q.element_size()) // _ROWS * _ROWS)
     added = summed = 0
@@ -145,12 +147,12 @@ def certified_pass(
             offset,
             step,
             g,
-            kept,
+            retained,
             scales,
             f,
             low,
             weights,
-            kept_rows,
+            retained_rows,
             reduced,
             columns,
             hard_g,
@@ -164,7 +166,7 @@ def certified_pass(
             num_warps=_WARPS,
         )
         added, summed = summed, sum_to
-    return [f, low, kept_rows, reduced, columns, hard_g]
+    return [f, low, retained_rows, reduced, columns, hard_g]
 
 
 def specializations() -> list[dict[str, Any]]:

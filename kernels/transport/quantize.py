@@ -26,43 +26,53 @@ _LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
 
 
 def quantize(
-    product: Tensor, own: Tensor, others: Tensor, which: Tensor
+    product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q int16 [n, m], low and step float32 [n]: max(product_ij + others[which_i, j] + own_i, 0) is
-    low_i + step_i (q_ij + 32768) up to half a step.
+    """q int16 [n, m], low and step float32 [n]: low_i + step_i (q_ij + 32768) is up to half a step
+    the cost max(product_ij + column_terms[which_i, j] + row_term_i, 0).
 
-    product: float32 [n, m], which may be overwritten; own: float32 [n]; others: float32 [k, m];
+    product: float32 [n, m], which may be overwritten; row_term: float32 [n];
+    column_terms: float32 [k, m];
     which: int64 [n] in [0, k).
     """
     if product.is_cuda:
-        q, low, step = _quantize(product, own, others, which)
+        q, low, step = _quantize(product, row_term, column_terms, which)
         return q, low, step
     if not (HAS_NUMBA and product.device.type == "cpu" and product.numel() >= _COMPILE_FROM):
-        q, low, step = reference.quantize(product, own, others, which)
+        q, low, step = reference.quantize(product, row_term, column_terms, which)
         return q, low, step
     from kernels.transport import loops
 
     q = torch.empty(product.shape, dtype=torch.int16)
     low, step = torch.empty(2, len(product))
-    tensors = product, own, others, which, q, low, step
+    tensors = product, row_term, column_terms, which, q, low, step
     loops.quantize(*(tensor.numpy() for tensor in tensors))
     return q, low, step
 
 
 @jit
 def _quantize_kernel(
-    product, own, others, which, q, low, step, m, LEAST: tl.constexpr, COLUMNS: tl.constexpr
+    product,
+    row_term,
+    column_terms,
+    which,
+    q,
+    low,
+    step,
+    m,
+    LEAST: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     line, into = product + row * m, q + row * m
-    other = others + tl.load(which + row) * m
-    mine = tl.load(own + row)
+    columns = column_terms + tl.load(which + row) * m
+    term = tl.load(row_term + row)
     smallest = tl.full([COLUMNS], float("inf"), dtype=tl.float32)
     largest = tl.zeros([COLUMNS], dtype=tl.float32)
     for start in range(0, m, COLUMNS):
         at = start + tl.arange(0, COLUMNS)
         cost = tl.load(line + at, mask=at < m, other=0.0)
-        cost = tl.maximum(cost + (tl.load(other + at, mask=at < m, other=0.0) + mine), 0.0)
+        cost = tl.maximum(cost + (tl.load(columns + at, mask=at < m, other=0.0) + term), 0.0)
         smallest = tl.minimum(smallest, tl.where(at < m, cost, float("inf")))
         largest = tl.maximum(largest, tl.where(at < m, cost, 0.0))
     least = tl.min(smallest, 0)
@@ -74,18 +84,20 @@ def _quantize_kernel(
     for start in range(0, m, COLUMNS):
         at = start + tl.arange(0, COLUMNS)
         cost = tl.load(line + at, mask=at < m, other=0.0)
-        cost = tl.maximum(cost + (tl.load(other + at, mask=at < m, other=0.0) + mine), 0.0)
+        cost = tl.maximum(cost + (tl.load(columns + at, mask=at < m, other=0.0) + term), 0.0)
         steps = tl.floor((cost - least) * inverse + 0.5) - 32768.0
         tl.store(into + at, steps.to(tl.int16), mask=at < m)
 
 
 @triton_op("rib::quantize", mutates_args=())
-def _quantize(product: Tensor, own: Tensor, others: Tensor, which: Tensor) -> list[Tensor]:
-    product, others = product.contiguous(), others.contiguous()
+def _quantize(
+    product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor
+) -> list[Tensor]:
+    product, column_terms = product.contiguous(), column_terms.contiguous()
     q = torch.empty_like(product, dtype=torch.int16)
-    low, step = torch.empty_like(own), torch.empty_like(own)
+    low, step = torch.empty_like(row_term), torch.empty_like(row_term)
     launcher(_quantize_kernel)[(len(product),)](
-        *(product, own, others, which, q, low, step, product.shape[1]),
+        *(product, row_term, column_terms, which, q, low, step, product.shape[1]),
         LEAST=_LEAST,
         COLUMNS=_COLUMNS,
         num_warps=_WARPS,
@@ -95,11 +107,12 @@ def _quantize(product: Tensor, own: Tensor, others: Tensor, which: Tensor) -> li
 
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles; see `kernels.aot`."""
+    floats = ("product", "row_term", "column_terms", "low", "step")
     return [
         {
             "name": "quantize",
             "fn": _quantize_kernel,
-            "signature": dict.fromkeys(("product", "own", "others", "low", "step"), "*fp32")
+            "signature": dict.fromkeys(floats, "*fp32")
             | {"which": "*i64", "q": "*i16", "m": "i32"},
             "constexprs": {"LEAST": _LEAST, "COLUMNS": _COLUMNS},
             "num_warps": _WARPS,

@@ -1,6 +1,6 @@
 """Entropic optimal transport between labelled sets, each value with the bounds it is known to.
 
-Sinkhorn's iterations run on a 16-bit copy of the cost (`stored_cost`), one read an iteration
+Sinkhorn's iterations run on a 16-bit copy of the cost (`store`), one read an iteration
 (`sweep`), accelerated under a safeguard (`alternating`), or by Newton's method where eps is small
 (`newton`); an exact float64 pass (`certificate`) then
 bounds the value, or hands back an exact update to go on from. A result is accepted when the
@@ -92,7 +92,7 @@ def transport(
     between a set and itself. start: potential of the columns [m] of a similar problem, in the
     caller's order; one that turns out not to be near costs two reads. max_iterations: reads after
     which no sweeps are begun; small problems still take a few exact passes. memory: bytes that may
-    be taken (default: 80% of what is free).
+    be taken (default: as many as it takes).
 
     Raises ValueError for eps or tolerance that is not positive, a start that does not fit, a
     symmetric cost that is not, and memory that cannot hold strips of the cost.
@@ -221,11 +221,11 @@ def _certified(
 
     def certified() -> Certificate:
         g = potentials.g
-        found = certify(source, g, eps, potentials.kept(eps))
+        result = certify(source, g, eps, potentials.shares(eps))
         # By shares without the error of float32, or of a copy that is not what is passed over.
-        if (small or source is stored.cost) and found.gap > tolerance:
-            found = certify(source, g, eps, ((found.next_g - g) / eps).exp().clamp(1e-30, 1.0))
-        return found
+        if (small or source is stored.cost) and result.gap > tolerance:
+            result = certify(source, g, eps, ((result.next_g - g) / eps).exp().clamp(1e-30, 1.0))
+        return result
 
     # Half of the marginals' error is mass to be moved, at about the mean cost more than it had;
     # the optimal value is about half of that.

@@ -11,10 +11,9 @@ bounded beforehand, so that it can be certified on.
 from __future__ import annotations
 
 import logging
-import os
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -80,19 +79,20 @@ class StoredCost:
         """(slice, costs in float64) of consecutive rows of a q that is held."""
         assert self.q is not None, "the copy is not held"
         for start in range(0, len(self.q), rows):
-            here = slice(start, start + rows)
-            yield here, torch.addcmul(self.offset[here, None], self.step[here, None], self.q[here])
+            strip = slice(start, start + rows)
+            costs = torch.addcmul(self.offset[strip, None], self.step[strip, None], self.q[strip])
+            yield strip, costs
 
 
 def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -> StoredCost:
     """The copy of a cost matrix to iterate on; not held if it is too large for the memory.
 
-    memory: bytes that may be taken (default: 80% of what is free on the device). Raises ValueError
-    when not even what is needed beside the copy fits.
+    memory: bytes that may be taken (default: as many as it takes). Raises ValueError when not even
+    what is needed beside the copy fits.
     """
     n, m = cost.shape
     device = cost.x.x.device
-    allowed = int(0.8 * free_memory(device)) if memory is None else memory
+    allowed = math.inf if memory is None else memory
     beside = beside_the_copy(cost)
     if beside > allowed:
         raise ValueError(
@@ -172,20 +172,3 @@ def _quantized(cost: GroundCost) -> Iterator[_Part]:
         columns, which = cost.columns(rows.start, rows.stop, dtype=torch.float32)
         q, low, step = quantize(product, squares[rows], columns, which)
         yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on a device now, within the limits of the container."""
-    if device.type == "cuda":
-        # What PyTorch holds and has not given out can be allocated, but is not free to CUDA.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        found.append(max(0, int(limit.read_text()) - int(used.read_text())))
-    return min(found)

@@ -70,16 +70,16 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
     log_s = torch.empty_like(f)
 
     def work(start: int) -> tuple[slice, Tensor]:
-        mine = slice(start, min(start + rows, len(q)))
-        blocks, inside = within(bounds, mine)
+        part = slice(start, min(start + rows, len(q)))
+        blocks, inside = within(bounds, part)
         columns = torch.zeros(len(inside) - 1, len(g))
         tensors = (
-            q[mine],
-            f[mine],
+            q[part],
+            f[part],
             g,
-            kappa[mine],
+            kappa[part],
             inside,
-            log_s[mine],
+            log_s[part],
             columns,
             torch.empty_like(g),
         )
@@ -121,14 +121,14 @@ def _sweep_kernel(
     if program < rows_to_sum:
         row = sum_from + program
         line = q + row.to(tl.int64) * m
-        own = tl.load(f + row)
+        potential = tl.load(f + row)
         scale = tl.load(kappa + row)
         partial = tl.zeros([ROW_BLOCK], dtype=tl.float32)
         for start in range(0, m, ROW_BLOCK):
             at = start + tl.arange(0, ROW_BLOCK)
-            other = tl.load(g + at, mask=at < m, other=float("-inf"))
+            price = tl.load(g + at, mask=at < m, other=float("-inf"))
             cost = tl.load(line + at, mask=at < m, other=0).to(tl.float32)
-            partial += tl.exp(own + other - scale * cost)
+            partial += tl.exp(potential + price - scale * cost)
         total = tl.sum(partial, 0)
         tl.store(log_s + row, tl.log(total))
         tl.store(weights + row, 1.0 / total)  # pyright: ignore[reportOperatorIssue]
@@ -137,13 +137,13 @@ def _sweep_kernel(
         block = first_block + (program - rows_to_sum) // parts
         at = (program - rows_to_sum) % parts * COLUMNS + tl.arange(0, COLUMNS)
         valid = at < m
-        other = tl.load(g + at, mask=valid, other=float("-inf"))
+        price = tl.load(g + at, mask=valid, other=float("-inf"))
         added = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
         stop = tl.minimum(tl.load(bounds + block + 1), add_to)
         for start in range(tl.maximum(tl.load(bounds + block), add_from), stop, ROWS):
             rows = start + tl.arange(0, ROWS)
             inside = rows < stop
-            own = tl.load(f + rows, mask=inside, other=0.0)
+            potential = tl.load(f + rows, mask=inside, other=0.0)
             scale = tl.load(kappa + rows, mask=inside, other=0.0)
             weight = tl.load(weights + rows, mask=inside, other=0.0)
             cost = tl.load(
@@ -151,7 +151,7 @@ def _sweep_kernel(
                 mask=inside[:, None] & valid[None, :],
                 other=0,
             ).to(tl.float32)
-            value = tl.exp(own[:, None] + other[None, :] - scale[:, None] * cost)
+            value = tl.exp(potential[:, None] + price[None, :] - scale[:, None] * cost)
             added += tl.where(inside[:, None], weight[:, None] * value, 0.0)
         into = columns + block.to(tl.int64) * m + at
         tl.store(into, tl.load(into, mask=valid, other=0.0) + tl.sum(added, 0), mask=valid)

@@ -1,0 +1,42 @@
+"""What the packages export is there, is imported late, and does what its example says."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kernels
+import kernels.fisher
+import kernels.transport
+
+ROOT = Path(kernels.__file__).parents[1]
+
+
+@pytest.mark.parametrize("package", [kernels, kernels.transport], ids=lambda p: p.__name__)
+def test_examples(package):
+    done = doctest.testmod(package)
+    assert done.attempted > 5 and not done.failed
+
+
+@pytest.mark.parametrize(
+    "package", [kernels, kernels.fisher, kernels.transport], ids=lambda p: p.__name__
+)
+def test_every_export_is_there_and_none_besides(package):
+    for name in package.__all__:
+        assert callable(getattr(package, name)) and getattr(package, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+def test_triton_and_numba_are_not_imported_before_a_name_is_used():
+    program = (
+        "import sys, kernels\n"
+        "assert not {'triton', 'numba', 'torch'} & set(sys.modules)\n"
+        "from kernels import interpolate\n"
+        "assert 'torch' in sys.modules and 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
