@@ -324,13 +324,13 @@ def specializations() -> list[dict[str, Any]]:
     # Under autocast the student's logits are bf16 and the stored teacher's fp32.
     kinds += [(c, "bf16", "fp32") for c in (10, 200, 1000, ONE_READ_CLASSES)]
     kinds += [(1000, "bf16", None)]
-    found = []
+    specs = []
     for classes, dtype, teacher in kinds:
         options = _launch_options(classes)
         a_thread = options["BLOCK"] // (32 * options["num_warps"])
         name = dtype if teacher == dtype else f"{dtype}, teacher {teacher}".lower()
         read = [sizes[d] for d in (dtype, teacher) if d]
-        found.append(
+        specs.append(
             {
                 "name": f"distill[{classes}] {name}",
                 "fn": _distill_kernel,
@@ -358,4 +358,4 @@ def specializations() -> list[dict[str, Any]]:
                 "streams": (len(read), 1),
             }
         )
-    return found
+    return specs

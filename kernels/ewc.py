@@ -46,8 +46,8 @@ def adamw_ewc_(
     **options: Any,
 ) -> None:
     """`foreach_adamw_ewc_` for one tensor."""
-    given = [theta], [grad], [exp_avg], [exp_avg_sq], _one(anchor), _one(fisher)
-    foreach_adamw_ewc_(*given, steps=[step], **options)
+    tensors = [theta], [grad], [exp_avg], [exp_avg_sq], _listed(anchor), _listed(fisher)
+    foreach_adamw_ewc_(*tensors, steps=[step], **options)
 
 
 @torch.no_grad()
@@ -110,7 +110,9 @@ def sgd_ewc_(
     """
     if first:
         momentum_buffer.zero_()
-    foreach_sgd_ewc_([theta], [grad], [momentum_buffer], _one(anchor), _one(fisher), **options)
+    foreach_sgd_ewc_(
+        [theta], [grad], [momentum_buffer], _listed(anchor), _listed(fisher), **options
+    )
 
 
 @torch.no_grad()
@@ -138,7 +140,7 @@ def foreach_sgd_ewc_(
     _step(_sgd, reference.sgd_ewc_, rows, penalty)
 
 
-def _one(tensor: Tensor | None) -> list[Tensor] | None:
+def _listed(tensor: Tensor | None) -> list[Tensor] | None:
     return None if tensor is None else [tensor]
 
 
@@ -160,18 +162,18 @@ def _rows(
         if len(given) != len(thetas):
             raise ValueError(f"{name}: {len(given)} are given for {len(thetas)} parameters")
     rows = []
-    for theta, numbers, *others in zip(
+    for theta, numbers, *tensors in zip(
         thetas, scalars, *state.values(), *optional.values(), strict=True
     ):
-        _check(theta, dict(zip([*state, *optional], others, strict=True)), penalty)
-        rows.append(([t if t is None else t.view(-1) for t in (theta, *others)], numbers))
+        _check(theta, dict(zip([*state, *optional], tensors, strict=True)), penalty)
+        rows.append(([t if t is None else t.view(-1) for t in (theta, *tensors)], numbers))
     return rows
 
 
-def _check(theta: Tensor, others: dict[str, Tensor | None], penalty: Tensor | None) -> None:
-    if others["fisher"] is not None and others["anchor"] is None:
+def _check(theta: Tensor, tensors: dict[str, Tensor | None], penalty: Tensor | None) -> None:
+    if tensors["fisher"] is not None and tensors["anchor"] is None:
         raise ValueError("fisher is given without an anchor to measure the distance from")
-    present = {name: tensor for name, tensor in others.items() if tensor is not None}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     for name, tensor in {"theta": theta, **present}.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name} must be float32, not {tensor.dtype}")

@@ -132,11 +132,11 @@ def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     # One buffer for every row to be rounded: fresh memory would cost more than the arithmetic.
     buffer = None if out.dtype == parents.dtype else parents.new_empty(parents.shape[1])
     for row, row_weights in zip(out, weights.tolist(), strict=True):
-        kept = [(p, w) for p, w in zip(parents, row_weights, strict=True) if w != 0.0]
-        if not kept:
+        terms = [(p, w) for p, w in zip(parents, row_weights, strict=True) if w != 0.0]
+        if not terms:
             row.zero_()
             continue
-        (parent, weight), *rest = kept
+        (parent, weight), *rest = terms
         total = torch.mul(parent, weight, out=row if buffer is None else buffer)
         for parent, weight in rest:
             total.add_(parent, alpha=weight)
@@ -187,7 +187,7 @@ def quantize(
 
 
 def certified_pass(
-    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, kept: Tensor, eps: float
+    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, retained: Tensor, eps: float
 ) -> list[Tensor]:
     """Truth of `kernels.transport.certified_pass`: the same sums from whole float64 matrices."""
     cost = offset[:, None] + step[:, None] * q
@@ -196,10 +196,10 @@ def certified_pass(
     plan = (-over / eps).exp()
     weight = q.shape[1] / plan.sum(1)
     plan = weight[:, None] * plan
-    kept_rows = plan @ kept
-    reduced = (plan * over) @ kept + low * kept_rows
+    retained_rows = plan @ retained
+    reduced = (plan * over) @ retained + low * retained_rows
     hard_g = (cost - low[:, None]).amin(0)
-    return [low + eps * weight.log(), low, kept_rows, reduced, plan.sum(0), hard_g]
+    return [low + eps * weight.log(), low, retained_rows, reduced, plan.sum(0), hard_g]
 
 
 def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:

@@ -1,4 +1,4 @@
-"""numba's loops, which leave Python's lock alone: kept on disk, spread over threads that stay."""
+"""numba's loops, which leave Python's lock alone: stored on disk, spread over threads that stay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
-def kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba.njit with these options; what is compiled is kept for the next process.
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba.njit with these options; the machine code is stored for the next process.
 
-    Whether it is still true is told by the date of the loop's own file, so a loop stands in one
-    file with all that it calls. Where no folder can be written to, each process compiles anew.
+    It is stale when the loop's file is newer, so a loop stands in one file with all that it calls.
+    Where no folder can be written to, each process compiles anew.
     """
     import numba
 
@@ -42,10 +42,10 @@ def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: i
         for number in left:
             results[number] = loop(*pieces[number])
 
-    others = [_pool().submit(run) for _ in range(min(threads, len(pieces)) - 1)]
+    futures = [_pool().submit(run) for _ in range(min(threads, len(pieces)) - 1)]
     run()
-    for other in others:
-        other.result()
+    for future in futures:
+        future.result()
     return results
 
 

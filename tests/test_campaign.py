@@ -155,7 +155,7 @@ def test_some_of_the_methods(folder: Path, tmp_path: Path) -> None:
     name = str(folder / "shapes.yaml")
     assert recipe.load(name, words).method.name == "wise_ft"
     probe = recipe.load(name, words, method="linear_probe")
-    assert probe.train.epochs == 3, "a sibling has the campaign's settings"
+    assert probe.train.epochs == 2, "a sibling has the campaign's settings"
     assert campaign.asked(name, words) != campaign.asked(name, words[:1])
 
 

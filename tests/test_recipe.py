@@ -255,7 +255,7 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
         ("emoji/ewc", ["trian.epochs=1"], "unknown key 'trian'; did you mean 'train'?"),
         ("emoji/ewc", ["variant=paper"], "'variant'; did you mean 'method.variant'?"),
-        ("emoji/ewc", ["train.lr=1"], "did you mean 'optimizer.lr' or 'model.head.lr'?"),
+        ("emoji/ewc", ["train.lr=1"], "did you mean 'optimizer.lr'?"),
         ("emoji/ewc", ["batchsize=1"], "did you mean 'train.batch_size' or 'evaluate.batch_size'"),
         ("emoji/ewc", ["temperature=1"], "unknown key 'temperature'; valid: campaign, dataset,"),
         ("emoji/ewc", ["method.lamb=1"], "unknown key 'method.lamb'; did you mean 'method.lam'?"),

@@ -170,6 +170,7 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
         base="base",
         recipe=SimpleNamespace(model=SimpleNamespace(name="model")),
         store=Store(tmp_path),
+        device=torch.device("cpu"),
         features=lambda cell, one: SETS[one.name].features,
         features_key=lambda cell, one: {"pack": one.name},
     )

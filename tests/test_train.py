@@ -330,7 +330,8 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     method = modules.find(context.recipe.method.module).Method(context.recipe.method)
     engine = loop.start(method, context)
     seen = []
-    method.net.register_forward_hook(lambda net, images, logits: seen.append(logits.dtype))
+    layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
+    layer.register_forward_hook(lambda layer, images, patches: seen.append(patches.dtype))
     try:
         loop.epochs(engine, method, context)
     finally:
@@ -379,7 +380,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
         context, cell = grid.build(*words)
         context.features(context.base, context.sets["tinted"])
         passes.evaluate(context, [{cell.name: 1.0}], ["tinted"], "all")
-        assert len(threads) >= 4 and set(threads) == {count}
+        assert len(threads) >= 2 and set(threads) == {count}
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
         assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
         threads.clear()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.data import imagenet
 from engine.evaluation import zoo
+from engine.measures import standings
 
 __all__ = ["grid", "own"]
 
@@ -59,14 +60,15 @@ def test_models_alone_are_the_ends_of_their_interpolation(own):
 def test_intervals_are_those_of_a_share_of_images(own):
     """Every image is a source of its own, so they are the binomial's, nearly."""
     plain, sure = (rows(own, "AB", "outline", intervals=asked) for asked in (False, True))
-    assert [dataclasses.replace(row, low=None, high=None) for row in sure] == plain
+    assert [dataclasses.replace(row, low=None, high=None, error=0.0) for row in sure] == plain
     assert plain[0].low is None and "±" not in zoo.table(plain)
     for row in sure:
         share = row.accuracy / 100
         wanted = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(wanted, rel=0.2)
-        assert f"{row.accuracy:.2f} ±{(row.high - row.low) / 2:.2f}" in zoo.table(sure)
+        half = standings.rounded((row.high - row.low) / 2, row.error, 2)
+        assert f"{row.accuracy:.2f} ±{half}" in zoo.table(sure)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(own, monkeypatch):

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from engine.errors import RecipeError, nearest
 from engine.recipe.schema import Recipe
-from loaders.rgb import colour
 
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
@@ -80,6 +79,8 @@ def check(recipe: Recipe, merged: Any) -> None:
         value = OmegaConf.select(merged, key)
         if value is not None:
             in_range(key, value, *limits)
+    from loaders.rgb import colour  # late: what hides our packages is looked for first
+
     try:
         colour(recipe.dataset.background)
     except ValueError as error:

@@ -160,13 +160,13 @@ class FisherAccumulator:
     def _add_by_vmap(self, images: Tensor, labels: Tensor) -> None:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         rest = {n: p.detach() for p, n in names.items() if n not in self.fallback}
-        wanted = {name: self._parameters[name].detach() for name in self.fallback}
+        parameters = {name: self._parameters[name].detach() for name in self.fallback}
         # functional_call's own tying swaps a module that is used under two names twice, and leaves
         # the stand-ins in the model; each place that holds a parameter is named once here.
         places = {
-            f"{path}.{own}".lstrip("."): names[parameter]
+            f"{path}.{place}".lstrip("."): names[parameter]
             for path, module in self.model.named_modules()
-            for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            for place, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         }
 
         def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
@@ -178,8 +178,8 @@ class FisherAccumulator:
             return F.cross_entropy(self._masked(logits), label[None])
 
         per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-        for some, theirs in zip(images.split(self.chunk), labels.split(self.chunk), strict=True):
-            for name, gradient in per_example(wanted, some, theirs).items():
+        for chunk in zip(images.split(self.chunk), labels.split(self.chunk), strict=True):
+            for name, gradient in per_example(parameters, *chunk).items():
                 self._sums[name] += gradient.to(self._sums[name].dtype).square().sum(0)
 
 

@@ -167,11 +167,11 @@ def specializations() -> list[dict[str, Any]]:
         ("conv", ("g_token", "x_token"), ("tokens",)),
     )
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    found = []
+    specs = []
     for name, dtype in dtypes.items():
         for layout, unit, more in layouts:
             wide = [stride for stride in strides if stride not in unit]
-            found.append(
+            specs.append(
                 {
                     "name": f"outer_squares[{layout}] {name}",
                     "fn": _outer_squares_kernel,
@@ -187,4 +187,4 @@ def specializations() -> list[dict[str, Any]]:
                     "bytes_per_element": None,
                 }
             )
-    return found
+    return specs

@@ -109,18 +109,18 @@ def bures_squared(
     Rounding is relative to the two traces, not to W2^2, which goes to zero: about 1e-7 of their
     sum with float32 factors. Raises ValueError when the dimensions differ.
     """
-    other = a if b is None else b
-    if a.dimension != other.dimension:
+    second = a if b is None else b
+    if a.dimension != second.dimension:
         raise ValueError(
-            f"classes of dimension {a.dimension} and {other.dimension} cannot be compared; "
+            f"classes of dimension {a.dimension} and {second.dimension} cannot be compared; "
             "take the features of both sets from the same model"
         )
     squared = torch.cdist(
-        a.means, other.means, compute_mode="donot_use_mm_for_euclid_dist"
+        a.means, second.means, compute_mode="donot_use_mm_for_euclid_dist"
     ).square()
     if not means_only:
-        cross = _nuclear_norms(a.factors, other.factors, symmetric=b is None)
-        squared = squared + a.traces[:, None] + other.traces - 2 * cross
+        cross = _nuclear_norms(a.factors, second.factors, symmetric=b is None)
+        squared = squared + a.traces[:, None] + second.traces - 2 * cross
     squared = squared.clamp_(min=0.0)
     if b is None:
         upper = squared.triu(1)
@@ -172,11 +172,11 @@ def _nuclear_norms(left: Sequence[Tensor], right: Sequence[Tensor], *, symmetric
     columns = _blocks(right)
     for block_number, rows in enumerate(_blocks(left)):
         a = _padded(left, rows)
-        for others in columns[block_number:] if symmetric else columns:
-            norms = _block_norms(a, _padded(right, others))
-            out[rows[:, None], others] = norms
+        for block in columns[block_number:] if symmetric else columns:
+            norms = _block_norms(a, _padded(right, block))
+            out[rows[:, None], block] = norms
             if symmetric:
-                out[others[:, None], rows] = norms.T
+                out[block[:, None], rows] = norms.T
     return out
 
 

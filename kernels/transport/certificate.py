@@ -1,14 +1,14 @@
 """Bounds on optimal transport that hold whatever the solver did, from one float64 pass.
 
-They hold up to float64's rounding. Given any column potential g and any shares `kept` of the
+They hold up to float64's rounding. Given any column potential g and any shares `retained` of the
 columns, with uniform marginals a and b:
 
 - the row potential f that is exact for g (a soft-min of C - g) makes mean(f) + mean(g) the dual
   value, a lower bound of the entropic problem  min <P, C> + eps KL(P || a b^T);
 - an upper bound of it: the plan P = a b exp((f + g - C) / eps) has exact rows and nearly exact
-  columns. Of column j the share kept_j stays (less, if some column would still exceed b), and the
-  mass that is missing then is put back as the product of what rows and columns lack, whose cost is
-  known in closed form, and whose entropy is bounded by convexity;
+  columns. Of column j the share retained_j stays (less, if some column would still exceed b), and
+  the mass that is missing then is put back as the product of what rows and columns lack, whose cost
+  is known in closed form, and whose entropy is bounded by convexity;
 - a lower bound of the unregularised problem: f^c = min_j (C - g), then g^c = min_i (C - f^c);
 - an upper bound of it: the cost of the same feasible plan;
 - the column update of g, so that the pass is itself an iteration.
@@ -65,7 +65,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one pass leaves, all float64: rows f, hard_f, kept [n]; columns, hard_g [m].
+    """What one pass leaves, all float64: rows f, hard_f, retained [n]; columns, hard_g [m].
 
     With P the plan with exact rows: kept_i = sum_j P_ij s_j, columns_j = sum_i P_ij, reduced =
     sum_ij P_ij s_j (C_ij - g_j).
@@ -73,7 +73,7 @@ class _Sums:
 
     f: Tensor
     hard_f: Tensor
-    kept: Tensor
+    retained: Tensor
     columns: Tensor
     hard_g: Tensor
     reduced: float
@@ -91,36 +91,37 @@ def relative_gap(lower: float, upper: float, least: float = 0.0) -> float:
     return (upper - max(lower, 0.0)) / scale if upper >= 0 else math.inf
 
 
-def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Tensor) -> Certificate:
+def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Tensor) -> Certificate:
     """Bounds from a column potential g and shares of columns to keep, by one pass in float64.
 
-    g: float64 [m], sorted order. kept: float64 [m] in (0, 1]; the bounds hold for any and are tight
-    for min(1, b / c), c the column sums of the plan with exact rows.
+    g: float64 [m], sorted order. retained: float64 [m] in (0, 1]; the bounds hold for any and are
+    tight for min(1, b / c), c the column sums of the plan with exact rows.
     """
     stored = isinstance(costs, StoredCost)
     n, m = costs.shape
     if stored and costs.q is not None and g.is_cuda:
-        sums = _kernel_pass(costs, g, eps, kept)
+        sums = _kernel_pass(costs, g, eps, retained)
     elif stored and HAS_NUMBA and g.device.type == "cpu" and n * m >= _COMPILE_FROM:
-        sums = _compiled_pass(costs, g, eps, kept)
+        sums = _compiled_pass(costs, g, eps, retained)
     else:
-        sums = _strips_pass(costs, g, eps, kept)
-    return _bounds(costs, g, eps, kept, sums)
+        sums = _strips_pass(costs, g, eps, retained)
+    return _bounds(costs, g, eps, retained, sums)
 
 
 def _bounds(
-    costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Tensor, sums: _Sums
+    costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Tensor, sums: _Sums
 ) -> Certificate:
     n, m = costs.shape
     cost, slack = (costs.cost, costs.slack) if isinstance(costs, StoredCost) else (costs, 0.0)
-    columns = sums.columns * kept
+    columns = sums.columns * retained
     ratio = (1 / (m * columns)).clamp(max=1.0)
-    more = float((columns * (1 - ratio)).sum())  # mass to be taken off beyond `kept`, rows unknown
+    # Mass to be taken off beyond `retained`; from which rows is not known.
+    more = float((columns * (1 - ratio)).sum())
     upper_cost = sums.reduced + float(columns @ g) + slack
-    entropy = (float(sums.kept @ sums.f) - sums.reduced) / eps + float(columns @ kept.log())
+    entropy = (float(sums.retained @ sums.f) - sums.reduced) / eps + float(columns @ retained.log())
     # p log p is at least -1 / e, so that taking off p (1 - r) adds at most (1 - r) / e.
     entropy += float((1 - ratio).sum()) / (math.e * m)
-    rows_lack = (1 / n - sums.kept).clamp_(min=0.0)
+    rows_lack = (1 / n - sums.retained).clamp_(min=0.0)
     columns_lack = (1 / m - columns * ratio).clamp_(min=0.0)
     lack = float(columns_lack.sum())
     if lack > 0:
@@ -151,9 +152,9 @@ def _entropy(lack: Tensor) -> float:
     return float((shares * (len(lack) * shares / shares.sum()).log()).sum())
 
 
-def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:
+def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:
     n, m = costs.shape
-    f, hard_f, kept_rows = torch.empty(3, n, dtype=torch.float64, device=g.device)
+    f, hard_f, retained_rows = torch.empty(3, n, dtype=torch.float64, device=g.device)
     columns, hard_g = torch.zeros_like(g), torch.full_like(g, torch.inf)
     reduced_sum = torch.zeros((), dtype=torch.float64, device=g.device)
     for rows, part in costs.strips(max(1, CERTIFIED_STRIP[g.device.type] // m)):
@@ -165,37 +166,37 @@ def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, kept: Te
         f[rows] = low - eps * total.log()
         weights = 1 / (n * m * total)
         columns += weights @ plan
-        kept_rows[rows] = weights * (plan @ kept)
-        reduced_sum += weights @ (reduced.mul_(plan) @ kept)
-    return _Sums(f, hard_f, kept_rows, columns, hard_g, float(reduced_sum))
+        retained_rows[rows] = weights * (plan @ retained)
+        reduced_sum += weights @ (reduced.mul_(plan) @ retained)
+    return _Sums(f, hard_f, retained_rows, columns, hard_g, float(reduced_sum))
 
 
-def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:
+def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:
     q, (n, m) = stored.q, stored.shape
     assert q is not None, "the copy is not held"
-    f, hard_f, kept_rows, reduced, columns, hard_g = certified_pass(
-        q, stored.offset, stored.step, g, kept, eps
+    f, hard_f, retained_rows, reduced, columns, hard_g = certified_pass(
+        q, stored.offset, stored.step, g, retained, eps
     )
     share = 1 / (n * m)
     total = float(reduced.sum()) * share
-    return _Sums(f, hard_f, kept_rows * share, columns * share, hard_g, total)
+    return _Sums(f, hard_f, retained_rows * share, columns * share, hard_g, total)
 
 
-def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _Sums:
+def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:
     from kernels.transport import loops
 
     q, (n, m) = stored.q, stored.shape
     assert q is not None, "the copy is not held"
     threads = min(torch.get_num_threads(), n)
     block = -(-n // threads)
-    f, hard_f, kept_rows, reduced = torch.empty(4, n, dtype=torch.float64)
+    f, hard_f, retained_rows, reduced = torch.empty(4, n, dtype=torch.float64)
     columns, plan, part = torch.zeros(3, threads, m, dtype=torch.float64)
     hard_g = torch.full_like(columns, loops.INFINITE)
 
     def work(k: int) -> None:
         rows = slice(k * block, (k + 1) * block)
-        tensors = [q[rows], stored.offset[rows], stored.step[rows], g, kept]
-        tensors += [f[rows], hard_f[rows], kept_rows[rows], reduced[rows]]
+        tensors = [q[rows], stored.offset[rows], stored.step[rows], g, retained]
+        tensors += [f[rows], hard_f[rows], retained_rows[rows], reduced[rows]]
         tensors += [columns[k], hard_g[k], plan[k], part[k]]
         loops.certify(*(tensor.numpy() for tensor in tensors), eps)
 
@@ -204,7 +205,7 @@ def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, kept: Tensor) -> _
     return _Sums(
         f=f,
         hard_f=hard_f,
-        kept=kept_rows * share,
+        retained=retained_rows * share,
         columns=columns.sum(0) * share,
         hard_g=hard_g.amin(0),
         reduced=float(reduced.sum()) * share,

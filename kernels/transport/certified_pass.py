@@ -36,12 +36,12 @@ def _pass_kernel(
     offset,
     step,
     g,
-    kept,
+    retained,
     scales,
     f,
     low,
     weights,
-    kept_rows,
+    retained_rows,
     reduced,
     columns,
     hard_g,
@@ -78,7 +78,7 @@ def _pass_kernel(
             at = start + tl.arange(0, ROW_BLOCK)
             valid = at < m
             price = tl.load(g + at, mask=valid, other=0.0)
-            share = tl.load(kept + at, mask=valid, other=0.0)
+            share = tl.load(retained + at, mask=valid, other=0.0)
             cost = tl.load(line + at, mask=valid, other=0).to(tl.float64)
             over = base + scale * cost - price - smallest
             plan = tl.where(valid, tl.exp(-over * inverse), 0.0)
@@ -91,7 +91,7 @@ def _pass_kernel(
         tl.store(low + row, smallest)
         tl.store(weights + row, weight)
         tl.store(f + row, smallest + tl.load(scales) * tl.log(weight))
-        tl.store(kept_rows + row, stay)
+        tl.store(retained_rows + row, stay)
         tl.store(reduced + row, weight * tl.sum(moved, 0) + smallest * stay)
     else:
         at = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
@@ -123,17 +123,19 @@ def _pass_kernel(
 
 @triton_op("rib::certified_pass", mutates_args=())
 def certified_pass(
-    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, kept: Tensor, eps: float
+    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, retained: Tensor, eps: float
 ) -> list[Tensor]:
-    """[f, low, kept_rows, reduced] of rows, [n] each, and [columns, hard_g], [m]; all float64.
+    """[f, low, retained_rows, reduced] of rows, [n] each, and [columns, hard_g], [m]; all float64.
 
-    q: int16 or float32 [n, m]; offset, step: float64 [n]; g, kept: float64 [m]. kept_rows,
+    q: int16 or float32 [n, m]; offset, step: float64 [n]; g, retained: float64 [m]. retained_rows,
     reduced and columns are n m times what they are of a plan whose mass is 1.
     """
     n, m = q.shape
-    q, offset, step, g, kept = (tensor.contiguous() for tensor in (q, offset, step, g, kept))
+    q, offset, step, g, retained = (
+        tensor.contiguous() for tensor in (q, offset, step, g, retained)
+    )
     scales = torch.tensor([eps, 1 / eps], dtype=torch.float64).to(q.device, non_blocking=True)
-    f, low, weights, kept_rows, reduced = (torch.empty_like(offset) for _ in range(5))
+    f, low, weights, retained_rows, reduced = (torch.empty_like(offset) for _ in range(5))
     columns, hard_g = torch.zeros_like(g), torch.full_like(g, torch.inf)
     strip = max(_ROWS, _STRIP_BYTES // (m * q.element_size()) // _ROWS * _ROWS)
     added = summed = 0
@@ -145,12 +147,12 @@ def certified_pass(
             offset,
             step,
             g,
-            kept,
+            retained,
             scales,
             f,
             low,
             weights,
-            kept_rows,
+            retained_rows,
             reduced,
             columns,
             hard_g,
@@ -164,7 +166,7 @@ def certified_pass(
             num_warps=_WARPS,
         )
         added, summed = summed, sum_to
-    return [f, low, kept_rows, reduced, columns, hard_g]
+    return [f, low, retained_rows, reduced, columns, hard_g]
 
 
 def specializations() -> list[dict[str, Any]]:

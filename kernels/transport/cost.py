@@ -129,8 +129,8 @@ class GroundCost:
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
         cost = self.products(start, stop, dtype=dtype)
-        others, which = self.columns(start, stop, dtype=dtype)
-        cost += others if len(others) == 1 else others[which]
+        terms, which = self.columns(start, stop, dtype=dtype)
+        cost += terms if len(terms) == 1 else terms[which]
         cost += self.x.squares[start:stop].to(dtype)[:, None]
         return cost.clamp_(min=0.0)
 
@@ -150,10 +150,10 @@ class GroundCost:
         """||y_j||^2 plus label terms, [k, m] for the k classes of some rows, and which of
         them a row has."""
         classes, which = self.x.labels[start:stop].unique_consecutive(return_inverse=True)
-        others = self.y.squares.to(dtype).expand(len(classes), -1)
+        terms = self.y.squares.to(dtype).expand(len(classes), -1)
         if self.table is not None:
-            others = self.table[classes].to(dtype)[:, self.y.labels].add_(others)
-        return others, which
+            terms = self.table[classes].to(dtype)[:, self.y.labels].add_(terms)
+        return terms, which
 
     def strips(self, rows: int, *, dtype: torch.dtype = torch.float64) -> Iterator[tuple]:
         """(slice, costs) of consecutive rows."""

@@ -1,4 +1,4 @@
-"""The loops of transport on the CPU, compiled by numba in a few seconds and kept on disk.
+"""The loops of transport on the CPU, compiled by numba in a few seconds and stored on disk.
 
 exp is a polynomial: numba's own does not vectorise.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numba
 from numba.extending import intrinsic
 
-from kernels.threads import kept
+from kernels.threads import compiled
 
 INFINITE = 1e300  # compiled code may assume that there are no infinities
 
@@ -89,7 +89,7 @@ def _exp64(x):
     return value * _double(_I64(biased) << _I64(52)) if x > -708.0 else 0.0
 
 
-@kept(fastmath=True)
+@compiled(fastmath=True)
 def sweep(q, f, g, kappa, bounds, log_s, columns, row):
     """`sinkhorn_sweep` into log_s and columns; row: float32 [m] to work in."""
     m = q.shape[1]
@@ -107,9 +107,22 @@ def sweep(q, f, g, kappa, bounds, log_s, columns, row):
                 into[j] += weight * row[j]
 
 
-@kept(fastmath=True)
+@compiled(fastmath=True)
 def certify(
-    q, offset, step, g, kept, f, hard_f, kept_rows, reduced, columns, hard_g, plan, part, eps
+    q,
+    offset,
+    step,
+    g,
+    retained,
+    f,
+    hard_f,
+    retained_rows,
+    reduced,
+    columns,
+    hard_g,
+    plan,
+    part,
+    eps,
 ):
     """The certificate's pass over rows of the stored copy; sums are to be divided by n m.
 
@@ -123,26 +136,26 @@ def certify(
             value = start + scale * q[i, j] - g[j]
             part[j] = value
             low = min(low, value)
-        total = kept_total = reduced_total = 0.0
+        total = retained_total = reduced_total = 0.0
         for j in range(m):
             value = part[j] - low
             p = _exp64(-value * inverse)
             hard_g[j] = min(hard_g[j], value + g[j])
             plan[j] = p
             total += p
-            stays = p * kept[j]
-            kept_total += stays
+            stays = p * retained[j]
+            retained_total += stays
             reduced_total += stays * value
         weight = m / total
         hard_f[i] = low
         f[i] = low - eps * math.log(total / m)
-        kept_rows[i] = weight * kept_total
-        reduced[i] = weight * (reduced_total + low * kept_total)
+        retained_rows[i] = weight * retained_total
+        reduced[i] = weight * (reduced_total + low * retained_total)
         for j in range(m):
             columns[j] += weight * plan[j]
 
 
-@kept(fastmath=True)
+@compiled(fastmath=True)
 def quantize(product, row_term, column_terms, which, q, low, step):
     """`quantize` into q, low and step."""
     n, m = product.shape

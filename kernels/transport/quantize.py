@@ -28,7 +28,7 @@ _LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
 def quantize(
     product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q int16 [n, m], low and step float32 [n]: low_i + step_i (q_ij + 32768) is, up to half a step,
+    """q int16 [n, m], low and step float32 [n]: low_i + step_i (q_ij + 32768) is up to half a step
     the cost max(product_ij + column_terms[which_i, j] + row_term_i, 0).
 
     product: float32 [n, m], which may be overwritten; row_term: float32 [n];

@@ -1,6 +1,6 @@
 """Entropic optimal transport between labelled sets, each value with the bounds it is known to.
 
-Sinkhorn's iterations run on a 16-bit copy of the cost (`stored_cost`), one read an iteration
+Sinkhorn's iterations run on a 16-bit copy of the cost (`store`), one read an iteration
 (`sweep`), accelerated under a safeguard (`alternating`), or by Newton's method where eps is small
 (`newton`); an exact float64 pass (`certificate`) then
 bounds the value, or hands back an exact update to go on from. A result is accepted when the

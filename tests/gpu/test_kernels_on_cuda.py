@@ -163,11 +163,11 @@ def test_label_distances_equal_those_of_the_cpu():
 def test_certificates_equal_those_of_the_cpu(copy, shape):
     n, m = shape
     x, y, g = randn(n, 40), randn(m, 40) + 0.3, 8 * randn(m).double()
-    kept = randn(m).double().abs().clamp_(0.1, 1.0)
+    retained = randn(m).double().abs().clamp_(0.1, 1.0)
     found = []
     for device in (CUDA, CPU):
         stored = store(GroundCost(x.to(device), y.to(device)), copy=copy)
-        found.append(certify(stored, g.to(device), 4.0, kept.to(device)))
+        found.append(certify(stored, g.to(device), 4.0, retained.to(device)))
     mine, right = found
     assert mine.dual == pytest.approx(right.dual, rel=1e-4, abs=1e-3)
     assert mine.lower <= right.upper and right.lower <= mine.upper

@@ -1,4 +1,4 @@
-"""Compiled loops: kept on disk, or compiled anew where that cannot be."""
+"""Compiled loops: stored on disk, or compiled anew where that cannot be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kernels.threads import kept
+from kernels.threads import compiled
 
 numba = pytest.importorskip("numba")
 
@@ -38,4 +38,4 @@ def test_they_do_without_a_folder(monkeypatch):
         return real(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert kept(fastmath=True)(lambda x: x + 1)(2) == 3
+    assert compiled(fastmath=True)(lambda x: x + 1)(2) == 3

@@ -212,13 +212,13 @@ def test_the_compiled_pass_equals_strips(shape, copy, monkeypatch):
     stored = store(cost, copy=copy)
     m = cost.shape[1]
     generator = torch.Generator().manual_seed(0)
-    kept = torch.rand(m, generator=generator).double()
+    retained = torch.rand(m, generator=generator).double()
     for size in (0.1, 1e3):
         g = torch.randn(m, generator=generator).double() * size * cost.mean
-        by_strips = certify(stored, g, 0.02 * cost.mean, kept)
+        by_strips = certify(stored, g, 0.02 * cost.mean, retained)
         monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-        compiled = certify(stored, g, 0.02 * cost.mean, kept)
+        compiled = certify(stored, g, 0.02 * cost.mean, retained)
         monkeypatch.undo()
         close = {"rtol": 1e-10, "atol": 1e-10 * cost.mean}
         for name, found in vars(compiled).items():

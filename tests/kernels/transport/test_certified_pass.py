@@ -11,7 +11,7 @@ from kernels.transport import certificate, certified_pass
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import COARSE, SINGLE, store
 
-NAMES = ("f", "hard_f", "kept", "columns", "hard_g")
+NAMES = ("f", "hard_f", "retained", "columns", "hard_g")
 
 
 def case(shape, copy):
@@ -21,15 +21,15 @@ def case(shape, copy):
     cost = GroundCost(x, y + 0.3)
     g = cost.mean / 10 * torch.randn(m, dtype=torch.float64, generator=generator)
     g[-1] = 40 * cost.mean  # what is no row's must not overflow into the columns
-    kept = 0.5 + torch.rand(m, dtype=torch.float64, generator=generator) / 2
-    return store(cost, copy=copy), g, 0.05 * cost.mean, kept
+    retained = 0.5 + torch.rand(m, dtype=torch.float64, generator=generator) / 2
+    return store(cost, copy=copy), g, 0.05 * cost.mean, retained
 
 
-def assert_equals_the_twin(sums, stored, g, eps, kept):
-    twin = reference.certified_pass(stored.q, stored.offset, stored.step, g, kept, eps)
-    f, hard_f, kept_rows, reduced, columns, hard_g = twin
+def assert_equals_the_twin(sums, stored, g, eps, retained):
+    twin = reference.certified_pass(stored.q, stored.offset, stored.step, g, retained, eps)
+    f, hard_f, retained_rows, reduced, columns, hard_g = twin
     share, unit = 1 / stored.q.numel(), stored.cost.mean
-    right = f, hard_f, kept_rows * share, columns * share, hard_g
+    right = f, hard_f, retained_rows * share, columns * share, hard_g
     for name, expected in zip(NAMES, right, strict=True):
         torch.testing.assert_close(getattr(sums, name), expected, rtol=1e-11, atol=1e-11 * unit)
     expected = float(reduced.sum()) * share
