@@ -35,7 +35,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from engine.grid.build import Context
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.task import ClassificationTask
@@ -52,6 +51,7 @@ from bench.vit import autocast
 from engine import models
 from engine.cost.flops import flops
 from engine.data.sets import Sets
+from engine.grid.build import Context
 from engine.machine import quiet, ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Trained

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from engine.grid.build import Context
 from grids import CONV, VIT, Grid, grid, prepared
 from own_checkpoints import checkpoint
 
@@ -19,6 +18,7 @@ from engine.commands import job
 from engine.errors import RecipeError
 from engine.evaluation import passes, zoo
 from engine.grid import campaign, jobs, workflow
+from engine.grid.build import Context
 from engine.machine import entry, precision
 from engine.models import form
 from engine.models.form import Form

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from engine.grid.build import Context
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
 from engine.evaluation import merge, passes
+from engine.grid.build import Context
 from engine.methods import soup
 from engine.store import cells
 from engine.store.cells import Cell, Entry

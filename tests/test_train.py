@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.grid.build import Context
 from grids import (
     CONV,
     SETS,
@@ -38,6 +37,7 @@ from safetensors.torch import load_file
 
 from engine.errors import DivergedError
 from engine.evaluation import passes
+from engine.grid.build import Context
 from engine.recipe import modules
 from engine.recipe.schema import TrainRecipe
 from engine.training import fisher, loop

@@ -8,27 +8,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.run import Run
 from engine.evaluation import sample
 from engine.machine import ranks
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.standings import rounded
 
-if TYPE_CHECKING:
-    from engine.grid.build import Context
     from engine.store.cells import Cell, Mix
 
 
-def show(context: Context, cell: Cell) -> None:
+def show(run: Run, cell: Cell) -> None:
     """Evaluate a cell's headline model and the pre-trained one on every set; print both and RI."""
-    recipe = context.recipe
+    recipe = run.recipe
     headline = next(entry for entry in cell.entries if entry.headline)
-    pre_trained: Mix = {context.base.name: 1.0}
+    pre_trained: Mix = {run.base.name: 1.0}
     names = [*recipe.dataset.sets, recipe.dataset.upstream]
-    splits = {name: sample.split_of(context, name) for name in names}
-    samples = sample.draw(context, splits)
+    splits = {name: sample.split_of(run, name) for name in names}
+    samples = sample.draw(run, splits)
     for name, split in splits.items():
         mixes = [pre_trained, headline.mix]
-        sample.evaluate_on(context, mixes, name, split, samples.get(name))
+        sample.evaluate_on(run, mixes, name, split, samples.get(name))
     if ranks.rank():
         return
     print(f"{recipe.method.title} ({recipe.method.variant}) on {recipe.downstream}, percent top-1")
@@ -38,7 +37,7 @@ def show(context: Context, cell: Cell) -> None:
     for name, split in splits.items():
         bank = banks[name] = predictions.Bank()
         for when, mix in (("before", pre_trained), ("after", headline.mix)):
-            path = sample.predicted(context, mix, name, split, samples.get(name))
+            path = sample.predicted(run, mix, name, split, samples.get(name))
             accuracy[when][name] = bank.add(when, path).accuracy
     changes = change_draws(banks)
     for name, bank in banks.items():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from itertools import chain, combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,10 +27,8 @@ from engine.distances.problems import Cloud, Labelled, Options, Pair, Problems
 from engine.machine.files import room_for, write_atomic
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
+from engine.run import Run
 from loaders.resident import free_memory
-
-if TYPE_CHECKING:
-    from engine.grid.build import Context
 
 R = TypeVar("R")
 
@@ -41,7 +39,7 @@ MATRIX, SOLVED = "matrix.json", "solved.json"
 DRAWS = "by name, gaps summed"
 
 
-def distances(context: Context, names: Sequence[str], options: Options | None = None) -> Matrix:
+def distances(run: Run, names: Sequence[str], options: Options | None = None) -> Matrix:
     """Distances between sets of a recipe, by features of its pre-trained model; kept in the store.
 
     What was solved before an error or an interruption is not solved again. Raises ValueError for
@@ -51,26 +49,24 @@ def distances(context: Context, names: Sequence[str], options: Options | None = 
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
     key = {
-        "features": [context.features_key(context.base, context.sets[name]) for name in names],
+        "features": [run.features_key(run.base, run.sets[name]) for name in names],
         "sets": list(names),
         "options": dataclasses.asdict(options),
         "draws": DRAWS,
     }
-    label = context.recipe.model.name
-    pending = context.store.root / "pending" / context.store.place("distances", label, key).name
+    label = run.recipe.model.name
+    pending = run.store.root / "pending" / run.store.place("distances", label, key).name
 
     def write(folder: Path) -> None:
         sets = {}
         for name in names:
-            labelled = context.sets[name]
-            sets[name] = Labelled(
-                context.features(context.base, labelled).to(context.device), labelled.labels
-            )
-            context.sets.release(name)
-        found = matrix(sets, len(context.sets.classes), options, _Solved(pending / SOLVED))
+            labelled = run.sets[name]
+            sets[name] = Labelled(run.features(run.base, labelled).to(run.device), labelled.labels)
+            run.sets.release(name)
+        found = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))
         (folder / MATRIX).write_text(json.dumps(found.plain()))
 
-    made = context.store.make("distances", label, key, write)
+    made = run.store.make("distances", label, key, write)
     shutil.rmtree(pending, ignore_errors=True)
     plain = json.loads(made.checked(MATRIX).read_text())
     return Matrix.of(plain | {"samples": options.samples})

@@ -14,7 +14,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook
@@ -25,12 +24,10 @@ from engine.machine import ranks
 from engine.models.folding import Folded
 from engine.models.form import Form
 from engine.models.fp32_head import logits
+from engine.run import Run
 from engine.store import tensors
 from engine.store.cells import Cell, Mix
 from loaders.resident import free_memory
-
-if TYPE_CHECKING:
-    from engine.grid.build import Context
 
 log = logging.getLogger(__name__)
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -46,11 +43,11 @@ class Forward:
     the batch in one piece, and are the same wherever the parts are.
     """
 
-    def __init__(self, context: Context) -> None:
-        self.device = context.device
-        self.normalize = models.Normalize(context.recipe.model, context.device)
-        self.size = context.recipe.evaluate.batch_size
-        self._room = ACTIVATIONS_SHARE * free_memory(context.device)
+    def __init__(self, run: Run) -> None:
+        self.device = run.device
+        self.normalize = models.Normalize(run.recipe.model, run.device)
+        self.size = run.recipe.evaluate.batch_size
+        self._room = ACTIVATIONS_SHARE * free_memory(run.device)
         self._part = 0
 
     def __call__(self, model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -80,10 +77,10 @@ class Bank:
     """The models of some mixes, in groups that fit on the device together, one group at a time."""
 
     def __init__(
-        self, context: Context, mixes: Group, parents: Mapping[str, Cell], slice_bytes: int
+        self, run: Run, mixes: Group, parents: Mapping[str, Cell], slice_bytes: int
     ) -> None:
         """`slice_bytes`: of a slice's images, which stay while several groups are shown them."""
-        self.context = context
+        self.run = run
         self.parents = parents
         members = {name for mix in mixes for name in mix}
         files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
@@ -91,7 +88,7 @@ class Bank:
         # Mixed parents take their place twice, as files and as the rows that are averaged, and
         # one more model lends its form.
         aside = 2 * max(map(len, mixes)) + 1
-        free = free_memory(context.device)
+        free = free_memory(run.device)
 
         def fitting(free: float) -> list[Group]:
             room = WEIGHTS_SHARE * free / largest - aside
@@ -106,16 +103,16 @@ class Bank:
 
     @functools.cached_property
     def _backbone(self) -> Folded:
-        recipe, device = self.context.recipe, self.context.device
+        recipe, device = self.run.recipe, self.run.device
         form = Form.of_evaluation(recipe, device)
-        return form.backbone(recipe.model, len(self.context.sets.classes), device)
+        return form.backbone(recipe.model, len(self.run.sets.classes), device)
 
     def models(self, group: Group) -> list[Model]:
         """The group's models on the device; those of the group before are gone."""
         if group is not self._group:
             self._group, self._models = (), []
             backbone, start = self._backbone, time.perf_counter()
-            self._models = _load(backbone, self.context, group, self.parents)
+            self._models = _load(backbone, self.run, group, self.parents)
             self._load_s = (time.perf_counter() - start) / len(group)
             self._group = group
         return self._models
@@ -177,11 +174,9 @@ def _bytes(found: object) -> int:
     return sum(map(_bytes, found)) if isinstance(found, tuple | list) else 0
 
 
-def _load(
-    backbone: Folded, context: Context, mixes: Group, parents: Mapping[str, Cell]
-) -> list[Model]:
+def _load(backbone: Folded, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
     """Models of the mixes: `backbone` lends its form to all, and its graph where it is compiled."""
-    head = models.head_names_of(context.recipe.model)
+    head = models.head_names_of(run.recipe.model)
     by_members: dict[tuple[str, ...], list[Mix]] = {}
     for mix in mixes:
         by_members.setdefault(tuple(mix), []).append(mix)
@@ -189,16 +184,16 @@ def _load(
     for members, some in by_members.items():
         cell = parents[members[0]]
         if len(members) > 1:
-            states = merge.states(some, parents, context.device)
-        elif cell.artifact.kind == "weights" and context.recipe.model.head.fit:
-            states = [context.network(cell).state_dict()]  # with the head that it lacks
+            states = merge.states(some, parents, run.device)
+        elif cell.artifact.kind == "weights" and run.recipe.model.head.fit:
+            states = [run.network(cell).state_dict()]  # with the head that it lacks
         else:
-            states = [{k: v.to(context.device) for k, v in cell.state().items()}]
+            states = [{k: v.to(run.device) for k, v in cell.state().items()}]
         for mix, state in zip(some, states, strict=True):
             weight, bias = (state.pop(name) for name in head)
             features = functools.partial(backbone.given, backbone.state(state))
             prompt = cell.prompt() if len(members) == 1 else None
-            prompt_CHW = None if prompt is None else prompt.to(context.device)
+            prompt_CHW = None if prompt is None else prompt.to(run.device)
             loaded[id(mix)] = functools.partial(_logits, features, weight, bias, prompt_CHW)
     return [loaded[id(mix)] for mix in mixes]
 

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +27,11 @@ from engine.evaluation.drawn import Drawn, framed
 from engine.machine import ranks
 from engine.machine.files import digest
 from engine.measures import predictions
+from engine.recipe.schema import Recipe
+from engine.run import Run
 from engine.store import pending
 from engine.store.cells import Mix, essential
 from engine.store.pending import Part
-
-if TYPE_CHECKING:
-    from engine.grid.build import Context
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,14 @@ class Sample(Drawn):
         return table.append_column(predictions.WEIGHT, weights)
 
 
-def split_of(context: Context, name: str) -> str:
+def split_of(recipe: Recipe, name: str) -> str:
     """Sets that a cell trained on are judged on their hold-out, where there is one; others as the
     recipe says."""
-    recipe = context.recipe
     trained_on = name in (recipe.downstream, recipe.dataset.upstream)
     return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
-def draw(context: Context, splits: Mapping[str, str]) -> dict[str, Sample]:
+def draw(run: Run, splits: Mapping[str, str]) -> dict[str, Sample]:
     """The samples of a recipe's budget, by set; none where all images are evaluated at once.
 
     `splits`: of each set of the benchmark, the split that is judged. The pre-trained model is
@@ -86,11 +83,11 @@ def draw(context: Context, splits: Mapping[str, str]) -> dict[str, Sample]:
     no RI counts, as many images are drawn as of the set with most. Raises RecipeError for a budget
     that is too little for these sets.
     """
-    asked = context.recipe.evaluate
+    asked = run.recipe.evaluate
     if asked.budget == 1 and asked.half_width is None:
         return {}
-    framed = {name: _frame(context, name, split) for name, split in splits.items()}
-    sets = [name for name in splits if name in context.recipe.dataset.sets]
+    framed = {name: _frame(run, name, split) for name, split in splits.items()}
+    sets = [name for name in splits if name in run.recipe.dataset.sets]
     frames = [framed[name][0] for name in sets]
     share = asked.budget
     if asked.half_width is not None and share == budget.FIRST:
@@ -103,67 +100,72 @@ def draw(context: Context, splits: Mapping[str, str]) -> dict[str, Sample]:
     }
 
 
+def draw_all(run: Run) -> dict[str, Sample]:
+    """The samples of every set, each of the split that it is judged on."""
+    return draw(run, {name: split_of(run.recipe, name) for name in run.recipe.dataset.places})
+
+
 def evaluate_on(
-    context: Context, mixes: Iterable[Mix], name: str, split: str, sample: Sample | None
+    run: Run, mixes: Iterable[Mix], name: str, split: str, sample: Sample | None
 ) -> None:
     """Make the predictions of every mix on a sample of a set (None: on all of the split)."""
     wanted = [essential(mix) for mix in mixes]
     if sample is None:
-        passes.evaluate(context, wanted, [name], split)
+        passes.evaluate(run, wanted, [name], split)
         return
-    held = {digest(mix): _held(context, mix, name, sample) for mix in wanted}
+    held = {digest(mix): _held(run, mix, name, sample) for mix in wanted}
     if sample.whole:  # what has not begun is evaluated as without a budget, and serves as that
         fresh = [mix for mix in wanted if held[digest(mix)][1] is None]
-        passes.evaluate(context, fresh, [name], split)
+        passes.evaluate(run, fresh, [name], split)
         held |= {digest(mix): (sample.images, split) for mix in fresh}
     for start in sorted({images for images, _ in held.values()} - {sample.images}):
         group = [mix for mix in wanted if held[digest(mix)][0] == start]
-        passes.evaluate(context, group, [name], sample.since(start, sample.images))
+        passes.evaluate(run, group, [name], sample.since(start, sample.images))
     for mix in wanted:
-        _put_together(context, mix, name, sample, *held[digest(mix)])
+        _put_together(run, mix, name, sample, *held[digest(mix)])
 
 
-def predicted(context: Context, mix: Mix, name: str, split: str, sample: Sample | None) -> Path:
+def predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> Path:
     """Parquet file of a mix's predictions on a sample; FileNotFoundError if there is none."""
-    if sample is None or (sample.whole and passes.find(context, mix, name, split)):
-        return passes.predicted(context, mix, name, split)
-    return passes.predicted(context, mix, name, sample.first(sample.images))
+    if sample is None or (sample.whole and passes.find(run, mix, name, split)):
+        return passes.predicted(run, mix, name, split)
+    return passes.predicted(run, mix, name, sample.first(sample.images))
 
 
-def seed_of(context: Context, name: str, split: str) -> list[int]:
+def seed_of(run: Run, name: str, split: str) -> list[int]:
     """Seed of the order in which a set's images are drawn."""
-    pack = context.sets[name].pack.fingerprint
-    return [context.recipe.dataset.seed, int(digest([pack, split]), 16)]
+    pack = run.sets[name].pack.fingerprint
+    return [run.recipe.dataset.seed, int(digest([pack, split]), 16)]
 
 
-def _frame(context: Context, name: str, split: str) -> tuple[Frame, np.ndarray]:
-    base = {context.base.name: 1.0}
-    passes.evaluate(context, [base], [name], split)
-    table = predictions.read(passes.predicted(context, base, name, split))
-    return framed(table, seed_of(context, name, split))
+def _frame(run: Run, name: str, split: str) -> tuple[Frame, np.ndarray]:
+    base = {run.base.name: 1.0}
+    passes.evaluate(run, [base], [name], split)
+    table = predictions.read(passes.predicted(run, base, name, split))
+    return framed(table, seed_of(run, name, split))
 
 
-def _held(context: Context, mix: Mix, name: str, sample: Sample) -> tuple[int, str | Part | None]:
+def _held(run: Run, mix: Mix, name: str, sample: Sample) -> tuple[int, str | Part | None]:
     """How many of the sample's images a mix was evaluated on, and what holds its predictions.
 
     That is all of the split, or the largest sample that is no larger. Ranks agree on the answer.
     """
-    if ranks.all_agree(passes.find(context, mix, name, sample.split) is not None):
+    if ranks.all_agree(passes.find(run, mix, name, sample.split) is not None):
         return sample.images, sample.split
-    label, _ = passes.key_of(context, mix, context.sets[name], sample.split)
-    names = (context.store.root / "predictions").glob(f"{sample.prefix}*-{glob.escape(label)}-*")
+    label, _ = passes.key_of(run, mix, run.sets[name], sample.split)
+    names = (run.store.root / "predictions").glob(f"{sample.prefix}*-{glob.escape(label)}-*")
     sizes = {int(path.name.removeprefix(sample.prefix).partition("-")[0]) for path in names}
     there = [
         size
         for size in sizes
-        if size <= sample.images and passes.find(context, mix, name, sample.first(size))
+        if size <= sample.images and passes.find(run, mix, name, sample.first(size))
     ]
     agreed = int(ranks.least(max(there, default=0)))
     return agreed, sample.first(agreed) if agreed else None
 
 
 def _put_together(
-    context: Context, mix: Mix, name: str, sample: Sample, start: int, source: str | Part | None
+    run: Run, mix: Mix, name: str, sample: Sample, start: int, source: str | Part | None
 ) -> None:
     """Store the sample's predictions: those of `source`, and of what was evaluated since."""
     if sample.whole and source == sample.split:
@@ -174,10 +176,10 @@ def _put_together(
         sources.append(sample.since(start, sample.images))
 
     def write(folder: Path) -> None:
-        read = [predictions.read(passes.predicted(context, mix, name, one)) for one in sources]
+        read = [predictions.read(passes.predicted(run, mix, name, one)) for one in sources]
         columns = [column for column in read[-1].column_names if column != predictions.WEIGHT.name]
         table = sample.weighted(pa.concat_tables([one.select(columns) for one in read]))
         pending.write(folder, table, key)
 
-    label, key = passes.key_of(context, mix, context.sets[name], goal)
-    ranks.first(lambda: context.store.make("predictions", label, key, write))
+    label, key = passes.key_of(run, mix, run.sets[name], goal)
+    ranks.first(lambda: run.store.make("predictions", label, key, write))

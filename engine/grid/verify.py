@@ -12,9 +12,9 @@ from pathlib import Path
 
 from engine.data import imagenet, sets
 from engine.evaluation import passes
-from engine.grid.build import Context
 from engine.measures import bootstrap, metrics, predictions
 from engine.recipe.schema import Recipe
+from engine.run import Run
 from loaders.pack import MANIFEST
 
 TOLERANCE = 0.3  # points: published numbers are rounded, and precisions differ
@@ -54,13 +54,13 @@ def encoded(recipe: Recipe) -> list[str]:
     return [name for name, found in zip(places, there, strict=True) if found]
 
 
-def verify(context: Context, tolerance: float = TOLERANCE) -> list[Check]:
+def verify(run: Run, tolerance: float = TOLERANCE) -> list[Check]:
     """Evaluate the pre-trained model on every encoded set; a check for each set of the recipe.
 
     Predictions are kept where a campaign of the same settings finds them. Raises ValueError where
     no set is encoded.
     """
-    recipe = context.recipe
+    recipe = run.recipe
     there = encoded(recipe)
     if not there:
         raise ValueError(
@@ -73,12 +73,12 @@ def verify(context: Context, tolerance: float = TOLERANCE) -> list[Check]:
         if name not in there:
             checks.append(Check(name, 0, None, published, 0.0, "not encoded"))
             continue
-        mix = {context.base.name: 1.0}
-        passes.evaluate(context, [mix], [name], "all")
+        mix = {run.base.name: 1.0}
+        passes.evaluate(run, [mix], [name], "all")
         bank = predictions.Bank[str]()
-        seen = bank.add(name, passes.predicted(context, mix, name, "all"))
-        pack = context.sets[name].pack
-        context.sets.release(name)
+        seen = bank.add(name, passes.predicted(run, mix, name, "all"))
+        pack = run.sets[name].pack
+        run.sets.release(name)
         images = len(seen.top1)
         allowed = tolerance + _sampling(recipe, name, images, published)
         why_not = _why_not(recipe, name, published)

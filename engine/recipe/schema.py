@@ -78,6 +78,11 @@ class DatasetRecipe:
     undecodable: str = "refuse"  # refuse | skip: images of folders that do not decode
     background: str = "white"  # what transparent pixels are laid on: a colour's name, or rgb(R,G,B)
 
+    @property
+    def places(self) -> list[str]:
+        """All sets that a model is judged on: upstream, then downstream."""
+        return [self.upstream, *self.sets]
+
 
 @dataclass(frozen=True)
 class MethodRecipe:

@@ -22,8 +22,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine import models, recipe
 from engine.machine import ranks
+from engine.recipe import dump
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -125,35 +125,38 @@ def find(store: Store, name: str) -> Cell | None:
 
 
 def write_trained(
-    folder: Path, cell_recipe: Recipe, export: Export, backbone: str, classes: Sequence[str]
+    folder: Path, recipe: Recipe, export: Export, backbone: str, description: Mapping[str, Any]
 ) -> None:
-    """Fill a folder with a trained cell; `backbone` is the base model's, `classes` the head's."""
+    """Fill a folder with a trained cell.
+
+    backbone: the base model's. description: the head's classes, and how the model sees images.
+    """
     tensors.save(export.state, folder / tensors.WEIGHTS)
     if export.prompt is not None:
         tensors.save({"prompt": export.prompt}, folder / tensors.PROMPT)
         log.info(
             "%s on %s has an input prompt beside its weights; timm, which loads weights alone, "
             "lacks it",
-            cell_recipe.method.name,
-            cell_recipe.downstream,
+            recipe.method.name,
+            recipe.downstream,
         )
     shared = backbone if export.shares_backbone else None
-    _describe(folder, cell_recipe, [Entry({SELF: 1.0})], shared, classes)
+    _describe(folder, recipe, [Entry({SELF: 1.0})], shared, description)
 
 
 def write_mixed(
-    folder: Path, cell_recipe: Recipe, entries: Sequence[Entry], classes: Sequence[str]
+    folder: Path, recipe: Recipe, entries: Sequence[Entry], description: Mapping[str, Any]
 ) -> None:
-    """Fill a folder with a mixed cell, which holds no weights; `classes` are the head's.
+    """Fill a folder with a mixed cell, which holds no weights; description as of a trained one.
 
     Raises ValueError unless exactly one entry is the headline: it is the method's row in tables.
     """
     if (count := sum(entry.headline for entry in entries)) != 1:
         raise ValueError(
-            f"method {cell_recipe.method.name} names {count} of its {len(entries)} entries as "
+            f"method {recipe.method.name} names {count} of its {len(entries)} entries as "
             "headline: a table shows exactly one, so set `headline` of `Entry` for that one only"
         )
-    _describe(folder, cell_recipe, entries, None, classes)
+    _describe(folder, recipe, entries, None, description)
 
 
 def versions() -> dict[str, str]:
@@ -176,21 +179,20 @@ def versions() -> dict[str, str]:
 
 def _describe(
     folder: Path,
-    cell_recipe: Recipe,
+    recipe: Recipe,
     entries: Sequence[Entry],
     backbone: str | None,
-    classes: Sequence[str],
+    description: Mapping[str, Any],
 ) -> None:
-    (folder / "recipe.yaml").write_text(recipe.dump(cell_recipe))
-    made_by = versions() | {"threads": str(cell_recipe.threads), "ranks": str(ranks.world())}
+    (folder / "recipe.yaml").write_text(dump(recipe))
+    made_by = versions() | {"threads": str(recipe.threads), "ranks": str(ranks.world())}
     (folder / "versions.json").write_text(json.dumps(made_by, indent=1))
     meta = {
-        "method": cell_recipe.method.name,
-        "variant": cell_recipe.method.variant,
-        "downstream": cell_recipe.downstream,
+        "method": recipe.method.name,
+        "variant": recipe.method.variant,
+        "downstream": recipe.downstream,
         "backbone": backbone,
         "entries": [dataclasses.asdict(entry) for entry in entries],
-        "classes": list(classes),
-        "model": models.description(cell_recipe.model),
+        **description,
     }
     (folder / CELL).write_text(json.dumps(meta, indent=1))

@@ -9,14 +9,14 @@ import torch
 from tqdm import tqdm
 
 from engine import models
+from engine.run import Run
 from kernels.fisher import fisher_diagonal
 
 if TYPE_CHECKING:
     from engine.data.sets import LabelledSet
-    from engine.grid.build import Context
 
 
-def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tensor]:
+def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     """E[(d log p(y|x) / d theta)^2] by parameter name (float32), from per-example gradients.
 
     images: how many of the upstream training split, drawn with a seed; 0 takes all of them.
@@ -25,18 +25,18 @@ def diagonal(context: Context, images: int, labels: str) -> dict[str, torch.Tens
     """
     if labels not in ("model", "data"):
         raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
-    upstream = context.upstream
+    upstream = run.upstream
     positions = drawn(upstream, images)
-    net = context.network(context.base)
-    normalize = models.Normalize(context.recipe.model, context.device)
-    size = context.recipe.train.batch_size
+    net = run.network(run.base)
+    normalize = models.Normalize(run.recipe.model, run.device)
+    size = run.recipe.train.batch_size
     chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
-    source = context.sets.source(upstream.name)
+    source = run.sets.source(upstream.name)
     batches = (
-        (normalize(batch.images), upstream.labels[batch.index].to(context.device))
+        (normalize(batch.images), upstream.labels[batch.index].to(run.device))
         for batch in tqdm(source.batches(chunks), "Fisher", len(chunks), leave=False, unit="batch")
     )
-    generator = torch.Generator(context.device).manual_seed(0)
+    generator = torch.Generator(run.device).manual_seed(0)
     return dict(
         fisher_diagonal(net, batches, labels=labels, generator=generator, mask=upstream.mask)
     )

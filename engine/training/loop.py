@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +26,14 @@ from engine import models
 from engine.errors import DivergedError
 from engine.machine import compiled, ranks
 from engine.methods.base import Trained
+from engine.methods.context import Context
 from engine.recipe.schema import TrainRecipe
+from engine.run import Run
 from engine.store import tensors
 from engine.store.cells import Export
 from engine.training import heads, optim
 from engine.training.norms import BatchNorms
 from loaders.batch import Batch
-
-if TYPE_CHECKING:
-    from engine.grid.build import Context
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two looks at the loss
@@ -53,9 +52,7 @@ class Share:
     samples: int
 
 
-def schedule(
-    positions: np.ndarray, context: Context, epoch: int, rank: int, world: int
-) -> Iterator[Share]:
+def schedule(positions: np.ndarray, run: Run, epoch: int, rank: int, world: int) -> Iterator[Share]:
     """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
 
     The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
@@ -63,7 +60,7 @@ def schedule(
     gets no sample looks at one with weight zero, since every rank must take part in a step.
     A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
     """
-    recipe = context.recipe
+    recipe = run.recipe
     parts = world * recipe.train.accumulation
     order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
     for start in range(0, len(order), recipe.train.batch_size):
@@ -76,14 +73,14 @@ def schedule(
                 yield Share(batch[:1], 0.0, len(micro_batch))
 
 
-def fit(method: Trained, context: Context) -> tuple[Export, str]:
-    """Train a method from the context's base model; returns its export and the history as JSON.
+def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:
+    """Train a method from the run's base model; returns its export and the history as JSON.
 
     Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss
     that is not finite.
     """
-    recipe = context.recipe
-    prepare(method, context)
+    recipe = run.recipe
+    prepare(method, run)
     if method.problem is not None:
         label = f"{recipe.method.title} on {recipe.downstream}"
         history = [heads.fit(models.head(method.net), method.problem, label)]
@@ -95,36 +92,36 @@ def fit(method: Trained, context: Context) -> tuple[Export, str]:
             f"train.batch_size={recipe.train.batch_size} does not divide into {world} ranks x "
             f"train.accumulation={recipe.train.accumulation}"
         )
-    engine = initialize(method, context)
+    engine = initialize(method, run)
     try:
-        history = epochs(engine, method, context)
+        history = epochs(engine, method, run)
     finally:
         close(engine)
     return method.export(), json.dumps(history, indent=1)
 
 
-def prepare(method: Trained, context: Context) -> None:
-    """Prepare a method from the context's base model, with the recipe's seed."""
-    net = context.network(context.base)
-    torch.manual_seed(context.recipe.seed)
+def prepare(method: Trained, run: Run) -> None:
+    """Prepare a method from the run's base model, with the recipe's seed."""
+    net = run.network(run.base)
+    torch.manual_seed(run.recipe.seed)
     method.prepare(net, context)
-    method.to(context.device)
+    method.to(run.device)
 
 
-def start(method: Trained, context: Context) -> Any:
-    """Prepare a method from the context's base model; gives a DeepSpeed engine ready to train."""
-    prepare(method, context)
-    return initialize(method, context)
+def start(method: Trained, run: Run, context: Context) -> Any:
+    """Prepare a method from the run's base model; gives a DeepSpeed engine ready to train."""
+    prepare(method, run)
+    return initialize(method, run)
 
 
-def initialize(method: Trained, context: Context) -> Any:
+def initialize(method: Trained, run: Run) -> Any:
     """A DeepSpeed engine around the method, its penalty sharded like its parameters."""
     import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
 
-    recipe = context.recipe
+    recipe = run.recipe
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
-    compiled.in_place(method.net, recipe.train.compile, context.device)
+    compiled.in_place(method.net, recipe.train.compile, run.device)
     micro = recipe.train.batch_size // (ranks.world() * recipe.train.accumulation)
     # One rank has nothing to shard: ZeRO would only copy weights and gradients.
     stage = recipe.train.zero_stage if ranks.world() > 1 else 0
@@ -163,16 +160,16 @@ def close(engine: Any) -> None:
             hook.remove()
 
 
-def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, float]]:
+def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
     """Train an initialised method as its recipe says; an entry of the history for each epoch."""
-    recipe = context.recipe
-    positions = context.target.split("train")
+    recipe = run.recipe
+    positions = run.target.split("train")
     steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
     total = steps_an_epoch * recipe.train.epochs
     warmup = warmup_steps(recipe.train, total)
-    source = context.sets.source(recipe.downstream)
+    source = run.sets.source(recipe.downstream)
     history: list[dict[str, float]] = []
-    watch = _Watch(context, method)
+    watch = _Watch(run, method)
     norms = BatchNorms(method.train())
     penalty = optim.track(engine)
     step = 0
@@ -180,7 +177,7 @@ def epochs(engine: Any, method: Trained, context: Context) -> list[dict[str, flo
     with tqdm(total=total, desc=label, unit="step", leave=False, disable=_quiet()) as bar:
         for epoch in range(recipe.train.epochs):
             engine.train()
-            shares = list(schedule(positions, context, epoch, ranks.rank(), ranks.world()))
+            shares = list(schedule(positions, run, epoch, ranks.rank(), ranks.world()))
             batches = source.batches(share.index for share in shares)
             for number, (share, batch) in enumerate(zip(shares, batches, strict=True), start=1):
                 last = number % recipe.train.accumulation == 0
@@ -234,10 +231,10 @@ def _micro_step(engine: Any, batch: Batch, weight: float) -> torch.Tensor:
 class _Watch:
     """Sums losses on the device, reads them now and then, and remembers the last good weights."""
 
-    def __init__(self, context: Context, method: Trained) -> None:
-        self.context = context
+    def __init__(self, run: Run, method: Trained) -> None:
+        self.run = run
         self.method = method
-        self.sum = torch.zeros((), device=context.device)
+        self.sum = torch.zeros((), device=run.device)
         self.count = 0
         self.good: dict[str, torch.Tensor] = {}
         self.good_step = 0
@@ -274,11 +271,11 @@ class _Watch:
         self.good_step = step
 
     def _report(self, what: str, step: int, lr: float) -> str:
-        recipe = self.context.recipe
+        recipe = self.run.recipe
         where = f"{recipe.method.title} on {recipe.downstream}: {what} not finite"
         advice = "lower optimizer.lr or set train.clip=1"
         if not self.good:
-            base = self.context.base.artifact.folder
+            base = self.run.base.artifact.folder
             return (
                 f"{where} by step {step} (lr {lr:.2e}), in the first epoch; the last good weights "
                 f"are the base model's, in {base}; {advice}"

@@ -1,0 +1,77 @@
+"""Run: what one cell works with. Training, evaluation and the Fisher read it; it makes nothing."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine import models
+from engine.data.sets import LabelledSet, Sets
+from engine.machine import precision, workers
+from engine.recipe.schema import Recipe
+from engine.store.artifacts import Store
+from engine.store.cells import Cell
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved recipe, and where its work happens.
+
+    base: the model that the cell starts from, pre-trained, with a head for the upstream classes.
+    shares_features: whether models that share its backbone are evaluated from its stored features.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    sets: Sets
+    store: Store
+    base: Cell
+    shares_features: bool = True
+
+    @property
+    def target(self) -> LabelledSet:
+        """The set that is trained on."""
+        return self.sets[self.recipe.downstream]
+
+    @property
+    def upstream(self) -> LabelledSet:
+        return self.sets[self.recipe.dataset.upstream]
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """bf16 autocast for training, where the recipe or the device asks for it."""
+        return precision.autocast(self.recipe.train.precision, self.device)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What of the machine changes bits and is known beforehand; a part of every name.
+
+        The rest (processor, ranks) stands in the versions beside a cell.
+        """
+        if self.device.type == "cpu":
+            return {"device": "cpu", "threads": self.recipe.threads}
+        return {"device": self.device.type}
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Compute on the recipe's number of CPU threads, whatever a launcher allows."""
+        return nullcontext() if self.device.type != "cpu" else workers.threads(self.recipe.threads)
+
+    def network(self, cell: Cell) -> torch.nn.Module:
+        """A cell's model, loaded on the device, in eval mode.
+
+        A head of another class list (a bare backbone's) is replaced by a fresh one, seeded.
+        """
+        torch.manual_seed(0)
+        model = self.recipe.model
+        net = models.create(model, len(self.sets.classes))
+        state, file = cell.state(), ""
+        if cell.artifact.kind == "weights":
+            file = model.weights.path
+            if model.head.fit:
+                fresh = net.state_dict()
+                state |= {name: fresh[name] for name in models.head_names(net)}
+        source = f"{file} ({cell.name})" if file else cell.name
+        return models.load_state(net, state, source).to(self.device).eval()
