@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+USERS_METHOD = "users_method_"  # begins the names of modules that hold users' methods
+
 
 class RecipeError(ValueError):
     """A recipe or an override that cannot be run; the message names key, file and remedy."""

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# A script's own folder comes first on the path, where engine/evaluation/passes.py would hide a package.
+# A script's own folder comes first on the path, where engine/data would hide a package of that name.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
-import engine.machine.entry
+import engine.commands.train  # noqa: E402
 
 
 def main() -> int:
-    return engine.entry.launch(sys.argv[1:])
+    return engine.commands.train.launch(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Finished:
         return [str(self.folder / "exported.yaml"), f"runs={self.folder / 'exported'}"]
 
     @property
-    def run(self) -> record.Run:
+    def run(self) -> record.FinishedCampaign:
         return record.find(self.words[0], self.words[1:])
 
     @property

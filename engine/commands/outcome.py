@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.run import Run
 from engine.evaluation import sample
 from engine.machine import ranks
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.standings import rounded
-
-    from engine.store.cells import Cell, Mix
+from engine.run import Run
+from engine.store.cells import Cell, Mix
 
 
 def show(run: Run, cell: Cell) -> None:
@@ -23,7 +21,7 @@ def show(run: Run, cell: Cell) -> None:
     headline = next(entry for entry in cell.entries if entry.headline)
     pre_trained: Mix = {run.base.name: 1.0}
     names = [*recipe.dataset.sets, recipe.dataset.upstream]
-    splits = {name: sample.split_of(run, name) for name in names}
+    splits = {name: sample.split_of(recipe, name) for name in names}
     samples = sample.draw(run, splits)
     for name, split in splits.items():
         mixes = [pre_trained, headline.mix]

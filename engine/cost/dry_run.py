@@ -26,7 +26,7 @@ class DryRun(Ledger):
         planned = self.context(PREPARE, self.recipe)
         for name in self.places:
             planned.features(planned.base, self.labelled[name])
-            for split in (sample.split_of(planned.context, name), "holdout"):
+            for split in (sample.split_of(planned.recipe, name), "holdout"):
                 planned.evaluate([(planned.base, {planned.base.name: 1.0})], name, split)
         drawn = self._drawn(planned)
         for downstream in self.plan.sets:
@@ -40,7 +40,7 @@ class DryRun(Ledger):
             mixes = [(cell, entry.mix) for cell in made for entry in cell.entries]
             planned = self.context(downstream, first)
             for name in self.places:
-                split = sample.split_of(planned.context, name)
+                split = sample.split_of(planned.recipe, name)
                 planned.evaluate(mixes, name, split, drawn.get(name))
 
     def _drawn(self, planned: PlannedContext) -> dict[str, int]:
@@ -52,7 +52,7 @@ class DryRun(Ledger):
         share = self.recipe.evaluate.budget
         if share == 1:
             return {}
-        split = {name: sample.split_of(planned.context, name) for name in self.places}
+        split = {name: sample.split_of(planned.recipe, name) for name in self.places}
         sizes = {name: len(self.labelled[name].split(split[name])) for name in self.places}
         upstream = sizes.pop(self.recipe.dataset.upstream)
         left = math.ceil(share * sum(sizes.values()) - 1e-9)

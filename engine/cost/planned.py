@@ -1,11 +1,10 @@
-"""The place of a `Context` in a dry run: notes what methods ask for and gives empty tensors."""
+"""A dry run's `Context`: nothing that a method asks for is computed, all of it is noted."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -14,10 +13,10 @@ from torch import nn
 from engine import models
 from engine.cost.ledger import Ledger, PlannedCell, Work, size_of
 from engine.data.sets import LabelledSet
-from engine.grid.build import Context
 from engine.machine import precision
 from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained
+from engine.methods.context import Context
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.schema import Recipe
@@ -25,8 +24,8 @@ from engine.store.cells import SELF, Entry, Mix, essential
 from engine.training import fisher, heads
 
 
-class PlannedContext:
-    """Stands where methods expect an `engine.context.Context`, and notes what they ask it for."""
+class PlannedContext(Context[PlannedCell]):
+    """Notes what methods ask for, and gives tensors without content."""
 
     def __init__(self, ledger: Ledger, job: str, recipe: Recipe) -> None:
         self.ledger = ledger
@@ -34,11 +33,6 @@ class PlannedContext:
         self.job = job
         self.recipe = recipe
         self.asked_for_accuracy = False
-
-    @property
-    def context(self) -> Context:
-        """Itself, as methods know it: they ask for nothing that it does not have."""
-        return cast(Context, self)
 
     @property
     def autocast(self) -> torch.autocast:
@@ -82,11 +76,11 @@ class PlannedContext:
         return self.ledger.cells[key]
 
     def mix(self, method: Mixed) -> PlannedCell:
-        entries = method.entries(self.context)
+        entries = method.entries(self)
         return PlannedCell(self.name, entries, self.name, chosen=self.asked_for_accuracy)
 
     def train(self, method: Trained) -> PlannedCell:
-        method.prepare(self.network(self.base), self.context)
+        method.prepare(self.network(self.base), self)
         method.to(self.device)
         title, train = self.recipe.method.title, self.recipe.train
         images = len(self.target.split("train"))

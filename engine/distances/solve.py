@@ -24,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from engine.distances.problems import Cloud, Labelled, Options, Pair, Problems
+from engine.evaluation import features
 from engine.machine.files import room_for, write_atomic
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
@@ -49,7 +50,7 @@ def distances(run: Run, names: Sequence[str], options: Options | None = None) ->
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
     key = {
-        "features": [run.features_key(run.base, run.sets[name]) for name in names],
+        "features": [features.key_of(run, run.base, run.sets[name]) for name in names],
         "sets": list(names),
         "options": dataclasses.asdict(options),
         "draws": DRAWS,
@@ -61,7 +62,9 @@ def distances(run: Run, names: Sequence[str], options: Options | None = None) ->
         sets = {}
         for name in names:
             labelled = run.sets[name]
-            sets[name] = Labelled(run.features(run.base, labelled).to(run.device), labelled.labels)
+            sets[name] = Labelled(
+                features.stored(run, run.base, labelled).to(run.device), labelled.labels
+            )
             run.sets.release(name)
         found = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))
         (folder / MATRIX).write_text(json.dumps(found.plain()))

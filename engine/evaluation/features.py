@@ -102,8 +102,8 @@ def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path
         backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
         forward = Forward(run)
         bank = [functools.partial(backbone.given, backbone.state(state))]
-        read = read(run, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
-        with closing(read) as pieces:
+        reading = read(run, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
+        with closing(reading) as pieces:
             for k, batches in zip(todo, pieces, strict=True):
                 (made_ND,) = reduced(
                     forward, bank, batches, form.precision, lambda _, features: features

@@ -26,7 +26,7 @@ from engine.machine.files import digest
 from engine.models.form import Form
 from engine.run import Run
 from engine.store import cells
-from engine.store.artifacts import Artifact
+from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Mix, essential
 from engine.store.pending import PART, Part, Pending, slices
 from loaders.batch import on_device
@@ -107,7 +107,7 @@ def _pass(
         if not one.todo:  # stopped between its last slice and its end
             one.finish()
     pending = [one for one in pending if one.todo]
-    parents = {name: stored_cell(run, name) for one in pending for name in one.mix}
+    parents = {name: stored_cell(run.store, name) for one in pending for name in one.mix}
     probes = [one for one in pending if _base_backbone(one.mix, run)]
     full = [one for one in pending if one not in probes]
     if probes:
@@ -181,12 +181,12 @@ def _from_images(
                     one.put(number, predictions_table(said_N4, labelled, cuts[number]))
 
 
-def stored_cell(run: Run, name: str) -> Cell:
+def stored_cell(store: Store, name: str) -> Cell:
     """A cell, or a backbone's weights, by name; FileNotFoundError where there is none."""
-    cell = cells.find(run.store, name)
+    cell = cells.find(store, name)
     if cell is None:
         raise FileNotFoundError(
-            f"no cell {name} under {run.store.root}; the same command makes it when run again"
+            f"no cell {name} under {store.root}; the same command makes it when run again"
         )
     return cell
 
@@ -195,4 +195,4 @@ def _base_backbone(mix: Mix, run: Run) -> bool:
     """Whether the mix is one cell whose backbone is the base model's, untouched."""
     if len(mix) > 1 or not run.shares_features:
         return False
-    return stored_cell(run, next(iter(mix))).backbone == run.base.backbone
+    return stored_cell(run.store, next(iter(mix))).backbone == run.base.backbone

@@ -21,15 +21,15 @@ from engine import models, recipe
 from engine.data import descriptions, imagenet
 from engine.data.sets import Sets, names_in_head, pack_of, published_among_its_classes
 from engine.evaluation import passes
-from engine.grid.build import Context
 from engine.machine import ranks
 from engine.machine.files import cache_folder, room_for, write_atomic
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.standings import rounded
 from engine.models import checkpoints, clip
-from engine.recipe.request import Request
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.run import Run
 from engine.store import tensors
+from engine.store.artifacts import Store
 from engine.store.cells import Cell, Mix
 from loaders.pack import MANIFEST, Pack
 
@@ -59,12 +59,6 @@ class Row:
     error: float = 0.0  # Monte-Carlo standard error of the interval's ends
     mask: str = "none"
     classes: int = 0
-
-
-class OwnContext(Context):
-    """Checkpoints that have no base model and no siblings."""
-
-    keeps_features = False
 
 
 def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
@@ -130,21 +124,22 @@ def evaluated(
     """
     if alphas is not None and len(files) != 2:
         raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
-    context = OwnContext(Request(""), wanted, device)
-    cells = {file: cell_of(context, file) for file in files}
+    store = Store(Path(wanted.runs) / "store")
+    cells = {file: cell_of(wanted.model, store, file) for file in files}
     same = {cell.name: file for file, cell in cells.items()}
     if len(same) < len(files):
         raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
-    head = _head(_outputs(context, cells), classes, files)
+    head = _head(_outputs(wanted.model, cells), classes, files)
     packs = {name: pack_at(wanted, place) for name, place in sets.items()}
-    context.sets = Sets(wanted, device, cache_folder(), packs, head, mask)
-    check(context.sets, packs)
+    opened = Sets(wanted, device, cache_folder(), packs, head, mask)
+    check(opened, packs)
+    run = Run(wanted, device, opened, store, next(iter(cells.values())), shares_features=False)
     bank = _bank([cell.name for cell in cells.values()], list(map(str, files)), alphas)
     rows = []
     for name in packs:
-        passes.evaluate(context, [mix for _, _, mix in bank], [name], "all")
-        rows += _rows(context, bank, name, intervals)
-        context.sets.release(name)
+        passes.evaluate(run, [mix for _, _, mix in bank], [name], "all")
+        rows += _rows(run, bank, name, intervals)
+        opened.release(name)
     return rows
 
 
@@ -248,12 +243,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join(blocks)
 
 
-def cell_of(context: OwnContext, file: Path) -> Cell:
+def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
     """A checkpoint as an artefact, checked to bring a head, or the text tower that makes one.
 
     The input prompt of a visual-prompt cell belongs to it.
     """
-    model = context.recipe.model
     if not file.is_file():
         raise ValueError(f"there is no checkpoint {file}")
 
@@ -269,7 +263,7 @@ def cell_of(context: OwnContext, file: Path) -> Cell:
                 )
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
-        own = dataclasses.replace(model, weights=weights)
+        described = dataclasses.replace(model, weights=weights)
         prompt = descriptions.prompt_of(file)
         if prompt is not None:
             log.warning(
@@ -279,7 +273,7 @@ def cell_of(context: OwnContext, file: Path) -> Cell:
                 prompt.name,
                 file.name,
             )
-        return Cell(checkpoints.backbone(own, context.store, cache_folder(), 0, prompt))
+        return Cell(checkpoints.backbone(described, store, cache_folder(), 0, prompt))
 
     return ranks.first(made)
 
@@ -301,9 +295,9 @@ def pack_at(wanted: Recipe, place: Path) -> Pack:
     return ranks.first(lambda: pack_of(own, place.name, cache_folder()))
 
 
-def _outputs(context: OwnContext, cells: Mapping[Path, Cell]) -> int:
+def _outputs(model: ModelRecipe, cells: Mapping[Path, Cell]) -> int:
     """Classes of the models' heads, which must have equally many."""
-    weight, _ = models.head_names_of(context.recipe.model)
+    weight, _ = models.head_names_of(model)
     found = {file: cell.shape(weight)[0] for file, cell in cells.items()}
     (first, outputs), *others = found.items()
     for file, other in others:
@@ -343,14 +337,14 @@ def _bank(
 
 
 def _rows(
-    context: OwnContext, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
+    run: Run, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
 ) -> list[Row]:
     """What the store says; it checks that all models saw the same images."""
     seen: predictions.Bank[int] = predictions.Bank()
-    mask, classes = answers(context.sets, name)
+    mask, classes = answers(run.sets, name)
     rows = []
     for number, (model, alpha, mix) in enumerate(bank):
-        path = passes.predicted(context, mix, name, "all")
+        path = passes.predicted(run, mix, name, "all")
         try:
             found = seen.add(number, path)
         except ValueError as error:

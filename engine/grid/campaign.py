@@ -15,8 +15,7 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.machine import files
-from engine.machine.files import digest
+from engine.machine.files import digest, file_hash
 from engine.recipe.schema import Recipe
 from engine.store import artifacts
 
@@ -116,8 +115,8 @@ def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
 
 def _identity(cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]]) -> str:
     modules = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
-    files = [files.file_hash(path) for path in modules]
-    return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": files})
+    hashes = [file_hash(path) for path in modules]
+    return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": hashes})
 
 
 def _settings(cell: Recipe) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import torch
 
 from engine.data.sets import Sets
 from engine.evaluation import passes, zoo
-from engine.grid.build import Context
-from engine.grid.record import Run
+from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.rows import PRE, Accuracy, Evaluation
 from engine.recipe.request import Request
+from engine.run import Run
+from engine.store.artifacts import Store
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class OnOwnSet(Accuracy):
 
 
 def judged(
-    run: Run,
+    campaign: FinishedCampaign,
     request: Request,
     places: Mapping[str, Path],
     device: torch.device,
@@ -54,35 +55,35 @@ def judged(
     `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a set of the
     campaign's name, for classes that the head lacks, and for cells or predictions that are gone.
     """
-    record = run.record
+    record = campaign.record
     for name in places:
         if name in (record.upstream, *record.sets):
             raise ValueError(
-                f"{name} is a set of the campaign: its numbers are in {run.report}; name another "
+                f"{name} is a set of the campaign: its numbers are in {campaign.report}; name another "
                 f"set otherwise, as in --sets NAME={places[name]}"
             )
-    models = {(row.arm, row.downstream, row.seed): row for row in run.evaluations}.values()
+    models = {(row.arm, row.downstream, row.seed): row for row in campaign.evaluations}.values()
     mixes = [predictions.mix_of(model.path) for model in models]
     wanted = request.recipe()
     packs = {name: zoo.pack_at(wanted, place) for name, place in places.items()}
-    context = Context(request, wanted, device)
-    cells = {name: passes.stored_cell(context, name) for mix in mixes for name in mix}
-    told = [cell.meta["classes"] for cell in cells.values() if "classes" in cell.meta]
-    head = told[0] if told else context.sets.classes
-    context.sets = Sets(wanted, device, cache_folder(), packs, head, mask)
+    store = Store(Path(wanted.runs) / "store")
+    cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
+    heads = [cell.meta["classes"] for cell in cells.values() if "classes" in cell.meta]
+    head = heads[0] if heads else Sets(wanted, device, cache_folder()).classes
+    sets = Sets(wanted, device, cache_folder(), packs, head, mask)
+    zoo.check(sets, packs)
     pre_trained = next(mix for row, mix in zip(models, mixes, strict=True) if row.method == PRE)
-    context.base = cells[next(iter(pre_trained))]  # found, where a context alone might train it
-    zoo.check(context.sets, packs)
+    run = Run(wanted, device, sets, store, cells[next(iter(pre_trained))])
     rows = []
     for name in packs:
-        passes.evaluate(context, mixes, [name], "all")
+        passes.evaluate(run, mixes, [name], "all")
         evaluations = [
-            replace(row, evaluated_on=name, path=passes.predicted(context, mix, name, "all"))
+            replace(row, evaluated_on=name, path=passes.predicted(run, mix, name, "all"))
             for row, mix in zip(models, mixes, strict=True)
         ]
-        how, classes = zoo.answers(context.sets, name)
+        how, classes = zoo.answers(sets, name)
         rows += _rows(evaluations, how, classes, intervals)
-        context.sets.release(name)
+        sets.release(name)
     return rows
 
 

@@ -64,7 +64,7 @@ class Record:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class FinishedCampaign:
     """A record and the folder of the plan that it lies in."""
 
     record: Record
@@ -117,19 +117,19 @@ class Run:
         return path
 
 
-def write(place: Path, record: Record) -> Run:
+def write(place: Path, record: Record) -> FinishedCampaign:
     """Keep a record in a plan's folder."""
     text = json.dumps(dataclasses.asdict(record), indent=1, default=str)
     files.write_atomic(place / campaign.RECORD, text.encode())
     return read(place)
 
 
-def read(place: Path) -> Run:
+def read(place: Path) -> FinishedCampaign:
     """The record in a plan's folder."""
     values: dict[str, Any] = json.loads((place / campaign.RECORD).read_text())
     values["evaluations"] = [_evaluation(row) for row in values["evaluations"]]
     values["samples"] = {name: SampleOf(**one) for name, one in values["samples"].items()}
-    return Run(Record(**values), place)
+    return FinishedCampaign(Record(**values), place)
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:
@@ -138,7 +138,7 @@ def _evaluation(row: Mapping[str, Any]) -> Evaluation:
     return Evaluation(**{"headline": usual, **row, "path": Path(row["path"])})
 
 
-def find(name: str, overrides: Sequence[str]) -> Run:
+def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
     """The finished run of a campaign as it was asked for, the last one where there are several.
 
     Raises CampaignError where there is none.

@@ -1,22 +1,28 @@
-"""What `launch.py` does once imports are safe: words in, one trained and evaluated cell out."""
+"""How a command begins and ends: nothing hides our packages, and an error is one line."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import select
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from engine.errors import CampaignError, DivergedError, FirstRankError, RecipeError, ShadowedError
+from engine.errors import (
+    USERS_METHOD,
+    CampaignError,
+    DivergedError,
+    FirstRankError,
+    RecipeError,
+    ShadowedError,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OURS = ("engine", "kernels", "loaders")
 OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
@@ -80,12 +86,10 @@ def _explain(error: Exception) -> int:
 
 def _in_users_method(error: BaseException | None) -> bool:
     """Whether a user's method, or what it called, raised an error that is not one of ours."""
-    from engine import methods
-
     while error is not None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         names = [frame.f_globals.get("__name__", "") for frame in frames]
-        if not isinstance(error, OUR_ERRORS) and any(n.startswith(methods.USERS) for n in names):
+        if not isinstance(error, OUR_ERRORS) and any(n.startswith(USERS_METHOD) for n in names):
             return True
         error = error.__cause__
     return False
@@ -96,63 +100,3 @@ def _reader_left() -> bool:
     poll = select.poll()
     poll.register(sys.stdout, 0)  # of errors it tells in any case
     return any(state & select.POLLERR for _, state in poll.poll(0))
-
-
-def launch(argv: Sequence[str]) -> int:
-    """Exit code of `launch.py` with these words."""
-    return guarded(lambda: _launch(list(argv)))
-
-
-def _launch(argv: list[str]) -> int:
-    from engine.machine import ranks
-
-    words = ranks.strip_launcher_words(argv)
-    flags = {word for word in words if word.startswith("-")}
-    overrides = [word for word in words if not word.startswith("-")]
-    unknown = flags - {"--print", "--debug", "--help", "-h"}
-    if unknown:
-        raise ValueError(f"unknown option {sorted(unknown)[0]}; options: --print, --debug, --help")
-    if "--debug" in flags:
-        os.environ[DEBUG] = "1"
-    names = [word.partition("=")[2] for word in overrides if word.startswith("recipe=")]
-    if flags & {"--help", "-h"} or not (overrides and all(names)):
-        _list_recipes()
-        return 0
-    if not names:
-        raise ValueError(f"{overrides[0]!r} names no recipe; write recipe=NAME; recipe= lists them")
-    return _train(names[0], tuple(w for w in overrides if not w.startswith("recipe=")), flags)
-
-
-def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
-    from engine import recipe
-    from engine.grid.build import Context
-    from engine.machine import quiet, ranks
-    from engine.recipe.request import Request
-
-    if any(word.startswith("methods=") for word in overrides):
-        raise ValueError("methods= selects methods of `rib campaign`; one cell takes method=NAME")
-    request = Request(name, overrides)
-    resolved = request.recipe()
-    if "--print" in flags:
-        print(recipe.dump(resolved), end="")
-        return 0
-    quiet.libraries()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    device = ranks.start(resolved.device)
-    context = Context(request, resolved, device)
-    from engine.commands import outcome
-
-    for one in context.seeded():
-        outcome.show(one, one.build(one.recipe))
-    ranks.stop()
-    return 0
-
-
-def _list_recipes() -> None:
-    from engine import recipe
-
-    print("deepspeed engine/launch.py recipe=NAME [key=value ...]\n\nRecipes:")
-    for name in recipe.names():
-        print(f"  {name:<22} {recipe.describe(name)}")
-    print("\nAny key of the resolved recipe can be set; --print shows it.")
-    print("--debug shows the traceback behind an error.")

@@ -2,6 +2,7 @@
 
 from engine.recipe.resolve import (
     ROOT,
+    SELECTION,
     describe,
     dump,
     each_model,
@@ -16,6 +17,7 @@ from engine.recipe.resolve import (
 
 __all__ = [
     "ROOT",
+    "SELECTION",
     "describe",
     "dump",
     "each_model",

@@ -1,7 +1,7 @@
 """The module that a method's recipe names: one of `engine.methods`, or a user's own file.
 
-It is imported by name, so that recipes depend on no method. A method module defines `Recipe` (its options) and `Method` (built as `Method(recipe)`), which
-follows `engine.methods.base`.
+It is imported by name, so that recipes depend on no method. It defines `Recipe` (its options) and
+`Method` (built as `Method(recipe)`), which follows `engine.methods.base`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from engine.errors import nearest
+from engine.errors import USERS_METHOD, nearest
 
 METHODS = "engine.methods"
 SHARED = ("base", "context", "objectives")
-USERS = "users_method_"  # what the names of users' modules begin with
 
 
 def available() -> list[str]:
@@ -44,7 +43,7 @@ def find(module: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(USERS + path.stem, path)
+    spec = importlib.util.spec_from_file_location(USERS_METHOD + path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(
             f"method.module={str(path)!r} is not a Python file; a relative path begins at the "

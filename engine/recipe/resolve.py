@@ -24,7 +24,7 @@ from engine.errors import RecipeError, nearest
 from engine.recipe import checks, modules
 from engine.recipe.schema import MethodRecipe, Recipe
 
-ROOT = Path(__file__).resolve().parent.parent / "recipes"
+ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 COMMAND_LINE = "the command line"
 ALL_MODELS = "model=all"

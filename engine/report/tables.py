@@ -6,15 +6,20 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import recipe
-from engine.grid import campaign, half_widths
-from engine.grid.record import Run
+from engine.grid import campaign, half_widths, record
+from engine.grid.campaign import Plan
+from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures import distances, metrics
 from engine.measures.metrics import Gathered, Summary
 from engine.report import certainty, page, table
 from engine.report.certainty import Certainty
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Results:
     sure: Certainty
 
 
-def results(run: Run) -> Results:
+def results(run: FinishedCampaign) -> Results:
     """What the predictions say that a record names."""
     record = run.record
     gathered = metrics.gather(run.evaluations)
@@ -35,7 +40,7 @@ def results(run: Run) -> Results:
     return Results(gathered, summary, sure)
 
 
-def write(run: Run, found: Results) -> Path:
+def write(run: FinishedCampaign, found: Results) -> Path:
     """Write tables and page into the campaign's report; the page's path."""
     record, summary, folder = run.record, found.summary, run.report
     metrics.write_csv(folder, summary)
@@ -74,7 +79,7 @@ def write(run: Run, found: Results) -> Path:
     return path
 
 
-def _of_sample(run: Run) -> Sequence[str]:
+def _of_sample(run: FinishedCampaign) -> Sequence[str]:
     """Write how far a sample's numbers may be off, and say so; nothing without a sample."""
     sets = run.record.sets
     if not run.samples:
@@ -84,3 +89,13 @@ def _of_sample(run: Run) -> Sequence[str]:
     found = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
     half_widths.write(run.report, run.place, found, samples)
     return [half_widths.note(found, samples)]
+
+
+def finish(plan: Plan, device: torch.device) -> Path:
+    """A campaign's last job: record, tables and page from what the store holds; the page's path."""
+    from engine.grid import make_record, workflow  # the rest of this module needs no torch
+
+    run = record.write(plan.path.parent, make_record.record_of(plan, device))
+    path = write(run, results(run))
+    workflow.advance(plan.path, "report", 1, 1)
+    return path

@@ -76,11 +76,13 @@ def schedule(positions: np.ndarray, run: Run, epoch: int, rank: int, world: int)
 def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
+    context: where the method gets what its loss needs.
+
     Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss
     that is not finite.
     """
     recipe = run.recipe
-    prepare(method, run)
+    prepare(method, run, context)
     if method.problem is not None:
         label = f"{recipe.method.title} on {recipe.downstream}"
         history = [heads.fit(models.head(method.net), method.problem, label)]
@@ -100,7 +102,7 @@ def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:
     return method.export(), json.dumps(history, indent=1)
 
 
-def prepare(method: Trained, run: Run) -> None:
+def prepare(method: Trained, run: Run, context: Context) -> None:
     """Prepare a method from the run's base model, with the recipe's seed."""
     net = run.network(run.base)
     torch.manual_seed(run.recipe.seed)
@@ -110,7 +112,7 @@ def prepare(method: Trained, run: Run) -> None:
 
 def start(method: Trained, run: Run, context: Context) -> Any:
     """Prepare a method from the run's base model; gives a DeepSpeed engine ready to train."""
-    prepare(method, run)
+    prepare(method, run, context)
     return initialize(method, run)
 
 
