@@ -46,8 +46,10 @@ from engine.evaluation import passes, zoo
 from engine.evaluation.bank import Bank, Model
 from engine.machine import memory, precision
 from engine.machine.files import cache_folder
-from engine.recipe.request import Request
+from engine.recipe.schema import ModelRecipe, Recipe
+from engine.run import Run
 from engine.store import tensors
+from engine.store.artifacts import Store
 from engine.store.cells import CELL, Cell, Mix, essential
 from loaders.pack import Pack
 from loaders.stream import open_source
@@ -149,12 +151,13 @@ class Bench:
 
     folder: Path
     storage: str
-    context: zoo.OwnContext
+    recipe: Recipe
+    device: torch.device
     files: list[Path]
 
-    @property
-    def device(self) -> torch.device:
-        return self.context.device
+    @cached_property
+    def store(self) -> Store:
+        return Store(Path(self.recipe.runs) / "store")
 
     def encode(self, name: str) -> Pack:
         """The files as a pack, written now."""
@@ -167,20 +170,24 @@ class Bench:
         return self.encode("pack")
 
     @property
-    def model(self) -> models.ModelRecipe:
-        return self.context.recipe.model
+    def model(self) -> ModelRecipe:
+        return self.recipe.model
 
-    def on(self, pack: Pack) -> zoo.OwnContext:
+    @cached_property
+    def base(self) -> Cell:
+        return self.cell(self.files[0])
+
+    def cell(self, file: Path) -> Cell:
+        return zoo.cell_of(self.model, self.store, file)
+
+    def on(self, pack: Pack, *, shares_features: bool = False) -> Run:
         """The engine with a set just opened."""
-        context = zoo.OwnContext(Request(""), self.context.recipe, self.device)
-        context.sets = Sets(
-            context.recipe, self.device, cache_folder(), {"set": pack}, pack.classes
-        )
-        return context
+        sets = Sets(self.recipe, self.device, cache_folder(), {"set": pack}, pack.classes)
+        return Run(self.recipe, self.device, sets, self.store, self.base, shares_features)
 
     @cached_property
     def parents(self) -> dict[str, Cell]:
-        cells = [zoo.cell_of(self.context, file) for file in self.files]
+        cells = [self.cell(file) for file in self.files]
         return {cell.name: cell for cell in cells}
 
     @property
@@ -203,12 +210,12 @@ class Bench:
             self.net.load_state_dict(state)
             yield
 
-    def one_pass(self) -> zoo.OwnContext:
+    def one_pass(self) -> Run:
         """All alphas by the engine, which has seen nothing yet; from files, encoded too."""
         self.forget("predictions")
-        context = self.on(self.encode("again") if self.storage == "files" else self.pack)
-        passes.evaluate(context, self.mixes, ["set"], "all")
-        return context
+        run = self.on(self.encode("again") if self.storage == "files" else self.pack)
+        passes.evaluate(run, self.mixes, ["set"], "all")
+        return run
 
     def a_pass_each(self) -> list[Tensor]:
         """top-1 [N] for each alpha, with a loader of its own."""
@@ -222,7 +229,7 @@ class Bench:
 
     def read(self) -> Iterator[Tensor]:
         """uint8 batches [B, 3, H, W] on the device, by a loader made now."""
-        size = self.context.recipe.evaluate.batch_size
+        size = self.recipe.evaluate.batch_size
         if self.storage == "files":
             data = photos.Files(self.folder / "files", self.model)
             for batch in DataLoader(data, size, num_workers=1):
@@ -271,7 +278,7 @@ class Bench:
 
     def probes(self) -> list[Cell]:
         """Heads of their own on the first checkpoint's backbone."""
-        base = zoo.cell_of(self.context, self.files[0])
+        base = self.base
         names = models.head_names(self.net)
         cells = []
         for seed in range(PROBES):
@@ -283,32 +290,30 @@ class Bench:
                 tensors.save(state, folder / tensors.WEIGHTS)
                 (folder / CELL).write_text(meta)
 
-            cells.append(Cell(self.context.store.make("cells", "probe", {"seed": seed}, build)))
+            cells.append(Cell(self.store.make("cells", "probe", {"seed": seed}, build)))
         return cells
 
-    def shared_backbone(self, probes: list[Cell]) -> zoo.OwnContext:
+    def shared_backbone(self, probes: list[Cell]) -> Run:
         """All probes at once, as a campaign evaluates those of its base model."""
         self.forget("predictions", "features")
-        context = self.on(self.pack)
-        context.keeps_features = True
-        context.base = zoo.cell_of(self.context, self.files[0])
-        passes.evaluate(context, [{cell.name: 1.0} for cell in probes], ["set"], "all")
-        return context
+        run = self.on(self.pack, shares_features=True)
+        passes.evaluate(run, [{cell.name: 1.0} for cell in probes], ["set"], "all")
+        return run
 
-    def a_pass_a_probe(self, probes: list[Cell]) -> zoo.OwnContext:
+    def a_pass_a_probe(self, probes: list[Cell]) -> Run:
         self.forget("predictions")
         for cell in probes:
             passes.evaluate(self.on(self.pack), [{cell.name: 1.0}], ["set"], "all")
         return self.on(self.pack)
 
-    def stored(self, context: zoo.OwnContext, mix: Mix) -> Tensor:
+    def stored(self, run: Run, mix: Mix) -> Tensor:
         """top-1 [N] in the store."""
-        table = pq.read_table(passes.predicted(context, mix, "set", "all"))
+        table = pq.read_table(passes.predicted(run, mix, "set", "all"))
         return torch.from_numpy(table["top1"].to_numpy().copy())
 
     def forget(self, *kinds: str) -> None:
         for kind in kinds:
-            shutil.rmtree(self.context.store.root / kind, ignore_errors=True)
+            shutil.rmtree(self.store.root / kind, ignore_errors=True)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -333,7 +338,7 @@ def _bench(
         files = [folder / f"{name}.safetensors" for name in ("first", "second")]
         for file in files:
             save_file(models.create(recipe.model, photos.CLASSES).state_dict(), file)
-        yield Bench(folder, storage, zoo.OwnContext(Request(""), recipe, device), files)
+        yield Bench(folder, storage, recipe, device, files)
 
 
 def _seconds(run: Callable[[], object]) -> float:

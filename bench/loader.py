@@ -46,6 +46,7 @@ from bench.roofline import Work
 from engine import models
 from engine.evaluation import zoo
 from engine.machine import memory
+from engine.recipe.schema import ModelRecipe
 from loaders import folders, trees
 from loaders.batch import Source
 from loaders.pack import Pack
@@ -135,7 +136,7 @@ class Bench:
     """The same photos as JPEG files, as packs and as shards of a tar."""
 
     folder: Path
-    model: models.ModelRecipe
+    model: ModelRecipe
     device: torch.device
     workers: int
     batch: int = BATCH

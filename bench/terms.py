@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from engine.grid.build import Context
 from torch import Tensor, nn
+
+from engine.grid.build import Builder
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model on images and their labels
 
@@ -17,7 +18,7 @@ def fine_tune(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(net(x), y)
 
 
-def ewc(context: Context) -> Loss:
+def ewc(context: Builder) -> Loss:
     """lam / 2 sum F (theta - theta_pre)^2, F with mean 1: Kirkpatrick et al. 2017, equation 3."""
     options: Any = context.recipe.method
     assert options.fisher_scale == "mean"
@@ -35,7 +36,7 @@ def ewc(context: Context) -> Loss:
     return loss
 
 
-def lwf(context: Context) -> Loss:
+def lwf(context: Builder) -> Loss:
     """weight T^2 KL(teacher / T || student / T): Li & Hoiem 2016, Hinton et al. 2015."""
     options: Any = context.recipe.method
     teacher = context.network(context.base)
@@ -51,7 +52,7 @@ def lwf(context: Context) -> Loss:
     return loss
 
 
-TERMS: dict[str, Callable[[Context], Loss]] = {
+TERMS: dict[str, Callable[[Builder], Loss]] = {
     "fine_tune": lambda context: fine_tune,
     "ewc": ewc,
     "lwf": lwf,

@@ -51,13 +51,14 @@ from bench.vit import autocast
 from engine import models
 from engine.cost.flops import flops
 from engine.data.sets import Sets
-from engine.grid.build import Context
+from engine.grid.build import Builder
 from engine.machine import quiet, ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Trained
 from engine.recipe import modules
 from engine.recipe.request import Request
-from engine.training import loop, optim
+from engine.recipe.schema import ModelRecipe
+from engine.training import loop, optim, schedule
 
 KERNELS = ()
 NOISE, OVER_TIMM = 1.03, 1 / 1.3
@@ -78,10 +79,10 @@ def gate(device: torch.device) -> None:
             _check(bench, bench.context(recipe, "train.warmup_steps=0", *own))
 
 
-def _check(bench: Bench, context: Context) -> None:
+def _check(bench: Bench, context: Builder) -> None:
     x, y = bench.in_memory
     positions = context.target.split("train")
-    shares = list(loop.schedule(positions, context, epoch=0, rank=0, world=1))
+    shares = list(schedule.schedule(positions, context.run, epoch=0, rank=0, world=1))
     batches = [(x[share.index], y[share.index]) for share in shares]
     rate = partial(optim.learning_rate, total=len(shares), warmup=0, base=LR)
     net, start = bench.net(), bench.net().state_dict()
@@ -175,7 +176,7 @@ class Bench:
     def device(self) -> torch.device:
         return self.files.device
 
-    def context(self, recipe: str, *own: str) -> Context:
+    def context(self, recipe: str, *own: str) -> Builder:
         """The surroundings of a cell whose downstream and upstream set are the photos."""
         model = self.files.model
         words = [
@@ -197,15 +198,15 @@ class Bench:
         resolved, pack = request.recipe(), self.files.raw
         packs = {resolved.downstream: pack, resolved.dataset.upstream: pack}
         sets = Sets(resolved, self.device, cache_folder(), packs, pack.classes)
-        return Context(request, resolved, self.device, sets)
+        return Builder(request, resolved, self.device, sets)
 
     @contextlib.contextmanager
-    def engine(self, context: Context) -> Iterator[tuple[Trained, Run]]:
+    def engine(self, context: Builder) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
         method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-        engine = loop.start(method, context)
+        engine = loop.start(method, context.run, context)
         try:
-            yield method, self._waited(lambda: loop.epochs(engine, method, context))
+            yield method, self._waited(lambda: loop.epochs(engine, method, context.run))
         finally:
             loop.close(engine)
 
@@ -330,7 +331,7 @@ def _bench(
     with tempfile.TemporaryDirectory() as name, _process_group(device):
         folder = Path(name)
         photos.write(folder / "files", images, drawn)
-        model = models.ModelRecipe(name=arch, arch=arch, image_size=size)
+        model = ModelRecipe(name=arch, arch=arch, image_size=size)
         torch.manual_seed(0)
         weights = folder / "weights.safetensors"
         save_file(models.create(model, photos.CLASSES).state_dict(), weights)

@@ -10,10 +10,10 @@ import grids
 import imagenet_trees as trees
 import pytest
 import torch
-from engine.grid.build import Context
 from grids import Grid
 
 from engine import cli
+from engine.grid.build import Builder
 from engine.recipe.request import Request
 
 RECIPE = """\
@@ -49,10 +49,10 @@ class Rib:
         options = ("--source", str(source), "--model", "vit_tiny_random")
         return cli.main(["encode", name, *options, *self.words, *words])
 
-    def context(self, *words: str) -> Context:
+    def context(self, *words: str) -> Builder:
         """The surroundings of the recipe's cell; `words` come last and win."""
         request = Request(str(self.folder / "rib.yaml"), (*self.words, *words))
-        return Context(request, request.recipe(), self.device)
+        return Builder(request, request.recipe(), self.device)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from engine.grid.build import Context
 from grids import Grid
 
 from engine.evaluation import bank, passes
+from engine.grid.build import Builder
 from engine.store import cells, pending
 from loaders.resident import Resident
 
@@ -51,10 +51,10 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-def tables(context: Context, mixes: list[cells.Mix]) -> list:
+def tables(context: Builder, mixes: list[cells.Mix]) -> list:
     """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(context, mixes, [SET], "all")
-    return [pq.read_table(passes.predicted(context, mix, SET, "all")) for mix in mixes]
+    passes.evaluate(context.run, mixes, [SET], "all")
+    return [pq.read_table(passes.predicted(context.run, mix, SET, "all")) for mix in mixes]
 
 
 def same(found: list, expected: list) -> bool:

@@ -27,7 +27,7 @@ def result(grid: Grid, words: list[str]) -> str:
         return str(error)
     mix = {context.base.name: 0.5, cell.name: 0.5}
     if cell.prompt() is None:
-        passes.evaluate(context, [{cell.name: 1.0}, mix], SETS, "all")
+        passes.evaluate(context.run, [{cell.name: 1.0}, mix], SETS, "all")
     return str(cell.artifact.folder)
 
 

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from engine.grid.build import Context
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
+from engine.grid.build import Builder
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
 from engine.recipe import modules
@@ -71,15 +71,15 @@ class Grid:
             *extra,
         )
 
-    def context(self, *extra: str) -> Context:
+    def context(self, *extra: str) -> Builder:
         """The surroundings of the cell that these overrides describe."""
         request = Request(self.recipe, self.overrides(*extra))
-        return Context(request, request.recipe(), self.device)
+        return Builder(request, request.recipe(), self.device)
 
-    def build(self, *extra: str) -> tuple[Context, Cell]:
+    def build(self, *extra: str) -> tuple[Builder, Cell]:
         """That cell, trained now if it was not before."""
         context = self.context(*extra)
-        return context, context.build(context.recipe)
+        return context, context.build()
 
 
 def draw(folder: Path) -> None:
@@ -148,7 +148,7 @@ def reference(state: dict[str, torch.Tensor], arch: str = VIT) -> nn.Module:
 class Prepared:
     """A method ready for its first batch, and the same facts without the engine."""
 
-    context: Context
+    context: Builder
     method: Trained
     batch: Batch
     before: dict[str, torch.Tensor]

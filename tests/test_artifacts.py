@@ -69,9 +69,9 @@ def test_marker_is_written_after_everything_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = []
-    real_sync, real_write = artifacts._sync, files.write_atomic
+    real_sync, real_write = artifacts.sync, files.write_atomic
     monkeypatch.setattr(
-        artifacts, "_sync", lambda path: (events.append(path.name), real_sync(path))[1]
+        artifacts, "sync", lambda path: (events.append(path.name), real_sync(path))[1]
     )
     monkeypatch.setattr(
         artifacts,
@@ -187,7 +187,7 @@ def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
 def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "table.csv"
     files.write_atomic(path, b"old")
-    monkeypatch.setattr(artifacts, "_sync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(files, "sync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["table.csv"]

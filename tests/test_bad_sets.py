@@ -8,11 +8,11 @@ import campaigns
 import grids
 import pytest
 import torch
-from engine.grid.build import Context
 
 from engine import cli
 from engine.distances.problems import Labelled, Options
 from engine.distances.solve import matrix
+from engine.grid.build import Builder
 from engine.machine import ranks
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
@@ -150,13 +150,13 @@ def test_the_command_refuses_sets_by_name(folder, grid, capsys, monkeypatch, tmp
     monkeypatch.setattr(ranks, "stop", lambda: None)
     words = ["distance", "outline", "few", "--campaign", str(folder / "shapes.yaml")]
     words += ["--samples", "20", f"runs={tmp_path}"]
-    real, changes = Context.features, []
+    real, changes = Builder.features, []
 
     def features(self, cell, one, **options):
         found = real(self, cell, one, **options).clone()
         return changes[-1](found) if one.name == "few" else found
 
-    monkeypatch.setattr(Context, "features", features)
+    monkeypatch.setattr(Builder, "features", features)
     for change, message in (
         (lambda x: x.index_fill_(1, torch.tensor([2]), torch.nan), "few: features: sample 0 holds"),
         (lambda x: x[:, 1:], "few has 63 features a sample, but outline has 64"),

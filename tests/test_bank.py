@@ -80,7 +80,7 @@ def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, m
     labelled = context.sets[SET]
 
     def seconds(count: int) -> float:
-        return passes._seconds_to_read(context, labelled, np.arange(IMAGES)[-count:])
+        return passes._seconds_to_read(context.run, labelled, np.arange(IMAGES)[-count:])
 
     assert (seconds(IMAGES), seconds(2 * BATCH), seconds(1)) == (5, 2, 1)
     monkeypatch.setattr(ranks, "rank", lambda: rank)
@@ -154,13 +154,13 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
 
 def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixes, monkeypatch):
     context = grid.context()
-    parents = {name: passes.stored_cell(context, name) for mix in mixes for name in mix}
+    parents = {name: passes.stored_cell(context.run, name) for mix in mixes for name in mix}
     one = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
 
     def sizes(room: int, slice_bytes: float) -> list[int]:
         free = room_for_models(grid, mixes, room)
         monkeypatch.setattr(bank, "free_memory", lambda device: free)
-        found = bank.Bank(context, mixes[:5], parents, slice_bytes)
+        found = bank.Bank(context.run, mixes[:5], parents, slice_bytes)
         return [len(group) for group in found.groups]
 
     assert sizes(3, 0) == [3, 2] and sizes(3, one) == [2, 2, 1] and sizes(3, 99 * one) == [1] * 5
@@ -218,11 +218,11 @@ def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kin
     context = fresh.context()
     if kind == "features":
         slices = fresh.runs / "slices"
-        passes.features(context, context.base, context.sets[SET], Form("fp32", "never"), slices)
+        passes.features(context.run, context.base, context.sets[SET], Form("fp32", "never"), slices)
     elif kind == "predictions":
         tables(context, mixes[:2])
     else:
-        passes._seconds_to_read(context, context.sets[SET], np.arange(IMAGES))
+        passes._seconds_to_read(context.run, context.sets[SET], np.arange(IMAGES))
     (bar,) = Bar.made
     assert bar.drawn == [True] * (1 if kind == "estimate" else 5) and not bar.open
 

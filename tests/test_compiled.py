@@ -100,7 +100,7 @@ def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) ->
     prompt = context.cell("visual_prompt").name
     wise = [{base: 1 - a, tuned: a} for a in (0.3, 0.6)]
     mixes = [*wise, {tuned: 1.0}, {prompt: 1.0}]
-    passes.evaluate(context, mixes, SETS, "all")
+    passes.evaluate(context.run, mixes, SETS, "all")
     assert len(graphs) == 1
     plain = grid.context()
     passes.evaluate(plain, mixes, SETS, "all")
@@ -115,7 +115,7 @@ def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str])
     plain, context = grid.context(), grid.context("evaluate.compile=always")
     mixes = [{plain.cell(name).name: 1.0} for name in ("linear_probe", "fine_tune")]
     mixes.append({plain.base.name: 1.0})
-    passes.evaluate(context, mixes, ["tinted"], "all")
+    passes.evaluate(context.run, mixes, ["tinted"], "all")
     assert len(graphs) == 1
     passes.evaluate(plain, mixes, ["tinted"], "all")
     for mix in mixes:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from engine.grid.build import Context
 from grids import CLASSES, SIZE, VIT, Grid, grid
 from own_checkpoints import checkpoint, own
 from safetensors.torch import save_file
@@ -19,6 +18,8 @@ from engine import cli, models
 from engine.data import descriptions
 from engine.errors import RecipeError
 from engine.evaluation import passes, zoo
+from engine.grid.build import Builder
+from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
 
 __all__ = ["grid", "own"]
@@ -40,10 +41,10 @@ def rib(own: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[st
         return list(csv.DictReader(file))
 
 
-def accuracy(context: Context, cell: Cell, name: str) -> float:
+def accuracy(context: Builder, cell: Cell, name: str) -> float:
     """Of a cell on a whole set, evaluated within its grid."""
-    passes.evaluate(context, [{cell.name: 1.0}], [name], "all")
-    table = pq.read_table(passes.predicted(context, {cell.name: 1.0}, name, "all"))
+    passes.evaluate(context.run, [{cell.name: 1.0}], [name], "all")
+    table = pq.read_table(passes.predicted(context.run, {cell.name: 1.0}, name, "all"))
     return 100 * (table["top1"].to_numpy() == table["label"].to_numpy()).mean()
 
 
@@ -107,7 +108,7 @@ def test_a_mixed_cell_says_that_it_has_no_weights(grid):
 def test_timms_file_beside_the_weights_is_used(own):
     file, config = own.folder / "A.safetensors", own.folder / "config.json"
 
-    def found(arch: str | None = None) -> models.ModelRecipe:
+    def found(arch: str | None = None) -> ModelRecipe:
         return zoo.resolve(*descriptions.model_of(descriptions.beside([file], arch), arch)).model
 
     with pytest.raises(ValueError, match=r"A\.safetensors says nothing .*name it by --arch"):

@@ -152,8 +152,8 @@ def test_exact_transport_that_stops_early_is_no_number(tmp_path, monkeypatch):
     _, context = context_of(SETS, tmp_path)
     options = Options(exact=True, samples=20)
     with pytest.warns(UserWarning, match="numItermax"):
-        found = solve.distances(context, list(SETS), options)
-    kept = solve.distances(context, list(SETS), options)
+        found = solve.distances(context.run, list(SETS), options)
+    kept = solve.distances(context.run, list(SETS), options)
     off = ~np.eye(3, dtype=bool)
     for one in (found, kept):
         assert np.isnan(one.values[off]).all() and np.isnan(one.gaps[off]).all()
@@ -225,24 +225,24 @@ def context_of(sets, folder):
 
 def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
     asked, context = context_of(SETS, tmp_path)
-    found = solve.distances(context, list(SETS), Options(eps=0.2))
+    found = solve.distances(context.run, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(found.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
     assert asked == list(SETS)
-    again = solve.distances(context, list(SETS), Options(eps=0.2))
+    again = solve.distances(context.run, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(again.values, found.values)
     np.testing.assert_array_equal(again.gaps, found.gaps)
     np.testing.assert_array_equal(again.marginal_errors, found.marginal_errors)
     assert (again.names, again.eps) == (found.names, found.eps) and asked == list(SETS)
-    solve.distances(context, list(SETS), Options(eps=0.3))
+    solve.distances(context.run, list(SETS), Options(eps=0.3))
     assert asked == 2 * list(SETS)
     for path in context.store.root.glob("distances/*/matrix.json"):
         path.write_text(path.read_text().replace("near", "rean"))
     artifacts._hash_once.cache_clear()
     with pytest.raises(ValueError, match=r"matrix\.json was altered"):
-        solve.distances(context, list(SETS), Options(eps=0.2))
+        solve.distances(context.run, list(SETS), Options(eps=0.2))
     for names in (["near"], ["near", "near"]):
         with pytest.raises(ValueError, match="two or more distinct sets"):
-            solve.distances(context, names)
+            solve.distances(context.run, names)
 
 
 def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
@@ -251,8 +251,8 @@ def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(solve, "matrix", lambda *_: unsolved)
     _, context = context_of(SETS, tmp_path)
-    solve.distances(context, ["near", "mid"])
-    kept = solve.distances(context, ["near", "mid"])
+    solve.distances(context.run, ["near", "mid"])
+    kept = solve.distances(context.run, ["near", "mid"])
     np.testing.assert_array_equal(kept.values, unsolved.values)
 
 

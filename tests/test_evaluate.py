@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from engine.grid.build import Context
 from grids import (
     CLASSES,
     CONV,
@@ -30,6 +29,7 @@ from PIL import Image
 
 from engine import models
 from engine.evaluation import passes
+from engine.grid.build import Builder
 from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
 from engine.store import artifacts, cells
 
@@ -56,9 +56,9 @@ def copied(grid: Grid, column: list[cells.Mix], tmp_path: Path) -> Grid:
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 
-def tables(context: Context, mixes: list[cells.Mix], names=tuple(SETS), split: str = "all") -> list:
-    passes.evaluate(context, mixes, names, split)
-    paths = [passes.predicted(context, mix, name, split) for mix in mixes for name in names]
+def tables(context: Builder, mixes: list[cells.Mix], names=tuple(SETS), split: str = "all") -> list:
+    passes.evaluate(context.run, mixes, names, split)
+    paths = [passes.predicted(context.run, mix, name, split) for mix in mixes for name in names]
     return [pq.read_table(path) for path in paths]
 
 
@@ -172,8 +172,8 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     assert context.holdout_accuracy(mix) == pytest.approx(100 * right.mean())
     whole = grid.context("dataset.holdout=0")
     mix = {whole.base.name: 1.0}
-    passes.evaluate(whole, [mix], ["outline"], "all")
-    assert passes.predicted(whole, mix, "outline", "holdout") == passes.predicted(
+    passes.evaluate(whole.run, [mix], ["outline"], "all")
+    assert passes.predicted(whole.run, mix, "outline", "holdout") == passes.predicted(
         whole, mix, "outline", "all"
     )
 
@@ -183,7 +183,7 @@ def test_a_split_by_source_has_names_of_its_own(grid):
     mix = {context.base.name: 1.0}
 
     def keys() -> list[dict]:
-        said = [passes.key_of(context, mix, context.target, s)[1] for s in ("holdout", "all")]
+        said = [passes.key_of(context.run, mix, context.target, s)[1] for s in ("holdout", "all")]
         return [context.key(), *said]
 
     cell, held, every = keys()
@@ -221,7 +221,7 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
     for context in (before, after):
         tables(context, [mix], ["outline", "tinted"])
     for name, equal in (("outline", True), ("tinted", False)):
-        places = [passes.predicted(context, mix, name, "all") for context in (before, after)]
+        places = [passes.predicted(context.run, mix, name, "all") for context in (before, after)]
         assert (places[0] == places[1]) is equal, name
     mine, theirs = (place.parent for place in places)
     shutil.move(mine, kept := mine.with_name("kept"))
@@ -253,7 +253,7 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     context = copied.context()
     mix = {context.base.name: 1.0}
     tables(context, [mix], ["few"])
-    found = passes.find(context, mix, "few", "all")
+    found = passes.find(context.run, mix, "few", "all")
     assert found is not None
     path = found.file("part-00000.parquet")
     artifacts._hash_once.cache_clear()
@@ -261,16 +261,16 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"{path} was altered; delete {path.parent} and run"):
-        passes.predicted(context, mix, "few", "all")
+        passes.predicted(context.run, mix, "few", "all")
 
 
 def test_what_is_not_there_is_named(grid):
     context = grid.context("evaluate.batch_size=9")
     mix = {context.base.name: 1.0}
     with pytest.raises(FileNotFoundError, match=r"linear_probe-upstream-on-few was not evaluated"):
-        passes.predicted(context, mix, "few", "all")
+        passes.predicted(context.run, mix, "few", "all")
     with pytest.raises(FileNotFoundError, match="no cell absent-outline-00 under"):
-        passes.evaluate(context, [{"absent-outline-00": 1.0}], ["few"], "all")
+        passes.evaluate(context.run, [{"absent-outline-00": 1.0}], ["few"], "all")
 
 
 TRAIN = {

@@ -26,6 +26,7 @@ from engine import cli
 from engine.grid import record
 from engine.machine import files
 from engine.recipe import load
+from engine.report import tables
 from engine.store import artifacts
 from engine.store.cells import CELL
 
@@ -83,7 +84,7 @@ def done(folder: Path, grid: grids.Grid) -> Finished:
     jobs.prepare(plan, grid.device)
     for name in plan.sets:
         jobs.column(plan, name, grid.device)
-    jobs.finish(plan, grid.device)
+    tables.finish(plan, grid.device)
     return done
 
 

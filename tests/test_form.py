@@ -18,7 +18,7 @@ from engine.commands import job
 from engine.errors import RecipeError
 from engine.evaluation import passes, zoo
 from engine.grid import campaign, jobs, workflow
-from engine.grid.build import Context
+from engine.grid.build import Builder
 from engine.machine import entry, precision
 from engine.models import form
 from engine.models.form import Form
@@ -30,10 +30,10 @@ CPU = torch.device("cpu")
 SET = "outline"
 
 
-def table(context: Context, mix: cells.Mix) -> dict[str, np.ndarray]:
+def table(context: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
     """What is stored of a mix on a set."""
-    passes.evaluate(context, [mix], [SET], "all")
-    stored = pq.read_table(passes.predicted(context, mix, SET, "all"))
+    passes.evaluate(context.run, [mix], [SET], "all")
+    stored = pq.read_table(passes.predicted(context.run, mix, SET, "all"))
     return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
 
 

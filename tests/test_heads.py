@@ -9,13 +9,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine.grid.build import Context
 from grids import CLASSES, Grid, grid, labels, same, weights
 from plain_losses import PLACES
 from scipy.optimize import minimize
 from torch import nn
 
 from engine.errors import DivergedError
+from engine.grid.build import Builder
 from engine.methods import objectives
 from engine.store.cells import Cell
 from engine.training import heads
@@ -170,7 +170,7 @@ def test_features_that_are_not_finite_are_refused():
 
 
 def gradient_norm_of(
-    grid: Grid, context: Context, head: list[torch.Tensor], anchor: list[torch.Tensor]
+    grid: Grid, context: Builder, head: list[torch.Tensor], anchor: list[torch.Tensor]
 ) -> float:
     """Of the objective over the set's classes, on the features that the head was fitted to."""
     places = PLACES if context.target.name == "few" else list(range(len(CLASSES)))

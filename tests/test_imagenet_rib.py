@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from encoded_rib import SUBSAMPLE, Rib, rib
-from engine.grid.build import Context
 from grids import grid
 from PIL import Image
 
@@ -21,6 +20,7 @@ from engine import cli, models
 from engine.commands import outcome
 from engine.data import grouping, imagenet, sets
 from engine.evaluation import passes
+from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import metrics
@@ -113,8 +113,8 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
 
 def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFixture) -> None:
     context = rib.context()
-    cell = context.build(context.recipe)
-    outcome.show(context, cell)
+    cell = context.build()
+    outcome.show(context.run, cell)
     shown = capsys.readouterr().out
     accuracy = {line.split()[0]: line.split()[1:4] for line in shown.splitlines()[2:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
@@ -133,8 +133,8 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFix
 def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> None:
     context = rib.context()
     mix = {context.base.name: 1.0}
-    passes.evaluate(context, [mix], ["objectnet"], "all")
-    table = pq.read_table(passes.predicted(context, mix, "objectnet", "all"))
+    passes.evaluate(context.run, [mix], ["objectnet"], "all")
+    table = pq.read_table(passes.predicted(context.run, mix, "objectnet", "all"))
     labelled = context.sets["objectnet"]
     net = context.network(context.base)
     normalize = models.Normalize(context.recipe.model, context.device)
@@ -244,9 +244,9 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
     assert len(list(source.glob("*/*/*"))) == 75
     assert rib.encode("imagenet_c", source, "--partial", "dataset.subsample=50") == 0
     context = rib.context("dataset.subsample=50", "downstream=imagenet_c")
-    cell = context.build(context.recipe)
-    passes.evaluate(context, [{cell.name: 1.0}], ["imagenet_c"], "all")
-    path = passes.predicted(context, {cell.name: 1.0}, "imagenet_c", "all")
+    cell = context.build()
+    passes.evaluate(context.run, [{cell.name: 1.0}], ["imagenet_c"], "all")
+    path = passes.predicted(context.run, {cell.name: 1.0}, "imagenet_c", "all")
     table = pq.read_table(path)
     assert len(table) == 50
     hits: dict[str, dict[str, list[bool]]] = {}
@@ -263,8 +263,8 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     request = Request("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
-    context = Context(request, request.recipe(), rib.device)
-    cell = context.build(context.recipe)
+    context = Builder(request, request.recipe(), rib.device)
+    cell = context.build()
     path = cell.artifact.file(tensors.WEIGHTS)
     own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")
     after = rib.context(*own)
@@ -283,7 +283,7 @@ def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None
         r"21k.safetensors \(test_vit.* head.weight is \[21843, 64\], not \[1000, 64\].* class list"
     )
     with pytest.raises(ValueError, match=fault):
-        context.build(context.recipe)
+        context.build()
     assert not list((rib.folder / "runs" / "store" / "cells").glob(".*"))
 
 
@@ -300,7 +300,7 @@ def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
 
 def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptureFixture) -> None:
     context = rib.context("seed=1")
-    context.build(context.recipe)
+    context.build()
     assert imagenet.LICENCE in caplog.text
     caplog.clear()
     other = rib.context("downstream=imagenet_a")
@@ -324,7 +324,7 @@ def test_verify_shares_its_predictions_with_campaigns(
     assert "DIFFERS by more than 33.0" in capsys.readouterr().out  # 0.3, and 2 errors at 80% of 6
     context = rib.context(*own)
     for name in ("imagenet_val", *SETS):
-        assert passes.find(context, {context.base.name: 1.0}, name, "all"), name
+        assert passes.find(context.run, {context.base.name: 1.0}, name, "all"), name
     # Without the upstream set its classes are known all the same.
     runs = f"runs={tmp_path / 'runs'}"
     assert rib.encode("imagenet_a", rib.folder / "a", "--partial", runs) == 0

@@ -267,7 +267,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(
     if several:
         monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
     context = fresh.context()
-    passes.evaluate(context, mixes[:1], ["few"], "all")
+    passes.evaluate(context.run, mixes[:1], ["few"], "all")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from engine import cli, recipe
+from engine.commands import train
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
 
@@ -43,7 +44,7 @@ def run(
 
 @pytest.mark.parametrize("words", [["recipe="], [], ["--help"], ["-h", "recipe=emoji/ewc"]])
 def test_lists_the_recipes(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert entry.launch(["--local_rank=0", *words]) == 0
+    assert train.launch(["--local_rank=0", *words]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in recipe.names()) and "--print" in shown
 
@@ -52,7 +53,7 @@ def test_print_shows_the_resolved_recipe_and_stops(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     words = ["recipe=emoji/ewc", "downstream=openmoji", "seed=4", f"runs={tmp_path / 'runs'}"]
-    assert entry.launch([*words, "--print"]) == 0
+    assert train.launch([*words, "--print"]) == 0
     saved = tmp_path / "resolved.yaml"
     saved.write_text(capsys.readouterr().out)
     assert recipe.load(str(saved)) == recipe.load("emoji/ewc", words[1:])
@@ -74,7 +75,7 @@ def test_mistake_is_one_line_and_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     runs = [f"runs={tmp_path}"] if words[0] == "recipe=emoji/ewc" else []
-    assert entry.launch([*words, *runs]) == 2
+    assert train.launch([*words, *runs]) == 2
     shown = capsys.readouterr().err.strip()
     assert shown.startswith("error: ") and message in shown and "\n" not in shown
 
@@ -90,7 +91,7 @@ def no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_debug_shows_the_traceback_behind_an_error(
     rib: bool, no_debug: None, capsys: pytest.CaptureFixture
 ) -> None:
-    start, words = (cli.main, ["campaign", "emojis"]) if rib else (entry.launch, ["recipe=emojis"])
+    start, words = (cli.main, ["campaign", "emojis"]) if rib else (train.launch, ["recipe=emojis"])
     assert start(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert start([*words, "--debug"]) == 2
@@ -124,7 +125,7 @@ def test_an_error_inside_a_users_method_keeps_its_traceback(
     (tmp_path / "mine.py").write_text(METHOD.format(statement=statement))
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
     words = ["recipe=emoji/fine_tune", f"method={tmp_path / 'mine.yaml'}", f"runs={tmp_path}"]
-    assert entry.launch(words) == 2
+    assert train.launch(words) == 2
     shown = capsys.readouterr().err.splitlines()
     assert shown[-1].startswith("error: ") and (len(shown) > 1) == traced
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
@@ -134,7 +135,7 @@ def test_torchrun_is_told_the_error_that_it_ends_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    assert entry.launch(["recipe=emoji/ewq"]) == 2
+    assert train.launch(["recipe=emoji/ewq"]) == 2
     failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
     shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
     told = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
@@ -197,7 +198,7 @@ def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
 def test_gpu_asked_for_where_there_is_none(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    assert entry.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
+    assert train.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ import torch
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
 from engine.evaluation import merge, passes
-from engine.grid.build import Context
+from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
 from engine.store.cells import Cell, Entry
@@ -21,9 +21,9 @@ __all__ = ["grid"]
 State = dict[str, torch.Tensor]
 
 
-def mixed(context: Context, mix: cells.Mix) -> State:
+def mixed(context: Builder, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
-    parents = {name: passes.stored_cell(context, name) for name in mix}
+    parents = {name: passes.stored_cell(context.run, name) for name in mix}
     (state,) = merge.states([mix], parents, context.device)
     return state
 
@@ -50,9 +50,9 @@ def assert_close(found: State, wanted: State) -> None:
         torch.testing.assert_close(found[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
 
 
-def predictions(context: Context, mix: cells.Mix, name: str = "tinted") -> Path:
-    passes.evaluate(context, [mix], [name], "all")
-    return passes.predicted(context, mix, name, "all")
+def predictions(context: Builder, mix: cells.Mix, name: str = "tinted") -> Path:
+    passes.evaluate(context.run, [mix], [name], "all")
+    return passes.predicted(context.run, mix, name, "all")
 
 
 def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(grid):
@@ -83,7 +83,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         if arch == CONV:  # of integers, there is no mean
             counters = [n for n in wanted if n.endswith("num_batches_tracked")]
             assert counters and ends[0][counters[0]] != ends[1][counters[0]]
-            first = passes.stored_cell(context, min(entry.mix)).state()
+            first = passes.stored_cell(context.run, min(entry.mix)).state()
             wanted |= {name: first[name] for name in counters}
         found = mixed(context, entry.mix)
         assert_close(found, wanted)
@@ -168,7 +168,7 @@ class _Held(Cell):
 def test_many_mixes_of_the_same_parents_are_each_what_they_are_alone(grid):
     context, cell = grid.build("method=wise_ft")
     mixes = [entry.mix for entry in cell.entries]
-    parents = {name: passes.stored_cell(context, name) for name in mixes[0]}
+    parents = {name: passes.stored_cell(context.run, name) for name in mixes[0]}
     for mix, together in zip(mixes, merge.states(mixes, parents, context.device), strict=True):
         assert same(together, mixed(context, mix)), mix
 

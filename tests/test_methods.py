@@ -206,7 +206,7 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
     every, drawn = context.fisher(0, "data"), context.fisher(0, "model")
     fewer = context.fisher(4, "data")
     assert not same(every, drawn) and not same(every, fewer)
-    assert same(drawn, fisher.diagonal(context, 0, "model"))  # seeded
+    assert same(drawn, fisher.diagonal(context.run, 0, "model"))  # seeded
     with pytest.raises(ValueError, match=r"method.fisher_labels='guess': `model` or `data`"):
         context.fisher(0, "guess")
     with pytest.raises(ValueError, match=r"method.fisher_images=99, but upstream has 25"):

@@ -13,12 +13,12 @@ import campaigns
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from engine.grid.build import Context
 from grids import SETS, Grid, grid
 
 from engine.errors import RecipeError
 from engine.evaluation import budget, passes, sample
 from engine.grid import half_widths
+from engine.grid.build import Builder
 from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
 from engine.store import pending
@@ -39,20 +39,20 @@ def fresh(grid: Grid, tmp_path: Path) -> Grid:
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 
-def bank(context: Context) -> list[Mix]:
+def bank(context: Builder) -> list[Mix]:
     base, tuned = context.base.name, context.cell("fine_tune").name
     return [{tuned: 1.0}, {base: 0.5, tuned: 0.5}]
 
 
-def sampled(grid: Grid, share: float, name: str = "tinted") -> tuple[Context, sample.Sample]:
+def sampled(grid: Grid, share: float, name: str = "tinted") -> tuple[Builder, sample.Sample]:
     context = grid.context(f"evaluate.budget={share}")
-    one = sample.draw(context, ALL)[name]
-    sample.evaluate_on(context, bank(context), name, "all", one)
+    one = sample.draw(context.run, ALL)[name]
+    sample.evaluate_on(context.run, bank(context), name, "all", one)
     return context, one
 
 
-def table(context: Context, mix: Mix, one: sample.Sample | None, name: str = "tinted"):
-    return predictions.read(sample.predicted(context, mix, name, "all", one))
+def table(context: Builder, mix: Mix, one: sample.Sample | None, name: str = "tinted"):
+    return predictions.read(sample.predicted(context.run, mix, name, "all", one))
 
 
 def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
@@ -75,9 +75,9 @@ def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
 def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
     context, one = sampled(fresh, 0.4)
     mix = {context.base.name: 1.0}
-    sample.evaluate_on(context, [mix], "tinted", "all", one)
+    sample.evaluate_on(context.run, [mix], "tinted", "all", one)
     part, whole = (
-        predictions.Bank().add("base", sample.predicted(context, mix, "tinted", "all", some))
+        predictions.Bank().add("base", sample.predicted(context.run, mix, "tinted", "all", some))
         for some in (one, None)
     )
     assert len(part.top1) < len(whole.top1)
@@ -108,8 +108,8 @@ def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
 
 def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
     context = fresh.context()
-    passes.evaluate(context, bank(context), ["tinted"], "all")
-    sample.draw(fresh.context("evaluate.budget=0.5"), ALL)  # evaluates the pre-trained model
+    passes.evaluate(context.run, bank(context), ["tinted"], "all")
+    sample.draw(fresh.context("evaluate.budget=0.5").run, ALL)  # evaluates the pre-trained model
     monkeypatch.setattr(passes, "_pass", lambda *_: pytest.fail("evaluated twice"))
     sampled(fresh, 0.5)
 
@@ -117,13 +117,13 @@ def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
 def test_growing_to_all_images_gives_the_full_result(fresh):
     sampled(fresh, 0.5)
     context = fresh.context("evaluate.half_width=0.1")
-    one = sample.draw(context, ALL)["tinted"]
+    one = sample.draw(context.run, ALL)["tinted"]
     assert one.whole
-    sample.evaluate_on(context, bank(context), "tinted", "all", one)
+    sample.evaluate_on(context.run, bank(context), "tinted", "all", one)
     for mix in bank(context):
         grown = table(context, mix, one)
-        assert passes.find(context, mix, "tinted", "all") is None, "half of it was there"
-        passes.evaluate(context, [mix], ["tinted"], "all")
+        assert passes.find(context.run, mix, "tinted", "all") is None, "half of it was there"
+        passes.evaluate(context.run, [mix], ["tinted"], "all")
         full = table(context, mix, None)
         assert grown.column_names == full.column_names
         assert grown.select(predictions.IMAGE[:3]).equals(full.select(predictions.IMAGE[:3]))
@@ -132,11 +132,11 @@ def test_growing_to_all_images_gives_the_full_result(fresh):
 
 def test_without_a_budget_nothing_is_sampled_and_no_name_changes(grid):
     context = grid.context()
-    assert sample.draw(context, ALL) == {}
+    assert sample.draw(context.run, ALL) == {}
     labelled, mix = context.sets["tinted"], {context.base.name: 1.0}
     names = [passes.key_of(grid.context(f"evaluate.{word}"), mix, labelled, "all")
              for word in ("budget=1", "budget=0.5", "half_width=1")]  # fmt: skip
-    assert all(name == passes.key_of(context, mix, labelled, "all") for name in names)
+    assert all(name == passes.key_of(context.run, mix, labelled, "all") for name in names)
     usual = ("mix", "pack", "split", "precision", "batch_size", "classes", "machine")
     assert set(names[0][1]) == set(usual)
 
@@ -151,15 +151,15 @@ def test_samples_of_sets_are_drawn_apart_and_seeded(grid, monkeypatch):
         return frame(*arrays, seed=seed)
 
     monkeypatch.setattr(budget, "frame", watched)
-    drawn, again = (sample.draw(grid.context("evaluate.budget=0.5"), ALL) for _ in "xx")
+    drawn, again = (sample.draw(grid.context("evaluate.budget=0.5").run, ALL) for _ in "xx")
     assert all(drawn[name].prefix == again[name].prefix for name in ALL)
     assert seeds[: len(ALL)] == seeds[len(ALL) :]
-    sample.draw(grid.context("evaluate.budget=0.5"), dict.fromkeys(SETS, "holdout"))
+    sample.draw(grid.context("evaluate.budget=0.5").run, dict.fromkeys(SETS, "holdout"))
     assert len(set(seeds)) == 2 * len(ALL) and {seed for seed, _ in seeds} == {0}
     context = grid.context("evaluate.budget=0.5")
     assert context.base  # and its predictions are there, so the seed moves nothing else
     context.recipe = replace(context.recipe, dataset=replace(context.recipe.dataset, seed=7))
-    some = sample.draw(context, ALL)
+    some = sample.draw(context.run, ALL)
     assert [seed for seed, _ in seeds[-len(ALL) :]] == [7] * len(ALL)
     assert all(some[name].prefix != drawn[name].prefix for name in ALL)
 
@@ -169,17 +169,19 @@ def test_columns_draw_the_same_samples_where_nothing_is_held_out(grid):
     for downstream in ("outline", "tinted"):
         words = ("dataset.holdout=0", "evaluate.budget=0.5", f"downstream={downstream}")
         context = grid.context(*words)
-        assert {sample.split_of(context, name) for name in SETS} == {"all"}
-        drawn = sample.draw(context, {name: sample.split_of(context, name) for name in SETS})
+        assert {sample.split_of(context.recipe, name) for name in SETS} == {"all"}
+        drawn = sample.draw(
+            context.run, {name: sample.split_of(context.recipe, name) for name in SETS}
+        )
         prefixes.append({name: one.prefix for name, one in drawn.items()})
     assert prefixes[0] == prefixes[1]
     held = grid.context()
-    assert [sample.split_of(held, n) for n in ("outline", "tinted")] == ["holdout", "all"]
+    assert [sample.split_of(held.recipe, n) for n in ("outline", "tinted")] == ["holdout", "all"]
 
 
 def test_the_budget_is_for_the_sets_that_ri_counts(grid):
     for share in (0.3, 0.7):
-        drawn = sample.draw(grid.context(f"evaluate.budget={share}"), ALL)
+        drawn = sample.draw(grid.context(f"evaluate.budget={share}").run, ALL)
         assert list(drawn) == list(ALL)
         upstream = drawn.pop("upstream")
         images = [one.images for one in drawn.values()]
@@ -189,16 +191,16 @@ def test_the_budget_is_for_the_sets_that_ri_counts(grid):
 
 def test_the_first_look_sees_what_a_sample_needs_and_a_budget_below_is_refused(grid):
     first = f"evaluate.budget={budget.FIRST}"
-    drawn = sample.draw(grid.context(first, "evaluate.half_width=1"), ALL)
+    drawn = sample.draw(grid.context(first, "evaluate.half_width=1").run, ALL)
     assert all(one.images == one.frame.least for name, one in drawn.items() if name != "upstream")
     with pytest.raises(RecipeError, match=r"evaluate\.budget=0\.00390625 is too little"):
-        sample.draw(grid.context(first), ALL)
+        sample.draw(grid.context(first).run, ALL)
 
 
 def test_files_put_together_name_their_model_and_pack(fresh, tmp_path):
     context, one = sampled(fresh, 0.4)
     for mix in bank(context):
-        found = pq.read_schema(sample.predicted(context, mix, "tinted", "all", one)).metadata
+        found = pq.read_schema(sample.predicted(context.run, mix, "tinted", "all", one)).metadata
         assert json.loads(found[b"mix"]) == mix
         assert found[b"pack"].decode() == context.sets["tinted"].pack.fingerprint
     key = {"mix": {"m": 1.0}, "pack": "p"}
@@ -212,20 +214,20 @@ def test_groups_count_alike_in_a_sample(fresh):
     plain = context.sets["tinted"]
     group = np.array(["noise/1"] * 9 + ["noise/2"] * 14 + ["blur/1"] * (len(plain.pack) - 23))
     context.sets._open["tinted"] = replace(plain, group=group)
-    one = sample.draw(context, ALL)["tinted"]
+    one = sample.draw(context.run, ALL)["tinted"]
     assert one.images < len(one.index)
     stratum = one.frame.stratum
     for number in range(len(one.frame.size)):
         assert len(set(group[stratum == number])) == 1
     base = {context.base.name: 1.0}
-    sample.evaluate_on(context, [base, *bank(context)], "tinted", "all", one)
+    sample.evaluate_on(context.run, [base, *bank(context)], "tinted", "all", one)
     found = table(context, base, one)
     weights = found["weight"].to_numpy()
     for name, share in (("noise/1", 1 / 4), ("noise/2", 1 / 4), ("blur/1", 1 / 2)):
         mine = found["group"].to_numpy() == name
         assert weights[mine].sum() / weights.sum() == pytest.approx(share)
     part, whole = (
-        predictions.Bank().add("base", sample.predicted(context, base, "tinted", "all", some))
+        predictions.Bank().add("base", sample.predicted(context.run, base, "tinted", "all", some))
         for some in (one, None)
     )
     assert part.accuracy == pytest.approx(whole.accuracy)
@@ -255,11 +257,11 @@ def test_half_widths_of_a_grid(fresh, tmp_path):
     mix = bank(context)[0]
     for share, narrow in ((0.4, False), (1.0, True)):
         context = fresh.context(f"evaluate.budget={share}", "evaluate.half_width=1")
-        samples = sample.draw(context, ALL)
+        samples = sample.draw(context.run, ALL)
         rows = []
         for name in sets:
-            sample.evaluate_on(context, [mix], name, "all", samples[name])
-            path = sample.predicted(context, mix, name, "all", samples[name])
+            sample.evaluate_on(context.run, [mix], name, "all", samples[name])
+            path = sample.predicted(context.run, mix, name, "all", samples[name])
             rows += [Evaluation("m", "ft", "", None, other, name, path) for other in sets]
             rows.append(Evaluation("m", PRE, "", None, "", name, path))
         found, late = (
@@ -275,5 +277,7 @@ def test_half_widths_of_a_grid(fresh, tmp_path):
         assert late[0].half_width > outline > 0
         said = half_widths.note(found, samples)
         assert "within" in said and "resample the images drawn, with their weights" in said
-        table = pq.read_table(sample.predicted(context, mix, "tinted", "all", samples["tinted"]))
+        table = pq.read_table(
+            sample.predicted(context.run, mix, "tinted", "all", samples["tinted"])
+        )
         assert "weight" in table.column_names

@@ -184,7 +184,7 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
 
     monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
     with pytest.raises(ValueError, match="b to d: out of luck"):
-        solve.distances(context, list(SETS), Options())
+        solve.distances(context.run, list(SETS), Options())
     (kept,) = (tmp_path / "pending").rglob("solved.json")
     done = [key for key in json.loads(kept.read_text())["numbers"] if key.startswith("debiased")]
     assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
@@ -198,10 +198,10 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     ):
         kept.write_text(damaged)
         with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
-            solve.distances(context, list(SETS), Options())
+            solve.distances(context.run, list(SETS), Options())
     kept.write_text(whole)
     shapes.clear()
-    found = solve.distances(context, list(SETS), Options())
+    found = solve.distances(context.run, list(SETS), Options())
     # What is left: b to d and c to d, with the self terms of these three.
     assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
     np.testing.assert_array_equal(found.values, expected.values)

@@ -37,10 +37,10 @@ from safetensors.torch import load_file
 
 from engine.errors import DivergedError
 from engine.evaluation import passes
-from engine.grid.build import Context
+from engine.grid.build import Builder
 from engine.recipe import modules
 from engine.recipe.schema import TrainRecipe
-from engine.training import fisher, loop
+from engine.training import fisher, loop, schedule
 
 __all__ = ["grid"]
 EPOCHS, BATCH, WARMUP = 7, 12, 5  # 25 images: 12, 12 and 1 for up to six parts; 21 steps
@@ -68,7 +68,7 @@ GRID = list(itertools.product(RATES, (0, 1), (1, 3), (0.0, 0.3)))
 QUICK = [("sgd", 1, 3, 0.3), ("adamw", 0, 1, 0.0)]
 
 
-def plain_loop(grid: Grid, context: Context, name: str, clip: float) -> dict[str, torch.Tensor]:
+def plain_loop(grid: Grid, context: Builder, name: str, clip: float) -> dict[str, torch.Tensor]:
     """The same run in plain PyTorch, float64, whole batches."""
     net = reference(context.base.state())
     rate, options = RATES[name], {"weight_decay": 0.1}
@@ -99,7 +99,7 @@ def plain_loop(grid: Grid, context: Context, name: str, clip: float) -> dict[str
 
 
 def check_against_loop(
-    grid: Grid, context: Context, found: dict[str, torch.Tensor], name: str, clip: float
+    grid: Grid, context: Builder, found: dict[str, torch.Tensor], name: str, clip: float
 ) -> None:
     wanted = plain_loop(grid, context, name, clip)
     before = context.base.state()
@@ -230,11 +230,11 @@ def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
     context, cell = ours.build(*words_of(*GRID[0]))
     assert cell.artifact.folder == folder
     mixes = [{cell.name: 1.0}, {context.base.name: 0.5, cell.name: 0.5}]
-    paths = [passes.predicted(context, m, name, "all") for m in mixes for name in SETS]
+    paths = [passes.predicted(context.run, m, name, "all") for m in mixes for name in SETS]
     two = [pq.read_table(path) for path in paths]
     for path in paths:
         shutil.rmtree(path.parent)
-    passes.evaluate(context, mixes, SETS, "all")
+    passes.evaluate(context.run, mixes, SETS, "all")
     assert all(pq.read_table(p).equals(t) for p, t in zip(paths, two, strict=True))
 
 
@@ -257,10 +257,10 @@ def fake_context(seed: int, batch_size: int, accumulation: int) -> SimpleNamespa
     return SimpleNamespace(recipe=SimpleNamespace(seed=seed, train=settings))
 
 
-def shares(n: int, epoch: int, world: int, context: SimpleNamespace) -> list[list[loop.Share]]:
+def shares(n: int, epoch: int, world: int, context: SimpleNamespace) -> list[list[schedule.Share]]:
     """Every rank's shares of an epoch, positions being 10, 11, ..."""
     positions = np.arange(10, 10 + n)
-    return [list(loop.schedule(positions, context, epoch, r, world)) for r in range(world)]
+    return [list(schedule.schedule(positions, context, epoch, r, world)) for r in range(world)]
 
 
 @given(
@@ -314,7 +314,7 @@ def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
     context = grid.context(f"train.zero_stage={stage}")
     method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-    engine = loop.start(method, context)
+    engine = loop.start(method, context.run, context)
     try:
         assert engine.zero_optimization_stage() == 0 and not engine.enable_backward_allreduce
         assert not engine.tput_timer.config.enabled
@@ -328,12 +328,12 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
     context = grid.context("train.precision=bf16")
     method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-    engine = loop.start(method, context)
+    engine = loop.start(method, context.run, context)
     seen = []
     layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
     layer.register_forward_hook(lambda layer, images, patches: seen.append(patches.dtype))
     try:
-        loop.epochs(engine, method, context)
+        loop.epochs(engine, method, context.run)
     finally:
         loop.close(engine)
     assert set(seen) == {torch.bfloat16}
@@ -379,7 +379,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
         words = ("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
         context, cell = grid.build(*words)
         context.features(context.base, context.sets["tinted"])
-        passes.evaluate(context, [{cell.name: 1.0}], ["tinted"], "all")
+        passes.evaluate(context.run, [{cell.name: 1.0}], ["tinted"], "all")
         assert len(threads) >= 2 and set(threads) == {count}
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
         assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]

@@ -11,10 +11,10 @@ import grids
 import numpy as np
 import pytest
 import torch
-from engine.grid.build import Context
 
 from engine import models, recipe
 from engine.grid import verify
+from engine.grid.build import Builder
 from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
@@ -29,7 +29,7 @@ published: {published}
 """
 
 
-def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Context:
+def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Builder:
     torch.manual_seed(3)
     made = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
     weights = folder / "five.safetensors"
@@ -37,7 +37,7 @@ def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: P
     file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
     file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
     request = Request(str(folder / "shapes.yaml"), (f"model={file}", f"runs={runs}"))
-    return Context(request, request.recipe(), grid.device)
+    return Builder(request, request.recipe(), grid.device)
 
 
 def test_measured_and_published_are_compared(
@@ -63,7 +63,7 @@ def test_measured_and_published_are_compared(
     assert "not encoded" in verify.text("mine", found)
 
 
-def by_hand(context: Context, folder: Path, grid: grids.Grid) -> float:
+def by_hand(context: Builder, folder: Path, grid: grids.Grid) -> float:
     """Top-1 in percent on `few`, over its own classes, without the engine."""
     drawn, index = dataclasses.replace(grid, folder=folder / "images"), np.arange(21)
     own = torch.tensor([grids.CLASSES.index(name) for name in grids.FEW])

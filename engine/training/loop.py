@@ -12,12 +12,9 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -33,44 +30,12 @@ from engine.store import tensors
 from engine.store.cells import Export
 from engine.training import heads, optim
 from engine.training.norms import BatchNorms
+from engine.training.schedule import schedule
 from loaders.batch import Batch
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two looks at the loss
 WARMUP_STEPS = 196  # the benchmark's
-
-
-@dataclass(frozen=True)
-class Share:
-    """One rank's part of one micro-batch: positions in the pack and the weight of each sample.
-
-    `samples`: how many the micro-batch has over all ranks.
-    """
-
-    index: np.ndarray
-    weight: float
-    samples: int
-
-
-def schedule(positions: np.ndarray, run: Run, epoch: int, rank: int, world: int) -> Iterator[Share]:
-    """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
-
-    The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
-    equal to the mean over the samples of the global batch, uneven last batch included; a rank that
-    gets no sample looks at one with weight zero, since every rank must take part in a step.
-    A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
-    """
-    recipe = run.recipe
-    parts = world * recipe.train.accumulation
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
-    for start in range(0, len(order), recipe.train.batch_size):
-        batch = order[start : start + recipe.train.batch_size]
-        for micro_batch in np.array_split(batch, recipe.train.accumulation):
-            piece = np.array_split(micro_batch, world)[rank]
-            if len(piece):
-                yield Share(piece, parts / len(batch), len(micro_batch))
-            else:
-                yield Share(batch[:1], 0.0, len(micro_batch))
 
 
 def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:

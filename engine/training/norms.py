@@ -6,7 +6,7 @@ torch's SyncBatchNorm runs on GPUs alone, and would count the filler of a rank w
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,9 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.machine import ranks
-
-if TYPE_CHECKING:
-    from engine.training.loop import Share
+from engine.training.schedule import Share
 
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
