@@ -34,14 +34,26 @@ SELECTION = "methods"  # of a campaign's methods, on the command line
 def names(group: str = "") -> list[str]:
     """Names of the ready-made files of one group (`models`, `methods`...), or of the recipes."""
     base = ROOT / group
-    found = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
+    files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
+    if group:
+        return sorted(files)
     groups = (*GROUPS.values(), "campaigns", "published")
-    return sorted(found if group else {n for n in found if n.split("/")[0] not in groups})
+    alone = {name for name in files if name.split("/")[0] not in groups}
+    return sorted(alone.union(*map(_cells_of, names("campaigns"))))
+
+
+def _cells_of(campaign: str) -> list[str]:
+    """The recipes that a campaign makes by rule: CAMPAIGN/METHOD for each of its methods."""
+    return [f"{campaign}/{method}" for method in methods_of(campaign)]
 
 
 def describe(name: str) -> str:
-    """First comment line of a recipe file: what it does."""
-    first = _path("", name).read_text().splitlines()[0]
+    """What a recipe does: the first comment line of its file, or its method and campaign."""
+    path = ROOT / f"{name}.yaml"
+    if not path.is_file():
+        campaign, _, method = name.rpartition("/")
+        return f"{_read(_path('methods', method))['title']} as in the campaign {campaign}"
+    first = path.read_text().splitlines()[0]
     return first.removeprefix("#").strip()
 
 
@@ -56,7 +68,7 @@ def methods_of(name: str, overrides: Sequence[str] = ()) -> list[str]:
     Raises RecipeError for an unknown campaign or method, or a file without methods.
     """
     path = _path("campaigns", name)
-    methods = _read(path).get("methods")
+    methods = _extended(path).get("methods")
     if not isinstance(methods, dict) or not methods:
         raise RecipeError(
             f"{path} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
@@ -88,7 +100,7 @@ def each_model(name: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """
     if ALL_MODELS not in overrides:
         return [tuple(overrides)]
-    found = _read(_path("campaigns", name)).get("models")
+    found = _extended(_path("campaigns", name)).get("models")
     if not isinstance(found, list) or not found:
         raise RecipeError(f"{ALL_MODELS}: {name} has no list `models:`; name one model")
     return [
@@ -98,7 +110,7 @@ def each_model(name: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 def model_of(name: str) -> str | None:
     """The model that a campaign itself names."""
-    found = _read(_path("campaigns", name)).get("model")
+    found = _extended(_path("campaigns", name)).get("model")
     return found.get("name") if isinstance(found, dict) else found
 
 
@@ -154,7 +166,7 @@ def _layers(
     choices = dict(words)
     campaign_name = choices.get("campaign", top.get("campaign"))
     campaign_file = _path("campaigns", str(campaign_name)) if campaign_name else None
-    campaign = _read(campaign_file) if campaign_file else {}
+    campaign = _extended(campaign_file) if campaign_file else {}
     campaign.pop("models", None)
     per_method = campaign.pop("methods", None) or {}
     if not isinstance(per_method, dict):
@@ -172,6 +184,9 @@ def _layers(
         if isinstance(chosen, Mapping):
             path, section = (file if file and key in top else campaign_file), dict(chosen)
             assert path is not None, "a section stands in a file"
+            if base := section.pop("extends", None):
+                base_path = _path(group, str(base))
+                layers.append((str(base_path), _placed({key: _read(base_path)}, base_path.parent)))
         else:
             path = _path(group, str(chosen))
             section = _read(path)
@@ -179,8 +194,7 @@ def _layers(
     if campaign_file:
         layers.append((str(campaign_file), _sections(campaign)))
     if campaign_file and not isinstance(chosen, Mapping) and per_method.get(chosen):
-        settings = _placed(per_method[chosen], campaign_file.parent)
-        layers.append((f"{campaign_file} (methods.{chosen})", settings))
+        layers.append((f"{campaign_file} (methods.{chosen})", per_method[chosen]))
     if file is not None:
         layers.append((str(file), _sections(top)))
     rest = [f"{key}={value}" for key, value in words if key not in (*GROUPS, SELECTION)]
@@ -239,6 +253,10 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     """The recipe file and what it says; no file where a campaign is asked for as a whole."""
     if name in names("campaigns"):
         return None, {"campaign": name}
+    campaign, _, method = name.rpartition("/")
+    by_rule = campaign in names("campaigns") and not (ROOT / f"{name}.yaml").is_file()
+    if by_rule and method in methods_of(campaign):
+        return None, {"campaign": campaign, "method": method}
     file = _path("", name)
     top = _read(file)
     return (None, {"campaign": name}) if "methods" in top else (file, top)
@@ -250,6 +268,21 @@ def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
     if not isinstance(held, Mapping) or held.get("name") == method:
         return top
     return {k: v for k, v in top.items() if k not in ("method", "optimizer", "train")}
+
+
+def _extended(path: Path) -> dict[str, Any]:
+    """What a campaign's file says, over what the campaign says that it extends."""
+    values = _read(path)
+    base = values.pop("extends", None)
+    if isinstance(values.get("methods"), dict):
+        placed = {
+            name: _placed(settings, path.parent) for name, settings in values["methods"].items()
+        }
+        values["methods"] = placed
+    if base is None:
+        return values
+    whole = OmegaConf.merge(_extended(_path("campaigns", str(base))), values)
+    return typing.cast(dict, OmegaConf.to_container(whole))
 
 
 def _sections(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,7 +351,8 @@ def _build(name: str, layers: Sequence[tuple[str, dict[str, Any]]], method: Meth
 
 def _method_options(layers: Sequence[tuple[str, dict[str, Any]]]) -> MethodRecipe:
     """The options of the module that the last of the layers gives to the method."""
-    source, module = layers[2][0], ""
+    source = next(name for name, values in layers if "method" in values)
+    module = ""
     for name, values in layers:
         section = values.get("method")
         if isinstance(section, Mapping) and section.get("module"):
