@@ -2,6 +2,6 @@
 
 import os
 
-# As in the engine (`engine.machine.entry`), and before torch is loaded, which reads it then: a peer's idle
-# OpenMP threads would spin into the next entrant's time on the same cores.
+# As in the engine (`engine.machine.entry`), and before torch is loaded, which reads it then:
+# a peer's idle OpenMP threads would spin into the next entrant's time on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# A script's own folder comes first on the path, where engine/data would hide a package of that name.
+# A script's own folder comes first on the path, where engine/data would hide a package `data`.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 

@@ -59,8 +59,8 @@ def judged(
     for name in places:
         if name in (record.upstream, *record.sets):
             raise ValueError(
-                f"{name} is a set of the campaign: its numbers are in {campaign.report}; name another "
-                f"set otherwise, as in --sets NAME={places[name]}"
+                f"{name} is a set of the campaign, whose numbers are in {campaign.report}; name "
+                f"another set otherwise, as in --sets NAME={places[name]}"
             )
     models = {(row.arm, row.downstream, row.seed): row for row in campaign.evaluations}.values()
     mixes = [predictions.mix_of(model.path) for model in models]

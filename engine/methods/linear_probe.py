@@ -1,9 +1,9 @@
 """Linear probing: the head alone learns.
 
 `canonical` never touches the backbone, so the head is fitted to its optimum on features that were
-computed once (`engine.training.heads`). `l2` pulls it towards the base model's head, so that outputs which
-the set lacks go on competing with those that it has; or towards zero, as where a backbone gets its
-first head.
+computed once (`engine.training.heads`). `l2` pulls it towards the base model's head, so that
+outputs which the set lacks go on competing with those that it has; or towards zero, as where a
+backbone gets its first head.
 `paper` follows the released benchmark: patch embedding and blocks are frozen, while class token,
 position embedding and final norms train with the head (on a ResNet: the head alone).
 """

@@ -1,4 +1,4 @@
-"""What a method may minimise beside its loss: a pull that the optimizer applies, or a fitted head."""
+"""What a method may ask to be minimised: a pull that the optimizer applies, or a fitted head."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A difference between two models must not be a difference of rounding. In bf16, folding the batch
 norms of a small network changed every seventh answer, and a compiled graph rounds otherwise than
 the same operators one by one. So precision, folding and compilation are decided once, and artefacts
-that depend on them are named after them. The head stays outside, in fp32 (`engine.models.fp32_head`).
+that depend on them are named after them. The head stays outside, in fp32 (`fp32_head`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class WeightsRecipe:
 class HeadRecipe:
     """How a backbone without a head for these classes gets one: a probe on the upstream set.
 
-    It is fitted to its optimum (`engine.training.heads`), so that it has no length and no learning rate.
+    It is fitted to its optimum (`engine.training.heads`), so it has no length and no learning rate.
     """
 
     fit: bool = False  # False: the weights bring the head

@@ -272,7 +272,7 @@ certainty.write_csv(folder, certainty.certainty(found, summary, stores.SETS, "up
 def test_everything_is_computed_from_the_store_where_there_is_no_torch(tmp_path):
     """Accuracy, RI, mRI, intervals, comparisons and behaviour, as with it."""
     there, here = tmp_path / "there", tmp_path / "here"
-    tests = Path(__file__).resolve().parent
+    tests = Path(__file__).resolve().parents[2]
     for folder in (there, here):
         folder.mkdir()
     words = [sys.executable, "-c", WITHOUT_TORCH, tests, tests.parent, there]

@@ -55,7 +55,7 @@ def launch(world: int, results: Path) -> dict:
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(Path(__file__).parent / "zero_worker.py"), str(results)]
+    command = [sys.executable, str(Path(__file__).parents[2] / "zero_worker.py"), str(results)]
     logs = [results.with_suffix(f".{rank}.log") for rank in range(world)]
     ranks = []
     for rank, log in enumerate(logs):

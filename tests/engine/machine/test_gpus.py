@@ -21,7 +21,7 @@ def job(folder: Path, count: int) -> tuple[subprocess.Popen[str], int]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )
     assert process.stdout is not None
     return process, int(process.stdout.readline())

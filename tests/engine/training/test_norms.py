@@ -18,7 +18,7 @@ from engine.training.norms import BatchNorms
 def test_two_ranks_normalise_by_the_statistics_of_all_samples(tmp_path):
     """One sample leaves the second rank a filler; three are shared out unevenly."""
     results = tmp_path / "results.json"
-    worker = str(Path(__file__).with_name("norms_worker.py"))
+    worker = str(Path(__file__).parents[2].joinpath("norms_worker.py"))
     command = torchrun(2, worker, str(results))
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -132,7 +132,7 @@ def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
     fresh, mixes, wanted, small_slices, monkeypatch, batches
 ):
     """Killed outright between two batches: in the first, second and last slice of five models."""
-    tests = Path(__file__).resolve().parent
+    tests = Path(__file__).resolve().parents[2]
     words = [tests, tests.parent, fresh.folder, fresh.runs, json.dumps(mixes[:5]), batches]
     command = [sys.executable, "-c", KILLED, *map(str, words)]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as child:

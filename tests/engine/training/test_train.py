@@ -154,7 +154,7 @@ def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     jobs += [*OTHER_METHODS, *FREE_NORMS, UNEVEN]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
-    worker = Path(__file__).with_name("grid_worker.py")
+    worker = Path(__file__).parents[2].joinpath("grid_worker.py")
     command = torchrun(2, str(worker), str(grid.folder), *map(str, paths))
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -240,7 +240,7 @@ def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
 
 @pytest.mark.slow
 def test_the_launcher_trains_on_two_ranks_what_a_context_builds(grid, tmp_path):
-    launch = str(Path(__file__).parent.parent / "engine" / "launch.py")
+    launch = str(Path(__file__).parents[3] / "engine" / "launch.py")
     alone = Grid(grid.folder, tmp_path / "runs", grid.device)
     words = alone.overrides("train.batch_size=12", "device=cpu")
     command = torchrun(2, launch, f"recipe={grid.recipe}", *words)

@@ -24,7 +24,7 @@ from engine.commands import train
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
 PYTHON = sys.executable
 DEEPSPEED = str(Path(PYTHON).with_name("deepspeed"))

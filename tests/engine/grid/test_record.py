@@ -18,7 +18,7 @@ from engine import cli
 from engine.grid import record
 
 folder, grid = campaigns.folder, grids.grid
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 WITHOUT = """
 import sys
 for name in ("torch", "timm", "deepspeed", "triton", "open_clip", "ffcv"):
