@@ -1,1 +1,182 @@
+"""The RIB engine from Python: what the commands do, a function each.
 
+    import engine
+    recipe = engine.load_recipe("emoji/ewc", "downstream=twemoji")
+    cell = engine.train("emoji/ewc", "downstream=twemoji")      # found, or trained now
+    net = engine.load_cell(cell.artifact.folder)                # a timm model in eval mode
+    engine.campaign("emoji")                                    # as `rib campaign emoji`
+    table = engine.results("emoji")                             # a pandas DataFrame
+    engine.evaluate(["my.safetensors"], {"new": "my/style"}, arch="resnet50")
+    engine.distances("emoji", ["twemoji", "noto-v1"])
+
+Words such as `downstream=twemoji` are those of the command line. A function imports what it needs
+when it is called: `import engine` is quick and brings no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from engine.recipe.schema import Recipe
+    from engine.store.cells import Cell
+
+__all__ = [
+    "campaign",
+    "distances",
+    "evaluate",
+    "load_cell",
+    "load_recipe",
+    "results",
+    "train",
+]
+
+
+def load_recipe(name: str, *words: str) -> Recipe:
+    """A recipe (`emoji/ewc`, or a path) with `key=value` words, resolved and checked.
+
+    Raises RecipeError, a ValueError, naming the key.
+    """
+    from engine import recipe
+
+    return recipe.load(name, words)
+
+
+def train(name: str, *words: str) -> Cell:
+    """The cell of a recipe: found in its store, or trained now. Raises as `load_recipe`."""
+    from engine.grid.build import Builder
+    from engine.machine import ranks
+    from engine.recipe.request import Request
+
+    request = Request(name, words)
+    resolved = request.recipe()
+    return Builder(request, resolved, ranks.start(resolved.device)).build()
+
+
+def load_cell(folder: str | Path) -> nn.Module:
+    """The trained cell in a folder as a timm model in eval mode, on the CPU.
+
+    Raises FileNotFoundError where the folder holds no weights (a mix holds none: `rib export` writes
+    one), ValueError where they do not fit, or where an input prompt belongs to them, which timm's
+    model lacks.
+    """
+    import json
+
+    from safetensors.torch import load_file
+
+    from engine import models
+    from engine.recipe.schema import ModelRecipe
+    from engine.store import cells, tensors
+
+    place = Path(folder)
+    if (place / tensors.PROMPT).is_file():
+        raise ValueError(f"{place} has an input prompt, which a timm model lacks")
+    seen = json.loads((place / cells.CELL).read_text())
+    model = seen["model"]
+    recipe = ModelRecipe(
+        name=model["arch"],
+        arch=model["arch"],
+        image_size=model["image_size"],
+        projection=model["projection"],
+    )
+    net = models.create(recipe, len(seen["classes"]))
+    weights = place / tensors.WEIGHTS
+    return models.load_state(net, load_file(weights), str(weights)).eval()
+
+
+def campaign(name: str, *words: str, cores: int | None = None) -> Path:
+    """Run what is missing of a campaign, to its report page. Raises CampaignError as `rib` says."""
+    from engine.grid import campaign as grid
+    from engine.grid import half_widths, workflow
+
+    count = cores or len(os.sched_getaffinity(0))
+    plan = None
+    for plan in half_widths.sequential_plans(name, words, count):
+        if not grid.finished(plan):
+            workflow.run(plan, count)
+    assert plan is not None, "a campaign has a plan"
+    return grid.report_page(plan)
+
+
+def results(name: str, *words: str) -> pandas.DataFrame:
+    """Accuracies of a finished campaign, a row a model and set; needs pandas.
+
+    Columns as in `accuracy.csv`: model, method, variant, alpha, downstream (empty before
+    fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError where there is
+    no finished campaign as these words ask for it.
+    """
+    import dataclasses
+
+    import pandas
+
+    from engine.grid import record
+    from engine.measures import metrics
+
+    rows = metrics.gather(record.find(name, words).evaluations).accuracy
+    return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
+
+
+def evaluate(
+    checkpoints: Sequence[str | Path],
+    sets: Mapping[str, str | Path],
+    *words: str,
+    arch: str | None = None,
+    classes: Sequence[str] | None = None,
+    mask: str = "none",
+) -> pandas.DataFrame:
+    """Accuracy (percent) of checkpoints of one architecture on sets, a row each; needs pandas.
+
+    checkpoints: files, or folders of a cell or of timm. sets: by name, folders with
+    <class>/<image>. arch and classes: where nothing beside the checkpoints says them. Raises
+    ValueError as `rib evaluate` does.
+    """
+    import dataclasses
+
+    import pandas
+
+    from engine.data import descriptions
+    from engine.evaluation import zoo
+    from engine.machine import ranks
+
+    files = [descriptions.file_of(Path(place)) for place in checkpoints]
+    beside = descriptions.beside(files, arch)
+    name, settings = descriptions.model_of(beside, arch)
+    recipe = zoo.resolve(name, [*settings, *words])
+    rows = zoo.evaluated(
+        recipe,
+        files,
+        {name: Path(place) for name, place in sets.items()},
+        ranks.pick_device(recipe.device),
+        classes=classes or descriptions.classes_of(beside),
+        mask=mask,
+    )
+    return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
+
+
+def distances(
+    name: str, sets: Sequence[str] | None = None, *words: str, **options: Any
+) -> pandas.DataFrame:
+    """Optimal Transport Dataset Distances between sets of a campaign, as a square table.
+
+    options: those of `engine.distances.problems.Options`. NaN where a pair did not converge; needs
+    pandas. Raises ValueError as `rib distance` does.
+    """
+    import pandas
+
+    from engine.distances import problems, solve
+    from engine.grid.build import Builder
+    from engine.machine import ranks
+    from engine.recipe.request import Request
+
+    request = Request(name, words)
+    resolved = request.recipe()
+    run = Builder(request, resolved, ranks.pick_device(resolved.device)).run
+    names = list(sets or resolved.dataset.places)
+    matrix = solve.distances(run, names, problems.Options(**options))
+    return pandas.DataFrame(matrix.values, index=names, columns=names)

@@ -1,0 +1,67 @@
+"""What `import engine` offers: the commands' work, from Python."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import campaigns
+import grids
+import numpy as np
+import pytest
+import torch
+
+import engine
+from engine.errors import CampaignError, RecipeError
+
+grid, folder = grids.grid, campaigns.folder
+
+
+def test_it_is_quick_to_import() -> None:
+    code = "import sys, engine; print([m for m in ('torch', 'pandas', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_is_documented() -> None:
+    assert all(getattr(engine, name).__doc__ for name in engine.__all__)
+
+
+def test_a_recipe_is_resolved_and_a_mistake_is_named() -> None:
+    assert engine.load_recipe("emoji/ewc", "seed=3").seed == 3
+    with pytest.raises(RecipeError, match="train.epoch"):
+        engine.load_recipe("emoji/ewc", "train.epoch=3")
+
+
+def test_a_cell_is_trained_and_loaded_into_timm(
+    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.machine.ranks.start", lambda _: grid.device)
+    cell = engine.train(grid.recipe, *grid.overrides("seed=11"))
+    net = engine.load_cell(cell.artifact.folder)
+    state = grids.weights(cell)
+    assert not net.training and all(torch.equal(net.state_dict()[k], state[k]) for k in state)
+    table = engine.evaluate(
+        [cell.artifact.folder], {"new": grid.folder / "tinted"}, f"runs={grid.runs}"
+    )
+    (row,) = table.to_dict("records")
+    shapes = grids.images(grid, "tinted", np.arange(35))
+    right = net.double()(shapes).argmax(1) == grids.labels(grid, "tinted", np.arange(35))
+    assert row["accuracy"] == pytest.approx(100 * right.double().mean().item())
+
+
+def test_what_is_not_finished_has_no_results(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CampaignError, match="holds no finished run"):
+        engine.results(str(folder / "shapes.yaml"), f"runs={tmp_path}")
+
+
+@pytest.mark.slow
+def test_results_and_distances_of_a_finished_campaign(grid: grids.Grid, folder: Path) -> None:
+    campaigns.run(folder)
+    words = f"runs={folder / 'runs'}"
+    table = engine.results(str(folder / "shapes.yaml"), words)
+    assert set(table["method"]) == {"pre", *campaigns.METHODS}
+    assert table["accuracy"].between(0, 100).all()
+    matrix = engine.distances(str(folder / "shapes.yaml"), ["outline", "few"], words)
+    assert matrix.loc["outline", "few"] == matrix.loc["few", "outline"] > 0
