@@ -20,6 +20,7 @@ setup(
         "numba>=0.60",
         "numpy>=1.26",
         "omegaconf>=2.4",
+        "pandas>=2",
         "pillow>=11.3",
         "pyarrow>=15",
         "pyyaml>=6",
