@@ -1,8 +1,8 @@
 """Training end to end: photos in, trained weights out, by the engine and by loops that users have.
 
 FT, EWC and LwF train an epoch as `engine.training.loop` does for a recipe of ImageNet-RIB: a
-resident pack, DeepSpeed, the look at loss and weights at the epoch's end. The peers fine-tune the same model from
-the same weights on the same photos:
+resident pack, DeepSpeed, the look at loss and weights at the epoch's end. The peers fine-tune the
+same model from the same weights on the same photos:
 
     plain loop, in memory   PyTorch's fused SGD on normalised images that wait on the device, so
                             that what is left of the difference is the engine's machinery

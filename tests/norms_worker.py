@@ -19,8 +19,8 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from engine.training.loop import Share
 from engine.training.norms import BatchNorms
+from engine.training.schedule import Share
 
 
 def error(values: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     lacks_upstream = recipe.dataset.upstream not in verify.encoded(recipe)
     classes = imagenet.wnids() if own_head and lacks_upstream else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
-    checks = verify.verify(Builder(request, recipe, device, sets).run, arguments.tolerance)
+    checks = verify.verify(Builder(request, recipe, device, sets), arguments.tolerance)
     print(verify.text(recipe.model.name, checks))
     ranks.stop()
     return int(any(check.differs for check in checks))

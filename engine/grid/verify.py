@@ -12,9 +12,9 @@ from pathlib import Path
 
 from engine.data import imagenet, sets
 from engine.evaluation import passes
+from engine.grid.build import Builder
 from engine.measures import bootstrap, metrics, predictions
 from engine.recipe.schema import Recipe
-from engine.run import Run
 from loaders.pack import MANIFEST
 
 TOLERANCE = 0.3  # points: published numbers are rounded, and precisions differ
@@ -54,19 +54,20 @@ def encoded(recipe: Recipe) -> list[str]:
     return [name for name, found in zip(places, there, strict=True) if found]
 
 
-def verify(run: Run, tolerance: float = TOLERANCE) -> list[Check]:
+def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     """Evaluate the pre-trained model on every encoded set; a check for each set of the recipe.
 
     Predictions are kept where a campaign of the same settings finds them. Raises ValueError where
     no set is encoded.
     """
-    recipe = run.recipe
+    recipe = builder.recipe
     there = encoded(recipe)
     if not there:
         raise ValueError(
             f"no set of {recipe.dataset.name} is encoded for {recipe.model.name} under "
             f"{recipe.runs}; encode one first (rib encode SET --source DIR --model MODEL)"
         )
+    run = builder.run  # whose base model is fetched now
     checks = []
     for name in (recipe.dataset.upstream, *recipe.dataset.sets):
         published = recipe.model.published.get(name)

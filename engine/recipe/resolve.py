@@ -201,7 +201,8 @@ def _layers(
     layers += [(COMMAND_LINE, _placed(_dotted(word), Path())) for word in rest]
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
     layers = _checked(layers)
-    if downstream is None and file is None and "downstream" not in choices:
+    as_a_whole = file is None and "method" not in top
+    if downstream is None and as_a_whole and "downstream" not in choices:
         downstream = _first_column(layers)
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))

@@ -12,7 +12,7 @@ import torch
 from engine import cli
 from engine.distances.problems import Labelled, Options
 from engine.distances.solve import matrix
-from engine.grid.build import Builder
+from engine.evaluation import features
 from engine.machine import ranks
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
@@ -150,13 +150,13 @@ def test_the_command_refuses_sets_by_name(folder, grid, capsys, monkeypatch, tmp
     monkeypatch.setattr(ranks, "stop", lambda: None)
     words = ["distance", "outline", "few", "--campaign", str(folder / "shapes.yaml")]
     words += ["--samples", "20", f"runs={tmp_path}"]
-    real, changes = Builder.features, []
+    stored, changes = features.stored, []
 
-    def features(self, cell, one, **options):
-        found = real(self, cell, one, **options).clone()
-        return changes[-1](found) if one.name == "few" else found
+    def changed(run, cell, labelled, **options):
+        features_ND = stored(run, cell, labelled, **options).clone()
+        return changes[-1](features_ND) if labelled.name == "few" else features_ND
 
-    monkeypatch.setattr(Builder, "features", features)
+    monkeypatch.setattr(features, "stored", changed)
     for change, message in (
         (lambda x: x.index_fill_(1, torch.tensor([2]), torch.nan), "few: features: sample 0 holds"),
         (lambda x: x[:, 1:], "few has 63 features a sample, but outline has 64"),

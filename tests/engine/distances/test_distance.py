@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import itertools
 import math
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import campaigns
@@ -14,6 +13,7 @@ import grids
 import numpy as np
 import pytest
 import torch
+from distance_runs import run_of
 
 from engine import cli
 from engine.distances import problems, solve
@@ -26,7 +26,6 @@ from engine.measures.standings import Line, Standings
 from engine.report import forgetting
 from engine.report.forgetting import Point, correlation
 from engine.store import artifacts
-from engine.store.artifacts import Store
 
 CLASSES, D = 4, 6
 folder, grid = campaigns.folder, grids.grid
@@ -149,11 +148,11 @@ def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
 
 def test_exact_transport_that_stops_early_is_no_number(tmp_path, monkeypatch):
     monkeypatch.setattr(problems, "EXACT_STEPS", 1)
-    _, context = context_of(SETS, tmp_path)
+    _, run = run_of(SETS, tmp_path, monkeypatch)
     options = Options(exact=True, samples=20)
     with pytest.warns(UserWarning, match="numItermax"):
-        found = solve.distances(context.run, list(SETS), options)
-    kept = solve.distances(context.run, list(SETS), options)
+        found = solve.distances(run, list(SETS), options)
+    kept = solve.distances(run, list(SETS), options)
     off = ~np.eye(3, dtype=bool)
     for one in (found, kept):
         assert np.isnan(one.values[off]).all() and np.isnan(one.gaps[off]).all()
@@ -169,7 +168,7 @@ def test_the_csv_keeps_every_digit(tmp_path):
     assert heads == ["set", "other", "distance", "gap", "marginal_error", "eps"]
     assert [row[:2] for row in pairs] == [["near", "mid"], ["near", "far"], ["mid", "far"]]
     columns = found.values, found.gaps, found.marginal_errors, np.full((3, 3), found.eps)
-    for row, (i, j) in zip(problems, [(0, 1), (0, 2), (1, 2)], strict=True):
+    for row, (i, j) in zip(pairs, [(0, 1), (0, 2), (1, 2)], strict=True):
         assert [float(x) for x in row[2:]] == [column[i, j] for column in columns]
 
 
@@ -204,45 +203,26 @@ def test_without_label_distances_no_covariance_is_made(monkeypatch):
         matrix(outside, CLASSES, Options(label_distance="none"))
 
 
-def context_of(sets, folder):
-    """What `distances` asks of a context, features as they are given."""
-    asked: list[str] = []
-
-    class Sets(dict):
-        classes = tuple("abcd")
-        release = staticmethod(asked.append)
-
-    return asked, SimpleNamespace(
-        sets=Sets({name: SimpleNamespace(name=name, labels=s.labels) for name, s in sets.items()}),
-        base="base",
-        device=torch.device("cpu"),
-        recipe=SimpleNamespace(model=SimpleNamespace(name="model")),
-        store=Store(folder),
-        features=lambda cell, one: sets[one.name].features,
-        features_key=lambda cell, one: {"model": cell, "pack": one.name},
-    )
-
-
-def test_distances_take_features_from_the_context_and_are_kept(tmp_path):
-    asked, context = context_of(SETS, tmp_path)
-    found = solve.distances(context.run, list(SETS), Options(eps=0.2))
+def test_distances_take_stored_features_and_are_kept(tmp_path, monkeypatch):
+    released, run = run_of(SETS, tmp_path, monkeypatch)
+    found = solve.distances(run, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(found.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
-    assert asked == list(SETS)
-    again = solve.distances(context.run, list(SETS), Options(eps=0.2))
+    assert released == list(SETS)
+    again = solve.distances(run, list(SETS), Options(eps=0.2))
     np.testing.assert_array_equal(again.values, found.values)
     np.testing.assert_array_equal(again.gaps, found.gaps)
     np.testing.assert_array_equal(again.marginal_errors, found.marginal_errors)
-    assert (again.names, again.eps) == (found.names, found.eps) and asked == list(SETS)
-    solve.distances(context.run, list(SETS), Options(eps=0.3))
-    assert asked == 2 * list(SETS)
-    for path in context.store.root.glob("distances/*/matrix.json"):
+    assert (again.names, again.eps) == (found.names, found.eps) and released == list(SETS)
+    solve.distances(run, list(SETS), Options(eps=0.3))
+    assert released == 2 * list(SETS)
+    for path in run.store.root.glob("distances/*/matrix.json"):
         path.write_text(path.read_text().replace("near", "rean"))
     artifacts._hash_once.cache_clear()
     with pytest.raises(ValueError, match=r"matrix\.json was altered"):
-        solve.distances(context.run, list(SETS), Options(eps=0.2))
+        solve.distances(run, list(SETS), Options(eps=0.2))
     for names in (["near"], ["near", "near"]):
         with pytest.raises(ValueError, match="two or more distinct sets"):
-            solve.distances(context.run, names)
+            solve.distances(run, names)
 
 
 def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
@@ -250,9 +230,9 @@ def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
         ("near", "mid"), np.array([[0, math.nan], [math.nan, 0]]), *np.ones((2, 2, 2)), 0.5
     )
     monkeypatch.setattr(solve, "matrix", lambda *_: unsolved)
-    _, context = context_of(SETS, tmp_path)
-    solve.distances(context.run, ["near", "mid"])
-    kept = solve.distances(context.run, ["near", "mid"])
+    _, run = run_of(SETS, tmp_path, monkeypatch)
+    solve.distances(run, ["near", "mid"])
+    kept = solve.distances(run, ["near", "mid"])
     np.testing.assert_array_equal(kept.values, unsolved.values)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from itertools import combinations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from distance_runs import run_of
 
 from engine.distances import problems, solve
 from engine.distances.problems import Labelled, Options
 from engine.distances.solve import matrix
 from engine.machine import workers
 from engine.machine.workers import side_by_side
-from engine.store.artifacts import Store
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import beside_the_copy, most_bytes
 
@@ -163,17 +162,7 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     """The store keeps each number until the matrix is whole."""
     torch.set_num_threads(1)
     expected = matrix(SETS, CLASSES, Options())
-    context = SimpleNamespace(
-        sets=type("Sets", (dict,), {"classes": "xyz", "release": lambda *_: None})(
-            {name: SimpleNamespace(name=name, labels=one.labels) for name, one in SETS.items()}
-        ),
-        base="base",
-        recipe=SimpleNamespace(model=SimpleNamespace(name="model")),
-        store=Store(tmp_path),
-        device=torch.device("cpu"),
-        features=lambda cell, one: SETS[one.name].features,
-        features_key=lambda cell, one: {"pack": one.name},
-    )
+    _, run = run_of(SETS, tmp_path, monkeypatch)
     real, shapes = problems.transport, []
 
     def transport(cost, *, refuse, **options):
@@ -184,7 +173,7 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
 
     monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
     with pytest.raises(ValueError, match="b to d: out of luck"):
-        solve.distances(context.run, list(SETS), Options())
+        solve.distances(run, list(SETS), Options())
     (kept,) = (tmp_path / "pending").rglob("solved.json")
     done = [key for key in json.loads(kept.read_text())["numbers"] if key.startswith("debiased")]
     assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
@@ -198,10 +187,10 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     ):
         kept.write_text(damaged)
         with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
-            solve.distances(context.run, list(SETS), Options())
+            solve.distances(run, list(SETS), Options())
     kept.write_text(whole)
     shapes.clear()
-    found = solve.distances(context.run, list(SETS), Options())
+    found = solve.distances(run, list(SETS), Options())
     # What is left: b to d and c to d, with the self terms of these three.
     assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
     np.testing.assert_array_equal(found.values, expected.values)

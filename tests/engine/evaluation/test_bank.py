@@ -28,7 +28,7 @@ from grids import grid
 from torch import nn
 from tqdm import tqdm
 
-from engine.evaluation import bank, passes
+from engine.evaluation import bank, batches, features, passes
 from engine.grid import jobs
 from engine.machine import ranks
 from engine.models.form import Form
@@ -42,7 +42,7 @@ def test_a_bank_that_does_not_fit_reads_or_loads_again_by_cost(
     grid, fresh, mixes, wanted, small_slices, monkeypatch, caplog, read_s, reads, loads
 ):
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    monkeypatch.setattr(passes, "_seconds_to_read", lambda *_: read_s)
+    monkeypatch.setattr(passes, "seconds_to_read", lambda *_: read_s)
     counted = Counted(monkeypatch)
     caplog.set_level(logging.INFO)
     assert same(tables(fresh.context(), mixes), wanted)
@@ -68,19 +68,19 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, monkeypatch, rank):
     """A clock that a batch moves by a second; the group of ranks is one of one in truth."""
-    context, clock, batches = grid.context(), [0.0], Resident.batches
+    context, clock, read = grid.context(), [0.0], Resident.batches
 
     def slow_batches(source: Resident, asked) -> Iterator:
-        for batch in batches(source, asked):
+        for batch in read(source, asked):
             clock[0] += 1
             yield batch
 
     monkeypatch.setattr(Resident, "batches", slow_batches)
-    monkeypatch.setattr(passes, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(batches, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     labelled = context.sets[SET]
 
     def seconds(count: int) -> float:
-        return passes._seconds_to_read(context.run, labelled, np.arange(IMAGES)[-count:])
+        return batches.seconds_to_read(context.run, labelled, np.arange(IMAGES)[-count:])
 
     assert (seconds(IMAGES), seconds(2 * BATCH), seconds(1)) == (5, 2, 1)
     monkeypatch.setattr(ranks, "rank", lambda: rank)
@@ -95,7 +95,7 @@ def test_the_cost_is_asked_of_the_images_that_are_left(
 ):
     asked: list[np.ndarray] = []
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    monkeypatch.setattr(passes, "_seconds_to_read", lambda *given: asked.append(given[2]) or 1e9)
+    monkeypatch.setattr(passes, "seconds_to_read", lambda *given: asked.append(given[2]) or 1e9)
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 6)  # the first slice: two batches, six models
         with pytest.raises(Stopped):
@@ -154,7 +154,7 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
 
 def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixes, monkeypatch):
     context = grid.context()
-    parents = {name: passes.stored_cell(context.run, name) for mix in mixes for name in mix}
+    parents = {name: passes.stored_cell(context.store, name) for mix in mixes for name in mix}
     one = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
 
     def sizes(room: int, slice_bytes: float) -> list[int]:
@@ -183,7 +183,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         context.sets.source(name)
         held.append(set(context.sets._sources))
 
-    monkeypatch.setattr(jobs, "_context", lambda *_: context)
+    monkeypatch.setattr(jobs, "builder_of", lambda *_: context)
     monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
     monkeypatch.setattr(jobs.workflow, "advance", lambda *_: None)
     jobs.column(SimpleNamespace(path=None, methods=()), "outline", grid.device)
@@ -213,16 +213,16 @@ class Bar(tqdm):
 
 @pytest.mark.parametrize("kind", ["features", "predictions", "estimate"])
 def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kind):
-    monkeypatch.setattr(passes, "tqdm", Bar)
+    monkeypatch.setattr(batches, "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
     context = fresh.context()
     if kind == "features":
         slices = fresh.runs / "slices"
-        passes.features(context.run, context.base, context.sets[SET], Form("fp32", "never"), slices)
+        features.sliced(context.run, context.base, context.sets[SET], Form("fp32", "never"), slices)
     elif kind == "predictions":
         tables(context, mixes[:2])
     else:
-        passes._seconds_to_read(context.run, context.sets[SET], np.arange(IMAGES))
+        batches.seconds_to_read(context.run, context.sets[SET], np.arange(IMAGES))
     (bar,) = Bar.made
     assert bar.drawn == [True] * (1 if kind == "estimate" else 5) and not bar.open
 

@@ -29,6 +29,7 @@ from PIL import Image
 
 from engine import models
 from engine.evaluation import passes
+from engine.evaluation.verdict import Verdict, predictions_table
 from engine.grid.build import Builder
 from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
 from engine.store import artifacts, cells
@@ -132,8 +133,8 @@ def test_the_table_of_given_logits(masked):
         group=None,
         pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
     )
-    said = passes.Verdict(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
-    table = passes.predictions_table(said, labelled, positions)
+    said = Verdict(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
+    table = predictions_table(said, labelled, positions)
     if masked:
         logits[:, ~mask] = -np.inf
     check_columns(table, logits, truth[positions])
@@ -174,7 +175,7 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     mix = {whole.base.name: 1.0}
     passes.evaluate(whole.run, [mix], ["outline"], "all")
     assert passes.predicted(whole.run, mix, "outline", "holdout") == passes.predicted(
-        whole, mix, "outline", "all"
+        whole.run, mix, "outline", "all"
     )
 
 
@@ -245,7 +246,7 @@ def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
     few, again = before.sets["few"], after.sets["few"]
     assert few.pack.fingerprint == again.pack.fingerprint
     assert few.labels.tolist() != again.labels.tolist()
-    keys = [passes.key_of(one, {"m": 1.0}, one.sets["few"], "all")[1] for one in (before, after)]
+    keys = [passes.key_of(b.run, {"m": 1.0}, b.sets["few"], "all")[1] for b in (before, after)]
     assert keys[0] != keys[1]
 
 

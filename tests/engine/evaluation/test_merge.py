@@ -23,7 +23,7 @@ State = dict[str, torch.Tensor]
 
 def mixed(context: Builder, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
-    parents = {name: passes.stored_cell(context.run, name) for name in mix}
+    parents = {name: passes.stored_cell(context.store, name) for name in mix}
     (state,) = merge.states([mix], parents, context.device)
     return state
 
@@ -83,7 +83,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         if arch == CONV:  # of integers, there is no mean
             counters = [n for n in wanted if n.endswith("num_batches_tracked")]
             assert counters and ends[0][counters[0]] != ends[1][counters[0]]
-            first = passes.stored_cell(context.run, min(entry.mix)).state()
+            first = passes.stored_cell(context.store, min(entry.mix)).state()
             wanted |= {name: first[name] for name in counters}
         found = mixed(context, entry.mix)
         assert_close(found, wanted)
@@ -168,7 +168,7 @@ class _Held(Cell):
 def test_many_mixes_of_the_same_parents_are_each_what_they_are_alone(grid):
     context, cell = grid.build("method=wise_ft")
     mixes = [entry.mix for entry in cell.entries]
-    parents = {name: passes.stored_cell(context.run, name) for name in mixes[0]}
+    parents = {name: passes.stored_cell(context.store, name) for name in mixes[0]}
     for mix, together in zip(mixes, merge.states(mixes, parents, context.device), strict=True):
         assert same(together, mixed(context, mix)), mix
 

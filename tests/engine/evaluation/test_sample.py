@@ -61,7 +61,7 @@ def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
     for mix in bank(context):
         found = table(context, mix, one)
         full = grid.context()
-        passes.evaluate(full, [mix], ["tinted"], "all")
+        passes.evaluate(full.run, [mix], ["tinted"], "all")
         whole = table(full, mix, None)
         index = np.sort(one.index[one.frame.order[: one.images]])
         np.testing.assert_array_equal(found["index"].to_numpy(), index)
@@ -134,7 +134,7 @@ def test_without_a_budget_nothing_is_sampled_and_no_name_changes(grid):
     context = grid.context()
     assert sample.draw(context.run, ALL) == {}
     labelled, mix = context.sets["tinted"], {context.base.name: 1.0}
-    names = [passes.key_of(grid.context(f"evaluate.{word}"), mix, labelled, "all")
+    names = [passes.key_of(grid.context(f"evaluate.{word}").run, mix, labelled, "all")
              for word in ("budget=1", "budget=0.5", "half_width=1")]  # fmt: skip
     assert all(name == passes.key_of(context.run, mix, labelled, "all") for name in names)
     usual = ("mix", "pack", "split", "precision", "batch_size", "classes", "machine")
@@ -156,10 +156,9 @@ def test_samples_of_sets_are_drawn_apart_and_seeded(grid, monkeypatch):
     assert seeds[: len(ALL)] == seeds[len(ALL) :]
     sample.draw(grid.context("evaluate.budget=0.5").run, dict.fromkeys(SETS, "holdout"))
     assert len(set(seeds)) == 2 * len(ALL) and {seed for seed, _ in seeds} == {0}
-    context = grid.context("evaluate.budget=0.5")
-    assert context.base  # and its predictions are there, so the seed moves nothing else
-    context.recipe = replace(context.recipe, dataset=replace(context.recipe.dataset, seed=7))
-    some = sample.draw(context.run, ALL)
+    run = grid.context("evaluate.budget=0.5").run  # whose base model the seed leaves as it is
+    moved = replace(run.recipe, dataset=replace(run.recipe.dataset, seed=7))
+    some = sample.draw(replace(run, recipe=moved), ALL)
     assert [seed for seed, _ in seeds[-len(ALL) :]] == [7] * len(ALL)
     assert all(some[name].prefix != drawn[name].prefix for name in ALL)
 

@@ -17,8 +17,8 @@ from engine import models
 from engine.errors import RecipeError
 from engine.evaluation import zoo
 from engine.models import clip
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
+from engine.store.artifacts import Store
 
 __all__ = ["grid", "own"]
 TINY_CLIP = "open_clip:tiny-clip"
@@ -29,11 +29,6 @@ TINY = {
         "context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2
     },
 }  # fmt: skip
-
-
-def clip_context(own: Grid) -> zoo.OwnContext:
-    words = [f"runs={own.runs}", f"model.image_size={SIZE}"]
-    return zoo.OwnContext(Request(""), zoo.resolve(TINY_CLIP, words), own.device)
 
 
 @pytest.fixture
@@ -110,7 +105,8 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(own, cli
 
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(own, clips):
     """As the engine writes it: the zero-shot model and what became of it have a curve between."""
-    made = zoo.cell_of(clip_context(own), own.folder / "A.safetensors").state()
+    model = zoo.resolve(TINY_CLIP, [f"model.image_size={SIZE}"]).model
+    made = zoo.cell_of(model, Store(own.runs / "store"), own.folder / "A.safetensors").state()
     tuned = made | {"head.bias": torch.arange(5.0)}
     save_file(tuned, own.folder / "T.safetensors")
     (row,) = rows(own, "AT", "outline", arch=TINY_CLIP, alphas=[0.5])

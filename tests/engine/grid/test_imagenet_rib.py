@@ -20,11 +20,13 @@ from engine import cli, models
 from engine.commands import outcome
 from engine.data import grouping, imagenet, sets
 from engine.evaluation import passes
+from engine.evaluation.verdict import predictions_table
 from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import Bank
+from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.store import tensors
 from engine.store.cells import Cell
@@ -104,7 +106,7 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     hit = np.array([name.startswith("fog/") for name in labelled.group])
     said = torch.zeros(SUBSAMPLE, 4)
     said[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
-    table = passes.predictions_table(said, labelled, np.arange(SUBSAMPLE))
+    table = predictions_table(said, labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
     seen = Bank[str]().add("x", tmp_path / "p.parquet")
     assert seen.accuracy == pytest.approx(100 / 15)
@@ -158,7 +160,7 @@ def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> Non
 def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
     context = rib.context(f"method={method}")
     torch.manual_seed(0)
-    built = grids.methods.find(context.recipe.method.module).Method(context.recipe.method)
+    built = modules.find(context.recipe.method.module).Method(context.recipe.method)
     built.prepare(context.network(context.base), context)
     built.train()
     (batch,) = context.sets.source("objectnet").batches([np.array([0, 3, 5])])
@@ -271,7 +273,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     net = after.network(after.base)
     assert grids.same(dict(net.state_dict()), grids.weights(cell))
     assert models.head(net).out_features == 1000
-    passes.evaluate(after, [{after.base.name: 1.0}], ["imagenet_a"], "all")
+    passes.evaluate(after.run, [{after.base.name: 1.0}], ["imagenet_a"], "all")
 
 
 def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptu
     assert imagenet.LICENCE in caplog.text
     caplog.clear()
     other = rib.context("downstream=imagenet_a")
-    other.build(other.recipe)
+    other.build()
     assert imagenet.LICENCE not in caplog.text
 
 

@@ -33,6 +33,7 @@ from evaluations import (
 from grids import environment, grid
 
 from engine.evaluation import bank, passes
+from engine.evaluation.verdict import Verdict
 from engine.store import pending
 
 __all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]
@@ -105,8 +106,9 @@ import json, sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from grids import Grid
-from engine import bank, evaluate, pending
+from engine.evaluation import bank, passes
 from engine.machine import quiet, ranks
+from engine.store import pending
 
 folder, runs, mixes, batches = Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5], int(sys.argv[6])
 pending.SLICE = 16
@@ -122,7 +124,7 @@ def stopping(self, model, x):
 bank.Forward.__call__ = stopping
 quiet.libraries()
 context = Grid(folder, runs, ranks.start("cpu")).context()
-evaluate.evaluate(context, json.loads(mixes), ["outline"], "all")
+passes.evaluate(context.run, json.loads(mixes), ["outline"], "all")
 """
 
 
@@ -166,7 +168,7 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
 ):
     """Three groups of two see every slice; of the first slice, only the last group is left."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    monkeypatch.setattr(passes, "_seconds_to_read", lambda *_: 1e9)
+    monkeypatch.setattr(passes, "seconds_to_read", lambda *_: 1e9)
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 2 * 2)  # two groups of two models, two batches
         with pytest.raises(Stopped):
@@ -192,9 +194,9 @@ def test_slices_that_no_probe_needs_are_not_computed(
         patch.setattr(pending.Pending, "put", stopping)
         with pytest.raises(Stopped):
             tables(fresh.context(), mixes[7:])
-    seen, verdict = [], passes.Verdict.__call__
+    seen, verdict = [], Verdict.__call__
     monkeypatch.setattr(
-        passes.Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
+        Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
     )
     context = fresh.context()
     monkeypatch.setattr(passes.models, "create", lambda *_: pytest.fail("built for two names"))

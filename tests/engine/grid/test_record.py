@@ -24,7 +24,8 @@ import sys
 for name in ("torch", "timm", "deepspeed", "triton", "open_clip", "ffcv"):
     sys.modules[name] = None
 sys.path.insert(0, sys.argv.pop(1))
-from engine import cli, record
+from engine import cli
+from engine.grid import record
 sys.exit(cli.main(sys.argv[1:]))
 """
 

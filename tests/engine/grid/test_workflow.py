@@ -24,7 +24,9 @@ from campaigns import SETS
 from engine import recipe
 from engine.commands import job as engine_job
 from engine.errors import CampaignError
+from engine.evaluation import features, passes
 from engine.grid import campaign, jobs, workflow
+from engine.report import tables
 
 folder = campaigns.folder
 
@@ -42,7 +44,7 @@ def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_killed_campaign_frees_its_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom engine import workflow\n"
+        "import sys, time\nfrom pathlib import Path\nfrom engine.grid import workflow\n"
         "with workflow.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -61,7 +63,7 @@ def test_killed_campaign_frees_its_folder(tmp_path: Path) -> None:
 JOB = """
 import sys, time
 from pathlib import Path
-from engine import campaign, workflow
+from engine.grid import campaign, workflow
 workflow.end_with_campaign(campaign.Plan("x", (), (), (), Path(sys.argv[1]), 1))
 print("at work", flush=True)
 time.sleep(60)
@@ -130,7 +132,7 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     def finish(*_: object) -> None:
         raise FileNotFoundError("few was not evaluated; run the campaign again")
 
-    monkeypatch.setattr(jobs, "finish", finish)
+    monkeypatch.setattr(tables, "finish", finish)
     with pytest.raises(FileNotFoundError, match="run the campaign again"):
         engine_job.run(arguments)
     assert not (plan.path.parent / "done").exists()
@@ -180,7 +182,8 @@ def test_last_error_is_of_this_run(tmp_path: Path, log: str, said: str) -> None:
 @pytest.mark.slow
 def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import subprocess, sys\nfrom pathlib import Path\nfrom engine import campaign, workflow\n"
+        "import subprocess, sys\nfrom pathlib import Path\n"
+        "from engine.grid import campaign, workflow\n"
         "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), Path('.'), 1)\n"
         "workflow.POLL_S = 0.1\n"
         "process = subprocess.Popen(['sleep', '1'])\n"
@@ -199,9 +202,11 @@ def test_prepare_tells_what_it_is_at(
 ) -> None:
     said: list[tuple] = []
     monkeypatch.setattr(workflow, "advance", lambda path, *state: said.append(state))
-    monkeypatch.setattr(jobs.evaluate, "evaluate", lambda *_: None)
-    monkeypatch.setattr(jobs, "_context", lambda plan, device: MagicMock(recipe=cell))
+    monkeypatch.setattr(passes, "evaluate", lambda *_: None)
+    monkeypatch.setattr(features, "stored", lambda *_: None)
     cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
+    builder = MagicMock(recipe=cell, run=MagicMock(recipe=cell))
+    monkeypatch.setattr(jobs, "builder_of", lambda plan, device: builder)
     jobs.prepare(
         campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2), torch.device("cpu")
     )

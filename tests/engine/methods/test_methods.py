@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine import models
+from engine.evaluation import features
 from engine.training import fisher
 
 __all__ = ["grid"]
@@ -181,10 +183,10 @@ def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkey
         case.method.loss(case.batch)
     assert (len(case.batch), len(CLASSES)) in made.shapes
     assert (len(context.target.pack), len(CLASSES)) not in made.shapes
-    key = context.features_key(context.base, context.target)
-    monkeypatch.setattr(context, "features_key", lambda *_, **__: key)
-    context.device = torch.device("meta")
-    assert context.features(context.base, context.target).device.type == "cpu"
+    key = features.key_of(context.run, context.base, context.target)
+    monkeypatch.setattr(features, "key_of", lambda *_, **__: key)
+    elsewhere = dataclasses.replace(context.run, device=torch.device("meta"))
+    assert features.stored(elsewhere, context.base, context.target).device.type == "cpu"
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])

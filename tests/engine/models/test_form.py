@@ -14,15 +14,16 @@ from grids import CONV, VIT, Grid, grid, prepared
 from own_checkpoints import checkpoint
 
 from engine import cli, models
-from engine.commands import job
+from engine.commands import job, train
 from engine.errors import RecipeError
-from engine.evaluation import passes, zoo
+from engine.evaluation import features, passes, zoo
 from engine.grid import campaign, jobs, workflow
 from engine.grid.build import Builder
-from engine.machine import entry, precision
+from engine.machine import precision
 from engine.models import form
 from engine.models.form import Form
 from engine.recipe.schema import ModelRecipe
+from engine.report import tables
 from engine.store import cells
 
 __all__ = ["grid"]
@@ -73,8 +74,8 @@ def test_bf16_is_another_model_which_is_said_by_names(grid: Grid, arch: str) -> 
     both = [grid.context(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")]
     exact, rounded = (table(context, {context.base.name: 1.0})["margin"] for context in both)
     assert 1e-4 < np.abs(exact - rounded).max() < 0.3
-    keys = [c.features_key(c.base, c.target) for c in both]
-    keys += [passes.key_of(c, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
+    keys = [features.key_of(c.run, c.base, c.target) for c in both]
+    keys += [passes.key_of(c.run, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
     assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
     assert [key.get("folded", False) for key in keys] == [arch == CONV, False] * 2
     train = grid.context("train.precision=bf16").key()["train"]
@@ -150,10 +151,10 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         seen.update({name: place.allow_tf32 for name, place in flags.items()})
         raise Started
 
-    monkeypatch.setattr("engine.context.Context", begin)
+    monkeypatch.setattr("engine.grid.build.Builder", begin)
     monkeypatch.setattr(zoo, "evaluated", begin)
-    for stage in ("prepare", "column", "finish"):
-        monkeypatch.setattr(jobs, stage, begin)
+    for module, stage in ((jobs, "prepare"), (jobs, "column"), (tables, "finish")):
+        monkeypatch.setattr(module, stage, begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
     monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
     yield seen
@@ -163,7 +164,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
 
 def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
     with pytest.raises(Started):
-        entry.launch(["recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
+        train.launch(["recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
     assert tf32 == {"matmul": False, "cudnn": False}
 
 
