@@ -158,11 +158,13 @@ class Sets:
     def source(self, name: str) -> Source:
         """Where the images of a set come from: device memory, or a stream, as of all of IN-C."""
         if name not in self._sources:
-            whole_c = imagenet.is_whole_c(self.recipe.dataset, name)
+            mode = self.recipe.source
+            if imagenet.is_whole_c(self.recipe.dataset, name) and mode != "ffcv":
+                mode = "stream"
             self._sources[name] = open_source(
                 self[name].pack,
                 self.device,
-                mode="stream" if whole_c else self.recipe.source,  # type: ignore[arg-type]  # checked
+                mode,  # type: ignore[arg-type]  # checked
                 # The columns of a campaign share the cores, and torch knows this one's part.
                 workers=min(8, max(2, torch.get_num_threads())),
             )

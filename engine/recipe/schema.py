@@ -151,6 +151,6 @@ class Recipe:
     seed: int = 0
     seeds: int = 1  # train with so many seeds, from `seed` upwards, and report means over them
     runs: str = "runs"  # folder of everything a run writes
-    source: str = "auto"  # auto | resident | stream
+    source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 1  # of a CPU, for each rank: with another number sums round otherwise

@@ -153,7 +153,7 @@ def test_damage_is_told_before_ffcv_reads_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="changed after it was opened"):
         list(source.batches([np.arange(3)]))
     with pytest.raises(ValueError, match="changed after it was opened"):
-        Stream(source.pack)
+        Stream(source.pack, reader="ffcv")
 
 
 def test_damage_is_not_taken_for_a_failure_of_ffcv(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_damage_is_not_taken_for_a_failure_of_ffcv(tmp_path: Path) -> None:
         file.seek(int(pack.shard.rows["pointer"][-1]))
         file.write(b"\0\1\2")
     with pytest.raises(ValueError, match="image-60"):
-        Stream(Pack.open(pack.folder))
+        Stream(Pack.open(pack.folder), reader="ffcv")
 
 
 def test_jpeg_is_streamed_by_pillow(packs: dict[str, Pack]) -> None:
@@ -170,25 +170,17 @@ def test_jpeg_is_streamed_by_pillow(packs: dict[str, Pack]) -> None:
 
 
 @pytest.mark.parametrize("failure", [ImportError("no opencv"), RuntimeError("decodes wrongly")])
-def test_without_ffcv_the_numpy_reader_is_used_and_logged_once(
-    packs: dict[str, Pack],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    failure: Exception,
+def test_ffcv_is_used_where_it_is_asked_for_and_nowhere_else(
+    packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def fail(pack: Pack) -> None:
         raise failure
 
-    stream._log_fallback.cache_clear()
     monkeypatch.setattr(stream, "FfcvPixels", fail)
-    for _ in range(2):
-        (batch,) = Stream(packs["raw"]).batches([np.array([3])])
-        assert batch.labels.tolist() == [3]
-    (record,) = caplog.records
-    assert "ffcv is not available" in record.message and str(failure) in record.message
-    assert "NumPy reader" in record.message
-    with pytest.raises(RuntimeError, match="FFCV cannot read"):
-        Stream(packs["raw"], reader="ffcv")
+    (batch,) = open_source(packs["raw"], mode="stream").batches([np.array([3])])
+    assert batch.labels.tolist() == [3]
+    with pytest.raises(RuntimeError, match=f"{failure}.*; source=stream reads it without FFCV"):
+        open_source(packs["raw"], mode="ffcv")
 
 
 @pytest.mark.parametrize("make_source", [Resident, lambda pack: Stream(pack, reader="numpy")])
