@@ -87,7 +87,7 @@ def table(rows: Iterable[Row], *, heads: bool = True) -> str:
 
 
 def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
-    """The same as a table of docs/performance.md, with quartiles and the number of rounds."""
+    """The same as a Markdown table (bench/results/NOTES.md), with quartiles and rounds."""
     names: tuple[str, ...] = (
         "contest",
         "peer",

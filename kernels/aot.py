@@ -10,7 +10,7 @@ narrower variant for sizes that are not; pointers always are, as fresh tensors a
 where rows of an odd length rule out 16-byte accesses; and streams, how many tensors are read and
 written that way (by default one and one).
 
-    python -m kernels.aot    prints the table of docs/performance.md
+    python -m kernels.aot    prints what was compiled, a row a kernel and device
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ from typing import Any
 import kernels
 from kernels.launch import triton
 
-# The device memory's rate, from the vendor's data sheets (SXM, 80 GB; A100 with HBM2e).
-BANDWIDTH_GB_S = {80: 2039, 90: 3350}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 DEVICE = {80: "A100", 90: "H100"}
-_REACHED = 0.85
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,6 @@ class Compiled:
     wide_stores: int
     aligned: bool
     streams: tuple[int, int]
-
-
-def predicted(bytes_per_element: float | None, arch: int) -> tuple[str, str]:
-    """Bytes an element and milliseconds for 1e8 elements at 85% of the bandwidth, as printed.
-
-    None: arithmetic is the bound, so that no time follows from bytes.
-    """
-    if bytes_per_element is None:
-        return "-", "bound by arithmetic"
-    rate = _REACHED * BANDWIDTH_GB_S[arch] * 1e6
-    return f"{bytes_per_element:g}", f"{1e8 * bytes_per_element / rate:.3f}"
 
 
 def discover() -> Iterator[dict[str, Any]]:
@@ -117,16 +103,25 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
 
 
 def table() -> str:
-    """The Markdown table of docs/performance.md, predictions for 1e8 elements."""
+    """Registers, memory and access widths of every kernel, as a Markdown table."""
     heads = ("kernel", "device", "registers", "shared, bytes", "widest load / store, bytes")
-    heads += ("bytes an element", "predicted ms for 1e8 elements")
+    heads += ("bytes an element",)
     rows = [heads, ("---",) * len(heads)]
     for spec in discover():
         for arch, device in DEVICE.items():
             c = compile_for(spec, arch)
-            bound = predicted(spec["bytes_per_element"], arch)
+            moved = spec["bytes_per_element"]
             accesses = f"{c.widest_load} / {c.widest_store}"
-            rows.append((c.name, device, str(c.registers), str(c.shared), accesses, *bound))
+            rows.append(
+                (
+                    c.name,
+                    device,
+                    str(c.registers),
+                    str(c.shared),
+                    accesses,
+                    f"{moved:g}" if moved else "-",
+                )
+            )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

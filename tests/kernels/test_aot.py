@@ -43,19 +43,6 @@ def test_compiled_code(spec, arch):
         assert compiled.wide_loads >= loads and compiled.wide_stores >= stores, compiled
 
 
-def test_the_table_of_the_docs_is_of_these_kernels():
-    """Its bytes and times; registers and shared memory are those of one version of Triton."""
-    text = (Path(aot.__file__).parents[1] / "docs/performance.md").read_text()
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
-    found = [(c[0], c[1], *c[5:]) for c in cells if len(c) == 7 and c[1] in aot.DEVICE.values()]
-    expected = [
-        (spec["name"], device, *aot.predicted(spec["bytes_per_element"], arch))
-        for spec in SPECIALISATIONS
-        for arch, device in aot.DEVICE.items()
-    ]
-    assert found == expected, "run python -m kernels.aot"
-
-
 @pytest.mark.slow
 def test_without_triton_the_cpu_paths_work_and_kernels_are_refused():
     program = """
