@@ -62,9 +62,8 @@ def train(name: str, *words: str) -> Cell:
 def load_cell(folder: str | Path) -> nn.Module:
     """The trained cell in a folder as a timm model in eval mode, on the CPU.
 
-    Raises FileNotFoundError where the folder holds no weights (a mix holds none: `rib export` writes
-    one), ValueError where they do not fit, or where an input prompt belongs to them, which timm's
-    model lacks.
+    Raises FileNotFoundError where the folder holds no weights (a mix holds none; `rib export`
+    writes it), ValueError where they do not fit or have an input prompt, which timm's model lacks.
     """
     import json
 

@@ -110,7 +110,7 @@ def table() -> str:
     for spec in discover():
         for arch, device in DEVICE.items():
             c = compile_for(spec, arch)
-            moved = spec["bytes_per_element"]
+            moved = f"{spec['bytes_per_element'] or '-'}"
             accesses = f"{c.widest_load} / {c.widest_store}"
             rows.append(
                 (

@@ -1,14 +1,14 @@
 """Packs that do not fit in memory, read batch by batch ahead of their use.
 
-The NumPy reader of `loaders.pack` is the default. On raw packs it took 28 to 40 CPU-milliseconds for
-600 images of 224 px where FFCV took 40 to 43 (two threads, a busy machine, by turns), it needs no
-2 to 5 seconds of compilation for each set, and a damaged file cannot abort the process. JPEG packs
-are decoded by Pillow: FFCV decodes with libjpeg's fast DCT, which is off by 1 to 2 grey levels of 255
-on average (16 at most were seen), so pixels would depend on how a set is read.
+The NumPy reader of `loaders.pack` is the default. On raw packs it took 28 to 40 CPU-milliseconds
+for 600 images of 224 px where FFCV took 40 to 43 (two threads, a busy machine, by turns). It needs
+no seconds of compilation for each set, and a damaged file cannot abort the process. JPEG packs are
+decoded by Pillow: FFCV decodes with libjpeg's fast DCT, which is off by 1 to 2 grey levels of 255 on
+average (16 at most were seen), so pixels would depend on how a set is read.
 
-`ffcv` reads through the pipeline that FFCV's Loader compiles, each sample checked before. Its iterator
-is not used: an error in its thread hangs the consumer for ever, its batches are views of five
-recycled buffers, and it sets torch's threads.
+`ffcv` reads through the pipeline that FFCV's Loader compiles, each sample checked before. Its
+iterator is not used: an error in its thread hangs the consumer for ever, its batches are views of
+five recycled buffers, and it sets torch's threads.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ def _reader(pack: Pack, reader: str) -> ReadPixels:
         return FfcvPixels(pack)
     except Exception as error:  # FFCV, numba and two native libraries: anything may be raised
         raise RuntimeError(
-            f"FFCV cannot read {pack.beton} ({type(error).__name__}: {error}); source=stream reads it "
-            "without FFCV"
+            f"FFCV cannot read {pack.beton} ({type(error).__name__}: {error}); source=stream reads "
+            "it without FFCV"
         ) from error
 
 

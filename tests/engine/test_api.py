@@ -30,7 +30,7 @@ def test_every_name_is_documented() -> None:
 
 def test_a_recipe_is_resolved_and_a_mistake_is_named() -> None:
     assert engine.load_recipe("emoji/ewc", "seed=3").seed == 3
-    with pytest.raises(RecipeError, match="train.epoch"):
+    with pytest.raises(RecipeError, match=r"train\.epoch"):
         engine.load_recipe("emoji/ewc", "train.epoch=3")
 
 
