@@ -3,7 +3,7 @@
 The NumPy reader of `loaders.pack` is the default. On raw packs it took 28 to 40 CPU-milliseconds
 for 600 images of 224 px where FFCV took 40 to 43 (two threads, a busy machine, by turns). It needs
 no seconds of compilation for each set, and a damaged file cannot abort the process. JPEG packs are
-decoded by Pillow: FFCV decodes with libjpeg's fast DCT, which is off by 1 to 2 grey levels of 255 on
+decoded by Pillow: FFCV uses libjpeg's fast DCT, which is off by 1 to 2 grey levels of 255 on
 average (16 at most were seen), so pixels would depend on how a set is read.
 
 `ffcv` reads through the pipeline that FFCV's Loader compiles, each sample checked before. Its
