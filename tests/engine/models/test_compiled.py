@@ -103,10 +103,10 @@ def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) ->
     passes.evaluate(context.run, mixes, SETS, "all")
     assert len(graphs) == 1
     plain = grid.context()
-    passes.evaluate(plain, mixes, SETS, "all")
+    passes.evaluate(plain.run, mixes, SETS, "all")
     assert len(graphs) == 1
     for mix in mixes:
-        ours, theirs = (passes.find(one, mix, "few", "all") for one in (context, plain))
+        ours, theirs = (passes.find(one.run, mix, "few", "all") for one in (context, plain))
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
@@ -117,9 +117,9 @@ def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str])
     mixes.append({plain.base.name: 1.0})
     passes.evaluate(context.run, mixes, ["tinted"], "all")
     assert len(graphs) == 1
-    passes.evaluate(plain, mixes, ["tinted"], "all")
+    passes.evaluate(plain.run, mixes, ["tinted"], "all")
     for mix in mixes:
-        ours, theirs = (passes.find(one, mix, "tinted", "all") for one in (context, plain))
+        ours, theirs = (passes.find(one.run, mix, "tinted", "all") for one in (context, plain))
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
@@ -145,9 +145,9 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid: Grid, tmp_path: Path) -
     assert distance(weights(cell), weights(plain)) < 1e-5
     mix = {cell.name: 1.0}
     for one in (context, runs.context("train.compile=always")):
-        passes.evaluate(one, [mix], ["few"], "all")
+        passes.evaluate(one.run, [mix], ["few"], "all")
     ours, theirs = (
-        pq.read_table(passes.predicted(one, mix, "few", "all"))["margin"].to_numpy()
+        pq.read_table(passes.predicted(one.run, mix, "few", "all"))["margin"].to_numpy()
         for one in (context, runs.context("train.compile=always"))
     )
     assert 0 < np.abs(ours - theirs).max() < 1e-4, "compiled, it rounds otherwise"
