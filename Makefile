@@ -16,6 +16,7 @@ test: check
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(PYTEST) -m "not slow"
 

@@ -53,6 +53,7 @@ setup(
             "open_clip_torch>=3",
             "triton>=3.5; platform_system == 'Linux'",
             "hypothesis>=6",
+            "import-linter>=2.7",
             "ruff>=0.12",
             "pyright>=1.1.400",
             "pre-commit>=3",

@@ -67,9 +67,9 @@ def gate(device: torch.device) -> None:
     """One pass says what a pass each says, from every kind of storage; probes likewise."""
     for storage in ("files", "jpeg", "raw"):
         with _bench("test_vit", 32, 8, storage, device, drawn=True) as bench:
-            context = bench.one_pass()
+            run = bench.one_pass()
             for mix, said in zip(bench.mixes, bench.a_pass_each(), strict=True):
-                assert torch.equal(bench.stored(context, mix), said), storage
+                assert torch.equal(bench.stored(run, mix), said), storage
     with _bench("test_vit", 32, 8, "raw", device, drawn=True) as bench:
         probes = bench.probes()
         shared, each = bench.shared_backbone(probes), bench.a_pass_a_probe(probes)

@@ -18,13 +18,13 @@ def fine_tune(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(net(x), y)
 
 
-def ewc(context: Builder) -> Loss:
+def ewc(builder: Builder) -> Loss:
     """lam / 2 sum F (theta - theta_pre)^2, F with mean 1: Kirkpatrick et al. 2017, equation 3."""
-    options: Any = context.recipe.method
+    options: Any = builder.recipe.method
     assert options.fisher_scale == "mean"
-    fisher = context.fisher(options.fisher_images, options.fisher_labels)
+    fisher = builder.fisher(options.fisher_images, options.fisher_labels)
     mean = torch.cat([values.flatten() for values in fisher.values()]).mean()
-    anchor = context.network(context.base).state_dict()
+    anchor = builder.network(builder.base).state_dict()
 
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         pulls = [
@@ -36,10 +36,10 @@ def ewc(context: Builder) -> Loss:
     return loss
 
 
-def lwf(context: Builder) -> Loss:
+def lwf(builder: Builder) -> Loss:
     """weight T^2 KL(teacher / T || student / T): Li & Hoiem 2016, Hinton et al. 2015."""
-    options: Any = context.recipe.method
-    teacher = context.network(context.base)
+    options: Any = builder.recipe.method
+    teacher = builder.network(builder.base)
 
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -53,7 +53,7 @@ def lwf(context: Builder) -> Loss:
 
 
 TERMS: dict[str, Callable[[Builder], Loss]] = {
-    "fine_tune": lambda context: fine_tune,
+    "fine_tune": lambda builder: fine_tune,
     "ewc": ewc,
     "lwf": lwf,
 }

@@ -76,19 +76,19 @@ def gate(device: torch.device) -> None:
     in its loss, on the same batches."""
     with _bench(device, "test_vit", 32, images=22, batch=4, drawn=True) as bench:
         for recipe, own in GATED.items():
-            _check(bench, bench.context(recipe, "train.warmup_steps=0", *own))
+            _check(bench, bench.builder(recipe, "train.warmup_steps=0", *own))
 
 
-def _check(bench: Bench, context: Builder) -> None:
+def _check(bench: Bench, builder: Builder) -> None:
     x, y = bench.in_memory
-    positions = context.target.split("train")
-    shares = list(schedule.schedule(positions, context.run, epoch=0, rank=0, world=1))
+    positions = builder.target.split("train")
+    shares = list(schedule.schedule(positions, builder.run, epoch=0, rank=0, world=1))
     batches = [(x[share.index], y[share.index]) for share in shares]
     rate = partial(optim.learning_rate, total=len(shares), warmup=0, base=LR)
     net, start = bench.net(), bench.net().state_dict()
-    loss = TERMS[context.recipe.method.name](context)
+    loss = TERMS[builder.recipe.method.name](builder)
     bench.plain_loop(net, lambda: batches, rate, loss)()
-    with bench.engine(context) as (method, epoch):
+    with bench.engine(builder) as (method, epoch):
         epoch()
         found = method.export().state
     moved = max((w - start[name]).abs().max() for name, w in net.state_dict().items())
@@ -133,10 +133,10 @@ class Bench:
         engines: contextlib.ExitStack,
     ) -> Contest:
         """A method against the peers; its engine lives as long as `engines`."""
-        context = self.context(recipe)
-        with self.engine(context):
+        builder = self.builder(recipe)
+        with self.engine(builder):
             pass  # teacher logits and Fisher are in the store from now on
-        run, load = self._measured(lambda: engines.enter_context(self.engine(context))[1])
+        run, load = self._measured(lambda: engines.enter_context(self.engine(builder))[1])
         work = self._work(SGD + (EWC if recipe == "ewc" else 0))
         return Contest(name, Entrant(title, run, work, load=load), peers, rounds=3)
 
@@ -176,8 +176,8 @@ class Bench:
     def device(self) -> torch.device:
         return self.files.device
 
-    def context(self, recipe: str, *own: str) -> Builder:
-        """The surroundings of a cell whose downstream and upstream set are the photos."""
+    def builder(self, recipe: str, *own: str) -> Builder:
+        """The builder of a cell whose downstream and upstream set are the photos."""
         model = self.files.model
         words = [
             "model=file",
@@ -201,12 +201,12 @@ class Bench:
         return Builder(request, resolved, self.device, sets)
 
     @contextlib.contextmanager
-    def engine(self, context: Builder) -> Iterator[tuple[Trained, Run]]:
+    def engine(self, builder: Builder) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
-        method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-        engine = loop.start(method, context.run, context)
+        method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+        engine = loop.start(method, builder.run, builder)
         try:
-            yield method, self._waited(lambda: loop.epochs(engine, method, context.run))
+            yield method, self._waited(lambda: loop.epochs(engine, method, builder.run))
         finally:
             loop.close(engine)
 
@@ -254,14 +254,14 @@ class Bench:
 
     def net(self) -> nn.Module:
         """The model with its first weights, on the device."""
-        context = self.context("fine_tune")
-        return context.network(context.base)
+        builder = self.builder("fine_tune")
+        return builder.network(builder.base)
 
     @cached_property
     def in_memory(self) -> tuple[Tensor, Tensor]:
         """All normalised images and their labels, on the device."""
-        context = self.context("fine_tune")
-        (batch,) = context.sets.source(context.recipe.downstream).batches([self.files.in_order])
+        builder = self.builder("fine_tune")
+        (batch,) = builder.sets.source(builder.recipe.downstream).batches([self.files.in_order])
         return self.files.normalize(batch.images), batch.labels
 
     def _slices(self) -> Iterator[tuple[Tensor, Tensor]]:

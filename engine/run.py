@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet, Sets
-from engine.machine import precision, workers
+from engine.machine import precision, ranks, workers
 from engine.recipe.schema import Recipe
-from engine.store.artifacts import Store
+from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
 
 
@@ -54,6 +55,11 @@ class Run:
         if self.device.type == "cpu":
             return {"device": "cpu", "threads": self.recipe.threads}
         return {"device": self.device.type}
+
+    def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
+        """A finished artefact, or None unless every rank finds it: all then make it together."""
+        artifact = self.store.find(kind, label, key)
+        return artifact if ranks.all_agree(artifact is not None) else None
 
     def threads(self) -> AbstractContextManager[None]:
         """Compute on the recipe's number of CPU threads, whatever a launcher allows."""

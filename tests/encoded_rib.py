@@ -49,8 +49,8 @@ class Rib:
         options = ("--source", str(source), "--model", "vit_tiny_random")
         return cli.main(["encode", name, *options, *self.words, *words])
 
-    def context(self, *words: str) -> Builder:
-        """The surroundings of the recipe's cell; `words` come last and win."""
+    def builder(self, *words: str) -> Builder:
+        """The builder of the recipe's cell; `words` come last and win."""
         request = Request(str(self.folder / "rib.yaml"), (*self.words, *words))
         return Builder(request, request.recipe(), self.device)
 

@@ -22,9 +22,9 @@ BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
 @pytest.fixture(scope="module")
 def mixes(grid: Grid) -> list[cells.Mix]:
     """Five models with weights of their own, the frozen backbone's two, and a prompt."""
-    context = grid.context()
-    base, tuned = context.base.name, context.cell("fine_tune").name
-    prompt, probe = context.cell("visual_prompt").name, context.cell("linear_probe").name
+    builder = grid.builder()
+    base, tuned = builder.base.name, builder.cell("fine_tune").name
+    prompt, probe = builder.cell("visual_prompt").name, builder.cell("linear_probe").name
     wise = [{base: 1 - a, tuned: a} for a in (0.2, 0.4, 0.6, 0.8)]
     return [*wise, {tuned: 1.0}, {prompt: 1.0}, {base: 1.0}, {probe: 1.0}]
 
@@ -32,7 +32,7 @@ def mixes(grid: Grid) -> list[cells.Mix]:
 @pytest.fixture(scope="module")
 def wanted(grid: Grid, mixes: list[cells.Mix]) -> list:
     """What each says in one undisturbed evaluation."""
-    return tables(grid.context(), mixes)
+    return tables(grid.builder(), mixes)
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-def tables(context: Builder, mixes: list[cells.Mix]) -> list:
+def tables(builder: Builder, mixes: list[cells.Mix]) -> list:
     """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(context.run, mixes, [SET], "all")
-    return [pq.read_table(passes.predicted(context.run, mix, SET, "all")) for mix in mixes]
+    passes.evaluate(builder.run, mixes, [SET], "all")
+    return [pq.read_table(passes.predicted(builder.run, mix, SET, "all")) for mix in mixes]
 
 
 def same(found: list, expected: list) -> bool:
@@ -81,9 +81,9 @@ class Counted:
                 self.images += len(batch)
                 yield batch
 
-        def counted_load(net, context, some, parents) -> list:
+        def counted_load(net, run, some, parents) -> list:
             self.models += len(some)
-            return load(net, context, some, parents)
+            return load(net, run, some, parents)
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
         monkeypatch.setattr(bank, "_load", counted_load)

@@ -22,12 +22,12 @@ from engine.machine import quiet, ranks
 
 def result(grid: Grid, words: list[str]) -> str:
     try:
-        context, cell = grid.build(*words)
+        builder, cell = grid.build(*words)
     except ValueError as error:
         return str(error)
-    mix = {context.base.name: 0.5, cell.name: 0.5}
+    mix = {builder.base.name: 0.5, cell.name: 0.5}
     if cell.prompt() is None:
-        passes.evaluate(context.run, [{cell.name: 1.0}, mix], SETS, "all")
+        passes.evaluate(builder.run, [{cell.name: 1.0}, mix], SETS, "all")
     return str(cell.artifact.folder)
 
 

@@ -71,15 +71,15 @@ class Grid:
             *extra,
         )
 
-    def context(self, *extra: str) -> Builder:
-        """The surroundings of the cell that these overrides describe."""
+    def builder(self, *extra: str) -> Builder:
+        """The builder of the cell that these overrides describe."""
         request = Request(self.recipe, self.overrides(*extra))
         return Builder(request, request.recipe(), self.device)
 
     def build(self, *extra: str) -> tuple[Builder, Cell]:
         """That cell, trained now if it was not before."""
-        context = self.context(*extra)
-        return context, context.build()
+        builder = self.builder(*extra)
+        return builder, builder.build()
 
 
 def draw(folder: Path) -> None:
@@ -148,7 +148,7 @@ def reference(state: dict[str, torch.Tensor], arch: str = VIT) -> nn.Module:
 class Prepared:
     """A method ready for its first batch, and the same facts without the engine."""
 
-    context: Builder
+    builder: Builder
     method: Trained
     batch: Batch
     before: dict[str, torch.Tensor]
@@ -159,18 +159,18 @@ class Prepared:
 
 def prepared(grid: Grid, *extra: str, index: tuple[int, ...] = (0, 9, 4, 16, 20)) -> Prepared:
     """A method as `train.fit` prepares it, with a batch of the set it trains on."""
-    context = grid.context(*extra)
-    before = context.base.state()
-    torch.manual_seed(context.recipe.seed)
-    method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-    method.prepare(context.network(context.base), context)
+    builder = grid.builder(*extra)
+    before = builder.base.state()
+    torch.manual_seed(builder.recipe.seed)
+    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    method.prepare(builder.network(builder.base), builder)
     method.train()
-    name, arch = context.recipe.downstream, context.recipe.model.arch
+    name, arch = builder.recipe.downstream, builder.recipe.model.arch
     chosen = np.array(index)
-    (batch,) = context.sets.source(name).batches([chosen])
+    (batch,) = builder.sets.source(name).batches([chosen])
     net = reference(before, arch)
     x, y = images(grid, name, chosen, arch), labels(grid, name, chosen)
-    return Prepared(context, method, batch, before, net, x, y)
+    return Prepared(builder, method, batch, before, net, x, y)
 
 
 def weights(cell: Cell) -> dict[str, torch.Tensor]:

@@ -58,14 +58,14 @@ def run(arguments: argparse.Namespace) -> None:
         overrides.append(f"model={arguments.model}")
     request = Request(arguments.campaign, tuple(overrides))
     resolved = request.recipe()
-    run = Builder(request, resolved, ranks.start(resolved.device)).run
     every = [resolved.dataset.upstream, *resolved.dataset.sets]
     names = [word for word in arguments.sets if "=" not in word] or every
     for name in names:
         if name not in every:
             campaign = arguments.campaign
             raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
-    found = solve.distances(run, names, options)
+    builder = Builder(request, resolved, ranks.start(resolved.device))
+    found = solve.distances(builder.run, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distances.write_csv(folder / "distances.csv", found)

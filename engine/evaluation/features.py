@@ -34,7 +34,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
-    artifact = run.store.agreed("features", label, key)
+    artifact = run.find("features", label, key)
     if artifact is None:
         slices = run.store.root / "pending" / run.store.place("features", label, key).name
         with run.threads():

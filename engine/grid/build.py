@@ -90,7 +90,7 @@ class Builder(Context[Cell]):
         """The recipe's cell; found by name, or made."""
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
-        artifact = self.store.agreed("cells", label, key)
+        artifact = self.run.find("cells", label, key)
         if artifact is not None and self._has_parents(Cell(artifact)):
             return Cell(artifact)
         method = modules.find(recipe.method.module).Method(recipe.method)

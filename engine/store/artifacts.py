@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.machine import ranks
 from engine.machine.files import digest, file_hash, room_for, sync, write_atomic
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
@@ -86,11 +85,6 @@ class Store:
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 raise ValueError(f"{path} is damaged; {_again(folder)}")
         return Artifact(kind, folder.name, folder, key)
-
-    def agreed(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
-        """As `find`, and None unless every rank finds it: all of them then make it together."""
-        artifact = self.find(kind, label, key)
-        return artifact if ranks.all_agree(artifact is not None) else None
 
     def make(
         self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]

@@ -69,11 +69,11 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
     assert "3,750,000 images, raw" in said.out and "add --yes to confirm" in said.err
     assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
-    labelled = rib.context("dataset.subsample=full").sets["imagenet_c"]
+    labelled = rib.builder("dataset.subsample=full").sets["imagenet_c"]
     assert labelled.group is not None and len(labelled.group) == 150
     for source in ("auto", "resident"):
         opened = [
-            rib.context(f"dataset.subsample={subsample}", f"source={source}").sets.source(IN_C)
+            rib.builder(f"dataset.subsample={subsample}", f"source={source}").sets.source(IN_C)
             for subsample in ("full", str(SUBSAMPLE))
         ]
         assert [type(one) for one in opened] == [Stream, Resident], "all of IN-C is never resident"
@@ -133,7 +133,7 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
     assert "  not as published: 6 of 75 parts are missing: shot_noise/4 frost\n" in (
         shown := capsys.readouterr().out
     ), shown
-    resolved = rib.context("model.crop=0.7").recipe
+    resolved = rib.builder("model.crop=0.7").recipe
     pack = sets.pack_of(resolved, IN_C, tmp_path)
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
     assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
@@ -141,7 +141,7 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
     check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=found)
     assert f"\n  only a part: {lacks}" in verify.text("m", [check])
     assert "only a part" not in verify.text("m", [dataclasses.replace(check, lacks="")])
-    small = sets.pack_of(rib.context().recipe, "imagenet_val", tmp_path)
+    small = sets.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
     assert imagenet.shortfall(resolved.dataset, "imagenet_val", small).startswith("6 images, not")
 
 
@@ -158,8 +158,8 @@ def test_processes_make_the_same_pack(rib: Rib, tmp_path: Path) -> None:
 
 
 def test_the_size_that_is_told_is_the_size_of_the_pack(rib: Rib) -> None:
-    resolved = rib.context().recipe
-    folder = rib.context().sets["imagenet_c"].pack.folder
+    resolved = rib.builder().recipe
+    folder = rib.builder().sets["imagenet_c"].pack.folder
     there = sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
     assert there <= size_bytes(resolved, SUBSAMPLE) <= there + 500 * SUBSAMPLE
 

@@ -41,10 +41,10 @@ def rib(own: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[st
         return list(csv.DictReader(file))
 
 
-def accuracy(context: Builder, cell: Cell, name: str) -> float:
+def accuracy(builder: Builder, cell: Cell, name: str) -> float:
     """Of a cell on a whole set, evaluated within its grid."""
-    passes.evaluate(context.run, [{cell.name: 1.0}], [name], "all")
-    table = pq.read_table(passes.predicted(context.run, {cell.name: 1.0}, name, "all"))
+    passes.evaluate(builder.run, [{cell.name: 1.0}], [name], "all")
+    table = pq.read_table(passes.predicted(builder.run, {cell.name: 1.0}, name, "all"))
     return 100 * (table["top1"].to_numpy() == table["label"].to_numpy()).mean()
 
 
@@ -63,8 +63,8 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, own, monkeypatch, caplog, capsy
     """Its transform is not the architecture's own, and a prompt belongs to it."""
     words = ("model.mean=[0.3,0.3,0.3]", "model.std=[0.2,0.3,0.4]", "model.crop=0.8")
     for method in ("fine_tune", "visual_prompt"):
-        context, cell = grid.build(f"method={method}", *words)
-        wanted = {name: accuracy(context, cell, name) for name in ("outline", "few", "tinted")}
+        builder, cell = grid.build(f"method={method}", *words)
+        wanted = {name: accuracy(builder, cell, name) for name in ("outline", "few", "tinted")}
         old = aged(cell.artifact.folder, tmp_path / method)
         for model in (cell.artifact.folder, cell.artifact.folder / "weights.safetensors"):
             found = rib(

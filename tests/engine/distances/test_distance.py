@@ -274,12 +274,13 @@ def test_the_command_takes_another_model(folder, grid, capsys, monkeypatch, tmp_
     assert values[0] != values[1]
 
 
-def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch):
+def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(ranks, "stop", lambda: None)
-    options = ["--campaign", str(folder / "shapes.yaml")]
+    options = ["--campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
     assert cli.main(["distance", "outlyne", "few", *options]) == 2
     assert "'outlyne' is no set of" in (said := capsys.readouterr().err)
     assert "did you mean 'outline'?" in said
+    assert not list(tmp_path.iterdir()), "no model is made before a set is refused"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_bank_that_does_not_fit_reads_or_loads_again_by_cost(
     monkeypatch.setattr(passes, "seconds_to_read", lambda *_: read_s)
     counted = Counted(monkeypatch)
     caplog.set_level(logging.INFO)
-    assert same(tables(fresh.context(), mixes), wanted)
+    assert same(tables(fresh.builder(), mixes), wanted)
     full = 6  # the other two are heads
     assert counted.images == reads * IMAGES
     # Every slice takes the groups in order, so the first one, loaded to see its cost, is not twice.
@@ -60,7 +60,7 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
 ):
     counted = Counted(monkeypatch)
     caplog.set_level(logging.INFO)
-    assert same(tables(fresh.context(), mixes), wanted)
+    assert same(tables(fresh.builder(), mixes), wanted)
     assert (counted.images, counted.models) == (IMAGES, 6)
     assert "do not fit" not in caplog.text and "run in parts" not in caplog.text
 
@@ -68,7 +68,7 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, monkeypatch, rank):
     """A clock that a batch moves by a second; the group of ranks is one of one in truth."""
-    context, clock, read = grid.context(), [0.0], Resident.batches
+    builder, clock, read = grid.builder(), [0.0], Resident.batches
 
     def slow_batches(source: Resident, asked) -> Iterator:
         for batch in read(source, asked):
@@ -77,10 +77,10 @@ def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, m
 
     monkeypatch.setattr(Resident, "batches", slow_batches)
     monkeypatch.setattr(batches, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    labelled = context.sets[SET]
+    labelled = builder.sets[SET]
 
     def seconds(count: int) -> float:
-        return batches.seconds_to_read(context.run, labelled, np.arange(IMAGES)[-count:])
+        return batches.seconds_to_read(builder.run, labelled, np.arange(IMAGES)[-count:])
 
     assert (seconds(IMAGES), seconds(2 * BATCH), seconds(1)) == (5, 2, 1)
     monkeypatch.setattr(ranks, "rank", lambda: rank)
@@ -99,8 +99,8 @@ def test_the_cost_is_asked_of_the_images_that_are_left(
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 6)  # the first slice: two batches, six models
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[:6])
-    tables(fresh.context(), mixes[:6])
+            tables(fresh.builder(), mixes[:6])
+    tables(fresh.builder(), mixes[:6])
     first, second = asked
     np.testing.assert_array_equal(first, np.arange(IMAGES))
     np.testing.assert_array_equal(second, np.arange(2 * BATCH, IMAGES))
@@ -109,8 +109,8 @@ def test_the_cost_is_asked_of_the_images_that_are_left(
 def test_batches_are_cut_where_activations_do_not_fit(
     grid, fresh, mixes, wanted, monkeypatch, caplog
 ):
-    context = grid.context()
-    net = context.network(context.base)
+    builder = grid.builder()
+    net = builder.network(builder.base)
     each = bank.activation_bytes(net, torch.zeros(1, 3, 32, 32))
     monkeypatch.setattr(bank, "free_memory", lambda device: 3.5 * each / bank.ACTIVATIONS_SHARE)
     seen = []
@@ -119,7 +119,7 @@ def test_batches_are_cut_where_activations_do_not_fit(
     )
     caplog.set_level(logging.INFO)
     try:
-        found = tables(fresh.context(), mixes[:2])
+        found = tables(fresh.builder(), mixes[:2])
     finally:
         hook.remove()
     # Three would fit, but parts are halves of halves, so that machines agree where they can.
@@ -153,14 +153,14 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
 
 
 def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixes, monkeypatch):
-    context = grid.context()
-    parents = {name: passes.stored_cell(context.store, name) for mix in mixes for name in mix}
+    builder = grid.builder()
+    parents = {name: passes.stored_cell(builder.store, name) for mix in mixes for name in mix}
     one = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
 
     def sizes(room: int, slice_bytes: float) -> list[int]:
         free = room_for_models(grid, mixes, room)
         monkeypatch.setattr(bank, "free_memory", lambda device: free)
-        found = bank.Bank(context.run, mixes[:5], parents, slice_bytes)
+        found = bank.Bank(builder.run, mixes[:5], parents, slice_bytes)
         return [len(group) for group in found.groups]
 
     assert sizes(3, 0) == [3, 2] and sizes(3, one) == [2, 2, 1] and sizes(3, 99 * one) == [1] * 5
@@ -168,27 +168,27 @@ def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixe
 
 
 def test_shares_of_memory_are_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):
-    context, opened = fresh.context(), []
+    builder, opened = fresh.builder(), []
     monkeypatch.setattr(
-        bank, "free_memory", lambda device: opened.append(SET in context.sets._sources) or 1e12
+        bank, "free_memory", lambda device: opened.append(SET in builder.sets._sources) or 1e12
     )
-    tables(context, mixes[:2])
+    tables(builder, mixes[:2])
     assert len(opened) == 2 and all(opened)
 
 
 def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
-    context, held = grid.context(), []
+    builder, held = grid.builder(), []
 
-    def evaluate_on(context, mixes, name, split, sample) -> None:
-        context.sets.source(name)
-        held.append(set(context.sets._sources))
+    def evaluate_on(run, mixes, name, split, sample) -> None:
+        run.sets.source(name)
+        held.append(set(run.sets._sources))
 
-    monkeypatch.setattr(jobs, "builder_of", lambda *_: context)
+    monkeypatch.setattr(jobs, "builder_of", lambda *_: builder)
     monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
     monkeypatch.setattr(jobs.workflow, "advance", lambda *_: None)
     jobs.column(SimpleNamespace(path=None, methods=()), "outline", grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
-    assert not context.sets._sources
+    assert not builder.sets._sources
 
 
 class Bar(tqdm):
@@ -215,20 +215,20 @@ class Bar(tqdm):
 def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kind):
     monkeypatch.setattr(batches, "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
-    context = fresh.context()
+    builder = fresh.builder()
     if kind == "features":
         slices = fresh.runs / "slices"
-        features.sliced(context.run, context.base, context.sets[SET], Form("fp32", "never"), slices)
+        features.sliced(builder.run, builder.base, builder.sets[SET], Form("fp32", "never"), slices)
     elif kind == "predictions":
-        tables(context, mixes[:2])
+        tables(builder, mixes[:2])
     else:
-        batches.seconds_to_read(context.run, context.sets[SET], np.arange(IMAGES))
+        batches.seconds_to_read(builder.run, builder.sets[SET], np.arange(IMAGES))
     (bar,) = Bar.made
     assert bar.drawn == [True] * (1 if kind == "estimate" else 5) and not bar.open
 
 
 def test_predictions_name_their_model_and_data(grid, mixes, wanted):
-    context = grid.context()
+    builder = grid.builder()
     named = wanted[0].schema.metadata
-    assert named[b"pack"].decode() == context.sets[SET].pack.fingerprint
+    assert named[b"pack"].decode() == builder.sets[SET].pack.fingerprint
     assert all(name in named[b"mix"].decode() for name in mixes[0])

@@ -41,9 +41,9 @@ PLACES = [CLASSES.index(name) for name in FEW]
 @pytest.fixture(scope="module")
 def column(grid: Grid) -> list[cells.Mix]:
     """Every kind of model that a column has: with one, two and three parents, and a prompt."""
-    context = grid.context()
-    base, tuned = context.base.name, context.cell("fine_tune").name
-    cells = [context.cell(name).name for name in ("linear_probe", "visual_prompt", "lora")]
+    builder = grid.builder()
+    base, tuned = builder.base.name, builder.cell("fine_tune").name
+    cells = [builder.cell(name).name for name in ("linear_probe", "visual_prompt", "lora")]
     alone = [{name: 1.0} for name in (base, tuned, *cells)]
     return [*alone, {base: 0.7, tuned: 0.3}, {base: 0.2, tuned: 0.8}, {base: 0.5, cells[2]: 0.5}]
 
@@ -57,9 +57,9 @@ def copied(grid: Grid, column: list[cells.Mix], tmp_path: Path) -> Grid:
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 
-def tables(context: Builder, mixes: list[cells.Mix], names=tuple(SETS), split: str = "all") -> list:
-    passes.evaluate(context.run, mixes, names, split)
-    paths = [passes.predicted(context.run, mix, name, split) for mix in mixes for name in names]
+def tables(builder: Builder, mixes: list[cells.Mix], names=tuple(SETS), split: str = "all") -> list:
+    passes.evaluate(builder.run, mixes, names, split)
+    paths = [passes.predicted(builder.run, mix, name, split) for mix in mixes for name in names]
     return [pq.read_table(path) for path in paths]
 
 
@@ -68,8 +68,8 @@ def files(grid: Grid) -> dict[Path, int]:
 
 
 def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, copied, column):
-    together = tables(grid.context(), column)
-    alone = [table for mix in column for table in tables(copied.context(), [mix])]
+    together = tables(grid.builder(), column)
+    alone = [table for mix in column for table in tables(copied.builder(), [mix])]
     assert len(together) == len(column) * len(SETS)
     for mine, theirs in zip(together, alone, strict=True):
         assert mine.equals(theirs)
@@ -79,16 +79,16 @@ def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, copied, column
 
 @pytest.mark.slow
 def test_a_stream_gives_what_a_resident_set_gives(grid, copied, column):
-    resident = tables(grid.context("source=resident"), column)
-    streamed = tables(copied.context("source=stream"), column)
+    resident = tables(grid.builder("source=resident"), column)
+    streamed = tables(copied.builder("source=stream"), column)
     assert all(a.equals(b) for a, b in zip(resident, streamed, strict=True))
 
 
 @pytest.mark.parametrize("name", ["outline", "few"])
 @pytest.mark.parametrize("method", ["fine_tune", "linear_probe", "visual_prompt"])
 def test_predictions_are_those_of_timm_read_by_hand(grid, name, method):
-    context, cell = grid.build(f"method={method}")
-    (table,) = tables(context, [{cell.name: 1.0}], [name])
+    builder, cell = grid.build(f"method={method}")
+    (table,) = tables(builder, [{cell.name: 1.0}], [name])
     index = np.arange(len(table))
     truth = labels(grid, name, index).numpy()
     prompt = cell.prompt()
@@ -142,36 +142,36 @@ def test_the_table_of_given_logits(masked):
 
 
 def test_a_second_evaluation_writes_and_runs_nothing(grid, column, monkeypatch):
-    context = grid.context()
-    tables(context, column)
+    builder = grid.builder()
+    tables(builder, column)
     before = files(grid)
     monkeypatch.setattr(passes, "_pass", lambda *_: pytest.fail("evaluated twice"))
-    tables(grid.context(), [*column, *column])
+    tables(grid.builder(), [*column, *column])
     assert files(grid) == before
 
 
 def test_one_new_model_is_the_only_one_that_runs(grid, column, monkeypatch):
-    context = grid.context()
-    tables(context, column)
+    builder = grid.builder()
+    tables(builder, column)
     seen = []
     run = passes._pass
     monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
     new = {name: share for name, share in zip(column[5], (0.45, 0.55), strict=True)}
-    tables(context, [*column, new, dict(reversed(new.items()))], ["tinted"])
+    tables(builder, [*column, new, dict(reversed(new.items()))], ["tinted"])
     assert seen == [[cells.essential(new)]]
 
 
 def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
-    context = grid.context()
-    mix = {context.base.name: 1.0}
-    (held,), (every,) = (tables(context, [mix], ["outline"], s) for s in ("holdout", "all"))
+    builder = grid.builder()
+    mix = {builder.base.name: 1.0}
+    (held,), (every,) = (tables(builder, [mix], ["outline"], s) for s in ("holdout", "all"))
     index = held["index"].to_numpy()
-    np.testing.assert_array_equal(index, context.target.holdout)
+    np.testing.assert_array_equal(index, builder.target.holdout)
     assert 0 < len(index) < len(every)
     assert held["top1"].equals(every.take(index)["top1"])
     right = held["label"].to_numpy() == held["top1"].to_numpy()
-    assert context.holdout_accuracy(mix) == pytest.approx(100 * right.mean())
-    whole = grid.context("dataset.holdout=0")
+    assert builder.holdout_accuracy(mix) == pytest.approx(100 * right.mean())
+    whole = grid.builder("dataset.holdout=0")
     mix = {whole.base.name: 1.0}
     passes.evaluate(whole.run, [mix], ["outline"], "all")
     assert passes.predicted(whole.run, mix, "outline", "holdout") == passes.predicted(
@@ -180,33 +180,33 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
 
 
 def test_a_split_by_source_has_names_of_its_own(grid):
-    context = grid.context()
-    mix = {context.base.name: 1.0}
+    builder = grid.builder()
+    mix = {builder.base.name: 1.0}
 
     def keys() -> list[dict]:
-        said = [passes.key_of(context.run, mix, context.target, s)[1] for s in ("holdout", "all")]
-        return [context.key(), *said]
+        said = [passes.key_of(builder.run, mix, builder.target, s)[1] for s in ("holdout", "all")]
+        return [builder.key(), *said]
 
     cell, held, every = keys()
     assert cell["split"] == [0.25, 0] and held["split"] == ["holdout", 0.25, 0]
-    context.sets._open["outline"] = dataclasses.replace(context.target, by_source=True)
+    builder.sets._open["outline"] = dataclasses.replace(builder.target, by_source=True)
     apart = keys()
     assert apart[0] != cell and apart[1] != held and apart[2] == every
-    context.sets._open["outline"] = dataclasses.replace(context.target, by_source=False)
-    context.sets._open["upstream"] = dataclasses.replace(context.upstream, by_source=True)
+    builder.sets._open["outline"] = dataclasses.replace(builder.target, by_source=False)
+    builder.sets._open["upstream"] = dataclasses.replace(builder.upstream, by_source=True)
     assert keys()[0] != cell, "a Fisher is of the upstream split"
 
 
 def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
     for arch in (VIT, CONV):
-        context = grid.context(f"model.arch={arch}")
-        found = context.features(context.base, context.sets["few"])
-        net = reference(context.base.state(), arch)
+        builder = grid.builder(f"model.arch={arch}")
+        found = builder.features(builder.base, builder.sets["few"])
+        net = reference(builder.base.state(), arch)
         with torch.no_grad():
             x = images(grid, "few", np.arange(len(found)), arch)
             wanted = net.forward_head(net.forward_features(x), pre_logits=True)
             torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
-            logits = context.logits(context.base, context.sets["few"])(np.arange(len(found)))
+            logits = builder.logits(builder.base, builder.sets["few"])(np.arange(len(found)))
             torch.testing.assert_close(logits.double(), net(x), rtol=1e-3, atol=1e-4)
 
 
@@ -216,13 +216,13 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
     changed = drawings / "tinted" / "disc" / "0.png"
     Image.eval(Image.open(changed), lambda v: v ^ 1).save(changed)
     words = f"dataset.root={drawings}"
-    before, after = grid.context(), grid.context(words)
+    before, after = grid.builder(), grid.builder(words)
     mix = {before.base.name: 1.0}
     assert after.base.name == before.base.name, "the same images upstream, the same model"
-    for context in (before, after):
-        tables(context, [mix], ["outline", "tinted"])
+    for builder in (before, after):
+        tables(builder, [mix], ["outline", "tinted"])
     for name, equal in (("outline", True), ("tinted", False)):
-        places = [passes.predicted(context.run, mix, name, "all") for context in (before, after)]
+        places = [passes.predicted(builder.run, mix, name, "all") for builder in (before, after)]
         assert (places[0] == places[1]) is equal, name
     mine, theirs = (place.parent for place in places)
     shutil.move(mine, kept := mine.with_name("kept"))
@@ -240,7 +240,7 @@ def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
     shutil.copytree(drawings / "upstream", drawings / "other")
     (drawings / "other" / "bar").rename(drawings / "other" / "star")
     before, after = (
-        grid.context(f"dataset.root={drawings}", f"dataset.upstream={name}")
+        grid.builder(f"dataset.root={drawings}", f"dataset.upstream={name}")
         for name in ("upstream", "other")
     )
     few, again = before.sets["few"], after.sets["few"]
@@ -251,10 +251,10 @@ def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
 
 
 def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
-    context = copied.context()
-    mix = {context.base.name: 1.0}
-    tables(context, [mix], ["few"])
-    found = passes.find(context.run, mix, "few", "all")
+    builder = copied.builder()
+    mix = {builder.base.name: 1.0}
+    tables(builder, [mix], ["few"])
+    found = passes.find(builder.run, mix, "few", "all")
     assert found is not None
     path = found.file("part-00000.parquet")
     artifacts._hash_once.cache_clear()
@@ -262,16 +262,16 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"{path} was altered; delete {path.parent} and run"):
-        passes.predicted(context.run, mix, "few", "all")
+        passes.predicted(builder.run, mix, "few", "all")
 
 
 def test_what_is_not_there_is_named(grid):
-    context = grid.context("evaluate.batch_size=9")
-    mix = {context.base.name: 1.0}
+    builder = grid.builder("evaluate.batch_size=9")
+    mix = {builder.base.name: 1.0}
     with pytest.raises(FileNotFoundError, match=r"linear_probe-upstream-on-few was not evaluated"):
-        passes.predicted(context.run, mix, "few", "all")
+        passes.predicted(builder.run, mix, "few", "all")
     with pytest.raises(FileNotFoundError, match="no cell absent-outline-00 under"):
-        passes.evaluate(context.run, [{"absent-outline-00": 1.0}], ["few"], "all")
+        passes.evaluate(builder.run, [{"absent-outline-00": 1.0}], ["few"], "all")
 
 
 TRAIN = {
@@ -331,8 +331,8 @@ OF_METHODS = {
 def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
     for options, section in ((TRAIN, TrainRecipe), (OPTIMIZER, OptimizerRecipe)):
         assert set(options) == {f.name for f in dataclasses.fields(section)}, "say it here too"
-    plain = grid.context().key()
-    keys = {word: grid.context(word).key() for word in CHANGES}
+    plain = grid.builder().key()
+    keys = {word: grid.builder(word).key() for word in CHANGES}
     same_name = [word for word, key in keys.items() if key == plain]
     assert not same_name
     pairs = [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b]]
@@ -342,28 +342,28 @@ def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
 @pytest.mark.parametrize("method", OF_METHODS)
 def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
     name = f"method={method}"
-    plain = grid.context(name).key()
-    own = {f.name for f in dataclasses.fields(grid.context(name).recipe.method)}
+    plain = grid.builder(name).key()
+    own = {f.name for f in dataclasses.fields(grid.builder(name).recipe.method)}
     options = OF_METHODS[method]
     assert own - {"name", "title", "module", "variant"} == {o.split("=")[0] for o in options}
-    assert all(grid.context(name, f"method.{option}").key() != plain for option in options)
+    assert all(grid.builder(name, f"method.{option}").key() != plain for option in options)
 
 
 @pytest.mark.parametrize("method", ["lp_ft", "wise_ft", "soup"])
 def test_what_changes_a_needed_cell_changes_the_cell_that_needs_it(grid, method):
     name = f"method={method}"
-    plain = grid.context(name).key()
+    plain = grid.builder(name).key()
     assert plain["needs"]
-    assert grid.context(name, "optimizer.lr=0.5").key()["needs"] != plain["needs"]
+    assert grid.builder(name, "optimizer.lr=0.5").key()["needs"] != plain["needs"]
 
 
 def test_what_changes_no_weights_changes_no_name(grid):
     assert set(EVALUATE) == {f.name for f in dataclasses.fields(EvaluateRecipe)}
     words = [f"evaluate.{key}={value}" for key, value in EVALUATE.items()]
     words += ["method.title=Other", "source=stream", "device=cpu", "model.name=other"]
-    plain = grid.context().key()
-    assert all(grid.context(word).key() == plain for word in words)
-    features = grid.context("method=linear_probe")
+    plain = grid.builder().key()
+    assert all(grid.builder(word).key() == plain for word in words)
+    features = grid.builder("method=linear_probe")
     assert features.key() != plain
 
 
@@ -373,17 +373,17 @@ def test_the_precision_of_evaluation_is_not_that_of_training(grid, copied, metho
     """Both methods learn from stored features."""
     _, cell = grid.build(f"method={method}")
     shutil.rmtree(copied.runs / "store" / "cells")
-    context, other = copied.build(f"method={method}", "evaluate.precision=bf16")
+    builder, other = copied.build(f"method={method}", "evaluate.precision=bf16")
     assert other.name == cell.name and same(weights(other), weights(cell))
     assert not torch.equal(
-        context.features(context.base, context.target),
-        context.features(context.base, context.target, training=True),
+        builder.features(builder.base, builder.target),
+        builder.features(builder.base, builder.target, training=True),
     )
 
 
 def test_a_head_is_made_for_a_bare_backbone_and_seeded(grid):
-    context = grid.context("downstream=upstream")
-    assert context.base.artifact.kind == "weights"
-    one, two = (context.network(context.base).state_dict() for _ in range(2))
+    builder = grid.builder("downstream=upstream")
+    assert builder.base.artifact.kind == "weights"
+    one, two = (builder.network(builder.base).state_dict() for _ in range(2))
     assert same(one, two)
-    assert one[models.head_names(context.network(context.base))[0]].shape[0] == len(CLASSES)
+    assert one[models.head_names(builder.network(builder.base))[0]].shape[0] == len(CLASSES)

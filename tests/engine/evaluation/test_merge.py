@@ -21,10 +21,10 @@ __all__ = ["grid"]
 State = dict[str, torch.Tensor]
 
 
-def mixed(context: Builder, mix: cells.Mix) -> State:
+def mixed(builder: Builder, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
-    parents = {name: passes.stored_cell(context.store, name) for name in mix}
-    (state,) = merge.states([mix], parents, context.device)
+    parents = {name: passes.stored_cell(builder.store, name) for name in mix}
+    (state,) = merge.states([mix], parents, builder.device)
     return state
 
 
@@ -50,44 +50,44 @@ def assert_close(found: State, wanted: State) -> None:
         torch.testing.assert_close(found[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
 
 
-def predictions(context: Builder, mix: cells.Mix, name: str = "tinted") -> Path:
-    passes.evaluate(context.run, [mix], [name], "all")
-    return passes.predicted(context.run, mix, name, "all")
+def predictions(builder: Builder, mix: cells.Mix, name: str = "tinted") -> Path:
+    passes.evaluate(builder.run, [mix], [name], "all")
+    return passes.predicted(builder.run, mix, name, "all")
 
 
 def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(grid):
-    context, cell = grid.build("method=wise_ft")
+    builder, cell = grid.build("method=wise_ft")
     alphas = [entry.alpha for entry in cell.entries]
     assert alphas == [i / 10 for i in range(11)]
     assert [e.alpha for e in cell.entries if e.headline] == [0.5]
-    tuned = context.cell("fine_tune")
-    ends = {0.0: context.base, 1.0: tuned}
+    tuned = builder.cell("fine_tune")
+    ends = {0.0: builder.base, 1.0: tuned}
     tables = []
     for alpha, end in ends.items():
         mix = next(entry.mix for entry in cell.entries if entry.alpha == alpha)
-        assert set(mix) == {context.base.name, tuned.name}
-        assert same(mixed(context, mix), weights(end))
-        assert predictions(context, mix) == predictions(context, {end.name: 1.0})
-        tables.append(pq.read_table(predictions(context, mix)))
+        assert set(mix) == {builder.base.name, tuned.name}
+        assert same(mixed(builder, mix), weights(end))
+        assert predictions(builder, mix) == predictions(builder, {end.name: 1.0})
+        tables.append(pq.read_table(predictions(builder, mix)))
     assert not tables[0].equals(tables[1])
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])
 def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
     words = (f"model.arch={arch}", "train.freeze_batchnorm=false", "train.batch_size=5")
-    context, cell = grid.build(*words, "method=wise_ft", "method.alphas=[0.3]")
-    ends = [context.base.state(), weights(context.cell("fine_tune"))]
+    builder, cell = grid.build(*words, "method=wise_ft", "method.alphas=[0.3]")
+    ends = [builder.base.state(), weights(builder.cell("fine_tune"))]
     assert [entry.alpha for entry in cell.entries] == [0.3, 0.5]
     for entry in cell.entries:
         wanted = average(ends, [1 - entry.alpha, entry.alpha])
         if arch == CONV:  # of integers, there is no mean
             counters = [n for n in wanted if n.endswith("num_batches_tracked")]
             assert counters and ends[0][counters[0]] != ends[1][counters[0]]
-            first = passes.stored_cell(context.store, min(entry.mix)).state()
+            first = passes.stored_cell(builder.store, min(entry.mix)).state()
             wanted |= {name: first[name] for name in counters}
-        found = mixed(context, entry.mix)
+        found = mixed(builder, entry.mix)
         assert_close(found, wanted)
-        table = pq.read_table(predictions(context, entry.mix))
+        table = pq.read_table(predictions(builder, entry.mix))
         index = np.arange(len(table))
         logits = reference(found, arch)(images(grid, "tinted", index, arch))
         truth = labels(grid, "tinted", index)
@@ -112,45 +112,45 @@ def test_the_row_of_a_table_is_evaluated_whether_or_not_the_alphas_hold_it(grid)
 
 @pytest.mark.parametrize("headlines", [(), (False, False), (True, True)])
 def test_a_mix_without_exactly_one_row_for_the_table_is_refused(grid, tmp_path, headlines):
-    context, _ = grid.build("method=wise_ft")
+    builder, _ = grid.build("method=wise_ft")
     entries = [Entry({"cell": 1.0}, 0.1 * k, told) for k, told in enumerate(headlines)]
     with pytest.raises(ValueError, match=r"wise_ft names \d of its \d entries as headline"):
-        cells.write_mixed(tmp_path, context.recipe, entries, context.sets.classes)
+        cells.write_mixed(tmp_path, builder.recipe, entries, builder.sets.classes)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_uniform_soup_is_the_mean_of_its_members(grid):
-    context, cell = grid.build("method=soup")
+    builder, cell = grid.build("method=soup")
     (entry,) = cell.entries
-    members = [context.base, *(context.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
+    members = [builder.base, *(builder.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
     assert entry.mix == {member.name: 0.25 for member in members}
-    assert_close(mixed(context, entry.mix), average([weights(m) for m in members], [0.25] * 4))
+    assert_close(mixed(builder, entry.mix), average([weights(m) for m in members], [0.25] * 4))
 
 
 @pytest.mark.parametrize("member", ["pre", "fine_tune", "visual_prompt"])
 @pytest.mark.parametrize("select", ["uniform", "greedy"])
 def test_a_soup_of_one_model_is_that_model(grid, member, select):
-    context, cell = grid.build(
+    builder, cell = grid.build(
         "method=soup", f"method.select={select}", f"method.members=[{member}]"
     )
-    alone = context.base if member == "pre" else context.cell(member)
+    alone = builder.base if member == "pre" else builder.cell(member)
     (entry,) = cell.entries
     assert entry.mix == {alone.name: 1.0}
-    assert predictions(context, entry.mix) == predictions(context, {alone.name: 1.0})
+    assert predictions(builder, entry.mix) == predictions(builder, {alone.name: 1.0})
 
 
 def test_a_uniform_soup_of_copies_is_the_model(grid):
     for members in (["fine_tune"] * 3, ["pre", "fine_tune", "pre", "fine_tune"]):
-        context, cell = grid.build("method=soup", f"method.members=[{','.join(members)}]")
+        builder, cell = grid.build("method=soup", f"method.members=[{','.join(members)}]")
         (entry,) = cell.entries
         assert sum(entry.mix.values()) == pytest.approx(1)
-        kinds = {"pre": context.base, "fine_tune": context.cell("fine_tune")}
+        kinds = {"pre": builder.base, "fine_tune": builder.cell("fine_tune")}
         states = [weights(kinds[name]) for name in members]
-        assert_close(mixed(context, entry.mix), average(states, [1 / len(members)] * len(members)))
+        assert_close(mixed(builder, entry.mix), average(states, [1 / len(members)] * len(members)))
     state = weights(kinds["fine_tune"])
     for count in (2, 3, 7):
         parents = {f"copy-{i}": _Held(kinds["fine_tune"].artifact, state) for i in range(count)}
-        (found,) = merge.states([soup.uniform(list(parents))], parents, context.device)
+        (found,) = merge.states([soup.uniform(list(parents))], parents, builder.device)
         assert_close(found, state)
 
 
@@ -166,20 +166,20 @@ class _Held(Cell):
 
 
 def test_many_mixes_of_the_same_parents_are_each_what_they_are_alone(grid):
-    context, cell = grid.build("method=wise_ft")
+    builder, cell = grid.build("method=wise_ft")
     mixes = [entry.mix for entry in cell.entries]
-    parents = {name: passes.stored_cell(context.store, name) for name in mixes[0]}
-    for mix, together in zip(mixes, merge.states(mixes, parents, context.device), strict=True):
-        assert same(together, mixed(context, mix)), mix
+    parents = {name: passes.stored_cell(builder.store, name) for name in mixes[0]}
+    for mix, together in zip(mixes, merge.states(mixes, parents, builder.device), strict=True):
+        assert same(together, mixed(builder, mix)), mix
 
 
 def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):
-    context, cell = grid.build("method=greedy_soup")
-    members = [context.base, *(context.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
-    alone = [context.holdout_accuracy({member.name: 1.0}) for member in members]
+    builder, cell = grid.build("method=greedy_soup")
+    members = [builder.base, *(builder.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
+    alone = [builder.holdout_accuracy({member.name: 1.0}) for member in members]
     (entry,) = cell.entries
     assert set(entry.mix) <= {member.name for member in members}
-    assert context.holdout_accuracy(entry.mix) >= max(alone)
+    assert builder.holdout_accuracy(entry.mix) >= max(alone)
 
 
 def test_a_greedy_soup_adds_in_order_what_does_not_hurt():
@@ -210,12 +210,12 @@ def test_what_cannot_be_a_soup_is_refused(grid):
 
 def test_prompts_have_no_mean(grid):
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
-        context, cell = grid.build("method=soup", "method.members=[pre,visual_prompt]")
-        predictions(context, cell.entries[0].mix)
+        builder, cell = grid.build("method=soup", "method.members=[pre,visual_prompt]")
+        predictions(builder, cell.entries[0].mix)
 
 
 def test_models_of_different_architecture_have_no_mean(grid: Grid):
-    vit, conv = grid.context(), grid.context(f"model.arch={CONV}")
+    vit, conv = grid.builder(), grid.builder(f"model.arch={CONV}")
     parents = {"vit": vit.base, "conv": conv.base}
     with pytest.raises(ValueError, match="only models of one architecture can be averaged"):
         merge.states([soup.uniform(["vit", "conv"])], parents, vit.device)

@@ -39,28 +39,28 @@ def fresh(grid: Grid, tmp_path: Path) -> Grid:
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 
-def bank(context: Builder) -> list[Mix]:
-    base, tuned = context.base.name, context.cell("fine_tune").name
+def bank(builder: Builder) -> list[Mix]:
+    base, tuned = builder.base.name, builder.cell("fine_tune").name
     return [{tuned: 1.0}, {base: 0.5, tuned: 0.5}]
 
 
 def sampled(grid: Grid, share: float, name: str = "tinted") -> tuple[Builder, sample.Sample]:
-    context = grid.context(f"evaluate.budget={share}")
-    one = sample.draw(context.run, ALL)[name]
-    sample.evaluate_on(context.run, bank(context), name, "all", one)
-    return context, one
+    builder = grid.builder(f"evaluate.budget={share}")
+    one = sample.draw(builder.run, ALL)[name]
+    sample.evaluate_on(builder.run, bank(builder), name, "all", one)
+    return builder, one
 
 
-def table(context: Builder, mix: Mix, one: sample.Sample | None, name: str = "tinted"):
-    return predictions.read(sample.predicted(context.run, mix, name, "all", one))
+def table(builder: Builder, mix: Mix, one: sample.Sample | None, name: str = "tinted"):
+    return predictions.read(sample.predicted(builder.run, mix, name, "all", one))
 
 
 def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
-    context, one = sampled(fresh, 0.4)
+    builder, one = sampled(fresh, 0.4)
     assert 0 < one.images < len(one.index)
-    for mix in bank(context):
-        found = table(context, mix, one)
-        full = grid.context()
+    for mix in bank(builder):
+        found = table(builder, mix, one)
+        full = grid.builder()
         passes.evaluate(full.run, [mix], ["tinted"], "all")
         whole = table(full, mix, None)
         index = np.sort(one.index[one.frame.order[: one.images]])
@@ -73,11 +73,11 @@ def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
 
 
 def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
-    context, one = sampled(fresh, 0.4)
-    mix = {context.base.name: 1.0}
-    sample.evaluate_on(context.run, [mix], "tinted", "all", one)
+    builder, one = sampled(fresh, 0.4)
+    mix = {builder.base.name: 1.0}
+    sample.evaluate_on(builder.run, [mix], "tinted", "all", one)
     part, whole = (
-        predictions.Bank().add("base", sample.predicted(context.run, mix, "tinted", "all", some))
+        predictions.Bank().add("base", sample.predicted(builder.run, mix, "tinted", "all", some))
         for some in (one, None)
     )
     assert len(part.top1) < len(whole.top1)
@@ -86,19 +86,19 @@ def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
 
 def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
     seen: list[int] = []
-    run = passes._pass
+    evaluate = passes._pass
 
-    def watched(context, mixes, labelled, split):
+    def watched(run, mixes, labelled, split):
         if not isinstance(split, str):
             seen.append(len(split.places))
-        run(context, mixes, labelled, split)
+        evaluate(run, mixes, labelled, split)
 
     monkeypatch.setattr(passes, "_pass", watched)
     _, small = sampled(fresh, 0.3)
-    context, large = sampled(fresh, 0.7)
+    builder, large = sampled(fresh, 0.7)
     assert seen == [small.images, large.images - small.images]
-    assert set(table(context, bank(context)[0], large)["index"].to_pylist()) > set(
-        table(context, bank(context)[0], small)["index"].to_pylist()
+    assert set(table(builder, bank(builder)[0], large)["index"].to_pylist()) > set(
+        table(builder, bank(builder)[0], small)["index"].to_pylist()
     )
     np.testing.assert_array_equal(large.frame.order, small.frame.order)
     sampled(fresh, 0.3)
@@ -107,36 +107,36 @@ def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
 
 
 def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
-    context = fresh.context()
-    passes.evaluate(context.run, bank(context), ["tinted"], "all")
-    sample.draw(fresh.context("evaluate.budget=0.5").run, ALL)  # evaluates the pre-trained model
+    builder = fresh.builder()
+    passes.evaluate(builder.run, bank(builder), ["tinted"], "all")
+    sample.draw(fresh.builder("evaluate.budget=0.5").run, ALL)  # evaluates the pre-trained model
     monkeypatch.setattr(passes, "_pass", lambda *_: pytest.fail("evaluated twice"))
     sampled(fresh, 0.5)
 
 
 def test_growing_to_all_images_gives_the_full_result(fresh):
     sampled(fresh, 0.5)
-    context = fresh.context("evaluate.half_width=0.1")
-    one = sample.draw(context.run, ALL)["tinted"]
+    builder = fresh.builder("evaluate.half_width=0.1")
+    one = sample.draw(builder.run, ALL)["tinted"]
     assert one.whole
-    sample.evaluate_on(context.run, bank(context), "tinted", "all", one)
-    for mix in bank(context):
-        grown = table(context, mix, one)
-        assert passes.find(context.run, mix, "tinted", "all") is None, "half of it was there"
-        passes.evaluate(context.run, [mix], ["tinted"], "all")
-        full = table(context, mix, None)
+    sample.evaluate_on(builder.run, bank(builder), "tinted", "all", one)
+    for mix in bank(builder):
+        grown = table(builder, mix, one)
+        assert passes.find(builder.run, mix, "tinted", "all") is None, "half of it was there"
+        passes.evaluate(builder.run, [mix], ["tinted"], "all")
+        full = table(builder, mix, None)
         assert grown.column_names == full.column_names
         assert grown.select(predictions.IMAGE[:3]).equals(full.select(predictions.IMAGE[:3]))
         assert grown["top1"].equals(full["top1"])
 
 
 def test_without_a_budget_nothing_is_sampled_and_no_name_changes(grid):
-    context = grid.context()
-    assert sample.draw(context.run, ALL) == {}
-    labelled, mix = context.sets["tinted"], {context.base.name: 1.0}
-    names = [passes.key_of(grid.context(f"evaluate.{word}").run, mix, labelled, "all")
+    builder = grid.builder()
+    assert sample.draw(builder.run, ALL) == {}
+    labelled, mix = builder.sets["tinted"], {builder.base.name: 1.0}
+    names = [passes.key_of(grid.builder(f"evaluate.{word}").run, mix, labelled, "all")
              for word in ("budget=1", "budget=0.5", "half_width=1")]  # fmt: skip
-    assert all(name == passes.key_of(context.run, mix, labelled, "all") for name in names)
+    assert all(name == passes.key_of(builder.run, mix, labelled, "all") for name in names)
     usual = ("mix", "pack", "split", "precision", "batch_size", "classes", "machine")
     assert set(names[0][1]) == set(usual)
 
@@ -151,12 +151,12 @@ def test_samples_of_sets_are_drawn_apart_and_seeded(grid, monkeypatch):
         return frame(*arrays, seed=seed)
 
     monkeypatch.setattr(budget, "frame", watched)
-    drawn, again = (sample.draw(grid.context("evaluate.budget=0.5").run, ALL) for _ in "xx")
+    drawn, again = (sample.draw(grid.builder("evaluate.budget=0.5").run, ALL) for _ in "xx")
     assert all(drawn[name].prefix == again[name].prefix for name in ALL)
     assert seeds[: len(ALL)] == seeds[len(ALL) :]
-    sample.draw(grid.context("evaluate.budget=0.5").run, dict.fromkeys(SETS, "holdout"))
+    sample.draw(grid.builder("evaluate.budget=0.5").run, dict.fromkeys(SETS, "holdout"))
     assert len(set(seeds)) == 2 * len(ALL) and {seed for seed, _ in seeds} == {0}
-    run = grid.context("evaluate.budget=0.5").run  # whose base model the seed leaves as it is
+    run = grid.builder("evaluate.budget=0.5").run  # whose base model the seed leaves as it is
     moved = replace(run.recipe, dataset=replace(run.recipe.dataset, seed=7))
     some = sample.draw(replace(run, recipe=moved), ALL)
     assert [seed for seed, _ in seeds[-len(ALL) :]] == [7] * len(ALL)
@@ -167,20 +167,20 @@ def test_columns_draw_the_same_samples_where_nothing_is_held_out(grid):
     prefixes = []
     for downstream in ("outline", "tinted"):
         words = ("dataset.holdout=0", "evaluate.budget=0.5", f"downstream={downstream}")
-        context = grid.context(*words)
-        assert {sample.split_of(context.recipe, name) for name in SETS} == {"all"}
+        builder = grid.builder(*words)
+        assert {sample.split_of(builder.recipe, name) for name in SETS} == {"all"}
         drawn = sample.draw(
-            context.run, {name: sample.split_of(context.recipe, name) for name in SETS}
+            builder.run, {name: sample.split_of(builder.recipe, name) for name in SETS}
         )
         prefixes.append({name: one.prefix for name, one in drawn.items()})
     assert prefixes[0] == prefixes[1]
-    held = grid.context()
+    held = grid.builder()
     assert [sample.split_of(held.recipe, n) for n in ("outline", "tinted")] == ["holdout", "all"]
 
 
 def test_the_budget_is_for_the_sets_that_ri_counts(grid):
     for share in (0.3, 0.7):
-        drawn = sample.draw(grid.context(f"evaluate.budget={share}").run, ALL)
+        drawn = sample.draw(grid.builder(f"evaluate.budget={share}").run, ALL)
         assert list(drawn) == list(ALL)
         upstream = drawn.pop("upstream")
         images = [one.images for one in drawn.values()]
@@ -190,43 +190,43 @@ def test_the_budget_is_for_the_sets_that_ri_counts(grid):
 
 def test_the_first_look_sees_what_a_sample_needs_and_a_budget_below_is_refused(grid):
     first = f"evaluate.budget={budget.FIRST}"
-    drawn = sample.draw(grid.context(first, "evaluate.half_width=1").run, ALL)
+    drawn = sample.draw(grid.builder(first, "evaluate.half_width=1").run, ALL)
     assert all(one.images == one.frame.least for name, one in drawn.items() if name != "upstream")
     with pytest.raises(RecipeError, match=r"evaluate\.budget=0\.00390625 is too little"):
-        sample.draw(grid.context(first).run, ALL)
+        sample.draw(grid.builder(first).run, ALL)
 
 
 def test_files_put_together_name_their_model_and_pack(fresh, tmp_path):
-    context, one = sampled(fresh, 0.4)
-    for mix in bank(context):
-        found = pq.read_schema(sample.predicted(context.run, mix, "tinted", "all", one)).metadata
+    builder, one = sampled(fresh, 0.4)
+    for mix in bank(builder):
+        found = pq.read_schema(sample.predicted(builder.run, mix, "tinted", "all", one)).metadata
         assert json.loads(found[b"mix"]) == mix
-        assert found[b"pack"].decode() == context.sets["tinted"].pack.fingerprint
+        assert found[b"pack"].decode() == builder.sets["tinted"].pack.fingerprint
     key = {"mix": {"m": 1.0}, "pack": "p"}
     with pytest.raises(OSError, match=r"nowhere/part-00000\.parquet cannot be written"):
-        pending.write(tmp_path / "nowhere", table(context, bank(context)[0], one), key)
+        pending.write(tmp_path / "nowhere", table(builder, bank(builder)[0], one), key)
 
 
 def test_groups_count_alike_in_a_sample(fresh):
     """Corruptions of unequal size: what is known of the pre-trained model stays so."""
-    context = fresh.context("evaluate.budget=0.6")
-    plain = context.sets["tinted"]
+    builder = fresh.builder("evaluate.budget=0.6")
+    plain = builder.sets["tinted"]
     group = np.array(["noise/1"] * 9 + ["noise/2"] * 14 + ["blur/1"] * (len(plain.pack) - 23))
-    context.sets._open["tinted"] = replace(plain, group=group)
-    one = sample.draw(context.run, ALL)["tinted"]
+    builder.sets._open["tinted"] = replace(plain, group=group)
+    one = sample.draw(builder.run, ALL)["tinted"]
     assert one.images < len(one.index)
     stratum = one.frame.stratum
     for number in range(len(one.frame.size)):
         assert len(set(group[stratum == number])) == 1
-    base = {context.base.name: 1.0}
-    sample.evaluate_on(context.run, [base, *bank(context)], "tinted", "all", one)
-    found = table(context, base, one)
+    base = {builder.base.name: 1.0}
+    sample.evaluate_on(builder.run, [base, *bank(builder)], "tinted", "all", one)
+    found = table(builder, base, one)
     weights = found["weight"].to_numpy()
     for name, share in (("noise/1", 1 / 4), ("noise/2", 1 / 4), ("blur/1", 1 / 2)):
         mine = found["group"].to_numpy() == name
         assert weights[mine].sum() / weights.sum() == pytest.approx(share)
     part, whole = (
-        predictions.Bank().add("base", sample.predicted(context.run, base, "tinted", "all", some))
+        predictions.Bank().add("base", sample.predicted(builder.run, base, "tinted", "all", some))
         for some in (one, None)
     )
     assert part.accuracy == pytest.approx(whole.accuracy)
@@ -252,15 +252,15 @@ def test_a_sampled_campaign_without_a_holdout_ends_with_its_report(folder, grid,
 def test_half_widths_of_a_grid(fresh, tmp_path):
     """RI has the intervals of its sets, and none where all images were seen."""
     sets = ["outline", "tinted"]
-    context = fresh.context("evaluate.budget=0.4")
-    mix = bank(context)[0]
+    builder = fresh.builder("evaluate.budget=0.4")
+    mix = bank(builder)[0]
     for share, narrow in ((0.4, False), (1.0, True)):
-        context = fresh.context(f"evaluate.budget={share}", "evaluate.half_width=1")
-        samples = sample.draw(context.run, ALL)
+        builder = fresh.builder(f"evaluate.budget={share}", "evaluate.half_width=1")
+        samples = sample.draw(builder.run, ALL)
         rows = []
         for name in sets:
-            sample.evaluate_on(context.run, [mix], name, "all", samples[name])
-            path = sample.predicted(context.run, mix, name, "all", samples[name])
+            sample.evaluate_on(builder.run, [mix], name, "all", samples[name])
+            path = sample.predicted(builder.run, mix, name, "all", samples[name])
             rows += [Evaluation("m", "ft", "", None, other, name, path) for other in sets]
             rows.append(Evaluation("m", PRE, "", None, "", name, path))
         found, late = (
@@ -277,6 +277,6 @@ def test_half_widths_of_a_grid(fresh, tmp_path):
         said = half_widths.note(found, samples)
         assert "within" in said and "resample the images drawn, with their weights" in said
         table = pq.read_table(
-            sample.predicted(context.run, mix, "tinted", "all", samples["tinted"])
+            sample.predicted(builder.run, mix, "tinted", "all", samples["tinted"])
         )
         assert "weight" in table.column_names

@@ -36,18 +36,18 @@ SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "image
 
 
 def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
-    context = rib.context()
-    assert context.sets.classes == imagenet.wnids()
+    builder = rib.builder()
+    assert builder.sets.classes == imagenet.wnids()
     for name in ("imagenet_val", *SETS):
-        labelled = context.sets[name]
+        labelled = builder.sets[name]
         wnids = [labelled.pack.classes[label].split("+")[0] for label in labelled.pack.labels]
         assert labelled.labels.tolist() == [trees.PLACES[wnid] for wnid in wnids]
         taken = None if labelled.mask is None else int(labelled.mask.sum())
         assert taken == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
         assert (labelled.members is None) == (name != "objectnet")
         assert (labelled.group is None) == (name != "imagenet_c")
-    assert context.sets["imagenet_a"].mask is not None
-    objects = context.sets["objectnet"]
+    assert builder.sets["imagenet_a"].mask is not None
+    objects = builder.sets["objectnet"]
     assert objects.members is not None and objects.members.shape == (4, 2)
     for wnids, row in zip(objects.pack.classes, objects.members.tolist(), strict=True):
         assert {imagenet.wnids()[place] for place in row} == set(wnids.split("+"))
@@ -55,7 +55,7 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
 
 def test_masks_are_the_users_choice(rib: Rib) -> None:
     """Two objects of ObjectNet are two classes here, of which the first answers for both."""
-    recipe, device = rib.context().recipe, rib.device
+    recipe, device = rib.builder().recipe, rib.device
     own = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}
     for mask, taken in (("none", {"objectnet": 998}), ("benchmark", own), ("present", own)):
         chosen = sets.Sets(recipe, device, cache_folder(), mask=mask)
@@ -80,26 +80,26 @@ def test_pixels_are_those_of_timms_transform_of_the_file(rib: Rib) -> None:
     def by_timm(image: Image.Image) -> np.ndarray:
         return (steps(image.convert("RGB")) * 255).round().permute(1, 2, 0).numpy()
 
-    labelled = rib.context().sets["imagenet_sketch"]
+    labelled = rib.builder().sets["imagenet_sketch"]
     file = rib.folder / "s" / "sketch" / labelled.pack.keys[3]
     assert np.array_equal(labelled.pack.pixels([3])[0], by_timm(Image.open(file)))
-    objects = rib.context().sets["objectnet"].pack  # its red frame is gone
+    objects = rib.builder().sets["objectnet"].pack  # its red frame is gone
     name = objects.keys[0].split("/")[0]
     number = list(trees.FOLDERS).index(name)
     assert np.array_equal(objects.pixels([0])[0], by_timm(trees.picture([3, number, 0])))
 
 
 def test_source_images_are_shared_by_the_sets_made_of_them(rib: Rib) -> None:
-    context = rib.context()
-    val = set(context.sets["imagenet_val"].pack.sources)
+    builder = rib.builder()
+    val = set(builder.sets["imagenet_val"].pack.sources)
     for name in ("imagenet_cartoon", "imagenet_drawing", "imagenet_c"):
-        assert set(context.sets[name].pack.sources) <= val, name
+        assert set(builder.sets[name].pack.sources) <= val, name
     for name in ("imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet"):
-        assert not set(context.sets[name].pack.sources) & val
+        assert not set(builder.sets[name].pack.sources) & val
 
 
 def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> None:
-    labelled = rib.context().sets["imagenet_c"]
+    labelled = rib.builder().sets["imagenet_c"]
     assert labelled.group is not None and len(labelled.group) == SUBSAMPLE
     sizes = np.unique(labelled.group, return_counts=True)[1]
     assert len(sizes) == 75 and sizes.max() - sizes.min() == 1
@@ -114,9 +114,9 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
 
 
 def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFixture) -> None:
-    context = rib.context()
-    cell = context.build()
-    outcome.show(context.run, cell)
+    builder = rib.builder()
+    cell = builder.build()
+    outcome.show(builder.run, cell)
     shown = capsys.readouterr().out
     accuracy = {line.split()[0]: line.split()[1:4] for line in shown.splitlines()[2:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
@@ -133,13 +133,13 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFix
 
 
 def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> None:
-    context = rib.context()
-    mix = {context.base.name: 1.0}
-    passes.evaluate(context.run, [mix], ["objectnet"], "all")
-    table = pq.read_table(passes.predicted(context.run, mix, "objectnet", "all"))
-    labelled = context.sets["objectnet"]
-    net = context.network(context.base)
-    normalize = models.Normalize(context.recipe.model, context.device)
+    builder = rib.builder()
+    mix = {builder.base.name: 1.0}
+    passes.evaluate(builder.run, [mix], ["objectnet"], "all")
+    table = pq.read_table(passes.predicted(builder.run, mix, "objectnet", "all"))
+    labelled = builder.sets["objectnet"]
+    net = builder.network(builder.base)
+    normalize = models.Normalize(builder.recipe.model, builder.device)
     pixels = torch.from_numpy(labelled.pack.pixels(range(len(labelled.pack)))).permute(0, 3, 1, 2)
     with torch.no_grad():
         logits = net(normalize(pixels)).double()
@@ -158,14 +158,14 @@ def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> Non
     "method", ["fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft"]
 )
 def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
-    context = rib.context(f"method={method}")
+    builder = rib.builder(f"method={method}")
     torch.manual_seed(0)
-    built = modules.find(context.recipe.method.module).Method(context.recipe.method)
-    built.prepare(context.network(context.base), context)
+    built = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    built.prepare(builder.network(builder.base), builder)
     built.train()
-    (batch,) = context.sets.source("objectnet").batches([np.array([0, 3, 5])])
+    (batch,) = builder.sets.source("objectnet").batches([np.array([0, 3, 5])])
     loss = built.loss(batch)
-    labelled = context.sets["objectnet"]
+    labelled = builder.sets["objectnet"]
     groups = [[trees.PLACES[w] for w in one.split("+")] for one in labelled.pack.classes]
     own = torch.from_numpy(np.array(labelled.pack.labels[[0, 3, 5]]))
 
@@ -179,7 +179,7 @@ def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
     wanted = torch.nn.functional.cross_entropy(by_object, own, reduction="none")
     if method == "lwf":
         with torch.no_grad():
-            before = of_objects(context.network(context.base)(x))
+            before = of_objects(builder.network(builder.base)(x))
         q, log_p = (before / 2).softmax(1), (by_object / 2).log_softmax(1)
         wanted = wanted + 4 * (q * (q.log() - log_p)).sum(1)
     assert torch.allclose(loss, wanted, atol=2e-5)
@@ -206,7 +206,7 @@ def test_gradient_of_grouped_logits_goes_to_the_largest_member() -> None:
 
 
 def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
-    resolved = rib.context().recipe
+    resolved = rib.builder().recipe
     runs = Path(resolved.runs)
 
     def place(name: str, model: dict | None = None, **options: str) -> Path:
@@ -226,13 +226,13 @@ def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
 
 def test_paper_variant_of_objectnet_is_a_plain_mask(rib: Rib) -> None:
     assert rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper") == 0
-    labelled = rib.context("dataset.objectnet=paper").sets["objectnet"]
+    labelled = rib.builder("dataset.objectnet=paper").sets["objectnet"]
     assert labelled.members is None and labelled.mask is not None and labelled.mask.sum() == 3
 
 
 def test_a_cell_is_not_shared_between_the_two_objectnets(rib: Rib) -> None:
     rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper")
-    ours, theirs = rib.context(), rib.context("dataset.objectnet=paper")
+    ours, theirs = rib.builder(), rib.builder("dataset.objectnet=paper")
     assert ours.target.pack.fingerprint != theirs.target.pack.fingerprint
     assert isinstance(ours.base, Cell) and ours.key() != theirs.key()
 
@@ -245,10 +245,10 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
             file.unlink()
     assert len(list(source.glob("*/*/*"))) == 75
     assert rib.encode("imagenet_c", source, "--partial", "dataset.subsample=50") == 0
-    context = rib.context("dataset.subsample=50", "downstream=imagenet_c")
-    cell = context.build()
-    passes.evaluate(context.run, [{cell.name: 1.0}], ["imagenet_c"], "all")
-    path = passes.predicted(context.run, {cell.name: 1.0}, "imagenet_c", "all")
+    builder = rib.builder("dataset.subsample=50", "downstream=imagenet_c")
+    cell = builder.build()
+    passes.evaluate(builder.run, [{cell.name: 1.0}], ["imagenet_c"], "all")
+    path = passes.predicted(builder.run, {cell.name: 1.0}, "imagenet_c", "all")
     table = pq.read_table(path)
     assert len(table) == 50
     hits: dict[str, dict[str, list[bool]]] = {}
@@ -265,11 +265,11 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     request = Request("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
-    context = Builder(request, request.recipe(), rib.device)
-    cell = context.build()
+    builder = Builder(request, request.recipe(), rib.device)
+    cell = builder.build()
     path = cell.artifact.file(tensors.WEIGHTS)
     own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")
-    after = rib.context(*own)
+    after = rib.builder(*own)
     net = after.network(after.base)
     assert grids.same(dict(net.state_dict()), grids.weights(cell))
     assert models.head(net).out_features == 1000
@@ -277,15 +277,15 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
 
 
 def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
-    plain = dataclasses.replace(rib.context().recipe.model, projection=0)
+    plain = dataclasses.replace(rib.builder().recipe.model, projection=0)
     tensors.save(models.create(plain, 21_843).state_dict(), tmp_path / "21k.safetensors")
     own = f"model.weights.path={tmp_path / '21k.safetensors'}"
-    context = rib.context("model.head.fit=false", "model.weights.source=file", own)
+    builder = rib.builder("model.head.fit=false", "model.weights.source=file", own)
     fault = (
         r"21k.safetensors \(test_vit.* head.weight is \[21843, 64\], not \[1000, 64\].* class list"
     )
     with pytest.raises(ValueError, match=fault):
-        context.build()
+        builder.build()
     assert not list((rib.folder / "runs" / "store" / "cells").glob(".*"))
 
 
@@ -293,19 +293,19 @@ def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
     with pytest.raises(
         ValueError, match=r"imagenet_v2 is not encoded .* run `rib encode imagenet_"
     ):
-        _ = rib.context("model.crop=0.75").sets["imagenet_v2"]
-    rooted = rib.context("model.crop=0.75", f"dataset.root={rib.folder / 'by_root'}")
+        _ = rib.builder("model.crop=0.75").sets["imagenet_v2"]
+    rooted = rib.builder("model.crop=0.75", f"dataset.root={rib.folder / 'by_root'}")
     trees.by_wnid(rib.folder / "by_root" / "imagenet_a")
     with pytest.raises(ValueError, match="by_root/imagenet_a is not the published imagenet_a"):
         sets.pack_of(rooted.recipe, "imagenet_a", rib.folder)
 
 
 def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptureFixture) -> None:
-    context = rib.context("seed=1")
-    context.build()
+    builder = rib.builder("seed=1")
+    builder.build()
     assert imagenet.LICENCE in caplog.text
     caplog.clear()
-    other = rib.context("downstream=imagenet_a")
+    other = rib.builder("downstream=imagenet_a")
     other.build()
     assert imagenet.LICENCE not in caplog.text
 
@@ -317,16 +317,16 @@ def test_verify_shares_its_predictions_with_campaigns(
     monkeypatch.setattr(ranks, "stop", lambda: None)  # of the whole test session
     torch.manual_seed(0)
     weights = tmp_path / "own.safetensors"
-    plain = dataclasses.replace(rib.context().recipe.model, projection=0)
+    plain = dataclasses.replace(rib.builder().recipe.model, projection=0)
     tensors.save(models.create(plain, 1000).state_dict(), weights)
     own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={weights}")
     options = ("--campaign", str(rib.folder / "rib.yaml"))
     words = ("verify", "vit_tiny_random", *options, *rib.words, *own)
     assert cli.main([*words, "model.published.imagenet_a=80"]) in (0, 1)
     assert "DIFFERS by more than 33.0" in capsys.readouterr().out  # 0.3, and 2 errors at 80% of 6
-    context = rib.context(*own)
+    builder = rib.builder(*own)
     for name in ("imagenet_val", *SETS):
-        assert passes.find(context.run, {context.base.name: 1.0}, name, "all"), name
+        assert passes.find(builder.run, {builder.base.name: 1.0}, name, "all"), name
     # Without the upstream set its classes are known all the same.
     runs = f"runs={tmp_path / 'runs'}"
     assert rib.encode("imagenet_a", rib.folder / "a", "--partial", runs) == 0

@@ -46,12 +46,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     with monkeypatch.context() as patch:
         stop_after(patch, 5 * 3)  # of 25: five models, one slice and a half
         with pytest.raises(Stopped):
-            tables(fresh.context(), some)
+            tables(fresh.builder(), some)
     store = fresh.runs / "store"
     assert len(list((store / "pending").glob("*/*.parquet"))) == 5
     assert not (store / "predictions").exists()
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.context(), some), expected)
+    assert same(tables(fresh.builder(), some), expected)
     assert counted.images == IMAGES - 2 * BATCH
     assert not list((store / "pending").iterdir())
 
@@ -61,42 +61,42 @@ def test_features_that_were_interrupted_go_on_where_they_stopped(
     grid, fresh, small_slices, monkeypatch, batches
 ):
     """In the first slice, in the second, and in the last, which is one batch of three images."""
-    context = grid.context()
-    whole = context.features(context.base, context.sets[SET])
+    builder = grid.builder()
+    whole = builder.features(builder.base, builder.sets[SET])
     store = fresh.runs / "store"
     shutil.rmtree(store / "features")
     with monkeypatch.context() as patch:
         stop_after(patch, batches)
         with pytest.raises(Stopped):
-            context = fresh.context()
-            context.features(context.base, context.sets[SET])
+            builder = fresh.builder()
+            builder.features(builder.base, builder.sets[SET])
     assert not (store / "features").exists()
     finished = batches // 2
     assert len(list((store / "pending").glob("*/*.npy"))) == finished
-    counted, context = Counted(monkeypatch), fresh.context()
-    found = context.features(context.base, context.sets[SET])
+    counted, builder = Counted(monkeypatch), fresh.builder()
+    found = builder.features(builder.base, builder.sets[SET])
     assert torch.equal(found, whole)
     assert counted.images == IMAGES - 2 * BATCH * finished
     assert not list((store / "pending").iterdir())
     stop_after(monkeypatch, 0)
-    context = fresh.context()
-    assert torch.equal(context.features(context.base, context.sets[SET]), whole)
+    builder = fresh.builder()
+    assert torch.equal(builder.features(builder.base, builder.sets[SET]), whole)
 
 
 def test_features_without_room_name_their_file(grid, fresh, small_slices):
     shutil.rmtree(fresh.runs / "store" / "features")
-    context = fresh.context()
-    assert context.base and context.sets[SET]
+    builder = fresh.builder()
+    assert builder.base and builder.sets[SET]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
         with pytest.raises(OSError, match=r"npy cannot be written .*make room and run the"):
-            context.features(context.base, context.sets[SET])
+            builder.features(builder.base, builder.sets[SET])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    whole = grid.context()
+    whole = grid.builder()
     assert torch.equal(
-        fresh.context().features(context.base, context.sets[SET]),
+        fresh.builder().features(builder.base, builder.sets[SET]),
         whole.features(whole.base, whole.sets[SET]),
     )
 
@@ -123,8 +123,8 @@ def stopping(self, model, x):
 
 bank.Forward.__call__ = stopping
 quiet.libraries()
-context = Grid(folder, runs, ranks.start("cpu")).context()
-passes.evaluate(context.run, json.loads(mixes), ["outline"], "all")
+builder = Grid(folder, runs, ranks.start("cpu")).builder()
+passes.evaluate(builder.run, json.loads(mixes), ["outline"], "all")
 """
 
 
@@ -144,7 +144,7 @@ def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
     finished = batches // 10
     assert len(list((fresh.runs / "store").rglob("*.parquet"))) == 5 * finished
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+    assert same(tables(fresh.builder(), mixes[:5]), wanted[:5])
     assert counted.images == IMAGES - 2 * BATCH * finished
 
 
@@ -156,10 +156,10 @@ def test_models_of_a_small_set_are_kept_as_their_group_ends(
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 5 + 1)
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[:5])
+            tables(fresh.builder(), mixes[:5])
     assert len(list((fresh.runs / "store" / "predictions").iterdir())) == 2
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+    assert same(tables(fresh.builder(), mixes[:5]), wanted[:5])
     assert counted.models == 3
 
 
@@ -172,9 +172,9 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 2 * 2)  # two groups of two models, two batches
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[:6])
+            tables(fresh.builder(), mixes[:6])
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.context(), mixes[:6]), wanted[:6])
+    assert same(tables(fresh.builder(), mixes[:6]), wanted[:6])
     first_to_know_the_cost, of_slices = 2, 2 + 6 + 6
     assert counted.models == first_to_know_the_cost + of_slices
 
@@ -193,14 +193,14 @@ def test_slices_that_no_probe_needs_are_not_computed(
     with monkeypatch.context() as patch:
         patch.setattr(pending.Pending, "put", stopping)
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[7:])
+            tables(fresh.builder(), mixes[7:])
     seen, verdict = [], Verdict.__call__
     monkeypatch.setattr(
         Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
     )
-    context = fresh.context()
+    builder = fresh.builder()
     monkeypatch.setattr(passes.models, "create", lambda *_: pytest.fail("built for two names"))
-    assert same(tables(context, mixes[7:]), wanted[7:])
+    assert same(tables(builder, mixes[7:]), wanted[7:])
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(2 * BATCH, IMAGES))
 
 
@@ -210,9 +210,9 @@ def test_slices_that_were_all_there_become_an_artefact_without_a_model(
     with monkeypatch.context() as patch:
         patch.setattr(pending.Pending, "finish", lambda self: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[:1])
+            tables(fresh.builder(), mixes[:1])
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.context(), mixes[:1]), wanted[:1])
+    assert same(tables(fresh.builder(), mixes[:1]), wanted[:1])
     assert counted.images == counted.models == 0
 
 
@@ -222,8 +222,8 @@ def test_one_more_model_after_an_interruption_starts_at_the_beginning_alone(
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[:1])
-    assert same(tables(fresh.context(), mixes[:5]), wanted[:5])
+            tables(fresh.builder(), mixes[:1])
+    assert same(tables(fresh.builder(), mixes[:5]), wanted[:5])
 
 
 def test_slices_of_other_data_are_never_mixed_in(
@@ -237,10 +237,10 @@ def test_slices_of_other_data_are_never_mixed_in(
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
-            tables(fresh.context(f"dataset.root={other}", "downstream=tinted"), mixes[4:5])
+            tables(fresh.builder(f"dataset.root={other}", "downstream=tinted"), mixes[4:5])
     left = list((fresh.runs / "store" / "pending").rglob("*.parquet"))
     assert len(left) == 1
-    assert same(tables(fresh.context(), mixes[4:5]), wanted[4:5])
+    assert same(tables(fresh.builder(), mixes[4:5]), wanted[4:5])
     assert list((fresh.runs / "store" / "pending").rglob("*.parquet")) == left
 
 
@@ -250,15 +250,15 @@ def test_a_slice_that_holds_other_images_is_refused_by_name(
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
-            tables(fresh.context(), mixes[:1])
+            tables(fresh.builder(), mixes[:1])
     (file,) = (fresh.runs / "store" / "pending").rglob("*.parquet")
     pq.write_table(pq.read_table(file).slice(0, BATCH), file)
     folder = re.escape(str(file.parent))
     with pytest.raises(ValueError, match=f"{folder} holds predictions of other images"):
-        tables(fresh.context(), mixes[:1])
+        tables(fresh.builder(), mixes[:1])
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"{folder} is no prediction table"):
-        tables(fresh.context(), mixes[:1])
+        tables(fresh.builder(), mixes[:1])
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -268,17 +268,17 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(
     """The kernel refuses bytes beyond a limit, in the middle of a file, as a full disk does."""
     if several:
         monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
-    context = fresh.context()
-    passes.evaluate(context.run, mixes[:1], ["few"], "all")
+    builder = fresh.builder()
+    passes.evaluate(builder.run, mixes[:1], ["few"], "all")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
         with pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the"):
-            tables(context, mixes[:3])
+            tables(builder, mixes[:3])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     store = fresh.runs / "store"
     files = [path.name for path in store.rglob("*") if path.is_file()]
     assert not [name for name in files if ".parquet." in name]
     assert len(list((store / "predictions").iterdir())) == 1, "what was there before stays"
-    assert same(tables(fresh.context(), mixes[:3]), wanted[:3])
+    assert same(tables(fresh.builder(), mixes[:3]), wanted[:3])

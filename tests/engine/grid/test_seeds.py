@@ -58,9 +58,9 @@ def test_seeds_of_a_campaign(folder, grid, capsys):
 
 
 def test_each_seed_is_a_cell_of_its_own_and_the_one_that_it_alone_would_be(grid: Grid):
-    both = grid.context("seeds=2", "seed=3").seeded()
+    both = grid.builder("seeds=2", "seed=3").seeded()
     assert [one.recipe.seed for one in both] == [3, 4]
-    alone = [grid.context(f"seed={seed}") for seed in (3, 4)]
+    alone = [grid.builder(f"seed={seed}") for seed in (3, 4)]
     assert [one.key() for one in both] == [one.key() for one in alone]
     assert both[0].key() != both[1].key()
 

@@ -34,8 +34,8 @@ TRAINS = [
 
 @pytest.mark.parametrize(("method", "variant", "moves"), TRAINS)
 def test_what_trains_moves_and_nothing_else_does_bit_for_bit(grid, method, variant, moves):
-    context, cell = grid.build(f"method={method}", f"method.variant={variant}")
-    before, after = context.base.state(), weights(cell)
+    builder, cell = grid.build(f"method={method}", f"method.variant={variant}")
+    before, after = builder.base.state(), weights(cell)
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == (set(before) if moves is None else set(moves))
@@ -45,7 +45,7 @@ def test_what_trains_moves_and_nothing_else_does_bit_for_bit(grid, method, varia
             changed = (before[name] != after[name]).any(dim=1)
             assert changed[:width].any() and changed[2 * width :].any()
             assert not changed[width : 2 * width].any(), "keys have no factors"
-    assert (cell.backbone == context.base.backbone) == (
+    assert (cell.backbone == builder.base.backbone) == (
         method == "linear_probe" and variant == "canonical"
     )
     assert (cell.prompt() is not None) == (method == "visual_prompt")
@@ -57,9 +57,9 @@ def test_a_mix_whose_parent_was_deleted_trains_it_again(grid):
     _, parent = grid.build("method=fine_tune", *words)
     before = weights(parent)
     shutil.rmtree(parent.artifact.folder)
-    context, again = grid.build("method=wise_ft", *words)
+    builder, again = grid.build("method=wise_ft", *words)
     assert again.name == mixed.name
-    found = cells.find(context.store, parent.name)
+    found = cells.find(builder.store, parent.name)
     assert found is not None and same(weights(found), before)
 
 
@@ -118,8 +118,8 @@ def test_without_their_extra_term_ewc_and_lwf_are_fine_tuning_bit_for_bit(grid, 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])
 def test_frozen_batchnorm_keeps_its_buffers_and_free_batchnorm_does_not(grid, arch):
     words = (f"model.arch={arch}", "train.batch_size=5")
-    context, cell = grid.build(*words)
-    before, after = context.base.state(), weights(cell)
+    builder, cell = grid.build(*words)
+    before, after = builder.base.state(), weights(cell)
     buffers = [n for n in before if "running_" in n or "num_batches" in n]
     assert bool(buffers) == (arch == CONV)
     assert all(torch.equal(before[n], after[n]) for n in buffers)
@@ -136,29 +136,29 @@ def test_a_method_of_the_users_own_is_one_file(grid, tmp_path):
         "    def loss(self, batch):\n"
         "        return 2 * super().loss(batch)\n"
     )
-    context, cell = grid.build(f"method.module={file}", "method.name=shout", "method.title=Shout")
+    builder, cell = grid.build(f"method.module={file}", "method.name=shout", "method.title=Shout")
     doubled = grid.build("optimizer.lr=0.04")[1]
     assert distance(weights(cell), weights(doubled)) < 1e-5
-    before = context.key()
+    before = builder.key()
     file.write_text(file.read_text().replace("2 *", "3 *"))
-    assert context.key() != before, "an edited method must train again"
+    assert builder.key() != before, "an edited method must train again"
     with pytest.raises((ValueError, RecipeError), match="is not a Python file"):
-        grid.context(f"method.module={tmp_path / 'absent.py'}")
+        grid.builder(f"method.module={tmp_path / 'absent.py'}")
 
 
 def test_an_altered_byte_of_what_is_kept_is_refused(grid):
-    context = grid.context("method=ewc", "seed=5", f"runs={grid.runs.parent / 'altered'}")
+    builder = grid.builder("method=ewc", "seed=5", f"runs={grid.runs.parent / 'altered'}")
     uses = {
-        "fisher/*/fisher.safetensors": lambda: context.fisher(4, "data"),
-        "features/*/features.npy": lambda: context.features(context.base, context.target),
-        "cells/visual*/prompt.safetensors": lambda: context.cell("visual_prompt").prompt(),
-        "cells/visual*/weights.safetensors": lambda: context.cell("visual_prompt").state(),
-        "cells/visual*/cell.json": lambda: context.cell("visual_prompt").meta,
+        "fisher/*/fisher.safetensors": lambda: builder.fisher(4, "data"),
+        "features/*/features.npy": lambda: builder.features(builder.base, builder.target),
+        "cells/visual*/prompt.safetensors": lambda: builder.cell("visual_prompt").prompt(),
+        "cells/visual*/weights.safetensors": lambda: builder.cell("visual_prompt").state(),
+        "cells/visual*/cell.json": lambda: builder.cell("visual_prompt").meta,
     }
     for use in uses.values():
         use()
     for pattern, use in uses.items():
-        for path in context.store.root.glob(pattern):
+        for path in builder.store.root.glob(pattern):
             data = bytearray(path.read_bytes())
             data[-9] ^= 1
             path.write_bytes(data)

@@ -29,7 +29,7 @@ published: {published}
 """
 
 
-def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Builder:
+def builder(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Builder:
     torch.manual_seed(3)
     made = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
     weights = folder / "five.safetensors"
@@ -43,7 +43,7 @@ def context(folder: Path, grid: grids.Grid, published: dict[str, float], runs: P
 def test_measured_and_published_are_compared(
     folder: Path, grid: grids.Grid, tmp_path: Path
 ) -> None:
-    first = context(folder, grid, {}, tmp_path)
+    first = builder(folder, grid, {}, tmp_path)
     with pytest.raises(ValueError, match="no set of shapes is encoded for mine"):
         verify.verify(first)
     for name in ("upstream", "few"):
@@ -57,17 +57,17 @@ def test_measured_and_published_are_compared(
     assert 5 < half < 45 and f" ±{half:.1f}" in verify.text("mine", list(checks.values()))
     for off, differs in ((0.2, False), (0.5, True), (-40, True)):
         published = {"few": checks["few"].measured + off}
-        found = verify.verify(context(folder, grid, published, tmp_path))
+        found = verify.verify(builder(folder, grid, published, tmp_path))
         assert [one.differs for one in found if one.name == "few"] == [differs]
         assert ("DIFFERS by more than 0.3" in verify.text("mine", found)) == differs
     assert "not encoded" in verify.text("mine", found)
 
 
-def by_hand(context: Builder, folder: Path, grid: grids.Grid) -> float:
+def by_hand(builder: Builder, folder: Path, grid: grids.Grid) -> float:
     """Top-1 in percent on `few`, over its own classes, without the engine."""
     drawn, index = dataclasses.replace(grid, folder=folder / "images"), np.arange(21)
     own = torch.tensor([grids.CLASSES.index(name) for name in grids.FEW])
-    net = grids.reference(context.base.state())
+    net = grids.reference(builder.base.state())
     with torch.no_grad():
         top1 = own[net(grids.images(drawn, "few", index))[:, own].argmax(1)]
     return 100 * (top1 == grids.labels(drawn, "few", index)).double().mean().item()

@@ -149,7 +149,7 @@ def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
 def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor]:
     """Squared gradients of one upstream image at a time, averaged; labels are the data's."""
     net = reference(case.before, arch)
-    index = case.context.upstream.split("train")
+    index = case.builder.upstream.split("train")
     sums = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     for i in index:
         one = np.array([i])
@@ -176,24 +176,24 @@ class Matrices(TorchDispatchMode):
 
 
 def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkeypatch):
-    context = grid.context()
-    context.features(context.base, context.target, training=True)  # made, and read from now on
+    builder = grid.builder()
+    builder.features(builder.base, builder.target, training=True)  # made, and read from now on
     with Matrices() as made:
         case = prepared(grid, "method=lwf")
         case.method.loss(case.batch)
     assert (len(case.batch), len(CLASSES)) in made.shapes
-    assert (len(context.target.pack), len(CLASSES)) not in made.shapes
-    key = features.key_of(context.run, context.base, context.target)
+    assert (len(builder.target.pack), len(CLASSES)) not in made.shapes
+    key = features.key_of(builder.run, builder.base, builder.target)
     monkeypatch.setattr(features, "key_of", lambda *_, **__: key)
-    elsewhere = dataclasses.replace(context.run, device=torch.device("meta"))
-    assert features.stored(elsewhere, context.base, context.target).device.type == "cpu"
+    elsewhere = dataclasses.replace(builder.run, device=torch.device("meta"))
+    assert features.stored(elsewhere, builder.base, builder.target).device.type == "cpu"
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])
 def test_the_fisher_is_the_mean_of_squared_per_image_gradients(grid, arch):
     case = prepared(grid, f"model.arch={arch}", "method=ewc", "method.fisher_labels=data")
     wanted = loop_fisher(grid, case, arch)
-    found = case.context.fisher(0, "data")
+    found = case.builder.fisher(0, "data")
     assert found.keys() == wanted.keys()
     for name, values in wanted.items():
         peak = values.abs().max().item()
@@ -203,16 +203,16 @@ def test_the_fisher_is_the_mean_of_squared_per_image_gradients(grid, arch):
 
 
 def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are_refused(grid):
-    context = grid.context("method=ewc")
-    context.base  # noqa: B018  # trained before it is differentiated
-    every, drawn = context.fisher(0, "data"), context.fisher(0, "model")
-    fewer = context.fisher(4, "data")
+    builder = grid.builder("method=ewc")
+    builder.base  # noqa: B018  # trained before it is differentiated
+    every, drawn = builder.fisher(0, "data"), builder.fisher(0, "model")
+    fewer = builder.fisher(4, "data")
     assert not same(every, drawn) and not same(every, fewer)
-    assert same(drawn, fisher.diagonal(context.run, 0, "model"))  # seeded
+    assert same(drawn, fisher.diagonal(builder.run, 0, "model"))  # seeded
     with pytest.raises(ValueError, match=r"method.fisher_labels='guess': `model` or `data`"):
-        context.fisher(0, "guess")
+        builder.fisher(0, "guess")
     with pytest.raises(ValueError, match=r"method.fisher_images=99, but upstream has 25"):
-        context.fisher(99, "data")
+        builder.fisher(99, "data")
     with pytest.raises(ValueError, match=r"method.lam=-1.0 must be at least 0"):
         prepared(grid, "method=ewc", "method.lam=-1")
 
@@ -226,14 +226,14 @@ def test_ewc_steps_down_its_loss_with_the_penalty_in_it(grid, variant, optimizer
     words += ["method.fisher_labels=data", "method.fisher_scale=mean", "optimizer.eps=1e-3"]
     words += [f"optimizer.name={optimizer}", f"optimizer.lr={lr}", "train.warmup_steps=0"]
     words += [f"train.epochs={steps}", "train.batch_size=25"]
-    context, cell = grid.build(*words)
+    builder, cell = grid.build(*words)
     case = prepared(grid, *words)
     scale = {name: torch.ones_like(p) for name, p in case.net.named_parameters()}
     if variant == "canonical":
         raw = loop_fisher(grid, case, "test_vit")
         mean = sum(f.sum() for f in raw.values()) / sum(f.numel() for f in raw.values())
         scale = {name: f / (2 * mean) for name, f in raw.items()}
-    index = context.target.split("train")
+    index = builder.target.split("train")
     x, y = images(grid, "outline", index), labels(grid, "outline", index)
     net, anchor = case.net, reference(case.before).state_dict()
     kinds = {
@@ -260,7 +260,7 @@ def test_ewc_steps_down_its_loss_with_the_penalty_in_it(grid, variant, optimizer
 
 def test_lp_ft_starts_at_the_finished_probe(grid):
     case = prepared(grid, "method=lp_ft")
-    probe = weights(case.context.cell("linear_probe"))
+    probe = weights(case.builder.cell("linear_probe"))
     assert same(case.method.net.state_dict(), probe) and not same(probe, case.before)
     net = reference(probe)
     check(case, cross_entropy(net(case.x), case.y), everything(net))

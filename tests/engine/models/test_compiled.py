@@ -95,31 +95,31 @@ def test_cells_of_a_column_share_graphs(grid: Grid, graphs: list[str], tmp_path:
 
 
 def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) -> None:
-    context = grid.context("evaluate.compile=always")
-    base, tuned = context.base.name, context.cell("fine_tune").name
-    prompt = context.cell("visual_prompt").name
+    builder = grid.builder("evaluate.compile=always")
+    base, tuned = builder.base.name, builder.cell("fine_tune").name
+    prompt = builder.cell("visual_prompt").name
     wise = [{base: 1 - a, tuned: a} for a in (0.3, 0.6)]
     mixes = [*wise, {tuned: 1.0}, {prompt: 1.0}]
-    passes.evaluate(context.run, mixes, SETS, "all")
+    passes.evaluate(builder.run, mixes, SETS, "all")
     assert len(graphs) == 1
-    plain = grid.context()
-    passes.evaluate(plain, mixes, SETS, "all")
+    plain = grid.builder()
+    passes.evaluate(plain.run, mixes, SETS, "all")
     assert len(graphs) == 1
     for mix in mixes:
-        ours, theirs = (passes.find(one, mix, "few", "all") for one in (context, plain))
+        ours, theirs = (passes.find(one.run, mix, "few", "all") for one in (builder, plain))
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
 def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str]) -> None:
     """Uncompiled they would be rounded otherwise than the models that probes are compared with."""
-    plain, context = grid.context(), grid.context("evaluate.compile=always")
+    plain, builder = grid.builder(), grid.builder("evaluate.compile=always")
     mixes = [{plain.cell(name).name: 1.0} for name in ("linear_probe", "fine_tune")]
     mixes.append({plain.base.name: 1.0})
-    passes.evaluate(context.run, mixes, ["tinted"], "all")
+    passes.evaluate(builder.run, mixes, ["tinted"], "all")
     assert len(graphs) == 1
-    passes.evaluate(plain, mixes, ["tinted"], "all")
+    passes.evaluate(plain.run, mixes, ["tinted"], "all")
     for mix in mixes:
-        ours, theirs = (passes.find(one, mix, "tinted", "all") for one in (context, plain))
+        ours, theirs = (passes.find(one.run, mix, "tinted", "all") for one in (builder, plain))
         assert ours is not None and theirs is not None and ours.name != theirs.name
 
 
@@ -141,14 +141,14 @@ def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -
 def test_a_cell_that_inductor_compiled_is_the_cell(grid: Grid, tmp_path: Path) -> None:
     _, plain = grid.build()
     runs = Grid(grid.folder, tmp_path, grid.device)
-    context, cell = runs.build(*ALWAYS)
+    builder, cell = runs.build(*ALWAYS)
     assert distance(weights(cell), weights(plain)) < 1e-5
     mix = {cell.name: 1.0}
-    for one in (context, runs.context("train.compile=always")):
-        passes.evaluate(one, [mix], ["few"], "all")
+    for one in (builder, runs.builder("train.compile=always")):
+        passes.evaluate(one.run, [mix], ["few"], "all")
     ours, theirs = (
-        pq.read_table(passes.predicted(one, mix, "few", "all"))["margin"].to_numpy()
-        for one in (context, runs.context("train.compile=always"))
+        pq.read_table(passes.predicted(one.run, mix, "few", "all"))["margin"].to_numpy()
+        for one in (builder, runs.builder("train.compile=always"))
     )
     assert 0 < np.abs(ours - theirs).max() < 1e-4, "compiled, it rounds otherwise"
 
@@ -165,8 +165,8 @@ def test_who_compiles() -> None:
 
 
 def test_the_graph_of_a_compiled_cell_is_another_artefact(grid: Grid) -> None:
-    keys = [grid.context(word).key() for word in ("train.compile=auto", "train.compile=never")]
-    assert keys[0] == keys[1] != grid.context("train.compile=always").key()
+    keys = [grid.builder(word).key() for word in ("train.compile=auto", "train.compile=never")]
+    assert keys[0] == keys[1] != grid.builder("train.compile=always").key()
 
 
 def test_precision_of_a_device() -> None:

@@ -31,10 +31,10 @@ CPU = torch.device("cpu")
 SET = "outline"
 
 
-def table(context: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
+def table(builder: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
     """What is stored of a mix on a set."""
-    passes.evaluate(context.run, [mix], [SET], "all")
-    stored = pq.read_table(passes.predicted(context.run, mix, SET, "all"))
+    passes.evaluate(builder.run, [mix], [SET], "all")
+    stored = pq.read_table(passes.predicted(builder.run, mix, SET, "all"))
     return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
 
 
@@ -57,11 +57,11 @@ def test_a_model_from_stored_features_is_the_model_from_images(
     Some weights differ in their last bit, which bf16 may round to either side.
     """
     bf16 = "evaluate.precision=bf16" in words
-    context = grid.context(f"model.arch={arch}", *words)
-    tuned = context.cell("fine_tune").name
-    for cell in (context.base, context.cell("linear_probe")):
-        stored = table(context, {cell.name: 1.0})
-        whole = table(context, {cell.name: 1 - 1e-9, tuned: 1e-9})
+    builder = grid.builder(f"model.arch={arch}", *words)
+    tuned = builder.cell("fine_tune").name
+    for cell in (builder.base, builder.cell("linear_probe")):
+        stored = table(builder, {cell.name: 1.0})
+        whole = table(builder, {cell.name: 1 - 1e-9, tuned: 1e-9})
         assert np.array_equal(stored["top1"], whole["top1"])
         for name in ("p_top1", "p_true", "margin"):
             apart = np.abs(stored[name] - whole[name])
@@ -71,25 +71,25 @@ def test_a_model_from_stored_features_is_the_model_from_images(
 
 @pytest.mark.parametrize("arch", [CONV, VIT])
 def test_bf16_is_another_model_which_is_said_by_names(grid: Grid, arch: str) -> None:
-    both = [grid.context(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")]
-    exact, rounded = (table(context, {context.base.name: 1.0})["margin"] for context in both)
+    both = [grid.builder(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")]
+    exact, rounded = (table(builder, {builder.base.name: 1.0})["margin"] for builder in both)
     assert 1e-4 < np.abs(exact - rounded).max() < 0.3
     keys = [features.key_of(c.run, c.base, c.target) for c in both]
     keys += [passes.key_of(c.run, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
     assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
     assert [key.get("folded", False) for key in keys] == [arch == CONV, False] * 2
-    train = grid.context("train.precision=bf16").key()["train"]
+    train = grid.builder("train.precision=bf16").key()["train"]
     assert train["precision"] == "bf16, head in fp32", "its head learns in another precision too"
 
 
 def test_the_names_of_cells_trained_in_fp32_stay(grid: Grid) -> None:
-    settings = grid.context().key()["train"]
+    settings = grid.builder().key()["train"]
     assert (settings["precision"], settings["compile"]) == ("fp32", False)
 
 
 def test_norms_are_folded_for_evaluation_in_fp32_alone(grid: Grid) -> None:
     def forms(*words: str) -> tuple[Form, Form]:
-        recipe = grid.context(*words).recipe
+        recipe = grid.builder(*words).recipe
         return Form.of_training(recipe, CPU), Form.of_evaluation(recipe, CPU)
 
     plain = Form("fp32", "never")

@@ -170,13 +170,13 @@ def test_features_that_are_not_finite_are_refused():
 
 
 def gradient_norm_of(
-    grid: Grid, context: Builder, head: list[torch.Tensor], anchor: list[torch.Tensor]
+    grid: Grid, builder: Builder, head: list[torch.Tensor], anchor: list[torch.Tensor]
 ) -> float:
     """Of the objective over the set's classes, on the features that the head was fitted to."""
-    places = PLACES if context.target.name == "few" else list(range(len(CLASSES)))
-    index = context.target.split("train")
-    x = context.features(context.base, context.target, training=True)[index].double().numpy()
-    y = np.searchsorted(places, labels(grid, context.target.name, index).numpy())
+    places = PLACES if builder.target.name == "few" else list(range(len(CLASSES)))
+    index = builder.target.split("train")
+    x = builder.features(builder.base, builder.target, training=True)[index].double().numpy()
+    y = np.searchsorted(places, labels(grid, builder.target.name, index).numpy())
     parts = (flat(*(tensor[places] for tensor in both)) for both in (head, anchor))
     return float(np.linalg.norm(objective(next(parts), x, y, L2, next(parts))[1]))
 
@@ -190,23 +190,23 @@ def head(cell: Cell) -> list[torch.Tensor]:
 
 
 def test_a_base_models_head_is_at_its_optimum_and_its_history_says_so(grid):
-    context = grid.context("method=linear_probe", "downstream=upstream")
-    base = grid.context().base
+    builder = grid.builder("method=linear_probe", "downstream=upstream")
+    base = grid.builder().base
     zero = [torch.zeros_like(tensor) for tensor in head(base)]
-    assert gradient_norm_of(grid, context, head(base), zero) < ROUNDED
+    assert gradient_norm_of(grid, builder, head(base), zero) < ROUNDED
     (history,) = json.loads((base.artifact.folder / "history.json").read_text())
     assert set(history) == {"iterations", "loss", "gradient_norm", "tolerance"}
     assert history["gradient_norm"] <= history["tolerance"] and history["iterations"] > 0
-    other = grid.context("model.head.l2=0.1").base
+    other = grid.builder("model.head.l2=0.1").base
     assert other.name != base.name and head(other)[0].norm() < head(base)[0].norm()
 
 
 @pytest.mark.parametrize("downstream", ["outline", "few"])
 def test_a_canonical_probe_is_at_its_optimum_and_leaves_other_outputs_alone(grid, downstream):
-    context, cell = grid.build("method=linear_probe", f"downstream={downstream}")
-    before, after = head(context.base), head(cell)
-    assert gradient_norm_of(grid, context, after, before) < ROUNDED
-    assert gradient_norm_of(grid, context, before, before) > 100 * ROUNDED
+    builder, cell = grid.build("method=linear_probe", f"downstream={downstream}")
+    before, after = head(builder.base), head(cell)
+    assert gradient_norm_of(grid, builder, after, before) < ROUNDED
+    assert gradient_norm_of(grid, builder, before, before) > 100 * ROUNDED
     absent = [i for i in range(len(CLASSES)) if downstream == "few" and i not in PLACES]
     for one, other in zip(before, after, strict=True):
         assert torch.equal(one[absent], other[absent])
@@ -219,6 +219,6 @@ def test_a_seed_and_settings_of_steps_change_nothing_about_a_fitted_head(grid):
 
 
 def test_a_probe_from_zero_forgets_the_base_models_head(grid):
-    context, cell = grid.build("method=linear_probe", "method.anchor=zero")
+    builder, cell = grid.build("method=linear_probe", "method.anchor=zero")
     zero = [torch.zeros_like(tensor) for tensor in head(cell)]
-    assert gradient_norm_of(grid, context, head(cell), zero) < ROUNDED
+    assert gradient_norm_of(grid, builder, head(cell), zero) < ROUNDED

@@ -68,15 +68,15 @@ GRID = list(itertools.product(RATES, (0, 1), (1, 3), (0.0, 0.3)))
 QUICK = [("sgd", 1, 3, 0.3), ("adamw", 0, 1, 0.0)]
 
 
-def plain_loop(grid: Grid, context: Builder, name: str, clip: float) -> dict[str, torch.Tensor]:
+def plain_loop(grid: Grid, builder: Builder, name: str, clip: float) -> dict[str, torch.Tensor]:
     """The same run in plain PyTorch, float64, whole batches."""
-    net = reference(context.base.state())
+    net = reference(builder.base.state())
     rate, options = RATES[name], {"weight_decay": 0.1}
     if name == "sgd":
         optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, **options)
     else:
         optimizer = torch.optim.AdamW(net.parameters(), rate, eps=1e-3, **options)
-    positions = context.target.split("train")
+    positions = builder.target.split("train")
     total = EPOCHS * math.ceil(len(positions) / BATCH)
     assert total >= 20
     norms = []
@@ -99,18 +99,18 @@ def plain_loop(grid: Grid, context: Builder, name: str, clip: float) -> dict[str
 
 
 def check_against_loop(
-    grid: Grid, context: Builder, found: dict[str, torch.Tensor], name: str, clip: float
+    grid: Grid, builder: Builder, found: dict[str, torch.Tensor], name: str, clip: float
 ) -> None:
-    wanted = plain_loop(grid, context, name, clip)
-    before = context.base.state()
+    wanted = plain_loop(grid, builder, name, clip)
+    before = builder.base.state()
     assert distance(before, wanted) > 3e-3, "a run that hardly moves shows nothing"
     assert distance(found, wanted) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "stage", "accumulation", "clip"), QUICK)
 def test_one_rank_equals_a_plain_loop(grid, name, stage, accumulation, clip):
-    context, cell = grid.build(*words_of(name, stage, accumulation, clip))
-    check_against_loop(grid, context, weights(cell), name, clip)
+    builder, cell = grid.build(*words_of(name, stage, accumulation, clip))
+    check_against_loop(grid, builder, weights(cell), name, clip)
     history = json.loads((cell.artifact.folder / "history.json").read_text())
     assert [entry["step"] for entry in history] == [3 * (i + 1) for i in range(EPOCHS)]
 
@@ -139,12 +139,12 @@ UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
 def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What two ranks made of every configuration, starting from our base model."""
     folder = tmp_path_factory.mktemp("two")
-    contexts = [grid.context(f"model.arch={VIT}"), grid.context(f"model.arch={CONV}")]
-    contexts.append(grid.context(*FREE))
-    bases = [context.base for context in contexts]
-    for context in contexts:
+    builders = [grid.builder(f"model.arch={VIT}"), grid.builder(f"model.arch={CONV}")]
+    builders.append(grid.builder(*FREE))
+    bases = [builder.base for builder in builders]
+    for builder in builders:
         for name in SETS:
-            context.sets[name]
+            builder.sets[name]
     kept = shutil.ignore_patterns("fine_tune-*", ".*")
     shutil.copytree(grid.runs / "packs", folder / "runs" / "packs")
     for kind, name in (p for b in bases for p in (("weights", b.backbone), ("cells", b.name))):
@@ -167,12 +167,12 @@ def test_two_ranks_equal_one_rank_and_a_plain_loop(grid, two_ranks):
     for configuration, folder in zip(GRID, two_ranks, strict=False):
         name, _, _, clip = configuration
         two = load_file(Path(folder) / "weights.safetensors")
-        context, cell = grid.build(*words_of(*configuration))
+        builder, cell = grid.build(*words_of(*configuration))
         assert distance(two, weights(cell)) < 1e-5, configuration
         if (name, clip) not in wanted:
-            wanted[name, clip] = plain_loop(grid, context, name, clip)
+            wanted[name, clip] = plain_loop(grid, builder, name, clip)
         assert distance(two, wanted[name, clip]) < 1e-5, configuration
-        assert distance(context.base.state(), wanted[name, clip]) > 3e-3, configuration
+        assert distance(builder.base.state(), wanted[name, clip]) > 3e-3, configuration
 
 
 @pytest.mark.slow
@@ -197,8 +197,8 @@ def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
 @pytest.mark.slow
 def test_two_ranks_equal_one_rank_where_batch_norms_learn(grid, two_ranks):
     for words, folder in zip(FREE_NORMS, two_ranks[-1 - len(FREE_NORMS) : -1], strict=True):
-        context, cell = grid.build(*words)
-        before, one = context.base.state(), weights(cell)
+        builder, cell = grid.build(*words)
+        before, one = builder.base.state(), weights(cell)
         two = load_file(Path(folder) / "weights.safetensors")
         buffers = [name for name in one if "running_" in name or "num_batches" in name]
         assert buffers and all(not torch.equal(before[n], one[n]) for n in buffers)
@@ -211,8 +211,8 @@ def test_two_ranks_equal_one_rank_where_batch_norms_learn(grid, two_ranks):
 def test_a_filler_touches_no_statistics(grid):
     """A batch of one image in three micro-batches: two of them are fillers."""
     words = ("train.epochs=1", "train.batch_size=24", "train.accumulation=3")
-    context, cell = grid.build(*FREE, *words)
-    before, after = context.base.state(), weights(cell)
+    builder, cell = grid.build(*FREE, *words)
+    before, after = builder.base.state(), weights(cell)
     counts = [name for name in after if "num_batches" in name]
     assert counts and all(after[name] - before[name] == 3 + 1 for name in counts)
 
@@ -227,19 +227,19 @@ def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
     """The same weights under the same names, in two stores: one's predictions are dropped."""
     folder = Path(two_ranks[0])
     ours = Grid(grid.folder, folder.parents[2], grid.device)
-    context, cell = ours.build(*words_of(*GRID[0]))
+    builder, cell = ours.build(*words_of(*GRID[0]))
     assert cell.artifact.folder == folder
-    mixes = [{cell.name: 1.0}, {context.base.name: 0.5, cell.name: 0.5}]
-    paths = [passes.predicted(context.run, m, name, "all") for m in mixes for name in SETS]
+    mixes = [{cell.name: 1.0}, {builder.base.name: 0.5, cell.name: 0.5}]
+    paths = [passes.predicted(builder.run, m, name, "all") for m in mixes for name in SETS]
     two = [pq.read_table(path) for path in paths]
     for path in paths:
         shutil.rmtree(path.parent)
-    passes.evaluate(context.run, mixes, SETS, "all")
+    passes.evaluate(builder.run, mixes, SETS, "all")
     assert all(pq.read_table(p).equals(t) for p, t in zip(paths, two, strict=True))
 
 
 @pytest.mark.slow
-def test_the_launcher_trains_on_two_ranks_what_a_context_builds(grid, tmp_path):
+def test_the_launcher_trains_on_two_ranks_what_a_builder_builds(grid, tmp_path):
     launch = str(Path(__file__).parents[3] / "engine" / "launch.py")
     alone = Grid(grid.folder, tmp_path / "runs", grid.device)
     words = alone.overrides("train.batch_size=12", "device=cpu")
@@ -252,15 +252,15 @@ def test_the_launcher_trains_on_two_ranks_what_a_context_builds(grid, tmp_path):
     assert distance(load_file(made / "weights.safetensors"), weights(cell)) < 1e-5
 
 
-def fake_context(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
+def fake_run(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
     settings = SimpleNamespace(batch_size=batch_size, accumulation=accumulation)
     return SimpleNamespace(recipe=SimpleNamespace(seed=seed, train=settings))
 
 
-def shares(n: int, epoch: int, world: int, context: SimpleNamespace) -> list[list[schedule.Share]]:
+def shares(n: int, epoch: int, world: int, run: SimpleNamespace) -> list[list[schedule.Share]]:
     """Every rank's shares of an epoch, positions being 10, 11, ..."""
     positions = np.arange(10, 10 + n)
-    return [list(schedule.schedule(positions, context, epoch, r, world)) for r in range(world)]
+    return [list(schedule.schedule(positions, run, epoch, r, world)) for r in range(world)]
 
 
 @given(
@@ -275,9 +275,9 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
     n, world, accumulation, micro, seed, epoch
 ):
     parts = world * accumulation
-    context = fake_context(seed, micro * parts, accumulation)
-    by_rank = shares(n, epoch, world, context)
-    (plain,) = shares(n, epoch, 1, fake_context(seed, micro * parts, 1))
+    run = fake_run(seed, micro * parts, accumulation)
+    by_rank = shares(n, epoch, world, run)
+    (plain,) = shares(n, epoch, 1, fake_run(seed, micro * parts, 1))
     steps = math.ceil(n / (micro * parts))
     assert [len(own) for own in by_rank] == [steps * accumulation] * world
     for step, whole in enumerate(plain):
@@ -301,20 +301,20 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
 
 def test_the_order_depends_on_seed_and_epoch():
     orders = {
-        (seed, epoch): tuple(shares(30, epoch, 1, fake_context(seed, 30, 1))[0][0].index)
+        (seed, epoch): tuple(shares(30, epoch, 1, fake_run(seed, 30, 1))[0][0].index)
         for seed in (0, 1)
         for epoch in (0, 1)
     }
     assert len(set(orders.values())) == 4
-    assert orders[1, 1] == tuple(shares(30, 1, 1, fake_context(1, 30, 1))[0][0].index)
+    assert orders[1, 1] == tuple(shares(30, 1, 1, fake_run(1, 30, 1))[0][0].index)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
-    context = grid.context(f"train.zero_stage={stage}")
-    method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-    engine = loop.start(method, context.run, context)
+    builder = grid.builder(f"train.zero_stage={stage}")
+    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    engine = loop.start(method, builder.run, builder)
     try:
         assert engine.zero_optimization_stage() == 0 and not engine.enable_backward_allreduce
         assert not engine.tput_timer.config.enabled
@@ -326,14 +326,14 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     """DeepSpeed switches off what it finds on around it; it asks about the GPU's autocast alone."""
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
-    context = grid.context("train.precision=bf16")
-    method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-    engine = loop.start(method, context.run, context)
+    builder = grid.builder("train.precision=bf16")
+    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    engine = loop.start(method, builder.run, builder)
     seen = []
     layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
     layer.register_forward_hook(lambda layer, images, patches: seen.append(patches.dtype))
     try:
-        loop.epochs(engine, method, context.run)
+        loop.epochs(engine, method, builder.run)
     finally:
         loop.close(engine)
     assert set(seen) == {torch.bfloat16}
@@ -377,9 +377,9 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
     torch.set_num_threads(3)
     for count in (1, 2):
         words = ("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
-        context, cell = grid.build(*words)
-        context.features(context.base, context.sets["tinted"])
-        passes.evaluate(context.run, [{cell.name: 1.0}], ["tinted"], "all")
+        builder, cell = grid.build(*words)
+        builder.features(builder.base, builder.sets["tinted"])
+        passes.evaluate(builder.run, [{cell.name: 1.0}], ["tinted"], "all")
         assert len(threads) >= 2 and set(threads) == {count}
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
         assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
@@ -396,11 +396,11 @@ def test_a_batch_that_does_not_divide_is_refused(grid):
 @pytest.fixture
 def diverging(grid: Grid, tmp_path: Path) -> Iterator[Grid]:
     """The same base model and packs, and a place of its own for what goes wrong."""
-    grid.context().base  # noqa: B018  # made here, where it is kept
+    grid.builder().base  # noqa: B018  # made here, where it is kept
     shutil.copytree(grid.runs / "packs", tmp_path / "packs")
     store = grid.runs / "store"
     shutil.copytree(store / "weights", tmp_path / "store" / "weights")
-    base = grid.context().base.name
+    base = grid.builder().base.name
     shutil.copytree(store / "cells" / base, tmp_path / "store" / "cells" / base)
     yield Grid(grid.folder, tmp_path, grid.device)
     assert [p.name for p in (tmp_path / "store" / "cells").iterdir()] == [base]
@@ -435,6 +435,6 @@ def test_a_later_divergence_keeps_the_last_good_weights(diverging, tmp_path):
         diverging.build(*words, "train.epochs=4")
     (kept,) = (tmp_path / "diverged").iterdir()
     good = {n.removeprefix("net."): t for n, t in load_file(kept).items()}
-    before = diverging.context().base.state()
+    before = diverging.builder().base.state()
     assert good.keys() == before.keys() and not same(good, before)
     assert all(torch.isfinite(tensor).all() for tensor in good.values())
