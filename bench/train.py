@@ -204,7 +204,8 @@ class Bench:
     def engine(self, context: Builder) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
         method = modules.find(context.recipe.method.module).Method(context.recipe.method)
-        engine = loop.start(method, context.run, context)
+        loop.prepare(method, context.run, context)
+        engine = loop.initialize(method, context.run)
         try:
             yield method, self._waited(lambda: loop.epochs(engine, method, context.run))
         finally:
