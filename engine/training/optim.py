@@ -3,8 +3,8 @@
 The penalty's gradient needs only the parameters, the anchor and the Fisher, so the optimizer
 applies it in its pass over the parameters (`kernels.ewc`), and the loss leaves it out. It is added
 after gradients are averaged and clipped: clipping tames the task's gradient, not the pull.
-DeepSpeed hands an optimizer one flat fp32 partition per parameter group (ZeRO stages 1 and 2) or the
-parameters themselves (stage 0); `attach` cuts anchor and Fisher accordingly.
+DeepSpeed hands an optimizer one flat fp32 partition per parameter group (ZeRO stages 1 and 2) or
+the parameters themselves (stage 0); `attach` cuts anchor and Fisher accordingly.
 """
 
 from __future__ import annotations
