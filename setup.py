@@ -24,6 +24,7 @@ setup(
         "pyarrow>=15",
         "pyyaml>=6",
         "resvg_py>=0.2",
+        "rich>=13",
         "safetensors>=0.4.5",
         "snakemake>=9,<10",
         "threadpoolctl>=3.1",

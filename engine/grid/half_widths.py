@@ -148,7 +148,7 @@ def _hits(
     drawn = sample.index[sample.frame.order[: sample.images]]
     by_seed: dict[Arm, dict[str, list[np.ndarray]]] = {}
     for cell in evaluations:
-        if cell.evaluated_on != name or cell.method == PRE or cell.on_its_own:
+        if cell.evaluated_on != name or cell.method == PRE or cell.on_downstream:
             continue
         if cell.downstream not in sets:
             continue

@@ -1,0 +1,48 @@
+"""Tables in the terminal fit 100 columns, and no number is ever cut."""
+
+from __future__ import annotations
+
+from engine.report.console import WIDTH, text
+
+
+def test_numbers_stand_right_under_heads_with_a_word_a_line():
+    table = text("lite0", ["", "high contrast", "mRI"], [["FT", "+8.2", "-0.1"], ["LP", "-", ""]])
+    assert table.splitlines() == [
+        "lite0",
+        "",
+        "        high",
+        "    contrast   mRI",
+        "──────────────────",
+        "FT      +8.2  -0.1",
+        "LP         -",
+    ]
+
+
+def test_groups_are_set_apart():
+    lines = text("", ["", "x"], [["pre", "1"]], [["FT", "2"]]).splitlines()
+    assert [line[:3].strip() for line in lines[-3:]] == ["pre", "", "FT"]
+
+
+def test_heads_are_broken_before_a_number_is():
+    numbers = [*["-12.4"] * 9, "[-12.5, -10.2]"]
+    heads = ["", *["supercalifragilistic"] * 9, "95% interval"]
+    table = text("", heads, [["Visual prompt", *numbers]])
+    assert max(map(len, table.splitlines())) <= WIDTH
+    assert table.splitlines()[-1].split(maxsplit=2)[2].split(maxsplit=9) == numbers
+    broken = "".join(line[14:21].strip() for line in table.splitlines()[:-2])
+    assert broken == "supercalifragilistic"
+
+
+def test_numbers_too_wide_for_the_terminal_are_whole_and_heads_too():
+    table = text("", ["", *["images"] * 12], [["row", *["1234567890.4"] * 12]])
+    heads, _, row = table.splitlines()
+    assert heads.split() == ["images"] * 12 and row.split() == ["row", *["1234567890.4"] * 12]
+
+
+def test_words_wrap_and_are_taken_literally():
+    reason = "the quick brown fox :smile: jumps [b]over[/b] " * 5
+    table = text("", ["job", "GPU hours", "reason"], [["a/b", "1.2", reason], ["c", "-", "none"]])
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert " ".join(" ".join(lines[3:-1]).split()) == f"a/b 1.2 {reason.strip()}"
+    assert lines[-1].split() == ["c", "-", "none"]
