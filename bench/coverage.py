@@ -71,7 +71,7 @@ def population(
 ) -> Population:
     """A set from answers before [N] and after [N, M]; `control`: strata know those before."""
     known = (before, p_true) if control else (np.zeros_like(before), np.full(len(before), 0.5))
-    frame = budget.frame(*known, label, group, np.ones(len(before)), [seed])
+    frame = budget.stratify(*known, label, group, np.ones(len(before)), [seed])
     counts = [np.bincount(frame.stratum, column) for column in after.T]
     return Population(frame, np.stack(counts, axis=1).astype(np.int64))
 

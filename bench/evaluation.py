@@ -43,7 +43,7 @@ from bench.contest import Contest, Entrant, Load, Scale
 from engine import models
 from engine.data.sets import Sets
 from engine.evaluation import passes, zoo
-from engine.evaluation.bank import Bank, Model
+from engine.evaluation.bank import Model, ModelBank
 from engine.machine import memory, precision
 from engine.machine.files import cache_folder
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -197,7 +197,7 @@ class Bench:
 
     def make_bank(self) -> Sequence[Model]:
         """The models of all alphas on the device, as the engine makes them before its pass."""
-        bank = Bank(self.on(self.pack), list(map(essential, self.mixes)), self.parents, 0)
+        bank = ModelBank(self.on(self.pack), list(map(essential, self.mixes)), self.parents, 0)
         made = bank.models(bank.groups[0])
         self._wait()
         return made

@@ -204,7 +204,8 @@ class Bench:
     def engine(self, builder: Builder) -> Iterator[tuple[Trained, Run]]:
         """The recipe's method, prepared, and its epoch."""
         method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-        engine = loop.start(method, builder.run, builder)
+        loop.prepare(method, builder.run, builder)
+        engine = loop.initialize(method, builder.run)
         try:
             yield method, self._waited(lambda: loop.epochs(engine, method, builder.run))
         finally:

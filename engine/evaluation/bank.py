@@ -1,11 +1,11 @@
-"""A bank of models that see the same images: which fit on the device together, and what moves then.
+"""A bank of models that see the same images: which fit on the device, and what is loaded again.
 
-Weights stay on the device as far as they fit. Of a larger bank either the images are read once a
+Weights stay on the device as far as they fit. For a larger bank either the images are read once a
 group of models, or the groups are loaded again for every slice of the set; whichever is estimated
-to be faster. How many images go through a model at once depends on the memory, not on the bank, so
-that a model says the same in any company. A matrix product of fewer rows may round otherwise, so
-the last bits of a probability can differ between machines where one cuts batches and another does
-not; artefacts are not told apart by that. Batches are halved, so that few sizes are possible.
+to be faster. How many images go through a model at once depends on the memory and not on the bank,
+so a model's predictions do not depend on the models beside it. A matrix product of fewer rows may
+round otherwise, so the last bits of a probability can differ between machines of which only one
+cuts batches; the keys of artefacts do not say so. Batches are halved, so few sizes are possible.
 """
 
 from __future__ import annotations
@@ -32,36 +32,35 @@ from loaders.resident import free_memory
 log = logging.getLogger(__name__)
 Model = Callable[[torch.Tensor], torch.Tensor]
 Group = Sequence[Mix]
-# Of the free memory; activations come first. The rest is for images and what cannot be foreseen.
+# Of the free memory; the rest is for images and for what cannot be foreseen.
 WEIGHTS_SHARE, ACTIVATIONS_SHARE = 0.5, 0.25
 
 
 class Forward:
-    """Sends batches through models, in parts that the memory free at its making holds.
+    """Sends batches through models, in parts that fit into the memory that was free at its start.
 
-    A part is a half, a quarter, ... of a batch: outputs may differ in their last bits from those of
-    the batch in one piece, and are the same wherever the parts are.
+    A part is a half, a quarter, ... of a batch: the last bits of outputs may depend on its size.
     """
 
     def __init__(self, run: Run) -> None:
         self.device = run.device
         self.normalize = models.Normalize(run.recipe.model, run.device)
         self.size = run.recipe.evaluate.batch_size
-        self._room = ACTIVATIONS_SHARE * free_memory(run.device)
+        self._memory = ACTIVATIONS_SHARE * free_memory(run.device)
         self._part = 0
 
     def __call__(self, model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Outputs [B, ...] (float32) of normalised images."""
         if not self._part:
-            self._part = self._choose(model, x_BCHW[:1])
+            self._part = self._part_size(model, x_BCHW[:1])
         parts = x_BCHW.tensor_split(-(-len(x_BCHW) // self._part))
         outputs = [model(part).float() for part in parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _choose(self, model: Model, x_1CHW: torch.Tensor) -> int:
+    def _part_size(self, model: Model, x_1CHW: torch.Tensor) -> int:
         each = activation_bytes(model, x_1CHW)
         part = self.size
-        while part > max(1, self._room // each):
+        while part > max(1, self._memory // each):
             part = -(-part // 2)
         if part < self.size:
             log.info(
@@ -73,30 +72,27 @@ class Forward:
         return part
 
 
-class Bank:
-    """The models of some mixes, in groups that fit on the device together, one group at a time."""
+class ModelBank:
+    """The models of mixes, in groups that fit on the device; one group at a time is there."""
 
     def __init__(
         self, run: Run, mixes: Group, parents: Mapping[str, Cell], slice_bytes: int
     ) -> None:
-        """`slice_bytes`: of a slice's images, which stay while several groups are shown them."""
+        """`slice_bytes`: of a slice's images, which stay while several groups see them."""
         self.run = run
         self.parents = parents
         members = {name for mix in mixes for name in mix}
         files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
         largest = max(file.stat().st_size for file in files)
-        # Mixed parents take their place twice, as files and as the rows that are averaged, and
-        # one more model lends its form.
-        aside = 2 * max(map(len, mixes)) + 1
+        # Mixed parents are in memory twice, as files and as the rows that are averaged, and the
+        # backbone takes the memory of one more model.
+        extra = 2 * max(map(len, mixes)) + 1
         free = free_memory(run.device)
-
-        def fitting(free: float) -> list[Group]:
-            room = WEIGHTS_SHARE * free / largest - aside
-            return groups(mixes, max(1, int(ranks.least(room))))
-
-        self.groups = fitting(free)
-        if len(self.groups) > 1:
-            self.groups = fitting(free - slice_bytes)
+        for available in (free, free - slice_bytes):
+            models = WEIGHTS_SHARE * available / largest - extra
+            self.groups = groups(mixes, max(1, int(ranks.least(models))))
+            if len(self.groups) == 1:
+                break
         self._group: Group = ()
         self._models: list[Model] = []
         self._load_s = 0.0
@@ -108,7 +104,7 @@ class Bank:
         return form.backbone(recipe.model, len(self.run.sets.classes), device)
 
     def models(self, group: Group) -> list[Model]:
-        """The group's models on the device; those of the group before are gone."""
+        """The group's models, loaded to the device; the group before is freed."""
         if group is not self._group:
             self._group, self._models = (), []
             backbone, start = self._backbone, time.perf_counter()
@@ -118,10 +114,10 @@ class Bank:
         return self._models
 
     def passes(self, slices: int, read_s: Callable[[], float]) -> list[Sequence[Group]]:
-        """Groups that share a pass over the set: each has its own, or all are loaded every slice.
+        """Groups that share a pass over the set: each has a pass, or one pass reloads them all.
 
-        read_s: estimates the seconds that reading the whole set takes, and is asked where it
-        counts. What a load takes is measured on the first group. Ranks agree on the answer.
+        read_s: estimates the seconds that reading the whole set takes; called only for several
+        groups. The time of a load is measured on the first group. Ranks agree on the answer.
         """
         if len(self.groups) == 1:
             return [self.groups]
@@ -142,25 +138,25 @@ class Bank:
         return [[group] for group in self.groups] if rereads else [self.groups]
 
 
-def groups(mixes: Sequence[Mix], room: int) -> list[Group]:
-    """The mixes in groups of at most `room`; those of the same parents stand together."""
-    together = sorted(mixes, key=lambda mix: (len(mix), tuple(mix)))
-    return [together[i : i + room] for i in range(0, len(together), room)]
+def groups(mixes: Sequence[Mix], size: int) -> list[Group]:
+    """The mixes in groups of at most `size`; mixes of the same parents stand together."""
+    by_parents = sorted(mixes, key=lambda mix: (len(mix), tuple(mix)))
+    return [by_parents[i : i + size] for i in range(0, len(by_parents), size)]
 
 
 def activation_bytes(model: Model, x_1CHW: torch.Tensor) -> int:
     """An estimate of the memory that one image takes: twice the largest module's in- and outputs.
 
-    Without gradients a layer's tensors die with the next layer; twice leaves room for the residual
-    stream and for what a layer keeps to itself.
+    Without gradients a layer's tensors are freed by the next layer; twice leaves room for the
+    residual stream and for temporary tensors inside a layer.
     """
     largest = 1
 
-    def see(_module: object, inputs: object, output: object) -> None:
+    def measure(_module: object, inputs: object, output: object) -> None:
         nonlocal largest
         largest = max(largest, _bytes(inputs) + _bytes(output))
 
-    hook = register_module_forward_hook(see)
+    hook = register_module_forward_hook(measure)
     try:
         model(x_1CHW)
     finally:
@@ -168,28 +164,28 @@ def activation_bytes(model: Model, x_1CHW: torch.Tensor) -> int:
     return 2 * largest
 
 
-def _bytes(found: object) -> int:
-    if isinstance(found, torch.Tensor):
-        return found.numel() * found.element_size()
-    return sum(map(_bytes, found)) if isinstance(found, tuple | list) else 0
+def _bytes(value: object) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0
 
 
 def _load(backbone: Folded, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
-    """Models of the mixes: `backbone` lends its form to all, and its graph where it is compiled."""
+    """Models of the mixes: all run through `backbone`, and its graph where it is compiled."""
     head = models.head_names_of(run.recipe.model)
     by_members: dict[tuple[str, ...], list[Mix]] = {}
     for mix in mixes:
         by_members.setdefault(tuple(mix), []).append(mix)
     loaded: dict[int, Model] = {}
-    for members, some in by_members.items():
+    for members, siblings in by_members.items():
         cell = parents[members[0]]
         if len(members) > 1:
-            states = merge.states(some, parents, run.device)
+            states = merge.states(siblings, parents, run.device)
         elif cell.artifact.kind == "weights" and run.recipe.model.head.fit:
             states = [run.network(cell).state_dict()]  # with the head that it lacks
         else:
             states = [{k: v.to(run.device) for k, v in cell.state().items()}]
-        for mix, state in zip(some, states, strict=True):
+        for mix, state in zip(siblings, states, strict=True):
             weight, bias = (state.pop(name) for name in head)
             features = functools.partial(backbone.given, backbone.state(state))
             prompt = cell.prompt() if len(members) == 1 else None

@@ -1,4 +1,4 @@
-"""Batches of a set for this rank, and what models make of them, gathered from all ranks."""
+"""This rank's batches of a set, and models' outputs for them, gathered from all ranks."""
 
 from __future__ import annotations
 
@@ -31,28 +31,27 @@ def read(
 ) -> Generator[Iterator[Batch], None, None]:
     """This rank's batches of each piece; one reader runs ahead through all pieces.
 
-    Its progress bar ends with it: batches are to be used while it is open.
+    Use the batches while the generator is open: its progress bar ends with it.
     """
     of_rank = []
     for piece in pieces:
-        of_piece = chunks(run, piece)
-        numbers = np.array_split(np.arange(len(of_piece)), ranks.world())[ranks.rank()]
-        of_rank.append([of_piece[number] for number in numbers])
+        batches = chunks(run, piece)
+        numbers = np.array_split(np.arange(len(batches)), ranks.world())[ranks.rank()]
+        of_rank.append([batches[number] for number in numbers])
     source = run.sets.source(labelled.name)
-    positions = itertools.chain.from_iterable(of_rank)
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     count = sum(map(len, of_rank))
-    batches = source.batches(positions)
+    batches = source.batches(itertools.chain.from_iterable(of_rank))
     with tqdm(batches, label, count, unit="batch", leave=False, disable=quiet) as bar:
-        shown = iter(bar)
-        for of_piece in of_rank:
-            yield itertools.islice(shown, len(of_piece))
+        reader = iter(bar)
+        for positions in of_rank:
+            yield itertools.islice(reader, len(positions))
 
 
 def seconds_to_read(run: Run, labelled: LabelledSet, places: np.ndarray) -> float:
     """An estimate for the images at `places` (int64 [n]), the same on all ranks.
 
-    Each rank reads a batch, where there are as many, and the slowest is waited for.
+    Each rank reads one batch, as far as there are batches; the slowest rank counts.
     """
     parts = chunks(run, places)
     first = np.concatenate(parts[: ranks.world()])
@@ -66,31 +65,31 @@ def seconds_to_read(run: Run, labelled: LabelledSet, places: np.ndarray) -> floa
 
 def reduced(
     forward: Forward,
-    bank: Sequence[Model],
+    models: Sequence[Model],
     batches: Iterable[Batch],
     kind: str,
     reduce: Callable[[np.ndarray, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
     """`reduce(index, outputs)` [n, ...] of every model for the batches of all ranks, in order."""
-    kept: list[list[torch.Tensor]] = [[] for _ in bank]
+    rows: list[list[torch.Tensor]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, forward.device):
         for batch in batches:
             x_BCHW = forward.normalize(batch.images)
-            for model, mine in zip(bank, kept, strict=True):
-                mine.append(reduce(batch.index, forward(model, x_BCHW)))
-    return [_gathered(mine, forward.device) for mine in kept]
+            for model, parts in zip(models, rows, strict=True):
+                parts.append(reduce(batch.index, forward(model, x_BCHW)))
+    return [_gathered(parts, forward.device) for parts in rows]
 
 
-def _gathered(kept: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+def _gathered(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     if ranks.world() == 1:
-        return torch.cat(kept)
-    mine = torch.cat(kept) if kept else torch.zeros(0, 0, device=device)
+        return torch.cat(parts)
+    local = torch.cat(parts) if parts else torch.zeros(0, 0, device=device)
     sizes = torch.zeros(ranks.world(), 2, dtype=torch.int64, device=device)
-    sizes[ranks.rank()] = torch.tensor(mine.shape)
+    sizes[ranks.rank()] = torch.tensor(local.shape)
     dist.all_reduce(sizes)
     rows, columns = int(sizes[:, 0].max()), int(sizes[:, 1].max())
-    padded = mine.new_zeros(rows, columns)
-    padded[: mine.shape[0], : mine.shape[1]] = mine
+    padded = local.new_zeros(rows, columns)
+    padded[: local.shape[0], : local.shape[1]] = local
     parts = [torch.empty_like(padded) for _ in range(ranks.world())]
     dist.all_gather(parts, padded)
     return torch.cat([part[:n] for part, n in zip(parts, sizes[:, 0].tolist(), strict=True)])

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once for a set and kept, and a teacher made of them."""
+"""Features of a frozen backbone, computed once for a set and stored, and a teacher from them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from loaders.batch import on_device
 def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
     """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
-    They are mapped from their file and read as they are used, so that a set of any size takes
-    no memory: `on_device` moves the rows of a batch.
-    Made in the form of evaluation, or in that of training where weights depend on them.
+    The tensor is mapped from its file, so a set of any size takes no memory; `on_device` moves the
+    rows of a batch. training: in the form of training, where weights depend on the features.
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
@@ -46,7 +45,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
         artifact = ranks.first(lambda: run.store.make("features", label, key, write))
         if ranks.rank() == 0:
             shutil.rmtree(slices, ignore_errors=True)
-    # Copied where written to: torch wants arrays that can be.
+    # Copy-on-write: torch wants a writable array, and the file must not change.
     array = np.load(artifact.checked("features.npy"), mmap_mode="c", allow_pickle=False)
     return torch.from_numpy(array)
 
@@ -65,15 +64,15 @@ def key_of(
 
 
 def _form(run: Run, training: bool) -> Form:
-    of = Form.of_training if training else Form.of_evaluation
-    return of(run.recipe, run.device)
+    make = Form.of_training if training else Form.of_evaluation
+    return make(run.recipe, run.device)
 
 
 def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
     """A teacher: gives logits [b, C] for the images at `index` (int64 [b]) of a set.
 
-    They are float32, on the device, and carry no gradient. Its head reads features that were
-    computed once a set, and only a batch of them is ever on the device.
+    They are float32, on the device, and carry no gradient. The head reads features that are
+    computed once a set; only a batch of them is on the device.
     """
     features_ND = stored(run, cell, labelled, training=True)
     head = models.head(run.network(cell))
@@ -89,8 +88,8 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray
 def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path) -> list[Path]:
     """Pre-logits of a cell's backbone for a whole set, slice by slice in the pack's order.
 
-    Returns files of `folder`, float32 [n, D] each; slices that are there are not computed again.
-    Raises OSError naming the file where there is no room for it.
+    Returns files of `folder`, float32 [n, D] each; existing files are not computed again. Raises
+    OSError naming the file where there is no room for it.
     """
     cuts = slices(labelled.split("all"), run.recipe.evaluate.batch_size)
     files = [folder / f"{cut[0]:09d}-{len(cut)}.npy" for cut in cuts]
@@ -101,12 +100,10 @@ def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path
             del state[name]
         backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
         forward = Forward(run)
-        bank = [functools.partial(backbone.given, backbone.state(state))]
-        reading = read(run, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
-        with closing(reading) as pieces:
+        model = functools.partial(backbone.given, backbone.state(state))
+        reader = read(run, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
+        with closing(reader) as pieces:
             for k, batches in zip(todo, pieces, strict=True):
-                (made_ND,) = reduced(
-                    forward, bank, batches, form.precision, lambda _, features: features
-                )
-                ranks.first(functools.partial(keep_array, files[k], made_ND.cpu().numpy()))
+                (x_ND,) = reduced(forward, [model], batches, form.precision, lambda _, x_BD: x_BD)
+                ranks.first(functools.partial(keep_array, files[k], x_ND.cpu().numpy()))
     return files

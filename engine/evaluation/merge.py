@@ -1,4 +1,4 @@
-"""Mixes of cells: WiSE-FT points and soups, made in one read of their parents."""
+"""Mixes of cells, such as WiSE-FT points and soups: their parents are read once for all mixes."""
 
 from __future__ import annotations
 

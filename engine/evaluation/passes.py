@@ -1,7 +1,7 @@
-"""Bank evaluation: one pass over a set for all models that must see it; every prediction is kept.
+"""Bank evaluation: one pass over a set for all models that must see it.
 
-A batch is read and normalised once. Models that share a frozen backbone share its features. What a
-model said of a set is an artefact, so nothing is evaluated twice, and metrics read only that.
+A batch is read and normalised once. Models that share a frozen backbone share its features. The
+predictions of a model on a set are an artefact: they are made once, and metrics read only them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation import features
-from engine.evaluation.bank import Bank, Forward
+from engine.evaluation.bank import Forward, ModelBank
 from engine.evaluation.batches import chunks, read, reduced, seconds_to_read
-from engine.evaluation.verdict import Verdict, predictions_table
+from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
 from engine.models.form import Form
@@ -33,13 +33,13 @@ from loaders.batch import on_device
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], names: Iterable[str], split: str | Part) -> None:
-    """Make the predictions of every mix on every named set that are not there yet."""
+    """Make the missing predictions of every mix on every named set."""
     for name in names:
         labelled = run.sets[name]
         missing: list[dict[str, float]] = []
         for mix in map(essential, mixes):
-            there = find(run, mix, name, split) is not None
-            if not ranks.all_agree(there) and mix not in missing:
+            finished = find(run, mix, name, split) is not None
+            if not ranks.all_agree(finished) and mix not in missing:
                 missing.append(mix)
         if missing:
             with run.threads():
@@ -57,13 +57,13 @@ def predicted(run: Run, mix: Mix, name: str, split: str | Part) -> Path:
 
     Raises FileNotFoundError if it was not evaluated, ValueError if the file was altered since.
     """
-    found = find(run, mix, name, split)
-    if found is None:
+    artifact = find(run, mix, name, split)
+    if artifact is None:
         label, _ = key_of(run, essential(mix), run.sets[name], split)
         raise FileNotFoundError(
-            f"{label} was not evaluated, or that was deleted; run the campaign again"
+            f"the store has no predictions of {label}: run the campaign again to make them"
         )
-    return found.checked(PART)
+    return artifact.checked(PART)
 
 
 def holdout_accuracy(run: Run, mix: Mix) -> float:
@@ -88,7 +88,7 @@ def key_of(
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "batch_size": recipe.evaluate.batch_size,
-        "classes": digest(run.sets.classes),  # what top-1 and label count
+        "classes": digest(run.sets.classes),  # top-1 and label are positions among them
         **Form.of_evaluation(recipe, run.device).key,
         "machine": run.machine,
     }
@@ -103,17 +103,24 @@ def _pass(
     places = split.places if isinstance(split, Part) else labelled.split(split)
     cuts = slices(places, run.recipe.evaluate.batch_size)
     pending = [Pending(run.store, mix, key_of(run, mix, labelled, split), cuts) for mix in mixes]
-    for one in pending:
-        if not one.todo:  # stopped between its last slice and its end
-            one.finish()
-    pending = [one for one in pending if one.todo]
-    parents = {name: stored_cell(run.store, name) for one in pending for name in one.mix}
-    probes = [one for one in pending if _base_backbone(one.mix, run)]
-    full = [one for one in pending if one not in probes]
+    for evaluation in pending:
+        if not evaluation.todo:  # stopped between its last slice and its end
+            evaluation.finish()
+    pending = [evaluation for evaluation in pending if evaluation.todo]
+    parents = {name: stored_cell(run.store, name) for each in pending for name in each.mix}
+    probes = [each for each in pending if _shares_base_backbone(run, each.mix, parents)]
+    full = [each for each in pending if each not in probes]
     if probes:
         _from_features(run, probes, parents, labelled)
     if full:
         _from_images(run, full, parents, labelled)
+
+
+def _shares_base_backbone(run: Run, mix: Mix, parents: Mapping[str, Cell]) -> bool:
+    """Whether the mix is a single cell with the base model's frozen backbone."""
+    if len(mix) > 1 or not run.shares_features:
+        return False
+    return parents[next(iter(mix))].backbone == run.base.backbone
 
 
 def _from_features(
@@ -122,24 +129,20 @@ def _from_features(
     """Models that share the base model's backbone: its features go through all heads at once."""
     shared_ND = features.stored(run, run.base, labelled)
     names = models.head_names_of(run.recipe.model)
-    heads = [_head(run, parents[next(iter(one.mix))], names) for one in probes]
+    heads = [_head(run, parents[next(iter(probe.mix))], names) for probe in probes]
     weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
     biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)
-    verdict = Verdict(labelled, run.device)
-    for number, cut in enumerate(probes[0].cuts):
-        if not any(number in one.todo for one in probes):
-            continue
-        said = []
+    reduction = Reduction(labelled, run.device)
+    for number in _unfinished(probes):
+        parts = []
         with torch.inference_mode():
-            for index in chunks(run, cut):
+            for index in chunks(run, probes[0].cuts[number]):
                 x_ND = on_device(shared_ND[index], run.device)
                 # Gives each head's logits bit for bit, which one wide product of all does not.
                 x_HND = x_ND.expand(len(heads), *x_ND.shape)
                 logits_HNC = torch.baddbmm(biases_H1C, x_HND, weights_HDC)
-                said.append(torch.stack([verdict(index, logits) for logits in logits_HNC]))
-        for one, said_N4 in zip(probes, torch.cat(said, dim=1), strict=True):
-            if number in one.todo:
-                one.put(number, predictions_table(said_N4, labelled, cut))
+                parts.append(torch.stack([reduction(index, logits) for logits in logits_HNC]))
+        _put(number, labelled, probes, torch.cat(parts, dim=1))
 
 
 def _head(run: Run, cell: Cell, names: tuple[str, str]) -> list[torch.Tensor]:
@@ -154,31 +157,46 @@ def _from_images(
     run: Run, full: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
 ) -> None:
     """All other models: every batch is read and normalised once for those on the device."""
-    of = {id(one.mix): one for one in full}
-    cuts = full[0].cuts
-    todo = [number for number in range(len(cuts)) if any(number in one.todo for one in full)]
+    by_mix = {id(evaluation.mix): evaluation for evaluation in full}
+    cuts, todo = full[0].cuts, _unfinished(full)
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
     slice_bytes = max(map(len, cuts)) * 3 * math.prod(labelled.pack.shape)
-    bank = Bank(run, [one.mix for one in full], parents, slice_bytes)
-    forward, verdict = Forward(run), Verdict(labelled, run.device)
+    bank = ModelBank(run, [evaluation.mix for evaluation in full], parents, slice_bytes)
+    forward, reduction = Forward(run), Reduction(labelled, run.device)
     kind = Form.of_evaluation(run.recipe, run.device).precision
     places = np.concatenate([cuts[number] for number in todo])
     for groups in bank.passes(len(todo), lambda: seconds_to_read(run, labelled, places)):
-        ones = [of[id(mix)] for group in groups for mix in group]
-        wanted = [number for number in todo if any(number in one.todo for one in ones)]
-        label = f"{len(ones)} models on {labelled.name}"
-        pieces = read(run, labelled, [cuts[number] for number in wanted], label)
-        for number, batches in zip(wanted, pieces, strict=True):
-            seen = batches if len(groups) == 1 else list(batches)
+        pending = [by_mix[id(mix)] for group in groups for mix in group]
+        numbers = _unfinished(pending)
+        label = f"{len(pending)} models on {labelled.name}"
+        pieces = read(run, labelled, [cuts[number] for number in numbers], label)
+        for number, piece in zip(numbers, pieces, strict=True):
+            batches = piece if len(groups) == 1 else list(piece)
             for group in groups:
-                if not any(number in of[id(mix)].todo for mix in group):
-                    continue
-                pairs = zip(group, bank.models(group), strict=True)
-                some = [(of[id(mix)], model) for mix, model in pairs]
-                some = [(one, model) for one, model in some if number in one.todo]
-                said = reduced(forward, [model for _, model in some], seen, kind, verdict)
-                for (one, _), said_N4 in zip(some, said, strict=True):
-                    one.put(number, predictions_table(said_N4, labelled, cuts[number]))
+                missing = [k for k, mix in enumerate(group) if number in by_mix[id(mix)].todo]
+                if missing:
+                    loaded = bank.models(group)
+                    nets = [loaded[k] for k in missing]
+                    rows = reduced(forward, nets, batches, kind, reduction)
+                    _put(number, labelled, [by_mix[id(group[k])] for k in missing], rows)
+
+
+def _unfinished(evaluations: Sequence[Pending]) -> list[int]:
+    """Numbers of the slices that some evaluation lacks."""
+    return sorted(set[int]().union(*(evaluation.todo for evaluation in evaluations)))
+
+
+def _put(
+    number: int,
+    labelled: LabelledSet,
+    evaluations: Sequence[Pending],
+    predictions: Iterable[torch.Tensor],
+) -> None:
+    """Store each evaluation's predictions [n, 4] of slice `number`, where they are missing."""
+    for evaluation, predictions_n4 in zip(evaluations, predictions, strict=True):
+        if number in evaluation.todo:
+            table = predictions_table(predictions_n4, labelled, evaluation.cuts[number])
+            evaluation.put(number, table)
 
 
 def stored_cell(store: Store, name: str) -> Cell:
@@ -186,13 +204,6 @@ def stored_cell(store: Store, name: str) -> Cell:
     cell = cells.find(store, name)
     if cell is None:
         raise FileNotFoundError(
-            f"no cell {name} under {store.root}; the same command makes it when run again"
+            f"no cell {name} under {store.root}: run the same command again to make it"
         )
     return cell
-
-
-def _base_backbone(mix: Mix, run: Run) -> bool:
-    """Whether the mix is one cell whose backbone is the base model's, untouched."""
-    if len(mix) > 1 or not run.shares_features:
-        return False
-    return stored_cell(run.store, next(iter(mix))).backbone == run.base.backbone

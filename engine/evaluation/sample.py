@@ -1,12 +1,11 @@
 """Samples of the sets: drawn once for all models of a benchmark, and evaluated.
 
-The pre-trained model's predictions of every image name the sample (`budget`), so all columns
-of a grid see the same images, and a larger budget sees those of a smaller one again. What was
-evaluated of a sample is kept in parts, by their place in the order of drawing; the predictions that
-metrics read are put together from the parts, with the weight of each image beside it. A sample that
-grows or shrinks evaluates no image twice. Only `evaluate.budget=1` without a half-width, which is
-no sample, takes nothing over from one: images share batches with others then, which may change the
-last bits of what is said of them.
+The pre-trained model's predictions of every image determine the sample (`budget`), so all columns
+of a grid see the same images, and a larger budget sees those of a smaller one again. Predictions
+are stored in parts of the order of drawing; metrics read them joined, with the weight of each image
+beside it. So no image is evaluated twice where a sample grows or shrinks. Only `evaluate.budget=1`
+without a half-width, which is no sample, takes over nothing from a sample: its images share batches
+with others, which may change the last bits of their predictions.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.evaluation import budget, passes
-from engine.evaluation.budget import Frame
-from engine.evaluation.drawn import Drawn, framed
+from engine.evaluation.budget import Drawn, Frame
 from engine.machine import ranks
 from engine.machine.files import digest
 from engine.measures import predictions
@@ -36,41 +34,41 @@ from engine.store.pending import Part
 
 @dataclass(frozen=True)
 class Sample(Drawn):
-    """A sample of a split, whose predictions are kept in parts."""
+    """A sample of a split, whose predictions are stored in parts."""
 
     split: str
 
     @cached_property
     def prefix(self) -> str:
         """Begins the names of all samples of this order and these strata."""
-        found = hashlib.sha256(self.index[self.frame.order].tobytes())
-        found.update(self.frame.stratum.tobytes() + self.frame.share.tobytes())
-        return f"sample-{found.hexdigest()[:16]}-"
+        sha256 = hashlib.sha256(self.index[self.frame.order].tobytes())
+        sha256.update(self.frame.stratum.tobytes() + self.frame.share.tobytes())
+        return f"sample-{sha256.hexdigest()[:16]}-"
 
     def first(self, images: int) -> Part:
-        """The sample of so many images, as it is put together."""
+        """The first images of the order: a sample whose parts are joined."""
         return replace(self.since(0, images), name=f"{self.prefix}{images}")
 
     def since(self, start: int, images: int) -> Part:
-        """What a sample of so many images has on top of one of `start`, as it is evaluated."""
+        """The part that a sample of `images` adds to a sample of `start`, as it is evaluated."""
         places = np.sort(self.index[self.frame.order[start:images]])
         return Part(self.split, places, f"{self.prefix}{start}-{images}")
 
     def weighted(self, table: pa.Table) -> pa.Table:
-        """The sample's rows of a table that holds them, with their weights unless they are all."""
+        """The sample's rows of a table, with their weights unless they are the whole split's."""
+        weights_N = np.zeros(len(self.index))
+        weights_N[self.frame.order[: self.images]] = self.frame.weights(self.images)
         table = table.take(np.argsort(table["index"].to_numpy()))
-        drawn = self.index[self.frame.order[: self.images]]
-        ascending = np.argsort(drawn)
-        table = table.take(np.searchsorted(table["index"].to_numpy(), drawn[ascending]))
         if self.whole:
             return table
-        weights = pa.array(self.frame.weights(self.images)[ascending])
-        return table.append_column(predictions.WEIGHT, weights)
+        weights = weights_N[np.searchsorted(self.index, table["index"].to_numpy())]
+        table = table.take(np.flatnonzero(weights))
+        return table.append_column(predictions.WEIGHT, pa.array(weights[weights > 0]))
 
 
 def split_of(recipe: Recipe, name: str) -> str:
-    """Sets that a cell trained on are judged on their hold-out, where there is one; others as the
-    recipe says."""
+    """The split that a set is evaluated on: the hold-out of a set that a cell trained on, where
+    there is one; `evaluate.split` of any other."""
     trained_on = name in (recipe.downstream, recipe.dataset.upstream)
     return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
@@ -78,51 +76,64 @@ def split_of(recipe: Recipe, name: str) -> str:
 def draw(run: Run, splits: Mapping[str, str]) -> dict[str, Sample]:
     """The samples of a recipe's budget, by set; none where all images are evaluated at once.
 
-    `splits`: of each set of the benchmark, the split that is judged. The pre-trained model is
-    evaluated on all of it first. The budget is for the downstream sets; of the upstream set, which
-    no RI counts, as many images are drawn as of the set with most. Raises RecipeError for a budget
-    that is too little for these sets.
+    `splits`: the split of each set of the benchmark. The pre-trained model is evaluated on all of
+    it first. The budget is for the downstream sets; of the upstream set, which no RI counts, as
+    many images are drawn as of the set with most. Raises RecipeError for a budget that is too
+    little for these sets.
     """
-    asked = run.recipe.evaluate
-    if asked.budget == 1 and asked.half_width is None:
+    evaluate = run.recipe.evaluate
+    if evaluate.budget == 1 and evaluate.half_width is None:
         return {}
     framed = {name: _frame(run, name, split) for name, split in splits.items()}
     sets = [name for name in splits if name in run.recipe.dataset.sets]
     frames = [framed[name][0] for name in sets]
-    share = asked.budget
-    if asked.half_width is not None and share == budget.FIRST:
+    share = evaluate.budget
+    if evaluate.half_width is not None and share == budget.FIRST:
         share = max(share, budget.least_share(frames))
     counts = dict(zip(sets, budget.allocate(frames, share), strict=True))
     most = max(counts.values())
+    for name, (frame, index) in framed.items():
+        counts.setdefault(name, max(frame.least, min(most, len(index))))
     return {
-        name: Sample(frame, counts.get(name, frame.up_to(most)), index, splits[name])
+        name: Sample(frame, counts[name], index, splits[name])
         for name, (frame, index) in framed.items()
     }
 
 
 def draw_all(run: Run) -> dict[str, Sample]:
-    """The samples of every set, each of the split that it is judged on."""
+    """The samples of every set, each of the split that it is evaluated on."""
     return draw(run, {name: split_of(run.recipe, name) for name in run.recipe.dataset.places})
+
+
+def seed_of(run: Run, name: str, split: str) -> list[int]:
+    """Seed of the order in which a set's images are drawn."""
+    pack = run.sets[name].pack.fingerprint
+    return [run.recipe.dataset.seed, int(digest([pack, split]), 16)]
 
 
 def evaluate_on(
     run: Run, mixes: Iterable[Mix], name: str, split: str, sample: Sample | None
 ) -> None:
     """Make the predictions of every mix on a sample of a set (None: on all of the split)."""
-    wanted = [essential(mix) for mix in mixes]
+    mixes = list(map(essential, mixes))
     if sample is None:
-        passes.evaluate(run, wanted, [name], split)
+        passes.evaluate(run, mixes, [name], split)
         return
-    held = {digest(mix): _held(run, mix, name, sample) for mix in wanted}
-    if sample.whole:  # what has not begun is evaluated as without a budget, and serves as that
-        fresh = [mix for mix in wanted if held[digest(mix)][1] is None]
-        passes.evaluate(run, fresh, [name], split)
-        held |= {digest(mix): (sample.images, split) for mix in fresh}
-    for start in sorted({images for images, _ in held.values()} - {sample.images}):
-        group = [mix for mix in wanted if held[digest(mix)][0] == start]
-        passes.evaluate(run, group, [name], sample.since(start, sample.images))
-    for mix in wanted:
-        _put_together(run, mix, name, sample, *held[digest(mix)])
+    by_start: dict[int, list[tuple[Mix, str | Part | None]]] = {}
+    for mix in mixes:
+        start, source = _stored(run, mix, name, sample)
+        by_start.setdefault(start, []).append((mix, source))
+    for start, group in sorted(by_start.items()):
+        mixes = [mix for mix, _ in group]
+        if sample.whole and not start:  # what has not begun is evaluated as without a budget
+            passes.evaluate(run, mixes, [name], split)
+            continue
+        new = [sample.since(start, sample.images)] if start < sample.images else []
+        for part in new:
+            passes.evaluate(run, mixes, [name], part)
+        for mix, source in group:
+            if not (sample.whole and source == split):
+                _join(run, mix, name, sample, [*filter(None, [source]), *new])
 
 
 def predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> Path:
@@ -132,20 +143,14 @@ def predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) 
     return passes.predicted(run, mix, name, sample.first(sample.images))
 
 
-def seed_of(run: Run, name: str, split: str) -> list[int]:
-    """Seed of the order in which a set's images are drawn."""
-    pack = run.sets[name].pack.fingerprint
-    return [run.recipe.dataset.seed, int(digest([pack, split]), 16)]
-
-
 def _frame(run: Run, name: str, split: str) -> tuple[Frame, np.ndarray]:
     base = {run.base.name: 1.0}
     passes.evaluate(run, [base], [name], split)
     table = predictions.read(passes.predicted(run, base, name, split))
-    return framed(table, seed_of(run, name, split))
+    return budget.frame_of(table, seed_of(run, name, split))
 
 
-def _held(run: Run, mix: Mix, name: str, sample: Sample) -> tuple[int, str | Part | None]:
+def _stored(run: Run, mix: Mix, name: str, sample: Sample) -> tuple[int, str | Part | None]:
     """How many of the sample's images a mix was evaluated on, and what holds its predictions.
 
     That is all of the split, or the largest sample that is no larger. Ranks agree on the answer.
@@ -153,33 +158,25 @@ def _held(run: Run, mix: Mix, name: str, sample: Sample) -> tuple[int, str | Par
     if ranks.all_agree(passes.find(run, mix, name, sample.split) is not None):
         return sample.images, sample.split
     label, _ = passes.key_of(run, mix, run.sets[name], sample.split)
-    names = (run.store.root / "predictions").glob(f"{sample.prefix}*-{glob.escape(label)}-*")
-    sizes = {int(path.name.removeprefix(sample.prefix).partition("-")[0]) for path in names}
-    there = [
+    paths = (run.store.root / "predictions").glob(f"{sample.prefix}*-{glob.escape(label)}-*")
+    sizes = {int(path.name.removeprefix(sample.prefix).partition("-")[0]) for path in paths}
+    finished = [
         size
         for size in sizes
         if size <= sample.images and passes.find(run, mix, name, sample.first(size))
     ]
-    agreed = int(ranks.least(max(there, default=0)))
-    return agreed, sample.first(agreed) if agreed else None
+    images = int(ranks.least(max(finished, default=0)))
+    return images, sample.first(images) if images else None
 
 
-def _put_together(
-    run: Run, mix: Mix, name: str, sample: Sample, start: int, source: str | Part | None
-) -> None:
-    """Store the sample's predictions: those of `source`, and of what was evaluated since."""
-    if sample.whole and source == sample.split:
-        return
-    goal = sample.first(sample.images)
-    sources = [source] if source is not None else []
-    if start < sample.images:
-        sources.append(sample.since(start, sample.images))
+def _join(run: Run, mix: Mix, name: str, sample: Sample, sources: list[str | Part]) -> None:
+    """Store the sample's predictions, which the sources hold together."""
 
     def write(folder: Path) -> None:
-        read = [predictions.read(passes.predicted(run, mix, name, one)) for one in sources]
-        columns = [column for column in read[-1].column_names if column != predictions.WEIGHT.name]
-        table = sample.weighted(pa.concat_tables([one.select(columns) for one in read]))
+        tables = [predictions.read(passes.predicted(run, mix, name, source)) for source in sources]
+        columns = [name for name in tables[-1].column_names if name != predictions.WEIGHT.name]
+        table = sample.weighted(pa.concat_tables([table.select(columns) for table in tables]))
         pending.write(folder, table, key)
 
-    label, key = passes.key_of(run, mix, run.sets[name], goal)
+    label, key = passes.key_of(run, mix, run.sets[name], sample.first(sample.images))
     ranks.first(lambda: run.store.make("predictions", label, key, write))

@@ -17,7 +17,7 @@ import numpy as np
 
 from engine import recipe
 from engine.evaluation import budget
-from engine.evaluation.drawn import Drawn
+from engine.evaluation.budget import Drawn
 from engine.grid import campaign
 from engine.machine.files import write_atomic
 from engine.measures import predictions, rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CampaignError
-from engine.evaluation.drawn import Drawn, framed
+from engine.evaluation.budget import Drawn, frame_of
 from engine.grid import campaign
 from engine.machine import files
 from engine.measures import parallel, predictions
@@ -102,7 +102,7 @@ class FinishedCampaign:
         """The samples, by set; ValueError as `evaluations`."""
         found = {}
         for name, one in self.record.samples.items():
-            frame, index = framed(predictions.read(self._checked(one.path)), one.seed)
+            frame, index = frame_of(predictions.read(self._checked(one.path)), one.seed)
             found[name] = Drawn(frame, one.images, index)
         return found
 

@@ -1,19 +1,15 @@
-"""The diagonal Fisher of a pre-trained model on the upstream set, which EWC holds on to."""
+"""The diagonal Fisher of a pre-trained model on the upstream set, for EWC."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from engine import models
+from engine.data.sets import LabelledSet
 from engine.run import Run
 from kernels.fisher import fisher_diagonal
-
-if TYPE_CHECKING:
-    from engine.data.sets import LabelledSet
 
 
 def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
@@ -43,11 +39,12 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
 
 
 def drawn(upstream: LabelledSet, images: int) -> np.ndarray:
-    """Positions (int64, sorted) of the images; ValueError where fewer are there to train on."""
+    """Positions (int64, sorted) of the images; ValueError where the training split has fewer."""
     positions = upstream.split("train")
     if images > len(positions):
         raise ValueError(
-            f"method.fisher_images={images}, but {upstream.name} has {len(positions)} to train on"
+            f"method.fisher_images={images}, but the training split of {upstream.name} has "
+            f"{len(positions)} images"
         )
     if not images:
         return positions

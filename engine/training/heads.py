@@ -10,9 +10,9 @@ exceeds its least value by at most g^2 / (2 l2). The bias is penalised too: unpe
 fit slow: on emoji-RIB's upstream features (640 x 1280, 160 classes, l2 1e-3) 1000 iterations left g
 at 2e-5, where 200 now end at 3e-7. float32 stalled there at 1e-5, so the fit runs in float64.
 
-Outputs that the mask leaves out keep their first values. A class that stands for several outputs
-has their summed probability (`engine.data.grouping.summed`). That is not convex: `fit` then ends at
-a stationary point.
+Outputs outside the mask stay at their first values. A class that stands for several outputs has
+their summed probability (`engine.data.grouping.summed`). That is not convex: `fit` then ends at a
+stationary point.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 EXCESS = 1e-10  # nats by which a fitted objective may exceed its least value
 MOST_ITERATIONS = 1000
 EVALUATIONS = 200  # of the objective, as plans assume: emoji-RIB's heads take 100 to 200 iterations
-_STRIDE = 20  # iterations between two looks at the gradient
+_STRIDE = 20  # iterations between two checks of the gradient
 _CHUNK = 8192  # images whose logits are in memory together
 _HISTORY = 20  # pairs of vectors, each as large as the head
 
@@ -41,9 +41,9 @@ _HISTORY = 20  # pairs of vectors, each as large as the head
 def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
     """Minimise the objective over a head, in place; the same result on every rank.
 
-    Returns iterations, the objective (`loss`, nats), `gradient_norm` and the norm it was to reach
-    (`tolerance`). A fit that ends above it warns, naming `label`. Raises DivergedError where the
-    objective is not finite.
+    Returns iterations, the objective (`loss`, nats), `gradient_norm` and the norm at which a fit
+    ends (`tolerance`). A fit that does not reach it warns, naming `label`. Raises DivergedError
+    where the objective is not finite.
     """
     first = [head.weight.detach().double(), head.bias.detach().double()]
     weight, bias = (tensor.clone().requires_grad_() for tensor in first)
@@ -74,22 +74,22 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
             total = total + part
         return total.detach()
 
-    def look() -> tuple[float, float]:
+    def check() -> tuple[float, float]:
         loss = objective().item()
         assert weight.grad is not None and bias.grad is not None
         return loss, math.hypot(weight.grad.norm(), bias.grad.norm())
 
     tolerance = math.sqrt(2 * problem.l2 * EXCESS)
     iterations = 0
-    loss, gradient_norm = look()
+    loss, gradient_norm = check()
     while gradient_norm > tolerance and iterations < MOST_ITERATIONS:
-        optimizer.step(objective)  # type: ignore[arg-type]  # it wants floats, and takes tensors
+        optimizer.step(objective)  # type: ignore[arg-type]  # typed for floats; tensors work
         iterations += _STRIDE
-        loss, gradient_norm = look()
+        loss, gradient_norm = check()
     if not math.isfinite(loss + gradient_norm):
         raise DivergedError(
-            f"{label}: the head's loss is {loss}, its gradient's norm {gradient_norm}; look for "
-            "weights of the backbone that are not finite, or too large"
+            f"{label}: the head's loss is {loss}, its gradient's norm {gradient_norm}; check that "
+            "the backbone's weights are finite and not too large"
         )
     if gradient_norm > tolerance:
         log.warning(

@@ -1,9 +1,9 @@
 """Training one cell through DeepSpeed.
 
 The batch is global: each rank takes its slice of the same seeded order, and samples, not ranks, are
-averaged, so the number of ranks changes nothing but the time. Losses stay on the device and are
-looked at a few times an epoch; a loss that is not finite stops the run with its place and the last
-good weights.
+averaged, so the number of ranks changes only the time. Losses stay on the device and are read a few
+times an epoch; a loss that is not finite stops the run, and the error names the step and the file
+of the last good weights.
 """
 
 from __future__ import annotations
@@ -31,39 +31,27 @@ from engine.store.cells import Export
 from engine.training import heads, optim
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule
-from loaders.batch import Batch
 
 log = logging.getLogger(__name__)
-LOOK_EVERY = 50  # optimizer steps between two looks at the loss
+LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
 
 
 def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
-    context: where the method gets what its loss needs.
-
-    Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss
-    that is not finite.
+    context: gives the method what its loss needs. Raises ValueError for a batch that does not
+    divide over the ranks, DivergedError for a loss that is not finite.
     """
-    recipe = run.recipe
     prepare(method, run, context)
     if method.problem is not None:
-        label = f"{recipe.method.title} on {recipe.downstream}"
-        history = [heads.fit(models.head(method.net), method.problem, label)]
-        return method.export(), json.dumps(history, indent=1)
-    world = ranks.world()
-    parts = world * recipe.train.accumulation
-    if recipe.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size={recipe.train.batch_size} does not divide into {world} ranks x "
-            f"train.accumulation={recipe.train.accumulation}"
-        )
-    engine = initialize(method, run)
-    try:
-        history = epochs(engine, method, run)
-    finally:
-        close(engine)
+        history = [heads.fit(models.head(method.net), method.problem, _label(run))]
+    else:
+        engine = initialize(method, run)
+        try:
+            history = epochs(engine, method, run)
+        finally:
+            close(engine)
     return method.export(), json.dumps(history, indent=1)
 
 
@@ -75,22 +63,24 @@ def prepare(method: Trained, run: Run, context: Context) -> None:
     method.to(run.device)
 
 
-def start(method: Trained, run: Run, context: Context) -> Any:
-    """Prepare a method from the run's base model; gives a DeepSpeed engine ready to train."""
-    prepare(method, run, context)
-    return initialize(method, run)
-
-
 def initialize(method: Trained, run: Run) -> Any:
-    """A DeepSpeed engine around the method, its penalty sharded like its parameters."""
+    """A DeepSpeed engine around a prepared method, its penalty sharded like its parameters.
+
+    Raises ValueError for a batch that does not divide over the ranks.
+    """
     import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
 
     recipe = run.recipe
+    micro, rest = divmod(recipe.train.batch_size, ranks.world() * recipe.train.accumulation)
+    if rest:
+        raise ValueError(
+            f"train.batch_size={recipe.train.batch_size} does not divide into {ranks.world()} "
+            f"ranks x train.accumulation={recipe.train.accumulation}"
+        )
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
     compiled.in_place(method.net, recipe.train.compile, run.device)
-    micro = recipe.train.batch_size // (ranks.world() * recipe.train.accumulation)
-    # One rank has nothing to shard: ZeRO would only copy weights and gradients.
+    # A single rank has nothing to shard: ZeRO would only copy weights and gradients.
     stage = recipe.train.zero_stage if ranks.world() > 1 else 0
     engine, *_ = deepspeed.initialize(
         model=method,
@@ -107,19 +97,19 @@ def initialize(method: Trained, run: Run) -> Any:
         },
     )
     if ranks.world() == 1:
-        engine.enable_backward_allreduce = False  # one with oneself costs 3-6% of a step
+        engine.enable_backward_allreduce = False  # among a single rank it costs 3-6% of a step
     if recipe.model.channels_last and stage == 0:
         # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
         # Under ZeRO weights are views of flat partitions and keep their layout.
         method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
-        method.penalty = None  # the optimizer has its part; every rank would keep the whole
+        method.penalty = None  # frees the whole: the optimizer has its part
     return engine
 
 
 def close(engine: Any) -> None:
-    """Free an engine; its hooks on the module would keep it alive otherwise."""
+    """Free an engine and remove its hooks, by which the module would keep it alive."""
     engine.destroy()
     for name in ("module_forward_pre_hook", "module_forward_post_hook"):
         hook = getattr(engine, name, None)
@@ -128,7 +118,7 @@ def close(engine: Any) -> None:
 
 
 def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
-    """Train an initialised method as its recipe says; an entry of the history for each epoch."""
+    """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe = run.recipe
     positions = run.target.split("train")
     steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
@@ -140,8 +130,8 @@ def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
     norms = BatchNorms(method.train())
     penalty = optim.track(engine)
     step = 0
-    label = f"{recipe.method.title} on {recipe.downstream}"
-    with tqdm(total=total, desc=label, unit="step", leave=False, disable=_quiet()) as bar:
+    quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
+    with tqdm(total=total, desc=_label(run), unit="step", leave=False, disable=quiet) as bar:
         for epoch in range(recipe.train.epochs):
             engine.train()
             shares = list(schedule(positions, run, epoch, ranks.rank(), ranks.world()))
@@ -153,7 +143,10 @@ def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
                 norms.expect(share)
-                watch.add(_micro_step(engine, batch, share.weight))
+                loss = engine(batch).sum() * share.weight
+                engine.backward(loss)
+                engine.step()
+                watch.add(loss.detach())
                 if last:
                     step += 1
                     bar.update()
@@ -168,9 +161,9 @@ def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:
-    """Steps of the warm-up of a run of `total` steps; a recipe's own length warns where it is long.
+    """Steps of the warm-up of a run of `total` steps: by default the benchmark's, at most a tenth.
 
-    By default the benchmark's, and no more than a tenth of the run.
+    A longer warm-up of the recipe is used, with a warning.
     """
     most = total // 10
     if train.warmup_steps is None:
@@ -188,15 +181,8 @@ def _warn_of_warmup(steps: int, total: int) -> None:
     )
 
 
-def _micro_step(engine: Any, batch: Batch, weight: float) -> torch.Tensor:
-    loss = engine(batch).sum() * weight
-    engine.backward(loss)
-    engine.step()
-    return loss.detach()
-
-
 class _Watch:
-    """Sums losses on the device, reads them now and then, and remembers the last good weights."""
+    """Sums losses on the device, reads their mean at times, and copies the last good weights."""
 
     def __init__(self, run: Run, method: Trained) -> None:
         self.run = run
@@ -223,9 +209,9 @@ class _Watch:
         return mean.item()
 
     def keep(self, step: int, lr: float) -> None:
-        """Remember the trained parameters of this step; DivergedError if one is not finite.
+        """Copy the trained parameters of this step; DivergedError if a weight is not finite.
 
-        The loss was taken before the last step, so it cannot tell what that step did.
+        The loss was computed before the last step, so it does not show the effect of that step.
         """
         trained = {n: p.detach() for n, p in self.method.named_parameters() if p.requires_grad}
         sums = torch.stack([p.sum() for p in trained.values()])  # finite only where all numbers are
@@ -239,13 +225,12 @@ class _Watch:
 
     def _report(self, what: str, step: int, lr: float) -> str:
         recipe = self.run.recipe
-        where = f"{recipe.method.title} on {recipe.downstream}: {what} not finite"
+        where = f"{_label(self.run)}: {what} not finite"
         advice = "lower optimizer.lr or set train.clip=1"
         if not self.good:
-            base = self.run.base.artifact.folder
             return (
                 f"{where} by step {step} (lr {lr:.2e}), in the first epoch; the last good weights "
-                f"are the base model's, in {base}; {advice}"
+                f"are the base model's, in {self.run.base.artifact.folder}; {advice}"
             )
         name = f"{recipe.method.name}-{recipe.downstream}-step{self.good_step}.safetensors"
         path = Path(recipe.runs) / "diverged" / name
@@ -258,5 +243,5 @@ class _Watch:
         )
 
 
-def _quiet() -> bool:
-    return ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
+def _label(run: Run) -> str:
+    return f"{run.recipe.method.title} on {run.recipe.downstream}"

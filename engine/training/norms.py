@@ -1,6 +1,6 @@
-"""Batch norms that learn: on several ranks their statistics are those of the whole micro-batch.
+"""Batch norms in training: on several ranks their statistics are those of the whole micro-batch.
 
-torch's SyncBatchNorm runs on GPUs alone, and would count the filler of a rank without samples.
+torch's SyncBatchNorm runs on GPUs only, and would count the filler of a rank without samples.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 class BatchNorms:
-    """The batch norms of a network that are in training mode; the others stay as they are."""
+    """The batch norms of a network that are in training mode; the rest stays as it is."""
 
     def __init__(self, net: nn.Module) -> None:
         """Make them share statistics where there are several ranks.
 
-        Raises ValueError for a kind of batch norm that cannot.
+        Raises ValueError for a class of batch norm that cannot share them.
         """
-        self._learning: list[Any] = [
+        self._norms: list[Any] = [
             module for module in net.modules() if isinstance(module, _BatchNorm) and module.training
         ]
         if ranks.world() == 1:
             return
-        for norm in self._learning:
+        for norm in self._norms:
             if type(norm) not in KINDS:
                 raise ValueError(
-                    f"train.freeze_batchnorm=false needs one rank for {type(norm).__name__}, whose "
-                    "statistics cannot be shared: set train.freeze_batchnorm=true or start one rank"
+                    f"ranks cannot share the statistics of {type(norm).__name__}: set "
+                    "train.freeze_batchnorm=true, or train on a single rank"
                 )
             norm.__class__ = _shared(type(norm))
 
     def expect(self, share: Share) -> None:
-        """Say what the next batch is; where no rank has a sample, no statistics are taken."""
-        for norm in self._learning:
+        """Announce the next batch; where no rank has a sample, no statistics are taken."""
+        for norm in self._norms:
             norm.training = share.samples > 0
             norm.share = share
 
@@ -77,20 +77,20 @@ def _shared(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _normalised(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    """x [b, C, ...] as torch's batch_norm gives it, by statistics over all ranks; updates them."""
-    over = [0, *range(2, x.ndim)]
+    """x [b, C, ...] normalised by statistics over all ranks; updates the running statistics."""
+    dims = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     counts = float(norm.share.weight > 0)
     values = norm.share.samples * x[0, 0].numel()  # of a channel, over all ranks
     if values == 1:
         raise ValueError(
-            "a batch norm cannot learn from one value a channel: set train.freeze_batchnorm=true, "
-            "or another train.batch_size"
+            "a batch norm cannot train on a single value a channel: set "
+            "train.freeze_batchnorm=true, or another train.batch_size"
         )
     x32 = x.float()
-    mean_C = _Total.apply(counts * x32.sum(over)) / values
+    mean_C = _Total.apply(counts * x32.sum(dims)) / values
     centred = x32 - mean_C.view(shape)
-    variance_C = _Total.apply(counts * centred.square().sum(over)) / values
+    variance_C = _Total.apply(counts * centred.square().sum(dims)) / values
     y = centred * (variance_C + norm.eps).rsqrt().view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)

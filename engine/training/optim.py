@@ -1,20 +1,20 @@
 """Optimizers, and EWC's penalty as part of their step.
 
-The penalty's gradient needs nothing that the optimizer's pass does not already hold except the
-anchor and the Fisher, so it is applied there (`kernels.ewc`) and not in the loss. It is added after
-gradients are averaged and clipped: clipping tames the task's gradient, not the pull. DeepSpeed
-hands an optimizer one flat fp32 partition per parameter group (ZeRO stages 1 and 2) or the
-parameters themselves (stage 0); `attach` cuts anchor and Fisher to whichever it is.
+The penalty's gradient needs only the parameters, the anchor and the Fisher, so the optimizer
+applies it in its pass over the parameters (`kernels.ewc`), and the loss leaves it out. It is added
+after gradients are averaged and clipped: clipping tames the task's gradient, not the pull.
+DeepSpeed hands an optimizer one flat fp32 partition per parameter group (ZeRO stages 1 and 2) or
+the parameters themselves (stage 0); `attach` cuts anchor and Fisher accordingly.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
     """The rate of optimizer step `step` (from 0) of `total`: linear warm-up, then half a cosine.
 
     Warm-up step s has base (s + 1) / warmup; the cosine starts at base and would reach 0 at step
-    `total`. A warm-up longer than the run is simply not finished.
+    `total`. A warm-up that is longer than the run is cut short.
     """
     if step < warmup:
         return base * (step + 1) / warmup
@@ -42,9 +42,9 @@ def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
 def build(
     parameters: Mapping[str, Tensor], options: OptimizerRecipe, penalty: Penalty | None = None
 ) -> Optimizer:
-    """The optimizer over named parameters, in one group; with a penalty of weight > 0, EWC's own.
+    """The optimizer over named parameters, in one group; an EWC optimizer for a weight above 0.
 
-    EWC's optimizers step only after `attach` (or `penalise`) has given them anchor and Fisher. A
+    EWC optimizers step only after `attach` (or `penalise`) has given them anchor and Fisher. A
     weight of 0 gives the plain optimizer, so that it equals fine-tuning bit for bit.
 
     Raises ValueError for an unknown name, for no parameters, for apex with a penalty, and for apex
@@ -53,35 +53,27 @@ def build(
     tensors = list(parameters.values())
     if not tensors:
         raise ValueError("there is nothing to optimise: no parameter requires a gradient")
-    sgd = {"lr": options.lr, "momentum": options.momentum, "weight_decay": options.weight_decay}
-    adamw = {
-        "lr": options.lr,
-        "betas": tuple(options.betas),
-        "eps": options.eps,
-        "weight_decay": options.weight_decay,
-    }
-    penalised = penalty is not None and penalty.lam > 0
-    if options.name in ("apex_adamw", "apex_sgd"):
-        if penalised:
-            plain = options.name.removeprefix("apex_")
-            raise ValueError(f"EWC has its own fused step: use name={plain}, not {options.name}")
-        if options.name == "apex_adamw":
-            return _apex("FusedAdam")(tensors, adam_w_mode=True, **adamw)
-        return _apex("FusedSGD")(tensors, **sgd)
-    if options.name == "adamw":
-        return (
-            EWCAdamW(tensors, **adamw) if penalised else _fused(torch.optim.AdamW, tensors, adamw)
+    name = options.name.removeprefix("apex_")
+    settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+    if name == "adamw":
+        settings |= {"betas": tuple(options.betas), "eps": options.eps}
+        plain, penalised, apex = torch.optim.AdamW, EWCAdamW, "FusedAdam"
+    elif name == "sgd":
+        settings["momentum"] = options.momentum
+        plain, penalised, apex = torch.optim.SGD, EWCSGD, "FusedSGD"
+    else:
+        raise ValueError(
+            f"unknown optimizer {options.name!r}: choose adamw, sgd, apex_adamw or apex_sgd"
         )
-    if options.name == "sgd":
-        return EWCSGD(tensors, **sgd) if penalised else _fused(torch.optim.SGD, tensors, sgd)
-    raise ValueError(
-        f"unknown optimizer {options.name!r}: choose adamw, sgd, apex_adamw or apex_sgd"
-    )
-
-
-def _fused(kind: Callable[..., Optimizer], tensors: list[Tensor], options: dict) -> Optimizer:
-    fusable = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-    return kind(tensors, fused=fusable, **options)
+    if penalty is not None and penalty.lam > 0:
+        if name != options.name:
+            raise ValueError(f"EWC has its own fused step: use name={name}, not {options.name}")
+        return penalised(tensors, **settings)
+    if name != options.name:
+        settings |= {"adam_w_mode": True} if name == "adamw" else {}
+        return _apex(apex)(tensors, **settings)
+    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+    return plain(tensors, fused=fused, **settings)
 
 
 def _apex(name: str) -> Callable[..., Optimizer]:
@@ -90,13 +82,12 @@ def _apex(name: str) -> Callable[..., Optimizer]:
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"apex.optimizers.{name} cannot be imported ({error}): it is part of NVIDIA's apex, "
-            "built from its sources (the package called apex on PyPI is another one); "
+            "built from its sources (the package called apex on PyPI is another project); "
             "use adamw or sgd instead"
         ) from error
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """The penalty's part for one tensor of the optimizer: fp32, of its shape, on its device."""
 
     anchor: Tensor
@@ -104,7 +95,7 @@ class Shard:
 
 
 class _EWC(Optimizer):
-    """What EWC's optimizers share: shards by tensor, and a step that walks over the tensors.
+    """The common part of the EWC optimizers: shards by tensor, and a step over all tensors.
 
     value: None, or an fp32 or fp64 scalar on the parameters' device to which every step adds the
     penalty's value before it; the caller zeroes it, and sums it over ranks under ZeRO.
@@ -113,6 +104,7 @@ class _EWC(Optimizer):
     value: Tensor | None = None
     _shards: Mapping[Tensor, Shard] = MappingProxyType({})
     _lam = 0.0
+    _moments: tuple[str, ...]  # state that starts at zero
 
     def penalise(self, shards: Mapping[Tensor, Shard], lam: float) -> None:
         """Sets the penalty of every tensor that this optimizer steps, and its weight."""
@@ -135,33 +127,35 @@ class _EWC(Optimizer):
                     "call engine.training.optim.attach before the first step with EWC"
                 )
             shards = [self._shards[theta] for theta in thetas]
+            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in thetas]
+            moments = [self._state(thetas, name) for name in self._moments]
+            anchors = [shard.anchor for shard in shards]
+            fishers = [shard.fisher for shard in shards if shard.fisher is not None]
+            tensors = [_aligned(row, thetas) for row in (thetas, grads, *moments, anchors)]
             options = {name: value for name, value in group.items() if name in self.defaults}
             options |= {"lam": self._lam, "penalty": self.value}
-            both = list(zip(thetas, shards, strict=True))
-            options["anchors"] = [_like(theta, shard.anchor) for theta, shard in both]
-            fishers = [_like(theta, s.fisher) for theta, s in both if s.fisher is not None]
-            options["fishers"] = fishers or None
-            self._update(thetas, [_gradient(theta) for theta in thetas], **options)
+            options["fishers"] = _aligned(fishers, thetas) if fishers else None
+            self._update(thetas, tensors, options)
         return loss
 
-    def _fill(self, thetas: list[Tensor], *names: str) -> None:
-        """State of these names starts at zero, where there is none, and lies as its tensor does.
-
-        A checkpoint's may lie otherwise, and the step goes through memory in order.
-        """
+    def _state(self, thetas: list[Tensor], name: str) -> list[Tensor]:
+        """State laid out as its tensors are; that of a checkpoint may be laid out otherwise."""
         for theta in thetas:
             state = self.state[theta]
-            for name in names:
-                if name not in state:
-                    state[name] = _zeros_like(theta)
-                state[name] = state[name].contiguous(memory_format=_layout(theta))
+            if name not in state:
+                state[name] = _zeros_like(theta)
+            state[name] = state[name].contiguous(memory_format=_layout(theta))
+        return [self.state[theta][name] for theta in thetas]
 
-    def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
+    def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
+        """tensors: thetas, gradients, moments and anchors, as the kernel takes them."""
         raise NotImplementedError
 
 
 class EWCAdamW(_EWC):
     """AdamW with EWC's penalty; state exp_avg, exp_avg_sq and step, as in torch.optim.AdamW."""
+
+    _moments = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -174,42 +168,27 @@ class EWCAdamW(_EWC):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
-        self._fill(thetas, "exp_avg", "exp_avg_sq")
+    def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
         for theta in thetas:
             state = self.state[theta]
-            state.setdefault("step", torch.zeros((), dtype=torch.float32))
-            # On the host, also after a checkpoint put it elsewhere: reading it must not wait.
-            state["step"] = state["step"].cpu() + 1
+            # On the host, also where a checkpoint put it elsewhere: reading it must not wait.
+            state["step"] = state.get("step", torch.zeros(())).cpu() + 1
         steps = [int(self.state[theta]["step"]) for theta in thetas]
-        moments = (
-            [_dense(self.state[theta][name]) for theta in thetas]
-            for name in ("exp_avg", "exp_avg_sq")
-        )
-        foreach_adamw_ewc_(list(map(_dense, thetas)), grads, *moments, steps=steps, **options)
+        foreach_adamw_ewc_(*tensors, steps=steps, **options)
 
 
 class EWCSGD(_EWC):
     """SGD with momentum and EWC's penalty; state momentum_buffer, as in torch.optim.SGD."""
+
+    _moments = ("momentum_buffer",)
 
     def __init__(
         self, params: Any, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _update(self, thetas: list[Tensor], grads: list[Tensor], **options: Any) -> None:
-        self._fill(thetas, "momentum_buffer")
-        buffers = [_dense(self.state[theta]["momentum_buffer"]) for theta in thetas]
-        foreach_sgd_ewc_(list(map(_dense, thetas)), grads, buffers, **options)
-
-
-def _gradient(theta: Tensor) -> Tensor:
-    return _like(theta, torch.zeros_like(theta) if theta.grad is None else theta.grad)
-
-
-def _like(theta: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` in the order of theta's memory, dense: a copy only where it lies otherwise."""
-    return _dense(tensor.contiguous(memory_format=_layout(theta)))
+    def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
+        foreach_sgd_ewc_(*tensors, **options)
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -219,15 +198,28 @@ def _layout(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    """A contiguous view of the same memory: the step is elementwise, any order will do."""
-    return tensor.permute(0, 2, 3, 1) if _layout(tensor) == torch.channels_last else tensor
+def _aligned(tensors: Sequence[Tensor], thetas: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous views of the tensors in the order of theta's memory; copies where they differ.
+
+    The step is elementwise, so any order will do.
+    """
+    views = []
+    for tensor, theta in zip(tensors, thetas, strict=True):
+        layout = _layout(theta)
+        view = tensor.contiguous(memory_format=layout)
+        views.append(view.permute(0, 2, 3, 1) if layout == torch.channels_last else view)
+    return views
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """fp32 zeros in the tensor's memory layout, without a gradient."""
+    return torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False)
 
 
 def attach(engine: Any, penalty: Penalty) -> None:
-    """Gives EWC's optimizer inside a DeepSpeed engine its part of anchor and Fisher.
+    """Gives the EWC optimizer inside a DeepSpeed engine its part of anchor and Fisher.
 
-    Call it once after deepspeed.initialize; every rank keeps only what its partition needs. Does
+    Call it once after deepspeed.initialize; every rank stores only what its partition needs. Does
     nothing for a weight of 0, whose optimizer is plain.
 
     Raises ValueError for a trained parameter that anchor or Fisher lack or have in another shape,
@@ -248,13 +240,19 @@ def attach(engine: Any, penalty: Penalty) -> None:
         )
     if zero.round_robin_gradients:
         raise ValueError("EWC cannot follow round_robin_gradients: leave it out of the config")
-    inner.penalise(dict(_partitions(zero, named, penalty)), penalty.lam)
+    _check(named, penalty)
+    names = {parameter: name for name, parameter in named.items()}
+    shards = {}
+    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        members = {names[parameter]: parameter for parameter in group}
+        shards[flat] = _shard(penalty, partial(_partition, members, flat))
+    inner.penalise(shards, penalty.lam)
 
 
 def track(engine: Any) -> Callable[[], float] | None:
-    """Counts the penalty of every step from now on; None where the optimizer has none.
+    """Sums the penalty of every step from now on; None where the optimizer has no penalty.
 
-    What is returned reads it: the sum over the steps since the last time, the same on every rank.
+    The function returned gives the sum since its last call, the same on every rank.
     """
     outer = engine.optimizer
     inner = outer if isinstance(outer, _EWC) else getattr(outer, "optimizer", None)
@@ -274,62 +272,44 @@ def track(engine: Any) -> Callable[[], float] | None:
 
 def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:
     """Shards for an optimizer that holds the parameters themselves. Raises as `attach`."""
-    anchors = _copies("anchor", penalty.anchor, named)
-    fishers: Sequence[Tensor | None] = [None] * len(anchors)
-    if penalty.fisher is not None:
-        fishers = _copies("Fisher", penalty.fisher, named)
-    return dict(zip(named.values(), map(Shard, anchors, fishers), strict=True))
-
-
-def _copies(label: str, full: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
-    """For each parameter its tensor of `full`, stored as the parameter is."""
-    return [
-        _zeros_like(parameter).copy_(_of(label, full, name, parameter))
+    _check(named, penalty)
+    return {
+        parameter: _shard(penalty, partial(_copy, name, parameter))
         for name, parameter in named.items()
-    ]
+    }
 
 
-def _zeros_like(tensor: Tensor) -> Tensor:
-    """fp32 zeros that lie as the tensor does, and train nothing."""
-    return torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False)
+def _check(named: Mapping[str, Tensor], penalty: Penalty) -> None:
+    """Raise ValueError for a trained parameter that anchor or Fisher lack or have otherwise."""
+    for label, tensors in (("anchor", penalty.anchor), ("Fisher", penalty.fisher)):
+        if tensors is None:
+            continue
+        for name, parameter in named.items():
+            if name not in tensors:
+                raise ValueError(f"EWC's {label} has no parameter {name!r}, which is trained")
+            if tensors[name].shape != parameter.shape:
+                raise ValueError(
+                    f"EWC's {label} of {name!r} is {list(tensors[name].shape)}, but the parameter "
+                    f"is {list(parameter.shape)}"
+                )
 
 
-def _partitions(
-    zero: Any, named: Mapping[str, Tensor], penalty: Penalty
-) -> Iterator[tuple[Tensor, Shard]]:
-    """Each group's flat fp32 partition on this rank and its shard."""
-    names = {parameter: name for name, parameter in named.items()}
-    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-        members = {names[parameter]: parameter for parameter in group}
-        anchor, fisher = _cut("anchor", penalty.anchor, members, flat), None
-        if penalty.fisher is not None:
-            fisher = _cut("Fisher", penalty.fisher, members, flat)
-        yield flat, Shard(anchor, fisher)
+def _shard(penalty: Penalty, cut: Callable[[Mapping[str, Tensor]], Tensor]) -> Shard:
+    return Shard(cut(penalty.anchor), None if penalty.fisher is None else cut(penalty.fisher))
 
 
-def _cut(
-    label: str, full: Mapping[str, Tensor], members: Mapping[str, Any], flat: Tensor
-) -> Tensor:
-    """What `full` holds for a flat partition; 0 for padding, which is pulled nowhere."""
+def _copy(name: str, parameter: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    return _zeros_like(parameter).copy_(tensors[name].detach())
+
+
+def _partition(members: Mapping[str, Any], flat: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensors of a flat partition's members; 0 for padding, which is not pulled."""
     cut = _zeros_like(flat)
     for name, parameter in members.items():
-        tensor = _of(label, full, name, parameter)
         mapping = parameter._hp_mapping
         if mapping is None:  # wholly on other ranks
             continue
         source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
-        piece = tensor.reshape(-1).narrow(0, source.start, source.numel)
+        piece = tensors[name].detach().reshape(-1).narrow(0, source.start, source.numel)
         cut.narrow(0, target.start, target.numel).copy_(piece)
     return cut
-
-
-def _of(label: str, full: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-    """The whole anchor or Fisher of a parameter."""
-    if name not in full:
-        raise ValueError(f"EWC's {label} has no parameter {name!r}, which is trained")
-    if full[name].shape != parameter.shape:
-        raise ValueError(
-            f"EWC's {label} of {name!r} is {list(full[name].shape)}, but the parameter is "
-            f"{list(parameter.shape)}"
-        )
-    return full[name].detach()

@@ -1,4 +1,4 @@
-"""Which images a rank sees, in which order, and what each of them weighs."""
+"""Which images a rank sees, in which order, and with which weight."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from engine.run import Run
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's part of one micro-batch: positions in the pack and the weight of each sample.
+    """A rank's part of a micro-batch: positions in the pack and the weight of each sample.
 
-    `samples`: how many the micro-batch has over all ranks.
+    `samples`: of the micro-batch over all ranks.
     """
 
     index: np.ndarray
@@ -26,8 +26,8 @@ def schedule(positions: np.ndarray, run: Run, epoch: int, rank: int, world: int)
     """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
 
     The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
-    equal to the mean over the samples of the global batch, uneven last batch included; a rank that
-    gets no sample looks at one with weight zero, since every rank must take part in a step.
+    equal to the mean over the samples of the global batch, uneven last batch included. A rank
+    without samples gets a sample of weight zero, since every rank must take part in a step.
     A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
     """
     recipe = run.recipe

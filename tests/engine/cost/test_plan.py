@@ -137,7 +137,7 @@ def test_a_fisher_of_more_images_than_there_are_is_refused(folder: Path, tmp_pat
     file = folder / "many.yaml"
     methods = METHODS.replace("fisher_images: 9", "fisher_images: 99")
     file.write_text((folder / "shapes.yaml").read_text() + methods)
-    with pytest.raises(ValueError, match="fisher_images=99, but upstream has 25 to train on"):
+    with pytest.raises(ValueError, match="fisher_images=99, but the training split of upstream"):
         estimate.of(campaign.plan(str(file), [f"runs={tmp_path}"], cores=1))
 
 

@@ -160,7 +160,7 @@ def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixe
     def sizes(room: int, slice_bytes: float) -> list[int]:
         free = room_for_models(grid, mixes, room)
         monkeypatch.setattr(bank, "free_memory", lambda device: free)
-        found = bank.Bank(builder.run, mixes[:5], parents, slice_bytes)
+        found = bank.ModelBank(builder.run, mixes[:5], parents, slice_bytes)
         return [len(group) for group in found.groups]
 
     assert sizes(3, 0) == [3, 2] and sizes(3, one) == [2, 2, 1] and sizes(3, 99 * one) == [1] * 5

@@ -20,7 +20,7 @@ def frame(sizes: list[int], seed: int = 0, p_true: float | np.ndarray = 0.5) -> 
     group = np.repeat(np.arange(len(sizes)), sizes)
     n = len(group)
     doubt = np.broadcast_to(np.asarray(p_true, float), n)
-    return budget.frame(np.ones(n, bool), doubt, np.zeros(n, int), group, np.ones(n), [seed])
+    return budget.stratify(np.ones(n, bool), doubt, np.zeros(n, int), group, np.ones(n), [seed])
 
 
 def answers(n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -58,7 +58,7 @@ def test_drawing_is_uniform_within_a_stratum():
 
 def test_all_images_give_the_full_result_and_no_doubt():
     right, p_true, after, label = answers(3000)
-    one = budget.frame(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
+    one = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
     found = budget.seen(one, np.stack([after, right], 1)[one.order])
     np.testing.assert_allclose(found.mean, [after.mean(), right.mean()], rtol=1e-12)
     assert (found.variance == 0).all()
@@ -68,7 +68,7 @@ def test_all_images_give_the_full_result_and_no_doubt():
 def test_the_pre_trained_model_is_known_from_any_sample():
     """Which makes the stratified mean the post-stratified difference estimator."""
     right, p_true, after, label = answers(3000)
-    one = budget.frame(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
+    one = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
     for images in (one.least, 500, 2999):
         drawn, weights = one.order[:images], one.weights(images)
         assert weights.sum() == pytest.approx(3000)
@@ -152,7 +152,7 @@ def test_strata_of_one_image_are_always_seen(sizes):
 def test_strata_keep_groups_and_sides_apart_and_have_none_empty():
     right, p_true, _, label = answers(50_000)
     group = np.random.default_rng(1).integers(0, 30, 50_000) * 3  # numbers with gaps
-    one = budget.frame(right, p_true, label, group, np.ones(50_000), [0])
+    one = budget.stratify(right, p_true, label, group, np.ones(50_000), [0])
     assert one.size.min() > 0 and one.size.sum() == 50_000
     for values in (group, right):
         low, high = (np.full(len(one.size), fill) for fill in (10**6, -1))
@@ -166,7 +166,7 @@ def test_large_strata_are_cut_by_doubt_and_then_by_class():
     n = 40_000
     p_true = np.linspace(0.5, 1, n)
     label = np.tile(np.arange(100), n // 100)
-    one = budget.frame(np.ones(n, bool), p_true, label, np.zeros(n, int), np.ones(n), [0])
+    one = budget.stratify(np.ones(n, bool), p_true, label, np.zeros(n, int), np.ones(n), [0])
     assert len(one.size) == budget.STRATA and np.ptp(one.size) <= 1
     for stratum in (0, 250, 499):
         members = one.stratum == stratum
@@ -180,7 +180,7 @@ def test_weights_of_groups_are_kept():
     weight = np.repeat([1 / 100, 1 / 300], [100, 300])
     y = np.repeat([1.0, 0.0], [100, 300])
     right = np.ones(400, bool)
-    one = budget.frame(right, np.full(400, 0.5), np.zeros(400, int), group, weight, [0])
+    one = budget.stratify(right, np.full(400, 0.5), np.zeros(400, int), group, weight, [0])
     assert budget.seen(one, y[one.order[:50]][:, None]).mean[0] == pytest.approx(0.5)
     assert (one.weights(50) * y[one.order[:50]]).sum() == pytest.approx(200)
 

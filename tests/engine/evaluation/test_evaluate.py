@@ -133,8 +133,8 @@ def test_the_table_of_given_logits(masked):
         group=None,
         pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
     )
-    said = Verdict(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
-    table = predictions_table(said, labelled, positions)
+    said = passes.Reduction(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
+    table = passes.predictions_table(said, labelled, positions)
     if masked:
         logits[:, ~mask] = -np.inf
     check_columns(table, logits, truth[positions])
@@ -268,7 +268,7 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
 def test_what_is_not_there_is_named(grid):
     builder = grid.builder("evaluate.batch_size=9")
     mix = {builder.base.name: 1.0}
-    with pytest.raises(FileNotFoundError, match=r"linear_probe-upstream-on-few was not evaluated"):
+    with pytest.raises(FileNotFoundError, match="no predictions of linear_probe-upstream-on-few"):
         passes.predicted(builder.run, mix, "few", "all")
     with pytest.raises(FileNotFoundError, match="no cell absent-outline-00 under"):
         passes.evaluate(builder.run, [{"absent-outline-00": 1.0}], ["few"], "all")

@@ -146,13 +146,13 @@ def test_without_a_budget_nothing_is_sampled_and_no_name_changes(grid):
 def test_samples_of_sets_are_drawn_apart_and_seeded(grid, monkeypatch):
     """Each set and split has a seed of its own, which the recipe's moves."""
     seeds: list[tuple[int, ...]] = []
-    frame = budget.frame
+    frame = budget.stratify
 
     def watched(*arrays, seed):
         seeds.append(tuple(seed))
         return frame(*arrays, seed=seed)
 
-    monkeypatch.setattr(budget, "frame", watched)
+    monkeypatch.setattr(budget, "stratify", watched)
     drawn, again = (sample.draw(grid.builder("evaluate.budget=0.5").run, ALL) for _ in "xx")
     assert all(drawn[name].prefix == again[name].prefix for name in ALL)
     assert seeds[: len(ALL)] == seeds[len(ALL) :]

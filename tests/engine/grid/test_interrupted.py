@@ -194,9 +194,9 @@ def test_slices_that_no_probe_needs_are_not_computed(
         patch.setattr(pending.Pending, "put", stopping)
         with pytest.raises(Stopped):
             tables(fresh.builder(), mixes[7:])
-    seen, verdict = [], Verdict.__call__
+    seen, reduce = [], passes.Reduction.__call__
     monkeypatch.setattr(
-        Verdict, "__call__", lambda *words: seen.append(words[1]) or verdict(*words)
+        passes.Reduction, "__call__", lambda *words: seen.append(words[1]) or reduce(*words)
     )
     builder = fresh.builder()
     monkeypatch.setattr(passes.models, "create", lambda *_: pytest.fail("built for two names"))

@@ -34,6 +34,6 @@ def test_a_batch_norm_of_an_unknown_kind_is_refused_by_name(monkeypatch):
 
     BatchNorms(Renorm(4))  # alone it does what it does
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    with pytest.raises(ValueError, match=r"freeze_batchnorm=false needs one rank for Renorm.*true"):
+    with pytest.raises(ValueError, match=r"cannot share the statistics of Renorm.*=true"):
         BatchNorms(Renorm(4))
     BatchNorms(Renorm(4).eval())

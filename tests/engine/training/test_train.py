@@ -314,7 +314,8 @@ def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
     builder = grid.builder(f"train.zero_stage={stage}")
     method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-    engine = loop.start(method, builder.run, builder)
+    loop.prepare(method, builder.run, builder)
+    engine = loop.initialize(method, builder.run)
     try:
         assert engine.zero_optimization_stage() == 0 and not engine.enable_backward_allreduce
         assert not engine.tput_timer.config.enabled
@@ -328,7 +329,8 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
     builder = grid.builder("train.precision=bf16")
     method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-    engine = loop.start(method, builder.run, builder)
+    loop.prepare(method, builder.run, builder)
+    engine = loop.initialize(method, builder.run)
     seen = []
     layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
     layer.register_forward_hook(lambda layer, images, patches: seen.append(patches.dtype))

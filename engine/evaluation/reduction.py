@@ -1,4 +1,4 @@
-"""What is kept of a model's logits for an image, and how it is stored."""
+"""Logits reduced to the predictions that are stored of each image."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from engine.measures import predictions
 from loaders.batch import on_device
 
 
-class Verdict:
-    """Reduces logits [B, C] to what is kept of an image, float32 [B, 4], where the logits are.
+class Reduction:
+    """Reduces logits [B, C] to predictions, float32 [B, 4], on the device of the logits.
 
-    The columns: top-1, its probability, the true class's probability, and the margin, which is the
-    true class's logit minus the largest other logit: positive where right.
+    The columns: top-1, its probability, the true class's probability, and the margin: the true
+    class's logit minus the largest other logit, positive where top-1 is right.
     """
 
     def __init__(self, labelled: LabelledSet, device: torch.device) -> None:
         self._labels_N = labelled.labels.to(device)
-        self._out_C = None if labelled.mask is None else ~labelled.mask.to(device)
+        self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
 
     def __call__(self, index: np.ndarray, logits_BC: torch.Tensor) -> torch.Tensor:
         """`index` (int64 [B]): places of the images in the set."""
         logits_BC = grouping.grouped(logits_BC, self._members_GM)
-        if self._out_C is not None:
-            logits_BC = logits_BC.masked_fill(self._out_C, -torch.inf)
+        if self._excluded_C is not None:
+            logits_BC = logits_BC.masked_fill(self._excluded_C, -torch.inf)
         labels_B1 = self._labels_N[on_device(index, self._labels_N.device)].unsqueeze(1)
         p_BC = logits_BC.softmax(dim=1)
         top1_B1 = logits_BC.argmax(dim=1, keepdim=True)
-        others_B1 = logits_BC.scatter(1, labels_B1, -torch.inf).amax(dim=1, keepdim=True)
-        margin_B1 = logits_BC.gather(1, labels_B1) - others_B1
+        rival_B1 = logits_BC.scatter(1, labels_B1, -torch.inf).amax(dim=1, keepdim=True)
+        margin_B1 = logits_BC.gather(1, labels_B1) - rival_B1
         columns = top1_B1, p_BC.gather(1, top1_B1), p_BC.gather(1, labels_B1), margin_B1
         return torch.cat([column.float() for column in columns], dim=1)
 
 
 def predictions_table(
-    said_N4: torch.Tensor, labelled: LabelledSet, positions: np.ndarray
+    predictions_N4: torch.Tensor, labelled: LabelledSet, positions: np.ndarray
 ) -> pa.Table:
-    """The rows of a store from verdicts [N, 4] on the images at `positions` (int64 [N])."""
-    top1_N, *numbers = said_N4.cpu().unbind(dim=1)
+    """The rows to store, of reduced logits [N, 4] on the images at `positions` (int64 [N])."""
+    top1_N, *numbers = predictions_N4.cpu().unbind(dim=1)
     columns = {
         "index": positions,
         "source": labelled.pack.sources[positions],
