@@ -22,7 +22,6 @@ from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
-from engine.store import artifacts
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ class FinishedCampaign:
 
         Raises ValueError as `evaluations`.
         """
-        file = self._checked(str(evaluation.path))
-        return json.loads((file.parent / artifacts.MARKER).read_text())["key"]["mix"]
+        return predictions.mix_of(self._checked(str(evaluation.path)))
 
     @functools.cached_property
     def samples(self) -> dict[str, Drawn]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from engine.grid.own_sets import OnOwnSet
+from engine.grid.own_sets import OnUsersSet
 from engine.measures.rows import PRE, Arm
 from engine.report import table
 
 
-def text(rows: Sequence[OnOwnSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
+def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
     """Accuracy of every row in percent, and below its change in points; a column a set fine-tuned
     on, in the order of `sets`, and their mean.
 
@@ -19,7 +19,7 @@ def text(rows: Sequence[OnOwnSet], sets: Sequence[str], methods: Mapping[str, st
     before = next(row for row in rows if row.method == PRE)
     trained = [row for row in rows if row.method != PRE]
     order = list(dict.fromkeys([*methods, *(row.method for row in trained)]))
-    arms: dict[Arm, dict[str, OnOwnSet]] = {}
+    arms: dict[Arm, dict[str, OnUsersSet]] = {}
     for row in sorted(trained, key=lambda row: (order.index(row.method), row.alpha or 0)):
         arms.setdefault(row.arm, {})[row.downstream] = row
 
