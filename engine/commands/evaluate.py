@@ -123,7 +123,7 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
     _refuse_overwriting(files.values(), arguments.force)
     request = Request(arguments.campaign, overrides)
-    rows = own_sets.judged(
+    rows = own_sets.evaluate(
         run,
         request,
         sets,
@@ -134,7 +134,7 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
     if ranks.rank() == 0:
         for file in dict.fromkeys(files.values()):
             some = [row for row in rows if files[row.evaluated_on] == file]
-            tables.write(file, own_sets.OnOwnSet, some)
+            tables.write(file, own_sets.OnUsersSet, some)
         for name in sets:
             some = [row for row in rows if row.evaluated_on == name]
             print(own_set.text(some, run.record.sets, run.record.methods))

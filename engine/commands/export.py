@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     if out.exists() and not (arguments.force and out.is_dir()):
         raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
     quiet.libraries()
+    from engine.data import descriptions
     from engine.grid import export
     from engine.store.cells import CELL
     from engine.store.tensors import PROMPT
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
             alpha=arguments.alpha,
             seed=arguments.seed,
         )
-    count = export.write(row, out, _lines(arguments.classes) if arguments.classes else ())
+    classes = descriptions.listed(arguments.classes) if arguments.classes else ()
+    count = export.write(row, out, classes)
     print(f"{row.title}, {count} classes: {out}")
     if (out / PROMPT).is_file():
         print(
@@ -56,10 +58,3 @@ def run(arguments: argparse.Namespace) -> None:
             f"add the tensor in {out / PROMPT} to every normalised image"
         )
     print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of class names: {error}") from error

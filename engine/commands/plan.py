@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from engine import recipe
 from engine.grid import campaign
 from engine.machine import quiet
+
+if TYPE_CHECKING:
+    from engine.cost.dry_run import Work
+    from engine.cost.estimate import Device, Estimate
+
+ORDER = ("features", "fisher", "training", "evaluation")
+KINDS = {"features": "features of the pre-trained model", "fisher": "Fisher"}
+UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # of one hour
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -27,9 +37,98 @@ def run(arguments: argparse.Namespace) -> None:
     device = estimate.Device(**{name: value for name, value in given.items() if value is not None})
     if not 0 < device.mfu <= 1 or min(device.tflops, device.fp32_tflops) <= 0:
         raise ValueError("--mfu must be above 0 and at most 1, --tflops and --fp32-tflops above 0")
-    found = []
+    estimates = []
     for words in recipe.each_model(arguments.name, arguments.overrides):
-        found.append(estimate.of(campaign.plan(arguments.name, words, cores=1)))
-        print(estimate.text(found[-1], device))
-    if len(found) > 1:
-        print(estimate.total(found, device))
+        estimates.append(estimate.of(campaign.plan(arguments.name, words, cores=1)))
+        print(text(estimates[-1], device))
+    if len(estimates) > 1:
+        print(total(estimates, device))
+
+
+def text(estimate: Estimate, device: Device) -> str:
+    """The estimate of one model's grid: its work by kind, and what it comes to."""
+    from engine.report import console
+
+    plan, resolved = estimate.plan, estimate.recipe
+    one_gpu, eight = estimate.hours(device, 1), estimate.hours(device, 8)
+    unit = _unit(one_gpu)
+    kinds: dict[str, list[Work]] = {}
+    for work in sorted(estimate.work, key=lambda work: ORDER.index(work.kind)):
+        kind = f"training: {work.method}" if work.method else KINDS.get(work.kind, work.kind)
+        kinds.setdefault(kind, []).append(work)
+    title = (
+        f"{plan.name}: {resolved.model.name}, {len(plan.methods)} methods x {len(plan.sets)} sets, "
+        f"variant {resolved.method.variant}\n"
+        f"{estimate.parameters / 1e6:.1f}M parameters, {estimate.forward_flops / 1e9:.1f} GFLOP to "
+        f"see an image of {resolved.model.image_size} px"
+    )
+    table = console.text(
+        title,
+        ["", "images", "steps", "PFLOP", f"GPU-{unit}"],
+        *(
+            [_row(kind, works, device, unit) for kind, works in group]
+            for group in (kinds.items(), [("all", estimate.work)])
+        ),
+    )
+    mixed = [len(cell.entries) for cell in estimate.cells if cell.entries and not cell.export]
+    grid = len(plan.methods) * len(plan.sets) * plan.seeds
+    trained = grid - len(mixed)
+    beside = sum(cell.export is not None for cell in estimate.cells) - trained
+    through = sum(work.images for work in estimate.work if work.kind == "evaluation")
+    longest = max(plan.sets, key=lambda name: estimate.hours_of(name, device))
+    used = sorted({work.precision for work in estimate.work})
+    peaks = " and ".join(f"{device.peaks[name]:g} TFLOP/s ({name})" for name in used)
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in estimate.disk.items())
+    lines = [
+        table,
+        "",
+        f"{unit:<11}{one_gpu * UNITS[unit]:,.3g} on one GPU; {eight * UNITS[unit]:,.3g} on eight, "
+        f"a column each (the longest: {longest})",
+        f"           predicted, at {device.mfu:.0%} of {peaks},",
+        "           without reading images, starting kernels and the report's distances",
+        f"jobs       {estimate.jobs}: what all share, {len(plan.sets)} columns, the report",
+        f"cells      {grid}: {trained} trained, {len(mixed)} mixed in {sum(mixed)} points; and "
+        f"{beside} models that they start from",
+        f"evaluated  {estimate.rows:,} predictions, {through:,} of them through a whole model",
+        f"disk       {_size(sum(estimate.disk.values()))}: {disk}",
+    ]
+    if any(cell.chosen for cell in estimate.cells):
+        lines.append("           greedy choices depend on results: counted at their most")
+    if resolved.evaluate.half_width is not None:
+        lines.append("           evaluate.half_width may end it earlier: counted to the budget")
+    return "\n".join(lines)
+
+
+def total(estimates: Sequence[Estimate], device: Device) -> str:
+    """What the grids of several models take together; models of one transform share packs."""
+    from engine import models
+
+    packs = {models.transform(each.recipe.model): each.disk["packs"] for each in estimates}
+    rest = sum(sum(each.disk.values()) - each.disk["packs"] for each in estimates)
+    hours = [sum(each.hours(device, gpus) for each in estimates) for gpus in (1, 8)]
+    unit = _unit(hours[0])
+    one_gpu, eight = (each * UNITS[unit] for each in hours)
+    return (
+        f"\nall {len(estimates)} models: {one_gpu:,.3g} {unit} on one GPU, {eight:,.3g} on eight; "
+        f"{sum(each.jobs for each in estimates)} jobs; disk {_size(rest + sum(packs.values()))}, "
+        f"packs of {len(packs)} transforms among it"
+    )
+
+
+def _row(kind: str, works: Sequence[Work], device: Device, unit: str) -> list[str]:
+    images, steps = sum(work.images for work in works), sum(work.steps for work in works)
+    flops, time = sum(work.flops for work in works), device.hours(works) * UNITS[unit]
+    return [kind, f"{images:,}", f"{steps:,}", f"{flops / 1e15:,.3g}", f"{time:,.3g}"]
+
+
+def _unit(hours: float) -> str:
+    """The largest unit of which so many hours are at least one, or seconds."""
+    return next((name for name, parts in UNITS.items() if hours * parts >= 1), "seconds")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,1 +1,1 @@
-"""What a campaign costs, found by asking for everything and computing nothing."""
+"""What a campaign takes: its jobs run on tensors without content, and their work is counted."""

@@ -1,4 +1,4 @@
-"""What a pack takes on disk, told before it is written."""
+"""The size of a pack on disk, before it is written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
 SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
-def size_bytes(wanted: Recipe, images: int) -> int:
-    """Disk that a pack of so many images takes, padding included; for JPEG a rough bound."""
-    size = wanted.model.image_size
-    share = JPEG_SHARE if wanted.dataset.pack_format == "jpeg" else 1
+def size_bytes(recipe: Recipe, images: int) -> int:
+    """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
+    size = recipe.model.image_size
+    share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
     nbytes = round(3 * size**2 * share)
     return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE

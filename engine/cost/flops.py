@@ -15,8 +15,8 @@ def flops(run: Callable[[], object]) -> float:
 
     A multiplication and an addition count two. Tensors may be on the meta device.
     """
-    own = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return float(counter.get_total_flops())
 
@@ -24,10 +24,10 @@ def flops(run: Callable[[], object]) -> float:
 def _convolution_backward(
     gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
 ) -> int:
-    """As much as forward for the input, if asked for, and again for the weight.
+    """The forward pass's operations for each gradient that is computed: input's and weight's.
 
-    torch's own formula takes a grouped convolution's weight gradient for a dense one.
+    torch's formula takes a grouped convolution's weight gradient for a dense one.
     """
-    wants_x, wants_weight = rest[7][:2]
+    needs_x, needs_weight = rest[7][:2]
     forward = 2 * gradient[0] * math.prod(gradient[2:]) * math.prod(weight)
-    return forward * (wants_x + wants_weight)
+    return forward * (needs_x + needs_weight)

@@ -16,6 +16,7 @@ from typing import Any
 from engine import models, recipe
 from engine.data import imagenet
 from engine.data.sets import pack_folder
+from engine.recipe.schema import Recipe
 from engine.store.cells import CELL
 from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.pack import MANIFEST, Pack
@@ -114,6 +115,13 @@ def read(file: Path) -> Description:
         raise ValueError(f"{file} is no {what} ({error!r}): name the model by --arch") from error
 
 
+def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
+    """What a recipe says of its model. The classes are those of the upstream pack, if it exists."""
+    pack = pack_folder(runs, resolved.dataset, resolved.model, resolved.dataset.upstream)
+    classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else None
+    return Description(source, models.description(resolved.model), classes)
+
+
 def model_of(found: Mapping[Path, Description | None], arch: str | None) -> tuple[str, list[str]]:
     """Architecture of some checkpoints, and `key=value` words for what else is known of them.
 
@@ -174,14 +182,9 @@ def _words(model: Mapping[str, Any]) -> list[str]:
 def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
     if "model" in values:
         return Description(file, values["model"], tuple(values["classes"]))
-    # Older cells left it to their recipe, and to the pack of the set that gave the head.
-    made = recipe.load(str(file.with_name("recipe.yaml")))
-    classes = None
-    for runs in file.resolve().parents[3:4]:  # runs/store/cells/NAME/cell.json
-        pack = pack_folder(runs, made.dataset, made.model, made.dataset.upstream)
-        if (pack / MANIFEST).is_file():
-            classes = Pack.open(pack).classes
-    return Description(file, models.description(made.model), classes)
+    # Older cells left it to their recipe.
+    runs = next(iter(file.resolve().parents[3:4]), Path())  # of runs/store/cells/NAME/cell.json
+    return of_recipe(file, recipe.load(str(file.with_name("recipe.yaml"))), runs)
 
 
 def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:

@@ -1,7 +1,7 @@
 """A campaign: the whole grid of one model, planned before anything runs.
 
-Every cell is resolved first, so that a mistake is found before any work is done. What is finished
-is told by the artefacts' own markers; `engine.grid.workflow` runs what is not.
+Every cell is resolved first, so that a mistake shows before any work is done. The markers of
+artefacts tell what is finished; `engine.grid.workflow` runs the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.store import artifacts
 
 REPORT, TABLE = "report", "table.txt"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
-STAMP = "plan"  # beside a report: the name of the plan it shows
+STAMP = "plan"  # beside a report: the name of the plan that it shows
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Plan:
 
 
 def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
-    """Resolve every cell of a campaign, so that a mistake is found before any work is done.
+    """Resolve every cell of a campaign.
 
     Raises RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
     """
     if cores < 1:
         raise RecipeError(f"--cores {cores}: at least one is needed")
-    _refuse_one_cell(overrides)
+    _check_words(overrides)
     methods = recipe.methods_of(name, overrides)
     cells = [recipe.load(name, overrides, method=method) for method in methods]
     for cell in cells:
@@ -72,39 +72,40 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     )
 
 
-def _refuse_one_cell(overrides: Sequence[str]) -> None:
-    """Words that speak of one method or one set would be without effect on a grid of them all."""
+def _check_words(overrides: Sequence[str]) -> None:
+    """Refuse words about a single method or set, which have no effect on a whole grid."""
     for word in overrides:
         key = word.partition("=")[0]
-        whole = key in (recipe.SELECTION, "method.variant")
-        if not whole and key.partition(".")[0] in ("method", recipe.SELECTION):
+        of_grid = key in (recipe.SELECTION, "method.variant")
+        if not of_grid and key.partition(".")[0] in ("method", recipe.SELECTION):
             raise RecipeError(
-                f"{word!r}: a campaign trains several methods; name some by methods=[A,B], and "
-                "set the options of one below `methods:` in a campaign file of your own"
+                f"{word!r}: a campaign trains several methods; choose them by methods=[A,B], and "
+                "set a method's options below `methods:` in your campaign file"
             )
         if key == "downstream":
             raise RecipeError(
-                f"{word!r}: a campaign trains on all its sets; name some by dataset.sets=[A,B], "
-                "or train one cell by engine/launch.py"
+                f"{word!r}: a campaign trains on all its sets; choose them by dataset.sets=[A,B], "
+                "or train a single cell by engine/launch.py"
             )
 
 
 def _check_siblings(name: str, overrides: Sequence[str], cell: Recipe) -> None:
-    """Raise RecipeError where a method is made of methods that do not exist or do not train."""
-    from engine.methods import base  # and torch, which a finished campaign does without
+    """Raise RecipeError if a method is made of methods that do not exist or do not train."""
+    from engine.methods import base  # imports torch, which a finished campaign does not need
 
-    for one in base.siblings(
-        cell.method, lambda method: recipe.load(name, overrides, method=method)
-    ):
-        _check_siblings(name, overrides, one)
+    def load(method: str) -> Recipe:
+        return recipe.load(name, overrides, method=method)
+
+    for sibling in base.siblings(cell.method, load):
+        _check_siblings(name, overrides, sibling)
 
 
-def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
-    """Folder of a campaign, and a digest of what its files and words say.
+def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
+    """A campaign's folder and a digest of its files and words, by which its record is found.
 
-    Needs no method's module, and so no torch: by it a finished campaign is found again.
+    Imports no method's module, and so no torch.
     """
-    _refuse_one_cell(overrides)
+    _check_words(overrides)
     methods = recipe.methods_of(name, overrides)
     outlines = [recipe.outline(name, overrides, method) for method in methods]
     cells = [cell for cell, _ in outlines]
@@ -120,27 +121,27 @@ def _identity(cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]]) ->
 
 
 def _settings(cell: Recipe) -> dict[str, Any]:
-    """What of a cell's recipe can change results: not how a folder or a file is spelled."""
+    """The part of a cell's recipe that can change results; paths cannot."""
     values = dataclasses.asdict(cell)
     del values["runs"], values["campaign"]
     return values | {"method": _by_name(values["method"])}
 
 
 def _by_name(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's section; of a user's module the file's name, beside the hash of what it holds."""
+    """A method's section. A user's module is named by its file name; its content is hashed."""
     module = str(section["module"])
     return {**section, "module": Path(module).name if module.endswith(".py") else module}
 
 
 def _title(name: str, overrides: Sequence[str], model: str) -> str:
-    """Of the campaign's folder: grids of several models stand side by side and share packs."""
-    asked = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
-    own = not asked or asked[-1] == recipe.model_of(name)
-    return Path(name).stem if own else f"{Path(name).stem}-{model}"
+    """The name of the campaign's folder. Grids of other models than the file's name theirs."""
+    words = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
+    is_default = not words or words[-1] == recipe.model_of(name)
+    return Path(name).stem if is_default else f"{Path(name).stem}-{model}"
 
 
 def read(path: Path) -> Plan:
-    """A plan as a job finds it on disk."""
+    """A plan from its file on disk."""
     values = json.loads(path.read_text())
     fields: dict[str, Any] = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
     for name in ("overrides", "methods", "sets"):
@@ -149,15 +150,14 @@ def read(path: Path) -> Plan:
     return Plan(**fields)
 
 
-def finished(the_plan: Plan) -> bool:
-    """Whether the report that stands in the folder is that of exactly this plan."""
-    page, place = report_page(the_plan), the_plan.path.parent
+def finished(plan: Plan) -> bool:
+    """Whether the report in the campaign's folder is that of exactly this plan."""
+    page, place = report_page(plan), plan.path.parent
     stamp = page.with_name(STAMP)
-    table = page.with_name(TABLE)
-    needed = (place / "done" / "report", place / RECORD, page, table, stamp)
+    needed = (place / "done" / "report", place / RECORD, page, page.with_name(TABLE), stamp)
     return all(file.is_file() for file in needed) and stamp.read_text() == place.name
 
 
-def report_page(the_plan: Plan) -> Path:
-    """The page that a campaign ends with."""
-    return the_plan.folder / REPORT / "index.html"
+def report_page(plan: Plan) -> Path:
+    """The HTML page of the campaign's report."""
+    return plan.folder / REPORT / "index.html"

@@ -1,16 +1,15 @@
 """A model of a grid as a folder that timm loads: any row of a table, mixes of cells included.
 
-A row's stored predictions are named after the cells that it is made of and the weight of each: it
+A row's stored predictions name the cells that it is made of, and the weight of each. So the model
 is exported as it was evaluated, and nothing is trained.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 
 from engine import models, recipe
-from engine.data import sets
+from engine.data import descriptions
+from engine.data.descriptions import Description
 from engine.evaluation import merge
 from engine.grid import record
 from engine.machine.files import room_for
@@ -27,70 +27,25 @@ from engine.models import clip
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells, tensors
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import Cell, Mix, essential
+from engine.store.cells import CELL, Cell, Mix, essential
 from engine.store.tensors import PROMPT
-from loaders.pack import MANIFEST, Pack
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model of a grid: `mix` of cells in `store`, and how its recipe is resolved.
-
-    again: what makes cells anew that are no longer there.
-    """
+    """A model of a grid: a `mix` of the cells `parents` (by name), and what is known of both."""
 
     title: str
     mix: Mix
-    store: Store
-    recipe_name: str
-    overrides: tuple[str, ...]
-    again: str
-
-    @functools.cached_property
-    def parents(self) -> dict[str, Cell]:
-        """The cells of the mix, by name. Raises ValueError for one that is not there."""
-        parents = {}
-        for name in self.mix:
-            cell = cells.find(self.store, name)
-            if cell is None:
-                raise ValueError(
-                    f"{self.store.root} has no finished cell {name}, of which {self.title} is "
-                    f"made; {self.again}"
-                )
-            parents[name] = cell
-        return parents
+    parents: Mapping[str, Cell]
+    description: Description
 
     @property
-    def recipe(self) -> Recipe:
-        return recipe.load(self.recipe_name, self.overrides)
-
     def model(self) -> ModelRecipe:
-        """What its cells say of the model; of older cells the recipe's."""
-        for cell in self.parents.values():
-            if told := cell.meta.get("model"):
-                crop = told["crop_pct"]
-                rest = {key: value for key, value in told.items() if key != "crop_pct"}
-                return ModelRecipe(name=told["arch"], crop=crop, **rest)
-        return self.recipe.model
-
-    def classes(self) -> Sequence[str]:
-        """The head's classes as its cells say them; of older cells those of the upstream pack.
-
-        Raises ValueError where neither is there.
-        """
-        for cell in self.parents.values():
-            if told := cell.meta.get("classes"):
-                return told
-        resolved, runs = self.recipe, self.store.root.parent
-        folder = sets.pack_folder(runs, resolved.dataset, resolved.model, resolved.dataset.upstream)
-        if not (folder / MANIFEST).is_file():
-            raise ValueError(
-                f"neither the cells of {self.title} nor {folder} name the head's classes; give "
-                "them by --classes FILE, a line each in the head's order"
-            )
-        return Pack.open(folder).classes
+        values = dict(self.description.model)
+        return ModelRecipe(name=values["arch"], crop=values.pop("crop_pct"), **values)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Its state dict, on the CPU."""
@@ -99,7 +54,7 @@ class Row:
         return merge.states([self.mix], self.parents, torch.device("cpu"))[0]
 
     def prompt(self) -> torch.Tensor | None:
-        """The input prompt [3, H, W] where it is a visual-prompt cell, which nothing mixes."""
+        """The input prompt [3, H, W] of a visual-prompt cell, which is never mixed."""
         return next(iter(self.parents.values())).prompt() if len(self.parents) == 1 else None
 
 
@@ -112,92 +67,99 @@ def row_of_campaign(
     alpha: float | None,
     seed: int | None,
 ) -> Row:
-    """A row of a finished campaign's table; what there is several of must be named.
+    """The row of a finished campaign's table that these values choose.
 
-    Raises ValueError, naming the option, for what is not there or not told; CampaignError where the
-    campaign is not finished.
+    Raises ValueError, naming the option, where there is no such row or more than one;
+    CampaignError where the campaign is not finished.
     """
-    run = record.find(name, overrides)
-    rows = run.record.evaluations
-    asked = {"method": method, "downstream": downstream, "alpha": alpha, "seed": seed}
-    options = {"method": "--method", "downstream": "--set", "alpha": "--alpha", "seed": "--seed"}
-    for key, value in asked.items():
-        valid = dict.fromkeys(getattr(row, key) for row in rows)
-        _check_choice(options[key], value, list(valid))
-        rows = [row for row in rows if value is None or getattr(row, key) == value]
-    first = rows[0]
-    trained = (
-        "the pre-trained model" if first.method == PRE else f"{first.arm} on {first.downstream}"
-    )
+    campaign = record.find(name, overrides)
+    rows = campaign.record.evaluations
+    for option, column, value in (
+        ("--method", "method", method),
+        ("--set", "downstream", downstream),
+        ("--alpha", "alpha", alpha),
+        ("--seed", "seed", seed),
+    ):
+        valid = dict.fromkeys(getattr(row, column) for row in rows)
+        _check_choice(option, value, list(valid))
+        rows = [row for row in rows if value is None or getattr(row, column) == value]
+    row = rows[0]
+    trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
+    title = f"{trained}, of {name}"
     command = " ".join(["rib campaign", name, *overrides])
-    return Row(
-        f"{trained}, of {name}",
-        run.mix(first),
-        Store(run.store),
-        name,
-        tuple(overrides),
-        f"delete {run.place} and run `{command}` again",
-    )
+    remedy = f"delete {campaign.place} and run `{command}` again"
+    mix = campaign.mix(row)
+    parents = _parents(Store(campaign.store), mix, title, remedy)
+    resolved = recipe.load(name, overrides)
+    return Row(title, mix, parents, description_of(parents.values(), resolved))
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> Row:
     """The model that a cell's folder offers; of several, that of `alpha`.
 
-    Raises ValueError for an alpha that it does not offer, or for several where none is asked for.
+    Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
+    None.
     """
     cell = Cell(Artifact("cells", folder.name, folder, {}))
     entries = {entry.alpha: entry for entry in cell.entries}
     _check_choice("--alpha", alpha, list(entries))
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))
-    saved = folder / "recipe.yaml"
-    return Row(
-        folder.name if entry.alpha is None else f"{folder.name} at alpha {entry.alpha:g}",
-        essential(entry.mix),
-        Store(folder.parents[1]),
-        str(saved),
-        (),
-        f"`python engine/launch.py recipe={saved}` trains it",
-    )
+    title = folder.name if entry.alpha is None else f"{folder.name} at alpha {entry.alpha:g}"
+    remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
+    mix = essential(entry.mix)
+    parents = _parents(Store(folder.parents[1]), mix, title, remedy)
+    return Row(title, mix, parents, descriptions.read(folder / CELL))
+
+
+def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
+    """What the cells say of their model and its classes; of bare weights, what the recipe says."""
+    for cell in parents:
+        if (cell.artifact.folder / CELL).is_file():
+            return descriptions.read(cell.artifact.checked(CELL))
+    runs = Path(resolved.runs)
+    return descriptions.of_recipe(runs, resolved, runs)
 
 
 def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
     """Write a row as timm's `local-dir:` layout; returns the number of its classes.
 
-    classes: the head's, in place of those that the cells name. A folder that is there keeps its
-    other files. Raises ValueError for a model that timm has not, or names that do not fit the head.
+    classes: the head's, in place of those that the cells name. Other files of an existing folder
+    stay. Raises ValueError for a model that timm does not have, and for names that do not fit the
+    head.
     """
-    model = row.model()
+    model = row.model
     if model.arch.startswith(clip.PREFIX) or model.projection:
         raise ValueError(f"{row.title} is a CLIP tower under its projection, which timm has not")
+    names = list(classes or row.description.classes or ())
+    if not names:
+        raise ValueError(
+            f"neither the cells of {row.title} nor the upstream pack name the head's classes; give "
+            "them by --classes FILE, a line each in the head's order"
+        )
     state = row.state()
     outputs = len(state[models.head_names_of(model)[0]])
-    names = list(classes or row.classes())
     if len(set(names)) != outputs:
         raise ValueError(
             f"{len(set(names))} class names for the {outputs} outputs of {row.title}; give as many "
             "by --classes FILE, a line each in the head's order"
         )
     net = models.load_state(models.create(model, outputs), state, row.title)
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     with room_for(out):
-        part.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         try:
-            tensors.save(net.state_dict(), part / WEIGHTS)
-            (part / CONFIG).write_text(json.dumps(_config(row, model, net, names), indent=1))
-            prompt = row.prompt()
-            if prompt is not None:
-                tensors.save({"prompt": prompt}, part / PROMPT)
-            _into_place(part, out)
+            tensors.save(net.state_dict(), temporary / WEIGHTS)
+            config = json.dumps(_config(row, model, net, names), indent=1)
+            (temporary / CONFIG).write_text(config)
+            if (prompt := row.prompt()) is not None:
+                tensors.save({"prompt": prompt}, temporary / PROMPT)
+            out.mkdir(exist_ok=True)
+            (out / PROMPT).unlink(missing_ok=True)  # of another model
+            for file in temporary.iterdir():
+                file.replace(out / file.name)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return outputs
-
-
-def _into_place(part: Path, out: Path) -> None:
-    out.mkdir(exist_ok=True)
-    (out / PROMPT).unlink(missing_ok=True)  # of another model
-    for file in part.iterdir():
-        file.replace(out / file.name)
 
 
 def _config(
@@ -224,8 +186,21 @@ def _config(
     }
 
 
+def _parents(store: Store, mix: Mix, title: str, remedy: str) -> dict[str, Cell]:
+    """The cells of a mix, by name. Raises ValueError where a cell is missing."""
+    parents = {}
+    for name in mix:
+        cell = cells.find(store, name)
+        if cell is None:
+            raise ValueError(
+                f"{store.root} has no finished cell {name}, which is a part of {title}; {remedy}"
+            )
+        parents[name] = cell
+    return parents
+
+
 def _check_choice(option: str, value: object, valid: Sequence[object]) -> None:
-    """ValueError unless the value is one of the valid ones, or None where there is only one."""
+    """Raise ValueError unless `value` is valid, or None where there is no choice."""
     if value in valid or (value is None and len(valid) == 1):
         return
     if valid in ([None], [""]):

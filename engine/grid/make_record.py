@@ -1,4 +1,4 @@
-"""What a finished campaign leaves for its report: made from the store, which must hold it all."""
+"""The record of a finished campaign, made from the store, which must hold all of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import io
 import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,12 @@ from engine import recipe
 from engine.distances import problems, solve
 from engine.evaluation import passes, sample
 from engine.evaluation.sample import Sample
-from engine.grid import campaign, half_widths, record
+from engine.grid import campaign, half_widths
 from engine.grid.campaign import Plan
 from engine.grid.jobs import builder_of
-from engine.grid.record import Record, SampleOf
-from engine.machine.files import cache_folder
+from engine.grid.record import Record, StoredSample
+from engine.machine.files import cache_folder, file_hash
 from engine.measures.rows import PRE, Arm, Evaluation
-from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.cells import Mix
@@ -39,72 +38,61 @@ DISTANCE = problems.Options(samples=10_000)
 
 
 def record_of(plan: Plan, device: torch.device) -> Record:
-    """All that a report tells of a campaign whose jobs are done."""
+    """The record of a campaign whose jobs are done."""
     run = builder_of(plan, device).run
-    resolved = run.recipe
+    dataset, root = run.recipe.dataset, run.store.root
     samples = sample.draw_all(run)
-    wholes = {
-        name: passes.predicted(run, {run.base.name: 1.0}, name, one.split)
-        for name, one in samples.items()
-    }
-    evaluations = _evaluations(plan, device, samples)
-    is_emoji = resolved.dataset.kind == "emoji"
-    root = run.store.root
-    paths = [*(one.path for one in evaluations), *wholes.values()]
+    evaluations = list(_evaluations(plan, device, samples))
+    files = dict.fromkeys(row.path for row in evaluations)
+    stored = {}
+    for name, drawn in samples.items():
+        path = passes.predicted(run, {run.base.name: 1.0}, name, drawn.split)
+        files[path] = None
+        seed = sample.seed_of(run, name, drawn.split)
+        stored[name] = StoredSample(str(path.relative_to(root)), drawn.images, seed)
+    words = half_widths.users_words(plan, run.recipe)
+    is_emoji = dataset.kind == "emoji"
     return Record(
-        asked=campaign.asked(plan.name, half_widths.as_asked(plan, resolved))[1],
+        asked=campaign.identify(plan.name, words)[1],
         name=plan.name,
         sets=list(plan.sets),
-        upstream=resolved.dataset.upstream,
-        methods=_titles(plan),
-        settings=_settings(plan, run),
+        upstream=dataset.upstream,
+        methods={
+            method: recipe.load(plan.name, plan.overrides, method=method).method.title
+            for method in plan.methods
+        },
+        settings=_settings(run, " ".join(["rib campaign", plan.name, *words])),
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
-        holdout=resolved.dataset.holdout > 0,
+        holdout=dataset.holdout > 0,
         distances=_distances(run),
-        samples={
-            name: SampleOf(
-                str(wholes[name].relative_to(root)),
-                one.images,
-                sample.seed_of(run, name, one.split),
-            )
-            for name, one in samples.items()
-        },
-        sequential=resolved.evaluate.half_width is not None,
+        samples=stored,
+        sequential=run.recipe.evaluate.half_width is not None,
         evaluations=[
-            dataclasses.replace(one, path=one.path.relative_to(root)) for one in evaluations
+            dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
-        files=record.hashes(paths, root),
+        files={str(path.relative_to(root)): file_hash(path) for path in files},
     )
 
 
 def _evaluations(
     plan: Plan, device: torch.device, samples: Mapping[str, Sample]
-) -> list[Evaluation]:
-    evaluations: list[Evaluation] = []
-    for downstream in plan.sets:
+) -> Iterator[Evaluation]:
+    """The pre-trained model on every set, then every model of every column on every set."""
+    for number, downstream in enumerate(plan.sets):
         builder = builder_of(plan, device, downstream)
         run, model = builder.run, builder.recipe.model.name
         names = run.recipe.dataset.places
-        if not evaluations:
+        if number == 0:
             for name in names:
                 path = _predicted(run, {run.base.name: 1.0}, name, samples)
-                evaluations.append(Evaluation(model, PRE, "", None, "", name, path))
+                yield Evaluation(model, PRE, "", None, "", name, path)
         for seeded, method in product(builder.seeded(), plan.methods):
             variant, seed = seeded.sibling(method).method.variant, seeded.recipe.seed
-            for entry in seeded.cell(method).entries:
+            for entry, name in product(seeded.cell(method).entries, names):
                 arm = Arm(model, method, variant, entry.alpha)
-                for name in names:
-                    path = _predicted(seeded.run, entry.mix, name, samples)
-                    evaluations.append(
-                        Evaluation(*arm, downstream, name, path, seed, entry.headline)
-                    )
-    return evaluations
-
-
-def _titles(plan: Plan) -> dict[str, str]:
-    """Method keys and how tables name them."""
-    return {m: recipe.load(plan.name, plan.overrides, method=m).method.title for m in plan.methods}
+                path = _predicted(seeded.run, entry.mix, name, samples)
+                yield Evaluation(*arm, downstream, name, path, seed, entry.headline)
 
 
 def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> Path:
@@ -113,7 +101,7 @@ def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> 
 
 
 def _distances(run: Run) -> dict[str, Any] | None:
-    """Distances between all sets; a grid is reported without if need be."""
+    """Distances between all sets. A report does without them where they cannot be computed."""
     try:
         return solve.distances(run, run.recipe.dataset.places, DISTANCE).plain()
     except ValueError as error:
@@ -121,18 +109,20 @@ def _distances(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _settings(plan: Plan, run: Run) -> dict[str, Any]:
+def _settings(run: Run, command: str) -> dict[str, Any]:
+    """What the page shows of the settings, by heading."""
     resolved = run.recipe
+    model, first, last = resolved.model, resolved.seed, resolved.seed + resolved.seeds - 1
     packs = {name: run.sets[name].pack.fingerprint[:12] for name in resolved.dataset.places}
     return {
-        "Command": " ".join(["rib campaign", plan.name, *half_widths.as_asked(plan, resolved)]),
-        "Model": f"{resolved.model.name} ({resolved.model.arch}, {resolved.model.image_size} px)",
+        "Command": command,
+        "Model": f"{model.name} ({model.arch}, {model.image_size} px)",
         "Classes": len(run.sets.classes),
         "Training": (
             f"{resolved.optimizer.name}, lr {resolved.optimizer.lr:g}, {resolved.train.epochs} "
             f"epochs, batch {resolved.train.batch_size} (single methods differ: see their recipes)"
         ),
-        "Seed": resolved.seed if plan.seeds == 1 else _seeds(resolved),
+        "Seed": first if first == last else f"{first} to {last}; numbers are means over them",
         "Device": str(run.device),
         "Versions": ", ".join(f"{k} {v}" for k, v in cells.versions().items()),
         "Commit": _commit(),
@@ -140,26 +130,16 @@ def _settings(plan: Plan, run: Run) -> dict[str, Any]:
     }
 
 
-def _seeds(resolved: Recipe) -> str:
-    return f"{resolved.seed} to {resolved.seed + resolved.seeds - 1}; numbers are means over them"
-
-
 def _commit() -> str:
-    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
 
 
 def _contact_sheet(run: Run) -> bytes:
+    """A PNG of some concepts in every style."""
     dataset = run.recipe.dataset
     artwork = emoji.fetch(cache_folder(), progress=False)
     concepts = artwork.choose(dataset.classes, dataset.seed)

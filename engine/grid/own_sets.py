@@ -1,7 +1,7 @@
-"""A finished campaign's rows on sets that it did not know: all its models, found and not trained.
+"""All models of a finished campaign on a user's sets. Nothing is trained.
 
-The record names a file of predictions for every row, and the file names the cells of its model. The
-campaign's own numbers stay as they are: a new set is no part of RI.
+The record names a file of predictions for every row, and its artefact names the cells of its model.
+The campaign's numbers stay as they are: a new set is no part of RI.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from engine.data.sets import Sets
 from engine.evaluation import passes, zoo
+from engine.grid import export
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, metrics, predictions
@@ -25,12 +26,12 @@ from engine.store.artifacts import Store
 
 
 @dataclass(frozen=True)
-class OnOwnSet(Accuracy):
+class OnUsersSet(Accuracy):
     """A row's accuracy on a user's set, and its change from the pre-trained model's, in points.
 
     change_low, change_high: the change's 95% interval over source images (the population:
-    `bootstrap`), if asked for; error: the Monte-Carlo standard error of its ends. mask and
-    classes: as in `zoo.Row`.
+    `bootstrap`), or None. error: the Monte-Carlo standard error of its ends. mask and classes: as
+    in `zoo.Row`.
     """
 
     change: float | None = None
@@ -41,7 +42,7 @@ class OnOwnSet(Accuracy):
     classes: int = 0
 
 
-def judged(
+def evaluate(
     campaign: FinishedCampaign,
     request: Request,
     places: Mapping[str, Path],
@@ -49,31 +50,33 @@ def judged(
     *,
     mask: str = "none",
     intervals: bool = False,
-) -> list[OnOwnSet]:
+) -> list[OnUsersSet]:
     """Every row of a finished campaign on every set; the pre-trained model comes first.
 
-    `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a set of the
-    campaign's name, for classes that the head lacks, and for cells or predictions that are gone.
+    `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a name of the
+    campaign's sets, classes that the head lacks, and missing predictions; FileNotFoundError for
+    missing cells.
     """
     record = campaign.record
     for name in places:
         if name in (record.upstream, *record.sets):
             raise ValueError(
-                f"{name} is a set of the campaign, whose numbers are in {campaign.report}; name "
-                f"another set otherwise, as in --sets NAME={places[name]}"
+                f"{name} is a set of the campaign, whose numbers are in {campaign.report}; give "
+                f"this set another name, as in --sets NAME={places[name]}"
             )
     models = {(row.arm, row.downstream, row.seed): row for row in campaign.evaluations}.values()
-    mixes = [predictions.mix_of(model.path) for model in models]
-    wanted = request.recipe()
-    packs = {name: zoo.pack_at(wanted, place) for name, place in places.items()}
-    store = Store(Path(wanted.runs) / "store")
+    mixes = [predictions.mix_of(row.path) for row in models]
+    resolved = request.recipe()
+    packs = {name: zoo.pack_at(resolved, place) for name, place in places.items()}
+    store = Store(Path(resolved.runs) / "store")
     cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
-    heads = [cell.meta["classes"] for cell in cells.values() if "classes" in cell.meta]
-    head = heads[0] if heads else Sets(wanted, device, cache_folder()).classes
-    sets = Sets(wanted, device, cache_folder(), packs, head, mask)
+    head = export.description_of(cells.values(), resolved).classes or ()
+    sets = Sets(resolved, device, cache_folder(), packs, head, mask)
     zoo.check(sets, packs)
-    pre_trained = next(mix for row, mix in zip(models, mixes, strict=True) if row.method == PRE)
-    run = Run(wanted, device, sets, store, cells[next(iter(pre_trained))])
+    base = next(
+        name for row, mix in zip(models, mixes, strict=True) if row.method == PRE for name in mix
+    )
+    run = Run(resolved, device, sets, store, cells[base])
     rows = []
     for name in packs:
         passes.evaluate(run, mixes, [name], "all")
@@ -81,15 +84,14 @@ def judged(
             replace(row, evaluated_on=name, path=passes.predicted(run, mix, name, "all"))
             for row, mix in zip(models, mixes, strict=True)
         ]
-        how, classes = zoo.answers(sets, name)
-        rows += _rows(evaluations, how, classes, intervals)
+        rows += _rows(evaluations, *zoo.answers(sets, name), intervals)
         sets.release(name)
     return rows
 
 
 def _rows(
     evaluations: Sequence[Evaluation], mask: str, classes: int, intervals: bool
-) -> list[OnOwnSet]:
+) -> list[OnUsersSet]:
     """The rows of one set."""
     grid = metrics.gather(evaluations)
     ((name, bank),) = grid.predictions.items()
@@ -105,6 +107,6 @@ def _rows(
     for row, end in zip([before, *after], ends, strict=True):
         change = None if row is before else row.accuracy - before.accuracy
         rows.append(
-            OnOwnSet(*row.key, row.n, row.accuracy, row.headline, change, *end, mask, classes)
+            OnUsersSet(*row.key, row.n, row.accuracy, row.headline, change, *end, mask, classes)
         )
     return rows

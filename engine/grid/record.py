@@ -1,8 +1,8 @@
 """What a finished campaign leaves, so that its tables and page can be made again without it.
 
-A file beside the plan says where in the store the predictions of every evaluation lie, with their
-checksums, and all that a report tells beside numbers. It holds no absolute path: a folder of runs
-can be moved. No torch.
+A file beside the plan names the predictions of every evaluation in the store, with their checksums,
+and holds what a report shows besides numbers. It holds no absolute path, so that a folder of runs
+can be moved. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
-from engine.store import artifacts
 
 
 @dataclass(frozen=True)
-class SampleOf:
-    """A set's sample: predictions of the whole by the pre-trained model, which give its order."""
+class StoredSample:
+    """A set's sample of `images`; `path`: the pre-trained model's predictions, which order it."""
 
     path: str
     images: int
@@ -38,9 +37,10 @@ class SampleOf:
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
-    asked: `campaign.asked` of the user's words. methods: key to title, in table order. files:
-    SHA-256 of each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all
-    images were seen; sequential: whether sampling stopped as soon as intervals were narrow.
+    asked: the digest by `campaign.identify` of the user's words. methods: key to title, in table
+    order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. samples: by set,
+    empty where all images were seen. sequential: whether sampling stopped once intervals were
+    narrow.
     """
 
     asked: str
@@ -53,19 +53,19 @@ class Record:
     contact_sheet: str
     holdout: bool
     distances: dict[str, Any] | None
-    samples: dict[str, SampleOf]
+    samples: dict[str, StoredSample]
     sequential: bool
     evaluations: list[Evaluation]
     files: dict[str, str]
 
     def matrix(self) -> Matrix | None:
-        """The distances between all sets, where they are known."""
+        """The distances between all sets, if they are known."""
         return None if self.distances is None else Matrix.of(self.distances)
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedCampaign:
-    """A record and the folder of the plan that it lies in."""
+    """A record, and the folder (`place`) of the plan that it lies in."""
 
     record: Record
     place: Path
@@ -77,12 +77,11 @@ class FinishedCampaign:
 
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
-        """Where predictions lie. Raises ValueError for files that are not what they were."""
-        names = dict.fromkeys(str(one.path) for one in self.record.evaluations)
+        """The evaluations with absolute paths. Raises ValueError for a missing or altered file."""
+        rows = self.record.evaluations
+        names = dict.fromkeys(str(row.path) for row in rows)
         paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
-        return [
-            dataclasses.replace(one, path=paths[str(one.path)]) for one in self.record.evaluations
-        ]
+        return [dataclasses.replace(row, path=paths[str(row.path)]) for row in rows]
 
     @property
     def store(self) -> Path:
@@ -94,31 +93,30 @@ class FinishedCampaign:
 
         Raises ValueError as `evaluations`.
         """
-        file = self._checked(str(evaluation.path))
-        return json.loads((file.parent / artifacts.MARKER).read_text())["key"]["mix"]
+        return predictions.mix_of(self._checked(str(evaluation.path)))
 
     @functools.cached_property
     def samples(self) -> dict[str, Drawn]:
-        """The samples, by set; ValueError as `evaluations`."""
-        found = {}
-        for name, one in self.record.samples.items():
-            frame, index = frame_of(predictions.read(self._checked(one.path)), one.seed)
-            found[name] = Drawn(frame, one.images, index)
-        return found
+        """The samples, by set. Raises ValueError as `evaluations`."""
+        samples = {}
+        for name, stored in self.record.samples.items():
+            frame, index = frame_of(predictions.read(self._checked(stored.path)), stored.seed)
+            samples[name] = Drawn(frame, stored.images, index)
+        return samples
 
-    @functools.cache  # noqa: B019  # a run lives as long as its process
+    @functools.cache  # noqa: B019  # a campaign lives as long as its process
     def _checked(self, name: str) -> Path:
         path = self.store / name
-        again = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
+        remedy = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
         if not path.is_file():
-            raise ValueError(f"{path} is missing; {again}")
+            raise ValueError(f"{path} is missing; {remedy}")
         if files.file_hash(path) != self.record.files[name]:
-            raise ValueError(f"{path} was altered since the campaign ended; {again}")
+            raise ValueError(f"{path} was altered since the campaign ended; {remedy}")
         return path
 
 
 def write(place: Path, record: Record) -> FinishedCampaign:
-    """Keep a record in a plan's folder."""
+    """Write a record into a plan's folder."""
     text = json.dumps(dataclasses.asdict(record), indent=1, default=str)
     files.write_atomic(place / campaign.RECORD, text.encode())
     return read(place)
@@ -128,34 +126,31 @@ def read(place: Path) -> FinishedCampaign:
     """The record in a plan's folder."""
     values: dict[str, Any] = json.loads((place / campaign.RECORD).read_text())
     values["evaluations"] = [_evaluation(row) for row in values["evaluations"]]
-    values["samples"] = {name: SampleOf(**one) for name, one in values["samples"].items()}
+    values["samples"] = {name: StoredSample(**stored) for name, stored in values["samples"].items()}
     return FinishedCampaign(Record(**values), place)
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:
-    """A row of the file; older files do not say which alpha tables show: it was the default."""
-    usual = row["alpha"] in (None, DEFAULT_ALPHA)
-    return Evaluation(**{"headline": usual, **row, "path": Path(row["path"])})
+    """A row of the file. Tables of older files, which lack `headline`, show the default alpha."""
+    headline = row["alpha"] in (None, DEFAULT_ALPHA)
+    return Evaluation(**{"headline": headline, **row, "path": Path(row["path"])})
 
 
 def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
-    """The finished run of a campaign as it was asked for, the last one where there are several.
+    """The finished run of a campaign with these settings; of several, the last.
 
     Raises CampaignError where there is none.
     """
-    folder, asked = campaign.asked(name, overrides)
-    files = folder.glob(f"plans/*/{campaign.RECORD}")
-    for file in (newest_first := sorted(files, key=lambda path: -path.stat().st_mtime_ns)):
-        if json.loads(file.read_text())["asked"] == asked:
+    folder, identity = campaign.identify(name, overrides)
+    records = sorted(
+        folder.glob(f"plans/*/{campaign.RECORD}"), key=lambda path: -path.stat().st_mtime_ns
+    )
+    for file in records:
+        if json.loads(file.read_text())["asked"] == identity:
             return read(file.parent.resolve())
     command = " ".join(["rib campaign", name, *overrides])
-    other = ", but one of other settings" if newest_first else ""
+    differs = ", but one with other settings" if records else ""
     raise CampaignError(
-        f"{folder} holds no finished run of {name} as asked for{other}; `{command}` finishes it, "
-        "and evaluates nothing again"
+        f"{folder} holds no finished run of {name} with these settings{differs}; `{command}` "
+        "finishes it, and evaluates nothing again"
     )
-
-
-def hashes(paths: Sequence[Path], store: Path) -> dict[str, str]:
-    """SHA-256 by path relative to the store."""
-    return {str(path.relative_to(store)): files.file_hash(path) for path in dict.fromkeys(paths)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from engine.grid.own_sets import OnOwnSet
+from engine.grid.own_sets import OnUsersSet
 from engine.measures.rows import PRE, Arm
 from engine.report import console, table
 
 
-def text(rows: Sequence[OnOwnSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
+def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
     """Accuracy of every row in percent, and below its change in points; a column a set fine-tuned
     on, in the order of `sets`, and their mean.
 

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from engine import cli, recipe
+from engine.commands import plan as command
 from engine.cost import dry_run, estimate
+from engine.cost.dry_run import Work
 from engine.cost.flops import flops
-from engine.cost.ledger import Work
 from engine.errors import RecipeError
 from engine.evaluation.bank import Forward
 from engine.grid import campaign
@@ -113,7 +114,7 @@ def test_greedy_soup_takes_no_more_than_planned(ran: Ran, folder: Path, grid: gr
     planned = estimate.of(plan)
     one_model = sum(w.rows for w in planned.work if w.job == dry_run.PREPARE)
     assert before < ran.rows <= planned.rows < ran.rows + one_model * len(plan.sets)
-    assert "counted at their most" in estimate.text(planned, estimate.Device())
+    assert "counted at their most" in command.text(planned, estimate.Device())
 
 
 def plan_of(folder: Path, *overrides: str) -> Plan:
@@ -171,7 +172,7 @@ def test_the_published_grid() -> None:
     assert found.forward_flops == pytest.approx(35.2e9, rel=0.01)  # 17.6 G multiply-adds
     assert found.parameters == 86_567_656
     per_image = {
-        w.label: w.flops / w.images / found.forward_flops
+        w.method: w.flops / w.images / found.forward_flops
         for w in found.work
         if w.kind == "training"
     }
@@ -179,7 +180,7 @@ def test_the_published_grid() -> None:
     assert per_image["VP"] == pytest.approx(2, rel=0.03)  # attention: twice
     assert 2 < per_image["LoRA"] < 2.5
     assert per_image["LP"] == pytest.approx(heads.EVALUATIONS * 4 * 768 * 1000 / 35.2e9, rel=0.01)
-    steps = {w.job: w.steps for w in found.work if w.label == "FT"}
+    steps = {w.job: w.steps for w in found.work if w.method == "FT"}
     assert steps["imagenet_r"] == 10 * -(-30_000 // 64)
     assert steps["imagenet_a"] == 10 * -(-7_500 // 64)
     base = [w for w in found.work if w.job == dry_run.PREPARE]
@@ -191,7 +192,7 @@ def test_the_published_grid() -> None:
     for method, title in HEADERS.items():
         text = (recipe.ROOT / "imagenet_rib" / f"{method}.yaml").read_text()
         (told,) = re.findall(r"best: (\d+\.\d) \|", text)
-        minutes = 60 * device.hours(w for w in column if w.label == title)
+        minutes = 60 * device.hours(w for w in column if w.method == title)
         assert float(told) == pytest.approx(minutes, abs=0.05)
 
 
@@ -216,7 +217,7 @@ def test_the_grids_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_hours_on_gpus() -> None:
     device = estimate.Device(tflops=100, mfu=0.5)
-    work = Work("prepare", "training", "FT", 1, 50e12 * 3600)
+    work = Work("prepare", "training", 1, 50e12 * 3600)
     assert device.hours([work]) == pytest.approx(1)
     exact = dataclasses.replace(work, precision="fp32")
     assert device.hours([work, exact]) == pytest.approx(1 + 100 / 19.5)
@@ -230,12 +231,12 @@ def test_times_are_told_in_a_unit_that_fits_them(
     folder: Path, tmp_path: Path, tflop: float, unit: str, time: str
 ) -> None:
     planned = estimate.of(plan_of(folder, f"runs={tmp_path}"))
-    work = Work(dry_run.PREPARE, "training", "FT", 1, tflop * 1e12)
+    work = Work(dry_run.PREPARE, "training", 1, tflop * 1e12)
     planned, device = dataclasses.replace(planned, work=(work,)), estimate.Device(160, mfu=1)
-    shown = estimate.text(planned, device)
+    shown = command.text(planned, device)
     assert f"{unit:<11}{time} on one GPU; {time} on eight" in shown, shown
     assert f"GPU-{unit}\n" in shown
-    assert f"all 2 models: {2 * float(time):g} {unit}" in estimate.total([planned] * 2, device)
+    assert f"all 2 models: {2 * float(time):g} {unit}" in command.total([planned] * 2, device)
 
 
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,5 +270,5 @@ def test_published_sets_are_planned_with_their_classes() -> None:
 
 @pytest.mark.slow
 def test_encoded_sets_count_as_they_are(ran: Ran) -> None:
-    resolved = dry_run.DryRun(ran.plan, {}, 0).recipe
+    resolved = recipe.load(ran.plan.name, ran.plan.overrides)
     assert np.bincount(estimate.labels_of(resolved, "few")).tolist() == [grids.COPIES] * 3

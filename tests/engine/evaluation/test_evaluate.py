@@ -29,7 +29,6 @@ from PIL import Image
 
 from engine import models
 from engine.evaluation import passes
-from engine.evaluation.verdict import Verdict, predictions_table
 from engine.grid.build import Builder
 from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
 from engine.store import artifacts, cells

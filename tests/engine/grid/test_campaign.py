@@ -156,12 +156,12 @@ def test_some_of_the_methods(folder: Path, tmp_path: Path) -> None:
     assert recipe.load(name, words).method.name == "wise_ft"
     probe = recipe.load(name, words, method="linear_probe")
     assert probe.train.epochs == 2, "a sibling has the campaign's settings"
-    assert campaign.asked(name, words) != campaign.asked(name, words[:1])
+    assert campaign.identify(name, words) != campaign.identify(name, words[:1])
 
 
 def test_a_campaign_looked_for_refuses_the_words_that_a_plan_refuses(folder: Path) -> None:
     with pytest.raises(RecipeError, match="a campaign trains several methods"):
-        campaign.asked(str(folder / "shapes.yaml"), ["method.alpha=0.3"])
+        campaign.identify(str(folder / "shapes.yaml"), ["method.alpha=0.3"])
 
 
 def test_a_folder_spelled_otherwise_is_the_same_campaign(
@@ -191,7 +191,7 @@ def test_a_users_method_lies_beside_its_yaml(
         plans.append(campaign.plan(str(place / "shapes.yaml"), [f"runs={tmp_path}"], 1))
     assert plans[0].path == plans[1].path
     name, words = str(tmp_path / "a" / "shapes.yaml"), [f"runs={tmp_path}"]
-    assert campaign.asked(name, words) == campaign.asked(name.replace("/a/", "/b/"), words)
+    assert campaign.identify(name, words) == campaign.identify(name.replace("/a/", "/b/"), words)
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 1), (8, 2)])
@@ -253,9 +253,9 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["train.epoch=1"], "unknown key 'train.epoch'; did you mean 'train.epochs'"),
-        (["downstream=outline"], r"trains on all its sets; name some by dataset\.sets="),
+        (["downstream=outline"], r"trains on all its sets; choose them by dataset\.sets="),
         (["method.alpha=0.3"], "'method.alpha=0.3': a campaign trains several methods"),
-        (["method=fine_tune"], r"several methods; name some by methods=\[A,B\]"),
+        (["method=fine_tune"], r"several methods; choose them by methods=\[A,B\]"),
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[fine_tunes]"], "'fine_tunes' is no method of .*; did you mean 'fine_tune'"),
         (["methods=fine_tune"], r"names no methods; write methods=\[fine_tune,linear_probe\]"),
@@ -319,7 +319,7 @@ def test_what_was_asked_for_is_told_without_any_methods_module(
     folder: Path, tmp_path: Path
 ) -> None:
     def asked(*words: str, name: str = str(folder / "shapes.yaml")) -> tuple[Path, str]:
-        return campaign.asked(name, [f"runs={tmp_path}", *words])
+        return campaign.identify(name, [f"runs={tmp_path}", *words])
 
     where, plain = asked()
     assert where == tmp_path / "shapes"

@@ -247,15 +247,12 @@ def test_a_campaign_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureF
     assert "holds no finished run of emoji" in capsys.readouterr().err
 
 
-def test_clip_under_its_projection_is_no_model_of_timms(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clip_under_its_projection_is_no_model_of_timms(tmp_path: Path) -> None:
+    from engine.data import descriptions
     from engine.grid import export
-    from engine.store.artifacts import Store
 
-    row = export.Row("pre", {}, Store(tmp_path), "", (), "")
-    model = load("imagenet_rib", ["model=vit_b16_clip_openai_zero_shot"]).model
-    monkeypatch.setattr(export.Row, "model", lambda self: model)
+    resolved = load("imagenet_rib", ["model=vit_b16_clip_openai_zero_shot"])
+    row = export.Row("pre", {}, {}, descriptions.of_recipe(tmp_path, resolved, tmp_path))
     with pytest.raises(ValueError, match="is a CLIP tower under its projection, which timm has"):
         export.write(row, tmp_path / "m")
     assert not list(tmp_path.iterdir())

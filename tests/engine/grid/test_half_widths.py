@@ -71,9 +71,9 @@ def test_the_report_names_the_command_that_was_given(asked):
     name, words, _ = asked
     plan = next(half_widths.sequential_plans(*asked))
     resolved = recipe.load(name, plan.overrides)
-    assert plan.overrides[:-1] == half_widths.as_asked(plan, resolved) == tuple(words)
+    assert plan.overrides[:-1] == half_widths.users_words(plan, resolved) == tuple(words)
     plain = campaign.plan(name, words[:2], 2)
-    assert half_widths.as_asked(plain, recipe.load(name, words[:2])) == tuple(words[:2])
+    assert half_widths.users_words(plain, recipe.load(name, words[:2])) == tuple(words[:2])
 
 
 def test_a_report_without_any_half_width_is_a_mistake(asked, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from encoded_rib import SUBSAMPLE, Rib, rib
+from engine.evaluation.verdict import predictions_table
 from grids import grid
 from PIL import Image
 
@@ -20,7 +21,6 @@ from engine import cli, models
 from engine.commands import outcome
 from engine.data import grouping, imagenet, sets
 from engine.evaluation import passes
-from engine.evaluation.verdict import predictions_table
 from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.machine.files import cache_folder

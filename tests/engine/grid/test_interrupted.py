@@ -33,7 +33,6 @@ from evaluations import (
 from grids import environment, grid
 
 from engine.evaluation import bank, passes
-from engine.evaluation.verdict import Verdict
 from engine.store import pending
 
 __all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]

@@ -98,7 +98,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     campaigns.run(folder)
     assert metrics(asked) == (0, "")
     code, said = metrics(asked, "train.epochs=3")
-    assert code == 2 and "but one of other settings; `rib campaign" in said
+    assert code == 2 and "but one with other settings; `rib campaign" in said
     assert "train.epochs=3` finishes it" in said
     code, said = metrics(f"runs={folder / 'none'}")
     assert code == 2 and "holds no finished run" in said and "other settings" not in said
