@@ -23,6 +23,7 @@ from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
 from engine.store import artifacts
+from loaders.files import file_hash
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class FinishedCampaign:
         again = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
         if not path.is_file():
             raise ValueError(f"{path} is missing; {again}")
-        if files.file_hash(path) != self.record.files[name]:
+        if file_hash(path) != self.record.files[name]:
             raise ValueError(f"{path} was altered since the campaign ended; {again}")
         return path
 
@@ -158,4 +159,4 @@ def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
 
 def hashes(paths: Sequence[Path], store: Path) -> dict[str, str]:
     """SHA-256 by path relative to the store."""
-    return {str(path.relative_to(store)): files.file_hash(path) for path in dict.fromkeys(paths)}
+    return {str(path.relative_to(store)): file_hash(path) for path in dict.fromkeys(paths)}

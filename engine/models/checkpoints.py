@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine import models
-from engine.machine.files import file_hash
 from engine.models import clip, hub, zero_shot
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
+from loaders.files import file_hash
 
 State = dict[str, torch.Tensor]
 # Twenty labelled ImageNet photos; their class is the number before the suffix.
