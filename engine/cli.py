@@ -8,12 +8,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from engine.commands import COMMANDS
 from engine.machine import entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `rib` with these words."""
+    return entry.guarded(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int | None:
+    # Imported late: `guarded` first checks that no other package hides ours.
+    from engine.commands import COMMANDS
+
     parser = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
     parser.add_argument("--version", action="version", version=f"rib {_version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
@@ -21,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add(commands)
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes no positional words after an option; key=value words may stand anywhere, and
-    # so may --debug.
+    # argparse takes no positional words after an option, but key=value words may stand anywhere,
+    # and so may --debug.
     if arguments.debug or "--debug" in rest:
         os.environ[entry.DEBUG] = "1"
         rest = [word for word in rest if word != "--debug"]
@@ -33,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}{late}")
     if rest:
         arguments.overrides += rest
-    return entry.guarded(lambda: arguments.run(arguments))
+    return arguments.run(arguments)
 
 
 def _version() -> str:

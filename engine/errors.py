@@ -1,15 +1,15 @@
-"""Errors that are the user's to mend: one line on the terminal, never a traceback."""
+"""Errors that a user can mend: a line on the terminal, never a traceback."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-USERS_METHOD = "users_method_"  # begins the names of modules that hold users' methods
+USERS_METHOD = "users_method_"  # prefix of the module names of users' methods
 
 
 class RecipeError(ValueError):
-    """A recipe or an override that cannot be run; the message names key, file and remedy."""
+    """A recipe or override that cannot be run; the message names key, file and remedy."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
@@ -30,7 +30,7 @@ class CampaignError(RuntimeError):
 
 
 class FirstRankError(RuntimeError):
-    """The first rank failed and has said why; this rank only stops."""
+    """The first rank failed and printed why; this rank only stops."""
 
 
 class ShadowedError(ImportError):

@@ -13,16 +13,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# A script's own folder comes first on the path, where engine/data would hide a package `data`.
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
-sys.path.insert(0, str(HERE.parent))
+ENGINE = Path(__file__).resolve().parent
+# Python puts a script's folder first on the path, where engine/data would hide a package `data`.
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ENGINE]
+sys.path.insert(0, str(ENGINE.parent))
 
-import engine.commands.train  # noqa: E402
+from engine.machine.entry import guarded  # noqa: E402
 
 
 def main() -> int:
-    return engine.commands.train.launch(sys.argv[1:])
+    return guarded(_train)
+
+
+def _train() -> int:
+    # Imported late: `guarded` first checks that no other package hides ours.
+    from engine.commands import train
+
+    return train.launch(sys.argv[1:])
 
 
 if __name__ == "__main__":

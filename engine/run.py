@@ -1,4 +1,4 @@
-"""Run: what one cell works with. Training, evaluation and the Fisher read it; it makes nothing."""
+"""Run: what a cell works with. Training, evaluation and the Fisher read it; it makes nothing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from engine.store.cells import Cell
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved recipe, and where its work happens.
+    """A resolved recipe and where its work happens.
 
-    base: the model that the cell starts from, pre-trained, with a head for the upstream classes.
-    shares_features: whether models that share its backbone are evaluated from its stored features.
+    base: the pre-trained model that the cell starts from, with a head for the upstream classes.
+    shares_features: models that share its backbone are evaluated from its stored features.
     """
 
     recipe: Recipe
@@ -43,14 +43,14 @@ class Run:
 
     @property
     def autocast(self) -> torch.autocast:
-        """bf16 autocast for training, where the recipe or the device asks for it."""
+        """Autocast for training: bf16 where the recipe or the device asks for it."""
         return precision.autocast(self.recipe.train.precision, self.device)
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What of the machine changes bits and is known beforehand; a part of every name.
+        """What is known of the machine in advance and changes bits; part of every artefact's key.
 
-        The rest (processor, ranks) stands in the versions beside a cell.
+        The processor and the number of ranks stand in the versions file of a cell.
         """
         if self.device.type == "cpu":
             return {"device": "cpu", "threads": self.recipe.threads}
@@ -68,7 +68,7 @@ class Run:
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model, loaded on the device, in eval mode.
 
-        A head of another class list (a bare backbone's) is replaced by a fresh one, seeded.
+        The head of a bare backbone, which has other classes, is replaced by a seeded new head.
         """
         torch.manual_seed(0)
         model = self.recipe.model

@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from loaders import rgb
+from loaders.files import file_hash, sync
 from loaders.journal import Entry, Journal, Written
 from loaders.pack import (
     FORMAT_VERSION,
@@ -36,7 +37,6 @@ from loaders.pack import (
     SAMPLES,
     Item,
     Pack,
-    file_sha256,
     fingerprint_of,
     request_digests,
 )
@@ -170,7 +170,7 @@ def encode(
             if journal:
                 journal.end()
             temporary.rename(out)
-            _fsync(out.parent)
+            sync(out.parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(_full(out, name, temporary if resume else None)) from error
@@ -249,14 +249,12 @@ def _full(out: Path, name: str, unfinished: Path | None) -> str:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    sha256 = {name: file_sha256(folder / name) for name in (IMAGES, SAMPLES)}
+    sha256 = {name: file_hash(folder / name) for name in (IMAGES, SAMPLES)}
     whole = {**manifest, "sha256": sha256}
     whole["fingerprint"] = fingerprint_of(whole)
-    with (folder / MANIFEST).open("w") as file:
-        json.dump(whole, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _fsync(folder)
+    (folder / MANIFEST).write_text(json.dumps(whole, indent=1))
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
@@ -282,11 +280,3 @@ def _locked(lock: Path) -> Iterator[None]:
                 finally:
                     lock.unlink(missing_ok=True)
                 return
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from loaders import files
+
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
 EVERY = 1024  # images
@@ -86,8 +88,7 @@ class Journal:
         self._pending = []  # before it is written: a stop in between must not write it twice
         with self._path.open("a") as file:
             file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        files.sync(self._path)
 
     def end(self) -> None:
         """Remove the journal of a finished pack."""

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loaders.beton import JPEG, RAW, Beton
+from loaders.files import canonical, digest, file_hash
 
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
@@ -179,16 +180,6 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     return digest({key: manifest[key] for key in keys})
 
 
-def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-able value, whatever the order of its keys."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def canonical(value: Any) -> str:
-    """The JSON text of a value, whatever the order of its keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def request_digests(
     manifest: Mapping[str, Any], items: Sequence[Item], on_error: str
 ) -> tuple[str, str]:
@@ -204,11 +195,6 @@ def request_digests(
     images.update(b"]]")
     hashed.update(f"],{canonical(on_error)}]".encode())
     return images.hexdigest(), hashed.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -230,7 +216,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
-    if file_sha256(path) != manifest["sha256"][SAMPLES]:
+    if file_hash(path) != manifest["sha256"][SAMPLES]:
         raise ValueError(f"{path}: truncated, altered, or of another pack; {_REMEDY}")
     return np.load(path, allow_pickle=False)
 

@@ -9,9 +9,7 @@ unpacked to disk: members are read from the archive.
 from __future__ import annotations
 
 import base64
-import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +19,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+
+from loaders.files import file_hash, sync
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def verified(path: Path, integrity: str, label: str) -> Path:
     expected = integrity if len(integrity) == 64 else _sha512(integrity)
     if not path.is_file():
         raise RegistryError(f"{label} is not in the cache ({path}); fetch it first")
-    if (actual := _digest(path, expected)) != expected:
+    if (actual := _hash(path, expected)) != expected:
         raise RegistryError(_mismatch(label, path, expected, actual) + "; fetch it again")
     return path
 
@@ -167,17 +167,16 @@ def _fetch(path: Path, expected: str, label: str, download: Callable[[Path], Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
         fresh = download(Path(folder))
-        if (actual := _digest(fresh, expected)) != expected:
+        if (actual := _hash(fresh, expected)) != expected:
             raise RegistryError(_mismatch(label, fresh, expected, actual))
-        with fresh.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(fresh)
         return fresh.replace(path.parent / fresh.name)
 
 
 def _holds(path: Path, expected: str, label: str) -> bool:
     if not path.is_file():
         return False
-    if (actual := _digest(path, expected)) == expected:
+    if (actual := _hash(path, expected)) == expected:
         return True
     log.warning("%s; removed, fetching it again", _mismatch(label, path, expected, actual))
     path.unlink(missing_ok=True)
@@ -199,7 +198,5 @@ def _sha512(integrity: str) -> str:
     return raw.hex()
 
 
-def _digest(path: Path, like: str) -> str:
-    algorithm = "sha256" if len(like) == 64 else "sha512"
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
+def _hash(path: Path, like: str) -> str:
+    return file_hash(path, "sha256" if len(like) == 64 else "sha512")

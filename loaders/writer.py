@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from loaders.beton import ROW, BetonWriter, page_size_for
+from loaders.files import file_hash, sync
 from loaders.journal import Entry, Journal, Written
-from loaders.pack import IMAGES, SAMPLES, Item, file_sha256
+from loaders.pack import IMAGES, SAMPLES, Item
 
 _NAMED = 5
 
@@ -94,7 +94,7 @@ class PackWriter:
         """Write the samples and what makes the file of images readable."""
         assert self._writer is not None
         _write_samples(self._folder / SAMPLES, self.written, self._crc32)
-        self._writer.finish(tag=file_sha256(self._folder / SAMPLES).encode())
+        self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
 
     def close(self) -> None:
         """Close the file, after the journal has an entry for all that is in it."""
@@ -138,7 +138,5 @@ def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) ->
     rows = [
         (item.label, item.source, item.key, crc) for item, crc in zip(written, crc32, strict=True)
     ]
-    with path.open("wb") as file:
-        np.save(file, np.array(rows, dtype), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+    np.save(path, np.array(rows, dtype), allow_pickle=False)
+    sync(path)

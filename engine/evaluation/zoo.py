@@ -25,7 +25,7 @@ from engine.machine import ranks
 from engine.machine.files import cache_folder, room_for, write_atomic
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.standings import rounded
-from engine.models import checkpoints, clip
+from engine.models import checkpoints, clip, formats
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.run import Run
 from engine.store import tensors
@@ -252,7 +252,7 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
         raise ValueError(f"there is no checkpoint {file}")
 
     def made() -> Cell:
-        names, (weight, _) = checkpoints.names(file), models.head_names_of(model)
+        names, (weight, _) = formats.names(file), models.head_names_of(model)
         source = "file"
         if weight not in names and model.weights.match == "names":
             if not model.arch.startswith(clip.PREFIX):

@@ -15,9 +15,10 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.machine.files import digest, file_hash
+from engine.machine.files import digest
 from engine.recipe.schema import Recipe
 from engine.store import artifacts
+from loaders.files import file_hash
 
 REPORT, TABLE = "report", "table.txt"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of

@@ -22,12 +22,13 @@ from engine.grid import campaign, half_widths
 from engine.grid.campaign import Plan
 from engine.grid.jobs import builder_of
 from engine.grid.record import Record, StoredSample
-from engine.machine.files import cache_folder, file_hash
+from engine.machine.files import cache_folder
 from engine.measures.rows import PRE, Arm, Evaluation
 from engine.run import Run
 from engine.store import cells
 from engine.store.cells import Mix
 from loaders.benchmarks import emoji
+from loaders.files import file_hash
 
 if TYPE_CHECKING:
     import torch

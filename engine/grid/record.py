@@ -22,6 +22,7 @@ from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
+from loaders.files import file_hash
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class FinishedCampaign:
         remedy = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
         if not path.is_file():
             raise ValueError(f"{path} is missing; {remedy}")
-        if files.file_hash(path) != self.record.files[name]:
+        if file_hash(path) != self.record.files[name]:
             raise ValueError(f"{path} was altered since the campaign ended; {remedy}")
         return path
 

@@ -1,7 +1,7 @@
-"""torch.compile for whole models: one graph serves batches of any size, and every cell of a shape.
+"""torch.compile for whole models: a graph serves batches of any size, and all cells of a shape.
 
-On a GPU it is on unless a recipe says otherwise. On a CPU it gained 2 to 4% on small ViTs and takes
-half a minute in each process, so there it is off.
+The default is on for a GPU and off for a CPU, where it gained 2 to 4% on small ViTs and takes half
+a minute in each process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 CUDA_GRAPHS = "cuda_graphs"
-GRAPHS = 16  # of one forward pass: one for each choice of what learns, and those of evaluation
+GRAPHS = 16  # of a forward pass: training compiles each choice of what learns, evaluation more
 
 
 def resolve(option: str, device: torch.device) -> str:
@@ -30,28 +30,28 @@ def resolve(option: str, device: torch.device) -> str:
 def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
     """Compile the forward pass of `net` as `option` says; its state dict stays as it is.
 
-    Parameters are inputs of the graph, so modules of one shape share it, as do states that
-    `functional_call` puts into one module. A batch of one image runs uncompiled: it would need a
-    graph of its own.
+    Parameters are inputs of the graph, so modules of the same shape share it, and so do the states
+    that `functional_call` gives to a module. A batch of a single image runs uncompiled: it would
+    need another graph.
     """
-    wanted = resolve(option, device)
-    if wanted == "never":
+    option = resolve(option, device)
+    if option == "never":
         return net
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled
-    graphs = wanted == CUDA_GRAPHS
-    plain = type(net).forward
-    run = torch.compile(plain, mode="reduce-overhead" if graphs else None)
-    own = weakref.ref(net)  # a cycle would keep the weights on the device until they are collected
+    replayed = option == CUDA_GRAPHS
+    eager = type(net).forward
+    compiled = torch.compile(eager, mode="reduce-overhead" if replayed else None)
+    network = weakref.ref(net)  # a strong reference would be a cycle, which frees memory late
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
-            return plain(own(), x)
+            return eager(network(), x)
         torch._dynamo.maybe_mark_dynamic(x, 0)
-        if not graphs:
-            return run(own(), x)
+        if not replayed:
+            return compiled(network(), x)
         torch.compiler.cudagraph_mark_step_begin()
-        return run(own(), x).clone()  # the next batch is written to the same memory
+        return compiled(network(), x).clone()  # the next batch is written to the same memory
 
     net.forward = forward  # type: ignore[method-assign]
     return net

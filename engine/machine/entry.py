@@ -1,4 +1,4 @@
-"""How a command begins and ends: nothing hides our packages, and an error is one line."""
+"""How a command begins and ends: no other package hides ours, and an error is a single line."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from engine.errors import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("engine", "kernels", "loaders")
+PACKAGES = ("engine", "kernels", "loaders")
 OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
-DEBUG = "RIB_DEBUG"  # in the environment, so that a campaign's jobs have it too
+DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inherit
 
 
 def check_shadowing() -> None:
-    """Raise ShadowedError when another installed package hides one of ours."""
-    for name in OURS:
+    """Raise ShadowedError where another installed package has the name of one of ours."""
+    for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
-        found = Path(places[0] or "").resolve() if places else None
-        if found != ROOT / name:
+        place = Path(places[0] or "").resolve() if places else None
+        if place != ROOT / name:
             raise ShadowedError(
-                f"`{name}` is imported from {found}, not from {ROOT / name}; another package of "
-                f"that name hides it: uninstall it, or use a fresh virtual environment"
+                f"`{name}` is imported from {place}, not from {ROOT / name}: another package has "
+                "that name; uninstall it, or use a fresh virtual environment"
             )
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Run `work`; users' errors become one line and exit code 2, Ctrl-C exit code 130.
+    """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
 
-    An error inside a user's own method keeps its traceback above that line, and `--debug` shows it
-    of every error. Where the reader of our output leaves, as `head` does, the command ends without
-    a word, with exit code 141.
+    An error inside a user's method prints its traceback above that line; with `--debug` every error
+    does. Where the reader of our output has closed it, as `head` does, the command ends silently
+    with exit code 141.
     """
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log file is no place for a moving bar
-    # Idle threads that spin cost a busy machine up to ten times the work they wait for.
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars fill a log file with lines
+    # On a busy machine, idle threads that spin cost up to ten times the work that they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         check_shadowing()
@@ -61,22 +61,22 @@ def guarded(work: Callable[[], int | None]) -> int:
     except BrokenPipeError as error:
         if not _reader_left():
             return _explain(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it on exit
         return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
         return _explain(error)
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
         return 130
 
 
 def _explain(error: Exception) -> int:
-    """Print an error; its exit code."""
+    """Print an error and return its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
     line = f"error: {error}"
     print(line, file=sys.stderr)
-    # torchrun ends by printing what its ranks left in their files.
+    # torchrun prints at its end what its ranks wrote to these files.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file and not isinstance(error, FirstRankError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
@@ -85,7 +85,7 @@ def _explain(error: Exception) -> int:
 
 
 def _in_users_method(error: BaseException | None) -> bool:
-    """Whether a user's method, or what it called, raised an error that is not one of ours."""
+    """Whether a user's method, or code that it called, raised an error that is not ours."""
     while error is not None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         names = [frame.f_globals.get("__name__", "") for frame in frames]
@@ -98,5 +98,5 @@ def _in_users_method(error: BaseException | None) -> bool:
 def _reader_left() -> bool:
     """Whether nobody reads our standard output any more."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # of errors it tells in any case
+    poll.register(sys.stdout, 0)  # errors are reported in any case
     return any(state & select.POLLERR for _, state in poll.poll(0))

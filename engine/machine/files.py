@@ -1,15 +1,16 @@
-"""Files: written whole or not at all, hashed, and where a user's downloads are."""
+"""Files that are written whole or not at all, and the folder of a user's downloads."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from loaders import files
+from loaders.files import sync
 
 
 def cache_folder() -> Path:
@@ -18,15 +19,8 @@ def cache_folder() -> Path:
 
 
 def digest(key: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the key as canonical JSON."""
-    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The first 16 hex digits of the SHA-256 of a key as canonical JSON."""
+    return files.digest(key)[:16]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -44,20 +38,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def room_for(file: Path) -> Iterator[None]:
-    """Say which file could not be written, and that nothing is lost."""
+    """Turn an OSError into one that names the file and says that nothing is lost."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"{file} cannot be written ({error}); what was finished before is kept: "
-            "make room and run the same command again"
+            f"{file} cannot be written ({error}); finished work is safe: make room and run the "
+            "same command again"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

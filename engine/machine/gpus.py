@@ -12,15 +12,15 @@ _held: list[TextIO] = []
 
 
 def claim(folder: Path, count: int) -> int:
-    """Number of the GPU (of `count`) with the fewest claims in `folder`; kept while we live.
+    """Number of the GPU (of `count`) with the fewest claims in `folder`, claimed by this process.
 
-    A claim is a locked file, which the kernel frees however a process ends.
+    A claim is a locked file; the operating system unlocks it however the process ends.
     """
-    place = folder / "gpus"
-    place.mkdir(parents=True, exist_ok=True)
+    claims = folder / "gpus"
+    claims.mkdir(parents=True, exist_ok=True)
     for turn in itertools.count():
         for number in range(count):
-            file = (place / f"{socket.gethostname()}-{number}-{turn}").open("a")
+            file = (claims / f"{socket.gethostname()}-{number}-{turn}").open("a")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

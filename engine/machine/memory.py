@@ -1,7 +1,7 @@
-"""Keeps freed memory for the next batch, on a CPU.
+"""Reuses freed memory for the next batch, on a CPU.
 
-glibc gives large blocks back to the kernel when a tensor dies and asks for fresh ones a moment
-later; zeroing those pages took more than half of an evaluation's time (docs/design.md).
+glibc returns the large blocks of a freed tensor to the kernel and requests new ones a moment later;
+zeroing their pages took more than half of an evaluation's time (docs/design.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def keep_pages() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(ARENA_MAX, 1)  # those of other threads give pages back whatever is asked below
+        mallopt(ARENA_MAX, 1)  # further arenas would return pages despite the lines below
         mallopt(MMAP_MAX, 0)
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
         mallopt(TOP_PAD, 2**26)

@@ -1,6 +1,6 @@
-"""Numerical precision: fp32 weights everywhere, bf16 autocast where the device is made for it.
+"""Numerical precision: fp32 weights everywhere, bf16 autocast on a GPU.
 
-What is called fp32 is IEEE float32: `no_tf32` is called where a device is chosen.
+fp32 means IEEE float32, never TF32: `no_tf32` is called where a device is chosen.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 def name(precision: str) -> str:
-    """How keys of artefacts name fp32 or bf16; bf16's name says that heads are in fp32."""
+    """The name of fp32 or bf16 in the keys of artefacts; under bf16 heads compute in fp32."""
     return "bf16, head in fp32" if precision == "bf16" else precision
 
 
 def no_tf32() -> None:
-    """Products and convolutions of fp32 tensors keep their 24 bits; TF32 has 11.
+    """Let products and convolutions of fp32 tensors use all 24 bits; TF32 uses 11.
 
-    cuDNN's default is TF32. These flags, and not torch's newer `fp32_precision`, because inductor
-    still reads them, which torch refuses once the newer are set.
+    cuDNN's default is TF32. torch's newer `fp32_precision` cannot be set here: inductor reads the
+    flags below, and torch forbids that once the newer ones are set.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""Libraries that talk too much are told to speak of warnings only."""
+"""Libraries that log too much are set to log errors only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds what DeepSpeed compiles on first use, so that no run waits for it."""
+"""Compiles DeepSpeed's CPU operator in advance, so that no run waits for it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Independent problems solved side by side, as many at once as cores and memory allow.
+"""Independent problems solved in parallel threads, as many as cores and memory allow.
 
-In threads: what takes the time of those that come here (BLAS, LAPACK, compiled loops, network
-simplex) leaves Python's lock alone, nothing is copied, and loops are compiled once for all. On a
-GPU each thread has a stream of its own, so that one problem's launches fill the other's waits.
+Threads are enough: the work (BLAS, LAPACK, compiled loops, network simplex) releases Python's lock.
+They copy no data and share compiled loops. On a GPU each thread has its stream, so the launches of
+a problem fill the waits of another.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ _STREAMS = 4  # at once on a GPU
 
 
 def workers(problems: int, bytes_each: int, allowed: int, device: torch.device) -> int:
-    """How many problems may run at once, one at least: `bytes_each` of the largest of them,
-    `allowed` for all together."""
+    """How many problems may run at once, at least 1.
+
+    bytes_each: memory of the largest problem. allowed: bytes for all of them together.
+    """
     wished = min(problems, torch.get_num_threads() if device.type == "cpu" else _STREAMS)
     fit = allowed // max(1, bytes_each)
     if fit < wished:
@@ -49,29 +51,24 @@ def side_by_side(
     label: str,
     unit: str,
 ) -> Iterator[tuple[T, R]]:
-    """Pairs (item, work(item)), as they are finished; meanwhile torch's threads are shared out.
+    """Yields (item, work(item)) in the order of completion; the threads divide torch's cores.
 
-    An item's result does not depend on what runs beside it. After an error nothing new is begun;
-    what runs is finished and yielded, and then the (first) error is raised.
+    A result does not depend on what runs beside it. After an error no new item begins; items that
+    are running are finished and yielded, and then the first error is raised.
     """
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     bar = tqdm(total=len(items), desc=label, unit=unit, leave=False, disable=quiet)
     with bar, threads(max(1, torch.get_num_threads() // at_once)):
-        found = _in_turn(work, items) if at_once == 1 else _pooled(work, items, at_once, device)
-        for pair in found:
+        in_turn = ((item, work(item)) for item in items)
+        for pair in in_turn if at_once == 1 else _pooled(work, items, at_once, device):
             bar.update()
             yield pair
-
-
-def _in_turn(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    for item in items:
-        yield item, work(item)
 
 
 def _pooled(
     work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
 ) -> Iterator[tuple[T, R]]:
-    def begin() -> None:
+    def set_stream() -> None:
         if device.type == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream(device))
 
@@ -84,18 +81,18 @@ def _pooled(
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the streams do not wait for what made their inputs
     error: BaseException | None = None
-    pool = ThreadPoolExecutor(at_once, "problems", begin)
+    pool = ThreadPoolExecutor(at_once, "problems", set_stream)
     try:
         futures: dict[Future[R], T] = {pool.submit(finished, item): item for item in items}
         for future in as_completed(futures):
             if future.cancelled():
                 continue
-            if (failed := future.exception()) is None:
+            if future.exception() is None:
                 yield futures[future], future.result()
             elif error is None:
-                error = failed
-                for other in futures:
-                    other.cancel()
+                error = future.exception()
+                for pending in futures:
+                    pending.cancel()
     finally:
         pool.shutdown(cancel_futures=True)
     if error is not None:
@@ -104,7 +101,7 @@ def _pooled(
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use so many; threads that begin meanwhile take the number over."""
+    """Let torch use `count` CPU threads; Python threads that begin meanwhile inherit the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

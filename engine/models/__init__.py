@@ -1,29 +1,13 @@
 """Networks: architectures, their transforms and heads, and where pre-trained weights come from."""
 
-from engine.models.build import (
-    Normalize,
-    create,
-    data_config,
-    description,
-    features,
-    head,
-    head_names,
-    head_names_of,
-    load_state,
-    size_options,
-    transform,
-)
-
-__all__ = [
-    "Normalize",
-    "create",
-    "data_config",
-    "description",
-    "features",
-    "head",
-    "head_names",
-    "head_names_of",
-    "load_state",
-    "size_options",
-    "transform",
-]
+from engine.models.build import create as create
+from engine.models.build import features as features
+from engine.models.build import head as head
+from engine.models.build import head_names as head_names
+from engine.models.build import head_names_of as head_names_of
+from engine.models.build import load_state as load_state
+from engine.models.build import size_options as size_options
+from engine.models.images import Normalize as Normalize
+from engine.models.images import data_config as data_config
+from engine.models.images import description as description
+from engine.models.images import transform as transform

@@ -1,7 +1,7 @@
-"""What CLIP needs beyond timm: unit embeddings, and open_clip's towers.
+"""What CLIP needs beyond timm: unit embeddings, and open_clip's vision towers.
 
-An architecture named `open_clip:NAME` is the vision tower of open_clip's model NAME, run by its own
-code; under a linear head it is a classifier like any other.
+An architecture named `open_clip:NAME` is the vision tower of open_clip's model NAME, run by
+open_clip's code. With a linear head on top it is a classifier like any timm model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from engine.errors import RecipeError, nearest
 
 PREFIX = "open_clip:"
-CROP_MODES = {"shortest": "center", "squash": "squash"}  # timm's word for open_clip's resize_mode
+CROP_MODES = {"shortest": "center", "squash": "squash"}  # open_clip's resize_mode: timm's crop_mode
 
 
 class Projection(nn.Module):
@@ -31,9 +31,9 @@ class Projection(nn.Module):
 
 
 class Tower(nn.Module):
-    """open_clip's vision tower and a head on its unit embeddings, used as timm's models are.
+    """open_clip's vision tower with a head on its unit embeddings, called as timm's models are.
 
-    Takes images of the tower's own size. Randomly initialised, on the CPU.
+    It takes images of the tower's size, and begins with random weights on the CPU.
     """
 
     def __init__(self, arch: str, classes: int) -> None:
@@ -43,8 +43,8 @@ class Tower(nn.Module):
         self.head = nn.Linear(config(name)["embed_dim"], classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        seen = self.visual(x)
-        pooled = seen[0] if isinstance(seen, tuple) else seen  # CoCa's gives its tokens too
+        outputs = self.visual(x)
+        pooled = outputs[0] if isinstance(outputs, tuple) else outputs  # CoCa returns tokens too
         return nn.functional.normalize(pooled.float(), dim=-1)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -58,7 +58,7 @@ class Tower(nn.Module):
 
 
 def package() -> ModuleType:
-    """open_clip; ValueError naming the extra where it is not installed."""
+    """open_clip. ValueError naming the extra where it is not installed."""
     try:
         import open_clip  # type: ignore[import-not-found]
     except ImportError as error:
@@ -69,7 +69,7 @@ def package() -> ModuleType:
 
 
 def config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a model; RecipeError, naming the nearest, for an unknown one."""
+    """open_clip's configuration of a model. RecipeError, naming the nearest, if it is unknown."""
     open_clip = package()
     known = open_clip.list_models()
     if name not in known:
@@ -80,34 +80,36 @@ def config(name: str) -> dict[str, Any]:
 def blank(name: str) -> Any:
     """open_clip's model with random weights, in eval mode, in fp32, on the CPU."""
     config(name)
-    nothing = {"load_weights": False, "pretrained_image": False, "pretrained_text": False}
+    random = {"load_weights": False, "pretrained_image": False, "pretrained_text": False}
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it warns of the random weights that are asked for
+    logging.disable(logging.WARNING)  # open_clip warns of random weights
     try:
-        return package().create_model(name, **nothing).eval()
+        return package().create_model(name, **random).eval()
     finally:
         logging.disable(before)
 
 
 def data_config(arch: str, tag: str) -> dict[str, Any]:
-    """How a tower wants its images, in timm's words.
+    """timm's data config for a tower.
 
-    As the weights `tag` want them, or without one all that open_clip has for the model, where they
-    agree; else as OpenAI's do.
+    It is that of the weights `tag`. Without a tag it is that of all weights that open_clip has for
+    the model, if they agree, and else that of OpenAI's weights.
     """
     open_clip, name = package(), arch.removeprefix(PREFIX)
     size = config(name)["vision_cfg"]["image_size"]
-    usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    usual |= {"interpolation": "bicubic", "resize_mode": "shortest"}
-    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
-    known = [open_clip.get_pretrained_cfg(name, one) for one in tags]
-    found = [{key: one.get(key) or usual[key] for key in usual} for one in known]
-    agreed = found[0] if found and found.count(found[0]) == len(found) else usual
+    openai = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    openai |= {"interpolation": "bicubic", "resize_mode": "shortest"}
+    configs = []
+    for known in [tag] if tag else open_clip.list_pretrained_tags_by_model(name):
+        stored = open_clip.get_pretrained_cfg(name, known)
+        configs.append({key: stored.get(key) or openai[key] for key in openai})
+    agree = configs and configs.count(configs[0]) == len(configs)
+    chosen = configs[0] if agree else openai
     return {
         "input_size": (3, *(size if isinstance(size, list | tuple) else (size, size))),
-        "mean": tuple(agreed["mean"]),
-        "std": tuple(agreed["std"]),
-        "interpolation": agreed["interpolation"],
+        "mean": tuple(chosen["mean"]),
+        "std": tuple(chosen["std"]),
+        "interpolation": chosen["interpolation"],
         "crop_pct": 1.0,
-        "crop_mode": CROP_MODES[agreed["resize_mode"]],
+        "crop_mode": CROP_MODES[chosen["resize_mode"]],
     }

@@ -1,9 +1,9 @@
-"""The form in which images pass through backbones: the same for all models that are compared.
+"""The form in which a backbone computes: precision, folding and compilation.
 
-A difference between two models must not be a difference of rounding. In bf16, folding the batch
-norms of a small network changed every seventh answer, and a compiled graph rounds otherwise than
-the same operators one by one. So precision, folding and compilation are decided once, and artefacts
-that depend on them are named after them. The head stays outside, in fp32 (`fp32_head`).
+Models that are compared must have the same form, so that they do not differ by rounding. In bf16,
+folding the batch norms of a small network changed every seventh answer, and a compiled graph rounds
+differently from the same operators. So the form is decided once, and the artefacts that depend on
+it have it in their key. The head is no part of it: it computes in fp32 (`fp32_head`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.recipe.schema import ModelRecipe, Recipe
 
 @dataclass(frozen=True)
 class Form:
-    """precision: fp32 | bf16. compile: never | always | cuda_graphs. folded: batch norms are."""
+    """precision: fp32 | bf16. compile: never | always | cuda_graphs. folded: no batch norms."""
 
     precision: str
     compile: str
@@ -31,14 +31,15 @@ class Form:
 
     @classmethod
     def of_training(cls, recipe: Recipe, device: torch.device) -> Form:
-        """Of what a model learns from: like the model that learns, it is never folded."""
-        train = recipe.train
-        kind = precision.resolve(train.precision, device)
-        return cls(kind, compiled.resolve(train.compile, device))
+        """The form of a model that trains or teaches: it is never folded."""
+        return cls(
+            precision.resolve(recipe.train.precision, device),
+            compiled.resolve(recipe.train.compile, device),
+        )
 
     @classmethod
     def of_evaluation(cls, recipe: Recipe, device: torch.device) -> Form:
-        """Folded where that changes no more than fp32's last digits."""
+        """The form of evaluation: folded where that changes the last digits of fp32 alone."""
         kind = precision.resolve(recipe.evaluate.precision, device)
         compile = compiled.resolve(recipe.evaluate.compile, device)
         model = recipe.model
@@ -47,7 +48,7 @@ class Form:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the key of an artefact says of it."""
+        """Its part in the key of an artefact."""
         key: dict[str, Any] = {"precision": precision.name(self.precision)}
         if self.compile != "never":
             key["compile"] = self.compile
@@ -56,7 +57,7 @@ class Form:
         return key
 
     def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Folded:
-        """A module for the states of an architecture, heads left out: images -> pre-logits."""
+        """A backbone without its head, for any state of it: images -> pre-logits [B, D]."""
         net = models.create(recipe, classes).to(device).eval()
         weight, _ = models.head_names(net)
         net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
@@ -68,5 +69,5 @@ class Form:
 @functools.cache
 def _foldable(arch: str, image_size: int, projection: int) -> bool:
     model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
-    with torch.random.fork_rng(devices=[]):  # a key that is asked for must not change what is drawn
+    with torch.random.fork_rng(devices=[]):  # weights drawn here must not change later ones
         return can_fold(models.create(model, 2).eval())

@@ -1,7 +1,6 @@
 """The head of a classifier, in fp32 whatever the precision of the backbone.
 
-A bf16 number has 8 significant bits. Logits of close classes would be equal, and the first of them
-would be the answer.
+A bf16 number has 8 significant bits: close logits would be equal, and the first class would win.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from torch import nn
 def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Logits [B, C] of pre-logits [B, D] of any dtype, in the dtype of the weight [C, D].
 
-    Autocast does not change that. bias: [C].
+    bias: [C]. Autocast does not change the dtype.
     """
-    # Not the tensors' device type: a dry run's is `meta`, which has no autocast.
+    # The type of the tensors' device may be `meta` (a dry run), which has no autocast.
     with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):
         return nn.functional.linear(features.to(weight.dtype), weight, bias)
 

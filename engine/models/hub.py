@@ -1,16 +1,16 @@
-"""What goes wrong on the way to a model hub: its client's errors have no base of their own."""
+"""Errors of a model hub's client, which share no base class."""
 
 from __future__ import annotations
 
 try:
-    # Not the client's own class but its HTTP library's, which a refused connection raises too.
+    # The class of the HTTP library: a refused connection raises it too, not the client's class.
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
-except ImportError:  # of an older client all are OSErrors
+except ImportError:  # an older client raises OSErrors only
     HTTPError = OSError
 
 ERRORS = (OSError, RuntimeError, HTTPError)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
+    """The first line of an error's message; its class where the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,8 +1,8 @@
-"""CLIP without an IN-1K stage: its text tower writes the head that the vision tower never had.
+"""CLIP that was not fine-tuned on IN-1K: its text tower gives the head for the vision tower.
 
-The result is a timm ViT like any other (a projection to unit vectors, then a linear head), or
-open_clip's own vision tower under such a head, so every method, merge and evaluation works on it;
-the text tower is needed once and then gone.
+The result is a timm ViT (a projection to unit vectors, then a linear head), or open_clip's vision
+tower with such a head, so every method, merge and evaluation works on it. The text tower runs only
+once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 log = logging.getLogger(__name__)
 
-CLASSES_AT_ONCE = 4  # times 80 sentences: under 2 GB of activations in the text tower
-TOLERANCE = 1e-3  # of unit embeddings; another activation function moves them by far more
+CLASSES_AT_ONCE = 4  # times 80 sentences: below 2 GB of activations in the text tower
+TOLERANCE = 1e-3  # of unit embeddings; a wrong activation function changes them far more
 
 
 def classifier(
@@ -34,11 +34,11 @@ def classifier(
 
     The weights come from open_clip's hub, or are `state` (open_clip's names). The head is the mean
     over templates of the unit text features of each class name, normalised again, times
-    exp(logit_scale), without a bias: logits equal open_clip's own (Radford et al. 2021, 3.1.2).
+    exp(logit_scale), without a bias: the logits equal open_clip's (Radford et al. 2021, 3.1.2).
 
     Raises ValueError without the open_clip package, for weights that do not fit, and for a tower
-    that sees an image in another way than open_clip's; RecipeError for unknown names, and for the
-    plain-GELU names of weights that were trained with QuickGELU.
+    whose features differ from open_clip's; RecipeError for unknown names, and for the plain-GELU
+    name of weights that were trained with QuickGELU.
     """
     open_clip = clip.package()
     model = open_model(open_clip, recipe.weights, cache, state)
@@ -72,8 +72,8 @@ def open_model(
         )
     except hub.ERRORS as error:
         raise ValueError(
-            f"open_clip gives no weights for {weights.clip} {weights.tag} "
-            f"({hub.reason(error)}); without a way to the hub, download "
+            f"open_clip could not load weights for {weights.clip} {weights.tag} "
+            f"({hub.reason(error)}); without access to the hub, download "
             "open_clip_model.safetensors elsewhere and set model.weights.path=FILE"
         ) from error
     return model.eval()
@@ -99,10 +99,10 @@ def text_head(open_clip: ModuleType, model: Any, weights: WeightsRecipe) -> torc
 
 def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
     config = clip.config(weights.clip)
-    if weights.path and not weights.tag:  # of nobody's weights but the user's
+    if weights.path and not weights.tag:  # the user's weights
         if (quick := f"{weights.clip}-quickgelu") in open_clip.list_models():
             log.warning(
-                "%s runs with GELU; weights that began as OpenAI's want %s", weights.clip, quick
+                "%s runs with GELU; weights fine-tuned from OpenAI's need %s", weights.clip, quick
             )
         return
     tags = open_clip.list_pretrained_tags_by_model(weights.clip)
@@ -121,18 +121,17 @@ def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
 
 
 def _check_tower(model: Any, net: nn.Module, recipe: ModelRecipe) -> None:
-    """The model and open_clip's must see one image alike, where both take its size."""
+    """Compare the features with open_clip's on a random image, where both take its size."""
     size = model.visual.image_size
     if recipe.image_size not in (size if isinstance(size, tuple) else (size,)):
         return
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, recipe.image_size, recipe.image_size, generator=generator)
     with torch.inference_mode():
-        wanted = model.encode_image(x, normalize=True)
-        found = models.features(net.eval(), x)
-    gap = (wanted - found).abs().max().item()
+        expected = model.encode_image(x, normalize=True)
+        gap = (models.features(net.eval(), x) - expected).abs().max().item()
     if not gap <= TOLERANCE:
         raise ValueError(
             f"{recipe.arch} embeds an image {gap:.3f} away from open_clip's {recipe.weights.clip}; "
-            "model.arch must be the same architecture, its activation function included"
+            "model.arch must be the same architecture, with the same activation function"
         )

@@ -1,31 +1,14 @@
 """Recipes: YAML files and `key=value` words become one checked, frozen `Recipe`."""
 
-from engine.recipe.resolve import (
-    ROOT,
-    SELECTION,
-    describe,
-    dump,
-    each_model,
-    load,
-    methods_of,
-    model_of,
-    names,
-    of_sections,
-    outline,
-    published,
-)
-
-__all__ = [
-    "ROOT",
-    "SELECTION",
-    "describe",
-    "dump",
-    "each_model",
-    "load",
-    "methods_of",
-    "model_of",
-    "names",
-    "of_sections",
-    "outline",
-    "published",
-]
+from engine.recipe.catalogue import ROOT as ROOT
+from engine.recipe.catalogue import SELECTION as SELECTION
+from engine.recipe.catalogue import describe as describe
+from engine.recipe.catalogue import each_model as each_model
+from engine.recipe.catalogue import methods_of as methods_of
+from engine.recipe.catalogue import model_of as model_of
+from engine.recipe.catalogue import names as names
+from engine.recipe.catalogue import published as published
+from engine.recipe.resolve import dump as dump
+from engine.recipe.resolve import load as load
+from engine.recipe.resolve import of_sections as of_sections
+from engine.recipe.resolve import outline as outline

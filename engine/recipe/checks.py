@@ -1,4 +1,4 @@
-"""Whether what a recipe says is possible, asked before any work is done."""
+"""Whether the values of a recipe are possible, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ALLOWED = {
     "device": ("auto", "cpu", "cuda"),
 }
 HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
-REMOVED = {  # keys of earlier recipes, and what to do
+REMOVED = {  # keys of earlier versions, and what to do instead
     f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
     for name in ("epochs", "batch_size", "lr", "weight_decay")
 }
 _ANY = math.inf
 _SEED = (0, 2**63 - 1)  # torch's
-# Key: the least and the greatest value; a third entry names an end that is itself too far.
+# Key: lowest and highest value; a third entry names the limit that is not allowed itself.
 RANGES: dict[str, tuple[Any, ...]] = {
     "seed": _SEED,
     "seeds": (1, _ANY),
@@ -50,6 +50,8 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "train.warmup_steps": (0, _ANY),
     "train.clip": (0, _ANY),
     "evaluate.batch_size": (1, _ANY),
+    "evaluate.budget": (0, 1, "low"),
+    "evaluate.half_width": (0, _ANY, "low"),
     "optimizer.lr": (0, _ANY, "low"),
     "optimizer.momentum": (0, 1, "high"),
     "optimizer.eps": (0, _ANY),
@@ -65,11 +67,11 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "dataset.source_px": (1, _ANY),
     "dataset.holdout": (0, 1, "high"),
 }
-_NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks what is unfinished
+_NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks unfinished files
 
 
 def check(recipe: Recipe, merged: Any) -> None:
-    """Raises RecipeError naming the key. merged: the same, as OmegaConf holds it."""
+    """Raise RecipeError naming an impossible key. merged: the recipe as OmegaConf holds it."""
     for key, allowed in ALLOWED.items():
         value = OmegaConf.select(merged, key)
         if value not in allowed:
@@ -79,26 +81,22 @@ def check(recipe: Recipe, merged: Any) -> None:
         value = OmegaConf.select(merged, key)
         if value is not None:
             in_range(key, value, *limits)
-    from loaders.rgb import colour  # late: what hides our packages is looked for first
+    from loaders.rgb import colour  # imported late: it loads Pillow
 
     try:
         colour(recipe.dataset.background)
     except ValueError as error:
         raise RecipeError(
-            f"dataset.background={recipe.dataset.background!r} is not possible: give a colour's "
+            f"dataset.background={recipe.dataset.background!r} is not possible; give a colour's "
             "name, or rgb(R,G,B) of 0 to 255"
         ) from error
     for number in recipe.optimizer.betas:
         in_range("optimizer.betas", number, 0, 1, "high")
     _check_channels("model.mean", recipe.model.mean, 0, 1)
     _check_channels("model.std", recipe.model.std, 0, _ANY, "low")
-    check_budget(recipe.evaluate.budget)
-    if recipe.evaluate.half_width is not None:
-        check_half_width(recipe.evaluate.half_width)
     recipe.method.check(recipe)
     _check_names(recipe)
-    places = [*recipe.dataset.sets, recipe.dataset.upstream]
-    if recipe.downstream not in places:
+    if recipe.downstream not in (places := recipe.dataset.places):
         raise RecipeError(
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
             f"{nearest(recipe.downstream, places)}"
@@ -107,20 +105,13 @@ def check(recipe: Recipe, merged: Any) -> None:
 
 def check_budget(budget: float) -> None:
     """Raise RecipeError for a budget that is not in (0, 1]."""
-    if not 0 < budget <= 1:
-        raise RecipeError(f"evaluate.budget={budget:g} must be above 0 and at most 1 (all images)")
-
-
-def check_half_width(points: float) -> None:
-    """Raise RecipeError for a half-width (points) that is not above 0."""
-    if not 0 < points < math.inf:
-        raise RecipeError(f"evaluate.half_width={points:g} must be above 0 points")
+    in_range("evaluate.budget", budget, *RANGES["evaluate.budget"])
 
 
 def in_range(key: str, value: float, low: float, high: float, outside: str = "") -> None:
-    """Raises RecipeError unless value is finite and between low and high.
+    """Raise RecipeError unless the value is finite and from low to high.
 
-    outside: `low` or `high` for an end that is itself too far.
+    outside: `low` or `high`, the limit that is not allowed itself.
     """
     above = value > low if outside == "low" else value >= low
     below = value < high if outside == "high" else value <= high
@@ -131,7 +122,7 @@ def in_range(key: str, value: float, low: float, high: float, outside: str = "")
 
 
 def _check_channels(key: str, values: Sequence[float] | None, *limits: Any) -> None:
-    """Red, green and blue, where they are told."""
+    """Check the values of red, green and blue, where a recipe gives them."""
     if values is not None and len(values) != 3:
         raise RecipeError(f"{key}={list(values)} must be three numbers, one a channel")
     for value in values or ():
@@ -139,23 +130,29 @@ def _check_channels(key: str, values: Sequence[float] | None, *limits: Any) -> N
 
 
 def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises RecipeError unless value is allowed."""
+    """Raise RecipeError unless the value is allowed."""
     if value not in allowed:
         raise RecipeError(f"{key}={value!r} is not possible{nearest(value, allowed)}")
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Names become parts of paths, and sets are told apart by theirs."""
+    """Names become parts of paths, and no two sets may share a name."""
     dataset = recipe.dataset
-    keys = [("dataset.upstream", dataset.upstream), ("method.name", recipe.method.name)]
-    keys.append(("model.name", recipe.model.name))
-    for key, name in [*keys, *(("dataset.sets", name) for name in dataset.sets)]:
+    keys = [
+        ("model.name", recipe.model.name),
+        ("method.name", recipe.method.name),
+        ("dataset.upstream", dataset.upstream),
+        *(("dataset.sets", name) for name in dataset.sets),
+    ]
+    for key, name in keys:
         if not _NAME.fullmatch(name):
             raise RecipeError(
                 f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
             )
     if dataset.kind == "emoji":
-        from loaders.benchmarks import emoji  # a tenth of a second, for this kind alone
+        from loaders.benchmarks import (
+            emoji,
+        )  # late: it takes 0.1 s
 
         for name in dataset.sets:
             if name not in emoji.DOWNSTREAM:

@@ -1,4 +1,4 @@
-"""The module that a method's recipe names: one of `engine.methods`, or a user's own file.
+"""The module that a method's recipe names: a module of `engine.methods`, or a user's file.
 
 It is imported by name, so that recipes depend on no method. It defines `Recipe` (its options) and
 `Method` (built as `Method(recipe)`), which follows `engine.methods.base`.
@@ -31,15 +31,15 @@ def find(module: str) -> ModuleType:
     Raises ValueError when there is no such method or the file lacks `Recipe` or `Method`.
     """
     if module.endswith(".py"):
-        found = _from_file(Path(module))
+        method = _from_file(Path(module))
     elif module in available():
-        found = importlib.import_module(f"{METHODS}.{module}")
+        method = importlib.import_module(f"{METHODS}.{module}")
     else:
         raise ValueError(f"there is no method module {module!r}{nearest(module, available())}")
     for name in ("Recipe", "Method"):
-        if not hasattr(found, name):
+        if not hasattr(method, name):
             raise ValueError(f"{module} does not define {name}; see CONTRIBUTING.md")
-    return found
+    return method
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -47,9 +47,9 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(
             f"method.module={str(path)!r} is not a Python file; a relative path begins at the "
-            "folder of the YAML file that says it, or on the command line at the working directory"
+            "folder of its YAML file, or on the command line at the working directory"
         )
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
+    sys.modules[spec.name] = module  # dataclasses look up the module that defines them
     spec.loader.exec_module(module)
     return module

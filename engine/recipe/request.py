@@ -1,4 +1,4 @@
-"""What the user asked for, kept so that other cells of the same grid are resolved the same way."""
+"""A user's request, from which all cells of a grid are resolved in the same way."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class Request:
     name: str
     overrides: tuple[str, ...] = ()
 
-    @functools.cache  # noqa: B019  # a request lives as long as its process
+    @functools.cache  # noqa: B019  # a request lives as long as the process
     def recipe(self, method: str | None = None, downstream: str | None = None) -> Recipe:
         return resolve.load(self.name, self.overrides, method=method, downstream=downstream)

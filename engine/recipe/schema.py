@@ -1,4 +1,4 @@
-"""What a recipe may say: a frozen dataclass a section, so that a typo is an error and not a run.
+"""The sections of a recipe, each a frozen dataclass, so that a typo is an error and not a run.
 
 OmegaConf checks the types; `engine.recipe` fills these classes from YAML and the command line.
 Method sections are open-ended: a method module extends `MethodRecipe` with its own options.
@@ -30,13 +30,13 @@ class WeightsRecipe:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How a backbone without a head for these classes gets one: a probe on the upstream set.
+    """How a backbone without a head for these classes gets it: by a probe on the upstream set.
 
-    It is fitted to its optimum (`engine.training.heads`), so it has no length and no learning rate.
+    The probe is fitted to its optimum (`engine.training.heads`), so it needs no learning rate.
     """
 
-    fit: bool = False  # False: the weights bring the head
-    l2: float = 1e-3  # of the pull towards zero
+    fit: bool = False  # False: the weights include the head
+    l2: float = 1e-3  # strength of the pull towards zero
 
 
 @dataclass(frozen=True)
@@ -54,39 +54,39 @@ class ModelRecipe:
     crop: float | None = None
     crop_mode: str | None = None  # center | squash | border: how images get square (timm)
     channels_last: bool = False
-    projection: int = 0  # CLIP: width of the unit-length embedding that the head reads; 0: none
+    projection: int = 0  # CLIP: width of the unit embedding that the head reads; 0: none
     published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set
 
 
 @dataclass(frozen=True)
 class DatasetRecipe:
-    """A benchmark: the set that gave the pre-trained model its head, and the sets it moves to."""
+    """A benchmark: the upstream set, whose classes the head has, and the downstream sets."""
 
     name: str = MISSING
     kind: str = "folder"  # folder | emoji | imagenet
     root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     upstream: str = "upstream"
     sets: list[str] = MISSING
-    classes: int = 0  # 0: as many as the folders hold
+    classes: int = 0  # 0: all that the folders hold
     renderings: int = 1
     source_px: int = 128
     seed: int = 0
-    holdout: float = 0.25  # share of each class kept from training; 0: split=none
+    holdout: float = 0.25  # share of each class that training never sees; 0: no split
     pack_format: str = "raw"  # raw | jpeg
     objectnet: str = "corrected"  # corrected | paper
     subsample: str = "50000"  # of IN-C: a number of images, or full
-    undecodable: str = "refuse"  # refuse | skip: images of folders that do not decode
-    background: str = "white"  # what transparent pixels are laid on: a colour's name, or rgb(R,G,B)
+    undecodable: str = "refuse"  # refuse | skip: images that do not decode
+    background: str = "white"  # behind transparent pixels: a colour's name, or rgb(R,G,B)
 
     @property
     def places(self) -> list[str]:
-        """All sets that a model is judged on: upstream, then downstream."""
+        """All sets that a model is evaluated on: upstream, then downstream."""
         return [self.upstream, *self.sets]
 
 
 @dataclass(frozen=True)
 class MethodRecipe:
-    """What every method has; a method module's own `Recipe` adds its options."""
+    """What every method has; the `Recipe` of a method's module adds its options."""
 
     name: str = MISSING
     title: str = MISSING
@@ -94,7 +94,7 @@ class MethodRecipe:
     variant: str = "canonical"  # canonical | paper
 
     def check(self, cell: Recipe) -> None:
-        """Raises RecipeError, naming the key, for an option that is not possible in this cell."""
+        """Raise RecipeError, naming the key, for an option that is impossible in this cell."""
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,21 @@ class TrainRecipe:
     warmup_steps: int | None = None  # None: 196, and no more than a tenth of all steps
     clip: float = 0.0  # global gradient norm; 0 switches clipping off
     freeze_batchnorm: bool = False
-    zero_stage: int = 1  # of several ranks; one has nothing to shard and runs at 0
+    zero_stage: int = 1  # for several ranks; a single rank runs at stage 0
     precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     compile: str = "auto"  # auto: on a GPU | always | never
 
 
 @dataclass(frozen=True)
 class EvaluateRecipe:
-    """Which images count and in which precision they are seen."""
+    """Which images are evaluated, and in which precision."""
 
     batch_size: int = 256
     precision: str = "auto"
     compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
-    split: str = "all"  # all | holdout: images of the sets that a cell was not trained on
-    budget: float = 1.0  # share of all images, about as many of each set; a smaller set in full
-    half_width: float | None = None  # points: stop before the budget where every RI is as sure
+    split: str = "all"  # all | holdout: the images that training never sees
+    budget: float = 1.0  # share of all images; each set gives equally many, a small set all
+    half_width: float | None = None  # points: stop early where every RI has this half-width
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class Recipe:
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     downstream: str = MISSING
     seed: int = 0
-    seeds: int = 1  # train with so many seeds, from `seed` upwards, and report means over them
-    runs: str = "runs"  # folder of everything a run writes
+    seeds: int = 1  # number of seeds, from `seed` upwards; the report shows means over them
+    runs: str = "runs"  # folder of all outputs
     source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
     device: str = "auto"  # auto | cpu | cuda
-    threads: int = 1  # of a CPU, for each rank: with another number sums round otherwise
+    threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise

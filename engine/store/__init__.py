@@ -1,1 +1,1 @@
-"""What is kept on disk: artefacts by the hash of what made them, cells, unfinished slices."""
+"""What is stored on disk: artefacts by the hash of their key, cells, and unfinished slices."""

@@ -1,4 +1,4 @@
-"""The artefact store: what was computed once is found by name and never computed again.
+"""The artefact store: a result that is stored under its name is never computed again.
 
 An artefact is a folder `<root>/<kind>/<label>-<hash>`; the hash covers everything that determines
 its content, upstream artefacts' names included. It is written under a temporary name, fsynced and
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.machine.files import digest, file_hash, room_for, sync, write_atomic
+from engine.machine.files import digest, room_for, write_atomic
+from loaders.files import file_hash, sync
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
 MARKER = "done.json"
@@ -39,7 +40,7 @@ class Artifact:
         return path
 
     def checked(self, name: str) -> Path:
-        """As `file`; ValueError if its bytes are not those it was made with (hashed once a run)."""
+        """As `file`, and ValueError where its bytes were changed (a process hashes a file once)."""
         path = self.file(name)
         marker = json.loads((self.folder / MARKER).read_text())
         if _hash_once(path) != marker["files"][name]["sha256"]:
@@ -53,49 +54,48 @@ def _hash_once(path: Path) -> str:
 
 
 class Store:
-    """Artefacts of all kinds below one folder."""
+    """Artefacts of all kinds, below the folder `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def place(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
-        """Where the artefact of this key lives, finished or not."""
+        """The folder of the artefact of this key, finished or not."""
         assert "/" not in kind and "/" not in label, (kind, label)
         return self.root / kind / f"{label}-{digest({'format': FORMAT, **key})}"
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
 
-        Raises ValueError when a file of a finished artefact was cut or is missing, and for one that
-        was put there under another's name.
+        Raises ValueError where a file of it is missing or has another size, and where the folder
+        is of another key.
         """
         folder = self.place(kind, label, key)
-        marker = folder / MARKER
-        if not marker.is_file():
+        path = folder / MARKER
+        if not path.is_file():
             return None
         try:
-            told = json.loads(marker.read_text())
-            own, files = digest({"format": told["format"], **told["key"]}), told["files"].items()
+            marker = json.loads(path.read_text())
+            stored = digest({"format": marker["format"], **marker["key"]})
+            sizes = {folder / name: file["bytes"] for name, file in marker["files"].items()}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{marker} is damaged; {_again(folder)}") from error
-        if not folder.name.endswith(own):
-            raise ValueError(f"{folder} was made of something else; {_again(folder)}")
-        for name, entry in files:
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise ValueError(f"{path} is damaged; {_again(folder)}") from error
+        if not folder.name.endswith(stored):
+            raise ValueError(f"{folder} is of another key; {_again(folder)}")
+        for path, size in sizes.items():
+            if not path.is_file() or path.stat().st_size != size:
                 raise ValueError(f"{path} is damaged; {_again(folder)}")
         return Artifact(kind, folder.name, folder, key)
 
     def make(
         self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
     ) -> Artifact:
-        """The artefact of this key; `build(folder)` fills a temporary folder if there is none.
+        """The artefact of this key; where there is none, `build(folder)` fills a temporary folder.
 
-        Raises OSError naming the marker where there is no room for it.
+        Raises OSError naming the marker where the disk is full.
         """
-        found = self.find(kind, label, key)
-        if found is not None:
-            return found
+        if artifact := self.find(kind, label, key):
+            return artifact
         folder = self.place(kind, label, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -104,26 +104,22 @@ class Store:
             build(temporary)
             with room_for(folder / MARKER):
                 _finish(temporary, key)
-            self._rename(temporary, folder)
+            if folder.is_dir() and not (folder / MARKER).is_file():
+                shutil.rmtree(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                # Another process may have finished the same artefact; its content is the same.
+                if not (folder / MARKER).is_file():
+                    raise
+            sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(kind, folder.name, folder, key)
 
-    @staticmethod
-    def _rename(temporary: Path, folder: Path) -> None:
-        if folder.is_dir() and not (folder / MARKER).is_file():
-            shutil.rmtree(folder)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Another process finished the same artefact first: its content is the same.
-            if not (folder / MARKER).is_file():
-                raise
-        sync(folder.parent)
-
 
 def _again(folder: Path) -> str:
-    return f"delete {folder} and run the same command again, which makes it anew"
+    return f"delete {folder} and run the same command again"
 
 
 def _finish(folder: Path, key: Mapping[str, Any]) -> None:

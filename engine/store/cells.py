@@ -1,8 +1,8 @@
 """Cells on disk: the trained or mixed models of the grid, by artefact name.
 
-A cell is a folder with `cell.json` (what it offers for evaluation, the head's classes in order and
-how the model sees images), the resolved recipe and versions, and, where it trained,
-`weights.safetensors` that timm can load.
+A cell is a folder with `cell.json` (the models to evaluate, the head's classes in order and how the
+model sees images), the resolved recipe, versions and, where it was trained, `weights.safetensors`,
+which timm can load.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ from engine.store.artifacts import MARKER, Artifact, Store
 
 log = logging.getLogger(__name__)
 CELL = "cell.json"
-SELF = "self"  # a trained cell's own name, unknown while it is written
+SELF = "self"  # stands for a trained cell's name, which is unknown while it is written
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
-
 
 Mix = Mapping[str, float]  # weights of cells by their names
 
 
 @dataclass(frozen=True)
 class Export:
-    """A trained cell: a plain state dict of the architecture, and a prompt where there is one.
+    """A trained model: a plain state dict of the architecture, and an input prompt if it has one.
 
-    `prompt` [3, H, W] is added to the normalised image. `shares_backbone` says that only the head
-    differs from the base model, so that features can be shared.
+    prompt: [3, H, W], added to the normalised image. shares_backbone: only the head differs from
+    the base model, so features can be shared.
     """
 
     state: dict[str, torch.Tensor]
@@ -52,21 +51,21 @@ class Export:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model a cell offers for evaluation: weights averaged over cells, by their names."""
+    """A model that a cell has evaluated: an average of cells' weights, by the cells' names."""
 
     mix: dict[str, float]
     alpha: float | None = None
-    headline: bool = True  # stands in the table; the others are points of a curve
+    headline: bool = True  # the table shows it; other entries are points of a curve
 
 
 def essential(mix: Mix) -> dict[str, float]:
-    """The mix without members of weight zero: alpha = 0 is the pre-trained model itself."""
+    """The mix without cells of weight zero: alpha = 0 is the pre-trained model itself."""
     return {name: float(weight) for name, weight in sorted(mix.items()) if weight != 0}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished cell, or a backbone's weights seen as one."""
+    """A finished cell, or a pre-trained backbone in the role of a cell."""
 
     artifact: Artifact
 
@@ -82,7 +81,7 @@ class Cell:
 
     @property
     def entries(self) -> list[Entry]:
-        """The models it offers, its own name filled in."""
+        """The models that are evaluated, with the cell's name in place of `SELF`."""
         entries = [Entry(**entry) for entry in self.meta.get("entries", [{"mix": {SELF: 1.0}}])]
         return [
             dataclasses.replace(e, mix={self.name if n == SELF else n: w for n, w in e.mix.items()})
@@ -91,7 +90,7 @@ class Cell:
 
     @property
     def backbone(self) -> str:
-        """Name of the cell whose backbone it shares, its own where it has one of its own."""
+        """Name of the cell that it shares its backbone with; its name where it shares none."""
         return self.meta.get("backbone") or self.name
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -99,12 +98,12 @@ class Cell:
         return load_file(self.artifact.checked(tensors.WEIGHTS))
 
     def tensors(self, *names: str) -> list[torch.Tensor]:
-        """Some tensors of the state dict, on the CPU; the others are not read."""
+        """The named tensors of the state dict, on the CPU; no other is read."""
         with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return [file.get_tensor(name) for name in names]
 
     def shape(self, name: str) -> list[int]:
-        """The shape of a tensor of the state dict, which is not read."""
+        """The shape of a tensor of the state dict; the tensor is not read."""
         with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return file.get_slice(name).get_shape()
 
@@ -116,7 +115,7 @@ class Cell:
 
 
 def find(store: Store, name: str) -> Cell | None:
-    """The finished cell of this name, or the backbone's weights seen as one; None if not there."""
+    """The finished cell or pre-trained backbone of this name, or None."""
     for kind in ("cells", "weights"):
         folder = store.root / kind / name
         if (folder / MARKER).is_file():
@@ -127,16 +126,16 @@ def find(store: Store, name: str) -> Cell | None:
 def write_trained(
     folder: Path, recipe: Recipe, export: Export, backbone: str, description: Mapping[str, Any]
 ) -> None:
-    """Fill a folder with a trained cell.
+    """Write a trained cell into a folder.
 
-    backbone: the base model's. description: the head's classes, and how the model sees images.
+    backbone: name of the base model's. description: the head's classes, and how the model sees
+    images.
     """
     tensors.save(export.state, folder / tensors.WEIGHTS)
     if export.prompt is not None:
         tensors.save({"prompt": export.prompt}, folder / tensors.PROMPT)
         log.info(
-            "%s on %s has an input prompt beside its weights; timm, which loads weights alone, "
-            "lacks it",
+            "%s on %s has an input prompt beside its weights; timm loads the weights without it",
             recipe.method.name,
             recipe.downstream,
         )
@@ -147,9 +146,9 @@ def write_trained(
 def write_mixed(
     folder: Path, recipe: Recipe, entries: Sequence[Entry], description: Mapping[str, Any]
 ) -> None:
-    """Fill a folder with a mixed cell, which holds no weights; description as of a trained one.
+    """Write a mixed cell, which holds no weights, into a folder; see `write_trained`.
 
-    Raises ValueError unless exactly one entry is the headline: it is the method's row in tables.
+    Raises ValueError unless exactly one entry is the headline, which is the method's row in tables.
     """
     if (count := sum(entry.headline for entry in entries)) != 1:
         raise ValueError(
@@ -160,21 +159,21 @@ def write_mixed(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on, and the machine's kind."""
-    found = {
+    """Versions of the packages that a result depends on, and the kind of machine."""
+    versions = {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),  # whose widest sums round otherwise
-        "torch": torch.__version__,  # with its build, which the package's metadata may leave out
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # its vectors' width decides rounding
+        "torch": torch.__version__,  # names the build, which the package's metadata may leave out
     }
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
+            versions[name] = "absent"
     if torch.cuda.is_available():
-        found["device"] = torch.cuda.get_device_name()
-    return found
+        versions["device"] = torch.cuda.get_device_name()
+    return versions
 
 
 def _describe(

@@ -1,8 +1,8 @@
-"""What is made of a set's images, kept slice by slice, so that an interruption costs one slice.
+"""Results for the images of a set, stored slice by slice: an interruption costs one slice at most.
 
-A slice's file bears its first and last row, in a folder named as the artefact that will hold all of
-them: the hash covers the model, the data and all else that counts, so slices of different
-evaluations never meet. Parquet cannot append, and a file is there whole or not at all.
+The name of a slice's file holds its first and its last row. Its folder is named as the artefact
+that will hold all slices: that name's hash covers the model, the data and all else that counts, so
+slices of different evaluations never meet. Parquet cannot append, so each slice is a file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ SLICE = 8192  # images; large enough that files and gathers between ranks cost n
 
 @dataclass(frozen=True)
 class Part:
-    """Places in the pack (int64, ascending) of some images of `split`; `name` determines them."""
+    """Positions in the pack (int64, ascending) of a part of `split`; its `name` determines them."""
 
     split: str
     places: np.ndarray
@@ -44,9 +44,9 @@ def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 class Pending:
-    """What one model says of a set, given slice by slice; `todo` are the slices still to be given.
+    """A model's predictions on a set while they come in slice by slice.
 
-    Every rank calls every method; only the first writes.
+    todo: numbers of the slices that are missing. Every rank calls every method; rank 0 writes.
     """
 
     def __init__(
@@ -59,49 +59,37 @@ class Pending:
         """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
         self.store, self.mix, self.cuts = store, mix, cuts
         self.label, self.key = name
-        self._kept: pa.Table | None = None
+        self._only_slice: pa.Table | None = None
         self._folder = store.root / "pending" / store.place("predictions", *name).name
-        there = [ranks.all_agree(self._file(k).is_file()) for k in range(len(cuts))]
-        self.todo = {k for k, found in enumerate(there) if not found}
+        files = map(self._file, range(len(cuts)))
+        self.todo = {k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())}
 
     def put(self, number: int, table: pa.Table) -> None:
-        """Keep the predictions of slice `number`: in a file, unless it is the only one.
+        """Store the predictions of slice `number`: in a file, unless it is the only slice.
 
-        The last one finishes the artefact. Raises OSError naming the file where there is no room
-        for it.
+        The last slice finishes the artefact. Raises OSError naming the file where the disk is full.
         """
         if len(self.cuts) == 1:
-            self._kept = table
+            self._only_slice = table
         else:
-            self._keep(number, table)
+            file = self._file(number)
+            ranks.first(lambda: _write_once(file, lambda sink: pq.write_table(table, sink)))
         self.todo.discard(number)
         if not self.todo:
             self.finish()
 
-    def _keep(self, number: int, table: pa.Table) -> None:
-        file = self._file(number)
-
-        def write() -> None:
-            if not file.is_file():
-                sink = pa.BufferOutputStream()
-                pq.write_table(table, sink)
-                with room_for(file):
-                    write_atomic(file, sink.getvalue().to_pybytes())
-
-        ranks.first(write)
-
     def finish(self) -> None:
         """Make the artefact of all slices, and remove their files.
 
-        Raises ValueError, naming the folder, where a slice's file holds other images.
+        Raises ValueError, naming the folder, where the slices hold images of another split.
         """
         ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
         if ranks.rank() == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._kept = None
+        self._only_slice = None
 
     def _write(self, folder: Path) -> None:
-        table = self._kept if self._kept is not None else predictions.read(self._folder)
+        table = predictions.read(self._folder) if self._only_slice is None else self._only_slice
         images = np.sort(table["index"].to_numpy())
         if not np.array_equal(images, np.sort(np.concatenate(self.cuts))):
             raise ValueError(
@@ -116,31 +104,34 @@ class Pending:
 
 
 def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
-    """A table as the file of the artefact of a key, whose model and pack the file names as well.
+    """Write predictions as the artefact of `key`; the file's metadata names its model and pack.
 
-    Raises OSError naming the file where there is no room for it.
+    Raises OSError naming the file where the disk is full.
     """
-    named = {"mix": json.dumps(key["mix"]), "pack": str(key["pack"])}
+    metadata = {"mix": json.dumps(key["mix"]), "pack": str(key["pack"])}
     with room_for(folder / PART):
-        pq.write_table(table.replace_schema_metadata(named), folder / PART)
+        pq.write_table(table.replace_schema_metadata(metadata), folder / PART)
 
 
 def keep_array(file: Path, array_ND: np.ndarray) -> None:
-    """A slice's array as a .npy file, whole or not at all; one that is there stays.
+    """Write a slice's array as a .npy file, unless the file exists.
 
-    Raises OSError naming the file where there is no room for it.
+    Raises OSError naming the file where the disk is full.
     """
+    _write_once(file, lambda sink: np.save(sink, array_ND, allow_pickle=False))
+
+
+def _write_once(file: Path, serialise: Callable[[io.BytesIO], None]) -> None:
     if not file.is_file():
-        sink = io.BytesIO()
-        np.save(sink, array_ND, allow_pickle=False)
+        serialise(sink := io.BytesIO())
         with room_for(file):
             write_atomic(file, sink.getvalue())
 
 
 def join_arrays(files: Sequence[Path], whole: Path) -> None:
-    """One .npy file of the slices' arrays [n, D], of which one at a time is in memory.
+    """Join the slices' arrays [n, D] to one .npy file; one array at a time is in memory.
 
-    Raises OSError naming the file where there is no room for it.
+    Raises OSError naming the file where the disk is full.
     """
     arrays = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
     header = np.lib.format.header_data_from_array_1_0(arrays[0])

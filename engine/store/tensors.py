@@ -17,10 +17,10 @@ WEIGHTS, PROMPT = "weights.safetensors", "prompt.safetensors"
 def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU.
 
-    Raises OSError naming the file where there is no room for it.
+    Raises OSError naming the file where the disk is full.
     """
     with room_for(path):
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
-        except SafetensorError as error:  # of a full disk as well
+        except SafetensorError as error:  # a full disk raises it too
             raise OSError(str(error)) from error

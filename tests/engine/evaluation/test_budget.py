@@ -211,7 +211,7 @@ def test_impossible_budgets_are_refused_by_name(value):
 
 @pytest.mark.parametrize("value", ["0", "0.0", "-1", ".inf"])
 def test_impossible_half_widths_are_refused_by_name(value):
-    with pytest.raises(RecipeError, match=r"evaluate\.half_width=\S+ must be above 0 points"):
+    with pytest.raises(RecipeError, match=r"evaluate\.half_width=\S+ must be above 0"):
         recipe.load("emoji/fine_tune", [f"evaluate.half_width={value}"])
 
 

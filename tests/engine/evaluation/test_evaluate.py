@@ -226,7 +226,7 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
     mine, theirs = (place.parent for place in places)
     shutil.move(mine, kept := mine.with_name("kept"))
     shutil.copytree(theirs, mine)
-    with pytest.raises(ValueError, match=f"{mine} was made of something else; delete {mine}"):
+    with pytest.raises(ValueError, match=f"{mine} is of another key; delete {mine}"):
         tables(before, [mix], ["tinted"])
     shutil.rmtree(mine)
     shutil.move(kept, mine)

@@ -24,11 +24,11 @@ from torch import nn
 
 from engine import cli
 from engine.grid import record
-from engine.machine import files
 from engine.recipe import load
 from engine.report import tables
 from engine.store import artifacts
 from engine.store.cells import CELL
+from loaders.files import file_hash
 
 folder, grid = campaigns.folder, grids.grid
 MORE = "  soup: {method: {members: [pre, fine_tune, linear_probe]}}\n  visual_prompt: {}\n"
@@ -163,7 +163,7 @@ def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
         file.write_text(json.dumps(old))
         marker = file.with_name(artifacts.MARKER)
         values = json.loads(marker.read_text())
-        values["files"][CELL]["sha256"] = files.file_hash(file)
+        values["files"][CELL]["sha256"] = file_hash(file)
         marker.write_text(json.dumps(values))
     old = ["export", done.words[0], f"runs={tmp_path / 'runs'}", *choice]
     assert cli.main([*old, "--out", str(tmp_path / "old")]) == 0

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from engine import models, recipe
 from engine.machine.files import cache_folder
-from engine.models import checkpoints
+from engine.models import checkpoints, formats
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
@@ -90,9 +90,9 @@ def test_checkpoints_as_training_scripts_write_them(
     options = argparse.Namespace(lr=0.1, opt="sgd")
     beside = {"epoch": 3, "args": options, "optimizer": {"state": {0: {"step": 7}}}}
     torch.save({wrapped: held, **beside} if wrapped else held, path)
-    assert same(backbone(model(path), tmp_path), wanted) and checkpoints.names(path) == {*wanted}
+    assert same(backbone(model(path), tmp_path), wanted) and formats.names(path) == {*wanted}
     tensors.save(held, path := tmp_path / "own.safetensors")
-    assert same(backbone(model(path), tmp_path), wanted) and checkpoints.names(path) == {*wanted}
+    assert same(backbone(model(path), tmp_path), wanted) and formats.names(path) == {*wanted}
 
 
 def test_headless_backbone_gets_a_fresh_head(tmp_path: Path) -> None:
@@ -152,12 +152,12 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Pat
         damaged[random.integers(0, min(2000, len(whole)), 20)] = random.integers(0, 256, 20)
         path.write_bytes(damaged.tobytes())
         try:
-            checkpoints.load(path)
+            formats.load(path)
         except ValueError as error:
             refused.append(str(error))
     path.write_text("hello world")
     with pytest.raises(ValueError, match=r"damaged\.pth is cut, or holds more than plain tensors"):
-        checkpoints.load(path)
+        formats.load(path)
     assert len(refused) > 10 and all(str(path) in text for text in refused)
 
 
@@ -221,7 +221,7 @@ def test_dinov2_graph_is_mapped_to_timms_names() -> None:
         tensors.append(onnx.numpy_helper.from_array(value.numpy(), key))
     graph = onnx.helper.make_graph(nodes, "dino", [], [], initializer=tensors)
     data = onnx.helper.make_model(graph).SerializeToString()
-    assert same(checkpoints._dinov2_onnx(data), wanted)
+    assert same(formats.dinov2_onnx(data), wanted)
 
 
 def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -258,7 +258,7 @@ def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_dinov2_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ValueError, match="needs the onnx package: pip install"):
-        checkpoints._dinov2_onnx(b"")
+        formats.dinov2_onnx(b"")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from engine import models, recipe
 from engine.data import sets
 from engine.machine.files import cache_folder
-from engine.models import checkpoints
+from engine.models import checkpoints, formats
 from engine.store import tensors
 from engine.store.artifacts import Store
 from loaders import registry
@@ -44,7 +44,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path: Path) -> N
     words += ["model.image_size=224", "model.crop=null"]  # the recipe's own are for drawings
     wanted = recipe.of_sections("efficientnet_lite0", "folder", words)
     made = checkpoints.backbone(wanted.model, Store(tmp_path / "store"), cache_folder(), 0)
-    state = checkpoints.load(made.file(tensors.WEIGHTS))
+    state = formats.load(made.file(tensors.WEIGHTS))
 
     theirs = timm.create_model(ARCH)
     theirs.load_state_dict(state)

@@ -12,7 +12,7 @@ import torch
 
 from engine import models, recipe
 from engine.errors import RecipeError
-from engine.models import checkpoints, clip, zero_shot
+from engine.models import checkpoints, clip, formats, zero_shot
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
@@ -64,7 +64,7 @@ def test_fine_tuned_weights_come_back_from_their_file(tmp_path: Path) -> None:
     weights = WeightsRecipe(source="file", path=str(tmp_path / "weights.safetensors"))
     mine = dataclasses.replace(tiny, weights=weights)
     made = checkpoints.backbone(mine, Store(tmp_path / "store"), tmp_path, 0)
-    found = checkpoints.load(made.file(tensors.WEIGHTS))
+    found = formats.load(made.file(tensors.WEIGHTS))
     assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
     plain = dataclasses.replace(mine, projection=0)
     with pytest.raises(ValueError, match=r"fc_norm\.linear\.weight is unexpected"):
@@ -128,7 +128,7 @@ def test_features_and_logits_are_open_clips(
     )
     made = checkpoints.backbone(options, Store(tmp_path), tmp_path / "cache", 0)
     net = models.create(options, len(NAMES)).eval()
-    models.load_state(net, checkpoints.load(made.file(tensors.WEIGHTS)), "cell")
+    models.load_state(net, formats.load(made.file(tensors.WEIGHTS)), "cell")
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         wanted_features = clip.encode_image(x, normalize=True)

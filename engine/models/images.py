@@ -1,0 +1,134 @@
+"""How a model sees images: timm's evaluation transform, and the normalisation of its pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import nn
+
+from engine.errors import RecipeError, nearest
+from engine.models import clip
+from engine.recipe.schema import ModelRecipe
+
+
+@dataclass(frozen=True)
+class Transform:
+    """timm's evaluation transform without its last step, normalisation: PIL image -> uint8 HWC.
+
+    It can be pickled, and hashed through `spec`, so that packs can be encoded in parallel and
+    named.
+    """
+
+    image_size: int
+    interpolation: str
+    crop: float
+    crop_mode: str = "center"  # center | squash | border
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0)  # colour that crop_mode=border adds, from 0 to 1
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What determines the pixels, as JSON values; defaults are left out, as in older packs."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in vars(self).items() if value != defaults[name]}
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """uint8 [image_size, image_size, 3]."""
+        steps: Any = create_transform(
+            self.image_size,
+            is_training=False,
+            interpolation=self.interpolation,
+            crop_pct=self.crop,
+            crop_mode=self.crop_mode,
+            mean=self.fill,
+            normalize=False,  # leaves the pixels as uint8, CHW
+        )
+        return np.ascontiguousarray(np.asarray(steps(image.convert("RGB"))).transpose(1, 2, 0))
+
+
+class Normalize(nn.Module):
+    """uint8 pixels [B, 3, H, W] -> float32, (x / 255 - mean) / std, on the pixels' device."""
+
+    def __init__(self, recipe: ModelRecipe, device: torch.device) -> None:
+        super().__init__()
+        config = data_config(recipe)
+        mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
+        std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+        # mean = 0, std = 1 (MIIL) must give x / 255 exactly, so a multiply-add serves all models.
+        self.scale = (1 / (255 * std)).to(device)
+        self.shift = (-mean / std).to(device)
+        self.memory_format = (
+            torch.channels_last if recipe.channels_last else torch.contiguous_format
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.memory_format == torch.channels_last:
+            x = torch.addcmul(self.shift, pixels.to(torch.float32), self.scale)
+            return x.contiguous(memory_format=torch.channels_last)
+        x = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+        for c in range(3):  # packs hold HWC: channel by channel, transposing costs no extra pass
+            scale, shift = self.scale[:, c], self.shift[:, c]
+            torch.addcmul(shift, pixels[:, c].to(torch.float32), scale, out=x[:, c])
+        return x
+
+
+def transform(recipe: ModelRecipe) -> Transform:
+    """The evaluation transform of a model, which the protocol also trains on."""
+    config = data_config(recipe)
+    mode = config["crop_mode"]
+    fill = {"fill": tuple(config["mean"])} if mode == "border" else {}
+    crop = float(config["crop_pct"])
+    return Transform(recipe.image_size, config["interpolation"], crop, mode, **fill)
+
+
+def data_config(recipe: ModelRecipe) -> dict[str, Any]:
+    """timm's data config of the architecture, overridden by the values that the recipe sets."""
+    if recipe.arch.startswith(clip.PREFIX):
+        config = clip.data_config(recipe.arch, recipe.weights.tag)
+    else:
+        config = resolve_data_config(pretrained_cfg=pretrained_cfg(recipe.arch))
+    overrides = {
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "interpolation": recipe.interpolation,
+        "crop_pct": recipe.crop,
+        "crop_mode": recipe.crop_mode,
+    }
+    return config | {name: value for name, value in overrides.items() if value is not None}
+
+
+def description(recipe: ModelRecipe) -> dict[str, Any]:
+    """What is needed beside a model's weights to run it, as JSON values, all of them resolved.
+
+    Sizes are in pixels, mean and std of pixels from 0 to 1, crop_pct as timm defines it.
+    """
+    config = data_config(recipe)
+    return {
+        "arch": recipe.arch,
+        "projection": recipe.projection,
+        "image_size": recipe.image_size,
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "interpolation": config["interpolation"],
+        "crop_pct": float(config["crop_pct"]),
+        "crop_mode": config["crop_mode"],
+        "channels_last": recipe.channels_last,
+    }
+
+
+@functools.cache
+def pretrained_cfg(arch: str) -> dict[str, Any]:
+    """timm's record of an architecture. RecipeError, naming the nearest, for an unknown one."""
+    known = timm.list_models() + timm.list_pretrained()
+    if arch not in known:
+        raise RecipeError(f"timm has no architecture {arch!r}{nearest(arch, known)}")
+    cfg = timm.get_pretrained_cfg(arch)
+    return cfg.to_dict() if cfg else {}

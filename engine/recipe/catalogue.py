@@ -1,0 +1,173 @@
+"""The files of `recipes/`: which there are, and what they say.
+
+The only module that reads `recipes/`. It does not know what a recipe may say; see `merge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.errors import RecipeError, nearest
+
+ROOT = Path(__file__).resolve().parents[2] / "recipes"
+GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
+ALL_MODELS = "model=all"
+SELECTION = "methods"  # key that selects methods of a campaign on the command line
+
+
+def names(group: str = "") -> list[str]:
+    """Names of the files of a group (`models`, `methods`...); without a group, of all recipes.
+
+    A campaign makes the recipe CAMPAIGN/METHOD for each of its methods.
+    """
+    base = ROOT / group
+    files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
+    if group:
+        return sorted(files)
+    groups = (*GROUPS.values(), "campaigns", "published")
+    recipes = {name for name in files if name.split("/")[0] not in groups}
+    for campaign in names("campaigns"):
+        recipes |= {f"{campaign}/{method}" for method in methods_of(campaign)}
+    return sorted(recipes)
+
+
+def describe(name: str) -> str:
+    """What a recipe does: the first comment line of its file, or its method and campaign."""
+    path = ROOT / f"{name}.yaml"
+    if not path.is_file():
+        campaign, _, method = name.rpartition("/")
+        return f"{read(path_of('methods', method))['title']} as in the campaign {campaign}"
+    first = path.read_text().splitlines()[0]
+    return first.removeprefix("#").strip()
+
+
+def published() -> dict[str, Any]:
+    """The numbers published on the ImageNet-RIB slides, as `recipes/published.yaml` holds them."""
+    return read(ROOT / "published.yaml")
+
+
+def path_of(group: str, name: str) -> Path:
+    """The file of a name, or the path that is its name. RecipeError where there is none."""
+    if name.endswith(".yaml"):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {name}")
+        return path
+    if name not in names(group):
+        what = group.removesuffix("s") or "recipe"
+        raise RecipeError(f"there is no {what} {name!r}{nearest(name, names(group))}")
+    return ROOT / group / f"{name}.yaml"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file says. RecipeError where it is no YAML of `key: value` lines."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold `key: value` lines")
+    return values
+
+
+def read_campaign(path: Path) -> dict[str, Any]:
+    """What a campaign's file says, merged over the campaign that it extends."""
+    values = read(path)
+    base = values.pop("extends", None)
+    if isinstance(values.get("methods"), dict):
+        values["methods"] = {
+            name: with_absolute_module(settings, path.parent)
+            for name, settings in values["methods"].items()
+        }
+    if base is None:
+        return values
+    merged = OmegaConf.merge(read_campaign(path_of("campaigns", str(base))), values)
+    return OmegaConf.to_container(merged)  # type: ignore[return-value]
+
+
+def with_absolute_module(values: Any, folder: Path) -> Any:
+    """A layer with the absolute path of its method's module, where the module is a file.
+
+    folder: of the file that the layer comes from, or the working directory.
+    """
+    section = values.get("method") if isinstance(values, Mapping) else None
+    if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):
+        return values
+    module = (folder / section["module"]).resolve()
+    return {**values, "method": {**section, "module": str(module)}}
+
+
+def methods_of(campaign: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The methods of a campaign, in table order: all, or those that `methods=[A,B]` selects.
+
+    Raises RecipeError for an unknown campaign or method, or a file without methods.
+    """
+    path = path_of("campaigns", campaign)
+    methods = read_campaign(path).get("methods")
+    if not isinstance(methods, dict) or not methods:
+        raise RecipeError(
+            f"{path} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
+        )
+    return select(dict(map(key_and_value, overrides)).get(SELECTION), list(methods), campaign)
+
+
+def select(selection: str | None, methods: list[str], campaign: str) -> list[str]:
+    """The methods of a campaign that the value of `methods=` names; all without a selection."""
+    if selection is None:
+        return methods
+    selected = parsed(f"{SELECTION}={selection}")[SELECTION]
+    if not isinstance(selected, list) or not selected:
+        raise RecipeError(
+            f"{SELECTION}={selection} names no methods; write {SELECTION}=[{','.join(methods[:2])}]"
+        )
+    for name in selected:
+        if name not in methods:
+            raise RecipeError(
+                f"{SELECTION}: {name!r} is no method of {campaign}{nearest(str(name), methods)}"
+            )
+    return [name for name in methods if name in selected]
+
+
+def each_model(campaign: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of each grid: `model=all` stands for every model that the campaign lists.
+
+    Raises RecipeError where the campaign lists none.
+    """
+    if ALL_MODELS not in overrides:
+        return [tuple(overrides)]
+    listed = read_campaign(path_of("campaigns", campaign)).get("models")
+    if not isinstance(listed, list) or not listed:
+        raise RecipeError(f"{ALL_MODELS}: {campaign} has no list `models:`; name a model instead")
+    return [
+        tuple(f"model={model}" if word == ALL_MODELS else word for word in overrides)
+        for model in listed
+    ]
+
+
+def model_of(campaign: str) -> str | None:
+    """The model that a campaign names."""
+    model = read_campaign(path_of("campaigns", campaign)).get("model")
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def key_and_value(word: str) -> tuple[str, str]:
+    """The two sides of an override. RecipeError where it is no `key=value`."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{word!r} is not an override; write key=value, such as train.epochs=1")
+    return key, value
+
+
+def parsed(word: str) -> dict[str, Any]:
+    """The nested sections that an override such as `train.epochs=1` stands for."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([word]))  # type: ignore[return-value]
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise RecipeError(f"override {word!r} cannot be read: {why}") from error

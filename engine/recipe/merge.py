@@ -1,0 +1,105 @@
+"""The layers of a recipe become one checked `Recipe`, or an error that names the wrong layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from engine.errors import RecipeError
+from engine.recipe import checks, modules
+from engine.recipe.schema import MethodRecipe, Recipe
+
+Layer = tuple[str, dict[str, Any]]  # where it comes from, and what it says
+
+
+def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
+    """The recipe that the layers say together; a later layer wins. method: the options it has."""
+    merged = OmegaConf.structured(Recipe(method=method))
+    for source, values in layers:
+        try:
+            merged = OmegaConf.unsafe_merge(merged, values)  # which copies nothing
+        except ConfigKeyError as error:
+            key = str(error.full_key)
+            hint = checks.REMOVED.get(key) or _nearest_key(key, merged)
+            raise RecipeError(f"{source}: unknown key {key!r}{hint}") from error
+        except OmegaConfBaseException as error:
+            where = f"{source}: {error.full_key}" if error.full_key else source
+            raise RecipeError(f"{where}: {_first_line(error)}") from error
+    try:
+        recipe = typing.cast(Recipe, OmegaConf.to_object(merged))
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise RecipeError(f"recipe {name!r}: {key} has no value; add `{key}=VALUE`") from error
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"recipe {name!r}: {error.full_key}: {_first_line(error)}") from error
+    checks.check(recipe, merged)
+    return recipe
+
+
+def method_options(layers: Sequence[Layer]) -> MethodRecipe:
+    """The default options of the method's module, which the last layer that has one names."""
+    source = next(name for name, values in layers if "method" in values)
+    module = ""
+    for name, values in layers:
+        section = values.get("method")
+        if isinstance(section, Mapping) and section.get("module"):
+            source, module = name, str(section["module"])
+    if not module:
+        raise RecipeError(f"{source}: method.module has no value; set it")
+    try:
+        return modules.find(module).Recipe()
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
+def check_sections(layers: Sequence[tuple[str, Any]]) -> None:
+    """Raise RecipeError unless each layer, and each of its sections, holds `key: value` lines."""
+    sections = {f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING}
+    for source, values in layers:
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"{source} must hold `key: value` lines, not {values!r}")
+        for key in sections & values.keys():
+            if not isinstance(section := values[key], Mapping):
+                raise RecipeError(f"{source}: {key} must hold `key: value` lines, not {section!r}")
+
+
+def _nearest_key(key: str, merged: Any) -> str:
+    """`; did you mean 'train.epochs'?`: the keys whose last word is nearest to this key's.
+
+    Keys of the same section come first; where no word is near, the section's keys are listed.
+    """
+    section, _, word = key.rpartition(".")
+    known: dict[str, list[str]] = {}
+    for name in _keys(typing.cast(dict, OmegaConf.to_container(merged))):
+        known.setdefault(name.rpartition(".")[2], []).append(name)
+    siblings = [last for last in known if _in_section(known[last], section)]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    close = close or difflib.get_close_matches(word, siblings, n=1)
+    if not close:
+        return f"; valid: {', '.join(sorted(siblings))}"
+    near = _in_section(known[close[0]], section) or sorted(
+        known[close[0]], key=lambda n: n.count(".")
+    )
+    return f"; did you mean {' or '.join(map(repr, near))}?"
+
+
+def _in_section(keys: Sequence[str], section: str) -> list[str]:
+    return [key for key in keys if key.rpartition(".")[0] == section]
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of a recipe, those of its sections with the section's name before them."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error.msg or error).splitlines()[0]
