@@ -8,15 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.grid import workflow
-
-if TYPE_CHECKING:
-    from engine.grid.record import Record
-    from engine.report.tables import Results
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -47,40 +42,27 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.grid import record
-    from engine.report import tables
+    from engine.report import certainty, tables
 
-    found = record.find(arguments.name, words)
-    methods = found.record.methods
+    campaign = record.find(arguments.name, words)
+    methods = campaign.record.methods
     if arguments.compare and arguments.compare not in methods:
         raise CampaignError(
             f"{arguments.name} has no method {arguments.compare!r}; it has {', '.join(methods)}"
         )
-    with workflow.locked(found.report.parent):
-        results = tables.results(found)
-        path = tables.write(found, results)
+    with workflow.locked(campaign.report.parent):
+        results = tables.results(campaign)
+        path = tables.write(campaign, results)
     show(path)
-    if arguments.intervals or arguments.behaviour or arguments.compare is not None:
-        _show_certainty(arguments, found.record, results)
-
-
-def _show_certainty(arguments: argparse.Namespace, record: Record, found: Results) -> None:
-    from engine.measures.standings import standings
-    from engine.report import certainty
-
-    summary, sure, against = found.summary, found.sure, arguments.compare or None
+    sure, against = results.sure, arguments.compare or None
     if against is not None:
-        rows = certainty.compared(found.gathered, summary, record.sets, against)
+        sets = campaign.record.sets
+        rows = certainty.compared(results.grid, results.summary, sets, against)
         sure = replace(sure, comparisons=rows)
-    for one in standings(
-        summary.accuracy,
-        summary.mri,
-        sets=record.sets,
-        upstream=record.upstream,
-        methods=record.methods,
-    ):
+    for model in results.models:
         if arguments.intervals:
-            print(f"\n{certainty.interval_table(one, sure)}")
+            print(f"\n{certainty.interval_table(model, sure)}")
         if arguments.compare is not None:
-            print(f"\n{certainty.comparison_table(one, sure, against)}")
+            print(f"\n{certainty.comparison_table(model, sure, against)}")
         if arguments.behaviour:
-            print(f"\n{certainty.behaviour_table(one, sure)}")
+            print(f"\n{certainty.behaviour_table(model, sure)}")

@@ -44,35 +44,15 @@ def bins_of(predictions: ImagePredictions) -> np.ndarray:
 
 
 def effective_robustness(
-    upstream: Sequence[float],
-    shifted: Sequence[float],
-    fit: Sequence[bool] | np.ndarray | None = None,
+    upstream: np.ndarray, shifted: np.ndarray, in_fit: np.ndarray
 ) -> np.ndarray:
-    """[M] accuracy on the shifted set above the models' trend line, in points.
+    """[B, M] accuracy on the shifted set above the models' trend line, in points.
 
-    upstream, shifted [M]: accuracies in percent. The line is the least-squares fit of
-    logit(shifted) on logit(upstream) over all models, or those that `fit` marks (Taori et al.
-    2020). Accuracies are clipped 0.01 points away from 0 and 100, whose logits are infinite.
-    Raises ValueError for fewer than three models, or if all have the same upstream accuracy.
+    upstream, shifted [B, M]: accuracies in percent; each row has its own line, the least-squares
+    fit of logit(shifted) on logit(upstream) over the models `in_fit` (bool [M]) (Taori et al.
+    2020). Accuracies are clipped 0.01 points away from 0 and 100, whose logits are infinite. NaN in
+    rows whose fitted models have the same upstream accuracy.
     """
-    in_fit = np.full(len(upstream), True) if fit is None else np.asarray(fit, bool)
-    if (count := int(in_fit.sum())) < MODELS_FOR_A_TREND:
-        raise ValueError(
-            f"effective robustness needs a trend line over {MODELS_FOR_A_TREND} or more models, "
-            f"got {count}: evaluate more models"
-        )
-    robustness = heights(np.asarray([upstream]), np.asarray([shifted]), in_fit)[0]
-    if np.isnan(robustness).any():
-        raise ValueError(
-            f"effective robustness: all {count} models have the same upstream accuracy, "
-            "which gives no trend line; add a model that differs"
-        )
-    return robustness
-
-
-def heights(upstream: np.ndarray, shifted: np.ndarray, in_fit: np.ndarray) -> np.ndarray:
-    """[B, M] `effective_robustness` of each row of accuracies [B, M], whose line is fitted over the
-    models `in_fit` (bool [M]); NaN in rows that have no line."""
     x, y = _logit(upstream), _logit(shifted)
     mean = x[:, in_fit].mean(axis=1, keepdims=True)
     centred = x[:, in_fit] - mean
@@ -80,7 +60,7 @@ def heights(upstream: np.ndarray, shifted: np.ndarray, in_fit: np.ndarray) -> np
     covariance = (centred * y[:, in_fit]).sum(axis=1, keepdims=True)
     slope = np.divide(covariance, variance, np.full_like(variance, np.nan), where=variance > 1e-12)
     line = y[:, in_fit].mean(axis=1, keepdims=True) + slope * (x - mean)
-    return np.asarray(shifted, np.float64) - 100 / (1 + np.exp(-line))
+    return shifted - 100 / (1 + np.exp(-line))
 
 
 def above_trend(
@@ -95,12 +75,10 @@ def above_trend(
     known = {row.cell: row.accuracy for row in accuracy}
     robustness: dict[ModelOnSet, float] = {}
     for cells, fit in trends(known, sets, upstream).values():
-        x = [known[at(cell, upstream)] for cell in cells]
-        try:
-            values = effective_robustness(x, [known[cell] for cell in cells], fit)
-        except ValueError:  # no line: too few models, or all of them as good upstream
-            continue
-        robustness |= zip(cells, map(float, values), strict=True)
+        x, y = ([[known[c] for c in on]] for on in ([at(c, upstream) for c in cells], cells))
+        (values,) = effective_robustness(np.array(x), np.array(y), fit)
+        if not np.isnan(values).any():
+            robustness |= zip(cells, values.tolist(), strict=True)
     return tuple(replace(row, effective_robustness=robustness.get(row.cell)) for row in rows)
 
 
@@ -108,7 +86,7 @@ def trends(
     known: Collection[ModelOnSet], sets: Sequence[str], upstream: str
 ) -> dict[str, tuple[list[ModelOnSet], np.ndarray]]:
     """By set, the cells that are measured against its trend line, and which of them it is fitted
-    over."""
+    over; sets with fewer than `MODELS_FOR_A_TREND` of these are left out."""
     pre_trained = sum(cell.method == PRE and cell.evaluated_on == upstream for cell in known)
     pre_trained_only = pre_trained >= MODELS_FOR_A_TREND
     by_set = {}
@@ -118,10 +96,9 @@ def trends(
             for cell in known
             if cell.evaluated_on == name != cell.downstream and at(cell, upstream) in known
         ]
-        fit = [
-            cell.method == PRE or (not pre_trained_only and cell.alpha is None) for cell in cells
-        ]
-        by_set[name] = cells, np.array(fit, bool)
+        fit = [c.method == PRE or (not pre_trained_only and c.alpha is None) for c in cells]
+        if sum(fit) >= MODELS_FOR_A_TREND:
+            by_set[name] = cells, np.array(fit)
     return by_set
 
 

@@ -151,13 +151,11 @@ def _add_robustness(
 ) -> None:
     """Add draws of effective robustness, NaN where a draw has no trend line."""
     for cells, fit in behaviour.trends(known, sets, upstream).values():
-        if fit.sum() < behaviour.MODELS_FOR_A_TREND:
-            continue
         x, y = (
             np.stack([_with_agreement(drawn["accuracy", cell]) for cell in on], axis=1)
             for on in ([behaviour.at(cell, upstream) for cell in cells], cells)
         )
-        robustness = behaviour.heights(x, y, fit)
+        robustness = behaviour.effective_robustness(x, y, fit)
         drawn |= {(ROBUSTNESS, cell): x for cell, x in zip(cells, robustness.T, strict=True)}
 
 

@@ -15,21 +15,21 @@ from engine.measures.rows import DEFAULT_ALPHA, decimals
 
 @dataclass(frozen=True)
 class Line:
-    """An arm. The means are None unless the arm was fine-tuned on every set.
+    """An arm, fine-tuned on every set.
 
     `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
     `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets; `upstream`: mean
-    change on the upstream set, in points.
+    change on the upstream set in points, None where that was not evaluated.
     """
 
     arm: Arm
     title: str
     ri: Mapping[str, float]
     after: Mapping[str, Mapping[str, float]]
-    mri: Mri | None = None
-    downstream: float | None = None
-    ood: float | None = None
-    upstream: float | None = None
+    mri: Mri
+    downstream: float
+    ood: float
+    upstream: float | None
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,9 @@ class Standings:
     lines: tuple[Line, ...]
     curves: tuple[tuple[Line, ...], ...]
 
-    def ranked(self) -> list[tuple[Line, Mri]]:
-        """The lines that have an mRI, best first."""
-        return sorted(
-            ((line, line.mri) for line in self.lines if line.mri), key=lambda pair: -pair[1].mri
-        )
+    def ranked(self) -> list[Line]:
+        """The lines by mRI, best first."""
+        return sorted(self.lines, key=lambda line: -line.mri.mri)
 
     def line(self, method: str) -> Line | None:
         """The first line of a method, or None where it was not run."""
@@ -66,38 +64,58 @@ def standings(
     upstream: str,
     methods: Mapping[str, str],
 ) -> list[Standings]:
-    """Arrange rows by model; `methods` maps a method's key to its title, in table order.
+    """Arrange the rows of a whole grid by model; `methods` maps a method's key to its title, in
+    table order. Methods that `methods` does not name come last, under their key.
 
-    Methods that `methods` does not name come last, under their key. Raises ValueError when a row
-    refers to a pre-trained model that was not evaluated itself.
+    Raises ValueError when a row refers to a pre-trained model that was not evaluated itself.
     """
     rows = list(accuracy)
     ri = improvements(rows, sets)
     headline = {row.arm for row in rows if row.headline}
     after: dict[Arm, dict[str, dict[str, float]]] = {}
     for row in rows:
-        cells = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
-        cells[row.evaluated_on] = row.accuracy
+        columns = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
+        columns[row.evaluated_on] = row.accuracy
     intervals = {row.arm: row for row in mri}
     order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
+
+    def line(arm: Arm) -> Line:
+        title, columns = methods.get(arm.method, arm.method), after[arm]
+        if arm.variant not in ("", "canonical"):
+            title += f" ({arm.variant})"
+        forgotten = None
+        if upstream in (before := after[arm.before][""]):
+            forgotten = fmean(columns[name][upstream] for name in sets) - before[upstream]
+        return Line(
+            arm,
+            title,
+            ri[arm],
+            columns,
+            intervals[arm],
+            downstream=fmean(columns[name][name] for name in sets),
+            ood=fmean(columns[i][j] for i in sets for j in sets if i != j),
+            upstream=forgotten,
+        )
+
     models = []
-    for model, before in [(arm.model, cells[""]) for arm, cells in after.items() if "" in cells]:
-        lines = [
-            _line(arm, methods, ri[arm], after[arm], before, intervals.get(arm), sets, upstream)
-            for arm in sorted(ri, key=lambda a: (order.index(a.method), a.variant, a.alpha or 0))
-            if arm.model == model
-        ]
+    for pre in [arm for arm, columns in after.items() if "" in columns]:
+        arms = sorted(
+            (arm for arm in ri if arm.model == pre.model),
+            key=lambda arm: (order.index(arm.method), arm.variant, arm.alpha or 0),
+        )
+        lines = [line(arm) for arm in arms]
         curves: dict[tuple[str, str], list[Line]] = {}
-        for line in lines:
-            if line.arm.alpha is not None and line.downstream is not None:
-                curves.setdefault((line.arm.method, line.arm.variant), []).append(line)
+        for point in lines:
+            if point.arm.alpha is not None:
+                curves.setdefault((point.arm.method, point.arm.variant), []).append(point)
+        before = after[pre][""]
         models.append(
             Standings(
-                model=model,
-                sets=tuple(sorted(sets, key=lambda name: -before.get(name, 0.0))),
+                model=pre.model,
+                sets=tuple(sorted(sets, key=lambda name: -before[name])),
                 before=before,
-                lines=tuple(_named(line) for line in lines if line.arm in headline),
-                curves=tuple(tuple(group) for group in curves.values() if len(group) > 1),
+                lines=tuple(_with_alpha(row) for row in lines if row.arm in headline),
+                curves=tuple(tuple(points) for points in curves.values() if len(points) > 1),
             )
         )
     return models
@@ -120,36 +138,8 @@ def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
     return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
 
 
-def _named(line: Line) -> Line:
+def _with_alpha(line: Line) -> Line:
     """The line with its alpha in the title, if that is not the default."""
     if line.arm.alpha in (None, DEFAULT_ALPHA):
         return line
     return replace(line, title=f"{line.title}, alpha {line.arm.alpha:g}")
-
-
-def _line(
-    arm: Arm,
-    methods: Mapping[str, str],
-    ri: Mapping[str, float],
-    after: Mapping[str, Mapping[str, float]],
-    before: Mapping[str, float],
-    mri: Mri | None,
-    sets: Sequence[str],
-    upstream: str,
-) -> Line:
-    title = methods.get(arm.method, arm.method)
-    if arm.variant not in ("", "canonical"):
-        title += f" ({arm.variant})"
-    line = Line(arm, title, ri, after)
-    if len(ri) < len(sets):
-        return line
-    known = upstream in before and all(upstream in after[name] for name in sets)
-    return replace(
-        line,
-        mri=mri,
-        downstream=fmean(after[name][name] for name in sets),
-        ood=fmean(after[i][j] for i in sets for j in sets if i != j),
-        upstream=fmean(after[name][upstream] for name in sets) - before[upstream]
-        if known
-        else None,
-    )

@@ -94,11 +94,9 @@ def compared(
     """Comparisons of every two arms that a table shows, or with `against` those with one method.
     Raises ValueError when no complete arm is of that method."""
     arms = [row.arm for row in summary.mri if row.headline]
-    pairs = (
-        comparisons.all_pairs(arms)
-        if against is None
-        else comparisons.against_method(arms, against)
-    )
+    pairs = comparisons.all_pairs(arms)
+    if against is not None:
+        pairs = comparisons.against_method(arms, against)
     return comparisons.compare(grid, pairs, sets)
 
 
@@ -135,15 +133,15 @@ def interval_table(standing: Standings, sure: Certainty) -> str:
 def comparison_table(standing: Standings, sure: Certainty, against: str | None = None) -> str:
     """Every method against one of them, or the best (terminal): paired difference in mRI, its
     corrected p, and the number of sets on which its mean accuracy is surely higher and lower."""
-    ranked = [line for line, _ in standing.ranked()]
+    ranked = standing.ranked()
     reference = standing.line(against) if against else next(iter(ranked), None)
-    if reference is None or reference.mri is None:
+    if reference is None:
         return f"{standing.model}\nThere is no finished method to compare with."
     overall = sure.against(reference.arm)
     on_sets = [sure.against(reference.arm, name) for name in standing.sets]
     lines = []
     for line in ranked:
-        if line.arm not in overall or line.mri is None:
+        if line.arm not in overall:
             continue
         row = overall[line.arm]
         proven = [tests[line.arm].difference for tests in on_sets if _real(tests[line.arm])]
@@ -152,7 +150,7 @@ def comparison_table(standing: Standings, sure: Certainty, against: str | None =
                 line.title,
                 table.number(line.mri.mri),
                 table.number(row.difference),
-                f"[{table.number(row.low, row.error)}, {table.number(row.high, row.error)}]",
+                table.span(row.low, row.high, row.error),
                 _p(row.p, row.p_error),
                 _corrected(row),
                 str(sum(difference > 0 for difference in proven)),
@@ -207,7 +205,7 @@ def not_told_apart(standing: Standings, sure: Certainty) -> str:
     Judged by the corrected p, which never names fewer than "the paired interval includes 0" would:
     the best was chosen by looking at the results, and each of the others might have been.
     """
-    ranked = [line for line, _ in standing.ranked()]
+    ranked = standing.ranked()
     if len(ranked) < 2:
         return ""
     tests = sure.against(ranked[0].arm)
@@ -230,7 +228,7 @@ def section(standing: Standings, sure: Certainty) -> str:
     ranked = standing.ranked()
     if len(ranked) < 2:
         return ""
-    best = ranked[0][0]
+    best = ranked[0]
     overall = sure.against(best.arm)
     means = _behaviour_means(sure, standing)
     heads = (
@@ -245,7 +243,7 @@ def section(standing: Standings, sure: Certainty) -> str:
         "effective robustness",
     )
     body = []
-    for line, _ in ranked:
+    for line in ranked:
         row = overall.get(line.arm)
         cells = [sections.ABSENT] * 3
         if row:

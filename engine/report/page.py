@@ -13,8 +13,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from engine.machine import files
-from engine.measures.metrics import Accuracy, Mri
-from engine.measures.standings import Standings, counted, signed, standings
+from engine.measures.standings import Standings, counted, signed
 from engine.report import certainty, forgetting, sections
 
 if TYPE_CHECKING:
@@ -32,11 +31,8 @@ def write(
     folder: Path,
     *,
     title: str,
-    accuracy: Iterable[Accuracy],
-    mri: Iterable[Mri],
-    sets: Sequence[str],
+    models: Sequence[Standings],
     upstream: str,
-    methods: Mapping[str, str],
     settings: Mapping[str, object],
     credits: Sequence[Mapping[str, str]] = (),
     contact_sheet: bytes | None = None,
@@ -48,26 +44,25 @@ def write(
 ) -> Path:
     """Write `index.html` into `folder`, atomically, and return its path.
 
-    `methods` maps keys to titles in table order; `settings` and each of `credits` are shown as
+    `settings` and each of `credits` are shown as
     they come (name: value); `contact_sheet` is a PNG; `published` has the layout of
     `recipes/published.yaml` and shows where one of its models, by label or timm name, is ours;
     `holdout` says whether accuracy on the downstream set is on images kept from training; `notes`
-    (`Summary.missing`) stand at the top; `distances` are those of the one model's features, and
+    stand at the top; `distances` are those of the one model's features, and
     `sure` says which methods can be told apart. Raises ValueError if the sheet is no PNG.
     """
     if contact_sheet is not None and not contact_sheet.startswith(PNG):
         raise ValueError("contact_sheet must be the bytes of a PNG file")
-    found = standings(accuracy, mri, sets=sets, upstream=upstream, methods=methods)
-    if not found:
+    if not models:
         raise ValueError("there is nothing to report: no pre-trained model has been evaluated")
     own = "accuracy on its own hold-out, %" if holdout else "training accuracy (no hold-out), %"
     page = sections.Page(upstream, published, own, sure.seeds if sure else 1)
     forgotten = sure.forgotten(upstream) if sure else {}
-    parts = [_header(title, found, page, notes, sure)]
-    if len(found) > 1:
-        parts.append(sections.models(found, page))
-    for one in found:
-        if len(found) > 1:
+    parts = [_header(title, models, page, notes, sure)]
+    if len(models) > 1:
+        parts.append(sections.models(models, page))
+    for one in models:
+        if len(models) > 1:
             parts.append(f'<h2 class="model">{escape(one.model)}</h2>')
             parts.append(f"<p>{escape(finding(one))}</p>")
         parts += [
@@ -77,11 +72,11 @@ def write(
             sections.maps(one, page),
             _side_by_side(sections.trade_off(one), sections.upstream_change(one, page, forgotten)),
         ]
-    if distances is not None and len(found) == 1:
-        parts.append(forgetting.section(found[0], distances, upstream))
+    if distances is not None and len(models) == 1:
+        parts.append(forgetting.section(models[0], distances, upstream))
     parts += [
         sections.sheet(contact_sheet),
-        _side_by_side(sections.how_to_read(found, page), sections.glossary(found)),
+        _side_by_side(sections.how_to_read(models, page), sections.glossary(models)),
         sections.settings(settings),
         sections.credits(credits),
         _footer(
@@ -111,20 +106,20 @@ def finding(one: Standings) -> str:
     if not ranked:
         every = f"all {words(n)}" if n > 2 else "both"
         return f"No method has been fine-tuned on {every} sets yet."
-    line, best = ranked[0]
+    line = ranked[0]
+    best = line.mri
     ends = sections.span(best.mri_low, best.mri_high, best.error)
     verb = "gains most" if best.mri > 0 else "loses least"
     text = (
         f"{line.title} {verb} on the {counted('set', n - 1, words(n - 1))} a model was not "
         f"fine-tuned on: {signed(best.mri)} points (95% interval {ends})"
     )
-    plain = next((row for other, row in ranked if other.arm.method == FINE_TUNE), None)
-    if plain is best and len(ranked) > 1:
-        runner, second = ranked[1]
-        return f"{text}, ahead of {runner.title} at {signed(second.mri)}."
-    if plain is None or plain is best:
+    plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
+    if plain is line and len(ranked) > 1:
+        return f"{text}, ahead of {ranked[1].title} at {signed(ranked[1].mri.mri)}."
+    if plain is None or plain is line:
         return f"{text}."
-    return f"{text}, against {signed(plain.mri)} for plain fine-tuning."
+    return f"{text}, against {signed(plain.mri.mri)} for plain fine-tuning."
 
 
 def words(number: int) -> str:
@@ -158,7 +153,7 @@ def _header(
         f"{start} from the same pre-trained model ({model}). Each fine-tunes it on one of "
         f"{words(n)} sets and is evaluated on the other{others}; this is repeated for every set."
     )
-    ranked = [line for line, _ in one.ranked()]
+    ranked = one.ranked()
     told = [
         f"{line.title}\u00a0{signed(line.upstream)}"
         for line in ranked[:1] + [line for line in ranked[1:] if line.arm.method == FINE_TUNE]

@@ -48,14 +48,15 @@ def ranking(one: Standings, page: Page) -> str:
     if not ranked:
         return ""
     reference = reference_of(one, page.published).get("mri", {})
-    ends = [end for _, row in ranked for end in (row.mri, row.mri_low, row.mri_high)]
+    ends = [end for line in ranked for end in (line.mri.mri, line.mri.mri_low, line.mri.mri_high)]
     axis = ticks(min(0.0, *ends), max(0.0, *ends), 5)
     head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>', "<th>mRI</th>"]
     others = ("95% interval", "own set, %", "other sets, %", f"change on {page.upstream}")
     head += [f'<th class="wide">{escape(name)}</th>' for name in others]
     head += ["<th>published mRI</th>"] * bool(reference)
     rows = []
-    for line, row in ranked:
+    for line in ranked:
+        row = line.mri
         ends = span(row.mri_low, row.mri_high, row.error)
         interval = row.mri_low, row.mri_high
         name = f"{line.title}: mRI {signed(row.mri)}, {ends}"
@@ -83,7 +84,7 @@ def ranking(one: Standings, page: Page) -> str:
 
 def models(found: Sequence[Standings], page: Page) -> str:
     """Methods x pre-trained models: mRI, and the published one in brackets where there is one."""
-    end = charts.scale_end(row.mri for one in found for _, row in one.ranked())
+    end = charts.scale_end(line.mri.mri for one in found for line in one.lines)
     titles = dict.fromkeys(line.title for one in found for line in one.lines)
     head = ["<th>method</th>", *(f"<th>{_breakable(one.model)}</th>" for one in found)]
     rows = []
@@ -93,7 +94,7 @@ def models(found: Sequence[Standings], page: Page) -> str:
             line = next((line for line in one.lines if line.title == title), None)
             known = reference_of(one, page.published).get("mri", {})
             note = signed(known[line.arm.method]) if line and line.arm.method in known else ""
-            cells.append(_tinted(line.mri.mri if line and line.mri else None, end, note))
+            cells.append(_tinted(line.mri.mri if line else None, end, note))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return section(
         "Mean robustness improvement by pre-trained model",
@@ -134,7 +135,7 @@ def maps(one: Standings, page: Page) -> str:
     )
     figures = "".join(
         f"<figure><h3>{escape(line.title)}<span>"
-        f"{f'mRI {signed(line.mri.mri)}' if line.mri else 'unfinished'}</span></h3>"
+        f"mRI {signed(line.mri.mri)}</span></h3>"
         f"{charts.heat_map(one, line, page.upstream, end)}</figure>"
         for line in one.lines
     )
@@ -148,7 +149,7 @@ def maps(one: Standings, page: Page) -> str:
 
 def trade_off(one: Standings) -> str:
     """The plane of accuracy on the own set and on the others, with the curves of alpha."""
-    if not any(line.downstream is not None for line in one.lines):
+    if not one.lines:
         return ""
     return section(
         "What adapting costs elsewhere",

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from engine.measures.metrics import Accuracy, Mri
-from engine.measures.standings import Line, Standings, counted, signed, standings
+from engine.measures.standings import Line, Standings, counted, signed
 from engine.report import console
 
 ABSENT = "-"
 
 
-def table(
-    accuracy: Iterable[Accuracy],
-    mri: Iterable[Mri],
-    *,
-    sets: Sequence[str],
-    upstream: str,
-    methods: Mapping[str, str],
-    notes: Sequence[str] = (),
-) -> str:
-    """RI per downstream set and mRI with its interval, a method a row.
-
-    `methods` maps keys to titles in row order; sets stand from the easiest to the hardest. `notes`
-    are printed below.
-    """
-    models = standings(accuracy, mri, sets=sets, upstream=upstream, methods=methods)
+def table(models: Iterable[Standings], notes: Sequence[str] = ()) -> str:
+    """By model, RI per downstream set and mRI with its interval, a method a row; `notes` are
+    printed below."""
     notes = [textwrap.fill(f"note: {note}", console.WIDTH) for note in notes]
     return "\n\n".join([*map(_of_model, models), *notes])
 
@@ -40,7 +27,14 @@ def _of_model(standing: Standings) -> str:
         f"after fine-tuning on the set that heads the column; mRI: its mean over the {len(sets)}.",
         ["", *map(set_head, sets), "mRI", "95% interval"],
         [["pre-trained %", *accuracies_before(standing), "", ""]],
-        [[line.title, *improvements(line, sets), _interval(line)] for line in standing.lines],
+        [
+            [
+                line.title,
+                *improvements(line, sets),
+                span(line.mri.mri_low, line.mri.mri_high, line.mri.error),
+            ]
+            for line in standing.lines
+        ],
     )
 
 
@@ -61,10 +55,9 @@ def accuracies_before(standing: Standings) -> list[str]:
 
 def improvements(line: Line, sets: Sequence[str]) -> list[str]:
     """RI of each set, then mRI."""
-    return [number(value) for value in [*map(line.ri.get, sets), line.mri and line.mri.mri]]
+    return [*(number(line.ri[name]) for name in sets), number(line.mri.mri)]
 
 
-def _interval(line: Line) -> str:
-    if not (mri := line.mri):
-        return ""
-    return f"[{number(mri.mri_low, mri.error)}, {number(mri.mri_high, mri.error)}]"
+def span(low: float, high: float, error: float) -> str:
+    """An interval; error: the Monte-Carlo standard error of its ends."""
+    return f"[{number(low, error)}, {number(high, error)}]"

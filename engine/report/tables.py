@@ -15,6 +15,7 @@ from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures import distances, metrics
 from engine.measures.metrics import Grid, Summary
+from engine.measures.standings import Standings, standings
 from engine.report import certainty, page, table
 from engine.report.certainty import Certainty
 
@@ -24,39 +25,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run's stored predictions say: read, drawn and worked out once."""
+    """What a campaign's stored predictions show."""
 
-    gathered: Grid
+    grid: Grid
     summary: Summary
+    models: Sequence[Standings]
     sure: Certainty
 
 
 def results(run: FinishedCampaign) -> Results:
-    """What the predictions say that a record names."""
+    """Results from the predictions that a record names."""
     record = run.record
-    gathered = metrics.gather(run.evaluations)
-    summary = metrics.summarise(gathered, record.sets)
-    sure = Certainty.of(gathered, summary, record.sets, record.upstream)
-    return Results(gathered, summary, sure)
+    grid = metrics.gather(run.evaluations)
+    summary = metrics.summarise(grid, record.sets)
+    models = standings(
+        summary.accuracy,
+        summary.mri,
+        sets=record.sets,
+        upstream=record.upstream,
+        methods=record.methods,
+    )
+    sure = Certainty.of(grid, summary, record.sets, record.upstream)
+    return Results(grid, summary, models, sure)
 
 
-def write(run: FinishedCampaign, found: Results) -> Path:
+def write(run: FinishedCampaign, results: Results) -> Path:
     """Write tables and page into the campaign's report; the page's path."""
-    record, summary, folder = run.record, found.summary, run.report
-    metrics.write_csv(folder, summary)
+    record, folder = run.record, run.report
+    metrics.write_csv(folder, results.summary)
+    certainty.write_csv(folder, results.sure)
     notes = _of_sample(run)
-    certainty.write_csv(folder, found.sure)
     matrix = record.matrix()
     if matrix is not None:
         distances.write_csv(folder / "distances.csv", matrix)
     path = page.write(
         folder,
         title=f"{Path(record.name).stem}: what fine-tuning does to robustness",
-        accuracy=summary.accuracy,
-        mri=summary.mri,
-        sets=record.sets,
+        models=results.models,
         upstream=record.upstream,
-        methods=record.methods,
         settings=record.settings,
         credits=record.credits,
         contact_sheet=base64.b64decode(record.contact_sheet) or None,
@@ -64,35 +70,28 @@ def write(run: FinishedCampaign, found: Results) -> Path:
         holdout=record.holdout,
         notes=notes,
         distances=matrix,
-        sure=found.sure,
+        sure=results.sure,
     )
-    text = table.table(
-        summary.accuracy,
-        summary.mri,
-        sets=record.sets,
-        upstream=record.upstream,
-        methods=record.methods,
-        notes=notes,
-    )
-    write_atomic(folder / campaign.TABLE, (text + "\n").encode())
+    text = table.table(results.models, notes) + "\n"
+    write_atomic(folder / campaign.TABLE, text.encode())
     write_atomic(folder / campaign.STAMP, run.place.name.encode())
     return path
 
 
 def _of_sample(run: FinishedCampaign) -> Sequence[str]:
-    """Write how far a sample's numbers may be off, and say so; nothing without a sample."""
+    """Write the half-widths of a sample's numbers; a note on them, or none without a sample."""
     sets = run.record.sets
     if not run.samples:
         return []
-    samples = {name: run.samples[name] for name in sets}  # which the budget is a share of
+    samples = {name: run.samples[name] for name in sets}  # the budget is a share of these
     sequential = run.record.sequential
-    found = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
-    half_widths.write(run.report, run.place, found, samples)
-    return [half_widths.note(found, samples)]
+    intervals = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
+    half_widths.write(run.report, run.place, intervals, samples)
+    return [half_widths.note(intervals, samples)]
 
 
 def finish(plan: Plan, device: torch.device) -> Path:
-    """A campaign's last job: record, tables and page from what the store holds; the page's path."""
+    """A campaign's last job: record, tables and page; the page's path."""
     from engine.grid import make_record, workflow  # the rest of this module needs no torch
 
     run = record.write(plan.path.parent, make_record.record_of(plan, device))

@@ -21,7 +21,7 @@ from engine.distances.problems import Labelled, Options
 from engine.distances.solve import matrix
 from engine.machine import ranks
 from engine.measures.distances import Matrix, write_csv
-from engine.measures.metrics import Arm
+from engine.measures.metrics import Arm, Mri
 from engine.measures.standings import Line, Standings
 from engine.report import forgetting
 from engine.report.forgetting import Point, correlation
@@ -377,6 +377,10 @@ def test_points_pair_the_drop_upstream_with_the_distance():
         title="FT",
         ri={},
         after={"a": {"up": 70.0}, "b": {"up": 85.0}, "c": {"a": 1.0}},
+        mri=Mri("m", "fine_tune", "canonical", None, 0.0, 0.0, 0.0),
+        downstream=0.0,
+        ood=0.0,
+        upstream=None,
     )
     one = Standings("m", ("a", "b", "c", "d"), {"up": 90.0}, (line,), ())
     found = forgetting.points(one, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}, "up")
