@@ -30,10 +30,10 @@ def show(run: Run, cell: Cell) -> None:
         return
     print(f"{recipe.method.title} ({recipe.method.variant}) on {recipe.downstream}, percent top-1")
     print(f"{'set':<20}{'images':>8}{'before':>9}{'after':>9}{'change':>9}{'95%':>8}")
-    banks: dict[str, predictions.Bank[str]] = {}
+    banks: dict[str, predictions.SetPredictions[str]] = {}
     accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     for name, split in splits.items():
-        bank = banks[name] = predictions.Bank()
+        bank = banks[name] = predictions.SetPredictions()
         for when, mix in (("before", pre_trained), ("after", headline.mix)):
             path = sample.predicted(run, mix, name, split, samples.get(name))
             accuracy[when][name] = bank.add(when, path).accuracy
@@ -56,11 +56,11 @@ def show(run: Run, cell: Cell) -> None:
 
 
 def _half(samples: np.ndarray, digits: int) -> str:
-    low, high, error = bootstrap.ends(samples)
-    return f"±{rounded((high - low) / 2, error / math.sqrt(2), digits)}"
+    ends = bootstrap.ends(samples)
+    return f"±{rounded(ends.half_width, ends.error / math.sqrt(2), digits)}"
 
 
-def change_draws(banks: Mapping[str, predictions.Bank[str]]) -> dict[str, np.ndarray]:
+def change_draws(banks: Mapping[str, predictions.SetPredictions[str]]) -> dict[str, np.ndarray]:
     """Joint draws [B], by set, of the change from `before` to `after` in points; so many that
     Monte-Carlo error leaves a `metrics.DIGIT` of their intervals, or `metrics.MOST`."""
     columns = {

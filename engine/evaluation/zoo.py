@@ -340,7 +340,7 @@ def _rows(
     run: Run, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
 ) -> list[Row]:
     """What the store says; it checks that all models saw the same images."""
-    seen: predictions.Bank[int] = predictions.Bank()
+    seen: predictions.SetPredictions[int] = predictions.SetPredictions()
     mask, classes = answers(run.sets, name)
     rows = []
     for number, (model, alpha, mix) in enumerate(bank):

@@ -144,7 +144,7 @@ def _hits(
     drawn = sample.index[sample.frame.order[: sample.images]]
     by_seed: dict[Arm, dict[str, list[np.ndarray]]] = {}
     for row in evaluations:
-        if row.evaluated_on != name or row.method == PRE or row.on_its_own:
+        if row.evaluated_on != name or row.method == PRE or row.on_downstream:
             continue
         if row.downstream not in sets:
             continue

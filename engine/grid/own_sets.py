@@ -94,14 +94,14 @@ def _rows(
 ) -> list[OnUsersSet]:
     """The rows of one set."""
     grid = metrics.gather(evaluations)
-    ((name, bank),) = grid.banks.items()
+    ((name, bank),) = grid.predictions.items()
     before, *after = sorted(grid.accuracy, key=lambda row: row.method != PRE)
     ends: list[tuple[float | None, float | None, float]] = [(None, None, 0.0)] * (1 + len(after))
     if intervals:
         start = bank.sums((before.arm, ""), grid.seeds)
         sums = [bank.sums((row.arm, row.downstream), grid.seeds) - start for row in after]
         columns = {name: np.stack(sums, axis=-1)}
-        draws = metrics.settled_draws(grid.banks, columns)
+        draws = metrics.settled_draws(grid.predictions, columns)
         ends[1:] = [bootstrap.ends(samples) for samples in draws.T]
     rows = []
     for row, end in zip([before, *after], ends, strict=True):

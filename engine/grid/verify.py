@@ -75,7 +75,7 @@ def verify(run: Run, tolerance: float = TOLERANCE) -> list[Check]:
             continue
         mix = {run.base.name: 1.0}
         passes.evaluate(run, [mix], [name], "all")
-        bank = predictions.Bank[str]()
+        bank = predictions.SetPredictions[str]()
         seen = bank.add(name, passes.predicted(run, mix, name, "all"))
         pack = run.sets[name].pack
         run.sets.release(name)
@@ -111,9 +111,9 @@ def text(model: str, checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _half_width(bank: predictions.Bank[str], name: str) -> float:
+def _half_width(bank: predictions.SetPredictions[str], name: str) -> float:
     columns = {name: bank.sums(name, [0])[:, :, None]}
-    return bootstrap.half_width(metrics.settled_draws({name: bank}, columns)[:, 0])
+    return bootstrap.ends(metrics.settled_draws({name: bank}, columns)[:, 0]).half_width
 
 
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:

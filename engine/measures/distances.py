@@ -1,4 +1,4 @@
-"""A matrix of distances between sets, as reports show it and files keep it. No torch."""
+"""A matrix of distances between sets, as reports show it and files store it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,12 @@ class Matrix:
     samples: int | None = None
 
     def row(self, name: str) -> dict[str, float]:
-        """Distances of one set to the others that are known."""
-        values = self.values[self.names.index(name)]
-        return {
-            other: float(value)
-            for other, value in zip(self.names, values, strict=True)
-            if other != name and math.isfinite(value)
-        }
+        """The known distances from a set, by the second set."""
+        values = dict(zip(self.names, self.values[self.names.index(name)].tolist(), strict=True))
+        return {to: value for to, value in values.items() if to != name and math.isfinite(value)}
 
     def certainty(self) -> str:
-        """One line on how far the values can be trusted: eps, worst gap, worst marginal error."""
+        """eps, the worst gap and the worst marginal error, in a line."""
         kind = f"ε {self.eps:.3g}" if self.eps else "unregularised"
         missing = int(np.isnan(self.values).sum()) // 2
         return (
@@ -58,10 +54,10 @@ class Matrix:
         )
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it: null for a pair that did not converge, and for a gap not known."""
+        """Values for JSON: null for a pair that did not converge, and for an unknown gap."""
 
         def lists(array: np.ndarray) -> list[list[float | None]]:
-            return [[float(x) if math.isfinite(x) else None for x in row] for row in array]
+            return [[x if math.isfinite(x) else None for x in row] for row in array.tolist()]
 
         return dataclasses.asdict(self) | {name: lists(getattr(self, name)) for name in _ARRAYS}
 
@@ -72,17 +68,19 @@ class Matrix:
         return cls(tuple(plain["names"]), **arrays, eps=plain["eps"], samples=plain["samples"])
 
 
-def write_csv(path: Path, found: Matrix) -> None:
-    """The matrix, a set a row and a column, and a row a pair with what certifies it beside it.
+def write_csv(path: Path, matrix: Matrix) -> None:
+    """Write the matrix, a set a row and a column, and in a second file, whose name ends in
+    `_pairs`, a row a pair with its gap and marginal error.
 
-    The second file's name ends in `_pairs`. A pair that did not converge has no value in either.
+    A pair that did not converge has no value in either.
     """
-    matrix = [[name, *row] for name, row in zip(found.names, found.values, strict=True)]
-    _write_rows(path, [["", *found.names], *matrix])
-    columns = (found.values, found.gaps, found.marginal_errors)
+    names = matrix.names
+    rows = [[name, *values] for name, values in zip(names, matrix.values, strict=True)]
+    _write_rows(path, [["", *names], *rows])
+    columns = (matrix.values, matrix.gaps, matrix.marginal_errors)
     pairs = [
-        [found.names[i], found.names[j], *(column[i, j] for column in columns), found.eps]
-        for i, j in combinations(range(len(found.names)), 2)
+        [names[i], names[j], *(column[i, j] for column in columns), matrix.eps]
+        for i, j in combinations(range(len(names)), 2)
     ]
     heads = ["set", "other", "distance", "gap", "marginal_error", "eps"]
     _write_rows(path.with_stem(f"{path.stem}_pairs"), [heads, *pairs])

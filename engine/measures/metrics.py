@@ -13,7 +13,7 @@ several seeds, A_i^(j) is the mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,48 +22,55 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.measures import behaviour, bootstrap, parallel, rows
-from engine.measures.answers import Answers
-from engine.measures.predictions import Bank, Seen
-from engine.measures.rows import PRE, Accuracy, Arm, Behaviour, Cell, Evaluation, Mri, SeedAccuracy
+from engine.measures.predictions import ImagePredictions, SetPredictions
+from engine.measures.rows import (
+    PRE,
+    Accuracy,
+    Agreement,
+    Arm,
+    Behaviour,
+    Evaluation,
+    ModelOnSet,
+    Mri,
+    SeedAccuracy,
+)
+from engine.measures.source_sums import SourceSums
 
-RESAMPLES = 1000  # at first, and where nobody asks for more
+RESAMPLES = 1000  # at first
 MOST = 1 << 16  # draws that are in memory at a time
 DIGIT = 0.1  # points: what tables print, and so what ends of intervals are drawn to
-NOT_KNOWN = rows.Agreement(None, None, None, None)
+NOT_KNOWN = Agreement(None, None, None, None)
 Key = tuple[Arm, str]  # arm and downstream set
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything a report shows; `missing` says, a sentence an arm, what a partial grid lacks.
-
-    `by_seed` is empty unless cells were trained with several seeds.
-    """
+    """Accuracies and mRI; `by_seed` is empty unless cells were trained with several seeds."""
 
     accuracy: tuple[Accuracy, ...]
     mri: tuple[Mri, ...]
-    missing: tuple[str, ...] = ()
     by_seed: tuple[SeedAccuracy, ...] = ()
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Grid:
     """A grid's predictions, read and checked once, and reduced to what all statistics start from.
 
-    `own_banks` hold cells on the set that they were trained on: RI never uses them, and they may
-    see a hold-out only.
+    `predictions`: by set, those of models trained elsewhere. `downstream_predictions`: those of
+    models trained on the set; RI never uses them, and they may be of a hold-out only.
+    `source_sums`: by cell and seed, in the rows of the cell's set.
     """
 
     accuracy: tuple[Accuracy, ...]
     behaviour: tuple[Behaviour, ...]
     by_seed: tuple[SeedAccuracy, ...]
     seeds: tuple[int, ...]
-    banks: Mapping[str, Bank[Key]]
-    own_banks: Mapping[str, Bank[Key]]
-    answers: Mapping[Cell, Mapping[int, Answers]]  # by seed, in the rows of the cell's bank
+    predictions: Mapping[str, SetPredictions[Key]]
+    downstream_predictions: Mapping[str, SetPredictions[Key]]
+    source_sums: Mapping[ModelOnSet, Mapping[int, SourceSums]]
 
 
-def gather(evaluations: Sequence[Evaluation]) -> Gathered:
+def gather(evaluations: Sequence[Evaluation]) -> Grid:
     """Read every evaluation once; rows come in the order of the evaluations.
 
     Raises ValueError for duplicates, cells that lack a seed that others have, arms that are the
@@ -72,77 +79,68 @@ def gather(evaluations: Sequence[Evaluation]) -> Gathered:
     """
     seeds = _check_cells(evaluations)
     headline = _headlines(evaluations)
-    on: dict[str, list[Evaluation]] = {}
-    for cell in evaluations:
-        on.setdefault(cell.evaluated_on, []).append(cell)
-    banks: dict[str, Bank[Key]] = {}
-    own_banks: dict[str, Bank[Key]] = {}
-    answers: dict[Cell, dict[int, Answers]] = {}
-    found: dict[Cell, list[tuple[SeedAccuracy, Behaviour]]] = {c.place: [] for c in evaluations}
-    for name, seen in zip(on, parallel.each(_seen, on.values()), strict=True):
-        for kept, bank in ((banks, seen.bank), (own_banks, seen.own_bank)):
-            if bank.first is not None:
-                kept[name] = bank
-        for cell, said, numbers in seen.cells:
-            answers.setdefault(cell.place, {})[cell.seed] = said
-            found[cell.place].append(numbers)
-    by_seed = [row for several in found.values() for row, _ in several]
-    accuracy = [
-        Accuracy(
-            *cell.key,
-            several[0][0].n,
-            fmean(row.accuracy for row, _ in several),
-            headline[cell.arm],
-        )
-        for cell, several in found.items()
-    ]
-    behaviours = tuple(_mean([row for _, row in several]) for several in found.values())
-    return Gathered(tuple(accuracy), behaviours, tuple(by_seed), seeds, banks, own_banks, answers)
+    by_set: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        by_set.setdefault(evaluation.evaluated_on, []).append(evaluation)
+    predictions: dict[str, SetPredictions[Key]] = {}
+    downstream_predictions: dict[str, SetPredictions[Key]] = {}
+    source_sums: dict[ModelOnSet, dict[int, SourceSums]] = {}
+    numbers: dict[ModelOnSet, list[tuple[SeedAccuracy, Behaviour]]] = {}
+    for name, results in zip(by_set, parallel.each(_read, by_set.values()), strict=True):
+        if results.elsewhere.first is not None:
+            predictions[name] = results.elsewhere
+        if results.downstream.first is not None:
+            downstream_predictions[name] = results.downstream
+        for evaluation, sums, accuracy, changed in results.rows:
+            source_sums.setdefault(evaluation.cell, {})[evaluation.seed] = sums
+            numbers.setdefault(evaluation.cell, []).append((accuracy, changed))
+    accuracies, behaviours, by_seed = [], [], []
+    for cell in dict.fromkeys(evaluation.cell for evaluation in evaluations):
+        of_seeds = numbers[cell]
+        of_cell = [accuracy for accuracy, _ in of_seeds]
+        mean = fmean(row.accuracy for row in of_cell)
+        accuracies.append(Accuracy(*cell.key, of_cell[0].n, mean, headline[cell.arm]))
+        behaviours.append(_mean([changed for _, changed in of_seeds]))
+        by_seed += of_cell
+    return Grid(
+        tuple(accuracies),
+        tuple(behaviours),
+        tuple(by_seed),
+        seeds,
+        predictions,
+        downstream_predictions,
+        source_sums,
+    )
 
 
 def summarise(
-    evaluations: Sequence[Evaluation] | Gathered,
-    sets: Sequence[str],
-    *,
-    partial: bool = False,
-    seed: int = 0,
+    evaluations: Sequence[Evaluation] | Grid, sets: Sequence[str], *, seed: int = 0
 ) -> Summary:
-    """Accuracies, and mRI over `sets` with intervals (the population meant: `bootstrap`). There are
-    so many draws that Monte-Carlo error leaves a `DIGIT` of their ends, or `MOST`.
+    """Accuracies, and mRI over `sets` with intervals (the population meant: `bootstrap`), from as
+    many draws as `settle` makes.
 
     Sets evaluated on but not among `sets` (the upstream set) are reported, never part of RI.
-    An arm that lacks a whole downstream column is refused, or with `partial` left out of mRI
-    and named in `missing`. Raises ValueError for that, holes within a column, and all that
-    `gather` refuses.
+    Raises ValueError for an incomplete grid, and all that `gather` refuses.
     """
     if len(sets) < 2 or len(set(sets)) != len(sets):
         raise ValueError(f"RI needs two or more distinct downstream sets, got {list(sets)}")
-    grid = evaluations if isinstance(evaluations, Gathered) else gather(evaluations)
+    grid = evaluations if isinstance(evaluations, Grid) else gather(evaluations)
     ri = improvements(grid.accuracy, sets)
-    missing = tuple(
+    missing = [
         f"{arm} was not fine-tuned on {', '.join(name for name in sets if name not in columns)}"
         for arm, columns in ri.items()
         if len(columns) < len(sets)
-    )
-    if missing and not partial:
-        raise ValueError(
-            f"the grid is incomplete: {'; '.join(missing)}. "
-            "Finish the campaign, or ask for a partial table"
-        )
-    arms = [arm for arm, columns in ri.items() if len(columns) == len(sets)]
+    ]
+    if missing:
+        raise ValueError(f"the grid is incomplete: {'; '.join(missing)}. Finish the campaign")
     mri = []
-    if arms:
+    if arms := list(ri):
         headline = {row.arm: row.headline for row in grid.accuracy}
-        drawn = bootstrap.until(
-            lambda start, stop: mri_draws(grid, arms, sets, start, stop, seed),
-            lambda drawn: is_known(bootstrap.ends(samples).error for samples in drawn.T),
-            first=RESAMPLES,
-            most=MOST,
-        )
-        for arm, samples in zip(arms, drawn.T, strict=True):
+        draws = settle(lambda start, stop: mri_draws(grid, arms, sets, start, stop, seed))
+        for arm, samples in zip(arms, draws.T, strict=True):
             value = math.fsum(ri[arm].values()) / len(sets)
             mri.append(Mri(*arm, value, *bootstrap.ends(samples), headline[arm]))
-    return Summary(grid.accuracy, tuple(mri), missing, grid.by_seed if len(grid.seeds) > 1 else ())
+    return Summary(grid.accuracy, tuple(mri), grid.by_seed if len(grid.seeds) > 1 else ())
 
 
 def improvements(accuracy: Iterable[Accuracy], sets: Sequence[str]) -> dict[Arm, dict[str, float]]:
@@ -154,96 +152,101 @@ def improvements(accuracy: Iterable[Accuracy], sets: Sequence[str]) -> dict[Arm,
     for row in accuracy:
         grid.setdefault(row.arm, {}).setdefault(row.downstream, {})[row.evaluated_on] = row.accuracy
     before = {arm.model: columns[""] for arm, columns in grid.items() if arm.method == PRE}
-    out: dict[Arm, dict[str, float]] = {}
+    ri: dict[Arm, dict[str, float]] = {}
     for arm, columns in grid.items():
-        run = [name for name in sets if name in columns]
-        if arm.method == PRE or not run:
+        trained_on = [name for name in sets if name in columns]
+        if arm.method == PRE or not trained_on:
             continue
         _check_evaluated(f"{arm.model} {PRE}", before.get(arm.model, {}), sets)
-        for downstream in run:
+        for downstream in trained_on:
             _check_evaluated(f"{arm} fine-tuned on {downstream}", columns[downstream], sets)
-        out[arm] = {
+        ri[arm] = {
             name: robustness_improvement(name, columns[name], before[arm.model], sets)
-            for name in run
+            for name in trained_on
         }
-    return out
+    return ri
 
 
 def robustness_improvement(
     downstream: str, after: Mapping[str, float], before: Mapping[str, float], sets: Sequence[str]
 ) -> float:
     """RI of one fine-tuned model: its mean change in accuracy over the other sets (points)."""
-    others = [name for name in sets if name != downstream]
-    return math.fsum(after[name] - before[name] for name in others) / len(others)
+    changes = [after[name] - before[name] for name in sets if name != downstream]
+    return math.fsum(changes) / len(changes)
 
 
-def is_known(errors: Iterable[float]) -> bool:
-    """Whether Monte-Carlo standard errors leave a `DIGIT` of what they are of."""
-    return max(errors, default=0.0) <= DIGIT / 2
+def settle(
+    draw: Callable[[int, int], np.ndarray],
+    statistics: Callable[[np.ndarray], np.ndarray] = lambda draws: draws,
+) -> np.ndarray:
+    """Draws [B, ...] of `draw(start, stop)`: B is doubled until Monte-Carlo error leaves a `DIGIT`
+    of the intervals of `statistics(draws)` [B, K], or there are `MOST`."""
+    draws = draw(0, RESAMPLES)
+    while len(draws) < MOST:
+        errors = [bootstrap.ends(samples).error for samples in statistics(draws).T]
+        if max(errors, default=0.0) <= DIGIT / 2:
+            break
+        draws = np.concatenate([draws, draw(len(draws), min(2 * len(draws), MOST))])
+    return draws
 
 
-def settled_draws(banks: Mapping[str, Bank[Any]], columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Draws [B, K] of means in percent, set after set, of columns as `bootstrap.means` takes them.
-
-    So many that Monte-Carlo error leaves a `DIGIT` of their intervals' ends, or `MOST`.
-    """
+def settled_draws(
+    by_set: Mapping[str, SetPredictions[Any]], columns: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Draws [B, K], as many as `settle` makes, of means in percent, set after set, of columns as
+    `bootstrap.means` takes them."""
 
     def draw(start: int, stop: int) -> np.ndarray:
-        drawn = bootstrap.means(banks, columns, resamples=stop, seed=0, start=start)
-        return 100 * np.concatenate(list(drawn.values()), axis=1)
+        draws = bootstrap.means(by_set, columns, resamples=stop, seed=0, start=start)
+        return 100 * np.concatenate(list(draws.values()), axis=1)
 
-    return bootstrap.until(
-        draw,
-        lambda drawn: is_known(bootstrap.ends(samples).error for samples in drawn.T),
-        first=RESAMPLES,
-        most=MOST,
-    )
+    return settle(draw)
 
 
 def change_draws(
-    grid: Gathered, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
+    grid: Grid, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
 ) -> np.ndarray:
-    """Joint bootstrap draws [B, sets, arms], `start` to `stop`, of what each set adds to mRI, in
-    points.
+    """Joint bootstrap draws [stop - start, sets, arms] of what each set adds to mRI, in points.
 
     Their sum over the sets is mRI; n times one of them is the mean change on that set, over the
     n - 1 models trained elsewhere. mRI is linear in each set's sums per source, hence one matrix
     product a set.
     """
     columns = {name: _changes(grid, name, arms, sets) for name in sets}
-    drawn = bootstrap.means(grid.banks, columns, resamples=stop, seed=seed, start=start)
-    return np.stack(list(drawn.values()), axis=1)
+    draws = bootstrap.means(grid.predictions, columns, resamples=stop, seed=seed, start=start)
+    return np.stack(list(draws.values()), axis=1)
 
 
 def mri_draws(
-    grid: Gathered, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
+    grid: Grid, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
 ) -> np.ndarray:
-    """Draws [B, arms] of mRI: those of `change_draws`, summed over the sets. Sets that hold equally
-    many images of the same sources share a matrix product."""
+    """Draws [stop - start, arms] of mRI: those of `change_draws`, summed over the sets. Sets that
+    hold equally many images of the same sources share a matrix product."""
+    by_set = grid.predictions
     columns: dict[str, np.ndarray] = {}
     for name in sets:
-        same = next((other for other in columns if _alike(grid, name, other)), name)
-        columns[same] = columns.get(same, 0) + _changes(grid, name, arms, sets)
-    drawn = bootstrap.means(grid.banks, columns, resamples=stop, seed=seed, start=start)
-    return np.sum(list(drawn.values()), axis=0)
+        alike = (known for known in columns if _same_sources(by_set[name], by_set[known]))
+        shared = next(alike, name)
+        columns[shared] = columns.get(shared, 0) + _changes(grid, name, arms, sets)
+    draws = bootstrap.means(by_set, columns, resamples=stop, seed=seed, start=start)
+    return np.sum(list(draws.values()), axis=0)
 
 
-def _alike(grid: Gathered, name: str, other: str) -> bool:
+def _same_sources(a: SetPredictions[Key], b: SetPredictions[Key]) -> bool:
     """Whether two sets hold equally many images of the same sources."""
-    one, two = grid.banks[name], grid.banks[other]
-    return np.array_equal(one.sources, two.sources) and np.array_equal(one.total, two.total)
+    return np.array_equal(a.sources, b.sources) and np.array_equal(a.total, b.total)
 
 
-def _changes(grid: Gathered, name: str, arms: Sequence[Arm], sets: Sequence[str]) -> np.ndarray:
-    """(seeds, sources, arms) change on set `name` summed over the models trained elsewhere."""
-    bank, seeds = grid.banks[name], grid.seeds
-    others = [downstream for downstream in sets if downstream != name]
+def _changes(grid: Grid, name: str, arms: Sequence[Arm], sets: Sequence[str]) -> np.ndarray:
+    """[seeds, sources, arms] change on a set, summed over the models trained on the others."""
+    predictions, seeds = grid.predictions[name], grid.seeds
+    trained_on = [downstream for downstream in sets if downstream != name]
     changes = [
-        np.sum([bank.sums((arm, i), seeds) for i in others], axis=0)
-        - len(others) * bank.sums((arm.before, ""), seeds)
+        np.sum([predictions.sums((arm, downstream), seeds) for downstream in trained_on], axis=0)
+        - len(trained_on) * predictions.sums((arm.before, ""), seeds)
         for arm in arms
     ]
-    return np.stack(changes, axis=-1) * (100 / (len(sets) * len(others)))
+    return np.stack(changes, axis=-1) * (100 / (len(sets) * len(trained_on)))
 
 
 def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
@@ -257,84 +260,89 @@ def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-class _Seen(NamedTuple):
-    """A set's evaluations: the banks of `Gathered`, and what was said by each cell and seed."""
+class _SetResults(NamedTuple):
+    """A set's evaluations: predictions of models trained elsewhere and on the set, and of each
+    evaluation its sums and rows."""
 
-    bank: Bank[Key]
-    own_bank: Bank[Key]
-    cells: list[tuple[Evaluation, Answers, tuple[SeedAccuracy, Behaviour]]]
+    elsewhere: SetPredictions[Key]
+    downstream: SetPredictions[Key]
+    rows: list[tuple[Evaluation, SourceSums, SeedAccuracy, Behaviour]]
 
 
-def _seen(evaluations: Sequence[Evaluation]) -> _Seen:
+def _read(evaluations: Sequence[Evaluation]) -> _SetResults:
     """Read all evaluations of one set."""
-    found = _Seen(Bank(), Bank(), [])
-    before: dict[str, Seen] = {}
-    for cell in sorted(evaluations, key=lambda cell: cell.method != PRE):
-        bank = found.own_bank if cell.on_its_own else found.bank
-        seen = bank.add((cell.arm, cell.downstream), cell.path, cell.seed, cell.model)
-        start = before.get(cell.model)
-        if cell.method == PRE:
-            before[cell.model] = seen
-        elif cell.on_its_own and start and not bank.saw_the_same(found.bank):
-            start = None
-        accuracy = SeedAccuracy(*cell.key, cell.seed, len(seen.label), seen.accuracy)
-        error = behaviour.calibration_error(seen)
-        changed = Behaviour(*cell.key, *_agreement(start, seen), error)
-        found.cells.append((cell, Answers.of(bank, start, seen), (accuracy, changed)))
-    return found
+    results = _SetResults(SetPredictions(), SetPredictions(), [])
+    pre_trained: dict[str, ImagePredictions] = {}
+    for row in sorted(evaluations, key=lambda row: row.method != PRE):
+        of_set = results.downstream if row.on_downstream else results.elsewhere
+        after = of_set.add((row.arm, row.downstream), row.path, row.seed, row.model)
+        before = pre_trained.get(row.model)
+        if row.method == PRE:
+            pre_trained[row.model] = after
+        elif row.on_downstream and before and not of_set.same_images(results.elsewhere):
+            before = None
+        agreement = behaviour.agreement(before, after) if before else NOT_KNOWN
+        error = behaviour.calibration_error(after)
+        results.rows.append(
+            (
+                row,
+                SourceSums.of(of_set, before, after),
+                SeedAccuracy(*row.key, row.seed, len(after.label), after.accuracy),
+                Behaviour(*row.key, *agreement, error),
+            )
+        )
+    return results
 
 
-def _agreement(before: Seen | None, after: Seen) -> rows.Agreement:
-    return NOT_KNOWN if before is None else behaviour.agreement(before, after)
-
-
-def _mean(several: Sequence[Behaviour]) -> Behaviour:
+def _mean(of_seeds: Sequence[Behaviour]) -> Behaviour:
     """The mean over seeds."""
-    columns = zip(*(row.agreement for row in several), strict=True)
-    means = rows.Agreement(*(None if None in column else fmean(column) for column in columns))
-    error = fmean(row.calibration_error for row in several)
-    return Behaviour(*several[0].key, *means, error)
+    columns = zip(*(row.agreement for row in of_seeds), strict=True)
+    means = Agreement(*(None if None in column else fmean(column) for column in columns))
+    error = fmean(row.calibration_error for row in of_seeds)
+    return Behaviour(*of_seeds[0].key, *means, error)
 
 
 def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
     """The seeds that every cell was trained with."""
-    seen: dict[Cell, dict[int, Path]] = {}
-    for cell in evaluations:
-        pre = cell.method == PRE
-        if pre != (cell.downstream == ""):
+    paths: dict[ModelOnSet, dict[int, Path]] = {}
+    for row in evaluations:
+        pre_trained = row.method == PRE
+        if pre_trained != (row.downstream == ""):
             raise ValueError(
-                f"{cell.arm} on {cell.evaluated_on}: an empty downstream is for the pre-trained "
+                f"{row.arm} on {row.evaluated_on}: an empty downstream is for the pre-trained "
                 f"model (method '{PRE}'), and only for it"
             )
-        if pre and (cell.arm != cell.arm.before or cell.seed):
-            raise ValueError(f"{cell}: the pre-trained model has no variant, alpha or seed")
-        paths = seen.setdefault(cell.place, {})
-        if cell.seed in paths:
-            raise ValueError(f"{cell.place} is given twice: {paths[cell.seed]} and {cell.path}")
-        paths[cell.seed] = cell.path
-    trained = {cell: set(paths) for cell, paths in seen.items() if cell.method != PRE}
-    seeds = sorted(set[int]().union(*trained.values())) or [0]
-    for cell, own in trained.items():
-        if lacking := set(seeds) - own:
+        if pre_trained and (row.arm != row.arm.before or row.seed):
+            raise ValueError(f"{row}: the pre-trained model has no variant, alpha or seed")
+        by_seed = paths.setdefault(row.cell, {})
+        if row.seed in by_seed:
+            raise ValueError(f"{row.cell} is given twice: {by_seed[row.seed]} and {row.path}")
+        by_seed[row.seed] = row.path
+    trained = {cell: set(by_seed) for cell, by_seed in paths.items() if cell.method != PRE}
+    seeds = set[int]().union(*trained.values())
+    for cell, seeds_of_cell in trained.items():
+        if lacking := sorted(seeds - seeds_of_cell):
             raise ValueError(
-                f"{cell} lacks seed {', '.join(map(str, sorted(lacking)))}, which others have: "
+                f"{cell} lacks seed {', '.join(map(str, lacking))}, which others have: "
                 "train it with the same seeds"
             )
-    return tuple(seeds)
+    return tuple(sorted(seeds)) or (0,)
 
 
 def _headlines(evaluations: Sequence[Evaluation]) -> dict[Arm, bool]:
     """By arm, whether tables show it."""
     headline: dict[Arm, bool] = {}
-    for cell in evaluations:
-        if headline.setdefault(cell.arm, cell.headline) != cell.headline:
+    for row in evaluations:
+        if headline.setdefault(row.arm, row.headline) != row.headline:
             raise ValueError(
-                f"{cell.arm} is the headline of its method for some sets or seeds only: a table's "
+                f"{row.arm} is the headline of its method for some sets or seeds only: a table's "
                 "row shows one alpha, so name the same one as headline for all of them"
             )
     return headline
 
 
-def _check_evaluated(name: str, cells: Mapping[str, float], sets: Sequence[str]) -> None:
-    if holes := [other for other in sets if other not in cells]:
-        raise ValueError(f"{name} was not evaluated on {', '.join(holes)}: evaluate it there first")
+def _check_evaluated(model: str, accuracy: Mapping[str, float], sets: Sequence[str]) -> None:
+    if missing := [name for name in sets if name not in accuracy]:
+        raise ValueError(
+            f"{model} was not evaluated on {', '.join(missing)}: evaluate it there first"
+        )

@@ -1,7 +1,7 @@
-"""Arithmetic of NumPy's on all cores: whole products side by side, not one product in pieces.
+"""NumPy arithmetic on all cores, a matrix product a core.
 
-NumPy's BLAS cuts each product over the cores and then spins until the last is done, which takes far
-longer than one thread would wherever a core has other work (docs/design.md).
+NumPy's BLAS splits each product over the cores and spins until the last part is done: far slower
+than a single thread wherever a core has other work (docs/design.md).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ B = TypeVar("B")
 
 
 def each(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`work(item)` of every item, in their order; `work` should let go of Python's lock."""
+    """`work(item)` of every item, in their order; `work` should release the GIL."""
     with _libraries().limit(limits=1, user_api="blas"):
         return spread(work, [(item,) for item in items], len(os.sched_getaffinity(0)))
 
 
 @functools.cache
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all that is loaded, which takes milliseconds
+    return ThreadpoolController()  # searches all loaded libraries, which takes milliseconds

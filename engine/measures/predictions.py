@@ -1,7 +1,7 @@
-"""The store of per-image predictions, read back: checked once, reduced to sums a source image.
+"""Stored predictions of every image: read, checked, and reduced to sums for each source image.
 
-Metrics are differences between models on the same images, so what matters here is that two
-evaluations of a set really saw the same images, and that nothing damaged is averaged in silence.
+Metrics are differences between models on the same images. So two evaluations of a set must be of
+the same images, and damaged predictions are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read(path: Path) -> pa.Table:
     `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and,
     where corruptions and severities are to count alike, `group` ("corruption/severity"), and where
     they are a sample of the set, `weight`.
-    Raises ValueError naming the file for anything unreadable, absent, null, NaN or given twice.
+    Raises ValueError naming the file for anything unreadable, absent, null, NaN or duplicated.
     """
     parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not parts:
@@ -59,15 +59,15 @@ def read(path: Path) -> pa.Table:
     if (np.diff(index) < 0).any():
         table = table.take(np.argsort(index)).combine_chunks()
         index = table["index"].to_numpy()
-    if (again := np.flatnonzero(np.diff(index) == 0)).size:
-        raise ValueError(f"{path}: image index {index[again[0]]} occurs more than once")
+    if (repeated := np.flatnonzero(np.diff(index) == 0)).size:
+        raise ValueError(f"{path}: image index {index[repeated[0]]} occurs more than once")
     return table
 
 
 def mix_of(path: Path) -> dict[str, float]:
-    """The cells whose weighted mean gave the predictions in a file of the store, and the weights.
+    """By name of a cell, its weight in the mix of models that a file's predictions are of.
 
-    Raises ValueError naming a file that does not say.
+    Raises ValueError naming a file that lacks it.
     """
     try:
         return json.loads((pq.read_schema(path).metadata or {})[b"mix"])
@@ -75,8 +75,9 @@ def mix_of(path: Path) -> dict[str, float]:
         raise ValueError(f"{path} does not say which model it is of ({error!r})") from error
 
 
-class Seen(NamedTuple):
-    """One evaluation as stored, image by image in the order of the index, and its accuracy (%)."""
+class ImagePredictions(NamedTuple):
+    """A model's predictions on a set, arrays [N] in the order of the images' index, and its
+    accuracy (%)."""
 
     top1: np.ndarray
     label: np.ndarray
@@ -90,11 +91,12 @@ class Seen(NamedTuple):
         return self.top1 == self.label
 
 
-class Bank(Generic[Key]):
-    """Evaluations of one set: for each, and each of its training seeds, the weight of correct
+class SetPredictions(Generic[Key]):
+    """All evaluations of one set: for each, and each of its training seeds, the weight of correct
     images per source (float64).
 
-    `sources` (sorted, unique) name the rows of `total` and of every array in `correct`.
+    `sources` (sorted, unique) name the rows of `total` and of every array in `correct`; `codes` are
+    the rows of the images.
     """
 
     def __init__(self) -> None:
@@ -102,12 +104,12 @@ class Bank(Generic[Key]):
         self.correct: dict[Key, dict[int, np.ndarray]] = {}
         self._packs: dict[str, tuple[bytes | None, Path]] = {}
 
-    def add(self, key: Key, path: Path, seed: int = 0, model: str = "") -> Seen:
-        """Read `path` as what the evaluation `key` saw and said.
+    def add(self, key: Key, path: Path, seed: int = 0, model: str = "") -> ImagePredictions:
+        """Read the predictions of an evaluation.
 
-        `model`: the pre-trained model behind it; others may have the same images in other pixels.
-        Raises ValueError, naming both files, if the images differ from those already added, or the
-        pack, which tells pixels, from that of the model's other files.
+        `model`: the pre-trained model behind it; each model may have a pack with other pixels.
+        Raises ValueError, naming both files, if the images differ from those already added, or if
+        the pack differs from that of the model's other files.
         """
         table = read(path)
         pack = (table.schema.metadata or {}).get(b"pack")
@@ -131,22 +133,23 @@ class Bank(Generic[Key]):
         sums = np.bincount(self.codes, self.weights * (top1 == label), minlength=len(self.sources))
         self.correct.setdefault(key, {})[seed] = sums
         accuracy = float(100 * sums.sum() / self.total.sum())
-        return Seen(top1, label, p_top1, self.weights, accuracy)
+        return ImagePredictions(top1, label, p_top1, self.weights, accuracy)
 
     def sums(self, key: Key, seeds: Sequence[int]) -> np.ndarray:
-        """(seeds, sources) weight of correct images; without seeds of its own, under each alike."""
-        found = self.correct[key]
-        own = found.keys() == set(seeds)
-        return np.stack([found[s] for s in seeds] if own else [*found.values()] * len(seeds))
+        """[seeds, sources] weight of correct images; the pre-trained model's is repeated."""
+        by_seed = self.correct[key]
+        if by_seed.keys() == set(seeds):
+            return np.stack([by_seed[seed] for seed in seeds])
+        return np.stack([*by_seed.values()] * len(seeds))
 
     @property
     def sampled(self) -> bool:
         """Whether the images are a sample, with weights of their own."""
         return WEIGHT.name in self.images.column_names
 
-    def saw_the_same(self, other: Bank[Key]) -> bool:
-        """Whether both hold evaluations of the same images."""
-        return self.images.equals(other.images)
+    def same_images(self, predictions: SetPredictions[Key]) -> bool:
+        """Whether both are of the same images."""
+        return self.images.equals(predictions.images)
 
 
 def weights(images: pa.Table) -> np.ndarray:
@@ -168,13 +171,13 @@ def weights(images: pa.Table) -> np.ndarray:
     return (1 / (len(corruptions) * severities * size))[group]
 
 
-def _difference(here: pa.Table, there: pa.Table) -> str:
-    if here.column_names != there.column_names:
-        return f"columns {here.column_names} and {there.column_names}"
-    if len(here) != len(there):
-        return f"{len(here)} and {len(there)} images"
-    for name in here.column_names:
-        a, b = here[name].to_numpy(), there[name].to_numpy()
-        if (rows := np.flatnonzero(a != b)).size:
-            return f"row {rows[0]} has {name} {a[rows[0]]} and {b[rows[0]]}"
+def _difference(a: pa.Table, b: pa.Table) -> str:
+    if a.column_names != b.column_names:
+        return f"columns {a.column_names} and {b.column_names}"
+    if len(a) != len(b):
+        return f"{len(a)} and {len(b)} images"
+    for name in a.column_names:
+        x, y = a[name].to_numpy(), b[name].to_numpy()
+        if (rows := np.flatnonzero(x != y)).size:
+            return f"row {rows[0]} has {name} {x[rows[0]]} and {y[rows[0]]}"
     raise AssertionError("tables that differ, differ somewhere")

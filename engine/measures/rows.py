@@ -1,4 +1,4 @@
-"""The rows of a grid's results, and how they are written: a dataclass a table, a field a column."""
+"""The rows of a grid's results and their CSV files: a dataclass a table, a field a column."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from engine.machine import files
 
 PRE = "pre"
-DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, where its recipe names no other
+DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe names another
 
 
 class Agreement(NamedTuple):
-    """Shares of images, in percent, before against after; `lost` + `both_right` is accuracy
-    before, `gained` + `both_right` accuracy after. None where the two saw different images."""
+    """Shares of images in percent, before against after fine-tuning; `lost` + `both_right` is
+    accuracy before, `gained` + `both_right` accuracy after. None if the images differ."""
 
     same_top1: float | None
     both_right: float | None
@@ -27,7 +27,7 @@ class Agreement(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """What is compared: one method, in one variant, on one pre-trained model."""
+    """What is compared: a method in a variant, on a pre-trained model."""
 
     model: str
     method: str
@@ -36,7 +36,7 @@ class Arm(NamedTuple):
 
     @property
     def before(self) -> Arm:
-        """The pre-trained model that it started from."""
+        """The pre-trained model."""
         return Arm(self.model, PRE, "", None)
 
     def __str__(self) -> str:
@@ -59,25 +59,25 @@ class OfArm:
 
 
 @dataclass(frozen=True)
-class Cell(OfArm):
-    """One model seen on one set; `downstream` is empty for the pre-trained model (`PRE`)."""
+class ModelOnSet(OfArm):
+    """A model evaluated on a set; `downstream` is empty for the pre-trained model (`PRE`)."""
 
     downstream: str
     evaluated_on: str
 
     @property
-    def on_its_own(self) -> bool:
-        """Whether it was fine-tuned on the set that it is evaluated on."""
+    def on_downstream(self) -> bool:
+        """Whether the model was fine-tuned on the set that it is evaluated on."""
         return self.downstream == self.evaluated_on
 
     @property
-    def place(self) -> Cell:
-        """The cell alone, without what a row says of it."""
-        return Cell(*self.key)
+    def cell(self) -> ModelOnSet:
+        """Model and set alone, as a key of dictionaries."""
+        return ModelOnSet(*self.key)
 
     @property
     def key(self) -> tuple[str, str, str, float | None, str, str]:
-        """The values of its columns: what a row of any kind begins with."""
+        """The first values of every row of a model on a set."""
         model, method, variant, alpha = self.arm
         return model, method, variant, alpha, self.downstream, self.evaluated_on
 
@@ -87,7 +87,7 @@ class Cell(OfArm):
 
 
 @dataclass(frozen=True)
-class Evaluation(Cell):
+class Evaluation(ModelOnSet):
     """A cell and the file or folder of its predictions (columns: `predictions.read`)."""
 
     path: Path
@@ -96,7 +96,7 @@ class Evaluation(Cell):
 
 
 @dataclass(frozen=True)
-class Accuracy(Cell):
+class Accuracy(ModelOnSet):
     """Top-1 accuracy of a cell in percent, over `n` images; a mean where it has several seeds.
 
     headline: whether tables show its arm, as `Evaluation` says.
@@ -108,8 +108,8 @@ class Accuracy(Cell):
 
 
 @dataclass(frozen=True)
-class SeedAccuracy(Cell):
-    """Top-1 accuracy in percent of what training a cell with one seed gave."""
+class SeedAccuracy(ModelOnSet):
+    """Top-1 accuracy of a cell trained with a seed, in percent."""
 
     seed: int
     n: int
@@ -117,13 +117,12 @@ class SeedAccuracy(Cell):
 
 
 @dataclass(frozen=True)
-class Behaviour(Cell):
+class Behaviour(ModelOnSet):
     """What a cell's predictions are like, beyond accuracy; means over seeds.
 
-    `same_top1`, `both_right`, `lost` and `gained` are percent of images, against the pre-trained
-    model; None for itself, and where the two saw different images. `calibration_error` is in
-    points. `effective_robustness`, in points, is None on sets that the cell was trained on, on the
-    upstream set, and where there are too few models for a trend line.
+    `same_top1`, `both_right`, `lost` and `gained`: `Agreement` with the pre-trained model, None for
+    itself. `calibration_error` and `effective_robustness` are in points; the latter is None on the
+    set fine-tuned on, on the upstream set, and where too few models give a trend line.
     """
 
     same_top1: float | None
@@ -150,9 +149,9 @@ class Mri(OfArm):
 
 
 @dataclass(frozen=True)
-class Interval(Cell):
-    """A number (percent or points) and its 95% interval; `error` is the Monte-Carlo standard error
-    of the interval's ends.
+class Interval(ModelOnSet):
+    """A number (percent or points), its 95% interval, and the Monte-Carlo standard error of the
+    interval's ends.
 
     `quantity`: `accuracy` of a cell; `RI` of a downstream set; `mRI`, where both sets are empty.
     """
@@ -166,13 +165,13 @@ class Interval(Cell):
 
 @dataclass(frozen=True)
 class Comparison(OfArm):
-    """An arm against another of the same model, in points; `low`, `high`: 95% interval, and `error`
-    the Monte-Carlo standard error of its ends.
+    """The difference of two arms of a model, in points, its 95% interval, and the Monte-Carlo
+    standard error of the interval's ends.
 
     `evaluated_on` is empty for mRI. On a set, `difference` is that of mean accuracy over the models
     trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's (of a sample,
-    by bootstrap). `p_corrected` is Holm's, over all rows of the same kind in the table. `p_error`
-    and `p_corrected_error` are Monte-Carlo standard errors, 0 where p is exact.
+    by bootstrap). `p_corrected` is Holm's over mRI, or over all sets. `p_error` and
+    `p_corrected_error` are Monte-Carlo standard errors, 0 where p is exact.
     """
 
     against_method: str
@@ -195,7 +194,7 @@ class Comparison(OfArm):
         return Arm(self.model, self.against_method, self.against_variant, self.against_alpha)
 
     def swapped(self) -> Comparison:
-        """The same, seen from the other arm."""
+        """The same comparison with the two arms exchanged."""
         _, method, variant, alpha = self.against
         return replace(
             self,
@@ -214,10 +213,8 @@ class Comparison(OfArm):
 
 
 def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
-    """Write rows of one dataclass as CSV, atomically: percent and points with six decimals.
-
-    Ends of intervals and p-values have the decimals that their draws support.
-    """
+    """Write rows of a dataclass as CSV, atomically: percent and points with six decimals, ends of
+    intervals and p-values with the decimals that their draws support."""
     names = [field.name for field in fields(kind)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -229,8 +226,7 @@ def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
 
 def decimals(error: float, most: int) -> int:
     """Decimals that a number of this Monte-Carlo standard error has, `most` at most: a unit of the
-    last is two errors or more, so that other draws would hardly move it by more than one. Below 0
-    where not even whole numbers are known."""
+    last decimal is two errors or more. Below 0 where not even whole numbers are known."""
     return most if error == 0 else min(most, math.floor(-math.log10(2 * error)))
 
 

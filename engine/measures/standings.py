@@ -1,7 +1,6 @@
-"""The numbers of a report, per model and in the order in which they are shown.
+"""The numbers of a report by model: its rows, the order of sets, and every mean that is shown.
 
-The terminal table and the page must never disagree, so both are drawn from what is worked out
-here: which rows there are, in which order the sets stand, and every mean that is printed.
+The terminal table and the page both show these, so that they never disagree.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from engine.measures.rows import DEFAULT_ALPHA, decimals
 
 @dataclass(frozen=True)
 class Line:
-    """One arm. The means are None unless the arm was fine-tuned on every set.
+    """An arm. The means are None unless the arm was fine-tuned on every set.
 
     `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
-    `own`: mean accuracy on the set fine-tuned on; `ood`: on the others; `upstream`: mean change
-    on the upstream set, in points.
+    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets; `upstream`: mean
+    change on the upstream set, in points.
     """
 
     arm: Arm
@@ -28,18 +27,18 @@ class Line:
     ri: Mapping[str, float]
     after: Mapping[str, Mapping[str, float]]
     mri: Mri | None = None
-    own: float | None = None
+    downstream: float | None = None
     ood: float | None = None
     upstream: float | None = None
 
 
 @dataclass(frozen=True)
 class Standings:
-    """One pre-trained model: accuracy `before`, and the arms that started from it.
+    """A pre-trained model: its accuracy `before` fine-tuning by set, and its arms.
 
     `sets` run from the easiest to the hardest before fine-tuning. `lines` follow the order of the
-    methods, with interpolations at the alpha that their recipe names: no alpha is ever chosen on
-    OOD sets. `curves` hold every alpha of each, ascending.
+    methods, with interpolations at the alpha that their recipe names, never an alpha chosen on OOD
+    sets. `curves` hold every alpha of an interpolation, ascending.
     """
 
     model: str
@@ -81,7 +80,7 @@ def standings(
         cells[row.evaluated_on] = row.accuracy
     intervals = {row.arm: row for row in mri}
     order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
-    out = []
+    models = []
     for model, before in [(arm.model, cells[""]) for arm, cells in after.items() if "" in cells]:
         lines = [
             _line(arm, methods, ri[arm], after[arm], before, intervals.get(arm), sets, upstream)
@@ -90,9 +89,9 @@ def standings(
         ]
         curves: dict[tuple[str, str], list[Line]] = {}
         for line in lines:
-            if line.arm.alpha is not None and line.own is not None:
+            if line.arm.alpha is not None and line.downstream is not None:
                 curves.setdefault((line.arm.method, line.arm.variant), []).append(line)
-        out.append(
+        models.append(
             Standings(
                 model=model,
                 sets=tuple(sorted(sets, key=lambda name: -before.get(name, 0.0))),
@@ -101,11 +100,11 @@ def standings(
                 curves=tuple(tuple(group) for group in curves.values() if len(group) > 1),
             )
         )
-    return out
+    return models
 
 
 def counted(noun: str, number: int, written: str = "") -> str:
-    """`1 set`, `2 sets`; `written`: how the number is written, where not in digits."""
+    """`1 set`, `2 sets`, or with `written` in place of the digits, as in `two sets`."""
     return f"{written or number} {noun}{'s' * (number != 1)}"
 
 
@@ -122,7 +121,7 @@ def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
 
 
 def _named(line: Line) -> Line:
-    """A table's row: its title names an alpha that is not the usual one."""
+    """The line with its alpha in the title, if that is not the default."""
     if line.arm.alpha in (None, DEFAULT_ALPHA):
         return line
     return replace(line, title=f"{line.title}, alpha {line.arm.alpha:g}")
@@ -148,7 +147,7 @@ def _line(
     return replace(
         line,
         mri=mri,
-        own=fmean(after[name][name] for name in sets),
+        downstream=fmean(after[name][name] for name in sets),
         ood=fmean(after[i][j] for i in sets for j in sets if i != j),
         upstream=fmean(after[name][upstream] for name in sets) - before[upstream]
         if known

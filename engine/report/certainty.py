@@ -7,7 +7,6 @@ apart. Everything here follows from stored predictions and says which population
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +17,10 @@ from statistics import fmean
 from engine.measures import behaviour, comparisons, intervals, rows
 from engine.measures.bootstrap import Ends
 from engine.measures.comparisons import SIGNIFICANT, undecided
-from engine.measures.metrics import Gathered, Summary
+from engine.measures.metrics import Grid, Summary
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
 from engine.measures.standings import Standings, counted, rounded, signed
-from engine.report import sections, table
+from engine.report import console, sections, table
 
 POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "
@@ -39,6 +38,17 @@ class Certainty:
     comparisons: tuple[Comparison, ...]
     behaviour: tuple[Behaviour, ...]
     seeds: int
+
+    @classmethod
+    def of(cls, grid: Grid, summary: Summary, sets: Sequence[str], upstream: str) -> Certainty:
+        """All of it, with every two arms compared that a table shows."""
+        behaviours = behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream)
+        return cls(
+            intervals.intervals(grid, summary, behaviours, sets, upstream),
+            compared(grid, summary, sets),
+            behaviours,
+            len(grid.seeds),
+        )
 
     @property
     def population(self) -> str:
@@ -70,78 +80,73 @@ class Certainty:
     @property
     def family(self) -> int:
         """Over how many comparisons of mRI p is corrected."""
-        return len(_overall(self.comparisons))
+        return sum(not row.evaluated_on for row in self.comparisons)
 
-
-def certainty(grid: Gathered, summary: Summary, sets: Sequence[str], upstream: str) -> Certainty:
-    """All of it, with every two arms compared that a table shows."""
-    behaviours = behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream)
-    return Certainty(
-        intervals.intervals(grid, summary, behaviours, sets, upstream),
-        compared(grid, summary, sets),
-        behaviours,
-        len(grid.seeds),
-    )
+    def against(self, arm: Arm, on: str = "") -> dict[Arm, Comparison]:
+        """By arm, its comparison with this one: in mRI, or on a set."""
+        rows = [row.swapped() if row.arm == arm else row for row in self.comparisons]
+        return {row.arm: row for row in rows if row.against == arm and row.evaluated_on == on}
 
 
 def compared(
-    grid: Gathered, summary: Summary, sets: Sequence[str], against: str | None = None
+    grid: Grid, summary: Summary, sets: Sequence[str], against: str | None = None
 ) -> tuple[Comparison, ...]:
     """Comparisons of every two arms that a table shows, or with `against` those with one method.
     Raises ValueError when no complete arm is of that method."""
     arms = [row.arm for row in summary.mri if row.headline]
-    pairs = comparisons.all_pairs(arms) if against is None else comparisons.with_one(arms, against)
+    pairs = (
+        comparisons.all_pairs(arms)
+        if against is None
+        else comparisons.against_method(arms, against)
+    )
     return comparisons.compare(grid, pairs, sets)
 
 
-def write_csv(folder: Path, found: Certainty) -> None:
+def write_csv(folder: Path, sure: Certainty) -> None:
     """Write `FILES`."""
     kinds = (Interval, Comparison, Behaviour)
-    tables = (found.intervals, found.comparisons, found.behaviour)
+    tables = (sure.intervals, sure.comparisons, sure.behaviour)
     for name, kind, lines in zip(FILES, kinds, tables, strict=True):
         rows.write(folder / name, kind, lines)
 
 
-def interval_table(one: Standings, found: Certainty) -> str:
-    """RI of every method and set with half the width of its interval, within 100 columns."""
-    words = [[""], *map(table.split, one.sets), ["mRI"]]
-    pre = Arm(one.model, PRE, "", None)
+def interval_table(standing: Standings, sure: Certainty) -> str:
+    """RI of every method and set with half the width of its interval (terminal)."""
+    sets = standing.sets
+    pre = Arm(standing.model, PRE, "", None)
     before = [
-        ["pre-trained %", *(f"{one.before[name]:.1f}" for name in one.sets), ""],
-        ["", *(_half(found.interval("accuracy", pre, "", name)) for name in one.sets), ""],
+        ["pre-trained %", *table.accuracies_before(standing), ""],
+        ["", *(_half(sure.interval("accuracy", pre, "", name)) for name in sets), ""],
     ]
     lines = []
-    for line in one.lines:
-        values = [line.ri.get(name) for name in one.sets] + [line.mri.mri if line.mri else None]
-        lines.append([line.title, *map(table.number, values)])
-        ends = [found.interval("RI", line.arm, name) for name in one.sets]
-        lines.append(["", *map(_half, [*ends, found.interval("mRI", line.arm)])])
-    return _block(
-        one,
-        "RI and mRI in points; below each, half the width of its 95% interval, whose ends are in "
-        f"intervals.csv. It is about {found.population}.",
-        table.layout(words, before, lines),
+    for line in standing.lines:
+        ends = [sure.interval("RI", line.arm, name) for name in sets]
+        lines.append([line.title, *table.improvements(line, sets)])
+        lines.append(["", *map(_half, [*ends, sure.interval("mRI", line.arm)])])
+    return console.text(
+        f"{standing.model}\nRI and mRI in points; below each, half the width of its 95% interval, "
+        f"whose ends are in intervals.csv. It is about {sure.population}.",
+        ["", *map(table.set_head, sets), "mRI"],
+        before,
+        lines,
     )
 
 
-def comparison_table(one: Standings, found: Certainty, against: str | None = None) -> str:
-    """Every method against one of them, or the best: paired difference in mRI, its corrected p,
-    and the number of sets on which its mean accuracy is surely higher and lower; within 100
-    columns."""
-    ranked = [line for line, _ in one.ranked()]
-    reference = one.line(against) if against else next(iter(ranked), None)
+def comparison_table(standing: Standings, sure: Certainty, against: str | None = None) -> str:
+    """Every method against one of them, or the best (terminal): paired difference in mRI, its
+    corrected p, and the number of sets on which its mean accuracy is surely higher and lower."""
+    ranked = [line for line, _ in standing.ranked()]
+    reference = standing.line(against) if against else next(iter(ranked), None)
     if reference is None or reference.mri is None:
-        return f"{one.model}\nThere is no finished method to compare with."
-    tests = _against(found.comparisons, reference.arm)
-    overall = {row.arm: row for row in _overall(tests)}
-    words = ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"]
+        return f"{standing.model}\nThere is no finished method to compare with."
+    overall = sure.against(reference.arm)
+    on_sets = [sure.against(reference.arm, name) for name in standing.sets]
     lines = []
     for line in ranked:
         if line.arm not in overall or line.mri is None:
             continue
         row = overall[line.arm]
-        on_sets = [test for test in tests if test.arm == line.arm and test.evaluated_on]
-        won = [test.difference for test in on_sets if _real(test)]
+        proven = [tests[line.arm].difference for tests in on_sets if _real(tests[line.arm])]
         lines.append(
             [
                 line.title,
@@ -150,64 +155,69 @@ def comparison_table(one: Standings, found: Certainty, against: str | None = Non
                 f"[{table.number(row.low, row.error)}, {table.number(row.high, row.error)}]",
                 _p(row.p, row.p_error),
                 _corrected(row),
-                str(sum(net > 0 for net in won)),
-                str(sum(net < 0 for net in won)),
+                str(sum(difference > 0 for difference in proven)),
+                str(sum(difference < 0 for difference in proven)),
             ]
         )
-    n = len(one.sets)
-    return _block(
-        one,
-        f"Against {reference.title} (mRI {table.number(reference.mri.mri)}), paired over the same "
-        "images. Differences in mRI, in points; p by bootstrap, corrected (Holm) for "
-        f"{counted('comparison', found.family)}. Better and worse: on how many of the {n} sets, by "
-        "McNemar's "
-        "exact test (of a sample, with its weights, by bootstrap), corrected for "
-        f"{found.family * n}.{_near(overall.values())} It is about {found.population}.",
-        table.layout([table.split(word) for word in words], lines),
+    n = len(standing.sets)
+    return console.text(
+        f"{standing.model}\nAgainst {reference.title} (mRI {table.number(reference.mri.mri)}), "
+        "paired over the same images. Differences in mRI, in points; p by bootstrap, corrected "
+        f"(Holm) for {counted('comparison', sure.family)}. Better and worse: on how many of the "
+        f"{n} sets, by McNemar's exact test (of a sample, with its weights, by bootstrap), "
+        f"corrected for {sure.family * n}.{_near(overall.values())} It is about "
+        f"{sure.population}.",
+        ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"],
+        lines,
     )
 
 
-def behaviour_table(one: Standings, found: Certainty) -> str:
-    """What fine-tuning did to the answers, a mean over all pairs of sets; within 100 columns."""
-    heads = ["", "same top-1", "both right", "lost", "gained", "calibration error"]
-    words = [*map(table.split, heads), ["effective", "robustness"]]
-    mean = _behaviour_means(found.behaviour, one)
+def behaviour_table(standing: Standings, sure: Certainty) -> str:
+    """What fine-tuning did to the predictions, a mean over all pairs of sets (terminal)."""
+    means = _behaviour_means(sure, standing)
 
     def rows(title: str, arm: Arm) -> list[list[str]]:
-        *shares, error, above = mean[arm]
-        values = [title, *map(_plain, shares), _plain(error), table.number(above)]
-        return [values, ["", *(_half(found.interval(name, arm)) for name in MEANS)]]
+        *shares, above = means[arm].values()
+        halves = [_half(sure.interval(name, arm)) for name in MEANS]
+        return [[title, *map(_plain, shares), table.number(above)], ["", *halves]]
 
-    pre = Arm(one.model, PRE, "", None)
-    lines = [row for line in one.lines if line.arm in mean for row in rows(line.title, line.arm)]
-    return _block(
-        one,
-        "Means over every set fine-tuned on and every other set. Percent of images with the same "
-        "top-1 class before and after, right both times, lost and gained; expected calibration "
-        "error, and accuracy above what the trend over the models here predicts from accuracy "
-        "upstream, in points. Below each, half the width of its 95% interval, whose ends are in "
-        f"intervals.csv. It is about {found.population}.",
-        table.layout(words, rows("pre-trained", pre), lines),
+    return console.text(
+        f"{standing.model}\nMeans over every set fine-tuned on and every other set. Percent of "
+        "images with the same top-1 class before and after, right both times, lost and gained; "
+        "expected calibration error, and accuracy above what the trend over the models here "
+        "predicts from accuracy upstream, in points. Below each, half the width of its 95% "
+        f"interval, whose ends are in intervals.csv. It is about {sure.population}.",
+        [
+            "",
+            "same top-1",
+            "both right",
+            "lost",
+            "gained",
+            "calibration error",
+            "effective robustness",
+        ],
+        rows("pre-trained", Arm(standing.model, PRE, "", None)),
+        [row for line in standing.lines if line.arm in means for row in rows(line.title, line.arm)],
     )
 
 
-def not_told_apart(one: Standings, found: Certainty) -> str:
+def not_told_apart(standing: Standings, sure: Certainty) -> str:
     """The sentence for a headline: which methods the images cannot tell from the best.
 
     Judged by the corrected p, which never names fewer than "the paired interval includes 0" would:
     the best was chosen by looking at the results, and each of the others might have been.
     """
-    ranked = [line for line, _ in one.ranked()]
+    ranked = [line for line, _ in standing.ranked()]
     if len(ranked) < 2:
         return ""
-    tests = {row.arm: row for row in _overall(_against(found.comparisons, ranked[0].arm))}
+    tests = sure.against(ranked[0].arm)
     others = [(line.title, tests[line.arm]) for line in ranked[1:] if line.arm in tests]
     alike = [title for title, test in others if not _real(test)]
     near = [title for title, test in others if _open(test)]
     basis = (
-        f"a paired test at {SIGNIFICANT:.0%}, corrected for {counted('comparison', found.family)}"
+        f"a paired test at {SIGNIFICANT:.0%}, corrected for {counted('comparison', sure.family)}"
     )
-    basis += f"; {found.seeds} training seeds" if found.seeds > 1 else "; one training seed"
+    basis += f"; {sure.seeds} training seeds" if sure.seeds > 1 else "; one training seed"
     if near:
         basis += f"; p of {_listed(near)} is too near {SIGNIFICANT:.0%} for the draws to tell"
     if not alike:
@@ -215,14 +225,14 @@ def not_told_apart(one: Standings, found: Certainty) -> str:
     return f"On these images {_listed(alike)} cannot be told from it ({basis})."
 
 
-def section(one: Standings, found: Certainty) -> str:
-    """The report's part "How sure": each method against the best, and what became of answers."""
-    ranked = one.ranked()
+def section(standing: Standings, sure: Certainty) -> str:
+    """The report's part "How sure": each method against the best, and how predictions changed."""
+    ranked = standing.ranked()
     if len(ranked) < 2:
         return ""
     best = ranked[0][0]
-    overall = {row.arm: row for row in _overall(_against(found.comparisons, best.arm))}
-    mean = _behaviour_means(found.behaviour, one)
+    overall = sure.against(best.arm)
+    means = _behaviour_means(sure, standing)
     heads = (
         "method",
         f"mRI less {best.title}'s",
@@ -237,34 +247,25 @@ def section(one: Standings, found: Certainty) -> str:
     body = []
     for line, _ in ranked:
         row = overall.get(line.arm)
-        means = dict(zip(MEANS, mean[line.arm], strict=True))
-        told = (
-            [
-                signed(row.difference),
-                sections.span(row.low, row.high, row.error),
-                _corrected(row),
-            ]
-            if row
-            else [sections.ABSENT] * 3
-        )
-        cells = [
-            *told,
-            *(
-                _with_half(means[name], found.interval(name, line.arm), name == MEANS[-1])
-                for name in ("same_top1", "lost", "gained", *MEANS[-2:])
-            ),
+        cells = [sections.ABSENT] * 3
+        if row:
+            interval = sections.span(row.low, row.high, row.error)
+            cells = [signed(row.difference), interval, _corrected(row)]
+        cells += [
+            _with_half(means[line.arm][name], sure.interval(name, line.arm), name == MEANS[-1])
+            for name in ("same_top1", "lost", "gained", *MEANS[-2:])
         ]
         body.append(
             f'<tr><th scope="row">{escape(line.title)}</th>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
         )
-    before = mean[Arm(one.model, PRE, "", None)][4]
+    before = means[Arm(standing.model, PRE, "", None)][intervals.ERROR]
     return sections.section(
         "How sure",
         "Differences are paired: both methods see the same draw of "
-        f"images. The population is {found.population}. p is corrected for "
-        f"{counted('comparison', found.family)} (Holm).{_near(overall.values())} "
+        f"images. The population is {sure.population}. p is corrected for "
+        f"{counted('comparison', sure.family)} (Holm).{_near(overall.values())} "
         "On the other sets: images with the same "
         "answer before and after, answers lost and gained, expected calibration error in points "
         f"({_plain(before)} before), and accuracy above what the trend over the models here "
@@ -273,39 +274,21 @@ def section(one: Standings, found: Certainty) -> str:
     )
 
 
-def _against(tests: Iterable[Comparison], arm: Arm) -> list[Comparison]:
-    """The comparisons with an arm, all seen from the other side."""
-    swapped = (row.swapped() if row.arm == arm else row for row in tests)
-    return [row for row in swapped if row.against == arm]
-
-
-def _overall(tests: Iterable[Comparison]) -> list[Comparison]:
-    """Those of mRI."""
-    return [row for row in tests if not row.evaluated_on]
-
-
-def _behaviour_means(
-    found: Iterable[Behaviour], one: Standings
-) -> dict[Arm, tuple[float | None, ...]]:
-    """Means over the sets that a model was not trained on: its `Agreement`, calibration error and
-    effective robustness; None where a cell of them has none."""
-    cells: dict[Arm, list[Behaviour]] = {}
-    for row in found:
-        if row.model == one.model and row.evaluated_on in one.sets and not row.on_its_own:
-            cells.setdefault(row.arm, []).append(row)
-    return {
-        arm: tuple(_mean([getattr(row, name) for row in own]) for name in MEANS)
-        for arm, own in cells.items()
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
-
-
-def _block(one: Standings, caption: str, lines: Sequence[str]) -> str:
-    return "\n".join([one.model, *textwrap.wrap(caption, table.WIDTH), "", *lines])
+def _behaviour_means(sure: Certainty, standing: Standings) -> dict[Arm, dict[str, float | None]]:
+    """By arm and name of `MEANS`, the mean over the sets that a model was not trained on; None
+    where one of them lacks the number."""
+    by_arm: dict[Arm, list[Behaviour]] = {}
+    for row in sure.behaviour:
+        elsewhere = row.evaluated_on in standing.sets and not row.on_downstream
+        if row.model == standing.model and elsewhere:
+            by_arm.setdefault(row.arm, []).append(row)
+    means = {}
+    for arm, rows_of_arm in by_arm.items():
+        columns = {name: [getattr(row, name) for row in rows_of_arm] for name in MEANS}
+        means[arm] = {
+            name: None if None in values else fmean(values) for name, values in columns.items()
+        }
+    return means
 
 
 def _real(test: Comparison) -> bool:
@@ -353,7 +336,7 @@ def _half(ends: Ends | None) -> str:
     """Half of an interval's width; the errors of its two ends hardly depend on each other."""
     if ends is None:
         return table.ABSENT
-    return f"±{rounded((ends.high - ends.low) / 2, ends.error / math.sqrt(2))}"
+    return f"±{rounded(ends.half_width, ends.error / math.sqrt(2))}"
 
 
 def _with_half(value: float | None, ends: Ends | None, sign: bool) -> str:

@@ -128,7 +128,9 @@ def trade_off(one: Standings) -> str:
     start = (before, before)
     named = {line.arm for line in one.lines}
     on_curves = {line.arm for curve in one.curves for line in curve}
-    methods = [line for line in one.lines if line.arm not in on_curves and line.own is not None]
+    methods = [
+        line for line in one.lines if line.arm not in on_curves and line.downstream is not None
+    ]
     plot = Plot([start, *map(_spot, methods)], [list(map(_spot, curve)) for curve in one.curves])
     parts = [
         plot.frame(
@@ -155,8 +157,8 @@ def trade_off(one: Standings) -> str:
 
 
 def _spot(line: Line) -> Spot:
-    assert line.own is not None and line.ood is not None, "only whole arms have a spot"
-    return line.own, line.ood
+    assert line.downstream is not None and line.ood is not None, "only whole arms have a spot"
+    return line.downstream, line.ood
 
 
 def _told(name: str, spot: Spot) -> str:

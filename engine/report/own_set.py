@@ -7,7 +7,7 @@ from statistics import fmean
 
 from engine.grid.own_sets import OnUsersSet
 from engine.measures.rows import PRE, Arm
-from engine.report import table
+from engine.report import console, table
 
 
 def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
@@ -19,27 +19,25 @@ def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, 
     before = next(row for row in rows if row.method == PRE)
     trained = [row for row in rows if row.method != PRE]
     order = list(dict.fromkeys([*methods, *(row.method for row in trained)]))
-    arms: dict[Arm, dict[str, OnUsersSet]] = {}
+    arms: dict[Arm, dict[str, float]] = {}
     for row in sorted(trained, key=lambda row: (order.index(row.method), row.alpha or 0)):
-        arms.setdefault(row.arm, {})[row.downstream] = row
+        arms.setdefault(row.arm, {})[row.downstream] = row.accuracy
 
     accuracy, change = [], []
-    for arm, cells in arms.items():
+    for arm, by_set in arms.items():
         title = methods.get(arm.method, arm.method)
         title += "" if arm.alpha is None else f" alpha={arm.alpha:g}"
-        after = [cells[name].accuracy for name in sets]
-        accuracy.append([title, *(f"{value:.1f}" for value in [*after, fmean(after)])])
-        moved = [value - before.accuracy for value in [*after, fmean(after)]]
-        change.append([title, *map(table.number, moved)])
-    words = [[""], *map(table.split, sets), ["mean"]]
-    first = ["pre-trained", *[""] * len(sets), f"{before.accuracy:.1f}"]
-    among = "the set's" if before.mask == "present" else "all the head's"
-    return "\n".join(
-        [
-            f"{before.model} on {before.evaluated_on}: {before.n:,} images",
-            f"percent top-1 among {among} {before.classes:,} classes after fine-tuning on the set",
-            "that heads the column; below, the change from the pre-trained model in points.",
-            "",
-            *table.layout(words, [first], accuracy, change),
-        ]
+        after = [by_set[name] for name in sets]
+        after.append(fmean(after))
+        accuracy.append([title, *(f"{value:.1f}" for value in after)])
+        change.append([title, *(table.number(value - before.accuracy) for value in after)])
+    classes = "the set's" if before.mask == "present" else "all the head's"
+    return console.text(
+        f"{before.model} on {before.evaluated_on}: {before.n:,} images\n"
+        f"percent top-1 among {classes} {before.classes:,} classes after fine-tuning on the set "
+        "that heads the column; below, the change from the pre-trained model in points.",
+        ["", *map(table.set_head, sets), "mean"],
+        [["pre-trained", *[""] * len(sets), f"{before.accuracy:.1f}"]],
+        accuracy,
+        change,
     )

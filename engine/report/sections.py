@@ -65,7 +65,11 @@ def ranking(one: Standings, page: Page) -> str:
             f'<td class="strong">{signed(row.mri)}</td>',
             f'<td class="wide quiet">{ends}</td>',
         ]
-        numbers = (_number(line.own, False), _number(line.ood, False), _number(line.upstream))
+        numbers = (
+            _number(line.downstream, False),
+            _number(line.ood, False),
+            _number(line.upstream),
+        )
         cells += [f'<td class="wide">{number}</td>' for number in numbers]
         cells += [f"<td>{_number(reference.get(line.arm.method))}</td>"] * bool(reference)
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -144,7 +148,7 @@ def maps(one: Standings, page: Page) -> str:
 
 def trade_off(one: Standings) -> str:
     """The plane of accuracy on the own set and on the others, with the curves of alpha."""
-    if not any(line.own is not None for line in one.lines):
+    if not any(line.downstream is not None for line in one.lines):
         return ""
     return section(
         "What adapting costs elsewhere",

@@ -14,7 +14,7 @@ from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures import distances, metrics
-from engine.measures.metrics import Gathered, Summary
+from engine.measures.metrics import Grid, Summary
 from engine.report import certainty, page, table
 from engine.report.certainty import Certainty
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Results:
     """What a run's stored predictions say: read, drawn and worked out once."""
 
-    gathered: Gathered
+    gathered: Grid
     summary: Summary
     sure: Certainty
 
@@ -36,7 +36,7 @@ def results(run: FinishedCampaign) -> Results:
     record = run.record
     gathered = metrics.gather(run.evaluations)
     summary = metrics.summarise(gathered, record.sets)
-    sure = certainty.certainty(gathered, summary, record.sets, record.upstream)
+    sure = Certainty.of(gathered, summary, record.sets, record.upstream)
     return Results(gathered, summary, sure)
 
 
@@ -44,7 +44,7 @@ def write(run: FinishedCampaign, found: Results) -> Path:
     """Write tables and page into the campaign's report; the page's path."""
     record, summary, folder = run.record, found.summary, run.report
     metrics.write_csv(folder, summary)
-    notes = [*summary.missing, *_of_sample(run)]
+    notes = _of_sample(run)
     certainty.write_csv(folder, found.sure)
     matrix = record.matrix()
     if matrix is not None:

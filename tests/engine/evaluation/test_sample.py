@@ -77,7 +77,9 @@ def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
     mix = {context.base.name: 1.0}
     sample.evaluate_on(context.run, [mix], "tinted", "all", one)
     part, whole = (
-        predictions.Bank().add("base", sample.predicted(context.run, mix, "tinted", "all", some))
+        predictions.SetPredictions().add(
+            "base", sample.predicted(context.run, mix, "tinted", "all", some)
+        )
         for some in (one, None)
     )
     assert len(part.top1) < len(whole.top1)
@@ -227,7 +229,9 @@ def test_groups_count_alike_in_a_sample(fresh):
         mine = found["group"].to_numpy() == name
         assert weights[mine].sum() / weights.sum() == pytest.approx(share)
     part, whole = (
-        predictions.Bank().add("base", sample.predicted(context.run, base, "tinted", "all", some))
+        predictions.SetPredictions().add(
+            "base", sample.predicted(context.run, base, "tinted", "all", some)
+        )
         for some in (one, None)
     )
     assert part.accuracy == pytest.approx(whole.accuracy)

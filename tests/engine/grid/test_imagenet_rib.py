@@ -24,7 +24,7 @@ from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import metrics
-from engine.measures.predictions import Bank
+from engine.measures.predictions import SetPredictions
 from engine.recipe.request import Request
 from engine.store import tensors
 from engine.store.cells import Cell
@@ -106,7 +106,7 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     said[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
     table = passes.predictions_table(said, labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
-    seen = Bank[str]().add("x", tmp_path / "p.parquet")
+    seen = SetPredictions[str]().add("x", tmp_path / "p.parquet")
     assert seen.accuracy == pytest.approx(100 / 15)
     assert 100 * hit.mean() != pytest.approx(100 / 15)
 
@@ -256,7 +256,7 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
         parts.append(row["top1"] == row["label"])
     wanted = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
     assert len(hits) == 15
-    assert Bank[str]().add("x", path).accuracy == pytest.approx(100 * wanted)
+    assert SetPredictions[str]().add("x", path).accuracy == pytest.approx(100 * wanted)
 
 
 def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:

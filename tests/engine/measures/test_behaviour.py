@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from stores import SETS, grid, random_hits
 
 from engine.measures import behaviour, metrics
-from engine.measures.predictions import Seen
+from engine.measures.predictions import ImagePredictions
 
 
-def seen(top1, label, p_top1=None, weights=None) -> Seen:
+def seen(top1, label, p_top1=None, weights=None) -> ImagePredictions:
     top1, label = np.asarray(top1), np.asarray(label)
     p_top1 = np.full(len(top1), 0.5) if p_top1 is None else np.asarray(p_top1)
     weights = np.ones(len(top1)) if weights is None else np.asarray(weights, float)
-    return Seen(
+    return ImagePredictions(
         top1, label, p_top1.astype(np.float32), weights, 100 * float(np.mean(top1 == label))
     )
 
@@ -111,14 +111,14 @@ def test_no_trend_line_is_refused(upstream, fit, message):
 
 def test_above_trend_uses_models_trained_elsewhere_and_no_interpolation(tmp_path):
     read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
-    known = {row.place: row.accuracy for row in read.accuracy}
+    known = {row.cell: row.accuracy for row in read.accuracy}
     found = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
     for row in found:
-        elsewhere = row.evaluated_on in SETS and not row.on_its_own
+        elsewhere = row.evaluated_on in SETS and not row.on_downstream
         assert (row.effective_robustness is not None) == elsewhere
-    on_a = [row for row in found if row.evaluated_on == "a" and not row.on_its_own]
+    on_a = [row for row in found if row.evaluated_on == "a" and not row.on_downstream]
     assert len(on_a) == 5
-    x, y = ([known[replace(row.place, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
+    x, y = ([known[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
     expected = behaviour.effective_robustness(x, y)
     assert [row.effective_robustness for row in on_a] == pytest.approx(list(expected))
 
@@ -153,9 +153,9 @@ def test_three_pre_trained_models_make_the_line_alone(tmp_path):
         read = metrics.gather(grid(tmp_path / model, random_hits(seed=k)))
         rows += [replace(row, model=model) for row in read.behaviour]
         accuracy += [replace(row, model=model) for row in read.accuracy]
-    found = {row.place: row for row in behaviour.above_trend(rows, accuracy, SETS, "up")}
+    found = {row.cell: row for row in behaviour.above_trend(rows, accuracy, SETS, "up")}
     before = [row for row in found.values() if row.method == "pre" and row.evaluated_on == "b"]
-    known = {row.place: row.accuracy for row in accuracy}
-    x = [known[replace(row.place, evaluated_on="up")] for row in before]
-    expected = behaviour.effective_robustness(x, [known[row.place] for row in before])
+    known = {row.cell: row.accuracy for row in accuracy}
+    x = [known[replace(row.cell, evaluated_on="up")] for row in before]
+    expected = behaviour.effective_robustness(x, [known[row.cell] for row in before])
     assert [row.effective_robustness for row in before] == pytest.approx(list(expected))

@@ -15,7 +15,7 @@ from engine.measures import bootstrap, intervals, metrics, predictions
 
 def draws(sums: np.ndarray, resamples: int = 1000, seed: int = 0, start: int = 0) -> np.ndarray:
     """Draws of the mean of `sums` [seeds, sources], an image a source."""
-    bank = predictions.Bank()
+    bank = predictions.SetPredictions()
     bank.sources, bank.total = np.arange(sums.shape[1]), np.ones(sums.shape[1])
     columns = {"x": sums[:, :, None]}
     found = bootstrap.means({"x": bank}, columns, resamples=resamples, seed=seed, start=start)
@@ -26,7 +26,7 @@ def coverage(simulate, repeats: int) -> float:
     """Share of simulated data sets whose interval holds the truth, 0."""
     held = 0
     for repeat in range(repeats):
-        low, high = bootstrap.interval(draws(simulate(np.random.default_rng(repeat)), 400))
+        low, high, _ = bootstrap.ends(draws(simulate(np.random.default_rng(repeat)), 400))
         held += low <= 0 <= high
     return held / repeats
 
@@ -61,7 +61,7 @@ def test_intervals_that_ignore_the_seeds_are_too_narrow():
 def test_where_only_seeds_vary_the_interval_is_students(seeds):
     stats = pytest.importorskip("scipy.stats")
     value = np.random.default_rng(seeds).standard_normal(seeds)
-    found = bootstrap.interval(draws(np.repeat(value[:, None], 4, axis=1), 200_000))
+    found = bootstrap.ends(draws(np.repeat(value[:, None], 4, axis=1), 200_000))[:2]
     spread = value.std(ddof=1) / np.sqrt(seeds)
     expected = stats.t.interval(0.95, seeds - 1, value.mean(), spread)
     width = expected[1] - expected[0]
@@ -71,7 +71,7 @@ def test_where_only_seeds_vary_the_interval_is_students(seeds):
 def test_one_bootstrap_agrees_with_scipys(tmp_path):
     stats = pytest.importorskip("scipy.stats")
     hits = (np.random.default_rng(0).random((1, 200)) < 0.3).astype(float)
-    found = bootstrap.interval(draws(hits, 20_000))
+    found = bootstrap.ends(draws(hits, 20_000))[:2]
     expected = stats.bootstrap(
         (hits[0],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
@@ -89,7 +89,7 @@ def mean_over_sets(held: dict[str, np.ndarray], value: np.ndarray, resamples: in
     """Draws of the mean over sets of the mean of `value` [sources, sets], an image a source."""
     banks, columns = {}, {}
     for j, (name, rows) in enumerate(held.items()):
-        banks[name] = predictions.Bank()
+        banks[name] = predictions.SetPredictions()
         banks[name].sources, banks[name].total = rows, np.ones(len(rows))
         columns[name] = value[rows, j][None, :, None]
     found = bootstrap.means(banks, columns, resamples=resamples, seed=0)
@@ -103,7 +103,7 @@ def test_intervals_hold_where_every_source_is_in_sets_of_its_own():
         rng = np.random.default_rng(repeat)
         value = rng.standard_normal((200, 1)) + 0.5 * rng.standard_normal((200, 8))
         samples = mean_over_sets(thinned(rng, 200, 8, 0.5), value, 300)
-        low, high = bootstrap.interval(samples)
+        low, high, _ = bootstrap.ends(samples)
         held += low <= 0 <= high
     assert 0.92 <= held / 300 <= 0.98
 
@@ -128,7 +128,7 @@ def test_draws_are_the_same_however_many_are_asked_for(seeds):
 
 def test_how_often_a_source_comes_up_is_poisson_and_sources_are_independent():
     """To within four and a half standard errors, and steps of 2^-16."""
-    bank = predictions.Bank()
+    bank = predictions.SetPredictions()
     bank.sources, bank.total = np.arange(300), np.ones(300)
     counts = bootstrap.draw({"x": bank}, resamples=8000, seeds=1, seed=1).counts.astype(float)
     seen = np.bincount(counts.astype(int).ravel(), minlength=9) / counts.size
@@ -167,20 +167,23 @@ def test_an_end_varies_as_much_as_its_error_says():
     assert found[:, :2].mean(axis=0) == pytest.approx((-1.96, 1.96), abs=0.02)
     assert found[:, 2].mean() == pytest.approx(found[:, 0].std(), rel=0.25)
     samples = rng.standard_normal(4001)
-    assert bootstrap.interval(samples) == pytest.approx(np.quantile(samples, (0.025, 0.975)))
+    assert bootstrap.ends(samples)[:2] == pytest.approx(np.quantile(samples, (0.025, 0.975)))
     assert bootstrap.ends(np.ones(7)) == (1, 1, 0)
 
 
-def test_draws_are_doubled_until_there_are_enough():
-    def numbers(start, stop):
-        asked.append((start, stop))
-        return np.arange(start, stop)
+@pytest.mark.parametrize(("spread", "count"), [(0.0, 1000), (1.0, 4000), (1e6, metrics.MOST)])
+def test_draws_are_doubled_until_their_ends_are_settled(spread, count):
+    numbers = spread * np.random.default_rng(0).standard_normal((metrics.MOST, 1))
+    blocks: list[tuple[int, int]] = []
 
-    asked: list[tuple[int, int]] = []
-    found = bootstrap.until(numbers, lambda x: len(x) >= 500, first=100, most=10_000)
-    assert asked == [(0, 100), (100, 200), (200, 400), (400, 800)]
-    np.testing.assert_array_equal(found, np.arange(800))
-    assert len(bootstrap.until(numbers, lambda x: False, first=100, most=300)) == 300
+    def draw(start, stop):
+        blocks.append((start, stop))
+        return numbers[start:stop]
+
+    np.testing.assert_array_equal(metrics.settle(draw), numbers[:count])
+    stops = [stop for _, stop in blocks]
+    assert blocks == list(zip([0, *stops], stops, strict=False))
+    assert stops[:-1] == [1000 * 2**k for k in range(len(stops) - 1)]
 
 
 def test_duplicated_images_do_not_narrow_any_interval(tmp_path):

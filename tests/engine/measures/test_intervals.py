@@ -11,7 +11,7 @@ from stores import SETS, cell, grid, several_seeds, table
 
 from engine.commands import outcome
 from engine.measures import behaviour, bootstrap, intervals, metrics, predictions
-from engine.measures.predictions import Seen
+from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Agreement, Arm, Evaluation
 
 BINNED = 60
@@ -33,19 +33,21 @@ def made(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evaluation]:
     return cells
 
 
-def resampled(path, counts: np.ndarray) -> Seen:
+def resampled(path, counts: np.ndarray) -> ImagePredictions:
     """What was said of the images of a draw of sources, each as often as it came up."""
     read = predictions.read(path)
     images = np.repeat(np.arange(len(read)), np.repeat(counts, 2))  # two images a source
     top1, label, p = (read[name].to_numpy()[images] for name in ("top1", "label", "p_top1"))
-    return Seen(top1, label, p, np.ones(len(images)), 100 * float(np.mean(top1 == label)))
+    return ImagePredictions(
+        top1, label, p, np.ones(len(images)), 100 * float(np.mean(top1 == label))
+    )
 
 
 def brute_force(cells, read, count):
     """Every number of every draw, one draw and one cell at a time, from the images themselves."""
-    draws = bootstrap.draw(read.banks, resamples=count, seeds=len(read.seeds), seed=0)
+    draws = bootstrap.draw(read.predictions, resamples=count, seeds=len(read.seeds), seed=0)
     order = np.searchsorted(
-        read.banks["a"].sources, [f"concept-{k}" for k in range(BINNED // 2)]
+        read.predictions["a"].sources, [f"concept-{k}" for k in range(BINNED // 2)]
     )  # as the images stand
     samples: dict = {}
     for b in range(count):
@@ -53,13 +55,13 @@ def brute_force(cells, read, count):
         before = {c.evaluated_on: s for c, s in seen.items() if c.method == PRE}
         told: dict = {}
         for c, s in seen.items():
-            told.setdefault(("accuracy", c.place), []).append(s.accuracy)
+            told.setdefault(("accuracy", c.cell), []).append(s.accuracy)
             error = behaviour.calibration_error(s)
-            told.setdefault(("calibration_error", c.place), []).append(error)
+            told.setdefault(("calibration_error", c.cell), []).append(error)
             if c.method != PRE:
                 same = behaviour.agreement(before[c.evaluated_on], s)
                 for name, value in zip(Agreement._fields, same, strict=True):
-                    told.setdefault((name, c.place), []).append(value)
+                    told.setdefault((name, c.cell), []).append(value)
         for key, values in told.items():
             own = draws.weights[b] if len(values) > 1 else np.ones(1)
             samples.setdefault(key, []).append(float(own @ values))
@@ -89,35 +91,35 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     shares = (*Agreement._fields, "accuracy")
     compared = set()
     for row in found:
-        key = row.quantity, row.place
+        key = row.quantity, row.cell
         if row.evaluated_on and row.downstream != row.evaluated_on and key in samples:
-            low, high = bootstrap.interval(samples[key])
+            low, high, _ = bootstrap.ends(samples[key])
             if row.quantity in shares:
                 low, high = np.clip((low, high), 0, 100)
             assert (row.low, row.high) == pytest.approx((low, high), abs=1e-4), row
             compared.add(key)
-    on_their_own = {c.place for c in cells if c.on_its_own}
+    on_their_own = {c.cell for c in cells if c.on_downstream}
     assert compared == {key for key in samples if key[1] not in on_their_own}
 
     fine_tune = Arm("lite0", "fine_tune", "canonical", None)
     means = {row.quantity: row for row in found if row.arm == fine_tune and not row.downstream}
     for name in NAMES:
         own = [
-            c.place
+            c.cell
             for c in cells
-            if c.arm == fine_tune and c.evaluated_on in SETS and not c.on_its_own and c.seed == 0
+            if c.arm == fine_tune and c.evaluated_on in SETS and not c.on_downstream and c.seed == 0
         ]
         assert len(own) == 6
-        low, high = bootstrap.interval(np.mean([samples[name, c] for c in own], axis=0))
+        low, high, _ = bootstrap.ends(np.mean([samples[name, c] for c in own], axis=0))
         if name in shares:
             low, high = np.clip((low, high), 0, 100)
         assert (means[name].low, means[name].high) == pytest.approx((low, high), abs=1e-4)
-        known = {row.place: getattr(row, name) for row in rows}
+        known = {row.cell: getattr(row, name) for row in rows}
         assert means[name].value == pytest.approx(np.mean([known[c] for c in own]))
     assert means["change"].evaluated_on == "up"
-    own = [samples["change", c.place] for c in cells if c.arm == fine_tune and c.seed == 0
+    own = [samples["change", c.cell] for c in cells if c.arm == fine_tune and c.seed == 0
            and c.evaluated_on == "up"]  # fmt: skip
-    expected = bootstrap.interval(np.mean(own, axis=0))
+    expected = bootstrap.ends(np.mean(own, axis=0))[:2]
     assert (means["change"].low, means["change"].high) == pytest.approx(expected, abs=1e-4)
 
 
@@ -159,10 +161,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
             pq.write_table(table(np.zeros(n), top1=top1, p_top1=confident), path)
             cells.append(cell(path, method, downstream, on))
         read = metrics.gather(cells)
-        drawn = intervals._draws(read, {"a": read.banks["a"]}, 300, 0)
+        drawn = intervals._draws(read, {"a": read.predictions["a"]}, 300, 0)
         for name in held:
             (samples,) = [v for (what, c), v in drawn.items() if what == name and c.method != PRE]
-            low, high = bootstrap.interval(samples)
+            low, high, _ = bootstrap.ends(samples)
             held[name] += low <= truth[name] <= high
     assert all(0.87 <= count / repeats <= 0.995 for count in held.values()), held
 
@@ -173,7 +175,7 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
     hits = {(name, when): rng.random(BINNED) < 0.5 for name in "ab" for when in ("pre", "post")}
     banks: dict = {}
     for name in "ab":
-        banks[name] = predictions.Bank()
+        banks[name] = predictions.SetPredictions()
         for key, when in (("before", "pre"), ("after", "post")):
             path = tmp_path / f"{name}{when}.parquet"
             pq.write_table(table(hits[name, when]), path)
@@ -190,5 +192,7 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
     for name in "ab":
         assert np.std(found[name]) == pytest.approx(np.std(expected[name]), rel=0.1)
     together, apart = (np.mean([v["a"], v["b"]], axis=0) for v in (found, expected))
-    assert bootstrap.half_width(together) == pytest.approx(bootstrap.half_width(apart), rel=0.15)
+    assert bootstrap.ends(together).half_width == pytest.approx(
+        bootstrap.ends(apart).half_width, rel=0.15
+    )
     assert np.std(together) == pytest.approx(np.std(apart), rel=0.1)

@@ -66,7 +66,6 @@ def test_summary_from_files(tmp_path):
         return kept.setdefault(key, hits(*key))
 
     summary = metrics.summarise(grid(tmp_path, remember), SETS)
-    assert summary.missing == ()
     for row in summary.accuracy:
         expected = 100 * kept[row.method, row.downstream, row.evaluated_on].mean()
         assert (row.n, row.accuracy) == (60, pytest.approx(expected))
@@ -171,15 +170,12 @@ def test_parts_of_a_folder_are_one_table(tmp_path):
     assert predictions.read(tmp_path).equals(whole.cast(predictions.SCHEMA))
 
 
-def test_partial_grid(tmp_path):
+def test_an_incomplete_grid_is_refused(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     part = [e for e in evaluations if (e.method, e.downstream) != ("lwf", "b")]
     with pytest.raises(ValueError, match=r"lwf \(canonical\) was not fine-tuned on b"):
         metrics.summarise(part, SETS)
-    summary = metrics.summarise(part, SETS, partial=True)
-    assert [row.method for row in summary.mri] == ["fine_tune"]
-    assert summary.missing == ("lite0 lwf (canonical) was not fine-tuned on b",)
-    ri = metrics.improvements(summary.accuracy, SETS)
+    ri = metrics.improvements(metrics.gather(part).accuracy, SETS)
     assert [list(columns) for columns in ri.values()] == [["a", "b", "c"], ["a", "c"]]
 
 
@@ -190,11 +186,11 @@ def test_partial_grid(tmp_path):
         (("pre", "", "c"), "lite0 pre was not evaluated on c"),
     ],
 )
-def test_a_hole_is_refused_by_name_even_in_a_partial_grid(tmp_path, drop, message):
+def test_a_hole_is_refused_by_name(tmp_path, drop, message):
     evaluations = grid(tmp_path, random_hits())
     part = [e for e in evaluations if (e.method, e.downstream, e.evaluated_on) != drop]
     with pytest.raises(ValueError, match=message):
-        metrics.summarise(part, SETS, partial=True)
+        metrics.summarise(part, SETS)
 
 
 def test_duplicates_and_misplaced_pre_trained_models_are_refused(tmp_path):
@@ -347,7 +343,7 @@ def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):
     for row, *alone in zip(summary.accuracy, *(one.accuracy for one in single), strict=True):
         first = alone[0].accuracy
         mean = first if row.method == "pre" else np.mean([one.accuracy for one in alone])
-        assert (row.place, row.n) == (alone[0].place, 60)
+        assert (row.cell, row.n) == (alone[0].cell, 60)
         assert row.accuracy == pytest.approx(mean)
     fine = [row for row in summary.by_seed if row.method != "pre"]
     assert [row.seed for row in fine] == [3, 4, 5] * 12
@@ -370,13 +366,13 @@ def test_a_cell_that_lacks_a_seed_is_refused_by_name(tmp_path):
 
 def test_behaviour_is_against_the_pre_trained_model_and_only_on_the_same_images(tmp_path):
     cells = grid(tmp_path, random_hits())
-    own = next(one for one in cells if one.on_its_own)
+    own = next(one for one in cells if one.on_downstream)
     pq.write_table(pq.read_table(own.path).slice(0, 20), own.path)
-    found = {row.place: row for row in metrics.gather(cells[::-1]).behaviour}
-    accuracy = {row.place: row.accuracy for row in metrics.gather(cells).accuracy}
+    found = {row.cell: row for row in metrics.gather(cells[::-1]).behaviour}
+    accuracy = {row.cell: row.accuracy for row in metrics.gather(cells).accuracy}
     before = {row.evaluated_on: value for row, value in accuracy.items() if row.method == "pre"}
     for place, row in found.items():
-        if place.method == "pre" or place == own.place:
+        if place.method == "pre" or place == own.cell:
             assert row.agreement == (None,) * 4
             continue
         assert row.both_right + row.lost == pytest.approx(before[place.evaluated_on])

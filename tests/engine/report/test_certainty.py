@@ -26,7 +26,7 @@ TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 def worked_out(folder, hits, methods=tuple(TITLES), sets=SETS, against=None):
     read = metrics.gather(grid(folder, hits, methods, sets))
     summary = metrics.summarise(read, sets)
-    found = certainty.certainty(read, summary, sets, "up")
+    found = certainty.Certainty.of(read, summary, sets, "up")
     if against is not None:
         rows = certainty.compared(read, summary, sets, against)
         found = replace(found, comparisons=rows)
@@ -192,7 +192,7 @@ def test_on_a_sample_the_weights_say_who_is_better(tmp_path):
     )
     read = metrics.gather(cells)
     summary = metrics.summarise(read, SETS)
-    found = certainty.certainty(read, summary, SETS, "up")
+    found = certainty.Certainty.of(read, summary, SETS, "up")
     on_sets = [row for row in found.comparisons if row.evaluated_on]
     assert [(row.better, row.worse) for row in on_sets] == [(20, 10)] * 3
     assert all(row.difference < 0 and row.p < 0.01 for row in on_sets)
@@ -265,7 +265,7 @@ cells = stores.grid(folder / "store", stores.random_hits(), methods=["a", "b"])
 found = metrics.gather(cells)
 summary = metrics.summarise(found, stores.SETS)
 metrics.write_csv(folder, summary)
-certainty.write_csv(folder, certainty.certainty(found, summary, stores.SETS, "up"))
+certainty.write_csv(folder, certainty.Certainty.of(found, summary, stores.SETS, "up"))
 """
 
 
@@ -280,7 +280,7 @@ def test_everything_is_computed_from_the_store_where_there_is_no_torch(tmp_path)
     found = metrics.gather(grid(here / "store", random_hits(), methods=["a", "b"]))
     summary = metrics.summarise(found, SETS)
     metrics.write_csv(here, summary)
-    certainty.write_csv(here, certainty.certainty(found, summary, SETS, "up"))
+    certainty.write_csv(here, certainty.Certainty.of(found, summary, SETS, "up"))
     files = sorted(path.name for path in here.glob("*.csv"))
     assert {"accuracy.csv", "behaviour.csv", "comparisons.csv", "intervals.csv"} < set(files)
     for name in files:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from engine import recipe
 from engine.measures.metrics import PRE, Accuracy, Mri, improvements
 from engine.measures.standings import signed, standings
-from engine.report import charts, page
+from engine.report import charts, console, page
 from engine.report.plot import ticks
-from engine.report.table import layout, split, table
+from engine.report.table import set_head, table
 
 SETS = ["mono", "flat", "twemoji", "emojione-monotone"]
 BEFORE = {"mono": 8.0, "flat": 64.0, "twemoji": 46.0, "emojione-monotone": 10.0, "up": 95.0}
@@ -97,7 +97,7 @@ def test_standings_order_and_means():
     ft = one.lines[0]
     mean_before = np.mean([BEFORE[name] for name in SETS])
     assert ft.mri is not None and ft.ood == pytest.approx(ft.mri.mri + mean_before)
-    assert ft.own == pytest.approx(np.mean([ft.after[name][name] for name in SETS]))
+    assert ft.downstream == pytest.approx(np.mean([ft.after[name][name] for name in SETS]))
     assert ft.upstream == pytest.approx(np.mean([ft.after[name]["up"] - 95 for name in SETS]))
 
 
@@ -385,7 +385,8 @@ def test_numbers_can_be_read_on_the_strongest_tint(mode, kind):
 def test_the_benchmarks_sets_head_columns_in_full():
     sets = recipe.load("imagenet_rib").dataset.sets
     row = ["Visual prompt", *["-12.4"] * 9, "[-12.5, -10.2]"]
-    lines = layout([[""], *map(split, sets), ["mRI"], ["95%", "interval"]], [row])
+    text = console.text("", ["", *map(set_head, sets), "mRI", "95% interval"], [row])
+    lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     heads = "\n".join(lines[:2]).split()
     assert heads.count("IN") == 7 and {"v2", "objectnet", "cartoon", "interval"} <= set(heads)
