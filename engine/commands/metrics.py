@@ -24,7 +24,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("name")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--intervals", action="store_true", help="RI with 95%% intervals")
-    parser.add_argument("--behaviour", action="store_true", help="answers kept, lost and gained")
+    parser.add_argument(
+        "--behaviour", action="store_true", help="answers that stayed, were lost or gained"
+    )
     parser.add_argument(
         "--compare",
         nargs="?",
@@ -38,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    if "=" in (arguments.compare or ""):  # an override that stands after a bare --compare
+    if "=" in (arguments.compare or ""):  # an override after a bare --compare
         arguments.overrides.append(arguments.compare)
         arguments.compare = ""
     for words in recipe.each_model(arguments.name, arguments.overrides):
@@ -49,29 +51,29 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.grid import record
     from engine.report import tables
 
-    found = record.find(arguments.name, words)
-    methods = found.record.methods
+    finished = record.find(arguments.name, words)
+    methods = finished.record.methods
     if arguments.compare and arguments.compare not in methods:
         raise CampaignError(
             f"{arguments.name} has no method {arguments.compare!r}; it has {', '.join(methods)}"
         )
-    with workflow.locked(found.report.parent):
-        results = tables.results(found)
-        path = tables.write(found, results)
+    with workflow.locked(finished.report.parent):
+        results = tables.results(finished)
+        path = tables.write(finished, results)
     show(path)
     if arguments.intervals or arguments.behaviour or arguments.compare is not None:
-        _show_certainty(arguments, found.record, results)
+        _show_certainty(arguments, finished.record, results)
 
 
-def _show_certainty(arguments: argparse.Namespace, record: Record, found: Results) -> None:
+def _show_certainty(arguments: argparse.Namespace, record: Record, results: Results) -> None:
     from engine.measures.standings import standings
     from engine.report import certainty
 
-    summary, sure, against = found.summary, found.sure, arguments.compare or None
+    summary, sure, against = results.summary, results.sure, arguments.compare or None
     if against is not None:
-        rows = certainty.compared(found.gathered, summary, record.sets, against)
+        rows = certainty.compared(results.gathered, summary, record.sets, against)
         sure = replace(sure, comparisons=rows)
-    for one in standings(
+    for standing in standings(
         summary.accuracy,
         summary.mri,
         sets=record.sets,
@@ -79,8 +81,8 @@ def _show_certainty(arguments: argparse.Namespace, record: Record, found: Result
         methods=record.methods,
     ):
         if arguments.intervals:
-            print(f"\n{certainty.interval_table(one, sure)}")
+            print(f"\n{certainty.interval_table(standing, sure)}")
         if arguments.compare is not None:
-            print(f"\n{certainty.comparison_table(one, sure, against)}")
+            print(f"\n{certainty.comparison_table(standing, sure, against)}")
         if arguments.behaviour:
-            print(f"\n{certainty.behaviour_table(one, sure)}")
+            print(f"\n{certainty.behaviour_table(standing, sure)}")
