@@ -36,29 +36,31 @@ def run(arguments: argparse.Namespace) -> None:
     for words in grids:
         try:
             _run(arguments, words)
-        except CampaignError as error:  # the other models' grids need not wait for it
+        except CampaignError as error:  # grids of the models that follow still run
             faults.append(str(error))
     if faults:
         raise CampaignError("; ".join(faults))
 
 
 def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]]) -> list[str]:
-    """Why sets that are not encoded cannot be, each reason once: a grid takes days and opens a set
-    only when its turn comes. What `rib encode` has to do is one reason."""
+    """Why sets are not encoded and cannot be, each reason once.
+
+    A grid takes days and opens a set only when its turn comes, so sets are checked first. All
+    commands of `rib encode` are one reason.
+    """
     from engine import recipe
 
     faults: dict[str, None] = {}
     commands: dict[Path, str] = {}
     for words in grids:
-        campaign.plan(arguments.name, words, arguments.cores)  # mistakes come before what lacks
+        campaign.plan(arguments.name, words, arguments.cores)  # mistakes before missing sets
         resolved = recipe.load(arguments.name, words)
         if resolved.dataset.kind == "emoji" or _finished(arguments.name, words):
             continue
         from engine.grid import verify
 
         encoded = verify.encoded(resolved)
-        places = (resolved.dataset.upstream, *resolved.dataset.sets)
-        missing = [name for name in places if name not in encoded]
+        missing = [name for name in resolved.dataset.places if name not in encoded]
         if resolved.dataset.kind == "folder":
             faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
         else:
@@ -85,7 +87,7 @@ def _faults_of_folders(resolved: Recipe, names: Sequence[str]) -> Iterator[str]:
 def _encode_commands(
     resolved: Recipe, names: Sequence[str], words: Sequence[str]
 ) -> dict[Path, str]:
-    """`rib encode` for each set that `dataset.root` does not hold, by the place of its pack."""
+    """The command for each set that `dataset.root` does not hold, by the folder of its pack."""
     from engine.commands import encode
     from engine.data import imagenet, sets
 
@@ -125,5 +127,5 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def show(page: Path) -> None:
-    """Print the table a campaign ended with, and where its report is."""
+    """Print the table of a campaign's report, and the path of its page."""
     print(f"\n{page.with_name(campaign.TABLE).read_text()}\nreport  {page.resolve()}")

@@ -15,8 +15,6 @@ from engine.machine.files import digest
 if TYPE_CHECKING:
     from engine.measures.distances import Matrix
 
-NAME_WIDTH = 18
-
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("distance", help="optimal transport distances between sets")
@@ -24,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
     parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
     parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")
-    parser.add_argument("--absolute", action="store_true", help="eps in the cost's own units")
+    parser.add_argument("--absolute", action="store_true", help="eps in the units of the cost")
     parser.add_argument("--label-distance", help="gaussian | means | none")
     parser.add_argument("--lam-x", type=float, help="weight of the feature term")
     parser.add_argument("--lam-y", type=float, help="weight of the label term")
@@ -58,35 +56,35 @@ def run(arguments: argparse.Namespace) -> None:
         overrides.append(f"model={arguments.model}")
     request = Request(arguments.campaign, tuple(overrides))
     resolved = request.recipe()
-    every = [resolved.dataset.upstream, *resolved.dataset.sets]
+    every = resolved.dataset.places
     names = [word for word in arguments.sets if "=" not in word] or every
     for name in names:
         if name not in every:
             campaign = arguments.campaign
             raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
     builder = Builder(request, resolved, ranks.start(resolved.device))
-    found = solve.distances(builder.run, names, options)
+    matrix = solve.distances(builder.run, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
-    distances.write_csv(folder / "distances.csv", found)
+    distances.write_csv(folder / "distances.csv", matrix)
     heading = f"<h1>How far the sets are apart for {escape(resolved.model.name)}</h1>"
-    told = f"<p>Squared units of the features; {escape(found.certainty())}.</p>"
-    parts = [heading, told, forgetting.heat_map(found)]
+    units = f"<p>Squared units of the features; {escape(matrix.certainty())}.</p>"
+    parts = [heading, units, forgetting.heat_map(matrix)]
     path = page.page_of(folder / "index.html", "distances", parts)
     ranks.stop()
-    print(table(found))
+    print(table(matrix))
     print(
-        f"\n{found.certainty()}\n\nmatrix  {folder / 'distances.csv'}\n"
+        f"\n{matrix.certainty()}\n\nmatrix  {folder / 'distances.csv'}\n"
         f"pairs   {folder / 'distances_pairs.csv'}\npage    {path.resolve()}"
     )
 
 
-def table(found: Matrix) -> str:
-    """The matrix in the terminal: columns are numbered as the rows are."""
-    head = " " * (NAME_WIDTH + 4) + "".join(f"{i:>8}" for i in range(1, len(found.names) + 1))
+def table(matrix: Matrix) -> str:
+    """The matrix in the terminal. Columns are numbered as the rows are."""
+    from engine.report import console
+
     rows = [
-        f"{i:>3} {name[:NAME_WIDTH]:<{NAME_WIDTH}}"
-        + "".join("       –" if value != value else f"{value:>8.4g}" for value in row)
-        for i, (name, row) in enumerate(zip(found.names, found.values, strict=True), start=1)
+        [f"{number:>3} {name}", *("–" if value != value else f"{value:.4g}" for value in row)]
+        for number, (name, row) in enumerate(zip(matrix.names, matrix.values, strict=True), start=1)
     ]
-    return "\n".join([head, *rows])
+    return console.text("", ["", *map(str, range(1, len(rows) + 1))], rows)

@@ -1,4 +1,4 @@
-"""`rib encode`: the images of a published set, from where they lie to a pack that models share."""
+"""`rib encode`: a pack of a published set's images, which models of one transform share."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ def run(arguments: argparse.Namespace) -> None:
     from loaders.pack import MANIFEST, Pack
 
     name = arguments.set
-    wanted = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
-    if wanted.dataset.kind != "imagenet":
+    resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
+    if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
-    folder = sets.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
+    folder = sets.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
     if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
         print(
-            f"{name} is encoded already, {there:,} of {imagenet.images(wanted.dataset, name):,} "
+            f"{name} is encoded already, {there:,} of {imagenet.images(resolved.dataset, name):,} "
             f"images: {folder}; another runs=FOLDER encodes it again, beside it"
         )
         return
     if name == imagenet.OBJECTNET:
         print(imagenet.LICENCE)
-    if imagenet.is_whole_c(wanted.dataset, name):
-        _confirm(wanted, arguments.yes)
+    if imagenet.is_whole_c(resolved.dataset, name):
+        _confirm(resolved, arguments.yes)
     print(f"looking for {name} in {arguments.source}")
-    found = imagenet.read(
-        wanted.dataset, name, arguments.source.absolute(), partial=arguments.partial
+    listing = imagenet.read(
+        resolved.dataset, name, arguments.source.absolute(), partial=arguments.partial
     )
-    _plan(wanted, name, found, folder)
+    _plan(resolved, name, listing, folder)
     pack = sets.make_pack(
-        wanted,
+        resolved,
         name,
-        sets.content_of(found, name),
+        sets.content_of(listing, name),
         workers=arguments.workers,
-        skip=arguments.partial or wanted.dataset.undecodable == "skip",
+        skip=arguments.partial or resolved.dataset.undecodable == "skip",
     )
     for text in remarks(pack.manifest):
         print(text)
@@ -82,55 +82,48 @@ def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
 
     models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
     known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
-    said = [
-        "rib",
-        "encode",
-        name,
-        "--source",
-        "FOLDER",
-        "--model",
-        models[-1] if known else "MODEL",
-    ]
-    said += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
-    said += [word for word in words if word.startswith("model.")]
+    model = models[-1] if known else "MODEL"
+    command = ["rib", "encode", name, "--source", "FOLDER", "--model", model]
+    command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
+    command += [word for word in words if word.startswith("model.")]
     defaults = DatasetRecipe(kind=resolved.dataset.kind)
     usual = imagenet.identity(defaults, name)
     keys = imagenet.identity(resolved.dataset, name)
     for key in ("undecodable", "background"):
         usual[key], keys[key] = getattr(defaults, key), getattr(resolved.dataset, key)
-    said += [f"dataset.{key}={value}" for key, value in keys.items() if usual.get(key) != value]
-    return shlex.join(said)
+    command += [f"dataset.{key}={value}" for key, value in keys.items() if usual.get(key) != value]
+    return shlex.join(command)
 
 
 def remarks(manifest: Mapping[str, Any]) -> list[str]:
-    """What was unusual about images of a pack, a line a kind."""
+    """What was unusual about images of a pack: a line for each kind."""
     lines = [f"  {kind}: {names}" for kind, names in manifest.get("remarks", {}).items()]
     skipped = manifest["skipped"]
-    lines += [f"  left out, unreadable: {one['key']} ({one['reason']})" for one in skipped[:10]]
+    lines += [f"  left out, unreadable: {item['key']} ({item['reason']})" for item in skipped[:10]]
     return [*lines, f"  and {len(skipped) - 10} more unreadable"] if len(skipped) > 10 else lines
 
 
-def _plan(wanted: Recipe, name: str, found: Listing, folder: Path) -> None:
-    """Show what will be written; ValueError where the disk has no room for it."""
+def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
+    """Show what will be written. Raises ValueError if the disk has no room for it."""
     from engine.cost.disk import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
 
-    needed = size_bytes(wanted, len(found.items))
+    needed = size_bytes(resolved, len(listing.items))
     place = next(path for path in folder.parents if path.is_dir())
     # What an interrupted run of the same pack has written is not needed again.
     part = folder.with_name(f".{folder.name}.tmp") / IMAGES
     there = part.stat().st_size if part.is_file() else 0
     free = shutil.disk_usage(place).free + there
-    size = wanted.model.image_size
+    size = resolved.model.image_size
     print(
-        f"{name}: {len(found.items):,} images of {len(found.classes)} classes at {size} px, "
-        f"{wanted.dataset.pack_format}: about {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB free"
+        f"{name}: {len(listing.items):,} images of {len(listing.classes)} classes at {size} px, "
+        f"{resolved.dataset.pack_format}: about {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB free"
     )
-    for fault in found.faults:
+    for fault in listing.faults:
         print(f"  not as published: {fault}")
-    if found.left_out:
-        print(f"  left out, not of this set: {first_names(found.left_out)}")
+    if listing.left_out:
+        print(f"  left out, not of this set: {first_names(listing.left_out)}")
     if there:
         print("  an interrupted run of this pack is there; it goes on if nothing changed")
     if needed > free:
@@ -140,8 +133,8 @@ def _plan(wanted: Recipe, name: str, found: Listing, folder: Path) -> None:
         )
 
 
-def _confirm(wanted: Recipe, yes: bool) -> None:
-    """Show the choices for IN-C; ValueError unless the whole of it is really wanted."""
+def _confirm(resolved: Recipe, yes: bool) -> None:
+    """Show the choices for IN-C. Raises ValueError unless the user confirms the whole of it."""
     from dataclasses import replace
 
     from engine.cost.disk import size_bytes
@@ -149,10 +142,10 @@ def _confirm(wanted: Recipe, yes: bool) -> None:
 
     whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
     choices = [
-        (f"{images:>9,} images, {kind}", size_bytes(replace(wanted, dataset=dataset), images))
+        (f"{images:>9,} images, {kind}", size_bytes(replace(resolved, dataset=dataset), images))
         for images in (whole, drawn)
         for kind in ("raw", "jpeg")
-        for dataset in [replace(wanted.dataset, pack_format=kind)]
+        for dataset in [replace(resolved.dataset, pack_format=kind)]
     ]
     print("imagenet_c, for each transform (the models of ImageNet-RIB have three):")
     for text, needed in choices:
@@ -160,6 +153,6 @@ def _confirm(wanted: Recipe, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ValueError("the whole of imagenet_c was asked for; add --yes to confirm")
+        raise ValueError("dataset.subsample=full is the whole of imagenet_c; add --yes to confirm")
     if input("Encode the whole of it? [y/N] ").strip().lower() not in ("y", "yes"):
         raise ValueError("not confirmed; dataset.subsample=50000 takes a balanced part")

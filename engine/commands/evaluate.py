@@ -22,11 +22,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "evaluate", help="your own checkpoints, or a campaign's models, on your own sets"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    judged = parser.add_mutually_exclusive_group(required=True)
-    judged.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"
     )
-    judged.add_argument(
+    source.add_argument(
         "--campaign", metavar="NAME",
         help="all rows of a finished campaign; key=value words are those that it was run with",
     )  # fmt: skip
@@ -85,14 +85,14 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
         raise ValueError(f"--models: there is no file {more[0]}")
     models = [descriptions.file_of(place) for place in places]
     beside = descriptions.beside(models, arguments.arch)
-    arch, found = descriptions.model_of(beside, arguments.arch)
+    arch, described = descriptions.model_of(beside, arguments.arch)
     listed = arguments.classes and descriptions.listed(arguments.classes)
-    wanted = zoo.resolve(arch, [*found, *arguments.overrides, *words, *more])
+    resolved = zoo.resolve(arch, [*described, *arguments.overrides, *words, *more])
     rows = zoo.evaluated(
-        wanted,
+        resolved,
         models,
         sets,
-        ranks.start(wanted.device),
+        ranks.start(resolved.device),
         classes=listed or descriptions.classes_of(beside),
         alphas=alphas,
         mask=arguments.mask,
@@ -101,7 +101,7 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
     if ranks.rank() == 0:
         zoo.write_csv(out, rows)
         if alphas is not None:
-            print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {wanted.model.arch}")
+            print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {resolved.model.arch}")
         unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
         print(f"percent top-1 {AMONG[arguments.mask]}{unsure}\n\n{zoo.table(rows)}")
         print(f"\ntable  {out.resolve()}")
@@ -117,7 +117,7 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
-            raise ValueError(f"--{option} is for --models: a campaign's models say it themselves")
+            raise ValueError(f"--{option} is for --models; leave it out with --campaign")
     overrides = (*arguments.overrides, *words)
     run = record.find(arguments.campaign, overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
@@ -133,11 +133,11 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
     )
     if ranks.rank() == 0:
         for file in dict.fromkeys(files.values()):
-            some = [row for row in rows if files[row.evaluated_on] == file]
-            tables.write(file, own_sets.OnUsersSet, some)
+            of_file = [row for row in rows if files[row.evaluated_on] == file]
+            tables.write(file, own_sets.OnUsersSet, of_file)
         for name in sets:
-            some = [row for row in rows if row.evaluated_on == name]
-            print(own_set.text(some, run.record.sets, run.record.methods))
+            of_set = [row for row in rows if row.evaluated_on == name]
+            print(own_set.text(of_set, run.record.sets, run.record.methods))
             print(f"\ntable  {files[name].resolve()}\n")
         if arguments.intervals:
             print("The 95% interval of every change, over source images, is in the table's file.")
@@ -146,13 +146,15 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
 
 
 def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:
-    """Before any work is done."""
+    """Raise ValueError for a file that exists, before any work is done."""
     for file in files:
         if file.exists() and not force:
-            raise ValueError(f"{file} is there already: --force replaces it, --out FILE spares it")
+            raise ValueError(
+                f"{file} is there already: --force replaces it, --out FILE writes elsewhere"
+            )
 
 
 def _paths(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths, and the key=value words that an option with many values took for more of them."""
+    """Paths, and the key=value words that argparse took for more of them."""
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     return [Path(word) for word in words if word not in settings], settings

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if (folder / CELL).is_file():
         if arguments.overrides or {arguments.method, arguments.set, arguments.seed} != {None}:
-            raise ValueError(f"{folder} is one cell; of the options only --alpha chooses in it")
+            raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
         row = export.row_of_campaign(
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{row.title}, {count} classes: {out}")
     if (out / PROMPT).is_file():
         print(
-            f"warning: timm's model lacks the input prompt, without which its answers are others: "
-            f"add the tensor in {out / PROMPT} to every normalised image"
+            "warning: timm's model lacks the input prompt and answers differently without it; add "
+            f"the tensor in {out / PROMPT} to every normalised image"
         )
     print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")

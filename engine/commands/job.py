@@ -1,4 +1,4 @@
-"""One job of a campaign, a program of its own: its workflow calls it, users do not."""
+"""A job of a campaign as a program, which the workflow starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.stage == "report":
         try:
             tables.finish(plan, ranks.pick_device("auto"))
-        except (ValueError, OSError):  # the store lacks what the columns had made
+        except (ValueError, OSError):  # the store lacks what the columns made
             workflow.forget_columns(plan)
             raise
         return

@@ -19,7 +19,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("name")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--intervals", action="store_true", help="RI with 95%% intervals")
-    parser.add_argument("--behaviour", action="store_true", help="answers kept, lost and gained")
+    parser.add_argument(
+        "--behaviour", action="store_true", help="answers that stayed, were lost or gained"
+    )
     parser.add_argument(
         "--compare",
         nargs="?",
@@ -33,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    if "=" in (arguments.compare or ""):  # an override that stands after a bare --compare
+    if "=" in (arguments.compare or ""):  # an override after a bare --compare
         arguments.overrides.append(arguments.compare)
         arguments.compare = ""
     for words in recipe.each_model(arguments.name, arguments.overrides):

@@ -1,4 +1,4 @@
-"""`rib recipes`: what can be asked for by name."""
+"""`rib recipes`: the names of campaigns, models, data sets, methods and recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `launch.py` does once imports are safe: words in, one trained and evaluated cell out."""
+"""What `launch.py` does once imports are safe: it trains and evaluates a cell."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
     from engine.recipe.request import Request
 
     if any(word.startswith("methods=") for word in overrides):
-        raise ValueError("methods= selects methods of `rib campaign`; one cell takes method=NAME")
+        raise ValueError(
+            "methods= selects methods of `rib campaign`; a single cell takes method=NAME"
+        )
     request = Request(name, overrides)
     resolved = request.recipe()
     if "--print" in flags:

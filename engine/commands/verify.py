@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from engine.machine import quiet
+
+if TYPE_CHECKING:
+    from engine.grid.verify import Check
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -35,12 +40,33 @@ def run(arguments: argparse.Namespace) -> int:
     request = Request(arguments.campaign, (f"model={arguments.model}", *arguments.overrides))
     recipe = request.recipe()
     device = ranks.start(recipe.device)
-    own_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
-    # The upstream set need not be there; where it is, campaigns find these predictions.
+    has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
+    # The upstream set need not be encoded. If it is, campaigns find these predictions.
     lacks_upstream = recipe.dataset.upstream not in verify.encoded(recipe)
-    classes = imagenet.wnids() if own_head and lacks_upstream else ()
+    classes = imagenet.wnids() if has_head and lacks_upstream else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     checks = verify.verify(Builder(request, recipe, device, sets), arguments.tolerance)
-    print(verify.text(recipe.model.name, checks))
+    print(text(recipe.model.name, checks))
     ranks.stop()
     return int(any(check.differs for check in checks))
+
+
+def text(model: str, checks: Sequence[Check]) -> str:
+    """The checks as a table, and below it what sets lack."""
+    from engine.report import console
+
+    rows, lacks = [], []
+    for check in checks:
+        row = [check.name, *[""] * 5, check.why_not]
+        if check.measured is not None:
+            row[1:4] = f"{check.images:,}", f"{check.measured:.1f}", f"±{check.half_width:.1f}"
+            if check.published is not None:
+                row[4:6] = f"{check.published:.1f}", f"{check.measured - check.published:+.1f}"
+            if check.differs:
+                row[6] = f"DIFFERS by more than {check.allowed:.1f}"
+        rows.append(row)
+        if check.lacks:
+            lacks.append(f"{check.name} is only a part: {check.lacks}")
+    heads = ["set", "images", "measured", "95%", "published", "difference", ""]
+    title = f"{model}: top-1 before fine-tuning, in percent\n"
+    return "\n".join([console.text(title, heads, rows), *lacks])

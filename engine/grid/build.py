@@ -1,9 +1,8 @@
-"""Builder: finds or makes what a cell is made of, each artefact once."""
+"""Builder: finds or makes a cell and the artefacts that it needs, each of them once."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -19,9 +18,10 @@ from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.machine import ranks
-from engine.machine.files import cache_folder
+from engine.machine.files import cache_folder, file_hash
 from engine.methods import linear_probe
-from engine.methods.base import Context, Mixed, Trained, siblings
+from engine.methods.base import Mixed, Trained, siblings
+from engine.methods.context import Context
 from engine.models import checkpoints
 from engine.models.form import Form
 from engine.recipe import modules
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Builder(Context[Cell]):
-    """The maker of a cell, and of the other cells, features and Fisher that it needs."""
+    """Makes the cell of a recipe (`build`). To its method it is the `Context`."""
 
     def __init__(
         self, request: Request, recipe: Recipe, device: torch.device, sets: Sets | None = None
@@ -50,44 +50,11 @@ class Builder(Context[Cell]):
 
     @cached_property
     def run(self) -> Run:
-        """What the cell works with; the base model is made now if there is none."""
+        """What the cell works with. The base model is made now if there is none."""
         return Run(self.recipe, self.device, self.sets, self.store, self._base())
 
-    @property
-    def base(self) -> Cell:
-        return self.run.base
-
-    @property
-    def target(self) -> LabelledSet:
-        return self.run.target
-
-    @property
-    def upstream(self) -> LabelledSet:
-        return self.run.upstream
-
-    @property
-    def autocast(self) -> torch.autocast:
-        return self.run.autocast
-
-    def network(self, cell: Cell) -> torch.nn.Module:
-        return self.run.network(cell)
-
-    def seeded(self) -> list[Builder]:
-        """The builder of each training seed that the recipe asks for."""
-        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
-        return [self._other(dataclasses.replace(self.recipe, seed=seed)) for seed in seeds]
-
-    def sibling(self, method: str) -> Recipe:
-        """The recipe of another method in the same column."""
-        recipe = self.request.recipe(method, self.recipe.downstream)
-        return dataclasses.replace(recipe, seed=self.recipe.seed)
-
-    def cell(self, method: str) -> Cell:
-        """The cell of another method in the same column, trained now if there is none."""
-        return self._other(self.sibling(method)).build()
-
     def build(self) -> Cell:
-        """The recipe's cell; found by name, or made."""
+        """The recipe's cell: found by its key, or made and stored."""
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
         artifact = self.run.find("cells", label, key)
@@ -119,8 +86,8 @@ class Builder(Context[Cell]):
         method = dataclasses.asdict(recipe.method)
         module = Path(recipe.method.module)
         if module.suffix == ".py":
-            method["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
-            method["module"] = module.name  # the same file elsewhere is the same method
+            method["sha256"] = file_hash(module)
+            method["module"] = module.name  # a file that moved is the same method
         form = Form.of_training(recipe, self.device)
         return {
             "base": self.base.name,
@@ -131,14 +98,45 @@ class Builder(Context[Cell]):
                 *self.upstream.split_key(recipe.dataset)[2:],
             ],
             "method": {k: v for k, v in method.items() if k != "title"},
-            "needs": [
-                self._other(needed).key() for needed in siblings(recipe.method, self.sibling)
-            ],
+            "needs": [self._of(needed).key() for needed in siblings(recipe.method, self.sibling)],
             "optimizer": dataclasses.asdict(recipe.optimizer),
             "train": dataclasses.asdict(recipe.train) | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.run.machine,
         }
+
+    def seeded(self) -> list[Builder]:
+        """The builder of each training seed that the recipe asks for."""
+        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
+        return [self._of(dataclasses.replace(self.recipe, seed=seed)) for seed in seeds]
+
+    def sibling(self, method: str) -> Recipe:
+        """The recipe of another method in the same column."""
+        recipe = self.request.recipe(method, self.recipe.downstream)
+        return dataclasses.replace(recipe, seed=self.recipe.seed)
+
+    def cell(self, method: str) -> Cell:
+        """The cell of another method in the same column, trained now if there is none."""
+        return self._of(self.sibling(method)).build()
+
+    @property
+    def base(self) -> Cell:
+        return self.run.base
+
+    @property
+    def target(self) -> LabelledSet:
+        return self.run.target
+
+    @property
+    def upstream(self) -> LabelledSet:
+        return self.run.upstream
+
+    @property
+    def autocast(self) -> torch.autocast:
+        return self.run.autocast
+
+    def network(self, cell: Cell) -> torch.nn.Module:
+        return self.run.network(cell)
 
     def features(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
@@ -164,31 +162,34 @@ class Builder(Context[Cell]):
                 values = fisher.diagonal(self.run, images, labels)
             tensors.save(values, folder / "fisher.safetensors")
 
-        made = ranks.first(lambda: self.store.make("fisher", self.recipe.model.name, key, write))
-        return load_file(made.checked("fisher.safetensors"))
+        label = self.recipe.model.name
+        artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
+        return load_file(artifact.checked("fisher.safetensors"))
 
     def holdout_accuracy(self, mix: Mix) -> float:
         return passes.holdout_accuracy(self.run, mix)
 
     def _base(self) -> Cell:
-        """A head that the weights lack is the linear probe of the upstream set, from zero."""
+        """The pre-trained model. A head that it lacks is a linear probe of the upstream set."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed = cache_folder(), dataset.seed
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit or self.recipe.downstream == dataset.upstream:
             return Cell(backbone)
         probe = self.request.recipe("linear_probe", dataset.upstream)
-        return self._other(linear_probe.first_head(probe)).build()
+        return self._of(linear_probe.first_head(probe)).build()
 
     def _description(self) -> dict[str, Any]:
-        """The head's classes, and how the model sees images: what a cell says of itself."""
-        model = models.description(self.recipe.model)
-        return {"classes": list(self.sets.classes), "model": model}
+        """What `cell.json` says of the model: the head's classes, and how it sees images."""
+        return {
+            "classes": list(self.sets.classes),
+            "model": models.description(self.recipe.model),
+        }
 
     def _has_parents(self, cell: Cell) -> bool:
-        """Whether the cells that a mix is made of are there, or were deleted since."""
+        """Whether the cells of its mixes are still there, on every rank."""
         names = {name for entry in cell.entries for name in entry.mix}
         return ranks.all_agree(all(cells.find(self.store, name) for name in names))
 
-    def _other(self, recipe: Recipe) -> Builder:
+    def _of(self, recipe: Recipe) -> Builder:
         return Builder(self.request, recipe, self.device, self.sets)

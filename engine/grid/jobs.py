@@ -1,4 +1,4 @@
-"""The jobs of a campaign that compute: what all columns share, and one column."""
+"""The computing jobs of a campaign: what all columns share, and a column."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         workflow.advance(plan.path, "prepare", step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
-    run = builder.run  # whose base model is made here
+    run = builder.run  # makes the base model
     base = {run.base.name: 1.0}
     for step, name in enumerate(names, start=1):
         begin(step, name)

@@ -1,7 +1,7 @@
-"""A pre-trained model against what was published for it, before days are spent on fine-tuning it.
+"""A pre-trained model's accuracy against the published one, before days of fine-tuning.
 
-A wrong transform, class order or variant of an architecture loads without a word and costs a few
-points; published accuracies tell.
+A wrong transform, class order or variant of an architecture loads without an error and costs a few
+points. Published accuracies show it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ STANDARD_ERRORS = 2.0  # where only a part of the published images is at hand
 
 @dataclass(frozen=True)
 class Check:
-    """Accuracy (%) measured and published on one set; `allowed` is the difference (points) that
-    rounding and sampling explain; `half_width` half the width (points) of the 95% interval of what
-    was measured, over source images. `why_not`: why the two are not compared, empty where they are.
-    `lacks`: what the images at hand lack of the published set, empty where it is whole.
+    """Accuracy (%) on a set, measured and published.
+
+    allowed: the difference (points) that rounding and sampling explain. half_width: half the width
+    (points) of the measured accuracy's 95% interval over source images. why_not: why the two are
+    not compared, empty where they are. lacks: what the images lack of the published set, empty
+    where it is whole.
     """
 
     name: str
@@ -46,32 +48,32 @@ class Check:
 
 
 def encoded(recipe: Recipe) -> list[str]:
-    """The sets of a recipe whose packs are there, the upstream set first."""
-    dataset, model = recipe.dataset, recipe.model
-    places = [dataset.upstream, *dataset.sets]
-    folders = [sets.pack_folder(Path(recipe.runs), dataset, model, name) for name in places]
-    there = [(folder / MANIFEST).is_file() for folder in folders]
-    return [name for name, found in zip(places, there, strict=True) if found]
+    """The sets of a recipe that have a pack, the upstream set first."""
+    runs, dataset, model = Path(recipe.runs), recipe.dataset, recipe.model
+    return [
+        name
+        for name in dataset.places
+        if (sets.pack_folder(runs, dataset, model, name) / MANIFEST).is_file()
+    ]
 
 
 def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
-    """Evaluate the pre-trained model on every encoded set; a check for each set of the recipe.
+    """Evaluate the pre-trained model on every encoded set. Returns a check for each set.
 
-    Predictions are kept where a campaign of the same settings finds them. Raises ValueError where
-    no set is encoded.
+    A campaign of the same settings finds these predictions. Raises ValueError if no set is encoded.
     """
     recipe = builder.recipe
-    there = encoded(recipe)
-    if not there:
+    names = encoded(recipe)
+    if not names:
         raise ValueError(
             f"no set of {recipe.dataset.name} is encoded for {recipe.model.name} under "
-            f"{recipe.runs}; encode one first (rib encode SET --source DIR --model MODEL)"
+            f"{recipe.runs}; encode a set first (rib encode SET --source DIR --model MODEL)"
         )
     run = builder.run  # whose base model is fetched now
     checks = []
-    for name in (recipe.dataset.upstream, *recipe.dataset.sets):
+    for name in recipe.dataset.places:
         published = recipe.model.published.get(name)
-        if name not in there:
+        if name not in names:
             checks.append(Check(name, 0, None, published, 0.0, "not encoded"))
             continue
         mix = {run.base.name: 1.0}
@@ -80,45 +82,24 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
         seen = bank.add(name, passes.predicted(run, mix, name, "all"))
         pack = run.sets[name].pack
         run.sets.release(name)
-        images = len(seen.top1)
-        allowed = tolerance + _sampling(recipe, name, images, published)
-        why_not = _why_not(recipe, name, published)
-        half = _half_width(bank, name)
-        of_imagenet = recipe.dataset.kind == "imagenet"
-        lacks = imagenet.shortfall(recipe.dataset, name, pack) if of_imagenet else ""
-        checks.append(Check(name, images, seen.accuracy, published, allowed, why_not, half, lacks))
+        images, is_imagenet = len(seen.top1), recipe.dataset.kind == "imagenet"
+        draws = metrics.settled_draws({name: bank}, {name: bank.sums(name, [0])[:, :, None]})
+        check = Check(
+            name,
+            images,
+            seen.accuracy,
+            published,
+            tolerance + _sampling(recipe, name, images, published),
+            _why_not(recipe, name, published),
+            bootstrap.ends(draws[:, 0]).half_width,
+            imagenet.shortfall(recipe.dataset, name, pack) if is_imagenet else "",
+        )
+        checks.append(check)
     return checks
 
 
-def text(model: str, checks: list[Check]) -> str:
-    """The checks as `rib verify` prints them."""
-    lines = [
-        f"{model}: top-1 before fine-tuning, in percent",
-        f"{'set':<20}{'images':>11}{'measured':>10}{'95%':>7}{'published':>11}{'difference':>12}",
-    ]
-    for one in checks:
-        if one.measured is None:
-            lines.append(f"{one.name:<20}{one.why_not:>11}")
-            continue
-        line = f"{one.name:<20}{one.images:>11,}{one.measured:>10.1f}"
-        line += f"{f'±{one.half_width:.1f}':>7}"
-        if one.published is not None:
-            line += f"{one.published:>11.1f}{one.measured - one.published:>+12.1f}"
-        if one.differs:
-            line += f"  DIFFERS by more than {one.allowed:.1f}"
-        lines.append(f"{line}  {one.why_not}".rstrip())
-        if one.lacks:
-            lines.append(f"  only a part: {one.lacks}")
-    return "\n".join(lines)
-
-
-def _half_width(bank: predictions.SetPredictions[str], name: str) -> float:
-    columns = {name: bank.sums(name, [0])[:, :, None]}
-    return bootstrap.ends(metrics.settled_draws({name: bank}, columns)[:, 0]).half_width
-
-
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:
-    """Points that the choice of images explains, where they are a part of the published ones."""
+    """Points that the choice of images explains, if they are a part of the published set."""
     all_images = recipe.dataset.kind != "imagenet" or images >= imagenet.SIZES[name].images
     if published is None or all_images:
         return 0.0

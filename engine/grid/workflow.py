@@ -1,8 +1,8 @@
 """A planned campaign at work: a Snakemake workflow, its lock, its progress bar and its end.
 
-A column (one downstream set) is a job: it trains its methods in one warm process and evaluates them
-on every set. Snakemake resumes, retries and reaches clusters; one lock keeps two campaigns out of
-the same folder, and nothing of a campaign outlives it.
+A column (a downstream set) is a job: it trains its methods in one warm process and evaluates them
+on every set. Snakemake resumes, retries and reaches clusters. A lock keeps two campaigns out of the
+same folder, and no process of a campaign outlives it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
-LEFT_OVER_S = 24 * 3600  # younger temporary folders may be at work
-LEASH = "RIB_CAMPAIGN"  # tells jobs their campaign: machine and process
+LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
+LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-def run(the_plan: Plan, cores: int, profile: Path | None = None, *, dry_run: bool = False) -> None:
+def run(plan: Plan, cores: int, profile: Path | None = None, *, dry_run: bool = False) -> None:
     """Run what is missing of a campaign. Raises CampaignError when a job fails.
 
     profile: a folder with a Snakemake profile. Raises CampaignError for one without config.yaml.
     """
     if profile is not None and not (profile / "config.yaml").is_file():
         raise CampaignError(f"--profile {profile}: there is no {profile / 'config.yaml'}")
-    with locked(the_plan.folder):
-        path = the_plan.path
-        values = dataclasses.asdict(the_plan) | {"python": sys.executable, "cwd": os.getcwd()}
+    with locked(plan.folder):
+        path = plan.path
+        values = dataclasses.asdict(plan) | {"python": sys.executable, "cwd": os.getcwd()}
         write_atomic(path, json.dumps(values, indent=1, default=str).encode())
         command = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
@@ -55,15 +55,18 @@ def run(the_plan: Plan, cores: int, profile: Path | None = None, *, dry_run: boo
             *(() if profile is None else ("--profile", str(profile.resolve()))),
         ]
         if dry_run:
-            _show_jobs(command, the_plan)
+            _show_jobs(command, plan)
             return
-        _clean(the_plan)
-        _watch(command, the_plan, path.parent)
+        _clean(plan)
+        _watch(command, plan, path.parent)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; CampaignError if another campaign does. The kernel frees it."""
+    """Hold the folder's lock, which the kernel frees when the process ends.
+
+    Raises CampaignError if another campaign holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -81,26 +84,26 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
-    """A job's report of how far it is, and at what, for the campaign's progress bar."""
+    """Write how far a job is, and what it does, for the campaign's progress bar."""
     values = {"done": done, "total": total, "at": time.time(), "doing": doing}
     write_atomic(path.parent / "progress" / f"{name}.json", json.dumps(values).encode())
 
 
-def forget_columns(the_plan: Plan) -> None:
-    """Let the next run look through all columns again; what is finished there is not made again."""
-    shutil.rmtree(the_plan.path.parent / "done", ignore_errors=True)
+def forget_columns(plan: Plan) -> None:
+    """Let the next run visit all columns again. It finds what is finished there."""
+    shutil.rmtree(plan.path.parent / "done", ignore_errors=True)
 
 
-def end_with_campaign(the_plan: Plan) -> None:
-    """Kill this job's process group as soon as its campaign is gone, however it went.
+def end_with_campaign(plan: Plan) -> None:
+    """Kill this job's process group as soon as its campaign's process ends, for whatever reason.
 
-    The kernel hands over the campaign's lock when its process ends. A job that was started by hand
-    has no campaign to follow; one on another machine may not see the lock.
+    The kernel then hands over the campaign's lock. A job that was started by hand has no campaign
+    to follow, and a job on another machine may not see the lock.
     """
     host, _, campaign = os.environ.get(LEASH, "").partition(" ")
     if host != socket.gethostname():
         return
-    file = (the_plan.folder / ".lock").open("a+")
+    file = (plan.folder / ".lock").open("a+")
 
     def follow(wait: int = 0) -> None:
         fcntl.flock(file, fcntl.LOCK_SH | wait)
@@ -114,29 +117,29 @@ def end_with_campaign(the_plan: Plan) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _clean(the_plan: Plan) -> None:
-    store = the_plan.folder.parent / "store"
-    if not store.is_dir():  # markers of a store that is gone say nothing
-        forget_columns(the_plan)
-    if not finished(the_plan):
-        (the_plan.path.parent / "done" / "report").unlink(missing_ok=True)
+def _clean(plan: Plan) -> None:
+    store = plan.folder.parent / "store"
+    if not store.is_dir():  # then the markers of columns mean nothing
+        forget_columns(plan)
+    if not finished(plan):
+        (plan.path.parent / "done" / "report").unlink(missing_ok=True)
     for left_over in store.glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
-def _show_jobs(command: Sequence[str], the_plan: Plan) -> None:
+def _show_jobs(command: Sequence[str], plan: Plan) -> None:
     done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     if done.returncode:
-        raise CampaignError(f"{the_plan.name} cannot be planned: {said.strip().splitlines()[-1]}")
-    jobs = re.findall(r"^ +output: .*/(.+)$", said, re.MULTILINE)
-    print(f"{the_plan.name}: {len(jobs)} jobs would run", *jobs, sep="\n  ")
-    print(f"a column trains and evaluates {', '.join(the_plan.methods)}")
+        raise CampaignError(f"{plan.name} cannot be planned: {output.strip().splitlines()[-1]}")
+    jobs = re.findall(r"^ +output: .*/(.+)$", output, re.MULTILINE)
+    print(f"{plan.name}: {len(jobs)} jobs would run", *jobs, sep="\n  ")
+    print(f"a column trains and evaluates {', '.join(plan.methods)}")
 
 
-def _watch(command: Sequence[str], the_plan: Plan, place: Path) -> None:
+def _watch(command: Sequence[str], plan: Plan, place: Path) -> None:
     log_path = place / "campaign.log"
     with log_path.open("ab") as log, _interrupted_by(ENDING):
         start = log.tell()
@@ -149,7 +152,7 @@ def _watch(command: Sequence[str], the_plan: Plan, place: Path) -> None:
             env=os.environ | {LEASH: f"{socket.gethostname()} {os.getpid()}"},
         )
         try:
-            _show_progress(process, the_plan, place)
+            _show_progress(process, plan, place)
         finally:
             _end(process)
     if process.returncode or not (place / "done" / "report").is_file():
@@ -175,15 +178,15 @@ def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_progress(process: subprocess.Popen, the_plan: Plan, place: Path) -> None:
+def _show_progress(process: subprocess.Popen, plan: Plan, place: Path) -> None:
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 
-    sets, cells = len(the_plan.sets), len(the_plan.methods) * the_plan.seeds
+    sets, cells = len(plan.sets), len(plan.methods) * plan.seeds
     # A step is a cell, or else a set that is prepared or evaluated on; model, upstream, report.
     total = sets * (cells + 2) + 3
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
-    with tqdm(total=total, desc=f"{the_plan.name} grid", unit="step", smoothing=0.1) as bar:
+    with tqdm(total=total, desc=f"{plan.name} grid", unit="step", smoothing=0.1) as bar:
         while process.poll() is None:
             states = list(_states(place))
             bar.n = min(total, sum(state["done"] for state in states))
@@ -202,9 +205,8 @@ def _states(place: Path) -> Iterator[dict[str, Any]]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Leave nothing of the workflow and its jobs alive: they are one process group."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if process.poll() is None else ()
-    for number in numbers:
+    """End the workflow and its jobs, which are one process group."""
+    for number in (signal.SIGINT, signal.SIGTERM) if process.poll() is None else ():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -216,13 +218,13 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _last_error(log_path: Path, start: int) -> str:
-    """The last line after byte `start` that says what went wrong; the engine's own come first."""
+    """The last error after byte `start` of the log. The engine's errors go before all others."""
     with log_path.open("rb") as log:
         log.seek(start)
         lines = log.read().decode(errors="replace").splitlines()
-    own, foreign = r"error: ", r"(?!WorkflowError|RuleException)[\w.]+(Error|Exception)\b"
-    for pattern in (own, foreign, r"Killed|.*died with"):
-        found = [line for line in lines if re.match(rf"(\[rank\d+\]: )?({pattern})", line)]
-        if found:
-            return found[-1]
-    return "no job said why"
+    exception = r"(?!WorkflowError|RuleException)[\w.]+(Error|Exception)\b"
+    for pattern in (r"error: ", exception, r"Killed|.*died with"):
+        errors = [line for line in lines if re.match(rf"(\[rank\d+\]: )?({pattern})", line)]
+        if errors:
+            return errors[-1]
+    return "no job wrote an error"

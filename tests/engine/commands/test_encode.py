@@ -13,6 +13,7 @@ from grids import grid
 from PIL import Image
 
 from engine import recipe
+from engine.commands import verify as command
 from engine.cost.disk import size_bytes
 from engine.data import imagenet, sets
 from engine.grid import verify
@@ -139,8 +140,8 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
     assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
     found = imagenet.shortfall(resolved.dataset, IN_C, pack)
     check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=found)
-    assert f"\n  only a part: {lacks}" in verify.text("m", [check])
-    assert "only a part" not in verify.text("m", [dataclasses.replace(check, lacks="")])
+    assert f"\n{IN_C} is only a part: {lacks}" in command.text("m", [check])
+    assert "only a part" not in command.text("m", [dataclasses.replace(check, lacks="")])
     small = sets.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
     assert imagenet.shortfall(resolved.dataset, "imagenet_val", small).startswith("6 images, not")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from engine import models, recipe
+from engine.commands import verify as command
 from engine.grid import verify
 from engine.grid.build import Builder
 from engine.recipe.request import Request
@@ -54,13 +55,13 @@ def test_measured_and_published_are_compared(
     assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None
     assert checks["few"].measured == pytest.approx(by_hand(first, folder, grid))
     half = checks["few"].half_width
-    assert 5 < half < 45 and f" ±{half:.1f}" in verify.text("mine", list(checks.values()))
+    assert 5 < half < 45 and f" ±{half:.1f}" in command.text("mine", list(checks.values()))
     for off, differs in ((0.2, False), (0.5, True), (-40, True)):
         published = {"few": checks["few"].measured + off}
         found = verify.verify(builder(folder, grid, published, tmp_path))
         assert [one.differs for one in found if one.name == "few"] == [differs]
-        assert ("DIFFERS by more than 0.3" in verify.text("mine", found)) == differs
-    assert "not encoded" in verify.text("mine", found)
+        assert ("DIFFERS by more than 0.3" in command.text("mine", found)) == differs
+    assert "not encoded" in command.text("mine", found)
 
 
 def by_hand(builder: Builder, folder: Path, grid: grids.Grid) -> float:

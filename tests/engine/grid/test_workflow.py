@@ -169,8 +169,8 @@ def test_markers_without_a_store_are_dropped(folder: Path, tmp_path: Path) -> No
         ("Traceback\n  x\ntorch.cuda.OutOfMemoryError: no room\nerror in rule\n", "no room"),
         ("[rank0]: KeyError: 'x'\nWorkflowError:\n", "[rank0]: KeyError: 'x'"),
         ("Killed\n", "Killed"),
-        ("nothing\n", "no job said why"),
-        ("", "no job said why"),
+        ("nothing\n", "no job wrote an error"),
+        ("", "no job wrote an error"),
     ],
 )
 def test_last_error_is_of_this_run(tmp_path: Path, log: str, said: str) -> None:
