@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from engine.data.sets import Sets
-from engine.evaluation import passes, zoo
+from engine.evaluation import passes, user_models
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, metrics, predictions
@@ -30,7 +30,7 @@ class OnOwnSet(Accuracy):
 
     change_low, change_high: the change's 95% interval over source images (the population:
     `bootstrap`), if asked for; error: the Monte-Carlo standard error of its ends. mask and
-    classes: as in `zoo.Row`.
+    classes: as in `user_models.ModelAccuracy`.
     """
 
     change: float | None = None
@@ -65,13 +65,13 @@ def judged(
     models = {(row.arm, row.downstream, row.seed): row for row in campaign.evaluations}.values()
     mixes = [predictions.mix_of(model.path) for model in models]
     wanted = request.recipe()
-    packs = {name: zoo.pack_at(wanted, place) for name, place in places.items()}
+    packs = {name: user_models.pack_at(wanted, place) for name, place in places.items()}
     store = Store(Path(wanted.runs) / "store")
     cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
     heads = [cell.meta["classes"] for cell in cells.values() if "classes" in cell.meta]
     head = heads[0] if heads else Sets(wanted, device, cache_folder()).classes
     sets = Sets(wanted, device, cache_folder(), packs, head, mask)
-    zoo.check(sets, packs)
+    user_models.check(sets, packs)
     pre_trained = next(mix for row, mix in zip(models, mixes, strict=True) if row.method == PRE)
     run = Run(wanted, device, sets, store, cells[next(iter(pre_trained))])
     rows = []
@@ -81,7 +81,7 @@ def judged(
             replace(row, evaluated_on=name, path=passes.predicted(run, mix, name, "all"))
             for row, mix in zip(models, mixes, strict=True)
         ]
-        how, classes = zoo.answers(sets, name)
+        how, classes = user_models.answers(sets, name)
         rows += _rows(evaluations, how, classes, intervals)
         sets.release(name)
     return rows

@@ -16,7 +16,7 @@ from own_checkpoints import checkpoint
 from engine import cli, models
 from engine.commands import job
 from engine.errors import RecipeError
-from engine.evaluation import passes, zoo
+from engine.evaluation import passes, user_models
 from engine.grid import campaign, jobs, workflow
 from engine.grid.build import Builder
 from engine.machine import entry, precision
@@ -151,7 +151,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         raise Started
 
     monkeypatch.setattr("engine.context.Context", begin)
-    monkeypatch.setattr(zoo, "evaluated", begin)
+    monkeypatch.setattr(user_models, "evaluate", begin)
     for stage in ("prepare", "column", "finish"):
         monkeypatch.setattr(jobs, stage, begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
