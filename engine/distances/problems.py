@@ -88,7 +88,7 @@ class Options:
         if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
             raise ValueError("lam_x and lam_y make all costs zero: set one of them above 0")
         if self.seed < 0:
-            raise ValueError(f"the seed of the samples must not be negative, not {self.seed}")
+            raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
         if self.label_distance not in LABEL_DISTANCES:
             known = nearest(self.label_distance, LABEL_DISTANCES)
             raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
