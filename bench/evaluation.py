@@ -42,7 +42,7 @@ from bench import photos
 from bench.contest import Contest, Entrant, Load, Scale
 from engine import models
 from engine.data.sets import Sets
-from engine.evaluation import passes, zoo
+from engine.evaluation import passes, user_models
 from engine.evaluation.bank import Model, ModelBank
 from engine.machine import memory, precision
 from engine.machine.files import cache_folder
@@ -178,7 +178,7 @@ class Bench:
         return self.cell(self.files[0])
 
     def cell(self, file: Path) -> Cell:
-        return zoo.cell_of(self.model, self.store, file)
+        return user_models.cell_of(self.model, self.store, file)
 
     def on(self, pack: Pack, *, shares_features: bool = False) -> Run:
         """The engine with a set just opened."""
@@ -333,7 +333,7 @@ def _bench(
         batch = min(256 if size == 32 else 64, count)
         words = [f"model.image_size={size}", f"evaluate.batch_size={batch}"]
         words += [f"runs={folder / 'runs'}", f"source={SOURCES[storage]}"]
-        recipe = zoo.resolve(arch, words)
+        recipe = user_models.resolve(arch, words)
         torch.manual_seed(0)
         files = [folder / f"{name}.safetensors" for name in ("first", "second")]
         for file in files:

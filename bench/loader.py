@@ -45,7 +45,7 @@ from bench import photos
 from bench.contest import Contest, Entrant, Load, Scale
 from bench.roofline import Work
 from engine import models
-from engine.evaluation import zoo
+from engine.evaluation import user_models
 from engine.machine import memory
 from engine.recipe.schema import ModelRecipe
 from loaders import folders, trees
@@ -302,5 +302,5 @@ def _bench(
         memory.keep_pages()  # as in the engine; the peers' processes inherit it
     with tempfile.TemporaryDirectory() as name:
         photos.write(Path(name) / "files", count, drawn)
-        model = zoo.resolve("vit_base_patch16_224", [f"model.image_size={size}"]).model
+        model = user_models.resolve("vit_base_patch16_224", [f"model.image_size={size}"]).model
         yield Bench(Path(name), model, device, workers)

@@ -11,7 +11,8 @@ import torch
 from grids import CLASSES, SIZE, VIT, Grid
 from safetensors.torch import save_file
 
-from engine.evaluation import zoo
+from engine.commands import evaluate
+from engine.evaluation import user_models
 
 
 def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSES)) -> Path:
@@ -46,6 +47,6 @@ def rows(
     overrides = [f"runs={own.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
     overrides += ["evaluate.batch_size=8", *words]
     files = [own.folder / f"{name}.{suffix}" for name in models]
-    places, _ = zoo.named([str(own.folder / name) for name in sets.split()])
-    wanted = zoo.resolve(arch, overrides)
-    return zoo.evaluated(wanted, files, places, own.device, **{"classes": CLASSES} | options)
+    places, _ = evaluate.named_sets([str(own.folder / name) for name in sets.split()])
+    wanted = user_models.resolve(arch, overrides)
+    return user_models.evaluate(wanted, files, places, own.device, **{"classes": CLASSES} | options)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.machine import quiet
 
+MOST_ALPHAS = 1000  # of a range: each is a model in memory
 AMONG = {
     "none": "among all of the head's classes",
     "present": "among the classes of the set (--mask present)",
@@ -61,9 +64,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine.evaluation import zoo
-
-    places, words = zoo.named(arguments.sets)
+    places, words = named_sets(arguments.sets)
     if not places:
         raise ValueError(f"--sets: there is no folder {words[0]}")
     if arguments.campaign:
@@ -74,21 +75,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
     from engine.data import descriptions
-    from engine.evaluation import zoo
+    from engine.evaluation import user_models
     from engine.machine import ranks
+    from engine.report import user_models as report
 
     out = arguments.out or Path("accuracy.csv")
     _refuse_overwriting([out], arguments.force)
-    alphas = zoo.parse_alphas(arguments.alphas) if arguments.alphas else None
+    alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
     places, more = _paths(arguments.models)
     if not places:
         raise ValueError(f"--models: there is no file {more[0]}")
     models = [descriptions.file_of(place) for place in places]
     beside = descriptions.beside(models, arguments.arch)
-    arch, described = descriptions.model_of(beside, arguments.arch)
+    arch, settings = descriptions.model_of(beside, arguments.arch)
     listed = arguments.classes and descriptions.listed(arguments.classes)
-    resolved = zoo.resolve(arch, [*described, *arguments.overrides, *words, *more])
-    rows = zoo.evaluated(
+    resolved = user_models.resolve(arch, [*settings, *arguments.overrides, *words, *more])
+    rows = user_models.evaluate(
         resolved,
         models,
         sets,
@@ -99,11 +101,11 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
         intervals=arguments.intervals,
     )
     if ranks.rank() == 0:
-        zoo.write_csv(out, rows)
+        report.write_csv(out, rows)
         if alphas is not None:
             print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {resolved.model.arch}")
         unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
-        print(f"percent top-1 {AMONG[arguments.mask]}{unsure}\n\n{zoo.table(rows)}")
+        print(f"percent top-1 {AMONG[arguments.mask]}{unsure}\n\n{report.text(rows)}")
         print(f"\ntable  {out.resolve()}")
     ranks.stop()
 
@@ -143,6 +145,59 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
             print("The 95% interval of every change, over source images, is in the table's file.")
         print(f"RI and mRI of {run.report.parent.name} stay as they are: its own sets make them.")
     ranks.stop()
+
+
+def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Sets by name, of words FOLDER or NAME=FOLDER, and the recipe's `key=value` words among them.
+
+    Raises ValueError for two sets of the same name, and for a name that cannot be part of a path.
+    """
+    from engine.recipe.schema import Recipe
+
+    keys = {field.name for field in dataclasses.fields(Recipe)}
+    places: dict[str, Path] = {}
+    settings = []
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or Path(word).exists():
+            name, folder = Path(word).resolve().name, word
+        elif name.partition(".")[0] in keys or ("." in name and not Path(folder).exists()):
+            settings.append(word)
+            continue
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{word}: {name!r} cannot name a set; use a name without '/' or a dot")
+        if name in places:
+            raise ValueError(
+                f"two sets have the same name, {places[name]} and {folder}: give another name, as "
+                f"in --sets NAME={folder}"
+            )
+        places[name] = Path(folder)
+    return places, settings
+
+
+def parse_alphas(text: str) -> list[float]:
+    """`0:1:0.1` (both ends included) or `0,0.5,1`, each once.
+
+    Raises ValueError for any other text, and for a range of more than `MOST_ALPHAS`.
+    """
+    separator = ":" if ":" in text else ","
+    try:
+        numbers = [float(word) for word in text.split(separator)]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+        if separator == ",":
+            return list(dict.fromkeys(numbers))
+        start, stop, step = numbers
+        if step <= 0 or stop < start:
+            raise ValueError
+        steps = int((stop - start) / step + 1e-9)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"alphas {text!r}: write START:STOP:STEP or a,b,c") from error
+    if steps >= MOST_ALPHAS:
+        raise ValueError(
+            f"alphas {text!r} are {steps + 1} models; at most {MOST_ALPHAS} are possible"
+        )
+    return [round(start + number * step, 10) for number in range(steps + 1)]
 
 
 def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:

@@ -1,7 +1,7 @@
-"""Transport problems between pairs of sets: their costs, and who solves them, one pair at a time.
+"""Transport problems between pairs of sets: their costs and their solvers, for a pair at a time.
 
-Every solver takes two names and returns (value, gap, marginal error), and may run beside others of
-its kind in another thread.
+Every solver takes two names and returns (value, gap, marginal error); threads may call the same
+solver for several pairs at once.
 """
 
 from __future__ import annotations
@@ -49,18 +49,17 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What is computed, and by whose conventions.
+    """What is computed, and by which conventions.
 
-    eps: of the mean cost over all pairs, or with `relative=False` in the cost's own units. lam_x,
-    lam_y: weights of the feature and the label term. label_distance: between classes as Gaussians
-    (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are halved, as
-    in the reference library. debias: subtract the self terms. samples: at most so many of a set,
-    drawn with `seed` and the set's name: sets may be copies of the same photographs in the same
-    order, and one draw for all would take the same photographs of those, but not of others, so
-    that their distances would be too small beside the rest. tolerance: of the certified relative
-    duality gap. exact: unregularised transport by POT, never debiased, for small sets.
-    bracket: relative width (such as 1e-3) to which unregularised transport is bracketed, never
-    debiased, for sets of any size.
+    eps: a share of the mean cost over all pairs, or with `relative=False` in units of the cost.
+    lam_x, lam_y: weights of the feature and the label term. label_distance: between classes as
+    Gaussians (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are
+    halved, as in the reference library. debias: subtract the self terms. samples: at most so many
+    of a set, drawn with `seed` and the set's name. With the same draw for all sets, two sets that
+    hold the same photographs in the same order would be compared on the same photographs, and their
+    distance would be too small beside the rest. tolerance: of the certified relative duality gap.
+    exact: unregularised transport by POT, never debiased, for small sets. bracket: relative width
+    (such as 1e-3) to which unregularised transport is bracketed, never debiased, for any size.
     """
 
     eps: float = 0.05
@@ -78,7 +77,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.exact and self.bracket is not None:
-            raise ValueError("exact needs no bracket: give one of them")
+            raise ValueError("exact needs no bracket: give exact or bracket")
         for name in ("eps", "tolerance", "bracket"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -87,7 +86,7 @@ class Options:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {value}")
         if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
-            raise ValueError("lam_x and lam_y weigh nothing: all costs would be zero")
+            raise ValueError("lam_x and lam_y make all costs zero: set one of them above 0")
         if self.seed < 0:
             raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
         if self.label_distance not in LABEL_DISTANCES:
@@ -98,7 +97,7 @@ class Options:
 
 
 class Cloud(NamedTuple):
-    """What is compared of a set: features [n, d], rows of the label table, class Gaussians."""
+    """A set to compare: features [n, d], each sample's row of the label table, class Gaussians."""
 
     features: Tensor
     labels: Tensor
@@ -109,15 +108,16 @@ class Cloud(NamedTuple):
         """Raises ValueError, naming the set, for features or labels that cannot be used."""
         features, labels = labelled.features, labelled.labels.to(labelled.features.device)
         try:
-            # Before any are drawn: of the whole set, and by the places that they have there.
+            # Before samples are drawn: errors count the whole set and name positions in it.
             check_features("features", features, labels, classes)
             if len(features) < 2:
                 raise ValueError("one sample; a distance needs at least two")
             if options.samples is not None and len(features) > options.samples:
-                own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-                mixed = np.random.default_rng([options.seed, own]).permutation(len(features))
-                kept = torch.from_numpy(np.sort(mixed[: options.samples])).to(features.device)
-                features, labels = features[kept], labels[kept]
+                set_seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+                rng = np.random.default_rng([options.seed, set_seed])
+                drawn = np.sort(rng.permutation(len(features))[: options.samples])
+                rows = torch.from_numpy(drawn).to(features.device)
+                features, labels = features[rows], labels[rows]
             if options.label_distance == "none":
                 return cls(features, labels, None)
             gaussians = class_gaussians(features, labels, classes)
@@ -129,9 +129,9 @@ class Cloud(NamedTuple):
 
 
 class Problems:
-    """The problems of all pairs. Tables of class distances are kept, costs made when needed.
+    """The problems of all pairs. Tables of class distances are cached, costs made when needed.
 
-    memory: bytes that one solution may take; None: as many as it takes.
+    memory: bytes that a solver may take; None: no limit.
     """
 
     def __init__(self, clouds: Mapping[str, Cloud], options: Options) -> None:
@@ -141,7 +141,7 @@ class Problems:
         self._tables: dict[Pair, Tensor] = {}
 
     def bytes_each(self) -> int:
-        """What a problem takes at most, whichever two sets it is between."""
+        """The most memory that the problem of any two sets takes."""
         n, m = sorted(len(cloud.features) for cloud in self.clouds.values())[-2:]
         if self.options.debias and not (self.options.exact or self.options.bracket):
             n = m  # the largest self term
@@ -150,22 +150,22 @@ class Problems:
         return max(most, _EXACT_BYTES * n * m) if self.options.exact else most
 
     def cost(self, a: str, b: str) -> GroundCost:
-        one, other = self.clouds[a], self.clouds[b]
+        x, y = self.clouds[a], self.clouds[b]
         factor = 0.5 if self.options.half else 1.0
         lam_x, lam_y = factor * self.options.lam_x, factor * self.options.lam_y
-        if one.gaussians is None or other.gaussians is None:
-            return GroundCost(one.features, other.features, lam_x=lam_x)
+        if x.gaussians is None or y.gaussians is None:
+            return GroundCost(x.features, y.features, lam_x=lam_x)
         if (a, b) not in self._tables:
             self._tables[a, b] = bures_squared(
-                one.gaussians,
-                None if a == b else other.gaussians,
+                x.gaussians,
+                None if a == b else y.gaussians,
                 means_only=self.options.label_distance == "means",
             )
         return GroundCost(
-            one.features,
-            other.features,
-            labels_x=one.labels,
-            labels_y=other.labels,
+            x.features,
+            y.features,
+            labels_x=x.labels,
+            labels_y=y.labels,
             table=self._tables[a, b],
             lam_x=lam_x,
             lam_y=lam_y,
@@ -186,8 +186,8 @@ class Problems:
         dense = self.cost(a, b).rows(0, n).cpu().numpy()
         weights = np.full(n, 1 / n), np.full(m, 1 / m)
         options = {"numItermax": EXACT_STEPS, "log": True}
-        value, told = ot.emd2(*weights, dense, **options)  # pyright: ignore[reportAssignmentType]
-        if told["warning"] is not None:
+        value, report = ot.emd2(*weights, dense, **options)  # pyright: ignore[reportAssignmentType]
+        if report["warning"] is not None:
             return math.nan, math.nan, math.nan
         return float(value), 0.0, 0.0
 
@@ -195,14 +195,12 @@ class Problems:
         """Unregularised transport, the middle of its bounds, and their relative width."""
         assert self.options.bracket is not None
         cost, tolerance = self.cost(a, b), self.options.bracket
-        found = unregularised(cost, tolerance=tolerance, memory=self.memory)
-        return found.value, found.gap, found.marginal_error
+        return _certified(unregularised(cost, tolerance=tolerance, memory=self.memory))
 
     def biased(self, a: str, b: str, eps: float) -> Certified:
         """Entropic transport."""
         cost, tolerance = self.cost(a, b), self.options.tolerance
-        found = transport(cost, eps=eps, tolerance=tolerance, memory=self.memory)
-        return found.value, found.gap, found.marginal_error
+        return _certified(transport(cost, eps=eps, tolerance=tolerance, memory=self.memory))
 
     def self_term(self, a: str, eps: float) -> Transport:
         """Entropic transport between a set and itself."""
@@ -212,9 +210,13 @@ class Problems:
 
     def debiased(self, a: str, b: str, self_terms: Mapping[str, Transport]) -> Certified:
         """Entropic transport less the self terms."""
-        tolerance, both = self.options.tolerance, (self_terms[a], self_terms[b])
-        left = left_for_across(*both, tolerance)
-        across = transport(self.cost(a, b), eps=both[0].eps, tolerance=left, memory=self.memory)
-        result = debiased(across, *both, tolerance=tolerance)
-        error = max(term.marginal_error for term in (across, *both))
+        tolerance, terms = self.options.tolerance, (self_terms[a], self_terms[b])
+        left = left_for_across(*terms, tolerance)
+        across = transport(self.cost(a, b), eps=terms[0].eps, tolerance=left, memory=self.memory)
+        result = debiased(across, *terms, tolerance=tolerance)
+        error = max(term.marginal_error for term in (across, *terms))
         return result.value, result.gap, error
+
+
+def _certified(solution: Transport) -> Certified:
+    return solution.value, solution.gap, solution.marginal_error

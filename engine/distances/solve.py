@@ -1,9 +1,9 @@
-"""How far the sets are apart, before anything is trained: OTDD from the features that are kept.
+"""How far the sets are apart, before anything is trained: OTDD from stored features.
 
-Optimal transport between two labelled sets, where moving a sample costs the squared distance of its
-features plus the squared distance of its class to the other's (Alvarez-Melis & Fusi 2020). Features
-come from one model and are computed once per set, self terms are solved once per set, and every
-number is certified: what did not converge is missing from the matrix, never a number.
+Optimal transport between two labelled sets, where moving a sample costs the squared distance of the
+features plus the squared distance of the classes (Alvarez-Melis & Fusi 2020). All features are of
+the pre-trained model and are computed once per set, self terms are solved once per set, and every
+number is certified: a problem that did not converge is missing from the matrix.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 MATRIX, SOLVED = "matrix.json", "solved.json"
-# How samples are drawn and what a matrix holds: change it when that changes.
+# Part of the key: change it when the drawing of samples or the content of a matrix changes.
 DRAWS = "by name, gaps summed"
 
 
 def distances(run: Run, names: Sequence[str], options: Options | None = None) -> Matrix:
-    """Distances between sets of a recipe, by features of its pre-trained model; kept in the store.
+    """Distances between sets of a recipe, by features of its pre-trained model, in the store.
 
-    What was solved before an error or an interruption is not solved again. Raises ValueError for
-    fewer than two sets or one named twice, and as `matrix`.
+    Problems that were solved before an interruption are not solved again. Raises ValueError for
+    fewer than two sets, for a set named twice, and as `matrix`.
     """
     options = options or Options()
     if len(names) < 2 or len(set(names)) < len(names):
@@ -62,16 +62,15 @@ def distances(run: Run, names: Sequence[str], options: Options | None = None) ->
         sets = {}
         for name in names:
             labelled = run.sets[name]
-            sets[name] = Labelled(
-                features.stored(run, run.base, labelled).to(run.device), labelled.labels
-            )
+            features_ND = features.stored(run, run.base, labelled).to(run.device)
+            sets[name] = Labelled(features_ND, labelled.labels)
             run.sets.release(name)
-        found = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))
-        (folder / MATRIX).write_text(json.dumps(found.plain()))
+        solved = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))
+        (folder / MATRIX).write_text(json.dumps(solved.plain()))
 
-    made = run.store.make("distances", label, key, write)
+    artifact = run.store.make("distances", label, key, write)
     shutil.rmtree(pending, ignore_errors=True)
-    plain = json.loads(made.checked(MATRIX).read_text())
+    plain = json.loads(artifact.checked(MATRIX).read_text())
     return Matrix.of(plain | {"samples": options.samples})
 
 
@@ -84,19 +83,19 @@ def matrix(
     """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
 
     k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time.
-    solved: numbers of problems that need not be solved again; those of others are added to it as
-    soon as they are known. Raises ValueError, naming the set, for features or labels that cannot be
-    used, and naming the pair for one that cannot be solved; and for fewer than two sets.
+    solved: the numbers of solved problems; every other problem is added when it is solved. Raises
+    ValueError for fewer than two sets, naming the set for features or labels that cannot be used,
+    and naming the pair for a problem that cannot be solved.
     """
     if len(sets) < 2:
         raise ValueError(f"distances need two or more sets, got {list(sets)}")
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
     _check_dimensions(clouds)
-    run = _Run(Problems(clouds, options), {} if solved is None else solved)
-    found, eps = run.unregularised() if options.exact or options.bracket else run.entropic()
+    solver = _Solver(Problems(clouds, options), {} if solved is None else solved)
+    pairs, eps = solver.unregularised() if options.exact or options.bracket else solver.entropic()
     certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
-        certified[:, i, j] = certified[:, j, i] = value, gap, _ = found[a, b]
+        certified[:, i, j] = certified[:, j, i] = value, gap, _ = pairs[a, b]
         if math.isnan(value):
             log.warning("%s to %s did not converge: no distance; %s", a, b, _remedy(options, gap))
     values, gaps, errors = certified
@@ -111,23 +110,23 @@ def _remedy(options: Options, gap: float) -> str:
     return f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, or a larger eps"
 
 
-class _Run:
-    """Solves what is left of all pairs, several at a time, and keeps the numbers of each."""
+class _Solver:
+    """Solves all pairs that are not solved yet, several at a time."""
 
     def __init__(self, problems: Problems, solved: MutableMapping[str, Sequence[float]]) -> None:
         self.problems = problems
         self.solved = solved
         self.device = next(iter(problems.clouds.values())).features.device
-        self.allowed = int(0.8 * free_memory(self.device))
+        self.memory = int(0.8 * free_memory(self.device))
 
     def unregularised(self) -> tuple[dict[Pair, Sequence[float]], float]:
-        """(value, gap, marginal error) of every pair, and the eps that they are at: 0."""
+        """(value, gap, marginal error) of every pair, and their eps: 0."""
         problems = self.problems
         solve = problems.exact if problems.options.exact else problems.bracketed
         return self._pairs("unregularised", solve), 0.0
 
     def entropic(self) -> tuple[dict[Pair, Sequence[float]], float]:
-        """As `unregularised`, at one eps for all, so that self terms are shared."""
+        """As `unregularised`, at the same eps for all pairs, so that self terms are shared."""
         problems, options = self.problems, self.problems.options
         eps = options.eps
         if options.relative:
@@ -144,7 +143,7 @@ class _Run:
     def _pairs(
         self, kind: str, solve: Callable[[str, str], Sequence[float]]
     ) -> dict[Pair, Sequence[float]]:
-        """What `solve` says of every pair, or has said before."""
+        """The numbers that `solve` returns for every pair, or returned before."""
         for pair, numbers in self._each(kind, solve, self._left(kind)):
             self.solved[_key(kind, pair)] = numbers
         pairs = combinations(self.problems.clouds, 2)
@@ -157,11 +156,11 @@ class _Run:
     def _each(
         self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
     ) -> Iterator[tuple[Pair, R]]:
-        at_once = workers(len(pairs), self.problems.bytes_each(), self.allowed, self.device)
-        # A share, not what is free at the moment: a copy must not be given up for a neighbour's.
-        self.problems.memory = self.allowed // at_once
+        at_once = workers(len(pairs), self.problems.bytes_each(), self.memory, self.device)
+        # A fixed share: what is free at the moment depends on the pairs that are being solved.
+        self.problems.memory = self.memory // at_once
 
-        def named(pair: Pair) -> R:
+        def solve_pair(pair: Pair) -> R:
             try:
                 return solve(*pair)
             except ValueError as error:
@@ -170,7 +169,7 @@ class _Run:
                 error.add_note(f"this was {' to '.join(pair)}")
                 raise
 
-        yield from side_by_side(named, pairs, at_once, self.device, label=label, unit="pair")
+        yield from side_by_side(solve_pair, pairs, at_once, self.device, label=label, unit="pair")
 
 
 def _key(kind: str, pair: Pair) -> str:
@@ -178,9 +177,9 @@ def _key(kind: str, pair: Pair) -> str:
 
 
 class _Solved(UserDict[str, Sequence[float]]):
-    """Numbers of solved problems, in a file that is brought up to date with each.
+    """Numbers of solved problems, in a file that is rewritten for each of them.
 
-    Raises ValueError, naming the file, where it does not hold what was written there.
+    Raises ValueError, naming the file, where its content was altered.
     """
 
     def __init__(self, file: Path) -> None:
@@ -192,30 +191,31 @@ class _Solved(UserDict[str, Sequence[float]]):
     def __setitem__(self, key: str, numbers: Sequence[float]) -> None:
         super().__setitem__(key, numbers)
         with room_for(self.file):
-            kept = {"numbers": self.data, "sha256": _sha256(self.data)}
-            write_atomic(self.file, json.dumps(kept).encode())
+            content = {"numbers": self.data, "sha256": _sha256(self.data)}
+            write_atomic(self.file, json.dumps(content).encode())
 
 
 def _unaltered(file: Path) -> dict[str, Sequence[float]]:
     try:
-        kept = json.loads(file.read_text())
-        if kept["sha256"] == _sha256(kept["numbers"]):
-            return kept["numbers"]
+        content = json.loads(file.read_text())
+        if content["sha256"] == _sha256(content["numbers"]):
+            return content["numbers"]
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(f"{file} is damaged; delete it and run again")
 
 
 def _sha256(numbers: Mapping[str, Sequence[float]]) -> str:
-    """Of the numbers as JSON, which has every digit, and NaN where nothing converged."""
+    """SHA-256 of the numbers as JSON, which has every digit, and NaN where nothing converged."""
     return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
 
 
 def _check_dimensions(clouds: Mapping[str, Cloud]) -> None:
-    (first, d), *others = ((name, cloud.features.shape[1]) for name, cloud in clouds.items())
-    for name, own in others:
-        if own != d:
+    widths = {name: cloud.features.shape[1] for name, cloud in clouds.items()}
+    first, d = next(iter(widths.items()))
+    for name, width in widths.items():
+        if width != d:
             raise ValueError(
-                f"{name} has {own} features a sample, but {first} has {d}; take the features of "
+                f"{name} has {width} features a sample, but {first} has {d}; take the features of "
                 "all sets from the same model"
             )

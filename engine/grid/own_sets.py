@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from engine.data.sets import Sets
-from engine.evaluation import passes, zoo
+from engine.evaluation import passes, user_models
 from engine.grid import export
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
@@ -31,7 +31,7 @@ class OnUsersSet(Accuracy):
 
     change_low, change_high: the change's 95% interval over source images (the population:
     `bootstrap`), or None. error: the Monte-Carlo standard error of its ends. mask and classes: as
-    in `zoo.Row`.
+    in `user_models.ModelAccuracy`.
     """
 
     change: float | None = None
@@ -67,12 +67,12 @@ def evaluate(
     models = {(row.arm, row.downstream, row.seed): row for row in campaign.evaluations}.values()
     mixes = [predictions.mix_of(row.path) for row in models]
     resolved = request.recipe()
-    packs = {name: zoo.pack_at(resolved, place) for name, place in places.items()}
+    packs = {name: user_models.pack_at(resolved, place) for name, place in places.items()}
     store = Store(Path(resolved.runs) / "store")
     cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
     head = export.description_of(cells.values(), resolved).classes or ()
     sets = Sets(resolved, device, cache_folder(), packs, head, mask)
-    zoo.check(sets, packs)
+    user_models.check(sets, packs)
     base = next(
         name for row, mix in zip(models, mixes, strict=True) if row.method == PRE for name in mix
     )
@@ -84,7 +84,7 @@ def evaluate(
             replace(row, evaluated_on=name, path=passes.predicted(run, mix, name, "all"))
             for row, mix in zip(models, mixes, strict=True)
         ]
-        rows += _rows(evaluations, *zoo.answers(sets, name), intervals)
+        rows += _rows(evaluations, *user_models.answers(sets, name), intervals)
         sets.release(name)
     return rows
 

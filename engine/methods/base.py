@@ -25,19 +25,19 @@ from loaders.batch import Batch
 class Trained(nn.Module):
     """A method that trains: `prepare`, then `loss` for every batch, then `export`.
 
-    Where `prepare` sets `problem`, the head is fitted to it at once and no batch is seen.
+    Where `prepare` sets `problem`, the head is fitted to it, in place of training on batches.
     """
 
-    needs: Sequence[str] = ()  # methods whose cells of the same column it starts from
+    needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
-    problem: Problem | None = None  # what the head is fitted to, in place of steps
+    problem: Problem | None = None  # a fit of the head, in place of steps
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()
         self.recipe = recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        """Take the base model; freeze, wrap, and fetch what the loss needs."""
+        """Take the base model: freeze or wrap it, and get what the loss needs."""
         self.net = net
         self.freeze_batchnorm = context.recipe.train.freeze_batchnorm
         self.autocast = context.autocast
@@ -52,7 +52,7 @@ class Trained(nn.Module):
         return self.grouped(self.net(self.normalize(batch.images)))
 
     def grouped(self, logits_BC: torch.Tensor) -> torch.Tensor:
-        """A head's outputs as logits of the set's classes; the same where a class is one output."""
+        """A head's outputs as logits of the set's classes; unchanged where each is an output."""
         return grouping.grouped(logits_BC, self.members_GM)
 
     def targets(self, batch: Batch) -> torch.Tensor:
@@ -60,17 +60,17 @@ class Trained(nn.Module):
         return self.targets_N[batch.rows]
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Loss of each sample [b]; here the cross-entropy over the set's classes."""
+        """Loss of each sample [b]: the cross-entropy over the set's classes."""
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """`loss` [b] under autocast; ValueError where it is not one number a sample."""
-        with self.autocast:  # in here: DeepSpeed switches off what is on around its engine
+        """`loss` [b] under autocast; ValueError where it is not a number a sample."""
+        with self.autocast:  # inside: DeepSpeed switches off an autocast around its engine
             losses_B = self.loss(batch)
         if losses_B.shape != (len(batch),):
             raise ValueError(
                 f"method {self.recipe.name}: loss(batch) has the shape {list(losses_B.shape)}, not "
-                f"[{len(batch)}], one loss a sample: return it without .mean() or .sum()"
+                f"[{len(batch)}], a loss a sample: return it without .mean() or .sum()"
             )
         return losses_B
 
@@ -114,15 +114,15 @@ class Mixed:
 
 
 def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe]:
-    """The recipes of the methods that a cell is made of; `load` resolves one by its name.
+    """The recipes of the methods that a cell needs; `load` resolves a method by its name.
 
-    Raises RecipeError for a method that mixes cells, and has no weights of its own.
+    Raises RecipeError for a needed method that mixes cells, and so has no weights.
     """
-    found = [load(name) for name in modules.find(recipe.module).Method(recipe).needs]
-    for one in found:
-        if issubclass(modules.find(one.method.module).Method, Mixed):
+    recipes = [load(name) for name in modules.find(recipe.module).Method(recipe).needs]
+    for needed in recipes:
+        if issubclass(modules.find(needed.method.module).Method, Mixed):
             raise RecipeError(
-                f"{recipe.name} is made of {one.method.name}, which has no weights of its own: "
+                f"{recipe.name} needs {needed.method.name}, which mixes cells and has no weights: "
                 "name methods that train"
             )
-    return found
+    return recipes

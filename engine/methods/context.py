@@ -35,7 +35,7 @@ C = TypeVar("C", bound=Parent)
 
 
 class Context(Protocol[C]):
-    """Artefacts are found by name, or made once."""
+    """What `prepare` and `entries` are given. Artefacts are made once, and then read."""
 
     recipe: Recipe
     device: torch.device
@@ -67,7 +67,7 @@ class Context(Protocol[C]):
     def features(self, cell: C, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
         """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
-        training: in the precision of training, where weights depend on them.
+        training: in the precision of training, where weights depend on the features.
         """
         ...
 

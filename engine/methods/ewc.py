@@ -1,4 +1,4 @@
-"""EWC: parameters that mattered upstream are held back (Kirkpatrick et al. 2017, eq. 3).
+"""EWC: parameters that matter upstream are pulled back (Kirkpatrick et al. 2017, eq. 3).
 
 `canonical`: loss + lambda/2 * sum F_i (theta_i - theta_pre_i)^2 with the diagonal Fisher F of the
 pre-trained model on the upstream set. `paper`: loss + lambda * sum (theta_i - theta_pre_i)^2, the

@@ -2,8 +2,8 @@
 
 `canonical` never touches the backbone, so the head is fitted to its optimum on features that were
 computed once (`engine.training.heads`). `l2` pulls it towards the base model's head, so that
-outputs which the set lacks go on competing with those that it has; or towards zero, as where a
-backbone gets its first head.
+outputs which the set lacks still compete with the set's; or towards zero, for the first head of a
+backbone.
 `paper` follows the released benchmark: patch embedding and blocks are frozen, while class token,
 position embedding and final norms train with the head (on a ResNet: the head alone).
 """
@@ -38,7 +38,7 @@ class Recipe(schema.MethodRecipe):
 
 
 def first_head(probe: schema.Recipe) -> schema.Recipe:
-    """The recipe that gives a backbone its first head, made of that of a probe of the same set."""
+    """The recipe of a backbone's first head, made from the recipe of a probe of the same set."""
     names = {"name": probe.method.name, "title": probe.method.title, "module": "linear_probe"}
     return replace(
         probe,

@@ -60,10 +60,10 @@ class LowRank(nn.Module):
 
 @functools.cache
 def adapted(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with a weight that its `low_rank` makes of its `frozen` one.
+    """`kind` with a weight computed from its `frozen` weight by its `low_rank`.
 
-    torch's parametrizations do so too, but with a class for each module: the compiler, which asks
-    for classes, would start again for every cell.
+    torch's parametrizations make a class for each module, so the compiler, which guards on
+    classes, would compile again for every cell.
     """
     merged = property(lambda module: module.low_rank(module.frozen))
     return type(f"LowRank{kind.__name__}", (kind,), {"weight": merged})
@@ -78,7 +78,7 @@ def adapt(module: Any, low_rank: LowRank) -> None:
 
 
 def merge(module: Any) -> None:
-    """Leave of an adapted layer the layer it was, with the weight it has."""
+    """Turn an adapted layer back into a plain layer with the merged weight."""
     weight = nn.Parameter(module.weight.detach())
     module.__class__ = type(module).__base__
     del module.frozen, module.low_rank

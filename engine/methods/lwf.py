@@ -1,4 +1,4 @@
-"""LwF: the pre-trained model's predictions on the new images are kept (Li & Hoiem 2016).
+"""LwF: the model keeps the pre-trained model's predictions on new images (Li & Hoiem 2016).
 
 Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the set's classes, times T^2 in
 `canonical` (Hinton et al. 2015), without it in `paper`. The pixels never change, so the teacher's

@@ -1,4 +1,4 @@
-"""What a method may ask to be minimised: a pull that the optimizer applies, or a fitted head."""
+"""Objectives of a method beside its loss: a penalty in the optimizer, or a fit of the head."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ class Penalty:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a head is fitted to.
+    """The fit of a head.
 
-    features_ND: float32, on the CPU, mapped from its file where the set is large; labels_N: int64,
-    in the head's order, on the head's device; rows_n: int64, on the CPU, the images that take part.
-    l2 > 0. mask_C: bool, True where an output takes part, or None.
-    members_GM: int64, the outputs of each class, or None.
+    features_ND: float32, on the CPU, mapped from a file; labels_N: int64, in the head's order, on
+    the head's device; rows_n: int64, on the CPU, the training images. l2 > 0. mask_C: bool, True
+    for the outputs to fit, or None. members_GM: int64, the outputs of each class, or None.
     """
 
     features_ND: Tensor

@@ -1,8 +1,8 @@
 """Model soups: weights averaged over several cells (Wortsman et al. 2022b).
 
 `uniform` averages all members. `greedy` starts from the member that is best on the downstream
-hold-out and keeps each further one that does not lower the soup's hold-out accuracy; it needs a
-hold-out and is refused without one.
+hold-out and adds each further member that does not lower the soup's hold-out accuracy; it is
+refused without a hold-out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """WiSE-FT: weights between the pre-trained and the fine-tuned model (Wortsman et al. 2022).
 
 theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. `canonical` evaluates a grid of alphas,
-`paper` one alpha; either way the table's row is the recipe's `alpha`, chosen before any result.
+`paper` a single alpha; the table's row is the recipe's `alpha`, chosen before any result.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ def test_classes_of_one_image_and_of_none_are_no_error():
     [
         ({"lam_x": -1.0}, "lam_x must be finite and not negative"),
         ({"lam_y": math.nan}, "lam_y must be finite and not negative"),
-        ({"lam_x": 0.0, "lam_y": 0.0}, "weigh nothing"),
-        ({"lam_x": 0.0, "label_distance": "none"}, "weigh nothing"),
+        ({"lam_x": 0.0, "lam_y": 0.0}, "make all costs zero"),
+        ({"lam_x": 0.0, "label_distance": "none"}, "make all costs zero"),
         ({"eps": -1.0}, "eps must be positive"),
         ({"eps": math.nan}, "eps must be positive"),
         ({"seed": -1}, "must not be negative, but is -1"),
@@ -137,7 +137,7 @@ def test_what_no_iteration_can_solve_is_no_number():
         (["--sample-seed", "-3"], "must not be negative, but is -3"),
         (["--lam-x", "-1"], "lam_x must be finite and not negative"),
         (["--label-distance", "mean"], "did you mean 'means'?"),
-        (["--exact", "--bracket", "0.1"], "give one of them"),
+        (["--exact", "--bracket", "0.1"], "give exact or bracket"),
     ],
 )
 def test_the_command_refuses_options_by_name(words, message, capsys):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from engine import cli, models
 from engine.data import descriptions
 from engine.errors import RecipeError
-from engine.evaluation import passes, zoo
+from engine.evaluation import passes, user_models
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
@@ -35,7 +35,7 @@ TIMMS = {
 def rib(own: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, str]]:
     """The rows of `rib evaluate` with these words."""
     monkeypatch.chdir(own.folder)
-    monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+    monkeypatch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
     assert cli.main(["evaluate", *words, f"runs={own.runs}", "--force"]) == 0
     with (own.folder / "accuracy.csv").open() as file:
         return list(csv.DictReader(file))
@@ -109,7 +109,9 @@ def test_timms_file_beside_the_weights_is_used(own):
     file, config = own.folder / "A.safetensors", own.folder / "config.json"
 
     def found(arch: str | None = None) -> ModelRecipe:
-        return zoo.resolve(*descriptions.model_of(descriptions.beside([file], arch), arch)).model
+        return user_models.resolve(
+            *descriptions.model_of(descriptions.beside([file], arch), arch)
+        ).model
 
     with pytest.raises(ValueError, match=r"A\.safetensors says nothing .*name it by --arch"):
         found()
@@ -126,7 +128,7 @@ def test_timms_file_beside_the_weights_is_used(own):
     config.write_text(json.dumps(squashed))
     assert models.transform(found()).crop_mode == "squash"
     with pytest.raises(RecipeError, match=r"crop_mode='squish' is not.*did you mean 'squash'"):
-        zoo.resolve(VIT, ["model.crop_mode=squish"])
+        user_models.resolve(VIT, ["model.crop_mode=squish"])
 
 
 def test_a_foreign_config_is_refused_or_passed_over_with_a_word(own, caplog):

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from engine import cli
-from engine.evaluation import zoo
-from loaders.files import file_hash
+from engine.evaluation import user_models
+from engine.machine.files import file_hash
 
 grid, folder = grids.grid, campaigns.folder
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def finished(grid: grids.Grid, folder: Path) -> Path:
 
 def evaluate(folder: Path, *words: str, runs: Path | None = None) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+        patch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
         command = ["evaluate", "--campaign", str(folder / "shapes.yaml"), *words]
         return cli.main([*command, f"runs={runs or folder / 'runs'}"])
 

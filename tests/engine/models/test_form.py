@@ -16,14 +16,13 @@ from own_checkpoints import checkpoint
 from engine import cli, models
 from engine.commands import job, train
 from engine.errors import RecipeError
-from engine.evaluation import features, passes, zoo
+from engine.evaluation import passes, user_models
 from engine.grid import campaign, jobs, workflow
 from engine.grid.build import Builder
 from engine.machine import precision
 from engine.models import form
 from engine.models.form import Form
 from engine.recipe.schema import ModelRecipe
-from engine.report import tables
 from engine.store import cells
 
 __all__ = ["grid"]
@@ -151,10 +150,10 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         seen.update({name: place.allow_tf32 for name, place in flags.items()})
         raise Started
 
-    monkeypatch.setattr("engine.grid.build.Builder", begin)
-    monkeypatch.setattr(zoo, "evaluated", begin)
-    for module, stage in ((jobs, "prepare"), (jobs, "column"), (tables, "finish")):
-        monkeypatch.setattr(module, stage, begin)
+    monkeypatch.setattr("engine.builder.Context", begin)
+    monkeypatch.setattr(user_models, "evaluate", begin)
+    for stage in ("prepare", "column", "finish"):
+        monkeypatch.setattr(jobs, stage, begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
     monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
     yield seen

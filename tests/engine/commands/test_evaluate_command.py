@@ -10,7 +10,9 @@ from grids import CLASSES, SIZE, VIT, grid
 from own_checkpoints import own
 
 from engine import cli
-from engine.evaluation import zoo
+from engine.commands import evaluate
+from engine.evaluation import user_models
+from engine.report import user_models as report
 
 __all__ = ["grid", "own"]
 
@@ -27,7 +29,7 @@ __all__ = ["grid", "own"]
     ],
 )
 def test_alphas(text, alphas):
-    assert zoo.parse_alphas(text) == alphas
+    assert evaluate.parse_alphas(text) == alphas
 
 
 @pytest.mark.parametrize(
@@ -47,30 +49,33 @@ def test_alphas(text, alphas):
 )
 def test_alphas_that_are_none(text):
     with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
-        zoo.parse_alphas(text)
+        evaluate.parse_alphas(text)
 
 
 def test_alphas_that_are_too_many():
     with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models; at most 1000"):
-        zoo.parse_alphas("0:1:1e-4")
-    assert len(zoo.parse_alphas("0.001:1:0.001")) == 1000
+        evaluate.parse_alphas("0:1:1e-4")
+    assert len(evaluate.parse_alphas("0.001:1:0.001")) == 1000
 
 
 def test_alphas_close_together_keep_their_lines(tmp_path):
-    near = [zoo.Row("A + B", 0.123456788 + k * 1e-9, "s", 5, 10.0 + k) for k in range(2)]
-    zoo.write_csv(tmp_path / "a.csv", near)
-    for text in (zoo.table(near), (tmp_path / "a.csv").read_text()):
+    near = [
+        user_models.ModelAccuracy("A + B", 0.123456788 + k * 1e-9, "s", 5, 10.0 + k)
+        for k in range(2)
+    ]
+    report.write_csv(tmp_path / "a.csv", near)
+    for text in (report.text(near), (tmp_path / "a.csv").read_text()):
         assert "0.123456788" in text and "0.123456789" in text
 
 
 def test_the_table_fits_a_hundred_columns_and_loses_nothing():
     sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
     many = [
-        zoo.Row("/data/" + "x" * 60 + m, None, name, 50000, 10.0 + i)
+        user_models.ModelAccuracy("/data/" + "x" * 60 + m, None, name, 50000, 10.0 + i)
         for i, name in enumerate(sets)
         for m in "AB"
     ]
-    text = zoo.table(many)
+    text = report.text(many)
     assert max(map(len, text.splitlines())) <= 100
     assert all(f"{10.0 + i:.2f}" in text for i in range(9)) and text.count("50,000") == 9
     assert "xA  " in text and "xB  " in text
@@ -78,20 +83,23 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
 
 def test_files_of_one_name_have_a_line_each():
     places = ["run1/best.safetensors", "run2/best.safetensors"]
-    found = [zoo.Row(place, None, "few", 10, 10.0 + i) for i, place in enumerate(places)]
-    lines = zoo.table(found).splitlines()[3:]
+    found = [
+        user_models.ModelAccuracy(place, None, "few", 10, 10.0 + i)
+        for i, place in enumerate(places)
+    ]
+    lines = report.text(found).splitlines()[-2:]
     assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
 def test_a_csv_without_a_place_is_named(tmp_path):
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(OSError, match=r"a\.csv cannot be written"):
-        zoo.write_csv(tmp_path / "a.csv", [zoo.Row("A", None, "s", 5, 10.0)])
+        report.write_csv(tmp_path / "a.csv", [user_models.ModelAccuracy("A", None, "s", 5, 10.0)])
 
 
 def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(own.folder)
-    monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+    monkeypatch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
     words = f"evaluate --models A.safetensors B.safetensors --arch {VIT} --alphas 0:1:0.5 --sets"
     words += f" outline small=few runs={own.runs} model.image_size={SIZE} --intervals"
     (own.folder / "classes.txt").write_text("\n".join(CLASSES))
@@ -111,7 +119,7 @@ def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp
 
 def test_a_table_that_is_there_is_replaced_on_request_alone(own, capsys, monkeypatch):
     monkeypatch.chdir(own.folder)
-    monkeypatch.setattr(zoo.ranks, "stop", lambda: None)  # of the whole test session
+    monkeypatch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
     (own.folder / "classes.txt").write_text("\n".join(CLASSES))
     (own.folder / "accuracy.csv").write_text("mine")
     words = f"evaluate --models A.safetensors --arch {VIT} --sets outline --classes classes.txt"
@@ -129,7 +137,7 @@ def test_a_table_that_is_there_is_replaced_on_request_alone(own, capsys, monkeyp
 def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd=name").mkdir()
-    places, settings = zoo.named(
+    places, settings = evaluate.named_sets(
         ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1", "modl.crop=1"]
     )
     assert places == {
@@ -137,12 +145,12 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     }  # fmt: skip
     assert settings == ["runs=x", "model.crop=1", "modl.crop=1"], "a typo is the recipe's to name"
     with pytest.raises(
-        ValueError, match=r"one name, x/pictures and y/pictures: .* NAME=y/pictures"
+        ValueError, match=r"the same name, x/pictures and y/pictures: .* NAME=y/pictures"
     ):
-        zoo.named(["x/pictures", "y/pictures"])
+        evaluate.named_sets(["x/pictures", "y/pictures"])
     for word in ("a/b=x", f".a={tmp_path}", f"..={tmp_path}", "=x"):
         with pytest.raises(ValueError, match="cannot name a set"):
-            zoo.named([word])
+            evaluate.named_sets([word])
 
 
 @pytest.mark.parametrize(

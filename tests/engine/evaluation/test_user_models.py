@@ -16,8 +16,9 @@ from own_checkpoints import checkpoint, own, rows
 from safetensors.torch import load_file, save_file
 
 from engine.data import imagenet
-from engine.evaluation import passes, zoo
+from engine.evaluation import user_models
 from engine.measures import standings
+from engine.report import user_models as report
 
 __all__ = ["grid", "own"]
 
@@ -61,14 +62,14 @@ def test_intervals_are_those_of_a_share_of_images(own):
     """Every image is a source of its own, so they are the binomial's, nearly."""
     plain, sure = (rows(own, "AB", "outline", intervals=asked) for asked in (False, True))
     assert [dataclasses.replace(row, low=None, high=None, error=0.0) for row in sure] == plain
-    assert plain[0].low is None and "±" not in zoo.table(plain)
+    assert plain[0].low is None and "±" not in report.text(plain)
     for row in sure:
         share = row.accuracy / 100
         wanted = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(wanted, rel=0.2)
         half = standings.rounded((row.high - row.low) / 2, row.error, 2)
-        assert f"{row.accuracy:.2f} ±{half}" in zoo.table(sure)
+        assert f"{row.accuracy:.2f} ±{half}" in report.text(sure)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(own, monkeypatch):
@@ -76,8 +77,8 @@ def test_a_model_is_evaluated_once_wherever_its_file_is(own, monkeypatch):
     moved = own.folder / "M.safetensors"
     shutil.move(own.folder / "A.safetensors", moved)
     seen = []
-    run = passes._pass
-    monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
+    run = user_models.evaluate._pass
+    monkeypatch.setattr(user_models.evaluate, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
     again = rows(own, "MB", "outline", alphas=[0.0, 0.5, 1.0])
     assert [row.accuracy for row in again[:2]] == [row.accuracy for row in first]
     assert len(seen) == 1 and len(seen[0]) == 1, "alpha = 1 alone is new"
@@ -161,7 +162,7 @@ def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(own, caplog):
     def seen(mask: str) -> list[tuple[str, int]]:
         return [(r.mask, r.classes) for r in rows(own, "I", "hard part", classes=None, mask=mask)]
 
-    caplog.set_level("INFO", "engine.evaluation.zoo")
+    caplog.set_level("INFO", "engine.evaluation.user_models")
     assert seen("benchmark") == [("present", 200), ("none", 1000)]
     assert "--mask benchmark" not in caplog.text
     assert seen("none") == [("none", 1000)] * 2
@@ -175,7 +176,11 @@ def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
     def read(*_):
         pytest.fail("read or built a model to know a shape or a name")
 
-    for place, name in ((zoo.models, "create"), (zoo.checkpoints, "load"), (zoo.Cell, "state")):
+    for place, name in (
+        (user_models.models, "create"),
+        (user_models.checkpoints, "load"),
+        (user_models.Cell, "state"),
+    ):
         monkeypatch.setattr(place, name, read)
     assert rows(own, "AB", "outline") == first
 
