@@ -18,7 +18,7 @@ from engine import models
 from engine.cost.disk import size_bytes
 from engine.cost.dry_run import PREPARE, DryRun
 from engine.cost.ledger import PlannedCell, Work
-from engine.data import imagenet, sets
+from engine.data import imagenet, packs, sets
 from engine.data.sets import LabelledSet
 from engine.grid import campaign
 from engine.recipe.schema import Recipe
@@ -136,7 +136,7 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     to the size of a hold-out alone.
     """
     dataset = recipe.dataset
-    folder = sets.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
+    folder = packs.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
     if (folder / MANIFEST).is_file():
         return Pack.open(folder).labels.astype(np.int64)
     if dataset.kind == "imagenet":

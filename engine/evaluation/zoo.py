@@ -19,7 +19,8 @@ import torch
 
 from engine import models, recipe
 from engine.data import descriptions, imagenet
-from engine.data.sets import Sets, names_in_head, pack_of, published_among_its_classes
+from engine.data.packs import pack_of
+from engine.data.sets import Sets, names_in_head, published_among_its_classes
 from engine.evaluation import passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder, room_for, write_atomic

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from engine import models, recipe
-from engine.data import sets
+from engine.data import packs
 from engine.evaluation import merge
 from engine.grid import record
 from engine.machine.files import room_for
@@ -83,8 +83,8 @@ class Row:
         for cell in self.parents.values():
             if told := cell.meta.get("classes"):
                 return told
-        resolved, runs = self.recipe, self.store.root.parent
-        folder = sets.pack_folder(runs, resolved.dataset, resolved.model, resolved.dataset.upstream)
+        dataset, runs = self.recipe.dataset, self.store.root.parent
+        folder = packs.pack_folder(runs, dataset, self.recipe.model, dataset.upstream)
         if not (folder / MANIFEST).is_file():
             raise ValueError(
                 f"neither the cells of {self.title} nor {folder} name the head's classes; give "

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data import imagenet, sets
+from engine.data import imagenet, packs
 from engine.evaluation import passes
 from engine.measures import bootstrap, metrics, predictions
 from engine.recipe.schema import Recipe
@@ -49,7 +49,7 @@ def encoded(recipe: Recipe) -> list[str]:
     """The sets of a recipe whose packs are there, the upstream set first."""
     dataset, model = recipe.dataset, recipe.model
     places = [dataset.upstream, *dataset.sets]
-    folders = [sets.pack_folder(Path(recipe.runs), dataset, model, name) for name in places]
+    folders = [packs.pack_folder(Path(recipe.runs), dataset, model, name) for name in places]
     there = [(folder / MANIFEST).is_file() for folder in folders]
     return [name for name, found in zip(places, there, strict=True) if found]
 
