@@ -16,6 +16,7 @@ from typing import Any
 from engine import models, recipe
 from engine.data import imagenet
 from engine.data.packs import pack_folder
+from engine.recipe.schema import Recipe
 from engine.store.cells import CELL
 from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.pack import MANIFEST, Pack
@@ -119,6 +120,13 @@ def read(file: Path) -> Description:
         ) from error
 
 
+def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
+    """What a recipe says of its model. The classes are those of the upstream pack, if it exists."""
+    pack = pack_folder(runs, resolved.dataset, resolved.model, resolved.dataset.upstream)
+    classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else None
+    return Description(source, models.description(resolved.model), classes)
+
+
 def model_of(
     descriptions: Mapping[Path, Description | None], arch: str | None
 ) -> tuple[str, list[str]]:
@@ -181,14 +189,9 @@ def _words(model: Mapping[str, Any]) -> list[str]:
 def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
     if "model" in values:
         return Description(file, values["model"], tuple(values["classes"]))
-    # Older cells have it in their recipe, and the classes in the pack of the upstream set.
-    trained = recipe.load(str(file.with_name("recipe.yaml")))
-    classes = None
-    for runs in file.resolve().parents[3:4]:  # runs/store/cells/NAME/cell.json
-        pack = pack_folder(runs, trained.dataset, trained.model, trained.dataset.upstream)
-        if (pack / MANIFEST).is_file():
-            classes = Pack.open(pack).classes
-    return Description(file, models.description(trained.model), classes)
+    # The description of an older cell is in its recipe.
+    runs = next(iter(file.resolve().parents[3:4]), Path())  # of runs/store/cells/NAME/cell.json
+    return of_recipe(file, recipe.load(str(file.with_name("recipe.yaml"))), runs)
 
 
 def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:

@@ -131,11 +131,13 @@ class Sets:
     def source(self, name: str) -> Source:
         """Where the images of a set come from: device memory, or a stream."""
         if name not in self._sources:
-            streamed = imagenet.is_whole_c(self.recipe.dataset, name)
+            mode = self.recipe.source
+            if imagenet.is_whole_c(self.recipe.dataset, name) and mode != "ffcv":
+                mode = "stream"
             self._sources[name] = open_source(
                 self[name].pack,
                 self.device,
-                mode="stream" if streamed else self.recipe.source,  # type: ignore[arg-type]  # checked
+                mode,  # type: ignore[arg-type]  # checked
                 # The columns of a campaign share the cores; torch has the share of this column.
                 workers=min(8, max(2, torch.get_num_threads())),
             )

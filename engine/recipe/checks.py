@@ -29,7 +29,7 @@ ALLOWED = {
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
     "model.weights.match": ("names", "order"),
-    "source": ("auto", "resident", "stream"),
+    "source": ("auto", "resident", "stream", "ffcv"),
     "device": ("auto", "cpu", "cuda"),
 }
 HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}

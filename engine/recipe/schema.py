@@ -151,6 +151,6 @@ class Recipe:
     seed: int = 0
     seeds: int = 1  # number of seeds, from `seed` upwards; the report shows means over them
     runs: str = "runs"  # folder of all outputs
-    source: str = "auto"  # auto | resident | stream
+    source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise
