@@ -140,14 +140,14 @@ def evaluate(
     import pandas
 
     from engine.data import descriptions
-    from engine.evaluation import zoo
+    from engine.evaluation import user_models
     from engine.machine import ranks
 
     files = [descriptions.file_of(Path(place)) for place in checkpoints]
     beside = descriptions.beside(files, arch)
     name, settings = descriptions.model_of(beside, arch)
-    recipe = zoo.resolve(name, [*settings, *words])
-    rows = zoo.evaluated(
+    recipe = user_models.resolve(name, [*settings, *words])
+    rows = user_models.evaluate(
         recipe,
         files,
         {name: Path(place) for name, place in sets.items()},

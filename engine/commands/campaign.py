@@ -89,14 +89,14 @@ def _encode_commands(
 ) -> dict[Path, str]:
     """The command for each set that `dataset.root` does not hold, by the folder of its pack."""
     from engine.commands import encode
-    from engine.data import imagenet, sets
+    from engine.data import imagenet, packs
 
     dataset = resolved.dataset
     commands = {}
     for name in names:
         rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
         if not (rooted and (Path(dataset.root) / name).exists()):
-            folder = sets.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
+            folder = packs.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
             commands[folder] = encode.command(resolved, name, words)
     return commands
 

@@ -35,14 +35,14 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine import recipe
-    from engine.data import imagenet, sets
+    from engine.data import imagenet, packs
     from loaders.pack import MANIFEST, Pack
 
     name = arguments.set
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
-    folder = sets.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
+    folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
     if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
         print(
@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
         resolved.dataset, name, arguments.source.absolute(), partial=arguments.partial
     )
     _plan(resolved, name, listing, folder)
-    pack = sets.make_pack(
+    pack = packs.make_pack(
         resolved,
         name,
-        sets.content_of(listing, name),
+        packs.content_of(listing, name),
         workers=arguments.workers,
         skip=arguments.partial or resolved.dataset.undecodable == "skip",
     )

@@ -16,7 +16,7 @@ import torch
 from engine import models
 from engine.cost.disk import size_bytes
 from engine.cost.dry_run import PREPARE, DryRun, PlannedCell, Work
-from engine.data import imagenet, sets
+from engine.data import imagenet, packs, sets
 from engine.data.sets import LabelledSet
 from engine.grid import campaign
 from engine.recipe.request import Request
@@ -130,7 +130,7 @@ def labels_of(recipe: Recipe, name: str) -> np.ndarray:
     hold-out.
     """
     dataset = recipe.dataset
-    folder = sets.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
+    folder = packs.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
     if (folder / MANIFEST).is_file():
         return Pack.open(folder).labels.astype(np.int64)
     if dataset.kind == "imagenet":

@@ -1,7 +1,7 @@
-"""What lies beside a checkpoint and says what weights alone do not: a cell's or timm's JSON file.
+"""The JSON file beside a checkpoint, a cell's or timm's, which tells what weights alone do not.
 
-Without the order of the head's classes an accuracy is that of other answers; without mean, std and
-crop it is that of other images. Neither is guessed here.
+With another order of the head's classes, or another mean, std or crop, an accuracy would be wrong.
+So neither is guessed.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from typing import Any
 
 from engine import models, recipe
 from engine.data import imagenet
-from engine.data.sets import pack_folder
+from engine.data.packs import pack_folder
 from engine.recipe.schema import Recipe
 from engine.store.cells import CELL
 from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.pack import MANIFEST, Pack
 
-TIMMS = "config.json"
-OF_FOLDERS = (WEIGHTS, "model.safetensors", "pytorch_model.bin")  # a cell's and timm's own names
+TIMM_CONFIG = "config.json"
+CHECKPOINTS = (WEIGHTS, "model.safetensors", "pytorch_model.bin")  # in folders of a cell or timm
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the file `source` says of a model: values of `models.description`, as far as it tells
-    them, and the head's classes in order; None where it does not name them."""
+    """What the file `source` says of a model.
+
+    model: values of `models.description`, possibly not all. classes: those of the head in order,
+    None where the file does not name them.
+    """
 
     source: Path
     model: Mapping[str, Any]
@@ -38,33 +41,33 @@ class Description:
 
 
 def file_of(place: Path) -> Path:
-    """The checkpoint at a place: a file, or the weights in the folder of a cell or of timm.
+    """The checkpoint at a path: a file, or the weights in a folder of a cell or of timm.
 
-    Raises ValueError for a folder without any; a mixed cell has none.
+    Raises ValueError for a folder without weights, such as a mixed cell's.
     """
     if not place.is_dir():
         return place
-    for name in OF_FOLDERS:
+    for name in CHECKPOINTS:
         if (place / name).is_file():
             return place / name
     if (place / CELL).is_file():
         raise ValueError(
-            f"{place} is a mix of other cells and holds no weights; `rib evaluate --campaign NAME` "
-            "judges it with all rows of its campaign"
+            f"{place} is a mix of cells and holds no weights; `rib evaluate --campaign NAME` "
+            "evaluates it with all rows of its campaign"
         )
-    raise ValueError(f"{place} holds no checkpoint; one of {', '.join(OF_FOLDERS)} should be there")
+    raise ValueError(f"{place} holds no checkpoint ({', '.join(CHECKPOINTS)}); give its file")
 
 
 def prompt_of(checkpoint: Path) -> Path | None:
     """The file of the input prompt that belongs to the weights of a visual-prompt cell, if any."""
     prompt = checkpoint.with_name(PROMPT)
-    return prompt if checkpoint.name in OF_FOLDERS and prompt.is_file() else None
+    return prompt if checkpoint.name in CHECKPOINTS and prompt.is_file() else None
 
 
 def listed(file: Path) -> tuple[str, ...]:
-    """Class names in the head's order: the lines of a text file, or those of another model's JSON.
+    """Class names in the head's order, from the lines of a text file or the JSON file of a model.
 
-    Raises ValueError naming the file where it holds none.
+    Raises ValueError naming a file that holds no class names.
     """
     if file.suffix == ".json":
         classes = read(file).classes
@@ -80,39 +83,41 @@ def listed(file: Path) -> tuple[str, ...]:
 
 
 def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Description | None]:
-    """What lies beside each checkpoint: None where nothing says anything.
+    """The description beside each checkpoint, None where there is none.
 
-    A `cell.json` speaks of the cell's own weights only. `arch` is the user's word, if any. Raises
-    ValueError naming a file that cannot be read; a foreign `config.json` is passed over where the
-    architecture is told by `arch`.
+    A `cell.json` describes the cell's weights only. arch: the user's name for the architecture, if
+    any. Raises ValueError naming a file that cannot be read; with `arch` a `config.json` of another
+    program is ignored.
     """
-    found: dict[Path, Description | None] = {}
+    descriptions: dict[Path, Description | None] = {}
     for checkpoint in checkpoints:
-        cell, timms = checkpoint.with_name(CELL), checkpoint.with_name(TIMMS)
-        found[checkpoint] = None
+        cell, config = checkpoint.with_name(CELL), checkpoint.with_name(TIMM_CONFIG)
+        descriptions[checkpoint] = None
         if checkpoint.name == WEIGHTS and cell.is_file():
-            found[checkpoint] = read(cell)
-        elif timms.is_file():
+            descriptions[checkpoint] = read(cell)
+        elif config.is_file():
             try:
-                found[checkpoint] = read(timms)
+                descriptions[checkpoint] = read(config)
             except ValueError as error:
                 if arch is None:
                     raise
-                log.warning("%s: images are made as timm makes them for %s", error, arch)
-    return found
+                log.warning("%s: images are transformed as timm does it for %s", error, arch)
+    return descriptions
 
 
 def read(file: Path) -> Description:
     """The description in a `cell.json`, or in the `config.json` that timm writes.
 
-    Raises ValueError naming the file if it holds none.
+    Raises ValueError naming a file that holds no description.
     """
     try:
         values = json.loads(file.read_text())
         return _of_cell(file, values) if file.name == CELL else _of_timm(file, values)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        what = "cell.json of the engine's" if file.name == CELL else "config.json of timm's"
-        raise ValueError(f"{file} is no {what} ({error!r}): name the model by --arch") from error
+        writer = "the engine" if file.name == CELL else "timm"
+        raise ValueError(
+            f"{file} was not written by {writer} ({error!r}); name the model by --arch"
+        ) from error
 
 
 def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
@@ -122,15 +127,17 @@ def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
     return Description(source, models.description(resolved.model), classes)
 
 
-def model_of(found: Mapping[Path, Description | None], arch: str | None) -> tuple[str, list[str]]:
-    """Architecture of some checkpoints, and `key=value` words for what else is known of them.
+def model_of(
+    descriptions: Mapping[Path, Description | None], arch: str | None
+) -> tuple[str, list[str]]:
+    """The architecture that checkpoints share, and `key=value` words for the rest of the model.
 
-    A checkpoint without a description is taken for a model like the others. Raises ValueError
-    where two disagree, where `arch` is another, or where nothing tells the architecture.
+    A checkpoint without a description is assumed to be the same model. Raises ValueError where two
+    descriptions or `arch` disagree, or where nothing tells the architecture.
     """
     model: dict[str, Any] = {}
     sources: dict[str, Path] = {}
-    for description in filter(None, found.values()):
+    for description in filter(None, descriptions.values()):
         for key, value in description.model.items():
             if model.setdefault(key, value) != value:
                 raise ValueError(
@@ -140,8 +147,8 @@ def model_of(found: Mapping[Path, Description | None], arch: str | None) -> tupl
             sources.setdefault(key, description.source)
     if arch is None and not model:
         raise ValueError(
-            f"{next(iter(found))} says nothing of its architecture, and neither {CELL} nor {TIMMS} "
-            "lies beside it: name it by --arch"
+            f"{next(iter(descriptions))} does not tell its architecture, and neither {CELL} nor "
+            f"{TIMM_CONFIG} lies beside it: name it by --arch"
         )
     if arch is None or not model:
         return arch or model["arch"], _words(model)
@@ -150,27 +157,27 @@ def model_of(found: Mapping[Path, Description | None], arch: str | None) -> tupl
     return model["arch"], _words(model)
 
 
-def classes_of(found: Mapping[Path, Description | None]) -> tuple[str, ...] | None:
-    """The classes of the head that some checkpoints share; None where nothing beside them says.
+def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ...] | None:
+    """The head's classes, which the checkpoints share; None where no description names them.
 
-    Checkpoints that say nothing may stand beside models of ImageNet-1K alone, whose order of
-    classes is everybody's. Raises ValueError where two disagree, or where some say nothing.
+    Only beside models of ImageNet-1K, whose order of classes is the same everywhere, may a
+    checkpoint have no class names. Raises ValueError where it has none, or where two disagree.
     """
-    told = {d.source: d.classes for d in found.values() if d is not None and d.classes}
-    if not told:
+    named = {d.source: d.classes for d in descriptions.values() if d is not None and d.classes}
+    if not named:
         return None
-    (source, classes), *others = told.items()
-    for other, theirs in others:
-        if theirs != classes:
+    source, classes = next(iter(named.items()))
+    for file, names in named.items():
+        if names != classes:
             raise ValueError(
-                f"{source} and {other} name other classes, or in another order: evaluate these "
+                f"{source} and {file} name other classes, or in another order: evaluate these "
                 "models apart"
             )
-    silent = [file for file, d in found.items() if d is None or not d.classes]
-    if silent and classes != imagenet.wnids():
+    nameless = [file for file, d in descriptions.items() if d is None or not d.classes]
+    if nameless and classes != imagenet.wnids():
         raise ValueError(
-            f"nothing says which class each output of {silent[0]} is; if they are those of the "
-            f"other models, add --classes {source}"
+            f"nothing says which class each output of {nameless[0]} is; if the classes are those "
+            f"of the other models, add --classes {source}"
         )
     return classes
 
@@ -182,14 +189,14 @@ def _words(model: Mapping[str, Any]) -> list[str]:
 def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
     if "model" in values:
         return Description(file, values["model"], tuple(values["classes"]))
-    # Older cells left it to their recipe.
+    # The description of an older cell is in its recipe.
     runs = next(iter(file.resolve().parents[3:4]), Path())  # of runs/store/cells/NAME/cell.json
     return of_recipe(file, recipe.load(str(file.with_name("recipe.yaml"))), runs)
 
 
 def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:
     config = values["pretrained_cfg"]
-    names = values.get("label_names")  # a list in the head's order, where timm was given one
+    names = values.get("label_names")  # a list in the head's order, if timm had class names
     return Description(
         file,
         {

@@ -1,8 +1,8 @@
-"""A set's classes as groups of a model's outputs; a class mask is the case of one output a class.
+"""A set's classes as groups of a model's outputs.
 
-ObjectNet's objects can be several ImageNet classes at once. The logit of such a class is the
-largest of its members', and it takes the place of its first member, so that labels, masks and
-predictions go on counting the head's outputs.
+An object of ObjectNet can stand for several ImageNet classes. The logit of such a class is the
+largest of its outputs, and stands at the place of the first of them, so labels, masks and
+predictions still count the head's outputs.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from loaders.benchmarks.objectnet import JOIN
 
 
 def members(classes: Sequence[str], position: Mapping[str, int]) -> torch.Tensor | None:
-    """Outputs of each class, int64 [G, M], short rows filled by their first; None if each is one.
+    """Outputs of each class, int64 [G, M], padded with the class's first; None if M would be 1.
 
-    `position`: the place of a name among the head's outputs. Raises ValueError for two classes
-    that share an output: an image's answer could not be given to one of them.
+    position: the place of a name among the head's outputs. Raises ValueError for two classes that
+    share an output, since that answer would belong to both.
     """
     owner: dict[str, str] = {}
-    for one in classes:
-        for name in names(one, position):
-            if (other := owner.setdefault(name, one)) != one:
-                raise ValueError(f"classes {other} and {one} share the output {name}")
-    rows = [[position[name] for name in names(one, position)] for one in classes]
+    for label in classes:
+        for name in names(label, position):
+            if (first := owner.setdefault(name, label)) != label:
+                raise ValueError(f"classes {first} and {label} share the output {name}")
+    rows = [[position[name] for name in names(label, position)] for label in classes]
     width = max(map(len, rows))
     if width == 1:
         return None
     return torch.tensor([row + row[:1] * (width - len(row)) for row in rows])
 
 
-def names(one: str, position: Mapping[str, int]) -> list[str]:
+def names(label: str, position: Mapping[str, int]) -> list[str]:
     """The names of the outputs that a class stands for."""
-    return [one] if one in position else one.split(JOIN)
+    return [label] if label in position else label.split(JOIN)
 
 
 def grouped(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Tensor:
     """Logits [B, C] with each class's largest at the place of its first output; differentiable.
 
-    Outputs that are no class's first keep their value and are for the class mask to leave out.
+    The other outputs keep their values; the class mask excludes them.
     """
     if members_GM is None:
         return logits_BC
@@ -49,14 +49,14 @@ def grouped(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.T
 
 
 def summed(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Tensor:
-    """Logits [B, C] that give each class the probability of all its outputs together.
+    """Logits [B, C] that give each class the sum of its outputs' probabilities.
 
-    As `grouped`, but smooth: a solver that needs gradients to vanish cannot end at a tie of two
-    outputs, where a maximum has a kink.
+    It is the smooth form of `grouped`: a maximum has a kink where two outputs are equal, and a
+    solver that waits for vanishing gradients could not end there.
     """
     if members_GM is None:
         return logits_BC
-    filled_GM = members_GM == members_GM[:, :1]
-    filled_GM[:, 0] = False
-    each_BGM = logits_BC[:, members_GM].masked_fill(filled_GM, -torch.inf)
-    return logits_BC.index_copy(1, members_GM[:, 0], each_BGM.logsumexp(dim=2))
+    padding_GM = members_GM == members_GM[:, :1]
+    padding_GM[:, 0] = False
+    logits_BGM = logits_BC[:, members_GM].masked_fill(padding_GM, -torch.inf)
+    return logits_BC.index_copy(1, members_GM[:, 0], logits_BGM.logsumexp(dim=2))

@@ -1,7 +1,7 @@
-"""ImageNet-RIB's own sets: their class lists, their published sizes, and what is read from a disk.
+"""The sets of ImageNet-RIB: their classes, their published sizes, and how they lie on a disk.
 
-Class lists and class names are timm's: none is copied into this project. Sizes are the published
-ones; a set that differs is refused unless the user says that it is only a part.
+Class lists and class names come from timm. A set that differs from its published size is refused,
+unless the user says that it is only a part.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from loaders.trees import Listing
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 FULL = "full"
-OBJECTNET_CLASSES = {"corrected": 113, "paper": 105}  # other objects are no classes of IN-1K
+OBJECTNET_CLASSES = {"corrected": 113, "paper": 105}  # its objects that are classes of IN-1K
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
 LICENCE = (
     "ObjectNet may be used for research and in products with attribution (its licence follows "
@@ -39,7 +39,7 @@ LICENCE = (
 
 
 class Size(NamedTuple):
-    """Published numbers of images: in all, and of each class (0 where classes differ)."""
+    """Published numbers of images: in total, and of each class (0 where classes differ)."""
 
     images: int
     per_class: int = 0
@@ -62,40 +62,42 @@ SIZES = {
 def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = False) -> Listing:
     """The set `name` as it lies at `source`, a folder or a .tar.
 
-    Raises ValueError for an unknown set, a layout that is not the set's, and a set that differs
-    from what was published; if `partial`, the differences are its `faults`.
+    Raises ValueError for an unknown set, for the layout of another set, and for differences from
+    the published set; with `partial` these differences are its `faults` instead.
     """
     _check_name(name)
     if name == OBJECTNET:
-        found = objectnet.read(source, name, wnids_by_name(), dataset.objectnet)
-        grouping.members(found.classes, {wnid: i for i, wnid in enumerate(wnids())})  # or refuses
+        listing = objectnet.read(source, name, wnids_by_name(), dataset.objectnet)
+        position = {wnid: i for i, wnid in enumerate(wnids())}
+        grouping.members(listing.classes, position)  # raises for classes that share an output
     elif name == IMAGENET_C:
-        found = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
+        listing = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
     elif name == "imagenet_v2":
-        found = imagenet.by_integer(source, name, wnids())
+        listing = imagenet.by_integer(source, name, wnids())
     elif name == "imagenet_val":
-        found = imagenet.validation(source, name, wnids())
+        listing = imagenet.validation(source, name, wnids())
     elif name == "imagenet_train":
-        found = imagenet.by_wnid(source, name, wnids(), place="train")
+        listing = imagenet.by_wnid(source, name, wnids(), place="train")
     else:
-        found = imagenet.by_wnid(source, name, wnids(_SUBSETS.get(name, "")))
-    drawn = name == IMAGENET_C and images_drawn(dataset) is not None  # classes may be without
-    counts = [] if drawn else imagenet.faults(found.items, found.classes, *SIZES[name])
-    faults = [*found.faults, *counts]
-    # Parts of IN-C are counted, and reading what is of one size there would take hours.
-    compared = name != IMAGENET_C and len(found.items) != SIZES[name].images
-    if compared and (copies := imagenet.copies(found.items)):
+        listing = imagenet.by_wnid(source, name, wnids(_SUBSETS.get(name, "")))
+    # A sample of IN-C may lack classes.
+    drawn = name == IMAGENET_C and images_drawn(dataset) is not None
+    counts = [] if drawn else imagenet.faults(listing.items, listing.classes, *SIZES[name])
+    faults = [*listing.faults, *counts]
+    # The parts of IN-C are counted already, and to compare images there would take hours.
+    compared = name != IMAGENET_C and len(listing.items) != SIZES[name].images
+    if compared and (copies := imagenet.copies(listing.items)):
         faults.append(f"{len(copies)} images are there twice: {trees.first_names(copies)}")
     if faults and not partial:
         raise ValueError(
-            f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or say "
-            "--partial to `rib encode` if it is meant to be so"
+            f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or give "
+            "--partial to `rib encode` if a part is what you want"
         )
-    return dataclasses.replace(found, faults=tuple(faults))
+    return dataclasses.replace(listing, faults=tuple(faults))
 
 
 def terms(recipe: Recipe) -> str:
-    """What a licence says of training this cell, where it says something."""
+    """What the licence of the downstream set says about training on it; empty if nothing."""
     on_objectnet = recipe.dataset.kind == "imagenet" and recipe.downstream == OBJECTNET
     return LICENCE if on_objectnet else ""
 
@@ -106,7 +108,7 @@ def opener(name: str) -> Callable[[trees.Place], Image.Image]:
 
 
 def identity(dataset: DatasetRecipe, name: str) -> dict[str, Any]:
-    """What of the recipe determines a set's pack: not where the images lie.
+    """What of the recipe determines a set's pack, without the place of its images.
 
     Raises ValueError for an unknown set.
     """
@@ -115,8 +117,9 @@ def identity(dataset: DatasetRecipe, name: str) -> dict[str, Any]:
     if name == OBJECTNET:
         key["objectnet"] = dataset.objectnet
     if name == IMAGENET_C:
-        key |= {"subsample": dataset.subsample}
-        key |= {"seed": dataset.seed} if images_drawn(dataset) else {}
+        key["subsample"] = dataset.subsample
+        if images_drawn(dataset):
+            key["seed"] = dataset.seed
     return key
 
 
@@ -128,12 +131,13 @@ def images(dataset: DatasetRecipe, name: str) -> int:
 
 def classes(dataset: DatasetRecipe, name: str) -> int:
     """How many classes the pack of the published set has."""
-    own = len(wnids(_SUBSETS.get(name, "")))
-    return OBJECTNET_CLASSES[dataset.objectnet] if name == OBJECTNET else own
+    if name == OBJECTNET:
+        return OBJECTNET_CLASSES[dataset.objectnet]
+    return len(wnids(_SUBSETS.get(name, "")))
 
 
 def shortfall(dataset: DatasetRecipe, name: str, pack: Pack) -> str:
-    """What a pack lacks of the published set, in words; empty where it is whole."""
+    """What a pack lacks of the published set, in words; empty where it lacks nothing."""
     expected = images(dataset, name)
     faults = list(pack.manifest["extra"].get("faults", ()))
     if not faults and len(pack) != expected:
@@ -142,13 +146,12 @@ def shortfall(dataset: DatasetRecipe, name: str, pack: Pack) -> str:
 
 
 def is_whole_c(dataset: DatasetRecipe, name: str) -> bool:
-    """Whether a set is all of IN-C: 564 GB of pixels, which are made on request only, and read from
-    the disk wherever there is room for them."""
+    """Whether a set is all of IN-C: 564 GB of pixels, encoded by `rib encode` only and streamed."""
     return dataset.kind == "imagenet" and name == IMAGENET_C and dataset.subsample == FULL
 
 
 def images_drawn(dataset: DatasetRecipe) -> int | None:
-    """`dataset.subsample` as a number, None for `full`; ValueError for anything else."""
+    """`dataset.subsample` as a number; None for `full`, ValueError for anything else."""
     if dataset.subsample == FULL:
         return None
     if not dataset.subsample.isdecimal() or not int(dataset.subsample):
@@ -171,7 +174,7 @@ def wnids(subset: str = "") -> tuple[str, ...]:
 
 
 def wnids_by_name() -> dict[str, str]:
-    """Class names, with all their synonyms, to wnids; the one name of two classes is left out."""
+    """Class names, with all their synonyms, to wnids; a name that two classes have is left out."""
     info = ImageNetInfo("imagenet-1k")
     names = {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
     counts = Counter(names.values())
@@ -179,7 +182,7 @@ def wnids_by_name() -> dict[str, str]:
 
 
 def synonyms() -> dict[str, str]:
-    """Every word for a class, such as `great white shark`, to its wnid; of several the first's."""
+    """Every name of a class, such as `great white shark`, to the first wnid that has it."""
     info = ImageNetInfo("imagenet-1k")
     words: dict[str, str] = {}
     for wnid in wnids():
@@ -189,5 +192,5 @@ def synonyms() -> dict[str, str]:
 
 
 def is_a_or_r(classes: Iterable[str]) -> bool:
-    """Whether classes are exactly the 200 of ImageNet-A, or those of ImageNet-R."""
+    """Whether classes are exactly the 200 classes of ImageNet-A, or those of ImageNet-R."""
     return set(classes) in [set(wnids(subset)) for subset in _SUBSETS.values()]

@@ -18,7 +18,7 @@ from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.machine import ranks
-from engine.machine.files import cache_folder, file_hash
+from engine.machine.files import cache_folder
 from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.methods.context import Context
@@ -32,6 +32,7 @@ from engine.store import cells, tensors
 from engine.store.artifacts import Store
 from engine.store.cells import Cell, Mix
 from engine.training import fisher, loop
+from loaders.files import file_hash
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data import imagenet, sets
+from engine.data import imagenet, packs
 from engine.evaluation import passes
 from engine.grid.build import Builder
 from engine.measures import bootstrap, metrics, predictions
@@ -53,7 +53,7 @@ def encoded(recipe: Recipe) -> list[str]:
     return [
         name
         for name in dataset.places
-        if (sets.pack_folder(runs, dataset, model, name) / MANIFEST).is_file()
+        if (packs.pack_folder(runs, dataset, model, name) / MANIFEST).is_file()
     ]
 
 

@@ -129,8 +129,8 @@ def _layers(
     ]
     layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
     check_sections(layers)
-    as_a_whole = file is None and "method" not in top
-    if downstream is None and as_a_whole and "downstream" not in choices:
+    is_whole = file is None and "method" not in top
+    if downstream is None and is_whole and "downstream" not in choices:
         downstream = _first_column(layers)
     if downstream is not None:
         layers.append((COMMAND_LINE, {"downstream": downstream}))

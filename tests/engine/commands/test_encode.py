@@ -15,7 +15,7 @@ from PIL import Image
 from engine import recipe
 from engine.commands import verify as command
 from engine.cost.disk import size_bytes
-from engine.data import imagenet, sets
+from engine.data import imagenet, packs
 from engine.grid import verify
 from loaders.resident import Resident
 from loaders.stream import Stream
@@ -135,14 +135,14 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
         shown := capsys.readouterr().out
     ), shown
     resolved = rib.builder("model.crop=0.7").recipe
-    pack = sets.pack_of(resolved, IN_C, tmp_path)
+    pack = packs.pack_of(resolved, IN_C, tmp_path)
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
     assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
     found = imagenet.shortfall(resolved.dataset, IN_C, pack)
     check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=found)
     assert f"\n{IN_C} is only a part: {lacks}" in command.text("m", [check])
     assert "only a part" not in command.text("m", [dataclasses.replace(check, lacks="")])
-    small = sets.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
+    small = packs.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
     assert imagenet.shortfall(resolved.dataset, "imagenet_val", small).startswith("6 images, not")
 
 

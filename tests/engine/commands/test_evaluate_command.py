@@ -156,7 +156,7 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "/A.safetensors says nothing of its architecture"),
+        ("", "/A.safetensors does not tell its architecture"),
         ("--arch test_vitt", "no architecture 'test_vitt'; did you mean 'test_vit"),
         (f"--arch {VIT} model.imagesize=3", "unknown key 'model.imagesize'; did you mean"),
         (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),

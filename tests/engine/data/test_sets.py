@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data import imagenet, sets
+from engine import models
+from engine.data import imagenet
 from engine.data.holdout import units_of
-from engine.data.sets import Sets, names_in_head, pack_folder, split, to_head
+from engine.data.packs import pack_folder
+from engine.data.sets import Sets, names_in_head, split, to_head
 from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
 from loaders.stream import Stream
@@ -199,7 +201,7 @@ def test_damaged_pack_is_refused_by_name(recipe: Recipe, tmp_path: Path) -> None
 
 def test_pack_of_another_transform_is_refused(recipe: Recipe) -> None:
     folder = opened(recipe)["few"].pack.folder
-    spec = sets.models.transform(dataclasses.replace(recipe.model, crop=0.9)).spec
+    spec = models.transform(dataclasses.replace(recipe.model, crop=0.9)).spec
     with pytest.raises(ValueError, match=r"another transform \(crop: 1\.0, not 0\.9\)"):
         Pack.open(folder, transform_spec=spec)
 

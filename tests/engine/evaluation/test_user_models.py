@@ -144,7 +144,7 @@ def test_a_thousand_outputs_are_imagenets(own):
         top1 = net(drawn)[:, 8:11].argmax(1)
     assert by_wnid.accuracy == pytest.approx(100 * (top1 == torch.arange(21) // 7).double().mean())
     with pytest.raises(
-        ValueError, match=r"outline has 5 classes .*'bar' \(is it .*its folders are"
+        ValueError, match=r"outline has 5 classes .*'bar' \(is it .*its folders must"
     ):
         rows(own, "I", "outline", classes=None)
 
@@ -178,7 +178,7 @@ def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
 
     for place, name in (
         (user_models.models, "create"),
-        (user_models.checkpoints, "load"),
+        (user_models.formats, "load"),
         (user_models.Cell, "state"),
     ):
         monkeypatch.setattr(place, name, read)

@@ -18,6 +18,7 @@ from engine.errors import RecipeError
 from engine.evaluation import user_models
 from engine.models import clip
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
+from engine.store.artifacts import Store
 
 __all__ = ["grid", "own"]
 TINY_CLIP = "open_clip:tiny-clip"
@@ -28,11 +29,6 @@ TINY = {
         "context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2
     },
 }  # fmt: skip
-
-
-def clip_context(own: Grid) -> user_models.OwnContext:
-    words = [f"runs={own.runs}", f"model.image_size={SIZE}"]
-    return user_models.OwnContext(Request(""), user_models.resolve(TINY_CLIP, words), own.device)
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ def of_open_clip(own: Grid, model: torch.nn.Module) -> tuple[torch.Tensor, torch
         return model.encode_image(seen, normalize=True), model.logit_scale.exp() * head_EC
 
 
-def check(own: Grid, row: user_models.ModelAccuracy, logits: torch.Tensor) -> None:
+def check(own: Grid, row: user_models.Row, logits: torch.Tensor) -> None:
     """A row, and what the store got last, from logits [35, 5] by another way."""
     paths = (own.runs / "store" / "predictions").glob("*/*.parquet")
     found = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns)).to_pydict()
@@ -109,7 +105,10 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(own, cli
 
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(own, clips):
     """As the engine writes it: the zero-shot model and what became of it have a curve between."""
-    made = user_models.cell_of(clip_context(own), own.folder / "A.safetensors").state()
+    model = user_models.resolve(TINY_CLIP, [f"model.image_size={SIZE}"]).model
+    made = user_models.cell_of(
+        model, Store(own.runs / "store"), own.folder / "A.safetensors"
+    ).state()
     tuned = made | {"head.bias": torch.arange(5.0)}
     save_file(tuned, own.folder / "T.safetensors")
     (row,) = rows(own, "AT", "outline", arch=TINY_CLIP, alphas=[0.5])

@@ -14,7 +14,7 @@ import pytest
 from campaigns import METHODS, SETS
 
 from engine import cli, recipe
-from engine.data import sets
+from engine.data import packs
 from engine.errors import RecipeError
 from engine.grid import campaign, workflow
 from loaders.pack import MANIFEST
@@ -85,7 +85,7 @@ def test_sets_that_are_not_encoded_are_told_before_anything_runs(
         encode, name, source, folder, option, model, *own = shlex.split(line)[1:]
         assert (encode, source, folder, option) == ("encode", "--source", "FOLDER", "--model")
         wanted = recipe.of_sections(model, "imagenet_rib", own)
-        place = sets.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
+        place = packs.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
         place.mkdir(parents=True)
         (place / MANIFEST).touch()
     assert cli.main(words) == 0 and len(ran) == 7
@@ -137,7 +137,7 @@ def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:
         encoded = recipe.of_sections(name, "imagenet_rib", words)
         in_grid = recipe.load("imagenet_rib", [f"model={name}", *words])
         places += [
-            sets.pack_folder(Path(one.runs), one.dataset, one.model, "imagenet_v2")
+            packs.pack_folder(Path(one.runs), one.dataset, one.model, "imagenet_v2")
             for one in (encoded, in_grid)
         ]
     assert len(set(places)) == 1

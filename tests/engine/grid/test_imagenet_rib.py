@@ -19,7 +19,7 @@ from PIL import Image
 
 from engine import cli, models
 from engine.commands import outcome
-from engine.data import grouping, imagenet, sets
+from engine.data import grouping, imagenet, packs, sets
 from engine.evaluation import passes
 from engine.grid.build import Builder
 from engine.machine import ranks
@@ -212,7 +212,7 @@ def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
     def place(name: str, model: dict | None = None, **options: str) -> Path:
         own = dataclasses.replace(resolved.model, **(model or {}))
         dataset = dataclasses.replace(resolved.dataset, **options)
-        return sets.pack_folder(runs, dataset, own, name)
+        return packs.pack_folder(runs, dataset, own, name)
 
     there = place("imagenet_v2")
     assert there.is_dir()
@@ -297,7 +297,7 @@ def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
     rooted = rib.builder("model.crop=0.75", f"dataset.root={rib.folder / 'by_root'}")
     trees.by_wnid(rib.folder / "by_root" / "imagenet_a")
     with pytest.raises(ValueError, match="by_root/imagenet_a is not the published imagenet_a"):
-        sets.pack_of(rooted.recipe, "imagenet_a", rib.folder)
+        packs.pack_of(rooted.recipe, "imagenet_a", rib.folder)
 
 
 def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from own_checkpoints import checkpoint
 from engine import cli, models
 from engine.commands import job, train
 from engine.errors import RecipeError
-from engine.evaluation import passes, user_models
+from engine.evaluation import features, passes, user_models
 from engine.grid import campaign, jobs, workflow
 from engine.grid.build import Builder
 from engine.machine import precision

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HTTPError
 
 from engine import models, recipe
 from engine.cost.dry_run import DryRun
-from engine.data import sets
+from engine.data import packs
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.grid import campaign
@@ -215,7 +215,7 @@ def test_a_hub_out_of_reach_is_said_with_the_remedy(
 def test_models_of_one_transform_share_packs() -> None:
     benchmark = recipe.load("imagenet_rib").dataset
     seven = [n for n in TRANSFORMS if n.startswith("vit_b16") and "zero_shot" not in n]
-    folders = {sets.pack_folder(Path(), benchmark, model(n), "imagenet_c") for n in seven}
+    folders = {packs.pack_folder(Path(), benchmark, model(n), "imagenet_c") for n in seven}
     assert len(seven) == 7 and len(folders) == 3
 
 

@@ -14,7 +14,7 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
 from engine import models, recipe
-from engine.data import sets
+from engine.data import packs
 from engine.machine.files import cache_folder
 from engine.models import checkpoints, formats
 from engine.store import tensors
@@ -50,7 +50,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path: Path) -> N
     theirs.load_state_dict(state)
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(ARCH).to_dict())
     transform = create_transform(**config, is_training=False)
-    pack = sets.pack_of(wanted, "photos", cache_folder())
+    pack = packs.pack_of(wanted, "photos", cache_folder())
     files = [tmp_path / "photos" / key for key in pack.keys]
     images = [Image.open(io.BytesIO(file.read_bytes())).convert("RGB") for file in files]
     labels = torch.tensor([int(file.parent.name) for file in files])

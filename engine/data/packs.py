@@ -1,0 +1,196 @@
+"""The packs of a benchmark's sets: found, or encoded from images on a disk or a package."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import models
+from engine.data import imagenet
+from engine.machine.files import digest
+from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from loaders import folders, rgb, trees
+from loaders.benchmarks import emoji
+from loaders.encode import encode, left_out
+from loaders.pack import MANIFEST, Item, Pack
+from loaders.trees import Listing, first_names
+
+log = logging.getLogger(__name__)
+PACK_FORMAT = 1
+PARALLEL_FROM = 5000  # images
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into a pack: its samples, their classes and how an image is opened.
+
+    extra: stored in the manifest. large: after a stop, encoding resumes.
+    """
+
+    items: Sequence[Item]
+    classes: Sequence[str]
+    open_image: Callable[[Any], Any]
+    fingerprint: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    large: bool = False
+
+
+def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
+    """The pack of a set for a recipe's model; encoded now if there is none.
+
+    Raises ValueError where the pack was made with other options or of images that have changed.
+    """
+    dataset, model = recipe.dataset, recipe.model
+    folder = pack_folder(Path(recipe.runs), dataset, model, name)
+    if (folder / MANIFEST).is_file():
+        pack = Pack.open(folder)
+        _check_identity(pack, identity(dataset, model, name))
+        _warn_of_skipped(pack)
+        if dataset.kind == "folder":
+            _check_source(pack, Path(dataset.root) / name)
+        if dataset.kind == "imagenet" and (lacks := imagenet.shortfall(dataset, name, pack)):
+            log.warning("%s is a part of the published set: %s", name, lacks)
+        return pack
+    content = CONTENT[dataset.kind](dataset, name, cache)
+    pack = make_pack(recipe, name, content, skip=dataset.undecodable == "skip")
+    for kind, names in pack.manifest.get("remarks", {}).items():
+        log.warning("%s: %s: %s", name, kind, names)
+    _warn_of_skipped(pack)
+    return pack
+
+
+def make_pack(
+    recipe: Recipe, name: str, content: Content, *, workers: int = 0, skip: bool = False
+) -> Pack:
+    """Encode a set's content as the pack that `pack_of` opens.
+
+    workers: processes; 0 means a single process, or all cores for a large set. skip: leave out
+    images that do not decode, and list them in the manifest.
+    """
+    transform = models.transform(recipe.model)
+    # Each worker first imports torch and timm, which is worth its time for a large set only.
+    parallel = len(os.sched_getaffinity(0)) if len(content.items) > PARALLEL_FROM else 1
+    return encode(
+        pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name),
+        name=name,
+        items=content.items,
+        open_image=content.open_image,
+        transform=transform,
+        transform_spec=transform.spec,
+        classes=content.classes,
+        source_fingerprint=content.fingerprint,
+        extra={**content.extra, "identity": identity(recipe.dataset, recipe.model, name)},
+        format=recipe.dataset.pack_format,  # type: ignore[arg-type]  # checked with the recipe
+        background=recipe.dataset.background,
+        workers=workers or parallel,
+        on_error="skip" if skip else "refuse",
+        resume=content.large,
+    )
+
+
+def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
+    """`runs/packs/<set>-<hash>`; models with the same transform share a pack."""
+    return runs / "packs" / f"{name}-{digest(identity(dataset, model, name))}"
+
+
+def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
+    """What of a recipe determines a set's pack."""
+    if dataset.kind == "imagenet":
+        key = imagenet.identity(dataset, name)
+    else:
+        unrelated = {"name", "sets", "holdout", "objectnet", "subsample"}
+        unrelated |= {"undecodable", "background"}  # added below unless they are the default
+        key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
+    if dataset.undecodable == "skip":
+        key["undecodable"] = "skip"
+    if name == imagenet.OBJECTNET and key.get("objectnet") == "paper":
+        key["Wheel"] = "paddle wheel"  # older packs, without this line, have a car wheel
+    if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
+        key["background"] = list(rgb.colour(dataset.background))
+    return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
+
+
+def _warn_of_skipped(pack: Pack) -> None:
+    if skipped := pack.manifest["skipped"]:
+        log.warning("%s lacks %s", pack.name, left_out(skipped, len(pack) + len(skipped)))
+
+
+def _check_identity(pack: Pack, expected: Mapping[str, Any]) -> None:
+    """Raise ValueError where a pack was made with other options than its folder's name tells."""
+    stored = pack.manifest["extra"].get("identity", {})
+    keys = [key for key in sorted(stored | expected) if stored.get(key) != expected.get(key)]
+    if keys:
+        raise ValueError(
+            f"{pack.folder} holds another pack: "
+            + ", ".join(f"{key}: {stored.get(key)!r}, not {expected.get(key)!r}" for key in keys)
+            + "; move it to the folder that it came from, and run again"
+        )
+
+
+def _check_source(pack: Pack, root: Path) -> None:
+    """Raise ValueError where the images of a pack are still in `root` but have changed."""
+    if root.is_dir() and folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
+        raise ValueError(
+            f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
+            "or use another runs=FOLDER, or give the new images another dataset.root="
+        )
+
+
+@functools.cache
+def _artwork(cache: Path) -> emoji.Artwork:
+    return emoji.fetch(cache)  # opening it takes over a second; ten sets share it
+
+
+def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+    styles = emoji.UPSTREAM if name == dataset.upstream else (name,)
+    concepts = _artwork(cache).choose(dataset.classes, dataset.seed)
+    rendering = (dataset.renderings, dataset.seed, dataset.source_px)
+    return Content(
+        emoji.items(cache, styles, concepts, *rendering),
+        [concept.name for concept in concepts],
+        emoji.open_image,
+        emoji.fingerprint(styles, concepts, *rendering),
+    )
+
+
+def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+    listing = folders.read(Path(dataset.root) / name)
+    if listing.left_out:
+        log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
+    return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
+
+
+def content_of(listing: Listing, name: str) -> Content:
+    """A listing of an ImageNet set on a disk, as the content of a pack."""
+    extra = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
+    return Content(
+        listing.items,
+        listing.classes,
+        imagenet.opener(name),
+        listing.fingerprint,
+        {key: value for key, value in extra.items() if value},
+        large=True,
+    )
+
+
+def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+    source = Path(dataset.root) / name
+    if not dataset.root or imagenet.is_whole_c(dataset, name):
+        raise ValueError(
+            f"{name} is not encoded for this model's transform; run "
+            f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and dataset.*"
+        )
+    return content_of(imagenet.read(dataset, name, source), name)
+
+
+CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
+    "emoji": _emoji,
+    "folder": _folder,
+    "imagenet": _imagenet,
+}
