@@ -91,7 +91,7 @@ class Certainty:
 def compared(
     grid: Grid, summary: Summary, sets: Sequence[str], against: str | None = None
 ) -> tuple[Comparison, ...]:
-    """Comparisons of every two arms that a table shows, or with `against` those with one method.
+    """Comparisons of every two arms that a table shows, or with `against` those with that method.
     Raises ValueError when no complete arm is of that method."""
     arms = [row.arm for row in summary.mri if row.headline]
     pairs = comparisons.all_pairs(arms)
