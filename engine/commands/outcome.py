@@ -40,11 +40,11 @@ def show(run: Run, cell: Cell) -> None:
     rows = []
     for name, bank in banks.items():
         before, after = accuracy["before"][name], accuracy["after"][name]
-        label, images = f"{name} *" if name == downstream else name, f"{len(bank.images)}"
         numbers = f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
-        rows.append([label, images, *numbers, _half_width(draws[name], 1)])
-    title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1\n"
-    print(console.text(title, ["set", "images", "before", "after", "change", "95%"], rows))
+        mark = "*" if name == downstream else ""
+        rows.append([name, f"{len(bank.images)}", *numbers, _half_width(draws[name], 1), mark])
+    title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
+    print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
     judged = [name for name in sets if name != downstream]
     if downstream in sets and judged:
         ri = metrics.robustness_improvement(downstream, accuracy["after"], accuracy["before"], sets)

@@ -68,5 +68,5 @@ def text(model: str, checks: Sequence[Check]) -> str:
         if check.lacks:
             lacks.append(f"{check.name} is only a part: {check.lacks}")
     heads = ["set", "images", "measured", "95%", "published", "difference", ""]
-    title = f"{model}: top-1 before fine-tuning, in percent\n"
+    title = f"{model}: top-1 before fine-tuning, in percent"
     return "\n".join([console.text(title, heads, rows), *lacks])

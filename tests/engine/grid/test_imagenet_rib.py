@@ -118,7 +118,7 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFix
     cell = builder.build()
     outcome.show(builder.run, cell)
     shown = capsys.readouterr().out
-    accuracy = {line.split()[0]: line.split()[1:4] for line in shown.splitlines()[2:-3]}
+    accuracy = {line.split()[0]: line.split()[1:4] for line in shown.splitlines()[4:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
     assert accuracy["imagenet_c"][0] == str(SUBSAMPLE)
     ri = float(next(line for line in shown.splitlines() if line.startswith("RI ")).split()[1])
