@@ -203,7 +203,7 @@ def test_what_cannot_be_a_soup_is_refused(grid):
     with pytest.raises(ValueError, match=r"method.select='best' is not possible"):
         grid.build("method=soup", "method.select=best")
     before = set((grid.runs / "store/cells").iterdir())
-    with pytest.raises(ValueError, match=r"soup is made of wise_ft, which has no weights of its"):
+    with pytest.raises(ValueError, match=r"soup needs wise_ft, which mixes cells"):
         grid.build("method=soup", "method.members=[wise_ft,pre]", "seed=77")
     assert set((grid.runs / "store/cells").iterdir()) == before
 

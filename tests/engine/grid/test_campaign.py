@@ -277,7 +277,7 @@ def test_mistake_is_found_before_any_work(
     ("methods", "message"),
     [
         ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
-        ("  soup: {method: {members: [pre, wise_ft]}}", "soup is made of wise_ft, which has no"),
+        ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which mixes cells"),
         (
             "  greedy_soup: {dataset: {holdout: 0}}",
             "chosen on a downstream hold-out",
