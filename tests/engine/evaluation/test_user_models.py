@@ -16,7 +16,7 @@ from own_checkpoints import checkpoint, own, rows
 from safetensors.torch import load_file, save_file
 
 from engine.data import imagenet
-from engine.evaluation import user_models
+from engine.evaluation import passes, user_models
 from engine.measures import standings
 from engine.report import user_models as report
 
@@ -77,8 +77,8 @@ def test_a_model_is_evaluated_once_wherever_its_file_is(own, monkeypatch):
     moved = own.folder / "M.safetensors"
     shutil.move(own.folder / "A.safetensors", moved)
     seen = []
-    run = user_models.evaluate._pass
-    monkeypatch.setattr(user_models.evaluate, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
+    run = passes._pass
+    monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
     again = rows(own, "MB", "outline", alphas=[0.0, 0.5, 1.0])
     assert [row.accuracy for row in again[:2]] == [row.accuracy for row in first]
     assert len(seen) == 1 and len(seen[0]) == 1, "alpha = 1 alone is new"

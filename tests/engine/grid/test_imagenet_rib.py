@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from encoded_rib import SUBSAMPLE, Rib, rib
-from engine.evaluation.verdict import predictions_table
 from grids import grid
 from PIL import Image
 
@@ -21,6 +20,7 @@ from engine import cli, models
 from engine.commands import outcome
 from engine.data import grouping, imagenet, packs, sets
 from engine.evaluation import passes
+from engine.evaluation.reduction import predictions_table
 from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.machine.files import cache_folder

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from engine import cli
 from engine.evaluation import user_models
-from engine.machine.files import file_hash
+from loaders.files import file_hash
 
 grid, folder = grids.grid, campaigns.folder
 pytestmark = pytest.mark.slow

@@ -23,6 +23,7 @@ from engine.machine import precision
 from engine.models import form
 from engine.models.form import Form
 from engine.recipe.schema import ModelRecipe
+from engine.report import tables
 from engine.store import cells
 
 __all__ = ["grid"]
@@ -150,10 +151,11 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         seen.update({name: place.allow_tf32 for name, place in flags.items()})
         raise Started
 
-    monkeypatch.setattr("engine.builder.Context", begin)
+    monkeypatch.setattr("engine.grid.build.Builder", begin)
     monkeypatch.setattr(user_models, "evaluate", begin)
-    for stage in ("prepare", "column", "finish"):
+    for stage in ("prepare", "column"):
         monkeypatch.setattr(jobs, stage, begin)
+    monkeypatch.setattr(tables, "finish", begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
     monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
     yield seen
