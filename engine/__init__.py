@@ -163,15 +163,15 @@ def distances(
 ) -> pandas.DataFrame:
     """Optimal Transport Dataset Distances between sets of a campaign, as a square table.
 
-    options: those of `engine.distances.problems.Options`. NaN where a pair did not converge; needs
+    options: those of `engine.transport.problems.Options`. NaN where a pair did not converge; needs
     pandas. Raises ValueError as `rib distance` does.
     """
     import pandas
 
-    from engine.distances import problems, solve
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.recipe.request import Request
+    from engine.transport import problems, solve
 
     request = Request(name, words)
     resolved = request.recipe()

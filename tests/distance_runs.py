@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.distances import solve
-from engine.distances.problems import Labelled
 from engine.store.artifacts import Store
+from engine.transport import solve
+from engine.transport.problems import Labelled
 
 
 def run_of(

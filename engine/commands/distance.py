@@ -38,12 +38,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
-    from engine.distances import problems, solve
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
     from engine.recipe.request import Request
     from engine.report import forgetting, page
+    from engine.transport import problems, solve
 
     given = {
         field.name: getattr(arguments, field.name, None)

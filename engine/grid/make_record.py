@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine import recipe
-from engine.distances import problems, solve
 from engine.evaluation import passes, sample
 from engine.evaluation.sample import Sample
 from engine.grid import campaign, half_widths
@@ -27,6 +26,7 @@ from engine.measures.rows import PRE, Arm, Evaluation
 from engine.run import Run
 from engine.store import cells
 from engine.store.cells import Mix
+from engine.transport import problems, solve
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
 

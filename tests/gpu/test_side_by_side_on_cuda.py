@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.distances.problems import Labelled, Options
-from engine.distances.solve import matrix
 from engine.machine import workers
+from engine.transport.problems import Labelled, Options
+from engine.transport.solve import matrix
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")

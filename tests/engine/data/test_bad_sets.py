@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from engine import cli
-from engine.distances.problems import Labelled, Options
-from engine.distances.solve import matrix
 from engine.evaluation import features
 from engine.machine import ranks
+from engine.transport.problems import Labelled, Options
+from engine.transport.solve import matrix
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import debiased, transport

@@ -8,8 +8,8 @@ import pytest
 import torch
 from clouds import dense, problem
 
-from engine.distances.problems import Labelled, Options
-from engine.distances.solve import matrix
+from engine.transport.problems import Labelled, Options
+from engine.transport.solve import matrix
 from kernels import reference
 from kernels.transport import alternating, newton, sinkhorn
 from kernels.transport.newton import ascend, newton_point, newton_step

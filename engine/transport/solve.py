@@ -23,12 +23,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.distances.problems import Cloud, Labelled, Options, Pair, Problems
 from engine.evaluation import features
 from engine.machine.files import room_for, write_atomic
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
 from engine.run import Run
+from engine.transport.problems import Cloud, Labelled, Options, Pair, Problems
 from loaders.resident import free_memory
 
 R = TypeVar("R")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from distance_runs import run_of
 
-from engine.distances import problems, solve
-from engine.distances.problems import Labelled, Options
-from engine.distances.solve import matrix
 from engine.machine import workers
 from engine.machine.workers import side_by_side
+from engine.transport import problems, solve
+from engine.transport.problems import Labelled, Options
+from engine.transport.solve import matrix
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import beside_the_copy, most_bytes
 
