@@ -68,9 +68,11 @@ def brute_force(cells, read, count):
         accuracy = {c: samples["accuracy", c][-1] for _, c in told if ("accuracy", c) in told}
         for name in SETS:
             on = [c for c in accuracy if c.evaluated_on == name != c.downstream]
-            x = [accuracy[replace(c, evaluated_on="up")] for c in on]
-            heights = behaviour.effective_robustness(x, [accuracy[c] for c in on])
-            for c, value in zip(on, heights, strict=True):
+            upstream = np.array([[accuracy[replace(c, evaluated_on="up")] for c in on]])
+            shifted = np.array([[accuracy[c] for c in on]])
+            every = np.ones(len(on), bool)
+            (robustness,) = behaviour.effective_robustness(upstream, shifted, every)
+            for c, value in zip(on, robustness, strict=True):
                 samples.setdefault(("effective_robustness", c), []).append(value)
         for c in accuracy:
             if c.evaluated_on == "up" and c.method != PRE:
