@@ -321,11 +321,12 @@ def _p(value: float, error: float) -> str:
 
 def _corrected(test: Comparison) -> str:
     """A corrected p: `~0.05` where draws cannot tell on which side of the threshold it lies, and
-    which side where it is only known to round to it."""
+    which side where its digits alone would not."""
     text = _p(test.p_corrected, test.p_corrected_error)
     if _open(test):
         return f"~{SIGNIFICANT}"
-    if not text.startswith("<") and float(text) == SIGNIFICANT:
+    bound = float(text.removeprefix("<"))
+    if bound == SIGNIFICANT or (bound > SIGNIFICANT and _real(test)):
         return f"{'<' if _real(test) else '>'}{SIGNIFICANT}"
     return text
 

@@ -126,6 +126,7 @@ def difference(p: float, error: float, corrected: float, corrected_error: float)
         (0.31, 0.02, "0.3", False),
         (1e-6, 1e-6, "<0.001", True),
         (0.0002, 0.0007, "<0.01", True),
+        (0.001, 0.0058, "<0.05", True),  # surely below 0.1 by its digits, and below 0.05 as well
         (0.0, 0.0, "<0.001", True),
         (0.05, 0.0, ">0.05", False),  # exact
     ],
