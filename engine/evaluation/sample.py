@@ -138,9 +138,19 @@ def evaluate_on(
 
 def predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> Path:
     """Parquet file of a mix's predictions on a sample; FileNotFoundError if there is none."""
+    return passes.predicted(run, mix, name, _part(run, mix, name, split, sample))
+
+
+def is_predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> bool:
+    """Whether a mix's predictions on a sample of a set are there (None: on all of the split)."""
+    return passes.find(run, mix, name, _part(run, mix, name, split, sample)) is not None
+
+
+def _part(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> str | Part:
+    """What the predictions on a sample are stored under."""
     if sample is None or (sample.whole and passes.find(run, mix, name, split)):
-        return passes.predicted(run, mix, name, split)
-    return passes.predicted(run, mix, name, sample.first(sample.images))
+        return split
+    return sample.first(sample.images)
 
 
 def _frame(run: Run, name: str, split: str) -> tuple[Frame, np.ndarray]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from engine import models
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
+from engine.grid import snapshots
+from engine.grid.snapshots import Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
+from engine.measures import dynamics
 from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.methods.context import Context
@@ -30,8 +34,10 @@ from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Cell, Entry, Export, Mix
 from engine.training import fisher, loop
+from engine.training.schedule import total_steps
+from engine.training.snapshots import Snapshots
 from loaders.files import file_hash
 
 log = logging.getLogger(__name__)
@@ -41,13 +47,20 @@ class Builder(Context[Cell]):
     """Makes the cell of a recipe (`build`). To its method it is the `Context`."""
 
     def __init__(
-        self, request: Request, recipe: Recipe, device: torch.device, sets: Sets | None = None
+        self,
+        request: Request,
+        recipe: Recipe,
+        device: torch.device,
+        sets: Sets | None = None,
+        with_snapshots: Collection[str] = (),
     ) -> None:
+        """`with_snapshots`: the methods whose cells leave the snapshots that their recipes name."""
         self.request = request
         self.recipe = recipe
         self.device = device
         self.store = Store(Path(recipe.runs) / "store")
         self.sets = sets or Sets(recipe, device, cache_folder())
+        self.with_snapshots = with_snapshots
 
     @cached_property
     def run(self) -> Run:
@@ -59,7 +72,8 @@ class Builder(Context[Cell]):
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
         artifact = self.run.find("cells", label, key)
-        if artifact is not None and self._has_parents(Cell(artifact)):
+        missing = snapshots.missing(self.run, self._snapshots(artifact and Cell(artifact)))
+        if artifact is not None and not missing and self._has_parents(Cell(artifact)):
             return Cell(artifact)
         method = modules.find(recipe.method.module).Method(recipe.method)
         if isinstance(method, Mixed):
@@ -71,15 +85,38 @@ class Builder(Context[Cell]):
             assert isinstance(method, Trained), method
             if terms := imagenet.terms(recipe):
                 log.warning(terms)
-            with self.run.threads():
-                export, history = loop.fit(method, self.run, self)
+            by_step = {snapshot.step: snapshot for snapshot in missing}
+
+            def write_snapshot(step: int, export: Export) -> None:
+                snapshot, write = by_step[step], functools.partial(self._write, export=export)
+                self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
+
+            with self.run.threads(), Snapshots(by_step, write_snapshot) as taking:
+                export, history = loop.fit(method, self.run, self, taking)
 
             def write(folder: Path) -> None:
-                backbone = self.base.backbone
-                cells.write_trained(folder, recipe, export, backbone, self._description())
-                (folder / "history.json").write_text(history)
+                self._write(folder, export)
+                (folder / cells.HISTORY).write_text(history)
 
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+
+    def entries(self) -> list[Entry]:
+        """The models of the recipe's cell that are evaluated, its snapshots among them.
+
+        They are found, or made now.
+        """
+        cell = self.build()
+        taken = {s.step: s.name(self.store) for s in self._snapshots(cell)}
+        if taken:  # then the curve ends with the cell itself
+            taken[cell.steps] = cell.name
+        return cell.entries + [
+            Entry({name: 1.0}, headline=False, setting=dynamics.setting(step))
+            for step, name in taken.items()
+        ]
+
+    def remove_snapshots(self) -> None:
+        """Remove the weights of the cell's snapshots, which must be evaluated."""
+        snapshots.remove_weights(self.run, self._snapshots(self.build()))
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
@@ -90,6 +127,9 @@ class Builder(Context[Cell]):
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
         form = Form.of_training(recipe, self.device)
+        train = dataclasses.asdict(recipe.train)
+        for name in ("snapshots", "keep_snapshots"):  # which leave the weights as they are
+            del train[name]
         return {
             "base": self.base.name,
             "target": self.target.pack.fingerprint,
@@ -101,7 +141,7 @@ class Builder(Context[Cell]):
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [self._of(needed).key() for needed in siblings(recipe.method, self.sibling)],
             "optimizer": dataclasses.asdict(recipe.optimizer),
-            "train": dataclasses.asdict(recipe.train) | {"compile": False} | form.key,
+            "train": train | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.run.machine,
         }
@@ -116,9 +156,13 @@ class Builder(Context[Cell]):
         recipe = self.request.recipe(method, self.recipe.downstream)
         return dataclasses.replace(recipe, seed=self.recipe.seed)
 
+    def of(self, method: str) -> Builder:
+        """The builder of another method in the same column."""
+        return self._of(self.sibling(method))
+
     def cell(self, method: str) -> Cell:
         """The cell of another method in the same column, trained now if there is none."""
-        return self._of(self.sibling(method)).build()
+        return self.of(method).build()
 
     @property
     def base(self) -> Cell:
@@ -180,6 +224,23 @@ class Builder(Context[Cell]):
         probe = self.request.recipe("linear_probe", dataset.upstream)
         return self._of(linear_probe.first_head(probe)).build()
 
+    def _snapshots(self, cell: Cell | None) -> list[Snapshot]:
+        """The snapshots of the recipe's cell, where this builder takes them.
+
+        What has no cell yet counts as trained by steps; a fitted head turns out to have none.
+        """
+        recipe = self.recipe
+        if recipe.method.name not in self.with_snapshots or not recipe.train.snapshots:
+            return []
+        images = len(self.target.split("train"))
+        total = total_steps(recipe.train, images) if cell is None else cell.steps
+        label = f"{recipe.method.name}-{recipe.downstream}"
+        return snapshots.of_cell(self.run, self.store.place("cells", label, self.key()).name, total)
+
+    def _write(self, folder: Path, export: Export) -> None:
+        backbone = self.base.backbone
+        cells.write_trained(folder, self.recipe, export, backbone, self._description())
+
     def _description(self) -> dict[str, Any]:
         """What `cell.json` says of the model: the head's classes, and how it sees images."""
         return {
@@ -193,4 +254,4 @@ class Builder(Context[Cell]):
         return ranks.all_agree(all(cells.find(self.store, name) for name in names))
 
     def _of(self, recipe: Recipe) -> Builder:
-        return Builder(self.request, recipe, self.device, self.sets)
+        return Builder(self.request, recipe, self.device, self.sets, self.with_snapshots)

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 def builder_of(plan: Plan, device: torch.device, downstream: str | None = None) -> Builder:
     """The builder of a column's first method, or of the campaign's first column."""
     request = Request(plan.name, plan.overrides)
-    return Builder(request, request.recipe(plan.methods[0], downstream), device)
+    recipe = request.recipe(plan.methods[0], downstream)
+    return Builder(request, recipe, device, with_snapshots=plan.methods)
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -53,7 +54,7 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
     mixes = []
     work = [(seeded, method) for seeded in builder.seeded() for method in plan.methods]
     for done, (seeded, method) in enumerate(work, start=1):
-        mixes += [entry.mix for entry in seeded.cell(method).entries]
+        mixes += [entry.mix for entry in seeded.of(method).entries()]
         workflow.advance(plan.path, downstream, done, len(work) + 1)
     run = builder.run
     samples = sample.draw_all(run)
@@ -61,5 +62,7 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
         split = sample.split_of(run.recipe, name)
         sample.evaluate_on(run, mixes, name, split, samples.get(name))
         run.sets.release(name)
+    for seeded, method in work:
+        seeded.of(method).remove_snapshots()
     workflow.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
     log.info("column %s took %.0f s", downstream, time.monotonic() - started)

@@ -90,7 +90,7 @@ def _evaluations(
                 yield Evaluation(model, PRE, "", None, "", name, path)
         for seeded, method in product(builder.seeded(), plan.methods):
             variant, seed = seeded.sibling(method).method.variant, seeded.recipe.seed
-            for entry, name in product(seeded.cell(method).entries, names):
+            for entry, name in product(seeded.of(method).entries(), names):
                 arm = Arm(model, method, variant, entry.alpha)
                 path = _predicted(seeded.run, entry.mix, name, samples)
                 yield Evaluation(*arm, downstream, name, path, seed, entry.headline)

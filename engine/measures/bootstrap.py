@@ -162,8 +162,8 @@ class Ends(NamedTuple):
         return (self.high - self.low) / 2
 
 
-def ends(samples: np.ndarray) -> Ends:
-    """The percentile interval of samples [B].
+def ends(samples: np.ndarray, tail: float = TAIL) -> Ends:
+    """The percentile interval of samples [B], which leaves the share `tail` out at either side.
 
     The rank of an end is binomial, so its error is half the distance between the samples a standard
     deviation of that rank below and above.
@@ -176,9 +176,9 @@ def ends(samples: np.ndarray) -> Ends:
         below = ordered[int(rank)]
         return float(below + (rank % 1) * (ordered[math.ceil(rank)] - below))
 
-    step = math.sqrt(TAIL * (1 - TAIL) / len(ordered))
-    errors = [(at(level + step) - at(level - step)) / 2 for level in (TAIL, 1 - TAIL)]
-    return Ends(at(TAIL), at(1 - TAIL), max(errors))
+    step = math.sqrt(tail * (1 - tail) / len(ordered))
+    errors = [(at(level + step) - at(level - step)) / 2 for level in (tail, 1 - tail)]
+    return Ends(at(tail), at(1 - tail), max(errors))
 
 
 class PValue(NamedTuple):

@@ -83,7 +83,10 @@ class Trained(nn.Module):
         return self
 
     def export(self) -> Export:
-        """The trained model as a plain state dict of its architecture."""
+        """The trained model as a plain state dict of its architecture.
+
+        It is called during training too, where snapshots are taken, and leaves the method as it is.
+        """
         return Export(self.net.state_dict())
 
 

@@ -77,14 +77,6 @@ def adapt(module: Any, low_rank: LowRank) -> None:
     module.frozen, module.low_rank = frozen, low_rank
 
 
-def merge(module: Any) -> None:
-    """Turn an adapted layer back into a plain layer with the merged weight."""
-    weight = nn.Parameter(module.weight.detach())
-    module.__class__ = type(module).__base__
-    del module.frozen, module.low_rank
-    module.weight = weight
-
-
 class Method(FrozenBackbone):
     recipe: Recipe
 
@@ -105,7 +97,7 @@ class Method(FrozenBackbone):
             raise ValueError(f"{type(net).__name__} has no qkv and no 1x1 convolution for LoRA")
         for module, thirds in places.items():
             adapt(module, LowRank(module.weight, self.recipe.rank, self.recipe.scale, thirds))
-        self.places = list(places)
+        self.adapted = [name for name, m in net.named_modules() if m in places]
         if self.recipe.variant == "paper":
             for name, parameter in net.named_parameters():
                 if name.split(".")[0] in PAPER_TRAINS:
@@ -114,6 +106,10 @@ class Method(FrozenBackbone):
             models.head(net).requires_grad_(True)
 
     def export(self) -> Export:
-        for module in self.places:
-            merge(module)
-        return Export(self.net.state_dict())
+        state = self.net.state_dict()
+        for name in self.adapted:
+            factors = [key for key in state if key.startswith(f"{name}.low_rank.")]
+            for key in (f"{name}.frozen", *factors):
+                del state[key]
+            state[f"{name}.weight"] = self.net.get_submodule(name).weight.detach()
+        return Export(state)

@@ -49,6 +49,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "train.accumulation": (1, _ANY),
     "train.warmup_steps": (0, _ANY),
     "train.clip": (0, _ANY),
+    "train.snapshots": (0, _ANY),
     "evaluate.batch_size": (1, _ANY),
     "evaluate.budget": (0, 1, "low"),
     "evaluate.half_width": (0, _ANY, "low"),

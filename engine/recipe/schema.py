@@ -122,6 +122,8 @@ class TrainRecipe:
     zero_stage: int = 1  # for several ranks; a single rank runs at stage 0
     precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     compile: str = "auto"  # auto: on a GPU | always | never
+    snapshots: int = 0  # a campaign's: models during training that are evaluated; 0: none
+    keep_snapshots: bool = False  # False: their weights are removed once they are evaluated
 
 
 @dataclass(frozen=True)

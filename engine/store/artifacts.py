@@ -117,6 +117,11 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(kind, folder.name, folder, key)
 
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artefact; its marker goes first, so that an interruption leaves none half."""
+        (artifact.folder / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(artifact.folder, ignore_errors=True)
+
 
 def _again(folder: Path) -> str:
     return f"delete {folder} and run the same command again"

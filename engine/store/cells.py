@@ -29,8 +29,9 @@ from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
 
 log = logging.getLogger(__name__)
-CELL = "cell.json"
+CELL, HISTORY = "cell.json", "history.json"
 SELF = "self"  # stands for a trained cell's name, which is unknown while it is written
+KINDS = ("cells", "weights", "snapshots")  # of artefacts that are models
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
 
 Mix = Mapping[str, float]  # weights of cells by their names
@@ -89,6 +90,14 @@ class Cell:
         ]
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps that made it; 0 for a mix, a fitted head and a backbone."""
+        if not (self.artifact.folder / HISTORY).is_file():
+            return 0
+        history = json.loads(self.artifact.checked(HISTORY).read_text())
+        return int(history[-1].get("step", 0))
+
+    @property
     def backbone(self) -> str:
         """Name of the cell that it shares its backbone with; its name where it shares none."""
         return self.meta.get("backbone") or self.name
@@ -115,8 +124,8 @@ class Cell:
 
 
 def find(store: Store, name: str) -> Cell | None:
-    """The finished cell or pre-trained backbone of this name, or None."""
-    for kind in ("cells", "weights"):
+    """The finished cell, pre-trained backbone or snapshot of this name, or None."""
+    for kind in KINDS:
         folder = store.root / kind / name
         if (folder / MARKER).is_file():
             return Cell(Artifact(kind, name, folder, {}))

@@ -30,17 +30,19 @@ from engine.store import tensors
 from engine.store.cells import Export
 from engine.training import heads, optim
 from engine.training.norms import BatchNorms
-from engine.training.schedule import schedule
+from engine.training.schedule import schedule, steps_an_epoch, total_steps
+from engine.training.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
 
 
-def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:
+def fit(method: Trained, run: Run, context: Context, snapshots: Snapshots) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
-    context: gives the method what its loss needs. Raises ValueError for a batch that does not
+    context: gives the method what its loss needs. snapshots: take the model during training; a head
+    that is fitted has no steps and leaves none. Raises ValueError for a batch that does not
     divide over the ranks, DivergedError for a loss that is not finite.
     """
     prepare(method, run, context)
@@ -49,7 +51,7 @@ def fit(method: Trained, run: Run, context: Context) -> tuple[Export, str]:
     else:
         engine = initialize(method, run)
         try:
-            history = epochs(engine, method, run)
+            history = epochs(engine, method, run, snapshots)
         finally:
             close(engine)
     return method.export(), json.dumps(history, indent=1)
@@ -117,12 +119,14 @@ def close(engine: Any) -> None:
             hook.remove()
 
 
-def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
+def epochs(
+    engine: Any, method: Trained, run: Run, snapshots: Snapshots | None = None
+) -> list[dict[str, float]]:
     """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe = run.recipe
     positions = run.target.split("train")
-    steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
-    total = steps_an_epoch * recipe.train.epochs
+    of_epoch = steps_an_epoch(recipe.train, len(positions))
+    total = total_steps(recipe.train, len(positions))
     warmup = warmup_steps(recipe.train, total)
     source = run.sets.source(recipe.downstream)
     history: list[dict[str, float]] = []
@@ -150,12 +154,14 @@ def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
                 if last:
                     step += 1
                     bar.update()
-                    if step % LOOK_EVERY == 0 or step % steps_an_epoch == 0:
+                    if snapshots is not None:
+                        snapshots.take(step, method)
+                    if step % LOOK_EVERY == 0 or step % of_epoch == 0:
                         mean = watch.look(step, lr)
                         bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
             history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
             if penalty is not None:  # which the optimizer adds to the loss
-                history[-1]["penalty"] = penalty() / steps_an_epoch
+                history[-1]["penalty"] = penalty() / of_epoch
             watch.keep(step, lr)
     return history
 

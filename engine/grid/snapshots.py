@@ -1,0 +1,79 @@
+"""Snapshots in the store: models during training, whose weights wait there for their evaluation.
+
+Their weights are removed once they are evaluated, so a snapshot is finished when all its
+predictions are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.evaluation import sample
+from engine.run import Run
+from engine.store.artifacts import Artifact, Store
+from engine.training import snapshots
+
+KIND = "snapshots"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A cell's model after `step` optimizer steps; label and key name its artefact."""
+
+    step: int
+    label: str
+    key: Mapping[str, Any]
+
+    def name(self, store: Store) -> str:
+        """Its name in a mix."""
+        return store.place(KIND, self.label, self.key).name
+
+    def weights(self, run: Run) -> Artifact | None:
+        """The artefact of its weights, or None unless every rank finds it."""
+        return run.find(KIND, self.label, self.key)
+
+
+def of_cell(run: Run, cell: str, total: int) -> list[Snapshot]:
+    """The snapshots that a run's recipe takes of a cell, by its name; `total`: its optimizer steps.
+
+    The last step is left out: it is the cell itself.
+    """
+    recipe = run.recipe
+    label = f"{recipe.method.name}-{recipe.downstream}"
+    return [
+        Snapshot(step, f"{label}-step{step}", {"cell": cell, "step": step})
+        for step in snapshots.steps(recipe.train.snapshots, total)[:-1]
+    ]
+
+
+def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
+    """Those that only training can give: some prediction is missing, and so are the weights."""
+    without = [snapshot for snapshot in taken if snapshot.weights(run) is None]
+    if not without:
+        return []
+    samples = sample.draw_all(run)
+    splits = {name: sample.split_of(run.recipe, name) for name in run.recipe.dataset.places}
+
+    def evaluated(snapshot: Snapshot) -> bool:
+        mix = {snapshot.name(run.store): 1.0}
+        return all(
+            sample.is_predicted(run, mix, name, split, samples.get(name))
+            for name, split in splits.items()
+        )
+
+    return [snapshot for snapshot in without if not evaluated(snapshot)]
+
+
+def remove_weights(run: Run, evaluated: Sequence[Snapshot]) -> None:
+    """Remove the weights of snapshots whose predictions are all there.
+
+    They stay where the recipe keeps them, and where a later sample may need them.
+    """
+    recipe = run.recipe
+    if recipe.train.keep_snapshots or recipe.evaluate.half_width is not None:
+        return
+    for snapshot in evaluated:
+        if artifact := snapshot.weights(run):
+            run.store.remove(artifact)

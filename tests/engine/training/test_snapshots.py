@@ -1,0 +1,168 @@
+"""Snapshots: their steps, what training becomes beside them, and what they hold."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from grids import CONV, Grid, grid, prepared, same, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from engine.grid import snapshots as snapshots_in_store
+from engine.grid.build import Builder
+from engine.recipe import modules
+from engine.recipe.request import Request
+from engine.store.cells import Cell
+from engine.training import loop, snapshots
+
+__all__ = ["grid"]
+
+
+@given(st.integers(0, 40), st.integers(0, 10_000))
+def test_steps_ascend_to_the_last_and_their_ratios_are_alike(count: int, total: int):
+    steps = snapshots.steps(count, total)
+    assert len(steps) == len(set(steps)) <= min(count, total)
+    assert steps == sorted(steps)
+    if count and total:
+        assert steps[-1] == total
+    if count > 1 and total:
+        assert steps[0] == 1
+        ratio = total ** (1 / (count - 1))
+        wanted = [ratio**k for k in range(count)]
+        for step in steps:
+            assert min(abs(step - exact) for exact in wanted) <= 0.5 + 1e-6 * step
+        for exact in wanted:
+            assert min(abs(step - exact) for step in steps) <= 0.5 + 1e-6 * exact
+
+
+@pytest.mark.parametrize(("count", "total"), [(6, 225), (5, 100)])
+def test_where_steps_are_many_none_is_lost(count: int, total: int):
+    assert len(snapshots.steps(count, total)) == count
+
+
+def runs_of(grid: Grid) -> str:
+    """A store that no other module uses: cells are removed from it."""
+    return f"runs={grid.runs.parent / 'with snapshots'}"
+
+
+def with_snapshots(grid: Grid, *words: str) -> tuple[Builder, Cell]:
+    """A cell that is trained now, with three snapshots, of which the last is the cell."""
+    words = (runs_of(grid), "train.snapshots=3", *words)
+    request = Request(grid.recipe, grid.overrides(*words))
+    recipe = request.recipe()
+    builder = Builder(request, recipe, grid.device, with_snapshots=[recipe.method.name])
+    for kind in ("cells", snapshots_in_store.KIND):
+        for folder in (builder.store.root / kind).glob(f"{recipe.method.name}-*"):
+            shutil.rmtree(folder)
+    return builder, builder.build()
+
+
+def by_step(builder: Builder) -> dict[int, dict[str, torch.Tensor]]:
+    """Weights, and a prompt if there is one, of the method's snapshots on disk."""
+    root, states = builder.store.root / snapshots_in_store.KIND, {}
+    for folder in sorted(root.glob(f"{builder.recipe.method.name}-*")):
+        step = int(folder.name.rsplit("-step")[1].split("-")[0])
+        states[step] = {k: t for f in folder.glob("*.safetensors") for k, t in load_file(f).items()}
+    return states
+
+
+METHODS = [
+    ("method=fine_tune",),
+    ("method=lora",),
+    ("method=visual_prompt",),
+    ("method=ewc", "method.fisher_images=5"),
+    ("method=lwf", "train.accumulation=3"),
+    (
+        "method=fine_tune",
+        f"model.arch={CONV}",
+        "train.freeze_batchnorm=false",
+        "train.batch_size=5",
+    ),
+]
+
+
+@pytest.mark.parametrize("words", METHODS, ids=lambda words: "-".join(words)[7:40])
+def test_training_is_bit_equal_with_and_without_snapshots(grid, words):
+    _, plain = grid.build(runs_of(grid), *words)
+    before = weights(plain)
+    builder, cell = with_snapshots(grid, *words)
+    assert cell.name == plain.name
+    assert same(weights(cell), before)
+    states = by_step(builder)
+    assert list(states) == {6: [1, 2], 10: [1, 3]}[cell.steps]
+    assert not same(*states.values())
+    assert all(state.keys() - {"prompt"} == before.keys() for state in states.values())
+
+
+class Stopped(Exception):
+    """Ends a training between two steps."""
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "lora"])
+def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
+    builder, _ = with_snapshots(grid, f"method={method}")
+    rate = loop.optim.learning_rate
+
+    def stop(step: int, *words: float) -> float:
+        if step == 2:
+            raise Stopped
+        return rate(step, *words)
+
+    monkeypatch.setattr(loop.optim, "learning_rate", stop)
+    stopped = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    with builder.run.threads():
+        loop.prepare(stopped, builder.run, builder)
+        engine = loop.initialize(stopped, builder.run)
+        with pytest.raises(Stopped):
+            loop.epochs(engine, stopped, builder.run)
+        loop.close(engine)
+    assert same(by_step(builder)[2], stopped.export().state)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", CONV])
+def test_an_export_of_lora_leaves_the_method_as_it_is(grid, arch):
+    case = prepared(grid, "method=lora", f"model.arch={arch}")
+    with torch.no_grad():
+        for parameter in case.method.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1
+    before = case.method.logits(case.batch)
+    names = list(case.method.state_dict())
+    first = case.method.export().state
+    assert names == list(case.method.state_dict())
+    assert torch.equal(case.method.logits(case.batch), before)
+    assert same(case.method.export().state, first)
+
+
+def test_a_fitted_head_leaves_no_snapshot(grid):
+    builder, cell = with_snapshots(grid, "method=linear_probe")
+    assert cell.steps == 0 and not by_step(builder)
+    assert builder.build().name == cell.name
+
+
+def test_a_write_that_fails_is_raised_when_training_ends(grid):
+    method = prepared(grid).method
+
+    def fail(step: int, export: object) -> None:
+        raise OSError(f"no room at step {step}")
+
+    with (
+        pytest.raises(OSError, match="no room at step 4"),
+        snapshots.Snapshots([4], fail) as taking,
+    ):
+        for step in range(1, 7):
+            taking.take(step, method)
+
+
+def test_a_copy_holds_what_was_there_and_not_what_comes(grid):
+    method, seen = prepared(grid).method, {}
+    with snapshots.Snapshots([1], lambda step, export: seen.update({step: export})) as taking:
+        wanted = {name: tensor.clone() for name, tensor in method.export().state.items()}
+        taking.take(1, method)
+        with torch.no_grad():
+            for parameter in method.net.parameters():
+                parameter.zero_()
+    assert same(seen[1].state, wanted)
