@@ -31,7 +31,8 @@ from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
-from engine.training import fisher, heads
+from engine.training import fisher, heads, snapshots
+from engine.training.schedule import total_steps
 from loaders.batch import Batch
 
 PREPARE = "prepare"
@@ -63,7 +64,7 @@ class PlannedCell:
     """A cell that a campaign will make.
 
     bytes: of its weights on disk, 0 for a mix. chosen: its mix depends on results, so it is counted
-    as unlike any other mix.
+    as unlike any other mix. steps: optimizer steps that make it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class PlannedCell:
     bytes: int = 0
     export: Export | None = None
     chosen: bool = False
+    steps: int = 0
 
     def prompt(self) -> torch.Tensor | None:
         return self.export.prompt if self.export else None
@@ -118,12 +120,14 @@ class DryRun:
         drawn = self._drawn({n: len(self.labelled[n].split(split)) for n, split in places.items()})
         for downstream in self.plan.sets:
             first = self.recipe_of(self.plan.methods[0], downstream)
-            cells = [
-                self.context(downstream, dataclasses.replace(first, seed=seed)).cell(method)
-                for seed in range(first.seed, first.seed + first.seeds)
-                for method in self.plan.methods
-            ]
-            mixes = [(cell, entry.mix) for cell in cells for entry in cell.entries]
+            mixes: list[tuple[PlannedCell, Mix]] = []
+            for seed in range(first.seed, first.seed + first.seeds):
+                of_seed = self.context(downstream, dataclasses.replace(first, seed=seed))
+                for method in self.plan.methods:
+                    cell = of_seed.cell(method)
+                    mixes += [(cell, entry.mix) for entry in cell.entries]
+                    taken = self._snapshots(cell, self.recipe_of(method, downstream))
+                    mixes += [(snapshot, {snapshot.name: 1.0}) for snapshot in taken]
             column = self.context(downstream, first)
             for name in places:
                 column.evaluate(mixes, name, sample.split_of(first, name), drawn.get(name))
@@ -159,6 +163,16 @@ class DryRun:
             method.targets_N = torch.zeros(1, dtype=torch.int64)
             self._step_flops[key] = flops(lambda: method(batch).sum().backward())
         return self._step_flops[key]
+
+    def _snapshots(self, cell: PlannedCell, recipe: Recipe) -> list[PlannedCell]:
+        """The snapshots of a cell. Their weights count where the recipe keeps them."""
+        size = cell.bytes if recipe.train.keep_snapshots else 0
+        planned = []
+        for step in snapshots.steps(recipe.train.snapshots, cell.steps)[:-1]:
+            name = f"{cell.name}-step{step}"
+            planned.append(PlannedCell(name, [], name, size))
+        self.cells |= {snapshot.name: snapshot for snapshot in planned}
+        return planned
 
     def _drawn(self, sizes: dict[str, int]) -> dict[str, int]:
         """Images that a budget leaves of each set: equally many, or all of a small one.
@@ -308,12 +322,13 @@ class PlannedContext(Context[PlannedCell]):
     def _train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self)
         method.to(self.device)
-        train, seen, steps = self.recipe.train, len(self.target.split("train")), 0
+        seen, steps = len(self.target.split("train")), 0
         if method.problem is not None:
             work = heads.EVALUATIONS * method.problem.flops(self.dry_run.classes)
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32
         else:
-            steps = math.ceil(seen / train.batch_size) * train.epochs
+            train = self.recipe.train
+            steps = total_steps(train, seen)
             seen *= train.epochs
             work = seen * (self.dry_run.step_flops(method, self.recipe) / train.batch_size)
             precision = self._form(training=True).precision
@@ -323,7 +338,7 @@ class PlannedContext(Context[PlannedCell]):
         )
         export = method.export()
         backbone = self.base.backbone if export.shares_backbone else self.name
-        return _trained(self.name, backbone, export)
+        return dataclasses.replace(_trained(self.name, backbone, export), steps=steps)
 
     def _form(self, *, training: bool) -> Form:
         """The form of models on the campaign's device, which need not be there."""
