@@ -167,10 +167,11 @@ class DryRun:
     def _snapshots(self, cell: PlannedCell, recipe: Recipe) -> list[PlannedCell]:
         """The snapshots of a cell. Their weights count where the recipe keeps them."""
         size = cell.bytes if recipe.train.keep_snapshots else 0
-        planned = []
-        for step in snapshots.steps(recipe.train.snapshots, cell.steps)[:-1]:
-            name = f"{cell.name}-step{step}"
-            planned.append(PlannedCell(name, [], name, size))
+        images = [len(self.labelled[name].split("train")) for name in self.plan.sets]
+        longest = total_steps(recipe.train, max(images))
+        steps = snapshots.steps(recipe.train.snapshots, longest)
+        names = [f"{cell.name}-step{step}" for step in steps if step < cell.steps]
+        planned = [PlannedCell(name, [], name, size) for name in names]
         self.cells |= {snapshot.name: snapshot for snapshot in planned}
         return planned
 

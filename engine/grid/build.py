@@ -101,17 +101,17 @@ class Builder(Context[Cell]):
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
 
     def entries(self) -> list[Entry]:
-        """The models of the recipe's cell that are evaluated, its snapshots among them.
+        """The models of the recipe's cell that are evaluated, with those during its training.
 
         They are found, or made now.
         """
         cell = self.build()
-        taken = {s.step: s.name(self.store) for s in self._snapshots(cell)}
-        if taken:  # then the curve ends with the cell itself
-            taken[cell.steps] = cell.name
+        if not self._follows_training or not cell.steps:
+            return cell.entries
+        during = {taken.step: taken.name(self.store) for taken in self._snapshots(cell)}
         return cell.entries + [
-            Entry({name: 1.0}, headline=False, setting=dynamics.setting(step))
-            for step, name in taken.items()
+            Entry({during.get(step, cell.name): 1.0}, None, False, dynamics.setting(step))
+            for step in snapshots.points(self.run)
         ]
 
     def remove_snapshots(self) -> None:
@@ -224,15 +224,19 @@ class Builder(Context[Cell]):
         probe = self.request.recipe("linear_probe", dataset.upstream)
         return self._of(linear_probe.first_head(probe)).build()
 
+    @property
+    def _follows_training(self) -> bool:
+        recipe = self.recipe
+        return recipe.method.name in self.with_snapshots and recipe.train.snapshots > 0
+
     def _snapshots(self, cell: Cell | None) -> list[Snapshot]:
         """The snapshots of the recipe's cell, where this builder takes them.
 
         What has no cell yet counts as trained by steps; a fitted head turns out to have none.
         """
-        recipe = self.recipe
-        if recipe.method.name not in self.with_snapshots or not recipe.train.snapshots:
+        if not self._follows_training:
             return []
-        images = len(self.target.split("train"))
+        recipe, images = self.recipe, len(self.target.split("train"))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
         label = f"{recipe.method.name}-{recipe.downstream}"
         return snapshots.of_cell(self.run, self.store.place("cells", label, self.key()).name, total)

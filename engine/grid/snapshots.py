@@ -14,6 +14,7 @@ from engine.evaluation import sample
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.training import snapshots
+from engine.training.schedule import total_steps
 
 KIND = "snapshots"
 
@@ -35,16 +36,30 @@ class Snapshot:
         return run.find(KIND, self.label, self.key)
 
 
-def of_cell(run: Run, cell: str, total: int) -> list[Snapshot]:
-    """The snapshots that a run's recipe takes of a cell, by its name; `total`: its optimizer steps.
+def points(run: Run) -> list[int]:
+    """The steps of a grid's curves, the same in every column: the last is the longest training's.
 
-    The last step is left out: it is the cell itself.
+    A column whose training ends earlier stays at its end, so each point is a mean over all columns.
+    """
+    recipe = run.recipe
+    totals = [
+        total_steps(recipe.train, len(run.sets[name].split("train")))
+        for name in recipe.dataset.sets
+    ]
+    return snapshots.steps(recipe.train.snapshots, max(totals))
+
+
+def of_cell(run: Run, cell: str, total: int) -> list[Snapshot]:
+    """The snapshots that a run's recipe takes of a cell (its name), which takes `total` steps.
+
+    From the last step on, the model is the cell itself.
     """
     recipe = run.recipe
     label = f"{recipe.method.name}-{recipe.downstream}"
     return [
         Snapshot(step, f"{label}-step{step}", {"cell": cell, "step": step})
-        for step in snapshots.steps(recipe.train.snapshots, total)[:-1]
+        for step in points(run)
+        if step < total
     ]
 
 
