@@ -7,7 +7,8 @@ accuracy in percent on set j of the model that is fine-tuned on set i for s step
     ood(s)        = 1/(n(n-1)) sum_i sum_{j != i} A_i^(j)(s)
     upstream(s)   = 1/n sum_i A_i^(up)(s)
 
-Step 0 is the pre-trained model. A column whose training ends before step s counts as it ended. Every number of every step is resampled jointly (`bootstrap`).
+Step 0 is the pre-trained model. A column whose training ends before step s counts as it ended.
+Every number of every step is resampled jointly (`bootstrap`).
 
 The claim of ImageNet-RIB's slides, made precise:
 

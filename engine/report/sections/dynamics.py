@@ -31,8 +31,8 @@ def section(results: Results) -> Section | None:
     claims = [of_method.claim for of_method in curves if of_method.claim is not None]
     table = Table(
         "dynamics-claims",
-        "When robustness peaks and when downstream accuracy saturates, in optimizer steps; `fall` is "
-        "the change in OOD accuracy from the best earlier step to saturation, in points.",
+        "When robustness peaks and when downstream accuracy saturates, in optimizer steps; `fall`: "
+        "OOD accuracy at the best earlier step less that at saturation, in points.",
         pandas.DataFrame(claims).rename(
             columns={end: f"fall_{end}" for end in ("low", "high", "error")}
         ),
@@ -101,8 +101,8 @@ def _figure(
     of_model = f" of {model}" if models > 1 else ""
     return Figure(
         "dynamics" if models == 1 else f"dynamics-{model.replace('_', '-')}",
-        f"Accuracy{of_model} in percent against the optimizer step, on a scale of logarithms; `pre` "
-        "is the pre-trained model. Bands are 95% intervals.",
+        f"Accuracy{of_model} in percent against the optimizer step, on a logarithmic axis; pre: "
+        "the pre-trained model. Bands are 95% intervals.",
         f"Mean accuracy{of_model} during fine-tuning. {'; '.join(last)}.",
         data,
         _spec(data),

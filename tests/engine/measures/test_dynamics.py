@@ -1,0 +1,162 @@
+"""Training dynamics: curves against plain means, and the claim on curves of either outcome."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stores
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.measures import bootstrap, dynamics, metrics
+from engine.measures.rows import PRE, Arm, Evaluation
+
+ARM = Arm("lite0", "fine_tune", "canonical", None)
+STEPS = [0, 1, 10, 100]
+SETS = list(stores.SETS)
+
+
+def claim_of(downstream: list[float], ood: list[float], noise: float) -> dynamics.Claim | None:
+    """The claim of curves whose draws lie around them with this standard deviation."""
+    values = np.array([downstream, ood], float)
+    draws = values + noise * np.random.default_rng(0).standard_normal((4000, *values.shape))
+    return dynamics.claim(ARM, STEPS, values, draws)
+
+
+def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
+    claim = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=0.5)
+    assert claim is not None
+    assert (claim.peak, claim.peak_ood, claim.saturation, claim.best) == (1, 36, 10, 1)
+    assert claim.fall == 5 and claim.low < 5 < claim.high and claim.holds
+    # Two earlier steps: the interval leaves 0.05 / 2 out, half of it at either side.
+    wanted = 5 + 0.5 * 2**0.5 * 2.2414 * np.array([-1, 1])
+    np.testing.assert_allclose([claim.low, claim.high], wanted, atol=0.15)
+
+
+def test_a_fall_after_saturation_or_within_the_noise_does_not():
+    after = claim_of([20, 58, 59, 60], [30, 36, 31, 25], noise=0.5)
+    assert after is not None
+    assert (after.peak, after.saturation, after.best) == (1, 1, 0)
+    assert after.fall == -6 and after.high < 0 and not after.holds
+    unsure = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=5)
+    assert unsure is not None
+    assert unsure.fall == 5 and unsure.low < 0 and not unsure.holds
+
+
+def test_a_collapse_from_the_first_step_on_counts_from_the_pre_trained_model():
+    claim = claim_of([20, 30, 40, 60], [50, 20, 10, 5], noise=0.5)
+    assert claim is not None
+    assert (claim.peak, claim.best, claim.saturation, claim.holds) == (0, 0, 100, True)
+
+
+@pytest.mark.parametrize("downstream", [[20, 20, 20, 20], [20, 10, 5, 19]])
+def test_without_a_rise_there_is_no_claim(downstream: list[float]):
+    assert claim_of(downstream, [30, 36, 31, 25], noise=0.5) is None
+
+
+@given(st.lists(st.integers(0, 100), min_size=4, max_size=4), st.data())
+def test_what_a_claim_says_of_its_steps_is_so(downstream: list[int], data: st.DataObject):
+    ood = data.draw(st.lists(st.integers(0, 100), min_size=4, max_size=4))
+    claim = claim_of(list(map(float, downstream)), list(map(float, ood)), noise=0.1)
+    if max(downstream) == downstream[0]:
+        assert claim is None
+        return
+    assert claim is not None
+    at = dict(zip(STEPS, zip(downstream, ood, strict=True), strict=True))
+    level = downstream[0] + 0.95 * (max(downstream) - downstream[0])
+    reached = [step for step in STEPS if at[step][0] >= level - 1e-9]
+    assert claim.saturation == reached[0]
+    earlier = [step for step in STEPS if step < claim.saturation]
+    assert claim.best in earlier and claim.peak in STEPS
+    assert claim.fall == max(at[step][1] for step in earlier) - at[claim.saturation][1]
+    assert claim.low <= claim.high and claim.holds == (claim.low > 0)
+
+
+def grid_of(folder: Path, seeds: tuple[int, ...] = (0,)) -> list[Evaluation]:
+    """A grid whose fine-tuned models have two snapshots; the last is the cell itself."""
+    rng = np.random.default_rng(0)
+    shares = {PRE: 0.3, "fine_tune": 0.6, "early": 0.5}
+
+    def hits(seed: int) -> stores.Hits:
+        return lambda method, downstream, on: rng.random(40 if on != "b" else 24) < shares[method]
+
+    rows = stores.several_seeds(folder, hits, seeds, methods=("fine_tune", "early"))
+    early, last = (dict(setting=dynamics.setting(step), headline=False) for step in (3, 30))
+    return [
+        *(row for row in rows if row.method == PRE),
+        *(row for row in rows if row.method == "fine_tune"),
+        *(replace(row, **last) for row in rows if row.method == "fine_tune"),
+        *(replace(row, method="fine_tune", **early) for row in rows if row.method == "early"),
+    ]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_curves_are_means_of_accuracies(tmp_path: Path, seeds: tuple[int, ...]):
+    grid = metrics.gather(grid_of(tmp_path, seeds))
+    (curves,) = dynamics.dynamics(grid, SETS, "up")
+    assert curves.arm == ARM
+    by_cell = {
+        (row.setting, row.downstream, row.evaluated_on): row.accuracy for row in grid.accuracy
+    }
+    for step in (0, 3, 30):
+        setting = dynamics.setting(step) if step else ""
+        at = {(i, j): by_cell[setting, i if step else "", j] for i in SETS for j in (*SETS, "up")}
+        wanted = {
+            "downstream": np.mean([at[i, i] for i in SETS]),
+            "ood": np.mean([at[i, j] for i in SETS for j in SETS if i != j]),
+            "upstream": np.mean([at[i, "up"] for i in SETS]),
+        }
+        for quantity, value in wanted.items():
+            (point,) = (p for p in curves.curve(quantity) if p.step == step)
+            assert point.value == pytest.approx(value)
+            assert point.low < value < point.high
+            assert point.high - point.low > 3
+
+
+def test_intervals_are_those_of_a_plain_joint_bootstrap(tmp_path: Path):
+    """The OOD curve drawn source by source, with every set's images of a source drawn together."""
+    evaluations = grid_of(tmp_path)
+    grid = metrics.gather(evaluations)
+    (curves,) = dynamics.dynamics(grid, SETS, "up")
+    sources = sorted({s for of_set in grid.predictions.values() for s in of_set.sources})
+    counts = np.random.default_rng(1).poisson(1, (20_000, len(sources)))
+    draws = []
+    for name in SETS:
+        of_set = grid.predictions[name]
+        weights = counts[:, np.searchsorted(sources, of_set.sources)]
+        others = [i for i in SETS if i != name]
+        after = np.sum(
+            [of_set.correct[ARM._replace(setting="step=3"), i][0] for i in others], axis=0
+        )
+        draws.append(100 * (weights @ after) / (weights @ of_set.total) / len(others))
+    low, high, _ = bootstrap.ends(np.mean(draws, axis=0))
+    point = curves.curve("ood")[1]
+    assert (point.low, point.high) == pytest.approx((low, high), abs=0.4)
+
+
+def test_a_grid_without_snapshots_has_no_dynamics(tmp_path: Path):
+    grid = metrics.gather(stores.grid(tmp_path, stores.random_hits()))
+    assert dynamics.dynamics(grid, SETS, "up") == []
+
+
+def test_curves_without_a_common_start_are_refused(tmp_path: Path):
+    rng = np.random.default_rng(0)
+
+    def hits(method: str, downstream: str, on: str) -> np.ndarray:
+        return rng.random(20 if on == downstream else 40) < 0.5
+
+    rows = [
+        replace(row, setting="step=1") if row.method != PRE else row
+        for row in stores.grid(tmp_path, hits)
+    ]
+    with pytest.raises(ValueError, match="saw different images of it"):
+        dynamics.dynamics(metrics.gather(rows), SETS, "up")
+
+
+def test_settings_and_steps():
+    assert dynamics.step_of(ARM._replace(setting=dynamics.setting(16))) == 16
+    assert dynamics.step_of(ARM) is None
+    assert dynamics.step_of(ARM._replace(setting="dataset.shots=4")) is None
