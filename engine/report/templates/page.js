@@ -70,7 +70,12 @@ class Figure {
   draw(again = false) {
     if (!this.drawing || again) {
       const mode = dark.matches ? "dark" : "light";
-      const options = { actions: false, renderer: "svg", tooltip: { theme: mode } };
+      const options = {
+        actions: false,
+        renderer: "svg",
+        tooltip: { theme: mode },
+        logLevel: vega.Error, // it warns that a figure as high as its rows does not fit a height
+      };
       this.drawing = vegaEmbed(this.place, this.whole(mode), options)
         .then(({ view }) => { this.view = view; this.element.dataset.drawn = mode; });
     }
