@@ -9,6 +9,7 @@ from engine.report.section import Figure
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 COMPOSED = ("facet", "concat", "hconcat", "vconcat", "repeat", "spec")
+FACETS = {"row", "column", "facet"}
 # Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale here.
 CATEGORIES = {
     "light": ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6f00", "#56b4e9", "#e69f00"],
@@ -71,14 +72,17 @@ def theme(mode: str) -> dict[str, Any]:
 def whole(figure: Figure, mode: str = "light", width: int | str = "container") -> dict[str, Any]:
     """A specification that can be drawn by itself, with its data in it."""
     values = figure.data.astype(object).where(figure.data.notna(), None).to_dict("records")
-    return {**sized(figure.spec, width), "data": {"values": values}, "config": theme(mode)}
+    return {**sized(figure, width), "data": {"values": values}, "config": theme(mode)}
 
 
-def sized(spec: Mapping[str, Any], width: int | str = "container") -> dict[str, Any]:
-    """The specification with this width, unless it has one or is composed of several views."""
-    composed = any(key in spec for key in COMPOSED) or any(
-        channel in spec.get("encoding", {}) for channel in ("row", "column", "facet")
-    )
-    if composed or "width" in spec:
-        return dict(spec)
-    return {**spec, "width": width}
+def sized(figure: Figure, width: int | str = "container") -> dict[str, Any]:
+    """The figure's specification with this width, unless it has one or is composed of several
+    views. A height in steps becomes a number: Vega-Lite fits no width beside it."""
+    spec = dict(figure.spec)
+    encoding = spec.get("encoding", {})
+    if "width" in spec or any(key in spec for key in COMPOSED) or FACETS & encoding.keys():
+        return spec
+    step, y = spec.get("height"), encoding.get("y", {})
+    if isinstance(step, Mapping) and "field" in y:
+        spec["height"] = step["step"] * int(figure.data[y["field"]].nunique())
+    return spec | {"width": width}

@@ -108,7 +108,7 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         return key
 
     drawn = {
-        figure.name: {"data": stored(figure.data), "spec": figures.sized(figure.spec)}
+        figure.name: {"data": stored(figure.data), "spec": figures.sized(figure)}
         for section in page.sections
         for figure in section.figures
     }
