@@ -18,7 +18,7 @@ from engine.evaluation import passes, user_models
 from engine.grid import export
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap, metrics, predictions
+from engine.measures import bootstrap, dynamics, metrics, predictions
 from engine.measures.rows import PRE, Accuracy, Evaluation
 from engine.recipe.request import Request
 from engine.run import Run
@@ -53,6 +53,8 @@ def evaluate(
 ) -> list[OnUsersSet]:
     """Every row of a finished campaign on every set; the pre-trained model comes first.
 
+    Snapshots are left out: their weights may be gone.
+
     `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a name of the
     campaign's sets, classes that the head lacks, and missing predictions; FileNotFoundError for
     missing cells.
@@ -64,7 +66,8 @@ def evaluate(
                 f"{name} is a set of the campaign, whose numbers are in {campaign.report}; give "
                 f"this set another name, as in --sets NAME={places[name]}"
             )
-    models = {(row.arm, row.downstream, row.seed): row for row in campaign.evaluations}.values()
+    finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
+    models = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
     mixes = [predictions.mix_of(row.path) for row in models]
     resolved = request.recipe()
     packs = {name: user_models.pack_at(resolved, place) for name, place in places.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas
 
@@ -11,7 +10,9 @@ from engine.measures import dynamics
 from engine.measures.dynamics import Dynamics
 from engine.measures.rows import Arm
 from engine.measures.standings import rounded, signed
+from engine.report import frames, specs
 from engine.report.section import Figure, Section, Table
+from engine.report.specs import Spec
 from engine.report.tables import Results
 
 LABELS = {"downstream": "set fine-tuned on", "ood": "other sets", "upstream": "upstream set"}
@@ -100,7 +101,7 @@ def _figure(
     ]
     of_model = f" of {model}" if models > 1 else ""
     return Figure(
-        "dynamics" if models == 1 else f"dynamics-{model.replace('_', '-')}",
+        frames.slug("dynamics", *[model] * (models > 1)),
         f"Accuracy{of_model} in percent against the optimizer step, on a logarithmic axis; pre: "
         "the pre-trained model. Bands are 95% intervals.",
         f"Mean accuracy{of_model} during fine-tuning. {'; '.join(last)}.",
@@ -109,7 +110,7 @@ def _figure(
     )
 
 
-def _spec(data: pandas.DataFrame) -> dict[str, Any]:
+def _spec(data: pandas.DataFrame) -> Spec:
     x = {
         "field": "at",
         "type": "quantitative",
@@ -121,8 +122,7 @@ def _spec(data: pandas.DataFrame) -> dict[str, Any]:
             "labelOverlap": True,
         },
     }
-    scale = {"zero": False}
-    y = {"field": "accuracy", "type": "quantitative", "title": "accuracy, %", "scale": scale}
+    y = specs.number("accuracy", "accuracy, %", zero=False, format="~r")
     color = {
         "field": "quantity",
         "type": "nominal",
@@ -130,12 +130,9 @@ def _spec(data: pandas.DataFrame) -> dict[str, Any]:
         "sort": list(LABELS.values()),
         "legend": {"orient": "bottom"},
     }
-    tooltip = [{"field": name} for name in ("method", "quantity", "step")]
-    tooltip += [
-        {"field": name, "type": "quantitative", "format": ".1f"}
-        for name in ("accuracy", "low", "high")
-    ]
-    view = {
+    tooltip = [specs.field(name) for name in ("method", "quantity", "step")]
+    tooltip += [specs.field(name, format=".1f") for name in ("accuracy", "low", "high")]
+    view: Spec = {
         "encoding": {"x": x, "color": color, "tooltip": tooltip},
         "layer": [
             {
@@ -145,8 +142,7 @@ def _spec(data: pandas.DataFrame) -> dict[str, Any]:
             {"mark": {"type": "line", "point": True}, "encoding": {"y": y}},
         ],
     }
-    methods = data["method"].nunique()
-    if methods == 1:
+    if data["method"].nunique() == 1:
         return view
     facet = {"field": "method", "type": "nominal", "title": None, "sort": None}
     return {"facet": facet, "columns": 3, "spec": view | {"width": SIDE, "height": SIDE}}
