@@ -72,6 +72,8 @@ OPTIONS = {
     "train.zero_stage": 1,
     "train.precision": "auto",
     "train.compile": "auto",
+    "train.snapshots": 0,
+    "train.keep_snapshots": False,
     "evaluate.batch_size": 256,
     "evaluate.precision": "auto",
     "evaluate.compile": "auto",
@@ -316,6 +318,7 @@ def test_mistake_on_the_command_line(name: str, words: list[str], message: str) 
     "word",
     [
         *("seed=-1", "seeds=0", "train.batch_size=0", "train.accumulation=0", "train.clip=-1"),
+        "train.snapshots=-1",
         *("train.warmup_steps=-3", "evaluate.batch_size=0", "optimizer.lr=0", "optimizer.lr=-1"),
         *("optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.momentum=1", "optimizer.eps=-1"),
         *("optimizer.weight_decay=-1", "optimizer.betas=[0.9,1]", "model.image_size=0"),
