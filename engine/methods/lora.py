@@ -111,5 +111,6 @@ class Method(FrozenBackbone):
             factors = [key for key in state if key.startswith(f"{name}.low_rank.")]
             for key in (f"{name}.frozen", *factors):
                 del state[key]
-            state[f"{name}.weight"] = self.net.get_submodule(name).weight.detach()
+            layer: Any = self.net.get_submodule(name)
+            state[f"{name}.weight"] = layer.weight.detach()
         return Export(state)

@@ -142,7 +142,7 @@ def _spec(data: pandas.DataFrame) -> Spec:
             {"mark": {"type": "line", "point": True}, "encoding": {"y": y}},
         ],
     }
-    if data["method"].nunique() == 1:
+    if len(set(data["method"])) == 1:
         return view
     facet = {"field": "method", "type": "nominal", "title": None, "sort": None}
     return {"facet": facet, "columns": 3, "spec": view | {"width": SIDE, "height": SIDE}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
     builder, _ = with_snapshots(grid, f"method={method}")
     rate = loop.optim.learning_rate
 
-    def stop(step: int, *words: float) -> float:
+    def stop(step: int, *words: Any) -> float:
         if step == 2:
             raise Stopped
         return rate(step, *words)
