@@ -46,4 +46,13 @@ def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
         raise RecipeError(f"{file}: {DOWNSTREAMS} must list sets, as in {DOWNSTREAMS}: [A, B]")
     if not isinstance(vary, dict):
         raise RecipeError(f"{file}: {VARY} must hold `KEY: [1, 2]` lines")
+    vary = {
+        key: list(map(_number, values)) if isinstance(values, list) else values
+        for key, values in vary.items()
+    }
     return GridKeys(str(file), downstreams, vary)
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is: PyYAML, which reads files, takes 1e-5 for a text."""
+    return catalogue.parsed(f"value={value}")["value"] if isinstance(value, str) else value

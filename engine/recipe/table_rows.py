@@ -40,7 +40,7 @@ def settings_of(rows: Mapping[str, Any], name: str, file: str) -> list[Layer]:
     method, row = method_of(rows, name, file), _row(rows, name, file)
     layers: list[Layer] = []
     if method != name and rows.get(method):
-        layers.append((f"{file} (methods.{method})", _row(rows, method, file)))
+        layers.append((f"{file} (methods.{method})", dict(_row(rows, method, file))))
     settings = {key: value for key, value in row.items() if key not in (BASE, TITLE)}
     title = row.get(TITLE)
     if title is None and method != name:

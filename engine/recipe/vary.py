@@ -22,7 +22,7 @@ def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
     """
     for word in words:
         section = word.partition(".")[0]
-        before = getattr(recipe, section, None)
+        before: Any = getattr(recipe, section, None)
         if not dataclasses.is_dataclass(before):
             raise RecipeError(f"{word!r} sets no key of a section, such as train.epochs=1")
         changed = dataclasses.replace(before, **_typed(type(before), section, word))
