@@ -14,6 +14,8 @@ from engine.recipe import catalogue, checks
 from engine.recipe.merge import add
 from engine.recipe.schema import Recipe
 
+SECTIONS = {f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING}
+
 
 def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
     """What `load` gives with these further words, each of which sets a key of a section.
@@ -22,9 +24,9 @@ def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
     """
     for word in words:
         section = word.partition(".")[0]
-        before: Any = getattr(recipe, section, None)
-        if not dataclasses.is_dataclass(before):
+        if section not in SECTIONS:
             raise RecipeError(f"{word!r} sets no key of a section, such as train.epochs=1")
+        before: Any = getattr(recipe, section)
         changed = dataclasses.replace(before, **_typed(type(before), section, word))
         recipe = dataclasses.replace(recipe, **{section: changed})
     checks.check(recipe)

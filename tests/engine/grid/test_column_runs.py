@@ -9,7 +9,6 @@ from statistics import fmean
 import campaigns
 import grids
 import pytest
-import torch
 
 from engine.grid import record
 from engine.grid.build import Builder
@@ -18,7 +17,6 @@ from engine.store import cells
 
 pytestmark = pytest.mark.slow
 folder, grid, SETS = campaigns.folder, grids.grid, campaigns.SETS
-DEVICE = torch.device("cpu")
 
 
 def written(folder: Path, name: str, text: str) -> None:
@@ -31,7 +29,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path) -> None:
+def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, grid: grids.Grid) -> None:
     written(folder, "upstream", "downstreams: [upstream]\n")
     report = campaigns.run(folder, name="upstream")
     accuracy = rows(report / "accuracy.csv")
@@ -48,12 +46,14 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path) -> None:
     assert "on the 3 sets, in points" in (report / "table.txt").read_text()
 
 
-def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder: Path) -> None:
+def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
+    folder: Path, grid: grids.Grid
+) -> None:
     """And the first head itself starts from the backbone, as in every other column."""
     name, words = str(folder / "shapes.yaml"), (f"runs={folder / 'runs'}",)
     request = Request(name, words)
     builders = [
-        Builder(request, request.recipe("linear_probe", downstream), DEVICE)
+        Builder(request, request.recipe("linear_probe", downstream), grid.device)
         for downstream in ("outline", "upstream")
     ]
     elsewhere, here = builders
@@ -65,7 +65,7 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder: Pa
     assert cells.find(here.store, parent).artifact.kind == "weights"
 
 
-def test_settings_vary_and_what_they_share_is_made_once(folder: Path) -> None:
+def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grids.Grid) -> None:
     text = "vary: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
     written(folder, "varied", text)
     campaigns.run(folder)  # the plain grid, whose learning rate is 0.02
@@ -79,7 +79,7 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path) -> None:
     plain = rows(folder / "runs/shapes/report/accuracy.csv")
     settings = {row["setting"] for row in accuracy if row["method"] != "pre"}
     assert settings == {"optimizer.lr=0.02", "optimizer.lr=0.001"}
-    assert made == {"fine_tune", "linear_probe", "wise_ft"}
+    assert made == ["fine_tune", "linear_probe", "wise_ft"]
 
     def of(table: list[dict[str, str]], key: str, value: str) -> set[tuple[str, ...]]:
         """The numbers of the rows with this value, and of the pre-trained model."""
@@ -94,7 +94,9 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path) -> None:
     assert all(f"{title}, {setting}" in text for title in ("FT", "LP") for setting in settings)
 
 
-def test_a_column_that_is_run_again_finds_its_cells(folder: Path, monkeypatch) -> None:
+def test_a_column_that_is_run_again_finds_its_cells(
+    folder: Path, grid: grids.Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "vary: {train.epochs: [1]}\ndownstreams: [few, upstream]\n"
     written(folder, "again", text)
     report = campaigns.run(folder, name="again")
@@ -104,7 +106,7 @@ def test_a_column_that_is_run_again_finds_its_cells(folder: Path, monkeypatch) -
     assert {path.name: path.read_bytes() for path in report.iterdir()} == first
 
 
-def test_variants_and_alphas_stand_side_by_side(folder: Path) -> None:
+def test_variants_and_alphas_stand_side_by_side(folder: Path, grid: grids.Grid) -> None:
     written(
         folder,
         "variants",
