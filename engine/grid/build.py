@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.grid import snapshots
-from engine.grid.snapshots import Snapshot
+from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
@@ -52,20 +52,24 @@ class Builder(Context[Cell]):
         recipe: Recipe,
         device: torch.device,
         sets: Sets | None = None,
-        with_snapshots: Collection[str] = (),
+        followed: Followed = Followed(),
+        start: Cell | None = None,
     ) -> None:
-        """`with_snapshots`: the methods whose cells leave the snapshots that their recipes name."""
+        """followed: whose training leaves snapshots. start: the model to start from, where that is
+        not the recipe's pre-trained model."""
         self.request = request
         self.recipe = recipe
         self.device = device
         self.store = Store(Path(recipe.runs) / "store")
         self.sets = sets or Sets(recipe, device, cache_folder())
-        self.with_snapshots = with_snapshots
+        self.followed = followed
+        self.start = start
 
     @cached_property
     def run(self) -> Run:
         """What the cell works with. The base model is made now if there is none."""
-        return Run(self.recipe, self.device, self.sets, self.store, self._base())
+        base = self.start or self._pre_trained()
+        return Run(self.recipe, self.device, self.sets, self.store, base)
 
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored."""
@@ -111,7 +115,7 @@ class Builder(Context[Cell]):
         during = {taken.step: taken.name(self.store) for taken in self._snapshots(cell)}
         return cell.entries + [
             Entry({during.get(step, cell.name): 1.0}, None, False, dynamics.setting(step))
-            for step in snapshots.points(self.run)
+            for step in snapshots.points(self.run, self.followed.downstreams)
         ]
 
     def remove_snapshots(self) -> None:
@@ -139,7 +143,7 @@ class Builder(Context[Cell]):
                 *self.upstream.split_key(recipe.dataset)[2:],
             ],
             "method": {k: v for k, v in method.items() if k != "title"},
-            "needs": [self._of(needed).key() for needed in siblings(recipe.method, self.sibling)],
+            "needs": [self.sibling(name).key() for name, _ in self._needs()],
             "optimizer": dataclasses.asdict(recipe.optimizer),
             "train": train | {"compile": False} | form.key,
             "seed": recipe.seed,
@@ -151,18 +155,17 @@ class Builder(Context[Cell]):
         seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
         return [self._of(dataclasses.replace(self.recipe, seed=seed)) for seed in seeds]
 
-    def sibling(self, method: str) -> Recipe:
-        """The recipe of another method in the same column."""
-        recipe = self.request.recipe(method, self.recipe.downstream)
-        return dataclasses.replace(recipe, seed=self.recipe.seed)
+    def row(self, method: str) -> Builder:
+        """The builder of a row of the campaign's table, in the same column."""
+        return self._beside(self.request, method)
 
-    def of(self, method: str) -> Builder:
-        """The builder of another method in the same column."""
-        return self._of(self.sibling(method))
+    def sibling(self, method: str) -> Builder:
+        """The builder of a method in the same column that the cell needs: in its variant."""
+        return self._beside(self.request.for_needs(self.recipe), method)
 
     def cell(self, method: str) -> Cell:
-        """The cell of another method in the same column, trained now if there is none."""
-        return self.of(method).build()
+        """The cell of a method that the cell needs, trained now if there is none."""
+        return self.sibling(method).build()
 
     @property
     def base(self) -> Cell:
@@ -214,20 +217,21 @@ class Builder(Context[Cell]):
     def holdout_accuracy(self, mix: Mix) -> float:
         return passes.holdout_accuracy(self.run, mix)
 
-    def _base(self) -> Cell:
+    def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is a linear probe of the upstream set."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed = cache_folder(), dataset.seed
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
-        if not model.head.fit or self.recipe.downstream == dataset.upstream:
+        if not model.head.fit:
             return Cell(backbone)
-        probe = self.request.recipe("linear_probe", dataset.upstream)
-        return self._of(linear_probe.first_head(probe)).build()
+        probe = linear_probe.first_head(self.request.recipe("linear_probe", dataset.upstream))
+        start = Cell(backbone)
+        return Builder(self.request, probe, self.device, self.sets, start=start).build()
 
     @property
     def _follows_training(self) -> bool:
         recipe = self.recipe
-        return recipe.method.name in self.with_snapshots and recipe.train.snapshots > 0
+        return recipe.method.name in self.followed.methods and recipe.train.snapshots > 0
 
     def _snapshots(self, cell: Cell | None) -> list[Snapshot]:
         """The snapshots of the recipe's cell, where this builder takes them.
@@ -239,7 +243,8 @@ class Builder(Context[Cell]):
         recipe, images = self.recipe, len(self.target.split("train"))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
         label = f"{recipe.method.name}-{recipe.downstream}"
-        return snapshots.of_cell(self.run, self.store.place("cells", label, self.key()).name, total)
+        name = self.store.place("cells", label, self.key()).name
+        return snapshots.of_cell(self.run, self.followed.downstreams, name, total)
 
     def _write(self, folder: Path, export: Export) -> None:
         backbone = self.base.backbone
@@ -257,5 +262,14 @@ class Builder(Context[Cell]):
         names = {name for entry in cell.entries for name in entry.mix}
         return ranks.all_agree(all(cells.find(self.store, name) for name in names))
 
+    def _needs(self) -> list[tuple[str, Recipe]]:
+        """The methods that the cell needs. Raises RecipeError where one of them mixes cells."""
+        return siblings(self.recipe.method, lambda name: self.sibling(name).recipe)
+
+    def _beside(self, request: Request, method: str) -> Builder:
+        recipe = request.recipe(method, self.recipe.downstream)
+        recipe = dataclasses.replace(recipe, seed=self.recipe.seed)
+        return Builder(request, recipe, self.device, self.sets, self.followed)
+
     def _of(self, recipe: Recipe) -> Builder:
-        return Builder(self.request, recipe, self.device, self.sets, self.with_snapshots)
+        return Builder(self.request, recipe, self.device, self.sets, self.followed)

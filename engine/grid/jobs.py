@@ -10,6 +10,8 @@ from engine.evaluation import features, passes, sample
 from engine.grid import workflow
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
+from engine.grid.columns import Column
+from engine.grid.snapshots import Followed
 from engine.recipe.request import Request
 
 if TYPE_CHECKING:
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def builder_of(plan: Plan, device: torch.device, downstream: str | None = None) -> Builder:
-    """The builder of a column's first method, or of the campaign's first column."""
-    request = Request(plan.name, plan.overrides)
+def builder_of(plan: Plan, device: torch.device, column: Column | None = None) -> Builder:
+    """The builder of a column's first method; without a column, of what all columns share."""
+    request = Request(plan.name, plan.overrides + (column.overrides if column else ()))
+    downstream = column.downstream if column else None
     recipe = request.recipe(plan.methods[0], downstream)
-    return Builder(request, recipe, device, with_snapshots=plan.methods)
+    return Builder(request, recipe, device, followed=Followed(plan.methods, plan.downstreams))
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -47,15 +50,15 @@ def prepare(plan: Plan, device: torch.device) -> None:
     begin(len(names) + 1)
 
 
-def column(plan: Plan, downstream: str, device: torch.device) -> None:
-    """Train every method on one set and evaluate the bank of models on all sets."""
+def column(plan: Plan, column: Column, device: torch.device) -> None:
+    """Train every method on one set, in a setting, and evaluate the bank of models on all sets."""
     started = time.monotonic()
-    builder = builder_of(plan, device, downstream)
+    builder = builder_of(plan, device, column)
     mixes = []
     work = [(seeded, method) for seeded in builder.seeded() for method in plan.methods]
     for done, (seeded, method) in enumerate(work, start=1):
-        mixes += [entry.mix for entry in seeded.of(method).entries()]
-        workflow.advance(plan.path, downstream, done, len(work) + 1)
+        mixes += [entry.mix for entry in seeded.row(method).entries()]
+        workflow.advance(plan.path, column.name, done, len(work) + 1)
     run = builder.run
     samples = sample.draw_all(run)
     for name in run.recipe.dataset.places:
@@ -63,6 +66,6 @@ def column(plan: Plan, downstream: str, device: torch.device) -> None:
         sample.evaluate_on(run, mixes, name, split, samples.get(name))
         run.sets.release(name)
     for seeded, method in work:
-        seeded.of(method).remove_snapshots()
-    workflow.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
-    log.info("column %s took %.0f s", downstream, time.monotonic() - started)
+        seeded.row(method).remove_snapshots()
+    workflow.advance(plan.path, column.name, len(work) + 1, len(work) + 1)
+    log.info("column %s took %.0f s", column.name, time.monotonic() - started)

@@ -38,15 +38,16 @@ class StoredSample:
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
-    asked: the digest by `campaign.identify` of the user's words. methods: key to title, in table
-    order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. samples: by set,
-    empty where all images were seen. sequential: whether sampling stopped once intervals were
-    narrow.
+    asked: the digest by `campaign.identify` of the user's words. sets: those that RI is measured
+    on. downstreams: those fine-tuned on. methods: key to title, in table order. files: SHA-256 of
+    each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all images
+    were seen. sequential: whether sampling stopped once intervals were narrow.
     """
 
     asked: str
     name: str
     sets: list[str]
+    downstreams: list[str]
     upstream: str
     methods: dict[str, str]
     settings: dict[str, Any]
@@ -128,7 +129,8 @@ def read(place: Path) -> FinishedCampaign:
     values: dict[str, Any] = json.loads((place / campaign.RECORD).read_text())
     values["evaluations"] = [_evaluation(row) for row in values["evaluations"]]
     values["samples"] = {name: StoredSample(**stored) for name, stored in values["samples"].items()}
-    return FinishedCampaign(Record(**values), place)
+    plain = {"downstreams": values["sets"]}  # of older files, which do not say it
+    return FinishedCampaign(Record(**{**plain, **values}), place)
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:

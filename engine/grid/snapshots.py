@@ -6,7 +6,7 @@ predictions are there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,17 @@ from engine.training import snapshots
 from engine.training.schedule import total_steps
 
 KIND = "snapshots"
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Whose training leaves snapshots, where their recipes name any: the methods of a plan.
+
+    downstreams: the sets that the plan fine-tunes on.
+    """
+
+    methods: Collection[str] = ()
+    downstreams: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -36,29 +47,30 @@ class Snapshot:
         return run.find(KIND, self.label, self.key)
 
 
-def points(run: Run) -> list[int]:
-    """The steps of a grid's curves, the same in every column: the last is the longest training's.
+def points(run: Run, downstreams: Collection[str]) -> list[int]:
+    """The steps of a grid's curves, the same in every column (`downstreams`): the last is the
+    longest training's.
 
     A column whose training ends earlier stays at its end, so each point is a mean over all columns.
     """
     recipe = run.recipe
     totals = [
         total_steps(recipe.train, len(run.sets[name].split("train")))
-        for name in recipe.dataset.sets
+        for name in downstreams
     ]
     return snapshots.steps(recipe.train.snapshots, max(totals))
 
 
-def of_cell(run: Run, cell: str, total: int) -> list[Snapshot]:
+def of_cell(run: Run, downstreams: Collection[str], cell: str, total: int) -> list[Snapshot]:
     """The snapshots that a run's recipe takes of a cell (its name), which takes `total` steps.
 
-    From the last step on, the model is the cell itself.
+    downstreams: as in `points`. From the last step on, the model is the cell itself.
     """
     recipe = run.recipe
     label = f"{recipe.method.name}-{recipe.downstream}"
     return [
         Snapshot(step, f"{label}-step{step}", {"cell": cell, "step": step})
-        for step in points(run)
+        for step in points(run, downstreams)
         if step < total
     ]
 

@@ -40,15 +40,20 @@ SATURATED = 0.95  # of the total rise
 _STEP = "step="
 
 
-def setting(step: int) -> str:
-    """The setting of the arm of a model after so many optimizer steps."""
-    return f"{_STEP}{step}"
+def setting(step: int, of_cell: str = "") -> str:
+    """The setting of the arm of a model after so many optimizer steps; of_cell: its cell's."""
+    return ",".join(filter(None, (of_cell, f"{_STEP}{step}")))
 
 
 def step_of(arm: Arm) -> int | None:
     """The optimizer steps of a snapshot's arm, None for an arm that is no snapshot's."""
-    number = arm.setting.removeprefix(_STEP)
-    return int(number) if number != arm.setting else None
+    last = arm.setting.rpartition(",")[2]
+    return int(last.removeprefix(_STEP)) if last.startswith(_STEP) else None
+
+
+def of_cell(arm: Arm) -> Arm:
+    """The arm of the cell that a snapshot's arm belongs to."""
+    return arm._replace(setting=arm.setting.rpartition(",")[0])
 
 
 @dataclass(frozen=True)
@@ -102,17 +107,30 @@ class Dynamics:
         return [point for point in self.points if point.quantity == quantity]
 
 
-def dynamics(grid: Grid, sets: Sequence[str], upstream: str, *, seed: int = 0) -> list[Dynamics]:
+def dynamics(
+    grid: Grid,
+    sets: Sequence[str],
+    upstream: str,
+    downstreams: Sequence[str] = (),
+    *,
+    seed: int = 0,
+) -> list[Dynamics]:
     """The dynamics of every method that has snapshots; empty where none has.
+
+    downstreams: the sets fine-tuned on, of which those among `sets` count; empty: `sets`.
 
     Raises ValueError where a model and the pre-trained model saw different images of the set that
     the model is fine-tuned on, since a curve then has no common start.
     """
+    trained_on = [name for name in downstreams or sets if name in sets]
     steps: dict[Arm, list[int]] = {}
-    for arm in dict.fromkeys(row.arm for row in grid.accuracy):
+    for arm in dict.fromkeys(row.arm for row in grid.accuracy if row.downstream in trained_on):
         if (step := step_of(arm)) is not None:
-            steps.setdefault(arm._replace(setting=""), []).append(step)
-    return [_of_arm(grid, arm, sorted(s), sets, upstream, seed) for arm, s in steps.items()]
+            steps.setdefault(of_cell(arm), []).append(step)
+    return [
+        _of_arm(grid, arm, sorted(of_arm), sets, upstream, trained_on, seed)
+        for arm, of_arm in steps.items()
+    ]
 
 
 def claim(arm: Arm, steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> Claim | None:
@@ -142,13 +160,21 @@ def claim(arm: Arm, steps: Sequence[int], values: np.ndarray, draws: np.ndarray)
 
 
 def _of_arm(
-    grid: Grid, arm: Arm, steps: Sequence[int], sets: Sequence[str], upstream: str, seed: int
+    grid: Grid,
+    arm: Arm,
+    steps: Sequence[int],
+    sets: Sequence[str],
+    upstream: str,
+    trained_on: Sequence[str],
+    seed: int,
 ) -> Dynamics:
-    arms = [arm.before, *(arm._replace(setting=setting(step)) for step in steps)]
+    arms = [arm.before, *(arm._replace(setting=setting(step, arm.setting)) for step in steps)]
     steps = [0, *steps]
-    columns = {name: _downstream_and_ood(grid, name, arms, sets) for name in sets}
+    columns = {
+        name: _downstream_and_ood(grid, name, arms, trained_on, len(sets)) for name in sets
+    }
     columns[upstream] = np.mean(
-        [_sums(grid.predictions[upstream], grid, arms, name) for name in sets], axis=0
+        [_sums(grid.predictions[upstream], grid, arms, name) for name in trained_on], axis=0
     )
 
     def curves(means: Sequence[np.ndarray]) -> np.ndarray:
@@ -175,20 +201,23 @@ def _of_arm(
 
 
 def _downstream_and_ood(
-    grid: Grid, name: str, arms: Sequence[Arm], sets: Sequence[str]
+    grid: Grid, name: str, arms: Sequence[Arm], trained_on: Sequence[str], sets: int
 ) -> np.ndarray:
     """[seeds, sources, 2 * arms]: what a set adds to the downstream curve and to the OOD curve."""
-    elsewhere, on_it = grid.predictions[name], grid.downstream_predictions[name]
+    elsewhere, n = grid.predictions[name], len(trained_on)
+    columns = [column for column in trained_on if column != name]
+    ood = sum(_sums(elsewhere, grid, arms, column) for column in columns) / (n * (sets - 1))
+    if name not in trained_on:
+        return np.concatenate([np.zeros_like(ood), ood], axis=-1)
+    on_it = grid.downstream_predictions[name]
     if not on_it.same_images(elsewhere):
         raise ValueError(
             f"models fine-tuned on {name} and the pre-trained model saw different images of it: "
             "evaluate all of them on the same split"
         )
-    n, others = len(sets), [trained_on for trained_on in sets if trained_on != name]
     before = elsewhere.sums((arms[0], ""), grid.seeds)[:, :, None]
     after = np.stack([on_it.sums((arm, name), grid.seeds) for arm in arms[1:]], axis=-1)
     downstream = np.concatenate([before, after], axis=-1) / n
-    ood = sum(_sums(elsewhere, grid, arms, trained_on) for trained_on in others) / (n * (n - 1))
     return np.concatenate([downstream, ood], axis=-1)
 
 

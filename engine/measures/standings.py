@@ -15,11 +15,12 @@ from engine.measures.rows import DEFAULT_ALPHA, decimals, of_main_table
 
 @dataclass(frozen=True)
 class Line:
-    """An arm, fine-tuned on every set.
+    """An arm, fine-tuned on every downstream set.
 
     `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
-    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets; `upstream`: mean
-    change on the upstream set in points, None where that was not evaluated.
+    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets of RI;
+    `upstream`: mean change on the upstream set in points, after fine-tuning on other sets, None
+    where that was not evaluated.
     """
 
     arm: Arm
@@ -36,14 +37,16 @@ class Line:
 class Standings:
     """A pre-trained model: its accuracy `before` fine-tuning by set, and its arms.
 
-    `sets` run from the easiest to the hardest before fine-tuning. `lines` follow the order of the
-    methods, with interpolations at the alpha that their recipe names, never an alpha chosen on OOD
-    sets; where a campaign varies a key, a method has a line for each setting. `curves` hold every
-    alpha of an interpolation in a setting, ascending.
+    `sets`, those of RI, run from the easiest to the hardest before fine-tuning; so do
+    `downstreams`, those fine-tuned on. `lines` follow the order of the methods, with interpolations
+    at the alpha that their recipe names, never an alpha chosen on OOD sets; where a campaign varies
+    a key, a method has a line for each setting. `curves` hold every alpha of an interpolation in a
+    setting, ascending.
     """
 
     model: str
     sets: tuple[str, ...]
+    downstreams: tuple[str, ...]
     before: Mapping[str, float]
     lines: tuple[Line, ...]
     curves: tuple[tuple[Line, ...], ...]
@@ -64,14 +67,17 @@ def standings(
     sets: Sequence[str],
     upstream: str,
     methods: Mapping[str, str],
+    downstreams: Sequence[str] = (),
 ) -> list[Standings]:
     """Arrange the rows of a whole grid by model; `methods` maps a method's key to its title, in
-    table order. Methods that `methods` does not name come last, under their key.
+    table order. Methods that `methods` does not name come last, under their key. A variant that a
+    title does not name is added to it. downstreams: as in `metrics.summarise`.
 
     Raises ValueError when a row refers to a pre-trained model that was not evaluated itself.
     """
     rows = list(accuracy)
-    ri = improvements(rows, sets)
+    downstreams = downstreams or sets
+    ri = improvements(rows, sets, downstreams)
     after: dict[Arm, dict[str, dict[str, float]]] = {}
     for row in rows:
         columns = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
@@ -83,21 +89,22 @@ def standings(
 
     def line(arm: Arm) -> Line:
         title, columns = methods.get(arm.method, arm.method), after[arm]
-        if arm.variant not in ("", "canonical"):
+        if arm.variant != "canonical" and arm.variant not in title:
             title += f" ({arm.variant})"
         if arm.setting:
             title += f", {arm.setting}"
+        before, elsewhere = after[arm.before][""], [i for i in downstreams if i != upstream]
         forgotten = None
-        if upstream in (before := after[arm.before][""]):
-            forgotten = fmean(columns[name][upstream] for name in sets) - before[upstream]
+        if upstream in before and elsewhere:
+            forgotten = fmean(columns[i][upstream] for i in elsewhere) - before[upstream]
         return Line(
             arm,
             title,
             ri[arm],
             columns,
             intervals[arm],
-            downstream=fmean(columns[name][name] for name in sets),
-            ood=fmean(columns[i][j] for i in sets for j in sets if i != j),
+            downstream=fmean(columns[i][i] for i in downstreams),
+            ood=fmean(columns[i][j] for i in downstreams for j in sets if i != j),
             upstream=forgotten,
         )
 
@@ -123,6 +130,7 @@ def standings(
             Standings(
                 model=pre.model,
                 sets=tuple(sorted(sets, key=lambda name: -before[name])),
+                downstreams=tuple(sorted(downstreams, key=lambda name: -before[name])),
                 before=before,
                 lines=tuple(_with_alpha(row) for row in lines if row.arm in shown),
                 curves=tuple(tuple(points) for points in curves.values() if len(points) > 1),
@@ -149,7 +157,7 @@ def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
 
 
 def _with_alpha(line: Line) -> Line:
-    """The line with its alpha in the title, if that is not the default."""
-    if line.arm.alpha in (None, DEFAULT_ALPHA):
+    """The line with its alpha in the title, if that is not the default and not there already."""
+    if line.arm.alpha in (None, DEFAULT_ALPHA) or f"alpha {line.arm.alpha:g}" in line.title:
         return line
     return replace(line, title=f"{line.title}, alpha {line.arm.alpha:g}")

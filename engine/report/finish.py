@@ -71,7 +71,9 @@ def _of_sample(run: FinishedCampaign) -> Sequence[str]:
         return []
     samples = {name: run.samples[name] for name in sets}  # the budget is a share of these
     sequential = run.record.sequential
-    intervals = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
+    intervals = half_widths.half_widths(
+        run.evaluations, samples, sets, run.record.downstreams, sequential=sequential
+    )
     half_widths.write(run.report, run.place, intervals, samples)
     return [half_widths.note(intervals, samples)]
 

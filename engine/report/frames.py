@@ -65,7 +65,7 @@ def cells(results: Results) -> pandas.DataFrame:
         }
         for model in results.models
         for line in model.lines
-        for downstream in model.sets
+        for downstream in model.downstreams
         for name, accuracy in in_order(model, line.after.get(downstream, {})).items()
     ]
     return pandas.DataFrame(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.measures.standings import Standings, counted, signed
-from engine.report import certainty
+from engine.report import certainty, table
 from engine.report.display import range_text
 from engine.report.tables import Results
 
@@ -21,17 +21,18 @@ def heading(title: str, results: Results) -> str:
 def finding(model: Standings) -> str:
     """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
     ranked = model.ranked()
-    n = len(model.sets)
     if not ranked:
-        every = f"all {words(n)}" if n > 2 else "both"
-        return f"No method has been fine-tuned on {every} sets yet."
+        return f"No method has been fine-tuned on all of {', '.join(model.downstreams)} yet."
+    where = table.measured_on(model)
+    if set(model.downstreams) == set(model.sets):
+        n = len(model.sets) - 1
+        where = f"the {counted('set', n, words(n))} a model was not fine-tuned on"
     line = ranked[0]
     best = line.mri
     ends = range_text(best.mri_low, best.mri_high, best.error)
     verb = "gains most" if best.mri > 0 else "loses least"
     text = (
-        f"{line.title} {verb} on the {counted('set', n - 1, words(n - 1))} a model was not "
-        f"fine-tuned on: {signed(best.mri)} points (95% interval {ends})"
+        f"{line.title} {verb} on {where}: {signed(best.mri)} points (95% interval {ends})"
     )
     plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
     if plain is line and len(ranked) > 1:
@@ -44,13 +45,13 @@ def finding(model: Standings) -> str:
 def lead(results: Results) -> str:
     """What was done, and for one model which methods can be told from the best."""
     model, *more = results.models
-    n, k = len(model.sets), len({line.arm.method for line in model.lines})
+    n, k = len(model.downstreams), len({line.arm.method for line in model.lines})
     name = f"one of {words(len(results.models))}" if more else model.model
     start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
-    others = f" {words(n - 1)}" * (n > 2)
+    trained_on = model.downstreams[0] if n == 1 else f"one of {words(n)} sets"
     text = (
-        f"{start} from the same pre-trained model ({name}). Each fine-tunes it on one of "
-        f"{words(n)} sets and is evaluated on the other{others}; this is repeated for every set."
+        f"{start} from the same pre-trained model ({name}). Each fine-tunes it on {trained_on} and "
+        f"is evaluated on {table.measured_on(model)}{'; this is repeated for every set' * (n > 1)}."
     )
     if more:
         return text

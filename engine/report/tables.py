@@ -77,15 +77,16 @@ def merged(runs: Sequence[FinishedCampaign]) -> Results:
 
 def _results(record: Record, evaluations: Sequence[Evaluation]) -> Results:
     grid = metrics.gather(evaluations)
-    summary = metrics.summarise(grid, record.sets)
+    summary = metrics.summarise(grid, record.sets, record.downstreams)
     models = standings(
         summary.accuracy,
         summary.mri,
         sets=record.sets,
         upstream=record.upstream,
         methods=record.methods,
+        downstreams=record.downstreams,
     )
-    sure = Certainty.of(grid, summary, record.sets, record.upstream)
+    sure = Certainty.of(grid, summary, record.sets, record.upstream, record.downstreams)
     return Results(grid, summary, models, sure, record)
 
 

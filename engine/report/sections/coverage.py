@@ -17,7 +17,7 @@ def section(results: Results) -> Section | None:
     places = [*record.sets, record.upstream]
     cells = {(row.arm, row.downstream, row.evaluated_on) for row in results.grid.accuracy}
     arms = list(dict.fromkeys(arm for arm, *_ in cells if arm.method != PRE))
-    expected = [(arm, i, j) for arm in arms for i in record.sets for j in places]
+    expected = [(arm, i, j) for arm in arms for i in record.downstreams for j in places]
     missing = [cell for cell in expected if cell not in cells]
     sampled = _sampled(results)
     seeds = len(results.grid.seeds)

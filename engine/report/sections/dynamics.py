@@ -22,7 +22,7 @@ SIDE = 230  # pixels of a panel where there are several
 
 def section(results: Results) -> Section | None:
     record = results.record
-    curves = dynamics.dynamics(results.grid, record.sets, record.upstream)
+    curves = dynamics.dynamics(results.grid, record.sets, record.upstream, record.downstreams)
     if not curves:
         return None
     by_model: dict[str, list[Dynamics]] = {}

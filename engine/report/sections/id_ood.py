@@ -94,7 +94,7 @@ def _points(results: Results) -> pandas.DataFrame:
             }
         )
         for line in model.lines:
-            for name in model.sets:
+            for name in model.downstreams:
                 after = line.after[name]
                 if upstream in after:
                     row = frames.of_line(model, line) | {

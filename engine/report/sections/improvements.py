@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures.standings import Standings
-from engine.report import frames, specs
+from engine.measures.standings import Standings, counted
+from engine.report import frames, specs, table
 from engine.report.section import Figure, Section, Table
 from engine.report.tables import Results
 
@@ -25,7 +25,7 @@ def section(results: Results) -> Section | None:
         | frames.ends(results, "RI", "RI", line.arm, name)
         for model in results.models
         for line in model.lines
-        for name in model.sets
+        for name in model.downstreams
     ]
     if not rows:
         return None
@@ -34,7 +34,8 @@ def section(results: Results) -> Section | None:
     return Section(
         "improvements",
         "Robustness improvement, set by set",
-        "RI in points: fine-tuned on the set that heads the column, evaluated on all the others. "
+        "RI in points: fine-tuned on the set that heads the column, evaluated on "
+        f"{table.measured_on(results.models[0])}. "
         "Sets stand from the easiest to the hardest for the pre-trained model.",
         figures=[_figure(results, model, data, end) for model in results.models if model.lines],
         tables=[
@@ -55,7 +56,7 @@ def _figure(results: Results, model: Standings, data: pandas.DataFrame, end: flo
     return Figure(
         frames.slug("improvements", model.model),
         f"RI{frames.label(results, model)}: blue is gain, orange loss.",
-        f"RI of {rows['method'].nunique()} methods on {len(model.sets)} sets"
+        f"RI of {rows['method'].nunique()} methods, fine-tuned on {counted('set', len(model.downstreams))}"
         f"{frames.label(results, model)}: from {least['RI']:+.1f} ({least['method']} on "
         f"{least['downstream']}) to {most['RI']:+.1f} ({most['method']} on {most['downstream']}).",
         rows.drop(columns=["model", "variant"]),

@@ -53,7 +53,7 @@ def _figure(results: Results, model: Standings) -> Figure:
 def _points(model: Standings) -> pandas.DataFrame:
     """The pre-trained model, every row of the table, and every step of every curve; `name` is
     empty where a point is only a step."""
-    before = fmean(model.before[name] for name in model.sets)
+    before = fmean(model.before[name] for name in model.downstreams)
     named = {line.arm: line.title for line in model.lines}
     on_curve = {line.arm for curve in model.curves for line in curve}
     rows = [_point("pre-trained", "pre-trained", before, before)]

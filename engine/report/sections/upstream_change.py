@@ -60,7 +60,9 @@ def _rows(results: Results, model: Standings, upstream: str) -> pandas.DataFrame
         row = frames.of_line(model, line) | {"downstream": "", "change_upstream": line.upstream}
         mean = frames.ends(results, "change_upstream", "change", line.arm, "", upstream)
         means.append(row | mean)
-        for name in model.sets:
+        for name in model.downstreams:
+            if name == upstream:
+                continue
             change = line.after[name][upstream] - model.before[upstream]
             dots.append(frames.of_line(model, line) | {"downstream": name, "change": change})
     return pandas.DataFrame([*means, *dots])

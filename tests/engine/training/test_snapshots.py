@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from engine.grid import snapshots as snapshots_in_store
 from engine.grid.build import Builder
+from engine.grid.snapshots import Followed
 from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.store.cells import Cell
@@ -54,7 +55,7 @@ def with_snapshots(grid: Grid, *words: str) -> tuple[Builder, Cell]:
     words = (runs_of(grid), "train.snapshots=3", *words)
     request = Request(grid.recipe, grid.overrides(*words))
     recipe = request.recipe()
-    builder = Builder(request, recipe, grid.device, with_snapshots=[recipe.method.name])
+    builder = Builder(request, recipe, grid.device, followed=Followed([recipe.method.name], recipe.dataset.sets))
     for kind in ("cells", snapshots_in_store.KIND):
         for folder in (builder.store.root / kind).glob(f"{recipe.method.name}-*"):
             shutil.rmtree(folder)
