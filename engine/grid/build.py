@@ -52,7 +52,7 @@ class Builder(Context[Cell]):
         recipe: Recipe,
         device: torch.device,
         sets: Sets | None = None,
-        followed: Followed = Followed(),
+        followed: Followed | None = None,
         start: Cell | None = None,
     ) -> None:
         """followed: whose training leaves snapshots. start: the model to start from, where that is
@@ -62,7 +62,7 @@ class Builder(Context[Cell]):
         self.device = device
         self.store = Store(Path(recipe.runs) / "store")
         self.sets = sets or Sets(recipe, device, cache_folder())
-        self.followed = followed
+        self.followed = followed or Followed()
         self.start = start
 
     @cached_property

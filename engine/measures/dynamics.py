@@ -170,9 +170,7 @@ def _of_arm(
 ) -> Dynamics:
     arms = [arm.before, *(arm._replace(setting=setting(step, arm.setting)) for step in steps)]
     steps = [0, *steps]
-    columns = {
-        name: _downstream_and_ood(grid, name, arms, trained_on, len(sets)) for name in sets
-    }
+    columns = {name: _downstream_and_ood(grid, name, arms, trained_on, len(sets)) for name in sets}
     columns[upstream] = np.mean(
         [_sums(grid.predictions[upstream], grid, arms, name) for name in trained_on], axis=0
     )

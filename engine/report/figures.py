@@ -19,9 +19,9 @@ CATEGORIES = {
 # grey, which has no hue that the colours between would pass through.
 DIVERGING = {
     "light": ["#dd8f48", "#ecc49d", "#f9f9f9", "#b3cfea", "#6ca6da"],
-    "dark": ["#a75a17", "#6a4220", "#242424", "#24476b", "#2a6fb8"],
+    "dark": ["#9c5214", "#6a4220", "#242424", "#24476b", "#2868ad"],
 }
-RAMP = {"light": ["#f9f9f9", "#6ca6da"], "dark": ["#242424", "#2a6fb8"]}
+RAMP = {"light": ["#f9f9f9", "#6ca6da"], "dark": ["#242424", "#2868ad"]}
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"]
 INK = {"light": "#1b1f24", "dark": "#e8eaed"}
 MUTED = {"light": "#5b646e", "dark": "#9ba4ae"}

@@ -31,9 +31,7 @@ def finding(model: Standings) -> str:
     best = line.mri
     ends = range_text(best.mri_low, best.mri_high, best.error)
     verb = "gains most" if best.mri > 0 else "loses least"
-    text = (
-        f"{line.title} {verb} on {where}: {signed(best.mri)} points (95% interval {ends})"
-    )
+    text = f"{line.title} {verb} on {where}: {signed(best.mri)} points (95% interval {ends})"
     plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
     if plain is line and len(ranked) > 1:
         return f"{text}, ahead of {ranked[1].title} at {signed(ranked[1].mri.mri)}."

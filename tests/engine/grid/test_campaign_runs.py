@@ -112,7 +112,7 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
     assert all(float(r["mri_low"]) <= float(r["mri"]) <= float(r["mri_high"]) for r in mri)
     assert len(mri) == len(arms)
     page = (report / "index.html").read_text()
-    assert "<svg" in page and "http-equiv" not in page and 'src="http' not in page
+    assert "data-figure" in page and "http-equiv" not in page and 'src="http' not in page
     distances = rows(report / "distances.csv")
     assert [row[""] for row in distances] == ["upstream", *SETS]
     assert all(float(row[name]) > 0 for row in distances for name in places - {row[""]})

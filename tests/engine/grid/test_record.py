@@ -50,7 +50,8 @@ def only_store_and_plans(folder: Path, runs: Path, to: Path) -> Iterator[None]:
 
 
 def files(report: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in report.iterdir()}
+    paths = (path for path in report.rglob("*") if path.is_file())
+    return {str(path.relative_to(report)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_seeds_of_a_campaign(folder, grid, capsys):
     for row in rows(report / "accuracy.csv"):
         values = [float(alone[seed][tuple(row[k] for k in KEY)]) for seed in ("0", "1")]
         assert float(row["accuracy"]) == pytest.approx(sum(values) / 2, abs=1e-5)
-    assert "Seed</dt><dd>0 to 1" in (report / "index.html").read_text()
+    assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
 
     words = ["metrics", str(folder / "shapes.yaml"), "--intervals", "--behaviour", "--compare"]
     assert cli.main([*words, f"runs={folder / 'runs'}", "seeds=2"]) == 0

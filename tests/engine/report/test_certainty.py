@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ from stores import SETS, grid, random_hits
 
 from engine.measures import comparisons, metrics
 from engine.measures.rows import Comparison
-from engine.measures.standings import rounded, signed, standings
-from engine.report import certainty
-from engine.report import old_sections as sections
+from engine.measures.standings import rounded, standings
+from engine.report import certainty, display
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 
@@ -87,7 +85,7 @@ def test_the_sentence_names_those_that_the_images_cannot_tell_from_the_best(tmp_
     one, found = worked_out(tmp_path / "far", strong({"ewc": 0.6, "lwf": 0.3}))
     assert certainty.not_told_apart(one, found).startswith("Every other method can be told")
     one, found = worked_out(tmp_path / "alone", strong({}), ("ewc",))
-    assert certainty.not_told_apart(one, found) == certainty.section(one, found) == ""
+    assert certainty.not_told_apart(one, found) == ""
     assert "no finished method" in certainty.comparison_table(one, found, "lwf")
 
 
@@ -136,7 +134,8 @@ def test_a_p_has_the_digits_that_its_draws_support_and_says_when_it_is_at_the_th
     corrected, error, text, real
 ):
     test = difference(corrected, error, corrected, error)
-    assert certainty._corrected(test) == text and certainty._real(test) is real
+    assert display.corrected_p(test.p_corrected, test.p_corrected_error) == text
+    assert certainty._real(test) is real
 
 
 def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
@@ -148,14 +147,6 @@ def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
     table = certainty.comparison_table(one, replace(found, comparisons=tuple(at)))
     assert "~0.05: so near" in " ".join(table.split()) and table.count("~0.05") == 3
     assert "~0.05" not in certainty.comparison_table(one, found)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"), [(0.0, "+1.2"), (0.05, "+1.2"), (0.051, "+1"), (0.6, "0")]
-)
-def test_numbers_have_the_digits_that_their_draws_support(error, expected):
-    assert signed(1.23, error=error) == expected
-    assert sections.span(-1.23, 1.23, error) == f"{expected.replace('+', '−')} to {expected}"
 
 
 def test_files_have_the_digits_that_the_draws_support(tmp_path):
@@ -175,7 +166,6 @@ def test_one_other_set_and_one_comparison_are_singular(tmp_path):
     texts = [
         certainty.comparison_table(one, found),
         certainty.not_told_apart(one, found),
-        certainty.section(one, found),
     ]
     for text in texts:
         flat = " ".join(text.split())
@@ -203,33 +193,6 @@ def test_on_a_sample_the_weights_say_who_is_better(tmp_path):
     text = certainty.comparison_table(one, found)
     (row,) = re.findall(r"FT +\S+ +\S+ +\[.*\] +\S+ +\S+ +(\d) +(\d)", text)
     assert row == ("0", "3")
-
-
-class Checker(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.cells: list[int] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        if tag == "tr":
-            self.cells.append(0)
-        if tag in ("td", "th"):
-            self.cells[-1] += 1
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_the_section_is_well_formed_and_escaped(tmp_path):
-    one, found = worked_out(tmp_path, random_hits())
-    html = certainty.section(one, found)
-    checker = Checker()
-    checker.feed(html)
-    assert checker.open == [] and checker.cells == [9] * 4
-    assert "L&lt;w&gt;F" in html and "<w>" not in html and "EWC &amp; co" in html
-    assert "Holm" in html and "source images like these" in html
 
 
 def test_csv_files_hold_every_row(tmp_path):
@@ -261,8 +224,7 @@ sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 import stores
 from engine.measures import metrics
-from engine.report import certainty
-from engine.report import old_sections as sections
+from engine.report import certainty, finish, sections
 folder = Path(sys.argv[3])
 cells = stores.grid(folder / "store", stores.random_hits(), methods=["a", "b"])
 found = metrics.gather(cells)
@@ -301,12 +263,3 @@ def test_every_table_has_the_intervals_of_its_numbers(tmp_path):
     lines = certainty.behaviour_table(one, found).splitlines()
     (at,) = [k for k, text in enumerate(lines) if text.startswith(f"{line.title} ")]
     assert lines[at + 1].split() == halves
-    told = certainty.section(one, found)
-    assert all(half in told for half in (halves[0], *halves[2:]))
-    page = sections.Page("up", None, "own")
-    html = sections.upstream_change(one, page, found.forgotten("up"))
-    assert (
-        sections.span(*found.interval("change", line.arm, on="up")) in html
-        and html.count('class="whisker"') == 3
-    )
-    assert 'class="whisker"' not in sections.upstream_change(one, page, {})

@@ -55,7 +55,8 @@ def with_snapshots(grid: Grid, *words: str) -> tuple[Builder, Cell]:
     words = (runs_of(grid), "train.snapshots=3", *words)
     request = Request(grid.recipe, grid.overrides(*words))
     recipe = request.recipe()
-    builder = Builder(request, recipe, grid.device, followed=Followed([recipe.method.name], recipe.dataset.sets))
+    followed = Followed([recipe.method.name], recipe.dataset.sets)
+    builder = Builder(request, recipe, grid.device, followed=followed)
     for kind in ("cells", snapshots_in_store.KIND):
         for folder in (builder.store.root / kind).glob(f"{recipe.method.name}-*"):
             shutil.rmtree(folder)

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import itertools
 import math
-from xml.etree import ElementTree
 
 import campaigns
 import grids
@@ -22,6 +21,7 @@ from engine.measures.metrics import Arm, Mri
 from engine.measures.standings import Line, Standings
 from engine.report import forgetting
 from engine.report.forgetting import Point, correlation
+from engine.report.sections import distances as section
 from engine.store import artifacts
 from engine.transport import problems, solve
 from engine.transport.problems import Labelled, Options
@@ -181,7 +181,7 @@ def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
     )
     exact = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 0.0)
     assert exact.certainty().startswith("unregularised, worst gap 0.0e+00")
-    assert exact.certainty() in forgetting.section(Standings("m", (), (), {}, (), ()), exact, "a")
+    assert exact.certainty() in section.of_matrix(exact).text
 
 
 def test_copies_of_the_same_photographs_are_sampled_apart():
@@ -245,7 +245,7 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, monke
     printed = capsys.readouterr().out
     (made,) = (tmp_path / "distance").iterdir()
     assert f"matrix  {made / 'distances.csv'}" in printed
-    assert "<svg" in (made / "index.html").read_text()
+    assert 'data-figure="distances"' in (made / "index.html").read_text()
     rows = list(csv.reader((made / "distances.csv").open()))
     assert rows[0] == ["", "outline", "few"] and float(rows[1][2]) > 0
     assert ["1", "outline", "0", f"{float(rows[1][2]):.4g}"] in map(str.split, printed.splitlines())
@@ -364,11 +364,10 @@ def test_no_correlation_without_variation(given, message):
 
 
 def test_the_section_says_how_many_images_were_looked_at():
-    one = Standings("m", ("a", "b"), ("a", "b"), {}, (), ())
     found = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 1.0)
-    assert "of at most" not in forgetting.section(one, found, "a")
+    assert "of at most" not in section.of_matrix(found).text
     drawn = dataclasses.replace(found, samples=10_000)
-    assert "classes of at most 10,000 images of each set (" in forgetting.section(one, drawn, "a")
+    assert "classes of at most 10,000 images of each set (" in section.of_matrix(drawn).text
 
 
 def test_points_pair_the_drop_upstream_with_the_distance():
@@ -388,22 +387,3 @@ def test_points_pair_the_drop_upstream_with_the_distance():
     assert found == [Point("a", 3.0, 20.0), Point("b", 1.0, 5.0)]
     assert forgetting.points(one, {"a": 3.0}, "elsewhere") == []
     assert forgetting.points(dataclasses.replace(one, lines=()), {"a": 3.0}, "up") == []
-
-
-def test_charts_are_svg_that_name_every_set_and_escape_it():
-    given = [*spots([1.0, 2.0, -3.0, 4.0, 5.0]), Point("<b>", 2.0, 3.0)]
-    svg = ElementTree.fromstring(forgetting.scatter(given, correlation(given), "up & up"))
-    texts = [element.text for element in svg.iter("text")]
-    assert "<b>" in texts and "distance to up & up" in texts
-    assert len(list(svg.iter("circle"))) == 6
-    for circle in svg.iter("circle"):
-        assert 0 <= float(circle.get("cx")) <= 560 and 0 <= float(circle.get("cy")) <= 400
-    values = np.array([[0.0, math.nan], [2.5, 0.0]])
-    heat = ElementTree.fromstring(
-        forgetting.heat_map(Matrix(("<a>", "b"), values, *np.full((2, 2, 2), 2e-5), 1.0))
-    )
-    titles = [element.text for element in heat.iter("title")]
-    assert titles[1:3] == [
-        "<a> to b: did not converge",
-        "b to <a>: 2.5, gap 2.0e-05, marginal error 2.0e-05",
-    ]

@@ -1,0 +1,196 @@
+"""What each section says, against the numbers that it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import reports
+import vl_convert
+
+from engine import recipe
+from engine.measures.distances import Matrix
+from engine.measures.metrics import PRE, improvements
+from engine.report import figures, frames, labels, sections, tables
+from engine.report.section import Section
+from engine.report.tables import Results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    return tables.results(reports.finished(tmp_path_factory.mktemp("runs")))
+
+
+def section(results: Results, key: str) -> Section:
+    (found,) = (made for made in sections.of(results) if made.key == key)
+    return found
+
+
+def accuracy(results: Results) -> dict[tuple[str, float | None, str, str], float]:
+    return {
+        (row.method, row.alpha, row.downstream, row.evaluated_on): row.accuracy
+        for row in results.grid.accuracy
+    }
+
+
+def test_the_ranking_is_sorted_and_has_every_mean(results):
+    data = section(results, "ranking").tables[0].data
+    known = accuracy(results)
+    assert list(data["mRI"]) == sorted(data["mRI"], reverse=True)
+    assert set(data["method"]) == {"FT", "EWC & co", "WiSE-FT"}
+    (ft,) = data[data["method"] == "FT"].to_dict("records")
+    (arm,) = (row.arm for row in results.grid.accuracy if row.key[1:] == _cell("fine_tune"))
+    ri = improvements(results.grid.accuracy, reports.SETS)[arm]
+    assert ft["mRI"] == pytest.approx(np.mean(list(ri.values())))
+    own = [known["fine_tune", None, name, name] for name in reports.SETS]
+    assert ft["on_downstream_set"] == pytest.approx(np.mean(own))
+    up = [
+        known["fine_tune", None, name, "up"] - known[PRE, None, "", "up"] for name in reports.SETS
+    ]
+    assert ft["change_upstream"] == pytest.approx(np.mean(up))
+    assert ft["change_upstream_low"] <= ft["change_upstream"] <= ft["change_upstream_high"]
+
+
+def _cell(method: str) -> tuple[str, str, None, str, str]:
+    return method, "canonical", None, reports.SETS[0], reports.SETS[0]
+
+
+def test_the_maps_hold_every_cell_and_their_axes_have_one_order(results):
+    maps = section(results, "maps")
+    known = accuracy(results)
+    assert [figure.caption for figure in maps.figures] == ["FT", "EWC & co", "WiSE-FT"]
+    for figure, (method, alpha) in zip(
+        maps.figures, [("fine_tune", None), ("ewc", None), ("wise_ft", 0.5)], strict=True
+    ):
+        assert len(figure.data) == 3 * 4
+        for row in figure.data.to_dict("records"):
+            after = known[method, alpha, row["downstream"], row["evaluated_on"]]
+            before = known[PRE, None, "", row["evaluated_on"]]
+            assert row["accuracy"] == pytest.approx(after)
+            assert row["change"] == pytest.approx(after - before)
+        encoding = figure.spec["encoding"]
+        assert encoding["x"]["sort"] == [*encoding["y"]["sort"], "up"]
+    assert len(maps.tables[0].data) == 3 * 12
+
+
+def test_many_maps_are_one_figure_to_choose_from(tmp_path, monkeypatch, results):
+    monkeypatch.setattr(sections.maps, "SMALL_MULTIPLES", 2)
+    (figure,) = section(results, "maps").figures
+    binds = [parameter["bind"]["options"] for parameter in figure.spec["params"]]
+    assert binds == [["lite0"], ["FT", "EWC & co", "WiSE-FT"]]
+
+
+def test_comparisons_are_with_the_best_and_of_all_pairs(results):
+    how_sure, pairs = section(results, "how-sure").tables
+    best = results.models[0].ranked()[0]
+    tests = results.sure.against(best.arm)
+    titles = {line.title: line.arm for line in results.models[0].lines}
+    for row in how_sure.data.iloc[1:].to_dict("records"):
+        test = tests[titles[row["method"]]]
+        assert row["difference"] == test.difference < 0
+        assert row["difference_low"], row["difference_high"] == (test.low, test.high)
+    assert np.isnan(how_sure.data["difference"][0]) and how_sure.data["method"][0] == best.title
+    assert len(pairs.data) == len(results.sure.comparisons) == 3 + 9
+
+
+def test_the_trend_is_the_least_squares_line(results):
+    made = section(results, "id-ood")
+    data = made.figures[0].data
+    assert len(data) == 1 + 3 * 3
+    slope, _ = np.polyfit(data["upstream"], data["on_other_sets"], 1)
+    assert f"{slope:+.2f} points" in made.statements[0]
+    known = accuracy(results)
+    row = data[(data["method"] == "FT") & (data["downstream"] == "flat")].iloc[0]
+    others = [known["fine_tune", None, "flat", name] for name in ("mono", "sketch")]
+    assert row["on_other_sets"] == pytest.approx(np.mean(others))
+
+
+def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
+    data = section(results, "trade-off").figures[0].data
+    assert list(data["alpha"].dropna()) == [0.0, 0.5, 1.0]
+    names = [name for name in data["name"] if name]
+    assert names == ["pre-trained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
+
+
+def test_published_numbers_stand_beside_those_of_their_model_only(tmp_path):
+    for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
+        run = reports.finished(tmp_path / model, model=model)
+        data = frames.ranking(tables.results(run)).set_index("method")
+        published = recipe.published()["models"]["LAION-2B"]["mri"]
+        assert data["published_mRI"]["FT"] == published["fine_tune"]
+    other = frames.ranking(tables.results(reports.finished(tmp_path / "other")))
+    assert "published_mRI" not in other
+
+
+def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
+    matrix = results.record.matrix()
+    values = matrix.values.copy()
+    values[0, 1] = values[1, 0] = np.nan
+    holes = dataclasses.replace(matrix, values=values)
+    record = dataclasses.replace(results.record, distances=holes.plain())
+    made = dataclasses.replace(results, record=record)
+    assert any("1 pairs of sets" in text for text in section(made, "coverage").statements)
+    table = section(made, "distances").tables[0].data
+    assert len(table) == 6 and table["distance"].isna().sum() == 1
+    without = dataclasses.replace(results, record=dataclasses.replace(record, distances=None))
+    assert "distances" not in [made.key for made in sections.of(without)]
+    assert isinstance(matrix, Matrix)
+
+
+def test_what_was_not_measured_is_not_claimed(results):
+    without = dataclasses.replace(results.record, holdout=False)
+    text = section(dataclasses.replace(results, record=without), "maps").text
+    assert "no hold-out" in text and "no hold-out" not in section(results, "maps").text
+    seeds = " ".join(section(results, "how-to-read").statements)
+    assert "another training seed is not in them" in seeds
+
+
+def test_every_row_has_its_hyper_parameters(results):
+    settings, rows = section(results, "settings").tables
+    assert dict(settings.data.values)["Command"] == "rib campaign drawn"
+    assert list(rows.data["method"]) == ["FT", "EWC & co", "WiSE-FT"]
+    assert list(rows.data["betas"]) == ["0.9, 0.999"] * 3
+
+
+def test_every_figure_can_be_drawn_and_says_in_words_what_it_shows(results):
+    for made in sections.of(results):
+        for figure in made.figures:
+            svg = vl_convert.vegalite_to_svg(figures.whole(figure, width=400))
+            assert svg.count("<path") + svg.count("<text") > 5, figure.name
+            assert len(figure.alt) > 20 and figure.caption
+            fields = set(_fields(figure.spec))
+            assert fields <= set(figure.data), (figure.name, fields - set(figure.data))
+
+
+def _fields(spec):
+    if isinstance(spec, dict):
+        for key, value in spec.items():
+            if key == "field" and isinstance(value, str):
+                yield value
+            elif key != "data":
+                yield from _fields(value)
+    elif isinstance(spec, list):
+        for value in spec:
+            yield from _fields(value)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_numbers_can_be_read_on_every_colour_of_a_map(mode):
+    for colour in (*figures.DIVERGING[mode], *figures.RAMP[mode]):
+        dark, light = sorted(map(luminance, (colour, figures.INK[mode])))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+
+
+def test_a_name_stands_where_it_covers_no_other_name_or_point():
+    far = "a long name at the edge"
+    sides = labels.sides({"left one": (0.0, 0.0), "right one": (0.02, 0.0), far: (1.0, 1.0)})
+    assert "left one" not in sides["right"] and far not in sides["right"]
+    assert {name for names in sides.values() for name in names} == {"left one", "right one", far}
+    assert labels.sides({"alone": (3.0, 3.0)})["right"] == ["alone"]

@@ -1,0 +1,93 @@
+"""Finished campaigns made up for tests of the report: a store, a plan's folder, and a record."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import stores
+from PIL import Image
+
+from engine.grid import record
+from engine.grid.record import FinishedCampaign, Record
+from engine.measures.distances import Matrix
+from engine.measures.rows import PRE, Evaluation
+from loaders.files import file_hash
+
+SETS = ("flat", "mono", "sketch")
+UPSTREAM = "up"
+TITLES = {"fine_tune": "FT", "ewc": "EWC & co", "wise_ft": "WiSE-FT"}
+ARMS = (("fine_tune", None), ("ewc", None), *(("wise_ft", alpha) for alpha in (0.0, 0.5, 1.0)))
+STRENGTH = {PRE: 0.4, "fine_tune": 0.5, "ewc": 0.6, "wise_ft": 0.7}
+
+
+def finished(
+    runs: Path,
+    name: str = "drawn",
+    *,
+    model: str = "lite0",
+    sets: Sequence[str] = SETS,
+    arms: Sequence[tuple[str, float | None]] = ARMS,
+    seed: int = 0,
+    images: int = 40,
+    **changes: Any,
+) -> FinishedCampaign:
+    """A finished campaign below `runs`; `changes` replace values of its record."""
+    store, place = runs / "store", runs / name / "plans" / "plan"
+    folder = store / "predictions" / f"{name}-{model}-{seed}"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    cells = [(PRE, None, "", on) for on in (*sets, UPSTREAM)]
+    cells += [(*arm, down, on) for arm in arms for down in sets for on in (*sets, UPSTREAM)]
+    evaluations = []
+    for number, (method, alpha, downstream, on) in enumerate(cells):
+        path = folder / f"{number}.parquet"
+        hits = rng.random(images) < STRENGTH[method] + 0.2 * (downstream == on)
+        pq.write_table(stores.table(hits), path)
+        row = stores.cell(path.relative_to(store), method, downstream, on, alpha)
+        headline = alpha in (None, 0.5)
+        evaluations.append(dataclasses.replace(row, model=model, headline=headline))
+    values = _record(name, sets, evaluations, store) | changes
+    return record.write(place, Record(**values))
+
+
+def _record(
+    name: str, sets: Sequence[str], evaluations: Sequence[Evaluation], store: Path
+) -> dict[str, Any]:
+    places = (*sets, UPSTREAM)
+    apart = np.abs(np.subtract.outer(np.arange(len(places)), np.arange(len(places)))).astype(float)
+    errors = np.full_like(apart, 1e-5)
+    return {
+        "asked": "",
+        "name": name,
+        "sets": list(sets),
+        "upstream": UPSTREAM,
+        "methods": dict(TITLES),
+        "settings": {"Command": f"rib campaign {name}", "Seed": 0, "Rows": _rows()},
+        "credits": [{"set": "flat", "licence": "MIT", "url": "https://example.org/a?b=1&c=2"}],
+        "contact_sheet": base64.b64encode(_png()).decode(),
+        "holdout": True,
+        "distances": Matrix(places, apart, errors, errors, 0.5).plain(),
+        "samples": {},
+        "sequential": False,
+        "evaluations": list(evaluations),
+        "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
+    }
+
+
+def _rows() -> dict[str, dict[str, Any]]:
+    return {
+        method: {"variant": "canonical", "lr": 1e-3, "betas": [0.9, 0.999]} for method in TITLES
+    }
+
+
+def _png() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 4), "teal").save(data, format="PNG")
+    return data.getvalue()
