@@ -7,14 +7,15 @@ with its accuracy upstream, and its trend line is fitted again in every draw.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
 
-from engine.measures import behaviour, bootstrap, metrics, parallel
+from engine.measures import bootstrap, effective_robustness, metrics, parallel
 from engine.measures.behaviour import BINS
 from engine.measures.metrics import RESAMPLES, Grid, Key, Summary
+from engine.measures.model_rows import ModelRows
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Interval, ModelOnSet
 
@@ -35,6 +36,7 @@ def intervals(
     sets: Sequence[str],
     upstream: str,
     *,
+    models: ModelRows | None = None,
     resamples: int | None = None,
     seed: int = 0,
 ) -> tuple[Interval, ...]:
@@ -44,6 +46,7 @@ def intervals(
     of `behaviours` and its mean over the sets that a model was not trained on, then the change on
     the upstream set and its mean. Cells on the set that they were trained on are drawn separately.
 
+    `models`: users' rows for the trend lines of effective robustness.
     `resamples`, the draws of accuracies, defaults to fewer the more sources the sets have:
     Monte-Carlo errors fall with both. A share of 0 or 100% has no width, since all images agree.
     The draws of a calibration error near 0 lie above it, since noise only adds to it.
@@ -53,7 +56,7 @@ def intervals(
     for name, of_set in grid.downstream_predictions.items():
         drawn |= _draws(grid, {name: of_set}, resamples, seed)
     known = {row.cell: row.accuracy for row in grid.accuracy}
-    _add_robustness(drawn, known, sets, upstream)
+    _add_robustness(drawn, effective_robustness.trends(known, sets, upstream, models), upstream)
 
     rows = _rows([("accuracy", cell, x, drawn["accuracy", cell]) for cell, x in known.items()])
     rows += _rows(
@@ -147,16 +150,16 @@ def _with_agreement(samples: np.ndarray) -> np.ndarray:
 
 
 def _add_robustness(
-    drawn: Drawn, known: Collection[ModelOnSet], sets: Sequence[str], upstream: str
+    drawn: Drawn, trends: Mapping[str, effective_robustness.Trend], upstream: str
 ) -> None:
     """Add draws of effective robustness, NaN where a draw has no trend line."""
-    for cells, fit in behaviour.trends(known, sets, upstream).values():
-        x, y = (
-            np.stack([_with_agreement(drawn["accuracy", cell]) for cell in on], axis=1)
-            for on in ([behaviour.at(cell, upstream) for cell in cells], cells)
-        )
-        robustness = behaviour.effective_robustness(x, y, fit)
-        drawn |= {(ROBUSTNESS, cell): x for cell, x in zip(cells, robustness.T, strict=True)}
+
+    def accuracy(cell: ModelOnSet) -> np.ndarray:
+        return _with_agreement(drawn["accuracy", cell])
+
+    for trend in trends.values():
+        residuals = trend.residuals(accuracy, upstream)
+        drawn |= {(ROBUSTNESS, cell): samples for cell, samples in residuals.items()}
 
 
 def _means(

@@ -14,10 +14,11 @@ from html import escape
 from pathlib import Path
 from statistics import fmean
 
-from engine.measures import behaviour, comparisons, intervals, rows
+from engine.measures import comparisons, effective_robustness, intervals, rows
 from engine.measures.bootstrap import Ends
 from engine.measures.comparisons import SIGNIFICANT, undecided
 from engine.measures.metrics import Grid, Summary
+from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
 from engine.measures.standings import Standings, counted, rounded, signed
 from engine.report import console, sections, table
@@ -40,11 +41,23 @@ class Certainty:
     seeds: int
 
     @classmethod
-    def of(cls, grid: Grid, summary: Summary, sets: Sequence[str], upstream: str) -> Certainty:
-        """All of it, with every two arms compared that a table shows."""
-        behaviours = behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream)
+    def of(
+        cls,
+        grid: Grid,
+        summary: Summary,
+        sets: Sequence[str],
+        upstream: str,
+        models: ModelRows | None = None,
+    ) -> Certainty:
+        """All of it, with every two arms compared that a table shows.
+
+        models: users' rows for the trend lines of effective robustness.
+        """
+        behaviours = effective_robustness.above_trend(
+            grid.behaviour, grid.accuracy, sets, upstream, models
+        )
         return cls(
-            intervals.intervals(grid, summary, behaviours, sets, upstream),
+            intervals.intervals(grid, summary, behaviours, sets, upstream, models=models),
             compared(grid, summary, sets),
             behaviours,
             len(grid.seeds),

@@ -10,7 +10,14 @@ import pytest
 from stores import SETS, cell, grid, several_seeds, table
 
 from engine.commands import outcome
-from engine.measures import behaviour, bootstrap, intervals, metrics, predictions
+from engine.measures import (
+    behaviour,
+    bootstrap,
+    effective_robustness,
+    intervals,
+    metrics,
+    predictions,
+)
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Agreement, Arm, Evaluation
 
@@ -70,8 +77,8 @@ def brute_force(cells, read, count):
             on = [c for c in accuracy if c.evaluated_on == name != c.downstream]
             upstream = np.array([[accuracy[replace(c, evaluated_on="up")] for c in on]])
             shifted = np.array([[accuracy[c] for c in on]])
-            every = np.ones(len(on), bool)
-            (robustness,) = behaviour.effective_robustness(upstream, shifted, every)
+            line = effective_robustness.Line.fit(upstream, shifted)
+            (robustness,) = shifted - line.accuracy(upstream)
             for c, value in zip(on, robustness, strict=True):
                 samples.setdefault(("effective_robustness", c), []).append(value)
         for c in accuracy:
@@ -86,7 +93,7 @@ def brute_force(cells, read, count):
 def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seeds):
     cells = made(tmp_path, seeds=seeds)
     read = metrics.gather(cells)
-    rows = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up")
     summary = metrics.summarise(read, SETS)
     found = intervals.intervals(read, summary, rows, SETS, "up", resamples=80)
     samples = brute_force(cells, read, 80)
@@ -129,7 +136,7 @@ def test_what_both_models_say_alike_has_no_width(tmp_path):
     rng = np.random.default_rng(1)
     hits = rng.random(BINNED) < 0.5
     read = metrics.gather(grid(tmp_path, lambda *_: hits))
-    rows = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up")
     found = intervals.intervals(read, metrics.summarise(read, SETS), rows, SETS, "up")
     ends = {(r.quantity, r.low, r.high) for r in found if r.quantity in ("same_top1", "lost")}
     assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
