@@ -9,7 +9,7 @@ upstream accuracy shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,15 +126,14 @@ def trends(
 def above_trend(
     rows: Sequence[Behaviour],
     accuracy: Sequence[Accuracy],
-    sets: Sequence[str],
+    by_set: Mapping[str, Trend],
     upstream: str,
-    models: ModelRows | None = None,
 ) -> tuple[Behaviour, ...]:
-    """Rows with their effective robustness on each of `sets`, None where `trends` has no line or
-    the fitted models have the same upstream accuracy."""
+    """Rows with their effective robustness against the `trends` of their set; None where it has
+    none, or the fitted models have the same upstream accuracy."""
     known = {row.cell: np.array([row.accuracy]) for row in accuracy}
     values: dict[ModelOnSet, float] = {}
-    for trend in trends(known, sets, upstream, models).values():
+    for trend in by_set.values():
         residuals = trend.residuals(known.__getitem__, upstream)
         values |= {cell: float(x[0]) for cell, x in residuals.items() if not np.isnan(x[0])}
     return tuple(replace(row, effective_robustness=values.get(row.cell)) for row in rows)

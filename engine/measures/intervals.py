@@ -12,10 +12,10 @@ from statistics import fmean
 
 import numpy as np
 
-from engine.measures import bootstrap, effective_robustness, metrics, parallel
+from engine.measures import bootstrap, metrics, parallel
 from engine.measures.behaviour import BINS
+from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import RESAMPLES, Grid, Key, Summary
-from engine.measures.model_rows import ModelRows
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Interval, ModelOnSet
 
@@ -36,7 +36,7 @@ def intervals(
     sets: Sequence[str],
     upstream: str,
     *,
-    models: ModelRows | None = None,
+    trends: Mapping[str, Trend],
     resamples: int | None = None,
     seed: int = 0,
 ) -> tuple[Interval, ...]:
@@ -46,7 +46,7 @@ def intervals(
     of `behaviours` and its mean over the sets that a model was not trained on, then the change on
     the upstream set and its mean. Cells on the set that they were trained on are drawn separately.
 
-    `models`: users' rows for the trend lines of effective robustness.
+    `trends`: by set, what the effective robustness of `behaviours` is measured against.
     `resamples`, the draws of accuracies, defaults to fewer the more sources the sets have:
     Monte-Carlo errors fall with both. A share of 0 or 100% has no width, since all images agree.
     The draws of a calibration error near 0 lie above it, since noise only adds to it.
@@ -56,7 +56,7 @@ def intervals(
     for name, of_set in grid.downstream_predictions.items():
         drawn |= _draws(grid, {name: of_set}, resamples, seed)
     known = {row.cell: row.accuracy for row in grid.accuracy}
-    _add_robustness(drawn, effective_robustness.trends(known, sets, upstream, models), upstream)
+    _add_robustness(drawn, trends, upstream)
 
     rows = _rows([("accuracy", cell, x, drawn["accuracy", cell]) for cell, x in known.items()])
     rows += _rows(
@@ -149,9 +149,7 @@ def _with_agreement(samples: np.ndarray) -> np.ndarray:
     return samples[: _fewer(len(samples), AGREEMENT)]
 
 
-def _add_robustness(
-    drawn: Drawn, trends: Mapping[str, effective_robustness.Trend], upstream: str
-) -> None:
+def _add_robustness(drawn: Drawn, trends: Mapping[str, Trend], upstream: str) -> None:
     """Add draws of effective robustness, NaN where a draw has no trend line."""
 
     def accuracy(cell: ModelOnSet) -> np.ndarray:

@@ -13,7 +13,7 @@ from engine.grid import campaign, half_widths, record
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
-from engine.measures import distances, metrics
+from engine.measures import distances, metrics, model_rows
 from engine.measures.metrics import Grid, Summary
 from engine.measures.standings import Standings, standings
 from engine.report import certainty, page, table
@@ -33,9 +33,13 @@ class Results:
     sure: Certainty
 
 
-def results(run: FinishedCampaign) -> Results:
-    """Results from the predictions that a record names."""
+def results(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
+    """Results from the predictions that a record names.
+
+    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
+    """
     record = run.record
+    rows = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(run.evaluations)
     summary = metrics.summarise(grid, record.sets)
     models = standings(
@@ -45,7 +49,7 @@ def results(run: FinishedCampaign) -> Results:
         upstream=record.upstream,
         methods=record.methods,
     )
-    sure = Certainty.of(grid, summary, record.sets, record.upstream)
+    sure = Certainty.of(grid, summary, record.sets, record.upstream, rows)
     return Results(grid, summary, models, sure)
 
 

@@ -34,6 +34,11 @@ def plain(upstream, shifted, at=None) -> np.ndarray:
     return np.asarray(shifted) - percent(slope * norm.ppf(np.asarray(upstream) / 100) + level)
 
 
+def above_trend(rows, accuracy, models=None):
+    trends = effective_robustness.trends([row.cell for row in accuracy], SETS, "up", models)
+    return effective_robustness.above_trend(rows, accuracy, trends, "up")
+
+
 def test_effective_robustness_is_the_height_above_the_line():
     x = np.array([-1.0, 0.2, 0.9, 2.0])
     shifted = percent(0.8 * x - 0.5)
@@ -68,7 +73,7 @@ def test_models_of_the_same_upstream_accuracy_have_no_trend_line():
 def test_above_trend_uses_models_trained_elsewhere_and_no_interpolation(tmp_path):
     read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
     known = {row.cell: row.accuracy for row in read.accuracy}
-    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    rows = above_trend(read.behaviour, read.accuracy)
     for row in rows:
         elsewhere = row.evaluated_on in SETS and not row.on_downstream
         assert (row.effective_robustness is not None) == elsewhere
@@ -85,11 +90,11 @@ def test_interpolations_do_not_bend_the_line_and_few_models_have_none(tmp_path):
     accuracy = [replace(row, alpha=0.5) if row.method == "lwf" else row for row in read.accuracy]
     rows = [row for row in read.behaviour if row.method != "lwf"]
     kept = [row for row in read.accuracy if row.method != "lwf"]
-    bent = effective_robustness.above_trend(rows, accuracy, SETS, "up")
-    assert bent == effective_robustness.above_trend(rows, kept, SETS, "up")
+    bent = above_trend(rows, accuracy)
+    assert bent == above_trend(rows, kept)
     assert any(row.effective_robustness is not None for row in bent)
     two = [row for row in kept if row.downstream in ("", "a")]
-    none = effective_robustness.above_trend(rows, two, SETS, "up")
+    none = above_trend(rows, two)
     assert all(row.effective_robustness is None for row in none)
 
 
@@ -101,7 +106,7 @@ def test_models_that_are_all_perfect_upstream_have_no_trend(tmp_path, best):
         replace(row, accuracy=best + k * 1e-4 * (best < 100)) if row.evaluated_on == "up" else row
         for k, row in enumerate(read.accuracy)
     ]
-    rows = effective_robustness.above_trend(read.behaviour, accuracy, SETS, "up")
+    rows = above_trend(read.behaviour, accuracy)
     assert all(row.effective_robustness is None for row in rows)
 
 
@@ -111,7 +116,7 @@ def test_three_pre_trained_models_make_the_line_alone(tmp_path):
         read = metrics.gather(grid(tmp_path / model, random_hits(seed=k)))
         behaviours += [replace(row, model=model) for row in read.behaviour]
         accuracy += [replace(row, model=model) for row in read.accuracy]
-    rows = effective_robustness.above_trend(behaviours, accuracy, SETS, "up")
+    rows = above_trend(behaviours, accuracy)
     known = {row.cell: row.accuracy for row in accuracy}
     on_b = [row for row in rows if row.evaluated_on == "b" and row.downstream != "b"]
     before = [row for row in on_b if row.method == "pre"]
@@ -139,11 +144,11 @@ def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
     assert {name: (t.basis, t.models) for name, t in trends.items()} == {
         "a": (GIVEN, 4), "b": (EVERY, 5), "c": (EVERY, 5)
     }  # fmt: skip
-    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up", models)
+    rows = above_trend(read.behaviour, read.accuracy, models)
     on_a = [row for row in rows if row.evaluated_on == "a" and not row.on_downstream]
     x, y = ([known[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
     expected = plain(upstream, shifted, (x, y))
     assert [row.effective_robustness for row in on_a] == pytest.approx(list(expected))
-    without = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    without = above_trend(read.behaviour, read.accuracy)
     for row, plain_row in zip(rows, without, strict=True):
         assert (row == plain_row) == (row.evaluated_on != "a" or row.on_downstream)

@@ -18,6 +18,7 @@ from engine.measures import (
     metrics,
     predictions,
 )
+from engine.measures.model_rows import ModelRows
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Agreement, Arm, Evaluation
 
@@ -93,9 +94,10 @@ def brute_force(cells, read, count):
 def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seeds):
     cells = made(tmp_path, seeds=seeds)
     read = metrics.gather(cells)
-    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
     summary = metrics.summarise(read, SETS)
-    found = intervals.intervals(read, summary, rows, SETS, "up", resamples=80)
+    found = intervals.intervals(read, summary, rows, SETS, "up", trends=trends, resamples=80)
     samples = brute_force(cells, read, 80)
     shares = (*Agreement._fields, "accuracy")
     compared = set()
@@ -132,12 +134,37 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     assert (means["change"].low, means["change"].high) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_line_over_given_models_is_the_same_in_every_draw(tmp_path):
+    read = metrics.gather(made(tmp_path))
+    given = {"m": {"up": 30.0, "a": 20.0}, "n": {"up": 50.0, "a": 45.0}, "o": {"up": 90, "a": 70.0}}
+    models = ModelRows("models.csv", "up", given)
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up", models)
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
+    summary = metrics.summarise(read, SETS)
+    found = intervals.intervals(read, summary, rows, SETS, "up", trends=trends, resamples=400)
+    ends = {(row.quantity, row.cell): (row.low, row.high) for row in found}
+    draws = bootstrap.draw(read.predictions, resamples=400, seeds=1, seed=0).first(256)
+    line = effective_robustness.Line.fit(*models.points("a")[:, None])
+    for cell_on_a in trends["a"].cells:
+        key = (cell_on_a.arm, cell_on_a.downstream)
+        up, a = (
+            100 * draws.mean(on, read.predictions[on].correct[key][0][:, None])
+            for on in ("up", "a")
+        )
+        samples = (a - line.accuracy(up))[:, 0]
+        expected = bootstrap.ends(samples)[:2]
+        assert ends["effective_robustness", cell_on_a] == pytest.approx(expected, abs=1e-4)
+
+
 def test_what_both_models_say_alike_has_no_width(tmp_path):
     rng = np.random.default_rng(1)
     hits = rng.random(BINNED) < 0.5
     read = metrics.gather(grid(tmp_path, lambda *_: hits))
-    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, SETS, "up")
-    found = intervals.intervals(read, metrics.summarise(read, SETS), rows, SETS, "up")
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
+    found = intervals.intervals(
+        read, metrics.summarise(read, SETS), rows, SETS, "up", trends=trends
+    )
     ends = {(r.quantity, r.low, r.high) for r in found if r.quantity in ("same_top1", "lost")}
     assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
     assert {(r.low, r.high) for r in found if r.quantity == "change"} == {(0, 0)}
