@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.machine import ranks
     from engine.measures import distances
     from engine.recipe.request import Request
-    from engine.report import forgetting, page
+    from engine.report import forgetting
+    from engine.report import old_page as page
     from engine.transport import problems, solve
 
     given = {

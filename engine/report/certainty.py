@@ -22,7 +22,8 @@ from engine.measures.metrics import Grid, Summary
 from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
 from engine.measures.standings import Standings, counted, rounded, signed
-from engine.report import console, sections, table
+from engine.report import console, table
+from engine.report import old_sections as sections
 
 POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "

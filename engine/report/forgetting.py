@@ -17,7 +17,8 @@ import numpy as np
 
 from engine.measures import bootstrap
 from engine.measures.standings import Standings, signed
-from engine.report import charts, sections
+from engine.report import charts
+from engine.report import old_sections as sections
 from engine.report.plot import Plot
 
 if TYPE_CHECKING:

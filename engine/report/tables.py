@@ -16,7 +16,8 @@ from engine.machine.files import write_atomic
 from engine.measures import distances, metrics, model_rows
 from engine.measures.metrics import Grid, Summary
 from engine.measures.standings import Standings, standings
-from engine.report import certainty, page, table
+from engine.report import certainty, table
+from engine.report import old_page as page
 from engine.report.certainty import Certainty
 
 if TYPE_CHECKING:

@@ -1,0 +1,110 @@
+"""Numbers of a table as people read them: a format a column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas
+
+from engine.measures.standings import rounded, signed
+from engine.report.section import Table
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as the page shows it; texts: a row each, None where values are shown as they are."""
+
+    name: str
+    head: str
+    numeric: bool
+    texts: list[str] | None
+
+
+def columns(table: Table) -> list[Column]:
+    """The columns that are shown; ends of intervals and errors are part of another column's text.
+
+    Raises ValueError for a format that does not exist or names a column that the table lacks.
+    """
+    data = table.data
+    for name, kind in table.formats.items():
+        if kind not in FORMATS or name not in data:
+            raise ValueError(
+                f"table {table.name}: format {kind!r} of column {name!r}: there are the columns "
+                f"{', '.join(map(str, data))} and the formats {', '.join(FORMATS)}"
+            )
+    hidden = {end for name, kind in table.formats.items() for end in _ends(data, name, kind)}
+    return [_column(data, str(name), table.formats) for name in data if name not in hidden]
+
+
+def _column(data: pandas.DataFrame, name: str, formats: Mapping[str, str]) -> Column:
+    values = data[name]
+    numeric = pandas.api.types.is_numeric_dtype(values)
+    kind = formats.get(name)
+    texts = None
+    if kind is not None:
+        ends = [data[end] for end in _ends(data, name, kind)]
+        shown = FORMATS[kind]
+        texts = [
+            ABSENT if _missing(row[0]) else shown(*(x for x in row if not _missing(x)))
+            for row in zip(values, *ends, strict=True)
+        ]
+    elif numeric and not pandas.api.types.is_bool_dtype(values):
+        texts = [ABSENT if _missing(value) else f"{value:.6g}" for value in values]
+    return Column(name, name.replace("_", " "), numeric, texts)
+
+
+def _ends(data: pandas.DataFrame, name: str, kind: str) -> list[str]:
+    """Columns that a format reads beside its own, as far as the table has them."""
+    if kind in ("interval", "span"):
+        beside = [f"{name}_low", f"{name}_high", f"{name}_error"]
+    elif kind == "p":
+        beside = [f"{name}_error"]
+    else:
+        return []
+    return [column for column in beside if column in data]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def interval(value: float, low: float | None = None, high: float | None = None, error=0.0) -> str:
+    """`+3.0 [+1.9, +4.1]`; error: the Monte-Carlo standard error of the ends."""
+    if low is None or high is None:
+        return signed(value)
+    return f"{signed(value)} [{signed(low, error=error)}, {signed(high, error=error)}]"
+
+
+def span(value: float, low: float | None = None, high: float | None = None, error=0.0) -> str:
+    """`61.2 [59.0, 63.4]`, as `interval` without signs."""
+    if low is None or high is None:
+        return rounded(value)
+    return f"{rounded(value)} [{rounded(low, error)}, {rounded(high, error)}]"
+
+
+def p_value(value: float, error: float = 0.0) -> str:
+    """A p with the decimals that its draws support, or the power of ten that it is surely below."""
+    text = rounded(value, error, 3)
+    if float(text) or value + 2 * error >= 0.1:
+        return text
+    digits = min(3, math.floor(-math.log10(value + 2 * error))) if value + error else 3
+    return f"<{10**-digits:.{digits}f}"
+
+
+FORMATS: Mapping[str, Callable[..., str]] = {
+    "signed1": signed,
+    "signed2": partial(signed, digits=2),
+    "plain0": lambda value: f"{value:,.0f}",
+    "plain1": rounded,
+    "plain2": partial(rounded, digits=2),
+    "plain3": partial(rounded, digits=3),
+    "interval": interval,  # signed, with NAME_low, NAME_high and NAME_error
+    "span": span,  # the same without signs
+    "p": p_value,  # with NAME_error
+}
