@@ -99,8 +99,10 @@ def trends(
     A line describes models that nobody made robust to the set. It is therefore fitted over the
     first of these that has three models: the rows that the user gave (`models`), the grid's
     pre-trained models, the grid's models that were not trained on the set. Interpolations (arms
-    with an alpha) are measured against it but not fitted.
+    with an alpha) are measured against it but not fitted, nor are settings beside the setting ""
+    where a campaign has that.
     """
+    has_plain = any(cell.method != PRE and not cell.setting for cell in known)
     by_set = {}
     for name in sets:
         cells = tuple(
@@ -109,7 +111,9 @@ def trends(
             if cell.evaluated_on == name != cell.downstream and at(cell, upstream) in known
         )
         pre_trained = tuple(cell for cell in cells if cell.method == PRE)
-        every = tuple(cell for cell in cells if cell.alpha is None)
+        every = tuple(
+            cell for cell in cells if cell.alpha is None and not (has_plain and cell.setting)
+        )
         given = models.points(name) if models else np.empty((2, 0))
         nobody = np.empty((2, 0))
         options = [

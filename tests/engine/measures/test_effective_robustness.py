@@ -98,6 +98,25 @@ def test_interpolations_do_not_bend_the_line_and_few_models_have_none(tmp_path):
     assert all(row.effective_robustness is None for row in none)
 
 
+def test_settings_are_measured_against_the_line_of_the_plain_grid(tmp_path):
+    read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
+    plain_rows = [row for row in read.accuracy if row.method != "lwf"]
+    lwf = [replace(row, setting="step=1") for row in read.accuracy if row.method == "lwf"]
+    behaviours = [row for row in read.behaviour if row.method != "lwf"]
+    assert above_trend(behaviours, [*plain_rows, *lwf]) == above_trend(behaviours, plain_rows)
+    of_lwf = [replace(row, setting="step=1") for row in read.behaviour if row.method == "lwf"]
+    measured = above_trend(of_lwf, [*plain_rows, *lwf])
+    assert sum(row.effective_robustness is not None for row in measured) == 6
+
+    def in_a_setting(rows):
+        return [row if row.method == "pre" else replace(row, setting="x=1") for row in rows]
+
+    varied = above_trend(in_a_setting(read.behaviour), in_a_setting(read.accuracy))
+    plainly = above_trend(read.behaviour, read.accuracy)
+    robustness = [[row.effective_robustness for row in rows] for rows in (varied, plainly)]
+    assert robustness[0] == robustness[1] and any(robustness[0])
+
+
 @pytest.mark.parametrize("best", [100.0, 99.995])
 def test_models_that_are_all_perfect_upstream_have_no_trend(tmp_path, best):
     """Accuracies above 99.99% differ, and their probits do not."""
