@@ -43,7 +43,7 @@ class Work:
     """Images that pass through a model for one purpose, and the operations (`flops`) that takes.
 
     job: `prepare`, or the downstream set of a column. kind: features | fisher | training |
-    evaluation. precision: bf16 | fp32. images: training counts an image once an epoch (once where a
+    evaluation | cka. precision: bf16 | fp32. images: training counts an image once an epoch (once where a
     head is fitted), evaluation once a model. rows: predictions that are stored; those made from
     stored features pass no image through a model. method: the title of the method that trains.
     """
@@ -124,9 +124,12 @@ class DryRun:
                 for method in self.plan.methods
             ]
             mixes = [(cell, entry.mix) for cell in cells for entry in cell.entries]
+            headlines = [entry.mix for cell in cells for entry in cell.entries if entry.headline]
             column = self.context(downstream, first)
             for name in places:
-                column.evaluate(mixes, name, sample.split_of(first, name), drawn.get(name))
+                split = sample.split_of(first, name)
+                column.evaluate(mixes, name, split, drawn.get(name))
+                column.compare(headlines, name, split)
 
     def context(self, job: str, recipe: Recipe) -> PlannedContext:
         return PlannedContext(self, job, recipe)
@@ -304,6 +307,16 @@ class PlannedContext(Context[PlannedCell]):
             self.dry_run.work.append(
                 Work(self.job, "evaluation", through_model, work, precision, rows=rows)
             )
+
+    def compare(self, mixes: Sequence[Mix], name: str, split: str) -> None:
+        """Note the passes of CKA: of the pre-trained model, and of each mix once. The products of
+        features, a small share, are not counted."""
+        images = min(self.recipe.evaluate.cka, len(self.dry_run.labelled[name].split(split)))
+        models = 1 + len({tuple(essential(mix).items()) for mix in mixes})
+        if images:
+            work = models * images * self.dry_run.forward_flops
+            precision = self._form(training=False).precision
+            self.dry_run.work.append(Work(self.job, "cka", models * images, work, precision))
 
     def _train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self)

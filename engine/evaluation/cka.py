@@ -56,6 +56,12 @@ def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
             _store(run, mix, name, values)
 
 
+def check(run: Run, name: str) -> None:
+    """Refuse what `evaluate` would refuse, before anything is trained."""
+    layers.names_of(run.recipe.model)
+    minibatches(run.recipe, run.sets[name])
+
+
 def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
     """CKA of a mix by block, from the first to the last; None where features do not vary.
 

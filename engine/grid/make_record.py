@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine import recipe
-from engine.evaluation import passes, sample
+from engine.evaluation import cka, passes, sample
 from engine.evaluation.sample import Sample
 from engine.grid import campaign, half_widths
 from engine.grid.campaign import Plan
 from engine.grid.jobs import builder_of
 from engine.grid.record import Record, StoredSample
 from engine.machine.files import cache_folder
-from engine.measures.rows import PRE, Arm, Evaluation
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.run import Run
 from engine.store import cells
 from engine.store.cells import Mix
@@ -73,6 +73,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
             dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
+        cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
     )
 
 
@@ -94,6 +95,20 @@ def _evaluations(
                 arm = Arm(model, method, variant, entry.alpha, entry.setting)
                 path = _predicted(seeded.run, entry.mix, name, samples)
                 yield Evaluation(*arm, downstream, name, path, seed, entry.headline)
+
+
+def _cka(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
+    """CKA by block of every headline model of every column on every set."""
+    for downstream in plan.sets:
+        builder = builder_of(plan, device, downstream)
+        model, names = builder.recipe.model.name, builder.recipe.dataset.places
+        for seeded, method in product(builder.seeded(), plan.methods):
+            variant, seed = seeded.sibling(method).method.variant, seeded.recipe.seed
+            headlines = [entry for entry in seeded.cell(method).entries if entry.headline]
+            for entry, name in product(headlines, names):
+                cell = ModelOnSet(*Arm(model, method, variant, entry.alpha), downstream, name)
+                blocks = cka.stored(seeded.run, entry.mix, name)
+                yield {**dataclasses.asdict(cell), "seed": seed, "blocks": blocks}
 
 
 def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> Path:
