@@ -30,12 +30,16 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="METHOD",
         help="paired tests of every method against METHOD, by default the best",
     )
+    add_models_csv(parser)
+    parser.set_defaults(run=run)
+
+
+def add_models_csv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models-csv", type=Path, metavar="FILE",
         help="fit the trend lines of effective robustness over these models: columns model, set, "
         "accuracy (percent), with rows for the upstream set",
     )  # fmt: skip
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.grid import record
-    from engine.report import certainty, tables
+    from engine.report import certainty, finish, tables
 
     campaign = record.find(arguments.name, words)
     methods = campaign.record.methods
@@ -60,7 +64,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         )
     with workflow.locked(campaign.report.parent):
         results = tables.results(campaign, arguments.models_csv)
-        path = tables.write(campaign, results)
+        path = finish.write(campaign, results)
     show(path)
     sure, against = results.sure, arguments.compare or None
     if against is not None:

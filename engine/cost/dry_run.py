@@ -43,9 +43,9 @@ class Work:
     """Images that pass through a model for one purpose, and the operations (`flops`) that takes.
 
     job: `prepare`, or the downstream set of a column. kind: features | fisher | training |
-    evaluation | cka. precision: bf16 | fp32. images: training counts an image once an epoch (once where a
-    head is fitted), evaluation once a model. rows: predictions that are stored; those made from
-    stored features pass no image through a model. method: the title of the method that trains.
+    evaluation | cka. precision: bf16 | fp32. images: training counts an image once an epoch (once
+    where a head is fitted), evaluation once a model. rows: predictions that are stored; those made
+    from stored features pass no image through a model. method: the title of the method that trains.
     """
 
     job: str

@@ -6,6 +6,7 @@ Vega-Lite, which draws the figures when they come into view, and a small script 
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -24,11 +25,12 @@ from markupsafe import Markup
 from engine.machine import files
 from engine.machine.files import digest
 from engine.report import display, figures
-from engine.report.section import Section
+from engine.report.section import Section, Table
 
 ROWS = 50  # of a table that are shown at a time
 FEW = 10  # rows of a table that need no search
 FILTERS = ("model", "method", "variant", "downstream", "evaluated_on", "quantity", "against")
+PNG = b"\x89PNG\r\n\x1a\n"
 NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 
 
@@ -47,6 +49,9 @@ class Page:
 def write(path: Path, page: Page) -> Path:
     """Write the page, atomically, and return its path. Raises ValueError for a name of a section,
     figure or table that is used twice or has other signs than letters, digits and dashes."""
+    for picture in (picture for section in page.sections for picture in section.pictures):
+        if not picture.png.startswith(PNG):
+            raise ValueError(f"the picture {picture.alt!r} must be the bytes of a PNG file")
     _check_names([section.key for section in page.sections])
     _check_names([figure.name for section in page.sections for figure in section.figures])
     _check_names([table.name for section in page.sections for table in section.tables])
@@ -60,6 +65,7 @@ def write(path: Path, page: Page) -> Path:
     tables = {
         table.name: _table_view(table) for section in page.sections for table in section.tables
     }
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     has_figures = any(section.figures for section in page.sections)
     html = environment.get_template("page.html.j2").render(
         page=page,
@@ -72,7 +78,7 @@ def write(path: Path, page: Page) -> Path:
     return path
 
 
-def _table_view(table) -> dict[str, Any]:
+def _table_view(table: Table) -> dict[str, Any]:
     shown = display.columns(table)
     data = table.data
     many = len(data) > FEW
@@ -81,11 +87,7 @@ def _table_view(table) -> dict[str, Any]:
         for name in FILTERS
         if name in data and (many or name == "model") and data[name].nunique() > 1
     }
-    first = data.head(ROWS)
-    cells = [
-        column.texts[:ROWS] if column.texts is not None else [_text(x) for x in first[column.name]]
-        for column in shown
-    ]
+    cells = [column.texts[:ROWS] for column in shown]
     return {
         "columns": shown,
         "rows": list(zip(*cells, strict=True)),
@@ -114,7 +116,7 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         table.name: {
             "data": stored(table.data),
             "columns": [
-                {"name": c.name, "numeric": c.numeric, "texts": c.texts}
+                {"name": c.name, "numeric": c.numeric, "texts": c.texts if c.formatted else None}
                 for c in tables[table.name]["columns"]
             ],
         }
@@ -128,16 +130,11 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 def _plain(values: pandas.Series) -> Any:
     """A column for JSON: numbers with eight digits; strings as places in a list of theirs."""
     if pandas.api.types.is_bool_dtype(values) or pandas.api.types.is_integer_dtype(values):
-        return values.tolist()
+        return [None if display.missing(x) else x for x in values.tolist()]
     if pandas.api.types.is_float_dtype(values):
         return [float(f"{x:.8g}") if math.isfinite(x) else None for x in values]
     codes, levels = pandas.factorize(values)
-    return {"codes": codes.tolist(), "levels": [_text(level) for level in levels]}
-
-
-def _text(value: Any) -> str:
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return display.ABSENT if missing else str(value)
+    return {"codes": codes.tolist(), "levels": [str(level) for level in levels]}
 
 
 def _compact(value: Any, **options: Any) -> str:

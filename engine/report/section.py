@@ -46,6 +46,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A PNG that the page holds; alt: what it shows, in words."""
+
+    alt: str
+    png: bytes
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -59,3 +67,4 @@ class Section:
     statements: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()

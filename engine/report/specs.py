@@ -1,0 +1,89 @@
+"""Vega-Lite specifications that several sections draw with: bars, heat maps, tooltips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Spec = dict[str, Any]
+
+
+def field(name: str, title: str | None = None, format: str = "") -> Spec:
+    """A line of a tooltip, or a channel's field: numbers with a format, all else as it is."""
+    shown = {"field": name, "title": title or name.replace("_", " ")}
+    return shown | {"type": "quantitative", "format": format} if format else shown
+
+
+def axis_of_names(name: str, title: str | None = None, **axis: Any) -> Spec:
+    """A channel of names in the order of the data."""
+    options = {"labelLimit": 130, **axis}
+    return {"field": name, "type": "nominal", "sort": None, "title": title, "axis": options}
+
+
+def number(name: str, title: str, *, zero: bool = True, format: str = "+") -> Spec:
+    """A channel of numbers."""
+    scale = {"zero": zero, "nice": True}
+    axis = {"format": format, "tickCount": 6}
+    return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def bars(value: str, title: str, tooltip: Sequence[Spec], *, names: str = "method") -> Spec:
+    """A bar from zero for each name, with a whisker from VALUE_low to VALUE_high."""
+    y = axis_of_names(names)
+    whisker = {"field": f"{value}_low", "type": "quantitative"}
+    return {
+        "height": {"step": 24},
+        "encoding": {"y": y, "tooltip": list(tooltip)},
+        "layer": [
+            {
+                "mark": {"type": "bar", "height": {"band": 0.62}, "opacity": 0.85},
+                "encoding": {"x": number(value, title)},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 1.5},
+                "encoding": {"x": whisker, "x2": {"field": f"{value}_high"}},
+            },
+        ],
+    }
+
+
+def heat_map(
+    x: str,
+    y: str,
+    value: str,
+    end: float,
+    tooltip: Sequence[Spec],
+    *,
+    text_format: str = "+.1f",
+    legend: bool = False,
+    step: int = 26,
+) -> Spec:
+    """Changes as colours from -end (loss) to end (gain), with the number in each cell."""
+    key = {"orient": "bottom", "gradientLength": 220, "gradientThickness": 8, "format": "+"}
+    return {
+        "height": {"step": step},
+        "encoding": {
+            "x": axis_of_names(x, orient="top", labelAngle=-45, labelLimit=110),
+            "y": axis_of_names(y),
+            "tooltip": list(tooltip),
+        },
+        "layer": [
+            {
+                "mark": {"type": "rect"},
+                "encoding": {
+                    "color": {
+                        "field": value,
+                        "type": "quantitative",
+                        "scale": {"domain": [-end, end], "domainMid": 0},
+                        "legend": key | {"title": "points"} if legend else None,
+                    }
+                },
+            },
+            {
+                "mark": {"type": "text"},
+                "encoding": {
+                    "text": {"field": value, "type": "quantitative", "format": text_format}
+                },
+            },
+        ],
+    }
