@@ -44,7 +44,8 @@ def intervals(
 
     Rows: accuracies in the order of the grid's, then RI, then mRI as in `summary`, then each number
     of `behaviours` and its mean over the sets that a model was not trained on, then the change on
-    the upstream set and its mean. Cells on the set that they were trained on are drawn separately.
+    the upstream set and its mean, then the mean of each number on each set, over the models that
+    were not trained on it. Cells on the set that they were trained on are drawn separately.
 
     `trends`: by set, what the effective robustness of `behaviours` is measured against.
     `resamples`, the draws of accuracies, defaults to fewer the more sources the sets have:
@@ -82,9 +83,13 @@ def intervals(
             drawn[CHANGE, cell] = drawn["accuracy", cell] - drawn["accuracy", before]
             changes[CHANGE, cell] = known[cell] - known[before]
     forgotten = [cell for _, cell in changes if cell.downstream in sets]
+    trained_elsewhere = [cell for cell in known if cell.method != PRE and not cell.on_downstream]
     for numbers, cells, on in ((values, elsewhere, ""), (changes, forgotten, upstream)):
         rows += _rows([(name, cell, x, drawn[name, cell]) for (name, cell), x in numbers.items()])
         rows += _means(drawn, numbers, cells, on)
+    for on in (*sets, upstream):
+        on_set = [cell for cell in trained_elsewhere if cell.evaluated_on == on]
+        rows += _means(drawn, values, on_set, on)
     return tuple(rows)
 
 

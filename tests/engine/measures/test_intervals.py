@@ -113,7 +113,22 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     assert compared == {key for key in samples if key[1] not in on_their_own}
 
     fine_tune = Arm("lite0", "fine_tune", "canonical", None)
-    means = {row.quantity: row for row in found if row.arm == fine_tune and not row.downstream}
+    over = [row for row in found if row.arm == fine_tune and not row.downstream]
+    for row in over:  # the mean on a set over the models that were not trained on it
+        if row.evaluated_on and row.quantity != "change":
+            assert row.quantity in NAMES
+            cells_on = {c.cell for c in cells if c.arm == fine_tune and not c.on_downstream
+                        and c.evaluated_on == row.evaluated_on}  # fmt: skip
+            assert len(cells_on) == 2 + (row.evaluated_on == "up")
+            expected = np.mean([samples[row.quantity, c] for c in cells_on], axis=0)
+            low, high, _ = bootstrap.ends(expected)
+            if row.quantity in shares:
+                low, high = np.clip((low, high), 0, 100)
+            assert (row.low, row.high) == pytest.approx((low, high), abs=1e-4)
+    on_sets = {(row.quantity, row.evaluated_on) for row in over if row.evaluated_on in SETS}
+    assert on_sets == {(name, on) for name in NAMES for on in SETS}
+    means = {row.quantity: row for row in over if row.evaluated_on == ""}
+    means |= {row.quantity: row for row in over if row.quantity == "change"}
     for name in NAMES:
         own = [
             c.cell
