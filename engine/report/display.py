@@ -72,7 +72,7 @@ def _column(data: pandas.DataFrame, name: str, formats: Mapping[str, str]) -> Co
 
 def _ends(data: pandas.DataFrame, name: str, kind: str) -> list[str]:
     """Columns that a format reads beside its own, as far as the table has them."""
-    if kind in ("interval", "span"):
+    if kind in ("interval", "span", "half", "signed_half"):
         beside = [f"{name}_low", f"{name}_high", f"{name}_error"]
     elif kind in ("p", "corrected_p"):
         beside = [f"{name}_error"]
@@ -86,18 +86,43 @@ def missing(value: Any) -> bool:
     return bool(pandas.isna(value))
 
 
-def interval(value: float, low: float | None = None, high: float | None = None, error=0.0) -> str:
+def interval(
+    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
+) -> str:
     """`+3.0 [+1.9, +4.1]`; error: the Monte-Carlo standard error of the ends."""
     if low is None or high is None:
         return signed(value)
     return f"{signed(value)} [{signed(low, error=error)}, {signed(high, error=error)}]"
 
 
-def span(value: float, low: float | None = None, high: float | None = None, error=0.0) -> str:
+def span(
+    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
+) -> str:
     """`61.2 [59.0, 63.4]`, as `interval` without signs."""
     if low is None or high is None:
         return rounded(value)
     return f"{rounded(value)} [{rounded(low, error)}, {rounded(high, error)}]"
+
+
+def half(
+    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
+) -> str:
+    """`61.2 ±2.1`: half the interval's width; the errors of its two ends hardly depend on each
+    other."""
+    return rounded(value) + _half_width(low, high, error)
+
+
+def signed_half(
+    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
+) -> str:
+    """`half` with the value's sign."""
+    return signed(value) + _half_width(low, high, error)
+
+
+def _half_width(low: float | None, high: float | None, error: float) -> str:
+    if low is None or high is None:
+        return ""
+    return f" ±{rounded((high - low) / 2, error / math.sqrt(2))}"
 
 
 def range_text(low: float, high: float, error: float, digits: int = 1) -> str:
@@ -135,6 +160,8 @@ FORMATS: Mapping[str, Callable[..., str]] = {
     "plain3": partial(rounded, digits=3),
     "interval": interval,  # signed, with NAME_low, NAME_high and NAME_error
     "span": span,  # the same without signs
+    "half": half,  # half the interval's width, of NAME_low and NAME_high
+    "signed_half": signed_half,
     "p": p_value,  # with NAME_error
     "corrected_p": corrected_p,  # with NAME_error
 }

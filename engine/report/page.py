@@ -27,7 +27,7 @@ from engine.machine.files import digest
 from engine.report import display, figures
 from engine.report.section import Section, Table
 
-ROWS = 50  # of a table that are shown at a time
+ROWS = 15  # of a table that are shown at a time
 FEW = 10  # rows of a table that need no search
 FILTERS = ("model", "method", "variant", "downstream", "evaluated_on", "quantity", "against")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -108,7 +108,7 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         return key
 
     drawn = {
-        figure.name: {"data": stored(figure.data), "spec": figures.sized(figure.spec)}
+        figure.name: {"data": stored(figure.data), "spec": figures.sized(figure)}
         for section in page.sections
         for figure in section.figures
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Spec = dict[str, Any]
@@ -14,16 +14,19 @@ def field(name: str, title: str | None = None, format: str = "") -> Spec:
     return shown | {"type": "quantitative", "format": format} if format else shown
 
 
-def axis_of_names(name: str, title: str | None = None, **axis: Any) -> Spec:
-    """A channel of names in the order of the data."""
+def axis_of_names(name: str, order: Sequence[str] | None = None, **axis: Any) -> Spec:
+    """A channel of names, in this order or else in that of the data."""
+    sort = None if order is None else list(order)
     options = {"labelLimit": 130, **axis}
-    return {"field": name, "type": "nominal", "sort": None, "title": title, "axis": options}
+    return {"field": name, "type": "nominal", "sort": sort, "title": None, "axis": options}
 
 
-def number(name: str, title: str, *, zero: bool = True, format: str = "+") -> Spec:
-    """A channel of numbers."""
+def number(name: str, title: str | None, *, zero: bool = True, format: str = "+~r") -> Spec:
+    """A channel of numbers; of changes, which are shown with their sign, by default."""
     scale = {"zero": zero, "nice": True}
     axis = {"format": format, "tickCount": 6}
+    if format.startswith("+"):
+        axis["labelExpr"] = "datum.value === 0 ? '0' : datum.label"
     return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
@@ -54,17 +57,23 @@ def heat_map(
     end: float,
     tooltip: Sequence[Spec],
     *,
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
     text_format: str = "+.1f",
     legend: bool = False,
     step: int = 26,
 ) -> Spec:
-    """Changes as colours from -end (loss) to end (gain), with the number in each cell."""
-    key = {"orient": "bottom", "gradientLength": 220, "gradientThickness": 8, "format": "+"}
+    """Changes as colours from -end (loss) to end (gain), with the number in each cell.
+
+    columns, rows: the order of the names on each axis, where it is not that of the data.
+    """
+    key = {"orient": "bottom", "gradientLength": 220, "gradientThickness": 8, "format": "+~r"}
     return {
+        "padding": {"left": 2, "top": 2, "bottom": 2, "right": 36},  # slanted names stick out
         "height": {"step": step},
         "encoding": {
-            "x": axis_of_names(x, orient="top", labelAngle=-45, labelLimit=110),
-            "y": axis_of_names(y),
+            "x": axis_of_names(x, columns, orient="top", labelAngle=-45, labelLimit=90),
+            "y": axis_of_names(y, rows),
             "tooltip": list(tooltip),
         },
         "layer": [
@@ -87,3 +96,22 @@ def heat_map(
             },
         ],
     }
+
+
+def named_points(sides: Mapping[str, Sequence[str]], name: str) -> list[Spec]:
+    """A layer of names for each side of their points (`labels.sides`)."""
+    places = {
+        "right": {"align": "left", "baseline": "middle", "dx": 9},
+        "left": {"align": "right", "baseline": "middle", "dx": -9},
+        "above": {"align": "center", "baseline": "bottom", "dy": -8},
+        "below": {"align": "center", "baseline": "top", "dy": 8},
+    }
+    return [
+        {
+            "transform": [{"filter": {"field": name, "oneOf": list(names)}}],
+            "mark": {"type": "text", **places[side]},
+            "encoding": {"text": {"field": name, "type": "nominal"}},
+        }
+        for side, names in sides.items()
+        if names
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 
 from engine.measures.distances import Matrix
-from engine.report import forgetting, specs
+from engine.report import forgetting, labels, specs
 from engine.report.section import Figure, Section, Table
 from engine.report.tables import Results
 
@@ -72,9 +72,9 @@ def _scatter(points: list[forgetting.Point], upstream: str, strength: str) -> Fi
     data = pandas.DataFrame(
         [{"set": p.name, "distance": p.distance, "drop": p.drop} for p in points]
     )
-    x = specs.number("distance", f"distance to {upstream}", zero=False, format="")
-    y = specs.number("drop", f"drop in accuracy on {upstream}, points", zero=False, format="")
-    name = {"field": "set", "type": "nominal"}
+    x = specs.number("distance", f"distance to {upstream}", zero=False, format="~r")
+    y = specs.number("drop", f"drop in accuracy on {upstream}, points", zero=False, format="~r")
+    sides = labels.sides({p.name: (p.distance, p.drop) for p in points})
     return Figure(
         "forgetting",
         f"A dot for each set: how far it is from {upstream} against what plain fine-tuning on it "
@@ -91,10 +91,7 @@ def _scatter(points: list[forgetting.Point], upstream: str, strength: str) -> Fi
                     "encoding": {"tooltip": {"value": None}},
                 },
                 {"mark": {"type": "point", "size": 60}},
-                {
-                    "mark": {"type": "text", "align": "left", "dx": 8, "dy": -4},
-                    "encoding": {"text": name},
-                },
+                *specs.named_points(sides, "set"),
             ],
         },
     )

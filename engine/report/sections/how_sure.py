@@ -29,7 +29,7 @@ def section(results: Results) -> Section | None:
     sure = results.sure
     data = pandas.DataFrame([row for model in models for row in _against_best(results, model)])
     formats = {"difference": "interval", "corrected_p": "corrected_p"}
-    formats |= dict.fromkeys(SHARES, "span") | {intervals.ROBUSTNESS: "interval"}
+    formats |= dict.fromkeys(SHARES, "half") | {intervals.ROBUSTNESS: "signed_half"}
     overall = [row for row in sure.comparisons if not row.evaluated_on]
     return Section(
         "how-sure",
@@ -44,7 +44,7 @@ def section(results: Results) -> Section | None:
                 "Each method's mRI less that of the best. On the other sets: percent of images "
                 "with the same answer before and after, answers lost and gained; expected "
                 "calibration error in points; accuracy above what the trend over the models here "
-                "predicts from accuracy upstream. In brackets 95% intervals.",
+                "predicts from accuracy upstream; ± is half the width of a 95% interval.",
                 data,
                 {name: kind for name, kind in formats.items() if name in data},
             ),
@@ -59,7 +59,7 @@ def _against_best(results: Results, model: Standings) -> list[dict[str, Any]]:
     means = certainty.behaviour_means(results.sure, model)
     rows = []
     for line in ranked:
-        row: dict[str, Any] = frames.of_line(model, line) | {"best": best.title}
+        row: dict[str, Any] = frames.of_line(model, line)
         if test := tests.get(line.arm):
             row |= {
                 "difference": test.difference,
@@ -72,7 +72,9 @@ def _against_best(results: Results, model: Standings) -> list[dict[str, Any]]:
         for name in (*SHARES, intervals.ROBUSTNESS):
             row |= {name: means[line.arm][name]} | frames.ends(results, name, name, line.arm)
         rows.append(row)
-    return rows
+    order = ["difference", "difference_low", "difference_high", "difference_error"]
+    order = ["model", "method", "variant", *order, "corrected_p", "corrected_p_error"]
+    return [{name: row.get(name) for name in [*order, *row]} for row in rows]
 
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figure:

@@ -39,12 +39,13 @@ def section(results: Results) -> Section | None:
         f"point on {upstream} (r = {r:+.2f})."
     )
     encoding = {
-        "x": specs.number("upstream", f"accuracy on {upstream}, %", zero=False, format=""),
-        "y": specs.number("on_other_sets", "on the other sets, %", zero=False, format=""),
+        "x": specs.number("upstream", f"accuracy on {upstream}, %", zero=False, format="~r"),
+        "y": specs.number("on_other_sets", "on the other sets, %", zero=False, format="~r"),
     }
     group = "method" if len(results.models) == 1 else "model"
     legend = {"orient": "bottom", "columns": 3, "title": None, "symbolOpacity": 1}
     color = {"field": group, "type": "nominal", "sort": None, "legend": legend}
+    look = {"color": color, "shape": color}  # there are more methods than colours
     line = pandas.DataFrame({"upstream": [data["upstream"].min(), data["upstream"].max()]})
     line["on_other_sets"] = start + slope * line["upstream"]
     return Section(
@@ -64,7 +65,7 @@ def section(results: Results) -> Section | None:
                     "layer": [
                         {
                             "mark": {"type": "point", "size": 34, "opacity": 0.75},
-                            "encoding": {"color": color, "tooltip": TOOLTIP},
+                            "encoding": {**look, "tooltip": TOOLTIP},
                         },
                         {
                             "data": {"values": line.to_dict("records")},

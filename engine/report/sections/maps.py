@@ -68,7 +68,7 @@ def _map(number: int, model: str, method: str, data: pandas.DataFrame, end: floa
         f"after {worst['downstream']}) to {best['change']:+.1f} (on {best['evaluated_on']} after "
         f"{best['downstream']}).",
         rows.drop(columns=["variant"]),
-        _spec(end),
+        _spec(data, end),
     )
 
 
@@ -86,14 +86,24 @@ def _chosen(data: pandas.DataFrame, maps: pandas.DataFrame, end: float) -> Figur
         f"A heat map for each of {len(maps)} pairs of model and method; the table below holds all "
         "of their numbers.",
         data.drop(columns=["variant"]),
-        {"params": params, "transform": [{"filter": chosen}], **_spec(end)},
+        {"params": params, "transform": [{"filter": chosen}], **_spec(data, end)},
     )
 
 
-def _spec(end: float) -> Spec:
+def _spec(data: pandas.DataFrame, end: float) -> Spec:
     """A heat map whose diagonal, the sets fine-tuned on, is outlined and holds accuracies."""
+    rows = list(dict.fromkeys(data["downstream"]))
+    columns = [*rows, *(name for name in dict.fromkeys(data["evaluated_on"]) if name not in rows)]
     spec = specs.heat_map(
-        "evaluated_on", "downstream", "change", end, TOOLTIP, text_format="+.0f", step=24
+        "evaluated_on",
+        "downstream",
+        "change",
+        end,
+        TOOLTIP,
+        columns=columns,
+        rows=rows,
+        text_format="+.0f",
+        step=24,
     )
     diagonal = "datum.downstream === datum.evaluated_on"
     for layer in spec["layer"]:

@@ -17,7 +17,7 @@ FORMATS = {
     "mRI": "interval",
     "on_downstream_set": "plain1",
     "on_other_sets": "plain1",
-    "change_upstream": "signed1",
+    "change_upstream": "interval",
     "published_mRI": "signed1",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from engine.measures.standings import Line, Standings
-from engine.report import frames, specs
+from engine.report import frames, labels, specs
 from engine.report.section import Figure, Section
 from engine.report.specs import Spec
 from engine.report.tables import Results
@@ -46,7 +46,7 @@ def _figure(results: Results, model: Standings) -> Figure:
         f"Highest on the other sets: {best.title}, {best.ood:.1f}%; highest on the set fine-tuned "
         f"on: {adapted.title}, {adapted.downstream:.1f}%.",
         data,
-        _spec(),
+        _spec(data),
     )
 
 
@@ -82,12 +82,16 @@ def _point(label: str, name: str, downstream: float, others: float) -> dict[str,
     }
 
 
-def _spec() -> Spec:
-    x = specs.number("on_downstream_set", "on the set fine-tuned on, %", zero=False, format="")
-    y = specs.number("on_other_sets", "on the other sets, %", zero=False, format="")
+def _spec(data: pandas.DataFrame) -> Spec:
+    x = specs.number("on_downstream_set", "on the set fine-tuned on, %", zero=False, format="~r")
+    y = specs.number("on_other_sets", "on the other sets, %", zero=False, format="~r")
     steps = {"filter": "isValid(datum.curve)"}
     color = {"field": "curve", "type": "nominal", "legend": None}
-    name = {"field": "name", "type": "nominal"}
+    named = data["name"] != ""
+    points = list(zip(data["on_downstream_set"], data["on_other_sets"], strict=True))
+    steps_only = [point for point, has_name in zip(points, named, strict=True) if not has_name]
+    names = {name: point for name, point in zip(data["name"], points, strict=True) if name}
+    sides = labels.sides(names, steps_only)
     return {
         "height": 340,
         "encoding": {"x": x, "y": y, "tooltip": TOOLTIP},
@@ -102,10 +106,6 @@ def _spec() -> Spec:
                 "transform": [{"filter": "datum.name !== ''"}],
                 "mark": {"type": "point", "size": 70},
             },
-            {
-                "transform": [{"filter": "datum.name !== ''"}],
-                "mark": {"type": "text", "align": "left", "dx": 8, "dy": -5},
-                "encoding": {"text": name},
-            },
+            *specs.named_points(sides, "name"),
         ],
     }

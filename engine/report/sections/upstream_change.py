@@ -80,9 +80,8 @@ def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figur
     dots = {
         "transform": [{"filter": "datum.downstream !== ''"}],
         "mark": {"type": "point", "size": 32},
-        "encoding": {"x": specs.number("change", ""), "tooltip": DOT},
+        "encoding": {"x": specs.number("change", None), "tooltip": DOT},
     }
-    dots["encoding"]["x"]["title"] = None
     bars["layer"].append(dots)
     return Figure(
         frames.slug("upstream-change", model.model),

@@ -76,17 +76,6 @@ class Figure {
     }
     return this.drawing;
   }
-
-  // Printing cannot wait for a promise, and paper is light.
-  drawForPrint() {
-    const { width, ...rest } = this.whole("light");
-    const fixed = width === "container" ? this.place.clientWidth || 600 : width;
-    const spec = vegaLite.compile(fixed === undefined ? rest : { ...rest, width: fixed }).spec;
-    const paper = document.createElement("div");
-    paper.className = "paper";
-    this.element.prepend(paper);
-    new vega.View(vega.parse(spec), { renderer: "svg", container: paper }).run();
-  }
 }
 
 const figures = [...document.querySelectorAll("[data-figure]")].map((e) => new Figure(e));
@@ -101,9 +90,17 @@ const near = new IntersectionObserver((entries) => {
 figures.forEach((figure) => near.observe(figure.element));
 dark.addEventListener("change", () =>
   figures.filter((figure) => figure.drawing).forEach((figure) => figure.draw(true)));
-addEventListener("beforeprint", () => figures.forEach((figure) => figure.drawForPrint()));
-addEventListener("afterprint", () =>
-  document.querySelectorAll(".paper").forEach((paper) => paper.remove()));
+addEventListener("beforeprint", () => figures.forEach((figure) => figure.draw()));
+
+// Printing cannot wait for drawing, so what is not yet drawn is drawn while nothing else happens.
+async function drawAll() {
+  const idle = window.requestIdleCallback ?? setTimeout;
+  for (const figure of figures) {
+    await new Promise((resume) => idle(resume));
+    await figure.draw();
+  }
+}
+addEventListener("load", drawAll);
 
 // Tables: the rows of a page are in the document, all others only in the data.
 class Table {
