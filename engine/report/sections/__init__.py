@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.report.sections import (
+    agreement,
+    cka,
     contact_sheet,
     coverage,
     credits,
     distances,
+    effective_robustness,
     how_sure,
     how_to_read,
-    id_ood,
     improvements,
     maps,
     methods,
@@ -34,8 +36,10 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     improvements.section,
     maps.section,
     trade_off.section,
-    id_ood.section,
+    effective_robustness.section,
     upstream_change.section,
+    agreement.section,
+    cka.section,
     distances.section,
     contact_sheet.section,
     how_to_read.section,
