@@ -40,8 +40,8 @@ def section(results: Results) -> Section | None:
         "Linear centred kernel alignment (CKA, Kornblith et al. 2019) of each block's output "
         "before and after fine-tuning, over the same images: 1 where the features are the same "
         "but for a rotation and a scale. It is estimated without bias from minibatches (Nguyen et "
-        "al. 2021), with an image's features at all positions as one vector. Only sets that a model was not "
-        "fine-tuned on count.",
+        "al. 2021), with an image's features at all positions as one vector. Only sets that a "
+        "model was not fine-tuned on count.",
         _statements(results, models, relations),
         [_by_depth(results, model, blocks) for model in models]
         + [_scatter(results, model, cells, relations) for model in models],
@@ -77,7 +77,13 @@ def _blocks(results: Results) -> pandas.DataFrame:
         return pandas.DataFrame()
     data = pandas.DataFrame(rows).astype({"cka": float})
     keys = [name for name in data if name != "cka"]
-    return data.groupby(keys, sort=False, as_index=False)["cka"].mean()
+    return _mean(data, keys)
+
+
+def _mean(data: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
+    """The mean CKA of each group; unknown where one of its numbers is."""
+    groups = data.groupby(keys, sort=False, as_index=False)["cka"]
+    return groups.agg(lambda values: values.mean(skipna=False))
 
 
 def _cells(results: Results, blocks: pandas.DataFrame) -> pandas.DataFrame:
@@ -85,7 +91,7 @@ def _cells(results: Results, blocks: pandas.DataFrame) -> pandas.DataFrame:
     and the change in accuracy in points."""
     changes = frames.cells(results)
     keys = ["model", "method", "variant", "downstream", "evaluated_on"]
-    means = blocks.groupby(keys, sort=False, as_index=False)["cka"].mean()
+    means = _mean(blocks, keys)
     cells = means.merge(changes[[*keys, "change"]], on=keys, validate="one_to_one")
     return cells[cells["downstream"] != cells["evaluated_on"]].reset_index(drop=True)
 
@@ -145,7 +151,7 @@ def _by_depth(results: Results, model: Standings, blocks: pandas.DataFrame) -> F
     of_model = blocks[blocks["model"] == model.model]
     elsewhere = of_model[of_model["downstream"] != of_model["evaluated_on"]]
     keys = ["method", "block", "depth"]
-    data = elsewhere.groupby(keys, sort=False, as_index=False)["cka"].mean()
+    data = _mean(elsewhere, keys)
     last = data[data["depth"] == 1].set_index("method")["cka"]
     return Figure(
         frames.slug("cka-depth", model.model),
