@@ -45,7 +45,8 @@ def intervals(
     Rows: accuracies in the order of the grid's, then RI, then mRI as in `summary`, then each number
     of `behaviours` and its mean over the sets that a model was not trained on, then the change on
     the upstream set and its mean, then the mean of each number on each set, over the models that
-    were not trained on it. Cells on the set that they were trained on are drawn separately.
+    were not trained on it. Cells on the set that they were trained on are drawn separately, but for
+    the upstream set's.
 
     `trends`: by set, what the effective robustness of `behaviours` is measured against.
     `resamples`, the draws of accuracies, defaults to fewer the more sources the sets have:
@@ -55,7 +56,9 @@ def intervals(
     resamples = resamples or _enough(grid)
     drawn = _draws(grid, grid.predictions, resamples, seed)
     for name, of_set in grid.downstream_predictions.items():
-        drawn |= _draws(grid, {name: of_set}, resamples, seed)
+        # Effective robustness compares a model trained upstream with its accuracy there.
+        beside = grid.predictions if name == upstream else {}
+        drawn |= _draws(grid, {name: of_set}, resamples, seed, beside)
     known = {row.cell: row.accuracy for row in grid.accuracy}
     _add_robustness(drawn, trends, upstream)
 
@@ -100,10 +103,16 @@ def _enough(grid: Grid) -> int:
 
 
 def _draws(
-    grid: Grid, by_set: Mapping[str, SetPredictions[Key]], resamples: int, seed: int
+    grid: Grid,
+    by_set: Mapping[str, SetPredictions[Key]],
+    resamples: int,
+    seed: int,
+    beside: Mapping[str, SetPredictions[Key]] | None = None,
 ) -> Drawn:
-    """Draws of accuracies, agreement and calibration errors, in percent and points."""
-    draws = bootstrap.draw(by_set, resamples=resamples, seeds=len(grid.seeds), seed=seed)
+    """Draws of accuracies, agreement and calibration errors, in percent and points; beside: as in
+    `bootstrap.draw`."""
+    seeds = len(grid.seeds)
+    draws = bootstrap.draw(by_set, resamples=resamples, seeds=seeds, seed=seed, beside=beside)
     for_agreement = draws.first(_fewer(resamples, AGREEMENT))
     for_calibration = draws.first(_fewer(resamples, CALIBRATION))
 

@@ -19,7 +19,7 @@ from engine.report.specs import Spec
 from engine.report.tables import Results
 
 NAME = intervals.ROBUSTNESS
-PERCENT = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)  # ticks
+PERCENT = (1, 2, *range(5, 100, 5), 98, 99)  # ticks
 TOOLTIP = [
     specs.field("model"),
     specs.field("method"),
@@ -218,7 +218,7 @@ def _figure(results: Results, points: pandas.DataFrame) -> Figure:
 def _spec(upstream: str, group: str) -> Spec:
     """A panel a set: dots of models, rings of given models, and the line."""
     text = "format(100 * cumulativeNormal(datum.value), '.0f')"
-    axis = {"values": probit(np.array(PERCENT)).tolist(), "labelExpr": text}
+    axis = {"values": probit(np.array(PERCENT)).tolist(), "labelExpr": text, "labelOverlap": True}
 
     def channel(column: str, title: str) -> Spec:
         base = specs.number(f"{column}_probit", title, zero=False)

@@ -171,6 +171,29 @@ def test_a_line_over_given_models_is_the_same_in_every_draw(tmp_path):
         assert ends["effective_robustness", cell_on_a] == pytest.approx(expected, abs=1e-4)
 
 
+def test_models_trained_upstream_are_drawn_with_their_accuracy_there(tmp_path):
+    """A set has the upstream set's sources and hits, so no draw can put a model off the line. A
+    further set has sources of its own, which change what a sampler of all sets draws."""
+    hits = np.random.default_rng(0).random((4, BINNED)) < np.array([[0.3], [0.5], [0.7], [0.6]])
+    cells = []
+    for k, method in enumerate((PRE, "fine_tune", "lwf", "ewc")):
+        for on in ("a", "b", "up"):
+            path = tmp_path / f"{method}-{on}.parquet"
+            apart = {"source": [f"another-{i}" for i in range(BINNED)]} if on == "b" else {}
+            pq.write_table(table(hits[k], **apart), path)
+            cells.append(cell(path, method, "" if method == PRE else "up", on))
+    read = metrics.gather(cells)
+    assert read.downstream_predictions.keys() == {"up"}
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], ["a"], "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
+    summary = metrics.Summary(read.accuracy, ())
+    found = intervals.intervals(read, summary, rows, ["a"], "up", trends=trends)
+    robustness = [row for row in found if row.quantity == "effective_robustness"]
+    assert len(robustness) >= 4
+    for row in robustness:
+        assert (row.value, row.low, row.high) == pytest.approx((0, 0, 0), abs=1e-3)
+
+
 def test_what_both_models_say_alike_has_no_width(tmp_path):
     rng = np.random.default_rng(1)
     hits = rng.random(BINNED) < 0.5
