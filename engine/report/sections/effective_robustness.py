@@ -169,8 +169,9 @@ def _means(results: Results) -> pandas.DataFrame:
                 of_model.setdefault(row.arm, []).append(row.effective_robustness)
         for arm, title in _titles(results).items():
             values = of_model.get(arm, [])
-            if values and None not in values:
-                row = {"model": model.model, "method": title, NAME: fmean(values)}
+            known = [value for value in values if value is not None]
+            if known and len(known) == len(values):
+                row = {"model": model.model, "method": title, NAME: fmean(known)}
                 rows.append(row | frames.ends(results, NAME, NAME, arm))
     data = pandas.DataFrame(rows, columns=None if rows else ["model", "method", NAME])
     return data.sort_values(["model", NAME], ascending=[True, False], kind="stable")
