@@ -71,14 +71,18 @@ def _rows(results: Results) -> pandas.DataFrame:
 
 def _statement(results: Results, model: Standings, data: pandas.DataFrame) -> str:
     """How many answers change on the other sets, by the method that changes most and least."""
-    of_model = data[(data["model"] == model.model) & data["evaluated_on"].isin(model.sets)]
-    means = of_model.groupby("method", sort=False)[["same_top1", "lost", "gained"]].mean()
-    most, least = means["same_top1"].idxmin(), means["same_top1"].idxmax()
+    by_method: dict[str, list[Any]] = {}
+    for row in data.itertuples():
+        if row.model == model.model and row.evaluated_on in model.sets:
+            by_method.setdefault(str(row.method), []).append(row)
+    same = {name: fmean(row.same_top1 for row in rows) for name, rows in by_method.items()}
     texts = [
-        f"{method} changes {100 - means.at[method, 'same_top1']:.1f}% of the answers, loses "
-        f"{means.at[method, 'lost']:.1f} points of right ones and gains "
-        f"{means.at[method, 'gained']:.1f}"
-        for method in dict.fromkeys([most, least])
+        f"{name} changes {100 - same[name]:.1f}% of the answers, loses "
+        f"{fmean(row.lost for row in by_method[name]):.1f} points of right ones and gains "
+        f"{fmean(row.gained for row in by_method[name]):.1f}"
+        for name in dict.fromkeys(
+            [min(same, key=same.__getitem__), max(same, key=same.__getitem__)]
+        )
     ]
     return f"Means over the sets{frames.label(results, model)}: {'; '.join(texts)}."
 

@@ -193,7 +193,6 @@ def _depth_spec() -> Spec:
             "x": specs.number("depth", "depth", format=".1f"),
             "y": specs.number("cka", "CKA", zero=False, format="~r"),
             "color": _group(),
-            "shape": _group(),
             "tooltip": DEPTH,
         },
     }

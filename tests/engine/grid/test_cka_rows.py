@@ -8,15 +8,19 @@ from pathlib import Path
 import campaigns
 import pytest
 from campaigns import METHODS, SETS
+from grids import grid
 
 from engine.cost import estimate
 from engine.grid import campaign, record
+
+__all__ = ["grid"]
 
 folder = campaigns.folder
 WORDS = ("evaluate.cka=6", "evaluate.batch_size=8")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("grid")
 def test_the_record_has_the_blocks_of_every_headline_model(folder: Path):
     page = campaigns.run(folder, *WORDS) / "index.html"
     words = [f"runs={folder / 'runs'}", *WORDS]
