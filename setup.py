@@ -28,6 +28,7 @@ setup(
         "resvg_py>=0.2",
         "rich>=13",
         "safetensors>=0.4.5",
+        "scipy>=1.11",
         "snakemake>=9,<10",
         "threadpoolctl>=3.1",
         "tqdm>=4.66",

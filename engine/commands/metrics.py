@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from engine.commands.campaign import show
 from engine.errors import CampaignError
@@ -29,7 +30,16 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="METHOD",
         help="paired tests of every method against METHOD, by default the best",
     )
+    add_models_csv(parser)
     parser.set_defaults(run=run)
+
+
+def add_models_csv(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models-csv", type=Path, metavar="FILE",
+        help="fit the trend lines of effective robustness over these models: columns model, set, "
+        "accuracy (percent), with rows for the upstream set",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -53,7 +63,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             f"{arguments.name} has no method {arguments.compare!r}; it has {', '.join(methods)}"
         )
     with workflow.locked(campaign.report.parent):
-        results = tables.results(campaign)
+        results = tables.results(campaign, arguments.models_csv)
         path = finish.write(campaign, results)
     show(path)
     sure, against = results.sure, arguments.compare or None

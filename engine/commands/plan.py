@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from engine.cost.dry_run import Work
     from engine.cost.estimate import Device, Estimate
 
-ORDER = ("features", "fisher", "training", "evaluation")
-KINDS = {"features": "features of the pre-trained model", "fisher": "Fisher"}
+ORDER = ("features", "fisher", "training", "evaluation", "cka")
+KINDS = {
+    "features": "features of the pre-trained model",
+    "fisher": "Fisher",
+    "cka": "CKA, before and after",
+}
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # of one hour
 
 

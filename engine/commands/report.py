@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.commands import metrics
 from engine.errors import CampaignError
 from engine.grid import campaign, workflow
 
@@ -22,6 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--figures", action="store_true", help="write figures as SVG and PDF too")
     parser.add_argument("--out", type=Path, help="folder of the report (default: the campaign's)")
+    metrics.add_models_csv(parser)
     parser.set_defaults(run=run)
 
 
@@ -36,11 +38,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise CampaignError(f"no campaign is named; {REMEDY}")
     if len(runs) == 1 and arguments.out is None:
         with workflow.locked(runs[0].report.parent):
-            path = finish.write(runs[0], tables.results(runs[0]), figures=arguments.figures)
+            results = tables.results(runs[0], arguments.models_csv)
+            path = finish.write(runs[0], results, figures=arguments.figures)
     elif arguments.out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")
     else:
-        path = finish.write_merged(arguments.out, runs, figures=arguments.figures)
+        path = finish.write_merged(
+            arguments.out, runs, arguments.models_csv, figures=arguments.figures
+        )
     print(f"report  {path.resolve()}")
 
 

@@ -46,9 +46,9 @@ class Work:
     """Images that pass through a model for one purpose, and the operations (`flops`) that takes.
 
     job: `prepare`, or the name of a column. kind: features | fisher | training |
-    evaluation. precision: bf16 | fp32. images: training counts an image once an epoch (once where a
-    head is fitted), evaluation once a model. rows: predictions that are stored; those made from
-    stored features pass no image through a model. method: the title of the method that trains.
+    evaluation | cka. precision: bf16 | fp32. images: training counts an image once an epoch (once
+    where a head is fitted), evaluation once a model. rows: predictions that are stored; those made
+    from stored features pass no image through a model. method: the title of the method that trains.
     """
 
     job: str
@@ -124,15 +124,19 @@ class DryRun:
             rows = [self.recipe_of(self.request, method, column) for method in self.plan.methods]
             first = rows[0]
             mixes: list[tuple[PlannedCell, Mix]] = []
+            headlines: list[Mix] = []
             for seed in range(first.seed, first.seed + first.seeds):
                 for row in rows:
                     cell = self.context(dataclasses.replace(row, seed=seed), column).build()
                     mixes += [(cell, entry.mix) for entry in cell.entries]
+                    headlines += [entry.mix for entry in cell.entries if entry.headline]
                     taken = self._snapshots(cell, row)
                     mixes += [(snapshot, {snapshot.name: 1.0}) for snapshot in taken]
             of_column = self.context(first, column)
             for name in places:
-                of_column.evaluate(mixes, name, sample.split_of(first, name), drawn.get(name))
+                split = sample.split_of(first, name)
+                of_column.evaluate(mixes, name, split, drawn.get(name))
+                of_column.compare(headlines, name, split)
 
     def context(self, recipe: Recipe, column: Column | None = None) -> PlannedContext:
         return PlannedContext(self, recipe, column)
@@ -346,6 +350,16 @@ class PlannedContext(Context[PlannedCell]):
             self.dry_run.work.append(
                 Work(self.job, "evaluation", through_model, work, precision, rows=rows)
             )
+
+    def compare(self, mixes: Sequence[Mix], name: str, split: str) -> None:
+        """Note the passes of CKA: of the pre-trained model, and of each mix once. The products of
+        features, a small share, are not counted."""
+        images = min(self.recipe.evaluate.cka, len(self.dry_run.labelled[name].split(split)))
+        models = 1 + len({tuple(essential(mix).items()) for mix in mixes})
+        if images:
+            work = models * images * self.dry_run.forward_flops
+            precision = self._form(training=False).precision
+            self.dry_run.work.append(Work(self.job, "cka", models * images, work, precision))
 
     def _train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self)

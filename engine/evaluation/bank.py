@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook
@@ -170,6 +170,19 @@ def _bytes(value: object) -> int:
     return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0
 
 
+def states(
+    run: Run, siblings: Group, parents: Mapping[str, Cell]
+) -> Iterable[dict[str, torch.Tensor]]:
+    """State dicts on the device of mixes that have the same parents."""
+    first, *more = siblings[0]
+    cell = parents[first]
+    if more:
+        return merge.states(siblings, parents, run.device)
+    if cell.artifact.kind == "weights" and run.recipe.model.head.fit:
+        return [run.network(cell).state_dict()]  # with the head that it lacks
+    return [{k: v.to(run.device) for k, v in cell.state().items()}]
+
+
 def _load(backbone: Folded, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
     """Models of the mixes: all run through `backbone`, and its graph where it is compiled."""
     head = models.head_names_of(run.recipe.model)
@@ -178,17 +191,10 @@ def _load(backbone: Folded, run: Run, mixes: Group, parents: Mapping[str, Cell])
         by_members.setdefault(tuple(mix), []).append(mix)
     loaded: dict[int, Model] = {}
     for members, siblings in by_members.items():
-        cell = parents[members[0]]
-        if len(members) > 1:
-            states = merge.states(siblings, parents, run.device)
-        elif cell.artifact.kind == "weights" and run.recipe.model.head.fit:
-            states = [run.network(cell).state_dict()]  # with the head that it lacks
-        else:
-            states = [{k: v.to(run.device) for k, v in cell.state().items()}]
-        for mix, state in zip(siblings, states, strict=True):
+        for mix, state in zip(siblings, states(run, siblings, parents), strict=True):
             weight, bias = (state.pop(name) for name in head)
             features = functools.partial(backbone.given, backbone.state(state))
-            prompt = cell.prompt() if len(members) == 1 else None
+            prompt = parents[members[0]].prompt() if len(members) == 1 else None
             prompt_CHW = None if prompt is None else prompt.to(run.device)
             loaded[id(mix)] = functools.partial(_logits, features, weight, bias, prompt_CHW)
     return [loaded[id(mix)] for mix in mixes]

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from engine.evaluation import features, passes, sample
+from engine.evaluation import cka, features, passes, sample
 from engine.grid import workflow
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
@@ -41,6 +41,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
     base = {run.base.name: 1.0}
     for step, name in enumerate(names, start=1):
         begin(step, name)
+        if run.recipe.evaluate.cka:
+            cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
         for split in (sample.split_of(run.recipe, name), "holdout"):
             passes.evaluate(run, [base], [name], split)
@@ -54,16 +56,20 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     """Train every method on one set, in a setting, and evaluate the bank of models on all sets."""
     started = time.monotonic()
     builder = builder_of(plan, device, column)
-    mixes = []
+    mixes, headlines = [], []
     work = [(seeded, method) for seeded in builder.seeded() for method in plan.methods]
     for done, (seeded, method) in enumerate(work, start=1):
-        mixes += [entry.mix for entry in seeded.row(method).entries()]
+        entries = seeded.row(method).entries()
+        mixes += [entry.mix for entry in entries]
+        headlines += [entry.mix for entry in entries if entry.headline]
         workflow.advance(plan.path, column.name, done, len(work) + 1)
     run = builder.run
     samples = sample.draw_all(run)
     for name in run.recipe.dataset.places:
         split = sample.split_of(run.recipe, name)
         sample.evaluate_on(run, mixes, name, split, samples.get(name))
+        if run.recipe.evaluate.cka:
+            cka.evaluate(run, headlines, name)
         run.sets.release(name)
     for seeded, method in work:
         seeded.row(method).remove_snapshots()

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine import recipe
-from engine.evaluation import passes, sample
+from engine.evaluation import cka, passes, sample
 from engine.evaluation.sample import Sample
 from engine.grid import campaign, half_widths
 from engine.grid.campaign import Plan
+from engine.grid.columns import Column
 from engine.grid.jobs import builder_of
 from engine.grid.record import Record, StoredSample
 from engine.machine.files import cache_folder
-from engine.measures.rows import PRE, Arm, Evaluation
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
-from engine.store.cells import Mix
+from engine.store.cells import Entry, Mix
 from engine.transport import problems, solve
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
@@ -76,6 +77,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
             dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
+        cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
     )
 
 
@@ -84,20 +86,35 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     """The pre-trained model on every set, then every model of every column on every set."""
     run = builder_of(plan, device).run
-    model, names = run.recipe.model.name, run.recipe.dataset.places
+    names = run.recipe.dataset.places
     for name in names:
         path = _predicted(run, {run.base.name: 1.0}, name, samples)
-        yield Evaluation(model, PRE, "", None, "", "", name, path)
+        yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
+    for run, column, arm, entry in _models(plan, device):
+        for name in names:
+            path, seed = _predicted(run, entry.mix, name, samples), run.recipe.seed
+            yield Evaluation(*arm, column.downstream, name, path, seed, entry.headline)
+
+
+def _models(plan: Plan, device: torch.device) -> Iterator[tuple[Run, Column, Arm, Entry]]:
+    """Every model of every column."""
     for column in plan.columns:
         builder = builder_of(plan, device, column)
         for seeded, method in product(builder.seeded(), plan.methods):
             row = seeded.row(method)
-            variant, seed = row.recipe.method.variant, row.recipe.seed
-            for entry, name in product(row.entries(), names):
+            model, variant = row.recipe.model.name, row.recipe.method.variant
+            for entry in row.entries():
                 setting = ",".join(filter(None, (column.setting, entry.setting)))
-                arm = Arm(model, method, variant, entry.alpha, setting)
-                path = _predicted(seeded.run, entry.mix, name, samples)
-                yield Evaluation(*arm, column.downstream, name, path, seed, entry.headline)
+                yield seeded.run, column, Arm(model, method, variant, entry.alpha, setting), entry
+
+
+def _cka(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
+    """CKA by block of every headline model of every column on every set."""
+    for run, column, arm, entry in _models(plan, device):
+        for name in run.recipe.dataset.places if entry.headline else ():
+            cell = ModelOnSet(*arm, column.downstream, name)
+            blocks = cka.stored(run, entry.mix, name)
+            yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
 
 
 def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> Path:

@@ -41,7 +41,9 @@ class Record:
     asked: the digest by `campaign.identify` of the user's words. sets: those that RI is measured
     on. downstreams: those fine-tuned on. methods: key to title, in table order. files: SHA-256 of
     each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all images
-    were seen. sequential: whether sampling stopped once intervals were narrow.
+    were seen. sequential: whether sampling stopped once intervals were narrow. cka: a row a
+    headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
+    `evaluate.cka`.
     """
 
     asked: str
@@ -59,6 +61,7 @@ class Record:
     sequential: bool
     evaluations: list[Evaluation]
     files: dict[str, str]
+    cka: list[dict[str, Any]] | None = None
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""

@@ -52,7 +52,7 @@ def means(
     a set's images is replaced by all of them.
     """
     (seeds,) = {column.shape[0] for column in columns.values()}
-    sampler = _Sampler({name: by_set[name] for name in columns}, seeds, seed)
+    sampler = _Sampler({name: by_set[name] for name in columns}, seeds, seed, {})
 
     def block(first: int) -> list[np.ndarray]:
         draws = sampler.draws(max(first, start), min(first + sampler.together, resamples))
@@ -104,10 +104,19 @@ class Draws:
 
 
 def draw(
-    by_set: Mapping[str, SetPredictions[Any]], *, resamples: int, seeds: int, seed: int
+    by_set: Mapping[str, SetPredictions[Any]],
+    *,
+    resamples: int,
+    seeds: int,
+    seed: int,
+    beside: Mapping[str, SetPredictions[Any]] | None = None,
 ) -> Draws:
-    """Draws that are held in memory: a byte for each draw and source."""
-    sampler = _Sampler(by_set, seeds, seed)
+    """Draws that are held in memory: a byte for each draw and source.
+
+    beside: sets whose sources are drawn too. Draws of sets without further sources are then those
+    that `beside` has by itself, and are paired with them.
+    """
+    sampler = _Sampler(by_set, seeds, seed, beside or {})
     blocks = parallel.each(
         lambda first: sampler.draws(first, min(first + sampler.together, resamples)),
         sampler.blocks(0, resamples),
@@ -122,8 +131,15 @@ def draw(
 class _Sampler:
     """Makes draws by their number, in blocks that share a generator."""
 
-    def __init__(self, by_set: Mapping[str, SetPredictions[Any]], seeds: int, seed: int) -> None:
-        sources = np.unique(np.concatenate([of_set.sources for of_set in by_set.values()]))
+    def __init__(
+        self,
+        by_set: Mapping[str, SetPredictions[Any]],
+        seeds: int,
+        seed: int,
+        beside: Mapping[str, SetPredictions[Any]],
+    ) -> None:
+        drawn = [of_set.sources for of_set in (*by_set.values(), *beside.values())]
+        sources = np.unique(np.concatenate(drawn))
         self.sets = {
             name: (np.searchsorted(sources, of_set.sources), of_set.total)
             for name, of_set in by_set.items()

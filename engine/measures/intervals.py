@@ -7,13 +7,14 @@ with its accuracy upstream, and its trend line is fitted again in every draw.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
 
-from engine.measures import behaviour, bootstrap, metrics, parallel
+from engine.measures import bootstrap, metrics, parallel
 from engine.measures.behaviour import BINS
+from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import RESAMPLES, Grid, Key, Summary
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Interval, ModelOnSet
@@ -36,6 +37,7 @@ def intervals(
     upstream: str,
     downstreams: Sequence[str] = (),
     *,
+    trends: Mapping[str, Trend],
     resamples: int | None = None,
     seed: int = 0,
 ) -> tuple[Interval, ...]:
@@ -44,8 +46,11 @@ def intervals(
 
     Rows: accuracies in the order of the grid's, then RI, then mRI as in `summary`, then each number
     of `behaviours` and its mean over the sets that a model was not trained on, then the change on
-    the upstream set and its mean. Cells on the set that they were trained on are drawn separately.
+    the upstream set and its mean, then the mean of each number on each set, over the models that
+    were not trained on it. Cells on the set that they were trained on are drawn separately, but for
+    the upstream set's.
 
+    `trends`: by set, what the effective robustness of `behaviours` is measured against.
     `resamples`, the draws of accuracies, defaults to fewer the more sources the sets have:
     Monte-Carlo errors fall with both. A share of 0 or 100% has no width, since all images agree.
     The draws of a calibration error near 0 lie above it, since noise only adds to it.
@@ -54,9 +59,11 @@ def intervals(
     resamples = resamples or _enough(grid)
     drawn = _draws(grid, grid.predictions, resamples, seed)
     for name, of_set in grid.downstream_predictions.items():
-        drawn |= _draws(grid, {name: of_set}, resamples, seed)
+        # Effective robustness compares a model trained upstream with its accuracy there.
+        beside = grid.predictions if name == upstream else {}
+        drawn |= _draws(grid, {name: of_set}, resamples, seed, beside)
     known = {row.cell: row.accuracy for row in grid.accuracy}
-    _add_robustness(drawn, known, sets, upstream)
+    _add_robustness(drawn, trends, upstream)
 
     rows = _rows([("accuracy", cell, x, drawn["accuracy", cell]) for cell, x in known.items()])
     rows += _rows(
@@ -82,9 +89,13 @@ def intervals(
             drawn[CHANGE, cell] = drawn["accuracy", cell] - drawn["accuracy", before]
             changes[CHANGE, cell] = known[cell] - known[before]
     forgotten = [cell for _, cell in changes if cell.downstream in downstreams]
+    trained_elsewhere = [cell for cell in known if cell.method != PRE and not cell.on_downstream]
     for numbers, cells, on in ((values, elsewhere, ""), (changes, forgotten, upstream)):
         rows += _rows([(name, cell, x, drawn[name, cell]) for (name, cell), x in numbers.items()])
         rows += _means(drawn, numbers, cells, on)
+    for on in (*sets, upstream):
+        on_set = [cell for cell in trained_elsewhere if cell.evaluated_on == on]
+        rows += _means(drawn, values, on_set, on)
     return tuple(rows)
 
 
@@ -95,10 +106,16 @@ def _enough(grid: Grid) -> int:
 
 
 def _draws(
-    grid: Grid, by_set: Mapping[str, SetPredictions[Key]], resamples: int, seed: int
+    grid: Grid,
+    by_set: Mapping[str, SetPredictions[Key]],
+    resamples: int,
+    seed: int,
+    beside: Mapping[str, SetPredictions[Key]] | None = None,
 ) -> Drawn:
-    """Draws of accuracies, agreement and calibration errors, in percent and points."""
-    draws = bootstrap.draw(by_set, resamples=resamples, seeds=len(grid.seeds), seed=seed)
+    """Draws of accuracies, agreement and calibration errors, in percent and points; beside: as in
+    `bootstrap.draw`."""
+    seeds = len(grid.seeds)
+    draws = bootstrap.draw(by_set, resamples=resamples, seeds=seeds, seed=seed, beside=beside)
     for_agreement = draws.first(_fewer(resamples, AGREEMENT))
     for_calibration = draws.first(_fewer(resamples, CALIBRATION))
 
@@ -149,17 +166,15 @@ def _with_agreement(samples: np.ndarray) -> np.ndarray:
     return samples[: _fewer(len(samples), AGREEMENT)]
 
 
-def _add_robustness(
-    drawn: Drawn, known: Collection[ModelOnSet], sets: Sequence[str], upstream: str
-) -> None:
+def _add_robustness(drawn: Drawn, trends: Mapping[str, Trend], upstream: str) -> None:
     """Add draws of effective robustness, NaN where a draw has no trend line."""
-    for cells, fit in behaviour.trends(known, sets, upstream).values():
-        x, y = (
-            np.stack([_with_agreement(drawn["accuracy", cell]) for cell in on], axis=1)
-            for on in ([behaviour.at(cell, upstream) for cell in cells], cells)
-        )
-        robustness = behaviour.effective_robustness(x, y, fit)
-        drawn |= {(ROBUSTNESS, cell): x for cell, x in zip(cells, robustness.T, strict=True)}
+
+    def accuracy(cell: ModelOnSet) -> np.ndarray:
+        return _with_agreement(drawn["accuracy", cell])
+
+    for trend in trends.values():
+        residuals = trend.residuals(accuracy, upstream)
+        drawn |= {(ROBUSTNESS, cell): samples for cell, samples in residuals.items()}
 
 
 def _means(

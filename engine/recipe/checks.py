@@ -36,6 +36,7 @@ REMOVED = {  # keys of earlier versions, and what to do instead
     f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
     for name in ("epochs", "batch_size", "lr", "weight_decay")
 }
+FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 _ANY = math.inf
 _SEED = (0, 2**63 - 1)  # torch's
 # Key: lowest and highest value; a third entry names the limit that is not allowed itself.
@@ -52,6 +53,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "evaluate.batch_size": (1, _ANY),
     "evaluate.budget": (0, 1, "low"),
     "evaluate.half_width": (0, _ANY, "low"),
+    "evaluate.cka": (0, _ANY),
     "optimizer.lr": (0, _ANY, "low"),
     "optimizer.momentum": (0, 1, "high"),
     "optimizer.eps": (0, _ANY),
@@ -90,6 +92,11 @@ def check(recipe: Recipe) -> None:
             f"dataset.background={recipe.dataset.background!r} is not possible; give a colour's "
             "name, or rgb(R,G,B) of 0 to 255"
         ) from error
+    if 0 < recipe.evaluate.cka < FEWEST_FOR_CKA:
+        raise RecipeError(
+            f"evaluate.cka={recipe.evaluate.cka}: CKA needs {FEWEST_FOR_CKA} images or more; 0 "
+            "switches it off"
+        )
     for number in recipe.optimizer.betas:
         in_range("optimizer.betas", number, 0, 1, "high")
     _check_channels("model.mean", recipe.model.mean, 0, 1)

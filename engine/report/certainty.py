@@ -7,16 +7,18 @@ apart. Everything here follows from stored predictions and says which population
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from engine.measures import behaviour, comparisons, intervals, rows
+from engine.measures import comparisons, effective_robustness, intervals, rows
 from engine.measures.bootstrap import Ends
 from engine.measures.comparisons import SIGNIFICANT, undecided
+from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import Grid, Summary
+from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
 from engine.measures.standings import Standings, counted, rounded
 from engine.report import console, display, table
@@ -31,12 +33,14 @@ FILES = ("intervals.csv", "comparisons.csv", "behaviour.csv")
 
 @dataclass(frozen=True)
 class Certainty:
-    """Intervals of every number, every two methods compared, and how predictions changed."""
+    """Intervals of every number, every two methods compared, and how predictions changed; `trends`:
+    by set, what effective robustness is measured against."""
 
     intervals: tuple[Interval, ...]
     comparisons: tuple[Comparison, ...]
     behaviour: tuple[Behaviour, ...]
     seeds: int
+    trends: Mapping[str, Trend]
 
     @classmethod
     def of(
@@ -46,15 +50,26 @@ class Certainty:
         sets: Sequence[str],
         upstream: str,
         downstreams: Sequence[str] = (),
+        models: ModelRows | None = None,
     ) -> Certainty:
-        """All of it, with every two arms compared that a table shows. downstreams: as in
-        `metrics.summarise`."""
-        behaviours = behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream)
+        """All of it, with every two arms compared that a table shows.
+
+        downstreams: as in `metrics.summarise`. models: users' rows for the trend lines of effective
+        robustness.
+        """
+        cells = [row.cell for row in grid.accuracy]
+        trends = effective_robustness.trends(cells, sets, upstream, models)
+        behaviours = effective_robustness.above_trend(
+            grid.behaviour, grid.accuracy, trends, upstream
+        )
         return cls(
-            intervals.intervals(grid, summary, behaviours, sets, upstream, downstreams),
+            intervals.intervals(
+                grid, summary, behaviours, sets, upstream, downstreams, trends=trends
+            ),
             compared(grid, summary, sets, downstreams),
             behaviours,
             len(grid.seeds),
+            trends,
         )
 
     @property

@@ -30,14 +30,21 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
     return path
 
 
-def write_merged(folder: Path, runs: Sequence[FinishedCampaign], *, figures: bool = False) -> Path:
-    """Write one report of several campaigns into a folder; the page's path."""
+def write_merged(
+    folder: Path,
+    runs: Sequence[FinishedCampaign],
+    models_csv: Path | None = None,
+    *,
+    figures: bool = False,
+) -> Path:
+    """Write one report of several campaigns into a folder; the page's path. models_csv: as in
+    `tables.results`."""
     notes = [
         f"{run.record.name}: a sample of the images of {', '.join(run.record.samples)}"
         for run in runs
         if run.record.samples
     ]
-    return write_into(folder, tables.merged(runs), notes, figures=figures)
+    return write_into(folder, tables.merged(runs, models_csv), notes, figures=figures)
 
 
 def write_into(

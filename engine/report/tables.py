@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.grid.record import FinishedCampaign, Record
 from engine.machine.files import digest
-from engine.measures import metrics
+from engine.measures import metrics, model_rows
 from engine.measures.metrics import Grid, Summary
 from engine.measures.rows import Evaluation
 from engine.measures.standings import Line, Standings, standings
@@ -33,13 +34,16 @@ class Results:
         return ((model, line) for model in self.models for line in model.ranked())
 
 
-def results(run: FinishedCampaign) -> Results:
-    """Results from the predictions that a record names."""
-    return _results(run.record, run.evaluations)
+def results(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
+    """Results from the predictions that a record names.
+
+    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
+    """
+    return _results(run.record, run.evaluations, models_csv)
 
 
-def merged(runs: Sequence[FinishedCampaign]) -> Results:
-    """Results of several campaigns over the same sets, side by side.
+def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:
+    """Results of several campaigns over the same sets, side by side; models_csv: as in `results`.
 
     A model of several campaigns is one model where they agree in every evaluation that they share,
     and is otherwise named after each campaign too. Raises ValueError where sets differ.
@@ -71,11 +75,13 @@ def merged(runs: Sequence[FinishedCampaign]) -> Results:
         holdout=all(one.holdout for one in records),
         distances=first.distances if len(runs) == 1 else None,
         sequential=any(one.sequential for one in records),
+        cka=_cka(labels, records, disagreeing),
     )
-    return _results(record, list(rows.values()))
+    return _results(record, list(rows.values()), models_csv)
 
 
-def _results(record: Record, evaluations: Sequence[Evaluation]) -> Results:
+def _results(record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None) -> Results:
+    models_given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations)
     summary = metrics.summarise(grid, record.sets, record.downstreams)
     models = standings(
@@ -86,7 +92,9 @@ def _results(record: Record, evaluations: Sequence[Evaluation]) -> Results:
         methods=record.methods,
         downstreams=record.downstreams,
     )
-    sure = Certainty.of(grid, summary, record.sets, record.upstream, record.downstreams)
+    sure = Certainty.of(
+        grid, summary, record.sets, record.upstream, record.downstreams, models_given
+    )
     return Results(grid, summary, models, sure, record)
 
 
@@ -110,6 +118,19 @@ def _disagreeing(runs: Sequence[FinishedCampaign]) -> set[str]:
             if hashes.setdefault((*row.key, row.seed), file) != file:
                 models.add(row.model)
     return models
+
+
+def _cka(
+    labels: Sequence[str], records: Sequence[Record], disagreeing: Collection[str]
+) -> list[dict[str, Any]] | None:
+    """The CKA of all campaigns, a model on a set once; None where no campaign has any."""
+    rows: dict[str, dict[str, Any]] = {}
+    for label, record in zip(labels, records, strict=True):
+        for row in record.cka or ():
+            if row["model"] in disagreeing:
+                row = row | {"model": f"{row['model']} ({label})"}
+            rows.setdefault(digest({k: v for k, v in row.items() if k != "blocks"}), row)
+    return list(rows.values()) if any(record.cka is not None for record in records) else None
 
 
 def _settings(labels: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:

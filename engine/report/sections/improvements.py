@@ -57,7 +57,8 @@ def _figure(results: Results, model: Standings, data: pandas.DataFrame, end: flo
         frames.slug("improvements", model.model),
         f"RI{frames.label(results, model)}: blue is gain, orange loss.",
         f"RI of {rows['method'].nunique()} methods, fine-tuned on "
-        f"{counted('set', len(model.downstreams))}{frames.label(results, model)}: from {least['RI']:+.1f} ({least['method']} on "
+        f"{counted('set', len(model.downstreams))}{frames.label(results, model)}: "
+        f"from {least['RI']:+.1f} ({least['method']} on "
         f"{least['downstream']}) to {most['RI']:+.1f} ({most['method']} on {most['downstream']}).",
         rows.drop(columns=["model", "variant"]),
         specs.heat_map("downstream", "method", "RI", end, TOOLTIP, legend=True),

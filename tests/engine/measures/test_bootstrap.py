@@ -198,7 +198,7 @@ def test_duplicated_images_do_not_narrow_any_interval(tmp_path):
             source=sources,
         )
         read = metrics.gather(cells)
-        return intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up")
+        return intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up", trends={})
 
     names = np.array([f"s{i:05}" for i in range(400)])
     plain = all_intervals("plain", 1, names[:40])
@@ -217,7 +217,7 @@ def test_intervals_of_a_grid_equal_a_loop_over_resampled_sources(tmp_path):
     found = {
         (row.quantity, row.method, row.downstream, row.evaluated_on): row
         for row in intervals.intervals(
-            read, metrics.summarise(read, SETS), (), SETS, "up", resamples=4000
+            read, metrics.summarise(read, SETS), (), SETS, "up", trends={}, resamples=4000
         )
     }
     hit = {}
@@ -275,7 +275,7 @@ def test_accuracies_of_seeds_that_disagree_stay_between_0_and_100(tmp_path):
         return lambda *_: np.arange(60) >= 12 * seed
 
     read = metrics.gather(several_seeds(tmp_path, lucky, (0, 1)))
-    rows = intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up")
+    rows = intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up", trends={})
     ends = [(r.low, r.high) for r in rows if r.quantity == "accuracy" and r.method == "fine_tune"]
     assert {high for _, high in ends} == {100} and all(0 <= low < 100 for low, _ in ends)
 
@@ -288,6 +288,6 @@ def test_a_set_of_one_kind_of_answer_has_no_width_and_other_sources_are_fine(tmp
     for one in up:
         pq.write_table(pq.read_table(path), one.path)
     read = metrics.gather(cells)
-    rows = intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up")
+    rows = intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up", trends={})
     ends = [(r.low, r.high) for r in rows if (r.evaluated_on, r.quantity) == ("up", "accuracy")]
     assert ends == [(100, 100)] * len(up)

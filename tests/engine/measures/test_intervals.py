@@ -10,7 +10,15 @@ import pytest
 from stores import SETS, cell, grid, several_seeds, table
 
 from engine.commands import outcome
-from engine.measures import behaviour, bootstrap, intervals, metrics, predictions
+from engine.measures import (
+    behaviour,
+    bootstrap,
+    effective_robustness,
+    intervals,
+    metrics,
+    predictions,
+)
+from engine.measures.model_rows import ModelRows
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Agreement, Arm, Evaluation
 
@@ -70,8 +78,8 @@ def brute_force(cells, read, count):
             on = [c for c in accuracy if c.evaluated_on == name != c.downstream]
             upstream = np.array([[accuracy[replace(c, evaluated_on="up")] for c in on]])
             shifted = np.array([[accuracy[c] for c in on]])
-            every = np.ones(len(on), bool)
-            (robustness,) = behaviour.effective_robustness(upstream, shifted, every)
+            line = effective_robustness.Line.fit(upstream, shifted)
+            (robustness,) = shifted - line.accuracy(upstream)
             for c, value in zip(on, robustness, strict=True):
                 samples.setdefault(("effective_robustness", c), []).append(value)
         for c in accuracy:
@@ -86,9 +94,10 @@ def brute_force(cells, read, count):
 def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seeds):
     cells = made(tmp_path, seeds=seeds)
     read = metrics.gather(cells)
-    rows = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
     summary = metrics.summarise(read, SETS)
-    found = intervals.intervals(read, summary, rows, SETS, "up", resamples=80)
+    found = intervals.intervals(read, summary, rows, SETS, "up", trends=trends, resamples=80)
     samples = brute_force(cells, read, 80)
     shares = (*Agreement._fields, "accuracy")
     compared = set()
@@ -104,7 +113,22 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     assert compared == {key for key in samples if key[1] not in on_their_own}
 
     fine_tune = Arm("lite0", "fine_tune", "canonical", None)
-    means = {row.quantity: row for row in found if row.arm == fine_tune and not row.downstream}
+    over = [row for row in found if row.arm == fine_tune and not row.downstream]
+    for row in over:  # the mean on a set over the models that were not trained on it
+        if row.evaluated_on and row.quantity != "change":
+            assert row.quantity in NAMES
+            cells_on = {c.cell for c in cells if c.arm == fine_tune and not c.on_downstream
+                        and c.evaluated_on == row.evaluated_on}  # fmt: skip
+            assert len(cells_on) == 2 + (row.evaluated_on == "up")
+            expected = np.mean([samples[row.quantity, c] for c in cells_on], axis=0)
+            low, high, _ = bootstrap.ends(expected)
+            if row.quantity in shares:
+                low, high = np.clip((low, high), 0, 100)
+            assert (row.low, row.high) == pytest.approx((low, high), abs=1e-4)
+    on_sets = {(row.quantity, row.evaluated_on) for row in over if row.evaluated_on in SETS}
+    assert on_sets == {(name, on) for name in NAMES for on in SETS}
+    means = {row.quantity: row for row in over if row.evaluated_on == ""}
+    means |= {row.quantity: row for row in over if row.quantity == "change"}
     for name in NAMES:
         own = [
             c.cell
@@ -125,12 +149,60 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     assert (means["change"].low, means["change"].high) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_line_over_given_models_is_the_same_in_every_draw(tmp_path):
+    read = metrics.gather(made(tmp_path))
+    given = {"m": {"up": 30.0, "a": 20.0}, "n": {"up": 50.0, "a": 45.0}, "o": {"up": 90, "a": 70.0}}
+    models = ModelRows("models.csv", "up", given)
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up", models)
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
+    summary = metrics.summarise(read, SETS)
+    found = intervals.intervals(read, summary, rows, SETS, "up", trends=trends, resamples=400)
+    ends = {(row.quantity, row.cell): (row.low, row.high) for row in found}
+    draws = bootstrap.draw(read.predictions, resamples=400, seeds=1, seed=0).first(256)
+    line = effective_robustness.Line.fit(*models.points("a")[:, None])
+    for cell_on_a in trends["a"].cells:
+        key = (cell_on_a.arm, cell_on_a.downstream)
+        up, a = (
+            100 * draws.mean(on, read.predictions[on].correct[key][0][:, None])
+            for on in ("up", "a")
+        )
+        samples = (a - line.accuracy(up))[:, 0]
+        expected = bootstrap.ends(samples)[:2]
+        assert ends["effective_robustness", cell_on_a] == pytest.approx(expected, abs=1e-4)
+
+
+def test_models_trained_upstream_are_drawn_with_their_accuracy_there(tmp_path):
+    """A set has the upstream set's sources and hits, so no draw can put a model off the line. A
+    further set has sources of its own, which change what a sampler of all sets draws."""
+    hits = np.random.default_rng(0).random((4, BINNED)) < np.array([[0.3], [0.5], [0.7], [0.6]])
+    cells = []
+    for k, method in enumerate((PRE, "fine_tune", "lwf", "ewc")):
+        for on in ("a", "b", "up"):
+            path = tmp_path / f"{method}-{on}.parquet"
+            apart = {"source": [f"another-{i}" for i in range(BINNED)]} if on == "b" else {}
+            pq.write_table(table(hits[k], **apart), path)
+            cells.append(cell(path, method, "" if method == PRE else "up", on))
+    read = metrics.gather(cells)
+    assert read.downstream_predictions.keys() == {"up"}
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], ["a"], "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
+    summary = metrics.Summary(read.accuracy, ())
+    found = intervals.intervals(read, summary, rows, ["a"], "up", trends=trends)
+    robustness = [row for row in found if row.quantity == "effective_robustness"]
+    assert len(robustness) >= 4
+    for row in robustness:
+        assert (row.value, row.low, row.high) == pytest.approx((0, 0, 0), abs=1e-3)
+
+
 def test_what_both_models_say_alike_has_no_width(tmp_path):
     rng = np.random.default_rng(1)
     hits = rng.random(BINNED) < 0.5
     read = metrics.gather(grid(tmp_path, lambda *_: hits))
-    rows = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
-    found = intervals.intervals(read, metrics.summarise(read, SETS), rows, SETS, "up")
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
+    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
+    found = intervals.intervals(
+        read, metrics.summarise(read, SETS), rows, SETS, "up", trends=trends
+    )
     ends = {(r.quantity, r.low, r.high) for r in found if r.quantity in ("same_top1", "lost")}
     assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
     assert {(r.low, r.high) for r in found if r.quantity == "change"} == {(0, 0)}

@@ -1,0 +1,140 @@
+"""CKA of stored models: against a plain restatement on timm's models, and what is made when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from grids import CONV, VIT, Grid, grid, images, reference
+from test_hsic import plain_cka
+
+from engine.errors import RecipeError
+from engine.evaluation import cka, layers
+from engine.grid.build import Builder
+from engine.recipe.schema import ModelRecipe
+from engine.store.cells import Mix
+
+__all__ = ["grid"]
+
+SET = "tinted"  # 35 images
+WORDS = ("evaluate.cka=30", "evaluate.batch_size=8")
+
+
+def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, float]:
+    """CKA by block in float64, from the stored weights and the images as files."""
+    states = [builder.base.state()]
+    parts = [(w, builder.cell(name.split("-")[0])) for name, w in mix.items() if w]
+    states.append(
+        {key: sum(w * cell.state()[key].double() for w, cell in parts) for key in states[0]}
+    )
+    nets = [reference(state, arch) for state in states]
+    seen = [{}, {}]
+    for net, outputs in zip(nets, seen, strict=True):
+        for name, module in net.named_modules():
+            module.register_forward_hook(
+                lambda _m, _x, out, name=name, outputs=outputs: outputs.__setitem__(name, out)
+            )
+    pairs = {name: [] for name in layers.names_of(builder.recipe.model)}
+    for index in cka.minibatches(builder.recipe, builder.sets[SET]):
+        x = images(grid, SET, index, arch)
+        for net in nets:
+            with torch.no_grad():
+                net(x)
+        for name, of_layer in pairs.items():
+            of_layer.append([outputs[name].flatten(1).numpy() for outputs in seen])
+    return {name: plain_cka(of_layer) for name, of_layer in pairs.items()}
+
+
+@pytest.mark.parametrize("arch, blocks", [(VIT, 6), (CONV, 5)])
+def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
+    builder = grid.builder(f"model.arch={arch}", *WORDS)
+    mix = {builder.cell("fine_tune").name: 1.0}
+    cka.evaluate(builder.run, [mix], SET)
+    values = cka.stored(builder.run, mix, SET)
+    expected = plain(grid, builder, mix, arch)
+    assert list(values) == list(expected) and len(values) >= blocks
+    assert values == pytest.approx(expected, abs=1e-4)
+    assert min(expected.values()) < 0.9999
+
+
+def test_a_mix_is_compared_as_the_model_that_it_is(grid):
+    builder = grid.builder(*WORDS)
+    half = {builder.base.name: 0.5, builder.cell("fine_tune").name: 0.5}
+    cka.evaluate(builder.run, [half], SET)
+    values = cka.stored(builder.run, half, SET)
+    tuned = {builder.cell("fine_tune").name: 1.0}
+    cka.evaluate(builder.run, [tuned], SET)
+    whole = cka.stored(builder.run, tuned, SET)
+    assert all(values[name] > whole[name] for name in values)
+
+
+def test_the_pre_trained_model_and_a_probe_have_not_moved_and_a_prompt_has(grid):
+    builder = grid.builder(*WORDS)
+    mixes = [{builder.base.name: 1.0}, {builder.cell("linear_probe").name: 1.0}]
+    prompt = {builder.cell("visual_prompt").name: 1.0}
+    cka.evaluate(builder.run, [*mixes, prompt], SET)
+    for mix in mixes:
+        assert cka.stored(builder.run, mix, SET) == pytest.approx(
+            dict.fromkeys(layers.names_of(builder.recipe.model), 1.0), abs=1e-9
+        )
+    assert min(cka.stored(builder.run, prompt, SET).values()) < 0.9995
+
+
+def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatch):
+    builder = grid.builder(*WORDS)
+    mix = {builder.cell("fine_tune").name: 1.0}
+    cka.evaluate(builder.run, [mix], SET)
+    passes = []
+    made = cka._Grams.of
+    monkeypatch.setattr(cka._Grams, "of", lambda self, m: passes.append(m) or made(self, m))
+    cka.evaluate(builder.run, [mix, mix, {**mix, builder.base.name: 0.0}], SET)
+    assert not passes
+    other = grid.builder("evaluate.cka=29", "evaluate.batch_size=8")
+    cka.evaluate(other.run, [mix], SET)
+    assert passes == [{builder.base.name: 1.0}, mix]
+    assert cka.stored(other.run, mix, SET) != cka.stored(builder.run, mix, SET)
+
+
+def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
+    builder = grid.builder(*WORDS)
+    parts = cka.minibatches(builder.recipe, builder.sets[SET])
+    assert [len(part) for part in parts] == [8, 8, 7, 7]
+    drawn = np.concatenate(parts)
+    assert len(set(drawn.tolist())) == 30 and (np.diff(drawn) < 0).any()
+    again = cka.minibatches(builder.recipe, builder.sets[SET])
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    more = grid.builder("evaluate.cka=1000", "evaluate.batch_size=1")
+    sizes = [len(part) for part in cka.minibatches(more.recipe, more.sets[SET])]
+    assert sum(sizes) == 35 and min(sizes) >= 4
+    seeded = grid.builder("dataset.seed=1", *WORDS)
+    other = np.concatenate(cka.minibatches(seeded.recipe, seeded.sets[SET]))
+    assert not np.array_equal(drawn, other)
+
+
+def test_blocks_of_architectures():
+    def names(arch: str) -> tuple[str, ...]:
+        return layers.names_of(ModelRecipe(name=arch, arch=arch, image_size=32))
+
+    assert names("test_vit") == tuple(f"blocks.{k}" for k in range(6))
+    assert names("resnet18")[0] == "layer1.0" and len(names("resnet18")) == 8
+    depth = sum(map(len, timm.create_model("tf_efficientnet_lite0").blocks))
+    assert len(names("tf_efficientnet_lite0")) == depth == 16
+
+
+def test_a_network_without_blocks_is_named(monkeypatch):
+    monkeypatch.setattr(layers, "_names", lambda *_: ())
+    with pytest.raises(RecipeError, match=r"test_vit is no chain of blocks.*evaluate\.cka=0"):
+        layers.names_of(ModelRecipe(name="m", arch=VIT))
+
+
+@pytest.mark.parametrize("word, message", [("1", "4 images or more"), ("-1", "at least 0")])
+def test_too_few_images_are_refused_at_once(grid, word, message):
+    with pytest.raises(RecipeError, match=rf"evaluate\.cka={word}.*{message}"):
+        grid.builder(f"evaluate.cka={word}")
+
+
+def test_a_missing_cka_names_what_to_do(grid):
+    builder = grid.builder("evaluate.cka=28")
+    with pytest.raises(FileNotFoundError, match=r"no CKA of .*-on-few: run the campaign again"):
+        cka.stored(builder.run, {builder.base.name: 1.0}, "few")

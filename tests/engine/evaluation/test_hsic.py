@@ -1,0 +1,123 @@
+"""The estimator of CKA: against its formula in NumPy, and the laws that it must obey."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.evaluation import hsic
+
+
+def plain_hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """Song et al. 2012, equation 5, as it is printed, in float64."""
+    k, m = (features @ features.T for features in (x, y))
+    n, one = len(k), np.ones(len(k))
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(m, 0)
+    return (
+        np.trace(k @ m)
+        + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (one @ k @ m @ one)
+    ) / (n * (n - 3))
+
+
+def plain_cka(pairs) -> float:
+    """Nguyen et al. 2021, equation 3: means over minibatches (x, y), then the ratio."""
+    cross, before, after = (
+        np.mean([plain_hsic(*of(x, y)) for x, y in pairs])
+        for of in (lambda x, y: (x, y), lambda x, y: (x, x), lambda x, y: (y, y))
+    )
+    return cross / np.sqrt(before * after)
+
+
+def cka(pairs) -> float:
+    """The same by the engine, of a single layer."""
+    sums = torch.zeros(3, 1, dtype=torch.float64)
+    for x, y in pairs:
+        a, b = (hsic.centred(hsic.gram(torch.from_numpy(f))[None]) for f in (x, y))
+        sums += torch.stack([hsic.hsic(a, b), hsic.hsic(a, a), hsic.hsic(b, b)])
+    return hsic.cka(sums).item()
+
+
+def features(rng, n: int, width: int) -> np.ndarray:
+    return rng.normal(size=(n, width)) + rng.normal(size=width)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(4, 30), st.integers(1, 12), st.integers(1, 12))
+def test_hsic_is_its_formula(seed, n, wide, narrow):
+    rng = np.random.default_rng(seed)
+    x, y = features(rng, n, wide), features(rng, n, narrow)
+    a, b = (hsic.centred(hsic.gram(torch.from_numpy(f))[None]) for f in (x, y))
+    size = np.sqrt(plain_hsic(x, x) ** 2 + 1) * np.sqrt(plain_hsic(y, y) ** 2 + 1)
+    assert hsic.hsic(a, b).item() == pytest.approx(plain_hsic(x, y), abs=1e-4 * size)
+
+
+def test_cka_over_uneven_minibatches_is_the_ratio_of_means():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for n in (9, 8, 4):
+        x = features(rng, n, 6)
+        pairs.append((x, x @ rng.normal(size=(6, 5)) + features(rng, n, 5)))
+    assert cka(pairs) == pytest.approx(plain_cka(pairs), abs=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(5, 20), st.floats(0.01, 100))
+def test_turning_scaling_and_moving_features_changes_nothing(seed, n, scale):
+    rng = np.random.default_rng(seed)
+    x, y = features(rng, n, 7), features(rng, n, 7)
+    turn, _ = np.linalg.qr(rng.normal(size=(7, 7)))
+    moved = scale * y @ turn + 3
+    assert cka([(x, moved)]) == pytest.approx(cka([(x, y)]), abs=2e-3, nan_ok=True)
+    assert cka([(x, scale * x @ turn + 3)]) == pytest.approx(1, abs=1e-4)
+
+
+def test_cka_of_features_with_themselves_is_1():
+    x = features(np.random.default_rng(0), 12, 40)
+    assert cka([(x[:6], x[:6]), (x[6:], x[6:])]) == pytest.approx(1, abs=1e-12)
+
+
+def test_unrelated_features_have_a_mean_of_0_even_in_minibatches_of_four():
+    """HSIC with centring matrices, the biased estimator, is far above 0 here."""
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(4000):
+        x, y = rng.normal(size=(2, 4, 50))
+        a, b = (hsic.centred(hsic.gram(torch.from_numpy(f))[None]) for f in (x, y))
+        values.append(hsic.hsic(a, b).item())
+    mean, error = np.mean(values), np.std(values) / np.sqrt(len(values))
+    assert abs(mean) < 4 * error
+    centre = np.eye(4) - 1 / 4
+    biased = np.trace(centre @ x @ x.T @ centre @ y @ y.T) / 9
+    assert biased > 100 * error
+
+
+def test_a_large_mean_leaves_the_digits():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 16, 5))
+    assert cka([(x + 1e4, y)]) == pytest.approx(plain_cka([(x, y)]), abs=1e-2)
+
+
+def test_images_are_compared_as_wholes_and_autocast_keeps_fp32():
+    maps = torch.randn(6, 3, 4, 4, generator=torch.manual_seed(0)).to(
+        memory_format=torch.channels_last
+    )
+    expected = hsic.gram(maps.reshape(6, 48))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = hsic.gram(maps)
+    assert seen.dtype == torch.float32 and torch.equal(seen, expected)
+
+
+def test_features_that_do_not_vary_have_no_cka():
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    assert np.isnan(cka([(x, np.ones((8, 3)))]))
+    assert np.isnan(cka([(np.ones((8, 3)), x)]))
+
+
+def test_three_images_are_refused():
+    with pytest.raises(ValueError, match="minibatches of 4 images or more, got 3"):
+        hsic.centred(torch.zeros(1, 3, 3))

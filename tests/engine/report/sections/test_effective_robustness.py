@@ -1,0 +1,98 @@
+"""The section of effective robustness: its lines, its points, its numbers and what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_results import drawn, results, row
+from scipy.stats import norm
+from stores import SETS
+
+from engine.report.sections import effective_robustness
+
+CSV = "model,set,accuracy\n" + "".join(
+    f"m{k},up,{x}\nm{k},a,{y}\n"
+    for k, (x, y) in enumerate([(20, 10), (50, 35), (80, 75), (95, 90)])
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("grid"))
+
+
+def test_points_lines_and_table_are_those_of_the_measures(made):
+    section = effective_robustness.section(made)
+    data = section.figures[0].data
+    known = {(r.arm, r.downstream, r.evaluated_on): r for r in made.sure.behaviour}
+    models = data[data["kind"] == "model"]
+    assert len(models) == 3 * (1 + 2 * 2)
+    for point in models.to_dict("records"):
+        matches = [
+            r.effective_robustness
+            for (_, downstream, on), r in known.items()
+            if (downstream, on) == (point["downstream"], point["evaluated_on"])
+        ]
+        assert point["effective_robustness"] in matches
+    for name in SETS:
+        on_set = data[data["evaluated_on"] == name]
+        ends = on_set[on_set["kind"] == "line"]
+        spots = on_set[on_set["kind"] == "model"]
+        x, y = (norm.ppf(spots[column] / 100) for column in ("upstream", "accuracy"))
+        slope, level = np.polyfit(x, y, 1)
+        expected = slope * norm.ppf(ends["upstream"] / 100) + level
+        np.testing.assert_allclose(ends["accuracy_probit"], expected, atol=1e-9)
+        assert any(text.startswith(f"{name}: slope {slope:.2f} ") for text in section.statements)
+    means = section.tables[0].data
+    values = [
+        r.effective_robustness
+        for r in made.sure.behaviour
+        if r.method == "lwf" and r.evaluated_on in SETS and not r.on_downstream
+    ]
+    lwf = row(means, method="LwF")
+    assert lwf["effective_robustness"] == pytest.approx(np.mean(values))
+    assert lwf["effective_robustness_low"] < lwf["effective_robustness_high"]
+    assert means["effective_robustness"].is_monotonic_decreasing
+
+
+def test_means_on_a_set_have_intervals(made):
+    table = effective_robustness.section(made).tables[1].data
+    assert len(table) == 3 * 3
+    on_a = row(table, method="FT", evaluated_on="a")
+    values = [
+        r.effective_robustness
+        for r in made.sure.behaviour
+        if r.method == "fine_tune" and r.evaluated_on == "a" and r.downstream in "bc"
+    ]
+    assert on_a["models"] == 2
+    assert on_a["effective_robustness"] == pytest.approx(np.mean(values))
+    assert table["effective_robustness_low"].notna().all()
+
+
+def test_what_a_line_is_fitted_over_is_said(made, tmp_path):
+    text = effective_robustness.section(made).text
+    assert "The line of a, b, c is fitted over 5 pre-trained models and all models" in text
+    assert "none given by --models-csv" in text
+    file = tmp_path / "models.csv"
+    file.write_text(CSV)
+    section = effective_robustness.section(results(tmp_path / "given", file))
+    assert "The line of a is fitted over 4 models given by the user." in section.text
+    assert "The line of b, c is fitted over 5 pre-trained" in section.text
+    data = section.figures[0].data
+    assert (data["kind"] == "given").sum() == 4
+    x, y = norm.ppf(np.array([[20, 50, 80, 95], [10, 35, 75, 90]]) / 100)
+    slope, level = np.polyfit(x, y, 1)
+    line = data[(data["kind"] == "line") & (data["evaluated_on"] == "a")]
+    np.testing.assert_allclose(line["accuracy_probit"], slope * line["upstream_probit"] + level)
+
+
+def test_the_figure_can_be_drawn_and_has_its_points(made):
+    section = effective_robustness.section(made)
+    (svg,) = drawn(section).values()
+    assert svg.count('aria-roledescription="point"') == 15
+    assert "on the set, %" in svg
+
+
+def test_a_grid_without_an_upstream_set_has_no_section(made, tmp_path):
+    made = results(tmp_path, upstream="elsewhere")
+    assert effective_robustness.section(made) is None

@@ -1,0 +1,62 @@
+"""Results of a made-up grid, as the report's sections take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import vl_convert
+from stores import SETS, grid, random_hits
+
+from engine.grid.record import Record
+from engine.measures.rows import Evaluation
+from engine.report import figures, tables
+from engine.report.section import Section
+from engine.report.tables import Results
+
+TITLES = {"fine_tune": "FT", "lwf": "LwF"}
+
+
+def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
+    """A record of evaluations on the sets `SETS` and the upstream set `up`."""
+    given: dict[str, Any] = {
+        "asked": "",
+        "name": "made-up",
+        "sets": list(SETS),
+        "upstream": "up",
+        "methods": TITLES,
+        "settings": {},
+        "credits": [],
+        "contact_sheet": "",
+        "holdout": False,
+        "distances": None,
+        "samples": {},
+        "sequential": False,
+        "evaluations": list(evaluations),
+        "files": {},
+    }
+    return Record(**given | values)
+
+
+def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:
+    """Results of two methods with random hits; `values`: of the record."""
+    evaluations = grid(folder, random_hits(), tuple(TITLES))
+    return tables._results(record(evaluations, **values), evaluations, models_csv)
+
+
+def drawn(section: Section) -> dict[str, str]:
+    """Every figure of a section as SVG, by its name."""
+    return {
+        figure.name: vl_convert.vegalite_to_svg(figures.whole(figure, width=600))
+        for figure in section.figures
+    }
+
+
+def row(table: pandas.DataFrame, **values: str) -> pandas.Series:
+    """The only row of a table with these values."""
+    for name, value in values.items():
+        table = table[table[name] == value]
+    assert len(table) == 1, table
+    return table.iloc[0]
