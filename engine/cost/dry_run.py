@@ -308,7 +308,7 @@ class PlannedContext(Context[PlannedCell]):
     def _train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self)
         method.to(self.device)
-        train, seen, steps = self.recipe.train, len(self.target.split("train")), 0
+        train, seen, steps = self.recipe.train, len(self.target.training(self.recipe)), 0
         if method.problem is not None:
             work = heads.EVALUATIONS * method.problem.flops(self.dry_run.classes)
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32

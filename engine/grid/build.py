@@ -104,6 +104,7 @@ class Builder(Context[Cell]):
             "train": dataclasses.asdict(recipe.train) | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.run.machine,
+            **self.target.part_key(recipe),
         }
 
     def seeded(self) -> list[Builder]:

@@ -42,6 +42,7 @@ def first_head(probe: schema.Recipe) -> schema.Recipe:
     names = {"name": probe.method.name, "title": probe.method.title, "module": "linear_probe"}
     return replace(
         probe,
+        dataset=replace(probe.dataset, shots=0, portion=1.0),
         method=Recipe(**names, l2=probe.model.head.l2, anchor="zero"),
         optimizer=schema.OptimizerRecipe(),
         train=schema.TrainRecipe(),
@@ -62,7 +63,7 @@ class Method(FrozenBackbone):
             self.problem = objectives.Problem(
                 context.features(context.base, context.target, training=True),
                 self.targets_N,
-                torch.from_numpy(context.target.split("train")),
+                torch.from_numpy(context.target.training(context.recipe)),
                 self.recipe.l2,
                 self.mask_C,
                 self.members_GM,

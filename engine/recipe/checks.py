@@ -66,6 +66,8 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "dataset.renderings": (1, _ANY),
     "dataset.source_px": (1, _ANY),
     "dataset.holdout": (0, 1, "high"),
+    "dataset.shots": (0, _ANY),
+    "dataset.portion": (0, 1, "low"),
 }
 _NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks unfinished files
 
@@ -94,6 +96,11 @@ def check(recipe: Recipe, merged: Any) -> None:
         in_range("optimizer.betas", number, 0, 1, "high")
     _check_channels("model.mean", recipe.model.mean, 0, 1)
     _check_channels("model.std", recipe.model.std, 0, _ANY, "low")
+    if recipe.dataset.shots and recipe.dataset.portion < 1:
+        raise RecipeError(
+            f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
+            "both take a part of the training images; give only one of them"
+        )
     recipe.method.check(recipe)
     _check_names(recipe)
     if recipe.downstream not in (places := recipe.dataset.places):

@@ -72,6 +72,8 @@ class DatasetRecipe:
     source_px: int = 128
     seed: int = 0
     holdout: float = 0.25  # share of each class that training never sees; 0: no split
+    shots: int = 0  # images a class to train on, drawn with the cell's seed; 0: all
+    portion: float = 1.0  # of each class of the training split, drawn likewise
     pack_format: str = "raw"  # raw | jpeg
     objectnet: str = "corrected"  # corrected | paper
     subsample: str = "50000"  # of IN-C: a number of images, or full

@@ -120,7 +120,7 @@ def close(engine: Any) -> None:
 def epochs(engine: Any, method: Trained, run: Run) -> list[dict[str, float]]:
     """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe = run.recipe
-    positions = run.target.split("train")
+    positions = run.target.training(recipe)
     steps_an_epoch = -(-len(positions) // recipe.train.batch_size)
     total = steps_an_epoch * recipe.train.epochs
     warmup = warmup_steps(recipe.train, total)
