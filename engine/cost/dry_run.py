@@ -23,15 +23,15 @@ from engine.cost.flops import flops
 from engine.data.sets import LabelledSet
 from engine.evaluation import sample
 from engine.grid.campaign import Plan
-from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained
 from engine.methods.context import Context
+from engine.methods.first_head import first_head
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
-from engine.training import fisher, heads
+from engine.training import fisher
 from loaders.batch import Batch
 
 PREPARE = "prepare"
@@ -209,7 +209,7 @@ class PlannedContext(Context[PlannedCell]):
         if not self.recipe.model.head.fit or self.recipe.downstream == upstream:
             return self.dry_run.weights
         probe = self.dry_run.recipe_of("linear_probe", upstream)
-        return self.build(linear_probe.first_head(probe))
+        return self.build(first_head(probe))
 
     @property
     def name(self) -> str:
@@ -310,7 +310,7 @@ class PlannedContext(Context[PlannedCell]):
         method.to(self.device)
         train, seen, steps = self.recipe.train, len(self.target.training(self.recipe)), 0
         if method.problem is not None:
-            work = heads.EVALUATIONS * method.problem.flops(self.dry_run.classes)
+            work = method.problem.flops(self.dry_run.classes)
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32
         else:
             steps = math.ceil(seen / train.batch_size) * train.epochs

@@ -19,9 +19,9 @@ from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.methods.context import Context
+from engine.methods.first_head import first_head
 from engine.models import checkpoints
 from engine.models.form import Form
 from engine.recipe import modules
@@ -172,14 +172,14 @@ class Builder(Context[Cell]):
         return passes.holdout_accuracy(self.run, mix)
 
     def _base(self) -> Cell:
-        """The pre-trained model. A head that it lacks is a linear probe of the upstream set."""
+        """The pre-trained model. A head that it lacks is made on the upstream set."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed = cache_folder(), dataset.seed
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit or self.recipe.downstream == dataset.upstream:
             return Cell(backbone)
         probe = self.request.recipe("linear_probe", dataset.upstream)
-        return self._of(linear_probe.first_head(probe)).build()
+        return self._of(first_head(probe)).build()
 
     def _description(self) -> dict[str, Any]:
         """What `cell.json` says of the model: the head's classes, and how it sees images."""

@@ -11,7 +11,7 @@ position embedding and final norms train with the head (on a ResNet: the head al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -35,19 +35,6 @@ class Recipe(schema.MethodRecipe):
     def check(self, cell: schema.Recipe) -> None:
         in_range("method.l2", self.l2, 0, math.inf, "low")
         one_of("method.anchor", self.anchor, ("base", "zero"))
-
-
-def first_head(probe: schema.Recipe) -> schema.Recipe:
-    """The recipe of a backbone's first head, made from the recipe of a probe of the same set."""
-    names = {"name": probe.method.name, "title": probe.method.title, "module": "linear_probe"}
-    return replace(
-        probe,
-        dataset=replace(probe.dataset, shots=0, portion=1.0),
-        method=Recipe(**names, l2=probe.model.head.l2, anchor="zero"),
-        optimizer=schema.OptimizerRecipe(),
-        train=schema.TrainRecipe(),
-        seed=0,
-    )
 
 
 class Method(FrozenBackbone):

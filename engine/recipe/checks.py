@@ -25,6 +25,7 @@ ALLOWED = {
     "dataset.objectnet": ("corrected", "paper"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
+    "model.head.kind": ("probe", "prototype"),
     "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
@@ -60,6 +61,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "model.crop": (0, 1, "low"),
     "model.projection": (0, _ANY),
     "model.head.l2": (0, _ANY, "low"),
+    "model.head.temperature": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
     "dataset.classes": (0, _ANY),
@@ -100,6 +102,11 @@ def check(recipe: Recipe, merged: Any) -> None:
         raise RecipeError(
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
             "both take a part of the training images; give only one of them"
+        )
+    if recipe.model.head.kind != "probe" and not recipe.model.head.fit:
+        raise RecipeError(
+            f"model.head.kind={recipe.model.head.kind}: the weights of {recipe.model.name} include "
+            "a head; set model.head.fit=true to make another"
         )
     recipe.method.check(recipe)
     _check_names(recipe)
