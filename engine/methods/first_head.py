@@ -21,7 +21,7 @@ def first_head(probe: schema.Recipe) -> schema.Recipe:
             name="prototype",
             title="Class prototypes",
             module="prototype",
-            temperature=head.temperature,
+            scale=head.scale,
         )
     return replace(
         probe,

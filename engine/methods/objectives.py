@@ -53,14 +53,14 @@ class Problem:
 class Prototypes:
     """A head of class prototypes, in closed form (`engine.training.prototypes`).
 
-    features_ND, labels_N, rows_n: as in `Problem`; every output has a training image. temperature:
-    above 0; cosines of features with prototypes are divided by it.
+    features_ND, labels_N, rows_n: as in `Problem`; every output has a training image. scale: above
+    0; cosines of features with prototypes are multiplied by it.
     """
 
     features_ND: Tensor
     labels_N: Tensor
     rows_n: Tensor
-    temperature: float
+    scale: float
 
     def flops(self, classes: int) -> float:
         """Operations: the norms of the features, and their sums by class."""

@@ -23,10 +23,10 @@ from engine.store.cells import Export
 
 @dataclass(frozen=True)
 class Recipe(schema.MethodRecipe):
-    temperature: float = schema.HeadRecipe.temperature
+    scale: float = schema.HeadRecipe.scale
 
     def check(self, cell: schema.Recipe) -> None:
-        in_range("method.temperature", self.temperature, 0, math.inf, "low")
+        in_range("method.scale", self.scale, 0, math.inf, "low")
 
 
 class Method(FrozenBackbone):
@@ -47,7 +47,7 @@ class Method(FrozenBackbone):
             context.features(context.base, target, training=True),
             self.targets_N,
             torch.from_numpy(rows_n),
-            self.recipe.temperature,
+            self.recipe.scale,
         )
 
     def export(self) -> Export:

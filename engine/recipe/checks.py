@@ -61,7 +61,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "model.crop": (0, 1, "low"),
     "model.projection": (0, _ANY),
     "model.head.l2": (0, _ANY, "low"),
-    "model.head.temperature": (0, _ANY, "low"),
+    "model.head.scale": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
     "dataset.classes": (0, _ANY),

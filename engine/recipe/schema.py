@@ -39,7 +39,7 @@ class HeadRecipe:
     fit: bool = False  # False: the weights include the head
     kind: str = "probe"  # of a head that is fitted: probe | prototype
     l2: float = 1e-3  # probe: strength of the pull towards zero
-    temperature: float = 0.01  # prototype: divides the cosines; CLIP's learned one
+    scale: float = 100.0  # prototype: of its logits, as CLIP's exp(logit_scale)
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@ As CLIP does with the text features of a class (Radford et al. 2021, 3.1.2): fea
 unit length, averaged over a class's images, and the mean is brought to unit length again. A
 feature of norm r at an angle a to a class's prototype gets the logit
 
-    cos(a) / temperature * r / mean r,
+    scale * cos(a) * r / mean r,
 
 the mean taken over the training images, since a linear head cannot bring features to unit length.
 """
@@ -43,6 +43,6 @@ def fit(head: nn.Linear, problem: Prototypes, label: str) -> dict[str, float]:
             "are finite and not all zero"
         )
     with torch.no_grad():
-        head.weight.copy_(F.normalize(sums_CD, dim=1) / (problem.temperature * norm))
+        head.weight.copy_(F.normalize(sums_CD, dim=1) * (problem.scale / norm))
         head.bias.zero_()
     return {"images": len(problem.rows_n), "norm": norm}

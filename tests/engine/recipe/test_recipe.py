@@ -32,7 +32,7 @@ OPTIONS = {
     "model.head.fit": False,
     "model.head.kind": "probe",
     "model.head.l2": 1e-3,
-    "model.head.temperature": 0.01,
+    "model.head.scale": 100.0,
     "model.mean": None,
     "model.std": None,
     "model.interpolation": None,
