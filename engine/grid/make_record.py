@@ -87,11 +87,11 @@ def _evaluations(
         if number == 0:
             for name in names:
                 path = _predicted(run, {run.base.name: 1.0}, name, samples)
-                yield Evaluation(model, PRE, "", None, "", name, path)
+                yield Evaluation(model, PRE, "", None, "", "", name, path)
         for seeded, method in product(builder.seeded(), plan.methods):
             variant, seed = seeded.sibling(method).method.variant, seeded.recipe.seed
             for entry, name in product(seeded.cell(method).entries, names):
-                arm = Arm(model, method, variant, entry.alpha)
+                arm = Arm(model, method, variant, entry.alpha, entry.setting)
                 path = _predicted(seeded.run, entry.mix, name, samples)
                 yield Evaluation(*arm, downstream, name, path, seed, entry.headline)
 

@@ -132,9 +132,10 @@ def read(place: Path) -> FinishedCampaign:
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:
-    """A row of the file. Tables of older files, which lack `headline`, show the default alpha."""
-    headline = row["alpha"] in (None, DEFAULT_ALPHA)
-    return Evaluation(**{"headline": headline, **row, "path": Path(row["path"])})
+    """A row of the file. Older files lack `headline`, where tables show the default alpha, or
+    `setting`, which is then empty."""
+    added = {"headline": row["alpha"] in (None, DEFAULT_ALPHA), "setting": ""}
+    return Evaluation(**{**added, **row, "path": Path(row["path"])})
 
 
 def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:

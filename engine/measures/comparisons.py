@@ -55,7 +55,8 @@ def compare(
     the other sets, get more of its images right. McNemar's test takes no weights, so p of a sample
     is that of the percentile interval.
 
-    Raises ValueError for a pair of different pre-trained models, or an arm that lacks a column.
+    Raises ValueError for a pair of different pre-trained models or settings, or an arm that lacks
+    a column.
     """
     if not pairs:
         return ()
@@ -67,6 +68,8 @@ def compare(
     for arm, against in pairs:
         if arm.model != against.model:
             raise ValueError(f"{arm} and {against} start from different pre-trained models")
+        if arm.setting != against.setting:
+            raise ValueError(f"{arm} and {against} have different settings")
     left, right = ([arms.index(pair[side]) for pair in pairs] for side in (0, 1))
 
     def mri(start: int, stop: int) -> np.ndarray:
@@ -114,8 +117,9 @@ def undecided(corrected: Any, error: Any) -> Any:
 
 
 def all_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Every two arms that start from the same pre-trained model."""
-    return [(a, b) for a, b in itertools.combinations(arms, 2) if a.model == b.model]
+    """Every two arms of a setting that start from the same pre-trained model."""
+    pairs = itertools.combinations(arms, 2)
+    return [(a, b) for a, b in pairs if (a.model, a.setting) == (b.model, b.setting)]
 
 
 def against_method(arms: Sequence[Arm], method: str) -> list[tuple[Arm, Arm]]:
@@ -209,7 +213,9 @@ def _row(
     better, worse = wins or (None, None)
     return Comparison(
         *arm,
-        *against[1:],
+        against.method,
+        against.variant,
+        against.alpha,
         name,
         difference,
         *bootstrap.ends(samples),

@@ -313,7 +313,7 @@ def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
                 f"model (method '{PRE}'), and only for it"
             )
         if pre_trained and (row.arm != row.arm.before or row.seed):
-            raise ValueError(f"{row}: the pre-trained model has no variant, alpha or seed")
+            raise ValueError(f"{row}: the pre-trained model has no variant, alpha, setting or seed")
         by_seed = paths.setdefault(row.cell, {})
         if row.seed in by_seed:
             raise ValueError(f"{row.cell} is given twice: {by_seed[row.seed]} and {row.path}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from engine.measures.metrics import Accuracy, Arm, Mri, improvements
-from engine.measures.rows import DEFAULT_ALPHA, decimals
+from engine.measures.rows import DEFAULT_ALPHA, decimals, of_main_table
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Standings:
 
     `sets` run from the easiest to the hardest before fine-tuning. `lines` follow the order of the
     methods, with interpolations at the alpha that their recipe names, never an alpha chosen on OOD
-    sets. `curves` hold every alpha of an interpolation, ascending.
+    sets; where a campaign varies a key, a method has a line for each setting. `curves` hold every
+    alpha of an interpolation in a setting, ascending.
     """
 
     model: str
@@ -71,18 +72,21 @@ def standings(
     """
     rows = list(accuracy)
     ri = improvements(rows, sets)
-    headline = {row.arm for row in rows if row.headline}
     after: dict[Arm, dict[str, dict[str, float]]] = {}
     for row in rows:
         columns = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
         columns[row.evaluated_on] = row.accuracy
     intervals = {row.arm: row for row in mri}
+    shown = {row.arm for row in of_main_table(list(intervals.values()))}
     order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
+    settings = list(dict.fromkeys(arm.setting for arm in ri))
 
     def line(arm: Arm) -> Line:
         title, columns = methods.get(arm.method, arm.method), after[arm]
         if arm.variant not in ("", "canonical"):
             title += f" ({arm.variant})"
+        if arm.setting:
+            title += f", {arm.setting}"
         forgotten = None
         if upstream in (before := after[arm.before][""]):
             forgotten = fmean(columns[name][upstream] for name in sets) - before[upstream]
@@ -101,20 +105,26 @@ def standings(
     for pre in [arm for arm, columns in after.items() if "" in columns]:
         arms = sorted(
             (arm for arm in ri if arm.model == pre.model),
-            key=lambda arm: (order.index(arm.method), arm.variant, arm.alpha or 0),
+            key=lambda arm: (
+                order.index(arm.method),
+                arm.variant,
+                settings.index(arm.setting),
+                arm.alpha or 0,
+            ),
         )
         lines = [line(arm) for arm in arms]
-        curves: dict[tuple[str, str], list[Line]] = {}
+        curves: dict[tuple[str, str, str], list[Line]] = {}
         for point in lines:
             if point.arm.alpha is not None:
-                curves.setdefault((point.arm.method, point.arm.variant), []).append(point)
+                _, method, variant, _, setting = point.arm
+                curves.setdefault((method, variant, setting), []).append(point)
         before = after[pre][""]
         models.append(
             Standings(
                 model=pre.model,
                 sets=tuple(sorted(sets, key=lambda name: -before[name])),
                 before=before,
-                lines=tuple(_with_alpha(row) for row in lines if row.arm in headline),
+                lines=tuple(_with_alpha(row) for row in lines if row.arm in shown),
                 curves=tuple(tuple(points) for points in curves.values() if len(points) > 1),
             )
         )

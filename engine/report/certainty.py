@@ -93,7 +93,7 @@ def compared(
 ) -> tuple[Comparison, ...]:
     """Comparisons of every two arms that a table shows, or with `against` those with that method.
     Raises ValueError when no complete arm is of that method."""
-    arms = [row.arm for row in summary.mri if row.headline]
+    arms = [row.arm for row in rows.of_main_table(summary.mri)]
     pairs = comparisons.all_pairs(arms)
     if against is not None:
         pairs = comparisons.against_method(arms, against)

@@ -27,6 +27,7 @@ def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, 
     for arm, by_set in arms.items():
         title = methods.get(arm.method, arm.method)
         title += "" if arm.alpha is None else f" alpha={arm.alpha:g}"
+        title += arm.setting and f" {arm.setting}"
         after = [by_set[name] for name in sets]
         after.append(fmean(after))
         accuracy.append([title, *(f"{value:.1f}" for value in after)])

@@ -377,7 +377,7 @@ def test_points_pair_the_drop_upstream_with_the_distance():
         title="FT",
         ri={},
         after={"a": {"up": 70.0}, "b": {"up": 85.0}, "c": {"a": 1.0}},
-        mri=Mri("m", "fine_tune", "canonical", None, 0.0, 0.0, 0.0),
+        mri=Mri("m", "fine_tune", "canonical", None, "", 0.0, 0.0, 0.0),
         downstream=0.0,
         ood=0.0,
         upstream=None,
