@@ -11,12 +11,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=PACKAGES),
-    package_data={"recipes": ["**/*.yaml"], "engine": ["grid/*.smk", "report/*.html"]},
+    package_data={"recipes": ["**/*.yaml"], "engine": ["grid/*.smk", "report/templates/*"]},
     install_requires=[
         "torch>=2.9",
         "torchvision",  # timm's transforms
         "timm>=1.0.20",
         "deepspeed>=0.18",
+        "jinja2>=3.1",
         "numba>=0.60",
         "numpy>=1.26",
         "omegaconf>=2.4",
@@ -30,6 +31,7 @@ setup(
         "snakemake>=9,<10",
         "threadpoolctl>=3.1",
         "tqdm>=4.66",
+        "vl-convert-python>=1.7",  # Vega-Lite: the report's figures
     ],
     extras_require={
         "ffcv": ["ffcv==1.0.2"],  # builds against OpenCV's headers: see the Makefile
@@ -58,6 +60,7 @@ setup(
             "ruff>=0.12",
             "pyright>=1.1.400",
             "pre-commit>=3",
+            "selenium>=4.20",  # the report in a browser
         ],
     },
     scripts=["engine/rib"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.grid import campaign, jobs
-from engine.report import tables
+from engine.report import finish as last_job
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -53,4 +53,4 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     jobs.prepare(plan, device)
     for name in plan.sets:
         jobs.column(plan, name, device)
-    return tables.finish(plan, device).parent
+    return last_job.finish(plan, device).parent

@@ -14,7 +14,8 @@ from engine.commands import (
     metrics,
     plan,
     recipes,
+    report,
     verify,
 )
 
-COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, export, recipes)
+COMMANDS = (campaign, plan, verify, encode, metrics, report, distance, evaluate, export, recipes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.machine import ranks
     from engine.measures import distances
     from engine.recipe.request import Request
-    from engine.report import forgetting, page
+    from engine.report import page
+    from engine.report.sections import distances as section
     from engine.transport import problems, solve
 
     given = {
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distances.write_csv(folder / "distances.csv", matrix)
-    heading = f"<h1>How far the sets are apart for {escape(resolved.model.name)}</h1>"
-    units = f"<p>Squared units of the features; {escape(matrix.certainty())}.</p>"
-    parts = [heading, units, forgetting.heat_map(matrix)]
-    path = page.page_of(folder / "index.html", "distances", parts)
+    heading = f"How far the sets are apart for {resolved.model.name}"
+    files = ("distances.csv", "distances_pairs.csv")
+    made = page.Page("distances", heading, "", [section.of_matrix(matrix)], files=files)
+    path = page.write(folder / "index.html", made)
     ranks.stop()
     print(table(matrix))
     print(

@@ -29,14 +29,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     from engine.grid import jobs
     from engine.machine import gpus, ranks
-    from engine.report import tables
+    from engine.report import finish
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     plan = campaign.read(arguments.plan)
     workflow.end_with_campaign(plan)
     if arguments.stage == "report":
         try:
-            tables.finish(plan, ranks.pick_device("auto"))
+            finish.finish(plan, ranks.pick_device("auto"))
         except (ValueError, OSError):  # the store lacks what the columns made
             workflow.forget_columns(plan)
             raise

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.grid import record
-    from engine.report import certainty, tables
+    from engine.report import certainty, finish, tables
 
     campaign = record.find(arguments.name, words)
     methods = campaign.record.methods
@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         )
     with workflow.locked(campaign.report.parent):
         results = tables.results(campaign)
-        path = tables.write(campaign, results)
+        path = finish.write(campaign, results)
     show(path)
     sure, against = results.sure, arguments.compare or None
     if against is not None:

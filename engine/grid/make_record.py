@@ -23,6 +23,7 @@ from engine.grid.jobs import builder_of
 from engine.grid.record import Record, StoredSample
 from engine.machine.files import cache_folder
 from engine.measures.rows import PRE, Arm, Evaluation
+from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.cells import Mix
@@ -62,7 +63,8 @@ def record_of(plan: Plan, device: torch.device) -> Record:
             method: recipe.load(plan.name, plan.overrides, method=method).method.title
             for method in plan.methods
         },
-        settings=_settings(run, " ".join(["rib campaign", plan.name, *words])),
+        settings=_settings(run, " ".join(["rib campaign", plan.name, *words]))
+        | {"Rows": _rows(plan)},
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
         holdout=dataset.holdout > 0,
@@ -130,6 +132,24 @@ def _settings(run: Run, command: str) -> dict[str, Any]:
         "Commit": _commit(),
         "Data fingerprints": ", ".join(f"{k} {v}" for k, v in packs.items()),
     }
+
+
+def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
+    """By method, the settings of its row: its options, the optimizer's and the training's."""
+    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
+    rows = {}
+    for name in plan.methods:
+        resolved = recipe.load(plan.name, plan.overrides, method=name)
+        options = dataclasses.asdict(resolved.method)
+        rows[name] = {
+            "variant": resolved.method.variant,
+            "options": ", ".join(f"{k}={v}" for k, v in options.items() if k not in shared),
+            "optimizer": resolved.optimizer.name,
+            **{k: v for k, v in dataclasses.asdict(resolved.optimizer).items() if k != "name"},
+            **dataclasses.asdict(resolved.train),
+            "seeds": resolved.seeds,
+        }
+    return rows
 
 
 def _commit() -> str:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from statistics import fmean
 
@@ -19,8 +18,8 @@ from engine.measures.bootstrap import Ends
 from engine.measures.comparisons import SIGNIFICANT, undecided
 from engine.measures.metrics import Grid, Summary
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
-from engine.measures.standings import Standings, counted, rounded, signed
-from engine.report import console, sections, table
+from engine.measures.standings import Standings, counted, rounded
+from engine.report import console, display, table
 
 POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "
@@ -151,8 +150,8 @@ def comparison_table(standing: Standings, sure: Certainty, against: str | None =
                 table.number(line.mri.mri),
                 table.number(row.difference),
                 table.span(row.low, row.high, row.error),
-                _p(row.p, row.p_error),
-                _corrected(row),
+                display.p_value(row.p, row.p_error),
+                display.corrected_p(row.p_corrected, row.p_corrected_error),
                 str(sum(difference > 0 for difference in proven)),
                 str(sum(difference < 0 for difference in proven)),
             ]
@@ -163,7 +162,7 @@ def comparison_table(standing: Standings, sure: Certainty, against: str | None =
         "paired over the same images. Differences in mRI, in points; p by bootstrap, corrected "
         f"(Holm) for {counted('comparison', sure.family)}. Better and worse: on how many of the "
         f"{n} sets, by McNemar's exact test (of a sample, with its weights, by bootstrap), "
-        f"corrected for {sure.family * n}.{_near(overall.values())} It is about "
+        f"corrected for {sure.family * n}.{threshold_note(overall.values())} It is about "
         f"{sure.population}.",
         ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"],
         lines,
@@ -172,7 +171,7 @@ def comparison_table(standing: Standings, sure: Certainty, against: str | None =
 
 def behaviour_table(standing: Standings, sure: Certainty) -> str:
     """What fine-tuning did to the predictions, a mean over all pairs of sets (terminal)."""
-    means = _behaviour_means(sure, standing)
+    means = behaviour_means(sure, standing)
 
     def rows(title: str, arm: Arm) -> list[list[str]]:
         *shares, above = means[arm].values()
@@ -223,56 +222,7 @@ def not_told_apart(standing: Standings, sure: Certainty) -> str:
     return f"On these images {_listed(alike)} cannot be told from it ({basis})."
 
 
-def section(standing: Standings, sure: Certainty) -> str:
-    """The report's part "How sure": each method against the best, and how predictions changed."""
-    ranked = standing.ranked()
-    if len(ranked) < 2:
-        return ""
-    best = ranked[0]
-    overall = sure.against(best.arm)
-    means = _behaviour_means(sure, standing)
-    heads = (
-        "method",
-        f"mRI less {best.title}'s",
-        "95% interval",
-        "corrected p",
-        "same answer, %",
-        "lost, %",
-        "gained, %",
-        "calibration error",
-        "effective robustness",
-    )
-    body = []
-    for line in ranked:
-        row = overall.get(line.arm)
-        cells = [sections.ABSENT] * 3
-        if row:
-            interval = sections.span(row.low, row.high, row.error)
-            cells = [signed(row.difference), interval, _corrected(row)]
-        cells += [
-            _with_half(means[line.arm][name], sure.interval(name, line.arm), name == MEANS[-1])
-            for name in ("same_top1", "lost", "gained", *MEANS[-2:])
-        ]
-        body.append(
-            f'<tr><th scope="row">{escape(line.title)}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            + "</tr>"
-        )
-    before = means[Arm(standing.model, PRE, "", None)][intervals.ERROR]
-    return sections.section(
-        "How sure",
-        "Differences are paired: both methods see the same draw of "
-        f"images. The population is {sure.population}. p is corrected for "
-        f"{counted('comparison', sure.family)} (Holm).{_near(overall.values())} "
-        "On the other sets: images with the same "
-        "answer before and after, answers lost and gained, expected calibration error in points "
-        f"({_plain(before)} before), and accuracy above what the trend over the models here "
-        "predicts from accuracy upstream; ± is half the width of a 95% interval.",
-        sections.table([f"<th>{escape(head)}</th>" for head in heads], body),
-    )
-
-
-def _behaviour_means(sure: Certainty, standing: Standings) -> dict[Arm, dict[str, float | None]]:
+def behaviour_means(sure: Certainty, standing: Standings) -> dict[Arm, dict[str, float | None]]:
     """By arm and name of `MEANS`, the mean over the sets that a model was not trained on; None
     where one of them lacks the number."""
     by_arm: dict[Arm, list[Behaviour]] = {}
@@ -303,32 +253,11 @@ def _listed(titles: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _near(tests: Iterable[Comparison]) -> str:
-    """What `~0.05` means, where a table has it."""
+def threshold_note(tests: Iterable[Comparison]) -> str:
+    """What `~0.05` means, where a table of these comparisons has it."""
     if not any(map(_open, tests)):
         return ""
     return f" ~{SIGNIFICANT}: so near that the draws do not tell the side; it proves nothing."
-
-
-def _p(value: float, error: float) -> str:
-    """A p with the decimals that its draws support, or the power of ten that it is surely below."""
-    text = rounded(value, error, 3)
-    if float(text) or value + 2 * error >= 0.1:
-        return text
-    digits = min(3, math.floor(-math.log10(value + 2 * error))) if value + error else 3
-    return f"<{10**-digits:.{digits}f}"
-
-
-def _corrected(test: Comparison) -> str:
-    """A corrected p: `~0.05` where draws cannot tell on which side of the threshold it lies, and
-    which side where its digits alone would not."""
-    text = _p(test.p_corrected, test.p_corrected_error)
-    if _open(test):
-        return f"~{SIGNIFICANT}"
-    bound = float(text.removeprefix("<"))
-    if bound == SIGNIFICANT or (bound > SIGNIFICANT and _real(test)):
-        return f"{'<' if _real(test) else '>'}{SIGNIFICANT}"
-    return text
 
 
 def _half(ends: Ends | None) -> str:
@@ -336,13 +265,6 @@ def _half(ends: Ends | None) -> str:
     if ends is None:
         return table.ABSENT
     return f"±{rounded(ends.half_width, ends.error / math.sqrt(2))}"
-
-
-def _with_half(value: float | None, ends: Ends | None, sign: bool) -> str:
-    if value is None:
-        return sections.ABSENT
-    text = signed(value) if sign else f"{value:.1f}"
-    return text if ends is None else f"{text} {_half(ends)}"
 
 
 def _plain(value: float | None) -> str:

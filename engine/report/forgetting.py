@@ -7,21 +7,14 @@ and Spearman's come with a bootstrap interval over the sets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.measures import bootstrap
 from engine.measures.standings import Standings, signed
-from engine.report import charts, sections
-from engine.report.plot import Plot
-
-if TYPE_CHECKING:
-    from engine.measures.distances import Matrix
+from engine.report import display
 
 FEWEST = 3
 
@@ -46,42 +39,13 @@ class Correlation:
 
     def __str__(self) -> str:
         texts = [
-            f"{name} {signed(value, 2)} ({sections.span(*ends, digits=2)})"
+            f"{name} {signed(value, 2)} ({display.range_text(*ends, digits=2)})"
             for name, (value, *ends) in (
                 ("Spearman", self.spearman),
                 ("Pearson", self.pearson),
             )
         ]
         return f"{', '.join(texts)}, {self.n} sets"
-
-
-def section(one: Standings, found: Matrix, upstream: str) -> str:
-    """The part of a report on it: scatter and correlation, and the distances between all sets."""
-    spots = points(one, found.row(upstream), upstream)
-    told = (
-        f"Left: a dot for each set, how far it is from {upstream} against what plain fine-tuning "
-        f"on it loses there. "
-    )
-    try:
-        strength = correlation(spots)
-        told += f"{strength}; in brackets 95% bootstrap intervals over the sets. "
-    except ValueError as error:
-        strength = None
-        told += f"{str(error).capitalize()}. "
-    told = told if spots else ""
-    kind = f"{'entropic, debiased, ' if found.eps else ''}{found.certainty()}"
-    drawn = f" of at most {found.samples:,} images of each set" if found.samples else ""
-    content = (
-        f'<div class="pair">{scatter(spots, strength, upstream) if spots else ""}'
-        f"{heat_map(found)}</div>"
-    )
-    return sections.section(
-        "Is what is far forgotten more?",
-        f"{told}{'Right: d' if spots else 'D'}istances between all sets: optimal transport of the "
-        f"pre-trained model's features and classes{drawn} ({kind}), in squared units of the "
-        "features.",
-        content,
-    )
 
 
 def points(
@@ -116,58 +80,6 @@ def correlation(spots: Sequence[Point], *, resamples: int = 50_000, seed: int = 
         x.size,
         _with_interval(x, y, draws),
         _with_interval(_ranks(x), _ranks(y), draws, _ranks),
-    )
-
-
-def scatter(spots: Sequence[Point], found: Correlation | None, upstream: str) -> str:
-    """Distance (x) against the drop upstream (y), a named dot a set, as inline SVG."""
-    places = [(spot.distance, spot.drop) for spot in spots]
-    plot = Plot(places, [])
-    parts = [plot.frame(f"distance to {upstream}", f"drop in accuracy on {upstream}, points")]
-    for spot, place in zip(spots, places, strict=True):
-        told = f"{spot.name}: distance {spot.distance:.4g}, drop {spot.drop:.1f}"
-        parts.append(plot.dot(place, "method", 4, told))
-    parts += [plot.name(place, spot.name) for spot, place in zip(spots, places, strict=True)]
-    title = "distance against forgetting" + (f": {found}" if found else "")
-    return (
-        f'<svg class="plot" viewBox="0 0 {plot.WIDE} {plot.HIGH}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    )
-
-
-def heat_map(found: Matrix) -> str:
-    """The distance matrix as inline SVG: the farther, the darker; unconverged pairs are empty."""
-    cell, label, head = 46, 120, 96
-    largest = float(np.nanmax(np.abs(found.values))) or 1.0
-    decimals = min(3, max(0, 2 - math.floor(math.log10(largest))))
-    parts = []
-    for i, name in enumerate(found.names):
-        at = head + i * cell
-        parts.append(
-            f'<text x="{label - 7}" y="{at + cell / 2 + 4}" text-anchor="end">{escape(name)}</text>'
-            f'<text transform="translate({label + i * cell + cell / 2 + 2},{head - 6}) '
-            f'rotate(-50)">{escape(name)}</text>'
-        )
-        for j, other in enumerate(found.names):
-            value = found.values[i, j]
-            known = math.isfinite(value)
-            kind, opacity = charts.tint(value, largest) if known else ("own", 1)
-            text = f"{value:.{decimals}f}" if known else ""
-            gap, off = found.gaps[i, j], found.marginal_errors[i, j]
-            told = f"{value:.6g}, gap {gap:.1e}, marginal error {off:.1e}"
-            told = told if known else "did not converge"
-            x = label + j * cell
-            parts.append(
-                f"<g><title>{escape(name)} to {escape(other)}: {told}</title>"
-                f'<rect class="{kind}" fill-opacity="{opacity}" x="{x + 0.5}" y="{at + 0.5}" '
-                f'width="{cell - 1}" height="{cell - 1}"/><text class="number" '
-                f'x="{x + cell / 2}" y="{at + cell / 2 + 3.5}" text-anchor="middle">{text}</text>'
-                "</g>"
-            )
-    wide, high = (offset + len(found.names) * cell + 4 for offset in (label, head))
-    return (
-        f'<svg class="heat" viewBox="0 0 {wide} {high}" role="img" '
-        f'aria-label="distances between sets">{"".join(parts)}</svg>'
     )
 
 

@@ -1,173 +1,148 @@
-"""The report of a campaign: one HTML file that answers first, then shows why, then how.
+"""The report's page: one HTML file that opens anywhere, offline and in years.
 
-It opens anywhere, offline and in years: no script, no network, pictures inlined. Every number in
-it comes from the rows of `accuracy.csv` and `mri.csv`, which lie beside it.
+Everything is in it: the numbers (each data set once, however many figures draw it), one copy of
+Vega-Lite, which draws the figures when they come into view, and a small script for the tables.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
+import pandas
+import vl_convert
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
 from engine.machine import files
-from engine.measures.standings import Standings, counted, signed
-from engine.report import certainty, forgetting, sections
+from engine.machine.files import digest
+from engine.report import display, figures
+from engine.report.section import Section, Table
 
-if TYPE_CHECKING:
-    from engine.measures.distances import Matrix
-    from engine.report.certainty import Certainty
-
-TEMPLATE = Path(__file__).with_name("page.html")
-FINE_TUNE = "fine_tune"
-FILES = ("accuracy.csv", "mri.csv")
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+ROWS = 15  # of a table that are shown at a time
+FEW = 10  # rows of a table that need no search
+FILTERS = ("model", "method", "variant", "downstream", "evaluated_on", "quantity", "against")
 PNG = b"\x89PNG\r\n\x1a\n"
+NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 
 
-def write(
-    folder: Path,
-    *,
-    title: str,
-    models: Sequence[Standings],
-    upstream: str,
-    settings: Mapping[str, object],
-    credits: Sequence[Mapping[str, str]] = (),
-    contact_sheet: bytes | None = None,
-    published: Mapping[str, Any] | None = None,
-    holdout: bool = True,
-    notes: Sequence[str] = (),
-    distances: Matrix | None = None,
-    sure: Certainty | None = None,
-) -> Path:
-    """Write `index.html` into `folder`, atomically, and return its path.
+@dataclass(frozen=True)
+class Page:
+    """A page's words and sections; files: names of the files beside it that it links to."""
 
-    `settings` and each of `credits` are shown as
-    they come (name: value); `contact_sheet` is a PNG; `published` has the layout of
-    `recipes/published.yaml` and shows where one of its models, by label or timm name, is ours;
-    `holdout` says whether accuracy on the downstream set is on images kept from training; `notes`
-    stand at the top; `distances` are those of the one model's features, and
-    `sure` says which methods can be told apart. Raises ValueError if the sheet is no PNG.
-    """
-    if contact_sheet is not None and not contact_sheet.startswith(PNG):
-        raise ValueError("contact_sheet must be the bytes of a PNG file")
-    if not models:
-        raise ValueError("there is nothing to report: no pre-trained model has been evaluated")
-    own = "accuracy on its own hold-out, %" if holdout else "training accuracy (no hold-out), %"
-    page = sections.Page(upstream, published, own, sure.seeds if sure else 1)
-    forgotten = sure.forgotten(upstream) if sure else {}
-    parts = [_header(title, models, page, notes, sure)]
-    if len(models) > 1:
-        parts.append(sections.models(models, page))
-    for one in models:
-        if len(models) > 1:
-            parts.append(f'<h2 class="model">{escape(one.model)}</h2>')
-            parts.append(f"<p>{escape(finding(one))}</p>")
-        parts += [
-            sections.ranking(one, page),
-            certainty.section(one, sure) if sure else "",
-            sections.improvements(one, page),
-            sections.maps(one, page),
-            _side_by_side(sections.trade_off(one), sections.upstream_change(one, page, forgotten)),
-        ]
-    if distances is not None and len(models) == 1:
-        parts.append(forgetting.section(models[0], distances, upstream))
-    parts += [
-        sections.sheet(contact_sheet),
-        _side_by_side(sections.how_to_read(models, page), sections.glossary(models)),
-        sections.settings(settings),
-        sections.credits(credits),
-        _footer(
-            [
-                *FILES,
-                *certainty.FILES * bool(sure),
-                *["distances.csv", "distances_pairs.csv"] * (distances is not None),
-            ]
-        ),
-    ]
-    return page_of(folder / "index.html", title, parts)
+    title: str
+    heading: str
+    lead: str
+    sections: Sequence[Section]
+    notes: Sequence[str] = ()
+    files: Sequence[str] = ()
 
 
-def page_of(path: Path, title: str, parts: Sequence[str]) -> Path:
-    """Write parts (HTML) as one page in the report's style, atomically, and return its path."""
-    html = Template(TEMPLATE.read_text("utf-8")).substitute(
-        title=escape(title), body="\n".join(filter(None, parts))
+def write(path: Path, page: Page) -> Path:
+    """Write the page, atomically, and return its path. Raises ValueError for a name of a section,
+    figure or table that is used twice or has other signs than letters, digits and dashes."""
+    for picture in (picture for section in page.sections for picture in section.pictures):
+        if not picture.png.startswith(PNG):
+            raise ValueError(f"the picture {picture.alt!r} must be the bytes of a PNG file")
+    _check_names([section.key for section in page.sections])
+    _check_names([figure.name for section in page.sections for figure in section.figures])
+    _check_names([table.name for section in page.sections for table in section.tables])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tables = {
+        table.name: _table_view(table) for section in page.sections for table in section.tables
+    }
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    has_figures = any(section.figures for section in page.sections)
+    html = environment.get_template("page.html.j2").render(
+        page=page,
+        tables=tables,
+        shown=ROWS,
+        embedded=Markup(htmlsafe_json_dumps(_embedded(page, tables), dumps=_compact)),
+        bundle=Markup(vl_convert.javascript_bundle()) if has_figures else "",
     )
     files.write_atomic(path, html.encode())
     return path
 
 
-def finding(one: Standings) -> str:
-    """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
-    ranked = one.ranked()
-    n = len(one.sets)
-    if not ranked:
-        every = f"all {words(n)}" if n > 2 else "both"
-        return f"No method has been fine-tuned on {every} sets yet."
-    line = ranked[0]
-    best = line.mri
-    ends = sections.span(best.mri_low, best.mri_high, best.error)
-    verb = "gains most" if best.mri > 0 else "loses least"
-    text = (
-        f"{line.title} {verb} on the {counted('set', n - 1, words(n - 1))} a model was not "
-        f"fine-tuned on: {signed(best.mri)} points (95% interval {ends})"
-    )
-    plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
-    if plain is line and len(ranked) > 1:
-        return f"{text}, ahead of {ranked[1].title} at {signed(ranked[1].mri.mri)}."
-    if plain is None or plain is line:
-        return f"{text}."
-    return f"{text}, against {signed(plain.mri.mri)} for plain fine-tuning."
+def _table_view(table: Table) -> dict[str, Any]:
+    shown = display.columns(table)
+    data = table.data
+    many = len(data) > FEW
+    filters = {
+        name: sorted(map(str, data[name].dropna().unique()))
+        for name in FILTERS
+        if name in data and (many or name == "model") and data[name].nunique() > 1
+    }
+    cells = [column.texts[:ROWS] for column in shown]
+    return {
+        "columns": shown,
+        "rows": list(zip(*cells, strict=True)),
+        "filters": filters,
+        "search": many,
+        "total": len(data),
+    }
 
 
-def words(number: int) -> str:
-    """Small numbers as prose writes them."""
-    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page's script reads: data sets by their digest, and what is made of them."""
+    data: dict[str, Any] = {}
+
+    def stored(frame: pandas.DataFrame) -> str:
+        columns = {str(name): _plain(frame[name]) for name in frame}
+        key = digest(columns)
+        data[key] = columns
+        return key
+
+    drawn = {
+        figure.name: {"data": stored(figure.data), "spec": figures.sized(figure)}
+        for section in page.sections
+        for figure in section.figures
+    }
+    listed = {
+        table.name: {
+            "data": stored(table.data),
+            "columns": [
+                {"name": c.name, "numeric": c.numeric, "texts": c.texts if c.formatted else None}
+                for c in tables[table.name]["columns"]
+            ],
+        }
+        for section in page.sections
+        for table in section.tables
+    }
+    themes = {mode: figures.theme(mode) for mode in ("light", "dark")}
+    return {"data": data, "figures": drawn, "tables": listed, "themes": themes, "rows": ROWS}
 
 
-def _footer(files: Iterable[str]) -> str:
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
-    return f"<footer>The numbers behind this page: {links}.</footer>"
+def _plain(values: pandas.Series) -> Any:
+    """A column for JSON: numbers with eight digits; strings as places in a list of theirs."""
+    if pandas.api.types.is_bool_dtype(values) or pandas.api.types.is_integer_dtype(values):
+        return [None if display.missing(x) else x for x in values.tolist()]
+    if pandas.api.types.is_float_dtype(values):
+        return [float(f"{x:.8g}") if math.isfinite(x) else None for x in values]
+    codes, levels = pandas.factorize(values)
+    return {"codes": codes.tolist(), "levels": [str(level) for level in levels]}
 
 
-def _side_by_side(*parts: str) -> str:
-    return f'<div class="pair">{"".join(parts)}</div>'
+def _compact(value: Any, **options: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, **options)
 
 
-def _header(
-    title: str,
-    found: Sequence[Standings],
-    page: sections.Page,
-    notes: Sequence[str],
-    sure: Certainty | None,
-) -> str:
-    one = found[0]
-    n, k = len(one.sets), len({line.arm.method for line in one.lines})
-    many = len(found) > 1
-    model = f"one of {words(len(found))}" if many else one.model
-    start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
-    others = f" {words(n - 1)}" * (n > 2)
-    lead = (
-        f"{start} from the same pre-trained model ({model}). Each fine-tunes it on one of "
-        f"{words(n)} sets and is evaluated on the other{others}; this is repeated for every set."
-    )
-    ranked = one.ranked()
-    told = [
-        f"{line.title}\u00a0{signed(line.upstream)}"
-        for line in ranked[:1] + [line for line in ranked[1:] if line.arm.method == FINE_TUNE]
-        if line.upstream is not None
-    ]
-    if told and not many:
-        lead += f" Change on the {page.upstream} set, in points: {', '.join(told)}."
-    if sure and not many:
-        lead = f"{certainty.not_told_apart(one, sure)} {lead}"
-    return (
-        "<header>"
-        + ("" if many else f'<p class="kicker">{escape(title)}</p>')
-        + f"<h1>{escape(title if many else finding(one))}</h1>"
-        f'<p class="lead">{escape(lead)}</p>'
-        + "".join(f'<p class="note">Incomplete: {escape(note)}.</p>' for note in notes)
-        + "</header>"
-    )
+def _check_names(names: Iterable[str]) -> None:
+    for name, times in Counter(names).items():
+        if times > 1 or not NAME.fullmatch(name):
+            why = "is used twice" if times > 1 else "must be letters, digits and single dashes"
+            raise ValueError(f"the report's name {name!r} {why}")

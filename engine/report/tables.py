@@ -1,42 +1,82 @@
-"""A campaign's tables and page, made from its record and the store of predictions. No torch."""
+"""What finished campaigns' stored predictions show, as a report needs it. No torch."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from engine import recipe
-from engine.grid import campaign, half_widths, record
-from engine.grid.campaign import Plan
-from engine.grid.record import FinishedCampaign
-from engine.machine.files import write_atomic
-from engine.measures import distances, metrics
+from engine.grid.record import FinishedCampaign, Record
+from engine.machine.files import digest
+from engine.measures import metrics
 from engine.measures.metrics import Grid, Summary
-from engine.measures.standings import Standings, standings
-from engine.report import certainty, page, table
+from engine.measures.rows import Evaluation
+from engine.measures.standings import Line, Standings, standings
 from engine.report.certainty import Certainty
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a campaign's stored predictions show."""
+    """What a report shows. record: of one campaign, or several as one (`merged`)."""
 
     grid: Grid
     summary: Summary
     models: Sequence[Standings]
     sure: Certainty
+    record: Record
+
+    @property
+    def lines(self) -> Iterator[tuple[Standings, Line]]:
+        """Every row of every model's table, best mRI first within a model."""
+        return ((model, line) for model in self.models for line in model.ranked())
 
 
 def results(run: FinishedCampaign) -> Results:
     """Results from the predictions that a record names."""
-    record = run.record
-    grid = metrics.gather(run.evaluations)
+    return _results(run.record, run.evaluations)
+
+
+def merged(runs: Sequence[FinishedCampaign]) -> Results:
+    """Results of several campaigns over the same sets, side by side.
+
+    A model of several campaigns is one model where they agree in every evaluation that they share,
+    and is otherwise named after each campaign too. Raises ValueError where sets differ.
+    """
+    first = runs[0].record
+    for run in runs[1:]:
+        sets = sorted(run.record.sets), run.record.upstream
+        if sets != (sorted(first.sets), first.upstream):
+            raise ValueError(
+                f"campaign {run.record.name} has the sets {', '.join(run.record.sets)} beside "
+                f"{run.record.upstream}, and {first.name} has {', '.join(first.sets)} beside "
+                f"{first.upstream}: RI is a mean over the sets, so report them apart"
+            )
+    labels = _labels([run.record.name for run in runs])
+    disagreeing = _disagreeing(runs)
+    rows: dict[tuple[Any, ...], Evaluation] = {}
+    for label, run in zip(labels, runs, strict=True):
+        for row in run.evaluations:
+            if row.model in disagreeing:
+                row = dataclasses.replace(row, model=f"{row.model} ({label})")
+            rows.setdefault((*row.key, row.seed), row)
+    records = [run.record for run in runs]
+    record = dataclasses.replace(
+        first,
+        name=" and ".join(labels),
+        methods={key: title for one in records for key, title in one.methods.items()},
+        settings=_settings(labels, records),
+        credits=list({digest(row): row for one in records for row in one.credits}.values()),
+        holdout=all(one.holdout for one in records),
+        distances=first.distances if len(runs) == 1 else None,
+        sequential=any(one.sequential for one in records),
+    )
+    return _results(record, list(rows.values()))
+
+
+def _results(record: Record, evaluations: Sequence[Evaluation]) -> Results:
+    grid = metrics.gather(evaluations)
     summary = metrics.summarise(grid, record.sets)
     models = standings(
         summary.accuracy,
@@ -46,55 +86,36 @@ def results(run: FinishedCampaign) -> Results:
         methods=record.methods,
     )
     sure = Certainty.of(grid, summary, record.sets, record.upstream)
-    return Results(grid, summary, models, sure)
+    return Results(grid, summary, models, sure, record)
 
 
-def write(run: FinishedCampaign, results: Results) -> Path:
-    """Write tables and page into the campaign's report; the page's path."""
-    record, folder = run.record, run.report
-    metrics.write_csv(folder, results.summary)
-    certainty.write_csv(folder, results.sure)
-    notes = _of_sample(run)
-    matrix = record.matrix()
-    if matrix is not None:
-        distances.write_csv(folder / "distances.csv", matrix)
-    path = page.write(
-        folder,
-        title=f"{Path(record.name).stem}: what fine-tuning does to robustness",
-        models=results.models,
-        upstream=record.upstream,
-        settings=record.settings,
-        credits=record.credits,
-        contact_sheet=base64.b64decode(record.contact_sheet) or None,
-        published=recipe.published(),
-        holdout=record.holdout,
-        notes=notes,
-        distances=matrix,
-        sure=results.sure,
-    )
-    text = table.table(results.models, notes) + "\n"
-    write_atomic(folder / campaign.TABLE, text.encode())
-    write_atomic(folder / campaign.STAMP, run.place.name.encode())
-    return path
+def _labels(names: Sequence[str]) -> list[str]:
+    """The campaigns' names, numbered where one comes several times."""
+    times, seen = Counter(names), Counter[str]()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if times[name] == 1 else f"{name} {seen[name]}")
+    return labels
 
 
-def _of_sample(run: FinishedCampaign) -> Sequence[str]:
-    """Write the half-widths of a sample's numbers; a note on them, or none without a sample."""
-    sets = run.record.sets
-    if not run.samples:
-        return []
-    samples = {name: run.samples[name] for name in sets}  # the budget is a share of these
-    sequential = run.record.sequential
-    intervals = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
-    half_widths.write(run.report, run.place, intervals, samples)
-    return [half_widths.note(intervals, samples)]
+def _disagreeing(runs: Sequence[FinishedCampaign]) -> set[str]:
+    """Models whose same cell has different predictions in two of the campaigns."""
+    hashes: dict[tuple[Any, ...], str] = {}
+    models = set()
+    for record in (run.record for run in runs):
+        for row in record.evaluations:
+            file = record.files[str(row.path)]
+            if hashes.setdefault((*row.key, row.seed), file) != file:
+                models.add(row.model)
+    return models
 
 
-def finish(plan: Plan, device: torch.device) -> Path:
-    """A campaign's last job: record, tables and page; the page's path."""
-    from engine.grid import make_record, workflow  # the rest of this module needs no torch
-
-    run = record.write(plan.path.parent, make_record.record_of(plan, device))
-    path = write(run, results(run))
-    workflow.advance(plan.path, "report", 1, 1)
-    return path
+def _settings(labels: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
+    """Settings that all campaigns share by their names, the rest with the campaign's."""
+    settings: dict[str, Any] = {}
+    for label, record in zip(labels, records, strict=True):
+        for name, value in record.settings.items():
+            shared = all(other.settings.get(name) == value for other in records)
+            settings[name if shared else f"{name}, {label}"] = value
+    return settings

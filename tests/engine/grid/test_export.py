@@ -25,7 +25,7 @@ from torch import nn
 from engine import cli
 from engine.grid import record
 from engine.recipe import load
-from engine.report import tables
+from engine.report import finish as last_job
 from engine.store import artifacts
 from engine.store.cells import CELL
 from loaders.files import file_hash
@@ -84,7 +84,7 @@ def done(folder: Path, grid: grids.Grid) -> Finished:
     jobs.prepare(plan, grid.device)
     for name in plan.sets:
         jobs.column(plan, name, grid.device)
-    tables.finish(plan, grid.device)
+    last_job.finish(plan, grid.device)
     return done
 
 

@@ -26,7 +26,7 @@ from engine.commands import job as engine_job
 from engine.errors import CampaignError
 from engine.evaluation import features, passes
 from engine.grid import campaign, jobs, workflow
-from engine.report import tables
+from engine.report import finish as last_job
 
 folder = campaigns.folder
 
@@ -132,7 +132,7 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     def finish(*_: object) -> None:
         raise FileNotFoundError("few was not evaluated; run the campaign again")
 
-    monkeypatch.setattr(tables, "finish", finish)
+    monkeypatch.setattr(last_job, "finish", finish)
     with pytest.raises(FileNotFoundError, match="run the campaign again"):
         engine_job.run(arguments)
     assert not (plan.path.parent / "done").exists()

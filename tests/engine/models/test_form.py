@@ -23,7 +23,7 @@ from engine.machine import precision
 from engine.models import form
 from engine.models.form import Form
 from engine.recipe.schema import ModelRecipe
-from engine.report import tables
+from engine.report import finish as last_job
 from engine.store import cells
 
 __all__ = ["grid"]
@@ -155,7 +155,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
     monkeypatch.setattr(user_models, "evaluate", begin)
     for stage in ("prepare", "column"):
         monkeypatch.setattr(jobs, stage, begin)
-    monkeypatch.setattr(tables, "finish", begin)
+    monkeypatch.setattr(last_job, "finish", begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
     monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
     yield seen

@@ -18,7 +18,8 @@ from stores import SETS, grid, random_hits
 from engine.measures import comparisons, metrics
 from engine.measures.rows import Comparison
 from engine.measures.standings import rounded, signed, standings
-from engine.report import certainty, sections
+from engine.report import certainty
+from engine.report import old_sections as sections
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 
@@ -260,7 +261,8 @@ sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 import stores
 from engine.measures import metrics
-from engine.report import certainty, sections
+from engine.report import certainty
+from engine.report import old_sections as sections
 folder = Path(sys.argv[3])
 cells = stores.grid(folder / "store", stores.random_hits(), methods=["a", "b"])
 found = metrics.gather(cells)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from engine import recipe
 from engine.measures.metrics import PRE, Accuracy, Mri, improvements
 from engine.measures.standings import signed, standings
-from engine.report import charts, console, page
+from engine.report import charts, console
+from engine.report import old_page as page
 from engine.report.plot import ticks
 from engine.report.table import set_head, table
 

@@ -1,0 +1,86 @@
+"""A campaign's report on disk: the terminal's table, CSV files, the page, and its exports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.grid import campaign, half_widths, record
+from engine.grid.campaign import Plan
+from engine.grid.record import FinishedCampaign
+from engine.machine.files import write_atomic
+from engine.measures import distances, metrics
+from engine.report import certainty, exports, headline, page, sections, table, tables
+from engine.report.tables import Results
+
+if TYPE_CHECKING:
+    import torch
+
+PAGE = "index.html"
+
+
+def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
+    """Write tables and page into the campaign's report; the page's path. figures: also every
+    figure as SVG and PDF."""
+    folder = run.report
+    notes = _of_sample(run)
+    path = write_into(folder, results, notes, figures=figures)
+    write_atomic(folder / campaign.STAMP, run.place.name.encode())
+    return path
+
+
+def write_merged(folder: Path, runs: Sequence[FinishedCampaign], *, figures: bool = False) -> Path:
+    """Write one report of several campaigns into a folder; the page's path."""
+    notes = [
+        f"{run.record.name}: a sample of the images of {', '.join(run.record.samples)}"
+        for run in runs
+        if run.record.samples
+    ]
+    return write_into(folder, tables.merged(runs), notes, figures=figures)
+
+
+def write_into(
+    folder: Path, results: Results, notes: Sequence[str] = (), *, figures: bool = False
+) -> Path:
+    """Write a report into a folder; the page's path."""
+    metrics.write_csv(folder, results.summary)
+    certainty.write_csv(folder, results.sure)
+    files = [*("accuracy.csv", "mri.csv"), *certainty.FILES]
+    matrix = results.record.matrix()
+    if matrix is not None:
+        distances.write_csv(folder / "distances.csv", matrix)
+        files += ["distances.csv", "distances_pairs.csv"]
+    made = sections.of(results)
+    exports.write_tables(folder, made)
+    if figures:
+        exports.write_figures(folder, made)
+    title = f"{Path(results.record.name).stem}: what fine-tuning does to robustness"
+    heading, lead = headline.heading(title, results), headline.lead(results)
+    incomplete = [f"Incomplete: {note}." for note in notes]
+    path = page.write(folder / PAGE, page.Page(title, heading, lead, made, incomplete, files))
+    text = table.table(results.models, notes) + "\n"
+    write_atomic(folder / campaign.TABLE, text.encode())
+    return path
+
+
+def _of_sample(run: FinishedCampaign) -> Sequence[str]:
+    """Write the half-widths of a sample's numbers; a note on them, or none without a sample."""
+    sets = run.record.sets
+    if not run.samples:
+        return []
+    samples = {name: run.samples[name] for name in sets}  # the budget is a share of these
+    sequential = run.record.sequential
+    intervals = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
+    half_widths.write(run.report, run.place, intervals, samples)
+    return [half_widths.note(intervals, samples)]
+
+
+def finish(plan: Plan, device: torch.device) -> Path:
+    """A campaign's last job: record, tables and page; the page's path."""
+    from engine.grid import make_record, workflow  # the rest of this module needs no torch
+
+    run = record.write(plan.path.parent, make_record.record_of(plan, device))
+    path = write(run, tables.results(run))
+    workflow.advance(plan.path, "report", 1, 1)
+    return path

@@ -1,0 +1,103 @@
+"""A report's numbers as tidy tables, which several sections draw and list."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas
+
+from engine import recipe
+from engine.measures.standings import Line, Standings
+
+if TYPE_CHECKING:
+    from engine.report.tables import Results
+
+
+def of_line(model: Standings, line: Line) -> dict[str, Any]:
+    """The columns that name a row of a table: model, method (its title) and variant."""
+    return {"model": model.model, "method": line.title, "variant": line.arm.variant}
+
+
+def ends(results: Results, name: str, *key: Any) -> dict[str, float]:
+    """Columns NAME_low, NAME_high and NAME_error of `Certainty.interval(*key)`, if known."""
+    known = results.sure.interval(*key)
+    if known is None:
+        return {}
+    return {f"{name}_low": known.low, f"{name}_high": known.high, f"{name}_error": known.error}
+
+
+def ranking(results: Results) -> pandas.DataFrame:
+    """A row a model and method, best mRI first: mRI and mean accuracies, with intervals."""
+    upstream = results.record.upstream
+    rows = []
+    for model, line in results.lines:
+        mri = line.mri
+        row = of_line(model, line) | {
+            "mRI": mri.mri,
+            "mRI_low": mri.mri_low,
+            "mRI_high": mri.mri_high,
+            "mRI_error": mri.error,
+            "on_downstream_set": line.downstream,
+            "on_other_sets": line.ood,
+            "change_upstream": line.upstream,
+            **ends(results, "change_upstream", "change", line.arm, "", upstream),
+        }
+        if published := reference(model).get("mri", {}):
+            row["published_mRI"] = published.get(line.arm.method)
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def cells(results: Results) -> pandas.DataFrame:
+    """A row a model, method, set fine-tuned on and set evaluated on: accuracy in percent before and
+    after, with its interval, and the change in points."""
+    rows = [
+        of_line(model, line)
+        | {
+            "downstream": downstream,
+            "evaluated_on": name,
+            "before": model.before[name],
+            "accuracy": accuracy,
+            **ends(results, "accuracy", "accuracy", line.arm, downstream, name),
+            "change": accuracy - model.before[name],
+        }
+        for model in results.models
+        for line in model.lines
+        for downstream in model.sets
+        for name, accuracy in in_order(model, line.after.get(downstream, {})).items()
+    ]
+    return pandas.DataFrame(rows)
+
+
+def in_order(model: Standings, by_set: Mapping[str, float]) -> dict[str, float]:
+    """The numbers in the order of the sets, then those of the upstream set."""
+    return {name: by_set[name] for name in dict.fromkeys([*model.sets, *by_set]) if name in by_set}
+
+
+def reference(model: Standings) -> Mapping[str, Any]:
+    """The published numbers of a pre-trained model, by its label or timm name; or nothing."""
+    models = recipe.published()["models"]
+    by_timm = {entry.get("timm"): entry for entry in models.values() if entry.get("timm")}
+    return models.get(model.model) or by_timm.get(model.model) or {}
+
+
+def label(results: Results, model: Standings) -> str:
+    """` of MODEL` where a report has several, for captions."""
+    return f" of {model.model}" if len(results.models) > 1 else ""
+
+
+def slug(*words: str) -> str:
+    """Words as a file's name: letters, digits and single dashes."""
+    return "-".join(part for word in words for part in _parts(word))
+
+
+def scale_end(values: Iterable[float]) -> float:
+    """End of a symmetric colour scale: the largest absolute value, rounded up to fives."""
+    return max(1, math.ceil(max(map(abs, values), default=0.0) / 5)) * 5.0
+
+
+def _parts(word: str) -> list[str]:
+    plain = "".join(sign if sign.isascii() and sign.isalnum() else " " for sign in word.lower())
+    return plain.split()

@@ -1,0 +1,78 @@
+"""What a report says first: the result in a sentence, and what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.measures.standings import Standings, counted, signed
+from engine.report import certainty
+from engine.report.display import range_text
+from engine.report.tables import Results
+
+FINE_TUNE = "fine_tune"
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def heading(title: str, results: Results) -> str:
+    """The finding of a report with one model, or its title."""
+    return finding(results.models[0]) if len(results.models) == 1 else title
+
+
+def finding(model: Standings) -> str:
+    """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
+    ranked = model.ranked()
+    n = len(model.sets)
+    if not ranked:
+        every = f"all {words(n)}" if n > 2 else "both"
+        return f"No method has been fine-tuned on {every} sets yet."
+    line = ranked[0]
+    best = line.mri
+    ends = range_text(best.mri_low, best.mri_high, best.error)
+    verb = "gains most" if best.mri > 0 else "loses least"
+    text = (
+        f"{line.title} {verb} on the {counted('set', n - 1, words(n - 1))} a model was not "
+        f"fine-tuned on: {signed(best.mri)} points (95% interval {ends})"
+    )
+    plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
+    if plain is line and len(ranked) > 1:
+        return f"{text}, ahead of {ranked[1].title} at {signed(ranked[1].mri.mri)}."
+    if plain is None or plain is line:
+        return f"{text}."
+    return f"{text}, against {signed(plain.mri.mri)} for plain fine-tuning."
+
+
+def lead(results: Results) -> str:
+    """What was done, and for one model which methods can be told from the best."""
+    model, *more = results.models
+    n, k = len(model.sets), len({line.arm.method for line in model.lines})
+    name = f"one of {words(len(results.models))}" if more else model.model
+    start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
+    others = f" {words(n - 1)}" * (n > 2)
+    text = (
+        f"{start} from the same pre-trained model ({name}). Each fine-tunes it on one of "
+        f"{words(n)} sets and is evaluated on the other{others}; this is repeated for every set."
+    )
+    if more:
+        return text
+    if changes := _upstream(model):
+        text += f" Change on the {results.record.upstream} set, in points: {', '.join(changes)}."
+    return f"{certainty.not_told_apart(model, results.sure)} {text}".strip()
+
+
+def findings(models: Sequence[Standings]) -> list[str]:
+    """A sentence for each of several models."""
+    return [f"{model.model}: {finding(model)}" for model in models] if len(models) > 1 else []
+
+
+def words(number: int) -> str:
+    """Small numbers as prose writes them."""
+    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+
+
+def _upstream(model: Standings) -> list[str]:
+    """Change upstream of the best method, and of plain fine-tuning."""
+    ranked = model.ranked()
+    shown = ranked[:1] + [line for line in ranked[1:] if line.arm.method == FINE_TUNE]
+    return [
+        f"{line.title}\u00a0{signed(line.upstream)}" for line in shown if line.upstream is not None
+    ]

@@ -1,0 +1,41 @@
+"""What the numbers mean, and what they cannot say."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from engine import recipe
+from engine.measures.standings import counted
+from engine.report import frames
+from engine.report.section import Section
+from engine.report.tables import Results
+
+
+def section(results: Results) -> Section | None:
+    models, sure = results.models, results.sure
+    n = len(models[0].sets)
+    before = ", ".join(
+        f"{fmean(model.before[name] for name in model.sets):.1f}%"
+        + (f" ({model.model})" if len(models) > 1 else "")
+        for model in models
+    )
+    statements = [
+        f"RI of a method on one set is the mean, over the {counted('other set', n - 1)}, of "
+        "accuracy after fine-tuning minus accuracy before; mRI is the mean of RI over the "
+        f"{n} sets. Mean accuracy on the other sets is therefore mRI plus the mean accuracy "
+        f"before: {before}.",
+        "A positive mRI means that learning one set carried over to the others; a negative one "
+        "means that it damaged what the pre-trained model could do. The set fine-tuned on and the "
+        f"{results.record.upstream} set are shown, but are no part of RI.",
+        "Intervals hold the middle 95% of bootstrap resamples of the source images. Copies of one "
+        "source in several sets are drawn together, and every model is measured against the "
+        "pre-trained one on the same draw.",
+        f"They cover training seeds too, {sure.seeds} of them."
+        if sure.seeds > 1
+        else "The intervals are about the choice of images; another training seed is not in them, "
+        "so take a difference of a point or two between methods as unproven until several seeds "
+        "agree.",
+    ]
+    if any(frames.reference(model) for model in models):
+        statements.append(f"Published numbers: {recipe.published()['source']}.")
+    return Section("how-to-read", "How to read this", statements=statements)
