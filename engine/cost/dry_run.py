@@ -25,15 +25,15 @@ from engine.evaluation import sample
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.machine.files import digest
-from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained
 from engine.methods.context import Context
+from engine.methods.first_head import first_head
 from engine.models.form import Form
 from engine.recipe import modules, varied
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
-from engine.training import fisher, heads, snapshots
+from engine.training import fisher, snapshots
 from engine.training.schedule import total_steps
 from loaders.batch import Batch
 
@@ -178,7 +178,7 @@ class DryRun:
     def _snapshots(self, cell: PlannedCell, recipe: Recipe) -> list[PlannedCell]:
         """The snapshots of a cell. Their weights count where the recipe keeps them."""
         size = cell.bytes if recipe.train.keep_snapshots else 0
-        images = [len(self.labelled[name].split("train")) for name in self.plan.downstreams]
+        images = [len(self.labelled[name].training(recipe)) for name in self.plan.downstreams]
         longest = total_steps(recipe.train, max(images))
         steps = snapshots.steps(recipe.train.snapshots, longest)
         names = [f"{cell.name}-step{step}" for step in steps if step < cell.steps]
@@ -249,7 +249,7 @@ class PlannedContext(Context[PlannedCell]):
         probe = dataclasses.replace(
             self.dry_run.request.recipe("linear_probe"), downstream=upstream
         )
-        probe = linear_probe.first_head(probe)
+        probe = first_head(probe)
         return PlannedContext(self.dry_run, probe, self.column, self.dry_run.weights).build()
 
     @property
@@ -364,12 +364,11 @@ class PlannedContext(Context[PlannedCell]):
     def _train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self)
         method.to(self.device)
-        seen, steps = len(self.target.split("train")), 0
+        train, seen, steps = self.recipe.train, len(self.target.training(self.recipe)), 0
         if method.problem is not None:
-            work = heads.EVALUATIONS * method.problem.flops(self.dry_run.classes)
+            work = method.problem.flops(self.dry_run.classes)
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32
         else:
-            train = self.recipe.train
             steps = total_steps(train, seen)
             seen *= train.epochs
             work = seen * (self.dry_run.step_flops(method, self.recipe) / train.batch_size)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.data import grouping, imagenet
+from engine.data import grouping, imagenet, subset
 from engine.data.holdout import split, units_of
 from engine.data.packs import pack_of
 from engine.errors import nearest
@@ -56,6 +56,32 @@ class LabelledSet:
         if name == "all" or not len(self.holdout):
             return everything
         return {"train": self.train, "holdout": self.holdout}[name]
+
+    def training(self, recipe: Recipe) -> np.ndarray:
+        """Positions (int64, sorted) that a cell of the recipe trains on.
+
+        They are the training split, or the part of it that `dataset.shots` or `dataset.portion`
+        leaves; the part depends on the recipe's seed. Raises ValueError where no image is left.
+        """
+        positions, dataset = self.split("train"), recipe.dataset
+        labels = self.labels.numpy()[positions]
+        if dataset.shots:
+            return positions[subset.first_of_each_class(labels, dataset.shots, recipe.seed)]
+        if dataset.portion == 1:
+            return positions
+        part = subset.portion_of_each_class(labels, dataset.portion, recipe.seed)
+        if not len(part):
+            raise ValueError(
+                f"dataset.portion={dataset.portion:g} leaves none of the {len(positions)} training "
+                f"images of {self.name}; give at least {1 / len(positions):.2g}"
+            )
+        return positions[part]
+
+    def part_key(self, recipe: Recipe) -> dict[str, Any]:
+        """What determines `training` beside the split and the seed; empty for the whole split."""
+        if len(self.training(recipe)) == len(self.split("train")):
+            return {}
+        return {"part": {"shots": recipe.dataset.shots, "portion": recipe.dataset.portion}}
 
     def split_key(self, dataset: DatasetRecipe) -> list[Any]:
         """What determines the split, together with the pack."""

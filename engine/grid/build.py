@@ -23,9 +23,9 @@ from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
-from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained, siblings
 from engine.methods.context import Context
+from engine.methods.first_head import first_head
 from engine.models import checkpoints
 from engine.models.form import Form
 from engine.recipe import modules
@@ -148,6 +148,7 @@ class Builder(Context[Cell]):
             "train": train | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.run.machine,
+            **self.target.part_key(recipe),
         }
 
     def seeded(self) -> list[Builder]:
@@ -218,13 +219,13 @@ class Builder(Context[Cell]):
         return passes.holdout_accuracy(self.run, mix)
 
     def _pre_trained(self) -> Cell:
-        """The pre-trained model. A head that it lacks is a linear probe of the upstream set."""
+        """The pre-trained model. A head that it lacks is made on the upstream set."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed = cache_folder(), dataset.seed
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit:
             return Cell(backbone)
-        probe = linear_probe.first_head(self.request.recipe("linear_probe", dataset.upstream))
+        probe = first_head(self.request.recipe("linear_probe", dataset.upstream))
         start = Cell(backbone)
         return Builder(self.request, probe, self.device, self.sets, start=start).build()
 
@@ -240,7 +241,7 @@ class Builder(Context[Cell]):
         """
         if not self._follows_training:
             return []
-        recipe, images = self.recipe, len(self.target.split("train"))
+        recipe, images = self.recipe, len(self.target.training(self.recipe))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
         label = f"{recipe.method.name}-{recipe.downstream}"
         name = self.store.place("cells", label, self.key()).name

@@ -135,10 +135,11 @@ def _settings(run: Run, command: str) -> dict[str, Any]:
     """What the page shows of the settings, by heading."""
     resolved = run.recipe
     model, first, last = resolved.model, resolved.seed, resolved.seed + resolved.seeds - 1
+    about = (model.arch, f"{model.image_size} px", model.head.title)
     packs = {name: run.sets[name].pack.fingerprint[:12] for name in resolved.dataset.places}
     return {
         "Command": command,
-        "Model": f"{model.name} ({model.arch}, {model.image_size} px)",
+        "Model": f"{model.name} ({', '.join(filter(None, about))})",
         "Classes": len(run.sets.classes),
         "Training": (
             f"{resolved.optimizer.name}, lr {resolved.optimizer.lr:g}, {resolved.train.epochs} "

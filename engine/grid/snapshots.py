@@ -54,7 +54,9 @@ def points(run: Run, downstreams: Collection[str]) -> list[int]:
     A column whose training ends earlier stays at its end, so each point is a mean over all columns.
     """
     recipe = run.recipe
-    totals = [total_steps(recipe.train, len(run.sets[name].split("train"))) for name in downstreams]
+    totals = [
+        total_steps(recipe.train, len(run.sets[name].training(recipe))) for name in downstreams
+    ]
     return snapshots.steps(recipe.train.snapshots, max(totals))
 
 

@@ -14,7 +14,7 @@ from engine import models
 from engine.data import grouping
 from engine.errors import RecipeError
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty, Problem
+from engine.methods.objectives import Penalty, Problem, Prototypes
 from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.store.cells import Entry, Export
@@ -25,12 +25,12 @@ from loaders.batch import Batch
 class Trained(nn.Module):
     """A method that trains: `prepare`, then `loss` for every batch, then `export`.
 
-    Where `prepare` sets `problem`, the head is fitted to it, in place of training on batches.
+    Where `prepare` sets `problem`, the head is made from it, in place of training on batches.
     """
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
-    problem: Problem | None = None  # a fit of the head, in place of steps
+    problem: Problem | Prototypes | None = None  # how the head is made, in place of steps
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()

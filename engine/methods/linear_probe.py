@@ -11,7 +11,7 @@ position embedding and final norms train with the head (on a ResNet: the head al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -37,18 +37,6 @@ class Recipe(schema.MethodRecipe):
         one_of("method.anchor", self.anchor, ("base", "zero"))
 
 
-def first_head(probe: schema.Recipe) -> schema.Recipe:
-    """The recipe of a backbone's first head, made from the recipe of a probe of the same set."""
-    names = {"name": probe.method.name, "title": probe.method.title, "module": "linear_probe"}
-    return replace(
-        probe,
-        method=Recipe(**names, l2=probe.model.head.l2, anchor="zero"),
-        optimizer=schema.OptimizerRecipe(),
-        train=schema.TrainRecipe(),
-        seed=0,
-    )
-
-
 class Method(FrozenBackbone):
     recipe: Recipe
 
@@ -62,7 +50,7 @@ class Method(FrozenBackbone):
             self.problem = objectives.Problem(
                 context.features(context.base, context.target, training=True),
                 self.targets_N,
-                torch.from_numpy(context.target.split("train")),
+                torch.from_numpy(context.target.training(context.recipe)),
                 self.recipe.l2,
                 self.mask_C,
                 self.members_GM,

@@ -1,4 +1,4 @@
-"""Objectives of a method beside its loss: a penalty in the optimizer, or a fit of the head."""
+"""What a method sets beside its loss: a penalty in the optimizer, or how the head is made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+EVALUATIONS = 200  # of a fit, as plans assume: emoji-RIB's heads take 100 to 200 iterations
 
 
 @dataclass(frozen=True)
@@ -43,5 +45,23 @@ class Problem:
     members_GM: Tensor | None = None
 
     def flops(self, classes: int) -> float:
-        """Operations of one evaluation: the logits, and the gradient of the weight."""
-        return 4.0 * len(self.rows_n) * self.features_ND.shape[1] * classes
+        """Operations of the fit. An evaluation takes the logits and the gradient of the weight."""
+        return EVALUATIONS * 4.0 * len(self.rows_n) * self.features_ND.shape[1] * classes
+
+
+@dataclass(frozen=True, eq=False)
+class Prototypes:
+    """A head of class prototypes, in closed form (`engine.training.prototypes`).
+
+    features_ND, labels_N, rows_n: as in `Problem`; every output has a training image. scale: above
+    0; cosines of features with prototypes are multiplied by it.
+    """
+
+    features_ND: Tensor
+    labels_N: Tensor
+    rows_n: Tensor
+    scale: float
+
+    def flops(self, classes: int) -> float:
+        """Operations: the norms of the features, and their sums by class."""
+        return 4.0 * len(self.rows_n) * self.features_ND.shape[1]

@@ -24,6 +24,7 @@ ALLOWED = {
     "dataset.objectnet": ("corrected", "paper"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
+    "model.head.kind": ("probe", "prototype"),
     "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
@@ -62,12 +63,15 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "model.crop": (0, 1, "low"),
     "model.projection": (0, _ANY),
     "model.head.l2": (0, _ANY, "low"),
+    "model.head.scale": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
     "dataset.classes": (0, _ANY),
     "dataset.renderings": (1, _ANY),
     "dataset.source_px": (1, _ANY),
     "dataset.holdout": (0, 1, "high"),
+    "dataset.shots": (0, _ANY),
+    "dataset.portion": (0, 1, "low"),
 }
 _NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks unfinished files
 
@@ -101,6 +105,16 @@ def check(recipe: Recipe) -> None:
         in_range("optimizer.betas", number, 0, 1, "high")
     _check_channels("model.mean", recipe.model.mean, 0, 1)
     _check_channels("model.std", recipe.model.std, 0, _ANY, "low")
+    if recipe.dataset.shots and recipe.dataset.portion < 1:
+        raise RecipeError(
+            f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
+            "both take a part of the training images; give only one of them"
+        )
+    if recipe.model.head.kind != "probe" and not recipe.model.head.fit:
+        raise RecipeError(
+            f"model.head.kind={recipe.model.head.kind}: the weights of {recipe.model.name} include "
+            "a head; set model.head.fit=true to make another"
+        )
     recipe.method.check(recipe)
     _check_names(recipe)
     if recipe.downstream not in (places := recipe.dataset.places):

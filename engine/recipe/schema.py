@@ -30,13 +30,22 @@ class WeightsRecipe:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How a backbone without a head for these classes gets it: by a probe on the upstream set.
+    """How a backbone without a head for these classes gets it: from the upstream set's features.
 
-    The probe is fitted to its optimum (`engine.training.heads`), so it needs no learning rate.
+    A probe is fitted to its optimum (`engine.training.heads`), so it needs no learning rate. A
+    prototype is the mean feature of its class (`engine.training.prototypes`).
     """
 
     fit: bool = False  # False: the weights include the head
-    l2: float = 1e-3  # strength of the pull towards zero
+    kind: str = "probe"  # of a head that is fitted: probe | prototype
+    l2: float = 1e-3  # probe: strength of the pull towards zero
+    scale: float = 100.0  # prototype: of its logits, as CLIP's exp(logit_scale)
+
+    @property
+    def title(self) -> str:
+        """What the head is called in reports; empty where the weights include it."""
+        names = {"probe": "linear probe", "prototype": "class-prototype head"}
+        return names[self.kind] if self.fit else ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class DatasetRecipe:
     source_px: int = 128
     seed: int = 0
     holdout: float = 0.25  # share of each class that training never sees; 0: no split
+    shots: int = 0  # images a class to train on, drawn with the cell's seed; 0: all
+    portion: float = 1.0  # of each class of the training split, drawn likewise
     pack_format: str = "raw"  # raw | jpeg
     objectnet: str = "corrected"  # corrected | paper
     subsample: str = "50000"  # of IN-C: a number of images, or full

@@ -77,10 +77,26 @@ def in_order(model: Standings, by_set: Mapping[str, float]) -> dict[str, float]:
 
 
 def reference(model: Standings) -> Mapping[str, Any]:
-    """The published numbers of a pre-trained model, by its label or timm name; or nothing."""
-    models = recipe.published()["models"]
-    by_timm = {entry.get("timm"): entry for entry in models.values() if entry.get("timm")}
-    return models.get(model.model) or by_timm.get(model.model) or {}
+    """The published numbers of a pre-trained model, or nothing; accuracies by our names of sets.
+
+    The model is known by its label on the slides, its timm name or its recipe's.
+    """
+    published = recipe.published()
+    by_name = {
+        name: entry
+        for label, entry in published["models"].items()
+        for name in (label, entry.get("timm"), entry.get("recipe"))
+        if name
+    }
+    if model.model not in by_name:
+        return {}
+    entry = dict(by_name[model.model])
+    for key in ("before", "fine_tuned_on_val"):
+        accuracy = entry.get(key, {})
+        entry[key] = {
+            name: accuracy[label] for name, label in published["sets"].items() if label in accuracy
+        }
+    return entry
 
 
 def label(results: Results, model: Standings) -> str:

@@ -32,7 +32,6 @@ from loaders.batch import on_device
 log = logging.getLogger(__name__)
 EXCESS = 1e-10  # nats by which a fitted objective may exceed its least value
 MOST_ITERATIONS = 1000
-EVALUATIONS = 200  # of the objective, as plans assume: emoji-RIB's heads take 100 to 200 iterations
 _STRIDE = 20  # iterations between two checks of the gradient
 _CHUNK = 8192  # images whose logits are in memory together
 _HISTORY = 20  # pairs of vectors, each as large as the head

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from engine.errors import DivergedError
 from engine.machine import compiled, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
+from engine.methods.objectives import Problem, Prototypes
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store import tensors
 from engine.store.cells import Export
-from engine.training import heads, optim
+from engine.training import heads, optim, prototypes
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
@@ -36,6 +38,11 @@ from engine.training.snapshots import Snapshots
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
+# How a head is made that needs no steps, by what `prepare` set as `problem`.
+MAKERS: dict[type, Callable[..., dict[str, float]]] = {
+    Problem: heads.fit,
+    Prototypes: prototypes.fit,
+}
 
 
 def fit(method: Trained, run: Run, context: Context, snapshots: Snapshots) -> tuple[Export, str]:
@@ -47,7 +54,8 @@ def fit(method: Trained, run: Run, context: Context, snapshots: Snapshots) -> tu
     """
     prepare(method, run, context)
     if method.problem is not None:
-        history = [heads.fit(models.head(method.net), method.problem, _label(run))]
+        make = MAKERS[type(method.problem)]
+        history = [make(models.head(method.net), method.problem, _label(run))]
     else:
         engine = initialize(method, run)
         try:
@@ -124,7 +132,7 @@ def epochs(
 ) -> list[dict[str, float]]:
     """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe = run.recipe
-    positions = run.target.split("train")
+    positions = run.target.training(recipe)
     of_epoch = steps_an_epoch(recipe.train, len(positions))
     total = total_steps(recipe.train, len(positions))
     warmup = warmup_steps(recipe.train, total)

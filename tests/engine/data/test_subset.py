@@ -1,0 +1,132 @@
+"""Parts of a training split: nested, balanced, seeded, and what they leave as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from grids import COPIES, FEW, Grid, grid, listing, same, weights
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.data.subset import first_of_each_class, portion_of_each_class
+from engine.errors import RecipeError
+
+__all__ = ["grid"]
+LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda x: np.array(x, dtype=np.int64))
+SEEDS = st.integers(0, 4)
+PORTIONS = st.floats(0, 1, exclude_min=True)
+
+
+@given(LABELS, st.integers(1, 12), st.integers(1, 12), SEEDS)
+def test_shots_are_nested_and_a_class_gives_as_many_as_it_has(labels, a, b, seed):
+    few, more = (first_of_each_class(labels, shots, seed) for shots in sorted((a, b)))
+    assert set(few) <= set(more) and few.dtype == np.int64
+    assert np.array_equal(few, np.unique(few))
+    for label in np.unique(labels):
+        assert np.sum(labels[few] == label) == min(a, b, np.sum(labels == label))
+
+
+@given(LABELS, PORTIONS, PORTIONS, SEEDS)
+def test_portions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
+    few, more = (portion_of_each_class(labels, portion, seed) for portion in sorted((a, b)))
+    assert set(few) <= set(more) and np.array_equal(few, np.unique(few))
+    for label in np.unique(labels):
+        share = min(a, b) * np.sum(labels == label)
+        assert abs(np.sum(labels[few] == label) - share) < 1 + 1e-9
+    assert len(portion_of_each_class(labels, 1.0, seed)) == len(labels)
+
+
+@given(st.integers(1, 9), st.integers(1, 30), PORTIONS, SEEDS)
+def test_classes_of_one_size_give_the_portion_of_all_images(size, classes, portion, seed):
+    labels = np.repeat(np.arange(classes), size)
+    taken = len(portion_of_each_class(labels, portion, seed))
+    assert abs(taken - portion * size * classes) <= 0.5 + 1e-9
+
+
+def test_a_seed_draws_its_images_and_every_image_is_drawn_as_often():
+    labels = np.repeat(np.arange(3), 5)
+    draws = [first_of_each_class(labels, 2, seed) for seed in range(500)]
+    assert len({tuple(draw) for draw in draws}) > 300, "of 1000 possible draws"
+    often = np.bincount(np.concatenate(draws), minlength=15)
+    # Binomial (500, 0.4): mean 200, standard deviation 11.
+    assert np.all(np.abs(often - 200) < 5 * 11)
+    often = np.bincount(
+        np.concatenate([portion_of_each_class(labels, 0.5, seed) for seed in range(500)])
+    )
+    assert np.all(np.abs(often - 250) < 5 * 11.2)
+
+
+def test_a_cell_trains_on_its_part_alone_and_evaluates_as_before(grid: Grid):
+    whole, few = grid.builder("downstream=few"), grid.builder("downstream=few", "dataset.shots=2")
+    taken = few.target.training(few.recipe)
+    assert len(taken) == 2 * len(FEW) and set(taken) < set(few.target.split("train"))
+    for name in ("all", "train", "holdout"):
+        assert np.array_equal(few.target.split(name), whole.target.split(name))
+    other = grid.builder("downstream=few", "dataset.shots=2", "seed=1")
+    assert not np.array_equal(other.target.training(other.recipe), taken)
+    assert few.base.name == other.base.name == whole.base.name, "the head has seen all images"
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "linear_probe", "wise_ft"])
+def test_a_part_stands_in_the_key_and_the_whole_does_not(grid: Grid, method: str):
+    def key(*words: str) -> dict[str, Any]:
+        return grid.builder(f"method={method}", *words).key()
+
+    whole = key()
+    parts = [key(f"dataset.{word}") for word in ("shots=1", "shots=2", "portion=0.5")]
+    assert len({json.dumps(part, sort_keys=True) for part in [whole, *parts]}) == 4
+    assert "part" not in whole
+    trained_on = COPIES - round(0.25 * COPIES)
+    for word in ("shots=0", f"shots={trained_on}", "shots=999", "portion=1"):
+        assert key(f"dataset.{word}") == whole, f"{word}: the same images, so the same cell"
+
+
+def test_names_of_stored_cells_did_not_change(grid: Grid):
+    """The digest is that of the engine before there were parts, but for what the machine gives."""
+    found = {}
+    for method in ("fine_tune", "linear_probe"):
+        key = grid.builder(f"method={method}").key()
+        plain = {**key, "base": "B", "target": "T", "upstream": "U", "machine": "M"}
+        found[method] = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    assert found == {"fine_tune": "5b1f56abecfd143d", "linear_probe": "dff19aa4863fccd9"}
+
+
+def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_path: Path):
+    words = ("dataset.holdout=0", "train.batch_size=4")
+    builder, cell = grid.build(*words, "dataset.shots=2")
+    history = json.loads((cell.artifact.folder / "history.json").read_text())
+    assert history[-1]["step"] == 2 * 3, "two epochs over two images of each of five classes"
+    shutil.copytree(grid.folder, tmp_path / "images")
+    files = [path for path, _ in listing(grid, "outline")]
+    taken = {files[i].relative_to(grid.folder) for i in builder.target.training(builder.recipe)}
+    for file in (tmp_path / "images" / "outline").glob("*/*.png"):
+        if file.relative_to(tmp_path / "images") not in taken:
+            file.unlink()
+    _, alone = grid.build(*words, f"dataset.root={tmp_path}/images", f"runs={tmp_path}/runs")
+    assert same(weights(alone), weights(cell))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset.shots=2", "dataset.portion=0.5"], r"dataset\.shots=2 and dataset\.portion=0\.5"),
+        (["dataset.shots=-1"], r"dataset\.shots=-1 must be at least 0"),
+        (["dataset.portion=0"], r"dataset\.portion=0\.0 must be above 0 and at most 1"),
+        (["dataset.portion=1.5"], r"dataset\.portion=1\.5 must be above 0 and at most 1"),
+    ],
+)
+def test_impossible_parts_are_refused(grid: Grid, words: list[str], message: str):
+    with pytest.raises(RecipeError, match=message):
+        grid.builder(*words)
+
+
+def test_a_portion_that_leaves_no_image_is_refused(grid: Grid):
+    builder = grid.builder("dataset.portion=0.001")
+    with pytest.raises(ValueError, match=r"leaves none of the 25 training images of outline"):
+        builder.build()
