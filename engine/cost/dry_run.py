@@ -1,8 +1,8 @@
 """A dry run of a campaign: its jobs in their order, on tensors without content.
 
-The methods themselves say what they need: their `prepare`, `loss`, `export` and `entries` run on
-the meta device, where operations are counted and nothing is computed. So a user's own method is
-counted too, and an estimate cannot drift from what will run.
+The methods themselves say what they need: their `prepare`, `loss`, `export`, `entries` and `merge`
+run on the meta device, where operations are counted and nothing is computed. So a user's own method
+is counted too, and an estimate cannot drift from what will run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.data.sets import LabelledSet
 from engine.evaluation import sample
 from engine.grid.campaign import Plan
 from engine.methods import linear_probe
-from engine.methods.base import Mixed, Trained
+from engine.methods.base import Merged, Mixed, Trained
 from engine.methods.context import Context
 from engine.models.form import Form
 from engine.recipe import modules
@@ -216,12 +216,12 @@ class PlannedContext(Context[PlannedCell]):
         """The name of the recipe's cell."""
         return f"{self.recipe.method.name}-{self.recipe.downstream}-{self.recipe.seed}"
 
-    def sibling(self, method: str) -> Recipe:
+    def sibling(self, method: str, seed: int | None = None) -> Recipe:
         recipe = self.dry_run.recipe_of(method, self.recipe.downstream)
-        return dataclasses.replace(recipe, seed=self.recipe.seed)
+        return dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
 
-    def cell(self, method: str) -> PlannedCell:
-        return self.build(self.sibling(method))
+    def cell(self, method: str, *, seed: int | None = None) -> PlannedCell:
+        return self.build(self.sibling(method, seed))
 
     def build(self, recipe: Recipe) -> PlannedCell:
         """The cell of a recipe. Its work is noted the first time."""
@@ -232,6 +232,8 @@ class PlannedContext(Context[PlannedCell]):
             if isinstance(method, Mixed):
                 entries = method.entries(context)
                 cells[name] = PlannedCell(name, entries, name, chosen=context.compared)
+            elif isinstance(method, Merged):
+                cells[name] = _trained(name, name, method.merge(context))
             else:
                 cells[name] = context._train(method)
         return cells[name]

@@ -20,7 +20,7 @@ from engine.evaluation import features, passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods import linear_probe
-from engine.methods.base import Mixed, Trained, siblings
+from engine.methods.base import Merged, Mixed, Trained, siblings
 from engine.methods.context import Context
 from engine.models import checkpoints
 from engine.models.form import Form
@@ -67,6 +67,13 @@ class Builder(Context[Cell]):
 
             def write(folder: Path) -> None:
                 cells.write_mixed(folder, recipe, entries, self._description())
+        elif isinstance(method, Merged):
+            with self.run.threads():
+                merged = method.merge(self)
+
+            def write(folder: Path) -> None:
+                backbone = self.base.backbone
+                cells.write_trained(folder, recipe, merged, backbone, self._description())
         else:
             assert isinstance(method, Trained), method
             if terms := imagenet.terms(recipe):
@@ -111,14 +118,14 @@ class Builder(Context[Cell]):
         seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
         return [self._of(dataclasses.replace(self.recipe, seed=seed)) for seed in seeds]
 
-    def sibling(self, method: str) -> Recipe:
-        """The recipe of another method in the same column."""
+    def sibling(self, method: str, seed: int | None = None) -> Recipe:
+        """The recipe of another method in the same column, of this seed or of the recipe's."""
         recipe = self.request.recipe(method, self.recipe.downstream)
-        return dataclasses.replace(recipe, seed=self.recipe.seed)
+        return dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
 
-    def cell(self, method: str) -> Cell:
-        """The cell of another method in the same column, trained now if there is none."""
-        return self._of(self.sibling(method)).build()
+    def cell(self, method: str, *, seed: int | None = None) -> Cell:
+        """The cell of another method in the same column, made now if there is none."""
+        return self._of(self.sibling(method, seed)).build()
 
     @property
     def base(self) -> Cell:

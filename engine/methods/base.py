@@ -1,4 +1,4 @@
-"""What a method is: three moments of a training run, or a recipe for mixing finished cells.
+"""What a method is: three moments of a training run, or a rule that makes models of finished cells.
 
 The rest of the engine never asks which method it runs.
 """
@@ -113,6 +113,19 @@ class Mixed:
         raise NotImplementedError
 
 
+class Merged:
+    """A method that trains nothing: it makes a cell with weights of its own from finished cells."""
+
+    needs: Sequence[str] = ()
+
+    def __init__(self, recipe: MethodRecipe) -> None:
+        self.recipe = recipe
+
+    def merge(self, context: Context) -> Export:
+        """The new model as a plain state dict of its architecture."""
+        raise NotImplementedError
+
+
 def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe]:
     """The recipes of the methods that a cell needs; `load` resolves a method by its name.
 
@@ -123,6 +136,6 @@ def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe
         if issubclass(modules.find(needed.method.module).Method, Mixed):
             raise RecipeError(
                 f"{recipe.name} needs {needed.method.name}, which mixes cells and has no weights: "
-                "name methods that train"
+                "name methods that train or merge"
             )
     return recipes

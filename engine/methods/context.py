@@ -1,4 +1,4 @@
-"""What a method may ask for while it prepares; CONTRIBUTING.md promises exactly this."""
+"""What a method may ask for; CONTRIBUTING.md promises exactly this."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ C = TypeVar("C", bound=Parent)
 
 
 class Context(Protocol[C]):
-    """What `prepare` and `entries` are given. Artefacts are made once, and then read."""
+    """What `prepare`, `entries` and `merge` are given. Artefacts are made once, and then read."""
 
     recipe: Recipe
     device: torch.device
@@ -79,8 +79,8 @@ class Context(Protocol[C]):
         """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
         ...
 
-    def cell(self, method: str) -> C:
-        """The cell of another method in the same column."""
+    def cell(self, method: str, *, seed: int | None = None) -> C:
+        """The cell of another method in the same column; of the recipe's seed, or of this one."""
         ...
 
     def holdout_accuracy(self, mix: Mix) -> float:
