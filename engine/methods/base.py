@@ -14,7 +14,7 @@ from engine import models
 from engine.data import grouping
 from engine.errors import RecipeError
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty, Problem
+from engine.methods.objectives import Penalty, Problem, Projection
 from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.store.cells import Entry, Export
@@ -30,6 +30,7 @@ class Trained(nn.Module):
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
+    projection: Projection | None = None  # what the optimizer does after each step
     problem: Problem | None = None  # a fit of the head, in place of steps
 
     def __init__(self, recipe: MethodRecipe) -> None:

@@ -28,7 +28,7 @@ from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store import tensors
 from engine.store.cells import Export
-from engine.training import heads, optim
+from engine.training import heads, optim, projection
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule
 
@@ -105,6 +105,9 @@ def initialize(method: Trained, run: Run) -> Any:
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
         method.penalty = None  # frees the whole: the optimizer has its part
+    if method.projection is not None:
+        projection.attach(engine, method.projection)
+        method.projection = None
     return engine
 
 

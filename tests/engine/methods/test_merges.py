@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, SIZE, VIT, Grid, grid, same, weights
+from grids import CONV, VIT, Grid, grid, same, weights
 
 from engine.errors import RecipeError
 from engine.grid.build import Builder
