@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from engine.grid.campaign import Plan
 from engine.methods import linear_probe
 from engine.methods.base import Merged, Mixed, Trained
 from engine.methods.context import Context
+from engine.models import clip
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.request import Request
@@ -145,6 +147,11 @@ class DryRun:
     def fisher_flops(self) -> float:
         """Operations of one image's part of a Fisher: a forward and a backward pass."""
         return flops(lambda: self.net(self._pixels(1)).sum().backward())
+
+    @cached_property
+    def clip(self) -> nn.Module:
+        """open_clip's model with both towers."""
+        return clip.blank(self.recipe.model.weights.clip).to(self.device)
 
     def step_flops(self, method: Trained, recipe: Recipe) -> float:
         """Operations of one optimizer step of a prepared method, at the recipe's batch size."""
@@ -269,6 +276,13 @@ class PlannedContext(Context[PlannedCell]):
             # Squares of gradients are taken in fp32.
             self.dry_run.work.append(Work(self.job, "fisher", images, work, "fp32"))
         return dict.fromkeys(parameters, torch.ones(()))
+
+    def clip(self) -> Any:
+        return copy.deepcopy(self.dry_run.clip)
+
+    def zero_shot_head(self, clip: Any) -> torch.Tensor:
+        """Its sentences are not counted: they are few beside those of training."""
+        return torch.zeros_like(models.head(self.dry_run.net).weight)
 
     def holdout_accuracy(self, mix: Mix) -> float:
         """0 for every mix, so that a greedy choice tries all candidates."""

@@ -22,7 +22,7 @@ from engine.machine.files import cache_folder
 from engine.methods import linear_probe
 from engine.methods.base import Merged, Mixed, Trained, siblings
 from engine.methods.context import Context
-from engine.models import checkpoints
+from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.request import Request
@@ -173,6 +173,13 @@ class Builder(Context[Cell]):
         label = self.recipe.model.name
         artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
         return load_file(artifact.checked("fisher.safetensors"))
+
+    def clip(self) -> Any:
+        model = self.recipe.model
+        return ranks.first(lambda: checkpoints.clip_model(model, cache_folder())).to(self.device)
+
+    def zero_shot_head(self, clip: Any) -> torch.Tensor:
+        return zero_shot.head(clip, self.recipe.model.weights)
 
     def holdout_accuracy(self, mix: Mix) -> float:
         return passes.holdout_accuracy(self.run, mix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -81,6 +81,18 @@ class Context(Protocol[C]):
 
     def cell(self, method: str, *, seed: int | None = None) -> C:
         """The cell of another method in the same column; of the recipe's seed, or of this one."""
+        ...
+
+    def clip(self) -> Any:
+        """open_clip's model, on the device, whose towers gave the base model weights and head.
+
+        It is the method's to change. ValueError or RecipeError where open_clip or the weights are
+        not there.
+        """
+        ...
+
+    def zero_shot_head(self, clip: Any) -> torch.Tensor:
+        """The head [C, E] (float32, on the CPU) that a text tower makes of the class names."""
         ...
 
     def holdout_accuracy(self, mix: Mix) -> float:
