@@ -1,8 +1,8 @@
 """FLYP: CLIP is fine-tuned as it was pre-trained, on images and sentences about them.
 
 In place of a cross-entropy over classes, both towers descend CLIP's contrastive loss over the pairs
-of a batch: an image, and its class's name in a template drawn for it (Goyal et al. 2023, section 3).
-With unit embeddings i_b and t_b and the scale s, which is trained too,
+of a batch: an image, and its class's name in a template drawn for it (Goyal et al. 2023,
+section 3). With unit embeddings i_b and t_b and the scale s, which is trained too,
 
     loss_b = (-log softmax_c(s i_b t_c)[b] - log softmax_c(s i_c t_b)[b]) / 2
 
@@ -60,6 +60,9 @@ class Method(Trained):
         models.head(net).requires_grad_(False)  # made anew from the tuned text tower
         self.text = context.clip()
         del self.text.visual  # the network is that tower
+        # DeepSpeed sends parameters between ranks as bytes, which a tensor of no dimension refuses.
+        self.log_scale_1 = nn.Parameter(self.text.logit_scale.detach()[None])
+        del self.text.logit_scale
         self.zero_shot_head = context.zero_shot_head
         open_clip, weights = clip.package(), context.recipe.model.weights
         self.tokenize = open_clip.get_tokenizer(weights.clip)
@@ -85,7 +88,7 @@ class Method(Trained):
         tokens = on_device(self.tokenize(self.captions(batch.index)), x.device)
         images_BE = models.features(self.net, x)
         texts_BE = self.text.encode_text(tokens, normalize=True)
-        images_BE = self.text.logit_scale.exp() * images_BE.float()
+        images_BE = self.log_scale_1.exp() * images_BE.float()
         logits_BB = logits(images_BE, texts_BE.float(), None)
         pairs_B = torch.arange(len(batch), device=x.device)
         to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
@@ -95,5 +98,6 @@ class Method(Trained):
     def export(self) -> Export:
         weight, bias = models.head_names(self.net)
         state = self.net.state_dict()
+        self.text.logit_scale = nn.Parameter(self.log_scale_1[0].detach())
         head = self.zero_shot_head(self.text.eval())
         return Export(state | {weight: head, bias: torch.zeros_like(state[bias])})

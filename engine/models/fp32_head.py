@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 
-def logits(
-    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Logits [B, C] of pre-logits [B, D] of any dtype, in the dtype of the weight [C, D].
 
     bias: [C], or None. Autocast does not change the dtype.
