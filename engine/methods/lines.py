@@ -56,7 +56,7 @@ def relative_depths(net: nn.Module) -> dict[str, float]:
             "scales; take one of timm's models"
         )
     matcher = net.group_matcher(coarse=False)  # type: ignore[operator]
-    layers = group_parameters(net, matcher, reverse=True)
+    layers: dict[str, int] = group_parameters(net, matcher, reverse=True)  # type: ignore[assignment]
     last = max(layers.values()) - 1  # after the last block comes the head
     if last < 2:
         raise ValueError(f"{type(net).__name__} has {last} blocks; LiNeS needs at least 2")

@@ -6,6 +6,9 @@ after. They are computed by hooks around the step of any optimizer. Under ZeRO e
 pieces of parameters, so their sums are added over the ranks; 24 bytes a parameter tensor.
 """
 
+# pyright: reportPrivateImportUsage=false
+# torch._foreach_*: a launch for many small tensors, as torch's own optimizers do it.
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -45,6 +48,7 @@ class Projector:
         """is_sharded: other ranks hold other pieces, in as many optimizer steps as this rank."""
         self._lam, self._is_sharded = projection.lam, is_sharded
         self._device = next(iter(pieces)).device
+        self._listed: list[int] | None = None
         self._number = {name: number for number, name in enumerate(projection.anchor)}
         self._anchors = [
             (holder, piece, _as_stored(projection.anchor, piece, holder))
@@ -61,8 +65,10 @@ class Projector:
         self._thetas = [piece.inside(holder) for holder, piece, _ in moving]
         self._origin = [anchor for _, _, anchor in moving]
         numbers = [self._number[piece.name] for _, piece, _ in moving]
-        self._numbers = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        grads = [piece.inside(holder.grad) for holder, piece, _ in moving]
+        if numbers != self._listed:  # copied once: the copy would make the host wait in each step
+            self._listed = numbers
+            self._numbers = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        grads = [p.inside(h.grad) for h, p, _ in moving if h.grad is not None]
         offsets = self._offsets()
         self._sums = [self._totals(grads, offsets), self._totals(offsets, offsets)]
 
