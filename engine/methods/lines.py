@@ -57,7 +57,7 @@ def relative_depths(net: nn.Module) -> dict[str, float]:
             "scales; take one of timm's models"
         )
     matcher = net.group_matcher(coarse=False)  # type: ignore[operator]
-    layers: Any = group_parameters(net, matcher, reverse=True)  # its name -> its group, from 0
+    layers: Any = group_parameters(net, matcher, reverse=True)  # numbers by parameter name
     last = max(layers.values()) - 1  # after the last block comes the head
     if last < 2:
         raise ValueError(f"{type(net).__name__} has {last} blocks; LiNeS needs at least 2")
