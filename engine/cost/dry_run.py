@@ -1,8 +1,8 @@
 """A dry run of a campaign: its jobs in their order, on tensors without content.
 
-The methods themselves say what they need: their `prepare`, `loss`, `export` and `entries` run on
-the meta device, where operations are counted and nothing is computed. So a user's own method is
-counted too, and an estimate cannot drift from what will run.
+The methods themselves say what they need: their `prepare`, `loss`, `export`, `entries` and `merge`
+run on the meta device, where operations are counted and nothing is computed. So a user's own method
+is counted too, and an estimate cannot drift from what will run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from engine.evaluation import sample
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.machine.files import digest
-from engine.methods.base import Mixed, Trained
+from engine.methods.base import Merged, Mixed, Trained
 from engine.methods.context import Context
 from engine.methods.first_head import first_head
+from engine.models import clip
 from engine.models.form import Form
 from engine.recipe import modules, varied
 from engine.recipe.request import Request
@@ -161,6 +163,11 @@ class DryRun:
         """Operations of one image's part of a Fisher: a forward and a backward pass."""
         return flops(lambda: self.net(self._pixels(1)).sum().backward())
 
+    @cached_property
+    def clip(self) -> nn.Module:
+        """open_clip's model with both towers."""
+        return clip.blank(self.recipe.model.weights.clip).to(self.device)
+
     def step_flops(self, method: Trained, recipe: Recipe) -> float:
         """Operations of one optimizer step of a prepared method, at the recipe's batch size."""
         size = recipe.train.batch_size
@@ -261,14 +268,14 @@ class PlannedContext(Context[PlannedCell]):
         key = [options, recipe.optimizer, recipe.train, recipe.dataset, recipe.seed, start]
         return f"{recipe.method.name}-{recipe.downstream}-{digest(list(map(str, key)))}"
 
-    def sibling(self, method: str) -> Recipe:
+    def sibling(self, method: str, seed: int | None = None) -> Recipe:
         """The recipe of a method that the cell needs, as `engine.grid.build` resolves it."""
         request = self.dry_run.request.for_needs(self.recipe)
         recipe = self.dry_run.recipe_of(request, method, self.column)
-        return dataclasses.replace(recipe, seed=self.recipe.seed)
+        return dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
 
-    def cell(self, method: str) -> PlannedCell:
-        return self.dry_run.context(self.sibling(method), self.column).build()
+    def cell(self, method: str, *, seed: int | None = None) -> PlannedCell:
+        return self.dry_run.context(self.sibling(method, seed), self.column).build()
 
     def build(self) -> PlannedCell:
         """The recipe's cell. Its work is noted the first time."""
@@ -278,6 +285,8 @@ class PlannedContext(Context[PlannedCell]):
             if isinstance(method, Mixed):
                 entries = method.entries(self)
                 cells[name] = PlannedCell(name, entries, name, chosen=self.compared)
+            elif isinstance(method, Merged):
+                cells[name] = _trained(name, name, method.merge(self))
             else:
                 cells[name] = self._train(method)
         return cells[name]
@@ -313,6 +322,13 @@ class PlannedContext(Context[PlannedCell]):
             # Squares of gradients are taken in fp32.
             self.dry_run.work.append(Work(self.job, "fisher", images, work, "fp32"))
         return dict.fromkeys(parameters, torch.ones(()))
+
+    def clip(self) -> Any:
+        return copy.deepcopy(self.dry_run.clip)
+
+    def zero_shot_head(self, clip: Any) -> torch.Tensor:
+        """Its sentences are not counted: they are few beside those of training."""
+        return torch.zeros_like(models.head(self.dry_run.net).weight)
 
     def holdout_accuracy(self, mix: Mix) -> float:
         """0 for every mix, so that a greedy choice tries all candidates."""

@@ -23,10 +23,10 @@ from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
-from engine.methods.base import Mixed, Trained, siblings
+from engine.methods.base import Merged, Mixed, Trained, siblings
 from engine.methods.context import Context
 from engine.methods.first_head import first_head
-from engine.models import checkpoints
+from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.request import Request
@@ -85,6 +85,13 @@ class Builder(Context[Cell]):
 
             def write(folder: Path) -> None:
                 cells.write_mixed(folder, recipe, entries, self._description())
+        elif isinstance(method, Merged):
+            with self.run.threads():
+                merged = method.merge(self)
+
+            def write(folder: Path) -> None:
+                backbone = self.base.backbone
+                cells.write_trained(folder, recipe, merged, backbone, self._description())
         else:
             assert isinstance(method, Trained), method
             if terms := imagenet.terms(recipe):
@@ -160,13 +167,13 @@ class Builder(Context[Cell]):
         """The builder of a row of the campaign's table, in the same column."""
         return self._beside(self.request, method)
 
-    def sibling(self, method: str) -> Builder:
+    def sibling(self, method: str, seed: int | None = None) -> Builder:
         """The builder of a method in the same column that the cell needs: in its variant."""
-        return self._beside(self.request.for_needs(self.recipe), method)
+        return self._beside(self.request.for_needs(self.recipe), method, seed)
 
-    def cell(self, method: str) -> Cell:
-        """The cell of a method that the cell needs, trained now if there is none."""
-        return self.sibling(method).build()
+    def cell(self, method: str, *, seed: int | None = None) -> Cell:
+        """The cell of a method that the cell needs, made now if there is none."""
+        return self.sibling(method, seed).build()
 
     @property
     def base(self) -> Cell:
@@ -214,6 +221,13 @@ class Builder(Context[Cell]):
         label = self.recipe.model.name
         artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
         return load_file(artifact.checked("fisher.safetensors"))
+
+    def clip(self) -> Any:
+        model = self.recipe.model
+        return ranks.first(lambda: checkpoints.clip_model(model, cache_folder())).to(self.device)
+
+    def zero_shot_head(self, clip: Any) -> torch.Tensor:
+        return zero_shot.head(clip, self.recipe.model.weights)
 
     def holdout_accuracy(self, mix: Mix) -> float:
         return passes.holdout_accuracy(self.run, mix)
@@ -267,9 +281,9 @@ class Builder(Context[Cell]):
         """The methods that the cell needs. Raises RecipeError where one of them mixes cells."""
         return siblings(self.recipe.method, lambda name: self.sibling(name).recipe)
 
-    def _beside(self, request: Request, method: str) -> Builder:
+    def _beside(self, request: Request, method: str, seed: int | None = None) -> Builder:
         recipe = request.recipe(method, self.recipe.downstream)
-        recipe = dataclasses.replace(recipe, seed=self.recipe.seed)
+        recipe = dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
         return Builder(request, recipe, self.device, self.sets, self.followed)
 
     def _of(self, recipe: Recipe) -> Builder:

@@ -1,4 +1,4 @@
-"""What a method is: three moments of a training run, or a recipe for mixing finished cells.
+"""What a method is: three moments of a training run, or a rule that makes models of finished cells.
 
 The rest of the engine never asks which method it runs.
 """
@@ -14,7 +14,7 @@ from engine import models
 from engine.data import grouping
 from engine.errors import RecipeError
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty, Problem, Prototypes
+from engine.methods.objectives import Penalty, Problem, Projection, Prototypes
 from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.store.cells import Entry, Export
@@ -30,6 +30,7 @@ class Trained(nn.Module):
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
+    projection: Projection | None = None  # what the optimizer does after each step
     problem: Problem | Prototypes | None = None  # how the head is made, in place of steps
 
     def __init__(self, recipe: MethodRecipe) -> None:
@@ -116,6 +117,19 @@ class Mixed:
         raise NotImplementedError
 
 
+class Merged:
+    """A method that trains nothing: it makes a cell with weights of its own from finished cells."""
+
+    needs: Sequence[str] = ()
+
+    def __init__(self, recipe: MethodRecipe) -> None:
+        self.recipe = recipe
+
+    def merge(self, context: Context) -> Export:
+        """The new model as a plain state dict of its architecture."""
+        raise NotImplementedError
+
+
 def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[tuple[str, Recipe]]:
     """The methods that a cell needs: the name by which it asks for each, and what `load` resolves
     that to.
@@ -127,6 +141,6 @@ def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[tuple[
         if issubclass(modules.find(needed.method.module).Method, Mixed):
             raise RecipeError(
                 f"{recipe.name} needs {name}, which mixes cells and has no weights: "
-                "name methods that train"
+                "name methods that train or merge"
             )
     return recipes

@@ -1,9 +1,9 @@
-"""What a method may ask for while it prepares; CONTRIBUTING.md promises exactly this."""
+"""What a method may ask for; CONTRIBUTING.md promises exactly this."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ C = TypeVar("C", bound=Parent)
 
 
 class Context(Protocol[C]):
-    """What `prepare` and `entries` are given. Artefacts are made once, and then read."""
+    """What `prepare`, `entries` and `merge` are given. Artefacts are made once, and then read."""
 
     recipe: Recipe
     device: torch.device
@@ -79,8 +79,20 @@ class Context(Protocol[C]):
         """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
         ...
 
-    def cell(self, method: str) -> C:
-        """The cell of another method in the same column."""
+    def cell(self, method: str, *, seed: int | None = None) -> C:
+        """The cell of another method in the same column; of the recipe's seed, or of this one."""
+        ...
+
+    def clip(self) -> Any:
+        """open_clip's model, on the device, whose towers gave the base model weights and head.
+
+        It is the method's to change. ValueError or RecipeError where open_clip or the weights are
+        not there.
+        """
+        ...
+
+    def zero_shot_head(self, clip: Any) -> torch.Tensor:
+        """The head [C, E] (float32, on the CPU) that a text tower makes of the class names."""
         ...
 
     def holdout_accuracy(self, mix: Mix) -> float:

@@ -109,9 +109,20 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         ) from error
 
 
+def clip_model(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    """open_clip's model with both towers, in fp32 and eval mode, on the CPU.
+
+    Raises ValueError and RecipeError as `zero_shot.open_model`.
+    """
+    return zero_shot.open_model(clip.package(), recipe.weights, cache, _clip_state(recipe))
+
+
 def _from_open_clip(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    path = recipe.weights.path
-    return zero_shot.classifier(recipe, cache, formats.load(_file(recipe)) if path else None)
+    return zero_shot.classifier(recipe, cache, _clip_state(recipe))
+
+
+def _clip_state(recipe: ModelRecipe) -> State | None:
+    return formats.load(_file(recipe)) if recipe.weights.path else None
 
 
 def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:

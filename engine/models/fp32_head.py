@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 
-def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Logits [B, C] of pre-logits [B, D] of any dtype, in the dtype of the weight [C, D].
 
-    bias: [C]. Autocast does not change the dtype.
+    bias: [C], or None. Autocast does not change the dtype.
     """
     # The type of the tensors' device may be `meta` (a dry run), which has no autocast.
     with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):

@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,7 +50,7 @@ def classifier(
         tower = checkpoint_filter_fn(model.state_dict(), net)  # type: ignore[arg-type]
         tower["fc_norm.linear.weight"] = tower.pop("head.weight")
     source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
-    tower["head.weight"] = text_head(open_clip, model, recipe.weights)
+    tower["head.weight"] = head(model, recipe.weights)
     tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
     models.load_state(net, tower, source)
     _check_tower(model, net, recipe)
@@ -79,15 +80,24 @@ def open_model(
     return model.eval()
 
 
-def text_head(open_clip: ModuleType, model: Any, weights: WeightsRecipe) -> torch.Tensor:
-    """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids."""
+def templates(open_clip: ModuleType, weights: WeightsRecipe) -> list[Callable[[str], str]]:
+    """The sentences about a class name that the weights' recipe chooses."""
     full = weights.templates == "full"
+    return open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES
+
+
+def head(model: Any, weights: WeightsRecipe) -> torch.Tensor:
+    """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids; moves model to the CPU.
+
+    It needs the model's text tower alone.
+    """
+    open_clip = clip.package()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unit_EC = open_clip.build_zero_shot_classifier(
         model.to(device),
         open_clip.get_tokenizer(weights.clip),
         open_clip.IMAGENET_CLASSNAMES,
-        open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES,
+        templates(open_clip, weights),
         num_classes_per_batch=CLASSES_AT_ONCE,
         device=device,
         use_tqdm=True,

@@ -16,7 +16,7 @@ from types import ModuleType
 from engine.errors import USERS_METHOD, nearest
 
 METHODS = "engine.methods"
-SHARED = ("base", "context", "objectives")
+SHARED = ("base", "context", "objectives", "task_vectors")
 
 
 def available() -> list[str]:

@@ -30,7 +30,7 @@ from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store import tensors
 from engine.store.cells import Export
-from engine.training import heads, optim, prototypes
+from engine.training import heads, optim, projection, prototypes
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
@@ -115,6 +115,9 @@ def initialize(method: Trained, run: Run) -> Any:
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
         method.penalty = None  # frees the whole: the optimizer has its part
+    if method.projection is not None:
+        projection.attach(engine, method.projection)
+        method.projection = None
     return engine
 
 

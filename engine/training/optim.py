@@ -1,10 +1,9 @@
-"""Optimizers, and EWC's penalty as part of their step.
+"""Optimizers, and a quadratic penalty (EWC's) as part of their step.
 
 The penalty's gradient needs only the parameters, the anchor and the Fisher, so the optimizer
 applies it in its pass over the parameters (`kernels.ewc`), and the loss leaves it out. It is added
 after gradients are averaged and clipped: clipping tames the task's gradient, not the pull.
-DeepSpeed hands an optimizer one flat fp32 partition per parameter group (ZeRO stages 1 and 2) or
-the parameters themselves (stage 0); `attach` cuts anchor and Fisher accordingly.
+`attach` cuts anchor and Fisher as DeepSpeed cuts the parameters.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,6 +21,8 @@ from torch.optim import Optimizer
 
 from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
+from engine.training import shards
+from engine.training.shards import Pieces
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
 
@@ -67,7 +67,9 @@ def build(
         )
     if penalty is not None and penalty.lam > 0:
         if name != options.name:
-            raise ValueError(f"EWC has its own fused step: use name={name}, not {options.name}")
+            raise ValueError(
+                f"a penalty has its own fused step: use name={name}, not {options.name}"
+            )
         return penalised(tensors, **settings)
     if name != options.name:
         settings |= {"adam_w_mode": True} if name == "adamw" else {}
@@ -217,36 +219,23 @@ def _zeros_like(tensor: Tensor) -> Tensor:
 
 
 def attach(engine: Any, penalty: Penalty) -> None:
-    """Gives the EWC optimizer inside a DeepSpeed engine its part of anchor and Fisher.
+    """Gives the penalised optimizer inside a DeepSpeed engine its part of anchor and Fisher.
 
     Call it once after deepspeed.initialize; every rank stores only what its partition needs. Does
     nothing for a weight of 0, whose optimizer is plain.
 
     Raises ValueError for a trained parameter that anchor or Fisher lack or have in another shape,
-    for `round_robin_gradients`, and for optimizer wrappers other than ZeRO stage 0 in fp32, 1 or 2.
+    for an optimizer that is not from `build`, and as `shards.pieces`.
     """
     if penalty.lam == 0:
         return
-    named = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
-    if isinstance(engine.optimizer, _EWC):
-        engine.optimizer.penalise(whole(named, penalty), penalty.lam)
-        return
-    zero = engine.optimizer
-    inner = getattr(zero, "optimizer", None)
-    if not hasattr(zero, "single_partition_of_fp32_groups") or not isinstance(inner, _EWC):
+    check(shards.trained(engine), penalty)
+    pieces, optimizer = shards.pieces(engine), shards.inner(engine)
+    if not isinstance(optimizer, _EWC):
         raise ValueError(
-            f"EWC cannot step inside {type(zero).__name__} over {type(inner).__name__}: use an "
-            "optimizer from engine.training.optim.build with ZeRO stage 1 or 2, or stage 0 in fp32"
+            f"{type(optimizer).__name__} has no penalty: use engine.training.optim.build"
         )
-    if zero.round_robin_gradients:
-        raise ValueError("EWC cannot follow round_robin_gradients: leave it out of the config")
-    _check(named, penalty)
-    names = {parameter: name for name, parameter in named.items()}
-    shards = {}
-    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-        members = {names[parameter]: parameter for parameter in group}
-        shards[flat] = _shard(penalty, partial(_partition, members, flat))
-    inner.penalise(shards, penalty.lam)
+    optimizer.penalise(shards_of(pieces, penalty), penalty.lam)
 
 
 def track(engine: Any) -> Callable[[], float] | None:
@@ -254,62 +243,39 @@ def track(engine: Any) -> Callable[[], float] | None:
 
     The function returned gives the sum since its last call, the same on every rank.
     """
-    outer = engine.optimizer
-    inner = outer if isinstance(outer, _EWC) else getattr(outer, "optimizer", None)
-    if not isinstance(inner, _EWC):
+    optimizer = shards.inner(engine)
+    if not isinstance(optimizer, _EWC):
         return None
-    value = inner.value = torch.zeros((), device=engine.device)
+    value = optimizer.value = torch.zeros((), device=engine.device)
 
     def read() -> float:
         total = value.clone()
         value.zero_()
-        if inner is not outer:  # each rank steps its partition
+        if optimizer is not engine.optimizer:  # each rank steps its partition
             dist.all_reduce(total)
         return total.item()
 
     return read
 
 
-def whole(named: Mapping[str, Tensor], penalty: Penalty) -> dict[Tensor, Shard]:
-    """Shards for an optimizer that holds the parameters themselves. Raises as `attach`."""
-    _check(named, penalty)
-    return {
-        parameter: _shard(penalty, partial(_copy, name, parameter))
-        for name, parameter in named.items()
-    }
-
-
-def _check(named: Mapping[str, Tensor], penalty: Penalty) -> None:
+def check(named: Mapping[str, Tensor], penalty: Penalty) -> None:
     """Raise ValueError for a trained parameter that anchor or Fisher lack or have otherwise."""
-    for label, tensors in (("anchor", penalty.anchor), ("Fisher", penalty.fisher)):
-        if tensors is None:
-            continue
-        for name, parameter in named.items():
-            if name not in tensors:
-                raise ValueError(f"EWC's {label} has no parameter {name!r}, which is trained")
-            if tensors[name].shape != parameter.shape:
-                raise ValueError(
-                    f"EWC's {label} of {name!r} is {list(tensors[name].shape)}, but the parameter "
-                    f"is {list(parameter.shape)}"
-                )
+    shards.check(named, penalty.anchor, "anchor")
+    if penalty.fisher is not None:
+        shards.check(named, penalty.fisher, "Fisher")
 
 
-def _shard(penalty: Penalty, cut: Callable[[Mapping[str, Tensor]], Tensor]) -> Shard:
-    return Shard(cut(penalty.anchor), None if penalty.fisher is None else cut(penalty.fisher))
+def shards_of(pieces: Pieces, penalty: Penalty) -> dict[Tensor, Shard]:
+    """The penalty's part for each tensor of the optimizer; 0 for padding, which is not pulled."""
 
+    def cut(holder: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        part = _zeros_like(holder)
+        for piece in pieces[holder]:
+            piece.inside(part).copy_(piece.cut(tensors[piece.name].detach()))
+        return part
 
-def _copy(name: str, parameter: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    return _zeros_like(parameter).copy_(tensors[name].detach())
-
-
-def _partition(members: Mapping[str, Any], flat: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The tensors of a flat partition's members; 0 for padding, which is not pulled."""
-    cut = _zeros_like(flat)
-    for name, parameter in members.items():
-        mapping = parameter._hp_mapping
-        if mapping is None:  # wholly on other ranks
-            continue
-        source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
-        piece = tensors[name].detach().reshape(-1).narrow(0, source.start, source.numel)
-        cut.narrow(0, target.start, target.numel).copy_(piece)
-    return cut
+    fisher = penalty.fisher
+    return {
+        holder: Shard(cut(holder, penalty.anchor), None if fisher is None else cut(holder, fisher))
+        for holder in pieces
+    }

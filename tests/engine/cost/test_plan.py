@@ -37,6 +37,10 @@ METHODS = """\
   lwf: {train: {epochs: 1, batch_size: 5}}
   lp_ft: {}
   soup: {}
+  spd: {}
+  lines: {}
+  model_stock: {method: {members: [l2sp, lines]}}
+  ties: {}
 """
 
 

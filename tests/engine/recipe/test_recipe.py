@@ -143,7 +143,8 @@ def test_campaign_resolves_every_method(campaign: str, method: str) -> None:
 def test_every_part_is_named_as_its_file(group: str) -> None:
     key = group.removesuffix("s")
     for name in recipe.names(group):
-        resolved = recipe.load("emoji/fine_tune", [f"{key}={name}"])
+        campaign = "imagenet_rib_clip" if name == "flyp" else "emoji"  # FLYP has CLIP models only
+        resolved = recipe.load(f"{campaign}/fine_tune", [f"{key}={name}"])
         assert getattr(resolved, key).name == name
 
 

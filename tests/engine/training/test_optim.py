@@ -19,10 +19,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.methods.objectives import Penalty
+from engine.methods.objectives import Penalty, Projection
 from engine.recipe.schema import OptimizerRecipe
-from engine.training import optim
-from engine.training.optim import EWCSGD, EWCAdamW, build, learning_rate, whole
+from engine.training import optim, projection
+from engine.training.optim import EWCSGD, EWCAdamW, build, learning_rate
+from engine.training.shards import Piece, whole
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -41,6 +42,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) ->
         optimizer.zero_grad()
         model(torch.randn(5, 3, generator=generator)).square().mean().backward()
         optimizer.step()
+
+
+def shards(named: dict[str, nn.Parameter], penalty: Penalty) -> dict:
+    return optim.shards_of(whole(named), penalty)
 
 
 def launch(world: int, results: Path) -> dict:
@@ -73,10 +78,10 @@ def launch(world: int, results: Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_deepspeed_equals_a_bare_loop_with_the_penalty_in_the_loss(world, tmp_path):
+def test_deepspeed_equals_a_bare_loop_with_a_penalty_or_a_projection(world, tmp_path):
     results = launch(world, tmp_path / "results.json")
     assert "round_robin_gradients" in results.pop("round_robin")
-    assert len(results) == 48
+    assert len(results) == 48 + 12
     wrong = {label: errors for label, errors in results.items() if max(errors) > 1e-6}
     assert not wrong
 
@@ -95,7 +100,7 @@ def test_a_weight_of_zero_equals_fine_tuning_bit_for_bit(options):
 def test_the_penalty_is_counted_before_each_step(options):
     model, named, penalty = linear()
     optimizer = build(named, options, penalty)
-    optimizer.penalise(whole(named, penalty), penalty.lam)
+    optimizer.penalise(shards(named, penalty), penalty.lam)
     read = optim.track(SimpleNamespace(optimizer=optimizer, device="cpu"))
     assert read is not None and penalty.fisher is not None
     for _ in range(2):
@@ -114,14 +119,14 @@ def test_a_checkpoint_continues_exactly(options, kind):
     model, named, penalty = linear()
     optimizer = build(named, options, penalty)
     assert type(optimizer) is kind
-    optimizer.penalise(whole(named, penalty), penalty.lam)
+    optimizer.penalise(shards(named, penalty), penalty.lam)
     train(model, optimizer)
     weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     other, other_named, _ = linear()
     other.load_state_dict(weights)
     resumed = build(other_named, options, penalty)
     resumed.load_state_dict(state)
-    resumed.penalise(whole(other_named, penalty), penalty.lam)
+    resumed.penalise(shards(other_named, penalty), penalty.lam)
     train(other, resumed)
     train(model, optimizer)
     assert all(torch.equal(p, other_named[n]) for n, p in named.items())
@@ -150,7 +155,7 @@ def test_a_model_may_change_its_memory_format(options, through_checkpoint):
     ends = []
     for changes in (False, True):
         model, named, (penalty, optimizer) = start()
-        optimizer.penalise(whole(named, penalty), penalty.lam)
+        optimizer.penalise(shards(named, penalty), penalty.lam)
         steps(model, optimizer)
         weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
         if through_checkpoint:
@@ -160,7 +165,7 @@ def test_a_model_may_change_its_memory_format(options, through_checkpoint):
         if through_checkpoint:
             model.load_state_dict(weights)
             optimizer.load_state_dict(state)
-            optimizer.penalise(whole(named, penalty), penalty.lam)
+            optimizer.penalise(shards(named, penalty), penalty.lam)
         steps(model, optimizer)
         ends.append(named)
     for name, expected in ends[0].items():
@@ -169,7 +174,7 @@ def test_a_model_may_change_its_memory_format(options, through_checkpoint):
 
 def test_the_penalty_is_the_optimizers_own_copy():
     _, named, penalty = linear()
-    for name, shard in zip(named, whole(named, penalty).values(), strict=True):
+    for name, shard in zip(named, shards(named, penalty).values(), strict=True):
         assert torch.equal(shard.anchor, penalty.anchor[name])
         assert shard.anchor.data_ptr() != penalty.anchor[name].data_ptr()
 
@@ -178,7 +183,7 @@ def test_parameters_without_a_gradient_are_pulled_to_the_anchor():
     _, named, penalty = linear()
     identity = Penalty(1.0, penalty.anchor)
     optimizer = build(named, dataclasses.replace(SGD, lr=0.5, momentum=0.0), identity)
-    optimizer.penalise(whole(named, identity), identity.lam)
+    optimizer.penalise(shards(named, identity), identity.lam)
     for _ in range(40):
         optimizer.step()
     for name, parameter in named.items():
@@ -191,11 +196,11 @@ def test_names_and_shapes_that_do_not_fit_are_refused(label):
     tensors = dict(getattr(penalty, label))
     bias = tensors.pop("bias")
     with pytest.raises(ValueError, match=rf"(?i){label} has no parameter 'bias'"):
-        whole(named, dataclasses.replace(penalty, **{label: tensors}))
+        optim.check(named, dataclasses.replace(penalty, **{label: tensors}))
     tensors |= {"bias": bias[:2], "other": bias}
     with pytest.raises(ValueError, match=rf"(?i){label} of 'bias' is \[2\], but .* \[4\]"):
-        whole(named, dataclasses.replace(penalty, **{label: tensors}))
-    whole(named, dataclasses.replace(penalty, **{label: tensors | {"bias": bias}}))
+        optim.check(named, dataclasses.replace(penalty, **{label: tensors}))
+    optim.check(named, dataclasses.replace(penalty, **{label: tensors | {"bias": bias}}))
 
 
 def test_what_cannot_be_built_is_refused():
@@ -237,9 +242,95 @@ def test_apex_is_used_where_it_is_present(monkeypatch):
 def test_an_engine_that_ewc_cannot_follow_is_refused():
     model, _, penalty = linear()
     engine = type("Engine", (), {"module": model, "optimizer": object()})()
-    with pytest.raises(ValueError, match="EWC cannot step inside object"):
+    with pytest.raises(ValueError, match="nothing can be added to a step inside object"):
         optim.attach(engine, penalty)
     optim.attach(engine, dataclasses.replace(penalty, lam=0.0))
+
+
+def projected(named: dict[str, nn.Parameter], options: OptimizerRecipe, lam: float, anchor: dict):
+    optimizer = build(named, options)
+    projection.Projector(optimizer, whole(named), Projection(lam, anchor), is_sharded=False)
+    return optimizer
+
+
+@pytest.mark.parametrize("options", [ADAMW, dataclasses.replace(SGD, momentum=0.0)])
+def test_a_projection_brings_back_only_what_leads_away_against_the_gradient(options):
+    """Gradients are set by hand: of four tensors, one has each of the cases."""
+    names = ("back", "away", "at anchor", "no gradient")
+    start = {name: torch.full((3,), 2.0) for name in names} | {"at anchor": torch.ones(3)}
+    anchor = {name: torch.ones(3) for name in names}
+    moved = {}
+    for lam in (0.0, 0.5, 1.0):
+        named = {name: nn.Parameter(start[name].clone()) for name in names}
+        optimizer = projected(named, options, lam, anchor)
+        if options.name == "adamw":  # a first moment that leads away from the anchor
+            for parameter in named.values():
+                parameter.grad = torch.full((3,), -5.0)
+            optimizer.param_groups[0]["lr"] = 0.0
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = options.lr
+        for name, sign in zip(names, (0.1, -0.1, 0.1, None), strict=True):
+            named[name].grad = None if sign is None else torch.full((3,), sign)
+        optimizer.step()
+        moved[lam] = {name: p.detach()[0].item() for name, p in named.items()}
+    free, half, full = moved.values()
+    if options.name == "adamw":  # momentum leads away, though the gradient says back
+        assert free["back"] > 2 and full["back"] == pytest.approx(2.0, abs=1e-6)
+        assert half["back"] == pytest.approx((free["back"] + 2) / 2, abs=1e-6)
+    else:  # the step leads back by itself, and nothing is taken
+        assert free["back"] == full["back"] < 2
+    for name in names[1:]:
+        assert free[name] == half[name] == full[name], name
+    assert free["away"] > 2 and free["no gradient"] == 2
+
+
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+def test_a_projection_of_no_strength_is_not_there(options):
+    model, named, penalty = linear()
+    optimizer = build(named, options)
+    engine = SimpleNamespace(module=model, optimizer=optimizer)
+    projection.attach(engine, Projection(0.0, penalty.anchor))
+    assert not optimizer._optimizer_step_post_hooks
+    projection.attach(engine, Projection(0.5, penalty.anchor))
+    assert optimizer._optimizer_step_post_hooks
+    with pytest.raises(ValueError, match="anchor has no parameter 'weight'"):
+        projection.attach(engine, Projection(0.5, {}))
+    with pytest.raises(ValueError, match="must be finite and >= 0, not -1"):
+        Projection(-1.0, {})
+
+
+def test_a_projection_follows_channels_last():
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        named = dict(model.named_parameters())
+        anchor = {name: torch.rand(p.shape) for name, p in named.items()}
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+        optimizer = projected(named, ADAMW, 1.0, anchor)
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.arange(150.0).reshape(2, 3, 5, 5).cos()).square().sum().backward()
+            optimizer.step()
+        ends.append(named)
+    for name, expected in ends[0].items():
+        torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_partition_of_padding_alone_projects_nothing():
+    flat = torch.ones(4, requires_grad=True)
+    flat.grad = torch.ones(4)
+    optimizer = build({"flat": flat}, SGD)
+    projection.Projector(optimizer, {flat: []}, Projection(1.0, {"far": torch.ones(2)}), False)
+    optimizer.step()
+    assert flat.tolist() == pytest.approx([1 - SGD.lr] * 4)
+
+
+def test_a_piece_is_a_range_of_a_parameter_in_a_partition():
+    piece = Piece("w", slice(1, 4), slice(2, 5))
+    flat, whole_parameter = torch.zeros(6), torch.arange(6.0).reshape(2, 3)
+    piece.inside(flat).copy_(piece.cut(whole_parameter))
+    assert flat.tolist() == [0, 2, 3, 4, 0, 0]
 
 
 def test_learning_rate_warms_up_and_falls_along_half_a_cosine():

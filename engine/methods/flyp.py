@@ -1,0 +1,103 @@
+"""FLYP: CLIP is fine-tuned as it was pre-trained, on images and sentences about them.
+
+In place of a cross-entropy over classes, both towers descend CLIP's contrastive loss over the pairs
+of a batch: an image, and its class's name in a template drawn for it (Goyal et al. 2023,
+section 3). With unit embeddings i_b and t_b and the scale s, which is trained too,
+
+    loss_b = (-log softmax_c(s i_b t_c)[b] - log softmax_c(s i_c t_b)[b]) / 2
+
+Two images of a class in a batch count as different pairs, as in the paper. The trained model is
+the vision tower under the zero-shot head of the tuned text tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine import models
+from engine.errors import RecipeError
+from engine.machine import ranks
+from engine.methods.base import Trained
+from engine.methods.context import Context
+from engine.models import clip, zero_shot
+from engine.models.fp32_head import logits
+from engine.recipe import schema
+from engine.store.cells import Export
+from loaders.batch import Batch, on_device
+
+
+@dataclass(frozen=True)
+class Recipe(schema.MethodRecipe):
+    def check(self, cell: schema.Recipe) -> None:
+        if cell.model.weights.source != "open_clip":
+            raise RecipeError(
+                f"FLYP trains CLIP's text tower, and the model {cell.model.name} has none: take "
+                "a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
+            )
+        if cell.train.accumulation > 1:
+            raise RecipeError(
+                f"train.accumulation={cell.train.accumulation}: FLYP contrasts all images of a "
+                "batch with one another, so it must not be cut; set train.accumulation=1"
+            )
+
+
+class Method(Trained):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        """ValueError for several ranks, which would contrast each a part of the batch."""
+        if ranks.world() > 1:
+            raise ValueError(
+                "FLYP contrasts all images of a batch with one another, so it trains on one rank: "
+                "start it without torchrun, or with --num_gpus 1"
+            )
+        super().prepare(net, context)
+        models.head(net).requires_grad_(False)  # made anew from the tuned text tower
+        self.text = context.clip()
+        del self.text.visual  # the network is that tower
+        # DeepSpeed sends parameters between ranks as bytes, which a tensor of no dimension refuses.
+        self.log_scale_1 = nn.Parameter(self.text.logit_scale.detach()[None])
+        del self.text.logit_scale
+        self.zero_shot_head = context.zero_shot_head
+        open_clip, weights = clip.package(), context.recipe.model.weights
+        self.tokenize = open_clip.get_tokenizer(weights.clip)
+        self.names = open_clip.IMAGENET_CLASSNAMES
+        self.templates = zero_shot.templates(open_clip, weights)
+        self.labels_N = context.target.labels
+        members = context.target.members
+        rows = [] if members is None else members.tolist()
+        self.outputs = {row[0]: list(dict.fromkeys(row)) for row in rows}  # of grouped classes
+
+    def captions(self, index: np.ndarray) -> list[str]:
+        """A sentence about each image: one of its class's names in one of the templates."""
+        sentences = []
+        for label in self.labels_N[index].tolist():
+            outputs = self.outputs.get(label, [label])
+            name, template = torch.rand(2).tolist()  # torch's generator is seeded for the cell
+            template = self.templates[int(template * len(self.templates))]
+            sentences.append(template(self.names[outputs[int(name * len(outputs))]]))
+        return sentences
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        x = self.normalize(batch.images)
+        tokens = on_device(self.tokenize(self.captions(batch.index)), x.device)
+        images_BE = models.features(self.net, x)
+        texts_BE = self.text.encode_text(tokens, normalize=True)
+        images_BE = self.log_scale_1.exp() * images_BE.float()
+        logits_BB = logits(images_BE, texts_BE.float(), None)
+        pairs_B = torch.arange(len(batch), device=x.device)
+        to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
+        to_image_B = F.cross_entropy(logits_BB.T, pairs_B, reduction="none")
+        return (to_text_B + to_image_B) / 2
+
+    def export(self) -> Export:
+        weight, bias = models.head_names(self.net)
+        state = self.net.state_dict()
+        self.text.logit_scale = nn.Parameter(self.log_scale_1[0].detach())
+        head = self.zero_shot_head(self.text.eval())
+        return Export(state | {weight: head, bias: torch.zeros_like(state[bias])})

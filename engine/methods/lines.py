@@ -1,0 +1,64 @@
+"""LiNeS: fine-tuning's changes, scaled the less the nearer a layer is to the input.
+
+Each block l = 1, ..., L of the fine-tuned model becomes
+
+    w = w_pre + (alpha + beta (l - 1) / (L - 1)) (w_ft - w_pre)
+
+(Wang et al. 2025, equation 3). What stands before the blocks is scaled by alpha, and what stands
+after them (the head) by alpha + beta. Blocks are those of timm's layer-wise learning rates: the
+transformer blocks of a ViT, the inverted residual or residual blocks of a convolutional model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+from engine.methods.task_vectors import TaskVectors, Vector
+from engine.recipe import schema
+from engine.recipe.checks import in_range
+
+
+@dataclass(frozen=True)
+class Recipe(schema.MethodRecipe):
+    alpha: float = 0.5  # the scale of the first block
+    beta: float = 0.5  # what the scale of the last block has in addition
+
+    def check(self, cell: schema.Recipe) -> None:
+        in_range("method.alpha", self.alpha, 0, 1)
+        in_range("method.beta", self.beta, 0, 1)
+
+
+class Method(TaskVectors):
+    recipe: Recipe
+    needs = ("fine_tune",)
+
+    def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
+        (tuned,) = vectors
+        depths = relative_depths(net)
+        return {
+            name: (self.recipe.alpha + self.recipe.beta * depths[name]) * vector
+            for name, vector in tuned.items()
+        }
+
+
+def relative_depths(net: nn.Module) -> dict[str, float]:
+    """By parameter name: 0 up to the first block, (l - 1) / (L - 1) in block l, 1 from the last.
+
+    Raises ValueError for a model whose layers timm does not know, or that has fewer than 2 blocks.
+    """
+    if not hasattr(net, "group_matcher"):
+        raise ValueError(
+            f"timm does not know the order of the layers of {type(net).__name__}, which LiNeS "
+            "scales; take one of timm's models"
+        )
+    matcher = net.group_matcher(coarse=False)  # type: ignore[operator]
+    layers: Any = group_parameters(net, matcher, reverse=True)  # numbers by parameter name
+    last = max(layers.values()) - 1  # after the last block comes the head
+    if last < 2:
+        raise ValueError(f"{type(net).__name__} has {last} blocks; LiNeS needs at least 2")
+    return {name: min(max((layer - 1) / (last - 1), 0.0), 1.0) for name, layer in layers.items()}

@@ -1,0 +1,75 @@
+"""Model Stock: a few fine-tuned models, moved towards the pre-trained model as far as they differ.
+
+For each tensor, with the members' offsets d_i = w_i - w_pre and the mean cosine c of their pairs,
+
+    w = t mean_i(w_i) + (1 - t) w_pre,  t = N c / (1 + (N - 1) c)
+
+for N members (Jang et al. 2024, equation 4): the point between centre and pre-trained model that is
+nearest to the centre of all fine-tuned models. Members are the methods of `members`, each trained
+with `seeds` seeds. A cosine below 0 counts as 0, which leaves the tensor as it was pre-trained.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import RecipeError
+from engine.methods.context import Context, Parent
+from engine.methods.task_vectors import TaskVectors, Vector
+from engine.recipe import schema
+from engine.recipe.checks import in_range
+
+# Between two seeds of a member. The seeds of a campaign are consecutive, so no model is a member
+# of the stocks of two of them, and intervals over seeds see independent stocks.
+APART = 1000
+
+
+@dataclass(frozen=True)
+class Recipe(schema.MethodRecipe):
+    members: list[str] = field(default_factory=lambda: ["fine_tune"])
+    seeds: int = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
+
+    def check(self, cell: schema.Recipe) -> None:
+        in_range("method.seeds", self.seeds, 1, math.inf)
+        if len(set(self.members)) * self.seeds < 2:
+            raise RecipeError(
+                f"method.members={self.members} with method.seeds={self.seeds}: Model Stock needs "
+                "two models or more; raise method.seeds or name more members"
+            )
+        if len(set(self.members)) < len(self.members):
+            raise RecipeError(f"method.members={self.members} names a member twice")
+        if cell.seeds > APART:
+            raise RecipeError(f"seeds={cell.seeds}: Model Stock takes at most {APART}")
+
+
+class Method(TaskVectors):
+    recipe: Recipe
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.recipe.members
+
+    def members(self, context: Context) -> Sequence[Parent]:
+        first = context.recipe.seed
+        seeds = [first + APART * number for number in range(self.recipe.seeds)]
+        return [context.cell(name, seed=seed) for name in self.needs for seed in seeds]
+
+    def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
+        return {name: stocked([vector[name] for vector in vectors]) for name in vectors[0]}
+
+
+def stocked(offsets: Sequence[Tensor]) -> Tensor:
+    """t mean_i(d_i) of N >= 2 offsets d_i of a tensor; 0 where all of them are 0."""
+    flat_NP = torch.stack([offset.flatten() for offset in offsets])
+    unit_NP = nn.functional.normalize(flat_NP, dim=1)  # a zero stays zero: its cosines are 0
+    cosines = [a @ b for a, b in itertools.combinations(unit_NP, 2)]
+    cosine = torch.stack(cosines).mean().clamp(min=0)
+    count = len(offsets)
+    ratio = count * cosine / (1 + (count - 1) * cosine)
+    return (ratio * flat_NP.mean(0)).view_as(offsets[0])

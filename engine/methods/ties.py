@@ -1,0 +1,77 @@
+"""Task vectors added to the pre-trained model, as they are or by TIES.
+
+Task arithmetic adds scale * sum_i v_i (Ilharco et al. 2023). TIES (Yadav et al. 2023, algorithm 1)
+first trims each task vector to the `kept` share of its numbers that are largest in magnitude, then
+elects for each number the sign of the sum of the trimmed vectors, and adds scale times the mean
+of those trimmed numbers that have this sign. `kept=1.0 elect=false` is task arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import RecipeError
+from engine.methods.task_vectors import TaskVectors, Vector
+from engine.recipe import schema
+from engine.recipe.checks import in_range
+
+
+@dataclass(frozen=True)
+class Recipe(schema.MethodRecipe):
+    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+    kept: float = 0.2  # share of each task vector's numbers, over all parameters together
+    elect: bool = True  # False: the trimmed vectors are added
+    scale: float = 1.0
+
+    def check(self, cell: schema.Recipe) -> None:
+        in_range("method.kept", self.kept, 0, 1, "low")
+        in_range("method.scale", self.scale, 0, math.inf)
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise RecipeError(
+                f"method.members={self.members}: name at least one method, and none twice"
+            )
+
+
+class Method(TaskVectors):
+    recipe: Recipe
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.recipe.members
+
+    def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
+        flat_NP = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in vectors])
+        if self.recipe.kept < 1:
+            flat_NP = torch.stack([trimmed(vector, self.recipe.kept) for vector in flat_NP])
+        total_P = elected_mean(flat_NP) if self.recipe.elect else flat_NP.sum(0)
+        parts = (self.recipe.scale * total_P).split([v.numel() for v in vectors[0].values()])
+        return {
+            name: part.view_as(vector)
+            for (name, vector), part in zip(vectors[0].items(), parts, strict=True)
+        }
+
+
+def trimmed(vector_P: Tensor, kept: float) -> Tensor:
+    """The vector [P] with 0 in place of all but its round(kept P) numbers of largest magnitude.
+
+    Numbers that are as large as the smallest of these stay too.
+    """
+    magnitude_P = vector_P.abs()
+    count = max(1, round(kept * len(vector_P)))
+    threshold = magnitude_P.topk(count, sorted=False).values.min()
+    return torch.where(magnitude_P >= threshold, vector_P, 0.0)
+
+
+def elected_mean(vectors_NP: Tensor) -> Tensor:
+    """For each number the mean [P] over those vectors where it has the sign of the vectors' sum.
+
+    A zero has no sign and is not counted; where the sum is 0, so is the mean.
+    """
+    sign_P = vectors_NP.sum(0).sign()
+    agreeing_NP = torch.where(vectors_NP.sign() == sign_P, vectors_NP, 0.0)
+    return agreeing_NP.sum(0) / (agreeing_NP != 0).sum(0).clamp(min=1)

@@ -1,0 +1,214 @@
+"""Merges against float64 restatements: LiNeS, Model Stock, TIES and task arithmetic."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from grids import CONV, VIT, Grid, grid, same, weights
+
+from engine.errors import RecipeError
+from engine.grid.build import Builder
+from engine.methods import lines, model_stock, ties
+
+__all__ = ["grid"]
+BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
+AFTER = {VIT: ("norm.", "fc_norm.", "head."), CONV: ("conv_head.", "bn2.", "classifier.")}
+FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
+State = dict[str, np.ndarray]
+
+
+def built(grid: Grid, *words: str) -> tuple[Builder, State, State, set[str]]:
+    """A merge's builder, the pre-trained and the merged state in float64, and the parameters."""
+    builder, cell = grid.build(*FEW, *words)
+    net = builder.network(builder.base)
+    before = {k: t.double().numpy() for k, t in builder.base.state().items()}
+    merged = {k: t.double().numpy() for k, t in weights(cell).items()}
+    assert merged.keys() == before.keys()
+    return builder, before, merged, {name for name, _ in net.named_parameters()}
+
+
+def state(builder: Builder, method: str, seed: int = 0) -> State:
+    cell = builder.cell(method, seed=seed)
+    return {k: t.double().numpy() for k, t in weights(cell).items()}
+
+
+def close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("arch", [VIT, CONV])
+def test_lines_scales_each_block_by_its_place(grid, arch):
+    words = (f"model.arch={arch}", "method=lines", "method.alpha=0.3", "method.beta=0.6")
+    builder, before, merged, parameters = built(grid, *words)
+    tuned = state(builder, "fine_tune")
+    blocks: list[str] = []
+    for name in parameters:
+        if (place := re.match(BLOCK[arch], name)) and place[1] not in blocks:
+            blocks.append(place[1])
+    blocks.sort(key=lambda block: [int(part) for part in block.split(".")])
+    assert len(blocks) > 3
+    moved = 0
+    for name in parameters:
+        if place := re.match(BLOCK[arch], name):
+            scale = 0.3 + 0.6 * blocks.index(place[1]) / (len(blocks) - 1)
+        else:
+            scale = 0.9 if name.startswith(AFTER[arch]) else 0.3
+        close(merged[name], before[name] + scale * (tuned[name] - before[name]), name)
+        moved += not np.array_equal(merged[name], before[name])
+    assert moved > len(parameters) / 2
+    for name in before.keys() - parameters:  # running statistics, and counts of batches
+        close(merged[name], before[name] if name.endswith("tracked") else tuned[name], name)
+
+
+def test_lines_of_whole_scale_is_fine_tuning_and_of_none_the_pre_trained_model(grid):
+    tuned, pre = (
+        grid.build(*FEW, "method=lines", f"method.alpha={alpha}", "method.beta=0")
+        for alpha in (1, 0)
+    )
+    wanted = weights(tuned[0].cell("fine_tune"))
+    for name, tensor in weights(tuned[1]).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-6, atol=1e-7)
+    assert same(weights(pre[1]), pre[0].base.state())
+
+
+def test_depths_follow_each_family_of_models():
+    for arch, blocks in (("vit_tiny_patch16_224", 12), ("resnet18", 8), (CONV, 5), (VIT, 6)):
+        with torch.device("meta"):
+            net = timm.create_model(arch)
+        depths = lines.relative_depths(net)
+        assert sorted(set(depths.values())) == pytest.approx(np.linspace(0, 1, blocks))
+        assert depths.keys() == dict(net.named_parameters()).keys()
+        names = list(depths)
+        assert depths[names[0]] == 0 and max(depths[names[-1]], depths[names[-2]]) == 1
+    with torch.device("meta"):
+        clip = timm.create_model("vit_base_patch16_clip_224.openai", num_classes=2)
+    assert lines.relative_depths(clip)["norm_pre.weight"] == 0
+    with pytest.raises(ValueError, match=r"layers of Linear, which LiNeS scales"):
+        lines.relative_depths(torch.nn.Linear(2, 2))
+
+
+def stock(before: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
+    """The formula for one tensor, pair by pair."""
+    d = [member.ravel() - before.ravel() for member in members]
+    n = len(d)
+    cosines = [
+        a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) if a.any() and b.any() else 0.0
+        for i, a in enumerate(d)
+        for b in d[i + 1 :]
+    ]
+    c = max(sum(cosines) / len(cosines), 0)
+    t = n * c / (1 + (n - 1) * c)
+    return t * np.mean(members, axis=0) + (1 - t) * before
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_model_stock_is_its_formula_tensor_by_tensor(grid, seeds):
+    builder, before, merged, parameters = built(
+        grid, f"model.arch={CONV}", "method=model_stock", f"method.seeds={seeds}"
+    )
+    members = [state(builder, "fine_tune", 1000 * number) for number in range(seeds)]
+    assert not np.array_equal(members[0]["classifier.weight"], members[1]["classifier.weight"])
+    for name in parameters:
+        close(merged[name], stock(before[name], [m[name] for m in members]), name)
+    for name in before.keys() - parameters:
+        if not name.endswith("tracked"):
+            close(merged[name], np.mean([m[name] for m in members], axis=0), name)
+
+
+def test_a_stock_of_equal_models_is_that_model_and_of_opposite_ones_the_pre_trained():
+    generator = torch.Generator().manual_seed(0)
+    offset = torch.randn(3, 4, generator=generator)
+    torch.testing.assert_close(model_stock.stocked([offset, offset, offset]), offset)
+    assert not model_stock.stocked([offset, -offset]).any()
+    assert not model_stock.stocked([offset, 0 * offset]).any()
+    right = torch.stack([offset, torch.zeros_like(offset)]), torch.stack([0 * offset, offset])
+    assert not model_stock.stocked(right).any()  # orthogonal
+
+
+def merged_by_ties(vectors: list[np.ndarray], kept: float, places: np.ndarray) -> np.ndarray:
+    """Algorithm 1 of the paper, number by number, at some places."""
+    trimmed = []
+    for vector in vectors:
+        largest = np.argsort(-np.abs(vector), kind="stable")[: round(kept * len(vector))]
+        trimmed.append(np.zeros_like(vector))
+        trimmed[-1][largest] = vector[largest]
+    out = np.zeros(len(places))
+    for number, place in enumerate(places):
+        values = [vector[place] for vector in trimmed]
+        elected = np.sign(sum(values))
+        agreeing = [value for value in values if value and np.sign(value) == elected]
+        out[number] = sum(agreeing) / len(agreeing) if agreeing else 0
+    return out
+
+
+@pytest.mark.parametrize("kept", [0.2, 1.0])
+def test_ties_trims_elects_and_averages(grid, kept):
+    builder, before, merged, parameters = built(
+        grid, "method=ties", f"method.kept={kept}", "method.scale=0.7"
+    )
+    names = sorted(parameters)
+
+    def flat(of: State) -> np.ndarray:
+        return np.concatenate([of[name].ravel() for name in names])
+
+    vectors = [flat(state(builder, m)) - flat(before) for m in ("fine_tune", "ewc", "lwf")]
+    vectors = [v.astype(np.float32).astype(float) for v in vectors]  # ties of trimming alike
+    places = np.random.default_rng(0).permutation(len(vectors[0]))[:5000]
+    change = 0.7 * merged_by_ties(vectors, kept, places)
+    found = (flat(merged) - flat(before))[places]
+    assert (change == 0).mean() > 0.3 if kept < 1 else (change == 0).mean() < 0.1
+    wrong = np.abs(found - change) > 1e-6
+    assert wrong.mean() < 1e-4 and np.abs(change).max() > 1e-3
+
+
+def test_trimming_keeps_the_largest_and_whatever_equals_the_smallest_of_them():
+    vector = torch.tensor([0.1, -3.0, 2.0, 0.0, -0.5])
+    assert ties.trimmed(vector, 0.4).tolist() == [0, -3.0, 2.0, 0, 0]
+    assert ties.trimmed(vector, 0.01).tolist() == [0, -3.0, 0, 0, 0]
+    assert torch.equal(ties.trimmed(vector, 1.0), vector)
+    assert ties.trimmed(torch.tensor([1.0, -1.0, 0.5]), 0.34).tolist() == [1.0, -1.0, 0]
+
+
+def test_signs_are_elected_by_the_sum_and_zeros_are_not_counted():
+    vectors = torch.tensor([[3.0, 1.0, 0.0, 1.0], [-1.0, -1.0, 2.0, 3.0], [0.0, 0.0, 0.0, -1.0]])
+    assert ties.elected_mean(vectors).tolist() == [3.0, 0.0, 2.0, 2.0]
+
+
+def test_task_arithmetic_adds_the_scaled_sum_of_task_vectors(grid):
+    builder, before, merged, parameters = built(grid, "method=task_arithmetic")
+    members = [state(builder, method) for method in ("fine_tune", "ewc", "lwf")]
+    for name in parameters:
+        wanted = before[name] + 0.4 * sum(member[name] - before[name] for member in members)
+        close(merged[name], wanted, name)
+
+
+def test_a_merge_is_a_cell_with_weights_that_soups_take(grid):
+    builder, cell = grid.build(*FEW, "method=soup", "method.members=[pre,lines]")
+    (entry,) = cell.entries
+    assert entry.mix == {builder.base.name: 0.5, builder.cell("lines").name: 0.5}
+    assert builder.cell("lines").backbone != builder.base.backbone
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("method=lines", "method.alpha=1.5"), r"method\.alpha=1\.5 must be at least 0 and"),
+        (
+            ("method=model_stock", "method.seeds=1"),
+            r"needs two models or more; raise method\.seeds",
+        ),
+        (("method=model_stock", "method.members=[ewc,ewc]"), "names a member twice"),
+        (("method=model_stock", "seeds=1001"), r"seeds=1001: Model Stock takes at most 1000"),
+        (("method=ties", "method.kept=0"), r"method\.kept=0\.0 must be above 0"),
+        (("method=ties", "method.members=[]"), "name at least one method, and none twice"),
+        (("method=ties", "method.members=[wise_ft]"), "wise_ft, which mixes cells"),
+        (("method=ties", "method.members=[visual_prompt]"), "has an input prompt"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(grid, words, message):
+    with pytest.raises((RecipeError, ValueError), match=message):
+        grid.build(*FEW, *words)

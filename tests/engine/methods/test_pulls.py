@@ -1,0 +1,133 @@
+"""L2-SP and SPD: whole runs against a bare loop in float64, a tensor at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from grids import CONV, VIT, Grid, distance, grid, images, labels, prepared, same, weights
+from torch import Tensor, nn
+
+__all__ = ["grid"]
+STEPS = 4
+LR = {"adamw": 2e-3, "sgd": 0.05}
+State = dict[str, Tensor]
+
+
+def words(method: str, optimizer: str, arch: str = VIT) -> list[str]:
+    """Full-batch steps, so that a bare loop need not follow the order of images."""
+    return [
+        f"method={method}",
+        f"model.arch={arch}",
+        f"optimizer.name={optimizer}",
+        f"optimizer.lr={LR[optimizer]}",
+        "optimizer.eps=1e-3",  # without it the sign of a gradient that is 0 would decide a step
+        "train.warmup_steps=0",
+        f"train.epochs={STEPS}",
+        "train.batch_size=25",
+    ]
+
+
+def bare_loop(
+    grid: Grid,
+    optimizer: str,
+    arch: str,
+    loss_of: Callable[[nn.Module, State], Tensor],
+    after: Callable[[dict[str, nn.Parameter], State, State], None] = lambda *_: None,
+) -> tuple[State, State]:
+    """Weights before and after; loss_of: beside the cross-entropy; after: each step."""
+    case = prepared(grid, *words("fine_tune", optimizer, arch))
+    index = case.builder.target.split("train")
+    x, y = images(grid, "outline", index, arch), labels(grid, "outline", index)
+    net = case.net
+    named = dict(net.named_parameters())
+    start = {name: p.detach().clone() for name, p in named.items()}
+    if optimizer == "adamw":
+        descent = torch.optim.AdamW(named.values(), eps=1e-3, weight_decay=0)
+    else:
+        descent = torch.optim.SGD(named.values(), lr=1.0, momentum=0.9)
+    for step in range(STEPS):
+        rate = 0.5 * LR[optimizer] * (1 + math.cos(math.pi * step / STEPS))
+        descent.param_groups[0]["lr"] = rate
+        descent.zero_grad()
+        (F.cross_entropy(net(x), y) + loss_of(net, start)).backward()
+        before = {name: p.detach().clone() for name, p in named.items()}
+        descent.step()
+        after(named, before, start)
+    return start, {name: p.detach() for name, p in named.items()}
+
+
+def moves(cell_weights: State, start: State) -> State:
+    return {name: cell_weights[name].double() - tensor for name, tensor in start.items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("head", ["shared", "new"])
+def test_l2sp_steps_down_its_loss(grid, head, optimizer):
+    alpha, beta = 12.0, 3.0
+    options = [f"method.alpha={alpha}", f"method.beta={beta}", f"method.head={head}"]
+    _, cell = grid.build(*words("l2sp", optimizer), *options)
+
+    def penalty(net: nn.Module, start: State) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for name, p in net.named_parameters():
+            if head == "new" and name.startswith("head."):
+                total = total + beta / 2 * p.square().sum()
+            else:
+                total = total + alpha / 2 * (p - start[name]).square().sum()
+        return total
+
+    start, end = bare_loop(grid, optimizer, VIT, penalty)
+    moved = {name: end[name] - start[name] for name in start}
+    assert distance(moves(weights(cell), start), moved) < 1e-4
+    plain = weights(grid.build(*words("fine_tune", optimizer))[1])
+    assert distance(moves(plain, start), moved) > 1e-2, "the pull is too weak for this test to see"
+
+
+def test_l2sp_is_ewc_paper_at_twice_its_lambda(grid):
+    _, pulled = grid.build(*words("l2sp", "sgd"), "method.alpha=2.0")
+    _, paper = grid.build(*words("ewc", "sgd"), "method.variant=paper", "method.lam=1.0")
+    assert same(weights(pulled), weights(paper))
+
+
+@pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])
+def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
+    drawn = []
+
+    def project(named: dict[str, nn.Parameter], before: State, start: State) -> None:
+        for name, parameter in named.items():
+            old, new = before[name] - start[name], parameter.detach() - start[name]
+            if (parameter.grad * old).sum() > 0 and new.norm() > old.norm():
+                drawn.append(name)
+                parameter.data -= 0.8 * (1 - old.norm() / new.norm()) * new
+
+    _, cell = grid.build(*words("spd", optimizer, arch), "method.lam=0.8")
+    start, end = bare_loop(grid, optimizer, arch, lambda *_: torch.zeros(()), project)
+    moved = {name: end[name] - start[name] for name in start}
+    assert len(drawn) > 2, "nothing was drawn back: this test sees no projection"
+    assert distance(moves(weights(cell), start), moved) < 1e-3
+    plain = weights(grid.build(*words("fine_tune", optimizer, arch))[1])
+    assert distance(moves(plain, start), moved) > 3e-3
+
+
+@pytest.mark.parametrize("method", ["l2sp", "spd"])
+def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method):
+    option = {"l2sp": "method.alpha=0", "spd": "method.lam=0"}[method]
+    _, cell = grid.build(*words(method, "adamw"), option)
+    assert same(weights(cell), weights(grid.build(*words("fine_tune", "adamw"))[1]))
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (("method=l2sp", "method.alpha=-1"), r"method\.alpha=-1\.0 must be at least 0"),
+        (("method=l2sp", "method.head=old"), r"method\.head='old' is not possible"),
+        (("method=spd", "method.lam=-0.1"), r"method\.lam=-0\.1 must be at least 0"),
+    ],
+)
+def test_impossible_options_are_refused(grid, choice, message):
+    with pytest.raises(ValueError, match=message):
+        grid.builder(*choice)
