@@ -24,7 +24,7 @@ def _of_model(standing: Standings) -> str:
     return console.text(
         f"{standing.model}\n"
         f"RI: mean change in accuracy on {measured_on(standing)}, in points, after fine-tuning on "
-        f"the set that heads the column; mRI: its mean over the {counted('column', len(columns))}.",
+        f"the set that heads the column; mRI: its mean over the {len(columns)}.",
         ["", *map(set_head, columns), "mRI", "95% interval"],
         [["pre-trained %", *accuracies_before(standing), "", ""]],
         [

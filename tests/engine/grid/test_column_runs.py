@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import campaigns
 import grids
 import pytest
 
-from engine.grid import record
+from engine.grid import export, record
 from engine.grid.build import Builder
 from engine.recipe.request import Request
 from engine.store import cells
 
 pytestmark = pytest.mark.slow
-folder, grid, SETS = campaigns.folder, grids.grid, campaigns.SETS
+folder, grid = campaigns.folder, grids.grid
+SETS, METHODS = campaigns.SETS, campaigns.METHODS
 
 
 def written(folder: Path, name: str, text: str) -> None:
@@ -72,14 +74,12 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
     store = folder / "runs/store/cells"
     before = set(store.iterdir())
     report = campaigns.run(folder, name="varied")
-    made = {
-        path.name.split("-")[0] for path in set((folder / "runs/store/cells").iterdir()) - before
-    }
+    made = set(store.iterdir()) - before
     accuracy = rows(report / "accuracy.csv")
     plain = rows(folder / "runs/shapes/report/accuracy.csv")
     settings = {row["setting"] for row in accuracy if row["method"] != "pre"}
     assert settings == {"optimizer.lr=0.02", "optimizer.lr=0.001"}
-    assert made == ["fine_tune", "linear_probe", "wise_ft"]
+    assert sorted(path.name.split("-")[0] for path in made) == [*METHODS]
 
     def of(table: list[dict[str, str]], key: str, value: str) -> set[tuple[str, ...]]:
         """The numbers of the rows with this value, and of the pre-trained model."""
@@ -90,6 +90,13 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
     in_plain = of(plain, "downstream", "few")
     known = {setting: of(accuracy, "setting", setting) for setting in settings}
     assert known["optimizer.lr=0.02"] == in_plain != known["optimizer.lr=0.001"]
+    choice: dict[str, Any] = dict.fromkeys(("alpha", "seed"))
+    choice |= {"method": "fine_tune", "downstream": "few"}
+    source, words = str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"]
+    with pytest.raises(ValueError, match=r"add --setting, one of optimizer.lr=0.02, optimizer.lr"):
+        export.row_of_campaign(source, words, setting=None, **choice)
+    row = export.row_of_campaign(source, words, setting="optimizer.lr=0.001", **choice)
+    assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in made}
     text = (report / "table.txt").read_text()
     assert all(f"{title}, {setting}" in text for title in ("FT", "LP") for setting in settings)
 
