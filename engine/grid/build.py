@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,36 +79,7 @@ class Builder(Context[Cell]):
         missing = snapshots.missing(self.run, self._snapshots(artifact and Cell(artifact)))
         if artifact is not None and not missing and self._has_parents(Cell(artifact)):
             return Cell(artifact)
-        method = modules.find(recipe.method.module).Method(recipe.method)
-        if isinstance(method, Mixed):
-            entries = method.entries(self)
-
-            def write(folder: Path) -> None:
-                cells.write_mixed(folder, recipe, entries, self._description())
-        elif isinstance(method, Merged):
-            with self.run.threads():
-                merged = method.merge(self)
-
-            def write(folder: Path) -> None:
-                backbone = self.base.backbone
-                cells.write_trained(folder, recipe, merged, backbone, self._description())
-        else:
-            assert isinstance(method, Trained), method
-            if terms := imagenet.terms(recipe):
-                log.warning(terms)
-            by_step = {snapshot.step: snapshot for snapshot in missing}
-
-            def write_snapshot(step: int, export: Export) -> None:
-                snapshot, write = by_step[step], functools.partial(self._write, export=export)
-                self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
-
-            with self.run.threads(), Snapshots(by_step, write_snapshot) as taking:
-                export, history = loop.fit(method, self.run, self, taking)
-
-            def write(folder: Path) -> None:
-                self._write(folder, export)
-                (folder / cells.HISTORY).write_text(history)
-
+        write = self._made(missing)
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
 
     def entries(self) -> list[Entry]:
@@ -260,6 +231,34 @@ class Builder(Context[Cell]):
         label = f"{recipe.method.name}-{recipe.downstream}"
         name = self.store.place("cells", label, self.key()).name
         return snapshots.of_cell(self.run, self.followed.downstreams, name, total)
+
+    def _made(self, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
+        """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
+        recipe = self.recipe
+        method = modules.find(recipe.method.module).Method(recipe.method)
+        if isinstance(method, Mixed):
+            entries = method.entries(self)
+            return lambda folder: cells.write_mixed(folder, recipe, entries, self._description())
+        if isinstance(method, Merged):
+            with self.run.threads():
+                return functools.partial(self._write, export=method.merge(self))
+        assert isinstance(method, Trained), method
+        if terms := imagenet.terms(recipe):
+            log.warning(terms)
+        by_step = {snapshot.step: snapshot for snapshot in missing}
+
+        def write_snapshot(step: int, export: Export) -> None:
+            snapshot, write = by_step[step], functools.partial(self._write, export=export)
+            self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
+
+        with self.run.threads(), Snapshots(by_step, write_snapshot) as taking:
+            export, history = loop.fit(method, self.run, self, taking)
+
+        def write(folder: Path) -> None:
+            self._write(folder, export)
+            (folder / cells.HISTORY).write_text(history)
+
+        return write
 
     def _write(self, folder: Path, export: Export) -> None:
         backbone = self.base.backbone
