@@ -58,6 +58,7 @@ setup(
             "triton>=3.5; platform_system == 'Linux'",
             "hypothesis>=6",
             "import-linter>=2.7",
+            "pandas-stubs>=2",
             "ruff>=0.12",
             "pyright>=1.1.400",
             "pre-commit>=3",

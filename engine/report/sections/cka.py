@@ -76,14 +76,13 @@ def _blocks(results: Results) -> pandas.DataFrame:
     if not rows:
         return pandas.DataFrame()
     data = pandas.DataFrame(rows).astype({"cka": float})
-    keys = [name for name in data if name != "cka"]
-    return _mean(data, keys)
+    return _mean(data, [name for name in data.columns if name != "cka"])
 
 
 def _mean(data: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
     """The mean CKA of each group; unknown where one of its numbers is."""
-    groups = data.groupby(keys, sort=False, as_index=False)["cka"]
-    return groups.agg(lambda values: values.mean(skipna=False))
+    groups = data.groupby(keys, sort=False)["cka"]
+    return groups.agg(lambda values: values.mean(skipna=False)).reset_index()
 
 
 def _cells(results: Results, blocks: pandas.DataFrame) -> pandas.DataFrame:

@@ -108,7 +108,7 @@ def _map(matrix: Matrix) -> Figure:
     spec["layer"][0]["encoding"]["color"]["scale"] = {"domain": [0, largest]}
     alt = "No pair of sets has a certified distance."
     if len(known):
-        near, far = (known.loc[k] for k in (known["distance"].idxmin(), known["distance"].idxmax()))
+        near, far = (known.iloc[k] for k in (known["distance"].argmin(), known["distance"].argmax()))
         alt = (
             f"Nearest: {near['set']} and {near['other']}, {near['distance']:.4g}; farthest: "
             f"{far['set']} and {far['other']}, {far['distance']:.4g}."

@@ -197,7 +197,7 @@ def _on_sets(results: Results) -> pandas.DataFrame:
 def _figure(results: Results, points: pandas.DataFrame) -> Figure:
     upstream = results.record.upstream
     models = points[points["kind"] == "model"]
-    high = models.loc[models[NAME].astype(float).idxmax()] if models[NAME].notna().any() else None
+    high = models.iloc[models[NAME].astype(float).argmax()] if models[NAME].notna().any() else None
     alt = f"Accuracy on {upstream} against accuracy on each of {models['evaluated_on'].nunique()} "
     alt += "sets, with a trend line each."
     if high is not None:

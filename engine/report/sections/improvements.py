@@ -52,7 +52,7 @@ def section(results: Results) -> Section | None:
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame, end: float) -> Figure:
     rows = data[data["model"] == model.model]
-    least, most = (rows.loc[k] for k in (rows["RI"].idxmin(), rows["RI"].idxmax()))
+    least, most = (rows.iloc[k] for k in (rows["RI"].argmin(), rows["RI"].argmax()))
     return Figure(
         frames.slug("improvements", model.model),
         f"RI{frames.label(results, model)}: blue is gain, orange loss.",

@@ -59,7 +59,7 @@ def section(results: Results) -> Section | None:
 def _map(number: int, model: str, method: str, data: pandas.DataFrame, end: float) -> Figure:
     rows = data[(data["model"] == model) & (data["method"] == method)]
     others = rows[rows["downstream"] != rows["evaluated_on"]]
-    worst, best = (others.loc[k] for k in (others["change"].idxmin(), others["change"].idxmax()))
+    worst, best = (others.iloc[k] for k in (others["change"].argmin(), others["change"].argmax()))
     several = data["model"].nunique() > 1
     return Figure(
         frames.slug("map", f"{number:02}", method),
