@@ -50,12 +50,12 @@ def section(results: Results) -> Section | None:
 
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame, end: float) -> Figure:
-    rows = data[data["model"] == model.model]
-    least, most = (rows.loc[k] for k in (rows["RI"].idxmin(), rows["RI"].idxmax()))
+    rows = frames.where(data, model=model.model)
+    least, most = frames.extremes(rows, "RI")
     return Figure(
         frames.slug("improvements", model.model),
         f"RI{frames.label(results, model)}: blue is gain, orange loss.",
-        f"RI of {rows['method'].nunique()} methods on {len(model.sets)} sets"
+        f"RI of {len(model.lines)} methods on {len(model.sets)} sets"
         f"{frames.label(results, model)}: from {least['RI']:+.1f} ({least['method']} on "
         f"{least['downstream']}) to {most['RI']:+.1f} ({most['method']} on {most['downstream']}).",
         rows.drop(columns=["model", "variant"]),
