@@ -102,7 +102,7 @@ def where(data: pandas.DataFrame, **values: Any) -> pandas.DataFrame:
 
 def extremes(data: pandas.DataFrame, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows with the least and with the greatest number in a column."""
-    rows: list[dict[str, Any]] = data.dropna(subset=[name]).to_dict("records")
+    rows: list[Any] = data.dropna(subset=[name]).to_dict("records")
     return min(rows, key=lambda row: row[name]), max(rows, key=lambda row: row[name])
 
 
