@@ -82,14 +82,6 @@ class Certainty:
         """Ends of an interval (`Interval`), or None."""
         return self._ends.get((quantity, arm, downstream, on))
 
-    def forgotten(self, upstream: str) -> dict[Arm, Ends]:
-        """By arm, the interval of the mean change on the upstream set."""
-        return {
-            arm: ends
-            for (quantity, arm, downstream, on), ends in self._ends.items()
-            if (quantity, downstream, on) == (intervals.CHANGE, "", upstream)
-        }
-
     @cached_property
     def _ends(self) -> dict[tuple[str, Arm, str, str], Ends]:
         return {

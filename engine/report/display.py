@@ -46,7 +46,7 @@ def columns(table: Table) -> list[Column]:
                 f"{', '.join(map(str, data))} and the formats {', '.join(FORMATS)}"
             )
     hidden = {end for name, kind in table.formats.items() for end in _ends(data, name, kind)}
-    hidden |= {name for name in CONSTANT if name in data and data[name].nunique() == 1}
+    hidden |= {name for name in CONSTANT if name in data and len(set(data[name])) == 1}
     return [_column(data, str(name), table.formats) for name in data if name not in hidden]
 
 

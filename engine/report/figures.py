@@ -84,5 +84,5 @@ def sized(figure: Figure, width: int | str = "container") -> dict[str, Any]:
         return spec
     step, y = spec.get("height"), encoding.get("y", {})
     if isinstance(step, Mapping) and "field" in y:
-        spec["height"] = step["step"] * int(figure.data[y["field"]].nunique())
+        spec["height"] = step["step"] * len(set(figure.data[y["field"]]))
     return spec | {"width": width}

@@ -109,6 +109,19 @@ def slug(*words: str) -> str:
     return "-".join(part for word in words for part in _parts(word))
 
 
+def where(data: pandas.DataFrame, **values: Any) -> pandas.DataFrame:
+    """The rows with these values, by column."""
+    for name, value in values.items():
+        data = pandas.DataFrame(data[data[name] == value])
+    return data
+
+
+def extremes(data: pandas.DataFrame, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows with the least and with the greatest number in a column."""
+    rows: list[Any] = data.dropna(subset=[name]).to_dict("records")
+    return min(rows, key=lambda row: row[name]), max(rows, key=lambda row: row[name])
+
+
 def scale_end(values: Iterable[float]) -> float:
     """End of a symmetric colour scale: the largest absolute value, rounded up to fives."""
     return max(1, math.ceil(max(map(abs, values), default=0.0) / 5)) * 5.0

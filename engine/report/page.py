@@ -27,6 +27,7 @@ from engine.machine.files import digest
 from engine.report import display, figures
 from engine.report.section import Section, Table
 
+BUNDLE = "window.vegaEmbed = vegaEmbed;"  # what the page's script needs of Vega-Lite's own
 ROWS = 15  # of a table that are shown at a time
 FEW = 10  # rows of a table that need no search
 FILTERS = ("model", "method", "variant", "downstream", "evaluated_on", "quantity", "against")
@@ -72,7 +73,7 @@ def write(path: Path, page: Page) -> Path:
         tables=tables,
         shown=ROWS,
         embedded=Markup(htmlsafe_json_dumps(_embedded(page, tables), dumps=_compact)),
-        bundle=Markup(vl_convert.javascript_bundle()) if has_figures else "",
+        bundle=Markup(vl_convert.javascript_bundle(BUNDLE)) if has_figures else "",
     )
     files.write_atomic(path, html.encode())
     return path
@@ -85,7 +86,7 @@ def _table_view(table: Table) -> dict[str, Any]:
     filters = {
         name: sorted(map(str, data[name].dropna().unique()))
         for name in FILTERS
-        if name in data and (many or name == "model") and data[name].nunique() > 1
+        if name in data and (many or name == "model") and len(set(data[name])) > 1
     }
     cells = [column.texts[:ROWS] for column in shown]
     return {
@@ -102,7 +103,7 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     data: dict[str, Any] = {}
 
     def stored(frame: pandas.DataFrame) -> str:
-        columns = {str(name): _plain(frame[name]) for name in frame}
+        columns = {str(name): _plain(values) for name, values in frame.items()}
         key = digest(columns)
         data[key] = columns
         return key

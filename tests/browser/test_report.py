@@ -15,6 +15,7 @@ from engine.report import finish, page, tables
 
 pytestmark = pytest.mark.slow
 webdriver = pytest.importorskip("selenium.webdriver")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     "--headless",
@@ -177,13 +178,8 @@ def test_figures_follow_a_change_to_dark(browser):
     media = [{"name": "prefers-color-scheme", "value": "dark"}]
     try:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-        browser.execute_async_script(
-            "Promise.all(figures.map((figure) => figure.drawing)).then(() => arguments[0]())"
-        )
-        modes = browser.execute_script(
-            "return figures.map((figure) => figure.element.dataset.drawn)"
-        )
-        assert set(modes) == {"dark"}
+        script = "return figures.every((figure) => figure.element.dataset.drawn === 'dark')"
+        WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(script))
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 
 from engine.measures.distances import Matrix
-from engine.report import forgetting, labels, specs
+from engine.report import forgetting, frames, labels, specs
 from engine.report.section import Figure, Section, Table
 from engine.report.tables import Results
 
@@ -99,7 +99,7 @@ def _scatter(points: list[forgetting.Point], upstream: str, strength: str) -> Fi
 
 def _map(matrix: Matrix) -> Figure:
     data = _pairs(matrix)
-    known = data[data["distance"].notna() & (data["set"] != data["other"])]
+    known = data.dropna(subset=["distance"]).query("set != other")
     largest = float(np.nanmax(np.abs(matrix.values))) or 1.0
     decimals = min(3, max(0, 2 - math.floor(math.log10(largest))))
     spec = specs.heat_map(
@@ -108,7 +108,7 @@ def _map(matrix: Matrix) -> Figure:
     spec["layer"][0]["encoding"]["color"]["scale"] = {"domain": [0, largest]}
     alt = "No pair of sets has a certified distance."
     if len(known):
-        near, far = (known.iloc[k] for k in (known["distance"].argmin(), known["distance"].argmax()))
+        near, far = frames.extremes(known, "distance")
         alt = (
             f"Nearest: {near['set']} and {near['other']}, {near['distance']:.4g}; farthest: "
             f"{far['set']} and {far['other']}, {far['distance']:.4g}."
@@ -118,17 +118,16 @@ def _map(matrix: Matrix) -> Figure:
 
 
 def _table(matrix: Matrix) -> Table:
-    data = _pairs(matrix)
-    once = data["set"].map(matrix.names.index) < data["other"].map(matrix.names.index)
     return Table(
         "distances",
         "Every pair: its distance, the certified gap and the marginal error; none where the pair "
         "did not converge.",
-        data[once].reset_index(drop=True),
+        _pairs(matrix, once=True),
     )
 
 
-def _pairs(matrix: Matrix) -> pandas.DataFrame:
+def _pairs(matrix: Matrix, *, once: bool = False) -> pandas.DataFrame:
+    """A row a pair of sets; once: not the other way round too, nor a set and itself."""
     rows = [
         {
             "set": name,
@@ -139,5 +138,6 @@ def _pairs(matrix: Matrix) -> pandas.DataFrame:
         }
         for i, name in enumerate(matrix.names)
         for j, other in enumerate(matrix.names)
+        if i < j or not once
     ]
     return pandas.DataFrame(rows)

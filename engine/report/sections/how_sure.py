@@ -79,9 +79,9 @@ def _against_best(results: Results, model: Standings) -> list[dict[str, Any]]:
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figure:
     columns = ["method", "difference", "difference_low", "difference_high"]
-    rows = data.loc[(data["model"] == model.model) & data["difference"].notna(), columns]
+    rows = frames.where(data, model=model.model).dropna(subset=["difference"]).filter(columns)
     best, of_model = model.ranked()[0].title, frames.label(results, model)
-    apart = rows.loc[rows["difference_high"] < 0, "method"]
+    apart = rows.query("difference_high < 0")["method"]
     return Figure(
         frames.slug("how-sure", model.model),
         f"mRI less {best}'s{of_model}, with the paired 95% interval, not corrected for the number "

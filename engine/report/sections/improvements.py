@@ -51,12 +51,12 @@ def section(results: Results) -> Section | None:
 
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame, end: float) -> Figure:
-    rows = data[data["model"] == model.model]
-    least, most = (rows.iloc[k] for k in (rows["RI"].argmin(), rows["RI"].argmax()))
+    rows = frames.where(data, model=model.model)
+    least, most = frames.extremes(rows, "RI")
     return Figure(
         frames.slug("improvements", model.model),
         f"RI{frames.label(results, model)}: blue is gain, orange loss.",
-        f"RI of {rows['method'].nunique()} methods, fine-tuned on "
+        f"RI of {len(model.lines)} methods, fine-tuned on "
         f"{counted('set', len(model.downstreams))}{frames.label(results, model)}: "
         f"from {least['RI']:+.1f} ({least['method']} on "
         f"{least['downstream']}) to {most['RI']:+.1f} ({most['method']} on {most['downstream']}).",

@@ -28,14 +28,12 @@ def section(results: Results) -> Section | None:
     data = frames.cells(results)
     if data.empty:
         return None
-    downstream = data["downstream"] == data["evaluated_on"]
-    end = frames.scale_end(data.loc[~downstream, "change"])
-    maps = data[["model", "method"]].drop_duplicates()
-    figures = [_chosen(data, maps, end)]
+    end = frames.scale_end(data.query("downstream != evaluated_on")["change"])
+    maps = list(dict.fromkeys(zip(data["model"], data["method"], strict=True)))
+    figures = [_chosen(data, len(maps), end)]
     if len(maps) <= SMALL_MULTIPLES:
         figures = [
-            _map(number, model, method, data, end)
-            for number, (model, method) in enumerate(maps.itertuples(index=False), 1)
+            _map(number, model, method, data, end) for number, (model, method) in enumerate(maps, 1)
         ]
     holdout = "its hold-out" if results.record.holdout else "its training images (no hold-out)"
     return Section(
@@ -57,10 +55,9 @@ def section(results: Results) -> Section | None:
 
 
 def _map(number: int, model: str, method: str, data: pandas.DataFrame, end: float) -> Figure:
-    rows = data[(data["model"] == model) & (data["method"] == method)]
-    others = rows[rows["downstream"] != rows["evaluated_on"]]
-    worst, best = (others.iloc[k] for k in (others["change"].argmin(), others["change"].argmax()))
-    several = data["model"].nunique() > 1
+    rows = frames.where(data, model=model, method=method)
+    worst, best = frames.extremes(rows.query("downstream != evaluated_on"), "change")
+    several = len(set(data["model"])) > 1
     return Figure(
         frames.slug("map", f"{number:02}", method),
         f"{method}{f', {model}' if several else ''}",
@@ -72,7 +69,7 @@ def _map(number: int, model: str, method: str, data: pandas.DataFrame, end: floa
     )
 
 
-def _chosen(data: pandas.DataFrame, maps: pandas.DataFrame, end: float) -> Figure:
+def _chosen(data: pandas.DataFrame, count: int, end: float) -> Figure:
     """All maps as one figure, of which a reader chooses one by model and method."""
     params: list[dict[str, Any]] = []
     for name in ("model", "method"):
@@ -83,7 +80,7 @@ def _chosen(data: pandas.DataFrame, maps: pandas.DataFrame, end: float) -> Figur
     return Figure(
         "map",
         "The map of the model and method that are chosen above.",
-        f"A heat map for each of {len(maps)} pairs of model and method; the table below holds all "
+        f"A heat map for each of {count} pairs of model and method; the table below holds all "
         "of their numbers.",
         data.drop(columns=["variant"]),
         {"params": params, "transform": [{"filter": chosen}], **_spec(data, end)},

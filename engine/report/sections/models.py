@@ -17,12 +17,12 @@ def section(results: Results) -> Section | None:
     ranking = frames.ranking(results)
     if ranking.empty:
         return None
-    data = ranking[["model", "method", "mRI", "mRI_low", "mRI_high"]]
+    data = ranking.filter(["model", "method", "mRI", "mRI_low", "mRI_high"])
     end = frames.scale_end(data["mRI"])
     wide = data.pivot_table("mRI", "method", "model", sort=False).reset_index()
     wide.columns = pandas.Index(map(str, wide.columns))
-    best = data.loc[data.groupby("model", sort=False)["mRI"].idxmax()]
-    alt = ", ".join(f"{m}: {t} {x:+.1f}" for m, t, x in best[["model", "method", "mRI"]].values)
+    best = [(model.model, model.ranked()[0]) for model in results.models if model.lines]
+    alt = ", ".join(f"{model}: {line.title} {line.mri.mri:+.1f}" for model, line in best)
     return Section(
         "models",
         "Methods and pre-trained models",

@@ -28,7 +28,7 @@ def section(results: Results) -> Section | None:
         return None
     figures = []
     for model in results.models:
-        rows = data[data["model"] == model.model]
+        rows = frames.where(data, model=model.model)
         if rows.empty:
             continue
         numbers = ", ".join(
@@ -41,7 +41,7 @@ def section(results: Results) -> Section | None:
                 caption=f"mRI{frames.label(results, model)} in points. A bar starts at the "
                 "pre-trained model; the line across its end is the 95% interval.",
                 alt=f"Mean robustness improvement{frames.label(results, model)}: {numbers}.",
-                data=rows[["method", "mRI", "mRI_low", "mRI_high"]],
+                data=rows.filter(["method", "mRI", "mRI_low", "mRI_high"]),
                 spec=specs.bars("mRI", "mRI, points", TOOLTIP),
             )
         )

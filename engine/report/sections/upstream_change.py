@@ -34,7 +34,7 @@ def section(results: Results) -> Section | None:
     before = ", ".join(
         f"{model.before[upstream]:.1f}%{frames.label(results, model)}" for model in models
     )
-    table = pandas.concat(rows[rows["downstream"] == ""] for rows in data.values())
+    table = pandas.concat(frames.where(rows, downstream="") for rows in data.values())
     return Section(
         "upstream-change",
         "What is forgotten upstream",
@@ -69,7 +69,7 @@ def _rows(results: Results, model: Standings, upstream: str) -> pandas.DataFrame
 
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figure:
-    means = data[data["downstream"] == ""]
+    means = frames.where(data, downstream="")
     numbers = ", ".join(
         f"{method} {change:+.1f}"
         for method, change in zip(means["method"], means["change_upstream"], strict=True)
