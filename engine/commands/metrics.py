@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     sure, against = results.sure, arguments.compare or None
     if against is not None:
         sets, downstreams = campaign.record.sets, campaign.record.downstreams
-        rows = certainty.compared(results.grid, results.summary, sets, downstreams, against)
+        rows = certainty.compared(results.grid, results.summary, sets, against, downstreams)
         sure = replace(sure, comparisons=rows)
     for model in results.models:
         if arguments.intervals:

@@ -66,7 +66,7 @@ class Certainty:
             intervals.intervals(
                 grid, summary, behaviours, sets, upstream, downstreams, trends=trends
             ),
-            compared(grid, summary, sets, downstreams),
+            compared(grid, summary, sets, downstreams=downstreams),
             behaviours,
             len(grid.seeds),
             trends,
@@ -106,8 +106,8 @@ def compared(
     grid: Grid,
     summary: Summary,
     sets: Sequence[str],
-    downstreams: Sequence[str] = (),
     against: str | None = None,
+    downstreams: Sequence[str] = (),
 ) -> tuple[Comparison, ...]:
     """Comparisons of every two arms that a table shows, or with `against` those with that method.
     Raises ValueError when no complete arm is of that method."""

@@ -95,7 +95,7 @@ def test_draws_have_their_number_as_centre(tmp_path, downstreams):
 def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     read = metrics.gather(with_columns(tmp_path, downstreams))
     summary = metrics.summarise(read, SETS, downstreams)
-    rows = certainty.compared(read, summary, SETS, downstreams)
+    rows = certainty.compared(read, summary, SETS, downstreams=downstreams)
     overall, *on_sets = rows
     expected = by_hand(read.accuracy, downstreams)
     assert overall.difference == pytest.approx(expected["fine_tune"] - expected["lwf"])
