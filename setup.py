@@ -22,6 +22,7 @@ setup(
         "omegaconf>=2.4",
         "pandas>=2",
         "pillow>=11.3",
+        "psutil>=5.9",
         "pyarrow>=15",
         "pyyaml>=6",
         "resvg_py>=0.2",
@@ -46,6 +47,7 @@ setup(
             "threadpoolctl>=3.2",
             "webdataset>=1.0",
         ],
+        "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -58,6 +60,7 @@ setup(
             "ruff>=0.12",
             "pyright>=1.1.400",
             "pre-commit>=3",
+            "snakemake-executor-plugin-slurm>=2.8,<3",
         ],
     },
     scripts=["engine/rib"],
