@@ -35,7 +35,7 @@ def local_address(host: str) -> str:
 
 
 def interface_of(address: str) -> str:
-    """The name of the interface that has an address (all of 127.0.0.0/8 is the loopback's); or ""."""
+    """The name of the interface with an address, or ""; all of 127.0.0.0/8 is the loopback's."""
     if _is_loopback(address):
         address = "127.0.0.1"
     for name, entries in psutil.net_if_addrs().items():

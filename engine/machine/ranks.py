@@ -47,6 +47,15 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
+def present(device: torch.device) -> torch.device:
+    """The device, or the CPU in place of a GPU that torch does not see.
+
+    A report finds what GPUs made, and computes the rest where it runs.
+    """
+    lacks = device.type == "cuda" and not torch.cuda.is_available()
+    return torch.device("cpu") if lacks else device
+
+
 def start(device: str = "auto", gpu: int = 0) -> torch.device:
     """Join the process group and return this rank's device; a lone process takes GPU `gpu`.
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from engine.machine import network, slurm
+from engine.machine import network, slurm_step
 
 MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
@@ -32,15 +32,17 @@ ANSWER_S = 2.0  # for a greeting; programs that hold the port may say nothing
 def complete_environment(gpu: int) -> None:
     """Set the variables that a launcher sets; a process on its own takes GPU `gpu`.
 
-    Raises ValueError as `slurm.first_host` does.
+    Raises ValueError as `slurm_step.first_host` does.
     """
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": str(gpu), "WORLD_SIZE": "1"}
-        several = slurm.has_ranks()
+        several = slurm_step.has_ranks()
         for name, value in alone.items():
-            os.environ[name] = os.environ[slurm.RANKS[name]] if several else value
+            os.environ[name] = os.environ[slurm_step.RANKS[name]] if several else value
         if several and "MASTER_ADDR" not in os.environ:
-            os.environ["MASTER_ADDR"] = "127.0.0.1" if slurm.on_one_host() else slurm.first_host()
+            os.environ["MASTER_ADDR"] = (
+                "127.0.0.1" if slurm_step.on_one_host() else slurm_step.first_host()
+            )
 
 
 def join(device: torch.device) -> None:
@@ -71,20 +73,20 @@ def _on_one_host(world: int) -> bool:
             return int(os.environ[name]) == world
     if world == 1 or os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
         return True
-    return slurm.has_ranks() and slurm.on_one_host()
+    return slurm_step.has_ranks() and slurm_step.on_one_host()
 
 
 @contextlib.contextmanager
 def _store(rank: int, world: int) -> Iterator[dist.TCPStore]:
     """The store of a Slurm step. Rank 0 greets until the block ends, when all have arrived."""
-    name, master = f"rib {slurm.step_name()}", os.environ["MASTER_ADDR"]
+    name, master = f"rib {slurm_step.step_name()}", os.environ["MASTER_ADDR"]
     ports = candidates(name)
     if rank > 0:
         port = ask(master, ports, name)
         os.environ["MASTER_PORT"] = str(port)
         yield dist.TCPStore(master, port, world, False, MEET, wait_for_workers=False)
         return
-    host = "127.0.0.1" if slurm.on_one_host() else ""
+    host = "127.0.0.1" if slurm_step.on_one_host() else ""
     listener = listen(host, [0])
     port = listener.getsockname()[1]
     os.environ["MASTER_PORT"] = str(port)

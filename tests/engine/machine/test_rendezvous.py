@@ -17,7 +17,7 @@ import psutil
 import pytest
 from grids import RANK_VARIABLES, environment
 
-from engine.machine import network, rendezvous, slurm
+from engine.machine import network, rendezvous, slurm_step
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = {
@@ -76,7 +76,7 @@ def test_ports_differ_by_job_step_and_restart(bare: pytest.MonkeyPatch) -> None:
         for number in range(1, 4):
             with bare.context() as patch:
                 patch.setenv(variable, str(number))
-                ports = rendezvous.candidates(slurm.step_name())
+                ports = rendezvous.candidates(slurm_step.step_name())
             assert len(set(ports)) == rendezvous.CANDIDATES
             assert all(1024 < port < 32768 for port in ports)
             firsts.add(ports[0])
@@ -115,7 +115,7 @@ def test_busy_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "MEET", datetime.timedelta(seconds=0.3))
     ports = rendezvous.candidates(f"rib nobody {os.getpid()}")
-    with pytest.raises(ValueError, match="rank 0 did not answer at 127.0.0.1.*MASTER_ADDR"):
+    with pytest.raises(ValueError, match=r"rank 0 did not answer at 127\.0\.0\.1.*MASTER_ADDR"):
         rendezvous.ask("127.0.0.1", ports, "rib 7.0.0")
 
 
