@@ -37,6 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     slurm.add_argument("--account", default="", help="default: Slurm's")
     slurm.add_argument("--time", type=float, help="hours of each job; default: predicted")
     slurm.add_argument("--mem", type=float, help="GB of each job; default: predicted")
+    slurm.add_argument("--retries", type=int, default=2, help="of a job that failed; default: 2")
     slurm.add_argument("--requeue", action="store_true", help="let Slurm preempt and requeue jobs")
     parser.set_defaults(run=run)
 
@@ -169,7 +170,9 @@ def _site(arguments: argparse.Namespace, plan: Plan) -> Site:
         device = sites.device_of(plan)
         predicted = needs.of(plan, device, cores=plan.threads, gpus=gpus)
         return sites.profile(device, predicted, arguments.profile, cores, gpus)
-    options = slurm.Options(arguments.partition, arguments.account, gpus, arguments.requeue)
+    options = slurm.Options(
+        arguments.partition, arguments.account, gpus, arguments.requeue, arguments.retries
+    )
     cluster = slurm.cluster(options.partition)
     device = slurm.device(sites.device_of(plan), cluster)
     hours, gigabytes = arguments.time, arguments.mem

@@ -10,12 +10,21 @@ from pathlib import Path
 
 LOGS, SUFFIX = "logs", ".log"  # beside a plan: the output of each job's last attempt
 EXIT = "exit code "  # begins the last line of the log of a job that failed
-BLOCK = re.compile(r"^Error in (?:group|rule) .*\n(?:[ \t]+.*\n?)*", re.MULTILINE)
+BLOCK = re.compile(
+    r"^Error in rule .*?(?=^Error in rule |^\[\w{3} \w{3} |\Z)", re.MULTILINE | re.DOTALL
+)
 OUTPUT = re.compile(r"^ +output: .*/([^/\s]+)", re.MULTILINE)
 STATE = re.compile(r"SLURM.*status is: '(\w+)'")
-SUBMIT = re.compile(r"^.*(?:sbatch|submission) failed.*$", re.MULTILINE | re.IGNORECASE)
+REFUSAL = re.compile(
+    r"SLURM sbatch failed\. The error message was '(.*?)'\.$", re.DOTALL | re.MULTILINE
+)
 ERROR = r"error: "
 EXCEPTION = r"(?!WorkflowError|RuleException|CalledProcessError)[\w.]+(Error|Exception)\b"
+REMEDIES: Mapping[str, str] = {
+    "TIMEOUT": " (give more hours by --time)",
+    "OUT_OF_MEMORY": " (give more by --mem)",
+    "CANCELLED": " (somebody, or the cluster, cancelled it)",
+}
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
 
 
@@ -53,7 +62,7 @@ def text(failure: Failure, command: str, *, out_of_memory: bool) -> str:
     """
     lines = [f"{failure.job} {_how(failure, out_of_memory=out_of_memory)}"]
     if failure.error:
-        lines.append(f"  it wrote: {failure.error}")
+        lines.append(f"  last words: {failure.error}")
     if failure.log:
         lines.append(f"  its log: {failure.log}")
     lines.append(f"  alone: {command}")
@@ -76,9 +85,8 @@ def _failure(job: str, block: str, place: Path) -> Failure:
     code = None
     if lines and lines[-1].startswith(EXIT):
         code = int(lines.pop().removeprefix(EXIT))
-    error = last_error(lines)
-    if not error and (refusal := SUBMIT.search(block)):
-        error = refusal[0].strip()
+    refusal = REFUSAL.search(block)
+    error = "; ".join(refusal[1].splitlines()) if refusal else last_error(lines)
     return Failure(job, code, state[1] if state else "", log if lines else None, error)
 
 
@@ -86,19 +94,12 @@ def _how(failure: Failure, *, out_of_memory: bool) -> str:
     if failure.state and failure.state != "FAILED":
         return f"was ended by Slurm: {failure.state}{REMEDIES.get(failure.state, '')}"
     if failure.code is None:
-        return "failed before it wrote anything" if failure.log is None else "did not end"
+        return "did not start" if failure.log is None else "ended without an exit code"
     if failure.code > SIGNALLED:
         name = signal.Signals(failure.code - SIGNALLED).name
         memory = name == "SIGKILL" and out_of_memory
         return f"was killed ({name})" + (", because the machine ran out of memory" * memory)
     return f"failed (exit code {failure.code})"
-
-
-REMEDIES: Mapping[str, str] = {
-    "TIMEOUT": " (give more hours by --time)",
-    "OUT_OF_MEMORY": " (give more by --mem)",
-    "CANCELLED": " (somebody, or the cluster, cancelled it)",
-}
 
 
 def tail(path: Path, start: int) -> str:
@@ -111,7 +112,7 @@ def tail(path: Path, start: int) -> str:
 def of_snakemake(log: str, code: int) -> str:
     """What to say where no job failed and yet the workflow did: its exit and its last words."""
     ended = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-    return f"the workflow {ended}; it wrote: {last_error(log.splitlines()) or 'nothing'}"
+    return f"the workflow {ended}; last words: {last_error(log.splitlines()) or 'nothing'}"
 
 
 def report(

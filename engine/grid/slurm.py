@@ -17,7 +17,6 @@ from engine.grid.sites import Site
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
-RETRIES = 2
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
 ASK_S = 30
 RUN_ID = re.compile(r"SLURM run ID: (\S+)")
@@ -31,6 +30,7 @@ class Options:
     account: str = ""
     gpus_per_job: int = 1
     requeue: bool = False
+    retries: int = 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def site(
         environment["SBATCH_ACCOUNT"] = options.account
     defaults = [f"{name}={value}" for name, value in given.items() if value]
     words = [
-        *("--executor", "slurm", "--jobs", str(len(needs)), "--retries", str(RETRIES)),
+        *("--executor", "slurm", "--jobs", str(len(needs)), "--retries", str(options.retries)),
         *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),
         *("--slurm-init-seconds-before-status-checks", str(first)),
         *("--slurm-status-command", "sacct" if cluster.accounting else "squeue"),

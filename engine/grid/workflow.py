@@ -123,8 +123,12 @@ def _clean(plan: Plan) -> None:
     store = plan.folder.parent / "store"
     if not store.is_dir():  # then the markers of columns mean nothing
         forget_columns(plan)
+    done = plan.path.parent / "done"
     if not finished(plan):
-        (plan.path.parent / "done" / "report").unlink(missing_ok=True)
+        (done / "report").unlink(missing_ok=True)
+    for log in (plan.path.parent / failures.LOGS).glob(f"*{failures.SUFFIX}"):
+        if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
+            log.unlink()
     for left_over in store.glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
