@@ -38,6 +38,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+SLEEPER = """
+import os, time
+from engine.methods.fine_tune import Method as FineTune
+from engine.recipe.schema import MethodRecipe as Recipe
+
+class Method(FineTune):
+    def prepare(self, net, context):
+        if "SLURM_STEP_ID" in os.environ:  # the estimate of a campaign calls it too
+            time.sleep(600)
+        super().prepare(net, context)
+"""
+
+
+@pytest.fixture(scope="module")
+def sleeping(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign whose columns do nothing for ten minutes."""
+    place = tmp_path_factory.mktemp("sleeping")
+    (place / "sleeper.py").write_text(SLEEPER)
+    own = "fine_tune: {method: {name: sleeper, title: Sleeper, module: sleeper.py}}"
+    text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", own)
+    (place / "shapes.yaml").write_text(text)
+    return place
+
+
 @contextlib.contextmanager
 def rib(cluster: Cluster, folder: Path, runs: Path, *words: str) -> Iterator[subprocess.Popen]:
     """`rib campaign` through the executor, in a process group of its own."""
@@ -60,16 +84,21 @@ def rib(cluster: Cluster, folder: Path, runs: Path, *words: str) -> Iterator[sub
 
 @pytest.fixture(scope="module")
 def at_once(
-    cluster: Cluster, folder: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster, folder: Path, sleeping: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:
     """Campaigns that take a minute or more each, side by side: a whole one, one out of time."""
     base = tmp_path_factory.mktemp("at once")
-    forever = ["--time", "0.01", "--retries", "0", "train.epochs=1000000", "methods=[fine_tune]"]
-    with contextlib.ExitStack() as stack:
-        yield {
-            name: (stack.enter_context(rib(cluster, folder, base / name, *words)), base / name)
-            for name, words in {"whole": [], "late": forever}.items()
-        }
+    minute = (
+        "--time",
+        "0.01",
+        "--retries",
+        "0",
+        "methods=[fine_tune]",
+        "dataset.sets=[few,tinted]",
+    )
+    whole, late = base / "whole", base / "late"
+    with rib(cluster, folder, whole) as first, rib(cluster, sleeping, late, *minute) as second:
+        yield {"whole": (first, whole), "late": (second, late)}
 
 
 def same_results(runs: Path, others: Path) -> None:
@@ -138,10 +167,10 @@ def test_tasks_on_two_nodes_train_one_cell(cluster: Cluster, grid: grids.Grid) -
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ended_command_leaves_an_empty_queue(
-    cluster: Cluster, folder: Path, tmp_path: Path, at_once: dict, number: signal.Signals
+    cluster: Cluster, sleeping: Path, tmp_path: Path, at_once: dict, number: signal.Signals
 ) -> None:
     before = set(cluster.queue())
-    with rib(cluster, folder, tmp_path, "train.epochs=1000000") as process:
+    with rib(cluster, sleeping, tmp_path, "methods=[fine_tune]") as process:
         until_submitted(cluster, process, before)
         log = next((tmp_path / "shapes" / "plans").glob("*/campaign.log"))
         run = re.search(r"SLURM run ID: (\S+)", log.read_text())

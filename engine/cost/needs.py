@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 from engine.cost import estimate
-from engine.cost.disk import size_bytes
 from engine.cost.dry_run import PREPARE
 from engine.cost.estimate import Device, Estimate
 from engine.grid import resources
@@ -63,5 +62,5 @@ def of(
 def _megabytes(costs: Estimate) -> int:
     """Memory of a job: the process, a model in training, those of a bank, and the largest set."""
     models = (COPIES + len(costs.plan.methods)) * costs.parameters * 4
-    largest = max(size_bytes(costs.recipe, count) for count in costs.images.values())
+    largest = max(costs.images.values()) * 3 * costs.recipe.model.image_size**2  # resident, uint8
     return PROCESS_MB + math.ceil((models + largest) / 1e6)

@@ -48,7 +48,7 @@ def told(place: Path, message: str, log: str | None, *, out_of_memory: bool = Fa
     ("message", "log", "how", "words"),
     [
         (NO_MESSAGE, "error: 1\nerror: second\nend\nexit code 2\n", "exit code 2", "error: second"),
-        (NO_MESSAGE, "[rank1]: KeyError: 'x'\nend\nexit code 1\n", "exit code 1", "[rank1]: KeyErr"),
+        (NO_MESSAGE, "[rank1]: KeyError: 'x'\nend\nexit code 1\n", "exit code 1", "[rank1]: Key"),
         (NO_MESSAGE, "torch.OutOfMemoryError: x\nz\nexit code 1\n", "exit code 1", "torch.OutOf"),
         (NO_MESSAGE, "step 7\nexit code 137\n", "was killed (SIGKILL)", "step 7"),
         (NO_MESSAGE, "step 7\nexit code 143\n", "was killed (SIGTERM)", "step 7"),
