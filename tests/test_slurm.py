@@ -110,9 +110,14 @@ def same_results(runs: Path, others: Path) -> None:
             assert (runs / file).read_bytes() == (others / file).read_bytes(), file
 
 
-def until_submitted(cluster: Cluster, process: subprocess.Popen, before: set[str]) -> None:
+def name_in_queue(cluster: Cluster, process: subprocess.Popen, runs: Path) -> str:
+    """The name of a campaign's jobs, as soon as the first of them is in the queue."""
     end = time.monotonic() + 120
-    while not set(cluster.queue()) - before:
+    while True:
+        logs = [path.read_text() for path in runs.glob("shapes/plans/*/campaign.log")]
+        (name,) = re.findall(r"SLURM run ID: (\S+)", "".join(logs)) or [""]
+        if name and any(name in line for line in cluster.queue()):
+            return name
         assert process.poll() is None and time.monotonic() < end, "no job was submitted"
         time.sleep(0.2)
 
@@ -133,7 +138,7 @@ def test_unknown_partition_is_refused(cluster: Cluster, folder: Path, tmp_path: 
 
 
 def test_batch_script_on_two_tasks_is_one_campaign(
-    cluster: Cluster, folder: Path, at_once: dict, tmp_path: Path
+    cluster: Cluster, folder: Path, grid: grids.Grid, at_once: dict, tmp_path: Path
 ) -> None:
     """Its jobs are no ranks of one run, though the allocation has two tasks."""
     local = campaigns.run(folder).parents[1]
@@ -169,20 +174,18 @@ def test_tasks_on_two_nodes_train_one_cell(cluster: Cluster, grid: grids.Grid) -
 def test_ended_command_leaves_an_empty_queue(
     cluster: Cluster, sleeping: Path, tmp_path: Path, at_once: dict, number: signal.Signals
 ) -> None:
-    before = set(cluster.queue())
     with rib(cluster, sleeping, tmp_path, "methods=[fine_tune]") as process:
-        until_submitted(cluster, process, before)
-        log = next((tmp_path / "shapes" / "plans").glob("*/campaign.log"))
-        run = re.search(r"SLURM run ID: (\S+)", log.read_text())
+        name = name_in_queue(cluster, process, tmp_path)
         os.kill(process.pid, number)
         end = time.monotonic() + 60
-        while run and any(run[1] in line for line in cluster.queue()):
+        while any(name in line for line in cluster.queue()):
             assert time.monotonic() < end, cluster.queue()
             time.sleep(0.2)
-        assert run, log.read_text()
 
 
-def test_campaign_through_slurm_is_the_local_one(folder: Path, at_once: dict) -> None:
+def test_campaign_through_slurm_is_the_local_one(
+    folder: Path, grid: grids.Grid, at_once: dict
+) -> None:
     process, runs = at_once["whole"]
     shown = process.communicate(timeout=400)[0]
     assert process.returncode == 0, shown[-3000:]

@@ -77,6 +77,7 @@ def _become_ranks(number: int, device: str) -> NoReturn:
             raise ValueError(f"--ranks {number}, but torch sees {len(names)} GPUs")
         claimed = [names[place] for place in gpus.claim(names, number)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
+    os.environ["PYTHONSAFEPATH"] = "1"  # what -P says, for the processes that are launched
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
     program = ["-P", *launcher, "-m", "engine.commands.job", *sys.argv[1:]]
     os.execv(sys.executable, [sys.executable, *program])
