@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shutil
@@ -120,7 +121,9 @@ def site(
 def cancel(log: str) -> None:
     """Empty the queue of the jobs that this log of Snakemake's submitted."""
     for run in RUN_ID.findall(log):
-        subprocess.run(["scancel", "--name", run], capture_output=True, timeout=ASK_S, check=False)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # Snakemake has tried as well
+            command = ["scancel", "--name", run]
+            subprocess.run(command, capture_output=True, timeout=ASK_S, check=False)
 
 
 def _answer(*command: str) -> str:

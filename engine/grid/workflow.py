@@ -183,7 +183,7 @@ def _environment(site: Site) -> dict[str, str]:
     A campaign's jobs would take themselves for tasks of that job.
     """
     outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
-    return outer | {LEASH: f"{socket.gethostname()} {os.getpid()}"} | site.environment
+    return {**outer, LEASH: f"{socket.gethostname()} {os.getpid()}", **site.environment}
 
 
 def _of_slurm(variable: str) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+from torch.distributed import HashStore, TCPStore, distributed_c10d  # type: ignore[attr-defined]
 
 from engine.machine import network, slurm_step
 
@@ -54,7 +54,7 @@ def join(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     network.choose_interface(os.environ.get("MASTER_ADDR", ""), one_host=_on_one_host(world))
     if world == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
     with contextlib.ExitStack() as stack:
         store = None if "MASTER_PORT" in os.environ else stack.enter_context(_store(rank, world))
@@ -77,20 +77,20 @@ def _on_one_host(world: int) -> bool:
 
 
 @contextlib.contextmanager
-def _store(rank: int, world: int) -> Iterator[dist.TCPStore]:
+def _store(rank: int, world: int) -> Iterator[TCPStore]:
     """The store of a Slurm step. Rank 0 greets until the block ends, when all have arrived."""
     name, master = f"rib {slurm_step.step_name()}", os.environ["MASTER_ADDR"]
     ports = candidates(name)
     if rank > 0:
         port = ask(master, ports, name)
         os.environ["MASTER_PORT"] = str(port)
-        yield dist.TCPStore(master, port, world, False, MEET, wait_for_workers=False)
+        yield TCPStore(master, port, world, False, MEET, wait_for_workers=False)
         return
     host = "127.0.0.1" if slurm_step.on_one_host() else ""
     listener = listen(host, [0])
     port = listener.getsockname()[1]
     os.environ["MASTER_PORT"] = str(port)
-    store = dist.TCPStore(
+    store = TCPStore(
         "127.0.0.1", port, world, True, MEET, wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )  # fmt: skip
