@@ -66,6 +66,9 @@ def _check(arguments: argparse.Namespace) -> None:
         arguments.cores = SLURM_CORES if on_slurm else len(os.sched_getaffinity(0))
     if on_slurm and arguments.profile:
         raise ValueError("--profile brings an executor of its own; leave --executor out")
+    profile = arguments.profile
+    if profile and not (profile / "config.yaml").is_file():
+        raise CampaignError(f"--profile {profile}: there is no {profile / 'config.yaml'}")
     for name in ("partition", "account", "time", "mem", "requeue") if not on_slurm else ():
         if getattr(arguments, name):
             raise ValueError(f"--{name} is an option of --executor slurm")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.errors import CampaignError
 from engine.grid import resources
 from engine.grid.campaign import Plan
 from engine.grid.resources import Resources
@@ -54,11 +53,8 @@ def profile(
 ) -> Site:
     """What a user's Snakemake profile says, whose executor may take `needs` into account.
 
-    device: auto | cpu | cuda; `auto` is resolved where a job runs. Raises CampaignError for a
-    folder without config.yaml.
+    device: auto | cpu | cuda; `auto` is resolved where a job runs.
     """
-    if not (folder / "config.yaml").is_file():
-        raise CampaignError(f"--profile {folder}: there is no {folder / 'config.yaml'}")
     check_gpus(device, gpus_per_job)
     words = ("--cores", str(cores), "--profile", str(folder.resolve()))
     return Site(device, needs, words, gpus_per_job)
