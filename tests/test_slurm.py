@@ -97,7 +97,8 @@ def at_once(
         "dataset.sets=[few,tinted]",
     )
     whole, late = base / "whole", base / "late"
-    with rib(cluster, folder, whole) as first, rib(cluster, sleeping, late, *minute) as second:
+    to = ("--partition", "main")
+    with rib(cluster, folder, whole, *to) as first, rib(cluster, sleeping, late, *minute) as second:
         yield {"whole": (first, whole), "late": (second, late)}
 
 

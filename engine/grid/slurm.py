@@ -104,7 +104,8 @@ def site(
         given["slurm_account"] = options.account
     elif options.account:  # the plugin would ask the accounting whether there is such an account
         environment["SBATCH_ACCOUNT"] = options.account
-    defaults = [f"{name}={value}" for name, value in given.items() if value]
+    # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
+    defaults = [f"{name}={value!r}" for name, value in given.items() if value]
     words = [
         *("--executor", "slurm", "--jobs", str(len(needs)), "--retries", str(options.retries)),
         *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),

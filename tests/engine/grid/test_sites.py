@@ -110,7 +110,7 @@ def test_states_come_from_sacct_where_there_is_accounting() -> None:
 def test_partition_account_and_requeue() -> None:
     options = slurm.Options("long", "lab", 2, requeue=True, retries=5)
     text = words(options, CLUSTER)
-    assert "--default-resources slurm_partition=long slurm_account=lab --slurm-requeue" in text
+    assert "--default-resources slurm_partition='long' slurm_account='lab' --slurm-requeue" in text
     assert "--retries 5" in text
     without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=300)
     site = slurm.site(options, without, "cuda", NEEDS, Path("/p"))
