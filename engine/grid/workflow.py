@@ -161,7 +161,7 @@ def _watch(command: Sequence[str], plan: Plan, site: Site) -> None:
             stderr=log,
             start_new_session=True,
             env=_environment(site),
-            preexec_fn=parent.end_with_it,
+            preexec_fn=parent.follow,
         )
         try:
             _show_progress(process, plan, place)

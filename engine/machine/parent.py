@@ -10,7 +10,7 @@ _LIBC = ctypes.CDLL(None)  # opened before a fork
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
-def end_with_it() -> None:
+def follow() -> None:
     """Let the kernel interrupt this process (SIGINT) when its parent ends; Linux only.
 
     Called between fork and exec. A signal that the child ignores, as a background job of a shell

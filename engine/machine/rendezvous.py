@@ -48,9 +48,13 @@ def complete_environment(gpu: int) -> None:
 def join(device: torch.device) -> None:
     """Make the process group of all ranks.
 
-    Raises torch's DistError where they have not met within `MEET`.
+    Raises torch's DistError where they have not met within `MEET`, ValueError for several ranks
+    without an address.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and missing and not slurm_step.has_ranks():
+        raise ValueError(f"WORLD_SIZE={world}, but {' and '.join(missing)} not set; use torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
     network.choose_interface(os.environ.get("MASTER_ADDR", ""), one_host=_on_one_host(world))
     if world == 1:

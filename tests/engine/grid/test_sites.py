@@ -193,7 +193,7 @@ def test_a_child_ends_with_its_parent_however_it_ends(tmp_path: Path) -> None:
     """Killed outright, the parent can tell nobody; the kernel does."""
     code = (
         "import subprocess, time\nfrom engine.machine import parent\n"
-        "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.end_with_it)\n"
+        "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.follow)\n"
         "print(child.pid, flush=True)\ntime.sleep(60)\n"
     )
     command = [sys.executable, "-c", code]

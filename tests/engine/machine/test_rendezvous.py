@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from grids import RANK_VARIABLES, environment
 
 from engine.machine import network, rendezvous, slurm_step
@@ -62,6 +63,12 @@ def test_only_tasks_of_a_step_of_several_are_ranks(bare: pytest.MonkeyPatch) -> 
 def test_a_launchers_variables_are_left_alone(bare: pytest.MonkeyPatch) -> None:
     given = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "head"}
     assert ranks_of(bare, STEP | given) == given
+
+
+def test_ranks_without_an_address(bare: pytest.MonkeyPatch) -> None:
+    ranks_of(bare, {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head"})
+    with pytest.raises(ValueError, match="WORLD_SIZE=2, but MASTER_PORT not set; use torchrun"):
+        rendezvous.join(torch.device("cpu"))
 
 
 def test_several_hosts_without_slurms_commands(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
