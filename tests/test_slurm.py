@@ -102,13 +102,13 @@ def at_once(
         yield {"whole": (first, whole), "late": (second, late)}
 
 
-def same_results(runs: Path, others: Path) -> None:
+def same_results(runs: Path, expected: Path) -> None:
     """All tables and all weights have the same bytes."""
     for pattern in ("shapes/report/*.csv", "store/cells/*/weights.safetensors"):
-        files = sorted(path.relative_to(others) for path in others.glob(pattern))
+        files = sorted(path.relative_to(expected) for path in expected.glob(pattern))
         assert len(files) > 5 and files == sorted(p.relative_to(runs) for p in runs.glob(pattern))
         for file in files:
-            assert (runs / file).read_bytes() == (others / file).read_bytes(), file
+            assert (runs / file).read_bytes() == (expected / file).read_bytes(), file
 
 
 def name_in_queue(cluster: Cluster, process: subprocess.Popen, runs: Path) -> str:
@@ -197,8 +197,8 @@ def test_time_limit_is_told_by_name(at_once: dict) -> None:
     process, runs = at_once["late"]
     shown = process.communicate(timeout=400)[0]
     assert process.returncode == 2
-    told = re.search(r"^(prepare|column-\w+) was ended by Slurm: TIMEOUT .*--time", shown, re.M)
-    assert told, shown[-3000:]
+    reason = re.search(r"^(prepare|column-\w+) was ended by Slurm: TIMEOUT .*--time", shown, re.M)
+    assert reason, shown[-3000:]
     assert str(runs / "shapes" / "plans") in shown
-    assert f"engine.commands.job {told[1].partition('-')[0]} --plan" in shown
+    assert f"engine.commands.job {reason[1].partition('-')[0]} --plan" in shown
     shutil.rmtree(runs)

@@ -47,12 +47,12 @@ def failures(log: str, place: Path) -> list[Failure]:
 
     A job's last attempt counts; one that a later attempt finished has a marker and is left out.
     """
-    found: dict[str, Failure] = {}
+    by_job: dict[str, Failure] = {}
     for block in BLOCK.findall(log):
         output = OUTPUT.search(block)
         if output and not (place / "done" / output[1]).is_file():
-            found[output[1]] = _failure(output[1], block, place)
-    return list(found.values())
+            by_job[output[1]] = _failure(output[1], block, place)
+    return list(by_job.values())
 
 
 def text(failure: Failure, command: str, *, out_of_memory: bool) -> str:

@@ -12,13 +12,13 @@ BEYOND = "192.0.2.1"  # an address kept for documentation (RFC 5737): its route 
 DISCARD = 9  # a port number, which `connect` of a datagram socket needs; no packet is sent
 
 
-def choose_interface(master: str, *, one_host: bool) -> None:
+def choose_interface(master: str, *, same_host: bool) -> None:
     """Set the interface of gloo and NCCL where the user did not: the one with a route to `master`.
 
     gloo looks up the host's name, which Debian resolves to 127.0.1.1, and then waits for ever for
     hosts that cannot reach that address. On one host the interface is the loopback.
     """
-    name = interface_of(local_address("127.0.0.1") if one_host else _address_for_others(master))
+    name = interface_of(local_address("127.0.0.1") if same_host else _address_for_others(master))
     for variable in VARIABLES if name else ():
         os.environ.setdefault(variable, name)
 

@@ -41,7 +41,7 @@ def complete_environment(gpu: int) -> None:
             os.environ[name] = os.environ[slurm_step.RANKS[name]] if several else value
         if several and "MASTER_ADDR" not in os.environ:
             os.environ["MASTER_ADDR"] = (
-                "127.0.0.1" if slurm_step.on_one_host() else slurm_step.first_host()
+                "127.0.0.1" if slurm_step.on_same_host() else slurm_step.first_host()
             )
 
 
@@ -56,7 +56,7 @@ def join(device: torch.device) -> None:
     if world > 1 and missing and not slurm_step.has_ranks():
         raise ValueError(f"WORLD_SIZE={world}, but {' and '.join(missing)} not set; use torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    network.choose_interface(os.environ.get("MASTER_ADDR", ""), one_host=_on_one_host(world))
+    network.choose_interface(os.environ.get("MASTER_ADDR", ""), same_host=_on_same_host(world))
     if world == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
@@ -70,14 +70,14 @@ def join(device: torch.device) -> None:
     distributed_c10d._set_pg_timeout(WAIT, dist.group.WORLD)  # torch has no public way
 
 
-def _on_one_host(world: int) -> bool:
+def _on_same_host(world: int) -> bool:
     """Whether all ranks run here, as far as torchrun, deepspeed or Slurm tells."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if name in os.environ:
             return int(os.environ[name]) == world
     if world == 1 or os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
         return True
-    return slurm_step.has_ranks() and slurm_step.on_one_host()
+    return slurm_step.has_ranks() and slurm_step.on_same_host()
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ def _store(rank: int, world: int) -> Iterator[TCPStore]:
         os.environ["MASTER_PORT"] = str(port)
         yield TCPStore(master, port, world, False, MEET, wait_for_workers=False)
         return
-    host = "127.0.0.1" if slurm_step.on_one_host() else ""
+    host = "127.0.0.1" if slurm_step.on_same_host() else ""
     listener = listen(host, [0])
     port = listener.getsockname()[1]
     os.environ["MASTER_PORT"] = str(port)

@@ -23,7 +23,7 @@ def has_ranks(environment: Mapping[str, str] = os.environ) -> bool:
     return inside and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
-def on_one_host() -> bool:
+def on_same_host() -> bool:
     """Whether all tasks of the step are on this host."""
     return int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) == 1
 

@@ -138,7 +138,7 @@ def test_interfaces_are_those_of_the_machine() -> None:
 
 def test_the_users_interface_stays(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("GLOO_SOCKET_IFNAME", "ib0")
-    network.choose_interface("", one_host=True)
+    network.choose_interface("", same_host=True)
     assert [os.environ[name] for name in network.VARIABLES] == ["ib0", "lo"]
 
 
@@ -147,7 +147,7 @@ def test_a_first_host_that_knows_itself_as_loopback(bare: pytest.MonkeyPatch) ->
     routes = {"127.0.1.1": "127.0.0.1", network.BEYOND: "10.9.8.7"}
     bare.setattr(network, "local_address", routes.__getitem__)
     bare.setattr(network, "interface_of", {"10.9.8.7": "eth7"}.__getitem__)
-    network.choose_interface("127.0.1.1", one_host=False)
+    network.choose_interface("127.0.1.1", same_host=False)
     assert [os.environ[name] for name in network.VARIABLES] == ["eth7", "eth7"]
 
 
