@@ -23,6 +23,7 @@ setup(
         "omegaconf>=2.4",
         "pandas>=2",
         "pillow>=11.3",
+        "psutil>=5.9",
         "pyarrow>=15",
         "pyyaml>=6",
         "resvg_py>=0.2",
@@ -49,6 +50,7 @@ setup(
             "threadpoolctl>=3.2",
             "webdataset>=1.0",
         ],
+        "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -63,6 +65,7 @@ setup(
             "pyright>=1.1.400",
             "pre-commit>=3",
             "selenium>=4.20",  # the report in a browser
+            "snakemake-executor-plugin-slurm>=2.8,<3",
         ],
     },
     scripts=["engine/rib"],

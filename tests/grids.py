@@ -217,7 +217,7 @@ def _started() -> tuple[torch.device, dict[str, str]]:
     quiet.libraries()
     device = ranks.start("cpu")
     atexit.register(ranks.stop)
-    return device, {name: os.environ[name] for name in RANK_VARIABLES}
+    return device, {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 
 
 @pytest.fixture(scope="module")

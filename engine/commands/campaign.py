@@ -8,27 +8,44 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import CampaignError
-from engine.grid import campaign, workflow
+from engine.grid import campaign, sites, slurm, workflow
+from engine.grid.campaign import Plan
+from engine.grid.sites import Site
+from engine.machine import quiet
 from engine.recipe.schema import Recipe
+
+SLURM_CORES = 4  # of a job: images are read beside the work
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("campaign", help="run a grid: methods x sets, to a report")
     parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    cores = len(os.sched_getaffinity(0))  # fewer than the machine's inside an allocation
-    parser.add_argument("--cores", type=int, default=cores, help="default: all")
+    parser.add_argument("--cores", type=int, help="default: all; on Slurm: of each job, 4")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
     parser.add_argument(
         "--profile", type=Path,
         help="a Snakemake profile (a folder with config.yaml): a cluster's executor and resources",
     )  # fmt: skip
+    parser.add_argument(
+        "--executor", choices=("local", "slurm"), default="local",
+        help="slurm: each job is a Slurm job; the command stays on a login node, in tmux or nohup",
+    )  # fmt: skip
+    parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a column shares")
+    slurm = parser.add_argument_group("with --executor slurm")
+    slurm.add_argument("--partition", default="", help="default: Slurm's")
+    slurm.add_argument("--account", default="", help="default: Slurm's")
+    slurm.add_argument("--time", type=float, help="hours of each job; default: predicted")
+    slurm.add_argument("--mem", type=float, help="GB of each job; default: predicted")
+    slurm.add_argument("--retries", type=int, default=2, help="of a job that failed; default: 2")
+    slurm.add_argument("--requeue", action="store_true", help="let Slurm preempt and requeue jobs")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
+    _check(arguments)
     grids = recipe.each_model(arguments.name, arguments.overrides)
     faults = _faults_of_sets(arguments, grids)
     if faults and not arguments.dry_run:
@@ -40,6 +57,25 @@ def run(arguments: argparse.Namespace) -> None:
             faults.append(str(error))
     if faults:
         raise CampaignError("; ".join(faults))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Fill in `--cores`, and refuse options that have no effect beside the chosen ones."""
+    on_slurm = arguments.executor == "slurm"
+    if arguments.cores is None:  # inside an allocation these are fewer than the machine's
+        arguments.cores = SLURM_CORES if on_slurm else len(os.sched_getaffinity(0))
+    if on_slurm and arguments.profile:
+        raise ValueError("--profile brings an executor of its own; leave --executor out")
+    profile = arguments.profile
+    if profile and not (profile / "config.yaml").is_file():
+        raise CampaignError(f"--profile {profile}: there is no {profile / 'config.yaml'}")
+    for name in ("partition", "account", "time", "mem", "requeue") if not on_slurm else ():
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} is an option of --executor slurm")
+    for name in ("time", "mem"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name} {value:g}: it must be above 0")
 
 
 def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]]) -> list[str]:
@@ -114,16 +150,37 @@ def _finished(name: str, words: Sequence[str]) -> bool:
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.grid import half_widths
 
-    profile = arguments.profile
     for plan in half_widths.sequential_plans(arguments.name, words, arguments.cores):
         if arguments.dry_run:
-            workflow.run(plan, arguments.cores, profile, dry_run=True)
+            workflow.run(plan, _site(arguments, plan), dry_run=True)
             return
         if campaign.finished(plan):
             print(f"{plan.name} is finished; nothing to do.")
         else:
-            workflow.run(plan, arguments.cores, profile)
+            workflow.run(plan, _site(arguments, plan))
     show(campaign.report_page(plan))
+
+
+def _site(arguments: argparse.Namespace, plan: Plan) -> Site:
+    """Where the jobs of a plan run, as the command line says."""
+    cores, gpus = arguments.cores, arguments.gpus_per_job
+    if arguments.executor == "local" and not arguments.profile:
+        return sites.local(plan, cores, gpus)
+    from engine.cost import needs
+
+    quiet.libraries()
+    if arguments.profile:
+        device = sites.device_of(plan)
+        predicted = needs.of(plan, device, cores=plan.threads, gpus=gpus)
+        return sites.profile(device, predicted, arguments.profile, cores, gpus)
+    options = slurm.Options(
+        arguments.partition, arguments.account, gpus, arguments.requeue, arguments.retries
+    )
+    cluster = slurm.cluster(options.partition)
+    device = slurm.device(sites.device_of(plan), cluster)
+    hours, gigabytes = arguments.time, arguments.mem
+    predicted = needs.of(plan, device, cores=cores, gpus=gpus, hours=hours, gigabytes=gigabytes)
+    return slurm.site(options, cluster, device, predicted, plan.path.parent)
 
 
 def show(page: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from engine.grid import campaign, workflow
 from engine.machine import entry, quiet
@@ -18,6 +19,8 @@ def main() -> int:
     parser.add_argument("stage", choices=("prepare", "column", "report"))
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--column", default=None)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
     arguments = parser.parse_args()
     return entry.guarded(lambda: run(arguments))
 
@@ -28,26 +31,56 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from engine.grid import jobs
-    from engine.machine import gpus, ranks
+    from engine.machine import precision, ranks
     from engine.report import finish
 
+    if arguments.ranks > 1 and "RANK" not in os.environ:
+        _become_ranks(arguments.ranks, arguments.device)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     plan = campaign.read(arguments.plan)
     workflow.end_with_campaign(plan)
     if arguments.stage == "report":
+        precision.no_tf32()
+        chosen = arguments.device
+        device = ranks.pick_device("auto") if chosen == "auto" else torch.device(chosen)
         try:
-            finish.finish(plan, ranks.pick_device("auto"))
+            finish.finish(plan, device)
         except (ValueError, OSError):  # the store lacks what the columns made
             workflow.forget_columns(plan)
             raise
         return
+    device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))
     if arguments.stage == "prepare":
-        jobs.prepare(plan, ranks.start())
+        jobs.prepare(plan, device)
     else:
-        count = torch.cuda.device_count()
-        gpu = gpus.claim(plan.path.parent, count) if count > 1 else 0
-        jobs.column(plan, plan.column(arguments.column), ranks.start(gpu=gpu))
+        jobs.column(plan, plan.column(arguments.column), device)
     ranks.stop()
+
+
+def _free_gpu(device: str) -> int:
+    """Number of the GPU with the fewest jobs on this machine, now claimed; 0 without a choice."""
+    from engine.machine import gpus, ranks
+
+    if "RANK" in os.environ or ranks.pick_device(device).type == "cpu":
+        return 0
+    names = gpus.names()
+    return gpus.claim(names)[0] if len(names) > 1 else 0
+
+
+def _become_ranks(number: int, device: str) -> NoReturn:
+    """Become the launcher of so many processes with these words; each has a claimed GPU."""
+    from engine.machine import gpus, ranks
+
+    if ranks.pick_device(device).type == "cuda":
+        names = gpus.names()
+        if number > len(names):
+            raise ValueError(f"--ranks {number}, but torch sees {len(names)} GPUs")
+        claimed = [names[place] for place in gpus.claim(names, number)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
+    os.environ["PYTHONSAFEPATH"] = "1"  # what -P says, for the processes that are launched
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    program = ["-P", *launcher, "-m", "engine.commands.job", *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, *program])
 
 
 if __name__ == "__main__":

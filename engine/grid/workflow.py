@@ -25,40 +25,42 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CampaignError
+from engine.grid import failures, job_commands, slurm
 from engine.grid.campaign import Plan, finished
+from engine.grid.sites import Site
+from engine.machine import memory, parent
 from engine.machine.files import write_atomic
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
+CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-def run(plan: Plan, cores: int, profile: Path | None = None, *, dry_run: bool = False) -> None:
-    """Run what is missing of a campaign. Raises CampaignError when a job fails.
-
-    profile: a folder with a Snakemake profile. Raises CampaignError for one without config.yaml.
-    """
-    if profile is not None and not (profile / "config.yaml").is_file():
-        raise CampaignError(f"--profile {profile}: there is no {profile / 'config.yaml'}")
+def run(plan: Plan, site: Site, *, dry_run: bool = False) -> None:
+    """Run what is missing of a campaign. Raises CampaignError when a job fails."""
     with locked(plan.folder):
         path = plan.path
-        values = dataclasses.asdict(plan) | {"python": sys.executable, "cwd": os.getcwd()}
+        values = dataclasses.asdict(plan) | {
+            "resources": {name: needs.plain() for name, needs in site.resources.items()},
+            "commands": job_commands.commands(plan, site),
+        }
         write_atomic(path, json.dumps(values, indent=1, default=str).encode())
         command = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
-            *("--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
+            *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
             *("--directory", str(path.parent), "--config", f"plan={path}"),
-            *(() if profile is None else ("--profile", str(profile.resolve()))),
+            *site.words,
         ]
         if dry_run:
-            _show_jobs(command, plan)
+            _show_jobs(command, plan, site)
             return
         _clean(plan)
-        _watch(command, plan, path.parent)
+        _watch(command, plan, site)
 
 
 @contextlib.contextmanager
@@ -121,26 +123,35 @@ def _clean(plan: Plan) -> None:
     store = plan.folder.parent / "store"
     if not store.is_dir():  # then the markers of columns mean nothing
         forget_columns(plan)
+    done = plan.path.parent / "done"
     if not finished(plan):
-        (plan.path.parent / "done" / "report").unlink(missing_ok=True)
+        (done / "report").unlink(missing_ok=True)
+    for log in (plan.path.parent / failures.LOGS).glob(f"*{failures.SUFFIX}"):
+        if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
+            log.unlink()
     for left_over in store.glob("*/.*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
-def _show_jobs(command: Sequence[str], plan: Plan) -> None:
-    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+def _show_jobs(command: Sequence[str], plan: Plan, site: Site) -> None:
+    done = subprocess.run(
+        [*command, "--dry-run"], capture_output=True, text=True, env=_environment(site)
+    )
     output = done.stdout + done.stderr
     if done.returncode:
         raise CampaignError(f"{plan.name} cannot be planned: {output.strip().splitlines()[-1]}")
     jobs = re.findall(r"^ +output: .*/(.+)$", output, re.MULTILINE)
-    print(f"{plan.name}: {len(jobs)} jobs would run", *jobs, sep="\n  ")
+    lines = [f"{job:<{max(map(len, jobs))}}  {site.resources[job].text()}" for job in jobs]
+    print(f"{plan.name}: {len(jobs)} jobs would run", *lines, sep="\n  ")
     print(f"a column trains and evaluates {', '.join(plan.methods)}")
 
 
-def _watch(command: Sequence[str], plan: Plan, place: Path) -> None:
+def _watch(command: Sequence[str], plan: Plan, site: Site) -> None:
+    place = plan.path.parent
     log_path = place / "campaign.log"
+    killed = memory.out_of_memory_kills()
     with log_path.open("ab") as log, _interrupted_by(ENDING):
         start = log.tell()
         process = subprocess.Popen(
@@ -149,16 +160,34 @@ def _watch(command: Sequence[str], plan: Plan, place: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {LEASH: f"{socket.gethostname()} {os.getpid()}"},
+            env=_environment(site),
+            preexec_fn=parent.follow,
         )
         try:
             _show_progress(process, plan, place)
         finally:
-            _end(process)
+            _end(process, CANCEL_S if site.on_slurm else GRACE_S)
+            if site.on_slurm and process.returncode:
+                slurm.cancel(failures.tail(log_path, start))
     if process.returncode or not (place / "done" / "report").is_file():
-        raise CampaignError(
-            f"the campaign stopped; {_last_error(log_path, start)} (log: {log_path})"
-        )
+        text, commands = failures.tail(log_path, start), job_commands.commands(plan, site)
+        out_of_memory = memory.out_of_memory_kills() > killed
+        reasons = list(failures.report(text, place, commands, out_of_memory=out_of_memory))
+        reasons = reasons or [failures.of_snakemake(text, process.returncode)]
+        raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
+
+
+def _environment(site: Site) -> dict[str, str]:
+    """Snakemake's: with the leash, without variables of the Slurm job that the command is in.
+
+    A campaign's jobs would take themselves for tasks of that job.
+    """
+    outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
+    return {**outer, LEASH: f"{socket.gethostname()} {os.getpid()}", **site.environment}
+
+
+def _of_slurm(variable: str) -> bool:
+    return variable.startswith("SLURM_") and variable != "SLURM_CONF"
 
 
 @contextlib.contextmanager
@@ -204,27 +233,14 @@ def _states(place: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(path.read_text())
 
 
-def _end(process: subprocess.Popen) -> None:
-    """End the workflow and its jobs, which are one process group."""
+def _end(process: subprocess.Popen, grace_s: float) -> None:
+    """End the workflow and its jobs, which are one process group on this machine."""
     for number in (signal.SIGINT, signal.SIGTERM) if process.poll() is None else ():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
+            process.wait(grace_s)
             break
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _last_error(log_path: Path, start: int) -> str:
-    """The last error after byte `start` of the log. The engine's errors go before all others."""
-    with log_path.open("rb") as log:
-        log.seek(start)
-        lines = log.read().decode(errors="replace").splitlines()
-    exception = r"(?!WorkflowError|RuleException)[\w.]+(Error|Exception)\b"
-    for pattern in (r"error: ", exception, r"Killed|.*died with"):
-        errors = [line for line in lines if re.match(rf"(\[rank\d+\]: )?({pattern})", line)]
-        if errors:
-            return errors[-1]
-    return "no job wrote an error"

@@ -6,13 +6,36 @@ from pathlib import Path
 
 plan = json.loads(Path(config["plan"]).read_text())
 done = Path(config["plan"]).parent / "done"
-# -P: the working folder is the user's and may hold packages of our names; :q quotes for the shell.
+logs = Path(config["plan"]).parent / "logs"
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
+# The last line tells how a job ended, which Snakemake does not.
 JOB = (
-    "cd {plan[cwd]:q} && OMP_NUM_THREADS={threads} RIB_PROGRESS=off "
-    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "
-    "{plan[python]:q} -P -m engine.commands.job {rule} --plan {config[plan]:q}"
+    "(export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
+    "{params.command}) > {log:q} 2>&1 || (code=$?; echo \"exit code $code\" >> {log:q}; exit $code)"
 )
+
+
+def planned(part, job):
+    """Of a job's resources or commands in the plan, by the job's name."""
+    return lambda wildcards: plan[part][job.format(**dict(wildcards))]
+
+
+def threads_of(job):
+    return lambda wildcards: planned("resources", job)(wildcards)["threads"]
+
+
+def resources_of(job):
+    """Snakemake's resources of a job; an attempt after a failure may take longer."""
+
+    def amount(name):
+        def of(wildcards, attempt):
+            once = planned("resources", job)(wildcards).get(name, 0)
+            return once * attempt if name == "runtime" else once
+
+        return of
+
+    names = set().union(*plan["resources"].values()) - {"threads"}
+    return {name: amount(name) for name in names}
 
 
 rule all:
@@ -22,7 +45,12 @@ rule all:
 rule prepare:
     output:
         touch(done / "prepare")
-    threads: workflow.cores
+    log:
+        logs / "prepare.log"
+    threads: threads_of("prepare")
+    resources: **resources_of("prepare")
+    params:
+        command=planned("commands", "prepare")
     shell:
         JOB
 
@@ -31,15 +59,25 @@ rule column:
         done / "prepare"
     output:
         touch(done / "column-{name}")
-    threads: plan["threads"]
+    log:
+        logs / "column-{name}.log"
+    threads: threads_of("column-{name}")
+    resources: **resources_of("column-{name}")
+    params:
+        command=planned("commands", "column-{name}")
     shell:
-        JOB + " --column {wildcards.name:q}"
+        JOB
 
 rule report:
     input:
         expand(str(done / "column-{name}"), name=[column["name"] for column in plan["columns"]])
     output:
         touch(done / "report")
-    threads: workflow.cores
+    log:
+        logs / "report.log"
+    threads: threads_of("report")
+    resources: **resources_of("report")
+    params:
+        command=planned("commands", "report")
     shell:
         JOB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,22 @@ from loaders.files import sync
 def cache_folder() -> Path:
     """Downloads that all runs of a user share: $RIB_CACHE, or ~/.cache/rib."""
     return Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))
+
+
+def runtime_folder() -> Path:
+    """The user's folder on this machine for what running processes share; it is made if missing.
+
+    Raises PermissionError where somebody else owns it.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.access(runtime, os.W_OK):
+        folder = Path(runtime) / "rib"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"rib-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not yours; remove it, or set XDG_RUNTIME_DIR")
+    return folder
 
 
 def digest(key: Any) -> str:

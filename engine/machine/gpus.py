@@ -1,31 +1,53 @@
-"""Which GPU a job takes, where jobs of one campaign share a machine."""
+"""Which GPUs a job takes, where jobs of a user share a machine."""
 
 from __future__ import annotations
 
 import fcntl
 import itertools
-import socket
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
+
+import torch
+
+from engine.machine.files import runtime_folder
 
 _held: list[TextIO] = []
 
 
-def claim(folder: Path, count: int) -> int:
-    """Number of the GPU (of `count`) with the fewest claims in `folder`, claimed by this process.
+def names() -> list[str]:
+    """Names of the GPUs that this process sees, in its order; every process has the same ones."""
+    count = range(torch.cuda.device_count())
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in count]
 
-    A claim is a locked file; the operating system unlocks it however the process ends.
+
+def claim(names: Sequence[str], number: int = 1, folder: Path | None = None) -> list[int]:
+    """Places in `names` of so many GPUs, those with the fewest claims, claimed by this process.
+
+    A claim is a locked file in `folder` (default: the user's on this machine). The operating system
+    unlocks it when this process, or a program that it becomes, ends, however that happens.
     """
-    claims = folder / "gpus"
-    claims.mkdir(parents=True, exist_ok=True)
+    assert 0 < number <= len(names)
+    folder = folder or runtime_folder() / "gpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    claimed: list[int] = []
     for turn in itertools.count():
-        for number in range(count):
-            file = (claims / f"{socket.gethostname()}-{number}-{turn}").open("a")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-            else:
-                _held.append(file)
-                return number
+        for place, name in enumerate(names):
+            if place not in claimed and _lock(folder / f"{name}-{turn}"):
+                claimed.append(place)
+                if len(claimed) == number:
+                    return claimed
     raise AssertionError("there is always a next turn")
+
+
+def _lock(path: Path) -> bool:
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    os.set_inheritable(file.fileno(), True)  # by a launcher that this process becomes
+    _held.append(file)
+    return True

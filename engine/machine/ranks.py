@@ -1,19 +1,17 @@
 """Ranks: one process or many, started by deepspeed, torchrun, srun or plain python.
 
-`start` sets the environment variables that a launcher leaves out, so that the rest of the engine
-can rely on a process group.
+`start` makes the process group on which the rest of the engine relies, and sets the environment
+variables that a launcher leaves out.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import fcntl
 import io
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,12 +22,10 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import FirstRankError
-from engine.machine import memory, precision
+from engine.machine import memory, precision, rendezvous
 
 T = TypeVar("T")
-SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 BUILDS_WITHIN_S, LOADS_WITHIN_S = 300, 60  # time another program may need for DeepSpeed's op
-TIMEOUT = datetime.timedelta(hours=6)  # other ranks wait while rank 0 encodes a set
 
 
 def strip_launcher_words(words: list[str]) -> list[str]:
@@ -51,32 +47,42 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
+def present(device: torch.device) -> torch.device:
+    """The device, or the CPU in place of a GPU that torch does not see.
+
+    A report finds what GPUs made, and computes the rest where it runs.
+    """
+    lacks = device.type == "cuda" and not torch.cuda.is_available()
+    return torch.device("cpu") if lacks else device
+
+
 def start(device: str = "auto", gpu: int = 0) -> torch.device:
     """Join the process group and return this rank's device; a lone process takes GPU `gpu`.
 
-    Raises ValueError as `pick_device` does, and where a CPU's machine has no C++ compiler, which
-    DeepSpeed needs, or Slurm's tasks have no MASTER_ADDR.
+    Raises ValueError as `pick_device` does, where a CPU's machine has no C++ compiler, which
+    DeepSpeed needs, and where Slurm's tasks do not find each other.
     """
     use_gpu = pick_device(device).type == "cuda"
     if not use_gpu:
         memory.keep_pages()
         _prepare_cpu_build()
-    _complete_environment(gpu)
+    rendezvous.complete_environment(gpu)
     local = int(os.environ["LOCAL_RANK"])
     if use_gpu:
         # Slurm may show each task a single GPU, as number 0. DeepSpeed reads the variable.
         local %= torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(local)
         torch.cuda.set_device(local)
+    chosen = torch.device("cuda", local) if use_gpu else torch.device("cpu")
     if not dist.is_initialized():
         import deepspeed  # imported late: DS_ACCELERATOR is read at import
 
         if not use_gpu:
             _load_cpu_op()
-        backend = "nccl" if use_gpu else "gloo"
+        rendezvous.join(chosen)
         with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints where tables go
-            deepspeed.init_distributed(backend, timeout=TIMEOUT, verbose=False)
-    return torch.device("cuda", local) if use_gpu else torch.device("cpu")
+            deepspeed.init_distributed(verbose=False)  # takes the group that is there
+    return chosen
 
 
 def _prepare_cpu_build() -> None:
@@ -90,25 +96,6 @@ def _prepare_cpu_build() -> None:
     programs = Path(sys.executable).parent
     if (programs / "ninja").is_file():  # another version of ninja would build everything again
         os.environ["PATH"] = os.pathsep.join([str(programs), os.environ.get("PATH", "")])
-
-
-def _complete_environment(gpu: int) -> None:
-    """Set the variables of torch.distributed that the launcher did not set."""
-    if "RANK" not in os.environ:
-        under_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-        alone = {"RANK": "0", "LOCAL_RANK": str(gpu), "WORLD_SIZE": "1"}
-        for name, slurm in SLURM.items():
-            default = alone[name]
-            os.environ[name] = os.environ.get(slurm, default) if under_slurm else default
-        if under_slurm and "MASTER_ADDR" not in os.environ:
-            raise ValueError(
-                "several Slurm tasks but no MASTER_ADDR; export "
-                "MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)"
-            )
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        job = os.environ.get("SLURM_JOB_ID")
-        os.environ["MASTER_PORT"] = str(20000 + int(job) % 20000 if job else free_port())
 
 
 def _load_cpu_op() -> None:
@@ -142,13 +129,6 @@ def _remove_old(lock: Path, age_s: float) -> None:
         while time.time() - lock.stat().st_mtime < age_s:
             time.sleep(0.2)
         lock.unlink()
-
-
-def free_port() -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rank() -> int:

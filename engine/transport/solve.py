@@ -24,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from engine.evaluation import features
+from engine.machine import ranks
 from engine.machine.files import room_for, write_atomic
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
@@ -62,7 +63,7 @@ def distances(run: Run, names: Sequence[str], options: Options | None = None) ->
         sets = {}
         for name in names:
             labelled = run.sets[name]
-            features_ND = features.stored(run, run.base, labelled).to(run.device)
+            features_ND = features.stored(run, run.base, labelled).to(ranks.present(run.device))
             sets[name] = Labelled(features_ND, labelled.labels)
             run.sets.release(name)
         solved = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))

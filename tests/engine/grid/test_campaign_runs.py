@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,6 +262,36 @@ def test_failing_job_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
     code, _, err = rib(folder, "runs=runs", *words, cwd=tmp_path, cores=1)
     errors = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1, err[-3000:]
-    assert "the loss is not finite" in errors[0] and "lower optimizer.lr" in errors[0]
-    assert "campaign.log" in errors[0] and "Traceback" not in err
+    told = err.partition(errors[0])[2]
+    assert "the loss is not finite" in told and "lower optimizer.lr" in told
+    assert "campaign.log" in told and "Traceback" not in err
+    (alone,) = re.findall("^  alone: (.*)$", told, re.MULTILINE)
+    done = subprocess.run(
+        ["sh", "-c", alone], env=grids.environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "the loss is not finite" in done.stderr, done.stderr
     assert not alive(tmp_path / "runs")
+
+
+def test_killed_job_is_called_killed(folder: Path, tmp_path: Path) -> None:
+    with started(folder, "runs=runs", cwd=tmp_path) as process:
+        until(lambda: working(tmp_path / "runs"), 120, "the first job at work")
+        for number in working(tmp_path / "runs"):
+            os.kill(number, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "prepare was killed (SIGKILL)" in err, err[-3000:]
+    assert "logs/prepare.log" in err and "engine.commands.job prepare --plan" in err
+
+
+def working(runs: Path) -> list[int]:
+    """Processes of jobs below `runs` that have written a line of their log."""
+    logs = [path for path in runs.glob("shapes/plans/*/logs/*.log") if path.stat().st_size]
+    return [number for number in jobs_of(runs) if logs]
+
+
+def jobs_of(runs: Path) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"engine.commands.job" in words and any(str(runs).encode() in w for w in words):
+                yield int(path.parent.name)

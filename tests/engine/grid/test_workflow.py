@@ -127,7 +127,7 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
         (plan.path.parent / "done" / name).mkdir(parents=True)
     values = dataclasses.asdict(plan)
     plan.path.write_text(json.dumps(values, default=str))
-    arguments = argparse.Namespace(stage="report", plan=plan.path, set=None)
+    arguments = argparse.Namespace(stage="report", plan=plan.path, set=None, device="cpu", ranks=1)
 
     def finish(*_: object) -> None:
         raise FileNotFoundError("few was not evaluated; run the campaign again")
@@ -162,21 +162,17 @@ def test_markers_without_a_store_are_dropped(folder: Path, tmp_path: Path) -> No
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("log", "said"),
-    [
-        ("error: first\nnoise\nerror: second\nFinished\n", "error: second"),
-        ("Traceback\n  x\ntorch.cuda.OutOfMemoryError: no room\nerror in rule\n", "no room"),
-        ("[rank0]: KeyError: 'x'\nWorkflowError:\n", "[rank0]: KeyError: 'x'"),
-        ("Killed\n", "Killed"),
-        ("nothing\n", "no job wrote an error"),
-        ("", "no job wrote an error"),
-    ],
-)
-def test_last_error_is_of_this_run(tmp_path: Path, log: str, said: str) -> None:
-    path = tmp_path / "campaign.log"
-    path.write_text("error: of an earlier run\n" + log)
-    assert said in workflow._last_error(path, len("error: of an earlier run\n"))
+def test_a_run_begins_without_the_logs_of_jobs_that_an_earlier_run_did_not_finish(
+    folder: Path, tmp_path: Path
+) -> None:
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
+    place = plan.path.parent
+    (tmp_path / "store").mkdir()
+    for name in ("done/prepare", "logs/prepare.log", "logs/column-few.log"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    workflow._clean(plan)
+    assert [path.name for path in (place / "logs").iterdir()] == ["prepare.log"]
 
 
 @pytest.mark.slow

@@ -4,38 +4,65 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
+
+from engine.machine import files
+
 CLAIM = """
-import sys
+import os, sys
 from pathlib import Path
 from engine.machine.gpus import claim
-print(claim(Path(sys.argv[1]), int(sys.argv[2])), flush=True)
-sys.stdin.read()
+names = [f"GPU-{number}" for number in range(int(sys.argv[2]))]
+print(*claim(names, int(sys.argv[3]), Path(sys.argv[1])), flush=True)
+os.execvp("cat", ["cat"])  # a launcher that the job becomes
 """
 
 
-def job(folder: Path, count: int) -> tuple[subprocess.Popen[str], int]:
+def job(folder: Path, count: int, number: int = 1) -> tuple[subprocess.Popen[str], list[int]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(folder), str(count)],
+        [sys.executable, "-c", CLAIM, str(folder), str(count), str(number)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[3],
     )
     assert process.stdout is not None
-    return process, int(process.stdout.readline())
+    return process, [int(word) for word in process.stdout.readline().split()]
+
+
+def test_a_job_of_several_gpus_has_different_ones(tmp_path):
+    jobs = [job(tmp_path, 3, 1), job(tmp_path, 3, 2), job(tmp_path, 3, 2), job(tmp_path, 3, 3)]
+    for process, _ in jobs:
+        process.kill()
+        process.wait()
+    assert [gpus for _, gpus in jobs] == [[0], [1, 2], [0, 1], [2, 0, 1]]
+
+
+def test_claims_lie_in_a_folder_of_the_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = files.runtime_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(PermissionError, match="is not yours"):
+        files.runtime_folder()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert files.runtime_folder() == tmp_path / "rib"
 
 
 def test_jobs_take_the_gpu_with_the_fewest(tmp_path):
     found = [job(tmp_path, 2) for _ in range(5)]
     try:
-        assert [gpu for _, gpu in found] == [0, 1, 0, 1, 0]
+        assert [gpus for _, gpus in found] == [[0], [1], [0], [1], [0]]
         found[1][0].kill()
         found[1][0].wait()
         again = job(tmp_path, 2)
         found.append(again)
-        assert again[1] == 1
+        assert again[1] == [1]
     finally:
         for process, _ in found:
             process.kill()

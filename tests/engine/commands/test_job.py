@@ -1,0 +1,89 @@
+"""A job of a campaign as a program: its device, its GPU, its ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import campaigns
+import grids
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.commands import job
+from engine.grid import campaign, jobs
+from engine.machine import gpus, ranks
+
+ROOT = Path(__file__).resolve().parents[3]
+folder, grid = campaigns.folder, grids.grid
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine of three GPUs, the first of them claimed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpus, "names", lambda: ["GPU-a", "GPU-b", "GPU-c"])
+    monkeypatch.setattr(gpus, "runtime_folder", lambda: tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(gpus, "_held", [])
+    assert gpus.claim(gpus.names()) == [0]
+
+
+def test_a_job_takes_a_free_gpu_and_one_on_cpus_none(claims: None) -> None:
+    assert job._free_gpu("cuda") == 1
+    assert job._free_gpu("auto") == 2
+    assert job._free_gpu("cpu") == 0
+    assert len(gpus._held) == 3
+
+
+def test_a_job_of_several_gpus_becomes_their_launcher(
+    claims: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(job.os, "execv", lambda program, words: started.append(words))
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, "")
+    job._become_ranks(2, "cuda")
+    assert job.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-c"
+    assert started[0][started[0].index("--nproc-per-node") + 1] == "2"
+    with pytest.raises(ValueError, match="--ranks 4, but torch sees 3 GPUs"):
+        job._become_ranks(4, "cuda")
+
+
+def test_a_device_that_is_not_there_is_replaced_only_to_find(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ranks.present(gpu) == ranks.present(cpu) == cpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert ranks.present(gpu) == gpu and ranks.present(cpu) == cpu
+
+
+@pytest.mark.slow
+def test_a_column_on_two_ranks_is_close_to_that_on_one(
+    folder: Path, grid: grids.Grid, tmp_path: Path
+) -> None:
+    weights = {}
+    for number in (1, 2):
+        words = [f"runs={tmp_path / str(number)}", "methods=[fine_tune]"]
+        plan = campaign.plan(str(folder / "shapes.yaml"), words, 1)
+        plan.path.parent.mkdir(parents=True)
+        plan.path.write_text(json.dumps(dataclasses.asdict(plan), default=str))
+        jobs.prepare(plan, torch.device("cpu"))
+        command = [sys.executable, "-m", "engine.commands.job", "column", "--set", "few"]
+        options = ["--plan", str(plan.path), "--device", "cpu", "--ranks", str(number)]
+        environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        (cell,) = (tmp_path / str(number) / "store" / "cells").glob("fine_tune-few-*")
+        assert f'"ranks": "{number}"' in (cell / "versions.json").read_text()
+        weights[number] = load_file(cell / "weights.safetensors")
+    assert 0 < grids.distance(weights[2], weights[1]) < 1e-5

@@ -1,0 +1,37 @@
+"""A report of a campaign whose cells GPUs made, on a machine without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import campaigns
+import grids
+import pytest
+import torch
+
+from engine.grid import campaign, jobs
+from engine.machine import compiled, precision
+from engine.report import tables
+from engine.run import Run
+
+folder, grid = campaigns.folder, grids.grid
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
+    folder: Path, grid: grids.Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cells are made on the CPU under the names that a GPU's have, in the same form."""
+    monkeypatch.setattr(Run, "machine", {"device": "cuda"})
+    monkeypatch.setattr(precision, "resolve", lambda *_: "fp32")
+    monkeypatch.setattr(compiled, "resolve", lambda *_: "never")
+    words = [f"runs={tmp_path}", "methods=[fine_tune]", "dataset.sets=[few,tinted]"]
+    plan = campaign.plan(str(folder / "shapes.yaml"), words, 2)
+    jobs.prepare(plan, torch.device("cpu"))
+    for name in plan.sets:
+        jobs.column(plan, name, torch.device("cpu"))
+    made = set((tmp_path / "store" / "cells").iterdir())
+    page = tables.finish(plan, torch.device("cuda"))
+    assert set((tmp_path / "store" / "cells").iterdir()) == made
+    assert "cuda" in page.read_text() and page.with_name("distances.csv").is_file()
