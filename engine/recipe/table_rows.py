@@ -56,7 +56,7 @@ def settings_of(rows: Mapping[str, Any], name: str, file: str) -> list[Layer]:
 def _row(rows: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
     row = rows.get(name) or {}
     if not isinstance(row, Mapping):
-        raise RecipeError(f"{file}: methods.{name} must hold `key: value` lines, not {row!r}")
+        raise RecipeError(f"{file} (methods.{name}) must hold `key: value` lines, not {row!r}")
     return row
 
 

@@ -75,7 +75,7 @@ def test_what_a_row_needs_is_in_its_variant(campaign):
         ("{base: ewcc}", r"rows.yaml \(methods.x\): base: there is no method 'ewcc'; did you mean"),
         ("{base: ewc_paper}", r"rows.yaml \(methods.x\): ewc_paper has a base itself"),
         ("{base: ewc, methd: {lam: 1}}", r"rows.yaml \(methods.x\): unknown key 'methd'"),
-        ("ewc", r"rows.yaml: methods.x must hold `key: value` lines, not 'ewc'"),
+        ("ewc", r"rows.yaml \(methods.x\) must hold `key: value` lines, not 'ewc'"),
     ],
 )
 def test_a_row_that_cannot_be_is_refused(campaign, row, message):
