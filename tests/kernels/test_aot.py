@@ -38,8 +38,8 @@ def test_compiled_code(spec, arch):
     assert 0 < compiled.registers <= 255
     assert compiled.shared <= aot.SHARED_LIMIT[arch], compiled
     if compiled.aligned:
-        assert compiled.widest_load == compiled.widest_store == 16, compiled
         loads, stores = compiled.streams
+        assert compiled.widest_load == 16 and (compiled.widest_store == 16 or not stores), compiled
         assert compiled.wide_loads >= loads and compiled.wide_stores >= stores, compiled
 
 
