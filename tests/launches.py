@@ -59,7 +59,7 @@ class Counts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def launch(self, kernel: Any, grid: Any, arguments: Any, options: Any) -> None:
-        kernel = getattr(kernel, "kernel", kernel)
+        kernel = kernel if hasattr(kernel, "fn") else kernel.kernel  # torch's wrapper
         self.launches[kernel.fn.__name__] += 1
         self.seen.append((kernel, arguments, options))
         if self.run:
