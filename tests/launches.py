@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from kernels import launch
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh"}
+_FREE |= {"squeeze_", "unsqueeze_"}
 _WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
 _READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
 

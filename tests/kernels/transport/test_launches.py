@@ -73,8 +73,9 @@ def test_interpreted_iterations_give_the_values_of_the_cpu(symmetric, as_on_a_gp
 
 
 @interpreted
-@pytest.mark.parametrize(("symmetric", "most"), [(False, 20), (True, 10)])
+@pytest.mark.parametrize(("symmetric", "most"), [(False, 19), (True, 10)])
 def test_interpreted_iterations_are_few_launches_and_one_wait(symmetric, most, as_on_a_gpu):
+    """On a GPU an iteration of a pair is one launch more: Anderson's weights are copied there."""
     stored = store(own(60) if symmetric else problem(60, 50), copy=SINGLE)
     eps = 0.05 * stored.cost.mean
     counts = []
