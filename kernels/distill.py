@@ -19,6 +19,7 @@ al. 2016 (label smoothing). Bytes moved for a logit of s bytes: 2s read, s writt
 reads and writes the gradient once more.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import math

@@ -14,6 +14,7 @@ weight of exactly 1 and zeros elsewhere is that parent bit for bit (fp32 outputs
 Sources: Wortsman et al. 2022 (WiSE-FT, equation 1); Wortsman et al. 2022 (model soups).
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -2,6 +2,9 @@
 
 Kernels are decorated with `jit` and started through `launcher`. Where Triton is missing `jit`
 leaves the function as it is: nothing calls it, since only CUDA tensors are sent to kernels.
+
+Loops of kernels are `tl.range`, which runs their loads ahead. Its type says that it cannot be
+iterated, so files with kernels turn pyright's rule on that off.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def jit(
     """
     if fn is None:
         return lambda fn: jit(fn, do_not_specialize=do_not_specialize)
-    return fn if triton is None else triton.jit(fn, do_not_specialize=list(do_not_specialize))
+    return fn if triton is None else triton.jit(do_not_specialize=do_not_specialize)(fn)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from L2, and writes each fp32 element of the result once a split of the batch; i
 matrix rate, not memory.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

@@ -14,6 +14,7 @@ does not wait. Bytes moved: 8 m for each block of rows; M is read once an iterat
 Source: Koury, McAllister & Stewart 1984 (aggregation).
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

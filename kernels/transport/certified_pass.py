@@ -13,6 +13,7 @@ There are no atomics, and so the same sums every time. Bytes moved: at least 4 n
 float32 copy); float64 arithmetic, two exponentials a cost, is the bound.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

@@ -4,6 +4,7 @@ Eight operators of PyTorch would reduce vectors of 0.4 MB each, and each of them
 launch than to run. Here one program reads all of them: 20 n + 16 m bytes.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any
@@ -45,7 +46,8 @@ def _progress_kernel(f, g, log_s, ratio, out, n, m, BLOCK: tl.constexpr):
         at = start + tl.arange(0, BLOCK)
         of_columns += tl.load(g + at, mask=at < m, other=0.0)
         off += tl.abs(tl.load(ratio + at, mask=at < m, other=1.0) - 1.0)
-    tl.store(out, (tl.max(largest, 0) + tl.sum(unknown, 0)).to(tl.float64))
+    most = tl.max(largest, 0) + tl.sum(unknown, 0)  # pyright: ignore[reportOperatorIssue]
+    tl.store(out, most.to(tl.float64))
     tl.store(out + 1, tl.sum(of_rows, 0) / n + tl.sum(of_columns, 0) / m)
     tl.store(out + 2, tl.sum(off, 0) / m)
 

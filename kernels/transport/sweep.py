@@ -21,6 +21,7 @@ terms) it is one launch and one read.
 Source: Cuturi 2013.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any
