@@ -52,9 +52,15 @@ class Anderson:
 
 def _weights(products: np.ndarray) -> np.ndarray:
     """The weights [k] of sum 1 that make the length of the combined steps least."""
+    if not np.isfinite(products).all():  # steps that overflowed: the last image, as it is
+        return np.eye(len(products))[-1]
     toward = np.diff(products, axis=0)
     normal, right = np.diff(toward, axis=1), toward[:, -1]
-    scale = 1 / np.sqrt(np.maximum(normal.diagonal(), np.finfo(float).tiny))
+    squares, limits = products.diagonal(), np.finfo(float)
+    rounding = limits.eps * np.maximum(
+        squares[1:], squares[:-1]
+    )  # a repeated step leaves only that
+    scale = 1 / np.sqrt(np.maximum(normal.diagonal(), np.maximum(rounding, limits.tiny)))
     scaled = normal * scale * scale[:, None]
     shares = scale * np.linalg.lstsq(scaled, scale * right, rcond=_DEPENDENT)[0]
     # last - sum_k shares_k (image_{k+1} - image_k)
