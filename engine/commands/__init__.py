@@ -8,6 +8,7 @@ from __future__ import annotations
 from engine.commands import (
     campaign,
     distance,
+    download,
     encode,
     evaluate,
     export,
@@ -17,4 +18,4 @@ from engine.commands import (
     verify,
 )
 
-COMMANDS = (campaign, plan, verify, encode, metrics, distance, evaluate, export, recipes)
+COMMANDS = (campaign, plan, verify, download, encode, metrics, distance, evaluate, export, recipes)

@@ -26,6 +26,7 @@ from loaders.pack import Pack
 from loaders.trees import Listing
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
+VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
 FULL = "full"
 OBJECTNET_CLASSES = {"corrected": 113, "paper": 105}  # its objects that are classes of IN-1K
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
