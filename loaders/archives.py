@@ -10,19 +10,18 @@ import gzip
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
+from loaders import zip_cipher
 from loaders.files import sync
-from loaders.workers import ordered_map
 
 _GZIP = b"\x1f\x8b"
-_AT_ONCE = 256  # members
 _CHUNK = 1 << 22  # bytes
 
 
 class ArchiveError(ValueError):
-    """An archive is damaged, or its password is another."""
+    """An archive is damaged."""
 
 
 def to_tar(archive: Path, path: Path) -> None:
@@ -56,62 +55,49 @@ def needs_password(archive: Path) -> bool:
 
 
 def check_password(archive: Path, password: str) -> None:
-    """Raise ArchiveError where a password does not open the zip file's first encrypted member."""
+    """Raise PasswordError where a password does not open the zip file's first encrypted member."""
     with _opened(archive) as opened:
-        member = next(member for member in opened.infolist() if member.flag_bits & 1)
-        try:
-            opened.open(member, pwd=password.encode()).close()
-        except RuntimeError as error:
-            raise ArchiveError(f"this is not the password of {archive}") from error
+        zip_cipher.read(opened, next(m for m in opened.infolist() if m.flag_bits & 1), password)
 
 
-def unzip(
-    archive: Path, folder: Path, password: str = "", *, workers: int = 1
-) -> Iterator[tuple[int, int]]:
+def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int, int]]:
     """Unpack a zip file to `folder` and remove it; members that an earlier call left are taken.
 
-    Yields how many members are done, and of how many. Raises ArchiveError for a damaged archive and
-    for another password.
+    Yields how many members are done, and of how many. Raises ArchiveError for a damaged archive,
+    PasswordError for another password.
     """
     fresh = archive.with_name(f"{archive.name}.unpacked")
     with _opened(archive) as opened:
-        names = [member.filename for member in opened.infolist() if not member.is_dir()]
-    tasks = [
-        (archive, fresh, password, names[start : start + _AT_ONCE])
-        for start in range(0, len(names), _AT_ONCE)
-    ]
-    done = 0
-    for count in ordered_map(_unzip_members, tasks, min(workers, len(tasks) or 1)):
-        done += count
-        yield done, len(names)
+        members = [member for member in opened.infolist() if not member.is_dir()]
+        if not members:
+            raise ArchiveError(f"{archive} holds no files; remove it, and get it again")
+        for done, member in enumerate(members, start=1):
+            _unzip_member(archive, opened, member, fresh / member.filename, password)
+            yield done, len(members)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh.replace(folder)
     sync(folder.parent)
     archive.unlink()
 
 
-def _unzip_members(task: tuple[Path, Path, str, Sequence[str]]) -> int:
-    archive, folder, password, names = task
-    with _opened(archive) as opened:
-        for name in names:
-            member = opened.getinfo(name)
-            path = folder / name
-            if ".." in path.parts or not path.is_relative_to(folder):
-                raise ArchiveError(f"{archive}: the name {name!r} leaves the archive; refused")
-            if path.is_file():
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            try:
-                with opened.open(member, pwd=password.encode()) as packed, part.open("wb") as file:
-                    shutil.copyfileobj(packed, file, _CHUNK)
-            except (RuntimeError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-                raise ArchiveError(
-                    f"{archive}: {name} cannot be read ({error}); remove the archive and get it "
-                    "again, or give another password"
-                ) from error
-            part.replace(path)
-    return len(names)
+def _unzip_member(
+    archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, password: str
+) -> None:
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts:
+        raise ArchiveError(f"{archive}: the name {str(name)!r} leaves the archive; refused")
+    if path.is_file():
+        return
+    try:
+        content = zip_cipher.read(opened, member, password)
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ArchiveError(
+            f"{archive}: {name} cannot be read ({error}); remove the archive, and get it again"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:
@@ -121,3 +107,7 @@ def _opened(archive: Path) -> zipfile.ZipFile:
         raise ArchiveError(
             f"{archive} is damaged ({error}); remove it, and get it again"
         ) from error
+
+
+def _damaged(archive: Path, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{archive} is damaged ({error}); remove it, and get it again")

@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file and where it is. size: bytes, 0 where not known. checksum: of `algorithm`, or empty."""
+    """A file and where it is. size: bytes, 0 where not known. checksum: empty where not known."""
 
     name: str
     addresses: tuple[str, ...]
@@ -79,8 +79,9 @@ def fetch(
 ) -> str:
     """Download the file to `folder/NAME` if it is not there.
 
-    Returns the address that gave its last bytes; empty where it was there. Raises DownloadError where no address gives the file or the disk is full, Stopped after
-    `progress.stop`. What has arrived stays in `NAME.part`, and the next call goes on from there.
+    Returns the address that gave its last bytes; empty where it was there. What has arrived before
+    an error stays in `NAME.part`, and the next call goes on from there. Raises DownloadError where
+    no address gives the file or the disk is full, Stopped after `progress.stop`.
     """
     progress, patience = progress or Progress(), patience or Patience()
     path = folder / remote.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -70,9 +69,8 @@ def _unpack(wanted: Wanted, record: Record, password: str) -> str:
                 "same command at a terminal, and type it"
             )
         archives.check_password(wanted.archive, password)
-    workers = len(os.sched_getaffinity(0)) if password else 1  # Python decrypts slowly
     with tqdm(desc=f"unpack {name}", unit="file", leave=False) as bar:
-        for done, total in downloads.unpack(wanted, password, workers):
+        for done, total in downloads.unpack(wanted, password):
             bar.total = total
             bar.update(done - bar.n)
     return f"{wanted.name}: {name} {checked}; unpacked: {wanted.place}"

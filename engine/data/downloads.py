@@ -149,13 +149,13 @@ def fetch(wanted: Wanted, record: Record, progress: Progress) -> None:
         _note(wanted, address, record)
 
 
-def unpack(wanted: Wanted, password: str = "", workers: int = 1) -> Iterator[tuple[int, int]]:
+def unpack(wanted: Wanted, password: str = "") -> Iterator[tuple[int, int]]:
     """Bring an archive's content to its place. Yields how many members of a zip file are done.
 
-    Raises ArchiveError or ValueError naming a file that is damaged.
+    Raises ValueError naming a file that is damaged, or another password.
     """
     if wanted.file.unpack == "zip":
-        yield from archives.unzip(wanted.archive, wanted.place, password, workers=workers)
+        yield from archives.unzip(wanted.archive, wanted.place, password)
     elif wanted.file.unpack == "labels":
         lines = "".join(f"{wnid}\n" for wnid in devkit.wnids(wanted.archive))
         write_atomic(wanted.place, lines.encode())
