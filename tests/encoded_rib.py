@@ -49,6 +49,11 @@ class Rib:
         options = ("--source", str(source), "--model", "vit_tiny_random")
         return cli.main(["encode", name, *options, *self.words, *words])
 
+    def encode_all(self, folder: Path, *words: str) -> int:
+        """Exit code of `rib encode --all`."""
+        options = ("--all", "--source", str(folder), "--model", "vit_tiny_random")
+        return cli.main(["encode", *options, *self.words, *words])
+
     def builder(self, *words: str) -> Builder:
         """The builder of the recipe's cell; `words` come last and win."""
         request = Request(str(self.folder / "rib.yaml"), (*self.words, *words))
