@@ -51,6 +51,6 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     plan = campaign.plan(str(folder / f"{name}.yaml"), [f"runs={folder / 'runs'}", *words], 2)
     device = torch.device("cpu")
     jobs.prepare(plan, device)
-    for name in plan.sets:
-        jobs.column(plan, name, device)
+    for column in plan.columns:
+        jobs.column(plan, column, device)
     return tables.finish(plan, device).parent

@@ -34,7 +34,7 @@ def cell(
     path: Path, method: str, downstream: str, on: str, alpha: float | None = None, seed: int = 0
 ) -> Evaluation:
     variant = "" if method == PRE else "canonical"
-    return Evaluation("lite0", method, variant, alpha, downstream, on, path, seed)
+    return Evaluation("lite0", method, variant, alpha, "", downstream, on, path, seed)
 
 
 def grid(

@@ -139,7 +139,7 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
             tables.write(file, own_sets.OnUsersSet, of_file)
         for name in sets:
             of_set = [row for row in rows if row.evaluated_on == name]
-            print(own_set.text(of_set, run.record.sets, run.record.methods))
+            print(own_set.text(of_set, run.record.downstreams, run.record.methods))
             print(f"\ntable  {files[name].resolve()}\n")
         if arguments.intervals:
             print("The 95% interval of every change, over source images, is in the table's file.")

@@ -18,6 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the campaign")
     parser.add_argument("--method", help="of the campaign's table, or pre: the pre-trained model")
     parser.add_argument("--set", help="that it was fine-tuned on")
+    parser.add_argument("--setting", help="of what a campaign varies, as train.epochs=2")
     parser.add_argument("--alpha", type=float, help="of WiSE-FT's several")
     parser.add_argument("--seed", type=int, help="of a campaign's several")
     parser.add_argument("--classes", type=Path, help="the head's class names, a line each")
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.store.tensors import PROMPT
 
     if (folder / CELL).is_file():
-        if arguments.overrides or {arguments.method, arguments.set, arguments.seed} != {None}:
+        of_grid = (arguments.method, arguments.set, arguments.setting, arguments.seed)
+        if arguments.overrides or set(of_grid) != {None}:
             raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
@@ -46,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.overrides,
             method=arguments.method,
             downstream=arguments.set,
+            setting=arguments.setting,
             alpha=arguments.alpha,
             seed=arguments.seed,
         )

@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("stage", choices=("prepare", "column", "report"))
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--set", default=None)
+    parser.add_argument("--column", default=None)
     arguments = parser.parse_args()
     return entry.guarded(lambda: run(arguments))
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         count = torch.cuda.device_count()
         gpu = gpus.claim(plan.path.parent, count) if count > 1 else 0
-        jobs.column(plan, arguments.set, ranks.start(gpu=gpu))
+        jobs.column(plan, plan.column(arguments.column), ranks.start(gpu=gpu))
     ranks.stop()
 
 

@@ -58,8 +58,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     show(path)
     sure, against = results.sure, arguments.compare or None
     if against is not None:
-        sets = campaign.record.sets
-        rows = certainty.compared(results.grid, results.summary, sets, against)
+        sets, downstreams = campaign.record.sets, campaign.record.downstreams
+        rows = certainty.compared(results.grid, results.summary, sets, against, downstreams)
         sure = replace(sure, comparisons=rows)
     for model in results.models:
         if arguments.intervals:

@@ -49,7 +49,7 @@ def text(estimate: Estimate, device: Device) -> str:
     """The estimate of one model's grid: its work by kind, and what it comes to."""
     from engine.report import console
 
-    plan, resolved = estimate.plan, estimate.recipe
+    plan, resolved, columns = estimate.plan, estimate.recipe, estimate.plan.columns
     one_gpu, eight = estimate.hours(device, 1), estimate.hours(device, 8)
     unit = _unit(one_gpu)
     kinds: dict[str, list[Work]] = {}
@@ -57,8 +57,8 @@ def text(estimate: Estimate, device: Device) -> str:
         kind = f"training: {work.method}" if work.method else KINDS.get(work.kind, work.kind)
         kinds.setdefault(kind, []).append(work)
     title = (
-        f"{plan.name}: {resolved.model.name}, {len(plan.methods)} methods x {len(plan.sets)} sets, "
-        f"variant {resolved.method.variant}\n"
+        f"{plan.name}: {resolved.model.name}, {len(plan.methods)} methods x {len(columns)} "
+        f"columns, variant {resolved.method.variant}\n"
         f"{estimate.parameters / 1e6:.1f}M parameters, {estimate.forward_flops / 1e9:.1f} GFLOP to "
         f"see an image of {resolved.model.image_size} px"
     )
@@ -71,11 +71,12 @@ def text(estimate: Estimate, device: Device) -> str:
         ),
     )
     mixed = [len(cell.entries) for cell in estimate.cells if cell.entries and not cell.export]
-    grid = len(plan.methods) * len(plan.sets) * plan.seeds
+    grid = len(plan.methods) * len(columns) * plan.seeds
     trained = grid - len(mixed)
     beside = sum(cell.export is not None for cell in estimate.cells) - trained
     through = sum(work.images for work in estimate.work if work.kind == "evaluation")
-    longest = max(plan.sets, key=lambda name: estimate.hours_of(name, device))
+    names = [column.name for column in columns]
+    longest = max(names, key=lambda name: estimate.hours_of(name, device))
     used = sorted({work.precision for work in estimate.work})
     peaks = " and ".join(f"{device.peaks[name]:g} TFLOP/s ({name})" for name in used)
     disk = ", ".join(f"{name} {_size(size)}" for name, size in estimate.disk.items())
@@ -86,7 +87,7 @@ def text(estimate: Estimate, device: Device) -> str:
         f"a column each (the longest: {longest})",
         f"           predicted, at {device.mfu:.0%} of {peaks},",
         "           without reading images, starting kernels and the report's distances",
-        f"jobs       {estimate.jobs}: what all share, {len(plan.sets)} columns, the report",
+        f"jobs       {estimate.jobs}: what all share, {len(columns)} columns, the report",
         f"cells      {grid}: {trained} trained, {len(mixed)} mixed in {sum(mixed)} points; and "
         f"{beside} models that they start from",
         f"evaluated  {estimate.rows:,} predictions, {through:,} of them through a whole model",

@@ -23,11 +23,13 @@ from engine.cost.flops import flops
 from engine.data.sets import LabelledSet
 from engine.evaluation import sample
 from engine.grid.campaign import Plan
+from engine.grid.columns import Column
+from engine.machine.files import digest
 from engine.methods import linear_probe
 from engine.methods.base import Mixed, Trained
 from engine.methods.context import Context
 from engine.models.form import Form
-from engine.recipe import modules
+from engine.recipe import modules, varied
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
@@ -42,7 +44,7 @@ META = torch.device("meta")
 class Work:
     """Images that pass through a model for one purpose, and the operations (`flops`) that takes.
 
-    job: `prepare`, or the downstream set of a column. kind: features | fisher | training |
+    job: `prepare`, or the name of a column. kind: features | fisher | training |
     evaluation. precision: bf16 | fp32. images: training counts an image once an epoch (once where a
     head is fitted), evaluation once a model. rows: predictions that are stored; those made from
     stored features pass no image through a model. method: the title of the method that trains.
@@ -110,30 +112,36 @@ class DryRun:
     def run(self) -> None:
         """The jobs of `engine.grid.jobs`, one after the other."""
         places = {name: sample.split_of(self.recipe, name) for name in self.recipe.dataset.places}
-        prepare = self.context(PREPARE, self.recipe)
+        prepare = self.context(self.recipe)
         for name, split in places.items():
             prepare.features(prepare.base, self.labelled[name])
             for part in (split, "holdout"):
                 prepare.evaluate([(prepare.base, {prepare.base.name: 1.0})], name, part)
         drawn = self._drawn({n: len(self.labelled[n].split(split)) for n, split in places.items()})
-        for downstream in self.plan.sets:
-            first = self.recipe_of(self.plan.methods[0], downstream)
+        for column in self.plan.columns:
+            rows = [self.recipe_of(self.request, method, column) for method in self.plan.methods]
+            first = rows[0]
             cells = [
-                self.context(downstream, dataclasses.replace(first, seed=seed)).cell(method)
+                self.context(dataclasses.replace(row, seed=seed), column).build()
                 for seed in range(first.seed, first.seed + first.seeds)
-                for method in self.plan.methods
+                for row in rows
             ]
             mixes = [(cell, entry.mix) for cell in cells for entry in cell.entries]
-            column = self.context(downstream, first)
+            of_column = self.context(first, column)
             for name in places:
-                column.evaluate(mixes, name, sample.split_of(first, name), drawn.get(name))
+                of_column.evaluate(mixes, name, sample.split_of(first, name), drawn.get(name))
 
-    def context(self, job: str, recipe: Recipe) -> PlannedContext:
-        return PlannedContext(self, job, recipe)
+    def context(self, recipe: Recipe, column: Column | None = None) -> PlannedContext:
+        return PlannedContext(self, recipe, column)
 
-    def recipe_of(self, method: str, downstream: str) -> Recipe:
-        """A cell's recipe. Columns differ in nothing else, and resolving takes time."""
-        return dataclasses.replace(self.request.recipe(method), downstream=downstream)
+    def recipe_of(self, request: Request, method: str, column: Column | None) -> Recipe:
+        """The recipe of a method in a column, or in what all columns share. Columns differ in
+        nothing but what they vary, and resolving takes longer than `varied`."""
+        recipe = request.recipe(method)
+        if column is None:
+            return recipe
+        recipe = dataclasses.replace(recipe, downstream=column.downstream)
+        return varied(recipe, column.overrides)
 
     @cached_property
     def forward_flops(self) -> float:
@@ -149,7 +157,7 @@ class DryRun:
     def step_flops(self, method: Trained, recipe: Recipe) -> float:
         """Operations of one optimizer step of a prepared method, at the recipe's batch size."""
         size = recipe.train.batch_size
-        key = recipe.method.name, size
+        key = str(recipe.method), size
         if key not in self._step_flops:
             numbers = np.zeros(size, np.int64)
             images = torch.zeros(size, dtype=torch.int64)
@@ -185,10 +193,22 @@ class DryRun:
 class PlannedContext(Context[PlannedCell]):
     """Notes the work that a method asks for, and gives it tensors without content."""
 
-    def __init__(self, dry_run: DryRun, job: str, recipe: Recipe) -> None:
-        self.dry_run, self.job, self.recipe = dry_run, job, recipe
+    def __init__(
+        self,
+        dry_run: DryRun,
+        recipe: Recipe,
+        column: Column | None,
+        start: PlannedCell | None = None,
+    ) -> None:
+        """column: None for what all columns share. start: the model to start from, where that is
+        not the pre-trained model."""
+        self.dry_run, self.recipe, self.column, self.start = dry_run, recipe, column, start
         self.device = dry_run.device
         self.compared = False  # whether hold-out accuracies were read, on which a mix then depends
+
+    @property
+    def job(self) -> str:
+        return self.column.name if self.column else PREPARE
 
     @property
     def autocast(self) -> torch.autocast:
@@ -205,35 +225,43 @@ class PlannedContext(Context[PlannedCell]):
 
     @property
     def base(self) -> PlannedCell:
+        if self.start or not self.recipe.model.head.fit:
+            return self.start or self.dry_run.weights
         upstream = self.recipe.dataset.upstream
-        if not self.recipe.model.head.fit or self.recipe.downstream == upstream:
-            return self.dry_run.weights
-        probe = self.dry_run.recipe_of("linear_probe", upstream)
-        return self.build(linear_probe.first_head(probe))
+        probe = dataclasses.replace(
+            self.dry_run.request.recipe("linear_probe"), downstream=upstream
+        )
+        probe = linear_probe.first_head(probe)
+        return PlannedContext(self.dry_run, probe, self.column, self.dry_run.weights).build()
 
     @property
     def name(self) -> str:
         """The name of the recipe's cell."""
-        return f"{self.recipe.method.name}-{self.recipe.downstream}-{self.recipe.seed}"
+        recipe = self.recipe
+        options = dataclasses.asdict(recipe.method) | {"title": ""}
+        start = self.start.name if self.start else ""
+        key = [options, recipe.optimizer, recipe.train, recipe.dataset, recipe.seed, start]
+        return f"{recipe.method.name}-{recipe.downstream}-{digest(list(map(str, key)))}"
 
     def sibling(self, method: str) -> Recipe:
-        recipe = self.dry_run.recipe_of(method, self.recipe.downstream)
+        """The recipe of a method that the cell needs, as `engine.grid.build` resolves it."""
+        request = self.dry_run.request.for_needs(self.recipe)
+        recipe = self.dry_run.recipe_of(request, method, self.column)
         return dataclasses.replace(recipe, seed=self.recipe.seed)
 
     def cell(self, method: str) -> PlannedCell:
-        return self.build(self.sibling(method))
+        return self.dry_run.context(self.sibling(method), self.column).build()
 
-    def build(self, recipe: Recipe) -> PlannedCell:
-        """The cell of a recipe. Its work is noted the first time."""
-        context = self.dry_run.context(self.job, recipe)
-        cells, name = self.dry_run.cells, context.name
+    def build(self) -> PlannedCell:
+        """The recipe's cell. Its work is noted the first time."""
+        cells, name = self.dry_run.cells, self.name
         if name not in cells:
-            method = modules.find(recipe.method.module).Method(recipe.method)
+            method = modules.find(self.recipe.method.module).Method(self.recipe.method)
             if isinstance(method, Mixed):
-                entries = method.entries(context)
-                cells[name] = PlannedCell(name, entries, name, chosen=context.compared)
+                entries = method.entries(self)
+                cells[name] = PlannedCell(name, entries, name, chosen=self.compared)
             else:
-                cells[name] = context._train(method)
+                cells[name] = self._train(method)
         return cells[name]
 
     def network(self, cell: PlannedCell) -> nn.Module:

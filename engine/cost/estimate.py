@@ -72,7 +72,7 @@ class Estimate:
     @property
     def jobs(self) -> int:
         """Jobs of the workflow: what all columns share, the columns, the report."""
-        return len(self.plan.sets) + 2
+        return len(self.plan.columns) + 2
 
     def hours_of(self, job: str, device: Device) -> float:
         """Hours of one job on one GPU."""
@@ -81,7 +81,8 @@ class Estimate:
     def hours(self, device: Device, gpus: int) -> float:
         """Hours until the last column ends; each free GPU takes the longest column that is left."""
         busy = [0.0] * gpus
-        for hours in sorted((self.hours_of(name, device) for name in self.plan.sets), reverse=True):
+        columns = [self.hours_of(column.name, device) for column in self.plan.columns]
+        for hours in sorted(columns, reverse=True):
             busy[busy.index(min(busy))] += hours
         return self.hours_of(PREPARE, device) + max(busy)
 

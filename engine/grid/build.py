@@ -41,18 +41,26 @@ class Builder(Context[Cell]):
     """Makes the cell of a recipe (`build`). To its method it is the `Context`."""
 
     def __init__(
-        self, request: Request, recipe: Recipe, device: torch.device, sets: Sets | None = None
+        self,
+        request: Request,
+        recipe: Recipe,
+        device: torch.device,
+        sets: Sets | None = None,
+        start: Cell | None = None,
     ) -> None:
+        """start: the model to start from, where that is not the recipe's pre-trained model."""
         self.request = request
         self.recipe = recipe
         self.device = device
         self.store = Store(Path(recipe.runs) / "store")
         self.sets = sets or Sets(recipe, device, cache_folder())
+        self.start = start
 
     @cached_property
     def run(self) -> Run:
         """What the cell works with. The base model is made now if there is none."""
-        return Run(self.recipe, self.device, self.sets, self.store, self._base())
+        base = self.start or self._pre_trained()
+        return Run(self.recipe, self.device, self.sets, self.store, base)
 
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored."""
@@ -99,7 +107,7 @@ class Builder(Context[Cell]):
                 *self.upstream.split_key(recipe.dataset)[2:],
             ],
             "method": {k: v for k, v in method.items() if k != "title"},
-            "needs": [self._of(needed).key() for needed in siblings(recipe.method, self.sibling)],
+            "needs": [self.sibling(name).key() for name, _ in self._needs()],
             "optimizer": dataclasses.asdict(recipe.optimizer),
             "train": dataclasses.asdict(recipe.train) | {"compile": False} | form.key,
             "seed": recipe.seed,
@@ -111,14 +119,17 @@ class Builder(Context[Cell]):
         seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
         return [self._of(dataclasses.replace(self.recipe, seed=seed)) for seed in seeds]
 
-    def sibling(self, method: str) -> Recipe:
-        """The recipe of another method in the same column."""
-        recipe = self.request.recipe(method, self.recipe.downstream)
-        return dataclasses.replace(recipe, seed=self.recipe.seed)
+    def row(self, method: str) -> Builder:
+        """The builder of a row of the campaign's table, in the same column."""
+        return self._beside(self.request, method)
+
+    def sibling(self, method: str) -> Builder:
+        """The builder of a method in the same column that the cell needs: in its variant."""
+        return self._beside(self.request.for_needs(self.recipe), method)
 
     def cell(self, method: str) -> Cell:
-        """The cell of another method in the same column, trained now if there is none."""
-        return self._of(self.sibling(method)).build()
+        """The cell of a method that the cell needs, trained now if there is none."""
+        return self.sibling(method).build()
 
     @property
     def base(self) -> Cell:
@@ -170,15 +181,16 @@ class Builder(Context[Cell]):
     def holdout_accuracy(self, mix: Mix) -> float:
         return passes.holdout_accuracy(self.run, mix)
 
-    def _base(self) -> Cell:
+    def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is a linear probe of the upstream set."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed = cache_folder(), dataset.seed
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
-        if not model.head.fit or self.recipe.downstream == dataset.upstream:
+        if not model.head.fit:
             return Cell(backbone)
-        probe = self.request.recipe("linear_probe", dataset.upstream)
-        return self._of(linear_probe.first_head(probe)).build()
+        probe = linear_probe.first_head(self.request.recipe("linear_probe", dataset.upstream))
+        start = Cell(backbone)
+        return Builder(self.request, probe, self.device, self.sets, start).build()
 
     def _description(self) -> dict[str, Any]:
         """What `cell.json` says of the model: the head's classes, and how it sees images."""
@@ -191,6 +203,15 @@ class Builder(Context[Cell]):
         """Whether the cells of its mixes are still there, on every rank."""
         names = {name for entry in cell.entries for name in entry.mix}
         return ranks.all_agree(all(cells.find(self.store, name) for name in names))
+
+    def _needs(self) -> list[tuple[str, Recipe]]:
+        """The methods that the cell needs. Raises RecipeError where one of them mixes cells."""
+        return siblings(self.recipe.method, lambda name: self.sibling(name).recipe)
+
+    def _beside(self, request: Request, method: str) -> Builder:
+        recipe = request.recipe(method, self.recipe.downstream)
+        recipe = dataclasses.replace(recipe, seed=self.recipe.seed)
+        return Builder(request, recipe, self.device, self.sets)
 
     def _of(self, recipe: Recipe) -> Builder:
         return Builder(self.request, recipe, self.device, self.sets)

@@ -15,7 +15,9 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError
+from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
+from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store import artifacts
 from loaders.files import file_hash
@@ -27,16 +29,30 @@ STAMP = "plan"  # beside a report: the name of the plan that it shows
 
 @dataclass(frozen=True)
 class Plan:
-    """What a campaign will do; `folder` holds its plan, progress, log and report."""
+    """What a campaign will do; `folder` holds its plan, progress, log and report.
+
+    methods: the rows of its table. sets: those that RI is measured on. columns: those fine-tuned
+    on, in every setting.
+    """
 
     name: str
     overrides: tuple[str, ...]
     methods: tuple[str, ...]
     sets: tuple[str, ...]
+    columns: tuple[Column, ...]
     folder: Path
     threads: int
     seeds: int = 1
     path: Path = Path()  # on disk, in a folder named after everything that determines the results
+
+    @property
+    def downstreams(self) -> list[str]:
+        """The sets that are fine-tuned on."""
+        return list(dict.fromkeys(column.downstream for column in self.columns))
+
+    def column(self, name: str) -> Column:
+        """The column of this name."""
+        return next(column for column in self.columns if column.name == name)
 
 
 def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
@@ -44,30 +60,33 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
 
     Raises RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
     """
+    grid = recipe.grid_keys(name, overrides)
     if cores < 1:
         raise RecipeError(f"--cores {cores}: at least one is needed")
     _check_words(overrides)
     methods = recipe.methods_of(name, overrides)
     cells = [recipe.load(name, overrides, method=method) for method in methods]
     for cell in cells:
-        _check_siblings(name, overrides, cell)
+        _check_siblings(Request(name, tuple(overrides)), cell)
     sets = tuple(cells[0].dataset.sets)
     if len(sets) < 2:
         raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two sets or more")
+    columns = columns_of(grid, cells)
     if cells[0].dataset.holdout and cells[0].evaluate.split != "holdout":
         raise RecipeError(
             f"dataset.holdout={cells[0].dataset.holdout:g}: a campaign judges cells on the same "
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
-    identity = _identity(cells, [_settings(cell) for cell in cells])
+    identity = _identity(cells, [_settings(cell) for cell in cells], grid.given)
     return Plan(
         name,
         tuple(overrides),
         tuple(methods),
         sets,
+        columns,
         folder,
-        threads=max(cells[0].threads, cores // len(sets)),
+        threads=max(cells[0].threads, cores // len(columns)),
         seeds=cells[0].seeds,
         path=folder.resolve() / "plans" / identity / "plan.json",
     )
@@ -77,7 +96,7 @@ def _check_words(overrides: Sequence[str]) -> None:
     """Refuse words about a single method or set, which have no effect on a whole grid."""
     for word in overrides:
         key = word.partition("=")[0]
-        of_grid = key in (recipe.SELECTION, "method.variant")
+        of_grid = key in (*recipe.OF_GRID, "method.variant")
         if not of_grid and key.partition(".")[0] in ("method", recipe.SELECTION):
             raise RecipeError(
                 f"{word!r}: a campaign trains several methods; choose them by methods=[A,B], and "
@@ -85,20 +104,18 @@ def _check_words(overrides: Sequence[str]) -> None:
             )
         if key == "downstream":
             raise RecipeError(
-                f"{word!r}: a campaign trains on all its sets; choose them by dataset.sets=[A,B], "
-                "or train a single cell by engine/launch.py"
+                f"{word!r}: a campaign trains on all its sets; choose them by dataset.sets=[A,B] "
+                "or downstreams=[A,B], or train a single cell by engine/launch.py"
             )
 
 
-def _check_siblings(name: str, overrides: Sequence[str], cell: Recipe) -> None:
+def _check_siblings(request: Request, cell: Recipe) -> None:
     """Raise RecipeError if a method is made of methods that do not exist or do not train."""
     from engine.methods import base  # imports torch, which a finished campaign does not need
 
-    def load(method: str) -> Recipe:
-        return recipe.load(name, overrides, method=method)
-
-    for sibling in base.siblings(cell.method, load):
-        _check_siblings(name, overrides, sibling)
+    request = request.for_needs(cell)
+    for _, sibling in base.siblings(cell.method, request.recipe):
+        _check_siblings(request, sibling)
 
 
 def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
@@ -112,13 +129,15 @@ def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
     cells = [cell for cell, _ in outlines]
     settings = [_settings(cell) | {"own": _by_name(section)} for cell, section in outlines]
     folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
-    return folder, _identity(cells, settings)
+    return folder, _identity(cells, settings, recipe.grid_keys(name, overrides).given)
 
 
-def _identity(cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]]) -> str:
+def _identity(
+    cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]
+) -> str:
     modules = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
     hashes = [file_hash(path) for path in modules]
-    return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": hashes})
+    return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": hashes, **grid})
 
 
 def _settings(cell: Recipe) -> dict[str, Any]:
@@ -147,6 +166,8 @@ def read(path: Path) -> Plan:
     fields: dict[str, Any] = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
     for name in ("overrides", "methods", "sets"):
         fields[name] = tuple(fields[name])
+    columns = [{**column, "overrides": tuple(column["overrides"])} for column in fields["columns"]]
+    fields["columns"] = tuple(Column(**column) for column in columns)
     fields |= {"folder": Path(fields["folder"]), "path": path}
     return Plan(**fields)
 

@@ -64,6 +64,7 @@ def row_of_campaign(
     *,
     method: str | None,
     downstream: str | None,
+    setting: str | None,
     alpha: float | None,
     seed: int | None,
 ) -> Row:
@@ -77,10 +78,13 @@ def row_of_campaign(
     for option, column, value in (
         ("--method", "method", method),
         ("--set", "downstream", downstream),
+        ("--setting", "setting", setting),
         ("--alpha", "alpha", alpha),
         ("--seed", "seed", seed),
     ):
         valid = dict.fromkeys(getattr(row, column) for row in rows)
+        if column == "setting" and value is None and "" in valid:
+            value = ""  # the plain grid; every other setting has a name
         _check_choice(option, value, list(valid))
         rows = [row for row in rows if value is None or getattr(row, column) == value]
     row = rows[0]

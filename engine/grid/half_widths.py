@@ -20,7 +20,7 @@ from engine.evaluation import budget
 from engine.evaluation.budget import Drawn
 from engine.grid import campaign
 from engine.machine.files import write_atomic
-from engine.measures import predictions, rows
+from engine.measures import metrics, predictions, rows
 from engine.measures.rows import PRE, Arm, Evaluation, OfArm
 
 if TYPE_CHECKING:
@@ -41,29 +41,34 @@ def half_widths(
     evaluations: Sequence[Evaluation],
     samples: Mapping[str, Drawn],
     sets: Sequence[str],
+    downstreams: Sequence[str] = (),
     *,
     sequential: bool,
 ) -> list[HalfWidth]:
-    """The intervals of every RI over `sets`, and of mRI of arms that have all columns.
+    """The intervals of every RI on `sets`, and of mRI of arms that have all columns.
+    downstreams: as in `metrics.summarise`.
 
     `sequential`: whether sampling stops as soon as they are narrow, which makes them wider. Each
     interval alone holds with 95%; training seeds are taken as given.
     """
+    downstreams = downstreams or sets
     variances: dict[Arm, dict[str, float]] = {}  # of each RI, and of mRI under ""
-    for name in sets:
-        for arm, columns in _hits(evaluations, samples[name], name, sets).items():
-            values = np.stack([*columns.values(), np.mean([*columns.values()], axis=0)], axis=1)
-            *each, mean = budget.seen(samples[name].frame, values).variance
-            of_arm = variances.setdefault(arm, dict.fromkeys([*sets, ""], 0.0))
+    for name, weights in metrics.weights_in_mri(sets, downstreams).items():
+        for arm, columns in _hits(evaluations, samples[name], name, downstreams).items():
+            in_mri = np.sum([weights[i] * hits for i, hits in columns.items()], axis=0)
+            values = np.stack([*columns.values(), in_mri], axis=1)
+            *each, of_mri = budget.seen(samples[name].frame, values).variance
+            of_arm = variances.setdefault(arm, dict.fromkeys([*downstreams, ""], 0.0))
             for downstream, variance in zip(columns, each, strict=True):
-                of_arm[downstream] += float(variance) / (len(sets) - 1) ** 2
-            of_arm[""] += float(mean) / len(sets) ** 2
+                in_ri = len(downstreams) * weights[downstream]
+                of_arm[downstream] += float(variance) * in_ri**2
+            of_arm[""] += float(of_mri)
     z = 100 * budget.quantile(budget.LOOKS if sequential else 1)
     intervals = []
     for arm, of_arm in variances.items():
         trained = {row.downstream for row in evaluations if row.arm == arm}
-        names = [name for name in sets if name in trained]
-        names += [""] if len(names) == len(sets) else []
+        names = [name for name in downstreams if name in trained]
+        names += [""] if len(names) == len(downstreams) else []
         intervals += [HalfWidth(*arm, name, z * of_arm[name] ** 0.5) for name in names]
     return intervals
 
@@ -138,7 +143,7 @@ def _seen(samples: Mapping[str, Drawn]) -> tuple[int, int]:
 
 
 def _hits(
-    evaluations: Sequence[Evaluation], sample: Drawn, name: str, sets: Sequence[str]
+    evaluations: Sequence[Evaluation], sample: Drawn, name: str, downstreams: Sequence[str]
 ) -> dict[Arm, dict[str, np.ndarray]]:
     """Share of seeds [images, in the order of drawing] that were right, by arm and column."""
     drawn = sample.index[sample.frame.order[: sample.images]]
@@ -146,7 +151,7 @@ def _hits(
     for row in evaluations:
         if row.evaluated_on != name or row.method == PRE or row.on_downstream:
             continue
-        if row.downstream not in sets:
+        if row.downstream not in downstreams:
             continue
         table = predictions.read(row.path)
         right = table["top1"].to_numpy() == table["label"].to_numpy()

@@ -10,6 +10,7 @@ from engine.evaluation import features, passes, sample
 from engine.grid import workflow
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
+from engine.grid.columns import Column
 from engine.recipe.request import Request
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def builder_of(plan: Plan, device: torch.device, downstream: str | None = None) -> Builder:
-    """The builder of a column's first method, or of the campaign's first column."""
-    request = Request(plan.name, plan.overrides)
+def builder_of(plan: Plan, device: torch.device, column: Column | None = None) -> Builder:
+    """The builder of a column's first method; without a column, of what all columns share."""
+    request = Request(plan.name, plan.overrides + (column.overrides if column else ()))
+    downstream = column.downstream if column else None
     return Builder(request, request.recipe(plan.methods[0], downstream), device)
 
 
@@ -46,20 +48,20 @@ def prepare(plan: Plan, device: torch.device) -> None:
     begin(len(names) + 1)
 
 
-def column(plan: Plan, downstream: str, device: torch.device) -> None:
-    """Train every method on one set and evaluate the bank of models on all sets."""
+def column(plan: Plan, column: Column, device: torch.device) -> None:
+    """Train every method on one set, in a setting, and evaluate the bank of models on all sets."""
     started = time.monotonic()
-    builder = builder_of(plan, device, downstream)
+    builder = builder_of(plan, device, column)
     mixes = []
     work = [(seeded, method) for seeded in builder.seeded() for method in plan.methods]
     for done, (seeded, method) in enumerate(work, start=1):
-        mixes += [entry.mix for entry in seeded.cell(method).entries]
-        workflow.advance(plan.path, downstream, done, len(work) + 1)
+        mixes += [entry.mix for entry in seeded.row(method).build().entries]
+        workflow.advance(plan.path, column.name, done, len(work) + 1)
     run = builder.run
     samples = sample.draw_all(run)
     for name in run.recipe.dataset.places:
         split = sample.split_of(run.recipe, name)
         sample.evaluate_on(run, mixes, name, split, samples.get(name))
         run.sets.release(name)
-    workflow.advance(plan.path, downstream, len(work) + 1, len(work) + 1)
-    log.info("column %s took %.0f s", downstream, time.monotonic() - started)
+    workflow.advance(plan.path, column.name, len(work) + 1, len(work) + 1)
+    log.info("column %s took %.0f s", column.name, time.monotonic() - started)

@@ -57,6 +57,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         asked=campaign.identify(plan.name, words)[1],
         name=plan.name,
         sets=list(plan.sets),
+        downstreams=plan.downstreams,
         upstream=dataset.upstream,
         methods={
             method: recipe.load(plan.name, plan.overrides, method=method).method.title
@@ -80,20 +81,21 @@ def _evaluations(
     plan: Plan, device: torch.device, samples: Mapping[str, Sample]
 ) -> Iterator[Evaluation]:
     """The pre-trained model on every set, then every model of every column on every set."""
-    for number, downstream in enumerate(plan.sets):
-        builder = builder_of(plan, device, downstream)
-        run, model = builder.run, builder.recipe.model.name
-        names = run.recipe.dataset.places
-        if number == 0:
-            for name in names:
-                path = _predicted(run, {run.base.name: 1.0}, name, samples)
-                yield Evaluation(model, PRE, "", None, "", name, path)
+    run = builder_of(plan, device).run
+    model, names = run.recipe.model.name, run.recipe.dataset.places
+    for name in names:
+        path = _predicted(run, {run.base.name: 1.0}, name, samples)
+        yield Evaluation(model, PRE, "", None, "", "", name, path)
+    for column in plan.columns:
+        builder = builder_of(plan, device, column)
         for seeded, method in product(builder.seeded(), plan.methods):
-            variant, seed = seeded.sibling(method).method.variant, seeded.recipe.seed
-            for entry, name in product(seeded.cell(method).entries, names):
-                arm = Arm(model, method, variant, entry.alpha)
+            row = seeded.row(method)
+            variant, seed = row.recipe.method.variant, row.recipe.seed
+            for entry, name in product(row.build().entries, names):
+                setting = ",".join(filter(None, (column.setting, entry.setting)))
+                arm = Arm(model, method, variant, entry.alpha, setting)
                 path = _predicted(seeded.run, entry.mix, name, samples)
-                yield Evaluation(*arm, downstream, name, path, seed, entry.headline)
+                yield Evaluation(*arm, column.downstream, name, path, seed, entry.headline)
 
 
 def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> Path:

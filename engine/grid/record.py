@@ -38,15 +38,16 @@ class StoredSample:
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
-    asked: the digest by `campaign.identify` of the user's words. methods: key to title, in table
-    order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. samples: by set,
-    empty where all images were seen. sequential: whether sampling stopped once intervals were
-    narrow.
+    asked: the digest by `campaign.identify` of the user's words. sets: those that RI is measured
+    on. downstreams: those fine-tuned on. methods: key to title, in table order. files: SHA-256 of
+    each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all images
+    were seen. sequential: whether sampling stopped once intervals were narrow.
     """
 
     asked: str
     name: str
     sets: list[str]
+    downstreams: list[str]
     upstream: str
     methods: dict[str, str]
     settings: dict[str, Any]
@@ -128,13 +129,15 @@ def read(place: Path) -> FinishedCampaign:
     values: dict[str, Any] = json.loads((place / campaign.RECORD).read_text())
     values["evaluations"] = [_evaluation(row) for row in values["evaluations"]]
     values["samples"] = {name: StoredSample(**stored) for name, stored in values["samples"].items()}
-    return FinishedCampaign(Record(**values), place)
+    plain = {"downstreams": values["sets"]}  # of older files, which do not say it
+    return FinishedCampaign(Record(**{**plain, **values}), place)
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:
-    """A row of the file. Tables of older files, which lack `headline`, show the default alpha."""
-    headline = row["alpha"] in (None, DEFAULT_ALPHA)
-    return Evaluation(**{"headline": headline, **row, "path": Path(row["path"])})
+    """A row of the file. Older files lack `headline`, where tables show the default alpha, or
+    `setting`, which is then empty."""
+    added = {"headline": row["alpha"] in (None, DEFAULT_ALPHA), "setting": ""}
+    return Evaluation(**{**added, **row, "path": Path(row["path"])})
 
 
 def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:

@@ -181,9 +181,9 @@ def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
 def _show_progress(process: subprocess.Popen, plan: Plan, place: Path) -> None:
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 
-    sets, cells = len(plan.sets), len(plan.methods) * plan.seeds
-    # A step is a cell, or else a set that is prepared or evaluated on; model, upstream, report.
-    total = sets * (cells + 2) + 3
+    cells = len(plan.methods) * plan.seeds
+    # A step is a cell, a column's evaluation, or a set that is prepared; model, upstream, report.
+    total = len(plan.columns) * (cells + 1) + len(plan.sets) + 3
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
     with tqdm(total=total, desc=f"{plan.name} grid", unit="step", smoothing=0.1) as bar:

@@ -33,11 +33,11 @@ rule column:
         touch(done / "column-{name}")
     threads: plan["threads"]
     shell:
-        JOB + " --set {wildcards.name:q}"
+        JOB + " --column {wildcards.name:q}"
 
 rule report:
     input:
-        expand(str(done / "column-{name}"), name=plan["sets"])
+        expand(str(done / "column-{name}"), name=[column["name"] for column in plan["columns"]])
     output:
         touch(done / "report")
     threads: workflow.cores

@@ -70,7 +70,8 @@ def above_trend(
 
     A set's trend line is fitted over the pre-trained models where there are three or more, as in
     the paper, or else over them and all models fine-tuned on other sets. Interpolations (arms with
-    an alpha) are measured against it but not fitted. None where there is no line.
+    an alpha) are measured against it but not fitted, nor are settings beside the setting "" where a
+    campaign has that. None where there is no line.
     """
     known = {row.cell: row.accuracy for row in accuracy}
     robustness: dict[ModelOnSet, float] = {}
@@ -89,6 +90,12 @@ def trends(
     over; sets with fewer than `MODELS_FOR_A_TREND` of these are left out."""
     pre_trained = sum(cell.method == PRE and cell.evaluated_on == upstream for cell in known)
     pre_trained_only = pre_trained >= MODELS_FOR_A_TREND
+    has_plain = any(cell.method != PRE and not cell.setting for cell in known)
+
+    def is_fitted(cell: ModelOnSet) -> bool:
+        is_point = cell.alpha is not None or (has_plain and cell.setting != "")
+        return cell.method == PRE or not (pre_trained_only or is_point)
+
     by_set = {}
     for name in sets:
         cells = [
@@ -96,7 +103,7 @@ def trends(
             for cell in known
             if cell.evaluated_on == name != cell.downstream and at(cell, upstream) in known
         ]
-        fit = [c.method == PRE or (not pre_trained_only and c.alpha is None) for c in cells]
+        fit = [is_fitted(cell) for cell in cells]
         if sum(fit) >= MODELS_FOR_A_TREND:
             by_set[name] = cells, np.array(fit)
     return by_set

@@ -45,9 +45,15 @@ class Family:
 
 
 def compare(
-    grid: Grid, pairs: Sequence[tuple[Arm, Arm]], sets: Sequence[str], *, seed: int = 0
+    grid: Grid,
+    pairs: Sequence[tuple[Arm, Arm]],
+    sets: Sequence[str],
+    downstreams: Sequence[str] = (),
+    *,
+    seed: int = 0,
 ) -> tuple[Comparison, ...]:
-    """Each pair's difference in mRI, then on each of the sets; the population: `bootstrap`.
+    """Each pair's difference in mRI, then on each of the sets that a model was trained elsewhere
+    than on; the population: `bootstrap`. downstreams: as in `metrics.summarise`.
 
     mRI: paired bootstrap over source images and seeds, until no corrected p is `undecided` or there
     are `MOST` draws; p is that of the percentile interval. Sets: McNemar's exact test (McNemar
@@ -55,34 +61,40 @@ def compare(
     the other sets, get more of its images right. McNemar's test takes no weights, so p of a sample
     is that of the percentile interval.
 
-    Raises ValueError for a pair of different pre-trained models, or an arm that lacks a column.
+    Raises ValueError for a pair of different pre-trained models or settings, or an arm that lacks
+    a column.
     """
     if not pairs:
         return ()
     arms = list(dict.fromkeys(arm for pair in pairs for arm in pair))
-    ri = metrics.improvements(grid.accuracy, sets)
+    downstreams = downstreams or sets
+    ri = metrics.improvements(grid.accuracy, sets, downstreams)
+    in_mri = metrics.weights_in_mri(sets, downstreams)
+    in_means = metrics.weights_in_means(sets, downstreams)
     for arm in arms:
-        if set(ri.get(arm, ())) != set(sets):
+        if set(ri.get(arm, ())) != set(downstreams):
             raise ValueError(f"{arm} was not fine-tuned on every set: it has no mRI to compare")
     for arm, against in pairs:
         if arm.model != against.model:
             raise ValueError(f"{arm} and {against} start from different pre-trained models")
+        if arm.setting != against.setting:
+            raise ValueError(f"{arm} and {against} have different settings")
     left, right = ([arms.index(pair[side]) for pair in pairs] for side in (0, 1))
 
     def mri(start: int, stop: int) -> np.ndarray:
-        draws = metrics.mri_draws(grid, arms, sets, start, stop, seed)
+        draws = metrics.sum_draws(grid, arms, in_mri, start, stop, seed)
         return draws[:, left] - draws[:, right]
 
     def changes(start: int, stop: int) -> np.ndarray:
-        draws = metrics.change_draws(grid, arms, sets, start, stop, seed)
+        draws = metrics.change_draws(grid, arms, in_means, start, stop, seed)
         return draws[:, :, left] - draws[:, :, right]
 
-    sampled = [grid.predictions[name].sampled for name in sets]
-    hits = [_right(grid, name, arms, sets) for name in sets]
+    sampled = [grid.predictions[name].sampled for name in in_means]
+    hits = [_right(grid, name, arms, list(of_set)) for name, of_set in in_means.items()]
     wins = [
         [
             _wins(grid.predictions[name], hit[a] - hit[b])
-            for name, hit in zip(sets, hits, strict=True)
+            for name, hit in zip(in_means, hits, strict=True)
         ]
         for a, b in zip(left, right, strict=True)
     ]
@@ -92,15 +104,16 @@ def compare(
         lambda start, stop: changes(start, stop)[:, sampled].swapaxes(1, 2),
         np.where(sampled, np.nan, exact),
     )
-    draws = metrics.settle(changes, lambda draws: draws.sum(axis=1))
-    ood = _mean_accuracies(grid, sets)
+    draws = metrics.settle(mri)
+    draws_of_sets = changes(0, len(draws))
+    ood = _mean_accuracies(grid, downstreams)
     rows, rows_of_sets = [], []
     for k, (arm, against) in enumerate(pairs):
         value = fmean(ri[arm].values()) - fmean(ri[against].values())
-        rows.append(_row(arm, against, "", value, draws[:, :, k].sum(axis=1), None, overall, k))
-        for j, name in enumerate(sets):
+        rows.append(_row(arm, against, "", value, draws[:, k], None, overall, k))
+        for j, name in enumerate(in_means):
             value = ood[arm, name] - ood[against, name]
-            samples = len(sets) * draws[:, j, k]
+            samples = draws_of_sets[:, j, k]
             rows_of_sets.append(
                 _row(arm, against, name, value, samples, wins[k][j], on_sets, (k, j))
             )
@@ -114,8 +127,9 @@ def undecided(corrected: Any, error: Any) -> Any:
 
 
 def all_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Every two arms that start from the same pre-trained model."""
-    return [(a, b) for a, b in itertools.combinations(arms, 2) if a.model == b.model]
+    """Every two arms of a setting that start from the same pre-trained model."""
+    pairs = itertools.combinations(arms, 2)
+    return [(a, b) for a, b in pairs if (a.model, a.setting) == (b.model, b.setting)]
 
 
 def against_method(arms: Sequence[Arm], method: str) -> list[tuple[Arm, Arm]]:
@@ -151,20 +165,19 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected.reshape(np.shape(p))
 
 
-def _mean_accuracies(grid: Grid, sets: Sequence[str]) -> dict[tuple[Arm, str], float]:
+def _mean_accuracies(grid: Grid, downstreams: Sequence[str]) -> dict[tuple[Arm, str], float]:
     """Mean accuracy of an arm's models on a set that they were not trained on."""
     by_arm: dict[tuple[Arm, str], list[float]] = {}
     for row in grid.accuracy:
-        if row.downstream in sets and not row.on_downstream:
+        if row.downstream in downstreams and not row.on_downstream:
             by_arm.setdefault((row.arm, row.evaluated_on), []).append(row.accuracy)
     return {key: fmean(values) for key, values in by_arm.items()}
 
 
-def _right(grid: Grid, name: str, arms: Sequence[Arm], sets: Sequence[str]) -> np.ndarray:
-    """[arms, sources] weight of a set's images that an arm's models, trained elsewhere, get right:
-    summed over models and seeds."""
+def _right(grid: Grid, name: str, arms: Sequence[Arm], trained_on: Sequence[str]) -> np.ndarray:
+    """[arms, sources] weight of a set's images that an arm's models get right: summed over the sets
+    `trained_on` and seeds."""
     predictions = grid.predictions[name]
-    trained_on = [downstream for downstream in sets if downstream != name]
     return np.array(
         [
             np.sum([predictions.sums((arm, i), grid.seeds).sum(axis=0) for i in trained_on], axis=0)
@@ -209,7 +222,9 @@ def _row(
     better, worse = wins or (None, None)
     return Comparison(
         *arm,
-        *against[1:],
+        against.method,
+        against.variant,
+        against.alpha,
         name,
         difference,
         *bootstrap.ends(samples),

@@ -34,11 +34,13 @@ def intervals(
     behaviours: Sequence[Behaviour],
     sets: Sequence[str],
     upstream: str,
+    downstreams: Sequence[str] = (),
     *,
     resamples: int | None = None,
     seed: int = 0,
 ) -> tuple[Interval, ...]:
     """Percentile intervals over source images and training seeds (the population: `bootstrap`).
+    downstreams: as in `metrics.summarise`.
 
     Rows: accuracies in the order of the grid's, then RI, then mRI as in `summary`, then each number
     of `behaviours` and its mean over the sets that a model was not trained on, then the change on
@@ -48,6 +50,7 @@ def intervals(
     Monte-Carlo errors fall with both. A share of 0 or 100% has no width, since all images agree.
     The draws of a calibration error near 0 lie above it, since noise only adds to it.
     """
+    downstreams = downstreams or sets
     resamples = resamples or _enough(grid)
     drawn = _draws(grid, grid.predictions, resamples, seed)
     for name, of_set in grid.downstream_predictions.items():
@@ -59,7 +62,7 @@ def intervals(
     rows += _rows(
         [
             ("RI", ModelOnSet(*arm, downstream, ""), value, _ri(drawn, arm, downstream, sets))
-            for arm, columns in metrics.improvements(grid.accuracy, sets).items()
+            for arm, columns in metrics.improvements(grid.accuracy, sets, downstreams).items()
             for downstream, value in columns.items()
         ]
     )
@@ -78,7 +81,7 @@ def intervals(
         if trained and cell.evaluated_on == upstream and before in known:
             drawn[CHANGE, cell] = drawn["accuracy", cell] - drawn["accuracy", before]
             changes[CHANGE, cell] = known[cell] - known[before]
-    forgotten = [cell for _, cell in changes if cell.downstream in sets]
+    forgotten = [cell for _, cell in changes if cell.downstream in downstreams]
     for numbers, cells, on in ((values, elsewhere, ""), (changes, forgotten, upstream)):
         rows += _rows([(name, cell, x, drawn[name, cell]) for (name, cell), x in numbers.items()])
         rows += _means(drawn, numbers, cells, on)

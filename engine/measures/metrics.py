@@ -8,6 +8,10 @@ the model fine-tuned on set i: RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j))
 mean of RI_i over i. Each set is left out once, so the mean OOD accuracy after fine-tuning,
 mean_i 1/(n-1) sum_{j != i} A_i^(j), is mRI + mean_j A_pre^(j). Of cells that were trained with
 several seeds, A_i^(j) is the mean.
+
+A campaign may fine-tune on sets (`downstreams`) other than those that it measures RI on (`sets`),
+such as the upstream set. RI_i is then the mean over all of `sets` where i is not among them, and
+mRI the mean over `downstreams`.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ MOST = 1 << 16  # draws that are in memory at a time
 DIGIT = 0.1  # points: what tables print, and so what ends of intervals are drawn to
 NOT_KNOWN = Agreement(None, None, None, None)
 Key = tuple[Arm, str]  # arm and downstream set
+Weights = Mapping[str, Mapping[str, float]]  # by the set evaluated on, then by downstream set
 
 
 @dataclass(frozen=True)
@@ -114,37 +119,47 @@ def gather(evaluations: Sequence[Evaluation]) -> Grid:
 
 
 def summarise(
-    evaluations: Sequence[Evaluation] | Grid, sets: Sequence[str], *, seed: int = 0
+    evaluations: Sequence[Evaluation] | Grid,
+    sets: Sequence[str],
+    downstreams: Sequence[str] = (),
+    *,
+    seed: int = 0,
 ) -> Summary:
-    """Accuracies, and mRI over `sets` with intervals (the population meant: `bootstrap`), from as
+    """Accuracies, and mRI on `sets` with intervals (the population meant: `bootstrap`), from as
     many draws as `settle` makes.
 
-    Sets evaluated on but not among `sets` (the upstream set) are reported, never part of RI.
-    Raises ValueError for an incomplete grid, and all that `gather` refuses.
+    downstreams: the sets fine-tuned on; empty: `sets`. Sets evaluated on but not among `sets` (the
+    upstream set) are reported, never part of RI. Raises ValueError for an incomplete grid, and all
+    that `gather` refuses.
     """
     if len(sets) < 2 or len(set(sets)) != len(sets):
-        raise ValueError(f"RI needs two or more distinct downstream sets, got {list(sets)}")
+        raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
+    downstreams = downstreams or sets
     grid = evaluations if isinstance(evaluations, Grid) else gather(evaluations)
-    ri = improvements(grid.accuracy, sets)
+    ri = improvements(grid.accuracy, sets, downstreams)
     missing = [
-        f"{arm} was not fine-tuned on {', '.join(name for name in sets if name not in columns)}"
+        f"{arm} was not fine-tuned on {', '.join(i for i in downstreams if i not in columns)}"
         for arm, columns in ri.items()
-        if len(columns) < len(sets)
+        if len(columns) < len(downstreams)
     ]
     if missing:
         raise ValueError(f"the grid is incomplete: {'; '.join(missing)}. Finish the campaign")
     mri = []
     if arms := list(ri):
         headline = {row.arm: row.headline for row in grid.accuracy}
-        draws = settle(lambda start, stop: mri_draws(grid, arms, sets, start, stop, seed))
+        weights = weights_in_mri(sets, downstreams)
+        draws = settle(lambda start, stop: sum_draws(grid, arms, weights, start, stop, seed))
         for arm, samples in zip(arms, draws.T, strict=True):
-            value = math.fsum(ri[arm].values()) / len(sets)
+            value = math.fsum(ri[arm].values()) / len(downstreams)
             mri.append(Mri(*arm, value, *bootstrap.ends(samples), headline[arm]))
     return Summary(grid.accuracy, tuple(mri), grid.by_seed if len(grid.seeds) > 1 else ())
 
 
-def improvements(accuracy: Iterable[Accuracy], sets: Sequence[str]) -> dict[Arm, dict[str, float]]:
-    """RI in points per arm and downstream set; columns that were not run are left out.
+def improvements(
+    accuracy: Iterable[Accuracy], sets: Sequence[str], downstreams: Sequence[str] = ()
+) -> dict[Arm, dict[str, float]]:
+    """RI in points per arm and downstream set (empty: `sets`); columns that were not run are left
+    out.
 
     Raises ValueError, naming the cell, where a model in use was not evaluated on one of `sets`.
     """
@@ -154,7 +169,7 @@ def improvements(accuracy: Iterable[Accuracy], sets: Sequence[str]) -> dict[Arm,
     before = {arm.model: columns[""] for arm, columns in grid.items() if arm.method == PRE}
     ri: dict[Arm, dict[str, float]] = {}
     for arm, columns in grid.items():
-        trained_on = [name for name in sets if name in columns]
+        trained_on = [name for name in downstreams or sets if name in columns]
         if arm.method == PRE or not trained_on:
             continue
         _check_evaluated(f"{arm.model} {PRE}", before.get(arm.model, {}), sets)
@@ -203,31 +218,47 @@ def settled_draws(
     return settle(draw)
 
 
-def change_draws(
-    grid: Grid, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
-) -> np.ndarray:
-    """Joint bootstrap draws [stop - start, sets, arms] of what each set adds to mRI, in points.
+def weights_in_mri(sets: Sequence[str], downstreams: Sequence[str]) -> Weights:
+    """What a change in accuracy on each of `sets` counts in mRI, of each model trained elsewhere.
+    Sets on which there is no such model are left out."""
+    others = {i: len(sets) - (i in sets) for i in downstreams}
+    return {
+        name: {i: 1 / (len(downstreams) * n) for i, n in others.items() if i != name}
+        for name in sets
+        if any(i != name for i in downstreams)
+    }
 
-    Their sum over the sets is mRI; n times one of them is the mean change on that set, over the
-    n - 1 models trained elsewhere. mRI is linear in each set's sums per source, hence one matrix
-    product a set.
-    """
-    columns = {name: _changes(grid, name, arms, sets) for name in sets}
+
+def weights_in_means(sets: Sequence[str], downstreams: Sequence[str]) -> Weights:
+    """The same in the mean change on a set, over the models trained elsewhere."""
+    return {
+        name: dict.fromkeys(weights, 1 / len(weights))
+        for name, weights in weights_in_mri(sets, downstreams).items()
+    }
+
+
+def change_draws(
+    grid: Grid, arms: Sequence[Arm], weights: Weights, start: int, stop: int, seed: int
+) -> np.ndarray:
+    """Joint bootstrap draws [stop - start, sets of `weights`, arms] of the weighted sums of changes
+    on each set, in points. They are linear in the set's sums per source, hence one matrix product a
+    set."""
+    columns = {name: _changes(grid, name, arms, of_set) for name, of_set in weights.items()}
     draws = bootstrap.means(grid.predictions, columns, resamples=stop, seed=seed, start=start)
     return np.stack(list(draws.values()), axis=1)
 
 
-def mri_draws(
-    grid: Grid, arms: Sequence[Arm], sets: Sequence[str], start: int, stop: int, seed: int
+def sum_draws(
+    grid: Grid, arms: Sequence[Arm], weights: Weights, start: int, stop: int, seed: int
 ) -> np.ndarray:
-    """Draws [stop - start, arms] of mRI: those of `change_draws`, summed over the sets. Sets that
-    hold equally many images of the same sources share a matrix product."""
+    """Draws [stop - start, arms] of `change_draws`, summed over the sets: mRI by the weights that
+    it has. Sets that hold equally many images of the same sources share a matrix product."""
     by_set = grid.predictions
     columns: dict[str, np.ndarray] = {}
-    for name in sets:
+    for name, of_set in weights.items():
         alike = (known for known in columns if _same_sources(by_set[name], by_set[known]))
         shared = next(alike, name)
-        columns[shared] = columns.get(shared, 0) + _changes(grid, name, arms, sets)
+        columns[shared] = columns.get(shared, 0) + _changes(grid, name, arms, of_set)
     draws = bootstrap.means(by_set, columns, resamples=stop, seed=seed, start=start)
     return np.sum(list(draws.values()), axis=0)
 
@@ -237,16 +268,22 @@ def _same_sources(a: SetPredictions[Key], b: SetPredictions[Key]) -> bool:
     return np.array_equal(a.sources, b.sources) and np.array_equal(a.total, b.total)
 
 
-def _changes(grid: Grid, name: str, arms: Sequence[Arm], sets: Sequence[str]) -> np.ndarray:
-    """[seeds, sources, arms] change on a set, summed over the models trained on the others."""
+def _changes(
+    grid: Grid, name: str, arms: Sequence[Arm], weights: Mapping[str, float]
+) -> np.ndarray:
+    """[seeds, sources, arms] change on a set: the sum over the models trained on the sets of
+    `weights`, in points. Models of equal weight are added up before it multiplies them."""
     predictions, seeds = grid.predictions[name], grid.seeds
-    trained_on = [downstream for downstream in sets if downstream != name]
-    changes = [
-        np.sum([predictions.sums((arm, downstream), seeds) for downstream in trained_on], axis=0)
-        - len(trained_on) * predictions.sums((arm.before, ""), seeds)
-        for arm in arms
-    ]
-    return np.stack(changes, axis=-1) * (100 / (len(sets) * len(trained_on)))
+    changes: Any = 0
+    for weight in dict.fromkeys(weights.values()):
+        trained_on = [downstream for downstream, w in weights.items() if w == weight]
+        of_arms = [
+            np.sum([predictions.sums((arm, i), seeds) for i in trained_on], axis=0)
+            - len(trained_on) * predictions.sums((arm.before, ""), seeds)
+            for arm in arms
+        ]
+        changes = changes + np.stack(of_arms, axis=-1) * (100 * weight)
+    return changes
 
 
 def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
@@ -313,7 +350,7 @@ def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
                 f"model (method '{PRE}'), and only for it"
             )
         if pre_trained and (row.arm != row.arm.before or row.seed):
-            raise ValueError(f"{row}: the pre-trained model has no variant, alpha or seed")
+            raise ValueError(f"{row}: the pre-trained model has no variant, alpha, setting or seed")
         by_seed = paths.setdefault(row.cell, {})
         if row.seed in by_seed:
             raise ValueError(f"{row.cell} is given twice: {by_seed[row.seed]} and {row.path}")

@@ -27,12 +27,17 @@ class Agreement(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """What is compared: a method in a variant, on a pre-trained model."""
+    """What is compared: a method in a variant, on a pre-trained model.
+
+    setting: what distinguishes arms of a method beyond variant and alpha: `step=16` of a model
+    during training, `dataset.shots=4` where a campaign varies that key, and empty in a plain grid.
+    """
 
     model: str
     method: str
     variant: str
     alpha: float | None
+    setting: str = ""
 
     @property
     def before(self) -> Arm:
@@ -41,7 +46,9 @@ class Arm(NamedTuple):
 
     def __str__(self) -> str:
         alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
-        return f"{self.model} {self.method}{alpha}" + (f" ({self.variant})" if self.variant else "")
+        setting = f" {self.setting}" if self.setting else ""
+        variant = f" ({self.variant})" if self.variant else ""
+        return f"{self.model} {self.method}{alpha}{setting}{variant}"
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,11 @@ class OfArm:
     method: str
     variant: str
     alpha: float | None
+    setting: str
 
     @property
     def arm(self) -> Arm:
-        return Arm(self.model, self.method, self.variant, self.alpha)
+        return Arm(self.model, self.method, self.variant, self.alpha, self.setting)
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,10 @@ class ModelOnSet(OfArm):
         return ModelOnSet(*self.key)
 
     @property
-    def key(self) -> tuple[str, str, str, float | None, str, str]:
+    def key(self) -> tuple[str, str, str, float | None, str, str, str]:
         """The first values of every row of a model on a set."""
-        model, method, variant, alpha = self.arm
-        return model, method, variant, alpha, self.downstream, self.evaluated_on
+        model, method, variant, alpha, setting = self.arm
+        return model, method, variant, alpha, setting, self.downstream, self.evaluated_on
 
     def __str__(self) -> str:
         trained = f" fine-tuned on {self.downstream}" if self.downstream else ""
@@ -165,8 +173,8 @@ class Interval(ModelOnSet):
 
 @dataclass(frozen=True)
 class Comparison(OfArm):
-    """The difference of two arms of a model, in points, its 95% interval, and the Monte-Carlo
-    standard error of the interval's ends.
+    """The difference of two arms of a model in a setting, in points, its 95% interval, and the
+    Monte-Carlo standard error of the interval's ends.
 
     `evaluated_on` is empty for mRI. On a set, `difference` is that of mean accuracy over the models
     trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's (of a sample,
@@ -191,11 +199,12 @@ class Comparison(OfArm):
 
     @property
     def against(self) -> Arm:
-        return Arm(self.model, self.against_method, self.against_variant, self.against_alpha)
+        name, variant, alpha = self.against_method, self.against_variant, self.against_alpha
+        return Arm(self.model, name, variant, alpha, self.setting)
 
     def swapped(self) -> Comparison:
         """The same comparison with the two arms exchanged."""
-        _, method, variant, alpha = self.against
+        _, method, variant, alpha, _ = self.against
         return replace(
             self,
             method=method,
@@ -210,6 +219,14 @@ class Comparison(OfArm):
             better=self.worse,
             worse=self.better,
         )
+
+
+def of_main_table(rows: Sequence[Mri]) -> list[Mri]:
+    """The rows whose arms stand in the main table: headlines of the setting "", or of every setting
+    where no headline of the model has that."""
+    headlines = [row for row in rows if row.headline]
+    plain = {row.model for row in headlines if not row.setting}
+    return [row for row in headlines if not row.setting or row.model not in plain]
 
 
 def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:

@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from engine.measures.metrics import Accuracy, Arm, Mri, improvements
-from engine.measures.rows import DEFAULT_ALPHA, decimals
+from engine.measures.rows import DEFAULT_ALPHA, decimals, of_main_table
 
 
 @dataclass(frozen=True)
 class Line:
-    """An arm, fine-tuned on every set.
+    """An arm, fine-tuned on every downstream set.
 
     `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
-    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets; `upstream`: mean
-    change on the upstream set in points, None where that was not evaluated.
+    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets of RI;
+    `upstream`: mean change on the upstream set in points, after fine-tuning on other sets, None
+    where that was not evaluated.
     """
 
     arm: Arm
@@ -36,13 +37,16 @@ class Line:
 class Standings:
     """A pre-trained model: its accuracy `before` fine-tuning by set, and its arms.
 
-    `sets` run from the easiest to the hardest before fine-tuning. `lines` follow the order of the
-    methods, with interpolations at the alpha that their recipe names, never an alpha chosen on OOD
-    sets. `curves` hold every alpha of an interpolation, ascending.
+    `sets`, those of RI, run from the easiest to the hardest before fine-tuning; so do
+    `downstreams`, those fine-tuned on. `lines` follow the order of the methods, with interpolations
+    at the alpha that their recipe names, never an alpha chosen on OOD sets; where a campaign varies
+    a key, a method has a line for each setting. `curves` hold every alpha of an interpolation in a
+    setting, ascending.
     """
 
     model: str
     sets: tuple[str, ...]
+    downstreams: tuple[str, ...]
     before: Mapping[str, float]
     lines: tuple[Line, ...]
     curves: tuple[tuple[Line, ...], ...]
@@ -63,37 +67,44 @@ def standings(
     sets: Sequence[str],
     upstream: str,
     methods: Mapping[str, str],
+    downstreams: Sequence[str] = (),
 ) -> list[Standings]:
     """Arrange the rows of a whole grid by model; `methods` maps a method's key to its title, in
-    table order. Methods that `methods` does not name come last, under their key.
+    table order. Methods that `methods` does not name come last, under their key. A variant that a
+    title does not name is added to it. downstreams: as in `metrics.summarise`.
 
     Raises ValueError when a row refers to a pre-trained model that was not evaluated itself.
     """
     rows = list(accuracy)
-    ri = improvements(rows, sets)
-    headline = {row.arm for row in rows if row.headline}
+    downstreams = downstreams or sets
+    ri = improvements(rows, sets, downstreams)
     after: dict[Arm, dict[str, dict[str, float]]] = {}
     for row in rows:
         columns = after.setdefault(row.arm, {}).setdefault(row.downstream, {})
         columns[row.evaluated_on] = row.accuracy
     intervals = {row.arm: row for row in mri}
+    shown = {row.arm for row in of_main_table(list(intervals.values()))}
     order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
+    settings = list(dict.fromkeys(arm.setting for arm in ri))
 
     def line(arm: Arm) -> Line:
         title, columns = methods.get(arm.method, arm.method), after[arm]
-        if arm.variant not in ("", "canonical"):
+        if arm.variant != "canonical" and arm.variant not in title:
             title += f" ({arm.variant})"
+        if arm.setting:
+            title += f", {arm.setting}"
+        before, elsewhere = after[arm.before][""], [i for i in downstreams if i != upstream]
         forgotten = None
-        if upstream in (before := after[arm.before][""]):
-            forgotten = fmean(columns[name][upstream] for name in sets) - before[upstream]
+        if upstream in before and elsewhere:
+            forgotten = fmean(columns[i][upstream] for i in elsewhere) - before[upstream]
         return Line(
             arm,
             title,
             ri[arm],
             columns,
             intervals[arm],
-            downstream=fmean(columns[name][name] for name in sets),
-            ood=fmean(columns[i][j] for i in sets for j in sets if i != j),
+            downstream=fmean(columns[i][i] for i in downstreams),
+            ood=fmean(columns[i][j] for i in downstreams for j in sets if i != j),
             upstream=forgotten,
         )
 
@@ -101,20 +112,27 @@ def standings(
     for pre in [arm for arm, columns in after.items() if "" in columns]:
         arms = sorted(
             (arm for arm in ri if arm.model == pre.model),
-            key=lambda arm: (order.index(arm.method), arm.variant, arm.alpha or 0),
+            key=lambda arm: (
+                order.index(arm.method),
+                arm.variant,
+                settings.index(arm.setting),
+                arm.alpha or 0,
+            ),
         )
         lines = [line(arm) for arm in arms]
-        curves: dict[tuple[str, str], list[Line]] = {}
+        curves: dict[tuple[str, str, str], list[Line]] = {}
         for point in lines:
             if point.arm.alpha is not None:
-                curves.setdefault((point.arm.method, point.arm.variant), []).append(point)
+                _, method, variant, _, setting = point.arm
+                curves.setdefault((method, variant, setting), []).append(point)
         before = after[pre][""]
         models.append(
             Standings(
                 model=pre.model,
                 sets=tuple(sorted(sets, key=lambda name: -before[name])),
+                downstreams=tuple(sorted(downstreams, key=lambda name: -before[name])),
                 before=before,
-                lines=tuple(_with_alpha(row) for row in lines if row.arm in headline),
+                lines=tuple(_with_alpha(row) for row in lines if row.arm in shown),
                 curves=tuple(tuple(points) for points in curves.values() if len(points) > 1),
             )
         )
@@ -139,7 +157,7 @@ def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
 
 
 def _with_alpha(line: Line) -> Line:
-    """The line with its alpha in the title, if that is not the default."""
-    if line.arm.alpha in (None, DEFAULT_ALPHA):
+    """The line with its alpha in the title, if that is not the default and not there already."""
+    if line.arm.alpha in (None, DEFAULT_ALPHA) or f"alpha {line.arm.alpha:g}" in line.title:
         return line
     return replace(line, title=f"{line.title}, alpha {line.arm.alpha:g}")

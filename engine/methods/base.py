@@ -113,16 +113,17 @@ class Mixed:
         raise NotImplementedError
 
 
-def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe]:
-    """The recipes of the methods that a cell needs; `load` resolves a method by its name.
+def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[tuple[str, Recipe]]:
+    """The methods that a cell needs: the name by which it asks for each, and what `load` resolves
+    that to.
 
     Raises RecipeError for a needed method that mixes cells, and so has no weights.
     """
-    recipes = [load(name) for name in modules.find(recipe.module).Method(recipe).needs]
-    for needed in recipes:
+    recipes = [(name, load(name)) for name in modules.find(recipe.module).Method(recipe).needs]
+    for name, needed in recipes:
         if issubclass(modules.find(needed.method.module).Method, Mixed):
             raise RecipeError(
-                f"{recipe.name} needs {needed.method.name}, which mixes cells and has no weights: "
+                f"{recipe.name} needs {name}, which mixes cells and has no weights: "
                 "name methods that train"
             )
     return recipes

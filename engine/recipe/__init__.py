@@ -1,5 +1,6 @@
 """Recipes: YAML files and `key=value` words become one checked, frozen `Recipe`."""
 
+from engine.recipe.catalogue import OF_GRID as OF_GRID
 from engine.recipe.catalogue import ROOT as ROOT
 from engine.recipe.catalogue import SELECTION as SELECTION
 from engine.recipe.catalogue import describe as describe
@@ -8,7 +9,10 @@ from engine.recipe.catalogue import methods_of as methods_of
 from engine.recipe.catalogue import model_of as model_of
 from engine.recipe.catalogue import names as names
 from engine.recipe.catalogue import published as published
+from engine.recipe.grid_keys import GridKeys as GridKeys
+from engine.recipe.grid_keys import grid_keys as grid_keys
 from engine.recipe.resolve import dump as dump
 from engine.recipe.resolve import load as load
 from engine.recipe.resolve import of_sections as of_sections
 from engine.recipe.resolve import outline as outline
+from engine.recipe.vary import varied as varied

@@ -5,7 +5,7 @@ The only module that reads `recipes/`. It does not know what a recipe may say; s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 ALL_MODELS = "model=all"
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
+DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid: see `grid_keys`
+OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
 
 
 def names(group: str = "") -> list[str]:
@@ -42,7 +44,9 @@ def describe(name: str) -> str:
     path = ROOT / f"{name}.yaml"
     if not path.is_file():
         campaign, _, method = name.rpartition("/")
-        return f"{read(path_of('methods', method))['title']} as in the campaign {campaign}"
+        row = read_campaign(path_of("campaigns", campaign))["methods"].get(method) or {}
+        title = row.get("title") or read(path_of("methods", row.get("base", method)))["title"]
+        return f"{title} as in the campaign {campaign}"
     first = path.read_text().splitlines()[0]
     return first.removeprefix("#").strip()
 
@@ -77,7 +81,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_campaign(path: Path) -> dict[str, Any]:
-    """What a campaign's file says, merged over the campaign that it extends."""
+    """What a campaign's file says, merged over the campaign that it extends, of whose methods
+    `methods: [A, B]` leaves these.
+
+    Raises RecipeError for a list that names no method of the extended campaign.
+    """
     values = read(path)
     base = values.pop("extends", None)
     if isinstance(values.get("methods"), dict):
@@ -87,7 +95,13 @@ def read_campaign(path: Path) -> dict[str, Any]:
         }
     if base is None:
         return values
-    merged = OmegaConf.merge(read_campaign(path_of("campaigns", str(base))), values)
+    extended = read_campaign(path_of("campaigns", str(base)))
+    if isinstance(values.get("methods"), list):
+        methods, chosen = extended["methods"], values.pop("methods")
+        if not chosen:
+            raise RecipeError(f"{path}: methods: [] leaves none of {', '.join(methods)}")
+        extended["methods"] = {n: methods[n] for n in _of_campaign(chosen, methods, str(base))}
+    merged = OmegaConf.merge(extended, values)
     return OmegaConf.to_container(merged)  # type: ignore[return-value]
 
 
@@ -126,6 +140,11 @@ def select(selection: str | None, methods: list[str], campaign: str) -> list[str
         raise RecipeError(
             f"{SELECTION}={selection} names no methods; write {SELECTION}=[{','.join(methods[:2])}]"
         )
+    return _of_campaign(selected, methods, campaign)
+
+
+def _of_campaign(selected: Sequence[str], methods: Iterable[str], campaign: str) -> list[str]:
+    """The selected methods in the campaign's order; RecipeError for another campaign's method."""
     for name in selected:
         if name not in methods:
             raise RecipeError(

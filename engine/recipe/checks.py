@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from engine.errors import RecipeError, nearest
 from engine.recipe.schema import Recipe
@@ -70,15 +69,15 @@ RANGES: dict[str, tuple[Any, ...]] = {
 _NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks unfinished files
 
 
-def check(recipe: Recipe, merged: Any) -> None:
-    """Raise RecipeError naming an impossible key. merged: the recipe as OmegaConf holds it."""
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError naming an impossible key."""
     for key, allowed in ALLOWED.items():
-        value = OmegaConf.select(merged, key)
+        value = attrgetter(key)(recipe)
         if value not in allowed:
             valid = nearest(str(value), map(str, allowed)) + HINTS.get(key, "")
             raise RecipeError(f"{key}={value!r} is not possible{valid}")
     for key, limits in RANGES.items():
-        value = OmegaConf.select(merged, key)
+        value = attrgetter(key)(recipe)
         if value is not None:
             in_range(key, value, *limits)
     from loaders.rgb import colour  # imported late: it loads Pillow

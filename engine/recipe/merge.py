@@ -22,15 +22,7 @@ def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
     """The recipe that the layers say together; a later layer wins. method: the options it has."""
     merged = OmegaConf.structured(Recipe(method=method))
     for source, values in layers:
-        try:
-            merged = OmegaConf.unsafe_merge(merged, values)  # which copies nothing
-        except ConfigKeyError as error:
-            key = str(error.full_key)
-            hint = checks.REMOVED.get(key) or _nearest_key(key, merged)
-            raise RecipeError(f"{source}: unknown key {key!r}{hint}") from error
-        except OmegaConfBaseException as error:
-            where = f"{source}: {error.full_key}" if error.full_key else source
-            raise RecipeError(f"{where}: {_first_line(error)}") from error
+        merged = add(merged, source, values)
     try:
         recipe = typing.cast(Recipe, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
@@ -38,8 +30,24 @@ def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
         raise RecipeError(f"recipe {name!r}: {key} has no value; add `{key}=VALUE`") from error
     except OmegaConfBaseException as error:
         raise RecipeError(f"recipe {name!r}: {error.full_key}: {_first_line(error)}") from error
-    checks.check(recipe, merged)
+    checks.check(recipe)
     return recipe
+
+
+def add(merged: Any, source: str, values: Any) -> Any:
+    """The structured config `merged` (it may be changed) with the values of a layer.
+
+    Raises RecipeError, naming the layer's source, for an unknown key or a wrong type.
+    """
+    try:
+        return OmegaConf.unsafe_merge(merged, values)  # which copies nothing
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        hint = checks.REMOVED.get(key) or _nearest_key(key, merged)
+        raise RecipeError(f"{source}: unknown key {key!r}{hint}") from error
+    except OmegaConfBaseException as error:
+        where = f"{source}: {error.full_key}" if error.full_key else source
+        raise RecipeError(f"{where}: {_first_line(error)}") from error
 
 
 def method_options(layers: Sequence[Layer]) -> MethodRecipe:

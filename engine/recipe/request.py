@@ -16,6 +16,12 @@ class Request:
     name: str
     overrides: tuple[str, ...] = ()
 
+    def for_needs(self, cell: Recipe) -> Request:
+        """The request by which the methods that a cell needs are resolved: in the cell's variant,
+        whatever the campaign says of these methods' variants."""
+        word = f"method.variant={cell.method.variant}"
+        return self if word in self.overrides[-1:] else Request(self.name, (*self.overrides, word))
+
     @functools.cache  # noqa: B019  # a request lives as long as the process
     def recipe(self, method: str | None = None, downstream: str | None = None) -> Recipe:
         return resolve.load(self.name, self.overrides, method=method, downstream=downstream)

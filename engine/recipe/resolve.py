@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from engine.errors import RecipeError
-from engine.recipe import catalogue
+from engine.recipe import catalogue, table_rows
 from engine.recipe.catalogue import GROUPS, SELECTION, path_of, read, with_absolute_module
 from engine.recipe.merge import Layer, check_sections, merge, method_options
 from engine.recipe.schema import MethodRecipe, Recipe
@@ -93,13 +93,15 @@ def _layers(
     campaign_name = choices.get("campaign", top.get("campaign"))
     campaign_file = path_of("campaigns", str(campaign_name)) if campaign_name else None
     campaign = catalogue.read_campaign(campaign_file) if campaign_file else {}
-    campaign.pop("models", None)
     per_method = campaign.pop("methods", None) or {}
+    for key in ("models", catalogue.DOWNSTREAMS, catalogue.VARY):
+        campaign.pop(key, None)
     if not isinstance(per_method, dict):
         raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")
     selected = catalogue.select(choices.get(SELECTION), list(per_method), str(campaign_name))
 
     layers: list[Layer] = []
+    row: str | None = None  # of the campaign's table
     for key, group in GROUPS.items():
         chosen = choices.get(key, top.get(key, campaign.get(key)))
         if key == "method":
@@ -114,16 +116,19 @@ def _layers(
                 base_path = path_of(group, str(base))
                 layers.append(_section(base_path, key, read(base_path)))
         else:
+            if key == "method":
+                row = str(chosen)
+                chosen = table_rows.method_of(per_method, row, str(campaign_file))
             path = path_of(group, str(chosen))
             section = read(path)
         layers.append(_section(path, key, section))
     if campaign_file:
         layers.append((str(campaign_file), _settings(campaign)))
-    if campaign_file and not isinstance(chosen, Mapping) and per_method.get(chosen):
-        layers.append((f"{campaign_file} (methods.{chosen})", per_method[chosen]))
+    if campaign_file and row is not None:
+        layers += table_rows.settings_of(per_method, row, str(campaign_file))
     if file is not None:
         layers.append((str(file), _settings(top)))
-    rest = [f"{key}={value}" for key, value in words if key not in (*GROUPS, SELECTION)]
+    rest = [f"{key}={value}" for key, value in words if key not in (*GROUPS, *catalogue.OF_GRID)]
     layers += [
         (COMMAND_LINE, with_absolute_module(catalogue.parsed(word), Path())) for word in rest
     ]

@@ -40,12 +40,20 @@ class Certainty:
     seeds: int
 
     @classmethod
-    def of(cls, grid: Grid, summary: Summary, sets: Sequence[str], upstream: str) -> Certainty:
-        """All of it, with every two arms compared that a table shows."""
+    def of(
+        cls,
+        grid: Grid,
+        summary: Summary,
+        sets: Sequence[str],
+        upstream: str,
+        downstreams: Sequence[str] = (),
+    ) -> Certainty:
+        """All of it, with every two arms compared that a table shows. downstreams: as in
+        `metrics.summarise`."""
         behaviours = behaviour.above_trend(grid.behaviour, grid.accuracy, sets, upstream)
         return cls(
-            intervals.intervals(grid, summary, behaviours, sets, upstream),
-            compared(grid, summary, sets),
+            intervals.intervals(grid, summary, behaviours, sets, upstream, downstreams),
+            compared(grid, summary, sets, downstreams=downstreams),
             behaviours,
             len(grid.seeds),
         )
@@ -89,15 +97,19 @@ class Certainty:
 
 
 def compared(
-    grid: Grid, summary: Summary, sets: Sequence[str], against: str | None = None
+    grid: Grid,
+    summary: Summary,
+    sets: Sequence[str],
+    against: str | None = None,
+    downstreams: Sequence[str] = (),
 ) -> tuple[Comparison, ...]:
     """Comparisons of every two arms that a table shows, or with `against` those with that method.
     Raises ValueError when no complete arm is of that method."""
-    arms = [row.arm for row in summary.mri if row.headline]
+    arms = [row.arm for row in rows.of_main_table(summary.mri)]
     pairs = comparisons.all_pairs(arms)
     if against is not None:
         pairs = comparisons.against_method(arms, against)
-    return comparisons.compare(grid, pairs, sets)
+    return comparisons.compare(grid, pairs, sets, downstreams)
 
 
 def write_csv(folder: Path, sure: Certainty) -> None:
@@ -110,21 +122,21 @@ def write_csv(folder: Path, sure: Certainty) -> None:
 
 def interval_table(standing: Standings, sure: Certainty) -> str:
     """RI of every method and set with half the width of its interval (terminal)."""
-    sets = standing.sets
+    columns = standing.downstreams
     pre = Arm(standing.model, PRE, "", None)
     before = [
         ["pre-trained %", *table.accuracies_before(standing), ""],
-        ["", *(_half(sure.interval("accuracy", pre, "", name)) for name in sets), ""],
+        ["", *(_half(sure.interval("accuracy", pre, "", name)) for name in columns), ""],
     ]
     lines = []
     for line in standing.lines:
-        ends = [sure.interval("RI", line.arm, name) for name in sets]
-        lines.append([line.title, *table.improvements(line, sets)])
+        ends = [sure.interval("RI", line.arm, name) for name in columns]
+        lines.append([line.title, *table.improvements(line, columns)])
         lines.append(["", *map(_half, [*ends, sure.interval("mRI", line.arm)])])
     return console.text(
         f"{standing.model}\nRI and mRI in points; below each, half the width of its 95% interval, "
         f"whose ends are in intervals.csv. It is about {sure.population}.",
-        ["", *map(table.set_head, sets), "mRI"],
+        ["", *map(table.set_head, columns), "mRI"],
         before,
         lines,
     )

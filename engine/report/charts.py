@@ -104,7 +104,7 @@ def heat_map(one: Standings, line: Line, upstream: str, end: float) -> str:
         f"{escape(name)}</text>"
         for x, name in zip(left, columns, strict=True)
     ]
-    for i, downstream in enumerate(one.sets):
+    for i, downstream in enumerate(one.downstreams):
         y = HEADS + i * CELL
         parts.append(
             f'<text x="{LABELS - 7}" y="{y + CELL / 2 + 4}" text-anchor="end">'
@@ -114,7 +114,7 @@ def heat_map(one: Standings, line: Line, upstream: str, end: float) -> str:
         for x, name in zip(left, columns, strict=True):
             if name in cells:
                 parts.append(_cell(x, y, (downstream, name), cells[name], one.before[name], end))
-    size = left[-1] + CELL + 14, HEADS + len(one.sets) * CELL + 2
+    size = left[-1] + CELL + 14, HEADS + len(one.downstreams) * CELL + 2
     return _svg("heat", f"{line.title}: change per pair of sets", parts, *size)
 
 

@@ -93,8 +93,8 @@ def points(
         return []
     return [
         Point(name, distances[name], one.before[upstream] - line.after[name][upstream])
-        for name in one.sets
-        if name in distances and upstream in line.after.get(name, {})
+        for name in one.downstreams
+        if name != upstream and name in distances and upstream in line.after.get(name, {})
     ]
 
 

@@ -10,9 +10,9 @@ from engine.measures.rows import PRE, Arm
 from engine.report import console, table
 
 
-def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, str]) -> str:
+def text(rows: Sequence[OnUsersSet], downstreams: Sequence[str], methods: Mapping[str, str]) -> str:
     """Accuracy of every row in percent, and below its change in points; a column a set fine-tuned
-    on, in the order of `sets`, and their mean.
+    on, in the order of `downstreams`, and their mean.
 
     `methods`: keys to titles, in row order. `rows` are of one set.
     """
@@ -27,7 +27,8 @@ def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, 
     for arm, by_set in arms.items():
         title = methods.get(arm.method, arm.method)
         title += "" if arm.alpha is None else f" alpha={arm.alpha:g}"
-        after = [by_set[name] for name in sets]
+        title += arm.setting and f" {arm.setting}"
+        after = [by_set[name] for name in downstreams]
         after.append(fmean(after))
         accuracy.append([title, *(f"{value:.1f}" for value in after)])
         change.append([title, *(table.number(value - before.accuracy) for value in after)])
@@ -36,8 +37,8 @@ def text(rows: Sequence[OnUsersSet], sets: Sequence[str], methods: Mapping[str, 
         f"{before.model} on {before.evaluated_on}: {before.n:,} images\n"
         f"percent top-1 among {classes} {before.classes:,} classes after fine-tuning on the set "
         "that heads the column; below, the change from the pre-trained model in points.",
-        ["", *map(table.set_head, sets), "mean"],
-        [["pre-trained", *[""] * len(sets), f"{before.accuracy:.1f}"]],
+        ["", *map(table.set_head, downstreams), "mean"],
+        [["pre-trained", *[""] * len(downstreams), f"{before.accuracy:.1f}"]],
         accuracy,
         change,
     )

@@ -106,14 +106,14 @@ def models(found: Sequence[Standings], page: Page) -> str:
 def improvements(one: Standings, page: Page) -> str:
     """Methods x sets: RI, tinted, under the accuracy before fine-tuning."""
     end = charts.scale_end(value for line in one.lines for value in line.ri.values())
-    head = ["<th>fine-tuned on</th>", *(f"<th>{_breakable(name)}</th>" for name in one.sets)]
-    before = _plain_row("accuracy before, %", [one.before[name] for name in one.sets])
+    head = ["<th>fine-tuned on</th>", *(f"<th>{_breakable(name)}</th>" for name in one.downstreams)]
+    before = _plain_row("accuracy before, %", [one.before[name] for name in one.downstreams])
     known = reference_of(one, page.published).get("before", {})
-    if any(name in known for name in one.sets):
-        before += _plain_row("published, %", [known.get(name) for name in one.sets])
+    if any(name in known for name in one.downstreams):
+        before += _plain_row("published, %", [known.get(name) for name in one.downstreams])
     rows = []
     for line in one.lines:
-        cells = "".join(_tinted(line.ri.get(name), end) for name in one.sets)
+        cells = "".join(_tinted(line.ri.get(name), end) for name in one.downstreams)
         rows.append(f'<tr><th scope="row">{escape(line.title)}</th>{cells}</tr>')
     return section(
         "Robustness improvement, set by set",
@@ -131,7 +131,7 @@ def maps(one: Standings, page: Page) -> str:
         for line in one.lines
         for downstream, cells in line.after.items()
         for name, value in cells.items()
-        if name != downstream and name in columns and downstream in one.sets
+        if name != downstream and name in columns and downstream in one.downstreams
     )
     figures = "".join(
         f"<figure><h3>{escape(line.title)}<span>"
@@ -167,7 +167,11 @@ def upstream_change(one: Standings, page: Page, intervals: Mapping[Arm, Ends]) -
     """
     name = page.upstream
     rows = [
-        (line, line.upstream, {i: line.after[i][name] - one.before[name] for i in one.sets})
+        (
+            line,
+            line.upstream,
+            {i: line.after[i][name] - one.before[name] for i in one.downstreams if i != name},
+        )
         for line in one.lines
         if line.upstream is not None
     ]

@@ -20,17 +20,17 @@ def table(models: Iterable[Standings], notes: Sequence[str] = ()) -> str:
 
 
 def _of_model(standing: Standings) -> str:
-    sets = standing.sets
+    columns = standing.downstreams
     return console.text(
         f"{standing.model}\n"
-        f"RI: mean change in accuracy on the {counted('other set', len(sets) - 1)}, in points, "
-        f"after fine-tuning on the set that heads the column; mRI: its mean over the {len(sets)}.",
-        ["", *map(set_head, sets), "mRI", "95% interval"],
+        f"RI: mean change in accuracy on {measured_on(standing)}, in points, after fine-tuning on "
+        f"the set that heads the column; mRI: its mean over the {len(columns)}.",
+        ["", *map(set_head, columns), "mRI", "95% interval"],
         [["pre-trained %", *accuracies_before(standing), "", ""]],
         [
             [
                 line.title,
-                *improvements(line, sets),
+                *improvements(line, columns),
                 span(line.mri.mri_low, line.mri.mri_high, line.mri.error),
             ]
             for line in standing.lines
@@ -48,14 +48,23 @@ def number(value: float | None, error: float = 0.0) -> str:
     return ABSENT if value is None else signed(value, error=error).replace("−", "-")
 
 
+def measured_on(standing: Standings) -> str:
+    """The sets that RI of a column is the mean over: `the 7 other sets`, or `the 8 sets`."""
+    sets, columns = standing.sets, standing.downstreams
+    if set(columns) <= set(sets):
+        return f"the {counted('other set', len(sets) - 1)}"
+    but = " but the column's" if set(columns) & set(sets) else ""
+    return f"the {counted('set', len(sets))}{but}"
+
+
 def accuracies_before(standing: Standings) -> list[str]:
-    """The pre-trained model's accuracy on each set, in percent."""
-    return [f"{standing.before[name]:.1f}" for name in standing.sets]
+    """The pre-trained model's accuracy on each set that is fine-tuned on, in percent."""
+    return [f"{standing.before[name]:.1f}" for name in standing.downstreams]
 
 
-def improvements(line: Line, sets: Sequence[str]) -> list[str]:
-    """RI of each set, then mRI."""
-    return [*(number(line.ri[name]) for name in sets), number(line.mri.mri)]
+def improvements(line: Line, columns: Sequence[str]) -> list[str]:
+    """RI of each column, then mRI."""
+    return [*(number(line.ri[name]) for name in columns), number(line.mri.mri)]
 
 
 def span(low: float, high: float, error: float) -> str:

@@ -37,15 +37,16 @@ def results(run: FinishedCampaign) -> Results:
     """Results from the predictions that a record names."""
     record = run.record
     grid = metrics.gather(run.evaluations)
-    summary = metrics.summarise(grid, record.sets)
+    summary = metrics.summarise(grid, record.sets, record.downstreams)
     models = standings(
         summary.accuracy,
         summary.mri,
         sets=record.sets,
         upstream=record.upstream,
         methods=record.methods,
+        downstreams=record.downstreams,
     )
-    sure = Certainty.of(grid, summary, record.sets, record.upstream)
+    sure = Certainty.of(grid, summary, record.sets, record.upstream, record.downstreams)
     return Results(grid, summary, models, sure)
 
 
@@ -85,7 +86,9 @@ def _of_sample(run: FinishedCampaign) -> Sequence[str]:
         return []
     samples = {name: run.samples[name] for name in sets}  # the budget is a share of these
     sequential = run.record.sequential
-    intervals = half_widths.half_widths(run.evaluations, samples, sets, sequential=sequential)
+    intervals = half_widths.half_widths(
+        run.evaluations, samples, sets, run.record.downstreams, sequential=sequential
+    )
     half_widths.write(run.report, run.place, intervals, samples)
     return [half_widths.note(intervals, samples)]
 

@@ -51,11 +51,15 @@ class Export:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that a cell has evaluated: an average of cells' weights, by the cells' names."""
+    """A model that a cell has evaluated: an average of cells' weights, by the cells' names.
+
+    setting: as `engine.measures.rows.Arm`.
+    """
 
     mix: dict[str, float]
     alpha: float | None = None
     headline: bool = True  # the table shows it; other entries are points of a curve
+    setting: str = ""
 
 
 def essential(mix: Mix) -> dict[str, float]:

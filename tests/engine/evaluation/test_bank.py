@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from engine.evaluation import bank, batches, features, passes
 from engine.grid import jobs
+from engine.grid.columns import Column
 from engine.machine import ranks
 from engine.models.form import Form
 from loaders.resident import Resident
@@ -186,7 +187,8 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     monkeypatch.setattr(jobs, "builder_of", lambda *_: builder)
     monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
     monkeypatch.setattr(jobs.workflow, "advance", lambda *_: None)
-    jobs.column(SimpleNamespace(path=None, methods=()), "outline", grid.device)
+    column = Column("outline", "outline")
+    jobs.column(SimpleNamespace(path=None, methods=()), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not builder.sets._sources
 

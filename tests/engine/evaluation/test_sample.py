@@ -265,8 +265,8 @@ def test_half_widths_of_a_grid(fresh, tmp_path):
         for name in sets:
             sample.evaluate_on(builder.run, [mix], name, "all", samples[name])
             path = sample.predicted(builder.run, mix, name, "all", samples[name])
-            rows += [Evaluation("m", "ft", "", None, other, name, path) for other in sets]
-            rows.append(Evaluation("m", PRE, "", None, "", name, path))
+            rows += [Evaluation("m", "ft", "", None, "", other, name, path) for other in sets]
+            rows.append(Evaluation("m", PRE, "", None, "", "", name, path))
         found, late = (
             half_widths.half_widths(rows, samples, sets, sequential=sequential)
             for sequential in (False, True)

@@ -95,10 +95,10 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
     report = whole / "shapes" / "report"
     accuracy, mri = rows(report / "accuracy.csv"), rows(report / "mri.csv")
     assert list(accuracy[0]) == [
-        "model", "method", "variant", "alpha", "downstream", "evaluated_on", "n", "accuracy",
-        "headline",
+        "model", "method", "variant", "alpha", "setting", "downstream", "evaluated_on", "n",
+        "accuracy", "headline",
     ]  # fmt: skip
-    arm = ["model", "method", "variant", "alpha"]
+    arm = ["model", "method", "variant", "alpha", "setting"]
     assert list(mri[0]) == [*arm, "mri", "mri_low", "mri_high", "error", "headline"]
     places = {*SETS, "upstream"}
     before = [row for row in accuracy if row["method"] == "pre"]

@@ -82,8 +82,8 @@ def done(folder: Path, grid: grids.Grid) -> Finished:
     Path(done.words[0]).write_text(text.replace("model.yaml", "cropped.yaml"))
     plan = campaign.plan(done.words[0], done.words[1:], 1)
     jobs.prepare(plan, grid.device)
-    for name in plan.sets:
-        jobs.column(plan, name, grid.device)
+    for column in plan.columns:
+        jobs.column(plan, column, grid.device)
     tables.finish(plan, grid.device)
     return done
 

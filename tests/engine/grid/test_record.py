@@ -142,10 +142,11 @@ def test_the_row_of_a_table_is_the_recipes_and_older_records_are_read(
     place.mkdir(parents=True)
     values = json.loads(file.read_text())
     for row in values["evaluations"]:
-        del row["headline"]
+        del row["headline"], row["setting"]
     (place / file.name).write_text(json.dumps(values))
-    shown = {row.alpha for row in record.read(place).record.evaluations if row.headline}
-    assert shown == {None}
+    older = record.read(place).record.evaluations
+    assert {row.alpha for row in older if row.headline} == {None}
+    assert {row.setting for row in older} == {""}
     assert {row.alpha for row in record.read(file.parent).record.evaluations if row.headline} == {
         None, 0.3
     }  # fmt: skip

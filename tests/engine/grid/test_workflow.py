@@ -64,7 +64,7 @@ JOB = """
 import sys, time
 from pathlib import Path
 from engine.grid import campaign, workflow
-workflow.end_with_campaign(campaign.Plan("x", (), (), (), Path(sys.argv[1]), 1))
+workflow.end_with_campaign(campaign.Plan("x", (), (), (), (), Path(sys.argv[1]), 1))
 print("at work", flush=True)
 time.sleep(60)
 """
@@ -184,7 +184,8 @@ def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> 
     code = (
         "import subprocess, sys\nfrom pathlib import Path\n"
         "from engine.grid import campaign, workflow\n"
-        "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), Path('.'), 1)\n"
+        "columns = tuple(campaign.Column(name, name) for name in 'st')\n"
+        "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), columns, Path('.'), 1)\n"
         "workflow.POLL_S = 0.1\n"
         "process = subprocess.Popen(['sleep', '1'])\n"
         "workflow._show_progress(process, plan, Path(sys.argv[1]))"

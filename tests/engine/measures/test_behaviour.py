@@ -132,6 +132,35 @@ def test_interpolations_do_not_bend_the_line_and_few_models_have_none(tmp_path):
     assert all(row.effective_robustness is None for row in none)
 
 
+def test_settings_are_measured_against_the_line_of_the_plain_grid(tmp_path):
+    read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
+
+    def above(accuracy):
+        rows = [row for row in read.behaviour if row.method != "lwf"]
+        return behaviour.above_trend(rows, accuracy, SETS, "up")
+
+    alone = [row for row in read.accuracy if row.method != "lwf"]
+    lwf = [replace(row, setting="step=1") for row in read.accuracy if row.method == "lwf"]
+    assert above([*alone, *lwf]) == above(alone)
+    (snapshot,) = behaviour.above_trend(
+        [replace(row, setting="step=1") for row in read.behaviour if row.method == "lwf"][1:2],
+        [*alone, *lwf],
+        SETS,
+        "up",
+    )
+    assert snapshot.effective_robustness is not None
+
+    def in_a_setting(rows):
+        return [row if row.method == "pre" else replace(row, setting="x=1") for row in rows]
+
+    varied = behaviour.above_trend(
+        in_a_setting(read.behaviour), in_a_setting(read.accuracy), SETS, "up"
+    )
+    plain = behaviour.above_trend(read.behaviour, read.accuracy, SETS, "up")
+    robustness = [[row.effective_robustness for row in rows] for rows in (varied, plain)]
+    assert robustness[0] == robustness[1]
+
+
 @pytest.mark.parametrize("best", [100.0, 99.995])
 def test_models_that_are_all_perfect_upstream_have_no_trend(tmp_path, best):
     """Accuracies above 99.99% differ, and their logits do not."""

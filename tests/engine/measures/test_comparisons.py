@@ -173,8 +173,8 @@ def test_draws_are_made_until_other_draws_would_not_change_a_claim(tmp_path, mon
     cells = grid(tmp_path, lambda method, *_: rng.random(60) < strength[method], names)
     read = metrics.gather(cells)
     pairs = comparisons.all_pairs([Arm("lite0", name, "canonical", None) for name in names])
-    ends, draws = [], metrics.mri_draws
-    monkeypatch.setattr(metrics, "mri_draws", lambda *words: ends.append(words[4]) or draws(*words))
+    ends, draws = [], metrics.sum_draws
+    monkeypatch.setattr(metrics, "sum_draws", lambda *words: ends.append(words[4]) or draws(*words))
 
     def tests(seed):
         rows = comparisons.compare(read, pairs, SETS, seed=seed)

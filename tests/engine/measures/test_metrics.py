@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import SETS, cell, grid, random_hits, several_seeds, table
 
-from engine.measures import metrics, predictions
+from engine.measures import comparisons, metrics, predictions
 from engine.measures.rows import Accuracy
 from engine.measures.standings import standings
 from engine.report import certainty
@@ -23,9 +23,11 @@ SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-D
 
 
 def rows(before: np.ndarray, after: np.ndarray, sets) -> list[Accuracy]:
-    pre = [Accuracy("m", "pre", "", None, "", j, 1, b) for j, b in zip(sets, before, strict=True)]
+    pre = [
+        Accuracy("m", "pre", "", None, "", "", j, 1, b) for j, b in zip(sets, before, strict=True)
+    ]
     return pre + [
-        Accuracy("m", "fine_tune", "canonical", None, i, j, 1, after[x, y])
+        Accuracy("m", "fine_tune", "canonical", None, "", i, j, 1, after[x, y])
         for x, i in enumerate(sets)
         for y, j in enumerate(sets)
     ]
@@ -293,18 +295,61 @@ def test_csv(tmp_path):
     accuracy, mri = metrics.write_csv(tmp_path / "report", summary)
     with accuracy.open() as file:
         found = list(csv.DictReader(file))
-    header = "model,method,variant,alpha,downstream,evaluated_on,n,accuracy,headline"
+    header = "model,method,variant,alpha,setting,downstream,evaluated_on,n,accuracy,headline"
     assert ",".join(found[0]) == header
     assert (found[0]["headline"], found[-1]["headline"]) == ("True", "False")
     assert (found[0]["method"], found[0]["downstream"], found[0]["alpha"]) == ("pre", "", "")
     assert (found[-1]["downstream"], found[-1]["alpha"], found[-1]["n"]) == ("c", "0.3", "60")
     assert float(found[-1]["accuracy"]) == pytest.approx(summary.accuracy[-1].accuracy, abs=1e-6)
-    header = "model,method,variant,alpha,mri,mri_low,mri_high,error,headline"
+    header = "model,method,variant,alpha,setting,mri,mri_low,mri_high,error,headline"
     assert mri.read_text().splitlines()[0] == header
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "accuracy.csv",
         "mri.csv",
     ]
+
+
+def in_settings(cells, *settings):
+    """The grid's cells in each of the settings, and the pre-trained model once."""
+    before = [cell for cell in cells if cell.method == "pre"]
+    trained = [cell for cell in cells if cell.method != "pre"]
+    return before + [replace(cell, setting=name) for name in settings for cell in trained]
+
+
+def test_snapshots_stand_beside_the_table_and_change_none_of_its_numbers(tmp_path):
+    cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
+    plain = metrics.gather(cells)
+    both = metrics.gather(in_settings(cells, "", "step=16"))
+    lines = {}
+    for read in (plain, both):
+        summary = metrics.summarise(read, SETS)
+        tables = summary.accuracy, summary.mri
+        (one,) = standings(*tables, sets=SETS, upstream="up", methods={})
+        lines[len(summary.mri)] = one.lines
+        compared = certainty.compared(read, summary, SETS)
+        assert {row.setting for row in compared} == {""} and len(compared) == 1 + len(SETS)
+    assert lines[2] == lines[4]
+    assert {row.setting for row in both.accuracy} == {"", "step=16"}
+    with pytest.raises(ValueError, match=r"step=16 .* have different settings"):
+        fine_tune, lwf = (line.arm for line in lines[2])
+        comparisons.compare(both, [(fine_tune, lwf._replace(setting="step=16"))], SETS)
+
+
+def test_a_campaign_of_settings_alone_has_a_line_for_each(tmp_path):
+    cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
+    read = metrics.gather(in_settings(cells, "lr=0.1", "lr=0.01"))
+    summary = metrics.summarise(read, SETS)
+    (one,) = standings(
+        summary.accuracy, summary.mri, sets=SETS, upstream="up", methods={"lwf": "LwF"}
+    )
+    titles = [line.title for line in one.lines]
+    assert titles == ["LwF, lr=0.1", "LwF, lr=0.01", "fine_tune, lr=0.1", "fine_tune, lr=0.01"]
+    pairs = {
+        (row.arm, row.against)
+        for row in certainty.compared(read, summary, SETS)
+        if not row.evaluated_on
+    }
+    assert len(pairs) == 2 and all(a.setting == b.setting for a, b in pairs)
 
 
 def test_the_table_shows_the_row_that_the_recipe_names(tmp_path):
@@ -352,7 +397,7 @@ def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):
     paths = metrics.write_csv(tmp_path, summary)
     assert [path.name for path in paths] == ["accuracy.csv", "mri.csv", "seeds.csv"]
     assert paths[2].read_text().splitlines()[0] == (
-        "model,method,variant,alpha,downstream,evaluated_on,seed,n,accuracy"
+        "model,method,variant,alpha,setting,downstream,evaluated_on,seed,n,accuracy"
     )
 
 
@@ -360,7 +405,7 @@ def test_a_cell_that_lacks_a_seed_is_refused_by_name(tmp_path):
     cells = several_seeds(tmp_path, lambda seed: random_hits(seed=seed), (0, 1))
     with pytest.raises(ValueError, match="fine-tuned on c, evaluated on up lacks seed 1"):
         metrics.summarise(cells[:-1], SETS)
-    with pytest.raises(ValueError, match="no variant, alpha or seed"):
+    with pytest.raises(ValueError, match="no variant, alpha, setting or seed"):
         metrics.summarise([replace(cells[0], seed=1), *cells[1:]], SETS)
 
 

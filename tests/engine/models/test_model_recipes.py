@@ -161,14 +161,14 @@ STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILI
 def test_a_step_of_every_method(name: str, variant: str) -> None:
     """Each architecture as it is, on images of 64 px: fewer tokens, the same layers."""
     dry_run = steps(name, variant)
-    planned = dry_run.context("imagenet_r", dry_run.recipe)
+    planned = dry_run.context(dry_run.recipe)
     trained = 0
     for key in dry_run.plan.methods:
         cell = planned.sibling(key)
         method = modules.find(cell.method.module).Method(cell.method)
         if not isinstance(method, Trained):
             continue
-        context = dry_run.context("imagenet_r", cell)
+        context = dry_run.context(cell)
         assert cell.method.variant == variant
         if (key, variant, name[:6]) == ("lora", "paper", "resnet"):
             with pytest.raises(ValueError, match="exists for ViTs only"):

@@ -106,7 +106,7 @@ def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path)
 
 
 def difference(p: float, error: float, corrected: float, corrected_error: float) -> Comparison:
-    lwf = ("lite0", "lwf", "canonical", None)
+    lwf = ("lite0", "lwf", "canonical", None, "")
     against = ("fine_tune", "canonical", None)
     ends = (0.5, 2.0, 0.02)
     return Comparison(

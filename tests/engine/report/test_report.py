@@ -31,11 +31,11 @@ def campaign(shift=None, model="lite0", seed=0):
     """Rows of a whole grid; `shift` is each method's mean change, alphas lie between."""
     shift = shift or {"fine_tune": 3.0, "lwf": 5.0, "wise_ft": 9.0}
     rng = np.random.default_rng(seed)
-    rows = [Accuracy(model, PRE, "", None, "", on, 100, value) for on, value in BEFORE.items()]
+    rows = [Accuracy(model, PRE, "", None, "", "", on, 100, value) for on, value in BEFORE.items()]
     mri = []
     for method, mean in shift.items():
         for alpha in (0.0, 0.5, 1.0) if method == "wise_ft" else (None,):
-            arm, row = (model, method, "canonical", alpha), alpha in (None, 0.5)
+            arm, row = (model, method, "canonical", alpha, ""), alpha in (None, 0.5)
             rows += [
                 Accuracy(*arm, i, j, 100, BEFORE[j] + (30 if i == j else mean) + rng.normal(), row)
                 for i in SETS
@@ -145,8 +145,8 @@ def test_table_shows_every_number_in_place():
     st.floats(-99, 99),
 )
 def test_table_fits_the_terminal_and_is_aligned(sets, change):
-    rows = [Accuracy("m", PRE, "", None, "", name, 1, 50.0) for name in sets]
-    arm = ("m", "greedy_soup", "canonical", None)
+    rows = [Accuracy("m", PRE, "", None, "", "", name, 1, 50.0) for name in sets]
+    arm = ("m", "greedy_soup", "canonical", None, "")
     rows += [Accuracy(*arm, i, j, 1, 50.0 + change) for i in sets for j in sets]
     mri = [Mri(*arm, change, change, change)]
     methods = {"greedy_soup": "Greedy soup"}
@@ -272,7 +272,7 @@ def test_published_numbers_are_the_slides():
 
 
 def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular(tmp_path):
-    pair, arm = ("flat", "mono"), ("lite0", "lwf", "canonical", None)
+    pair, arm = ("flat", "mono"), ("lite0", "lwf", "canonical", None, "")
     rows = [row for row in campaign()[0] if row.method == PRE]
     rows += [Accuracy(*arm, i, j, 100, BEFORE[j] + 1) for i in pair for j in (*pair, "up")]
     mri = [Mri(*arm, 1.0, 0.0, 2.0)]

@@ -181,7 +181,7 @@ def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
     )
     exact = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 0.0)
     assert exact.certainty().startswith("unregularised, worst gap 0.0e+00")
-    assert exact.certainty() in forgetting.section(Standings("m", (), {}, (), ()), exact, "a")
+    assert exact.certainty() in forgetting.section(Standings("m", (), (), {}, (), ()), exact, "a")
 
 
 def test_copies_of_the_same_photographs_are_sampled_apart():
@@ -364,7 +364,7 @@ def test_no_correlation_without_variation(given, message):
 
 
 def test_the_section_says_how_many_images_were_looked_at():
-    one = Standings("m", ("a", "b"), {}, (), ())
+    one = Standings("m", ("a", "b"), ("a", "b"), {}, (), ())
     found = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 1.0)
     assert "of at most" not in forgetting.section(one, found, "a")
     drawn = dataclasses.replace(found, samples=10_000)
@@ -377,12 +377,13 @@ def test_points_pair_the_drop_upstream_with_the_distance():
         title="FT",
         ri={},
         after={"a": {"up": 70.0}, "b": {"up": 85.0}, "c": {"a": 1.0}},
-        mri=Mri("m", "fine_tune", "canonical", None, 0.0, 0.0, 0.0),
+        mri=Mri("m", "fine_tune", "canonical", None, "", 0.0, 0.0, 0.0),
         downstream=0.0,
         ood=0.0,
         upstream=None,
     )
-    one = Standings("m", ("a", "b", "c", "d"), {"up": 90.0}, (line,), ())
+    sets = ("a", "b", "c", "d")
+    one = Standings("m", sets, sets, {"up": 90.0}, (line,), ())
     found = forgetting.points(one, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}, "up")
     assert found == [Point("a", 3.0, 20.0), Point("b", 1.0, 5.0)]
     assert forgetting.points(one, {"a": 3.0}, "elsewhere") == []

@@ -1,0 +1,147 @@
+"""Campaigns whose columns are not their sets, from training to the report."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import campaigns
+import grids
+import pytest
+
+from engine.grid import export, record
+from engine.grid.build import Builder
+from engine.recipe.request import Request
+from engine.store import cells
+
+pytestmark = pytest.mark.slow
+folder, grid = campaigns.folder, grids.grid
+SETS, METHODS = campaigns.SETS, campaigns.METHODS
+
+
+def written(folder: Path, name: str, text: str) -> None:
+    whole = (folder / "shapes.yaml").read_text()
+    (folder / f"{name}.yaml").write_text(whole + text)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, grid: grids.Grid) -> None:
+    written(folder, "upstream", "downstreams: [upstream]\n")
+    report = campaigns.run(folder, name="upstream")
+    accuracy = rows(report / "accuracy.csv")
+    known = {
+        (row["method"], row["alpha"], row["evaluated_on"]): float(row["accuracy"])
+        for row in accuracy
+    }
+    assert {row["downstream"] for row in accuracy} == {"", "upstream"}
+    for row in rows(report / "mri.csv"):
+        arm = row["method"], row["alpha"]
+        changes = [known[(*arm, name)] - known["pre", "", name] for name in SETS]
+        assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
+    assert known["wise_ft", "0.0", "few"] == known["pre", "", "few"]
+    assert "on the 3 sets, in points" in (report / "table.txt").read_text()
+
+
+def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
+    folder: Path, grid: grids.Grid
+) -> None:
+    """And the first head itself starts from the backbone, as in every other column."""
+    name, words = str(folder / "shapes.yaml"), (f"runs={folder / 'runs'}",)
+    request = Request(name, words)
+    builders = [
+        Builder(request, request.recipe("linear_probe", downstream), grid.device)
+        for downstream in ("outline", "upstream")
+    ]
+    elsewhere, here = builders
+    assert here.base.name == elsewhere.base.name
+    assert here.base.artifact.kind == "cells"
+    probe = here.build()
+    assert probe.name != here.base.name and probe.backbone == here.base.backbone
+    (parent,) = {here.base.backbone}
+    assert cells.find(here.store, parent).artifact.kind == "weights"
+
+
+def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grids.Grid) -> None:
+    text = "vary: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
+    written(folder, "varied", text)
+    campaigns.run(folder)  # the plain grid, whose learning rate is 0.02
+    store = folder / "runs/store/cells"
+    before = set(store.iterdir())
+    report = campaigns.run(folder, name="varied")
+    made = set(store.iterdir()) - before
+    accuracy = rows(report / "accuracy.csv")
+    plain = rows(folder / "runs/shapes/report/accuracy.csv")
+    settings = {row["setting"] for row in accuracy if row["method"] != "pre"}
+    assert settings == {"optimizer.lr=0.02", "optimizer.lr=0.001"}
+    assert sorted(path.name.split("-")[0] for path in made) == [*METHODS]
+
+    def of(table: list[dict[str, str]], key: str, value: str) -> set[tuple[str, ...]]:
+        """The numbers of the rows with this value, and of the pre-trained model."""
+        columns = ("method", "alpha", "evaluated_on", "accuracy")
+        rows_of = [row for row in table if row[key] == value or row["method"] == "pre"]
+        return {tuple(row[name] for name in columns) for row in rows_of}
+
+    in_plain = of(plain, "downstream", "few")
+    known = {setting: of(accuracy, "setting", setting) for setting in settings}
+    assert known["optimizer.lr=0.02"] == in_plain != known["optimizer.lr=0.001"]
+    choice: dict[str, Any] = dict.fromkeys(("alpha", "seed"))
+    choice |= {"method": "fine_tune", "downstream": "few"}
+    source, words = str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"]
+    with pytest.raises(ValueError, match=r"add --setting, one of optimizer.lr=0.02, optimizer.lr"):
+        export.row_of_campaign(source, words, setting=None, **choice)
+    row = export.row_of_campaign(source, words, setting="optimizer.lr=0.001", **choice)
+    assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in made}
+    text = (report / "table.txt").read_text()
+    assert all(f"{title}, {setting}" in text for title in ("FT", "LP") for setting in settings)
+
+
+def test_a_column_that_is_run_again_finds_its_cells(
+    folder: Path, grid: grids.Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "vary: {train.epochs: [1]}\ndownstreams: [few, upstream]\n"
+    written(folder, "again", text)
+    report = campaigns.run(folder, name="again")
+    first = {path.name: path.read_bytes() for path in report.iterdir()}
+    monkeypatch.setattr("engine.training.loop.fit", lambda *_: pytest.fail("trained again"))
+    assert campaigns.run(folder, name="again") == report
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
+
+
+def test_variants_and_alphas_stand_side_by_side(folder: Path, grid: grids.Grid) -> None:
+    written(
+        folder,
+        "variants",
+        "  lwf: {}\n"
+        "  lwf_paper: {base: lwf, method: {variant: paper}}\n"
+        "  third: {base: wise_ft, method: {alpha: 0.3}}\n"
+        "  soup: {method: {members: [pre, fine_tune, lwf]}}\n"
+        "  soup_paper: {base: soup, method: {variant: paper}}\n",
+    )
+    report = campaigns.run(folder, name="variants")
+    text = (report / "table.txt").read_text()
+    titles = ("LwF ", "LwF (paper) ", "WiSE-FT ", "WiSE-FT, alpha 0.3 ", "Soup ", "Soup (paper) ")
+    assert all(f"\n{title}" in text for title in titles)
+    headlines = {
+        (row["method"], row["variant"], row["alpha"])
+        for row in rows(report / "mri.csv")
+        if row["headline"] == "True"
+    }
+    assert {
+        ("lwf", "canonical", ""), ("lwf_paper", "paper", ""), ("wise_ft", "canonical", "0.5"),
+        ("third", "canonical", "0.3"), ("soup_paper", "paper", ""),
+    } <= headlines  # fmt: skip
+    (file,) = (folder / "runs/variants/plans").glob("*/evaluations.json")
+    done = record.read(file.parent)
+    parents = {
+        row.method: set(done.mix(row))
+        for row in done.record.evaluations
+        if (row.downstream, row.evaluated_on) == ("few", "few") and row.headline
+    }
+    assert parents["lwf"] < parents["soup"] and parents["lwf_paper"] < parents["soup_paper"]
+    assert parents["lwf"] != parents["lwf_paper"]

@@ -1,0 +1,121 @@
+"""The columns of a campaign: which there are, and what is refused before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import campaigns
+import pytest
+
+from engine import recipe
+from engine.errors import RecipeError
+from engine.grid import campaign
+from engine.grid.columns import Column
+from engine.recipe.request import Request
+
+folder, SETS = campaigns.folder, campaigns.SETS
+VARY = "vary: {optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}\n"
+
+
+def planned(folder: Path, tmp_path: Path, text: str, *words: str) -> campaign.Plan:
+    file = tmp_path / "varied.yaml"
+    file.write_text((folder / "shapes.yaml").read_text() + text)
+    return campaign.plan(str(file), [f"runs={tmp_path / 'runs'}", *words], 2)
+
+
+def test_a_plain_campaign_has_a_column_for_each_set(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, tmp_path, "")
+    assert plan.columns == tuple(Column(name, name) for name in SETS)
+    assert plan.downstreams == list(SETS)
+
+
+def test_columns_are_the_downstreams_in_every_setting(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, tmp_path, VARY + "downstreams: [few, upstream]\n")
+    settings = [
+        ("optimizer.lr=0.02", "train.epochs=1"),
+        ("optimizer.lr=0.02", "train.epochs=2"),
+        ("optimizer.lr=1e-05", "train.epochs=1"),
+        ("optimizer.lr=1e-05", "train.epochs=2"),
+    ]
+    expected = [(name, words) for name in ("few", "upstream") for words in settings]
+    assert [(column.downstream, column.overrides) for column in plan.columns] == expected
+    assert plan.columns[0].setting == "optimizer.lr=0.02,train.epochs=1"
+    assert plan.columns[0].name == "few,optimizer.lr=0.02,train.epochs=1"
+    assert plan.sets == SETS and plan.downstreams == ["few", "upstream"]
+    assert plan.column(plan.columns[3].name) is plan.columns[3]
+    for column in plan.columns:
+        request = Request(plan.name, (*plan.overrides, *column.overrides))
+        cell = request.recipe("fine_tune", column.downstream)
+        assert [f"optimizer.lr={cell.optimizer.lr}", f"train.epochs={cell.train.epochs}"] == list(
+            column.overrides
+        )
+
+
+def test_a_plan_with_columns_survives_its_file(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, tmp_path, VARY)
+    plan.path.parent.mkdir(parents=True)
+    plan.path.write_text(json.dumps(dataclasses.asdict(plan), default=str))
+    assert campaign.read(plan.path) == plan
+
+
+def test_words_of_the_command_line_say_the_same(folder: Path, tmp_path: Path) -> None:
+    by_file = planned(folder, tmp_path, VARY + "downstreams: [few]\n")
+    words = ("vary={optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}", "downstreams=[few]")
+    by_words = planned(folder, tmp_path, "", *words)
+    assert by_words.columns == by_file.columns
+
+
+def test_columns_name_the_plan(folder: Path, tmp_path: Path) -> None:
+    """A report is found by the words that it was asked for by, and these say the columns."""
+    texts = ("", VARY, "downstreams: [few]\n", "downstreams: [upstream]\n")
+    paths, identities = set(), set()
+    for text in texts:
+        plan = planned(folder, tmp_path, text)
+        paths.add(plan.path)
+        identities.add(campaign.identify(plan.name, plan.overrides)[1])
+    assert len(paths) == len(identities) == len(texts)
+    assert recipe.grid_keys(str(folder / "shapes.yaml"), []).given == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vary: {train.epoch: [1]}", r"\(vary\): train.epoch=1: unknown key .* 'train.epochs'"),
+        ("vary: {train.epochs: [1, two]}", r"\(vary\): train.epochs=two: train.epochs: Value"),
+        ("vary: {train.epochs: [0]}", r"\(vary\): train.epochs=0 must be at least 1"),
+        ("vary: {train.epochs: 2}", r"vary: train.epochs needs a list of values"),
+        ("vary: {train.epochs: []}", r"vary: train.epochs needs a list of values"),
+        ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
+        ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
+        ("vary: {train.epochs: [1, 1]}", r"vary: train.epochs names 1 twice"),
+        ("vary: {seed: [1, 2]}", r"vary: seed cannot vary; .* set `seeds`"),
+        ("vary: {model.crop: [1, 2]}", r"vary: model.crop cannot vary"),
+        ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .* \(`base`\)"),
+        ("vary: [train.epochs]", r"vary must hold `KEY: \[1, 2\]` lines"),
+        (
+            "downstreams: [fewer]",
+            r"downstreams: 'fewer' is not a set of .*'few'",
+        ),
+        ("downstreams: [few, few]", r"downstreams names few twice"),
+        ("downstreams: few", r"downstreams must list sets"),
+        ("downstreams: []", r"downstreams must list sets"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_files_name(
+    folder: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=r"varied\.yaml.*" + message):
+        planned(folder, tmp_path, text + "\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_thousand_columns_are_planned_in_seconds(tmp_path: Path) -> None:
+    words = ("vary={optimizer.lr: [" + ", ".join(f"{k}e-5" for k in range(1, 126)) + "]}",)
+    started = time.process_time()
+    plan = campaign.plan("emoji", [f"runs={tmp_path}", *words], 2)
+    assert len(plan.columns) == 1000
+    assert time.process_time() - started < 15

@@ -1,0 +1,85 @@
+"""Rows of a campaign that are a method once more, under another name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import recipe
+from engine.errors import RecipeError
+from engine.recipe.request import Request
+
+ROWS = """\
+extends: emoji
+methods:
+  ewc_paper: {base: ewc, method: {variant: paper}}
+  ewc_strong: {base: ewc, method: {lam: 10.0}, optimizer: {lr: 0.001}}
+  third: {base: wise_ft, method: {alpha: 0.3}}
+  named: {base: soup, title: All of them, method: {variant: paper}}
+"""
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> str:
+    file = tmp_path / "rows.yaml"
+    file.write_text(ROWS)
+    return str(file)
+
+
+def test_a_row_has_its_bases_settings_and_over_them_its_own(campaign):
+    base = recipe.load(campaign, method="ewc")
+    paper = recipe.load(campaign, method="ewc_paper")
+    strong = recipe.load(campaign, method="ewc_strong")
+    assert (paper.method.module, paper.method.name) == ("ewc", "ewc")
+    assert (base.method.variant, paper.method.variant) == ("canonical", "paper")
+    assert (base.method.fisher_images, strong.method.fisher_images) == (400, 400)
+    assert (base.method.lam, paper.method.lam, strong.method.lam) == (1.0, 1.0, 10.0)
+    assert (base.optimizer.lr, strong.optimizer.lr) == (3e-4, 1e-3)
+
+
+def test_a_title_is_the_bases_with_what_differs_unless_it_is_given(campaign):
+    titles = {
+        name: recipe.load(campaign, method=name).method.title
+        for name in ("ewc", "ewc_paper", "ewc_strong", "third", "named")
+    }
+    assert titles == {
+        "ewc": "EWC",
+        "ewc_paper": "EWC (paper)",
+        "ewc_strong": "EWC, lam 10.0, optimizer.lr 0.001",
+        "third": "WiSE-FT, alpha 0.3",
+        "named": "All of them",
+    }
+
+
+def test_rows_are_selected_by_their_names(campaign):
+    assert recipe.methods_of(campaign, ["methods=[third,ewc_paper]"]) == ["ewc_paper", "third"]
+    first = recipe.load(campaign, ["methods=[third,ewc_paper]"])
+    assert first.method.title == "EWC (paper)"
+
+
+def test_what_a_row_needs_is_in_its_variant(campaign):
+    request = Request(campaign)
+    soup = request.recipe("named")
+    assert request.for_needs(soup).recipe("ewc").method.variant == "paper"
+    assert request.for_needs(soup).recipe("ewc").method.fisher_images == 400
+    third = request.recipe("third")
+    assert request.for_needs(third).recipe("fine_tune") == request.recipe("fine_tune")
+    again = request.for_needs(soup)
+    assert again.for_needs(again.recipe("lp_ft")) == again
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{base: ewcc}", r"rows.yaml \(methods.x\): base: there is no method 'ewcc'; did you mean"),
+        ("{base: ewc_paper}", r"rows.yaml \(methods.x\): ewc_paper has a base itself"),
+        ("{base: ewc, methd: {lam: 1}}", r"rows.yaml \(methods.x\): unknown key 'methd'"),
+        ("ewc", r"rows.yaml \(methods.x\) must hold `key: value` lines, not 'ewc'"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(campaign, row, message):
+    file = Path(campaign)
+    file.write_text(f"{ROWS}  x: {row}\n")
+    with pytest.raises(RecipeError, match=message):
+        recipe.load(campaign, method="x")
