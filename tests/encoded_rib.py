@@ -18,7 +18,7 @@ from engine.recipe.request import Request
 
 RECIPE = """\
 model: vit_tiny_random
-dataset: imagenet_rib
+dataset: {extends: imagenet_rib, objectnet_terms: accepted}
 method: fine_tune
 downstream: objectnet
 optimizer: {name: sgd, lr: 0.05}

@@ -34,8 +34,8 @@ LICENCE = (
     "ObjectNet may be used for research and in products with attribution (its licence follows "
     "CC BY 4.0), with two conditions of its own: no model's parameters may be tuned on it, and a "
     "single image may be published only with its red frame. It is a test set: evaluating on it is "
-    "within these terms, fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
-    "agreed. See objectnet.dev."
+    "within these terms; fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
+    "agreed, and needs dataset.objectnet_terms=accepted. See objectnet.dev."
 )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from engine.measures.bootstrap import Ends
 from engine.measures.rows import Arm
-from engine.measures.standings import Standings, counted, signed
+from engine.measures.standings import Standings, signed
 from engine.report import charts
 from engine.report.plot import ticks
+from engine.report.table import averaged_over, measured_on
 
 ABSENT = "–"
 GLOSSARY = {
@@ -47,7 +48,7 @@ def ranking(one: Standings, page: Page) -> str:
     ranked = one.ranked()
     if not ranked:
         return ""
-    reference = reference_of(one, page.published).get("mri", {})
+    reference = published_mri(one, page.published)
     ends = [end for line in ranked for end in (line.mri.mri, line.mri.mri_low, line.mri.mri_high)]
     axis = ticks(min(0.0, *ends), max(0.0, *ends), 5)
     head = ["<th>method</th>", f'<th class="chart">{charts.bar_axis(axis)}</th>', "<th>mRI</th>"]
@@ -76,7 +77,9 @@ def ranking(one: Standings, page: Page) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return section(
         "Mean robustness improvement",
-        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on. Bars start "
+        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on"
+        + ("" if one.is_square else f", over {averaged_over(one)}")
+        + ". Bars start "
         "at the pre-trained model; the line across a bar's end is its 95% interval.",
         table(head, rows),
     )
@@ -87,18 +90,21 @@ def models(found: Sequence[Standings], page: Page) -> str:
     end = charts.scale_end(line.mri.mri for one in found for line in one.lines)
     titles = dict.fromkeys(line.title for one in found for line in one.lines)
     head = ["<th>method</th>", *(f"<th>{_breakable(one.model)}</th>" for one in found)]
+    brackets = any(published_mri(one, page.published) for one in found)
     rows = []
     for title in titles:
         cells = [f'<th scope="row">{escape(title)}</th>']
         for one in found:
             line = next((line for line in one.lines if line.title == title), None)
-            known = reference_of(one, page.published).get("mri", {})
+            known = published_mri(one, page.published)
             note = signed(known[line.arm.method]) if line and line.arm.method in known else ""
             cells.append(_tinted(line.mri.mri if line else None, end, note))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return section(
         "Mean robustness improvement by pre-trained model",
-        "mRI in points" + ("; in brackets the published number." if page.published else "."),
+        "mRI in points"
+        + ("" if found[0].is_square else f", over {averaged_over(found[0])}")
+        + ("; in brackets the published number." if brackets else "."),
         table(head, rows, kind="even"),
     )
 
@@ -214,18 +220,10 @@ def sheet(png: bytes | None) -> str:
 
 def how_to_read(found: Sequence[Standings], page: Page) -> str:
     """What the numbers mean, and what they cannot say."""
-    n = len(found[0].sets)
     texts = [
-        f"RI of a method on one set is the mean, over the {counted('other set', n - 1)}, of "
-        "accuracy after fine-tuning minus accuracy before; mRI is the mean of RI over the "
-        f"{n} sets. Mean accuracy on the other sets is therefore mRI plus the mean accuracy "
-        "before: "
-        + ", ".join(
-            f"{fmean(one.before[name] for name in one.sets):.1f}%"
-            + f" ({one.model})" * (len(found) > 1)
-            for one in found
-        )
-        + ".",
+        f"RI of a method on one set is the mean, over {measured_on(found[0])}, of accuracy after "
+        "fine-tuning minus accuracy before; mRI is the mean of RI over "
+        f"{averaged_over(found[0])}. " + _identity(found),
         "A positive mRI means that learning one set carried over to the others; a negative one "
         "means that it damaged what the pre-trained model could do. The set fine-tuned on and the "
         f"{page.upstream} set are shown, but are no part of RI.",
@@ -246,6 +244,21 @@ def how_to_read(found: Sequence[Standings], page: Page) -> str:
         texts.append(f"Published numbers: {page.published['source']}.")
     content = "".join(f"<p>{escape(text)}</p>" for text in texts)
     return f"<section><h2>How to read this</h2>{content}</section>"
+
+
+def _identity(found: Sequence[Standings]) -> str:
+    """What mRI says of accuracy. It holds where each set is left out once."""
+    if not found[0].is_square:
+        return "The sets that are only evaluated count in RI of every column."
+    before = (
+        f"{fmean(one.before[name] for name in one.sets):.1f}%"
+        + f" ({one.model})" * (len(found) > 1)
+        for one in found
+    )
+    return (
+        "Mean accuracy on the other sets is therefore mRI plus the mean accuracy before: "
+        f"{', '.join(before)}."
+    )
 
 
 def glossary(found: Sequence[Standings]) -> str:
@@ -276,6 +289,14 @@ def reference_of(one: Standings, published: Mapping[str, Any] | None) -> Mapping
     models = (published or {}).get("models", {})
     by_timm = {entry.get("timm"): entry for entry in models.values() if entry.get("timm")}
     return models.get(one.model) or by_timm.get(one.model) or {}
+
+
+def published_mri(one: Standings, published: Mapping[str, Any] | None) -> Mapping[str, float]:
+    """The published mRI by method. Nothing where ours is the mean over other columns: the published
+    ones are over `downstreams` sets, which are also those of RI."""
+    if not one.is_square or len(one.sets) != (published or {}).get("downstreams"):
+        return {}
+    return reference_of(one, published).get("mri", {})
 
 
 def _tinted(value: float | None, end: float, note: str = "") -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine import recipe
 from engine.measures.metrics import PRE, Accuracy, Mri, improvements
 from engine.measures.standings import signed, standings
-from engine.report import charts, console, page
+from engine.report import charts, console, page, sections
 from engine.report.plot import ticks
 from engine.report.table import set_head, table
 
@@ -248,7 +248,7 @@ def test_heat_map_holds_every_cell_and_marks_the_diagonal():
 
 
 def test_published_numbers_stand_beside_ours_for_their_model_only(tmp_path):
-    published = recipe.published()
+    published = recipe.published() | {"downstreams": len(SETS)}
     for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
         rows, mri = campaign(model=model)
         text = Balanced(write(tmp_path, rows, mri, published=published)).text
@@ -256,6 +256,28 @@ def test_published_numbers_stand_beside_ours_for_their_model_only(tmp_path):
         assert published["source"] in text
     assert "published mRI" not in write(tmp_path, *campaign(), published=published)
     assert "ublished" not in Balanced(write(tmp_path, *campaign())).text
+    rows, mri = campaign(model="LAION-2B")
+    over_eight = Balanced(write(tmp_path, rows, mri, published=recipe.published())).text
+    assert recipe.published()["downstreams"] == 8 and "published mRI" not in over_eight
+
+
+def test_an_mri_over_some_of_the_sets_is_named_so_and_has_no_published_one():
+    rows, mri = campaign(model="LAION-2B")
+    rows = [row for row in rows if row.downstream != SETS[0]]
+    arranged = {"sets": SETS, "upstream": "up", "methods": METHODS, "downstreams": SETS[1:]}
+    (one,) = standings(rows, mri, **arranged)
+    assert "mRI: its mean over 3 downstream sets." in " ".join(table([one]).split())
+    published = recipe.published() | {"downstreams": len(SETS)}
+    of_page = sections.Page("up", published, "own")
+    for text in (sections.ranking(one, of_page), sections.models([one, one], of_page)):
+        assert "over 3 downstream sets" in text
+        assert "published mRI" not in text and "in brackets" not in text and "38.1" not in text
+    read = sections.how_to_read([one], of_page)
+    assert "mRI is the mean of RI over 3 downstream sets. The sets that are only eval" in read
+    assert "mRI plus the mean accuracy" not in read
+    assert "over the 3 other sets" in read
+    whole = sections.how_to_read([arrange(*campaign())], of_page)
+    assert "mRI plus the mean accuracy before: " in whole
 
 
 def test_published_numbers_are_the_slides():
