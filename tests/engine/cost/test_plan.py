@@ -189,7 +189,7 @@ def test_the_published_grid() -> None:
     assert sum(w.rows for w in base) == sum(found.images.values())
     device = estimate.Device()
     hours = [found.hours(device, gpus) for gpus in (1, 8)]
-    assert hours == [pytest.approx(6.6, abs=0.05), pytest.approx(1.1, abs=0.05)]
+    assert hours == [pytest.approx(6.0, abs=0.05), pytest.approx(1.1, abs=0.05)]
     column = [w for w in found.work if w.job == "imagenet_r"]
     header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
     for method, title in HEADERS.items():

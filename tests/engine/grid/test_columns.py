@@ -50,8 +50,8 @@ def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
     with pytest.raises(RecipeError, match=r"licence forbids .*dataset\.objectnet_terms=accepted"):
         recipe.load(*cell)
     assert recipe.load(cell[0], [*cell[1], opened]).downstream == "objectnet"
-    with pytest.raises(RecipeError, match="objectnet_terms='yes' is not possible"):
-        recipe.load("imagenet_rib", ["dataset.objectnet_terms=yes"])
+    with pytest.raises(RecipeError, match="objectnet_terms='maybe' is not possible"):
+        recipe.load("imagenet_rib", ["dataset.objectnet_terms=maybe"])
     own = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
     assert recipe.load("imagenet_rib", own).downstream == "objectnet", "a folder of that name"
 
