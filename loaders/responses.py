@@ -92,7 +92,7 @@ def _response(stream: HTTPResponse, start: int) -> Response:
     sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
     if sent is None or int(sent[1]) != start:
         stream.close()
-        raise Unavailable("the server sends other bytes than it was asked for")
+        raise Unavailable("the server sends bytes of another place in the file")
     return Response(stream, start, None if sent[2] == "*" else int(sent[2]), version)
 
 

@@ -97,8 +97,8 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
 
         def _file(self, file: File) -> None:
             start, same = 0, self.headers.get("If-Range") in (None, file.tag)
-            if file.ranges and same and (asked := self.headers.get("Range")):
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if file.ranges and same and (begins := self.headers.get("Range")):
+                start = int(begins.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(file.content):
                     self.send_error(416)
                     return

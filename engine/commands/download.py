@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.machine import quiet
 
 if TYPE_CHECKING:
-    from engine.data.downloads import Record, Wanted
+    from engine.data.downloads import Record, Target
     from engine.data.sources import Source
 
 ALL = "all"
@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("sets", nargs="*", metavar="SET", help="imagenet_v2, ..., or all")
     parser.add_argument("--to", type=Path, metavar="DIR", help="folder of all sets")
     parser.add_argument(
-        "--from", type=Path, metavar="DIR", dest="local", help="take files that are here already"
+        "--from", type=Path, metavar="DIR", dest="local", help="take the files that this folder has"
     )
     parser.add_argument("--accept", action="store_true", help="accept the terms of the sets")
     parser.add_argument(
@@ -74,15 +74,15 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
         lacking = downloads.missing(folder, name, source)
         if not lacking:
             print(f"{name} is there: {folder / name}")
-        for wanted in lacking:
-            if not wanted.archive.is_file() and arguments.local is not None:
-                downloads.take(wanted, arguments.local, record)
-            if not wanted.archive.is_file() and not wanted.file.addresses:
-                faults.append(f"{name}: {wanted.file.name} is missing. {source.form}")
+        for target in lacking:
+            if not target.archive.is_file() and arguments.local is not None:
+                downloads.take(target, arguments.local, record)
+            if not target.archive.is_file() and not target.file.addresses:
+                faults.append(f"{name}: {target.file.name} is missing. {source.form}")
             else:
-                missing.append(wanted)
+                missing.append(target)
     passwords = _passwords(missing)
-    sizes = {wanted.key: _size(wanted) for wanted in missing}
+    sizes = {target.key: _size(target) for target in missing}
     _check_room(missing, sizes, folder)
     return faults + transfer.run(missing, sizes, record, arguments.parallel, passwords)
 
@@ -104,25 +104,25 @@ def _accept(sources: Mapping[str, Source], record: Record, yes: bool) -> None:
         record.accept(name, source)
 
 
-def _passwords(missing: Sequence[Wanted]) -> dict[str, str]:
+def _passwords(missing: Sequence[Target]) -> dict[str, str]:
     """The passwords of zip files, which the user types before the hours of a download."""
     passwords = {}
-    for wanted in missing:
-        if wanted.source.password and sys.stdin.isatty():
-            print(f"{wanted.file.name} opens with a password: {wanted.source.password}")
-            passwords[wanted.key] = getpass.getpass("Password (it is not stored): ")
+    for target in missing:
+        if target.source.password and sys.stdin.isatty():
+            print(f"{target.file.name} opens with a password: {target.source.password}")
+            passwords[target.key] = getpass.getpass("Password (it is not stored): ")
     return passwords
 
 
-def _check_room(missing: Sequence[Wanted], sizes: Mapping[str, int], folder: Path) -> None:
+def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Path) -> None:
     """Print what will be downloaded. Raises ValueError if the disk has no room for it."""
     needed = 0
-    for wanted in missing:
-        size = sizes[wanted.key]
+    for target in missing:
+        size = sizes[target.key]
         shown = f"{size / 1e9:.2f} GB" if size else "size not known"
-        there = f", {wanted.arrived / 1e9:.2f} GB of it is there" if wanted.arrived else ""
-        print(f"{wanted.name}: {wanted.file.name}, {shown}{there}")
-        needed += size * _copies(wanted) - wanted.arrived
+        there = f", {target.arrived / 1e9:.2f} GB of it is there" if target.arrived else ""
+        print(f"{target.name}: {target.file.name}, {shown}{there}")
+        needed += size * _copies(target) - target.arrived
     free = shutil.disk_usage(folder).free
     if missing:
         total = sum(sizes.values())
@@ -135,25 +135,25 @@ def _check_room(missing: Sequence[Wanted], sizes: Mapping[str, int], folder: Pat
         )
 
 
-def _copies(wanted: Wanted) -> int:
+def _copies(target: Target) -> int:
     """How often a file's bytes are on the disk at the most: while it is unpacked."""
-    return 2 if wanted.file.unpack == "zip" or wanted.file.name.endswith((".gz", ".tgz")) else 1
+    return 2 if target.file.unpack == "zip" or target.file.name.endswith((".gz", ".tgz")) else 1
 
 
-def _size(wanted: Wanted) -> int:
+def _size(target: Target) -> int:
     """Bytes of a file: published, or as a server says; 0 if nobody says."""
     from loaders import responses
 
-    if wanted.archive.is_file():
-        return wanted.arrived
-    for address in () if wanted.file.bytes else wanted.file.addresses:
+    if target.archive.is_file():
+        return target.arrived
+    for address in () if target.file.bytes else target.file.addresses:
         try:
             response = responses.open_at(address)
         except responses.ERRORS:
             continue
         with response.stream:
             return response.total or 0
-    return wanted.file.bytes
+    return target.file.bytes
 
 
 def _models(names: Sequence[str]) -> list[str]:

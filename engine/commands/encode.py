@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.all:
         _encode_all(resolved, arguments)
     else:
-        _encode(resolved, arguments.set, arguments.source, arguments)
+        _encode(resolved, str(arguments.set), arguments.source, arguments)
 
 
 def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:

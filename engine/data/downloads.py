@@ -33,7 +33,7 @@ RECORD = "downloads.json"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Target:
     """A file that is to be in a folder, of the set `name`."""
 
     folder: Path
@@ -117,68 +117,68 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def take(wanted: Wanted, folder: Path, record: Record) -> bool:
+def take(target: Target, folder: Path, record: Record) -> bool:
     """Take a file that the user has in `folder`, as a link or a copy. False if it is not there.
 
     Raises Mismatch where it is not the published file.
     """
-    path = folder / wanted.file.name
+    path = folder / target.file.name
     if not path.is_file():
         return False
     try:
-        download.check(path, wanted.file.remote(record.checksum(wanted.key)))
+        download.check(path, target.file.remote(record.checksum(target.key)))
     except download.Mismatch as error:
         raise download.Mismatch(f"{path} is not the published file: {error}") from error
-    wanted.archive.parent.mkdir(parents=True, exist_ok=True)
-    fresh = wanted.archive.with_name(f"{wanted.file.name}.copy")
+    target.archive.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.archive.with_name(f"{target.file.name}.copy")
     fresh.unlink(missing_ok=True)
     try:
         os.link(path, fresh)
     except OSError:  # on another file system
         shutil.copyfile(path, fresh)
-    fresh.replace(wanted.archive)
-    _note(wanted, str(path.absolute()), record)
+    fresh.replace(target.archive)
+    _note(target, str(path.absolute()), record)
     return True
 
 
-def fetch(wanted: Wanted, record: Record, progress: Progress) -> None:
-    """Download a file to `wanted.archive`; raises as `loaders.download.fetch`."""
-    remote = wanted.file.remote(record.checksum(wanted.key))
-    address = download.fetch(remote, wanted.archive.parent, progress)
-    if address or not record.knows(wanted.key):
-        _note(wanted, address, record)
+def fetch(target: Target, record: Record, progress: Progress) -> None:
+    """Download a file to `target.archive`; raises as `loaders.download.fetch`."""
+    remote = target.file.remote(record.checksum(target.key))
+    address = download.fetch(remote, target.archive.parent, progress)
+    if address or not record.knows(target.key):
+        _note(target, address, record)
 
 
-def unpack(wanted: Wanted, password: str = "") -> Iterator[tuple[int, int]]:
+def unpack(target: Target, password: str = "") -> Iterator[tuple[int, int]]:
     """Bring an archive's content to its place. Yields how many members of a zip file are done.
 
     Raises ValueError naming a file that is damaged, or another password.
     """
-    if wanted.file.unpack == "zip":
-        yield from archives.unzip(wanted.archive, wanted.place, password)
-    elif wanted.file.unpack == "labels":
-        lines = "".join(f"{wnid}\n" for wnid in devkit.wnids(wanted.archive))
-        write_atomic(wanted.place, lines.encode())
-        wanted.archive.unlink()
+    if target.file.unpack == "zip":
+        yield from archives.unzip(target.archive, target.place, password)
+    elif target.file.unpack == "labels":
+        lines = "".join(f"{wnid}\n" for wnid in devkit.wnids(target.archive))
+        write_atomic(target.place, lines.encode())
+        target.archive.unlink()
     else:
-        archives.to_tar(wanted.archive, wanted.place)
+        archives.to_tar(target.archive, target.place)
 
 
-def _note(wanted: Wanted, address: str, record: Record) -> None:
+def _note(target: Target, address: str, record: Record) -> None:
     """Record where a file is from. A file without a published checksum gets one now."""
-    file = wanted.file
-    values: dict[str, Any] = {"from": address, "bytes": wanted.archive.stat().st_size}
+    file = target.file
+    values: dict[str, Any] = {"from": address, "bytes": target.archive.stat().st_size}
     if file.sha256 or file.md5:
         values |= {"sha256": file.sha256} if file.sha256 else {"md5": file.md5}
     else:
-        values["recorded_sha256"] = file_hash(wanted.archive)
-    record.add(wanted.key, **values)
+        values["recorded_sha256"] = file_hash(target.archive)
+    record.add(target.key, **values)
 
 
-def missing(folder: Path, name: str, source: Source) -> list[Wanted]:
+def missing(folder: Path, name: str, source: Source) -> list[Target]:
     """The files of a set whose content is not in the folder."""
-    every = [Wanted(folder, name, source, file) for file in source.files]
-    return [wanted for wanted in every if not wanted.place.exists()]
+    every = [Target(folder, name, source, file) for file in source.files]
+    return [target for target in every if not target.place.exists()]
 
 
 def set_names(sources: dict[str, Source]) -> list[str]:

@@ -65,7 +65,7 @@ def test_cut_connections_are_resumed_where_they_ended(
     address = web("a", content=CONTENT, cuts=[100_000, 50_000])
     fetch(remote(address, checksum=checksum, size=0), tmp_path)
     assert arrived(tmp_path) == CONTENT
-    assert [asked for _, asked in web.requests] == ["", "bytes=100000-", "bytes=150000-"]
+    assert [range_ for _, range_ in web.requests] == ["", "bytes=100000-", "bytes=150000-"]
 
 
 def test_a_later_call_goes_on(web: Web, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_part_of_another_version_is_dropped_by_the_checksum(web: Web, tmp_path
     (tmp_path / "a.tar.part").write_bytes(b"x" * 1000)
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT
-    assert [asked for _, asked in web.requests] == ["bytes=1000-", ""]
+    assert [range_ for _, range_ in web.requests] == ["bytes=1000-", ""]
 
 
 def test_a_part_longer_than_the_file_is_dropped(web: Web, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_part_longer_than_the_file_is_dropped(web: Web, tmp_path: Path) -> Non
     assert arrived(tmp_path) == CONTENT
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "a.tar.part").write_bytes(CONTENT + b"more")
-    fetch(remote(address, size=0), tmp_path / "b")  # here the server says 416
+    fetch(remote(address, size=0), tmp_path / "b")  # now the server answers 416
     assert arrived(tmp_path / "b") == CONTENT
 
 
@@ -190,13 +190,15 @@ def test_a_slow_mirror_is_left_and_taken_again_where_no_other_has_the_file(
     quick = web("quick", content=CONTENT)
     assert fetch(remote(slow, quick), tmp_path / "two", impatient) == quick
     assert arrived(tmp_path / "two") == CONTENT
-    assert web.requests[-1][1].startswith("bytes="), "what the slow mirror gave is not asked again"
+    assert web.requests[-1][1].startswith("bytes="), (
+        "what the slow mirror gave stays"
+    )
     gone = f"{web.address}/gone"
     assert fetch(remote(slow, gone), tmp_path / "gone", impatient) == slow
     assert arrived(tmp_path / "gone") == CONTENT
 
 
-def test_a_full_disk_is_told_before_and_while_it_fills(
+def test_a_full_disk_is_reported_before_and_while_it_fills(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = web("a", content=CONTENT)

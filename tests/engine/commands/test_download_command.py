@@ -41,12 +41,12 @@ def web(server: Web, published: Published) -> Web:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A user at a terminal, who knows the password and accepts the terms; what was asked."""
-    asked: list[str] = []
+    """A user at a terminal, who knows the password and accepts the terms; the questions."""
+    questions: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("getpass.getpass", lambda text: asked.append(text) or PASSWORD)
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
-    return asked
+    monkeypatch.setattr("getpass.getpass", lambda text: questions.append(text) or PASSWORD)
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or "y")
+    return questions
 
 
 def rib(published: Published, folder: Path, *words: str) -> int:
@@ -77,7 +77,7 @@ def test_every_set_comes_in_a_form_that_is_read(
     assert (published.of_form / "ILSVRC2012_img_val.tar").is_file(), "the user's file stays"
 
 
-def test_what_is_there_is_not_asked_for_again(
+def test_what_is_there_is_not_requested_again(
     web: Web, published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert rib(published, tmp_path, "imagenet_a", "imagenet_c", "--accept") == 0
@@ -207,7 +207,7 @@ def test_a_file_without_a_published_checksum_gets_one(
     assert "downloads.json is not JSON" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_before_anything_is_downloaded(
+def test_a_full_disk_is_reported_before_anything_is_downloaded(
     web: Web,
     published: Published,
     tmp_path: Path,

@@ -213,7 +213,7 @@ def test_the_grids_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "imagenet_rib_paper", "model=all", "runs=/nonexistent"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("variant paper") == 7
-    assert "all 7 models: 230 hours on one GPU, 32.9 on eight; 70 jobs; disk" in shown
+    assert "all 7 models: 203 hours on one GPU, 32.9 on eight; 63 jobs; disk" in shown
     assert "packs of 3 transforms among it" in shown
 
 

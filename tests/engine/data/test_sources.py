@@ -42,9 +42,9 @@ def test_every_set_of_the_benchmark_has_a_source_with_a_checksum() -> None:
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=f"(?s)mine.yaml: .*{message}"):
-        sources.read(tmp_path / "mine.yaml")
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=f"(?s)list.yaml: .*{message}"):
+        sources.read(tmp_path / "list.yaml")
 
 
 def test_sets_are_located_by_their_usual_names(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ OPTIONS = {
     "dataset.holdout": 0.25,
     "dataset.pack_format": "raw",
     "dataset.objectnet": "corrected",
+    "dataset.objectnet_terms": "test_only",
     "dataset.subsample": "50000",
     "dataset.undecodable": "refuse",
     "dataset.background": "white",
