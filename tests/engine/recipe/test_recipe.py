@@ -54,6 +54,7 @@ OPTIONS = {
     "dataset.portion": 1.0,
     "dataset.pack_format": "raw",
     "dataset.objectnet": "corrected",
+    "dataset.objectnet_terms": "test_only",
     "dataset.subsample": "50000",
     "dataset.undecodable": "refuse",
     "dataset.background": "white",
