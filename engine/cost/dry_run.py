@@ -228,7 +228,7 @@ class PlannedContext(Context[PlannedCell]):
         context = self.dry_run.context(self.job, recipe)
         cells, name = self.dry_run.cells, context.name
         if name not in cells:
-            method = modules.find(recipe.method.module).Method(recipe.method)
+            method = modules.method_of(recipe)
             if isinstance(method, Mixed):
                 entries = method.entries(context)
                 cells[name] = PlannedCell(name, entries, name, chosen=context.compared)

@@ -61,7 +61,7 @@ class Builder(Context[Cell]):
         artifact = self.run.find("cells", label, key)
         if artifact is not None and self._has_parents(Cell(artifact)):
             return Cell(artifact)
-        method = modules.find(recipe.method.module).Method(recipe.method)
+        method = modules.method_of(recipe)
         if isinstance(method, Mixed):
             entries = method.entries(self)
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import RecipeError, nearest
+from engine.recipe import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
@@ -67,10 +68,7 @@ def path_of(group: str, name: str) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """What a file says. RecipeError where it is no YAML of `key: value` lines."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = yaml_text.read(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold `key: value` lines")
     return values
@@ -159,13 +157,14 @@ def model_of(campaign: str) -> str | None:
 def key_and_value(word: str) -> tuple[str, str]:
     """The two sides of an override. RecipeError where it is no `key=value`."""
     key, equals, value = word.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"{word!r} is not an override; write key=value, such as train.epochs=1")
+    if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
+        raise RecipeError(f"{word!r:.200} is not an override; write key=value, such as train.epochs=1")
     return key, value
 
 
 def parsed(word: str) -> dict[str, Any]:
     """The nested sections that an override such as `train.epochs=1` stands for."""
+    yaml_text.parse(key_and_value(word)[1], f"override {word!r:.200}")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([word]))  # type: ignore[return-value]
     except (OmegaConfBaseException, yaml.YAMLError) as error:

@@ -53,7 +53,7 @@ def method_options(layers: Sequence[Layer]) -> MethodRecipe:
     if not module:
         raise RecipeError(f"{source}: method.module has no value; set it")
     try:
-        return modules.find(module).Recipe()
+        return modules.options(module)
     except ValueError as error:
         raise RecipeError(f"{source}: {error}") from error
 
