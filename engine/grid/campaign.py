@@ -16,6 +16,7 @@ from typing import Any
 from engine import recipe
 from engine.errors import RecipeError
 from engine.machine.files import digest
+from engine.recipe import modules
 from engine.recipe.schema import Recipe
 from engine.store import artifacts
 from loaders.files import file_hash
@@ -40,7 +41,7 @@ class Plan:
 
 
 def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
-    """Resolve every cell of a campaign.
+    """Resolve every cell of a campaign. No user's method runs; see `check_users_methods`.
 
     Raises RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
     """
@@ -90,15 +91,29 @@ def _check_words(overrides: Sequence[str]) -> None:
             )
 
 
-def _check_siblings(name: str, overrides: Sequence[str], cell: Recipe) -> None:
+def check_users_methods(plan: Plan) -> None:
+    """Run the files of users' methods, for what only they can refuse, before any work is done.
+
+    Raises RecipeError as `plan` does, and where a method's `check` refuses its cell.
+    """
+    for method in plan.methods:
+        cell = recipe.load(plan.name, plan.overrides, method=method)
+        if modules.is_users(cell.method.module):
+            modules.method_of(cell)
+        _check_siblings(plan.name, plan.overrides, cell, run_users=True)
+
+
+def _check_siblings(
+    name: str, overrides: Sequence[str], cell: Recipe, run_users: bool = False
+) -> None:
     """Raise RecipeError if a method is made of methods that do not exist or do not train."""
     from engine.methods import base  # imports torch, which a finished campaign does not need
 
     def load(method: str) -> Recipe:
         return recipe.load(name, overrides, method=method)
 
-    for sibling in base.siblings(cell.method, load):
-        _check_siblings(name, overrides, sibling)
+    for sibling in base.siblings(cell.method, load, run_users=run_users):
+        _check_siblings(name, overrides, sibling, run_users)
 
 
 def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:

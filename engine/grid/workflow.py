@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CampaignError
-from engine.grid.campaign import Plan, finished
+from engine.grid.campaign import Plan, check_users_methods, finished
 from engine.machine.files import write_atomic
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
@@ -33,6 +33,7 @@ POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
+PLAN = "RIB_PLAN"  # the variable that names the plan; a word of the command would be read as YAML
 LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -51,12 +52,13 @@ def run(plan: Plan, cores: int, profile: Path | None = None, *, dry_run: bool = 
         command = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            *("--directory", str(path.parent), "--config", f"plan={path}"),
+            *("--directory", str(path.parent)),
             *(() if profile is None else ("--profile", str(profile.resolve()))),
         ]
         if dry_run:
             _show_jobs(command, plan)
             return
+        check_users_methods(plan)
         _clean(plan)
         _watch(command, plan, path.parent)
 
@@ -130,7 +132,12 @@ def _clean(plan: Plan) -> None:
 
 
 def _show_jobs(command: Sequence[str], plan: Plan) -> None:
-    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--dry-run"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {PLAN: str(plan.path)},
+    )
     output = done.stdout + done.stderr
     if done.returncode:
         raise CampaignError(f"{plan.name} cannot be planned: {output.strip().splitlines()[-1]}")
@@ -149,7 +156,8 @@ def _watch(command: Sequence[str], plan: Plan, place: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {LEASH: f"{socket.gethostname()} {os.getpid()}"},
+            env=os.environ
+            | {PLAN: str(plan.path), LEASH: f"{socket.gethostname()} {os.getpid()}"},
         )
         try:
             _show_progress(process, plan, place)

@@ -2,16 +2,20 @@
 # Cells and predictions are artefacts with markers of their own and are not declared here, so that
 # an interruption deletes nothing: a job that runs again finds what it had finished.
 import json
+import os
 from pathlib import Path
 
-plan = json.loads(Path(config["plan"]).read_text())
-done = Path(config["plan"]).parent / "done"
+envvars: "RIB_PLAN"
+
+plan_path = os.environ["RIB_PLAN"]
+plan = json.loads(Path(plan_path).read_text())
+done = Path("done")  # beside the plan, in Snakemake's folder: a path may hold its wildcards' braces
 # -P: the working folder is the user's and may hold packages of our names; :q quotes for the shell.
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
 JOB = (
     "cd {plan[cwd]:q} && OMP_NUM_THREADS={threads} RIB_PROGRESS=off "
     "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "
-    "{plan[python]:q} -P -m engine.commands.job {rule} --plan {config[plan]:q}"
+    "{plan[python]:q} -P -m engine.commands.job {rule} --plan {plan_path:q}"
 )
 
 

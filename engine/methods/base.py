@@ -113,14 +113,20 @@ class Mixed:
         raise NotImplementedError
 
 
-def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[Recipe]:
+def siblings(
+    recipe: MethodRecipe, load: Callable[[str], Recipe], *, run_users: bool = True
+) -> list[Recipe]:
     """The recipes of the methods that a cell needs; `load` resolves a method by its name.
 
-    Raises RecipeError for a needed method that mixes cells, and so has no weights.
+    run_users: whether users' files may run; without, what they need stays unknown. Raises
+    RecipeError for a needed method that mixes cells, and so has no weights.
     """
+    if modules.is_users(recipe.module) and not run_users:
+        return []
     recipes = [load(name) for name in modules.find(recipe.module).Method(recipe).needs]
     for needed in recipes:
-        if issubclass(modules.find(needed.method.module).Method, Mixed):
+        readable = run_users or not modules.is_users(needed.method.module)
+        if readable and issubclass(modules.find(needed.method.module).Method, Mixed):
             raise RecipeError(
                 f"{recipe.name} needs {needed.method.name}, which mixes cells and has no weights: "
                 "name methods that train"

@@ -25,6 +25,7 @@ ALLOWED = {
     "dataset.objectnet": ("corrected", "paper"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
+    "model.interpolation": (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
     "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
@@ -38,36 +39,40 @@ REMOVED = {  # keys of earlier versions, and what to do instead
     for name in ("epochs", "batch_size", "lr", "weight_decay")
 }
 _ANY = math.inf
+# What is larger is a slip of the pen: it would fill the memory before anything could refuse it.
+_PIXELS, _BATCH, _WIDTH = 4096, 65_536, 100_000
 _SEED = (0, 2**63 - 1)  # torch's
 # Key: lowest and highest value; a third entry names the limit that is not allowed itself.
 RANGES: dict[str, tuple[Any, ...]] = {
     "seed": _SEED,
-    "seeds": (1, _ANY),
-    "threads": (1, _ANY),
-    "train.epochs": (1, _ANY),
-    "train.batch_size": (1, _ANY),
-    "train.accumulation": (1, _ANY),
+    "seeds": (1, 1000),
+    "threads": (1, 1024),
+    "train.epochs": (1, 100_000),
+    "train.batch_size": (1, _BATCH),
+    "train.accumulation": (1, _BATCH),
     "train.warmup_steps": (0, _ANY),
     "train.clip": (0, _ANY),
-    "evaluate.batch_size": (1, _ANY),
+    "evaluate.batch_size": (1, _BATCH),
     "evaluate.budget": (0, 1, "low"),
     "evaluate.half_width": (0, _ANY, "low"),
     "optimizer.lr": (0, _ANY, "low"),
     "optimizer.momentum": (0, 1, "high"),
     "optimizer.eps": (0, _ANY),
     "optimizer.weight_decay": (0, _ANY),
-    "model.image_size": (1, _ANY),
-    "model.crop": (0, 1, "low"),
-    "model.projection": (0, _ANY),
+    "model.image_size": (1, _PIXELS),
+    "model.crop": (0.05, 1),
+    "model.projection": (0, _WIDTH),
     "model.head.l2": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
-    "dataset.classes": (0, _ANY),
-    "dataset.renderings": (1, _ANY),
-    "dataset.source_px": (1, _ANY),
+    "dataset.classes": (0, _WIDTH),
+    "dataset.renderings": (1, 1000),
+    "dataset.source_px": (1, _PIXELS),
     "dataset.holdout": (0, 1, "high"),
 }
-_NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks unfinished files
+# A leading dot marks unfinished files; braces are Snakemake's. Surrogates are no UTF-8.
+_NAME = re.compile(r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_NAME_BYTES = 100  # a cell's folder is named after a method and a set
 
 
 def check(recipe: Recipe, merged: Any) -> None:
@@ -100,6 +105,15 @@ def check(recipe: Recipe, merged: Any) -> None:
         raise RecipeError(
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
             f"{nearest(recipe.downstream, places)}"
+        )
+
+
+def check_name(key: str, name: str) -> None:
+    """Raise RecipeError for a name that cannot be part of a path."""
+    if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
+        raise RecipeError(
+            f"{key}: {name!r:.200} cannot be part of a path; use at most "
+            f"{_NAME_BYTES} bytes, without slashes, braces, line ends or a leading '.'"
         )
 
 
@@ -145,10 +159,7 @@ def _check_names(recipe: Recipe) -> None:
         *(("dataset.sets", name) for name in dataset.sets),
     ]
     for key, name in keys:
-        if not _NAME.fullmatch(name):
-            raise RecipeError(
-                f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
-            )
+        check_name(key, name)
     if dataset.kind == "emoji":
         from loaders.benchmarks import (
             emoji,

@@ -300,7 +300,7 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["model.mean=[0.5,0.5]"], "model.mean=[0.5, 0.5] must be three numbers"),
         ("emoji/ewc", ["model.mean=[0,0,2]"], "model.mean=2.0 must be at least 0 and at most 1"),
         ("emoji/ewc", ["model.std=[1,1,0]"], "model.std=0.0 must be above 0"),
-        ("emoji/ewc", ["model.crop=1.5"], "model.crop=1.5 must be above 0 and at most 1"),
+        ("emoji/ewc", ["model.crop=1.5"], "model.crop=1.5 must be at least 0.05 and at most 1"),
         ("emoji/ewc", ["seed=9223372036854775808"], "at most 9223372036854775807"),
         ("emoji/ewc", ["dataset.seed=9223372036854775808"], "at most 9223372036854775807"),
         ("emoji/wise_ft", ["method.alphas=[0.5,1.5]"], "method.alphas=1.5 must be at least 0"),
