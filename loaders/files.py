@@ -42,6 +42,14 @@ def read_small(path: Path, most: int = MOST) -> bytes:
     return data
 
 
+def read_json(path: Path) -> Any:
+    """The value in a small JSON file; ValueError naming it for anything else, as `read_small`."""
+    try:
+        return json.loads(read_small(path))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
+
+
 def canonical(value: Any) -> str:
     """The JSON text of a value, whatever the order of its keys; ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
