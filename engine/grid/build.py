@@ -56,12 +56,12 @@ class Builder(Context[Cell]):
 
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored."""
+        method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
         artifact = self.run.find("cells", label, key)
         if artifact is not None and self._has_parents(Cell(artifact)):
             return Cell(artifact)
-        method = modules.method_of(recipe)
         if isinstance(method, Mixed):
             entries = method.entries(self)
 

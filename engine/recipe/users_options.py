@@ -110,6 +110,12 @@ def _fields(body: ast.ClassDef) -> list[tuple[str, Any, Any]]:
                     f"line {line.lineno}: {ast.unparse(line)!r} is not NAME: TYPE = VALUE, of the "
                     f"types {', '.join((*TYPES, *GENERIC))} and a plain value: it is read, not run"
                 ) from error
+    decorators = [ast.unparse(node).partition("(")[0] for node in body.decorator_list]
+    if (fields or decorators) and decorators not in (["dataclass"], ["dataclasses.dataclass"]):
+        raise ValueError(
+            f"line {body.lineno}: a class of options needs @dataclass(frozen=True) above it, and "
+            "no more than that"
+        )
     return fields
 
 
@@ -120,8 +126,8 @@ def _type(node: ast.expr) -> Any:
             return TYPES[name]
         case ast.Constant(value=None):
             return NoneType
-        case ast.Constant(value=Ellipsis):
-            return ...
+        case ast.Constant(value=value) if value is ...:
+            return value
         case ast.BinOp(op=ast.BitOr()):
             return _type(node.left) | _type(node.right)
         case ast.Subscript(value=ast.Name(id=name)) if name in GENERIC:
