@@ -5,6 +5,7 @@ The only module that reads `recipes/`. It does not know what a recipe may say; s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from engine.recipe import yaml_text
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 ALL_MODELS = "model=all"
+OTHER_FORM = "a list stands for `key: value` lines, or such lines for a list"
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
 
 
@@ -74,8 +76,14 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_campaign(path: Path) -> dict[str, Any]:
-    """What a campaign's file says, merged over the campaign that it extends."""
+def read_campaign(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a campaign's file says, merged over the campaign that it extends.
+
+    extending: the campaigns that extend it. RecipeError where it is among them.
+    """
+    if path.resolve() in extending:
+        raise RecipeError(f"{path}: a campaign cannot extend itself")
+    extending = (*extending, path.resolve())
     values = read(path)
     base = values.pop("extends", None)
     if isinstance(values.get("methods"), dict):
@@ -85,8 +93,15 @@ def read_campaign(path: Path) -> dict[str, Any]:
         }
     if base is None:
         return values
-    merged = OmegaConf.merge(read_campaign(path_of("campaigns", str(base))), values)
-    return OmegaConf.to_container(merged)  # type: ignore[return-value]
+    return merged(str(path), read_campaign(path_of("campaigns", str(base)), extending), values)
+
+
+def merged(source: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers over each other; RecipeError where a list stands for `key: value` lines."""
+    try:
+        return OmegaConf.to_container(OmegaConf.merge(*layers))  # type: ignore[return-value]
+    except TypeError as error:
+        raise RecipeError(f"{source}: {OTHER_FORM}") from error
 
 
 def with_absolute_module(values: Any, folder: Path) -> Any:
@@ -97,8 +112,8 @@ def with_absolute_module(values: Any, folder: Path) -> Any:
     section = values.get("method") if isinstance(values, Mapping) else None
     if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):
         return values
-    module = (folder / section["module"]).resolve()
-    return {**values, "method": {**section, "module": str(module)}}
+    module = os.path.abspath(folder / section["module"])  # a link keeps its name
+    return {**values, "method": {**section, "module": module}}
 
 
 def methods_of(campaign: str, overrides: Sequence[str] = ()) -> list[str]:

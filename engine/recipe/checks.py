@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ _NAME_BYTES = 100  # a cell's folder is named after a method and a set
 
 def check(recipe: Recipe, merged: Any) -> None:
     """Raise RecipeError naming an impossible key. merged: the recipe as OmegaConf holds it."""
+    _check_lists("", dataclasses.asdict(recipe))
     for key, allowed in ALLOWED.items():
         value = OmegaConf.select(merged, key)
         if value not in allowed:
@@ -112,7 +114,7 @@ def check_name(key: str, name: str) -> None:
     """Raise RecipeError for a name that cannot be part of a path."""
     if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
         raise RecipeError(
-            f"{key}: {name!r:.200} cannot be part of a path; use at most "
+            f"{key}: {name!r:.150} cannot be part of a path; use at most "
             f"{_NAME_BYTES} bytes, without slashes, braces, line ends or a leading '.'"
         )
 
@@ -133,6 +135,17 @@ def in_range(key: str, value: float, low: float, high: float, outside: str = "")
         least = f"above {low}" if outside == "low" else f"at least {low}"
         most = f" and {'below' if outside == 'high' else 'at most'} {high}"
         raise RecipeError(f"{key}={value} must be {least}{most if high < _ANY else ''}")
+
+
+def _check_lists(key: str, value: Any) -> None:
+    """Raise RecipeError for a list in a list: OmegaConf takes it for any type of its elements."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_lists(f"{key}.{name}" if key else name, inner)
+    elif isinstance(value, list | tuple):
+        for element in value:
+            if isinstance(element, list | tuple | dict):
+                raise RecipeError(f"{key}: {element!r:.100} cannot be an element of the list")
 
 
 def _check_channels(key: str, values: Sequence[float] | None, *limits: Any) -> None:

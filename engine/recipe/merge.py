@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from engine.errors import RecipeError
 from engine.recipe import checks, modules
+from engine.recipe.catalogue import OTHER_FORM
 from engine.recipe.schema import MethodRecipe, Recipe
 
 Layer = tuple[str, dict[str, Any]]  # where it comes from, and what it says
@@ -31,6 +32,8 @@ def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
         except OmegaConfBaseException as error:
             where = f"{source}: {error.full_key}" if error.full_key else source
             raise RecipeError(f"{where}: {_first_line(error)}") from error
+        except TypeError as error:
+            raise RecipeError(f"{source}: {_other_form(values, merged)}: {OTHER_FORM}") from error
     try:
         recipe = typing.cast(Recipe, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
@@ -99,6 +102,18 @@ def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def _other_form(values: Mapping[str, Any], merged: Any) -> str:
+    """The key of a list where `key: value` lines belong, or of these where a list does."""
+    for key, value in values.items():
+        known = OmegaConf.select(merged, key) if OmegaConf.is_dict(merged) else None
+        if isinstance(value, Mapping) and OmegaConf.is_dict(known):
+            if inner := _other_form(value, known):
+                return f"{key}.{inner}"
+        elif isinstance(value, Mapping | list) and known is not None:
+            return key
+    return ""
 
 
 def _first_line(error: OmegaConfBaseException) -> str:

@@ -7,6 +7,8 @@ brackets in brackets. So a text is measured while it is read, and OmegaConf, whi
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from loaders.files import read_small
 DEEPEST = 16  # lists and mappings inside each other; recipes need 5
 MOST_VALUES = 100_000  # aliases count as what they stand for
 LONGEST = 10_000  # characters of a value: some texts take quadratic time to become a number
+_LARGEST = 1 << 64
 _SCALARS = (str, int, float, type(None))  # bool is an int
 
 
@@ -48,6 +51,10 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(str(key.value) for key, _ in node.value)
+            if twice := [key for key, count in keys.items() if count > 1]:
+                self._refuse(f"the key {twice[0]!r:.100} stands twice", event)
         if anchor is not None and not isinstance(event, yaml.AliasEvent):
             self.values_of[anchor] = self.values - before
         return node
@@ -97,6 +104,16 @@ def _check_plain(values: Any, source: str, key: str) -> None:
         raise RecipeError(
             f"{source}: {key}: {values!r} is neither text nor a number; put it in quotes"
         )
-    elif isinstance(values, str) and "${" in values:
-        where = f"{source}: {key}" if key else source
-        raise RecipeError(f"{where}: `${{...}}` is not resolved; write the value itself")
+    elif fault := _fault(values):
+        raise RecipeError(f"{source}: {key}: {fault}" if key else f"{source}: {fault}")
+
+
+def _fault(value: Any) -> str:
+    """Why a text or a number cannot be the value of any key; empty where it can."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return "a number of more than 64 bits"
+    if isinstance(value, str) and "${" in value:
+        return "`${...}` is not resolved; write the value itself"
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        return "a character that stands in no text"
+    return ""

@@ -44,6 +44,10 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
         ("{[a]: b}", "is not valid YAML"),
         ("a: [x, '${oc.env:HOME}']", r"a: `\$\{...\}` is not resolved"),
         ("a: \x00", "is not valid YAML"),
+        ('a: "b\\0"', "a: a character that stands in no text"),
+        ('a: "\\ud800"', "a: a character that stands in no text"),
+        ("a: {b: -0x" + "f" * 9000 + "}", r"a\.b: a number of more than 64 bits"),
+        ("a: {b: 1, c: 2, b: 1}", "the key 'b' stands twice"),
     ],
 )
 def test_it_is_refused_soon_in_a_line_that_names_the_file(
@@ -82,7 +86,7 @@ def test_aliases_and_dates_are_plain_values() -> None:
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS,
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=8,
 )
