@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-
 MOST = 1 << 20  # bytes of a file that people write by hand
 
 

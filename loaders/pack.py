@@ -98,10 +98,12 @@ class Pack:
         """
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
-            if not (path.is_file() or path == folder and path.is_dir()):  # nor a pipe
+            if not (path.is_file() or (path == folder and path.is_dir())):  # nor a pipe
                 # A folder without a manifest may be no pack at all, and hold other work.
                 remedy = _REMEDY if (folder / MANIFEST).exists() else "encode it"
-                raise FileNotFoundError(f"{path}: missing, or no file, so this is no complete pack; {remedy}")
+                raise FileNotFoundError(
+                    f"{path}: missing, or no file, so this is no complete pack; {remedy}"
+                )
         manifest = _read_manifest(folder / MANIFEST)
         _require_same(folder, "transform", manifest["transform"], transform_spec)
         _require_same(folder, "class list", manifest["classes"], classes)

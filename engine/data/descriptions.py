@@ -116,7 +116,8 @@ def read(file: Path) -> Description:
         raise ValueError(_not_written(file, error)) from error
     try:
         seen = _of_cell(file, values) if file.name == CELL else _of_timm(file, values)
-        if not (isinstance(seen.model, Mapping) and all(type(c) is str for c in seen.classes or ())):
+        named = all(isinstance(name, str) for name in seen.classes or ())
+        if not (isinstance(seen.model, Mapping) and named):
             raise TypeError("a model of another form, or classes that are no texts")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(_not_written(file, error)) from error

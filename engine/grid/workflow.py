@@ -156,8 +156,7 @@ def _watch(command: Sequence[str], plan: Plan, place: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ
-            | {PLAN: str(plan.path), LEASH: f"{socket.gethostname()} {os.getpid()}"},
+            env=os.environ | {PLAN: str(plan.path), LEASH: f"{socket.gethostname()} {os.getpid()}"},
         )
         try:
             _show_progress(process, plan, place)

@@ -63,8 +63,8 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
         raise
     except Exception as error:  # the unpickler raises any exception for damaged bytes
         raise ValueError(
-            f"{source} is cut, compressed, or holds more than plain tensors, which is never loaded; "
-            "save the state dict alone, best as safetensors"
+            f"{source} is cut, compressed, or holds more than plain tensors, which is never "
+            "loaded; save the state dict alone, best as safetensors"
         ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state

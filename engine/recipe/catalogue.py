@@ -173,7 +173,9 @@ def key_and_value(word: str) -> tuple[str, str]:
     """The two sides of an override. RecipeError where it is no `key=value`."""
     key, equals, value = word.partition("=")
     if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
-        raise RecipeError(f"{word!r:.200} is not an override; write key=value, such as train.epochs=1")
+        raise RecipeError(
+            f"{word!r:.200} is not an override; write key=value, such as train.epochs=1"
+        )
     return key, value
 
 

@@ -143,10 +143,10 @@ def _default(node: ast.expr | None) -> Any:
             raise ValueError("no default")
         case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Lambda(body=body))]):
             node = body
-        case ast.Call(
-            keywords=[ast.keyword(arg="default_factory", value=ast.Name(id="list" | "dict" as name))]
-        ):
-            return dataclasses.field(default_factory=GENERIC[name])
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Name(id=name))]):
+            if name in ("list", "dict"):
+                return dataclasses.field(default_factory=GENERIC[name])
+            raise ValueError(name)
     value = ast.literal_eval(node)
     if isinstance(value, list | dict):
         return dataclasses.field(default_factory=lambda: type(value)(value))

@@ -72,7 +72,7 @@ _Loader.yaml_implicit_resolvers = {  # a date is a text, as OmegaConf takes it
 def parse(text: str, source: str) -> Any:
     """The values of a text, plain ones; RecipeError, naming `source`, where that is impossible."""
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        values = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # ValueError: thousands of digits
         raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     _check_plain(values, source, "")

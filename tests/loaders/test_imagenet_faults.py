@@ -116,7 +116,8 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
     labels.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns ImageId"):
         read("imagenet_val", source)
-    for damaged, message in ((b"\xff", "no text"), (b"ImageId,PredictionString\n" + b"x" * 200_000, "no CSV")):
+    endless = b"ImageId,PredictionString\n" + b"x" * 200_000
+    for damaged, message in ((b"\xff", "no text"), (endless, "no CSV")):
         labels.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"LOC_val_solution.csv is {message}"):
             read("imagenet_val", source)

@@ -158,7 +158,7 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Pat
         except ValueError as error:
             refused.append(str(error))
     path.write_text("hello world")
-    with pytest.raises(ValueError, match=r"damaged\.pth is cut, compressed, or holds more than plain tensors"):
+    with pytest.raises(ValueError, match=r"damaged\.pth is cut, compressed, or holds more"):
         formats.load(path)
     assert len(refused) > 10 and all(str(path) in text for text in refused)
 
