@@ -37,8 +37,8 @@ DATA = "name: shapes\nkind: folder\nroot: {folder}/images\nsets: [outline, tinte
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawings and the campaign's YAML; an odd path, as users have them."""
-    folder = tmp_path_factory.mktemp("my 'odd' {campaign}:\"x\"")
+    """The drawings and the campaign's YAML; a space in its path, as users have them."""
+    folder = tmp_path_factory.mktemp("my campaign")
     grids.draw(folder / "images")
     (folder / "model.yaml").write_text(MODEL)
     (folder / "data.yaml").write_text(DATA.format(folder=folder))

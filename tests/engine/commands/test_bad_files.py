@@ -53,12 +53,10 @@ def test_a_file_that_is_none_is_named_and_not_read(
         special(tmp_path / f"x.{suffix}")
     x, sets = str(tmp_path / "x"), str(folder / "images" / "few")
     evaluate = ["evaluate", "--arch", "test_vit", "--sets", sets, "--out", f"{x}.csv", "--models"]
-    weights = ["model.weights.source=file", f"model.weights.path={x}.pth"]
     for command, *words in (
         (train.launch, f"recipe={x}.yaml"),
         (train.launch, "recipe=emoji/ewc", f"method.module={x}.py", "--print"),
         (train.launch, "recipe=emoji/ewc", f"model={x}.yaml", "--print"),
-        (train.launch, f"recipe={folder}/shapes.yaml", f"runs={x}", *weights),
         (cli.main, "campaign", f"{x}.yaml", "--dry-run"),
         (cli.main, "campaign", f"{folder}/shapes.yaml", f"dataset={x}.yaml", "--dry-run"),
         (cli.main, "metrics", f"{x}.yaml"),
