@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
+import timm  # noqa: F401  # with torch: an alarm inside their import would leave half of them
+
 LIMIT_S = 10
 
 
