@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from engine.errors import RecipeError
 from loaders.files import read_small
@@ -60,7 +61,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _refuse(self, what: str, event: Any) -> None:
-        raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+        raise ComposerError(None, None, what, event.start_mark)
 
 
 _Loader.yaml_implicit_resolvers = {  # a date is a text, as OmegaConf takes it
