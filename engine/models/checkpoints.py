@@ -26,6 +26,7 @@ from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
 from loaders.files import file_hash
 
+MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
 # A package with 20 ImageNet photos; the number before a file's suffix is the label.
 PHOTOS = (
     "foolbox",
@@ -154,6 +155,8 @@ def _file(recipe: ModelRecipe) -> Path:
     path = Path(recipe.weights.path)
     if not path.is_file():
         raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
     return path
 
 
