@@ -1,0 +1,292 @@
+"""Checkpoints: an interrupted training ends in the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grids import CONV, Grid, grid, same, weights
+
+from engine.errors import DivergedError, PreemptedError
+from engine.grid.build import Builder
+from engine.machine import preemption
+from engine.store import checkpoints as files_of
+from engine.store.artifacts import Store
+from engine.store.cells import Cell
+from engine.store.checkpoints import CheckpointFiles
+from engine.training import checkpoints, loop
+
+__all__ = ["grid"]
+EVERY_STEP = "train.checkpoint_minutes=1e-9"
+METHODS = [
+    ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
+    ("method=ewc", "method.fisher_images=5"),
+    ("method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.weight_decay=0.1"),
+    ("method=lwf", "train.accumulation=3", "train.clip=0.3"),
+    ("method=lora", "optimizer.name=adamw"),
+    ("method=visual_prompt", "optimizer.momentum=0"),
+    ("method=l2sp",),
+    ("method=spd", "optimizer.name=adamw", "optimizer.lr=1e-3"),
+    (
+        "method=fine_tune",
+        f"model.arch={CONV}",
+        "train.freeze_batchnorm=false",
+        "train.batch_size=5",
+        "model.channels_last=true",
+    ),
+]
+
+
+class Stopped(Exception):
+    """Ends a training between two steps."""
+
+
+@pytest.fixture
+def fresh(grid: Grid, tmp_path: Path) -> Grid:
+    """A place of its own for cells, with packs and base models at hand."""
+    for words in ((), (f"model.arch={CONV}",), (f"model.arch={CONV}", "model.channels_last=true")):
+        grid.builder(*words).base  # noqa: B018
+    shutil.copytree(grid.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("fine_tune-*"))
+    return Grid(grid.folder, tmp_path / "runs", grid.device)
+
+
+def at_step(patch: pytest.MonkeyPatch, number: int, act: Any) -> None:
+    """Do `act` before optimizer step `number`, counted from 0."""
+    rate = loop.optim.learning_rate
+
+    def acting(step: int, *words: Any) -> float:
+        if step == number:
+            act()
+        return rate(step, *words)
+
+    patch.setattr(loop.optim, "learning_rate", acting)
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def unhurried(patch: pytest.MonkeyPatch) -> None:
+    """Wait for each checkpoint, so that none is left out because the disk is slow."""
+    submit = checkpoints.Checkpoints.submit
+
+    def waiting(self: Any, work: Any) -> Any:
+        future = submit(self, work)
+        future.result()
+        return future
+
+    patch.setattr(checkpoints.Checkpoints, "submit", waiting)
+
+
+def interrupted(grid: Grid, step: int, *words: str) -> Builder:
+    """A builder whose training stopped before step `step`, with a checkpoint of every step."""
+    builder = grid.builder(EVERY_STEP, *words)
+    with pytest.MonkeyPatch.context() as patch:
+        unhurried(patch)
+        at_step(patch, step, stop)
+        with pytest.raises(Stopped):
+            builder.build()
+    return builder
+
+
+def stored(grid: Grid) -> list[Path]:
+    return sorted((grid.runs / "store" / "pending").glob("*/step*"))
+
+
+def resumed(grid: Grid, *words: str) -> tuple[Cell, list[int]]:
+    """The cell, and the steps that it took now, counted from 1."""
+    steps, take = [], checkpoints.Checkpoints.take
+
+    def noted(self: Any, progress: checkpoints.Progress) -> None:
+        steps.append(progress.step)
+        take(self, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "take", noted)
+        _, cell = grid.build(*words)
+    return cell, steps
+
+
+def check_same(cell: Cell, plain: Cell) -> None:
+    assert cell.name == plain.name
+    assert same(weights(cell), weights(plain))
+    if plain.prompt() is not None:
+        assert torch.equal(cell.prompt(), plain.prompt())
+    assert cell.artifact.file("history.json").read_text() == (
+        plain.artifact.file("history.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("words", METHODS, ids=lambda words: "-".join(words)[7:50])
+def test_a_resumed_training_is_bit_equal_to_one_that_was_left_alone(grid, fresh, words):
+    _, plain = grid.build(*words, "train.checkpoint_minutes=0")
+    for step in (2, 4):  # in the first epoch of two, and in the second, or at its end
+        interrupted(fresh, step, *words)
+        cell, steps = resumed(fresh, *words)
+        assert steps == list(range(step + 1, plain.steps + 1))
+        check_same(cell, plain)
+        assert not stored(fresh), "a finished cell needs none"
+        fresh.builder(*words).store.remove(cell.artifact)
+
+
+def test_a_training_that_was_interrupted_twice_goes_on_twice(grid, fresh):
+    words = ("optimizer.name=adamw", "optimizer.lr=1e-3", "seed=3")
+    _, plain = grid.build(*words)
+    interrupted(fresh, 2, *words)
+    interrupted(fresh, 5, *words)
+    assert [path.name[:13] for path in stored(fresh)] == ["step000000004", "step000000005"]
+    cell, steps = resumed(fresh, *words)
+    assert steps == [6]
+    check_same(cell, plain)
+
+
+def test_a_draw_of_the_loss_is_the_same_after_a_resume(grid, fresh, tmp_path):
+    """The order in which torch's generator is drawn from goes on."""
+    file = tmp_path / "noisy.py"
+    file.write_text(
+        "import torch\n"
+        "from engine.methods.base import Trained\n"
+        "from engine.recipe.schema import MethodRecipe as Recipe\n"
+        "class Method(Trained):\n"
+        "    def loss(self, batch):\n"
+        "        return super().loss(batch) * torch.rand(())\n"
+    )
+    words = (f"method.module={file}", "method.name=noisy", "method.title=Noisy")
+    _, plain = grid.build(*words)
+    interrupted(fresh, 3, *words)
+    check_same(resumed(fresh, *words)[0], plain)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "facts"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, damage):
+    _, plain = grid.build()
+    interrupted(fresh, 4)
+    _, newest = stored(fresh)
+    state = newest / files_of.STATE
+    content = bytearray(state.read_bytes())
+    if damage == "cut":
+        state.write_bytes(content[:1000])
+    elif damage == "flip":
+        content[-1000] ^= 1
+        state.write_bytes(content)
+    else:
+        (newest / files_of.FACTS).write_text("{}")
+    cell, steps = resumed(fresh)
+    assert steps == [4, 5, 6]
+    (record,) = (r for r in caplog.records if r.name == files_of.__name__)
+    assert record.levelno == logging.WARNING and f"{newest} is damaged" in record.getMessage()
+    check_same(cell, plain)
+
+
+def test_without_a_whole_checkpoint_training_begins_again(grid, fresh, caplog):
+    _, plain = grid.build()
+    interrupted(fresh, 4)
+    for folder in stored(fresh):
+        (folder / files_of.STATE).write_bytes(b"")
+    cell, steps = resumed(fresh)
+    assert steps == list(range(1, 7)) and len(caplog.records) >= 2
+    check_same(cell, plain)
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, monkeypatch, number):
+    """None is due: the signal alone asks for it."""
+    _, plain = grid.build()
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(PreemptedError, match=r"after step 4; the same command .*pending"):
+            fresh.build()
+    assert signal.getsignal(number) is before
+    cell, steps = resumed(fresh)
+    assert steps == [5, 6]
+    check_same(cell, plain)
+
+
+def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
+    clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    unhurried(monkeypatch)
+    written, write = [], CheckpointFiles.write
+
+    def noted(self: CheckpointFiles, step: int, *rest: Any) -> None:
+        written.append(step)
+        write(self, step, *rest)
+
+    monkeypatch.setattr(CheckpointFiles, "write", noted)
+    fresh.build("train.checkpoint_minutes=1", "train.epochs=3")
+    assert written == [3, 6, 9]
+
+
+def test_without_checkpoints_none_is_written_and_signals_are_left_alone(fresh, monkeypatch):
+    monkeypatch.setattr(checkpoints, "Checkpoints", None)
+    monkeypatch.setattr(preemption, "noticed", None)
+    fresh.build("train.checkpoint_minutes=0")
+    assert not stored(fresh)
+
+
+def test_how_often_is_no_part_of_a_cells_name(grid):
+    names = {
+        grid.builder(f"train.checkpoint_minutes={minutes}").key()["train"].keys() >= {"epochs"}
+        and json.dumps(grid.builder(f"train.checkpoint_minutes={minutes}").key(), default=str)
+        for minutes in (0, 1, 10)
+    }
+    assert len(names) == 1 and "checkpoint" not in next(iter(names))
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(grid, fresh, monkeypatch, caplog):
+    _, plain = grid.build()
+
+    def full(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(CheckpointFiles, "write", full)
+    _, cell = fresh.build(EVERY_STEP)
+    assert "training goes on without the checkpoint of step 1: no room" in caplog.text
+    check_same(cell, plain)
+
+
+def test_a_training_that_diverged_leaves_no_checkpoint(fresh):
+    with pytest.raises(DivergedError):
+        fresh.build(EVERY_STEP, "optimizer.lr=1e20")
+    assert not stored(fresh)
+
+
+@contextlib.contextmanager
+def process_ignoring(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    with process_ignoring(signal.SIGUSR1), preemption.noticed() as came:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not came()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came()
+
+
+def test_files_keep_the_two_latest(tmp_path):
+    files = CheckpointFiles(Store(tmp_path), "cell")
+    for step in (1, 2, 30):
+        files.write(step, {"a": torch.full((2,), float(step))}, json.dumps({"step": step}))
+    assert files.steps() == [30, 2]
+    assert files.newest() == 30 and files.newest(before=30) == 2 and files.newest(before=2) == 0
+    tensors, facts = files.read(2)
+    assert torch.equal(tensors["a"], torch.tensor([2.0, 2.0])) and facts == {"step": 2}
+    with pytest.raises(FileNotFoundError, match="step000000001"):
+        files.read(1)
+    files.remove()
+    assert not files.folder.exists() and files.newest() == 0
