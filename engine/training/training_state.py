@@ -64,7 +64,8 @@ class TrainingState:
         for name, generator in self._generators().items():
             rows = state.get(RANDOM + name)
             if rows is not None:  # else made on another kind of device
-                generator.set_state(rows[ranks.rank() % len(rows)])
+                # A copy: a generator reads a view from the beginning of its memory.
+                generator.set_state(rows[ranks.rank() % len(rows)].clone())
         for name, value in self._sums.items():
             rows = state[SUMS + name]
             if len(rows) == ranks.world():

@@ -20,7 +20,7 @@ class Watch:
     def __init__(self, run: Run, method: Trained, label: str) -> None:
         self.run = run
         self.label = label
-        self.method = method
+        self.trained = {n: p for n, p in method.named_parameters() if p.requires_grad}
         self.sum = torch.zeros((), device=run.device)
         self.count = 0
         self.good: dict[str, torch.Tensor] = {}
@@ -47,7 +47,7 @@ class Watch:
 
         The loss was computed before the last step, so it does not show the effect of that step.
         """
-        trained = {n: p.detach() for n, p in self.method.named_parameters() if p.requires_grad}
+        trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         sums = torch.stack([p.sum() for p in trained.values()])  # finite only where all numbers are
         if not torch.isfinite(sums).all():
             raise DivergedError(self._report("a weight is", step, lr))

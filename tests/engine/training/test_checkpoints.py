@@ -8,25 +8,36 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from grids import CONV, Grid, grid, same, weights
+from grids import (
+    CONV,
+    Grid,
+    distance,
+    environment,
+    grid,
+    same,
+    torchrun,
+    weights,
+)
+from interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
+from safetensors.torch import load_file
 
 from engine.errors import DivergedError, PreemptedError
-from engine.grid.build import Builder
 from engine.machine import preemption
 from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
-from engine.training import checkpoints, loop
+from engine.training import checkpoints
 
 __all__ = ["grid"]
-EVERY_STEP = "train.checkpoint_minutes=1e-9"
 METHODS = [
     ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
     ("method=ewc", "method.fisher_images=5"),
@@ -46,10 +57,6 @@ METHODS = [
 ]
 
 
-class Stopped(Exception):
-    """Ends a training between two steps."""
-
-
 @pytest.fixture
 def fresh(grid: Grid, tmp_path: Path) -> Grid:
     """A place of its own for cells, with packs and base models at hand."""
@@ -59,61 +66,8 @@ def fresh(grid: Grid, tmp_path: Path) -> Grid:
     return Grid(grid.folder, tmp_path / "runs", grid.device)
 
 
-def at_step(patch: pytest.MonkeyPatch, number: int, act: Any) -> None:
-    """Do `act` before optimizer step `number`, counted from 0."""
-    rate = loop.optim.learning_rate
-
-    def acting(step: int, *words: Any) -> float:
-        if step == number:
-            act()
-        return rate(step, *words)
-
-    patch.setattr(loop.optim, "learning_rate", acting)
-
-
-def stop() -> None:
-    raise Stopped
-
-
-def unhurried(patch: pytest.MonkeyPatch) -> None:
-    """Wait for each checkpoint, so that none is left out because the disk is slow."""
-    submit = checkpoints.Checkpoints.submit
-
-    def waiting(self: Any, work: Any) -> Any:
-        future = submit(self, work)
-        future.result()
-        return future
-
-    patch.setattr(checkpoints.Checkpoints, "submit", waiting)
-
-
-def interrupted(grid: Grid, step: int, *words: str) -> Builder:
-    """A builder whose training stopped before step `step`, with a checkpoint of every step."""
-    builder = grid.builder(EVERY_STEP, *words)
-    with pytest.MonkeyPatch.context() as patch:
-        unhurried(patch)
-        at_step(patch, step, stop)
-        with pytest.raises(Stopped):
-            builder.build()
-    return builder
-
-
 def stored(grid: Grid) -> list[Path]:
     return sorted((grid.runs / "store" / "pending").glob("*/step*"))
-
-
-def resumed(grid: Grid, *words: str) -> tuple[Cell, list[int]]:
-    """The cell, and the steps that it took now, counted from 1."""
-    steps, take = [], checkpoints.Checkpoints.take
-
-    def noted(self: Any, progress: checkpoints.Progress) -> None:
-        steps.append(progress.step)
-        take(self, progress)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints.Checkpoints, "take", noted)
-        _, cell = grid.build(*words)
-    return cell, steps
 
 
 def check_same(cell: Cell, plain: Cell) -> None:
@@ -290,3 +244,106 @@ def test_files_keep_the_two_latest(tmp_path):
         files.read(1)
     files.remove()
     assert not files.folder.exists() and files.newest() == 0
+
+
+def run_worker(
+    grid: Grid, folder: Path, jobs: list[dict[str, Any]], ranks: int
+) -> tuple[subprocess.CompletedProcess[str], list[Any]]:
+    """The worker after its end, and its results."""
+    (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
+    results = folder / "results.json"
+    results.unlink(missing_ok=True)
+    worker = Path(__file__).parents[2] / "interrupted_worker.py"
+    words = [str(worker), str(grid.folder), str(folder / "jobs.json"), str(results)]
+    command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    return done, json.loads(results.read_text()) if results.is_file() else []
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_goes_on(grid, fresh, tmp_path):
+    words = ("optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3", "seed=2")
+    _, plain = grid.build(*words)
+    job = {"runs": fresh.runs, "words": words, "step": 4, "how": "kill"}
+    done, _ = run_worker(grid, tmp_path, [job], ranks=1)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    cell, steps = resumed(fresh, *words)
+    assert steps == [5, 6]
+    check_same(cell, plain)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_with_the_code_for_another_attempt(grid, fresh, tmp_path):
+    job = {"runs": fresh.runs, "words": ["seed=2"], "step": 1, "how": "term"}
+    done, results = run_worker(grid, tmp_path, [job], ranks=1)
+    assert done.returncode == os.EX_TEMPFAIL == 75
+    assert done.stderr.splitlines()[-1] == results[0][0]
+    assert results[0][0].startswith("a signal ended training after step 2; the same command")
+    assert resumed(fresh, "seed=2")[1] == [3, 4, 5, 6]
+
+
+TWO_RANKS = [
+    ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3", "train.accumulation=3"],
+    ["method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.eps=1e-3"],
+    ["method=spd", "train.zero_stage=2"],
+    ["method=visual_prompt", "train.zero_stage=0"],
+    [
+        f"model.arch={CONV}",
+        "model.image_size=64",
+        "train.freeze_batchnorm=false",
+        "train.batch_size=18",
+        "optimizer.lr=1e-4",
+    ],
+]
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_path):
+    """Interrupted before step 3 (of 4 or 6) on two ranks, and on one rank for two to go on."""
+    grid.builder(*TWO_RANKS[-1]).base  # noqa: B018
+    places = {}
+    for name in ("whole", "two", "two to one", "one to two"):
+        places[name] = Grid(grid.folder, tmp_path / name, grid.device)
+        shutil.copytree(grid.runs, places[name].runs, ignore=shutil.ignore_patterns("fine_tune-*"))
+    jobs = []
+    for words in TWO_RANKS:
+        interrupted(places["one to two"], 3, *words)
+        common = {"words": words, "step": 3}
+        jobs += [
+            {"runs": places["whole"].runs, "words": words},
+            {"runs": places["two"].runs, **common, "how": "stop"},
+            {"runs": places["two"].runs, "words": words},
+            {"runs": places["two to one"].runs, **common, "how": "stop"},
+            {"runs": places["one to two"].runs, "words": words},
+        ]
+    done, results = run_worker(grid, tmp_path, jobs, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
+    for number, words in enumerate(TWO_RANKS):
+        whole, _, two, _, other = results[5 * number : 5 * number + 5]
+        last = whole[1][-1]
+        assert whole[1] == list(range(1, last + 1))
+        assert two[1] == other[1] == list(range(4, last + 1))
+        wanted, found = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
+        assert same(found, wanted), words
+        history = [(Path(at[0]) / "history.json").read_text() for at in (whole, two)]
+        assert history[0] == history[1], words
+        cell, steps = resumed(places["two to one"], *words)
+        assert steps == list(range(4, last + 1))
+        for close in (weights(cell), load_file(Path(other[0]) / "weights.safetensors")):
+            assert distance(close, wanted) < 1e-5, words
+        for at in (cell.artifact.folder, Path(other[0])):
+            entries = json.loads((at / "history.json").read_text())
+            for entry, exact in zip(entries, json.loads(history[0]), strict=True):
+                assert entry == pytest.approx(exact, rel=1e-3), words
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_single_rank_stops_all_after_the_same_step(grid, fresh, tmp_path):
+    words = TWO_RANKS[0]
+    job = {"runs": fresh.runs, "words": words, "step": 2, "how": "term"}
+    done, results = run_worker(grid, tmp_path, [job], ranks=2)
+    assert done.returncode != 0
+    assert results[0][0].startswith("a signal ended training after step 3;"), done.stderr[-3000:]
+    done, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
+    assert results[0][1] == [4, 5, 6], done.stderr[-3000:]
