@@ -58,15 +58,21 @@ def interrupted(grid: Grid, step: int, *words: str) -> Builder:
     return builder
 
 
-def resumed(grid: Grid, *words: str) -> tuple[Cell, list[int]]:
-    """The cell, and the steps that it took now, counted from 1."""
+def steps_taken(patch: pytest.MonkeyPatch) -> list[int]:
+    """The optimizer steps that trainings take from now on, counted from 1."""
     steps, take = [], checkpoints.Checkpoints.take
 
-    def noted(self: Any, progress: checkpoints.Progress) -> None:
+    def noted(self: checkpoints.Checkpoints, progress: checkpoints.Progress) -> None:
         steps.append(progress.step)
         take(self, progress)
 
+    patch.setattr(checkpoints.Checkpoints, "take", noted)
+    return steps
+
+
+def resumed(grid: Grid, *words: str) -> tuple[Cell, list[int]]:
+    """The cell, and the steps that it took now."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints.Checkpoints, "take", noted)
+        steps = steps_taken(patch)
         _, cell = grid.build(*words)
     return cell, steps

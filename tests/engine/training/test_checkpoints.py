@@ -26,11 +26,23 @@ from grids import (
     torchrun,
     weights,
 )
-from interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
+from interruptions import (
+    EVERY_STEP,
+    Stopped,
+    at_step,
+    interrupted,
+    resumed,
+    steps_taken,
+    stop,
+    unhurried,
+)
 from safetensors.torch import load_file
 
 from engine.errors import DivergedError, PreemptedError
+from engine.grid.build import Builder
+from engine.grid.snapshots import Followed
 from engine.machine import preemption
+from engine.recipe.request import Request
 from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
@@ -213,6 +225,49 @@ def test_a_training_that_diverged_leaves_no_checkpoint(fresh):
     with pytest.raises(DivergedError):
         fresh.build(EVERY_STEP, "optimizer.lr=1e20")
     assert not stored(fresh)
+
+
+def followed(grid: Grid, *words: str) -> Builder:
+    """A builder whose training leaves snapshots after steps 1, 2 and (at its end) 6."""
+    request = Request(grid.recipe, grid.overrides("train.snapshots=3", *words))
+    recipe = request.recipe()
+    taken = Followed([recipe.method.name], recipe.dataset.sets)
+    return Builder(request, recipe, grid.device, followed=taken)
+
+
+def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:
+    files = (grid.runs / "store" / "snapshots").glob("fine_tune-*/weights.safetensors")
+    return {file.parent.name: load_file(file) for file in files}
+
+
+def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid, fresh, tmp_path):
+    """Step 1 before the interruption, step 2 after it."""
+    other = Grid(grid.folder, tmp_path / "other", grid.device)
+    shutil.copytree(fresh.runs, other.runs)
+    _, plain = grid.build()
+    followed(other).build()
+    with pytest.MonkeyPatch.context() as patch:
+        unhurried(patch)
+        at_step(patch, 1, stop)
+        with pytest.raises(Stopped):
+            followed(fresh, EVERY_STEP).build()
+    assert len(stored(fresh)) == len(snapshots_of(fresh)) == 1
+    check_same(followed(fresh).build(), plain)
+    found, wanted = snapshots_of(fresh), snapshots_of(other)
+    assert found.keys() == wanted.keys() and len(found) == 2
+    assert all(same(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_checkpoint_beyond_a_snapshot_that_is_missing_is_not_taken(grid, fresh):
+    """A training without snapshots was interrupted, and its next attempt wants them."""
+    _, plain = grid.build()
+    interrupted(fresh, 3)
+    assert len(stored(fresh)) == 2, "of steps 2 and 3"
+    with pytest.MonkeyPatch.context() as patch:
+        steps = steps_taken(patch)
+        cell = followed(fresh).build()
+    assert steps == list(range(1, 7)) and len(snapshots_of(fresh)) == 2
+    check_same(cell, plain)
 
 
 @contextlib.contextmanager
