@@ -85,8 +85,8 @@ def stored(grid: Grid) -> list[Path]:
 def check_same(cell: Cell, plain: Cell) -> None:
     assert cell.name == plain.name
     assert same(weights(cell), weights(plain))
-    if plain.prompt() is not None:
-        assert torch.equal(cell.prompt(), plain.prompt())
+    prompts = [each.prompt() for each in (cell, plain)]
+    assert all(p is None for p in prompts) or torch.equal(*map(torch.as_tensor, prompts))
     assert cell.artifact.file("history.json").read_text() == (
         plain.artifact.file("history.json").read_text()
     )
