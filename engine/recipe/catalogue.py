@@ -32,7 +32,7 @@ def names(group: str = "") -> list[str]:
     files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
     if group:
         return sorted(files)
-    groups = (*GROUPS.values(), "campaigns", "published")
+    groups = (*GROUPS.values(), "campaigns", "published", "sources")
     recipes = {name for name in files if name.split("/")[0] not in groups}
     for campaign in names("campaigns"):
         recipes |= {f"{campaign}/{method}" for method in methods_of(campaign)}

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from engine.errors import RecipeError, nearest
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
@@ -22,6 +22,7 @@ ALLOWED = {
     "method.variant": ("canonical", "paper"),
     "dataset.kind": ("folder", "emoji", "imagenet"),
     "dataset.objectnet": ("corrected", "paper"),
+    "dataset.objectnet_terms": ("test_only", "accepted"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
     "model.head.kind": ("probe", "prototype"),
@@ -122,6 +123,16 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
             f"{nearest(recipe.downstream, places)}"
+        )
+    check_terms(recipe.dataset, recipe.downstream)
+
+
+def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
+    """Raise RecipeError where a licence forbids to fine-tune on a set of the data set."""
+    if downstream not in dataset.trainable:
+        raise RecipeError(
+            f"{downstream} is a test set: its licence forbids tuning a model's parameters on it. "
+            "If its authors gave you leave, set dataset.objectnet_terms=accepted"
         )
 
 
