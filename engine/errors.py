@@ -29,6 +29,10 @@ class CampaignError(RuntimeError):
     """A campaign that could not finish; the message says where to look."""
 
 
+class PreemptedError(RuntimeError):
+    """A scheduler ends the process; the same command goes on from where the message says."""
+
+
 class FirstRankError(RuntimeError):
     """The first rank failed and printed why; this rank only stops."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +37,9 @@ from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.artifacts import Store
 from engine.store.cells import Cell, Entry, Export, Mix
+from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
+from engine.training.checkpoints import Checkpoints
 from engine.training.schedule import total_steps
 from engine.training.snapshots import Snapshots
 from loaders.files import file_hash
@@ -81,7 +85,10 @@ class Builder(Context[Cell]):
         if artifact is not None and not missing and self._has_parents(Cell(artifact)):
             return Cell(artifact)
         write = self._made(method, missing)
-        return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+        cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+        if ranks.rank() == 0:
+            self._checkpoint_files().remove()
+        return cell
 
     def entries(self) -> list[Entry]:
         """The models of the recipe's cell that are evaluated, with those during its training.
@@ -111,7 +118,8 @@ class Builder(Context[Cell]):
             method["module"] = module.name  # a file that moved is the same method
         form = Form.of_training(recipe, self.device)
         train = dataclasses.asdict(recipe.train)
-        for name in ("snapshots", "keep_snapshots"):  # which leave the weights as they are
+        # These leave the weights as they are.
+        for name in ("snapshots", "keep_snapshots", "checkpoint_minutes"):
             del train[name]
         return {
             "base": self.base.name,
@@ -229,9 +237,15 @@ class Builder(Context[Cell]):
             return []
         recipe, images = self.recipe, len(self.target.training(self.recipe))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
-        label = f"{recipe.method.name}-{recipe.downstream}"
-        name = self.store.place("cells", label, self.key()).name
-        return snapshots.of_cell(self.run, self.followed.downstreams, name, total)
+        return snapshots.of_cell(self.run, self.followed.downstreams, self._name(), total)
+
+    def _name(self) -> str:
+        """The name of the recipe's cell, finished or not."""
+        label = f"{self.recipe.method.name}-{self.recipe.downstream}"
+        return self.store.place("cells", label, self.key()).name
+
+    def _checkpoint_files(self) -> CheckpointFiles:
+        return CheckpointFiles(self.store, self._name())
 
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
@@ -251,8 +265,14 @@ class Builder(Context[Cell]):
             snapshot, write = by_step[step], functools.partial(self._write, export=export)
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
-        with self.run.threads(), Snapshots(by_step, write_snapshot) as taking:
-            export, history = loop.fit(method, self.run, self, taking)
+        minutes, checkpoints = recipe.train.checkpoint_minutes, None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.run.threads())
+            taking = stack.enter_context(Snapshots(by_step, write_snapshot))
+            if minutes:  # snapshots that are missing must be passed again
+                files, before = self._checkpoint_files(), min(by_step, default=math.inf)
+                checkpoints = stack.enter_context(Checkpoints(files, minutes, before))
+            export, history = loop.fit(method, self.run, self, taking, checkpoints)
 
         def write(folder: Path) -> None:
             self._write(folder, export)

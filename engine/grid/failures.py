@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,8 @@ def _how(failure: Failure, *, out_of_memory: bool) -> str:
         name = signal.Signals(failure.code - SIGNALLED).name
         memory = name == "SIGKILL" and out_of_memory
         return f"was killed ({name})" + (", because the machine ran out of memory" * memory)
+    if failure.code == os.EX_TEMPFAIL:
+        return "was ended by a signal in its training, and goes on from its last checkpoint"
     return f"failed (exit code {failure.code})"
 
 

@@ -18,6 +18,7 @@ from engine.errors import (
     CampaignError,
     DivergedError,
     FirstRankError,
+    PreemptedError,
     RecipeError,
     ShadowedError,
 )
@@ -45,6 +46,7 @@ def check_shadowing() -> None:
 def guarded(work: Callable[[], int | None]) -> int:
     """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
 
+    A training that a scheduler ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
     An error inside a user's method prints its traceback above that line; with `--debug` every error
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
     with exit code 141.
@@ -63,6 +65,9 @@ def guarded(work: Callable[[], int | None]) -> int:
             return _explain(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it on exit
         return 128 + signal.SIGPIPE
+    except PreemptedError as error:
+        print(error, file=sys.stderr)
+        return os.EX_TEMPFAIL  # which a scheduler can be told to queue again
     except USER_ERRORS as error:
         return _explain(error)
     except KeyboardInterrupt:

@@ -56,6 +56,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "train.warmup_steps": (0, _ANY),
     "train.clip": (0, _ANY),
     "train.snapshots": (0, 1000),
+    "train.checkpoint_minutes": (0, _ANY),
     "evaluate.batch_size": (1, _BATCH),
     "evaluate.budget": (0, 1, "low"),
     "evaluate.half_width": (0, _ANY, "low"),

@@ -142,6 +142,7 @@ class TrainRecipe:
     compile: str = "auto"  # auto: on a GPU | always | never
     snapshots: int = 0  # a campaign's: models during training that are evaluated; 0: none
     keep_snapshots: bool = False  # False: their weights are removed once they are evaluated
+    checkpoint_minutes: float = 10.0  # between two checkpoints of a training; 0: none
 
 
 @dataclass(frozen=True)

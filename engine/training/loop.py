@@ -13,27 +13,26 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from engine import models
-from engine.errors import DivergedError
 from engine.machine import compiled, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.methods.objectives import Problem, Prototypes
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
-from engine.store import tensors
 from engine.store.cells import Export
-from engine.training import heads, optim, projection, prototypes
+from engine.training import heads, optim, projection, prototypes, shards
+from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
+from engine.training.training_state import TrainingState
+from engine.training.watch import Watch
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
@@ -45,12 +44,19 @@ MAKERS: dict[type, Callable[..., dict[str, float]]] = {
 }
 
 
-def fit(method: Trained, run: Run, context: Context, snapshots: Snapshots) -> tuple[Export, str]:
+def fit(
+    method: Trained,
+    run: Run,
+    context: Context,
+    snapshots: Snapshots,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
     context: gives the method what its loss needs. snapshots: take the model during training; a head
-    that is fitted has no steps and leaves none. Raises ValueError for a batch that does not
-    divide over the ranks, DivergedError for a loss that is not finite.
+    that is fitted has no steps and leaves none. checkpoints: where training begins, if it was
+    interrupted. Raises ValueError for a batch that does not divide over the ranks, DivergedError
+    for a loss that is not finite, PreemptedError as `Checkpoints.take`.
     """
     prepare(method, run, context)
     if method.problem is not None:
@@ -59,7 +65,7 @@ def fit(method: Trained, run: Run, context: Context, snapshots: Snapshots) -> tu
     else:
         engine = initialize(method, run)
         try:
-            history = epochs(engine, method, run, snapshots)
+            history = epochs(engine, method, run, snapshots, checkpoints)
         finally:
             close(engine)
     return method.export(), json.dumps(history, indent=1)
@@ -131,7 +137,11 @@ def close(engine: Any) -> None:
 
 
 def epochs(
-    engine: Any, method: Trained, run: Run, snapshots: Snapshots | None = None
+    engine: Any,
+    method: Trained,
+    run: Run,
+    snapshots: Snapshots | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
     """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe = run.recipe
@@ -139,22 +149,34 @@ def epochs(
     of_epoch = steps_an_epoch(recipe.train, len(positions))
     total = total_steps(recipe.train, len(positions))
     warmup = warmup_steps(recipe.train, total)
+
+    def rate(step: int) -> float:
+        return optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
+
     source = run.sets.source(recipe.downstream)
-    history: list[dict[str, float]] = []
-    watch = _Watch(run, method)
+    watch = Watch(run, method, _label(run))
     norms = BatchNorms(method.train())
     penalty = optim.track(engine)
-    step = 0
+    progress = Progress()
+    if checkpoints is not None:
+        state = _state(engine, method, run, watch)
+        progress = checkpoints.begin(state, run.device.type)
+    step, history = progress.step, progress.history
+    if step:
+        watch.count = progress.losses
+        watch.keep(step, rate(step - 1))
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
-    with tqdm(total=total, desc=_label(run), unit="step", leave=False, disable=quiet) as bar:
-        for epoch in range(recipe.train.epochs):
+    bar = tqdm(total=total, initial=step, desc=_label(run), unit="step", leave=False, disable=quiet)
+    with bar:
+        for epoch in range(step // of_epoch, recipe.train.epochs):
             engine.train()
             shares = list(schedule(positions, run, epoch, ranks.rank(), ranks.world()))
+            shares = shares[(step - epoch * of_epoch) * recipe.train.accumulation :]
             batches = source.batches(share.index for share in shares)
             for number, (share, batch) in enumerate(zip(shares, batches, strict=True), start=1):
                 last = number % recipe.train.accumulation == 0
                 if last:
-                    lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
+                    lr = rate(step)
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
                 norms.expect(share)
@@ -162,19 +184,33 @@ def epochs(
                 engine.backward(loss)
                 engine.step()
                 watch.add(loss.detach())
-                if last:
-                    step += 1
-                    bar.update()
-                    if snapshots is not None:
-                        snapshots.take(step, method)
-                    if step % LOOK_EVERY == 0 or step % of_epoch == 0:
-                        mean = watch.look(step, lr)
-                        bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
-            history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
-            if penalty is not None:  # which the optimizer adds to the loss
-                history[-1]["penalty"] = penalty() / of_epoch
-            watch.keep(step, lr)
+                if not last:
+                    continue
+                step += 1
+                bar.update()
+                if snapshots is not None:
+                    snapshots.take(step, method)
+                if step % LOOK_EVERY == 0 or step % of_epoch == 0:
+                    mean = watch.look(step, lr)
+                    bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
+                if step % of_epoch == 0:
+                    history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
+                    if penalty is not None:  # which the optimizer adds to the loss
+                        history[-1]["penalty"] = penalty() / of_epoch
+                    watch.keep(step, lr)
+                if checkpoints is not None:
+                    checkpoints.take(Progress(step, history, watch.count, ranks.world()))
     return history
+
+
+def _state(engine: Any, method: Trained, run: Run, watch: Watch) -> TrainingState:
+    """What a checkpoint of this training holds."""
+    sums = {"loss": watch.sum}
+    penalty = getattr(shards.inner(engine), "value", None)
+    if penalty is not None:
+        sums["penalty"] = penalty
+    # Under ZeRO each rank has the penalty of its partition.
+    return TrainingState(engine, method, sums, ("penalty",) if run.recipe.train.zero_stage else ())
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:
@@ -196,68 +232,6 @@ def _warn_of_warmup(steps: int, total: int) -> None:
         f"train.warmup_steps={steps} is more than a tenth of the {total} steps of training; "
         "leave it out for a tenth, or raise train.epochs"
     )
-
-
-class _Watch:
-    """Sums losses on the device, reads their mean at times, and copies the last good weights."""
-
-    def __init__(self, run: Run, method: Trained) -> None:
-        self.run = run
-        self.method = method
-        self.sum = torch.zeros((), device=run.device)
-        self.count = 0
-        self.good: dict[str, torch.Tensor] = {}
-        self.good_step = 0
-
-    def add(self, loss: torch.Tensor) -> None:
-        self.sum += loss
-        self.count += 1
-
-    def look(self, step: int, lr: float) -> float:
-        """Mean loss over all ranks since the last look; DivergedError if it is not finite."""
-        mean = self.sum / self.count
-        if ranks.world() > 1:
-            dist.all_reduce(mean)
-            mean /= ranks.world()
-        self.sum.zero_()
-        self.count = 0
-        if not torch.isfinite(mean):
-            raise DivergedError(self._report("the loss is", step, lr))
-        return mean.item()
-
-    def keep(self, step: int, lr: float) -> None:
-        """Copy the trained parameters of this step; DivergedError if a weight is not finite.
-
-        The loss was computed before the last step, so it does not show the effect of that step.
-        """
-        trained = {n: p.detach() for n, p in self.method.named_parameters() if p.requires_grad}
-        sums = torch.stack([p.sum() for p in trained.values()])  # finite only where all numbers are
-        if not torch.isfinite(sums).all():
-            raise DivergedError(self._report("a weight is", step, lr))
-        if not self.good:
-            self.good = {n: torch.empty_like(p, device="cpu") for n, p in trained.items()}
-        for name, parameter in trained.items():  # into the same pages every time
-            self.good[name].copy_(parameter)
-        self.good_step = step
-
-    def _report(self, what: str, step: int, lr: float) -> str:
-        recipe = self.run.recipe
-        where = f"{_label(self.run)}: {what} not finite"
-        advice = "lower optimizer.lr or set train.clip=1"
-        if not self.good:
-            return (
-                f"{where} by step {step} (lr {lr:.2e}), in the first epoch; the last good weights "
-                f"are the base model's, in {self.run.base.artifact.folder}; {advice}"
-            )
-        name = f"{recipe.method.name}-{recipe.downstream}-step{self.good_step}.safetensors"
-        path = Path(recipe.runs) / "diverged" / name
-        if ranks.rank() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tensors.save(self.good, path)
-        return (
-            f"{where} by step {step} (lr {lr:.2e}); the last good trained parameters are those "
-            f"of step {self.good_step}, in {path}; {advice}"
-        )
 
 
 def _label(run: Run) -> str:

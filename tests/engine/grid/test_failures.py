@@ -52,6 +52,7 @@ def told(place: Path, message: str, log: str | None, *, out_of_memory: bool = Fa
         (NO_MESSAGE, "torch.OutOfMemoryError: x\nz\nexit code 1\n", "exit code 1", "torch.OutOf"),
         (NO_MESSAGE, "step 7\nexit code 137\n", "was killed (SIGKILL)", "step 7"),
         (NO_MESSAGE, "step 7\nexit code 143\n", "was killed (SIGTERM)", "step 7"),
+        (NO_MESSAGE, "saved\nexit code 75\n", "by a signal in its training, and goes on", "saved"),
         (ENDED.format(state="TIMEOUT"), "step 7\n", "by Slurm: TIMEOUT (give more", "step 7"),
         (ENDED.format(state="OUT_OF_MEMORY"), "step 7\n", "by Slurm: OUT_OF_MEMORY", "step 7"),
         (ENDED.format(state="CANCELLED"), "step 7\n", "by Slurm: CANCELLED (somebody", "step 7"),

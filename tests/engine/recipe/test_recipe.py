@@ -80,6 +80,7 @@ OPTIONS = {
     "evaluate.cka": 0,
     "train.snapshots": 0,
     "train.keep_snapshots": False,
+    "train.checkpoint_minutes": 10.0,
     "evaluate.batch_size": 256,
     "evaluate.precision": "auto",
     "evaluate.compile": "auto",
@@ -337,6 +338,7 @@ def test_mistake_on_the_command_line(name: str, words: list[str], message: str) 
     [
         *("seed=-1", "seeds=0", "train.batch_size=0", "train.accumulation=0", "train.clip=-1"),
         "train.snapshots=-1",
+        "train.checkpoint_minutes=-1",
         *("train.warmup_steps=-3", "evaluate.batch_size=0", "optimizer.lr=0", "optimizer.lr=-1"),
         *("optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.momentum=1", "optimizer.eps=-1"),
         *("optimizer.weight_decay=-1", "optimizer.betas=[0.9,1]", "model.image_size=0"),

@@ -1,0 +1,93 @@
+"""Checkpoints of a training on disk: the two latest, until the cell is finished.
+
+Each is an artefact in `pending/<name of the cell>`, so it is there whole or not at all, and its
+checksums show damage. The cell's name stands for all that determines its training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from engine.store import tensors
+from engine.store.artifacts import MARKER, Artifact, Store
+
+log = logging.getLogger(__name__)
+STATE, FACTS = "state.safetensors", "progress.json"
+KEPT = 2
+
+
+class CheckpointFiles:
+    """The checkpoints of a cell, by the optimizer step after which they were taken."""
+
+    def __init__(self, store: Store, cell: str) -> None:
+        self._store, self._cell = Store(store.root / "pending"), cell
+        self.folder = self._store.root / cell
+
+    def write(self, step: int, state: Mapping[str, torch.Tensor], facts: str) -> None:
+        """Store a checkpoint, with facts as JSON, and remove all but the latest two.
+
+        Raises OSError naming the file where the disk is full.
+        """
+
+        def build(folder: Path) -> None:
+            tensors.save(state, folder / STATE)
+            (folder / FACTS).write_text(facts)
+
+        self._store.make(*self._key(step), build)
+        for old in self.steps()[KEPT:]:
+            self._drop(old)
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, the latest first."""
+        names = [marker.parent.name for marker in self.folder.glob(f"step*/{MARKER}")]
+        return sorted((int(name[len("step") :].partition("-")[0]) for name in names), reverse=True)
+
+    def newest(self, before: float = math.inf) -> int:
+        """The last step before `before` with a whole checkpoint; 0 without one.
+
+        A damaged checkpoint is removed, with a warning.
+        """
+        for step in self.steps():
+            if step >= before:
+                continue
+            try:
+                self.read(step)
+            except ValueError:
+                log.warning(
+                    f"the checkpoint {self._store.place(*self._key(step))} is damaged and removed: "
+                    "training goes on from the one before it, or from its beginning"
+                )
+                self._drop(step)
+            else:
+                return step
+        return 0
+
+    def read(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors, on the CPU, and facts of a checkpoint.
+
+        Raises FileNotFoundError where there is none of this step, ValueError where it is damaged.
+        """
+        artifact = self._store.find(*self._key(step))
+        if artifact is None:
+            raise FileNotFoundError(f"{self._store.place(*self._key(step))} is missing")
+        return load_file(artifact.checked(STATE)), json.loads(artifact.checked(FACTS).read_text())
+
+    def remove(self) -> None:
+        """Remove all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _drop(self, step: int) -> None:
+        folder = self._store.place(*self._key(step))
+        self._store.remove(Artifact(self._cell, folder.name, folder, {}))
+
+    def _key(self, step: int) -> tuple[str, str, dict[str, Any]]:
+        return self._cell, f"step{step:09d}", {"cell": self._cell, "step": step}

@@ -1,0 +1,404 @@
+"""Checkpoints: an interrupted training ends in the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grids import (
+    CONV,
+    Grid,
+    distance,
+    environment,
+    grid,
+    same,
+    torchrun,
+    weights,
+)
+from interruptions import (
+    EVERY_STEP,
+    Stopped,
+    at_step,
+    interrupted,
+    resumed,
+    steps_taken,
+    stop,
+    unhurried,
+)
+from safetensors.torch import load_file
+
+from engine.errors import DivergedError, PreemptedError
+from engine.grid.build import Builder
+from engine.grid.snapshots import Followed
+from engine.machine import preemption
+from engine.recipe.request import Request
+from engine.store import checkpoints as files_of
+from engine.store.artifacts import Store
+from engine.store.cells import Cell
+from engine.store.checkpoints import CheckpointFiles
+from engine.training import checkpoints
+
+__all__ = ["grid"]
+METHODS = [
+    ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
+    ("method=ewc", "method.fisher_images=5"),
+    ("method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.weight_decay=0.1"),
+    ("method=lwf", "train.accumulation=3", "train.clip=0.3"),
+    ("method=lora", "optimizer.name=adamw"),
+    ("method=visual_prompt", "optimizer.momentum=0"),
+    ("method=l2sp",),
+    ("method=spd", "optimizer.name=adamw", "optimizer.lr=1e-3"),
+    (
+        "method=fine_tune",
+        f"model.arch={CONV}",
+        "train.freeze_batchnorm=false",
+        "train.batch_size=5",
+        "model.channels_last=true",
+    ),
+]
+
+
+@pytest.fixture
+def fresh(grid: Grid, tmp_path: Path) -> Grid:
+    """A place of its own for cells, with packs and base models at hand."""
+    for words in ((), (f"model.arch={CONV}",), (f"model.arch={CONV}", "model.channels_last=true")):
+        grid.builder(*words).base  # noqa: B018
+    shutil.copytree(grid.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("fine_tune-*"))
+    return Grid(grid.folder, tmp_path / "runs", grid.device)
+
+
+def stored(grid: Grid) -> list[Path]:
+    return sorted((grid.runs / "store" / "pending").glob("*/step*"))
+
+
+def check_same(cell: Cell, plain: Cell) -> None:
+    assert cell.name == plain.name
+    assert same(weights(cell), weights(plain))
+    prompts = [each.prompt() for each in (cell, plain)]
+    assert all(p is None for p in prompts) or torch.equal(*map(torch.as_tensor, prompts))
+    assert cell.artifact.file("history.json").read_text() == (
+        plain.artifact.file("history.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("words", METHODS, ids=lambda words: "-".join(words)[7:50])
+def test_a_resumed_training_is_bit_equal_to_one_that_was_left_alone(grid, fresh, words):
+    _, plain = grid.build(*words, "train.checkpoint_minutes=0")
+    for step in (2, 4):  # in the first epoch of two, and in the second, or at its end
+        interrupted(fresh, step, *words)
+        cell, steps = resumed(fresh, *words)
+        assert steps == list(range(step + 1, plain.steps + 1))
+        check_same(cell, plain)
+        assert not stored(fresh), "a finished cell needs none"
+        fresh.builder(*words).store.remove(cell.artifact)
+
+
+def test_a_training_that_was_interrupted_twice_goes_on_twice(grid, fresh):
+    words = ("optimizer.name=adamw", "optimizer.lr=1e-3", "seed=3")
+    _, plain = grid.build(*words)
+    interrupted(fresh, 2, *words)
+    interrupted(fresh, 5, *words)
+    assert [path.name[:13] for path in stored(fresh)] == ["step000000004", "step000000005"]
+    cell, steps = resumed(fresh, *words)
+    assert steps == [6]
+    check_same(cell, plain)
+
+
+def test_a_draw_of_the_loss_is_the_same_after_a_resume(grid, fresh, tmp_path):
+    """The order in which torch's generator is drawn from goes on."""
+    file = tmp_path / "noisy.py"
+    file.write_text(
+        "import torch\n"
+        "from engine.methods.base import Trained\n"
+        "from engine.recipe.schema import MethodRecipe as Recipe\n"
+        "class Method(Trained):\n"
+        "    def loss(self, batch):\n"
+        "        return super().loss(batch) * torch.rand(())\n"
+    )
+    words = (f"method.module={file}", "method.name=noisy", "method.title=Noisy")
+    _, plain = grid.build(*words)
+    interrupted(fresh, 3, *words)
+    check_same(resumed(fresh, *words)[0], plain)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "facts"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, damage):
+    _, plain = grid.build()
+    interrupted(fresh, 4)
+    _, newest = stored(fresh)
+    state = newest / files_of.STATE
+    content = bytearray(state.read_bytes())
+    if damage == "cut":
+        state.write_bytes(content[:1000])
+    elif damage == "flip":
+        content[-1000] ^= 1
+        state.write_bytes(content)
+    else:
+        (newest / files_of.FACTS).write_text("{}")
+    cell, steps = resumed(fresh)
+    assert steps == [4, 5, 6]
+    (record,) = (r for r in caplog.records if r.name == files_of.__name__)
+    assert record.levelno == logging.WARNING and f"{newest} is damaged" in record.getMessage()
+    check_same(cell, plain)
+
+
+def test_without_a_whole_checkpoint_training_begins_again(grid, fresh, caplog):
+    _, plain = grid.build()
+    interrupted(fresh, 4)
+    for folder in stored(fresh):
+        (folder / files_of.STATE).write_bytes(b"")
+    cell, steps = resumed(fresh)
+    assert steps == list(range(1, 7)) and len(caplog.records) >= 2
+    check_same(cell, plain)
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, monkeypatch, number):
+    """None is due: the signal alone asks for it."""
+    _, plain = grid.build()
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(PreemptedError, match=r"after step 4; the same command .*pending"):
+            fresh.build()
+    assert signal.getsignal(number) is before
+    cell, steps = resumed(fresh)
+    assert steps == [5, 6]
+    check_same(cell, plain)
+
+
+def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
+    clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    unhurried(monkeypatch)
+    written, write = [], CheckpointFiles.write
+
+    def noted(self: CheckpointFiles, step: int, *rest: Any) -> None:
+        written.append(step)
+        write(self, step, *rest)
+
+    monkeypatch.setattr(CheckpointFiles, "write", noted)
+    fresh.build("train.checkpoint_minutes=1", "train.epochs=3")
+    assert written == [3, 6, 9]
+
+
+def test_without_checkpoints_none_is_written_and_signals_are_left_alone(fresh, monkeypatch):
+    monkeypatch.setattr(checkpoints, "Checkpoints", None)
+    monkeypatch.setattr(preemption, "noticed", None)
+    fresh.build("train.checkpoint_minutes=0")
+    assert not stored(fresh)
+
+
+def test_how_often_is_no_part_of_a_cells_name(grid):
+    names = {
+        grid.builder(f"train.checkpoint_minutes={minutes}").key()["train"].keys() >= {"epochs"}
+        and json.dumps(grid.builder(f"train.checkpoint_minutes={minutes}").key(), default=str)
+        for minutes in (0, 1, 10)
+    }
+    assert len(names) == 1 and "checkpoint" not in next(iter(names))
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(grid, fresh, monkeypatch, caplog):
+    _, plain = grid.build()
+
+    def full(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(CheckpointFiles, "write", full)
+    _, cell = fresh.build(EVERY_STEP)
+    assert "training goes on without the checkpoint of step 1: no room" in caplog.text
+    check_same(cell, plain)
+
+
+def test_a_training_that_diverged_leaves_no_checkpoint(fresh):
+    with pytest.raises(DivergedError):
+        fresh.build(EVERY_STEP, "optimizer.lr=1e20")
+    assert not stored(fresh)
+
+
+def followed(grid: Grid, *words: str) -> Builder:
+    """A builder whose training leaves snapshots after steps 1, 2 and (at its end) 6."""
+    request = Request(grid.recipe, grid.overrides("train.snapshots=3", *words))
+    recipe = request.recipe()
+    taken = Followed([recipe.method.name], recipe.dataset.sets)
+    return Builder(request, recipe, grid.device, followed=taken)
+
+
+def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:
+    files = (grid.runs / "store" / "snapshots").glob("fine_tune-*/weights.safetensors")
+    return {file.parent.name: load_file(file) for file in files}
+
+
+def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid, fresh, tmp_path):
+    """Step 1 before the interruption, step 2 after it."""
+    other = Grid(grid.folder, tmp_path / "other", grid.device)
+    shutil.copytree(fresh.runs, other.runs)
+    _, plain = grid.build()
+    followed(other).build()
+    with pytest.MonkeyPatch.context() as patch:
+        unhurried(patch)
+        at_step(patch, 1, stop)
+        with pytest.raises(Stopped):
+            followed(fresh, EVERY_STEP).build()
+    assert len(stored(fresh)) == len(snapshots_of(fresh)) == 1
+    check_same(followed(fresh).build(), plain)
+    found, wanted = snapshots_of(fresh), snapshots_of(other)
+    assert found.keys() == wanted.keys() and len(found) == 2
+    assert all(same(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_checkpoint_beyond_a_snapshot_that_is_missing_is_not_taken(grid, fresh):
+    """A training without snapshots was interrupted, and its next attempt wants them."""
+    _, plain = grid.build()
+    interrupted(fresh, 3)
+    assert len(stored(fresh)) == 2, "of steps 2 and 3"
+    with pytest.MonkeyPatch.context() as patch:
+        steps = steps_taken(patch)
+        cell = followed(fresh).build()
+    assert steps == list(range(1, 7)) and len(snapshots_of(fresh)) == 2
+    check_same(cell, plain)
+
+
+@contextlib.contextmanager
+def process_ignoring(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    with process_ignoring(signal.SIGUSR1), preemption.noticed() as came:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not came()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came()
+
+
+def test_files_keep_the_two_latest(tmp_path):
+    files = CheckpointFiles(Store(tmp_path), "cell")
+    for step in (1, 2, 30):
+        files.write(step, {"a": torch.full((2,), float(step))}, json.dumps({"step": step}))
+    assert files.steps() == [30, 2]
+    assert files.newest() == 30 and files.newest(before=30) == 2 and files.newest(before=2) == 0
+    tensors, facts = files.read(2)
+    assert torch.equal(tensors["a"], torch.tensor([2.0, 2.0])) and facts == {"step": 2}
+    with pytest.raises(FileNotFoundError, match="step000000001"):
+        files.read(1)
+    files.remove()
+    assert not files.folder.exists() and files.newest() == 0
+
+
+def run_worker(
+    grid: Grid, folder: Path, jobs: list[dict[str, Any]], ranks: int
+) -> tuple[subprocess.CompletedProcess[str], list[Any]]:
+    """The worker after its end, and its results."""
+    (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
+    results = folder / "results.json"
+    results.unlink(missing_ok=True)
+    worker = Path(__file__).parents[2] / "interrupted_worker.py"
+    words = [str(worker), str(grid.folder), str(folder / "jobs.json"), str(results)]
+    command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    return done, json.loads(results.read_text()) if results.is_file() else []
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_goes_on(grid, fresh, tmp_path):
+    words = ("optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3", "seed=2")
+    _, plain = grid.build(*words)
+    job = {"runs": fresh.runs, "words": words, "step": 4, "how": "kill"}
+    done, _ = run_worker(grid, tmp_path, [job], ranks=1)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    cell, steps = resumed(fresh, *words)
+    assert steps == [5, 6]
+    check_same(cell, plain)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_with_the_code_for_another_attempt(grid, fresh, tmp_path):
+    job = {"runs": fresh.runs, "words": ["seed=2"], "step": 1, "how": "term"}
+    done, results = run_worker(grid, tmp_path, [job], ranks=1)
+    assert done.returncode == os.EX_TEMPFAIL == 75
+    assert done.stderr.splitlines()[-1] == results[0][0]
+    assert results[0][0].startswith("a signal ended training after step 2; the same command")
+    assert resumed(fresh, "seed=2")[1] == [3, 4, 5, 6]
+
+
+TWO_RANKS = [
+    ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3", "train.accumulation=3"],
+    ["method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.eps=1e-3"],
+    ["method=spd", "train.zero_stage=2"],
+    ["method=visual_prompt", "train.zero_stage=0"],
+    [
+        f"model.arch={CONV}",
+        "model.image_size=64",
+        "train.freeze_batchnorm=false",
+        "train.batch_size=18",
+        "optimizer.lr=1e-4",
+    ],
+]
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_path):
+    """Interrupted before step 3 (of 4 or 6) on two ranks, and on one rank for two to go on."""
+    grid.builder(*TWO_RANKS[-1]).base  # noqa: B018
+    places = {}
+    for name in ("whole", "two", "two to one", "one to two"):
+        places[name] = Grid(grid.folder, tmp_path / name, grid.device)
+        shutil.copytree(grid.runs, places[name].runs, ignore=shutil.ignore_patterns("fine_tune-*"))
+    jobs = []
+    for words in TWO_RANKS:
+        interrupted(places["one to two"], 3, *words)
+        common = {"words": words, "step": 3}
+        jobs += [
+            {"runs": places["whole"].runs, "words": words},
+            {"runs": places["two"].runs, **common, "how": "stop"},
+            {"runs": places["two"].runs, "words": words},
+            {"runs": places["two to one"].runs, **common, "how": "stop"},
+            {"runs": places["one to two"].runs, "words": words},
+        ]
+    done, results = run_worker(grid, tmp_path, jobs, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
+    for number, words in enumerate(TWO_RANKS):
+        whole, _, two, _, other = results[5 * number : 5 * number + 5]
+        last = whole[1][-1]
+        assert whole[1] == list(range(1, last + 1))
+        assert two[1] == other[1] == list(range(4, last + 1))
+        wanted, found = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
+        assert same(found, wanted), words
+        history = [(Path(at[0]) / "history.json").read_text() for at in (whole, two)]
+        assert history[0] == history[1], words
+        cell, steps = resumed(places["two to one"], *words)
+        assert steps == list(range(4, last + 1))
+        for close in (weights(cell), load_file(Path(other[0]) / "weights.safetensors")):
+            assert distance(close, wanted) < 1e-5, words
+        for at in (cell.artifact.folder, Path(other[0])):
+            entries = json.loads((at / "history.json").read_text())
+            for entry, exact in zip(entries, json.loads(history[0]), strict=True):
+                assert entry == pytest.approx(exact, rel=1e-3), words
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_single_rank_stops_all_after_the_same_step(grid, fresh, tmp_path):
+    words = TWO_RANKS[0]
+    job = {"runs": fresh.runs, "words": words, "step": 2, "how": "term"}
+    done, results = run_worker(grid, tmp_path, [job], ranks=2)
+    assert done.returncode != 0
+    assert results[0][0].startswith("a signal ended training after step 3;"), done.stderr[-3000:]
+    done, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
+    assert results[0][1] == [4, 5, 6], done.stderr[-3000:]

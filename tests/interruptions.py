@@ -1,0 +1,78 @@
+"""Trainings that end between two steps, and what they take when they go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from grids import Grid
+
+from engine.grid.build import Builder
+from engine.store.cells import Cell
+from engine.training import checkpoints, loop
+
+EVERY_STEP = "train.checkpoint_minutes=1e-9"
+
+
+class Stopped(Exception):
+    """Ends a training between two steps."""
+
+
+def at_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Do `act` before optimizer step `number`, counted from 0."""
+    rate = loop.optim.learning_rate
+
+    def acting(step: int, *words: Any) -> float:
+        if step == number:
+            act()
+        return rate(step, *words)
+
+    patch.setattr(loop.optim, "learning_rate", acting)
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def unhurried(patch: pytest.MonkeyPatch) -> None:
+    """Wait for each checkpoint, so that none is left out because the disk is slow."""
+    submit = checkpoints.Checkpoints.submit
+
+    def waiting(self: Any, work: Any) -> Any:
+        future = submit(self, work)
+        future.result()
+        return future
+
+    patch.setattr(checkpoints.Checkpoints, "submit", waiting)
+
+
+def interrupted(grid: Grid, step: int, *words: str) -> Builder:
+    """A builder whose training stopped before step `step`, with a checkpoint of every step."""
+    builder = grid.builder(EVERY_STEP, *words)
+    with pytest.MonkeyPatch.context() as patch:
+        unhurried(patch)
+        at_step(patch, step, stop)
+        with pytest.raises(Stopped):
+            builder.build()
+    return builder
+
+
+def steps_taken(patch: pytest.MonkeyPatch) -> list[int]:
+    """The optimizer steps that trainings take from now on, counted from 1."""
+    steps, take = [], checkpoints.Checkpoints.take
+
+    def noted(self: checkpoints.Checkpoints, progress: checkpoints.Progress) -> None:
+        steps.append(progress.step)
+        take(self, progress)
+
+    patch.setattr(checkpoints.Checkpoints, "take", noted)
+    return steps
+
+
+def resumed(grid: Grid, *words: str) -> tuple[Cell, list[int]]:
+    """The cell, and the steps that it took now."""
+    with pytest.MonkeyPatch.context() as patch:
+        steps = steps_taken(patch)
+        _, cell = grid.build(*words)
+    return cell, steps
