@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from engine.grid import campaign, workflow
+from engine.grid import campaign, markers, workflow
 from engine.machine import entry, quiet
 
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             finish.finish(plan, device)
         except (ValueError, OSError):  # the store lacks what the columns made
-            workflow.forget_columns(plan)
+            markers.forget(plan)
             raise
         return
     device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))

@@ -29,12 +29,14 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
     The tensor is mapped from its file, so a set of any size takes no memory; `on_device` moves the
-    rows of a batch. training: in the form of training, where weights depend on the features.
+    rows of a batch. training: in the form of training, where weights depend on the features. Raises
+    FileNotFoundError where they are missing from a store that only finds.
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
     artifact = run.find("features", label, key)
     if artifact is None:
+        run.store.check_makes("features", label, key)
         slices = run.store.root / "pending" / run.store.place("features", label, key).name
         with run.threads():
             files = sliced(run, cell, labelled, _form(run, training), slices)
