@@ -42,7 +42,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
             files = sliced(run, cell, labelled, _form(run, training), slices)
 
         def write(folder: Path) -> None:
-            pending.join_arrays(files, folder / "features.npy")
+            pending.join_arrays(files, folder / "features.npy", len(labelled.split("all")))
 
         artifact = ranks.first(lambda: run.store.make("features", label, key, write))
         if ranks.rank() == 0:
@@ -94,7 +94,7 @@ def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path
     OSError naming the file where there is no room for it.
     """
     cuts = slices(labelled.split("all"), run.recipe.evaluate.batch_size)
-    files = [folder / f"{cut[0]:09d}-{len(cut)}.npy" for cut in cuts]
+    files = [folder / f"{cut[0]:09d}-{len(cut)}.npz" for cut in cuts]
     todo = [k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())]
     if todo:
         recipe, state = run.recipe, run.network(cell).state_dict()

@@ -35,14 +35,14 @@ def forget(plan: Plan) -> None:
 
 def forget_misleading(plan: Plan) -> None:
     """Remove the markers of jobs whose artefacts are gone, and the report's unless it is whole."""
-    place = plan.path.parent
-    files = _recorded(plan)
-    if not _store(plan).is_dir() or (files and not all(map(os.path.isfile, files))):
-        forget(plan)  # markers of older versions list nothing
-    for marker in _misleading(plan):
+    is_finished, misleading, files = finished(plan), _misleading(plan), _recorded(plan)
+    for marker in misleading:
         marker.unlink()
-    if not finished(plan):
-        (place / DONE / REPORT).unlink(missing_ok=True)
+    lacks_predictions = files is not None and not all(map(os.path.isfile, files))
+    if not _store(plan).is_dir() or (lacks_predictions and not misleading):
+        forget(plan)  # markers of older versions list nothing
+    if not is_finished:
+        (plan.path.parent / DONE / REPORT).unlink(missing_ok=True)
 
 
 def finished(plan: Plan) -> bool:

@@ -71,7 +71,7 @@ def test_features_that_were_interrupted_go_on_where_they_stopped(
             builder.features(builder.base, builder.sets[SET])
     assert not (store / "features").exists()
     finished = batches // 2
-    assert len(list((store / "pending").glob("*/*.npy"))) == finished
+    assert len(list((store / "pending").glob("*/*.npz"))) == finished
     counted, builder = Counted(monkeypatch), fresh.builder()
     found = builder.features(builder.base, builder.sets[SET])
     assert torch.equal(found, whole)
