@@ -42,6 +42,7 @@ def _parsed(path: Path, remedy: str) -> Any:
 
 
 def _path(kind: type, value: Any) -> Path:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind} has no JSON form")
+    assert kind is Path, kind
+    if not isinstance(value, str):
+        raise ValueError(f"Expected a path, got {value!r}")  # msgspec adds where
+    return Path(value)

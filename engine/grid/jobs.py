@@ -84,6 +84,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         run.sets.release(name)
     for seeded, method in work:
         seeded.row(method).remove_snapshots()
-    markers.leave(plan, COLUMN + column.name, products.of(run, mixes, headlines))
+    rows = [seeded.row(method).build().artifact for seeded, method in work]
+    markers.leave(plan, COLUMN + column.name, [*rows, *products.of(run, mixes, headlines)])
     workflow.advance(plan.path, column.name, len(work) + 1, len(work) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)

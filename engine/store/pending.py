@@ -75,7 +75,11 @@ class Pending:
             self._only_slice = table
         else:
             file = self._file(number)
-            ranks.first(lambda: _write_once(file, lambda sink: pq.write_table(table, sink, write_page_checksum=True)))
+            ranks.first(
+                lambda: _write_once(
+                    file, lambda sink: pq.write_table(table, sink, write_page_checksum=True)
+                )
+            )
         self.todo.discard(number)
         if not self.todo:
             self.finish()

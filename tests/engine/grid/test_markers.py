@@ -8,8 +8,9 @@ from pathlib import Path
 import campaigns
 import pytest
 import reports
+import torch
 
-from engine.grid import campaign, markers, record, stamp
+from engine.grid import campaign, jobs, make_record, markers, record, stamp
 from engine.grid.campaign import Plan
 from engine.grid.resources import REPORT
 from engine.store.artifacts import Artifact, Store
@@ -123,3 +124,14 @@ def test_an_older_stamp_names_its_plan_alone(plan: Plan) -> None:
     assert markers.finished(plan)
     empty(report / campaign.TABLE)  # what the command ends by printing
     assert not markers.finished(plan)
+
+
+def test_a_report_trains_nothing_and_encodes_nothing(folder: Path, tmp_path: Path) -> None:
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
+    with pytest.raises(FileNotFoundError, match=r"the packs of upstream, outline, .* run the"):
+        make_record.record_of(plan, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
+    builder = jobs.builder_of(plan, torch.device("cpu"), finds_only=True)
+    with pytest.raises(FileNotFoundError, match=r"store/weights/test_vit-.* is missing: run the"):
+        builder.build()
+    assert not (tmp_path / "store").exists()
