@@ -131,7 +131,7 @@ def keep_array(file: Path, array_ND: np.ndarray) -> None:
 
     Raises OSError naming the file where the disk is full.
     """
-    _write_once(file, lambda sink: np.savez(sink, **{file.stem: array_ND}))
+    _write_once(file, lambda sink: np.savez(sink, **{file.stem: array_ND}))  # pyright: ignore[reportArgumentType]
 
 
 def _write_once(file: Path, serialise: Callable[[io.BytesIO], None]) -> None:
