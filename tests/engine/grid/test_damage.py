@@ -115,7 +115,10 @@ def finished(folder: Path, grid: grids.Grid) -> Iterator[Campaign]:
 
 
 def follow(line: str, damaged: Path) -> None:
-    """Do what an error line says: delete a file or a folder."""
+    """Do what an error line says: delete a file or a folder, or move a folder away."""
+    if line.endswith("exists and is no pack; move it away or choose another folder"):
+        damaged.parent.rename(damaged.parent.with_name("away"))
+        return
     named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)
     if named is None:
         assert "run the campaign again" in line or "run `rib campaign` again" in line, line
