@@ -18,6 +18,7 @@ setup(
         "timm>=1.0.20",
         "deepspeed>=0.18",
         "jinja2>=3.1",
+        "msgspec>=0.19",  # stored JSON files are checked against their types
         "numba>=0.60",
         "numpy>=1.26",
         "omegaconf>=2.4",

@@ -65,26 +65,25 @@ def load_cell(folder: str | Path) -> nn.Module:
     Raises FileNotFoundError where the folder holds no weights (a mix holds none; `rib export`
     writes it), ValueError where they do not fit or have an input prompt, which timm's model lacks.
     """
-    import json
-
     from safetensors.torch import load_file
 
     from engine import models
+    from engine.data import descriptions
     from engine.recipe.schema import ModelRecipe
     from engine.store import cells, tensors
 
     place = Path(folder)
     if (place / tensors.PROMPT).is_file():
         raise ValueError(f"{place} has an input prompt, which a timm model lacks")
-    seen = json.loads((place / cells.CELL).read_text())
-    model = seen["model"]
+    description = descriptions.read(place / cells.CELL)
+    model = description.model
     recipe = ModelRecipe(
         name=model["arch"],
         arch=model["arch"],
         image_size=model["image_size"],
         projection=model["projection"],
     )
-    net = models.create(recipe, len(seen["classes"]))
+    net = models.create(recipe, len(description.classes or ()))
     weights = place / tensors.WEIGHTS
     return models.load_state(net, load_file(weights), str(weights)).eval()
 
@@ -92,12 +91,12 @@ def load_cell(folder: str | Path) -> nn.Module:
 def campaign(name: str, *words: str, cores: int | None = None) -> Path:
     """Run what is missing of a campaign, to its report page. Raises CampaignError as `rib` says."""
     from engine.grid import campaign as grid
-    from engine.grid import half_widths, sites, workflow
+    from engine.grid import half_widths, markers, sites, workflow
 
     count = cores or len(os.sched_getaffinity(0))
     plan = None
     for plan in half_widths.sequential_plans(name, words, count):
-        if not grid.finished(plan):
+        if not markers.finished(plan):
             workflow.run(plan, sites.local(plan, count))
     assert plan is not None, "a campaign has a plan"
     return grid.report_page(plan)

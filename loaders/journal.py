@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from loaders import files
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,6 @@ def _entries(line: bytes) -> list[Entry] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return [value if isinstance(value, str) else Written(*value) for value in json.loads(line)]
-    except (ValueError, TypeError):
+        return msgspec.json.decode(line, type=list[Written | str])
+    except msgspec.DecodeError:
         return None

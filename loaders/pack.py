@@ -20,27 +20,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from loaders.beton import JPEG, RAW, Beton
 from loaders.files import canonical, digest, file_hash
+from loaders.schema import DamagedFile
 
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
 MODES = {"raw": RAW, "jpeg": JPEG}
 _REMEDY = "delete the folder and run again"
-_MANIFEST_TYPES = {
-    "name": str,
-    "count": int,
-    "classes": list,
-    "transform": dict,
-    "height": int,
-    "width": int,
-    "format": str,
-    "sha256": dict,
-    "request": str,
-    "fingerprint": str,
-}
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The types of a manifest's values; `loaders.encode` says what they mean."""
+
+    format_version: int
+    name: str
+    classes: list[str]
+    transform: dict[str, Any]
+    format: Literal["raw", "jpeg"]
+    source_fingerprint: str
+    extra: dict[str, Any]
+    request: str
+    count: int
+    skipped: list[dict[str, str]]
+    height: int
+    width: int
+    sha256: dict[str, str]
+    fingerprint: str
+    quality: int | None = None
+    per_class: list[int] = []
+    remarks: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -208,12 +220,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest "
                 "that this version reads; update this project, or encode the pack again"
             )
-        sound = all(isinstance(manifest[key], kind) for key, kind in _MANIFEST_TYPES.items())
-        sound = sound and manifest["fingerprint"] == fingerprint_of(manifest)
+        msgspec.convert(manifest, Manifest)
+        sound = manifest["fingerprint"] == fingerprint_of(manifest)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
+        raise DamagedFile(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
+    except msgspec.ValidationError as error:
+        raise DamagedFile(f"{path}: altered ({error}); {_REMEDY}") from error
     if not sound:
-        raise ValueError(f"{path}: altered: its fingerprint does not fit; {_REMEDY}")
+        raise DamagedFile(f"{path}: altered: its fingerprint does not fit; {_REMEDY}")
     return manifest
 
 

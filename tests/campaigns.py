@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grids
 import pytest
 import torch
 
-from engine.grid import campaign, jobs
+from engine.commands import job
+from engine.grid import campaign, jobs, markers, resources, workflow
 from engine.report import finish as last_job
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
@@ -44,6 +47,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data.yaml").write_text(DATA.format(folder=folder))
     (folder / "shapes.yaml").write_text(GRID.format(folder=folder))
     return folder
+
+
+def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
+    """Let `rib campaign` run its jobs here, as Snakemake would; returns the jobs that run.
+
+    A job runs unless its marker is there and no job before it ran; one that fails leaves none.
+    """
+    ran: list[str] = []
+
+    def watch(command: object, plan: campaign.Plan, site: object) -> None:
+        done, device = plan.path.parent / markers.DONE, torch.device("cpu")
+        work: dict[str, Callable[[], object]] = {
+            resources.PREPARE: lambda: jobs.prepare(plan, device)
+        }
+        for column in plan.columns:
+            work[resources.COLUMN + column.name] = partial(jobs.column, plan, column, device)
+        work[resources.REPORT] = lambda: job.report(plan, device)
+        before = len(ran)
+        for name, do in work.items():
+            is_column = name.startswith(resources.COLUMN)
+            after = ran[before:] if not is_column else [x for x in ran[before:] if x == "prepare"]
+            if after or not (done / name).is_file():
+                (done / name).unlink(missing_ok=True)
+                do()
+                ran.append(name)
+                (done / name).parent.mkdir(parents=True, exist_ok=True)
+                (done / name).touch()
+
+    patch.setattr(workflow, "_watch", watch)
+    return ran
 
 
 def run(folder: Path, *words: str, name: str = "shapes") -> Path:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import CampaignError
-from engine.grid import campaign, sites, slurm, workflow
+from engine.grid import campaign, markers, sites, slurm, workflow
 from engine.grid.campaign import Plan
 from engine.grid.sites import Site
 from engine.machine import quiet
 from engine.recipe.schema import Recipe
+from loaders.schema import DamagedFile
 
 SLURM_CORES = 4  # of a job: images are read beside the work
 
@@ -142,7 +143,7 @@ def _finished(name: str, words: Sequence[str]) -> bool:
 
     try:
         record.find(name, words)
-    except CampaignError:
+    except (CampaignError, DamagedFile):
         return False
     return True
 
@@ -154,7 +155,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         if arguments.dry_run:
             workflow.run(plan, _site(arguments, plan), dry_run=True)
             return
-        if campaign.finished(plan):
+        if markers.finished(plan):
             print(f"{plan.name} is finished; nothing to do.")
         else:
             workflow.run(plan, _site(arguments, plan))

@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         if name not in every:
             campaign = arguments.campaign
             raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
+    solve.check_names(names)  # before a model is made
     builder = Builder(request, resolved, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})

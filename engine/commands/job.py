@@ -7,10 +7,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from engine.grid import campaign, workflow
+from engine.grid import campaign, markers, workflow
+from engine.grid.campaign import Plan
 from engine.machine import entry, quiet
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> int:
@@ -32,7 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from engine.grid import jobs
     from engine.machine import precision, ranks
-    from engine.report import finish
 
     if arguments.ranks > 1 and "RANK" not in os.environ:
         _become_ranks(arguments.ranks, arguments.device)
@@ -43,11 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         precision.no_tf32()
         chosen = arguments.device
         device = ranks.pick_device("auto") if chosen == "auto" else torch.device(chosen)
-        try:
-            finish.finish(plan, device)
-        except (ValueError, OSError):  # the store lacks what the columns made
-            workflow.forget_columns(plan)
-            raise
+        report(plan, device)
         return
     device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))
     if arguments.stage == "prepare":
@@ -55,6 +54,17 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         jobs.column(plan, plan.column(arguments.column), device)
     ranks.stop()
+
+
+def report(plan: Plan, device: torch.device) -> None:
+    """The last job of a campaign. Where the store lacks something, the next run looks for it."""
+    from engine.report import finish
+
+    try:
+        finish.finish(plan, device)
+    except (ValueError, OSError):
+        markers.forget(plan)
+        raise
 
 
 def _free_gpu(device: str) -> int:

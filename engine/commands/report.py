@@ -52,15 +52,14 @@ def run(arguments: argparse.Namespace) -> None:
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
     """The finished campaign in a folder, or those that a name and overrides stand for."""
     from engine import recipe
-    from engine.grid import record
+    from engine.grid import record, stamp
 
     folder = Path(name)
     if not folder.is_dir():
         return [record.find(name, model) for model in recipe.each_model(name, words)]
-    stamp = folder / campaign.REPORT / campaign.STAMP
     places = [path.parent for path in sorted(folder.glob(f"plans/*/{campaign.RECORD}"))]
-    if stamp.is_file():
-        places = [place for place in places if place.name == stamp.read_text()]
+    if shown := stamp.plan_of(folder / campaign.REPORT):
+        places = [place for place in places if place.name == shown]
     if len(places) != 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
     return [record.read(places[0].resolve())]

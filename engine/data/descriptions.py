@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine import models, recipe
 from engine.data import imagenet
 from engine.data.packs import pack_folder
 from engine.recipe.schema import Recipe
 from engine.store.cells import CELL
 from engine.store.tensors import PROMPT, WEIGHTS
+from loaders import schema
 from loaders.files import read_json, read_small
 from loaders.pack import MANIFEST, Pack
 
@@ -195,9 +198,17 @@ def _words(model: Mapping[str, Any]) -> list[str]:
     return [f"model.{'crop' if key == 'crop_pct' else key}={model[key]}" for key in model]
 
 
+class _CellFile(msgspec.Struct, frozen=True):
+    """What a `cell.json` says of its model; older ones say neither."""
+
+    model: dict[str, Any] | None = None
+    classes: tuple[str, ...] = ()
+
+
 def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
-    if "model" in values:
-        return Description(file, values["model"], tuple(values["classes"]))
+    cell = schema.convert(values, _CellFile, file, "name the model by --arch")
+    if cell.model is not None:
+        return Description(file, cell.model, cell.classes)
     # The description of an older cell is in its recipe.
     runs = next(iter(file.resolve().parents[3:4]), Path())  # of runs/store/cells/NAME/cell.json
     return of_recipe(file, recipe.load(str(file.with_name("recipe.yaml"))), runs)

@@ -25,6 +25,7 @@ from engine.machine.files import digest
 from engine.models.form import Form
 from engine.recipe.schema import Recipe
 from engine.run import Run
+from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, essential
 
 FILE = "cka.json"
@@ -62,14 +63,19 @@ def check(run: Run, name: str) -> None:
     minibatches(run.recipe, run.sets[name])
 
 
+def find(run: Run, mix: Mix, name: str) -> Artifact | None:
+    """The CKA of a mix on a set, or None if it was not evaluated."""
+    return run.store.find("cka", *_key(run, essential(mix), name))
+
+
 def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
     """CKA of a mix by block, from the first to the last; None where features do not vary.
 
     Raises FileNotFoundError where it was not evaluated, ValueError where its file was altered.
     """
-    label, key = _key(run, essential(mix), name)
-    artifact = run.store.find("cka", label, key)
+    artifact = find(run, mix, name)
     if artifact is None:
+        label, _ = _key(run, essential(mix), name)
         raise FileNotFoundError(
             f"the store has no CKA of {label}: run the campaign again to make it"
         )

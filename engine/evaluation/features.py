@@ -29,18 +29,20 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
     The tensor is mapped from its file, so a set of any size takes no memory; `on_device` moves the
-    rows of a batch. training: in the form of training, where weights depend on the features.
+    rows of a batch. training: in the form of training, where weights depend on the features. Raises
+    FileNotFoundError where they are missing from a store that only finds.
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
     artifact = run.find("features", label, key)
     if artifact is None:
+        run.store.check_makes("features", label, key)
         slices = run.store.root / "pending" / run.store.place("features", label, key).name
         with run.threads():
             files = sliced(run, cell, labelled, _form(run, training), slices)
 
         def write(folder: Path) -> None:
-            pending.join_arrays(files, folder / "features.npy")
+            pending.join_arrays(files, folder / "features.npy", len(labelled.split("all")))
 
         artifact = ranks.first(lambda: run.store.make("features", label, key, write))
         if ranks.rank() == 0:
@@ -92,7 +94,7 @@ def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path
     OSError naming the file where there is no room for it.
     """
     cuts = slices(labelled.split("all"), run.recipe.evaluate.batch_size)
-    files = [folder / f"{cut[0]:09d}-{len(cut)}.npy" for cut in cuts]
+    files = [folder / f"{cut[0]:09d}-{len(cut)}.npz" for cut in cuts]
     todo = [k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())]
     if todo:
         recipe, state = run.recipe, run.network(cell).state_dict()

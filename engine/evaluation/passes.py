@@ -33,13 +33,17 @@ from loaders.batch import on_device
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], names: Iterable[str], split: str | Part) -> None:
-    """Make the missing predictions of every mix on every named set."""
+    """Make the missing predictions of every mix on every named set.
+
+    Raises FileNotFoundError where some are missing from a store that only finds.
+    """
     for name in names:
         labelled = run.sets[name]
         missing: list[dict[str, float]] = []
         for mix in map(essential, mixes):
             finished = find(run, mix, name, split) is not None
             if not ranks.all_agree(finished) and mix not in missing:
+                run.store.check_makes("predictions", *key_of(run, mix, labelled, split))
                 missing.append(mix)
         if missing:
             with run.threads():

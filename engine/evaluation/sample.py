@@ -28,6 +28,7 @@ from engine.measures import predictions
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import pending
+from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, essential
 from engine.store.pending import Part
 
@@ -141,9 +142,9 @@ def predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) 
     return passes.predicted(run, mix, name, _part(run, mix, name, split, sample))
 
 
-def is_predicted(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> bool:
-    """Whether a mix's predictions on a sample of a set are there (None: on all of the split)."""
-    return passes.find(run, mix, name, _part(run, mix, name, split, sample)) is not None
+def find(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> Artifact | None:
+    """A mix's predictions on a sample of a set (None: on all of the split), None without any."""
+    return passes.find(run, mix, name, _part(run, mix, name, split, sample))
 
 
 def _part(run: Run, mix: Mix, name: str, split: str, sample: Sample | None) -> str | Part:

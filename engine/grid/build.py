@@ -58,13 +58,15 @@ class Builder(Context[Cell]):
         sets: Sets | None = None,
         followed: Followed | None = None,
         start: Cell | None = None,
+        store: Store | None = None,
     ) -> None:
         """followed: whose training leaves snapshots. start: the model to start from, where that is
-        not the recipe's pre-trained model."""
+        not the recipe's pre-trained model. store: where artefacts are found or made, by default
+        below the recipe's `runs`."""
         self.request = request
         self.recipe = recipe
         self.device = device
-        self.store = Store(Path(recipe.runs) / "store")
+        self.store = store or Store(Path(recipe.runs) / "store")
         self.sets = sets or Sets(recipe, device, cache_folder())
         self.followed = followed or Followed()
         self.start = start
@@ -76,7 +78,11 @@ class Builder(Context[Cell]):
         return Run(self.recipe, self.device, self.sets, self.store, base)
 
     def build(self) -> Cell:
-        """The recipe's cell: found by its key, or made and stored."""
+        """The recipe's cell: found by its key, or made and stored.
+
+        Raises FileNotFoundError where it is missing, or a cell of its mixes, from a store that only
+        finds.
+        """
         method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
@@ -84,6 +90,7 @@ class Builder(Context[Cell]):
         missing = snapshots.missing(self.run, self._snapshots(artifact and Cell(artifact)))
         if artifact is not None and not missing and self._has_parents(Cell(artifact)):
             return Cell(artifact)
+        self.store.check_makes("cells", label, key)
         write = self._made(method, missing)
         cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
         if ranks.rank() == 0:
@@ -221,7 +228,9 @@ class Builder(Context[Cell]):
             return Cell(backbone)
         probe = first_head(self.request.recipe("linear_probe", dataset.upstream))
         start = Cell(backbone)
-        return Builder(self.request, probe, self.device, self.sets, start=start).build()
+        return Builder(
+            self.request, probe, self.device, self.sets, start=start, store=self.store
+        ).build()
 
     @property
     def _follows_training(self) -> bool:
@@ -303,7 +312,9 @@ class Builder(Context[Cell]):
     def _beside(self, request: Request, method: str, seed: int | None = None) -> Builder:
         recipe = request.recipe(method, self.recipe.downstream)
         recipe = dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
-        return Builder(request, recipe, self.device, self.sets, self.followed)
+        return Builder(request, recipe, self.device, self.sets, self.followed, store=self.store)
 
     def _of(self, recipe: Recipe) -> Builder:
-        return Builder(self.request, recipe, self.device, self.sets, self.followed)
+        return Builder(
+            self.request, recipe, self.device, self.sets, self.followed, store=self.store
+        )

@@ -7,7 +7,6 @@ artefacts tell what is finished; `engine.grid.workflow` runs the rest.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store import artifacts
+from loaders import schema
 from loaders.files import file_hash
 
-REPORT, TABLE = "report", "table.txt"
+REPORT, PAGE, TABLE = "report", "index.html", "table.txt"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
-STAMP = "plan"  # beside a report: the name of the plan that it shows
 
 
 @dataclass(frozen=True)
@@ -175,25 +174,11 @@ def _title(name: str, overrides: Sequence[str], model: str) -> str:
 
 
 def read(path: Path) -> Plan:
-    """A plan from its file on disk."""
-    values = json.loads(path.read_text())
-    fields: dict[str, Any] = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
-    for name in ("overrides", "methods", "sets"):
-        fields[name] = tuple(fields[name])
-    columns = [{**column, "overrides": tuple(column["overrides"])} for column in fields["columns"]]
-    fields["columns"] = tuple(Column(**column) for column in columns)
-    fields |= {"folder": Path(fields["folder"]), "path": path}
-    return Plan(**fields)
-
-
-def finished(plan: Plan) -> bool:
-    """Whether the report in the campaign's folder is that of exactly this plan."""
-    page, place = report_page(plan), plan.path.parent
-    stamp = page.with_name(STAMP)
-    needed = (place / "done" / "report", place / RECORD, page, page.with_name(TABLE), stamp)
-    return all(file.is_file() for file in needed) and stamp.read_text() == place.name
+    """A plan from its file on disk. Raises DamagedFile, which names it."""
+    plan = schema.read(path, Plan, "run `rib campaign` again, which writes it anew")
+    return dataclasses.replace(plan, path=path)
 
 
 def report_page(plan: Plan) -> Path:
     """The HTML page of the campaign's report."""
-    return plan.folder / REPORT / "index.html"
+    return plan.folder / REPORT / PAGE

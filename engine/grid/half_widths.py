@@ -22,6 +22,7 @@ from engine.grid import campaign
 from engine.machine.files import write_atomic
 from engine.measures import metrics, predictions, rows
 from engine.measures.rows import PRE, Arm, Evaluation, OfArm
+from loaders import schema
 
 if TYPE_CHECKING:
     from engine.recipe.schema import Recipe
@@ -135,7 +136,9 @@ def _too_wide(plan: campaign.Plan, half_width: float) -> bool:
 
 def _result(plan: campaign.Plan) -> tuple[float, float]:
     """Of a plan's report: the share of the images seen, and the widest interval of a RI."""
-    return tuple(json.loads((plan.path.parent / FILE).read_text()))
+    file = plan.path.parent / FILE
+    remedy = "delete it and run the campaign again"
+    return schema.read(file, tuple[float, float], remedy)  # pyright: ignore[reportArgumentType]
 
 
 def _seen(samples: Mapping[str, Drawn]) -> tuple[int, int]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.evaluation import cka, features, passes, sample
-from engine.grid import workflow
+from engine.grid import markers, products, workflow
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
+from engine.grid.resources import COLUMN, PREPARE
 from engine.grid.snapshots import Followed
 from engine.recipe.request import Request
+from engine.store.artifacts import Store
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +23,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def builder_of(plan: Plan, device: torch.device, column: Column | None = None) -> Builder:
-    """The builder of a column's first method; without a column, of what all columns share."""
+def builder_of(
+    plan: Plan, device: torch.device, column: Column | None = None, *, finds_only: bool = False
+) -> Builder:
+    """The builder of a column's first method; without a column, of what all columns share.
+
+    finds_only: it makes nothing.
+    """
     request = Request(plan.name, plan.overrides + (column.overrides if column else ()))
     downstream = column.downstream if column else None
     recipe = request.recipe(plan.methods[0], downstream)
-    return Builder(request, recipe, device, followed=Followed(plan.methods, plan.downstreams))
+    followed = Followed(plan.methods, plan.downstreams)
+    store = Store(Path(recipe.runs) / "store", finds_only=finds_only)
+    return Builder(request, recipe, device, followed=followed, store=store)
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -49,6 +59,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         run.sets.release(name)
     for name, drawn in sample.draw_all(run).items():
         sample.evaluate_on(run, [base], name, drawn.split, drawn)
+    markers.leave(plan, PREPARE, products.of(run, [base], []))
     begin(len(names) + 1)
 
 
@@ -73,5 +84,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         run.sets.release(name)
     for seeded, method in work:
         seeded.row(method).remove_snapshots()
+    rows = [seeded.row(method).build().artifact for seeded, method in work]
+    markers.leave(plan, COLUMN + column.name, [*rows, *products.of(run, mixes, headlines)])
     workflow.advance(plan.path, column.name, len(work) + 1, len(work) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)

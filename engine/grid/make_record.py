@@ -17,7 +17,7 @@ import numpy as np
 from engine import recipe
 from engine.evaluation import cka, passes, sample
 from engine.evaluation.sample import Sample
-from engine.grid import campaign, half_widths
+from engine.grid import campaign, half_widths, verify
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.grid.jobs import builder_of
@@ -27,10 +27,12 @@ from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
+from engine.store.artifacts import Store
 from engine.store.cells import Entry, Mix
 from engine.transport import problems, solve
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
+from loaders.schema import DamagedFile
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +43,12 @@ DISTANCE = problems.Options(samples=10_000)
 
 
 def record_of(plan: Plan, device: torch.device) -> Record:
-    """The record of a campaign whose jobs are done."""
-    run = builder_of(plan, device).run
+    """The record of a campaign whose jobs are done.
+
+    Nothing but the distances between sets is made. Raises FileNotFoundError where something is
+    missing, DamagedFile where it was altered.
+    """
+    run = _shared(plan, device)
     dataset, root = run.recipe.dataset, run.store.root
     samples = sample.draw_all(run)
     evaluations = list(_evaluations(plan, device, samples))
@@ -81,11 +87,22 @@ def record_of(plan: Plan, device: torch.device) -> Record:
     )
 
 
+def _shared(plan: Plan, device: torch.device) -> Run:
+    """What all columns share, as the store holds it."""
+    builder = builder_of(plan, device, finds_only=True)
+    encoded = verify.encoded(builder.recipe)
+    if missing := [name for name in builder.recipe.dataset.places if name not in encoded]:
+        raise FileNotFoundError(
+            f"the packs of {', '.join(missing)} are missing: run the campaign again to encode them"
+        )
+    return builder.run
+
+
 def _evaluations(
     plan: Plan, device: torch.device, samples: Mapping[str, Sample]
 ) -> Iterator[Evaluation]:
     """The pre-trained model on every set, then every model of every column on every set."""
-    run = builder_of(plan, device).run
+    run = _shared(plan, device)
     names = run.recipe.dataset.places
     for name in names:
         path = _predicted(run, {run.base.name: 1.0}, name, samples)
@@ -99,7 +116,7 @@ def _evaluations(
 def _models(plan: Plan, device: torch.device) -> Iterator[tuple[Run, Column, Arm, Entry]]:
     """Every model of every column."""
     for column in plan.columns:
-        builder = builder_of(plan, device, column)
+        builder = builder_of(plan, device, column, finds_only=True)
         for seeded, method in product(builder.seeded(), plan.methods):
             row = seeded.row(method)
             model, variant = row.recipe.model.name, row.recipe.method.variant
@@ -125,7 +142,10 @@ def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> 
 def _distances(run: Run) -> dict[str, Any] | None:
     """Distances between all sets. A report does without them where they cannot be computed."""
     try:
-        return solve.distances(run, run.recipe.dataset.places, DISTANCE).plain()
+        store = Store(run.store.root)
+        return solve.distances(run, run.recipe.dataset.places, DISTANCE, store).plain()
+    except DamagedFile:
+        raise
     except ValueError as error:
         log.warning("no distances between the sets: %s", error)
         return None

@@ -22,7 +22,12 @@ from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
-from loaders.files import file_hash
+from loaders import schema
+from loaders.files import digest, file_hash
+from loaders.schema import DamagedFile
+
+DIGEST = "sha256"  # of all other values of the file
+AS_BEFORE = "with the words of before"
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class FinishedCampaign:
 
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
-        """The evaluations with absolute paths. Raises ValueError for a missing or altered file."""
+        """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
         rows = self.record.evaluations
         names = dict.fromkeys(str(row.path) for row in rows)
         paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
@@ -96,13 +101,13 @@ class FinishedCampaign:
     def mix(self, evaluation: Evaluation) -> dict[str, float]:
         """The weight of each cell in the model of an evaluation, by the cell's name.
 
-        Raises ValueError as `evaluations`.
+        Raises DamagedFile as `evaluations`.
         """
         return predictions.mix_of(self._checked(str(evaluation.path)))
 
     @functools.cached_property
     def samples(self) -> dict[str, Drawn]:
-        """The samples, by set. Raises ValueError as `evaluations`."""
+        """The samples, by set. Raises DamagedFile as `evaluations`."""
         samples = {}
         for name, stored in self.record.samples.items():
             frame, index = frame_of(predictions.read(self._checked(stored.path)), stored.seed)
@@ -112,49 +117,67 @@ class FinishedCampaign:
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
     def _checked(self, name: str) -> Path:
         path = self.store / name
-        remedy = f"delete {path.parent} and {self.place}, and run `rib campaign` again"
         if not path.is_file():
-            raise ValueError(f"{path} is missing; {remedy}")
-        if file_hash(path) != self.record.files[name]:
-            raise ValueError(f"{path} was altered since the campaign ended; {remedy}")
+            raise DamagedFile(f"{path} is missing; run `rib campaign` again, {AS_BEFORE}")
+        if file_hash(path) != self.record.files.get(name):
+            raise DamagedFile(
+                f"{path} was altered since the campaign ended; delete {path.parent} and run "
+                f"`rib campaign` again, {AS_BEFORE}"
+            )
         return path
 
 
 def write(place: Path, record: Record) -> FinishedCampaign:
-    """Write a record into a plan's folder."""
-    text = json.dumps(dataclasses.asdict(record), indent=1, default=str)
+    """Write a record into a plan's folder, with a digest of all that it says."""
+    values = json.loads(json.dumps(dataclasses.asdict(record), default=str))
+    text = json.dumps(values | {DIGEST: digest(values)}, indent=1)
     files.write_atomic(place / campaign.RECORD, text.encode())
     return read(place)
 
 
 def read(place: Path) -> FinishedCampaign:
-    """The record in a plan's folder."""
-    values: dict[str, Any] = json.loads((place / campaign.RECORD).read_text())
-    values["evaluations"] = [_evaluation(row) for row in values["evaluations"]]
-    values["samples"] = {name: StoredSample(**stored) for name, stored in values["samples"].items()}
-    plain = {"downstreams": values["sets"]}  # of older files, which do not say it
-    return FinishedCampaign(Record(**{**plain, **values}), place)
+    """The record in a plan's folder.
+
+    Raises DamagedFile where it is not as it was written; FileNotFoundError.
+    """
+    file = place / campaign.RECORD
+    remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
+    values = schema.read(file, dict[str, Any], remedy)
+    stored = values.pop(DIGEST, None)  # older files have none
+    if stored is not None and stored != digest(values):
+        raise DamagedFile(f"{file} was altered; {remedy}")
+    rows = schema.convert(values.get("evaluations"), list[dict[str, Any]], file, remedy)
+    plain = {"downstreams": values.get("sets")}  # of older files, which do not say it
+    values = {**plain, **values, "evaluations": list(map(_completed, rows))}
+    return FinishedCampaign(schema.convert(values, Record, file, remedy), place)
 
 
-def _evaluation(row: Mapping[str, Any]) -> Evaluation:
+def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the file. Older files lack `headline`, where tables show the default alpha, or
     `setting`, which is then empty."""
-    added = {"headline": row["alpha"] in (None, DEFAULT_ALPHA), "setting": ""}
-    return Evaluation(**{**added, **row, "path": Path(row["path"])})
+    return {"headline": row.get("alpha") in (None, DEFAULT_ALPHA), "setting": "", **row}
 
 
 def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
     """The finished run of a campaign with these settings; of several, the last.
 
-    Raises CampaignError where there is none.
+    Raises CampaignError where there is none, DamagedFile where only a damaged record may be it.
     """
     folder, identity = campaign.identify(name, overrides)
     records = sorted(
         folder.glob(f"plans/*/{campaign.RECORD}"), key=lambda path: -path.stat().st_mtime_ns
     )
+    damaged: DamagedFile | None = None
     for file in records:
-        if json.loads(file.read_text())["asked"] == identity:
-            return read(file.parent.resolve())
+        try:
+            run = read(file.parent.resolve())
+        except DamagedFile as error:
+            damaged = damaged or error
+            continue
+        if run.record.asked == identity:
+            return run
+    if damaged is not None:
+        raise damaged
     command = " ".join(["rib campaign", name, *overrides])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(

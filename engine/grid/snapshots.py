@@ -85,7 +85,7 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
     def evaluated(snapshot: Snapshot) -> bool:
         mix = {snapshot.name(run.store): 1.0}
         return all(
-            sample.is_predicted(run, mix, name, split, samples.get(name))
+            sample.find(run, mix, name, split, samples.get(name)) is not None
             for name, split in splits.items()
         )
 

@@ -22,14 +22,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from engine.errors import CampaignError
-from engine.grid import failures, job_commands, slurm
-from engine.grid.campaign import Plan, check_users_methods, finished
+from engine.grid import failures, job_commands, markers, slurm
+from engine.grid.campaign import Plan, check_users_methods
 from engine.grid.sites import Site
 from engine.machine import memory, parent
 from engine.machine.files import write_atomic
+from loaders import schema
+from loaders.schema import DamagedFile
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 POLL_S = 0.5
@@ -40,6 +43,15 @@ LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PLAN = "RIB_PLAN"  # the variable that names the plan; a word of the command would be read as YAML
 LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a job is, in steps, when it said so (seconds since 1970), and what it does."""
+
+    done: int
+    total: int
+    at: float
+    doing: str
 
 
 def run(plan: Plan, site: Site, *, dry_run: bool = False) -> None:
@@ -89,13 +101,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
     """Write how far a job is, and what it does, for the campaign's progress bar."""
-    values = {"done": done, "total": total, "at": time.time(), "doing": doing}
-    write_atomic(path.parent / "progress" / f"{name}.json", json.dumps(values).encode())
-
-
-def forget_columns(plan: Plan) -> None:
-    """Let the next run visit all columns again. It finds what is finished there."""
-    shutil.rmtree(plan.path.parent / "done", ignore_errors=True)
+    state = Progress(done, total, time.time(), doing)
+    write_atomic(path.parent / "progress" / f"{name}.json", msgspec.json.encode(state))
 
 
 def end_with_campaign(plan: Plan) -> None:
@@ -123,11 +130,8 @@ def end_with_campaign(plan: Plan) -> None:
 
 def _clean(plan: Plan) -> None:
     store = plan.folder.parent / "store"
-    if not store.is_dir():  # then the markers of columns mean nothing
-        forget_columns(plan)
     done = plan.path.parent / "done"
-    if not finished(plan):
-        (done / "report").unlink(missing_ok=True)
+    markers.forget_misleading(plan)
     for log in (plan.path.parent / failures.LOGS).glob(f"*{failures.SUFFIX}"):
         if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
             log.unlink()
@@ -221,9 +225,9 @@ def _show_progress(process: subprocess.Popen, plan: Plan, place: Path) -> None:
     with tqdm(total=total, desc=f"{plan.name} grid", unit="step", smoothing=0.1) as bar:
         while process.poll() is None:
             states = list(_states(place))
-            bar.n = min(total, sum(state["done"] for state in states))
-            latest = max(states, key=lambda state: state["at"], default={})
-            bar.set_postfix_str(latest.get("doing", ""), refresh=False)
+            bar.n = min(total, sum(state.done for state in states))
+            latest = max(states, key=lambda state: state.at, default=None)
+            bar.set_postfix_str(latest.doing if latest else "", refresh=False)
             if time.monotonic() - shown >= interval:
                 bar.refresh()
                 shown = time.monotonic()
@@ -231,9 +235,10 @@ def _show_progress(process: subprocess.Popen, plan: Plan, place: Path) -> None:
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _states(place: Path) -> Iterator[dict[str, Any]]:
+def _states(place: Path) -> Iterator[Progress]:
     for path in (place / "progress").glob("*.json"):
-        yield json.loads(path.read_text())
+        with contextlib.suppress(DamagedFile):  # it moves the bar only, and the job writes it anew
+            yield schema.read(path, Progress, "delete it")
 
 
 def _end(process: subprocess.Popen, grace_s: float) -> None:

@@ -38,7 +38,9 @@ def read(path: Path) -> pa.Table:
     if not parts:
         raise ValueError(f"{path} holds no Parquet part: evaluate again")
     try:
-        table = pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
+        table = pa.concat_tables(
+            [pq.ParquetFile(part, page_checksum_verification=True).read() for part in parts]
+        )
         schema = SCHEMA
         for extra in (GROUP, WEIGHT):
             if extra.name in table.column_names:

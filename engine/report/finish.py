@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.grid import campaign, half_widths, record
+from engine.grid import campaign, half_widths, record, stamp
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
@@ -17,8 +17,6 @@ from engine.report.tables import Results
 if TYPE_CHECKING:
     import torch
 
-PAGE = "index.html"
-
 
 def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
     """Write tables and page into the campaign's report; the page's path. figures: also every
@@ -26,7 +24,7 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
     folder = run.report
     notes = _of_sample(run)
     path = write_into(folder, results, notes, figures=figures)
-    write_atomic(folder / campaign.STAMP, run.place.name.encode())
+    stamp.write(folder, run.place.name)
     return path
 
 
@@ -65,7 +63,8 @@ def write_into(
     title = f"{Path(results.record.name).stem}: what fine-tuning does to robustness"
     heading, lead = headline.heading(title, results), headline.lead(results)
     incomplete = [f"Incomplete: {note}." for note in notes]
-    path = page.write(folder / PAGE, page.Page(title, heading, lead, made, incomplete, files))
+    content = page.Page(title, heading, lead, made, incomplete, files)
+    path = page.write(folder / campaign.PAGE, content)
     text = table.table(results.models, notes) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path

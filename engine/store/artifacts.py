@@ -16,11 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine.machine.files import digest, room_for, write_atomic
+from loaders import schema
 from loaders.files import file_hash, sync
+from loaders.schema import DamagedFile
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
 MARKER = "done.json"
+
+
+class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a marker says of a file: its size, and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `done.json`: format and key give the folder's name; `files` by their paths."""
+
+    format: int
+    key: dict[str, Any]
+    files: dict[str, StoredFile]
 
 
 @dataclass(frozen=True)
@@ -40,24 +59,26 @@ class Artifact:
         return path
 
     def checked(self, name: str) -> Path:
-        """As `file`, and ValueError where its bytes were changed (a process hashes a file once)."""
+        """As `file`, and DamagedFile where its bytes were changed (a process hashes
+        a file once)."""
         path = self.file(name)
-        marker = json.loads((self.folder / MARKER).read_text())
-        if _hash_once(path) != marker["files"][name]["sha256"]:
-            raise ValueError(f"{path} was altered; {_again(self.folder)}")
+        stored = _marker(self.folder).files.get(name)
+        if stored is None or _hash_once(path, path.stat().st_mtime_ns) != stored.sha256:
+            raise DamagedFile(f"{path} was altered; {_again(self.folder)}")
         return path
 
 
 @functools.cache
-def _hash_once(path: Path) -> str:
+def _hash_once(path: Path, modified_ns: int) -> str:
     return file_hash(path)
 
 
 class Store:
-    """Artefacts of all kinds, below the folder `root`."""
+    """Artefacts of all kinds, below the folder `root`; with `finds_only` none is made."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, finds_only: bool = False) -> None:
         self.root = root
+        self.finds_only = finds_only
 
     def place(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
         """The folder of the artefact of this key, finished or not."""
@@ -67,24 +88,19 @@ class Store:
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
 
-        Raises ValueError where a file of it is missing or has another size, and where the folder
+        Raises DamagedFile where a file of it is missing or has another size, and where the folder
         is of another key.
         """
         folder = self.place(kind, label, key)
-        path = folder / MARKER
-        if not path.is_file():
+        if not (folder / MARKER).is_file():
             return None
-        try:
-            marker = json.loads(path.read_text())
-            stored = digest({"format": marker["format"], **marker["key"]})
-            sizes = {folder / name: file["bytes"] for name, file in marker["files"].items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged; {_again(folder)}") from error
-        if not folder.name.endswith(stored):
-            raise ValueError(f"{folder} is of another key; {_again(folder)}")
-        for path, size in sizes.items():
-            if not path.is_file() or path.stat().st_size != size:
-                raise ValueError(f"{path} is damaged; {_again(folder)}")
+        marker = _marker(folder)
+        if not folder.name.endswith(digest({"format": marker.format, **marker.key})):
+            raise DamagedFile(f"{folder} is of another key; {_again(folder)}")
+        for name, stored in marker.files.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != stored.bytes:
+                raise DamagedFile(f"{path} is damaged; {_again(folder)}")
         return Artifact(kind, folder.name, folder, key)
 
     def make(
@@ -92,10 +108,11 @@ class Store:
     ) -> Artifact:
         """The artefact of this key; where there is none, `build(folder)` fills a temporary folder.
 
-        Raises OSError naming the marker where the disk is full.
+        Raises OSError naming the marker where the disk is full, and as `check_makes`.
         """
         if artifact := self.find(kind, label, key):
             return artifact
+        self.check_makes(kind, label, key)
         folder = self.place(kind, label, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -117,10 +134,21 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(kind, folder.name, folder, key)
 
+    def check_makes(self, kind: str, label: str, key: Mapping[str, Any]) -> None:
+        """Raise FileNotFoundError, naming the missing artefact, if none is made here."""
+        if self.finds_only:
+            raise FileNotFoundError(
+                f"{self.place(kind, label, key)} is missing: run the campaign again to make it"
+            )
+
     def remove(self, artifact: Artifact) -> None:
         """Delete an artefact; its marker goes first, so that an interruption leaves none half."""
         (artifact.folder / MARKER).unlink(missing_ok=True)
         shutil.rmtree(artifact.folder, ignore_errors=True)
+
+
+def _marker(folder: Path) -> Marker:
+    return schema.read(folder / MARKER, Marker, _again(folder))
 
 
 def _again(folder: Path) -> str:

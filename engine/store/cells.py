@@ -98,7 +98,7 @@ class Cell:
         """Optimizer steps that made it; 0 for a mix, a fitted head and a backbone."""
         if not (self.artifact.folder / HISTORY).is_file():
             return 0
-        history = json.loads(self.artifact.checked(HISTORY).read_text())
+        history = json.loads(self.artifact.checked(HISTORY).read_bytes())
         return int(history[-1].get("step", 0))
 
     @property

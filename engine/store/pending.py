@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.machine import ranks
 from engine.machine.files import room_for, write_atomic
 from engine.measures import predictions
 from engine.store.artifacts import Store
+from loaders.schema import DamagedFile
 
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing
@@ -73,7 +75,11 @@ class Pending:
             self._only_slice = table
         else:
             file = self._file(number)
-            ranks.first(lambda: _write_once(file, lambda sink: pq.write_table(table, sink)))
+            ranks.first(
+                lambda: _write_once(
+                    file, lambda sink: pq.write_table(table, sink, write_page_checksum=True)
+                )
+            )
         self.todo.discard(number)
         if not self.todo:
             self.finish()
@@ -81,7 +87,7 @@ class Pending:
     def finish(self) -> None:
         """Make the artefact of all slices, and remove their files.
 
-        Raises ValueError, naming the folder, where the slices hold images of another split.
+        Raises DamagedFile, naming the folder, where the slices are damaged or hold other images.
         """
         ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
         if ranks.rank() == 0:
@@ -89,14 +95,21 @@ class Pending:
         self._only_slice = None
 
     def _write(self, folder: Path) -> None:
-        table = predictions.read(self._folder) if self._only_slice is None else self._only_slice
+        table = self._joined() if self._only_slice is None else self._only_slice
         images = np.sort(table["index"].to_numpy())
         if not np.array_equal(images, np.sort(np.concatenate(self.cuts))):
-            raise ValueError(
+            raise DamagedFile(
                 f"{self._folder} holds predictions of other images than "
-                f"{self.label} needs; delete it and run again"
+                f"{self.label} needs; delete it and run the same command again"
             )
         write(folder, table, self.key)
+
+    def _joined(self) -> pa.Table:
+        try:
+            return predictions.read(self._folder)
+        except ValueError as error:
+            remedy = f"delete {self._folder} and run the same command again"
+            raise DamagedFile(f"{error}; {remedy}") from error
 
     def _file(self, number: int) -> Path:
         cut = self.cuts[number]
@@ -114,11 +127,11 @@ def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
 
 
 def keep_array(file: Path, array_ND: np.ndarray) -> None:
-    """Write a slice's array as a .npy file, unless the file exists.
+    """Write a slice's array as a .npz file, which has a checksum, unless the file exists.
 
     Raises OSError naming the file where the disk is full.
     """
-    _write_once(file, lambda sink: np.save(sink, array_ND, allow_pickle=False))
+    _write_once(file, lambda sink: np.savez(sink, **{file.stem: array_ND}))  # pyright: ignore[reportArgumentType]
 
 
 def _write_once(file: Path, serialise: Callable[[io.BytesIO], None]) -> None:
@@ -128,15 +141,26 @@ def _write_once(file: Path, serialise: Callable[[io.BytesIO], None]) -> None:
             write_atomic(file, sink.getvalue())
 
 
-def join_arrays(files: Sequence[Path], whole: Path) -> None:
-    """Join the slices' arrays [n, D] to one .npy file; one array at a time is in memory.
+def join_arrays(files: Sequence[Path], whole: Path, rows: int) -> None:
+    """Join the slices' arrays [n, D] to one .npy file of so many rows, an array at a time.
 
-    Raises OSError naming the file where the disk is full.
+    Raises DamagedFile naming a slice that was altered, OSError naming the file where the disk is
+    full.
     """
-    arrays = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
-    header = np.lib.format.header_data_from_array_1_0(arrays[0])
-    header["shape"] = (sum(map(len, arrays)), arrays[0].shape[1])
     with room_for(whole), whole.open("wb") as sink:  # a full disk ends a mapped write by SIGBUS
-        np.lib.format.write_array_header_1_0(sink, header)
-        for array in arrays:
-            sink.write(array.tobytes())
+        for number, file in enumerate(files):
+            array_ND = np.ascontiguousarray(_array(file))
+            if not number:
+                header = np.lib.format.header_data_from_array_1_0(array_ND)
+                header["shape"] = (rows, array_ND.shape[1])
+                np.lib.format.write_array_header_1_0(sink, header)
+            sink.write(array_ND.tobytes())
+
+
+def _array(file: Path) -> np.ndarray:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[file.stem]  # of this slice and no other
+    except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        remedy = "delete it and run the same command again"
+        raise DamagedFile(f"{file} is damaged ({error}); {remedy}") from error

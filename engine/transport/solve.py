@@ -29,8 +29,10 @@ from engine.machine.files import room_for, write_atomic
 from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
 from engine.run import Run
+from engine.store.artifacts import Store
 from engine.transport.problems import Cloud, Labelled, Options, Pair, Problems
 from loaders.resident import free_memory
+from loaders.schema import DamagedFile
 
 R = TypeVar("R")
 
@@ -41,15 +43,17 @@ MATRIX, SOLVED = "matrix.json", "solved.json"
 DRAWS = "by name, gaps summed"
 
 
-def distances(run: Run, names: Sequence[str], options: Options | None = None) -> Matrix:
-    """Distances between sets of a recipe, by features of its pre-trained model, in the store.
+def distances(
+    run: Run, names: Sequence[str], options: Options | None = None, store: Store | None = None
+) -> Matrix:
+    """Distances between sets of a recipe, by features of its pre-trained model.
 
-    Problems that were solved before an interruption are not solved again. Raises ValueError for
-    fewer than two sets, for a set named twice, and as `matrix`.
+    store: where they are found or made; by default the run's. Problems that were solved before an
+    interruption are not solved again. Raises ValueError as `check_names` and `matrix`, DamagedFile
+    for a stored file that was altered.
     """
-    options = options or Options()
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
+    options, store = options or Options(), store or run.store
+    check_names(names)
     key = {
         "features": [features.key_of(run, run.base, run.sets[name]) for name in names],
         "sets": list(names),
@@ -57,7 +61,7 @@ def distances(run: Run, names: Sequence[str], options: Options | None = None) ->
         "draws": DRAWS,
     }
     label = run.recipe.model.name
-    pending = run.store.root / "pending" / run.store.place("distances", label, key).name
+    pending = store.root / "pending" / store.place("distances", label, key).name
 
     def write(folder: Path) -> None:
         sets = {}
@@ -69,10 +73,16 @@ def distances(run: Run, names: Sequence[str], options: Options | None = None) ->
         solved = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))
         (folder / MATRIX).write_text(json.dumps(solved.plain()))
 
-    artifact = run.store.make("distances", label, key, write)
+    artifact = store.make("distances", label, key, write)
     shutil.rmtree(pending, ignore_errors=True)
     plain = json.loads(artifact.checked(MATRIX).read_text())
     return Matrix.of(plain | {"samples": options.samples})
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for fewer than two sets, and for a set named twice."""
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
 
 
 def matrix(
@@ -180,7 +190,7 @@ def _key(kind: str, pair: Pair) -> str:
 class _Solved(UserDict[str, Sequence[float]]):
     """Numbers of solved problems, in a file that is rewritten for each of them.
 
-    Raises ValueError, naming the file, where its content was altered.
+    Raises DamagedFile where its content was altered.
     """
 
     def __init__(self, file: Path) -> None:
@@ -198,12 +208,12 @@ class _Solved(UserDict[str, Sequence[float]]):
 
 def _unaltered(file: Path) -> dict[str, Sequence[float]]:
     try:
-        content = json.loads(file.read_text())
-        if content["sha256"] == _sha256(content["numbers"]):
+        content = json.loads(file.read_bytes())  # NaN may be among the numbers
+        if content == {"numbers": content["numbers"], "sha256": _sha256(content["numbers"])}:
             return content["numbers"]
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{file} is damaged; delete it and run again")
+    raise DamagedFile(f"{file} is damaged; delete it and run again")
 
 
 def _sha256(numbers: Mapping[str, Sequence[float]]) -> str:

@@ -263,7 +263,9 @@ def test_altered_pixels_are_told_at_the_first_read(tmp_path: Path, format: str) 
         ({"format_version": "x"}, "not a manifest"),
         ({"classes": ["bee", "dog", "cat"]}, "altered"),
         ({"sha256": {}}, "altered"),
-        ({"count": "8"}, "altered"),
+        ({"count": "8"}, r"altered \(Expected `int`, got `str` - at `\$.count`\); delete"),
+        ({"skipped": [3]}, r"altered \(.*skipped"),
+        ({"more": 1}, r"altered \(.*unknown field `more`"),
     ],
 )
 def test_altered_manifest_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -145,6 +145,13 @@ def test_the_command_refuses_options_by_name(words, message, capsys):
     assert message in (said := capsys.readouterr().err) and said.startswith("error: ")
 
 
+def test_one_set_is_refused_before_a_model_is_made(folder, capsys, tmp_path):
+    words = ["distance", "outline", "--campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
+    assert cli.main(words) == 2
+    assert "two or more distinct sets, got ['outline']" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_command_refuses_sets_by_name(folder, grid, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(ranks, "stop", lambda: None)

@@ -16,7 +16,7 @@ from campaigns import METHODS, SETS
 from engine import cli, recipe
 from engine.data import packs
 from engine.errors import RecipeError
-from engine.grid import campaign, workflow
+from engine.grid import campaign, markers, workflow
 from loaders.pack import MANIFEST
 
 folder = campaigns.folder
@@ -30,7 +30,7 @@ def test_plan_holds_the_whole_grid(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, f"runs={tmp_path}")
     assert (plan.methods, plan.sets) == (METHODS, SETS)
     assert plan.folder == tmp_path / "shapes" and not plan.folder.exists()
-    assert not campaign.finished(plan)
+    assert not markers.finished(plan)
 
 
 def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
@@ -226,19 +226,6 @@ def test_plan_knows_the_content_of_a_users_method(folder: Path, tmp_path: Path) 
     before = planned(tmp_path).path
     module.write_text(module.read_text() + "# changed\n")
     assert planned(tmp_path).path != before
-
-
-def test_a_campaign_without_its_table_is_not_finished(folder: Path, tmp_path: Path) -> None:
-    plan = planned(folder, f"runs={tmp_path}")
-    place, report = plan.path.parent, campaign.report_page(plan).parent
-    table = report / campaign.TABLE
-    for file in (place / "done" / "report", place / campaign.RECORD, report / "index.html", table):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    (report / campaign.STAMP).write_text(place.name)
-    assert campaign.finished(plan)
-    table.unlink()  # what the command ends by printing
-    assert not campaign.finished(plan)
 
 
 def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from grids import environment, grid
 
 from engine.evaluation import bank, passes
 from engine.store import pending
+from loaders.schema import DamagedFile
 
 __all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]
 
@@ -71,7 +72,7 @@ def test_features_that_were_interrupted_go_on_where_they_stopped(
             builder.features(builder.base, builder.sets[SET])
     assert not (store / "features").exists()
     finished = batches // 2
-    assert len(list((store / "pending").glob("*/*.npy"))) == finished
+    assert len(list((store / "pending").glob("*/*.npz"))) == finished
     counted, builder = Counted(monkeypatch), fresh.builder()
     found = builder.features(builder.base, builder.sets[SET])
     assert torch.equal(found, whole)
@@ -89,7 +90,7 @@ def test_features_without_room_name_their_file(grid, fresh, small_slices):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
-        with pytest.raises(OSError, match=r"npy cannot be written .*make room and run the"):
+        with pytest.raises(OSError, match=r"npz cannot be written .*make room and run the"):
             builder.features(builder.base, builder.sets[SET])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -125,6 +126,53 @@ quiet.libraries()
 builder = Grid(folder, runs, ranks.start("cpu")).builder()
 passes.evaluate(builder.run, json.loads(mixes), ["outline"], "all")
 """
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "swap"])
+def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
+    grid, fresh, small_slices, monkeypatch, damage
+):
+    builder = grid.builder()
+    whole = builder.features(builder.base, builder.sets[SET])
+    shutil.rmtree(fresh.runs / "store" / "features")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            builder = fresh.builder()
+            builder.features(builder.base, builder.sets[SET])
+    file, other = sorted((fresh.runs / "store" / "pending").glob("*/*.npz"))
+    data = file.read_bytes()
+    if damage == "flip":
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    elif damage == "swap":
+        file.write_bytes(other.read_bytes())
+    else:
+        file.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
+    builder = fresh.builder()
+    with pytest.raises(DamagedFile, match=f"{re.escape(str(file))} is damaged .*; delete it and"):
+        builder.features(builder.base, builder.sets[SET])
+    file.unlink()
+    assert torch.equal(builder.features(builder.base, builder.sets[SET]), whole)
+
+
+def test_a_flipped_bit_in_a_slice_of_predictions_is_named_and_the_remedy_works(
+    fresh, mixes, wanted, small_slices, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            tables(fresh.builder(), mixes[:1])
+    (file,) = (fresh.runs / "store" / "pending").rglob("*.parquet")
+    column = pq.read_metadata(file).row_group(0).column(4)  # p_top1, whose values any bits can be
+    data = bytearray(file.read_bytes())
+    data[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 1
+    file.write_bytes(data)
+    remedy = f"delete {re.escape(str(file.parent))} and run"
+    with pytest.raises(DamagedFile, match=remedy):
+        tables(fresh.builder(), mixes[:1])
+    shutil.rmtree(file.parent)
+    assert same(tables(fresh.builder(), mixes[:1]), wanted[:1])
 
 
 @pytest.mark.slow

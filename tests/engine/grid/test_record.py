@@ -7,15 +7,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import campaigns
 import grids
 import pytest
+import reports
 
 from engine import cli
 from engine.grid import record
+from loaders.schema import DamagedFile
 
 folder, grid = campaigns.folder, grids.grid
 ROOT = Path(__file__).resolve().parents[3]
@@ -116,7 +118,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
         assert code == 2 and str(file) in said and "was altered since the campaign" in said
         file.unlink()
         code, said = metrics(asked)
-        assert code == 2 and f"{file} is missing; delete {file.parent} and {run.place}" in said
+        assert code == 2 and f"{file} is missing; run `rib campaign` again" in said
     finally:
         file.write_bytes(kept)
     (run.place / "evaluations.json").unlink()
@@ -142,6 +144,7 @@ def test_the_row_of_a_table_is_the_recipes_and_older_records_are_read(
     place = tmp_path / "plans" / file.parent.name
     place.mkdir(parents=True)
     values = json.loads(file.read_text())
+    del values["sha256"]
     for row in values["evaluations"]:
         del row["headline"], row["setting"]
     (place / file.name).write_text(json.dumps(values))
@@ -151,6 +154,60 @@ def test_the_row_of_a_table_is_the_recipes_and_older_records_are_read(
     assert {row.alpha for row in record.read(file.parent).record.evaluations if row.headline} == {
         None, 0.3
     }  # fmt: skip
+
+
+def swapped(values: dict) -> None:
+    first, second = values["evaluations"][:2]
+    first["path"], second["path"] = second["path"], first["path"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swapped,
+        lambda values: values.update(more=1),
+        lambda values: values.update(name="another"),
+        lambda values: values["evaluations"][0].update(alpha=0.25),
+        lambda values: values.update(evaluations=[3], sha256=None),
+        lambda values: values.update(evaluations=None, sha256=None),
+        lambda values: [values.pop("sha256"), values["evaluations"][0].update(seed="0")],
+    ],
+    ids=["swap", "key", "name", "alpha", "rows", "none", "type"],
+)
+def test_a_record_that_was_altered_is_refused_by_name(
+    tmp_path: Path, change: Callable[[dict], object]
+) -> None:
+    run = reports.finished(tmp_path, downstreams=list(reports.SETS))
+    file = run.place / "evaluations.json"
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+    with pytest.raises(DamagedFile, match=f"^{file} .*; delete it and run `rib campaign` again"):
+        record.read(run.place)
+
+
+def test_a_record_without_a_digest_is_read_as_before(tmp_path: Path) -> None:
+    run = reports.finished(tmp_path, downstreams=list(reports.SETS))
+    file = run.place / "evaluations.json"
+    values = json.loads(file.read_text())
+    del values["sha256"], values["downstreams"]
+    file.write_text(json.dumps(values))
+    assert record.read(run.place).record == run.record
+
+
+def test_a_damaged_record_hides_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = reports.finished(tmp_path, downstreams=list(reports.SETS))
+    bad = run.place.with_name("other") / "evaluations.json"
+    bad.parent.mkdir()
+    bad.write_text("{")  # the younger of the two
+    identity = run.place.parents[1], ""
+    monkeypatch.setattr(record.campaign, "identify", lambda *_: identity)
+    assert record.find("drawn", []).place == run.place
+    (run.place / "evaluations.json").unlink()
+    with pytest.raises(DamagedFile, match=f"{bad} is damaged"):
+        record.find("drawn", [])
 
 
 def test_all_models_of_a_campaign_are_looked_for(folder: Path, tmp_path: Path, capsys) -> None:

@@ -25,7 +25,7 @@ from engine import recipe
 from engine.commands import job as engine_job
 from engine.errors import CampaignError
 from engine.evaluation import features, passes
-from engine.grid import campaign, jobs, workflow
+from engine.grid import campaign, jobs, products, workflow
 from engine.report import finish as last_job
 
 folder = campaigns.folder
@@ -201,6 +201,7 @@ def test_prepare_tells_what_it_is_at(
     monkeypatch.setattr(workflow, "advance", lambda path, *state: said.append(state))
     monkeypatch.setattr(passes, "evaluate", lambda *_: None)
     monkeypatch.setattr(features, "stored", lambda *_: None)
+    monkeypatch.setattr(products, "of", lambda *_: ())
     cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
     builder = MagicMock(recipe=cell, run=MagicMock(recipe=cell))
     monkeypatch.setattr(jobs, "builder_of", lambda plan, device: builder)

@@ -20,6 +20,7 @@ from engine.machine import files
 from engine.machine.files import digest
 from engine.store import artifacts
 from engine.store.artifacts import MARKER, Store
+from loaders.schema import DamagedFile
 
 KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
 SLOW_BUILDER = """
@@ -144,13 +145,34 @@ def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "null", "[]", "{}", '{"format": 1, "key": {}}', '{"format": 1, "key": 3}']
+    "text",
+    [
+        *("", "null", "[]", "{}", '{"format": 1, "key": {}}', '{"format": 1, "key": 3}'),
+        '{"format": 1, "key": {}, "files": {"note.txt": {"bytes": "17", "sha256": ""}}}',
+        '{"format": 1, "key": {}, "files": {}, "more": 0}',
+    ],
 )
 def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
     store = Store(tmp_path)
     store.make("cells", "ft", KEY, fill).file(MARKER).write_text(text)
-    with pytest.raises(ValueError, match=r"done\.json is damaged; delete .*ft-"):
+    with pytest.raises(ValueError, match=r"done\.json is damaged \(.+\); delete .*ft-"):
         store.find("cells", "ft", KEY)
+
+
+def test_a_file_that_a_marker_does_not_name_is_refused(tmp_path: Path) -> None:
+    made = Store(tmp_path).make("cells", "ft", KEY, fill)
+    (made.folder / "weights.safetensors").write_bytes(b"of another cell")
+    with pytest.raises(DamagedFile, match=r"weights\.safetensors was altered; delete"):
+        made.checked("weights.safetensors")
+
+
+def test_a_file_that_is_altered_after_it_was_checked_is_refused(tmp_path: Path) -> None:
+    made = Store(tmp_path).make("cells", "ft", KEY, fill)
+    path = made.checked("note.txt")
+    path.write_text("eighteen bytes...")
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(DamagedFile, match=r"note\.txt was altered; delete"):
+        made.checked("note.txt")
 
 
 def test_missing_file_of_a_finished_artefact(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""JSON files that are read back: each has a type, and damage ends in a line that names the file.
+
+A type is a dataclass, a NamedTuple, or a `msgspec.Struct` where keys without a field are refused
+too. Types are strict: text is no number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class DamagedFile(ValueError):
+    """A stored file that is not as it was written; the message names it, and a remedy."""
+
+
+def read(path: Path, kind: type[T], remedy: str) -> T:
+    """The content of a JSON file as `kind`.
+
+    Raises DamagedFile for text that is no JSON or has other types; FileNotFoundError.
+    """
+    return convert(_parsed(path, remedy), kind, path, remedy)
+
+
+def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
+    """Parsed JSON as `kind`; `path`: of the file that it was read from. Raises as `read`."""
+    try:
+        return msgspec.convert(values, kind, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def _parsed(path: Path, remedy: str) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def _path(kind: type, value: Any) -> Path:
+    assert kind is Path, kind
+    if not isinstance(value, str):
+        raise ValueError(f"Expected a path, got {value!r}")  # msgspec adds where
+    return Path(value)

@@ -1,0 +1,183 @@
+"""No dead end: whatever of a finished campaign is deleted or damaged, the next command heals it.
+
+Either it ends with the numbers of before, or with a line that names the file and a remedy; the
+remedy is done, and then it ends with those numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import campaigns
+import grids
+import pytest
+
+from engine import cli
+
+folder, grid = campaigns.folder, grids.grid
+pytestmark = pytest.mark.slow
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def wrong_type(path: Path) -> None:
+    path.write_text("[]")
+
+
+def folder_of(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def swap(path: Path) -> None:
+    """Two evaluations of the record change places: the checksum of every prediction still fits."""
+    values = json.loads(path.read_text())
+    a, b = [row for row in values["evaluations"] if row["downstream"] == "few"][:2]
+    a["path"], b["path"] = b["path"], a["path"]
+    path.write_text(json.dumps(values, indent=1))
+
+
+def more(path: Path) -> None:
+    path.write_text(json.dumps({"more": 1, **json.loads(path.read_text())}))
+
+
+FILE = (Path.unlink, cut, flip, empty)
+JSON = (*FILE, wrong_type, more)
+DAMAGED = {
+    "store/predictions/linear_probe-upstream-on-few-*/part-00000.parquet": (folder_of,),
+    "store/predictions/fine_tune-outline-on-few-*/part-00000.parquet": (*FILE, folder_of),
+    "store/predictions/fine_tune-outline-on-few-*/done.json": (cut, wrong_type),
+    "store/cells/fine_tune-outline-*/weights.safetensors": (flip, folder_of),
+    "store/cells/fine_tune-outline-*/cell.json": (more,),
+    "store/cells/fine_tune-outline-*/done.json": (Path.unlink, cut),
+    "store/cells/wise_ft-outline-*/cell.json": (folder_of,),
+    "store/cells/linear_probe-upstream-*/weights.safetensors": (folder_of,),
+    "shapes/plans/*/evaluations.json": (*JSON, swap),
+    "shapes/plans/*/plan.json": (empty, more),
+    "shapes/plans/*/progress/report.json": (cut,),
+    "shapes/plans/*/done/column-few": (flip,),
+    "shapes/report/plan": (empty,),
+    "shapes/report/table.txt": (empty,),
+    "shapes/report/accuracy.csv": (flip,),
+}
+CASES = [(pattern, damage) for pattern, kinds in DAMAGED.items() for damage in kinds]
+UNFINISHED = {  # what the report reads when the campaign's own files are gone
+    "store/features/*-few-*/features.npy": (flip, folder_of),
+    "store/distances/*/matrix.json": (flip, folder_of),
+    "store/weights/*/weights.safetensors": (folder_of,),
+    "packs/few-*/manifest.json": (Path.unlink, wrong_type),
+}
+
+
+class Campaign:
+    """A finished campaign in `runs`, and a copy of it as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs, self.copy = folder / "runs", folder / "as it was"
+        words = [str(folder / "shapes.yaml"), f"runs={self.runs}"]
+        row = ["--method", "wise_ft", "--set", "outline", "--alpha", "0.5"]
+        self.campaign, self.metrics = ["campaign", *words], ["metrics", *words]
+        self.export = ["export", *words, *row, "--out", str(folder / "export"), "--force"]
+
+    def restore(self) -> None:
+        shutil.rmtree(self.runs)
+        shutil.copytree(self.copy, self.runs)
+
+    def numbers(self) -> dict[str, bytes]:
+        names = ("accuracy.csv", "mri.csv", "distances.csv", "comparisons.csv", "table.txt")
+        return {name: (self.runs / "shapes/report" / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, grid: grids.Grid) -> Iterator[Campaign]:
+    with pytest.MonkeyPatch.context() as patch:
+        campaigns.in_this_process(patch)
+        campaign = Campaign(folder)
+        assert cli.main(campaign.campaign) == 0
+        shutil.copytree(campaign.runs, campaign.copy)
+        yield campaign
+
+
+def follow(line: str, damaged: Path) -> None:
+    """Do what an error line says: delete a file or a folder, or move a folder away."""
+    if line.endswith("exists and is no pack; move it away or choose another folder"):
+        damaged.parent.rename(damaged.parent.with_name("away"))
+        return
+    named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)
+    if named is None:
+        assert "run the campaign again" in line or "run `rib campaign` again" in line, line
+        return
+    target = Path(named[1]) if named[1].startswith("/") else damaged
+    target = target.parent if named[1] == "the folder" else target
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+
+def heal(finished: Campaign, command: Sequence[str], damaged: Path, capsys: Any) -> None:
+    """Give a command, and do what its error says until there is none."""
+    for _ in range(4):
+        if not cli.main(command):
+            return
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ")
+        assert damaged.name in line or damaged.parent.name in line, line
+        follow(line, damaged)
+        if command != finished.campaign and "rib campaign" in line:
+            heal(finished, finished.campaign, damaged, capsys)
+    raise AssertionError(f"a dead end: {line}")
+
+
+@pytest.mark.parametrize(("pattern", "damage"), CASES)
+def test_what_is_damaged_is_healed_or_named(
+    finished: Campaign,
+    capsys: pytest.CaptureFixture,
+    pattern: str,
+    damage: Callable[[Path], object],
+) -> None:
+    finished.restore()
+    before = finished.numbers()
+    path, *_ = sorted(finished.runs.glob(pattern))
+    damage(path)
+    heal(finished, finished.campaign, path, capsys)
+    assert finished.numbers() == before
+    if "predictions" in pattern:
+        heal(finished, finished.metrics, path, capsys)
+    elif "cells" in pattern:
+        heal(finished, finished.export, path, capsys)
+    assert finished.numbers() == before and path.is_file()
+    capsys.readouterr()
+    assert cli.main(finished.campaign) == 0
+    assert "is finished; nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"), [(name, kind) for name, kinds in UNFINISHED.items() for kind in kinds]
+)
+def test_a_campaign_that_lost_its_report_too_is_healed(
+    finished: Campaign,
+    capsys: pytest.CaptureFixture,
+    pattern: str,
+    damage: Callable[[Path], object],
+) -> None:
+    finished.restore()
+    before = finished.numbers()
+    path, *_ = sorted(finished.runs.glob(pattern))
+    damage(path)
+    shutil.rmtree(finished.runs / "shapes")
+    heal(finished, finished.campaign, path, capsys)
+    assert finished.numbers() == before

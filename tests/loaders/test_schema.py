@@ -1,0 +1,68 @@
+"""JSON files against their types: what does not fit is refused with the file's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from loaders import schema
+from loaders.schema import DamagedFile
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
+    count: int
+    at: float
+    place: Path = Path()
+
+
+class Pair(NamedTuple):
+    name: str
+    size: int
+
+
+def write(folder: Path, content: bytes) -> Path:
+    path = folder / "state.json"
+    path.write_bytes(content)
+    return path
+
+
+def test_values_are_read_as_their_type(tmp_path: Path) -> None:
+    path = write(tmp_path, b'{"at": 2, "count": 1, "place": "a/b"}')
+    assert schema.read(path, Strict, "delete it") == Strict(1, 2.0, Path("a/b"))
+    path = write(tmp_path, b'[["x", 3]]')
+    assert schema.read(path, list[Pair], "delete it") == [Pair("x", 3)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'"\xff"',
+        b"[]",
+        b"null",
+        b'{"at": 2.5}',
+        b'{"at": 2.5, "count": "1"}',
+        b'{"at": 2.5, "count": 1.5}',
+        b'{"at": 2.5, "count": true}',
+        b'{"at": NaN, "count": 1}',
+        b'{"at": 2.5, "count": 1, "place": 3}',
+        b'{"at": 2.5, "count": 1, "more": 0}',
+        b'{"at": 2.5, "count": 1} {}',
+        b"[" * 100_000,
+    ],
+    ids=range(15),
+)
+def test_what_does_not_fit_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(DamagedFile, match=rf"^{path} is damaged \(.+\); delete it$"):
+        schema.read(path, Strict, "delete it")
+
+
+def test_a_missing_file_is_not_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        schema.read(tmp_path / "state.json", Strict, "delete it")
