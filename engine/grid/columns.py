@@ -40,10 +40,10 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     dataset = cells[0].dataset
     downstreams = dataset.sets if grid.downstreams is None else grid.downstreams
     for name in downstreams:
-        if name not in dataset.places:
+        if name not in dataset.trainable:
             raise RecipeError(
                 f"{grid.file}: downstreams: {name!r} is not a set of {dataset.name}"
-                f"{nearest(name, dataset.places)}"
+                f"{nearest(name, dataset.trainable)}"
             )
         if downstreams.count(name) > 1:
             raise RecipeError(f"{grid.file}: downstreams names {name} twice")

@@ -18,9 +18,9 @@ class Line:
     """An arm, fine-tuned on every downstream set.
 
     `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
-    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets of RI;
-    `upstream`: mean change on the upstream set in points, after fine-tuning on other sets, None
-    where that was not evaluated.
+    `downstream`: mean accuracy on the set fine-tuned on, None where one of these sets is only
+    trained on and not evaluated; `ood`: on the other sets of RI; `upstream`: mean change on the
+    upstream set in points, after fine-tuning on other sets, None where that was not evaluated.
     """
 
     arm: Arm
@@ -28,7 +28,7 @@ class Line:
     ri: Mapping[str, float]
     after: Mapping[str, Mapping[str, float]]
     mri: Mri
-    downstream: float
+    downstream: float | None
     ood: float
     upstream: float | None
 
@@ -38,10 +38,10 @@ class Standings:
     """A pre-trained model: its accuracy `before` fine-tuning by set, and its arms.
 
     `sets`, those of RI, run from the easiest to the hardest before fine-tuning; so do
-    `downstreams`, those fine-tuned on. `lines` follow the order of the methods, with interpolations
-    at the alpha that their recipe names, never an alpha chosen on OOD sets; where a campaign varies
-    a key, a method has a line for each setting. `curves` hold every alpha of an interpolation in a
-    setting, ascending.
+    `downstreams`, those fine-tuned on; of these, sets that are not evaluated come last. `lines`
+    follow the order of the methods, with interpolations at the alpha that their recipe names, never
+    an alpha chosen on OOD sets; where a campaign varies a key, a method has a line for each
+    setting. `curves` hold every alpha of an interpolation in a setting, ascending.
     """
 
     model: str
@@ -86,6 +86,7 @@ def standings(
     shown = {row.arm for row in of_main_table(list(intervals.values()))}
     order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
     settings = list(dict.fromkeys(arm.setting for arm in ri))
+    judged = {row.evaluated_on for row in rows} >= set(downstreams)
 
     def line(arm: Arm) -> Line:
         title, columns = methods.get(arm.method, arm.method), after[arm]
@@ -103,7 +104,7 @@ def standings(
             ri[arm],
             columns,
             intervals[arm],
-            downstream=fmean(columns[i][i] for i in downstreams),
+            downstream=fmean(columns[i][i] for i in downstreams) if judged else None,
             ood=fmean(columns[i][j] for i in downstreams for j in sets if i != j),
             upstream=forgotten,
         )
@@ -130,7 +131,7 @@ def standings(
             Standings(
                 model=pre.model,
                 sets=tuple(sorted(sets, key=lambda name: -before[name])),
-                downstreams=tuple(sorted(downstreams, key=lambda name: -before[name])),
+                downstreams=tuple(sorted(downstreams, key=lambda name: -before.get(name, 0.0))),
                 before=before,
                 lines=tuple(_with_alpha(row) for row in lines if row.arm in shown),
                 curves=tuple(tuple(points) for points in curves.values() if len(points) > 1),

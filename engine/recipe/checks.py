@@ -117,10 +117,10 @@ def check(recipe: Recipe) -> None:
         )
     recipe.method.check(recipe)
     _check_names(recipe)
-    if recipe.downstream not in (places := recipe.dataset.places):
+    if recipe.downstream not in (trainable := recipe.dataset.trainable):
         raise RecipeError(
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
-            f"{nearest(recipe.downstream, places)}"
+            f"{nearest(recipe.downstream, trainable)}"
         )
 
 
@@ -159,13 +159,16 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 def _check_names(recipe: Recipe) -> None:
     """Names become parts of paths, and no two sets may share a name."""
     dataset = recipe.dataset
+    sets = [
+        *(("dataset.sets", name) for name in dataset.sets),
+        *(("dataset.train_sets", name) for name in dataset.train_sets),
+    ]
     keys = [
         ("model.name", recipe.model.name),
         ("method.name", recipe.method.name),
         ("dataset.upstream", dataset.upstream),
-        *(("dataset.sets", name) for name in dataset.sets),
     ]
-    for key, name in keys:
+    for key, name in [*keys, *sets]:
         if not _NAME.fullmatch(name):
             raise RecipeError(
                 f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
@@ -175,11 +178,11 @@ def _check_names(recipe: Recipe) -> None:
             emoji,
         )  # late: it takes 0.1 s
 
-        for name in dataset.sets:
+        for key, name in sets:
             if name not in emoji.DOWNSTREAM:
                 raise RecipeError(
-                    f"dataset.sets: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
+                    f"{key}: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
                 )
-    twice = sorted({name for name in dataset.sets if dataset.sets.count(name) > 1})
-    if twice:
-        raise RecipeError(f"dataset.sets names {', '.join(twice)} twice")
+    for key, names in (("sets", dataset.sets), ("train_sets", dataset.trainable)):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

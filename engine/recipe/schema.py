@@ -76,6 +76,7 @@ class DatasetRecipe:
     root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     upstream: str = "upstream"
     sets: list[str] = MISSING
+    train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
     classes: int = 0  # 0: all that the folders hold
     renderings: int = 1
     source_px: int = 128
@@ -93,6 +94,11 @@ class DatasetRecipe:
     def places(self) -> list[str]:
         """All sets that a model is evaluated on: upstream, then downstream."""
         return [self.upstream, *self.sets]
+
+    @property
+    def trainable(self) -> list[str]:
+        """All sets that a model can be fine-tuned on."""
+        return [*self.places, *self.train_sets]
 
 
 @dataclass(frozen=True)
