@@ -20,8 +20,8 @@ from engine.report.sections import portions, shots, upstream
 
 N = 400
 RECORD = Record(
-    "", "c", [*stores.SETS], [*stores.SETS], "up", {"fine_tune": "FT", "ewc": "EWC"}, {}, [], "", False, None, {},
-    False, [], {},
+    "", "c", [*stores.SETS], [*stores.SETS], "up", {"fine_tune": "FT", "ewc": "EWC"}, {}, [], "",
+    False, None, {}, False, [], {},
 )  # fmt: skip
 
 
