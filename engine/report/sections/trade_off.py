@@ -58,10 +58,11 @@ def _figure(results: Results, model: Standings) -> Figure:
 def _points(model: Standings) -> pandas.DataFrame:
     """The pre-trained model, every row of the table, and every step of every curve; `name` is
     empty where a point is only a step."""
-    before = fmean(model.before[name] for name in model.downstreams)
+    before = fmean(model.before[i] for i in model.downstreams)
+    others = fmean(model.before[j] for i in model.downstreams for j in model.sets if i != j)
     named = {line.arm: line.title for line in model.lines}
     on_curve = {line.arm for curve in model.curves for line in curve}
-    rows = [_point("pre-trained", "pre-trained", before, before)]
+    rows = [_point("pre-trained", "pre-trained", before, others)]
     for line in model.lines:
         if line.arm not in on_curve:
             rows.append(_point(line.title, line.title, _adapted(line), line.ood))
