@@ -93,7 +93,7 @@ def standings(
         if arm.variant != "canonical" and arm.variant not in title:
             title += f" ({arm.variant})"
         if arm.setting:
-            title += f", {arm.setting}"
+            title += f", {_without_sections(arm.setting)}"
         before, elsewhere = after[arm.before][""], [i for i in downstreams if i != upstream]
         forgotten = None
         if upstream in before and elsewhere:
@@ -155,6 +155,12 @@ def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
     """`rounded` with its sign: `+1.2`, `−1.2` (a true minus) or `0.0`, never a negative zero."""
     text = rounded(value, error, digits)
     return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
+
+
+def _without_sections(setting: str) -> str:
+    """A setting as a title has it: `shots=4` for `dataset.shots=4`."""
+    pairs = (word.partition("=") for word in setting.split(","))
+    return ",".join(key.rpartition(".")[2] + sign + value for key, sign, value in pairs)
 
 
 def _with_alpha(line: Line) -> Line:

@@ -181,7 +181,11 @@ def _spec(data: pandas.DataFrame, quantity: str, title: str, x_title: str) -> sp
                 "scale": {"type": "log", "nice": False, "padding": 12},
                 "axis": axis,
             },
-            "color": specs.axis_of_names("method") | {"axis": None, "legend": {"title": None}},
+            "color": specs.axis_of_names("method")
+            | {
+                "axis": None,
+                "legend": {"title": None, "symbolOpacity": 1},
+            },
         },
         "layer": [
             {
