@@ -90,14 +90,15 @@ def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]
     faults: dict[str, None] = {}
     commands: dict[Path, str] = {}
     for words in grids:
-        campaign.plan(arguments.name, words, arguments.cores)  # mistakes before missing sets
+        plan = campaign.plan(arguments.name, words, arguments.cores)  # mistakes come first
         resolved = recipe.load(arguments.name, words)
         if resolved.dataset.kind == "emoji" or _finished(arguments.name, words):
             continue
         from engine.grid import verify
 
-        encoded = verify.encoded(resolved)
-        missing = [name for name in resolved.dataset.places if name not in encoded]
+        needed = plan.needed(resolved.dataset)
+        encoded = verify.encoded(resolved, needed)
+        missing = [name for name in needed if name not in encoded]
         if resolved.dataset.kind == "folder":
             faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
         else:

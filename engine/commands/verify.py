@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = ranks.start(recipe.device)
     has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
-    lacks_upstream = recipe.dataset.upstream not in verify.encoded(recipe)
+    lacks_upstream = not verify.encoded(recipe, [recipe.dataset.upstream])
     classes = imagenet.wnids() if has_head and lacks_upstream else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     checks = verify.verify(Builder(request, recipe, device, sets), arguments.tolerance)

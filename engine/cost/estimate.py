@@ -94,7 +94,7 @@ def of(plan: campaign.Plan) -> Estimate:
     """
     recipe = Request(plan.name, plan.overrides).recipe(plan.methods[0])
     dataset = recipe.dataset
-    labels = {name: labels_of(recipe, name) for name in dataset.places}
+    labels = {name: labels_of(recipe, name) for name in plan.needed(dataset)}
     labelled = {}
     for name, numbers in labels.items():
         train, holdout = sets.split(numbers, dataset.holdout, dataset.seed)

@@ -104,7 +104,7 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "holdout", "shots", "portion"}
+        unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion"}
         unrelated |= {"objectnet", "objectnet_terms", "subsample"}
         unrelated |= {"undecodable", "background"}  # added below unless they are the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}

@@ -18,7 +18,7 @@ from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
 from engine.recipe import modules
 from engine.recipe.request import Request
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 from engine.store import artifacts
 from loaders import schema
 from loaders.files import file_hash
@@ -49,6 +49,11 @@ class Plan:
     def downstreams(self) -> list[str]:
         """The sets that are fine-tuned on."""
         return list(dict.fromkeys(column.downstream for column in self.columns))
+
+    def needed(self, dataset: DatasetRecipe) -> list[str]:
+        """The sets that a campaign reads: those that it evaluates on, then those that it only
+        fine-tunes on."""
+        return list(dict.fromkeys([*dataset.places, *self.downstreams]))
 
     def column(self, name: str) -> Column:
         """The column of this name."""

@@ -43,10 +43,10 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     if grid.downstreams is not None:
         downstreams = grid.downstreams
     for name in downstreams:
-        if name not in dataset.places:
+        if name not in dataset.known:
             raise RecipeError(
                 f"{grid.file}: downstreams: {name!r} is not a set of {dataset.name}"
-                f"{nearest(name, dataset.places)}"
+                f"{nearest(name, dataset.known)}"
             )
         try:
             check_terms(dataset, name)

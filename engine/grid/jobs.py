@@ -57,6 +57,10 @@ def prepare(plan: Plan, device: torch.device) -> None:
         for split in (sample.split_of(run.recipe, name), "holdout"):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
+    for name in plan.needed(run.recipe.dataset)[len(names) :]:
+        begin(len(names), name)
+        # Opened, and encoded if need be, before columns share it.
+        log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
     for name, drawn in sample.draw_all(run).items():
         sample.evaluate_on(run, [base], name, drawn.split, drawn)
     markers.leave(plan, PREPARE, products.of(run, [base], []))

@@ -71,7 +71,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
             method: recipe.load(plan.name, plan.overrides, method=method).method.title
             for method in plan.methods
         },
-        settings=_settings(run, " ".join(["rib campaign", plan.name, *words]))
+        settings=_settings(run, plan, " ".join(["rib campaign", plan.name, *words]))
         | {"Rows": _rows(plan)},
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
@@ -151,12 +151,12 @@ def _distances(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _settings(run: Run, command: str) -> dict[str, Any]:
+def _settings(run: Run, plan: Plan, command: str) -> dict[str, Any]:
     """What the page shows of the settings, by heading."""
     resolved = run.recipe
     model, first, last = resolved.model, resolved.seed, resolved.seed + resolved.seeds - 1
     about = (model.arch, f"{model.image_size} px", model.head.title)
-    packs = {name: run.sets[name].pack.fingerprint[:12] for name in resolved.dataset.places}
+    packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed(resolved.dataset)}
     return {
         "Command": command,
         "Model": f"{model.name} ({', '.join(filter(None, about))})",

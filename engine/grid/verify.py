@@ -7,6 +7,7 @@ points. Published accuracies show it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +48,12 @@ class Check:
         return not abs(self.measured - self.published) <= self.allowed
 
 
-def encoded(recipe: Recipe) -> list[str]:
-    """The sets of a recipe that have a pack, the upstream set first."""
+def encoded(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Those of the sets that have a pack for the recipe's model, in their order."""
     runs, dataset, model = Path(recipe.runs), recipe.dataset, recipe.model
     return [
         name
-        for name in dataset.places
+        for name in names
         if (packs.pack_folder(runs, dataset, model, name) / MANIFEST).is_file()
     ]
 
@@ -63,7 +64,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     A campaign of the same settings finds these predictions. Raises ValueError if no set is encoded.
     """
     recipe = builder.recipe
-    names = encoded(recipe)
+    names = encoded(recipe, recipe.dataset.places)
     if not names:
         raise ValueError(
             f"no set of {recipe.dataset.name} is encoded for {recipe.model.name} under "

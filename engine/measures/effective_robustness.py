@@ -23,7 +23,7 @@ CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infin
 # What a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
 PRE_TRAINED = "pre-trained models"
-EVERY = "pre-trained models and all models fine-tuned on other sets"
+EVERY = "models, pre-trained or fine-tuned on other sets"
 
 
 @dataclass(frozen=True)

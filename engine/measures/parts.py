@@ -24,16 +24,16 @@ class Point:
     """An arm at a value of the varied key.
 
     rest: what else its setting says. value: infinite for `dataset.shots=0`, which is all images.
-    mri: in points. downstream: mean accuracy in percent over the sets trained on, each on its own
-    evaluation images, with its interval.
+    mri: in points. downstream: mean accuracy in percent over the sets trained on, each on its
+    images for evaluation, with its interval; None where these sets are not evaluated.
     """
 
     arm: Arm
     rest: str
     value: float
     mri: Mri
-    downstream: float
-    downstream_ends: Ends
+    downstream: float | None
+    downstream_ends: Ends | None
 
 
 def points(grid: Grid, mri: Sequence[Mri], key: str) -> tuple[Point, ...]:
@@ -69,20 +69,25 @@ def _series(arm: Arm, key: str) -> Arm:
     return arm._replace(setting=_rest(arm, key))
 
 
-def _downstream(grid: Grid, arms: Sequence[Arm]) -> tuple[list[float], list[Ends]]:
-    """By arm, mean accuracy over the sets that it was trained on, and its interval.
+def _downstream(
+    grid: Grid, arms: Sequence[Arm]
+) -> tuple[Sequence[float | None], Sequence[Ends | None]]:
+    """By arm, mean accuracy over the sets that it was trained on, and its interval; None where no
+    arm was evaluated on such a set.
 
-    Raises ValueError where arms were trained on different sets, or not evaluated on them.
+    Raises ValueError where arms were not evaluated on the same of these sets.
     """
     by_arm: dict[Arm, dict[str, float]] = {arm: {} for arm in arms}
     for row in grid.accuracy:
         if row.on_downstream and row.arm in by_arm:
             by_arm[row.arm][row.downstream] = row.accuracy
     names = list(by_arm[arms[0]])
-    if not names or any(set(columns) != set(names) for columns in by_arm.values()):
+    if any(set(columns) != set(names) for columns in by_arm.values()):
         raise ValueError(
             f"{', '.join(map(str, arms))} were not all trained and evaluated on the same sets"
         )
+    if not names:
+        return [None] * len(arms), [None] * len(arms)
     of_sets = grid.downstream_predictions
     columns = {
         name: np.stack([of_sets[name].sums((arm, name), grid.seeds) for arm in arms], axis=-1)

@@ -18,9 +18,9 @@ class Line:
     """An arm, fine-tuned on every downstream set.
 
     `after[downstream][evaluated_on]` is accuracy in percent; `ri[downstream]` is in points.
-    `downstream`: mean accuracy on the set fine-tuned on; `ood`: on the other sets of RI;
-    `upstream`: mean change on the upstream set in points, after fine-tuning on other sets, None
-    where that was not evaluated.
+    `downstream`: mean accuracy on the set fine-tuned on, None where one of these sets is only
+    trained on and not evaluated; `ood`: on the other sets of RI; `upstream`: mean change on the
+    upstream set in points, after fine-tuning on other sets, None where that was not evaluated.
     """
 
     arm: Arm
@@ -28,7 +28,7 @@ class Line:
     ri: Mapping[str, float]
     after: Mapping[str, Mapping[str, float]]
     mri: Mri
-    downstream: float
+    downstream: float | None
     ood: float
     upstream: float | None
 
@@ -38,10 +38,10 @@ class Standings:
     """A pre-trained model: its accuracy `before` fine-tuning by set, and its arms.
 
     `sets`, those of RI, run from the easiest to the hardest before fine-tuning; so do
-    `downstreams`, those fine-tuned on. `lines` follow the order of the methods, with interpolations
-    at the alpha that their recipe names, never an alpha chosen on OOD sets; where a campaign varies
-    a key, a method has a line for each setting. `curves` hold every alpha of an interpolation in a
-    setting, ascending.
+    `downstreams`, those fine-tuned on; of these, sets that are not evaluated come last. `lines`
+    follow the order of the methods, with interpolations at the alpha that their recipe names, never
+    an alpha chosen on OOD sets; where a campaign varies a key, a method has a line for each
+    setting. `curves` hold every alpha of an interpolation in a setting, ascending.
     """
 
     model: str
@@ -91,13 +91,14 @@ def standings(
     shown = {row.arm for row in of_main_table(list(intervals.values()))}
     order = list(dict.fromkeys([*methods, *(arm.method for arm in ri)]))
     settings = list(dict.fromkeys(arm.setting for arm in ri))
+    judged = {row.evaluated_on for row in rows} >= set(downstreams)
 
     def line(arm: Arm) -> Line:
         title, columns = methods.get(arm.method, arm.method), after[arm]
         if arm.variant != "canonical" and arm.variant not in title:
             title += f" ({arm.variant})"
         if arm.setting:
-            title += f", {arm.setting}"
+            title += f", {_without_sections(arm.setting)}"
         before, elsewhere = after[arm.before][""], [i for i in downstreams if i != upstream]
         forgotten = None
         if upstream in before and elsewhere:
@@ -108,7 +109,7 @@ def standings(
             ri[arm],
             columns,
             intervals[arm],
-            downstream=fmean(columns[i][i] for i in downstreams),
+            downstream=fmean(columns[i][i] for i in downstreams) if judged else None,
             ood=fmean(columns[i][j] for i in downstreams for j in sets if i != j),
             upstream=forgotten,
         )
@@ -135,7 +136,7 @@ def standings(
             Standings(
                 model=pre.model,
                 sets=tuple(sorted(sets, key=lambda name: -before[name])),
-                downstreams=tuple(sorted(downstreams, key=lambda name: -before[name])),
+                downstreams=tuple(sorted(downstreams, key=lambda name: -before.get(name, 0.0))),
                 before=before,
                 lines=tuple(_with_alpha(row) for row in lines if row.arm in shown),
                 curves=tuple(tuple(points) for points in curves.values() if len(points) > 1),
@@ -159,6 +160,12 @@ def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
     """`rounded` with its sign: `+1.2`, `−1.2` (a true minus) or `0.0`, never a negative zero."""
     text = rounded(value, error, digits)
     return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
+
+
+def _without_sections(setting: str) -> str:
+    """A setting as a title has it: `shots=4` for `dataset.shots=4`."""
+    pairs = (word.partition("=") for word in setting.split(","))
+    return ",".join(key.rpartition(".")[2] + sign + value for key, sign, value in pairs)
 
 
 def _with_alpha(line: Line) -> Line:

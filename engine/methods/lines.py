@@ -5,8 +5,9 @@ Each block l = 1, ..., L of the fine-tuned model becomes
     w = w_pre + (alpha + beta (l - 1) / (L - 1)) (w_ft - w_pre)
 
 (Wang et al. 2025, equation 3). What stands before the blocks is scaled by alpha, and what stands
-after them (the head) by alpha + beta. Blocks are those of timm's layer-wise learning rates: the
-transformer blocks of a ViT, the inverted residual or residual blocks of a convolutional model.
+after them by alpha + beta: the head is fine-tuned here, which the paper's is not. Blocks are those
+of timm's layer-wise learning rates: the transformer blocks of a ViT, the inverted residual or
+residual blocks of a convolutional model.
 """
 
 from __future__ import annotations

@@ -126,10 +126,10 @@ def check(recipe: Recipe) -> None:
         )
     recipe.method.check(recipe)
     _check_names(recipe)
-    if recipe.downstream not in (places := recipe.dataset.places):
+    if recipe.downstream not in (known := recipe.dataset.known):
         raise RecipeError(
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
-            f"{nearest(recipe.downstream, places)}"
+            f"{nearest(recipe.downstream, known)}"
         )
     check_terms(recipe.dataset, recipe.downstream)
 
@@ -198,24 +198,27 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 def _check_names(recipe: Recipe) -> None:
     """Names become parts of paths, and no two sets may share a name."""
     dataset = recipe.dataset
+    sets = [
+        *(("dataset.sets", name) for name in dataset.sets),
+        *(("dataset.train_sets", name) for name in dataset.train_sets),
+    ]
     keys = [
         ("model.name", recipe.model.name),
         ("method.name", recipe.method.name),
         ("dataset.upstream", dataset.upstream),
-        *(("dataset.sets", name) for name in dataset.sets),
     ]
-    for key, name in keys:
+    for key, name in [*keys, *sets]:
         check_name(key, name)
     if dataset.kind == "emoji":
         from loaders.benchmarks import (
             emoji,
         )  # late: it takes 0.1 s
 
-        for name in dataset.sets:
+        for key, name in sets:
             if name not in emoji.DOWNSTREAM:
                 raise RecipeError(
-                    f"dataset.sets: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
+                    f"{key}: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
                 )
-    twice = sorted({name for name in dataset.sets if dataset.sets.count(name) > 1})
-    if twice:
-        raise RecipeError(f"dataset.sets names {', '.join(twice)} twice")
+    for key, names in (("sets", dataset.sets), ("train_sets", dataset.known)):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

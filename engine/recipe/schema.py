@@ -76,6 +76,7 @@ class DatasetRecipe:
     root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     upstream: str = "upstream"
     sets: list[str] = MISSING
+    train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
     classes: int = 0  # 0: all that the folders hold
     renderings: int = 1
     source_px: int = 128
@@ -99,7 +100,12 @@ class DatasetRecipe:
     def trainable(self) -> list[str]:
         """The sets that may be fine-tuned on. ObjectNet's licence forbids it without leave."""
         test_only = self.kind == "imagenet" and self.objectnet_terms == "test_only"
-        return [name for name in self.places if not (test_only and name == "objectnet")]
+        return [name for name in self.known if not (test_only and name == "objectnet")]
+
+    @property
+    def known(self) -> list[str]:
+        """All sets: those evaluated on, and those that are only trained on."""
+        return [*self.places, *self.train_sets]
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def section(results: Results, varied: Varied) -> Section | None:
     # A logarithmic axis has no place for "all": it stands a doubling after the largest number.
     data["x"] = [p.value if math.isfinite(p.value) else 2 * largest for p in points]
     models = list(dict.fromkeys(data["model"]))
+    judged = DOWNSTREAM in data
     return Section(
         varied.name,
         varied.heading,
@@ -60,10 +61,10 @@ def section(results: Results, varied: Varied) -> Section | None:
         tables=[
             Table(
                 varied.name,
-                f"mRI in points and accuracy on the set fine-tuned on, in percent, by {varied.axis}"
-                ", with 95% intervals.",
+                f"mRI in points{' and accuracy on the set fine-tuned on, in percent,' * judged} by "
+                f"{varied.axis}, with 95% intervals.",
                 data.drop(columns="x"),
-                {MRI: "interval", DOWNSTREAM: "span"},
+                {MRI: "interval"} | ({DOWNSTREAM: "span"} if judged else {}),
             )
         ],
     )
@@ -71,7 +72,7 @@ def section(results: Results, varied: Varied) -> Section | None:
 
 def _row(results: Results, point: Point) -> dict[str, Any]:
     mri, ends = point.mri, point.downstream_ends
-    return {
+    row = {
         "model": point.arm.model,
         "method": _title(results, point),
         "value": f"{point.value:g}" if math.isfinite(point.value) else "all",
@@ -79,6 +80,10 @@ def _row(results: Results, point: Point) -> dict[str, Any]:
         f"{MRI}_low": mri.mri_low,
         f"{MRI}_high": mri.mri_high,
         f"{MRI}_error": mri.error,
+    }
+    if ends is None:
+        return row
+    return row | {
         DOWNSTREAM: point.downstream,
         f"{DOWNSTREAM}_low": ends.low,
         f"{DOWNSTREAM}_high": ends.high,
@@ -108,11 +113,15 @@ def _statements(points: Sequence[Point], varied: Varied) -> list[str]:
         mri, holds = point.mri, point.mri.mri_high < 0
         ends = display.range_text(mri.mri_low, mri.mri_high, mri.error)
         where = "below 0" if holds else "above 0" if mri.mri_low > 0 else "not surely below 0"
+        on_target = (
+            ""
+            if point.downstream is None
+            else f"; accuracy on the set fine-tuned on is {point.downstream:.1f}%"
+        )
         statements.append(
             f"{varied.claim}: {str(holds).lower()} for {point.arm.model} in this run. "
             f"{varied.at.format(value=f'{point.value:g}')}, fine-tuning has an mRI of "
-            f"{signed(mri.mri)} (95% interval {ends}), which is {where}; accuracy on the set "
-            f"fine-tuned on is {point.downstream:.1f}%."
+            f"{signed(mri.mri)} (95% interval {ends}), which is {where}{on_target}."
         )
     return statements
 
@@ -126,6 +135,8 @@ def _figures(data: pandas.DataFrame, varied: Varied, several: bool) -> list[Figu
         (MRI, "mRI, points", "+.1f"),
         (DOWNSTREAM, "accuracy on the set fine-tuned on, %", ".1f"),
     ):
+        if quantity not in data:
+            continue
         ends = data.groupby("method", sort=False)[quantity].agg(["first", "last"])
         numbers = "; ".join(f"{m} from {a:{form}} to {b:{form}}" for m, a, b in ends.itertuples())
         figures.append(
@@ -170,7 +181,11 @@ def _spec(data: pandas.DataFrame, quantity: str, title: str, x_title: str) -> sp
                 "scale": {"type": "log", "nice": False, "padding": 12},
                 "axis": axis,
             },
-            "color": specs.axis_of_names("method") | {"axis": None, "legend": {"title": None}},
+            "color": specs.axis_of_names("method")
+            | {
+                "axis": None,
+                "legend": {"title": None, "symbolOpacity": 1},
+            },
         },
         "layer": [
             {

@@ -29,7 +29,10 @@ def ends(results: Results, name: str, *key: Any) -> dict[str, float]:
 
 
 def ranking(results: Results) -> pandas.DataFrame:
-    """A row a model and method, best mRI first: mRI and mean accuracies, with intervals."""
+    """A row a model and method, best mRI first: mRI and mean accuracies, with intervals.
+
+    `on_downstream_set` is left out where the set fine-tuned on is not evaluated.
+    """
     upstream = results.record.upstream
     rows = []
     for model, line in results.lines:
@@ -39,7 +42,7 @@ def ranking(results: Results) -> pandas.DataFrame:
             "mRI_low": mri.mri_low,
             "mRI_high": mri.mri_high,
             "mRI_error": mri.error,
-            "on_downstream_set": line.downstream,
+            **({} if line.downstream is None else {"on_downstream_set": line.downstream}),
             "on_other_sets": line.ood,
             "change_upstream": line.upstream,
             **ends(results, "change_upstream", "change", line.arm, "", upstream),

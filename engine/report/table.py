@@ -65,8 +65,10 @@ def averaged_over(standing: Standings) -> str:
 
 
 def accuracies_before(standing: Standings) -> list[str]:
-    """The pre-trained model's accuracy on each set that is fine-tuned on, in percent."""
-    return [f"{standing.before[name]:.1f}" for name in standing.downstreams]
+    """The pre-trained model's accuracy on each set that is fine-tuned on, in percent; `ABSENT`
+    where the set is only trained on."""
+    accuracies = map(standing.before.get, standing.downstreams)
+    return [ABSENT if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies]
 
 
 def improvements(line: Line, columns: Sequence[str]) -> list[str]:

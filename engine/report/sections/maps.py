@@ -36,12 +36,15 @@ def section(results: Results) -> Section | None:
             _map(number, model, method, data, end) for number, (model, method) in enumerate(maps, 1)
         ]
     holdout = "its hold-out" if results.record.holdout else "its training images (no hold-out)"
+    diagonal = bool((data["downstream"] == data["evaluated_on"]).any())
     return Section(
         "maps",
         "Where it helps and where it hurts",
         "Rows: the set fine-tuned on. Columns: the set evaluated on, the upstream set last. Change "
         "in accuracy against the pre-trained model, in points; colours end at "
-        f"{end:.0f} points. The outlined diagonal is accuracy in percent on {holdout}.",
+        f"{end:.0f} points."
+        + f" The outlined diagonal is accuracy in percent on {holdout}."
+        * diagonal,
         figures=figures,
         tables=[
             Table(

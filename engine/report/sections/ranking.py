@@ -45,7 +45,7 @@ def section(results: Results) -> Section | None:
                 spec=specs.bars("mRI", "mRI, points", TOOLTIP),
             )
         )
-    published = "published_mRI" in data
+    published, judged = "published_mRI" in data, "on_downstream_set" in data
     return Section(
         "ranking",
         "Mean robustness improvement",
@@ -55,8 +55,9 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "ranking",
-                "mRI with its 95% interval; mean accuracy in percent on the set fine-tuned on and "
-                f"on the others; mean change in points on {results.record.upstream}"
+                "mRI with its 95% interval; mean accuracy in percent "
+                + ("on the set fine-tuned on and on the others" if judged else "on the sets")
+                + f"; mean change in points on {results.record.upstream}"
                 + ("; the published mRI." if published else "."),
                 data,
                 {name: kind for name, kind in FORMATS.items() if name in data},

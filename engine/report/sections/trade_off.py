@@ -21,7 +21,12 @@ TOOLTIP = [
 
 
 def section(results: Results) -> Section | None:
-    models = [model for model in results.models if model.lines]
+    """None where a set is trained on and not evaluated."""
+    models = [
+        model
+        for model in results.models
+        if model.lines and all(name in model.before for name in model.downstreams)
+    ]
     if not models:
         return None
     curves = any(model.curves for model in models)
@@ -38,13 +43,13 @@ def section(results: Results) -> Section | None:
 def _figure(results: Results, model: Standings) -> Figure:
     data = _points(model)
     best = max(model.lines, key=lambda line: line.ood)
-    adapted = max(model.lines, key=lambda line: line.downstream)
+    adapted = max(model.lines, key=_adapted)
     return Figure(
         frames.slug("trade-off", model.model),
         "Mean accuracy on the set fine-tuned on against that on the other sets"
         f"{frames.label(results, model)}, in percent.",
         f"Highest on the other sets: {best.title}, {best.ood:.1f}%; highest on the set fine-tuned "
-        f"on: {adapted.title}, {adapted.downstream:.1f}%.",
+        f"on: {adapted.title}, {_adapted(adapted):.1f}%.",
         data,
         _spec(data),
     )
@@ -53,21 +58,28 @@ def _figure(results: Results, model: Standings) -> Figure:
 def _points(model: Standings) -> pandas.DataFrame:
     """The pre-trained model, every row of the table, and every step of every curve; `name` is
     empty where a point is only a step."""
-    before = fmean(model.before[name] for name in model.downstreams)
+    before = fmean(model.before[i] for i in model.downstreams)
+    others = fmean(model.before[j] for i in model.downstreams for j in model.sets if i != j)
     named = {line.arm: line.title for line in model.lines}
     on_curve = {line.arm for curve in model.curves for line in curve}
-    rows = [_point("pre-trained", "pre-trained", before, before)]
+    rows = [_point("pre-trained", "pre-trained", before, others)]
     for line in model.lines:
         if line.arm not in on_curve:
-            rows.append(_point(line.title, line.title, line.downstream, line.ood))
+            rows.append(_point(line.title, line.title, _adapted(line), line.ood))
     for curve in model.curves:
         rows += [_step(line, named.get(line.arm, ""), curve[0].title) for line in curve]
     return pandas.DataFrame(rows)
 
 
+def _adapted(line: Line) -> float:
+    """Accuracy on the set fine-tuned on, which the section's models all have."""
+    assert line.downstream is not None, line.title
+    return line.downstream
+
+
 def _step(line: Line, name: str, curve: str) -> dict[str, Any]:
     label = f"{line.title}, α = {line.arm.alpha:g}"
-    point = _point(label, name and label, line.downstream, line.ood)
+    point = _point(label, name and label, _adapted(line), line.ood)
     return point | {"alpha": line.arm.alpha, "curve": curve}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
 import pandas
 
+from engine import recipe
 from engine.measures.standings import Line, Standings, signed
 from engine.report import display, frames, specs
 from engine.report.section import Figure, Section, Table
@@ -105,13 +107,34 @@ def _statement(results: Results, model: Standings, line: Line) -> str:
         f"{len(model.sets)} other sets by {signed(change)}{interval} in the mean."
     )
     if not all(name in published for name in model.sets):
-        return text
+        return f"{text} {_on_slides()}"
     slides = fmean(published[name][0] - published[name][1] for name in model.sets)
     agrees = ends is not None and (ends.high < 0 if slides < 0 else ends.low > 0)
     return (
         f"{text} On the slides it is {signed(slides)}: a {'loss' if slides < 0 else 'gain'} in "
         f"this run too: {str(agrees).lower()}."
     )
+
+
+def _on_slides() -> str:
+    """The same changes for every pre-training on the slides, in a sentence."""
+    source = recipe.published()
+    val, *others = source["sets"].values()
+    there, elsewhere = {}, {}
+    for label, model in source["models"].items():
+        if after := model.get("fine_tuned_on_val"):
+            changes = {name: after[name] - model["before"][name] for name in after}
+            there[label] = changes[val]
+            elsewhere[label] = fmean(changes[name] for name in others)
+    return (
+        f"On the slides, which do not have this model, accuracy on {val} changes by "
+        f"{_from_to(there)}, and on the other sets by {_from_to(elsewhere)}, by pre-training."
+    )
+
+
+def _from_to(changes: Mapping[str, float]) -> str:
+    least, most = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
+    return f"{signed(changes[least])} ({least}) to {signed(changes[most])} ({most})"
 
 
 def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figure:

@@ -48,6 +48,29 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, grid: grid
     assert "on the 3 sets, in points" in (report / "table.txt").read_text()
 
 
+def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, grid: grids.Grid) -> None:
+    """As ImageNet's training set: its columns have an RI, and no accuracy on the set itself."""
+    written(folder, "trained", "vary: {dataset.portion: [0.5, 1.0]}\ndownstreams: [tinted]\n")
+    words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]")
+    report = campaigns.run(folder, *words, name="trained")
+    accuracy = rows(report / "accuracy.csv")
+    assert {row["evaluated_on"] for row in accuracy} == {"upstream", "outline", "few"}
+    assert {row["downstream"] for row in accuracy} == {"", "tinted"}
+    known = {
+        (row["method"], row["alpha"], row["setting"], row["evaluated_on"]): float(row["accuracy"])
+        for row in accuracy
+    }
+    for row in rows(report / "mri.csv"):
+        arm = row["method"], row["alpha"], row["setting"]
+        changes = [known[*arm, on] - known["pre", "", "", on] for on in ("outline", "few")]
+        assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
+    page = (report / "index.html").read_text()
+    assert "on the 2 sets, in points" in (report / "table.txt").read_text()
+    assert "tinted" in page and "accuracy on the set fine-tuned on" not in page
+    (plain,) = (row for row in rows(report / "tables/ranking.csv") if row["method"].endswith("1.0"))
+    assert "on_downstream_set" not in plain and float(plain["on_other_sets"]) > 0
+
+
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
     folder: Path, grid: grids.Grid
 ) -> None:
@@ -98,7 +121,7 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
     row = export.row_of_campaign(source, words, setting="optimizer.lr=0.001", **choice)
     assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in made}
     text = (report / "table.txt").read_text()
-    assert all(f"{title}, {setting}" in text for title in ("FT", "LP") for setting in settings)
+    assert all(f"{title}, lr={lr}" in text for title in ("FT", "LP") for lr in ("0.02", "0.001"))
 
 
 def test_a_column_that_is_run_again_finds_its_cells(

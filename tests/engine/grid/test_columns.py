@@ -78,6 +78,15 @@ def test_columns_are_the_downstreams_in_every_setting(folder: Path, tmp_path: Pa
         )
 
 
+def test_a_column_can_be_a_set_that_is_not_evaluated(folder: Path, tmp_path: Path) -> None:
+    words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]", "downstreams=[tinted]")
+    plan = planned(folder, tmp_path, VARY, *words)
+    dataset = Request(plan.name, plan.overrides).recipe("fine_tune").dataset
+    assert plan.downstreams == ["tinted"] and plan.sets == ("outline", "few")
+    assert dataset.places == ["upstream", "outline", "few"]
+    assert plan.needed(dataset) == ["upstream", "outline", "few", "tinted"]
+
+
 def test_a_plan_with_columns_survives_its_file(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, tmp_path, VARY)
     plan.path.parent.mkdir(parents=True)
@@ -123,6 +132,7 @@ def test_columns_name_the_plan(folder: Path, tmp_path: Path) -> None:
             "downstreams: [fewer]",
             r"downstreams: 'fewer' is not a set of .*'few'",
         ),
+        ("downstreams: [trained]", r"downstreams: 'trained' is not a set of"),
         ("downstreams: [few, few]", r"downstreams names few twice"),
         ("downstreams: few", r"downstreams must list sets"),
         ("downstreams: []", r"downstreams must list sets"),

@@ -49,7 +49,7 @@ def test_measured_and_published_are_compared(
         verify.verify(first)
     for name in ("upstream", "few"):
         assert first.sets[name]
-    assert verify.encoded(first.recipe) == ["upstream", "few"]
+    assert verify.encoded(first.recipe, first.recipe.dataset.places) == ["upstream", "few"]
     checks = {one.name: one for one in verify.verify(first)}
     assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
     assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None

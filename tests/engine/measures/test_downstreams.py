@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import SETS, cell, grid, random_hits, table
 
-from engine.measures import comparisons, effective_robustness, intervals, metrics
+from engine.measures import comparisons, intervals, metrics
 from engine.measures.rows import Accuracy
 from engine.measures.standings import standings
 from engine.report import certainty
@@ -24,6 +24,7 @@ CASES = {
     "the upstream set beside the others": (*SETS, "up"),
     "one of the sets": ("b",),
     "some of them": ("a", "c"),
+    "a set that is not evaluated": ("train",),
 }
 
 
@@ -64,7 +65,12 @@ def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
     for line in one.lines:
         assert fmean(line.ri.values()) == pytest.approx(line.mri.mri)
         assert set(line.ri) == set(one.downstreams) == set(downstreams)
-        assert line.downstream == pytest.approx(fmean(line.after[i][i] for i in downstreams))
+        if "train" in downstreams:
+            assert line.downstream is None
+            of_set = line.after["train"]
+            assert line.ood == pytest.approx(fmean(of_set[j] for j in SETS))
+        else:
+            assert line.downstream == pytest.approx(fmean(line.after[i][i] for i in downstreams))
         assert (line.upstream is None) == (downstreams == ("up",))
     text = table_text([one])
     assert all(f"{value:.1f}" in text for value in map(abs, one.lines[0].ri.values()))
@@ -105,10 +111,7 @@ def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     )
     for row in on_sets:
         assert row.low <= row.difference <= row.high
-    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
-    found = intervals.intervals(
-        read, summary, read.behaviour, SETS, "up", downstreams, trends=trends
-    )
+    found = intervals.intervals(read, summary, read.behaviour, SETS, "up", downstreams, trends={})
     ri = [(row.method, row.downstream) for row in found if row.quantity == "RI"]
     assert sorted(ri) == sorted(itertools.product(METHODS, downstreams))
 

@@ -71,7 +71,7 @@ def test_means_on_a_set_have_intervals(made):
 
 def test_what_a_line_is_fitted_over_is_said(made, tmp_path):
     text = effective_robustness.section(made).text
-    assert "The line of a, b, c is fitted over 5 pre-trained models and all models" in text
+    assert "The line of a, b, c is fitted over 5 models, pre-trained or fine-tuned" in text
     assert "none given by --models-csv" in text
     file = tmp_path / "models.csv"
     file.write_text(CSV)
