@@ -54,8 +54,10 @@ $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.g
 command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg || wished="pkg-config libopencv-dev libturbojpeg0-dev"; \
 if [ -n "$$needed$$wished" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
   echo "set-up: installing$$needed $$wished"; \
-  { apt-get update; $(SUDO_LINE) $$needed $$wished; } >/tmp/rib-apt.log 2>&1 || \
-    { tail -n 5 /tmp/rib-apt.log; [ -z "$$needed" ]; }; \
+  log=$$(mktemp) || exit 1; \
+  { apt-get update; $(SUDO_LINE) $$needed $$wished; } >"$$log" 2>&1 || \
+    { tail -n 5 "$$log"; [ -z "$$needed" ]; } || exit 1; \
+  rm -f "$$log"; \
 elif [ -n "$$needed" ]; then \
   echo "missing:$$needed. Run this once, then make again:"; \
   echo "  sudo $(SUDO_LINE)$$needed $$wished"; exit 1; \

@@ -29,7 +29,7 @@ setup(
         "resvg_py>=0.2",
         "rich>=13",
         "safetensors>=0.4.5",
-        "scipy>=1.11",
+        "scipy>=1.11",  # ranks; the .mat file of ImageNet's development kit
         "snakemake>=9,<10",
         "threadpoolctl>=3.1",
         "tqdm>=4.66",
@@ -46,7 +46,6 @@ setup(
             "liger-kernel>=0.5; platform_system == 'Linux'",
             "ott-jax>=0.5",
             "POT>=0.9.5",
-            "scipy>=1.11",
             "threadpoolctl>=3.2",
             "webdataset>=1.0",
         ],

@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.grid.record import Record
 from engine.measures.metrics import Grid, Summary, improvements
-from engine.measures.rows import PRE, Accuracy, Arm, Behaviour, Comparison, Interval, Mri
+from engine.measures.rows import PRE, Accuracy, Behaviour, Comparison, Interval, Mri
 from engine.measures.standings import standings
 from engine.report import exports, headline, page, sections
 from engine.report.certainty import Certainty
@@ -34,9 +34,9 @@ def results(models: int, methods: int, sets: int, seed: int = 0) -> Results:
     rows: list[Accuracy] = []
     for model in (f"model-{k}" for k in range(models)):
         before = dict(zip([*names, "up"], rng.uniform(10, 90, sets + 1), strict=True))
-        rows += [Accuracy(model, PRE, "", None, "", on, 1000, x) for on, x in before.items()]
+        rows += [Accuracy(model, PRE, "", None, "", "", on, 1000, x) for on, x in before.items()]
         rows += [
-            Accuracy(model, method, "canonical", None, i, j, 1000, before[j] + rng.normal(0, 5))
+            Accuracy(model, method, "canonical", None, "", i, j, 1000, before[j] + rng.normal(0, 5))
             for method in titles
             for i in names
             for j in before
@@ -48,10 +48,24 @@ def results(models: int, methods: int, sets: int, seed: int = 0) -> Results:
         for row in rows
     ]
     changed = tuple(Behaviour(*row.key, 60.0, 40.0, 5.0, 6.0, 3.0, 0.5) for row in rows)
-    sure = Certainty(tuple(intervals), tuple(_comparisons(mri, names)), changed, 1)
+    sure = Certainty(tuple(intervals), tuple(_comparisons(mri, names)), changed, 1, {})
     arranged = standings(rows, mri, sets=names, upstream="up", methods=titles)
     record = Record(
-        "", "bench", names, "up", titles, {"Command": "none"}, [], "", True, None, {}, False, [], {}
+        "",
+        "bench",
+        names,
+        names,
+        "up",
+        titles,
+        {"Command": "none"},
+        [],
+        "",
+        True,
+        None,
+        {},
+        False,
+        [],
+        {},
     )
     grid = Grid(tuple(rows), (), (), (0,), {}, {}, {})
     return Results(grid, Summary(tuple(rows), tuple(mri)), arranged, sure, record)
@@ -60,7 +74,7 @@ def results(models: int, methods: int, sets: int, seed: int = 0) -> Results:
 def _comparisons(mri: list[Mri], sets: list[str]) -> list[Comparison]:
     def row(a: Mri, b: Mri, on: str) -> Comparison:
         d = a.mri - b.mri
-        against = Arm(*b.arm)[1:]
+        against = b.arm[1:4]
         return Comparison(
             *a.arm, *against, on, d, d - 1, d + 1, 0.0, None, None, 0.2, 0.0, 0.4, 0.0
         )

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+MOST = 1 << 20  # bytes of a file that people write by hand
+
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
@@ -22,6 +24,29 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """The hash of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def read_small(path: Path, most: int = MOST) -> bytes:
+    """The bytes of a file that people, or programs for people, wrote.
+
+    Raises ValueError for more than `most` bytes, and for a pipe, a socket or a device, which might
+    never end; OSError where there is no such file.
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError(f"{path} is a pipe, a device or a folder, not a file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes; is it the right file?")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """The value in a small JSON file; ValueError naming it for anything else, as `read_small`."""
+    try:
+        return json.loads(read_small(path))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
 
 
 def canonical(value: Any) -> str:

@@ -98,10 +98,12 @@ class Pack:
         """
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
-            if not path.exists():
+            if not (path.is_file() or (path == folder and path.is_dir())):  # nor a pipe
                 # A folder without a manifest may be no pack at all, and hold other work.
                 remedy = _REMEDY if (folder / MANIFEST).exists() else "encode it"
-                raise FileNotFoundError(f"{path}: missing, so this is no complete pack; {remedy}")
+                raise FileNotFoundError(
+                    f"{path}: missing, or no file, so this is no complete pack; {remedy}"
+                )
         manifest = _read_manifest(folder / MANIFEST)
         _require_same(folder, "transform", manifest["transform"], transform_spec)
         _require_same(folder, "class list", manifest["classes"], classes)
@@ -208,7 +210,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             )
         sound = all(isinstance(manifest[key], kind) for key, kind in _MANIFEST_TYPES.items())
         sound = sound and manifest["fingerprint"] == fingerprint_of(manifest)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
     if not sound:
         raise ValueError(f"{path}: altered: its fingerprint does not fit; {_REMEDY}")

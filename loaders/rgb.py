@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import IO
 
 import numpy as np
@@ -16,9 +17,15 @@ _ORIENTATION = 0x0112  # EXIF
 def open_image(file: IO[bytes]) -> Image.Image:
     """The image as it is stored: its mode is unchanged, its orientation tag is not applied.
 
-    Raises UnidentifiedImageError where the content, whatever the file's name, has another format.
+    Raises UnidentifiedImageError where the content, whatever the file's name, has another format,
+    and ValueError for more pixels than Pillow takes for an image.
     """
-    image = Image.open(file, formats=_FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink it") from error
     image.load()
     return image
 

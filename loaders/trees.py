@@ -199,6 +199,8 @@ def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) 
                 raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
             if not member.isfile():
                 continue
+            if member.issparse():
+                raise ValueError(f"{path}: {member.name} is stored with holes; unpack the archive")
             name = PurePosixPath(prefix, member.name)
             content = Place(path, member.offset_data, member.size)
             if name.suffix == ".tar":

@@ -18,7 +18,7 @@ from engine.recipe.request import Request
 
 RECIPE = """\
 model: vit_tiny_random
-dataset: imagenet_rib
+dataset: {extends: imagenet_rib, objectnet_terms: accepted}
 method: fine_tune
 downstream: objectnet
 optimizer: {name: sgd, lr: 0.05}
@@ -48,6 +48,11 @@ class Rib:
         """Exit code of `rib encode`."""
         options = ("--source", str(source), "--model", "vit_tiny_random")
         return cli.main(["encode", name, *options, *self.words, *words])
+
+    def encode_all(self, folder: Path, *words: str) -> int:
+        """Exit code of `rib encode --all`."""
+        options = ("--all", "--source", str(folder), "--model", "vit_tiny_random")
+        return cli.main(["encode", *options, *self.words, *words])
 
     def builder(self, *words: str) -> Builder:
         """The builder of the recipe's cell; `words` come last and win."""

@@ -120,9 +120,9 @@ def corrupted(root: Path, grouped: bool = True, copies: int = 1) -> Path:
     return root
 
 
-def archive(folder: Path, path: Path, nested: bool = False) -> Path:
+def archive(folder: Path, path: Path, nested: bool = False, gzip: bool = False) -> Path:
     """The folder's content as a .tar; `nested`: an archive of one archive a class."""
-    with tarfile.open(path, "w") as whole:
+    with tarfile.open(path, "w:gz" if gzip else "w") as whole:
         for child in sorted(folder.iterdir()):
             if not nested:
                 whole.add(child, child.name)

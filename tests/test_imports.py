@@ -83,7 +83,9 @@ def test_one_module_reads_recipes() -> None:
         if named or any(name == "yaml" for _, name in imported(source)):
             readers.add(path.relative_to(ROOT).as_posix())
     listing = "engine/commands/recipes.py"  # the command of that name
-    assert readers - {listing} == {"engine/recipe/catalogue.py", "engine/recipe/resolve.py"}
+    assert readers - {listing} == {
+        f"engine/recipe/{name}.py" for name in ("catalogue", "resolve", "yaml_text")
+    }
 
 
 def test_no_engine_module_bears_a_standard_librarys_name() -> None:

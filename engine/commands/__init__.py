@@ -8,6 +8,7 @@ from __future__ import annotations
 from engine.commands import (
     campaign,
     distance,
+    download,
     encode,
     evaluate,
     export,
@@ -18,4 +19,16 @@ from engine.commands import (
     verify,
 )
 
-COMMANDS = (campaign, plan, verify, encode, metrics, report, distance, evaluate, export, recipes)
+COMMANDS = (
+    campaign,
+    plan,
+    verify,
+    download,
+    encode,
+    metrics,
+    report,
+    distance,
+    evaluate,
+    export,
+    recipes,
+)

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
-    parser.add_argument("set", help="imagenet_val, imagenet_v2, objectnet, imagenet_c, ...")
+    parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--source", type=Path, required=True, help="folder or .tar of the set")
+    parser.add_argument("--all", action="store_true", help="every set that --source holds")
+    parser.add_argument(
+        "--source", type=Path, required=True, help="folder or .tar of the set; of all, with --all"
+    )
     parser.add_argument("--model", required=True, help="models of one transform share the pack")
     parser.add_argument("--dataset", default="imagenet_rib", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
@@ -35,13 +38,54 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine import recipe
-    from engine.data import imagenet, packs
-    from loaders.pack import MANIFEST, Pack
 
-    name = arguments.set
+    # argparse gives the first word to the set, which --all has not.
+    if arguments.all and arguments.set and "=" in arguments.set:
+        arguments.overrides.insert(0, arguments.set)
+        arguments.set = None
+    if bool(arguments.set) == arguments.all:
+        raise ValueError("name a set to encode, or give --all, and not both")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
+    if arguments.all:
+        _encode_all(resolved, arguments)
+    else:
+        _encode(resolved, str(arguments.set), arguments.source, arguments)
+
+
+def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
+    """Encode the sets that lie in a folder. Raises ValueError at the end for those that failed."""
+    from engine.data import sources
+
+    known, missing, faults = sources.read(), [], []
+    if not arguments.source.is_dir():
+        raise ValueError(f"--source {arguments.source} is not a folder")
+    for name in resolved.dataset.places:
+        place = sources.locate(arguments.source, name, known.get(name))
+        if place is None:
+            missing.append(name)
+            continue
+        try:
+            _encode(resolved, name, place, arguments)
+        except ValueError as error:  # the sets that follow are encoded all the same
+            faults.append(f"{name}: {error}")
+    if missing:
+        print(
+            f"not in {arguments.source}: {', '.join(missing)}; "
+            f"rib download {' '.join(missing)} --to {arguments.source}"
+        )
+    if len(missing) == len(resolved.dataset.places):
+        raise ValueError(f"{arguments.source} holds no set of {resolved.dataset.name}")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Namespace) -> None:
+    """Encode a set unless there is a pack of it."""
+    from engine.data import imagenet, packs
+    from loaders.pack import MANIFEST, Pack
+
     folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
     if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
@@ -54,10 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(imagenet.LICENCE)
     if imagenet.is_whole_c(resolved.dataset, name):
         _confirm(resolved, arguments.yes)
-    print(f"looking for {name} in {arguments.source}")
-    listing = imagenet.read(
-        resolved.dataset, name, arguments.source.absolute(), partial=arguments.partial
-    )
+    print(f"looking for {name} in {source}")
+    listing = imagenet.read(resolved.dataset, name, source.absolute(), partial=arguments.partial)
     _plan(resolved, name, listing, folder)
     pack = packs.make_pack(
         resolved,

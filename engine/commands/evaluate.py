@@ -152,6 +152,7 @@ def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
 
     Raises ValueError for two sets of the same name, and for a name that cannot be part of a path.
     """
+    from engine.recipe.checks import check_name
     from engine.recipe.schema import Recipe
 
     keys = {field.name for field in dataclasses.fields(Recipe)}
@@ -164,8 +165,7 @@ def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
         elif name.partition(".")[0] in keys or ("." in name and not Path(folder).exists()):
             settings.append(word)
             continue
-        if not name or Path(name).name != name or name.startswith("."):
-            raise ValueError(f"{word}: {name!r} cannot name a set; use a name without '/' or a dot")
+        check_name("--sets", name)
         if name in places:
             raise ValueError(
                 f"two sets have the same name, {places[name]} and {folder}: give another name, as "

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine import recipe
+from engine.errors import RecipeError
 from engine.grid import campaign
 from engine.machine import quiet
+from engine.recipe import modules
 
 if TYPE_CHECKING:
     from engine.cost.dry_run import Work
@@ -30,6 +32,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--mfu", type=float, help="share of the peak; default: 0.4")
     parser.add_argument("--tflops", type=float, help="peak of one GPU; default: an A100's in bf16")
     parser.add_argument("--fp32-tflops", type=float, help="the same in fp32; default: an A100's")
+    parser.add_argument(
+        "--trust", action="store_true", help="run users' methods, to count their operations"
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,10 +48,23 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--mfu must be above 0 and at most 1, --tflops and --fp32-tflops above 0")
     estimates = []
     for words in recipe.each_model(arguments.name, arguments.overrides):
-        estimates.append(estimate.of(campaign.plan(arguments.name, words, cores=1)))
+        plan = campaign.plan(arguments.name, words, cores=1)
+        if not arguments.trust:
+            _refuse_users_methods(plan)
+        estimates.append(estimate.of(plan))
         print(text(estimates[-1], device))
     if len(estimates) > 1:
         print(total(estimates, device))
+
+
+def _refuse_users_methods(plan: campaign.Plan) -> None:
+    """Raise RecipeError for a method in a user's file: to count its operations runs the file."""
+    for method in plan.methods:
+        module = recipe.load(plan.name, plan.overrides, method=method).method.module
+        if modules.is_users(module):
+            raise RecipeError(
+                f"{method}: to estimate it runs {module}; read that file, then add --trust"
+            )
 
 
 def text(estimate: Estimate, device: Device) -> str:

@@ -31,6 +31,8 @@ def _launch(argv: list[str]) -> int:
         return 0
     if not names:
         raise ValueError(f"{overrides[0]!r} names no recipe; write recipe=NAME; recipe= lists them")
+    if len(names) > 1:
+        raise ValueError(f"recipe= is given {len(names)} times; a command trains a single cell")
     return _train(names[0], tuple(w for w in overrides if not w.startswith("recipe=")), flags)
 
 

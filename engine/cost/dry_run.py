@@ -281,7 +281,7 @@ class PlannedContext(Context[PlannedCell]):
         """The recipe's cell. Its work is noted the first time."""
         cells, name = self.dry_run.cells, self.name
         if name not in cells:
-            method = modules.find(self.recipe.method.module).Method(self.recipe.method)
+            method = modules.method_of(self.recipe)
             if isinstance(method, Mixed):
                 entries = method.entries(self)
                 cells[name] = PlannedCell(name, entries, name, chosen=self.compared)

@@ -6,7 +6,6 @@ So neither is guessed.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from engine.data.packs import pack_folder
 from engine.recipe.schema import Recipe
 from engine.store.cells import CELL
 from engine.store.tensors import PROMPT, WEIGHTS
+from loaders.files import read_json, read_small
 from loaders.pack import MANIFEST, Pack
 
 TIMM_CONFIG = "config.json"
@@ -73,8 +73,8 @@ def listed(file: Path) -> tuple[str, ...]:
         classes = read(file).classes
     else:
         try:
-            lines = [line.strip() for line in file.read_text().splitlines()]
-        except UnicodeDecodeError as error:
+            lines = [line.strip() for line in read_small(file).decode().splitlines()]
+        except ValueError as error:
             raise ValueError(f"{file} is no list of class names: {error}") from error
         classes = tuple(line for line in lines if line)
     if not classes:
@@ -111,13 +111,22 @@ def read(file: Path) -> Description:
     Raises ValueError naming a file that holds no description.
     """
     try:
-        values = json.loads(file.read_text())
-        return _of_cell(file, values) if file.name == CELL else _of_timm(file, values)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        writer = "the engine" if file.name == CELL else "timm"
-        raise ValueError(
-            f"{file} was not written by {writer} ({error!r}); name the model by --arch"
-        ) from error
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_written(file, error)) from error
+    try:
+        seen = _of_cell(file, values) if file.name == CELL else _of_timm(file, values)
+        named = all(isinstance(name, str) for name in seen.classes or ())
+        if not (isinstance(seen.model, Mapping) and named):
+            raise TypeError("a model of another form, or classes that are no texts")
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(_not_written(file, error)) from error
+    return seen
+
+
+def _not_written(file: Path, error: Exception) -> str:
+    writer = "the engine" if file.name == CELL else "timm"
+    return f"{file} was not written by {writer} ({error!r}); name the model by --arch"
 
 
 def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:

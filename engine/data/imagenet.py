@@ -26,6 +26,7 @@ from loaders.pack import Pack
 from loaders.trees import Listing
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
+VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
 FULL = "full"
 OBJECTNET_CLASSES = {"corrected": 113, "paper": 105}  # its objects that are classes of IN-1K
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
@@ -33,8 +34,8 @@ LICENCE = (
     "ObjectNet may be used for research and in products with attribution (its licence follows "
     "CC BY 4.0), with two conditions of its own: no model's parameters may be tuned on it, and a "
     "single image may be published only with its red frame. It is a test set: evaluating on it is "
-    "within these terms, fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
-    "agreed. See objectnet.dev."
+    "within these terms; fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
+    "agreed, and needs dataset.objectnet_terms=accepted. See objectnet.dev."
 )
 
 

@@ -73,13 +73,14 @@ class Builder(Context[Cell]):
 
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored."""
+        method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
         artifact = self.run.find("cells", label, key)
         missing = snapshots.missing(self.run, self._snapshots(artifact and Cell(artifact)))
         if artifact is not None and not missing and self._has_parents(Cell(artifact)):
             return Cell(artifact)
-        write = self._made(missing)
+        write = self._made(method, missing)
         return Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
 
     def entries(self) -> list[Entry]:
@@ -232,10 +233,9 @@ class Builder(Context[Cell]):
         name = self.store.place("cells", label, self.key()).name
         return snapshots.of_cell(self.run, self.followed.downstreams, name, total)
 
-    def _made(self, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
+    def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
         recipe = self.recipe
-        method = modules.find(recipe.method.module).Method(recipe.method)
         if isinstance(method, Mixed):
             entries = method.entries(self)
             return lambda folder: cells.write_mixed(folder, recipe, entries, self._description())

@@ -17,6 +17,7 @@ from engine import recipe
 from engine.errors import RecipeError
 from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
+from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.recipe.schema import DatasetRecipe, Recipe
 from engine.store import artifacts
@@ -61,7 +62,7 @@ class Plan:
 
 
 def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
-    """Resolve every cell of a campaign.
+    """Resolve every cell of a campaign. No user's method runs; see `check_users_methods`.
 
     Raises RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
     """
@@ -114,13 +115,26 @@ def _check_words(overrides: Sequence[str]) -> None:
             )
 
 
-def _check_siblings(request: Request, cell: Recipe) -> None:
+def check_users_methods(plan: Plan) -> None:
+    """Run the files of users' methods, for what only they can refuse, before any work is done.
+
+    Raises RecipeError as `plan` does, and where a method's `check` refuses its cell.
+    """
+    request = Request(plan.name, plan.overrides)
+    for method in plan.methods:
+        cell = request.recipe(method)
+        if modules.is_users(cell.method.module):
+            modules.method_of(cell)
+        _check_siblings(request, cell, run_users=True)
+
+
+def _check_siblings(request: Request, cell: Recipe, *, run_users: bool = False) -> None:
     """Raise RecipeError if a method is made of methods that do not exist or do not train."""
     from engine.methods import base  # imports torch, which a finished campaign does not need
 
     request = request.for_needs(cell)
-    for _, sibling in base.siblings(cell.method, request.recipe):
-        _check_siblings(request, sibling)
+    for _, sibling in base.siblings(cell.method, request.recipe, run_users=run_users):
+        _check_siblings(request, sibling, run_users=run_users)
 
 
 def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError, nearest
+from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
 
 SECTIONS = ("optimizer", "train")  # what may vary: it changes training and nothing else
@@ -38,13 +39,19 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     a set that the data set lacks or that is named twice, and for a key or value that cannot vary.
     """
     dataset = cells[0].dataset
-    downstreams = dataset.sets if grid.downstreams is None else grid.downstreams
+    downstreams = [name for name in dataset.sets if name in dataset.trainable]
+    if grid.downstreams is not None:
+        downstreams = grid.downstreams
     for name in downstreams:
-        if name not in dataset.trainable:
+        if name not in dataset.known:
             raise RecipeError(
                 f"{grid.file}: downstreams: {name!r} is not a set of {dataset.name}"
-                f"{nearest(name, dataset.trainable)}"
+                f"{nearest(name, dataset.known)}"
             )
+        try:
+            check_terms(dataset, name)
+        except RecipeError as error:
+            raise RecipeError(f"{grid.file}: downstreams: {error}") from error
         if downstreams.count(name) > 1:
             raise RecipeError(f"{grid.file}: downstreams names {name} twice")
     settings = _settings(grid.file, grid.vary)

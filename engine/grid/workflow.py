@@ -26,7 +26,7 @@ from typing import Any
 
 from engine.errors import CampaignError
 from engine.grid import failures, job_commands, slurm
-from engine.grid.campaign import Plan, finished
+from engine.grid.campaign import Plan, check_users_methods, finished
 from engine.grid.sites import Site
 from engine.machine import memory, parent
 from engine.machine.files import write_atomic
@@ -37,6 +37,7 @@ LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
+PLAN = "RIB_PLAN"  # the variable that names the plan; a word of the command would be read as YAML
 LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -53,12 +54,13 @@ def run(plan: Plan, site: Site, *, dry_run: bool = False) -> None:
         command = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            *("--directory", str(path.parent), "--config", f"plan={path}"),
+            *("--directory", str(path.parent)),
             *site.words,
         ]
         if dry_run:
             _show_jobs(command, plan, site)
             return
+        check_users_methods(plan)
         _clean(plan)
         _watch(command, plan, site)
 
@@ -137,12 +139,12 @@ def _clean(plan: Plan) -> None:
 
 def _show_jobs(command: Sequence[str], plan: Plan, site: Site) -> None:
     done = subprocess.run(
-        [*command, "--dry-run"], capture_output=True, text=True, env=_environment(site)
+        [*command, "--dry-run"], capture_output=True, text=True, env=_environment(plan, site)
     )
     output = done.stdout + done.stderr
     if done.returncode:
         raise CampaignError(f"{plan.name} cannot be planned: {output.strip().splitlines()[-1]}")
-    jobs = re.findall(r"^ +output: .*/(.+)$", output, re.MULTILINE)
+    jobs = re.findall(r"^ +output: done/(.+)$", output, re.MULTILINE)
     lines = [f"{job:<{max(map(len, jobs))}}  {site.resources[job].text()}" for job in jobs]
     print(f"{plan.name}: {len(jobs)} jobs would run", *lines, sep="\n  ")
     print(f"a column trains and evaluates {', '.join(plan.methods)}")
@@ -160,7 +162,7 @@ def _watch(command: Sequence[str], plan: Plan, site: Site) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=_environment(site),
+            env=_environment(plan, site),
             preexec_fn=parent.follow,
         )
         try:
@@ -177,13 +179,14 @@ def _watch(command: Sequence[str], plan: Plan, site: Site) -> None:
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
-def _environment(site: Site) -> dict[str, str]:
-    """Snakemake's: with the leash, without variables of the Slurm job that the command is in.
+def _environment(plan: Plan, site: Site) -> dict[str, str]:
+    """Snakemake's: with plan and leash, without variables of the Slurm job that the command is in.
 
     A campaign's jobs would take themselves for tasks of that job.
     """
     outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
-    return {**outer, LEASH: f"{socket.gethostname()} {os.getpid()}", **site.environment}
+    leash = f"{socket.gethostname()} {os.getpid()}"
+    return {**outer, PLAN: str(plan.path), LEASH: leash, **site.environment}
 
 
 def _of_slurm(variable: str) -> bool:

@@ -2,11 +2,14 @@
 # Cells and predictions are artefacts with markers of their own and are not declared here, so that
 # an interruption deletes nothing: a job that runs again finds what it had finished.
 import json
+import os
 from pathlib import Path
 
-plan = json.loads(Path(config["plan"]).read_text())
-done = Path(config["plan"]).parent / "done"
-logs = Path(config["plan"]).parent / "logs"
+envvars: "RIB_PLAN"
+
+plan = json.loads(Path(os.environ["RIB_PLAN"]).read_text())
+# Beside the plan, in Snakemake's folder: a path may hold its wildcards' braces.
+done, logs = Path("done"), Path("logs")
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
 # The last line tells how a job ended, which Snakemake does not.
 JOB = (

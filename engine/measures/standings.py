@@ -51,6 +51,11 @@ class Standings:
     lines: tuple[Line, ...]
     curves: tuple[tuple[Line, ...], ...]
 
+    @property
+    def is_square(self) -> bool:
+        """Whether the sets that RI is measured on are those that are fine-tuned on."""
+        return set(self.sets) == set(self.downstreams)
+
     def ranked(self) -> list[Line]:
         """The lines by mRI, best first."""
         return sorted(self.lines, key=lambda line: -line.mri.mri)

@@ -130,15 +130,21 @@ class Merged:
         raise NotImplementedError
 
 
-def siblings(recipe: MethodRecipe, load: Callable[[str], Recipe]) -> list[tuple[str, Recipe]]:
+def siblings(
+    recipe: MethodRecipe, load: Callable[[str], Recipe], *, run_users: bool = True
+) -> list[tuple[str, Recipe]]:
     """The methods that a cell needs: the name by which it asks for each, and what `load` resolves
     that to.
 
-    Raises RecipeError for a needed method that mixes cells, and so has no weights.
+    run_users: whether users' files may run; without, what they need stays unknown. Raises
+    RecipeError for a needed method that mixes cells, and so has no weights.
     """
+    if modules.is_users(recipe.module) and not run_users:
+        return []
     recipes = [(name, load(name)) for name in modules.find(recipe.module).Method(recipe).needs]
     for name, needed in recipes:
-        if issubclass(modules.find(needed.method.module).Method, Mixed):
+        readable = run_users or not modules.is_users(needed.method.module)
+        if readable and issubclass(modules.find(needed.method.module).Method, Mixed):
             raise RecipeError(
                 f"{recipe.name} needs {name}, which mixes cells and has no weights: "
                 "name methods that train or merge"

@@ -26,6 +26,7 @@ from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
 from loaders.files import file_hash
 
+MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
 # A package with 20 ImageNet photos; the number before a file's suffix is the label.
 PHOTOS = (
     "foolbox",
@@ -43,9 +44,7 @@ def backbone(
     Raises ValueError where the tensors do not fit the architecture or the image size, and where the
     model gets fewer of the 20 photos right than its recipe says.
     """
-    source = recipe.weights.source
-    if source in ("timm", "pypi") and recipe.weights.path:
-        source = "file"
+    source = _source(recipe)
     key: dict[str, Any] = {"model": _settings(recipe)}
     key["model"]["weights"]["source"] = source
     if recipe.weights.source == "random":
@@ -60,12 +59,25 @@ def backbone(
         if prompt is not None:
             save(_prompt(prompt, recipe.image_size), folder / PROMPT)
         torch.manual_seed(seed)
-        net = SOURCES[source](recipe, cache)
-        if recipe.weights.photos_right:
-            _check_on_photos(net, recipe, cache)
-        save(net.state_dict(), folder / WEIGHTS)
+        save(fetch(recipe, cache).state_dict(), folder / WEIGHTS)
 
     return store.make("weights", recipe.arch, key, build)
+
+
+def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
+    """The pre-trained network; what it is downloaded from stays in `cache` or in its hub's cache.
+
+    Raises ValueError as `backbone`.
+    """
+    net = SOURCES[_source(recipe)](recipe, cache)
+    if recipe.weights.photos_right:
+        _check_on_photos(net, recipe, cache)
+    return net
+
+
+def _source(recipe: ModelRecipe) -> str:
+    source = recipe.weights.source
+    return "file" if source in ("timm", "pypi") and recipe.weights.path else source
 
 
 def _prompt(path: Path, image_size: int) -> State:
@@ -143,6 +155,8 @@ def _file(recipe: ModelRecipe) -> Path:
     path = Path(recipe.weights.path)
     if not path.is_file():
         raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
     return path
 
 

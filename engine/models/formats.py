@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,7 @@ def _readable(path: Path) -> Iterator[None]:
 def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     """The state dict in a torch checkpoint; `source` names it in errors. Raises as `load`."""
     try:
+        _refuse_compressed(file)
         # Training scripts save their arguments too; Namespace is a class without behaviour.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the error below says what is wrong
@@ -61,14 +63,42 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
         raise
     except Exception as error:  # the unpickler raises any exception for damaged bytes
         raise ValueError(
-            f"{source} is cut, or holds more than plain tensors, which is never loaded; "
-            "save the state dict alone, best as safetensors"
+            f"{source} is cut, compressed, or holds more than plain tensors, which is never "
+            "loaded; save the state dict alone, best as safetensors"
         ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ValueError(f"{source} holds no state dict of tensors")
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{source}: the name {name!r} of a tensor is no text")
+        if what := _unusual(tensor):
+            raise ValueError(f"{source}: {name} is {what}; save its values as a plain tensor")
     return timm.models.clean_state_dict(state)
+
+
+def _refuse_compressed(file: Path | io.BytesIO) -> None:
+    """Raise ValueError for a compressed file, which torch.save never makes and may be a bomb."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("compressed")
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """What keeps a tensor from being plain numbers in memory; empty where nothing does."""
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout != torch.strided:
+        return f"of the layout {tensor.layout}"
+    if tensor.is_complex():
+        return "of complex numbers"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"of the shape {list(tensor.shape)} and stores fewer values"
+    return ""
 
 
 def dinov2_onnx(data: bytes) -> State:

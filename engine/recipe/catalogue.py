@@ -5,6 +5,7 @@ The only module that reads `recipes/`. It does not know what a recipe may say; s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import RecipeError, nearest
+from engine.recipe import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 ALL_MODELS = "model=all"
+OTHER_FORM = "a list stands for `key: value` lines, or such lines for a list"
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
 DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid: see `grid_keys`
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
@@ -32,7 +35,7 @@ def names(group: str = "") -> list[str]:
     files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
     if group:
         return sorted(files)
-    groups = (*GROUPS.values(), "campaigns", "published")
+    groups = (*GROUPS.values(), "campaigns", "published", "sources")
     recipes = {name for name in files if name.split("/")[0] not in groups}
     for campaign in names("campaigns"):
         recipes |= {f"{campaign}/{method}" for method in methods_of(campaign)}
@@ -71,21 +74,22 @@ def path_of(group: str, name: str) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """What a file says. RecipeError where it is no YAML of `key: value` lines."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = yaml_text.read(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold `key: value` lines")
     return values
 
 
-def read_campaign(path: Path) -> dict[str, Any]:
+def read_campaign(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a campaign's file says, merged over the campaign that it extends, of whose methods
     `methods: [A, B]` leaves these.
 
-    Raises RecipeError for a list that names no method of the extended campaign.
+    extending: the campaigns that extend it. Raises RecipeError where it is among them, and for a
+    list that names no method of the extended campaign.
     """
+    if path.resolve() in extending:
+        raise RecipeError(f"{path}: a campaign cannot extend itself")
+    extending = (*extending, path.resolve())
     values = read(path)
     base = values.pop("extends", None)
     if isinstance(values.get("methods"), dict):
@@ -95,14 +99,21 @@ def read_campaign(path: Path) -> dict[str, Any]:
         }
     if base is None:
         return values
-    extended = read_campaign(path_of("campaigns", str(base)))
+    extended = read_campaign(path_of("campaigns", str(base)), extending)
     if isinstance(values.get("methods"), list):
         methods, chosen = extended["methods"], values.pop("methods")
         if not chosen:
             raise RecipeError(f"{path}: methods: [] leaves none of {', '.join(methods)}")
         extended["methods"] = {n: methods[n] for n in _of_campaign(chosen, methods, str(base))}
-    merged = OmegaConf.merge(extended, values)
-    return OmegaConf.to_container(merged)  # type: ignore[return-value]
+    return merged(str(path), extended, values)
+
+
+def merged(source: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers over each other; RecipeError where a list stands for `key: value` lines."""
+    try:
+        return OmegaConf.to_container(OmegaConf.merge(*layers))  # type: ignore[return-value]
+    except TypeError as error:
+        raise RecipeError(f"{source}: {OTHER_FORM}") from error
 
 
 def with_absolute_module(values: Any, folder: Path) -> Any:
@@ -113,8 +124,8 @@ def with_absolute_module(values: Any, folder: Path) -> Any:
     section = values.get("method") if isinstance(values, Mapping) else None
     if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):
         return values
-    module = (folder / section["module"]).resolve()
-    return {**values, "method": {**section, "module": str(module)}}
+    module = os.path.abspath(folder / section["module"])  # a link keeps its name
+    return {**values, "method": {**section, "module": module}}
 
 
 def methods_of(campaign: str, overrides: Sequence[str] = ()) -> list[str]:
@@ -178,13 +189,16 @@ def model_of(campaign: str) -> str | None:
 def key_and_value(word: str) -> tuple[str, str]:
     """The two sides of an override. RecipeError where it is no `key=value`."""
     key, equals, value = word.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"{word!r} is not an override; write key=value, such as train.epochs=1")
+    if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
+        raise RecipeError(
+            f"{word!r:.200} is not an override; write key=value, such as train.epochs=1"
+        )
     return key, value
 
 
 def parsed(word: str) -> dict[str, Any]:
     """The nested sections that an override such as `train.epochs=1` stands for."""
+    yaml_text.parse(key_and_value(word)[1], f"override {word!r:.200}")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([word]))  # type: ignore[return-value]
     except (OmegaConfBaseException, yaml.YAMLError) as error:

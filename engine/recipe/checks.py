@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from engine.errors import RecipeError, nearest
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 
 ALLOWED = {
     "train.precision": ("auto", "fp32", "bf16"),
@@ -22,9 +23,11 @@ ALLOWED = {
     "method.variant": ("canonical", "paper"),
     "dataset.kind": ("folder", "emoji", "imagenet"),
     "dataset.objectnet": ("corrected", "paper"),
+    "dataset.objectnet_terms": ("test_only", "accepted"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
     "model.head.kind": ("probe", "prototype"),
+    "model.interpolation": (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
     "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
@@ -39,19 +42,21 @@ REMOVED = {  # keys of earlier versions, and what to do instead
 }
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 _ANY = math.inf
+# What is larger is a slip of the pen: it would fill the memory before anything could refuse it.
+_PIXELS, _BATCH, _WIDTH = 4096, 65_536, 100_000
 _SEED = (0, 2**63 - 1)  # torch's
 # Key: lowest and highest value; a third entry names the limit that is not allowed itself.
 RANGES: dict[str, tuple[Any, ...]] = {
     "seed": _SEED,
-    "seeds": (1, _ANY),
-    "threads": (1, _ANY),
-    "train.epochs": (1, _ANY),
-    "train.batch_size": (1, _ANY),
-    "train.accumulation": (1, _ANY),
+    "seeds": (1, 1000),
+    "threads": (1, 1024),
+    "train.epochs": (1, 100_000),
+    "train.batch_size": (1, _BATCH),
+    "train.accumulation": (1, _BATCH),
     "train.warmup_steps": (0, _ANY),
     "train.clip": (0, _ANY),
-    "train.snapshots": (0, _ANY),
-    "evaluate.batch_size": (1, _ANY),
+    "train.snapshots": (0, 1000),
+    "evaluate.batch_size": (1, _BATCH),
     "evaluate.budget": (0, 1, "low"),
     "evaluate.half_width": (0, _ANY, "low"),
     "evaluate.cka": (0, _ANY),
@@ -59,25 +64,28 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "optimizer.momentum": (0, 1, "high"),
     "optimizer.eps": (0, _ANY),
     "optimizer.weight_decay": (0, _ANY),
-    "model.image_size": (1, _ANY),
-    "model.crop": (0, 1, "low"),
-    "model.projection": (0, _ANY),
+    "model.image_size": (1, _PIXELS),
+    "model.crop": (0.05, 1),
+    "model.projection": (0, _WIDTH),
     "model.head.l2": (0, _ANY, "low"),
     "model.head.scale": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
-    "dataset.classes": (0, _ANY),
-    "dataset.renderings": (1, _ANY),
-    "dataset.source_px": (1, _ANY),
+    "dataset.classes": (0, _WIDTH),
+    "dataset.renderings": (1, 1000),
+    "dataset.source_px": (1, _PIXELS),
     "dataset.holdout": (0, 1, "high"),
     "dataset.shots": (0, _ANY),
     "dataset.portion": (0, 1, "low"),
 }
-_NAME = re.compile(r"(?!\.)[^/\\\0]+")  # a leading dot marks unfinished files
+# A leading dot marks unfinished files; braces are Snakemake's. Surrogates are no UTF-8.
+_NAME = re.compile(r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_NAME_BYTES = 100  # a cell's folder is named after a method and a set
 
 
 def check(recipe: Recipe) -> None:
     """Raise RecipeError naming an impossible key."""
+    _check_lists("", dataclasses.asdict(recipe))
     for key, allowed in ALLOWED.items():
         value = attrgetter(key)(recipe)
         if value not in allowed:
@@ -117,10 +125,29 @@ def check(recipe: Recipe) -> None:
         )
     recipe.method.check(recipe)
     _check_names(recipe)
-    if recipe.downstream not in (trainable := recipe.dataset.trainable):
+    if recipe.downstream not in (known := recipe.dataset.known):
         raise RecipeError(
             f"downstream={recipe.downstream!r} is not a set of {recipe.dataset.name}"
-            f"{nearest(recipe.downstream, trainable)}"
+            f"{nearest(recipe.downstream, known)}"
+        )
+    check_terms(recipe.dataset, recipe.downstream)
+
+
+def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
+    """Raise RecipeError where a licence forbids to fine-tune on a set of the data set."""
+    if downstream not in dataset.trainable:
+        raise RecipeError(
+            f"{downstream} is a test set: its licence forbids tuning a model's parameters on it. "
+            "If its authors gave you leave, set dataset.objectnet_terms=accepted"
+        )
+
+
+def check_name(key: str, name: str) -> None:
+    """Raise RecipeError for a name that cannot be part of a path."""
+    if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
+        raise RecipeError(
+            f"{key}: {name!r:.150} cannot be part of a path; use at most "
+            f"{_NAME_BYTES} bytes, without slashes, braces, line ends or a leading '.'"
         )
 
 
@@ -140,6 +167,17 @@ def in_range(key: str, value: float, low: float, high: float, outside: str = "")
         least = f"above {low}" if outside == "low" else f"at least {low}"
         most = f" and {'below' if outside == 'high' else 'at most'} {high}"
         raise RecipeError(f"{key}={value} must be {least}{most if high < _ANY else ''}")
+
+
+def _check_lists(key: str, value: Any) -> None:
+    """Raise RecipeError for a list in a list: OmegaConf takes it for any type of its elements."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_lists(f"{key}.{name}" if key else name, inner)
+    elif isinstance(value, list | tuple):
+        for element in value:
+            if isinstance(element, list | tuple | dict):
+                raise RecipeError(f"{key}: {element!r:.100} cannot be an element of the list")
 
 
 def _check_channels(key: str, values: Sequence[float] | None, *limits: Any) -> None:
@@ -169,10 +207,7 @@ def _check_names(recipe: Recipe) -> None:
         ("dataset.upstream", dataset.upstream),
     ]
     for key, name in [*keys, *sets]:
-        if not _NAME.fullmatch(name):
-            raise RecipeError(
-                f"{key}: {name!r} cannot be part of a path; use a name without '/' or a leading '.'"
-            )
+        check_name(key, name)
     if dataset.kind == "emoji":
         from loaders.benchmarks import (
             emoji,
@@ -183,6 +218,6 @@ def _check_names(recipe: Recipe) -> None:
                 raise RecipeError(
                     f"{key}: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
                 )
-    for key, names in (("sets", dataset.sets), ("train_sets", dataset.trainable)):
+    for key, names in (("sets", dataset.sets), ("train_sets", dataset.known)):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

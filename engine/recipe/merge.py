@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from engine.errors import RecipeError
 from engine.recipe import checks, modules
+from engine.recipe.catalogue import OTHER_FORM
 from engine.recipe.schema import MethodRecipe, Recipe
 
 Layer = tuple[str, dict[str, Any]]  # where it comes from, and what it says
@@ -48,6 +49,8 @@ def add(merged: Any, source: str, values: Any) -> Any:
     except OmegaConfBaseException as error:
         where = f"{source}: {error.full_key}" if error.full_key else source
         raise RecipeError(f"{where}: {_first_line(error)}") from error
+    except TypeError as error:
+        raise RecipeError(f"{source}: {_other_form(values, merged)}: {OTHER_FORM}") from error
 
 
 def method_options(layers: Sequence[Layer]) -> MethodRecipe:
@@ -61,7 +64,7 @@ def method_options(layers: Sequence[Layer]) -> MethodRecipe:
     if not module:
         raise RecipeError(f"{source}: method.module has no value; set it")
     try:
-        return modules.find(module).Recipe()
+        return modules.options(module)
     except ValueError as error:
         raise RecipeError(f"{source}: {error}") from error
 
@@ -107,6 +110,18 @@ def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def _other_form(values: Mapping[str, Any], merged: Any) -> str:
+    """The key of a list where `key: value` lines belong, or of these where a list does."""
+    for key, value in values.items():
+        known = OmegaConf.select(merged, key) if OmegaConf.is_dict(merged) else None
+        if isinstance(value, Mapping) and OmegaConf.is_dict(known):
+            if inner := _other_form(value, known):
+                return f"{key}.{inner}"
+        elif isinstance(value, Mapping | list) and known is not None:
+            return key
+    return ""
 
 
 def _first_line(error: OmegaConfBaseException) -> str:

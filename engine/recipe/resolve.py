@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from engine.errors import RecipeError
 from engine.recipe import catalogue, table_rows
@@ -50,12 +49,12 @@ def outline(name: str, overrides: Sequence[str], method: str) -> tuple[Recipe, d
     method's options.
     """
     layers = _layers(name, overrides, method, None)
-    section: Any = OmegaConf.merge(*(values.get("method", {}) for _, values in layers))
+    section = catalogue.merged(name, *(values.get("method", {}) for _, values in layers))
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     for _, values in layers:
         if "method" in values:
             values["method"] = {k: v for k, v in values["method"].items() if k in shared}
-    return merge(name, layers, MethodRecipe()), OmegaConf.to_container(section)  # type: ignore[return-value]
+    return merge(name, layers, MethodRecipe()), section
 
 
 def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -178,8 +177,11 @@ def _first_column(layers: Sequence[Layer]) -> str | None:
 
     It is the first of the sets that the command line leaves. None where no layer names sets.
     """
-    merged: Any = OmegaConf.merge(*(values for _, values in layers))
-    sets = OmegaConf.select(merged, "dataset.sets")
-    if not OmegaConf.is_list(sets) or not sets or merged.get("downstream") in sets:
+    sets: Any = None
+    downstream = None
+    for _, values in layers:
+        sets = values.get("dataset", {}).get("sets", sets)
+        downstream = values.get("downstream", downstream)
+    if not isinstance(sets, list) or not sets or downstream in sets:
         return None
     return str(sets[0])

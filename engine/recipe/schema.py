@@ -86,6 +86,7 @@ class DatasetRecipe:
     portion: float = 1.0  # of each class of the training split, drawn likewise
     pack_format: str = "raw"  # raw | jpeg
     objectnet: str = "corrected"  # corrected | paper
+    objectnet_terms: str = "test_only"  # test_only | accepted: fine-tune on it, with leave to do so
     subsample: str = "50000"  # of IN-C: a number of images, or full
     undecodable: str = "refuse"  # refuse | skip: images that do not decode
     background: str = "white"  # behind transparent pixels: a colour's name, or rgb(R,G,B)
@@ -96,9 +97,15 @@ class DatasetRecipe:
         return [self.upstream, *self.sets]
 
     @property
-    def trainable(self) -> list[str]:
-        """All sets that a model can be fine-tuned on."""
+    def known(self) -> list[str]:
+        """All sets: those that a model is evaluated on, then those that are only trained on."""
         return [*self.places, *self.train_sets]
+
+    @property
+    def trainable(self) -> list[str]:
+        """The sets that may be fine-tuned on. ObjectNet's licence forbids it without leave."""
+        test_only = self.kind == "imagenet" and self.objectnet_terms == "test_only"
+        return [name for name in self.known if not (test_only and name == "objectnet")]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def ranking(results: Results) -> pandas.DataFrame:
             "change_upstream": line.upstream,
             **ends(results, "change_upstream", "change", line.arm, "", upstream),
         }
-        if published := reference(model).get("mri", {}):
+        if published := published_mri(model):
             row["published_mRI"] = published.get(line.arm.method)
         rows.append(row)
     return pandas.DataFrame(rows)
@@ -77,6 +77,14 @@ def cells(results: Results) -> pandas.DataFrame:
 def in_order(model: Standings, by_set: Mapping[str, float]) -> dict[str, float]:
     """The numbers in the order of the sets, then those of the upstream set."""
     return {name: by_set[name] for name in dict.fromkeys([*model.sets, *by_set]) if name in by_set}
+
+
+def published_mri(model: Standings) -> Mapping[str, float]:
+    """The published mRI by method. Nothing where ours is the mean over other columns: the published
+    numbers are over `downstreams` sets, which are also those of RI."""
+    if not model.is_square or len(model.sets) != recipe.published()["downstreams"]:
+        return {}
+    return reference(model).get("mri", {})
 
 
 def reference(model: Standings) -> Mapping[str, Any]:

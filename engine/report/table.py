@@ -24,7 +24,7 @@ def _of_model(standing: Standings) -> str:
     return console.text(
         f"{standing.model}\n"
         f"RI: mean change in accuracy on {measured_on(standing)}, in points, after fine-tuning on "
-        f"the set that heads the column; mRI: its mean over the {len(columns)}.",
+        f"the set that heads the column; mRI: its mean over {averaged_over(standing)}.",
         ["", *map(set_head, columns), "mRI", "95% interval"],
         [["pre-trained %", *accuracies_before(standing), "", ""]],
         [
@@ -55,6 +55,13 @@ def measured_on(standing: Standings) -> str:
         return f"the {counted('other set', len(sets) - 1)}"
     but = " but the column's" if set(columns) & set(sets) else ""
     return f"the {counted('set', len(sets))}{but}"
+
+
+def averaged_over(standing: Standings) -> str:
+    """The sets that mRI is the mean over: `the 8`, or `7 downstream sets` where RI is measured on
+    others too."""
+    count = len(standing.downstreams)
+    return f"the {count}" if standing.is_square else counted("downstream set", count)
 
 
 def accuracies_before(standing: Standings) -> list[str]:

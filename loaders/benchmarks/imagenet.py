@@ -8,6 +8,7 @@ caller: `classes` are always those of the whole set, also where a tree holds a p
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from loaders import trees
+from loaders.files import read_small
 from loaders.pack import Item
 from loaders.trees import File, Listing, first_names
 
 LABEL_FILES = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}")
 _WNID = re.compile(r"n\d{8}")
+_LABEL_BYTES = 1 << 26  # 64 MiB: of 50,000 images with their boxes, several times over
 _LEVELS_UP = 4  # from Kaggle's val/ to its labels file
 
 
@@ -233,14 +236,23 @@ def _labels(root: Path) -> dict[str, str]:
 
 def _solution(path: Path) -> dict[str, str]:
     """Kaggle's table: an image's boxes, each beginning with the wnid."""
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
         if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} lacks the columns ImageId and PredictionString")
-        return {row["ImageId"]: row["PredictionString"].split(" ")[0] for row in rows}
+        return {row["ImageId"]: (row["PredictionString"] or "").split(" ")[0] for row in rows}
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV table ({error}); fetch it again") from error
 
 
 def _synsets(path: Path) -> dict[str, str]:
     """One wnid a line, for the images in the order of their numbers."""
-    wnids = path.read_text().split()
+    wnids = _text(path).split()
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, start=1)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_small(path, _LABEL_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}); fetch it again") from error

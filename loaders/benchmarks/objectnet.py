@@ -9,7 +9,6 @@ classes at commas, so that the first name of a class in "car wheel; paddlewheel,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from loaders import trees
 from loaders.benchmarks.imagenet import in_order, source_of
+from loaders.files import read_json
 from loaders.pack import Item
 from loaders.trees import Listing, Place, first_names
 
@@ -118,7 +118,7 @@ def _classes(
 
 def _mapping(path: Path) -> dict[str, str]:
     try:
-        mapping = json.loads(path.read_text())
+        mapping = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); unpack the download again") from error
     if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):

@@ -102,6 +102,8 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
     fails("objectnet", unheard, "does not name: unheard")
     (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[")
     fails("objectnet", unheard, "folder_to_objectnet_label.json cannot be read")
+    (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[" * 100_000)
+    fails("objectnet", unheard, "folder_to_objectnet_label.json cannot be read")
 
 
 def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
@@ -113,6 +115,14 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
         read("imagenet_val", source)
     labels.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns ImageId"):
+        read("imagenet_val", source)
+    endless = b"ImageId,PredictionString\n" + b"x" * 200_000
+    for damaged, message in ((b"\xff", "no text"), (endless, "no CSV")):
+        labels.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"LOC_val_solution.csv is {message}"):
+            read("imagenet_val", source)
+    os.truncate(labels, 1 << 40)  # sparse
+    with pytest.raises(ValueError, match=r"LOC_val_solution.csv has more than 67,108,864 bytes"):
         read("imagenet_val", source)
     labels.unlink()
     with pytest.raises(ValueError, match=r"flat and no labels file.*ground_truth.txt"):

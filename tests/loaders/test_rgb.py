@@ -125,6 +125,13 @@ def test_content_that_is_no_raster_image_starts_no_program(monkeypatch: pytest.M
     assert not started
 
 
+@pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow warns of it, and refuses it
+def test_an_image_of_too_many_pixels_is_refused_unread(side: int) -> None:
+    header = b"P5 %d %d 255\n" % (side, side)
+    with pytest.raises(ValueError, match=r"more than 89,478,485 pixels; shrink it"):
+        open_image(io.BytesIO(header))
+
+
 def test_colours() -> None:
     assert colour("white") == colour("#fff") == (255, 255, 255)
     assert colour("rgb(1,2,3)") == (1, 2, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from statistics import fmean
 
 from engine import recipe
-from engine.measures.standings import counted
 from engine.report import frames, table
 from engine.report.section import Section
 from engine.report.tables import Results
@@ -13,16 +12,20 @@ from engine.report.tables import Results
 
 def section(results: Results) -> Section | None:
     models, sure = results.models, results.sure
-    n = len(models[0].downstreams)
     before = ", ".join(
         f"{fmean(model.before[name] for name in model.sets):.1f}%"
         + (f" ({model.model})" if len(models) > 1 else "")
         for model in models
     )
+    identity = (
+        f"Mean accuracy on the other sets is therefore mRI plus the mean accuracy before: {before}."
+        if models[0].is_square
+        else "The sets that are only evaluated count in RI of every column."
+    )
     statements = [
         f"RI of a method on one set is the mean, over {table.measured_on(models[0])}, of "
-        "accuracy after fine-tuning minus accuracy before; mRI is the mean of RI over the "
-        f"{counted('set', n)} fine-tuned on. Mean accuracy before, over the sets: {before}.",
+        "accuracy after fine-tuning minus accuracy before; mRI is the mean of RI over "
+        f"{table.averaged_over(models[0])} fine-tuned on. {identity}",
         "A positive mRI means that learning one set carried over to the others; a negative one "
         "means that it damaged what the pre-trained model could do. The set fine-tuned on and the "
         f"{results.record.upstream} set are shown, but are no part of RI.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas
 
-from engine.report import frames, headline, specs
+from engine.report import frames, headline, specs, table
 from engine.report.section import Figure, Section, Table
 from engine.report.tables import Results
 
@@ -26,7 +26,7 @@ def section(results: Results) -> Section | None:
     return Section(
         "models",
         "Methods and pre-trained models",
-        "mRI in points.",
+        f"mRI in points, over {table.averaged_over(results.models[0])} fine-tuned on.",
         headline.findings(results.models),
         figures=[
             Figure(

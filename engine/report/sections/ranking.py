@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.measures.standings import signed
-from engine.report import frames, specs
+from engine.report import frames, specs, table
 from engine.report.section import Figure, Section, Table
 from engine.report.tables import Results
 
@@ -49,7 +49,8 @@ def section(results: Results) -> Section | None:
     return Section(
         "ranking",
         "Mean robustness improvement",
-        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on.",
+        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on, over "
+        f"{table.averaged_over(results.models[0])} fine-tuned on.",
         figures=figures,
         tables=[
             Table(

@@ -12,7 +12,7 @@ from encoded_rib import SUBSAMPLE, Rib, rib
 from grids import grid
 from PIL import Image
 
-from engine import recipe
+from engine import cli, recipe
 from engine.commands import verify as command
 from engine.cost.disk import size_bytes
 from engine.data import imagenet, packs
@@ -156,6 +156,40 @@ def test_processes_make_the_same_pack(rib: Rib, tmp_path: Path) -> None:
         (path,) = runs.rglob("images.beton")
         packs.append(path.read_bytes())
     assert packs[0] == packs[1]
+
+
+def test_all_sets_of_a_folder_are_encoded(
+    rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Each under a usual name; a set that cannot be read keeps no other from its pack."""
+    trees.by_wnid(tmp_path / "imagenet-a")
+    trees.archive(trees.by_wnid(tmp_path / "r"), tmp_path / "imagenet_r.tar")
+    (tmp_path / "imagenet_sketch" / "strange").mkdir(parents=True)
+    trees.objectnet(tmp_path)
+    words = ("--partial", "model.crop=0.8")
+    assert rib.encode_all(tmp_path, *words) == 2
+    streams = capsys.readouterr()
+    assert "error: imagenet_sketch: " in streams.err and "holds no images" in streams.err
+    for name in ("imagenet_a: 6 images", "imagenet_r: 6 images", "objectnet: 8 images"):
+        assert f"{name} of" in streams.out, name
+    missing = "imagenet_val imagenet_v2 imagenet_cartoon imagenet_drawing imagenet_c"
+    assert f"rib download {missing} --to {tmp_path}\n" in streams.out
+    shutil.rmtree(tmp_path / "imagenet_sketch")
+    assert rib.encode_all(tmp_path, *words) == 0
+    assert capsys.readouterr().out.count("is encoded already") == 3
+
+
+def test_nothing_to_encode(rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert rib.encode_all(tmp_path) == 2
+    assert "holds no set of imagenet_rib" in capsys.readouterr().err
+    assert rib.encode_all(tmp_path / "absent") == 2
+    assert "is not a folder" in capsys.readouterr().err
+    both = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
+    for words in (both, ("encode", *both[3:])):
+        assert cli.main(words) == 2
+        assert "name a set to encode, or give --all, and not both" in capsys.readouterr().err
+    assert cli.main(["encode", "seed=1", "--all", *both[3:]]) == 2
+    assert "holds no set" in capsys.readouterr().err, "a word may stand before --all"
 
 
 def test_the_size_that_is_told_is_the_size_of_the_pack(rib: Rib) -> None:

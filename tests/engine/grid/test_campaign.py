@@ -129,7 +129,7 @@ def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
 def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:
     header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
     said = re.findall(r"^#   rib (\w+) (.*?)(?:   .*)?$", header, re.MULTILINE)
-    assert [command for command, _ in said] == ["encode", "verify", "plan", "campaign"]
+    assert [command for command, _ in said] == ["download", "encode", "verify", "plan", "campaign"]
     name = "vit_b16_clip_openai"
     places = []
     for _, text in said:

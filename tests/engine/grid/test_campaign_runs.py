@@ -84,7 +84,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `runs` folder of a campaign that nothing disturbed."""
-    cwd = tmp_path_factory.mktemp("elsewhere")
+    cwd = tmp_path_factory.mktemp("else {where}:")
     code, out, err = rib(folder, "runs=runs", cwd=cwd)
     assert code == 0, err[-3000:]
     assert "mRI" in out and str(cwd / "runs" / "shapes" / "report" / "index.html") in out

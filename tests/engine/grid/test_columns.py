@@ -32,6 +32,30 @@ def test_a_plain_campaign_has_a_column_for_each_set(folder: Path, tmp_path: Path
     assert plan.downstreams == list(SETS)
 
 
+def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
+    """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
+    words, opened = ("methods=[fine_tune]",), "dataset.objectnet_terms=accepted"
+    sets = recipe.load("imagenet_rib").dataset.sets
+    for name in ("imagenet_rib", "imagenet_rib_paper"):
+        plan = campaign.plan(name, words, 1)
+        assert plan.sets == tuple(sets) and "objectnet" in sets
+        assert plan.downstreams == [name for name in sets if name != "objectnet"]
+        eight = campaign.plan(name, (*words, opened), 1)
+        assert eight.downstreams == sets and eight.path != plan.path
+    few = (*words, "downstreams=[objectnet,imagenet_a]")
+    with pytest.raises(RecipeError, match=r"yaml: downstreams: objectnet is a test set.*accepted"):
+        campaign.plan("imagenet_rib", few, 1)
+    assert campaign.plan("imagenet_rib", (*few, opened), 1).downstreams[0] == "objectnet"
+    cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
+    with pytest.raises(RecipeError, match=r"licence forbids .*dataset\.objectnet_terms=accepted"):
+        recipe.load(*cell)
+    assert recipe.load(cell[0], [*cell[1], opened]).downstream == "objectnet"
+    with pytest.raises(RecipeError, match="objectnet_terms='maybe' is not possible"):
+        recipe.load("imagenet_rib", ["dataset.objectnet_terms=maybe"])
+    own = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
+    assert recipe.load("imagenet_rib", own).downstream == "objectnet", "a folder of that name"
+
+
 def test_columns_are_the_downstreams_in_every_setting(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, tmp_path, VARY + "downstreams: [few, upstream]\n")
     settings = [

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import pickle
 import resource
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,9 +158,45 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Pat
         except ValueError as error:
             refused.append(str(error))
     path.write_text("hello world")
-    with pytest.raises(ValueError, match=r"damaged\.pth is cut, or holds more than plain tensors"):
+    with pytest.raises(ValueError, match=r"damaged\.pth is cut, compressed, or holds more"):
         formats.load(path)
     assert len(refused) > 10 and all(str(path) in text for text in refused)
+
+
+@pytest.mark.parametrize(
+    ("unusual", "message"),
+    [
+        (lambda t: t.to_sparse(), r"layout torch\.sparse_coo"),
+        (lambda t: t.to_sparse_csr(), r"layout torch\.sparse_csr"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8), "quantized"),
+        (lambda t: t.to("meta"), "on the meta device"),
+        (lambda t: t[:1, :1].clone().expand(10**9, 10**9), "stores fewer values"),
+        (lambda t: t.to(torch.complex64), "of complex numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's: kinds that it will drop or change
+def test_tensors_that_are_no_plain_numbers_are_named(
+    unusual: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save({"state_dict": state() | {"norm.bias": unusual(torch.eye(5))}}, path)
+    with pytest.raises(ValueError, match=rf"odd\.pth: norm\.bias is .*{message}"):
+        formats.load(path)
+
+
+def test_names_that_are_no_text_and_compressed_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save({0: torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"odd\.pth: the name 0 of a tensor is no text"):
+        formats.load(path)
+    torch.save(state(), path)
+    with zipfile.ZipFile(path) as plain:
+        members = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in members.items():
+            packed.writestr(name, data)
+    with pytest.raises(ValueError, match=r"odd\.pth is cut, compressed, or holds more"):
+        formats.load(path)
 
 
 class Malicious:

@@ -129,7 +129,7 @@ def test_the_header_gives_the_command_the_hours_and_the_published_mri() -> None:
         assert f" rib campaign imagenet_rib model={name} " in text
         hours, rest = re.findall(r"one \| eight: (\S+ \| \S+)\. (.*)", text)[0]
         if mri := slides.get(model(name).arch):
-            assert rest.startswith("mRI on the slides: FT ")
+            assert rest.startswith("mRI on the slides, over eight sets: FT ")
             assert [float(v) for v in re.findall(r" (-?\d+\.\d)[,.] ?", rest)[:9]] == [
                 *mri.values()
             ]

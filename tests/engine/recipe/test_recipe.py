@@ -55,6 +55,7 @@ OPTIONS = {
     "dataset.portion": 1.0,
     "dataset.pack_format": "raw",
     "dataset.objectnet": "corrected",
+    "dataset.objectnet_terms": "test_only",
     "dataset.subsample": "50000",
     "dataset.undecodable": "refuse",
     "dataset.background": "white",
@@ -77,6 +78,7 @@ OPTIONS = {
     "train.zero_stage": 1,
     "train.precision": "auto",
     "train.compile": "auto",
+    "evaluate.cka": 0,
     "train.snapshots": 0,
     "train.keep_snapshots": False,
     "evaluate.batch_size": 256,
@@ -85,7 +87,6 @@ OPTIONS = {
     "evaluate.split": "all",
     "evaluate.budget": 1.0,
     "evaluate.half_width": None,
-    "evaluate.cka": 0,
     "downstream": "???",
     "seed": 0,
     "seeds": 1,
@@ -288,10 +289,10 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["train.epochs="], "train.epochs: Incompatible value 'None'"),
         ("emoji/ewc", ["runs="], "runs: Incompatible value 'None'"),
         ("emoji/ewc", ["train=3"], "train must hold `key: value` lines, not 3"),
-        ("emoji/ewc", ["train.epochs=[1"], "override 'train.epochs=[1' cannot be read"),
+        ("emoji/ewc", ["train.epochs=[1"], "override 'train.epochs=[1' is not valid YAML"),
         ("emoji/ewc", ["train.epochs"], "not an override; write key=value"),
         ("emoji/ewc", ["=1"], "not an override"),
-        ("emoji/ewc", ["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
+        ("emoji/ewc", ["seed=${nope}"], "'seed=${nope}': `${...}` is not resolved"),
         ("emoji/ewc", ["dataset.holdout=1"], "dataset.holdout=1.0 must be at least 0 and below 1"),
         ("emoji/ewc", ["dataset.sets=[a,b]"], "'a' is no emoji style; valid: "),
         ("emoji", ["dataset.sets=[twemoji,twemojo]"], "'twemojo' is no emoji style; did you mean"),
@@ -300,6 +301,16 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["dataset.train_sets=[twemoji]"], "dataset.train_sets names twemoji twice"),
         ("emoji/ewc", ["dataset.train_sets=[a/b]"], "dataset.train_sets: 'a/b' cannot be part of"),
         ("emoji/ewc", ["dataset.train_sets=[oil]"], "dataset.train_sets: 'oil' is no emoji style"),
+        ("emoji/ewc", ["dataset.sets={a: b}"], "the command line: dataset.sets: a list stands for"),
+        ("emoji/ewc", ["dataset.sets=[[twemoji]]"], "dataset.sets: ['twemoji'] cannot be an elem"),
+        ("emoji/soup", ["method.members=[[ewc]]"], "method.members: ['ewc'] cannot be an element"),
+        ("emoji/ewc", ["dataset.sets=[twemoji,'a{b}']"], "'a{b}' cannot be part of a path"),
+        ("emoji/ewc", [f"model.name={'x' * 101}"], "use at most 100 bytes, without slashes"),
+        ("emoji/ewc", [f"{'a.' * 20}a=1"], "is not an override"),
+        ("emoji/ewc", ["model.interpolation=banana"], "valid: None, bicubic, bilinear, box, ham"),
+        ("emoji/ewc", ["model.image_size=999999"], "must be at least 1 and at most 4096"),
+        ("emoji/ewc", ["train.batch_size=999999"], "must be at least 1 and at most 65536"),
+        ("emoji/ewc", ["dataset.classes=999999"], "must be at least 0 and at most 100000"),
         ("emoji/ewc", ["dataset.sets=[twemoji,sub/b]"], "'sub/b' cannot be part of a path"),
         ("emoji/ewc", ["model.name=.x"], "model.name: '.x' cannot be part of a path"),
         ("emoji/ewc", ["model.name=x/y"], "model.name: 'x/y' cannot be part of a path"),
@@ -313,7 +324,7 @@ def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str)
         ("emoji/ewc", ["model.mean=[0.5,0.5]"], "model.mean=[0.5, 0.5] must be three numbers"),
         ("emoji/ewc", ["model.mean=[0,0,2]"], "model.mean=2.0 must be at least 0 and at most 1"),
         ("emoji/ewc", ["model.std=[1,1,0]"], "model.std=0.0 must be above 0"),
-        ("emoji/ewc", ["model.crop=1.5"], "model.crop=1.5 must be above 0 and at most 1"),
+        ("emoji/ewc", ["model.crop=1.5"], "model.crop=1.5 must be at least 0.05 and at most 1"),
         ("emoji/ewc", ["seed=9223372036854775808"], "at most 9223372036854775807"),
         ("emoji/ewc", ["dataset.seed=9223372036854775808"], "at most 9223372036854775807"),
         ("emoji/wise_ft", ["method.alphas=[0.5,1.5]"], "method.alphas=1.5 must be at least 0"),
@@ -399,6 +410,17 @@ def test_mistake_in_a_file_names_it(tmp_path: Path, text: str, message: str) -> 
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
         recipe.load(path)
     assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_campaign_that_extends_itself(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")
+    write(tmp_path / "first.yaml", f"extends: {second}\n")
+    write(tmp_path / "second.yaml", f"extends: {first}\nmethods: {{ewc: {{}}}}\n")
+    with pytest.raises(RecipeError, match=r"first\.yaml: a campaign cannot extend itself"):
+        recipe.methods_of(first)
+    write(tmp_path / "second.yaml", "extends: emoji\nmethods: [ewc]\n")
+    with pytest.raises(RecipeError, match=r"second\.yaml: a list stands for"):
+        recipe.methods_of(first)
 
 
 def test_mistake_in_a_named_part_names_that_file(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""`rib download`: the sets of ImageNet-RIB, and models' weights, to where the engine finds them."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.machine import quiet
+
+if TYPE_CHECKING:
+    from engine.data.downloads import Record, Target
+    from engine.data.sources import Source
+
+ALL = "all"
+BENCHMARK = "imagenet_rib"
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("download", help="get the sets of ImageNet-RIB, and weights")
+    parser.add_argument("sets", nargs="*", metavar="SET", help="imagenet_v2, ..., or all")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="folder of all sets")
+    parser.add_argument(
+        "--from", type=Path, metavar="DIR", dest="local", help="take the files that this folder has"
+    )
+    parser.add_argument("--accept", action="store_true", help="accept the terms of the sets")
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL", default=[],
+        help="weights of these models, or of all seven, into the hub's cache",
+    )  # fmt: skip
+    parser.add_argument("--parallel", type=int, default=4, help="files; default: %(default)s")
+    parser.add_argument("--sources", type=Path, help="a file as recipes/sources.yaml: mirrors")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    quiet.libraries()
+    from engine.data import downloads, sources
+    from engine.errors import nearest
+
+    known = sources.read(arguments.sources or sources.FILE)
+    names = downloads.set_names(known) if ALL in arguments.sets else arguments.sets
+    if wrong := [name for name in names if name not in known]:
+        raise ValueError(f"there is no source of {wrong[0]!r}{nearest(wrong[0], [*known, ALL])}")
+    if not names and not arguments.models:
+        raise ValueError(f"nothing to download; name sets ({', '.join(known)}, {ALL}) or --models")
+    if names and arguments.to is None:
+        raise ValueError("--to DIR is missing: the folder for the sets")
+    if arguments.parallel < 1:
+        raise ValueError(f"--parallel {arguments.parallel}: at least one file at a time")
+    faults: list[str] = []
+    if names:
+        with downloads.locked(arguments.to):
+            faults += _sets({name: known[name] for name in names}, arguments)
+    faults += _models(arguments.models)
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[str]:
+    """Bring every set to the folder. Returns what is not there at the end, and why."""
+    from engine.commands import transfer
+    from engine.data import downloads
+
+    folder = arguments.to
+    record = downloads.Record(folder)
+    _accept(sources, record, arguments.accept)
+    faults, missing = [], []
+    for name, source in sources.items():
+        lacking = downloads.missing(folder, name, source)
+        if not lacking:
+            print(f"{name} is there: {folder / name}")
+        for target in lacking:
+            if not target.archive.is_file() and arguments.local is not None:
+                downloads.take(target, arguments.local, record)
+            if not target.archive.is_file() and not target.file.addresses:
+                faults.append(f"{name}: {target.file.name} is missing. {source.form}")
+            else:
+                missing.append(target)
+    passwords = _passwords(missing)
+    sizes = {target.key: _size(target) for target in missing}
+    _check_room(missing, sizes, folder)
+    return faults + transfer.run(missing, sizes, record, arguments.parallel, passwords)
+
+
+def _accept(sources: Mapping[str, Source], record: Record, yes: bool) -> None:
+    """Show terms that the user has not accepted yet. Raises ValueError where they are refused."""
+    pending = {n: source for n, source in sources.items() if not record.accepted(n, source)}
+    if not pending:
+        return
+    print("Terms (the authors' pages have them in full):")
+    for name, source in pending.items():
+        print(f"  {name}: {source.terms} ({source.page})")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ValueError("add --accept to accept these terms")
+        if input("Accept these terms? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("terms not accepted; nothing was downloaded")
+    for name, source in pending.items():
+        record.accept(name, source)
+
+
+def _passwords(missing: Sequence[Target]) -> dict[str, str]:
+    """The passwords of zip files, which the user types before the hours of a download."""
+    passwords = {}
+    for target in missing:
+        if target.source.password and sys.stdin.isatty():
+            print(f"{target.file.name} opens with a password: {target.source.password}")
+            passwords[target.key] = getpass.getpass("Password (it is not stored): ")
+    return passwords
+
+
+def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Path) -> None:
+    """Print what will be downloaded. Raises ValueError if the disk has no room for it."""
+    needed = 0
+    for target in missing:
+        size = sizes[target.key]
+        shown = f"{size / 1e9:.2f} GB" if size else "size not known"
+        there = f", {target.arrived / 1e9:.2f} GB of it is there" if target.arrived else ""
+        print(f"{target.name}: {target.file.name}, {shown}{there}")
+        needed += size * _copies(target) - target.arrived
+    free = shutil.disk_usage(folder).free
+    if missing:
+        total = sum(sizes.values())
+        print(f"{total / 1e9:.2f} GB; {needed / 1e9:.2f} of {free / 1e9:.2f} GB free are needed")
+    if needed > free:
+        raise ValueError(
+            f"{folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} are needed (archives "
+            "are unpacked before they are removed): make room, name fewer sets, or give another "
+            "folder by --to"
+        )
+
+
+def _copies(target: Target) -> int:
+    """How often a file's bytes are on the disk at the most: while it is unpacked."""
+    return 2 if target.file.unpack == "zip" or target.file.name.endswith((".gz", ".tgz")) else 1
+
+
+def _size(target: Target) -> int:
+    """Bytes of a file: published, or as a server says; 0 if nobody says."""
+    from loaders import responses
+
+    if target.archive.is_file():
+        return target.arrived
+    for address in () if target.file.bytes else target.file.addresses:
+        try:
+            response = responses.open_at(address)
+        except responses.ERRORS:
+            continue
+        with response.stream:
+            return response.total or 0
+    return target.file.bytes
+
+
+def _models(names: Sequence[str]) -> list[str]:
+    """Fetch the weights of models. Returns why some could not be fetched."""
+    if not names:
+        return []
+    from engine import recipe
+    from engine.machine.files import cache_folder
+    from engine.models import checkpoints
+
+    if ALL in names:
+        grids = recipe.each_model(BENCHMARK, [f"model={ALL}"])
+        names = [word.removeprefix("model=") for words in grids for word in words]
+    resolved = [recipe.of_sections(name, BENCHMARK, ()) for name in names]
+    faults = []
+    for each in resolved:
+        try:
+            checkpoints.fetch(each.model, cache_folder())
+            print(f"{each.model.name}: {each.model.arch} is in its hub's cache")
+        except ValueError as error:
+            faults.append(f"{each.model.name}: {error}")
+    return faults

@@ -1,0 +1,97 @@
+"""Where the files of ImageNet-RIB's sets are, as `recipes/sources.yaml` or a file like it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.data import imagenet
+from engine.errors import RecipeError, nearest
+from engine.recipe import catalogue
+from loaders.download import Remote
+
+FILE = catalogue.ROOT / "sources.yaml"
+UNPACK = ("tar", "zip", "labels")
+
+
+@dataclass(frozen=True)
+class SetFile:
+    """A file of a set; `bytes` is 0, and checksums are empty, where none is published."""
+
+    name: str = MISSING
+    unpack: str = "tar"  # tar: plain or gzip | zip | labels: ImageNet's development kit
+    addresses: list[str] = field(default_factory=list)  # tried in turn; none: behind a form
+    bytes: int = 0
+    sha256: str = ""
+    md5: str = ""
+
+    def remote(self, recorded: str = "") -> Remote:
+        """The file for `loaders.download`. recorded: the SHA-256 of an earlier download, if any."""
+        algorithm = "md5" if self.md5 and not self.sha256 else "sha256"
+        checksum = self.sha256 or self.md5 or recorded
+        return Remote(self.name, tuple(self.addresses), self.bytes, algorithm, checksum)
+
+    def place(self, folder: Path) -> Path:
+        """Where what the file holds is to be in the folder of its set."""
+        if self.unpack == "zip":
+            return folder
+        if self.unpack == "labels":
+            return folder / imagenet.VAL_LABELS
+        return folder / f"{self.name.removesuffix('.gz').removesuffix('.tar')}.tar"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set: its authors' page, its terms in a line, and its files.
+
+    form: how its files are got where the user must get them. password: who tells the password of
+    its zip file. folders: further names of a folder that holds the set.
+    """
+
+    page: str = MISSING
+    terms: str = MISSING
+    form: str = ""
+    password: str = ""
+    folders: list[str] = field(default_factory=list)
+    files: list[SetFile] = MISSING
+
+
+def read(path: Path = FILE) -> dict[str, Source]:
+    """The sources by the set's name. Raises RecipeError naming the file and what is wrong in it."""
+    return {name: _source(path, name, values) for name, values in catalogue.read(path).items()}
+
+
+def locate(folder: Path, name: str, source: Source | None) -> Path | None:
+    """The folder or .tar of a set in `folder`, under a usual name of it; None if there is none."""
+    for stem in (name, *(source.folders if source else ())):
+        for path in (folder / stem, folder / f"{stem}.tar"):
+            if path.exists():
+                return path
+    return None
+
+
+def _source(path: Path, name: str, values: Any) -> Source:
+    if name not in imagenet.SIZES:
+        raise RecipeError(
+            f"{path}: {name!r} is no set of ImageNet-RIB{nearest(name, imagenet.SIZES)}"
+        )
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Source), values)
+        source: Any = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise RecipeError(f"{path}: {name}: {str(error).splitlines()[0]}") from error
+    for file in source.files:
+        where = f"{path}: {name}: {file.name}"
+        if Path(file.name).name != file.name or file.name.startswith("."):
+            raise RecipeError(f"{where} is no plain file name")
+        if file.unpack not in UNPACK:
+            raise RecipeError(f"{where}: unpack={file.unpack!r}{nearest(file.unpack, UNPACK)}")
+        if not file.addresses and not source.form:
+            raise RecipeError(f"{where} has neither addresses nor, in `form`, how to get it")
+    if len(source.files) > 1 and any(file.unpack == "zip" for file in source.files):
+        raise RecipeError(f"{path}: {name}: a set in a zip file has no other files")
+    return source

@@ -1,0 +1,113 @@
+"""Downloaded archives in the form that `loaders.trees` reads: a .tar, or a folder.
+
+Compressed tars lose their compression, which costs no space for images and leaves one file. What is
+written has its name only once it is whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from loaders import zip_cipher
+from loaders.files import sync
+
+_GZIP = b"\x1f\x8b"
+_CHUNK = 1 << 22  # bytes
+
+
+class ArchiveError(ValueError):
+    """An archive is damaged."""
+
+
+def to_tar(archive: Path, path: Path) -> None:
+    """Move an archive to `path` as a plain .tar; one that is no gzip file is moved as it is.
+
+    Raises ArchiveError for a damaged archive.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open("rb") as file:
+        if file.read(2) != _GZIP:
+            archive.replace(path)
+            return
+    fresh = archive.with_name(f"{archive.name}.tar")
+    try:
+        with gzip.open(archive, "rb") as packed, fresh.open("wb") as plain:
+            shutil.copyfileobj(packed, plain, _CHUNK)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        fresh.unlink()
+        raise ArchiveError(
+            f"{archive} is damaged ({error}); remove it, and get it again"
+        ) from error
+    sync(fresh)
+    fresh.replace(path)
+    archive.unlink()
+
+
+def needs_password(archive: Path) -> bool:
+    """Whether members of a zip file are encrypted. Raises ArchiveError for a damaged archive."""
+    with _opened(archive) as opened:
+        return any(member.flag_bits & 1 for member in opened.infolist())
+
+
+def check_password(archive: Path, password: str) -> None:
+    """Raise PasswordError where a password does not open the zip file's first encrypted member."""
+    with _opened(archive) as opened:
+        zip_cipher.read(opened, next(m for m in opened.infolist() if m.flag_bits & 1), password)
+
+
+def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int, int]]:
+    """Unpack a zip file to `folder` and remove it; members that an earlier call left are taken.
+
+    Yields how many members are done, and of how many. Raises ArchiveError for a damaged archive,
+    PasswordError for another password.
+    """
+    fresh = archive.with_name(f"{archive.name}.unpacked")
+    with _opened(archive) as opened:
+        members = [member for member in opened.infolist() if not member.is_dir()]
+        if not members:
+            raise ArchiveError(f"{archive} holds no files; remove it, and get it again")
+        for done, member in enumerate(members, start=1):
+            _unzip_member(archive, opened, member, fresh / member.filename, password)
+            yield done, len(members)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh.replace(folder)
+    sync(folder.parent)
+    archive.unlink()
+
+
+def _unzip_member(
+    archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, password: str
+) -> None:
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts:
+        raise ArchiveError(f"{archive}: the name {str(name)!r} leaves the archive; refused")
+    if path.is_file():
+        return
+    try:
+        content = zip_cipher.read(opened, member, password)
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ArchiveError(
+            f"{archive}: {name} cannot be read ({error}); remove the archive, and get it again"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise ArchiveError(
+            f"{archive} is damaged ({error}); remove it, and get it again"
+        ) from error
+
+
+def _damaged(archive: Path, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{archive} is damaged ({error}); remove it, and get it again")

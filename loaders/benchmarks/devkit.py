@@ -1,0 +1,39 @@
+"""The labels of IN-1K's validation set, from the development kit that comes with it.
+
+The kit numbers classes in an order of its own. `meta.mat` has the wnid of each number, and a text
+file the number of each image.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import scipy.io
+
+META, NUMBERS = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+
+
+def wnids(archive: Path) -> list[str]:
+    """The wnid of each validation image in the order of their numbers, from the kit's .tar.gz.
+
+    Raises ValueError for an archive that is damaged or is not the kit.
+    """
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as kit:
+            for member in kit:
+                name = member.name.rpartition("/")[2]
+                if member.isfile() and name in (META, NUMBERS):
+                    content = kit.extractfile(member)
+                    assert content is not None, member.name
+                    members[name] = content.read()
+        table = scipy.io.loadmat(io.BytesIO(members[META]), squeeze_me=True)["synsets"]
+        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table.ravel()}
+        return [wnid_of[int(number)] for number in members[NUMBERS].split()]
+    except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{archive} is not ImageNet's development kit of 2012 ({error!r}); get "
+            "ILSVRC2012_devkit_t12.tar.gz again"
+        ) from error

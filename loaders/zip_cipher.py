@@ -1,0 +1,80 @@
+"""Members of an encrypted zip file, decrypted fast.
+
+Python's `zipfile` decrypted 0.6 MB a second where this, compiled by numba, decrypted 23 (the same
+busy core): ObjectNet would take days. The cipher is the traditional one of PKWARE's APPNOTE,
+section 6.1. It protects little; ObjectNet has a password so that its licence is read.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+
+import numba
+import numpy as np
+
+_HEADER = 30  # bytes of a member's local header before its name
+_RANDOM = 12  # bytes before the content; the last of them checks the password
+_CRC = np.array([zlib.crc32(bytes([b]), 0xFFFFFFFF) ^ 0xFFFFFFFF for b in range(256)], np.uint32)
+
+
+class PasswordError(ValueError):
+    """The password does not open this member."""
+
+
+def read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, password: str) -> bytes:
+    """The content of a member, as `archive.read` gives it.
+
+    Raises PasswordError for another password, zipfile.BadZipFile for damage or another cipher.
+    """
+    if not member.flag_bits & 1:
+        return archive.read(member)
+    assert archive.fp is not None, archive.filename
+    archive.fp.seek(member.header_offset)
+    header = archive.fp.read(_HEADER)
+    archive.fp.seek(sum(struct.unpack("<HH", header[26:30])), 1)
+    packed = np.frombuffer(archive.fp.read(member.compress_size), np.uint8)
+    if header[:4] != b"PK\x03\x04" or len(packed) != max(member.compress_size, _RANDOM):
+        raise zipfile.BadZipFile(f"{member.filename} is cut or has no header")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{member.filename} is packed in a way that is not known")
+    plain = _decrypt(packed, np.frombuffer(password.encode(), np.uint8))
+    # With bit 3 the checksum follows the content, and the time stands in its place.
+    check = member._raw_time >> 8 if member.flag_bits & 8 else member.CRC >> 24  # type: ignore[attr-defined]
+    if plain[_RANDOM - 1] != check:
+        raise PasswordError(f"this is not the password of {archive.filename}")
+    content = plain[_RANDOM:].tobytes()
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        try:
+            content = zlib.decompress(content, -zlib.MAX_WBITS)
+        except zlib.error as error:
+            raise zipfile.BadZipFile(f"{member.filename}: {error}") from error
+    if zlib.crc32(content) != member.CRC:
+        raise zipfile.BadZipFile(f"{member.filename} has another checksum")
+    return content
+
+
+def _decrypt(packed: np.ndarray, password: np.ndarray) -> np.ndarray:
+    """uint8 [N] from uint8 [N]."""
+    plain = np.empty_like(packed)
+    _decrypt_into(plain, packed, password, _CRC)
+    return plain
+
+
+@numba.njit(nogil=True, cache=True)
+def _decrypt_into(plain, packed, password, table):
+    key0, key1, key2 = np.uint32(0x12345678), np.uint32(0x23456789), np.uint32(0x34567890)
+    for i in range(len(password) + len(packed)):
+        if i < len(password):
+            byte = password[i]
+        else:
+            mixed = np.uint32((key2 & np.uint32(0xFFFF)) | np.uint32(2))
+            stream = np.uint32(np.uint32(mixed * np.uint32(mixed ^ np.uint32(1))) >> np.uint32(8))
+            byte = np.uint8(packed[i - len(password)] ^ np.uint8(stream & np.uint32(0xFF)))
+            plain[i - len(password)] = byte
+        key0 = np.uint32((key0 >> np.uint32(8)) ^ table[(key0 ^ byte) & np.uint32(0xFF)])
+        key1 = np.uint32((key1 + (key0 & np.uint32(0xFF))) * np.uint32(134775813) + np.uint32(1))
+        key2 = np.uint32(
+            (key2 >> np.uint32(8)) ^ table[(key2 ^ (key1 >> np.uint32(24))) & np.uint32(0xFF)]
+        )

@@ -1,0 +1,42 @@
+"""How a command must end, whatever it is given: soon, and with a single clear line or none."""
+
+from __future__ import annotations
+
+import io
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+import timm  # noqa: F401  # with torch: an alarm inside their import would leave half of them
+
+LIMIT_S = 10
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fail what takes longer."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"it took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def ended(command: Callable[[list[str]], int], words: Sequence[str]) -> tuple[int, str]:
+    """Exit code and error line of a command; fails unless it ends as every command should."""
+    out, err = io.StringIO(), io.StringIO()
+    with at_most(LIMIT_S), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = command([*words])
+        except SystemExit as end:  # argparse's
+            code = int(end.code or 0)
+    lines = [line for line in err.getvalue().splitlines() if "error: " in line]
+    assert code in (0, 2) and len(lines) == (code == 2), (words, code, err.getvalue())
+    assert "Traceback" not in err.getvalue()
+    return code, "".join(lines)

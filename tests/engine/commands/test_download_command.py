@@ -1,0 +1,271 @@
+"""`rib download` against a server on this machine with tiny archives of every set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import imagenet_trees as trees
+import pytest
+import yaml
+from published_archives import PASSWORD, Published, publish
+from web import Web, serve
+
+from engine import cli
+from engine.data import downloads, imagenet, sources
+from loaders.files import file_hash
+
+SETS = [name for name in imagenet.SIZES if name != "imagenet_train"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Web]:
+    with serve() as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def published(server: Web, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    return publish(tmp_path_factory.mktemp("published"), server)
+
+
+@pytest.fixture
+def web(server: Web, published: Published) -> Web:
+    server.files.clear()
+    server.requests.clear()
+    published.serve(server)
+    return server
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A user at a terminal, who knows the password and accepts the terms; the questions."""
+    questions: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda text: questions.append(text) or PASSWORD)
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or "y")
+    return questions
+
+
+def rib(published: Published, folder: Path, *words: str) -> int:
+    options = ("--to", str(folder), "--sources", str(published.sources))
+    return cli.main(["download", *words, *options])
+
+
+@pytest.mark.usefixtures("web", "terminal")
+def test_every_set_comes_in_a_form_that_is_read(
+    published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    assert rib(published, folder, "all", "--from", str(published.of_form)) == 0
+    shown = capsys.readouterr().out
+    assert "imagenet_a: imagenet-a.tar has its published checksum; unpacked: " in shown
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == [".downloads", *sorted(SETS)]
+    left = [path for path in (folder / ".downloads").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["lock"], "archives are removed once unpacked"
+    known = sources.read()
+    for name in SETS:
+        place = sources.locate(folder, name, known[name])
+        assert place == folder / name
+        images = 150 if name == "imagenet_c" else 8 if name == "objectnet" else 6
+        assert len(trees.read(name, place).items) == images, name
+    labels = trees.read("imagenet_val", folder / "imagenet_val")
+    assert [labels.classes[item.label] for item in labels.items] == sorted(2 * trees.WNIDS)
+    assert PASSWORD not in "".join(p.read_text() for p in folder.glob("*.json"))
+    assert (published.of_form / "ILSVRC2012_img_val.tar").is_file(), "the user's file stays"
+
+
+def test_what_is_there_is_not_requested_again(
+    web: Web, published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert rib(published, tmp_path, "imagenet_a", "imagenet_c", "--accept") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("MIT licence for its code") == 1 and "github.com/hendrycks" in shown
+    web.requests.clear()
+    (tmp_path / "imagenet_c" / "blur.tar").unlink()
+    assert rib(published, tmp_path, "imagenet_a", "imagenet_c") == 0, "terms are accepted once"
+    shown = capsys.readouterr().out
+    assert "Terms" not in shown and f"imagenet_a is there: {tmp_path / 'imagenet_a'}" in shown
+    assert web.requests == [("blur.tar", "")]
+
+
+def test_terms_are_accepted_first(
+    web: Web,
+    published: Published,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rib(published, tmp_path, "objectnet") == 2
+    streams = capsys.readouterr()
+    assert "no model's parameters may ever be tuned on it" in streams.out
+    assert "add --accept" in streams.err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda text: "n")
+    assert rib(published, tmp_path, "objectnet") == 2
+    assert "terms not accepted" in capsys.readouterr().err
+    assert not web.requests
+
+
+def test_an_interrupted_command_goes_on(
+    web: Web, published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    size = (published.files / "imagenet-r.tar").stat().st_size
+    web.files["imagenet-r.tar"].cuts = [5000]
+    web.files["imagenet-a.tar"].statuses = [404]
+    assert rib(published, tmp_path, "imagenet_a", "imagenet_r", "--accept") == 2
+    streams = capsys.readouterr()
+    assert (
+        "the server answers 404" in streams.err and "imagenet_r: imagenet-r.tar has" in streams.out
+    )
+    assert ("imagenet-r.tar", "bytes=5000-") in web.requests
+    part = tmp_path / ".downloads" / "imagenet_r" / "imagenet-r.tar.part"
+    (tmp_path / "imagenet_r" / "imagenet-r.tar").rename(part)
+    part.write_bytes(part.read_bytes()[:6000])
+    assert rib(published, tmp_path, "imagenet_r") == 0
+    assert "0.00 GB of it is there" in capsys.readouterr().out
+    assert web.requests[-1] == ("imagenet-r.tar", "bytes=6000-")
+    assert (tmp_path / "imagenet_r" / "imagenet-r.tar").stat().st_size == size
+
+
+def test_a_form_is_explained_and_files_are_taken_from_a_folder(
+    web: Web, published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("imagenet_val", "imagenet_a", "--accept")
+    assert rib(published, tmp_path, *words) == 2
+    error = capsys.readouterr().err
+    assert "imagenet_val: ILSVRC2012_img_val.tar is missing. ImageNet-1K's validation" in error
+    assert "log in at https://image-net.org" in error and "--from" in error
+    assert (tmp_path / "imagenet_a").is_dir(), "the sets without a form come all the same"
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "ILSVRC2012_img_val.tar").write_bytes(b"another")
+    assert rib(published, tmp_path, *words, "--from", str(wrong)) == 2
+    assert "ILSVRC2012_img_val.tar is not the published file: 7 bytes" in capsys.readouterr().err
+    assert rib(published, tmp_path, *words, "--from", str(published.of_form)) == 0
+    assert len(trees.read("imagenet_val", tmp_path / "imagenet_val").items) == 6
+
+
+def test_another_file_system_gets_a_copy(
+    web: Web, published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("engine.data.downloads.os.link", refused)
+    words = ("imagenet_a", "--accept", "--from", str(published.files))
+    assert rib(published, tmp_path, *words) == 0
+    assert not web.requests
+    copied = tmp_path / "imagenet_a" / "imagenet-a.tar"
+    assert file_hash(copied) == file_hash(published.files / "imagenet-a.tar")
+
+
+def test_a_password_is_typed_and_never_stored(
+    web: Web,
+    published: Published,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rib(published, tmp_path, "objectnet", "--accept") == 2
+    assert "objectnet-1.0.zip is there and opens with a password" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda text: "wrong")
+    assert rib(published, tmp_path, "objectnet") == 2
+    assert "this is not the password of" in capsys.readouterr().err
+    monkeypatch.setattr("getpass.getpass", lambda text: PASSWORD)
+    web.requests.clear()
+    assert rib(published, tmp_path, "objectnet") == 0
+    assert not web.requests, "the archive is there"
+    assert len(trees.read("objectnet", tmp_path / "objectnet").items) == 8
+
+
+def test_a_file_without_a_published_checksum_gets_one(
+    web: Web, published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    values = yaml.safe_load(published.sources.read_text())
+    file = values["imagenet_a"]["files"][0]
+    sha256 = file.pop("sha256")
+    size = file.pop("bytes")
+    mirror = tmp_path / "mirror.yaml"
+    mirror.write_text(yaml.safe_dump(values))
+    words = ["download", "imagenet_a", "--to", str(tmp_path), "--sources", str(mirror), "--accept"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert f"imagenet-a.tar has no published checksum; recorded: sha256 {sha256}" in shown
+    assert f"imagenet-a.tar, {size / 1e9:.2f} GB" in shown, "the server says its size"
+    record = json.loads((tmp_path / "downloads.json").read_text())
+    assert record["files"]["imagenet_a/imagenet-a.tar"]["recorded_sha256"] == sha256
+    shutil.rmtree(tmp_path / "imagenet_a")
+    web.files["imagenet-a.tar"].content = b"changed"
+    assert cli.main(words) == 2
+    assert f"not {sha256}" in capsys.readouterr().err
+    (tmp_path / "downloads.json").write_text("{")
+    assert cli.main(words) == 2
+    assert "downloads.json is not JSON" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_reported_before_anything_is_downloaded(
+    web: Web,
+    published: Published,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A compressed file is there twice while it is unpacked."""
+    words, free = ("imagenet_sketch", "--accept"), [0]
+    usage = lambda path: type("Usage", (), {"free": free[0]})  # noqa: E731
+    monkeypatch.setattr("engine.commands.download.shutil.disk_usage", usage)
+    free[0] = 2 * (published.files / "ImageNet-Sketch.zip").stat().st_size - 1
+    assert rib(published, tmp_path, *words) == 2
+    assert "make room, name fewer sets, or give another" in capsys.readouterr().err
+    assert not web.requests
+    free[0] += 1
+    assert rib(published, tmp_path, *words) == 0
+
+
+def test_two_commands_in_one_folder(
+    published: Published, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with downloads.locked(tmp_path):
+        assert rib(published, tmp_path, "imagenet_a", "--accept") == 2
+    assert "another `rib download` is at work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["imagenet_q", "--to", "x"], "there is no source of 'imagenet_q'"),
+        (["--to", "x"], "nothing to download; name sets"),
+        (["imagenet_a"], "--to DIR is missing"),
+        (["imagenet_a", "--to", "x", "--parallel", "0"], "at least one file at a time"),
+        (["--models", "resnet"], "there is no model 'resnet'"),
+    ],
+)
+def test_words_that_cannot_be(
+    capsys: pytest.CaptureFixture, words: list[str], message: str
+) -> None:
+    assert cli.main(["download", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_models_are_fetched_into_their_hubs_cache(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(model, cache: Path) -> None:
+        if model.name == "vit_b16_sam_in1k":
+            raise ValueError("timm could not load weights")
+        fetched.append(model.name)
+
+    monkeypatch.setattr("engine.models.checkpoints.fetch", fetch)
+    assert cli.main(["download", "--models", "all"]) == 2
+    assert len(fetched) == 6 and "vit_b16_clip_openai" in fetched
+    streams = capsys.readouterr()
+    assert "vit_b16_sam_in1k: timm could not load weights" in streams.err
+    assert "vit_b16_clip_openai: vit_base_patch16_clip_224.openai_ft_in1k is in" in streams.out
+    fetched.clear()
+    assert cli.main(["download", "--models", "resnet18"]) == 0 and fetched == ["resnet18"]

@@ -1,0 +1,58 @@
+"""The list of sources: complete, and checked where a user writes another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.data import sources
+from engine.errors import RecipeError
+from engine.recipe import catalogue
+
+SET = "imagenet_a: {page: p, terms: t, files: [{name: a.tar, addresses: [http://a]}]}"
+
+
+def test_every_set_of_the_benchmark_has_a_source_with_a_checksum() -> None:
+    known = sources.read()
+    dataset = catalogue.read(catalogue.path_of("datasets", "imagenet_rib"))
+    assert set(known) == {dataset["upstream"], *dataset["sets"]}
+    for name, source in known.items():
+        assert source.terms and source.page.startswith("https://")
+        for file in source.files:
+            assert file.sha256 or file.md5, name
+            assert len(file.sha256) in (0, 64) and len(file.md5) in (0, 32)
+            assert all(address.startswith("https://") for address in file.addresses)
+    assert [name for name in known if known[name].form] == ["imagenet_val"]
+    assert "sources" not in catalogue.names()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imagenet_b: {}", "'imagenet_b' is no set of ImageNet-RIB; did you mean 'imagenet_"),
+        ("imagenet_a: {page: p}", "imagenet_a: .*missing mandatory value: terms"),
+        ("imagenet_a: [1]", "imagenet_a: "),
+        (SET.replace("a.tar", "../a.tar"), r"\.\./a\.tar is no plain file name"),
+        (SET.replace("name", "nam"), "imagenet_a: Key 'nam' not in 'SetFile'"),
+        (SET.replace("a.tar,", "a.tar, unpack: rar,"), "unpack='rar'; did you mean"),
+        (SET.replace("[http://a]", "[]"), "neither addresses nor"),
+        (SET.replace("a.tar,", "a.tar, bytes: many,"), "imagenet_a: Value 'many'"),
+        (SET.replace("}]}", "}, {name: b.zip, unpack: zip, addresses: [x]}]}"), "no other files"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=f"(?s)list.yaml: .*{message}"):
+        sources.read(tmp_path / "list.yaml")
+
+
+def test_sets_are_located_by_their_usual_names(tmp_path: Path) -> None:
+    known = sources.read()["imagenet_sketch"]
+    assert sources.locate(tmp_path, "imagenet_sketch", known) is None
+    (tmp_path / "sketch").mkdir()
+    assert sources.locate(tmp_path, "imagenet_sketch", known) == tmp_path / "sketch"
+    (tmp_path / "imagenet_sketch.tar").touch()
+    place = sources.locate(tmp_path, "imagenet_sketch", known)
+    assert place == tmp_path / "imagenet_sketch.tar", "the engine's name comes first"
+    assert sources.locate(tmp_path, "imagenet_sketch", None) == place

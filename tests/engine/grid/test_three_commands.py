@@ -1,0 +1,43 @@
+"""From archives on a server to a report: rib download, rib encode --all, rib campaign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grids
+import pandas as pd
+import pytest
+from published_archives import PASSWORD, publish
+from web import serve
+
+from engine import cli, recipe
+
+
+@pytest.mark.slow
+def test_three_commands_lead_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda text: PASSWORD)
+    with serve() as web:
+        published = publish(tmp_path, web)
+        published.serve(web, imagenet_r={"cuts": [5000]}, imagenet_sketch={"confirm": True})
+        words = ["all", "--to", str(data), "--from", str(published.of_form), "--accept"]
+        assert cli.main(["download", *words, "--sources", str(published.sources)]) == 0
+    model = [f"model.arch={grids.VIT}", "model.crop=1.0", f"runs={runs}", "dataset.subsample=100"]
+    options = ["--all", "--source", str(data), "--model", "vit_tiny_random", "--partial"]
+    assert cli.main(["encode", *options, *model]) == 0
+    sets = recipe.load("imagenet_rib").dataset.places
+    assert {folder.name.partition("-")[0] for folder in (runs / "packs").iterdir()} == {*sets}
+    # Two columns, for the test's time: the third set is only evaluated.
+    small = ["train.epochs=1", "train.batch_size=4", "train.warmup_steps=0", "methods=[fine_tune]"]
+    small += ["dataset.sets=[imagenet_a,objectnet,imagenet_c]"]
+    words = ["campaign", "imagenet_rib", "model=vit_tiny_random", *model, *small, "--cores", "2"]
+    assert cli.main(words) == 0
+    assert "mRI: its mean over 2 downstream sets." in " ".join(capsys.readouterr().out.split())
+    report = runs / "imagenet_rib-vit_tiny_random" / "report"
+    accuracy = pd.read_csv(report / "accuracy.csv", keep_default_na=False)
+    assert set(accuracy.evaluated_on) == {"imagenet_val", "imagenet_a", "objectnet", "imagenet_c"}
+    assert set(accuracy.downstream) - {""} == {"imagenet_a", "imagenet_c"}
+    assert "over 2 downstream sets" in (report / "index.html").read_text()

@@ -1,0 +1,127 @@
+"""Archives become plain .tar files and folders, whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from zip_crypto import encrypted
+
+from loaders import archives, trees
+from loaders.archives import ArchiveError
+from loaders.zip_cipher import PasswordError
+
+MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(300)}
+
+
+def tar(members: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {file.path: trees.read(file.place) for file in trees.files(root)}
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(tar(MEMBERS)), tar(MEMBERS)])
+def test_a_tar_loses_its_compression_if_it_has_one(tmp_path: Path, packed: bytes) -> None:
+    """ImageNetV2's archive has been published under `.tar.gz` without being compressed."""
+    archive, path = tmp_path / "v2.tar.gz", tmp_path / "imagenet_v2" / "v2.tar"
+    archive.write_bytes(packed)
+    archives.to_tar(archive, path)
+    assert files(path) == MEMBERS
+    assert [file.name for file in tmp_path.iterdir()] == ["imagenet_v2"]
+
+
+@pytest.mark.parametrize("cut", [-1, -9, 40])
+def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, cut: int) -> None:
+    archive, path = tmp_path / "a.tar.gz", tmp_path / "a" / "a.tar"
+    whole = bytearray(gzip.compress(tar(MEMBERS)))
+    archive.write_bytes(whole[:cut])
+    with pytest.raises(ArchiveError, match=r"a\.tar\.gz is damaged .*remove it"):
+        archives.to_tar(archive, path)
+    whole[len(whole) // 2] ^= 1
+    archive.write_bytes(whole)
+    with pytest.raises(ArchiveError, match="is damaged"):
+        archives.to_tar(archive, path)
+    assert not list(path.parent.iterdir()) and archive.exists()
+
+
+def test_a_zip_file_becomes_a_folder(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "a.zip", tmp_path / "imagenet_sketch"
+    archive.write_bytes(zipped(MEMBERS))
+    assert not archives.needs_password(archive)
+    done = list(archives.unzip(archive, folder))
+    assert done == [(i, 300) for i in range(1, 301)]
+    assert files(folder) == MEMBERS
+    assert [file.name for file in tmp_path.iterdir()] == ["imagenet_sketch"]
+
+
+def test_a_stopped_unpacking_goes_on(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "a.zip", tmp_path / "set"
+    archive.write_bytes(zipped(MEMBERS))
+    unpacking = archives.unzip(archive, folder)
+    next(unpacking)
+    unpacking.close()
+    assert archive.exists() and not folder.exists()
+    first = tmp_path / "a.zip.unpacked" / "top" / "n0" / "0.png"
+    before = first.stat().st_mtime_ns
+    list(archives.unzip(archive, folder))
+    assert files(folder) == MEMBERS
+    assert (folder / "top" / "n0" / "0.png").stat().st_mtime_ns == before
+
+
+def test_a_password_opens_a_zip_file(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "o.zip", tmp_path / "objectnet"
+    archive.write_bytes(encrypted(MEMBERS, "a test set"))
+    assert archives.needs_password(archive)
+    with pytest.raises(PasswordError, match=r"this is not the password of .*o\.zip"):
+        archives.check_password(archive, "another")
+    with pytest.raises(PasswordError):
+        list(archives.unzip(archive, folder, "another"))
+    archives.check_password(archive, "a test set")
+    list(archives.unzip(archive, folder, "a test set"))
+    assert files(folder) == MEMBERS
+
+
+def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "a.zip", tmp_path / "set"
+    whole = bytearray(zipped({"a/b.png": bytes(range(256)) * 9, "a/c.png": b"c"}))
+    archive.write_bytes(whole[:-30])
+    with pytest.raises(ArchiveError, match=r"a\.zip is damaged"):
+        list(archives.unzip(archive, folder))
+    whole[60] ^= 1
+    archive.write_bytes(whole)
+    with pytest.raises(ArchiveError, match=r"a\.zip: a/b\.png cannot be read"):
+        list(archives.unzip(archive, folder))
+    for name in ("../b.png", "/tmp/rib-absolute.png", "a/../../b.png"):
+        archive.write_bytes(zipped({name: b"b"}))
+        with pytest.raises(ArchiveError, match="leaves the archive; refused"):
+            list(archives.unzip(archive, folder))
+    assert not folder.exists() and not (tmp_path.parent / "b.png").exists()
+    assert not Path("/tmp/rib-absolute.png").exists()
+
+
+def test_an_empty_zip_file_is_refused(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "a.zip", tmp_path / "set"
+    archive.write_bytes(zipped({}))
+    with pytest.raises(ArchiveError, match="holds no files"):
+        list(archives.unzip(archive, folder))

@@ -1,0 +1,227 @@
+"""Downloads from a server on this machine that fails in every way that servers fail."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from web import Web, serve
+
+from loaders import download
+from loaders.download import DownloadError, Patience, Progress, Remote, Stopped
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+QUICK = Patience(tries=3, wait_s=0.001)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Web]:
+    with serve() as web:
+        yield web
+
+
+@pytest.fixture
+def web(server: Web) -> Web:
+    server.files.clear()
+    server.requests.clear()
+    return server
+
+
+def remote(*addresses: str, checksum: str = SHA256, size: int = len(CONTENT)) -> Remote:
+    return Remote("a.tar", addresses, size, checksum=checksum)
+
+
+def fetch(remote: Remote, folder: Path, patience: Patience = QUICK, **progress) -> str:
+    return download.fetch(remote, folder, Progress(**progress), patience)
+
+
+def arrived(folder: Path) -> bytes:
+    """The file's bytes; nothing else may be left beside it."""
+    assert [path.name for path in folder.iterdir()] == ["a.tar"]
+    return (folder / "a.tar").read_bytes()
+
+
+def test_a_file_comes_whole_and_once(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT)
+    seen: list[tuple[int, int | None]] = []
+    folder = tmp_path / "new"
+    assert fetch(remote(address), folder, seen=lambda *both: seen.append(both)) == address
+    assert arrived(folder) == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT)) and seen == sorted(seen)
+    assert fetch(remote(address), folder) == ""
+    assert web.requests == [("a", "")], "the second call asks nobody"
+
+
+@pytest.mark.parametrize("checksum", [SHA256, ""])
+def test_cut_connections_are_resumed_where_they_ended(
+    web: Web, tmp_path: Path, checksum: str
+) -> None:
+    address = web("a", content=CONTENT, cuts=[100_000, 50_000])
+    fetch(remote(address, checksum=checksum, size=0), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    assert [range_ for _, range_ in web.requests] == ["", "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_later_call_goes_on(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT, cuts=[1000] + [0] * 3)
+    with pytest.raises(DownloadError, match=r"3 attempts failed.*ended at byte 1,000 of 300,000"):
+        fetch(remote(address), tmp_path)
+    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:1000]
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    assert web.requests[-1] == ("a", "bytes=1000-")
+
+
+def test_a_server_without_ranges_sends_the_file_again(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT, cuts=[100_000], ranges=False)
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    stuck = web("stuck", content=CONTENT, cuts=[500] * 9, ranges=False)
+    with pytest.raises(DownloadError, match="3 attempts failed"):
+        fetch(remote(stuck), tmp_path / "stuck")
+    assert len(web.requests) == 2 + 4, "bytes that come again are no progress"
+
+
+def test_a_file_that_changed_meanwhile_is_not_joined(web: Web, tmp_path: Path) -> None:
+    """Without a checksum only the server can tell."""
+    address = web("a", content=b"old" * 10_000, cuts=[9000] + [0] * 3, tag='"old"')
+    unknown = remote(address, checksum="", size=0)
+    with pytest.raises(DownloadError):
+        fetch(unknown, tmp_path)
+    web("a", content=CONTENT, tag='"new"')
+    fetch(unknown, tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    # A server that names no version could have changed the file: it comes from its start.
+    untagged = web("b", content=CONTENT, cuts=[9000] + [0] * 3, tag="")
+    with pytest.raises(DownloadError):
+        fetch(remote(untagged, checksum="", size=0), tmp_path / "b")
+    fetch(remote(untagged, checksum="", size=0), tmp_path / "b")
+    assert arrived(tmp_path / "b") == CONTENT and web.requests[-1] == ("b", "")
+
+
+def test_a_part_of_another_version_is_dropped_by_the_checksum(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT)
+    (tmp_path / "a.tar.part").write_bytes(b"x" * 1000)
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    assert [range_ for _, range_ in web.requests] == ["bytes=1000-", ""]
+
+
+def test_a_part_longer_than_the_file_is_dropped(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT)
+    (tmp_path / "a.tar.part").write_bytes(CONTENT + b"more")
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.tar.part").write_bytes(CONTENT + b"more")
+    fetch(remote(address, size=0), tmp_path / "b")  # now the server answers 416
+    assert arrived(tmp_path / "b") == CONTENT
+
+
+def test_redirects_keep_the_range(web: Web, tmp_path: Path) -> None:
+    web("b", content=CONTENT, cuts=[100_000])
+    address = web("a", redirect="/b")
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    assert ("b", "bytes=100000-") in web.requests
+
+
+def test_google_drives_page_is_confirmed(web: Web, tmp_path: Path) -> None:
+    address = web("uc", content=CONTENT, confirm=True, cuts=[100_000]) + "?id=1M&export=download"
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    assert ("uc", "bytes=100000-") in web.requests
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"page": "<title>Quota\n exceeded</title>"}, "a web page comes .*: Quota exceeded"),
+        ({"page": "<p>hello"}, "a web page comes in place of the file: no title"),
+        ({"statuses": [404]}, "the server answers 404 Not Found"),
+        ({"statuses": [403]}, "the server answers 403 Forbidden"),
+        ({"statuses": [503] * 3}, "3 attempts failed, the last by: the server answers 503"),
+        ({"content": CONTENT[:-1]}, "its file has 299,999 bytes, not 300,000"),
+        ({"content": CONTENT[:-1], "length": False}, "299,999 bytes, not 300,000"),
+        ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {SHA256}"),
+    ],
+)
+def test_the_next_mirror_gives_what_one_does_not(
+    web: Web, tmp_path: Path, file: dict, message: str
+) -> None:
+    bad, good = web("bad", **file), web("good", content=CONTENT)
+    with pytest.raises(DownloadError, match=f"(?s)a.tar could not .*{bad}: {message}.*--from"):
+        fetch(remote(bad), tmp_path / "alone")
+    assert not (tmp_path / "alone" / "a.tar").exists(), "what is not checked has not its name"
+    web("bad", **file)
+    assert fetch(remote(bad, good), tmp_path / "both") == good
+    assert arrived(tmp_path / "both") == CONTENT
+
+
+def test_statuses_that_pass_are_waited_for(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT, statuses=[503, 429])
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+
+
+def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(CONTENT)
+    closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
+    with pytest.raises(DownloadError, match=r"refused.*file:.*: it is no http or https address"):
+        fetch(remote(closed, file), tmp_path)
+    leads_away = web("a", redirect=file)
+    with pytest.raises(DownloadError):
+        fetch(remote(leads_away), tmp_path)
+    with pytest.raises(DownloadError, match="it has no address"):
+        fetch(remote(), tmp_path)
+
+
+def test_a_slow_mirror_is_left_and_taken_again_where_no_other_has_the_file(
+    web: Web, tmp_path: Path
+) -> None:
+    impatient = Patience(tries=1, wait_s=0.001, rate=5e6, window_s=0.02)
+    slow = web("slow", content=CONTENT, pause_s=0.03, piece=30_000)
+    quick = web("quick", content=CONTENT)
+    assert fetch(remote(slow, quick), tmp_path / "two", impatient) == quick
+    assert arrived(tmp_path / "two") == CONTENT
+    assert web.requests[-1][1].startswith("bytes="), "what the slow mirror gave stays"
+    gone = f"{web.address}/gone"
+    assert fetch(remote(slow, gone), tmp_path / "gone", impatient) == slow
+    assert arrived(tmp_path / "gone") == CONTENT
+
+
+def test_a_full_disk_is_reported_before_and_while_it_fills(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = web("a", content=CONTENT)
+    with monkeypatch.context() as patch:
+        usage = type("Usage", (), {"free": 299_999})
+        patch.setattr("loaders.download.shutil.disk_usage", lambda path: usage)
+        with pytest.raises(DownloadError, match="300,000 bytes are needed, 299,999 are free"):
+            fetch(remote(address), tmp_path)
+        assert not (tmp_path / "a.tar.part").exists()
+
+    def full(done: int, total: int | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DownloadError, match=r"No space left.*make room.*goes on from there"):
+        fetch(remote(address), tmp_path, seen=full)
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+
+
+def test_a_stop_leaves_what_arrived(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT, pause_s=0.01, piece=10_000)
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        fetch(remote(address), tmp_path, seen=lambda done, total: stop.set(), stop=stop)
+    there = (tmp_path / "a.tar.part").read_bytes()
+    assert 0 < len(there) < len(CONTENT) and CONTENT.startswith(there)
+    fetch(remote(address), tmp_path)
+    assert arrived(tmp_path) == CONTENT

@@ -1,0 +1,117 @@
+"""ImageNet-RIB's archives with a few images each, as they are published, and their sources."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import devkits
+import imagenet_trees as trees
+import yaml
+from web import Web
+from zip_crypto import encrypted
+
+from engine.recipe import catalogue
+from loaders.benchmarks import imagenet_c
+
+PASSWORD = "a set for tests only"
+
+
+@dataclass(frozen=True)
+class Published:
+    """`files`: all archives. `of_form`: the folder of those that a user gets by a form. `sources`:
+    the project's file with the addresses, sizes and checksums of these archives."""
+
+    files: Path
+    of_form: Path
+    sources: Path
+
+    def serve(self, web: Web, **faults: dict[str, Any]) -> None:
+        """Put the archives on a server; faults: of files by their set, as `web.File` has them."""
+        for name, source in yaml.safe_load(self.sources.read_text()).items():
+            for file in source["files"]:
+                content = (self.files / file["name"]).read_bytes()
+                web(file["name"], content=content, **faults.get(name, {}))
+
+
+def publish(folder: Path, web: Web) -> Published:
+    files, of_form = folder / "files", folder / "form"
+    files.mkdir(parents=True)
+    of_form.mkdir()
+    for make in ARCHIVES:
+        make(folder / "trees" / make.__name__, files)
+    sources = catalogue.read(catalogue.ROOT / "sources.yaml")
+    for source in sources.values():
+        for file in source["files"]:
+            path = files / file["name"]
+            for key in ("bytes", "sha256", "md5"):
+                file.pop(key, None)
+            file["bytes"] = path.stat().st_size
+            file["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if "addresses" in file:
+                file["addresses"] = [f"{web.address}/{path.name}"]
+            else:
+                (of_form / path.name).hardlink_to(path)
+    place = folder / "sources.yaml"
+    place.write_text(yaml.safe_dump(sources, sort_keys=False))
+    return Published(files, of_form, place)
+
+
+def _val(root: Path, files: Path) -> None:
+    trees.flat(root, "labels.txt")
+    trees.archive(root / "val", files / "ILSVRC2012_img_val.tar")
+    labels = (root / "labels.txt").read_text().split()
+    devkits.write(files / "ILSVRC2012_devkit_t12.tar.gz", trees.WNIDS, labels)
+
+
+def _v2(root: Path, files: Path) -> None:
+    # Under this name, a tar without compression has been published too.
+    trees.archive(trees.version_2(root), files / "imagenetv2-matched-frequency.tar.gz")
+
+
+def _a(root: Path, files: Path) -> None:
+    trees.by_wnid(root / "imagenet-a", number=11)
+    trees.archive(root, files / "imagenet-a.tar")
+
+
+def _r(root: Path, files: Path) -> None:
+    trees.by_wnid(root / "imagenet-r", number=12)
+    trees.archive(root, files / "imagenet-r.tar")
+
+
+def _sketch(root: Path, files: Path) -> None:
+    trees.by_wnid(root / "sketch", number=13)
+    with zipfile.ZipFile(files / "ImageNet-Sketch.zip", "w") as archive:
+        for name, content in _contents(root).items():
+            archive.writestr(name, content)
+
+
+def _objectnet(root: Path, files: Path) -> None:
+    contents = _contents(trees.objectnet(root))
+    (files / "objectnet-1.0.zip").write_bytes(encrypted(contents, PASSWORD))
+
+
+def _drawings(root: Path, files: Path) -> None:
+    for number, name in ((14, "imagenet-cartoon"), (15, "imagenet-drawing")):
+        trees.by_wnid(root / name / name, "ILSVRC2012_val_{i:08d}.JPEG", number=number)
+        trees.archive(root / name, files / f"{name}.tar.gz", gzip=True)
+
+
+def _c(root: Path, files: Path) -> None:
+    trees.corrupted(root)
+    for group in imagenet_c.GROUPS:
+        trees.archive(root / group, files / f"{group}.tar")
+
+
+ARCHIVES: tuple[Callable[[Path, Path], None], ...] = (
+    _val, _v2, _a, _r, _sketch, _objectnet, _drawings, _c,
+)  # fmt: skip
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}

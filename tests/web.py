@@ -1,0 +1,134 @@
+"""A web server on this machine whose files have faults: cut connections, refused ranges, pages."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass
+class File:
+    """What the server has at a path, and how it fails.
+
+    cuts: for each request in turn, after how many bytes the connection ends. statuses: answers in
+    place of the file, for each request in turn. pause_s: between two of `piece` bytes. confirm: as
+    Google Drive, a page with a form comes first. tag: its ETag.
+    """
+
+    content: bytes = b""
+    cuts: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    ranges: bool = True
+    length: bool = True
+    redirect: str = ""
+    confirm: bool = False
+    page: str = ""
+    tag: str = '"1"'
+    pause_s: float = 0.0
+    piece: int = 1 << 16
+
+
+@dataclass
+class Web:
+    """The server: its files by path, and the (path, Range header) of each request."""
+
+    address: str
+    files: dict[str, File]
+    requests: list[tuple[str, str]]
+
+    def __call__(self, name: str, **values) -> str:
+        """Put a file on the server; its address."""
+        self.files[name] = File(**copy.deepcopy(values))  # its lists are used up
+        return f"{self.address}/{name}"
+
+
+@contextmanager
+def serve() -> Iterator[Web]:
+    web = Web("", {}, [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(web))
+    web.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            path = parts.path.lstrip("/")
+            web.requests.append((path, self.headers.get("Range", "")))
+            file = web.files.get(path)
+            if file is None:
+                self.send_error(404)
+            elif file.statuses:
+                self.send_error(file.statuses.pop(0))
+            elif file.redirect:
+                self.send_response(302)
+                self.send_header("Location", file.redirect)
+                self.end_headers()
+            elif file.page or (file.confirm and "confirm" not in parse_qs(parts.query)):
+                self._page(file.page or _FORM.format(path=path))
+            elif file.confirm and "seen=yes" not in self.headers.get("Cookie", ""):
+                self._page("<title>No cookie</title>")
+            else:
+                self._file(file)
+
+        def _page(self, page: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Set-Cookie", "seen=yes")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def _file(self, file: File) -> None:
+            start, same = 0, self.headers.get("If-Range") in (None, file.tag)
+            if file.ranges and same and (begins := self.headers.get("Range")):
+                start = int(begins.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(file.content):
+                    self.send_error(416)
+                    return
+            self.send_response(206 if start else 200)
+            body = file.content[start:]
+            if start:
+                total = len(file.content)
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            if file.length:
+                self.send_header("Content-Length", str(len(body)))
+            if file.tag:
+                self.send_header("ETag", file.tag)
+            self.send_header("Content-Type", "application/octet-stream")
+            self.end_headers()
+            if file.cuts:
+                body = body[: file.cuts.pop(0)]
+            try:
+                for first in range(0, len(body), file.piece):
+                    self.wfile.write(body[first : first + file.piece])
+                    time.sleep(file.pause_s)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the client went to another mirror
+
+    return Handler
+
+
+_FORM = (
+    '<html><head><title>Google Drive - Virus scan warning</title></head><form action="/search">'
+    '</form><form id="download-form" action="/{path}" method="get">'
+    '<input type="submit" value="Download anyway"/><input type="hidden" name="id" value="1M"/>'
+    '<input type="hidden" name="export" value="download"/>'
+    '<input type="hidden" name="confirm" value="t"/></form></html>'
+)
