@@ -97,15 +97,15 @@ class DatasetRecipe:
         return [self.upstream, *self.sets]
 
     @property
+    def known(self) -> list[str]:
+        """All sets: those that a model is evaluated on, then those that are only trained on."""
+        return [*self.places, *self.train_sets]
+
+    @property
     def trainable(self) -> list[str]:
         """The sets that may be fine-tuned on. ObjectNet's licence forbids it without leave."""
         test_only = self.kind == "imagenet" and self.objectnet_terms == "test_only"
         return [name for name in self.known if not (test_only and name == "objectnet")]
-
-    @property
-    def known(self) -> list[str]:
-        """All sets: those evaluated on, and those that are only trained on."""
-        return [*self.places, *self.train_sets]
 
 
 @dataclass(frozen=True)

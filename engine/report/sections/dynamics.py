@@ -64,8 +64,8 @@ def _statement(curves: Dynamics, title: str) -> str:
     return (
         f"{name}: OOD accuracy is highest {_at(claim.peak)} ({rounded(claim.peak_ood)}%), "
         f"downstream accuracy reaches 95% of its rise {_at(claim.saturation)}. Robustness falls "
-        f"before downstream accuracy saturates: {str(claim.holds).lower()} for this run; from its "
-        f"highest earlier value, {_at(claim.best)}, to {_at(claim.saturation)} OOD accuracy "
+        f"before downstream accuracy saturates: {str(claim.holds).lower()} for this run; its "
+        f"highest earlier value is {_at(claim.best)}, from where to saturation OOD accuracy "
         f"changes by {signed(-claim.fall)} points [{low}, {high}]."
     )
 
@@ -128,7 +128,7 @@ def _spec(data: pandas.DataFrame) -> Spec:
         "type": "nominal",
         "title": None,
         "sort": list(LABELS.values()),
-        "legend": {"orient": "bottom"},
+        "legend": {"orient": "bottom", "symbolOpacity": 1},
     }
     tooltip = [specs.field(name) for name in ("method", "quantity", "step")]
     tooltip += [specs.field(name, format=".1f") for name in ("accuracy", "low", "high")]
