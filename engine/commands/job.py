@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.grid import campaign, workflow
+from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
 from engine.machine import entry, quiet
+from engine.store.pending import share_of
+
+STAGES = (PREPARE, COLUMN, TRAIN, EVALUATE, REPORT)
 
 
 def main() -> int:
     """Exit code of the job that the command line names."""
+    arguments = parser().parse_args()
+    return entry.guarded(lambda: run(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that say what a job does and to which plan."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=("prepare", "column", "report"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--column", default=None)
+    parser.add_argument("--column", help="of `column` and `train`")
+    parser.add_argument("--rows", nargs="*", default=[], help="of `train`: rows of the table")
+    parser.add_argument("--set", help="of `evaluate`: the models of all columns on this set")
+    parser.add_argument("--share", type=share_of, help="of `evaluate`: K/N, a share of the slices")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
-    arguments = parser.parse_args()
-    return entry.guarded(lambda: run(arguments))
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,19 +51,24 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     plan = campaign.read(arguments.plan)
     workflow.end_with_campaign(plan)
-    if arguments.stage == "report":
+    if arguments.stage == REPORT:
         precision.no_tf32()
         chosen = arguments.device
         device = ranks.pick_device("auto") if chosen == "auto" else torch.device(chosen)
         try:
+            jobs.remove_snapshots(plan, device)
             finish.finish(plan, device)
-        except (ValueError, OSError):  # the store lacks what the columns made
-            workflow.forget_columns(plan)
+        except (ValueError, OSError):  # the store lacks what the jobs made
+            workflow.forget_jobs(plan)
             raise
         return
     device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))
-    if arguments.stage == "prepare":
+    if arguments.stage == PREPARE:
         jobs.prepare(plan, device)
+    elif arguments.stage == EVALUATE:
+        jobs.evaluate(plan, arguments.set, device, arguments.share)
+    elif arguments.stage == TRAIN:
+        jobs.train(plan, plan.column(arguments.column), device, arguments.rows)
     else:
         jobs.column(plan, plan.column(arguments.column), device)
     ranks.stop()

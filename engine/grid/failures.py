@@ -13,7 +13,7 @@ EXIT = "exit code "  # begins the last line of the log of a job that failed
 BLOCK = re.compile(
     r"^Error in rule .*?(?=^Error in rule |^\[\w{3} \w{3} |\Z)", re.MULTILINE | re.DOTALL
 )
-OUTPUT = re.compile(r"^ +output: .*/([^/\s]+)", re.MULTILINE)
+OUTPUT = re.compile(r"^ +output: (.*)/done/([^/\s]+)", re.MULTILINE)
 STATE = re.compile(r"SLURM.*status is: '(\w+)'")
 REFUSAL = re.compile(
     r"SLURM sbatch failed\. The error message was '(.*?)'\.$", re.DOTALL | re.MULTILINE
@@ -50,8 +50,10 @@ def failures(log: str, place: Path) -> list[Failure]:
     by_job: dict[str, Failure] = {}
     for block in BLOCK.findall(log):
         output = OUTPUT.search(block)
-        if output and not (place / "done" / output[1]).is_file():
-            by_job[output[1]] = _failure(output[1], block, place)
+        if not output or output[1] != str(place):  # a job of another grid
+            continue
+        if not (place / "done" / output[2]).is_file():
+            by_job[output[2]] = _failure(output[2], block, place)
     return list(by_job.values())
 
 
@@ -69,6 +71,14 @@ def text(failure: Failure, command: str, *, out_of_memory: bool) -> str:
     return "\n".join(lines)
 
 
+def exit_code(log: Path) -> int | None:
+    """The exit code in the last line of a job's log; None where the job has not failed."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - len(EXIT) - 8))
+        last = file.read().decode(errors="replace").splitlines()[-1:]
+    return int(last[0].removeprefix(EXIT)) if last and last[0].startswith(EXIT) else None
+
+
 def last_error(lines: list[str]) -> str:
     """The last of our errors among lines; without one the last exception, or else the last line."""
     for pattern in (ERROR, EXCEPTION):
@@ -82,9 +92,9 @@ def _failure(job: str, block: str, place: Path) -> Failure:
     state = STATE.search(block)
     log = place / LOGS / f"{job}{SUFFIX}"
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    code = None
-    if lines and lines[-1].startswith(EXIT):
-        code = int(lines.pop().removeprefix(EXIT))
+    code = exit_code(log) if lines else None
+    if code is not None:
+        lines.pop()
     refusal = REFUSAL.search(block)
     error = "; ".join(refusal[1].splitlines()) if refusal else last_error(lines)
     return Failure(job, code, state[1] if state else "", log if lines else None, error)

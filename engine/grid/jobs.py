@@ -1,18 +1,25 @@
-"""The computing jobs of a campaign: what all columns share, and a column."""
+"""The computing jobs of a campaign: what all columns share, and then a column, or parts of it."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from engine.data.sets import Sets
 from engine.evaluation import cka, features, passes, sample
-from engine.grid import workflow
+from engine.evaluation.sample import Sample
+from engine.grid import progress
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
+from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN
 from engine.grid.snapshots import Followed
 from engine.recipe.request import Request
+from engine.run import Run
+from engine.store.cells import Entry
+from engine.store.pending import Share
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +27,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def builder_of(plan: Plan, device: torch.device, column: Column | None = None) -> Builder:
-    """The builder of a column's first method; without a column, of what all columns share."""
+def builder_of(
+    plan: Plan, device: torch.device, column: Column | None = None, sets: Sets | None = None
+) -> Builder:
+    """The builder of a column's first method; without a column, of what all columns share.
+
+    sets: those of another column, which are the same.
+    """
     request = Request(plan.name, plan.overrides + (column.overrides if column else ()))
     downstream = column.downstream if column else None
     recipe = request.recipe(plan.methods[0], downstream)
-    return Builder(request, recipe, device, followed=Followed(plan.methods, plan.downstreams))
+    followed = Followed(plan.methods, plan.downstreams)
+    return Builder(request, recipe, device, sets, followed=followed)
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -34,7 +47,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     names = builder.recipe.dataset.places
 
     def begin(step: int, what: str = "") -> None:
-        workflow.advance(plan.path, "prepare", step, len(names) + 1, what and f"preparing {what}")
+        progress.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
     run = builder.run  # makes the base model
@@ -54,24 +67,73 @@ def prepare(plan: Plan, device: torch.device) -> None:
 
 def column(plan: Plan, column: Column, device: torch.device) -> None:
     """Train every method on one set, in a setting, and evaluate the bank of models on all sets."""
-    started = time.monotonic()
+    started, name = time.monotonic(), f"{COLUMN}-{column.name}"
     builder = builder_of(plan, device, column)
-    mixes, headlines = [], []
-    work = [(seeded, method) for seeded in builder.seeded() for method in plan.methods]
-    for done, (seeded, method) in enumerate(work, start=1):
-        entries = seeded.row(method).entries()
-        mixes += [entry.mix for entry in entries]
-        headlines += [entry.mix for entry in entries if entry.headline]
-        workflow.advance(plan.path, column.name, done, len(work) + 1)
-    run = builder.run
-    samples = sample.draw_all(run)
-    for name in run.recipe.dataset.places:
-        split = sample.split_of(run.recipe, name)
-        sample.evaluate_on(run, mixes, name, split, samples.get(name))
-        if run.recipe.evaluate.cka:
-            cka.evaluate(run, headlines, name)
-        run.sets.release(name)
-    for seeded, method in work:
-        seeded.row(method).remove_snapshots()
-    workflow.advance(plan.path, column.name, len(work) + 1, len(work) + 1)
+    rows = _rows(builder, plan.methods)
+    entries = []
+    for done, row in enumerate(rows, start=1):
+        entries += row.entries()
+        progress.advance(plan.path, name, done, len(rows) + 1)
+    run, samples = builder.run, sample.draw_all(builder.run)
+    for place in run.recipe.dataset.places:
+        _evaluate(run, entries, place, samples.get(place))
+    for row in rows:
+        row.remove_snapshots()
+    progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
+
+
+def train(plan: Plan, column: Column, device: torch.device, methods: Sequence[str]) -> None:
+    """Make the cells of some of a column's rows, and nothing else."""
+    rows = _rows(builder_of(plan, device, column), methods)
+    name = f"{TRAIN}-{column.name}.{'+'.join(methods)}"
+    for done, row in enumerate(rows, start=1):
+        doing = f"training {row.recipe.method.title} on {column.name}"
+        progress.advance(plan.path, name, done - 1, len(rows), doing)
+        row.build()
+    progress.advance(plan.path, name, len(rows), len(rows))
+
+
+def evaluate(plan: Plan, name: str, device: torch.device, share: Share | None = None) -> None:
+    """Evaluate the models of all columns on a set, in one pass; of a share, only its slices.
+
+    Raises ValueError for a share of a sample, which has no slices to share.
+    """
+    run = builder_of(plan, device).run
+    entries = [entry for row in _all_rows(plan, device, run.sets) for entry in row.entries()]
+    job = f"{EVALUATE}-{name}" + (f".{share.number + 1}of{share.of}" if share else "")
+    progress.advance(plan.path, job, 0, 1, f"evaluating {len(entries)} models on {name}")
+    if share is None:
+        _evaluate(run, entries, name, sample.draw_all(run).get(name))
+    elif sample.is_drawn(run.recipe):
+        raise ValueError(f"--share {share}: evaluate.budget is at work, and a sample has no shares")
+    else:
+        mixes = [entry.mix for entry in entries]
+        passes.evaluate(run, mixes, [name], sample.split_of(run.recipe, name), share)
+    progress.advance(plan.path, job, 1, 1)
+
+
+def remove_snapshots(plan: Plan, device: torch.device) -> None:
+    """Remove the weights of all snapshots, which must be evaluated on all sets."""
+    for row in _all_rows(plan, device):
+        row.remove_snapshots()
+
+
+def _rows(builder: Builder, methods: Sequence[str]) -> list[Builder]:
+    return [seeded.row(method) for seeded in builder.seeded() for method in methods]
+
+
+def _all_rows(plan: Plan, device: torch.device, sets: Sets | None = None) -> Iterator[Builder]:
+    for column in plan.columns:
+        builder = builder_of(plan, device, column, sets)
+        sets = builder.sets  # opened once
+        yield from _rows(builder, plan.methods)
+
+
+def _evaluate(run: Run, entries: Sequence[Entry], name: str, drawn: Sample | None) -> None:
+    """Evaluate models on a set, or on a sample of it, and free the set's memory."""
+    mixes = [entry.mix for entry in entries]
+    sample.evaluate_on(run, mixes, name, sample.split_of(run.recipe, name), drawn)
+    if run.recipe.evaluate.cka:
+        cka.evaluate(run, [entry.mix for entry in entries if entry.headline], name)
+    run.sets.release(name)
