@@ -68,6 +68,7 @@ class Grid:
         commands = self.commands
         return {
             job.name: {
+                "stage": job.stage,
                 "after": job.after,
                 "command": commands[job.name],
                 "resources": self.site.resources[job.name].plain(),

@@ -36,12 +36,12 @@ rule all:
         [marker(place, name) for place, jobs in grids.items() for name in jobs]
 
 
-for number, (place, jobs) in enumerate(grids.items()):
-    for name, job in jobs.items():
+for grid, (place, jobs) in enumerate(grids.items()):
+    for number, (name, job) in enumerate(jobs.items()):
 
         rule:
             name:
-                f"grid {number}: {name}"
+                f"{job['stage']}_{grid}_{number}"
             input:
                 [marker(place, other) for other in job["after"]]
             output:

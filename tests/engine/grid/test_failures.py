@@ -93,3 +93,20 @@ def test_a_workflow_that_fails_by_itself_says_its_last_words() -> None:
 def test_only_this_run_is_read(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("of an earlier run\nof this one")
     assert failures.tail(tmp_path / "log", len("of an earlier run\n")) == "of this one"
+
+
+def test_a_job_of_another_grid_is_that_grids(tmp_path: Path) -> None:
+    text = (HEAD + TAIL).replace("{place}", str(tmp_path / "other"))
+    assert failures.failures(text, tmp_path) == []
+    assert [failure.job for failure in failures.failures(text, tmp_path / "other")] == [
+        "column-few"
+    ]
+
+
+def test_a_log_says_whether_its_job_failed(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    for content, code in (("", None), ("exit code 2\n", 2), ("x\nexit code 137\n", 137)):
+        log.write_text(content)
+        assert failures.exit_code(log) == code
+    log.write_text("exit code 2\nand on\n")
+    assert failures.exit_code(log) is None

@@ -37,8 +37,8 @@ class Campaign:
         words = (f"runs={self.runs}", f"methods=[{methods}]", *words)
         plan = campaign.plan(str(self.file), words, 1)
         self.trained.clear()
-        for name in plan.sets:
-            jobs.column(plan, name, CPU)
+        for column in plan.columns:
+            jobs.column(plan, column, CPU)
         return plan
 
     def folders(self, kind: str, pattern: str = "*") -> list[Path]:

@@ -114,7 +114,7 @@ def test_a_share_leaves_its_slices_to_the_job_that_joins_them(
     jobs.evaluate(plan, "outline", CPU, Share(0, 3))
     assert not list((tmp_path / "store" / "pending").rglob("*.parquet")), "nothing is left to do"
     sampled = plan_of(folder, tmp_path, *words, "evaluate.budget=0.9")
-    with pytest.raises(ValueError, match="--share 1/2: evaluate.budget is at work"):
+    with pytest.raises(ValueError, match=r"--share 1/2: evaluate\.budget is at work"):
         jobs.evaluate(sampled, "outline", CPU, Share(0, 2))
 
 

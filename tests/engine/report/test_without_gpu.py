@@ -29,8 +29,8 @@ def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
     words = [f"runs={tmp_path}", "methods=[fine_tune]", "dataset.sets=[few,tinted]"]
     plan = campaign.plan(str(folder / "shapes.yaml"), words, 2)
     jobs.prepare(plan, torch.device("cpu"))
-    for name in plan.sets:
-        jobs.column(plan, name, torch.device("cpu"))
+    for column in plan.columns:
+        jobs.column(plan, column, torch.device("cpu"))
     made = set((tmp_path / "store" / "cells").iterdir())
     page = tables.finish(plan, torch.device("cuda"))
     assert set((tmp_path / "store" / "cells").iterdir()) == made
