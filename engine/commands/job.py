@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
         chosen = arguments.device
         device = ranks.pick_device("auto") if chosen == "auto" else torch.device(chosen)
         try:
-            jobs.remove_snapshots(plan, device)
             finish.finish(plan, device)
+            jobs.remove_snapshots(plan, device)
         except (ValueError, OSError):  # the store lacks what the jobs made
             workflow.forget_jobs(plan)
             raise

@@ -71,7 +71,7 @@ def best(estimates: Sequence[Estimate], device: Device, gpus: int) -> tuple[str,
 
 def faster(columns_h: float, split_h: float) -> str:
     """The shape to use, by the hours that each takes."""
-    return "split" if columns_h >= FASTER * split_h else "columns"
+    return "split" if columns_h > FASTER * split_h else "columns"
 
 
 def _shares(

@@ -40,8 +40,8 @@ def do(plan: Plan, job: Job) -> None:
     elif job.stage == job_graph.PREPARE:
         jobs.prepare(plan, CPU)
     else:
-        jobs.remove_snapshots(plan, CPU)
         finish.finish(plan, CPU)
+        jobs.remove_snapshots(plan, CPU)
 
 
 @dataclass
