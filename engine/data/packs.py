@@ -104,7 +104,8 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "holdout", "shots", "portion", "objectnet", "subsample"}
+        unrelated = {"name", "sets", "holdout", "objectnet", "subsample"}
+        unrelated |= {"train_images", "shots", "portion"}
         unrelated |= {"undecodable", "background"}  # added below unless they are the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":
