@@ -10,8 +10,9 @@ is timed with just that many and no checks between (geomloss, which anneals, wit
 The error is that of the dual value with exact rows, which forgives a
 solver whatever its own formula for the value adds. Times on the CPU are processor time of all
 threads together, torch on one. In units of n m, for d dimensions: the product is 2 d FLOPs (twice
-that in float64); our iteration reads 2 bytes, one of two products with a kernel 8 (16), and a
-log-domain update makes about six passes over 4 (8). OTT's threads are XLA's own and are not pinned.
+that in float64); our iteration reads 2 bytes (twice on a GPU), one of two products with a kernel
+8 (16), and a log-domain update makes about six passes over 4 (8). OTT's threads are XLA's own and
+are not pinned.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ from bench import peers
 from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from bench.transport_problem import EPS, Problem
-from bench.transport_solvers import Solver, geomloss, iterate, ott, ours, pot, two_products
+from bench.transport_solvers import (
+    Solver,
+    geomloss,
+    iterate,
+    ott,
+    ours,
+    pot,
+    read_by_a_sweep,
+    two_products,
+)
 from kernels import reference
 from kernels.transport.alternating import Potentials
 from kernels.transport.certificate import certify
@@ -42,7 +52,7 @@ KERNELS = tuple(
     f"transport.{name}"
     for name in (
         *("sweep", "sinkhorn", "certificate", "certified_pass"),
-        *("alternating", "cost", "store", "quantize"),
+        *("alternating", "blocks", "progress", "cost", "store", "quantize"),
     )
 )
 ERROR = 1e-4  # of the entropic value
@@ -269,7 +279,7 @@ def _gemv(problem: Problem, dtype: torch.dtype) -> Contest:
         Entrant(
             "sinkhorn_sweep",
             lambda: sinkhorn_sweep(q, own, other, kappa, cost.x.bounds),
-            Work(2 * cells),
+            read_by_a_sweep(problem),
         ),
         (Entrant(f"two GEMVs, {label}", products, Work(2 * width * cells)),),
         processor_time=True,

@@ -5,10 +5,10 @@ compiled code, so a change that breaks them need not wait for a GPU to be notice
 package that define `specializations()` take part. Each item is a dict: name, fn, signature (types
 of the runtime arguments by name), constexprs, num_warps, bytes_per_element (moved for each element
 of the kernel's problem; None where arithmetic, not memory, is the bound), and optionally
-num_stages; divisible, the i32 arguments that are multiples of 16 (by default all: the JIT builds a
-narrower variant for sizes that are not; pointers always are, as fresh tensors are); aligned, False
-where rows of an odd length rule out 16-byte accesses; and streams, how many tensors are read and
-written that way (by default one and one).
+num_stages; divisible, the i32 arguments that are multiples of 16 (by default all that the kernel is
+specialised on: the JIT builds a narrower variant for sizes that are not; pointers always are, as
+fresh tensors are); aligned, False where rows of an odd length rule out 16-byte accesses; and
+streams, how many tensors are read and written that way (by default one and one).
 
     python -m kernels.aot    prints what was compiled, a row a kernel and device
 """
@@ -74,7 +74,8 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
     signature = {name: spec["signature"].get(name, "constexpr") for name in fn.arg_names}
     integers = {name for name, kind in signature.items() if kind == "i32"}
     divisible = {name for name, kind in signature.items() if kind.startswith("*")}
-    divisible |= set(spec.get("divisible", integers))
+    free = {param.name for param in fn.params if param.do_not_specialize}
+    divisible |= set(spec.get("divisible", integers)) - free
     attrs = {
         (position,): [["tt.divisibility", 16]]
         for position, name in enumerate(fn.arg_names)
@@ -110,7 +111,7 @@ def table() -> str:
     for spec in discover():
         for arch, device in DEVICE.items():
             c = compile_for(spec, arch)
-            moved = f"{spec['bytes_per_element'] or '-'}"
+            moved = spec["bytes_per_element"]
             accesses = f"{c.widest_load} / {c.widest_store}"
             rows.append(
                 (

@@ -19,6 +19,7 @@ al. 2016 (label smoothing). Bytes moved for a logit of s bytes: 2s read, s writt
 reads and writes the gradient once more.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import math
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from kernels import reference
-from kernels.launch import jit, launcher, tl
+from kernels.launch import jit, launcher, padded, row_pitch, rows_apart, tl
 
 ONE_READ_CLASSES = 4096
 _LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -138,25 +139,26 @@ def _load_row(
     teacher,
     mask,
     columns,
-    offset,
     CLASSES: tl.constexpr,
+    READ: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
+    """Columns of a row, of which READ may be read; -inf where a class takes no part."""
     valid = columns < CLASSES
-    s = tl.load(student + offset + columns, mask=valid, other=0.0).to(tl.float32)
+    s = tl.load(student + columns, mask=columns < READ, other=0.0).to(tl.float32)
     t = s
     if HAS_TEACHER:
-        t = tl.load(teacher + offset + columns, mask=valid, other=0.0).to(tl.float32)
+        t = tl.load(teacher + columns, mask=columns < READ, other=0.0).to(tl.float32)
     if HAS_MASK:
         valid = valid & (tl.load(mask + columns, mask=valid, other=0) != 0)
     return tl.where(valid, s, float("-inf")), tl.where(valid, t, float("-inf")), valid
 
 
 @jit
-def _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER: tl.constexpr):
+def _add_block(state, s, t, valid, inv_t, HAS_TEACHER: tl.constexpr):
     """One online step; sums are relative to the running maxima, so nothing overflows."""
-    s_max, s_sum, s_sum_t, t_max, t_sum, cross, label_logit, has_label, total, count = state
+    s_max, s_sum, s_sum_t, t_max, t_sum, cross, total, count = state
     new_s = tl.maximum(s_max, tl.max(s, 0))
     s_sum = s_sum * tl.exp(s_max - new_s) + tl.sum(tl.exp(s - new_s), 0)
     if HAS_TEACHER:
@@ -169,16 +171,14 @@ def _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER: tl.constexpr):
         cross = shrink * (cross + t_sum * ((t_max - new_t) - (s_max - new_s))) + tl.sum(gap, 0)
         t_sum = t_sum * shrink + tl.sum(q, 0)
         t_max = new_t
-    label_logit += tl.sum(tl.where(is_label, s, 0.0), 0)
-    has_label += tl.sum(is_label.to(tl.float32), 0)
     total += tl.sum(tl.where(valid, s, 0.0), 0)
     count += tl.sum(valid.to(tl.float32), 0)
-    return new_s, s_sum, s_sum_t, t_max, t_sum, cross, label_logit, has_label, total, count
+    return new_s, s_sum, s_sum_t, t_max, t_sum, cross, total, count
 
 
 @jit
 def _gradient(state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER: tl.constexpr):
-    s_max, s_sum, s_sum_t, t_max, t_sum, _, _, _, _, count = state
+    s_max, s_sum, s_sum_t, t_max, t_sum, _, _, count = state
     gradient = tl.exp(s - s_max) / s_sum - smoothing / count
     gradient -= tl.where(is_label, 1.0 - smoothing, 0.0)
     if HAS_TEACHER:
@@ -200,65 +200,79 @@ def _distill_kernel(
     kl_weight,
     smoothing,
     CLASSES: tl.constexpr,
+    S_PITCH: tl.constexpr,
+    T_PITCH: tl.constexpr,
+    G_PITCH: tl.constexpr,
+    READ: tl.constexpr,
+    WRITTEN: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     HAS_MASK: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    offset = row * CLASSES
+    student += row * S_PITCH
+    teacher += row * T_PITCH
+    gradient += row * G_PITCH
     label = tl.load(labels + row)
+    known = (label >= 0) & (label < CLASSES)
+    label_logit = tl.load(student + label, mask=known, other=0.0).to(tl.float32)
+    if HAS_MASK:
+        known = known & (tl.load(mask + label, mask=known, other=0) != 0)
     columns = tl.arange(0, BLOCK)
     # The maxima start finite: a wholly masked block must not give exp(-inf + inf).
-    state = (-1e30, 0.0, 0.0, -1e30, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    state = (-1e30, 0.0, 0.0, -1e30, 0.0, 0.0, 0.0, 0.0)
     if CLASSES <= BLOCK:
         s, t, valid = _load_row(
-            student, teacher, mask, columns, offset, CLASSES, HAS_TEACHER, HAS_MASK
+            student, teacher, mask, columns, CLASSES, READ, HAS_TEACHER, HAS_MASK
         )
-        is_label = valid & (columns == label)
-        state = _add_block(state, s, t, valid, is_label, inv_t, HAS_TEACHER)
+        state = _add_block(state, s, t, valid, inv_t, HAS_TEACHER)
         if WITH_GRADIENT:
+            is_label = columns == label
             g = _gradient(
                 state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER
             ).to(gradient.dtype.element_ty)
-            tl.store(gradient + offset + columns, g, mask=columns < CLASSES)
+            tl.store(gradient + columns, g, mask=columns < WRITTEN)
     else:
-        for start in range(0, CLASSES, BLOCK):
-            at = start + columns
+        for start in tl.range(0, CLASSES, BLOCK, num_stages=3):
             s, t, valid = _load_row(
-                student, teacher, mask, at, offset, CLASSES, HAS_TEACHER, HAS_MASK
+                student, teacher, mask, start + columns, CLASSES, READ, HAS_TEACHER, HAS_MASK
             )
-            state = _add_block(state, s, t, valid, valid & (at == label), inv_t, HAS_TEACHER)
+            state = _add_block(state, s, t, valid, inv_t, HAS_TEACHER)
         if WITH_GRADIENT:
-            for start in range(0, CLASSES, BLOCK):
+            for start in tl.range(0, CLASSES, BLOCK, num_stages=3):
                 at = start + columns
                 s, t, valid = _load_row(
-                    student, teacher, mask, at, offset, CLASSES, HAS_TEACHER, HAS_MASK
+                    student, teacher, mask, at, CLASSES, READ, HAS_TEACHER, HAS_MASK
                 )
                 g = _gradient(
-                    state,
-                    s,
-                    t,
-                    valid,
-                    valid & (at == label),
-                    inv_t,
-                    kl_weight,
-                    smoothing,
-                    HAS_TEACHER,
+                    state, s, t, valid, at == label, inv_t, kl_weight, smoothing, HAS_TEACHER
                 ).to(gradient.dtype.element_ty)
-                tl.store(gradient + offset + at, g, mask=at < CLASSES)
-    s_max, s_sum, s_sum_t, _, t_sum, cross, label_logit, has_label, total, count = state
+                tl.store(gradient + at, g, mask=at < WRITTEN)
+    s_max, s_sum, s_sum_t, _, t_sum, cross, total, count = state
     value = tl.log(s_sum) + s_max - (1.0 - smoothing) * label_logit
     if smoothing > 0.0:  # else a logit of -inf, whose class cannot be, would give 0 * inf
         value -= smoothing * total / count
     if HAS_TEACHER:
         value += kl_weight * (cross / t_sum * inv_t - tl.log(t_sum) + tl.log(s_sum_t))
-    tl.store(loss + row, tl.where(has_label > 0, value, float("inf")))
+    tl.store(loss + row, tl.where(known, value, float("inf")))
 
 
 def _launch_options(classes: int) -> dict[str, int]:
-    block = min(1 << max(classes - 1, 1).bit_length(), ONE_READ_CLASSES)
+    """The whole row at once, or eight logits a thread where it is read twice."""
+    block = 1 << max(classes - 1, 1).bit_length()
+    block = block if block <= ONE_READ_CLASSES else 2048
     return {"BLOCK": block, "num_warps": 8 if block > 1024 else 4}
+
+
+def _readable(logits: Tensor, width: int) -> bool:
+    """Whether each row lies within `width` numbers of memory that is the tensor's."""
+    batch, classes = logits.shape
+    if width == classes:
+        return True
+    last = logits.storage_offset() + (batch - 1) * logits.stride(0) + width
+    room = logits.untyped_storage().nbytes() // logits.element_size()
+    return logits.stride(0) >= width and last <= room
 
 
 @triton_op(
@@ -279,15 +293,24 @@ def _distill(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The losses fp32 [B] and d loss_b / d student_b [B, C] in the student's dtype (or [0])."""
-    student = student.contiguous()
+    """The losses fp32 [B] and d loss_b / d student_b [B, C] in the student's dtype (or [0]).
+
+    Logits' rows may lie apart, as those of a head padded to a multiple of 64 classes do; then no
+    access is narrow. On a GPU the gradient's rows always do.
+    """
+    student = rows_apart(student)
+    given = student if teacher is None else rows_apart(teacher)
     batch, classes = student.shape
     loss = student.new_empty(batch, dtype=torch.float32)
-    gradient = torch.empty_like(student) if with_gradient else student.new_empty(0)
+    gradient = (
+        padded(student.shape, student, student.dtype) if with_gradient else student.new_empty(0)
+    )
     if batch:
+        whole = -(-classes // 64) * 64
+        wide = _readable(student, whole) and _readable(given, whole)
         launcher(_distill_kernel)[(batch,)](
             student,
-            student if teacher is None else teacher.contiguous(),
+            given,
             labels.contiguous(),
             labels if mask is None else mask.contiguous(),
             loss,
@@ -296,6 +319,11 @@ def _distill(
             kl_weight,
             label_smoothing,
             CLASSES=classes,
+            S_PITCH=student.stride(0),
+            T_PITCH=given.stride(0),
+            G_PITCH=gradient.stride(0),
+            READ=whole if wide else classes,
+            WRITTEN=row_pitch(classes, student.device),
             HAS_TEACHER=teacher is not None,
             HAS_MASK=mask is not None,
             WITH_GRADIENT=with_gradient,
@@ -310,8 +338,9 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _scale_gradient(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """One pass, in float32 whatever the gradient's dtype; nothing of it reaches the host."""
     (gradient,) = ctx.saved_tensors
-    return (gradient * grad_loss[:, None]).to(gradient.dtype), *[None] * 7
+    return torch.mul(gradient, grad_loss[:, None], out=torch.empty_like(gradient)), *[None] * 7
 
 
 _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
@@ -320,19 +349,21 @@ _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
     sizes = {"fp32": 4, "bf16": 2, "fp16": 2}
-    kinds = [(c, d, d) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
+    kinds = [(c, d, d, False) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
+    kinds += [(21843, d, d, True) for d in sizes]
     # Under autocast the student's logits are bf16 and the stored teacher's fp32.
-    kinds += [(c, "bf16", "fp32") for c in (10, 200, 1000, ONE_READ_CLASSES)]
-    kinds += [(1000, "bf16", None)]
+    kinds += [(c, "bf16", "fp32", False) for c in (10, 200, 1000, ONE_READ_CLASSES)]
+    kinds += [(1000, "bf16", None, False)]
     specs = []
-    for classes, dtype, teacher in kinds:
+    for classes, dtype, teacher, apart in kinds:
         options = _launch_options(classes)
+        whole = -(-classes // 64) * 64
         a_thread = options["BLOCK"] // (32 * options["num_warps"])
         name = dtype if teacher == dtype else f"{dtype}, teacher {teacher}".lower()
         read = [sizes[d] for d in (dtype, teacher) if d]
         specs.append(
             {
-                "name": f"distill[{classes}] {name}",
+                "name": f"distill[{classes}{', padded' if apart else ''}] {name}",
                 "fn": _distill_kernel,
                 "signature": {
                     "student": f"*{dtype}",
@@ -347,6 +378,10 @@ def specializations() -> list[dict[str, Any]]:
                 },
                 "constexprs": {
                     "CLASSES": classes,
+                    **dict.fromkeys(("S_PITCH", "T_PITCH"), whole if apart else classes),
+                    "G_PITCH": whole,
+                    "READ": whole if apart else classes,
+                    "WRITTEN": whole,
                     "BLOCK": options["BLOCK"],
                     "HAS_TEACHER": teacher is not None,
                     "HAS_MASK": True,
@@ -354,7 +389,9 @@ def specializations() -> list[dict[str, Any]]:
                 },
                 "num_warps": options["num_warps"],
                 "bytes_per_element": sum(read) + sizes[dtype],
-                "aligned": all(classes * n % 16 == 0 and a_thread * n >= 16 for n in read),
+                "aligned": all(
+                    (apart or classes * n % 16 == 0) and a_thread * n >= 16 for n in read
+                ),
                 "streams": (len(read), 1),
             }
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+BLOCK_ITERATIONS, BLOCK_CHANGE = 50, 1e-3  # of `block_step`, which need not be exact
+
 
 def distill_loss(
     student: Tensor,
@@ -173,6 +175,42 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tenso
             log_s[rows] = s.log()
             into += torch.mv(p.T, s.reciprocal())
     return [log_s, columns]
+
+
+def block_step(
+    columns: Tensor, of_rows: Tensor, of_columns: Tensor, block: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Truth of `kernels.transport.blocks.block_step`, which the CPU runs."""
+    n, m = int(of_rows[-1]), columns.shape[1]
+    ratio = (columns.sum(0, dtype=torch.float64) * (m / n)).clamp_(min=1e-30)
+    rows, sizes = of_rows.diff(), of_columns.diff()
+    lengths = sizes.expand(len(columns), -1).contiguous()
+    plan = columns / ratio.to(columns.dtype)
+    mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1)
+    a, b = rows.to(mass), sizes.to(mass) * (n / m)
+    v = torch.ones_like(b)
+    for _ in range(BLOCK_ITERATIONS):
+        u = a / (mass @ v).clamp_(1e-25, 1e25)
+        before, v = v, b / (u @ mass).clamp_(1e-25, 1e25)
+        if (v / before - 1).abs().amax() < BLOCK_CHANGE:
+            break
+    return ratio, v.double().log()[block] - ratio.log()
+
+
+def progress(f: Tensor, g: Tensor, log_s: Tensor, ratio: Tensor) -> Tensor:
+    """Truth of `kernels.transport.progress.progress`, which the CPU runs."""
+    dual, off = f.mean() + g.mean(), (ratio - 1).abs().mean()
+    return torch.stack([log_s.abs().amax().double(), dual, off])
+
+
+def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
+    """Truth of `kernels.transport.sweep.row_sums`, as `sinkhorn_sweep`."""
+    log_s = torch.empty_like(f)
+    for start in range(0, len(q), 32):
+        rows = slice(start, start + 32)
+        p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
+        log_s[rows] = p.sum(1).log()
+    return log_s
 
 
 def quantize(

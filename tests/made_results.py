@@ -25,6 +25,7 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
         "asked": "",
         "name": "made-up",
         "sets": list(SETS),
+        "downstreams": list(SETS),
         "upstream": "up",
         "methods": TITLES,
         "settings": {},

@@ -67,6 +67,7 @@ def _record(
         "asked": "",
         "name": name,
         "sets": list(sets),
+        "downstreams": list(sets),
         "upstream": UPSTREAM,
         "methods": dict(TITLES),
         "settings": {"Command": f"rib campaign {name}", "Seed": 0, "Rows": _rows()},

@@ -55,14 +55,16 @@ def half_widths(
     variances: dict[Arm, dict[str, float]] = {}  # of each RI, and of mRI under ""
     for name, weights in metrics.weights_in_mri(sets, downstreams).items():
         for arm, columns in _hits(evaluations, samples[name], name, downstreams).items():
-            in_mri = np.sum([weights[i] * hits for i, hits in columns.items()], axis=0)
-            values = np.stack([*columns.values(), in_mri], axis=1)
-            *each, of_mri = budget.seen(samples[name].frame, values).variance
+            # The variance of a mean of hits, since `seen` allows for hits that no image showed.
+            total = sum(weights[i] for i in columns)
+            mean = np.sum([weights[i] / total * hits for i, hits in columns.items()], axis=0)
+            values = np.stack([*columns.values(), mean], axis=1)
+            *each, of_mean = budget.seen(samples[name].frame, values).variance
             of_arm = variances.setdefault(arm, dict.fromkeys([*downstreams, ""], 0.0))
             for downstream, variance in zip(columns, each, strict=True):
                 in_ri = len(downstreams) * weights[downstream]
                 of_arm[downstream] += float(variance) * in_ri**2
-            of_arm[""] += float(of_mri)
+            of_arm[""] += float(of_mean) * total**2
     z = 100 * budget.quantile(budget.LOOKS if sequential else 1)
     intervals = []
     for arm, of_arm in variances.items():

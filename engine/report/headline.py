@@ -22,7 +22,7 @@ def finding(model: Standings) -> str:
     """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
     ranked = model.ranked()
     if not ranked:
-        return f"No method has been fine-tuned on all of {', '.join(model.downstreams)} yet."
+        return "No method has been fine-tuned on every set yet."
     where = table.measured_on(model)
     if set(model.downstreams) == set(model.sets):
         n = len(model.sets) - 1

@@ -9,7 +9,8 @@ so that the covariance is F^T F) the cross term is a nuclear norm,
 which needs the singular values of an n1 x n2 matrix only: for classes of 50 images and d = 768
 several hundred times less work. Classes with more than d images keep the d x d triangle of a QR
 decomposition, whose Gram matrix is the same covariance. Padding a factor by rows of zeros adds
-singular values of zero, so ragged classes are batched exactly.
+singular values of zero, so ragged classes are batched exactly. On a GPU the norms come from
+products alone (`nuclear`), and the host does not wait for them.
 
 Sources: Bhatia, Jain & Lim 2019 (the distance); Alvarez-Melis & Fusi 2020, section 4 (its use).
 """
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from kernels.transport.nuclear import nuclear_norms
 
 # Numbers in one batch of float64 products F1 F2^T. CPU: 8 MiB, of which most stays in cache.
 _BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -81,7 +84,8 @@ def class_gaussians(
         factor = _factor(offsets - centre)
         traces.append(factor.square().sum())
         factors.append(factor.to(precision))
-    largest = float(max(traces))
+    every_trace = torch.stack(traces)
+    largest = float(every_trace.amax())
     if largest != 0 and not RANGE[0] <= largest <= RANGE[1]:
         raise ValueError(
             f"features: the largest variance of a class is {largest:.3g}, outside "
@@ -91,7 +95,7 @@ def class_gaussians(
         labels=present,
         counts=counts[present],
         means=torch.stack(means),
-        traces=torch.stack(traces),
+        traces=every_trace,
         factors=tuple(factors),
         single=tuple((counts == 1).nonzero().squeeze(1).tolist()),
         empty=tuple((counts == 0).nonzero().squeeze(1).tolist()),
@@ -168,46 +172,52 @@ def check_features(name: str, features: Tensor, labels: Tensor | None, classes: 
 
 
 def _nuclear_norms(left: Sequence[Tensor], right: Sequence[Tensor], *, symmetric: bool) -> Tensor:
+    # Written in the order of height, in which a block is a slice: a list of indices would have to
+    # reach a GPU for every block, and the host to wait until it has.
     out = torch.zeros(len(left), len(right), dtype=torch.float64, device=left[0].device)
-    columns = _blocks(right)
-    for block_number, rows in enumerate(_blocks(left)):
-        a = _padded(left, rows)
-        for block in columns[block_number:] if symmetric else columns:
-            norms = _block_norms(a, _padded(right, block))
-            out[rows[:, None], block] = norms
+    (order, rows), (across, columns) = _blocks(left), _blocks(right)
+    padded = [_padded(right, across, block) for block in columns]
+    for number, block in enumerate(rows):
+        a = _padded(left, order, block)
+        first = number if symmetric else 0
+        for other, b in zip(columns[first:], padded[first:], strict=True):
+            norms = _block_norms(a, b)
+            out[block, other] = norms
             if symmetric:
-                out[block[:, None], rows] = norms.T
-    return out
+                out[other, block] = norms.T
+    places = (torch.tensor(places).argsort().to(out.device) for places in (order, across))
+    return out[next(places)][:, next(places)]
 
 
-def _blocks(factors: Sequence[Tensor]) -> list[Tensor]:
-    """Indices of factors in groups of similar height, largest first, each small enough a batch.
-
-    Factors without rows are left out: their nuclear norms are zero.
+def _blocks(factors: Sequence[Tensor]) -> tuple[list[int], list[slice]]:
+    """The factors' order by height, tallest first, and slices of it: of similar height, each small
+    enough a batch. Factors without rows are in none: their nuclear norms are zero.
     """
-    heights = torch.tensor([len(factor) for factor in factors])
-    order = heights.argsort(descending=True, stable=True)
-    order = order[heights[order] > 0]
+    heights = [len(factor) for factor in factors]
+    order = sorted(range(len(heights)), key=lambda i: -heights[i])
     blocks, side = [], math.isqrt(_BATCH[factors[0].device.type])
-    while len(order):
-        tallest = int(heights[order[0]])
-        similar = int((heights[order] * 2 > tallest).sum())
-        size = min(similar, max(1, side // tallest))
-        blocks.append(order[:size])
-        order = order[size:]
-    return blocks
+    start, end = 0, sum(height > 0 for height in heights)
+    while start < end:
+        tallest = heights[order[start]]
+        similar = sum(2 * heights[i] > tallest for i in order[start:end])
+        blocks.append(slice(start, start + min(similar, max(1, side // tallest))))
+        start = blocks[-1].stop
+    return order, blocks
 
 
-def _padded(factors: Sequence[Tensor], indices: Tensor) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([factors[i] for i in indices.tolist()], batch_first=True)
+def _padded(factors: Sequence[Tensor], order: Sequence[int], block: slice) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence([factors[i] for i in order[block]], batch_first=True)
 
 
 def _block_norms(a_IRD: Tensor, b_JSD: Tensor) -> Tensor:
-    """Nuclear norms [I, J] of all products, by a float64 eigen-solve on their shorter side."""
+    """Nuclear norms [I, J] of all products, in float64: on a CPU by an eigen-solve on their shorter
+    side, which takes less time there."""
     products = a_IRD.flatten(0, 1) @ b_JSD.flatten(0, 1).T
     products = products.unflatten(0, a_IRD.shape[:2]).unflatten(2, b_JSD.shape[:2])
     # Contiguous, or the products below take three times as long.
     products_IJRS = products.transpose(1, 2).contiguous().double()
+    if products_IJRS.is_cuda:
+        return nuclear_norms(products_IJRS)
     if products_IJRS.shape[2] > products_IJRS.shape[3]:
         products_IJRS = products_IJRS.mT
     eigenvalues = torch.linalg.eigvalsh(products_IJRS @ products_IJRS.mT)

@@ -6,13 +6,14 @@ With C_ij = offset_i + step_i q_ij, u_ij = C_ij - g_j and its row's minimum low_
     sums over a row of p_ij kept_j and of p_ij kept_j u_ij, and over a column of p_ij, times m / s_i
     hard_g_j = min_i (C_ij - low_i)
 
-As operators of PyTorch that is a dozen passes over a float64 strip, about 160 bytes a cost. Here a
-program takes a row twice, for its minimum and for its sums, and others add the rows of the strip
-before to their columns while it is in the L2 cache: `sweep`'s schedule, one launch a strip, no
-atomics, and so the same sums every time. Bytes moved: 2 n m (4 n m for float32 copies); float64
-arithmetic, two exponentials a cost, is the bound.
+As operators of PyTorch that is a dozen passes over a float64 strip, about 160 bytes a cost. Here it
+is two launches, as a sweep's (`sweep`): a program takes a row twice, for its minimum and for its
+sums, then others add the columns of some rows up, whose partial sums two more operators reduce.
+There are no atomics, and so the same sums every time. Bytes moved: at least 4 n m (8 n m for a
+float32 copy); float64 arithmetic, two exponentials a cost, is the bound.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels.launch import jit, launcher, tl
+from kernels.launch import jit, launcher, rows_apart, tl
 
-_STRIP_BYTES = 16 << 20  # of q: two strips share the L2 cache of an A100 (40 MB)
+_ADDED_ROWS = 1024  # rows that a program adds up
 _ROWS = 4
 _COLUMNS = 256
 _ROW_BLOCK = 1024
@@ -31,7 +32,19 @@ _WARPS = 4
 
 
 @jit
-def _pass_kernel(
+def _reduced(line, g, at, m, base, scale, MASKED: tl.constexpr):
+    """Costs less g; infinite beyond the row."""
+    if MASKED:
+        price = tl.load(g + at, mask=at < m, other=float("-inf"))
+        cost = tl.load(line + at, mask=at < m, other=0)
+    else:
+        price = tl.load(g + at)
+        cost = tl.load(line + at)
+    return base + scale * cost.to(tl.float64) - price
+
+
+@jit(do_not_specialize=["m"])
+def _rows_kernel(
     q,
     offset,
     step,
@@ -43,82 +56,91 @@ def _pass_kernel(
     weights,
     retained_rows,
     reduced,
-    columns,
-    hard_g,
+    pitch,
     m,
-    sum_from,
-    sum_to,
-    add_from,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     ROW_BLOCK: tl.constexpr,
 ):
-    """The first programs take a row each, from sum_from to sum_to; the others add up the rows from
-    add_from to sum_from, some columns each. scales: eps and 1 / eps, which as arguments would be
-    rounded to float32."""
-    rows_to_sum = sum_to - sum_from
-    program = tl.program_id(0)
+    """A row a program. scales: eps and 1 / eps, which as arguments would be rounded to float32."""
+    row = tl.program_id(0)
+    line = q + row.to(tl.int64) * pitch
     inverse = tl.load(scales + 1)
-    if program < rows_to_sum:
-        row = sum_from + program
-        line = q + row.to(tl.int64) * m
-        base = tl.load(offset + row)
-        scale = tl.load(step + row)
-        least = tl.full([ROW_BLOCK], float("inf"), dtype=tl.float64)
-        for start in range(0, m, ROW_BLOCK):
-            at = start + tl.arange(0, ROW_BLOCK)
-            price = tl.load(g + at, mask=at < m, other=float("-inf"))
-            cost = tl.load(line + at, mask=at < m, other=0).to(tl.float64)
-            least = tl.minimum(least, base + scale * cost - price)
-        smallest = tl.min(least, 0)
-        total = tl.zeros([ROW_BLOCK], dtype=tl.float64)
-        stays = tl.zeros([ROW_BLOCK], dtype=tl.float64)
-        moved = tl.zeros([ROW_BLOCK], dtype=tl.float64)
-        for start in range(0, m, ROW_BLOCK):
-            at = start + tl.arange(0, ROW_BLOCK)
-            valid = at < m
-            price = tl.load(g + at, mask=valid, other=0.0)
-            share = tl.load(retained + at, mask=valid, other=0.0)
-            cost = tl.load(line + at, mask=valid, other=0).to(tl.float64)
-            over = base + scale * cost - price - smallest
-            plan = tl.where(valid, tl.exp(-over * inverse), 0.0)
-            total += plan
-            stays += plan * share
-            moved += plan * share * over
-        sum_of_row = tl.sum(total, 0)
-        weight = m / sum_of_row
-        stay = weight * tl.sum(stays, 0)
-        tl.store(low + row, smallest)
-        tl.store(weights + row, weight)
-        tl.store(f + row, smallest + tl.load(scales) * tl.log(weight))
-        tl.store(retained_rows + row, stay)
-        tl.store(reduced + row, weight * tl.sum(moved, 0) + smallest * stay)
-    else:
-        at = (program - rows_to_sum) * COLUMNS + tl.arange(0, COLUMNS)
-        reached = at < m
-        paid = tl.load(g + at, mask=reached, other=0.0)
-        added = tl.zeros([ROWS, COLUMNS], dtype=tl.float64)
-        closest = tl.full([ROWS, COLUMNS], float("inf"), dtype=tl.float64)
-        for start in range(add_from, sum_from, ROWS):
-            rows = start + tl.arange(0, ROWS)
-            inside = (rows < sum_from)[:, None]
-            base = tl.load(offset + rows, mask=rows < sum_from, other=0.0)
-            base -= tl.load(low + rows, mask=rows < sum_from, other=0.0)
-            scale = tl.load(step + rows, mask=rows < sum_from, other=0.0)
-            weight = tl.load(weights + rows, mask=rows < sum_from, other=0.0)
-            cost = tl.load(
-                q + rows.to(tl.int64)[:, None] * m + at[None, :],
-                mask=inside & reached[None, :],
-                other=0,
-            ).to(tl.float64)
-            over = base[:, None] + scale[:, None] * cost
-            plan = weight[:, None] * tl.exp((paid[None, :] - over) * inverse)
-            added += tl.where(inside, plan, 0.0)
-            closest = tl.minimum(closest, tl.where(inside, over, float("inf")))
-        before = tl.load(columns + at, mask=reached, other=0.0)
-        tl.store(columns + at, before + tl.sum(added, 0), mask=reached)
-        before = tl.load(hard_g + at, mask=reached, other=0.0)
-        tl.store(hard_g + at, tl.minimum(before, tl.min(closest, 0)), mask=reached)
+    base = tl.load(offset + row)
+    scale = tl.load(step + row)
+    whole = m // ROW_BLOCK * ROW_BLOCK
+    end = whole + tl.arange(0, ROW_BLOCK)
+    last = _reduced(line, g, end, m, base, scale, True)
+    least = last
+    for start in tl.range(0, whole, ROW_BLOCK, num_stages=3):
+        at = start + tl.arange(0, ROW_BLOCK)
+        least = tl.minimum(least, _reduced(line, g, at, m, base, scale, False))
+    smallest = tl.min(least, 0)
+    over = last - smallest
+    total = tl.exp(-over * inverse)
+    stays = total * tl.load(retained + end, mask=end < m, other=0.0)
+    moved = tl.where(end < m, stays * over, 0.0)
+    for start in tl.range(0, whole, ROW_BLOCK, num_stages=3):
+        at = start + tl.arange(0, ROW_BLOCK)
+        over = _reduced(line, g, at, m, base, scale, False) - smallest
+        plan = tl.exp(-over * inverse)
+        stay = plan * tl.load(retained + at)
+        total += plan
+        stays += stay
+        moved += stay * over
+    weight = m / tl.sum(total, 0)
+    stay_in_row = weight * tl.sum(stays, 0)
+    tl.store(low + row, smallest)
+    tl.store(weights + row, weight)
+    tl.store(f + row, smallest + tl.load(scales) * tl.log(weight))
+    tl.store(retained_rows + row, stay_in_row)
+    tl.store(reduced + row, weight * tl.sum(moved, 0) + smallest * stay_in_row)
+
+
+@jit(do_not_specialize=["n", "m"])
+def _columns_kernel(
+    q,
+    offset,
+    step,
+    g,
+    scales,
+    low,
+    weights,
+    columns,
+    hard_g,
+    pitch,
+    n,
+    m,
+    ADDED_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Some columns of ADDED_ROWS rows a program, into a row of `columns` and of `hard_g`."""
+    at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    reached = at < m
+    inverse = tl.load(scales + 1)
+    paid = tl.load(g + at, mask=reached, other=0.0)
+    added = tl.zeros([ROWS, COLUMNS], dtype=tl.float64)
+    closest = tl.full([ROWS, COLUMNS], float("inf"), dtype=tl.float64)
+    part = tl.program_id(1)
+    first = part * ADDED_ROWS
+    for start in tl.range(first, tl.minimum(first + ADDED_ROWS, n), ROWS, num_stages=3):
+        rows = start + tl.arange(0, ROWS)
+        inside = rows < n
+        base = tl.load(offset + rows, mask=inside, other=0.0)
+        base -= tl.load(low + rows, mask=inside, other=0.0)
+        scale = tl.load(step + rows, mask=inside, other=0.0)
+        weight = tl.load(weights + rows, mask=inside, other=0.0)
+        cost = tl.load(
+            q + rows.to(tl.int64)[:, None] * pitch + at[None, :],
+            mask=inside[:, None] & reached[None, :],
+            other=0,
+        ).to(tl.float64)
+        over = base[:, None] + scale[:, None] * cost
+        plan = weight[:, None] * tl.exp((paid[None, :] - over) * inverse)
+        added += tl.where(inside[:, None], plan, 0.0)
+        closest = tl.minimum(closest, tl.where(inside[:, None], over, float("inf")))
+    into = part.to(tl.int64) * m + at
+    tl.store(columns + into, tl.sum(added, 0), mask=reached)
+    tl.store(hard_g + into, tl.min(closest, 0), mask=reached)
 
 
 @triton_op("rib::certified_pass", mutates_args=())
@@ -127,63 +149,56 @@ def certified_pass(
 ) -> list[Tensor]:
     """[f, low, retained_rows, reduced] of rows, [n] each, and [columns, hard_g], [m]; all float64.
 
-    q: int16 or float32 [n, m]; offset, step: float64 [n]; g, retained: float64 [m]. retained_rows,
-    reduced and columns are n m times what they are of a plan whose mass is 1.
+    q: int16 or float32 [n, m], whose rows may lie apart; offset, step: float64 [n]; g, retained:
+    float64 [m]. retained_rows, reduced and columns are n m times what they are of a plan whose mass
+    is 1.
     """
-    n, m = q.shape
-    q, offset, step, g, retained = (
-        tensor.contiguous() for tensor in (q, offset, step, g, retained)
-    )
+    (n, m), q = q.shape, rows_apart(q)
+    offset, step, g, retained = (tensor.contiguous() for tensor in (offset, step, g, retained))
     scales = torch.tensor([eps, 1 / eps], dtype=torch.float64).to(q.device, non_blocking=True)
     f, low, weights, retained_rows, reduced = (torch.empty_like(offset) for _ in range(5))
-    columns, hard_g = torch.zeros_like(g), torch.full_like(g, torch.inf)
-    strip = max(_ROWS, _STRIP_BYTES // (m * q.element_size()) // _ROWS * _ROWS)
-    added = summed = 0
-    while added < n:
-        sum_to = min(summed + strip, n)
-        adding = -(-m // _COLUMNS) if summed else 0
-        launcher(_pass_kernel)[(sum_to - summed + adding,)](
-            q,
-            offset,
-            step,
-            g,
-            retained,
-            scales,
-            f,
-            low,
-            weights,
-            retained_rows,
-            reduced,
-            columns,
-            hard_g,
-            m,
-            summed,
-            sum_to,
-            added,
-            ROWS=_ROWS,
-            COLUMNS=_COLUMNS,
-            ROW_BLOCK=_ROW_BLOCK,
-            num_warps=_WARPS,
-        )
-        added, summed = summed, sum_to
-    return [f, low, retained_rows, reduced, columns, hard_g]
+    launcher(_rows_kernel)[(n,)](
+        *(q, offset, step, g, retained, scales, f, low, weights, retained_rows, reduced),
+        *(q.stride(0), m),
+        ROW_BLOCK=_ROW_BLOCK,
+        num_warps=_WARPS,
+    )
+    parts = -(-n // _ADDED_ROWS)
+    columns, hard_g = g.new_empty(parts, m), g.new_empty(parts, m)
+    launcher(_columns_kernel)[(-(-m // _COLUMNS), parts)](
+        *(q, offset, step, g, scales, low, weights, columns, hard_g, q.stride(0), n, m),
+        ADDED_ROWS=_ADDED_ROWS,
+        ROWS=_ROWS,
+        COLUMNS=_COLUMNS,
+        num_warps=_WARPS,
+    )
+    return [f, low, retained_rows, reduced, columns.sum(0), hard_g.amin(0)]
 
 
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles; see `kernels.aot`."""
-    arguments = _pass_kernel.arg_names if hasattr(_pass_kernel, "arg_names") else ()
-    sizes = ("m", "sum_from", "sum_to", "add_from")
-    doubles = [a for a in arguments if a.islower() and a not in ("q", *sizes)]
+    sizes = ("pitch", "n", "m")
+    tiles = {
+        "ADDED_ROWS": _ADDED_ROWS,
+        "ROWS": _ROWS,
+        "COLUMNS": _COLUMNS,
+        "ROW_BLOCK": _ROW_BLOCK,
+    }
     return [
         {
-            "name": f"certified_pass {kind}",
-            "fn": _pass_kernel,
-            "signature": {"q": f"*{short}"}
-            | dict.fromkeys(doubles, "*fp64")
-            | dict.fromkeys(sizes, "i32"),
-            "constexprs": {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK},
+            "name": f"certified_pass {name} {kind}",
+            "fn": fn,
+            "signature": {
+                a: "i32" if a in sizes else f"*{short}" if a == "q" else "*fp64"
+                for a in fn.arg_names
+                if a not in tiles
+            },
+            "constexprs": {a: tiles[a] for a in fn.arg_names if a in tiles},
             "num_warps": _WARPS,
             "bytes_per_element": None,
+            "aligned": name == "rows",
+            "streams": (1, 0),
         }
         for kind, short in (("int16", "i16"), ("float32", "fp32"))
+        for name, fn in (("rows", _rows_kernel), ("columns", _columns_kernel))
     ]

@@ -108,6 +108,17 @@ def sweep(q, f, g, kappa, bounds, log_s, columns, row):
 
 
 @compiled(fastmath=True)
+def row_sums(q, f, g, kappa, log_s):
+    """`row_sums` into log_s."""
+    m = q.shape[1]
+    for i in range(len(f)):
+        potential, scale, total = f[i], kappa[i], _F32(0.0)
+        for j in range(m):
+            total += _exp32(potential + g[j] - scale * _F32(q[i, j]))
+        log_s[i] = math.log(total)
+
+
+@compiled(fastmath=True)
 def certify(
     q,
     offset,

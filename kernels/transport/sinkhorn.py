@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kernels.transport.alternating import Anderson, Potentials
+from kernels.transport.alternating import Potentials
+from kernels.transport.anderson import Anderson
 from kernels.transport.certificate import Certificate, certify, relative_gap
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import COARSE, FINE, SINGLE, Copy, StoredCost, store

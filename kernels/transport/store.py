@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.launch import padded, row_pitch
 from kernels.transport.cost import STRIP_ROWS, GroundCost, most_blocks
 from kernels.transport.quantize import quantize
 
@@ -51,7 +52,8 @@ FINE = Copy(torch.float32, torch.float64)
 class StoredCost:
     """Costs as offset[i] + step[i] * q[i, j]; q [n, m], or None to compute it at every reading.
 
-    q: int16 from -32768, or float32 (steps of 1). offset, step, row_minimum: float64 [n]. slack:
+    q: int16 from -32768, or float32 (steps of 1); on a GPU its rows lie a multiple of 64 numbers
+    apart. offset, step, row_minimum: float64 [n]. slack:
     how far the cost of any plan with uniform marginals may be from the exact one.
     """
 
@@ -99,9 +101,9 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
             f"strips and block sums of the {n} x {m} cost matrix take {beside / 1e9:.3g} GB, but "
             f"{allowed / 1e9:.3g} GB may be used; free memory, or sample fewer images"
         )
-    q, held = None, copy.held.itemsize * n * m
+    q, held = None, copy.held.itemsize * n * row_pitch(m, device)
     if beside + held <= allowed:
-        q = torch.empty(n, m, dtype=copy.held, device=device)
+        q = padded((n, m), cost.x.x, copy.held)
     else:
         log.info(
             "the %d x %d cost matrix is computed again at every reading: its copy takes %.3g GB, "
@@ -131,7 +133,9 @@ def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
     The copy is counted as float32, and blocks as if there were as many as there may be; the sorted
     features of both sets as float64, with a float32 copy and a temporary of each.
     """
-    return 16 * (n + m) * d + 4 * n * m + _beside(n, m, d, most_blocks(n), device)
+    return (
+        16 * (n + m) * d + 4 * n * row_pitch(m, device) + _beside(n, m, d, most_blocks(n), device)
+    )
 
 
 def _beside(n: int, m: int, d: int, blocks: int, device: torch.device) -> int:
@@ -165,7 +169,7 @@ def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
 def _quantized(cost: GroundCost) -> Iterator[_Part]:
     squares = cost.x.squares.float()
     # Fresh pages cost more.
-    buffer = squares.new_empty(min(STRIP_ROWS, len(squares)), cost.shape[1])
+    buffer = padded((min(STRIP_ROWS, len(squares)), cost.shape[1]), squares, torch.float32)
     for start in range(0, len(squares), STRIP_ROWS):
         rows = slice(start, min(start + STRIP_ROWS, len(squares)))
         product = cost.products(rows.start, rows.stop, dtype=torch.float32, out=buffer)

@@ -10,14 +10,18 @@ column sums can be added while the row is in cache. With p_ij = b_j exp((f_i + g
 and g_j <- g_j - eps log(c_j / b_j) completes the iteration. The old f stabilises the
 exponential, so no maximum is searched. Column sums are kept apart by blocks of rows (classes),
 which costs nothing and tells how much mass goes from block to block. On the CPU the loop is
-compiled by numba where it is installed. On a GPU rows are summed strip by strip, and each launch
-also adds up the columns of the strip before, which is still in the L2 cache: one launch a strip, no
-barrier, no atomics, and so the same sums every time. Bytes moved: 2 n m (4 n m for float32 copies),
-and 4 m for each block.
+compiled by numba where it is installed, and reads 2 n m bytes (4 n m of a float32 copy).
+
+On a GPU it is two launches, whatever n and m are: a program a row, then a program for some columns
+of a block. They read the matrix twice. Strips whose columns are added while they are in the L2
+cache would read it once, but in hundreds of launches, at 20 to 34 us of the host each. There are no
+atomics: sums are the same every time. Where row sums are all that is needed (`row_sums`, for self
+terms) it is one launch and one read.
 
 Source: Cuturi 2013.
 """
 
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any
@@ -27,11 +31,10 @@ from torch import Tensor
 from torch.library import triton_op
 
 from kernels import reference
-from kernels.launch import jit, launcher, tl
+from kernels.launch import jit, launcher, rows_apart, tl
 from kernels.threads import HAS_NUMBA, spread
 
 _COMPILE_FROM = 1 << 19  # costs: what importing numba (half a second) would have to repay
-_STRIP_BYTES = 16 << 20  # of q on a GPU: two strips share the L2 cache of an A100 (40 MB)
 _ROWS = 4
 _COLUMNS = 512
 _ROW_BLOCK = 2048
@@ -46,13 +49,27 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tenso
     potentials less the cost's offset, over eps; g: float32 [m], the column potentials over eps
     plus log b; so that p_ij = exp(f_i + g_j - kappa_i q_ij). bounds: int64 [k + 1] on the CPU,
     rising from 0 to n: where blocks begin and end. A block's sums are sum_i p_ij / s_i: the caller
-    multiplies them by a. Sums that overflow come back as infinity or NaN.
+    multiplies them by a. Sums that overflow come back as infinity or NaN. On a GPU bounds may be
+    there too, which spares a copy, and rows of q may lie apart (`kernels.launch.padded`).
     """
     if q.is_cuda:
         return _sweep(q, f, g, kappa, bounds)
-    if HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM:
+    if _compiled(q):
         return _on_threads(q, f, g, kappa, bounds)
     return reference.sinkhorn_sweep(q, f, g, kappa, bounds)
+
+
+def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
+    """Row sums' logarithms, as `sinkhorn_sweep` without sums of columns."""
+    if q.is_cuda:
+        return _row_sums(q, f, g, kappa)[0]
+    if _compiled(q):
+        return _rows_on_threads(q, f, g, kappa)
+    return reference.row_sums(q, f, g, kappa)
+
+
+def _compiled(q: Tensor) -> bool:
+    return HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM
 
 
 def within(bounds: Tensor, rows: slice) -> tuple[slice, Tensor]:
@@ -94,121 +111,144 @@ def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) 
     return [log_s, columns]
 
 
+def _rows_on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
+    from kernels.transport import loops
+
+    threads = min(torch.get_num_threads(), len(q))
+    rows = -(-len(q) // threads)
+    log_s = torch.empty_like(f)
+
+    def work(start: int) -> None:
+        part = slice(start, start + rows)
+        tensors = q[part], f[part], g, kappa[part], log_s[part]
+        loops.row_sums(*(tensor.numpy() for tensor in tensors))
+
+    spread(work, [(start,) for start in range(0, len(q), rows)], threads)
+    return log_s
+
+
 @jit
-def _sweep_kernel(
-    q,
-    f,
-    g,
-    kappa,
-    log_s,
-    weights,
-    bounds,
-    columns,
-    m,
-    sum_from,
-    sum_to,
-    add_from,
-    add_to,
-    first_block,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ROW_BLOCK: tl.constexpr,
-):
-    """The first programs sum a row each, from sum_from; the others add up rows add_from..add_to,
-    those of one block each, beginning with first_block."""
-    rows_to_sum = sum_to - sum_from
-    program = tl.program_id(0)
-    if program < rows_to_sum:
-        row = sum_from + program
-        line = q + row.to(tl.int64) * m
-        potential = tl.load(f + row)
-        scale = tl.load(kappa + row)
-        partial = tl.zeros([ROW_BLOCK], dtype=tl.float32)
-        for start in range(0, m, ROW_BLOCK):
-            at = start + tl.arange(0, ROW_BLOCK)
-            price = tl.load(g + at, mask=at < m, other=float("-inf"))
-            cost = tl.load(line + at, mask=at < m, other=0).to(tl.float32)
-            partial += tl.exp(potential + price - scale * cost)
-        total = tl.sum(partial, 0)
-        tl.store(log_s + row, tl.log(total))
-        tl.store(weights + row, 1.0 / total)  # pyright: ignore[reportOperatorIssue]
+def _part_of_row(line, g, at, m, potential, scale, MASKED: tl.constexpr):
+    if MASKED:
+        price = tl.load(g + at, mask=at < m, other=float("-inf"))
+        cost = tl.load(line + at, mask=at < m, other=0)
     else:
-        parts = tl.cdiv(m, COLUMNS)
-        block = first_block + (program - rows_to_sum) // parts
-        at = (program - rows_to_sum) % parts * COLUMNS + tl.arange(0, COLUMNS)
-        valid = at < m
-        price = tl.load(g + at, mask=valid, other=float("-inf"))
-        added = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-        stop = tl.minimum(tl.load(bounds + block + 1), add_to)
-        for start in range(tl.maximum(tl.load(bounds + block), add_from), stop, ROWS):
-            rows = start + tl.arange(0, ROWS)
-            inside = rows < stop
-            potential = tl.load(f + rows, mask=inside, other=0.0)
-            scale = tl.load(kappa + rows, mask=inside, other=0.0)
-            weight = tl.load(weights + rows, mask=inside, other=0.0)
-            cost = tl.load(
-                q + rows.to(tl.int64)[:, None] * m + at[None, :],
-                mask=inside[:, None] & valid[None, :],
-                other=0,
-            ).to(tl.float32)
-            value = tl.exp(potential[:, None] + price[None, :] - scale[:, None] * cost)
-            added += tl.where(inside[:, None], weight[:, None] * value, 0.0)
-        into = columns + block.to(tl.int64) * m + at
-        tl.store(into, tl.load(into, mask=valid, other=0.0) + tl.sum(added, 0), mask=valid)
+        price = tl.load(g + at)
+        cost = tl.load(line + at)
+    return tl.exp(potential + price - scale * cost.to(tl.float32))
+
+
+@jit(do_not_specialize=["m"])
+def _rows_kernel(q, f, g, kappa, log_s, shares, pitch, m, ROW_BLOCK: tl.constexpr):
+    """A row a program: its sum's logarithm, and f less that, which makes the row's sum 1.
+
+    Only the end of a row is masked: with a mask that is no multiple of 16 no access is wide.
+    """
+    row = tl.program_id(0)
+    line = q + row.to(tl.int64) * pitch
+    potential = tl.load(f + row)
+    scale = tl.load(kappa + row)
+    partial = tl.zeros([ROW_BLOCK], dtype=tl.float32)
+    whole = m // ROW_BLOCK * ROW_BLOCK
+    for start in tl.range(0, whole, ROW_BLOCK, num_stages=3):
+        at = start + tl.arange(0, ROW_BLOCK)
+        partial += _part_of_row(line, g, at, m, potential, scale, False)
+    at = whole + tl.arange(0, ROW_BLOCK)
+    partial += _part_of_row(line, g, at, m, potential, scale, True)
+    total = tl.log(tl.sum(partial, 0))
+    tl.store(log_s + row, total)
+    tl.store(shares + row, potential - total)
+
+
+@jit
+def _added_rows(
+    q, f, kappa, price, pitch, at, m, first, stop,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    added = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for start in tl.range(first, stop, ROWS, num_stages=3):
+        rows = start + tl.arange(0, ROWS)
+        inside = rows < stop
+        potential = tl.load(f + rows, mask=inside, other=float("-inf"))
+        scale = tl.load(kappa + rows, mask=inside, other=0.0)
+        places = q + rows.to(tl.int64)[:, None] * pitch + at[None, :]
+        if MASKED:
+            cost = tl.load(places, mask=inside[:, None] & (at < m)[None, :], other=0)
+        else:
+            cost = tl.load(places, mask=inside[:, None], other=0)
+        added += tl.exp(potential[:, None] + price[None, :] - scale[:, None] * cost.to(tl.float32))
+    return tl.sum(added, 0)
+
+
+@jit(do_not_specialize=["m"])
+def _columns_kernel(
+    q, f, g, kappa, bounds, columns, pitch, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Some columns of a block of rows a program; f is what makes rows' sums 1."""
+    block = tl.program_id(1)
+    at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    price = tl.load(g + at, mask=at < m, other=float("-inf"))
+    first = tl.load(bounds + block).to(tl.int32)
+    stop = tl.load(bounds + block + 1).to(tl.int32)
+    into = columns + block.to(tl.int64) * pitch + at
+    if (tl.program_id(0) + 1) * COLUMNS <= m:
+        tl.store(
+            into, _added_rows(q, f, kappa, price, pitch, at, m, first, stop, ROWS, COLUMNS, False)
+        )
+    else:
+        part = _added_rows(q, f, kappa, price, pitch, at, m, first, stop, ROWS, COLUMNS, True)
+        tl.store(into, part, mask=at < m)
+
+
+@triton_op("rib::row_sums", mutates_args=())
+def _row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+    """The rows' log sums, and f less them."""
+    q, f, g, kappa = rows_apart(q), f.contiguous(), g.contiguous(), kappa.contiguous()
+    log_s, shares = torch.empty_like(f), torch.empty_like(f)
+    launcher(_rows_kernel)[(len(q),)](
+        *(q, f, g, kappa, log_s, shares, q.stride(0), q.shape[1]),
+        ROW_BLOCK=_ROW_BLOCK,
+        num_warps=_WARPS,
+    )
+    return [log_s, shares]
 
 
 @triton_op("rib::sinkhorn_sweep", mutates_args=())
 def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
-    n, m = q.shape
-    q, f, g, kappa = (tensor.contiguous() for tensor in (q, f, g, kappa))
-    log_s, weights = torch.empty_like(f), torch.empty_like(f)
-    columns = g.new_zeros(len(bounds) - 1, m)
-    on_device = bounds.to(q.device, torch.int32, non_blocking=True)
-    strip = max(_ROWS, _STRIP_BYTES // (m * q.element_size()) // _ROWS * _ROWS)
-    added = summed = 0
-    while added < n:
-        sum_to = min(summed + strip, n)
-        blocks, _ = within(bounds, slice(added, summed))
-        adding = (blocks.stop - blocks.start) * -(-m // _COLUMNS) if summed else 0
-        launcher(_sweep_kernel)[(sum_to - summed + adding,)](
-            q,
-            f,
-            g,
-            kappa,
-            log_s,
-            weights,
-            on_device,
-            columns,
-            m,
-            summed,
-            sum_to,
-            added,
-            summed,
-            blocks.start,
-            ROWS=_ROWS,
-            COLUMNS=_COLUMNS,
-            ROW_BLOCK=_ROW_BLOCK,
-            num_warps=_WARPS,
-        )
-        added, summed = summed, sum_to
-    return [log_s, columns]
+    log_s, shares = _row_sums(q, f, g, kappa)
+    q, g, kappa = rows_apart(q), g.contiguous(), kappa.contiguous()
+    m, pitch = q.shape[1], q.stride(0)
+    columns = g.new_empty(len(bounds) - 1, pitch)
+    launcher(_columns_kernel)[(-(-m // _COLUMNS), len(columns))](
+        *(q, shares, g, kappa, bounds.to(q.device, non_blocking=True), columns, pitch, m),
+        ROWS=_ROWS,
+        COLUMNS=_COLUMNS,
+        num_warps=_WARPS,
+    )
+    return [log_s, columns[:, :m]]
 
 
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles; see `kernels.aot`."""
-    sizes = ("m", "sum_from", "sum_to", "add_from", "add_to", "first_block")
-    floats = ("f", "g", "kappa", "log_s", "weights", "columns")
+    tiles = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK}
+    floats = ("f", "g", "kappa", "log_s", "shares", "columns")
+    kinds = dict.fromkeys(floats, "*fp32") | {"bounds": "*i64", "pitch": "i32", "m": "i32"}
     return [
         {
-            "name": f"sinkhorn_sweep {kind}",
-            "fn": _sweep_kernel,
-            "signature": {"q": f"*{short}"}
-            | dict.fromkeys(floats, "*fp32")
-            | {"bounds": "*i32"}
-            | dict.fromkeys(sizes, "i32"),
-            "constexprs": {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK},
+            "name": f"{name} {kind}",
+            "fn": fn,
+            "signature": {
+                a: {"q": f"*{short}", **kinds}[a] for a in fn.arg_names if a not in tiles
+            },
+            "constexprs": {a: tiles[a] for a in fn.arg_names if a in tiles},
+            "divisible": ["pitch"],
             "num_warps": _WARPS,
             "bytes_per_element": moved,
+            "streams": (1, stores),
         }
         for kind, short, moved in (("int16", "i16", 2), ("float32", "fp32", 4))
+        for name, fn, stores in (
+            ("row_sums", _rows_kernel, 0),
+            ("sinkhorn_sweep", _columns_kernel, 1),
+        )
     ]

@@ -16,12 +16,13 @@ from kernels.ewc import adamw_ewc_, sgd_ewc_
 from kernels.fisher import fisher_diagonal
 from kernels.fisher.outer_squares import outer_squares
 from kernels.interpolation import interpolate
+from kernels.launch import padded
 from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.transport.certificate import certify
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import transport
 from kernels.transport.store import COARSE, SINGLE, beside_the_copy, store
-from kernels.transport.sweep import sinkhorn_sweep
+from kernels.transport.sweep import row_sums, sinkhorn_sweep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -89,6 +90,27 @@ def test_distillation_and_its_gradient_equal_float64(dtype, classes, masked):
     torch.testing.assert_close(gradient.double(), right, rtol=rounding, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_distillation_takes_the_rows_of_a_padded_head(dtype):
+    student, teacher = 3 * randn(2, 9, 21888, dtype=dtype)
+    student, teacher = student[:, :21843], teacher[:, :21843]
+    labels = torch.arange(9, device=CUDA)
+    found = distill_loss(student.requires_grad_(), teacher, labels)
+    (gradient,) = torch.autograd.grad(found.sum(), student)
+    student = student.detach().contiguous().requires_grad_()
+    right = distill_loss(student, teacher.contiguous(), labels)
+    assert torch.equal(found, right)
+    assert torch.equal(gradient, torch.autograd.grad(right.sum(), student)[0])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_on_a_gpu_that_is_not_the_current_one():
+    logits, labels = randn(4, 100).to("cuda:1"), torch.arange(4, device="cuda:1")
+    found = distill_loss(logits, logits, labels)
+    truth = reference.distill_loss(logits, logits, labels)
+    torch.testing.assert_close(found, truth)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 4, 7), (11, 2, 100_003), (33, 2, 513), (4, 8, 4096)])
 def test_weighted_sums_equal_float64(dtype, shape):
@@ -136,9 +158,13 @@ def test_sweeps_equal_float64(dtype, shape):
     kappa = 30 / 65536 * (1 + torch.rand(n, generator=generator))
     bounds = torch.tensor(sorted({0, 1, n // 2 + 1, n}))
     truth = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
-    found = sinkhorn_sweep(q.to(CUDA), f.to(CUDA), g.to(CUDA), kappa.to(CUDA), bounds)
-    for mine, right in zip(found, truth, strict=True):
-        torch.testing.assert_close(mine.cpu().double(), right, rtol=2e-5, atol=2e-5)
+    on_device = [tensor.to(CUDA) for tensor in (f, g, kappa)]
+    for rows in (q.to(CUDA), padded(shape, on_device[0], dtype).copy_(q)):
+        found = sinkhorn_sweep(rows, *on_device, bounds)
+        for mine, right in zip(found, truth, strict=True):
+            torch.testing.assert_close(mine.cpu().double(), right, rtol=2e-5, atol=2e-5)
+        sums = row_sums(rows, *on_device)
+        torch.testing.assert_close(sums.cpu().double(), truth[0], rtol=2e-5, atol=2e-5)
 
 
 def sets(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, ClassGaussians]]:

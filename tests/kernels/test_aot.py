@@ -38,8 +38,8 @@ def test_compiled_code(spec, arch):
     assert 0 < compiled.registers <= 255
     assert compiled.shared <= aot.SHARED_LIMIT[arch], compiled
     if compiled.aligned:
-        assert compiled.widest_load == compiled.widest_store == 16, compiled
         loads, stores = compiled.streams
+        assert compiled.widest_load == 16 and (compiled.widest_store == 16 or not stores), compiled
         assert compiled.wide_loads >= loads and compiled.wide_stores >= stores, compiled
 
 
@@ -91,4 +91,4 @@ def test_the_gate_sees_spills_and_narrow_accesses():
     assert compiled.stack > 0 and compiled.local_accesses > 0
     odd = next(spec for spec in SPECIALISATIONS if not spec.get("aligned", True))
     narrow = aot.compile_for(odd, 80)
-    assert narrow.widest_store == 4 and narrow.wide_stores == 0
+    assert narrow.widest_load < 16 and narrow.wide_loads == 0

@@ -30,8 +30,11 @@ from PIL import Image
 from engine import models
 from engine.evaluation import passes
 from engine.grid.build import Builder
+from engine.machine.files import cache_folder
+from engine.models import checkpoints
 from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
 from engine.store import artifacts, cells
+from engine.store.cells import Cell
 
 __all__ = ["grid"]
 PLACES = [CLASSES.index(name) for name in FEW]
@@ -299,6 +302,7 @@ EVALUATE = {
     "split": "holdout",
     "budget": 0.5,
     "half_width": 0.5,
+    "cka": 8,
 }
 CHANGES = [
     *(f"train.{key}={value}" for key, value in TRAIN.items()),
@@ -381,8 +385,9 @@ def test_the_precision_of_evaluation_is_not_that_of_training(grid, copied, metho
 
 
 def test_a_head_is_made_for_a_bare_backbone_and_seeded(grid):
-    builder = grid.builder("downstream=upstream")
-    assert builder.base.artifact.kind == "weights"
-    one, two = (builder.network(builder.base).state_dict() for _ in range(2))
+    builder = grid.builder()
+    bare = Cell(checkpoints.backbone(builder.recipe.model, builder.store, cache_folder(), 0))
+    assert bare.artifact.kind == "weights" and builder.base.artifact.kind == "cells"
+    one, two = (builder.network(bare).state_dict() for _ in range(2))
     assert same(one, two)
-    assert one[models.head_names(builder.network(builder.base))[0]].shape[0] == len(CLASSES)
+    assert one[models.head_names(builder.network(bare))[0]].shape[0] == len(CLASSES)

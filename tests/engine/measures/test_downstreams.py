@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import SETS, cell, grid, random_hits, table
 
-from engine.measures import comparisons, intervals, metrics
+from engine.measures import comparisons, effective_robustness, intervals, metrics
 from engine.measures.rows import Accuracy
 from engine.measures.standings import standings
 from engine.report import certainty
@@ -105,7 +105,10 @@ def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     )
     for row in on_sets:
         assert row.low <= row.difference <= row.high
-    found = intervals.intervals(read, summary, read.behaviour, SETS, "up", downstreams)
+    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
+    found = intervals.intervals(
+        read, summary, read.behaviour, SETS, "up", downstreams, trends=trends
+    )
     ri = [(row.method, row.downstream) for row in found if row.quantity == "RI"]
     assert sorted(ri) == sorted(itertools.product(METHODS, downstreams))
 

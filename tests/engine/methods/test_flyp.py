@@ -170,18 +170,24 @@ def test_a_dry_run_counts_both_towers(grid, words):
     from types import SimpleNamespace
 
     from engine.cost.dry_run import DryRun
+    from engine.grid.columns import Column
     from engine.recipe.request import Request
 
     builder = grid.builder(*words)
     request = Request(grid.recipe, grid.overrides(*words))
-    plan = SimpleNamespace(name=grid.recipe, overrides=request.overrides, methods=["flyp"])
+    plan = SimpleNamespace(
+        name=grid.recipe,
+        overrides=request.overrides,
+        methods=["flyp"],
+        columns=[Column("outline", "outline")],
+    )
     sets = {name: builder.sets[name] for name in ("upstream", "outline")}
     # open_clip builds its own towers on the CPU only; the recipes' are timm's.
     dry_run = DryRun(plan, sets, len(CLASSES), torch.device("cpu"))  # type: ignore[arg-type]
-    context = PlannedContext(dry_run, "outline", builder.recipe)
+    context = PlannedContext(dry_run, builder.recipe, plan.columns[0])
     flops = {}
     for name in ("fine_tune", "flyp"):
-        cell = context.build(context.sibling(name))
+        cell = context.cell(name)
         assert cell.state()["head.weight"].shape == (len(CLASSES), TINY["embed_dim"])
         flops[name] = dry_run.work[-1].flops
     assert flops["flyp"] > 1.2 * flops["fine_tune"]  # a text tower of half the width

@@ -156,7 +156,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
     for stage in ("prepare", "column"):
         monkeypatch.setattr(jobs, stage, begin)
     monkeypatch.setattr(last_job, "finish", begin)
-    monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path))
+    monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path, column=str))
     monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
     yield seen
     for name, place in flags.items():
@@ -174,7 +174,11 @@ def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, stage: str)
     threads = torch.get_num_threads()
     try:
         with pytest.raises(Started):
-            job.run(argparse.Namespace(stage=stage, plan=tmp_path / "plan.json", set=SET))
+            job.run(
+                argparse.Namespace(
+                    stage=stage, plan=tmp_path / "plan.json", column=SET, device="cpu", ranks=1
+                )
+            )
     finally:
         torch.set_num_threads(threads)
     assert tf32 == {"matmul": False, "cudnn": False}

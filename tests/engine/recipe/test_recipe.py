@@ -77,6 +77,7 @@ OPTIONS = {
     "train.zero_stage": 1,
     "train.precision": "auto",
     "train.compile": "auto",
+    "evaluate.cka": 0,
     "train.snapshots": 0,
     "train.keep_snapshots": False,
     "evaluate.batch_size": 256,

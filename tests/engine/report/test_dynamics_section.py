@@ -48,7 +48,7 @@ def evaluations(folder: Path) -> list[Evaluation]:
 
 
 def section_of(rows: list[Evaluation]) -> Section | None:
-    record = SimpleNamespace(sets=SETS, upstream="up", methods=METHODS)
+    record = SimpleNamespace(sets=SETS, downstreams=SETS, upstream="up", methods=METHODS)
     results = SimpleNamespace(grid=metrics.gather(rows), record=record)
     return dynamics.section(results)  # type: ignore[arg-type]
 

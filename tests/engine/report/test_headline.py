@@ -25,11 +25,11 @@ def campaign(shift=None, model="lite0", seed=0):
     """Rows of a whole grid; `shift` is each method's mean change, alphas lie between."""
     shift = shift or {"fine_tune": 3.0, "lwf": 5.0, "wise_ft": 9.0}
     rng = np.random.default_rng(seed)
-    rows = [Accuracy(model, PRE, "", None, "", on, 100, value) for on, value in BEFORE.items()]
+    rows = [Accuracy(model, PRE, "", None, "", "", on, 100, value) for on, value in BEFORE.items()]
     mri = []
     for method, mean in shift.items():
         for alpha in (0.0, 0.5, 1.0) if method == "wise_ft" else (None,):
-            arm, row = (model, method, "canonical", alpha), alpha in (None, 0.5)
+            arm, row = (model, method, "canonical", alpha, ""), alpha in (None, 0.5)
             rows += [
                 Accuracy(*arm, i, j, 100, BEFORE[j] + (30 if i == j else mean) + rng.normal(), row)
                 for i in SETS
@@ -96,8 +96,8 @@ def test_table_shows_every_number_in_place():
     st.floats(-99, 99),
 )
 def test_table_fits_the_terminal_and_is_aligned(sets, change):
-    rows = [Accuracy("m", PRE, "", None, "", name, 1, 50.0) for name in sets]
-    arm = ("m", "greedy_soup", "canonical", None)
+    rows = [Accuracy("m", PRE, "", None, "", "", name, 1, 50.0) for name in sets]
+    arm = ("m", "greedy_soup", "canonical", None, "")
     rows += [Accuracy(*arm, i, j, 1, 50.0 + change) for i in sets for j in sets]
     mri = [Mri(*arm, change, change, change)]
     methods = {"greedy_soup": "Greedy soup"}
@@ -121,7 +121,7 @@ def test_an_interpolation_of_one_alpha_is_in_the_table():
 
 
 def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular():
-    pair, arm = ("flat", "mono"), ("lite0", "lwf", "canonical", None)
+    pair, arm = ("flat", "mono"), ("lite0", "lwf", "canonical", None, "")
     rows = [row for row in campaign()[0] if row.method == PRE]
     rows += [Accuracy(*arm, i, j, 100, BEFORE[j] + 1) for i in pair for j in (*pair, "up")]
     models = standings(rows, [Mri(*arm, 1.0, 0, 2.0)], sets=pair, upstream="up", methods=METHODS)
@@ -130,7 +130,7 @@ def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular():
     )
     assert "in accuracy on the 1 other set, in points" in table(models)
     nothing = replace(models[0], lines=())
-    assert headline.finding(nothing) == "No method has been fine-tuned on both sets yet."
+    assert headline.finding(nothing) == "No method has been fine-tuned on every set yet."
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular():
         ({"fine_tune": 9.0, "lwf": 3.0}, ["FT gains most", "ahead of LwF at +"]),
         ({"fine_tune": -9.0, "lwf": -3.0}, ["LwF loses least", "against −"]),
         ({"lwf": 5.0}, ["LwF gains most", "95% interval"]),
-        ({}, ["No method has been fine-tuned on all four sets yet"]),
+        ({}, ["No method has been fine-tuned on every set yet"]),
     ],
 )
 def test_finding(shift, words):

@@ -20,13 +20,13 @@ from engine.report.sections import portions, shots, upstream
 
 N = 400
 RECORD = Record(
-    "", "c", [*stores.SETS], "up", {"fine_tune": "FT", "ewc": "EWC"}, {}, [], "", False, None, {},
-    False, [], {},
+    "", "c", [*stores.SETS], [*stores.SETS], "up", {"fine_tune": "FT", "ewc": "EWC"}, {}, [], "",
+    False, None, {}, False, [], {},
 )  # fmt: skip
 
 
 def results(evaluations: list[Evaluation], record: Record = RECORD) -> tables.Results:
-    return tables._results(record, evaluations)
+    return tables._results(record, evaluations, None)
 
 
 def varied(folder: Path, settings: dict[str, float], names=stores.SETS) -> list[Evaluation]:

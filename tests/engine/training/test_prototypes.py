@@ -11,7 +11,10 @@ from grids import CLASSES, Grid, grid, labels
 from torch import nn
 
 from engine.errors import DivergedError, RecipeError
+from engine.machine.files import cache_folder
 from engine.methods.objectives import Prototypes
+from engine.models import checkpoints
+from engine.store.cells import Cell
 from engine.training import prototypes
 
 __all__ = ["grid"]
@@ -74,7 +77,8 @@ def test_a_base_model_has_the_prototypes_of_the_upstream_training_images(grid: G
     base = builder.base
     assert base.name.startswith("prototype-upstream-")
     index = builder.upstream.split("train")
-    backbone = grid.builder("downstream=upstream").base  # which brings no head
+    model = builder.recipe.model
+    backbone = Cell(checkpoints.backbone(model, builder.store, cache_folder(), 0))
     x = builder.features(backbone, builder.upstream, training=True)[index].double().numpy()
     expected, norm = restated(x, labels(grid, "upstream", index).numpy(), len(CLASSES), 10)
     state = base.state()

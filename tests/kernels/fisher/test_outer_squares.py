@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from launches import counted
 from torch import Tensor
 from triton_interpreter import interpreted, run_interpreted
 
@@ -36,6 +37,18 @@ def test_outer_squares_on_the_cpu(shape, monkeypatch):
     assert_close_to_max(low, reference.outer_squares(g.half(), x.half()))
     with pytest.raises(ValueError, match="must be"):
         outer_squares(g, x.double())
+
+
+@pytest.mark.skipif(outer.tl is None, reason="needs triton")
+def test_float32_products_are_tf32_only_where_torch_allows_it(monkeypatch):
+    expected = {("highest", torch.float32): "tf32x3", ("high", torch.float32): "tf32"}
+    expected |= {("highest", torch.bfloat16): "tf32"}  # which is said of float32 alone
+    for (setting, dtype), precision in expected.items():
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda setting=setting: setting)
+        with counted(run=False) as counts:
+            outer._outer_squares_cuda(*operands(2, 3, 4, 5, dtype))
+        ((_, _, options),) = counts.seen
+        assert options["PRECISION"] == precision
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from triton_interpreter import interpreted, run_interpreted
@@ -57,8 +59,14 @@ def test_in_the_interpreter():
 @interpreted
 @COPIES
 @SHAPES
-@pytest.mark.parametrize("strip_bytes", [1, 1 << 24])
-def test_interpreted_pass(shape, copy, strip_bytes, monkeypatch):
-    monkeypatch.setattr(certified_pass, "_STRIP_BYTES", strip_bytes)
-    inputs = case(shape, copy)
-    assert_equals_the_twin(certificate._kernel_pass(*inputs), *inputs)
+@pytest.mark.parametrize("added_rows", [8, 1024])
+def test_interpreted_pass(shape, copy, added_rows, monkeypatch):
+    monkeypatch.setattr(certified_pass, "_ADDED_ROWS", added_rows)
+    stored, *others = case(shape, copy)
+    q = stored.q
+    apart = torch.full((len(q), q.shape[1] + 64), 9, dtype=q.dtype)[:, : q.shape[1]].copy_(q)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(2).isnan().all()
+    for each in (stored, replace(stored, q=apart)):
+        assert_equals_the_twin(certificate._kernel_pass(each, *others), each, *others)
+    torch.use_deterministic_algorithms(False)

@@ -55,5 +55,7 @@ def test_in_the_interpreter():
 @interpreted
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_interpreted_kernel(shape):
-    inputs = strip(*shape)
+    inputs = product, *others = strip(*shape)
     check(_quantize(*inputs), inputs)
+    apart = torch.full((shape[0], shape[1] + 64), torch.nan)[:, : shape[1]].copy_(product)
+    check(_quantize(apart, *others), inputs)

@@ -12,7 +12,7 @@ import torch
 from clouds import CLASSES, D, dense, labelled, problem
 
 from kernels import reference
-from kernels.transport import alternating, certificate, quantize, sinkhorn, sweep
+from kernels.transport import certificate, quantize, sinkhorn, sweep
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.certificate import relative_gap
 from kernels.transport.cost import STRIP_ROWS, GroundCost
@@ -260,15 +260,6 @@ def test_what_self_terms_leave_of_the_tolerance_is_for_the_other():
     assert left(1e-5, 3e-5) == pytest.approx(6e-5, rel=1e-3)
     assert left(5e-5, 5e-5) == pytest.approx(1e-4 / 3)
     assert left(0.0, 0.0, lower=-1.0) == 1e-4 / 3
-
-
-def test_anderson_is_exact_on_linear_maps():
-    matrix = torch.diag(torch.tensor([0.9, 0.5, 0.1]).double())
-    target = torch.tensor([1.0, -2.0, 3.0]).double()
-    point, anderson = torch.zeros(3).double(), alternating.Anderson()
-    for _ in range(5):
-        point = anderson.combine(point, matrix @ (target - point))
-    torch.testing.assert_close(point, target, rtol=1e-4, atol=1e-4)
 
 
 X, Y = torch.randn(4, 3), torch.randn(5, 3)

@@ -1,0 +1,125 @@
+"""Launches go to their tensors' device, and sizes that change from call to call compile nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from launches import Counts, counted
+from torch import Tensor
+from triton_interpreter import INTERPRETING
+
+pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from kernels import interpolation, launch
+from kernels.fisher import outer_squares
+from kernels.transport import blocks, certified_pass, progress, quantize, sweep
+
+pytestmark = pytest.mark.skipif(INTERPRETING, reason="interpreted kernels are not compiled")
+
+
+def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
+    current = ["cuda:0"]
+
+    @contextlib.contextmanager
+    def device(wanted):
+        current.append(str(wanted))
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: calls.append((current[-1], grid, options))
+
+    calls, tensor = [], SimpleNamespace(device=torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "device", device)
+    launch.Launcher(Kernel())[(3,)](tensor, 1, WARPS=2)
+    launch.Launcher(Kernel())[(4,)](torch.zeros(1))
+    assert calls == [("cuda:1", (3,), {"WARPS": 2}), ("cuda:0", (4,), {})]
+
+
+def test_rows_are_padded_on_a_gpu_alone():
+    cpu = launch.padded((3, 65), torch.zeros(1), torch.int16)
+    assert cpu.is_contiguous() and cpu.shape == (3, 65) and cpu.dtype == torch.int16
+    assert launch.row_pitch(65, torch.device("cuda")) == 128
+    assert launch.row_pitch(64, torch.device("cuda")) == 64
+    apart = torch.zeros(3, 128)[:, :65]
+    assert launch.rows_apart(apart) is apart
+    assert launch.rows_apart(apart.T).is_contiguous()
+
+
+def variants(counts: Counts) -> set[str]:
+    """What Triton would compile for these launches on an H100."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    keys = set()
+    for kernel, arguments, options in counts.seen:
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        _, specialization, rest = bind(*arguments, **options)
+        keys.add(f"{kernel.fn.__name__} {specialization} {rest}")
+    return keys
+
+
+def apart(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows a multiple of 64 numbers apart, as `padded` has them on a GPU."""
+    return torch.zeros(rows, 640, dtype=dtype)[:, :columns]
+
+
+def of_transport(n: int, m: int) -> None:
+    f, g, log_s = torch.zeros(n), torch.zeros(m), torch.zeros(n)
+    bounds, of_columns = torch.tensor([0, n]), torch.tensor([0, m])
+    sweep._sweep(apart(n, m, torch.int16), f, g, f.clone(), bounds)
+    doubles = [torch.zeros(n).double() for _ in range(2)] + [torch.zeros(m).double() for _ in "ab"]
+    certified_pass.certified_pass(apart(n, m, torch.int16), *doubles, 1.0)
+    progress._progress(doubles[0], doubles[2], log_s, doubles[3])
+    which = torch.zeros(n, dtype=torch.int64)
+    quantize._quantize(apart(n, m), f, apart(1, m), which)
+    blocks._block_step(apart(1, m), bounds, of_columns, torch.zeros(m, dtype=torch.int64))
+
+
+def of_fisher(batch: int, tokens: int) -> None:
+    g, x = torch.zeros(batch, 64, 32), torch.zeros(batch, 64, 48)
+    outer_squares._outer_squares_cuda(g[:, :tokens], x[:, :tokens])
+
+
+def of_interpolation(outputs: int, _: int) -> None:
+    parents, weights = torch.zeros(2, 4096), torch.zeros(outputs, 2)
+    interpolation._interpolate(parents, weights, torch.zeros(outputs, 4096))
+
+
+@pytest.mark.parametrize(
+    ("work", "sizes"),
+    [
+        (of_transport, [(1, 16), (37, 517), (64, 512), (16, 1)]),
+        (of_fisher, [(1, 64), (16, 64), (33, 64)]),
+        (of_interpolation, [(16, 0), (9, 0), (11, 0)]),
+    ],
+    ids=["transport", "fisher", "interpolation"],
+)
+def test_other_sizes_compile_nothing_anew(work, sizes, monkeypatch):
+    monkeypatch.setattr(launch, "row_pitch", lambda columns, _: -(-columns // 64) * 64)
+    seen = []
+    for size in sizes:
+        with counted(run=False) as counts:
+            work(*size)
+        seen.append(variants(counts))
+    assert seen[0] and all(each == seen[0] for each in seen), [each ^ seen[0] for each in seen]
+
+
+def test_the_check_of_variants_can_fail():
+    """A kernel that is not told which integers change is compiled for each kind of them."""
+
+    @launch.jit
+    def plain(out, n):
+        pass
+
+    found = set()
+    for n in (1, 16, 17):
+        with counted(run=False) as counts:
+            launch.launcher(plain)[(1,)](torch.zeros(1), n)
+        found |= variants(counts)
+    assert len(found) == 3

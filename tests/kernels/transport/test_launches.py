@@ -1,0 +1,92 @@
+"""How much an iteration asks of the host: its launches and its waits, counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from launches import counted
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton_interpreter import interpreted, run_interpreted
+
+pytest.importorskip("triton")
+from clouds import CLASSES, labelled, problem
+
+from kernels.transport import alternating, blocks, certified_pass, progress, sweep
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.cost import GroundCost
+from kernels.transport.sinkhorn import transport
+from kernels.transport.store import SINGLE, store
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype):
+    n = 50_000
+    with FakeTensorMode():
+        q = torch.empty(n, n, dtype=dtype)
+        f, g, kappa = torch.empty(3, n)
+        bounds = torch.arange(0, n + 1, 50)
+        offset, step, price, retained = torch.empty(4, n, dtype=torch.float64)
+        with counted(run=False) as counts:
+            log_s, columns = sweep._sweep(q, f, g, kappa, bounds)
+        assert (log_s.shape, columns.shape) == ((n,), (1000, n)) and counts.total == 2
+        with counted(run=False) as counts:
+            sweep._row_sums(q, f, g, kappa)
+        assert counts.total == 1
+        with counted(run=False) as counts:
+            certified_pass.certified_pass(q, offset, step, price, retained, 1.0)
+        assert len(counts.seen) == 2 and not counts.waits
+
+
+@pytest.mark.slow
+def test_iterations_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """CPU tensors take the kernels, in the interpreter."""
+    monkeypatch.setattr(alternating, "sinkhorn_sweep", sweep._sweep)
+    monkeypatch.setattr(alternating, "row_sums", lambda *inputs: sweep._row_sums(*inputs)[0])
+    monkeypatch.setattr(alternating, "block_step", blocks._block_step)
+    monkeypatch.setattr(alternating, "progress", progress._progress)
+
+
+def own(n: int) -> GroundCost:
+    x, labels = labelled(n, 0)
+    table = bures_squared(class_gaussians(x, labels, CLASSES))
+    return GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
+
+
+@interpreted
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_interpreted_iterations_give_the_values_of_the_cpu(symmetric, as_on_a_gpu):
+    cost = own(60) if symmetric else problem(60, 50)
+    found = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in (("sinkhorn_sweep", sweep), ("row_sums", sweep)):
+            patch.setattr(alternating, name, getattr(module, name))
+        patch.setattr(alternating, "block_step", blocks.block_step)
+        patch.setattr(alternating, "progress", progress.progress)
+        right = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
+    assert found.converged and found.value == pytest.approx(right.value, rel=1e-5)
+    assert abs(found.iterations - right.iterations) <= 2
+
+
+@interpreted
+@pytest.mark.parametrize(("symmetric", "most"), [(False, 19), (True, 10)])
+def test_interpreted_iterations_are_few_launches_and_one_wait(symmetric, most, as_on_a_gpu):
+    """On a GPU an iteration of a pair is one launch more: Anderson's weights are copied there."""
+    stored = store(own(60) if symmetric else problem(60, 50), copy=SINGLE)
+    eps = 0.05 * stored.cost.mean
+    counts = []
+    for iterations in (12, 13):
+        potentials = alternating.Potentials(
+            stored, symmetric=symmetric, start=None, max_iterations=iterations
+        )
+        with counted() as count:
+            potentials.solve(eps, 1e-12)
+        assert potentials.exhausted
+        counts.append(count)
+    fewer, more = counts
+    assert 3 <= more.total - fewer.total <= most, more.launches - fewer.launches
+    assert more.waits.total() - fewer.waits.total() == 1, more.waits - fewer.waits

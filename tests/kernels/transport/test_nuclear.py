@@ -1,0 +1,84 @@
+"""Nuclear norms by products against singular values in float64, for spectra of every kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from launches import counted
+from torch import Tensor
+
+from kernels.transport import bures
+from kernels.transport.bures import bures_squared, class_gaussians
+from kernels.transport.nuclear import ERROR, nuclear_norms, scales
+
+
+def with_values(values: Tensor, rows: int, columns: int) -> Tensor:
+    """A matrix with these singular values, and random singular vectors."""
+    generator = torch.Generator().manual_seed(len(values))
+    left, right = (
+        torch.linalg.qr(torch.randn(size, size, generator=generator).double()).Q[:, : len(values)]
+        for size in (rows, columns)
+    )
+    return (left * values) @ right.T
+
+
+SPECTRA = {
+    "flat": torch.ones(48),
+    "decaying": torch.arange(1, 49) ** -2.0,
+    "wide": torch.logspace(0, -12, 48),
+    "at the bound": torch.cat([torch.ones(1), torch.full((47,), ERROR / 96)]),
+    "rank 1": torch.ones(1),
+    "large": 1e15 * torch.rand(48, generator=torch.Generator().manual_seed(0)),
+    "small": 1e-30 * torch.logspace(0, -5, 48),
+    "none": torch.zeros(48),
+}
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (64, 48), (48, 130)])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_it_is_below_the_sum_of_singular_values_by_the_bound_at_most(name, shape):
+    values = SPECTRA[name].double()
+    matrix = with_values(values, *shape)
+    found = float(nuclear_norms(matrix))
+    right = float(values.sum())
+    assert -1e-13 * right <= right - found <= ERROR * right
+
+
+def test_batches_of_float32_products():
+    generator = torch.Generator().manual_seed(1)
+    matrices = torch.randn(3, 2, 17, 30, generator=generator)
+    right = torch.linalg.svdvals(matrices.double()).sum(-1)
+    found = nuclear_norms(matrices)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, right, rtol=ERROR, atol=0)
+    torch.testing.assert_close(nuclear_norms(matrices.mT), found, rtol=1e-12, atol=0)
+    assert nuclear_norms(matrices[:0]).shape == (0, 2)
+
+
+def test_one_row_and_the_number_of_iterations():
+    assert float(nuclear_norms(torch.tensor([[3.0, 4.0]]))) == pytest.approx(5.0, rel=ERROR)
+    assert len(scales(48)) <= 23 and len(scales(768)) <= 26
+
+
+def test_tables_of_classes_wait_for_nothing_in_their_loops(monkeypatch):
+    """As on a GPU: the branch by products; what is waited for does not grow with the classes."""
+
+    def by_products(a, b):
+        return nuclear_norms(torch.einsum("ird,jsd->ijrs", a, b))
+
+    monkeypatch.setitem(bures._BATCH, "cpu", 1 << 8)
+    generator, waits = torch.Generator().manual_seed(0), []
+    for classes in (3, 12):
+        labels = torch.arange(classes).repeat_interleave(4)
+        features = torch.randn(len(labels), 6, generator=generator)
+        with counted() as counts:
+            gaussians = class_gaussians(features, labels, classes)
+        waits.append(counts.waits)
+        expected = bures_squared(gaussians)
+        with pytest.MonkeyPatch.context() as patch, counted() as counts:
+            patch.setattr(bures, "_block_norms", by_products)
+            found = bures_squared(gaussians)
+        assert not counts.waits, counts.waits
+        traces = gaussians.traces[:, None] + gaussians.traces
+        assert ((found - expected).abs() <= 1e-5 * traces).all()
+    assert waits[0] == waits[1], waits

@@ -1,0 +1,81 @@
+"""Counts what the host asks of a GPU, on a machine without one.
+
+A launch is a kernel of this package, or an operator of PyTorch that computes or copies; a wait is
+an operator or a method by which the host reads a tensor. Views and fresh memory are neither. On a
+GPU an operator may be more than one launch, so what is counted is a lower bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from torch._C import DisableTorchFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from kernels import launch
+
+_FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh"}
+_FREE |= {"squeeze_", "unsqueeze_"}
+_WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
+_READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
+
+
+class _Reads(TorchFunctionMode):
+    def __init__(self, waits: Counter[str]) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (name := getattr(func, "__name__", "")) in _READS:
+            self.waits[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Counts(TorchDispatchMode):
+    """Launches by kernel or operator, and waits; `seen` holds (kernel, arguments, options)."""
+
+    run: bool = True
+    launches: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    seen: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @property
+    def total(self) -> int:
+        return self.launches.total()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and name not in _FREE and not func.is_view:
+            (self.waits if name in _WAITS else self.launches)[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def launch(self, kernel: Any, grid: Any, arguments: Any, options: Any) -> None:
+        kernel = kernel if hasattr(kernel, "fn") else kernel.kernel  # torch's wrapper
+        self.launches[kernel.fn.__name__] += 1
+        self.seen.append((kernel, arguments, options))
+        if self.run:
+            with _disable_current_modes(), DisableTorchFunction():
+                kernel[grid](*arguments, **options)
+
+
+@contextlib.contextmanager
+def counted(*, run: bool = True) -> Iterator[Counts]:
+    """run: whether kernels are started too, which takes the interpreter or a GPU."""
+    counts = Counts(run)
+
+    def start(self: launch.Launcher, grid: Any) -> Any:
+        return lambda *arguments, **options: counts.launch(self.kernel, grid, arguments, options)
+
+    with pytest.MonkeyPatch.context() as patch, counts, _Reads(counts.waits):
+        patch.setattr(launch.Launcher, "__getitem__", start)
+        yield counts
