@@ -25,7 +25,7 @@ KINDS = {
 GPUS = (1, 8, 64)
 SHAPES = {
     "columns": "a job trains a column and evaluates it on all sets",
-    "split": "training a column (or a row of it) and evaluating all columns on a set apart",
+    "split": "training a column, or a row of it, and evaluation on a set are jobs",
 }
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # of one hour
 

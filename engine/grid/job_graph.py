@@ -30,8 +30,8 @@ class Job:
 
     name: of its marker and its log. rows: of the table, those that it trains. is_part: whether a
     later job of its column completes it. share: of the set's slices; None: all that are missing.
-    portion: of the set's evaluation, as far as it is left to this job. after: names of the jobs that
-    it waits for. steps: of the campaign's progress bar.
+    portion: of the set's evaluation, as far as it is left to this job. after: names of the jobs
+    that it waits for. steps: of the campaign's progress bar.
     """
 
     name: str

@@ -22,17 +22,35 @@ def marker(place, name):
     return str(Path(place, "done", name))
 
 
-def constant(value):
-    """As a function, whose result Snakemake does not search for wildcards."""
-    return lambda wildcards: value
+def planned(place, *path):
+    """What the file says of a job, as a function of the job's name."""
+
+    def of(wildcards):
+        value = grids[place][wildcards.job]
+        for key in path:
+            value = value[key]
+        return value
+
+    return of
 
 
-def resources_of(job):
+def before(place):
+    """Markers of the jobs that a job waits for."""
+    return lambda wildcards: [marker(place, name) for name in grids[place][wildcards.job]["after"]]
+
+
+def resources_of(place):
     """Snakemake's resources of a job; an attempt after a failure may take longer."""
-    amounts = {name: value for name, value in job["resources"].items() if name != "threads"}
-    if runtime := amounts.get("runtime"):
-        amounts["runtime"] = lambda wildcards, attempt: runtime * attempt
-    return amounts
+
+    def amount(name):
+        def of(wildcards, attempt):
+            once = grids[place][wildcards.job]["resources"].get(name, 0)
+            return once * attempt if name == "runtime" else once
+
+        return of
+
+    names = set().union(*(job["resources"] for job in grids[place].values())) - {"threads"}
+    return {name: amount(name) for name in names}
 
 
 rule all:
@@ -40,23 +58,27 @@ rule all:
         [marker(place, name) for place, jobs in grids.items() for name in jobs]
 
 
-for grid, (place, jobs) in enumerate(grids.items()):
-    for number, (name, job) in enumerate(jobs.items()):
+# A rule a stage, by whose name a profile can say more of its jobs: column, or column_1 in the second
+# grid.
+for number, (place, jobs) in enumerate(grids.items()):
+    for stage in dict.fromkeys(job["stage"] for job in jobs.values()):
 
         rule:
             name:
-                f"{job['stage']}_{grid}_{number}"
+                stage + (f"_{number}" if number else "")
             input:
-                [marker(place, other) for other in job["after"]]
+                before(place)
             output:
-                touch(marker(place, name))
+                touch(marker(place, "{job}"))
             log:
-                str(Path(place, "logs", f"{name}.log"))
-            priority: job["priority"]
-            threads: job["resources"]["threads"]
+                str(Path(place, "logs", "{job}.log"))
+            wildcard_constraints:
+                job=f"{stage}(-[^/]+)?"
+            priority: planned(place, "priority")
+            threads: planned(place, "resources", "threads")
             resources:
-                **resources_of(job)
+                **resources_of(place)
             params:
-                command=constant(job["command"])
+                command=planned(place, "command")
             shell:
                 JOB
