@@ -193,7 +193,7 @@ def _show_merged(name: str, models: Sequence[Sequence[str]], pages: Mapping[Path
     from engine.report import finish
 
     folder = next(iter(pages)).parents[2] / f"{Path(name).stem}-models" / campaign.REPORT
-    page = folder / finish.PAGE
+    page = folder / campaign.PAGE
     if any(pages.values()) or not page.is_file():
         page = finish.write_merged(folder, [record.find(name, words) for words in models])
     print(f"all models  {page.resolve()}")
