@@ -90,7 +90,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
 def _shared(plan: Plan, device: torch.device) -> Run:
     """What all columns share, as the store holds it."""
     builder = builder_of(plan, device, finds_only=True)
-    encoded = verify.encoded(builder.recipe)
+    encoded = verify.encoded(builder.recipe, builder.recipe.dataset.places)
     if missing := [name for name in builder.recipe.dataset.places if name not in encoded]:
         raise FileNotFoundError(
             f"the packs of {', '.join(missing)} are missing: run the campaign again to encode them"
