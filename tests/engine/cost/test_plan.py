@@ -221,8 +221,8 @@ def test_the_grids_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("variant paper") == 7
     together = shown.partition("all 7 models together, as one workflow")[2]
     # One grid after the other would take 32.9 hours on eight GPUs.
-    assert re.search(r"columns  230, 28\.8, [\d.]+: a job trains", together), together
-    assert "jobs       70, of columns" in together
+    assert re.search(r"columns  203, 28\.4, [\d.]+: a job trains", together), together
+    assert "jobs       63, of columns" in together
     assert "packs of 3 transforms among it" in together
 
 
