@@ -91,13 +91,14 @@ def load_cell(folder: str | Path) -> nn.Module:
 def campaign(name: str, *words: str, cores: int | None = None) -> Path:
     """Run what is missing of a campaign, to its report page. Raises CampaignError as `rib` says."""
     from engine.grid import campaign as grid
-    from engine.grid import half_widths, markers, sites, workflow
+    from engine.grid import half_widths, job_graph, markers, sites, workflow
 
     count = cores or len(os.sched_getaffinity(0))
     plan = None
     for plan in half_widths.sequential_plans(name, words, count):
         if not markers.finished(plan):
-            workflow.run(plan, sites.local(plan, count))
+            jobs = job_graph.columns(plan)
+            workflow.run([workflow.Grid(plan, jobs, sites.local(plan, jobs, count))])
     assert plan is not None, "a campaign has a plan"
     return grid.report_page(plan)
 

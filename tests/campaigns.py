@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.commands import job
-from engine.grid import campaign, jobs, markers, resources, workflow
+from engine.grid import campaign, job_graph, jobs, markers, workflow
 from engine.report import finish as last_job
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
@@ -56,17 +56,18 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
     """
     ran: list[str] = []
 
-    def watch(command: object, plan: campaign.Plan, site: object) -> None:
+    def watch(command: object, grids: Sequence[workflow.Grid]) -> None:
+        (plan,) = [grid.plan for grid in grids]
         done, device = plan.path.parent / markers.DONE, torch.device("cpu")
         work: dict[str, Callable[[], object]] = {
-            resources.PREPARE: lambda: jobs.prepare(plan, device)
+            job_graph.PREPARE: lambda: jobs.prepare(plan, device)
         }
         for column in plan.columns:
-            work[resources.COLUMN + column.name] = partial(jobs.column, plan, column, device)
-        work[resources.REPORT] = lambda: job.report(plan, device)
+            work[f"{job_graph.COLUMN}-{column.name}"] = partial(jobs.column, plan, column, device)
+        work[job_graph.REPORT] = lambda: job.report(plan, device)
         before = len(ran)
         for name, do in work.items():
-            is_column = name.startswith(resources.COLUMN)
+            is_column = name.startswith(job_graph.COLUMN)
             after = ran[before:] if not is_column else [x for x in ran[before:] if x == "prepare"]
             if after or not (done / name).is_file():
                 (done / name).unlink(missing_ok=True)

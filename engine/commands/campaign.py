@@ -1,17 +1,16 @@
-"""`rib campaign`: run a grid, or what is missing of it, to its report."""
+"""`rib campaign`: run a grid, or those of several models, or what is missing, to their reports."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from engine.commands.grids import grids_of
 from engine.errors import CampaignError
-from engine.grid import campaign, markers, sites, slurm, workflow
-from engine.grid.campaign import Plan
-from engine.grid.sites import Site
-from engine.machine import quiet
+from engine.grid import campaign, markers, workflow
+from engine.grid.job_graph import SHAPES
 from engine.recipe.schema import Recipe
 from loaders.schema import DamagedFile
 
@@ -32,7 +31,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--executor", choices=("local", "slurm"), default="local",
         help="slurm: each job is a Slurm job; the command stays on a login node, in tmux or nohup",
     )  # fmt: skip
-    parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a column shares")
+    parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a job shares")
+    parser.add_argument(
+        "--shape", choices=("auto", *SHAPES), default="auto",
+        help="columns: a job trains a column and evaluates it; split: training a column and "
+        "evaluating all columns on a set are jobs; default: what several GPUs end sooner by",
+    )  # fmt: skip
     slurm = parser.add_argument_group("with --executor slurm")
     slurm.add_argument("--partition", default="", help="default: Slurm's")
     slurm.add_argument("--account", default="", help="default: Slurm's")
@@ -51,12 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     faults = _faults_of_sets(arguments, grids)
     if faults and not arguments.dry_run:
         raise CampaignError("; ".join(faults))
-    for words in grids:
-        try:
-            _run(arguments, words)
-        except CampaignError as error:  # grids of the models that follow still run
-            faults.append(str(error))
-    if faults:
+    _run(arguments, grids)
+    if faults:  # of a dry run
         raise CampaignError("; ".join(faults))
 
 
@@ -149,40 +149,54 @@ def _finished(name: str, words: Sequence[str]) -> bool:
     return True
 
 
-def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+def _run(arguments: argparse.Namespace, models: Sequence[Sequence[str]]) -> None:
+    """Run the grids of all models at once, a look of their evaluation after the other.
+
+    Raises CampaignError where one fails, after the others have gone on as far as they can.
+    """
     from engine.grid import half_widths
 
-    for plan in half_widths.sequential_plans(arguments.name, words, arguments.cores):
+    looks = [
+        half_widths.sequential_plans(arguments.name, words, arguments.cores) for words in models
+    ]
+    pages: dict[Path, bool] = {}  # and whether it is new
+    faults = []
+    while plans := {plan.path: (plan, look) for look in looks if (plan := next(look, None))}:
+        to_run = [plan for plan, _ in plans.values() if not markers.finished(plan)]
         if arguments.dry_run:
-            workflow.run(plan, _site(arguments, plan), dry_run=True)
+            workflow.run(grids_of(arguments, [plan for plan, _ in plans.values()]), dry_run=True)
             return
-        if markers.finished(plan):
-            print(f"{plan.name} is finished; nothing to do.")
-        else:
-            workflow.run(plan, _site(arguments, plan))
-    show(campaign.report_page(plan))
+        for plan, _ in plans.values():
+            if plan not in to_run:
+                print(f"{plan.name} is finished; nothing to do.")
+        try:
+            if to_run:
+                workflow.run(grids_of(arguments, to_run))
+        except CampaignError as error:
+            faults.append(str(error))
+        looks = []
+        for plan, look in plans.values():
+            if plan not in to_run or markers.finished(plan):
+                pages[campaign.report_page(plan)] = plan in to_run
+                looks.append(look)
+    for page in pages:
+        show(page)
+    if faults:
+        raise CampaignError("; ".join(faults))
+    if len(models) > 1:
+        _show_merged(arguments.name, models, pages)
 
 
-def _site(arguments: argparse.Namespace, plan: Plan) -> Site:
-    """Where the jobs of a plan run, as the command line says."""
-    cores, gpus = arguments.cores, arguments.gpus_per_job
-    if arguments.executor == "local" and not arguments.profile:
-        return sites.local(plan, cores, gpus)
-    from engine.cost import needs
+def _show_merged(name: str, models: Sequence[Sequence[str]], pages: Mapping[Path, bool]) -> None:
+    """Write a common report of all models' grids, unless there is one of these, and say where."""
+    from engine.grid import record
+    from engine.report import finish
 
-    quiet.libraries()
-    if arguments.profile:
-        device = sites.device_of(plan)
-        predicted = needs.of(plan, device, cores=plan.threads, gpus=gpus)
-        return sites.profile(device, predicted, arguments.profile, cores, gpus)
-    options = slurm.Options(
-        arguments.partition, arguments.account, gpus, arguments.requeue, arguments.retries
-    )
-    cluster = slurm.cluster(options.partition)
-    device = slurm.device(sites.device_of(plan), cluster)
-    hours, gigabytes = arguments.time, arguments.mem
-    predicted = needs.of(plan, device, cores=cores, gpus=gpus, hours=hours, gigabytes=gigabytes)
-    return slurm.site(options, cluster, device, predicted, plan.path.parent)
+    folder = next(iter(pages)).parents[2] / f"{Path(name).stem}-models" / campaign.REPORT
+    page = folder / campaign.PAGE
+    if any(pages.values()) or not page.is_file():
+        page = finish.write_merged(folder, [record.find(name, words) for words in models])
+    print(f"all models  {page.resolve()}")
 
 
 def show(page: Path) -> None:

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from engine.grid import campaign, markers, workflow
 from engine.grid.campaign import Plan
+from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
 from engine.machine import entry, quiet
+from engine.store.pending import share_of
+
+STAGES = (PREPARE, COLUMN, TRAIN, EVALUATE, REPORT)
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +23,22 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Exit code of the job that the command line names."""
+    arguments = parser().parse_args()
+    return entry.guarded(lambda: run(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that say what a job does and to which plan."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=("prepare", "column", "report"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--column", default=None)
+    parser.add_argument("--column", help="of `column` and `train`")
+    parser.add_argument("--rows", nargs="*", default=[], help="of `train`: default all")
+    parser.add_argument("--set", help="of `evaluate`: the models of all columns on this set")
+    parser.add_argument("--share", type=share_of, help="of `evaluate`: K/N, a share of the slices")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
-    arguments = parser.parse_args()
-    return entry.guarded(lambda: run(arguments))
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,15 +54,19 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     plan = campaign.read(arguments.plan)
     workflow.end_with_campaign(plan)
-    if arguments.stage == "report":
+    if arguments.stage == REPORT:
         precision.no_tf32()
         chosen = arguments.device
         device = ranks.pick_device("auto") if chosen == "auto" else torch.device(chosen)
         report(plan, device)
         return
     device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))
-    if arguments.stage == "prepare":
+    if arguments.stage == PREPARE:
         jobs.prepare(plan, device)
+    elif arguments.stage == EVALUATE:
+        jobs.evaluate(plan, arguments.set, device, arguments.share)
+    elif arguments.stage == TRAIN:
+        jobs.train(plan, plan.column(arguments.column), device, arguments.rows)
     else:
         jobs.column(plan, plan.column(arguments.column), device)
     ranks.stop()
@@ -58,10 +74,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(plan: Plan, device: torch.device) -> None:
     """The last job of a campaign. Where the store lacks something, the next run looks for it."""
+    from engine.grid import jobs
     from engine.report import finish
 
     try:
         finish.finish(plan, device)
+        jobs.remove_snapshots(plan, device)
     except (ValueError, OSError):
         markers.forget(plan)
         raise

@@ -22,6 +22,11 @@ KINDS = {
     "fisher": "Fisher",
     "cka": "CKA, before and after",
 }
+GPUS = (1, 8, 64)
+SHAPES = {
+    "columns": "a job trains a column and evaluates it on all sets",
+    "split": "training a column, or a row of it, and evaluation on a set are jobs",
+}
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # of one hour
 
 
@@ -69,11 +74,11 @@ def _refuse_users_methods(plan: campaign.Plan) -> None:
 
 def text(estimate: Estimate, device: Device) -> str:
     """The estimate of one model's grid: its work by kind, and what it comes to."""
+    from engine.cost import shapes
     from engine.report import console
 
     plan, resolved, columns = estimate.plan, estimate.recipe, estimate.plan.columns
-    one_gpu, eight = estimate.hours(device, 1), estimate.hours(device, 8)
-    unit = _unit(one_gpu)
+    unit = _unit(shapes.hours([estimate], shapes.columns([estimate]), device, 1))
     kinds: dict[str, list[Work]] = {}
     for work in sorted(estimate.work, key=lambda work: ORDER.index(work.kind)):
         kind = f"training: {work.method}" if work.method else KINDS.get(work.kind, work.kind)
@@ -97,19 +102,16 @@ def text(estimate: Estimate, device: Device) -> str:
     trained = grid - len(mixed)
     beside = sum(cell.export is not None for cell in estimate.cells) - trained
     through = sum(work.images for work in estimate.work if work.kind == "evaluation")
-    names = [column.name for column in columns]
-    longest = max(names, key=lambda name: estimate.hours_of(name, device))
     used = sorted({work.precision for work in estimate.work})
     peaks = " and ".join(f"{device.peaks[name]:g} TFLOP/s ({name})" for name in used)
     disk = ", ".join(f"{name} {_size(size)}" for name, size in estimate.disk.items())
     lines = [
         table,
         "",
-        f"{unit:<11}{one_gpu * UNITS[unit]:,.3g} on one GPU; {eight * UNITS[unit]:,.3g} on eight, "
-        f"a column each (the longest: {longest})",
+        *_shapes([estimate], device, unit),
         f"           predicted, at {device.mfu:.0%} of {peaks},",
         "           without reading images, starting kernels and the report's distances",
-        f"jobs       {estimate.jobs}: what all share, {len(columns)} columns, the report",
+        f"jobs       {len(columns) + 2}: what all share, {len(columns)} columns, the report",
         f"cells      {grid}: {trained} trained, {len(mixed)} mixed in {sum(mixed)} points; and "
         f"{beside} models that they start from",
         f"evaluated  {estimate.rows:,} predictions, {through:,} of them through a whole model",
@@ -125,17 +127,41 @@ def text(estimate: Estimate, device: Device) -> str:
 def total(estimates: Sequence[Estimate], device: Device) -> str:
     """What the grids of several models take together; models of one transform share packs."""
     from engine import models
+    from engine.cost import shapes
 
     packs = {models.transform(each.recipe.model): each.disk["packs"] for each in estimates}
     rest = sum(sum(each.disk.values()) - each.disk["packs"] for each in estimates)
-    hours = [sum(each.hours(device, gpus) for each in estimates) for gpus in (1, 8)]
-    unit = _unit(hours[0])
-    one_gpu, eight = (each * UNITS[unit] for each in hours)
-    return (
-        f"\nall {len(estimates)} models: {one_gpu:,.3g} {unit} on one GPU, {eight:,.3g} on eight; "
-        f"{sum(each.jobs for each in estimates)} jobs; disk {_size(rest + sum(packs.values()))}, "
-        f"packs of {len(packs)} transforms among it"
-    )
+    unit = _unit(shapes.hours(estimates, shapes.columns(estimates), device, 1))
+    jobs = sum(map(len, shapes.columns(estimates)))
+    lines = [
+        f"\nall {len(estimates)} models together, as one workflow",
+        *_shapes(estimates, device, unit),
+        f"jobs       {jobs}, of columns",
+        f"disk       {_size(rest + sum(packs.values()))}, "
+        f"packs of {len(packs)} transforms among it",
+    ]
+    return "\n".join(lines)
+
+
+def _shapes(estimates: Sequence[Estimate], device: Device, unit: str) -> list[str]:
+    """The time that each shape of the jobs takes on some numbers of GPUs, and which is used."""
+    from engine.cost import shapes
+
+    by_columns = shapes.columns(estimates)
+    ends: dict[str, list[float]] = {"columns": [], "split": []}
+    used = []
+    for gpus in GPUS:
+        ends["columns"].append(shapes.hours(estimates, by_columns, device, gpus))
+        apart = shapes.split(estimates, device, gpus)
+        ends["split"].append(shapes.hours(estimates, apart, device, gpus))
+        used.append(shapes.faster(ends["columns"][-1], ends["split"][-1]))
+    gpus = ", ".join(map(str, GPUS))
+    lines = [f"{unit:<11}on {gpus} GPUs"]
+    for shape, hours in ends.items():
+        times = ", ".join(f"{each * UNITS[unit]:,.3g}" for each in hours)
+        lines.append(f"  {shape:<9}{times}: {SHAPES[shape]}")
+    lines.append(f"  used     {', '.join(used)}: split where it is {shapes.FASTER:g} times as fast")
+    return lines
 
 
 def _row(kind: str, works: Sequence[Work], device: Device, unit: str) -> list[str]:

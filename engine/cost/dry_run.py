@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,8 @@ class Work:
     evaluation | cka. precision: bf16 | fp32. images: training counts an image once an epoch (once
     where a head is fitted), evaluation once a model. rows: predictions that are stored; those made
     from stored features pass no image through a model. method: the title of the method that trains.
+    row: the row of the table for which a column is trained. evaluated_on: the set on which its
+    models are evaluated once all rows are trained.
     """
 
     job: str
@@ -61,6 +63,8 @@ class Work:
     steps: int = 0
     rows: int = 0
     method: str = ""
+    row: str = ""
+    evaluated_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,11 @@ class DryRun:
         self.features: dict[tuple[str, ...], int] = {}
         self.predicted: set[tuple[object, ...]] = set()
         self._step_flops: dict[tuple[str, int], float] = {}
+        self._row = self._evaluated_on = ""
+
+    def note(self, work: Work) -> None:
+        """Add work, with what it is for."""
+        self.work.append(replace(work, row=self._row, evaluated_on=self._evaluated_on))
 
     def run(self) -> None:
         """The jobs of `engine.grid.jobs`, one after the other."""
@@ -128,17 +137,20 @@ class DryRun:
             mixes: list[tuple[PlannedCell, Mix]] = []
             headlines: list[Mix] = []
             for seed in range(first.seed, first.seed + first.seeds):
-                for row in rows:
-                    cell = self.context(dataclasses.replace(row, seed=seed), column).build()
+                for method, row in zip(self.plan.methods, rows, strict=True):
+                    self._row = method
+                    cell = self.context(replace(row, seed=seed), column).build()
                     mixes += [(cell, entry.mix) for entry in cell.entries]
                     headlines += [entry.mix for entry in cell.entries if entry.headline]
                     taken = self._snapshots(cell, row)
                     mixes += [(snapshot, {snapshot.name: 1.0}) for snapshot in taken]
-            of_column = self.context(first, column)
-            for name in places:
+            self._row, of_column = "", self.context(first, column)
+            for self._evaluated_on in places:
+                name = self._evaluated_on
                 split = sample.split_of(first, name)
                 of_column.evaluate(mixes, name, split, drawn.get(name))
                 of_column.compare(headlines, name, split)
+            self._evaluated_on = ""
 
     def context(self, recipe: Recipe, column: Column | None = None) -> PlannedContext:
         return PlannedContext(self, recipe, column)
@@ -149,7 +161,7 @@ class DryRun:
         recipe = request.recipe(method)
         if column is None:
             return recipe
-        recipe = dataclasses.replace(recipe, downstream=column.downstream)
+        recipe = replace(recipe, downstream=column.downstream)
         return varied(recipe, column.overrides)
 
     @cached_property
@@ -253,9 +265,7 @@ class PlannedContext(Context[PlannedCell]):
         if self.start or not self.recipe.model.head.fit:
             return self.start or self.dry_run.weights
         upstream = self.recipe.dataset.upstream
-        probe = dataclasses.replace(
-            self.dry_run.request.recipe("linear_probe"), downstream=upstream
-        )
+        probe = replace(self.dry_run.request.recipe("linear_probe"), downstream=upstream)
         probe = first_head(probe)
         return PlannedContext(self.dry_run, probe, self.column, self.dry_run.weights).build()
 
@@ -272,7 +282,7 @@ class PlannedContext(Context[PlannedCell]):
         """The recipe of a method that the cell needs, as `engine.grid.build` resolves it."""
         request = self.dry_run.request.for_needs(self.recipe)
         recipe = self.dry_run.recipe_of(request, method, self.column)
-        return dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
+        return replace(recipe, seed=self.recipe.seed if seed is None else seed)
 
     def cell(self, method: str, *, seed: int | None = None) -> PlannedCell:
         return self.dry_run.context(self.sibling(method, seed), self.column).build()
@@ -303,7 +313,7 @@ class PlannedContext(Context[PlannedCell]):
         if key not in self.dry_run.features:
             self.dry_run.features[key] = images
             work = images * self.dry_run.forward_flops
-            self.dry_run.work.append(Work(self.job, "features", images, work, form.precision))
+            self.dry_run.note(Work(self.job, "features", images, work, form.precision))
         return torch.zeros(images, models.head(self.dry_run.net).in_features, device=self.device)
 
     def logits(
@@ -320,7 +330,7 @@ class PlannedContext(Context[PlannedCell]):
             self.dry_run.cells[name] = PlannedCell(name, [], "", _bytes(parameters.values()))
             work = images * self.dry_run.fisher_flops
             # Squares of gradients are taken in fp32.
-            self.dry_run.work.append(Work(self.job, "fisher", images, work, "fp32"))
+            self.dry_run.note(Work(self.job, "fisher", images, work, "fp32"))
         return dict.fromkeys(parameters, torch.ones(()))
 
     def clip(self) -> Any:
@@ -363,7 +373,7 @@ class PlannedContext(Context[PlannedCell]):
         if rows:
             work = through_model * self.dry_run.forward_flops
             precision = self._form(training=False).precision
-            self.dry_run.work.append(
+            self.dry_run.note(
                 Work(self.job, "evaluation", through_model, work, precision, rows=rows)
             )
 
@@ -375,7 +385,7 @@ class PlannedContext(Context[PlannedCell]):
         if images:
             work = models * images * self.dry_run.forward_flops
             precision = self._form(training=False).precision
-            self.dry_run.work.append(Work(self.job, "cka", models * images, work, precision))
+            self.dry_run.note(Work(self.job, "cka", models * images, work, precision))
 
     def _train(self, method: Trained) -> PlannedCell:
         method.prepare(self.network(self.base), self)
@@ -390,12 +400,10 @@ class PlannedContext(Context[PlannedCell]):
             work = seen * (self.dry_run.step_flops(method, self.recipe) / train.batch_size)
             precision = self._form(training=True).precision
         title = self.recipe.method.title
-        self.dry_run.work.append(
-            Work(self.job, "training", seen, work, precision, steps, method=title)
-        )
+        self.dry_run.note(Work(self.job, "training", seen, work, precision, steps, method=title))
         export = method.export()
         backbone = self.base.backbone if export.shares_backbone else self.name
-        return dataclasses.replace(_trained(self.name, backbone, export), steps=steps)
+        return replace(_trained(self.name, backbone, export), steps=steps)
 
     def _form(self, *, training: bool) -> Form:
         """The form of models on the campaign's device, which need not be there."""

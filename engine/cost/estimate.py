@@ -18,7 +18,8 @@ from engine.cost.disk import size_bytes
 from engine.cost.dry_run import PREPARE, DryRun, PlannedCell, Work
 from engine.data import imagenet, packs, sets
 from engine.data.sets import LabelledSet
-from engine.grid import campaign
+from engine.grid import campaign, job_graph
+from engine.grid.job_graph import Job
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from loaders import folders
@@ -69,22 +70,19 @@ class Estimate:
         """Stored predictions: images times models, over all sets."""
         return sum(work.rows for work in self.work)
 
-    @property
-    def jobs(self) -> int:
-        """Jobs of the workflow: what all columns share, the columns, the report."""
-        return len(self.plan.columns) + 2
+    def hours_of(self, job: Job, device: Device) -> float:
+        """Hours of a job on one GPU; those of the report, which needs none, are not known."""
+        return job.portion * device.hours(work for work in self.work if _belongs(work, job))
 
-    def hours_of(self, job: str, device: Device) -> float:
-        """Hours of one job on one GPU."""
-        return device.hours(work for work in self.work if work.job == job)
 
-    def hours(self, device: Device, gpus: int) -> float:
-        """Hours until the last column ends; each free GPU takes the longest column that is left."""
-        busy = [0.0] * gpus
-        columns = [self.hours_of(column.name, device) for column in self.plan.columns]
-        for hours in sorted(columns, reverse=True):
-            busy[busy.index(min(busy))] += hours
-        return self.hours_of(PREPARE, device) + max(busy)
+def _belongs(work: Work, job: Job) -> bool:
+    """Whether a job does the work, or a part of it."""
+    if work.job == PREPARE or job.stage == job_graph.PREPARE:
+        return work.job == PREPARE and job.stage == job_graph.PREPARE
+    if job.stage == job_graph.EVALUATE:
+        return work.evaluated_on == job.set
+    in_training = job.stage == job_graph.TRAIN and not work.evaluated_on and work.row in job.rows
+    return work.job == job.column and (job.stage == job_graph.COLUMN or in_training)
 
 
 def of(plan: campaign.Plan) -> Estimate:

@@ -7,13 +7,11 @@ time counts threefold, and an attempt after a failure asks for a multiple (`work
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from engine.cost import estimate
-from engine.cost.dry_run import PREPARE
 from engine.cost.estimate import Device, Estimate
-from engine.grid import resources
-from engine.grid.campaign import Plan
-from engine.grid.resources import COLUMN, REPORT, Resources
+from engine.grid.job_graph import PREPARE, REPORT, Job
+from engine.grid.resources import Resources
 
 MARGIN = 3  # of the predicted time
 START_MIN = 30  # imports, compilation, a slow file system
@@ -25,7 +23,8 @@ CORE = Device(tflops=0.05, fp32_tflops=0.05)  # 20 GFLOP/s; the demo reached 26 
 
 
 def of(
-    plan: Plan,
+    costs: Estimate,
+    jobs: Sequence[Job],
     device: str,
     *,
     cores: int,
@@ -33,30 +32,28 @@ def of(
     hours: float | None = None,
     gigabytes: float | None = None,
 ) -> dict[str, Resources]:
-    """Resources by job. device: cpu | cuda. cores: of each job. gpus: of a column.
+    """Resources by job. device: cpu | cuda. cores: of each job. gpus: of a job that trains or
+    evaluates.
 
     hours, gigabytes: of every job in place of what is predicted.
-
-    Raises ValueError as `estimate.of` does.
     """
-    costs = estimate.of(plan)
     gpus = gpus if device == "cuda" else 0
     memory = _megabytes(costs) if gigabytes is None else math.ceil(1000 * gigabytes)
     encoding_h = ENCODE_S * sum(costs.images.values()) / cores / 3600
 
-    def job(work: str, gpus: int, beside_h: float = 0) -> Resources:
+    def of_job(job: Job) -> Resources:
+        if job.stage == REPORT:
+            minutes = REPORT_MIN if hours is None else 60 * hours
+            return Resources(cores, 0, memory, math.ceil(minutes))
+        of_gpus = min(gpus, 1) if job.stage == PREPARE else gpus
         peak = Device() if device == "cuda" else CORE
-        share = max(1, gpus) if device == "cuda" else cores
-        predicted = costs.hours_of(work, peak) / share + beside_h
+        share = max(1, of_gpus) if device == "cuda" else cores
+        beside_h = encoding_h if job.stage == PREPARE else 0
+        predicted = costs.hours_of(job, peak) / share + beside_h
         minutes = START_MIN + MARGIN * 60 * predicted if hours is None else 60 * hours
-        return Resources(cores, gpus, memory, math.ceil(minutes))
+        return Resources(cores, of_gpus, memory, math.ceil(minutes))
 
-    report = REPORT_MIN if hours is None else math.ceil(60 * hours)
-    return {
-        resources.PREPARE: job(PREPARE, min(gpus, 1), encoding_h),
-        **{COLUMN + column.name: job(column.name, gpus) for column in plan.columns},
-        REPORT: Resources(cores, 0, memory, report),
-    }
+    return {job.name: of_job(job) for job in jobs}
 
 
 def _megabytes(costs: Estimate) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class LabelledSet:
     group: np.ndarray | None = None
     by_source: bool = False
     mask_rule: str = "present"
+    _thinned: dict[tuple[int, int], np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # what `_at_most` drew of millions of images, which takes seconds
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all where nothing is held out."""
@@ -60,10 +63,13 @@ class LabelledSet:
     def training(self, recipe: Recipe) -> np.ndarray:
         """Positions (int64, sorted) that a cell of the recipe trains on.
 
-        They are the training split, or the part of it that `dataset.shots` or `dataset.portion`
-        leaves; the part depends on the recipe's seed. Raises ValueError where no image is left.
+        They are the training split; where it is larger than `dataset.train_images`, a balanced part
+        of it, which depends on the data set's seed; and of that what `dataset.shots` or
+        `dataset.portion` leaves, which depends on the recipe's seed. Raises ValueError where no
+        image is left.
         """
-        positions, dataset = self.split("train"), recipe.dataset
+        dataset = recipe.dataset
+        positions = self._at_most(dataset.train_images, dataset.seed)
         labels = self.labels.numpy()[positions]
         if dataset.shots:
             return positions[subset.first_of_each_class(labels, dataset.shots, recipe.seed)]
@@ -77,11 +83,27 @@ class LabelledSet:
             )
         return positions[part]
 
+    def _at_most(self, images: int, seed: int) -> np.ndarray:
+        """Positions of the training split, or of so many images of it where it has more."""
+        positions = self.split("train")
+        if not 0 < images < len(positions):
+            return positions
+        key = images, seed
+        if key not in self._thinned:
+            labels = self.labels.numpy()[positions].tolist()
+            parts = [""] * len(labels) if self.group is None else self.group[positions].tolist()
+            self._thinned[key] = positions[imagenet_c.balanced(parts, labels, images, seed)]
+        return self._thinned[key]
+
     def part_key(self, recipe: Recipe) -> dict[str, Any]:
         """What determines `training` beside the split and the seed; empty for the whole split."""
         if len(self.training(recipe)) == len(self.split("train")):
             return {}
-        return {"part": {"shots": recipe.dataset.shots, "portion": recipe.dataset.portion}}
+        dataset = recipe.dataset
+        key = {"part": {"shots": dataset.shots, "portion": dataset.portion}}
+        if 0 < dataset.train_images < len(self.split("train")):
+            key["thinned"] = {"images": dataset.train_images, "seed": dataset.seed}
+        return key
 
     def split_key(self, dataset: DatasetRecipe) -> list[Any]:
         """What determines the split, together with the pack."""

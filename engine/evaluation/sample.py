@@ -67,6 +67,11 @@ class Sample(Drawn):
         return table.append_column(predictions.WEIGHT, pa.array(weights[weights > 0]))
 
 
+def is_drawn(recipe: Recipe) -> bool:
+    """Whether a recipe evaluates a sample of each set, and not all of it."""
+    return recipe.evaluate.budget != 1 or recipe.evaluate.half_width is not None
+
+
 def split_of(recipe: Recipe, name: str) -> str:
     """The split that a set is evaluated on: the hold-out of a set that a cell trained on, where
     there is one; `evaluate.split` of any other."""
@@ -83,7 +88,7 @@ def draw(run: Run, splits: Mapping[str, str]) -> dict[str, Sample]:
     little for these sets.
     """
     evaluate = run.recipe.evaluate
-    if evaluate.budget == 1 and evaluate.half_width is None:
+    if not is_drawn(run.recipe):
         return {}
     framed = {name: _frame(run, name, split) for name, split in splits.items()}
     sets = [name for name in splits if name in run.recipe.dataset.sets]

@@ -199,15 +199,17 @@ class Builder(Context[Cell]):
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
             "machine": self.run.machine,
         }
-
-        def write(folder: Path) -> None:
+        label, file = self.recipe.model.name, "fisher.safetensors"
+        artifact = self.run.find("fisher", label, key)
+        if artifact is None:
             with self.run.threads():
                 values = fisher.diagonal(self.run, images, labels)
-            tensors.save(values, folder / "fisher.safetensors")
 
-        label = self.recipe.model.name
-        artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
-        return load_file(artifact.checked("fisher.safetensors"))
+            def write(folder: Path) -> None:
+                tensors.save(values, folder / file)
+
+            artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
+        return load_file(artifact.checked(file))
 
     def clip(self) -> Any:
         model = self.recipe.model

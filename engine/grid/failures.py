@@ -14,7 +14,7 @@ EXIT = "exit code "  # begins the last line of the log of a job that failed
 BLOCK = re.compile(
     r"^Error in rule .*?(?=^Error in rule |^\[\w{3} \w{3} |\Z)", re.MULTILINE | re.DOTALL
 )
-OUTPUT = re.compile(r"^ +output: .*/([^/\s]+)", re.MULTILINE)
+OUTPUT = re.compile(r"^ +output: (.*/)?done/([^/\s]+)", re.MULTILINE)
 STATE = re.compile(r"SLURM.*status is: '(\w+)'")
 REFUSAL = re.compile(
     r"SLURM sbatch failed\. The error message was '(.*?)'\.$", re.DOTALL | re.MULTILINE
@@ -43,16 +43,19 @@ class Failure:
     error: str = ""
 
 
-def failures(log: str, place: Path) -> list[Failure]:
-    """The failed jobs of a run, by Snakemake's log of it; `place` is the folder of the plan.
+def failures(log: str, place: Path, root: Path) -> list[Failure]:
+    """The failed jobs of a run, by Snakemake's log of it; `place` is the folder of the plan, `root`
+    Snakemake's, where its paths begin.
 
     A job's last attempt counts; one that a later attempt finished has a marker and is left out.
     """
     by_job: dict[str, Failure] = {}
     for block in BLOCK.findall(log):
         output = OUTPUT.search(block)
-        if output and not (place / "done" / output[1]).is_file():
-            by_job[output[1]] = _failure(output[1], block, place)
+        if not output or os.path.normpath(root / (output[1] or "")) != str(place):
+            continue  # a job of another grid
+        if not (place / "done" / output[2]).is_file():
+            by_job[output[2]] = _failure(output[2], block, place)
     return list(by_job.values())
 
 
@@ -70,6 +73,14 @@ def text(failure: Failure, command: str, *, out_of_memory: bool) -> str:
     return "\n".join(lines)
 
 
+def exit_code(log: Path) -> int | None:
+    """The exit code in the last line of a job's log; None where the job has not failed."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - len(EXIT) - 8))
+        last = file.read().decode(errors="replace").splitlines()[-1:]
+    return int(last[0].removeprefix(EXIT)) if last and last[0].startswith(EXIT) else None
+
+
 def last_error(lines: list[str]) -> str:
     """The last of our errors among lines; without one the last exception, or else the last line."""
     for pattern in (ERROR, EXCEPTION):
@@ -83,9 +94,9 @@ def _failure(job: str, block: str, place: Path) -> Failure:
     state = STATE.search(block)
     log = place / LOGS / f"{job}{SUFFIX}"
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    code = None
-    if lines and lines[-1].startswith(EXIT):
-        code = int(lines.pop().removeprefix(EXIT))
+    code = exit_code(log) if lines else None
+    if code is not None:
+        lines.pop()
     refusal = REFUSAL.search(block)
     error = "; ".join(refusal[1].splitlines()) if refusal else last_error(lines)
     return Failure(job, code, state[1] if state else "", log if lines else None, error)
@@ -119,8 +130,8 @@ def of_snakemake(log: str, code: int) -> str:
 
 
 def report(
-    log: str, place: Path, commands: Mapping[str, str], *, out_of_memory: bool
+    log: str, place: Path, commands: Mapping[str, str], root: Path, *, out_of_memory: bool
 ) -> Iterator[str]:
-    """A text of each failed job."""
-    for failure in failures(log, place):
+    """A text of each failed job; see `failures`."""
+    for failure in failures(log, place, root):
         yield text(failure, commands[failure.job], out_of_memory=out_of_memory)

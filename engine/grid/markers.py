@@ -2,11 +2,14 @@
 
 A job is done when its artefacts are there. Its marker lists those that the campaign's results and
 exports are made of; where one is gone, the marker goes too, and the job runs again. Features,
-distances and Fishers are not listed: whatever needs them next makes them again. Imports no torch.
+distances and Fishers are not listed: whatever needs them next makes them again. A share of a set's
+evaluation lists nothing either, for its slices go as they are joined: it runs again with the job
+that joins them. Imports no torch.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterable
@@ -14,7 +17,7 @@ from pathlib import Path
 
 from engine.grid import campaign, record, stamp
 from engine.grid.campaign import Plan
-from engine.grid.resources import REPORT
+from engine.grid.job_graph import REPORT
 from engine.machine.files import write_atomic
 from engine.store.artifacts import MARKER, Artifact
 from loaders.schema import DamagedFile
@@ -37,7 +40,8 @@ def forget_misleading(plan: Plan) -> None:
     """Remove the markers of jobs whose artefacts are gone, and the report's unless it is whole."""
     is_finished, misleading, files = finished(plan), _misleading(plan), _recorded(plan)
     for marker in misleading:
-        marker.unlink()
+        for part in (marker, *marker.parent.glob(f"{glob.escape(marker.name)}.*")):
+            part.unlink(missing_ok=True)
     lacks_predictions = files is not None and not all(map(os.path.isfile, files))
     if not _store(plan).is_dir() or (lacks_predictions and not misleading):
         forget(plan)  # markers of older versions list nothing

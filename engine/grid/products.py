@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from engine.evaluation import cka, sample
 from engine.grid import snapshots
@@ -12,8 +12,8 @@ from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, essential
 
 
-def of(run: Run, mixes: Sequence[Mix], compared: Sequence[Mix]) -> Iterator[Artifact]:
-    """The cells of mixes, their predictions on every set, and CKA of those that are `compared`.
+def cells_of(run: Run, mixes: Sequence[Mix]) -> Iterator[Artifact]:
+    """The cells that mixes are made of.
 
     Weights of snapshots are removed on purpose and are left out.
     """
@@ -21,8 +21,14 @@ def of(run: Run, mixes: Sequence[Mix], compared: Sequence[Mix]) -> Iterator[Arti
         cell = cells.find(run.store, name)
         if cell is not None and cell.artifact.kind != snapshots.KIND:
             yield cell.artifact
+
+
+def predictions(
+    run: Run, mixes: Sequence[Mix], compared: Sequence[Mix], names: Iterable[str]
+) -> Iterator[Artifact]:
+    """The predictions of mixes on the named sets, and CKA of those that are `compared`."""
     samples = sample.draw_all(run)
-    for name in run.recipe.dataset.places:
+    for name in names:
         split = sample.split_of(run.recipe, name)
         found = [sample.find(run, mix, name, split, samples.get(name)) for mix in mixes]
         if run.recipe.evaluate.cka:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.grid.campaign import Plan
-
-PREPARE, COLUMN, REPORT = "prepare", "column-", "report"  # names of jobs; a column's name follows
+from engine.grid.job_graph import PREPARE, REPORT, Job
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,10 @@ class Resources:
         return ", ".join(filter(None, parts))
 
 
-def names(plan: Plan) -> list[str]:
-    """Names of all jobs of a campaign, in their order."""
-    return [PREPARE, *(COLUMN + column.name for column in plan.columns), REPORT]
-
-
-def local(plan: Plan, cores: int, gpus: int) -> dict[str, Resources]:
-    """What each job uses on this machine: whatever runs alone takes all cores.
+def local(plan: Plan, jobs: Sequence[Job], cores: int, gpus: int) -> dict[str, Resources]:
+    """What each job uses on this machine: whatever runs alone takes all of the plan's cores.
 
     gpus: of a job that trains or evaluates; the report finds, and needs none.
     """
-    each = dict.fromkeys(names(plan), Resources(plan.threads, gpus))
+    each = dict.fromkeys((job.name for job in jobs), Resources(plan.threads, gpus))
     return each | {PREPARE: Resources(cores, min(gpus, 1)), REPORT: Resources(cores)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.grid import resources
 from engine.grid.campaign import Plan
+from engine.grid.job_graph import Job
 from engine.grid.resources import Resources
 from engine.recipe.request import Request
 
@@ -17,7 +18,7 @@ class Site:
     """How Snakemake runs the jobs.
 
     device: cpu | cuda, of all jobs; auto: a job takes what it sees. words: of Snakemake's command
-    line, and environment: more variables for it. ranks: processes of a column, each with a GPU.
+    line, and environment: more variables for it. ranks: processes of a job, each with a GPU.
     on_slurm: whether jobs live in a queue that must be emptied in the end.
     """
 
@@ -29,10 +30,13 @@ class Site:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def local(plan: Plan, cores: int, gpus_per_job: int = 1) -> Site:
-    """This machine: each column takes its GPUs, and so many run at once as there are GPUs for.
+def local(
+    plan: Plan, jobs: Sequence[Job], cores: int, gpus_per_job: int = 1, *, plans: int = 1
+) -> Site:
+    """This machine: each job takes its GPUs, and so many run at once as there are GPUs for.
 
-    Raises ValueError where the recipe's device, or so many GPUs, are not there.
+    plans: those that share its cores. Raises ValueError where the recipe's device, or so many GPUs,
+    are not there.
     """
     import torch
 
@@ -43,7 +47,7 @@ def local(plan: Plan, cores: int, gpus_per_job: int = 1) -> Site:
     check_gpus(device, gpus_per_job)
     if device == "cuda" and gpus_per_job > there:
         raise ValueError(f"--gpus-per-job {gpus_per_job}: there are {there} GPUs")
-    needs = resources.local(plan, cores, gpus_per_job if there else 0)
+    needs = resources.local(plan, jobs, max(1, cores // plans), gpus_per_job if there else 0)
     words = ("--cores", str(cores), "--resources", f"gpu={there}")
     return Site(device, needs, words, gpus_per_job)
 

@@ -107,7 +107,7 @@ def site(
     # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
     defaults = [f"{name}={value!r}" for name, value in given.items() if value]
     words = [
-        *("--executor", "slurm", "--jobs", str(len(needs)), "--retries", str(options.retries)),
+        *("--executor", "slurm", "--retries", str(options.retries)),
         *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),
         *("--slurm-init-seconds-before-status-checks", str(first)),
         *("--slurm-status-command", "sacct" if cluster.accounting else "squeue"),

@@ -1,7 +1,7 @@
-"""A planned campaign at work: a Snakemake workflow, its lock, its progress bar and its end.
+"""Planned campaigns at work: a Snakemake workflow, its locks, its progress bar and its end.
 
-A column (a downstream set) is a job: it trains its methods in one warm process and evaluates them
-on every set. Snakemake resumes, retries and reaches clusters. A lock keeps two campaigns out of the
+Snakemake resumes, retries and reaches clusters. The grids of several models are one workflow, so
+that a GPU which one of them leaves idle works for another. A lock keeps two campaigns out of the
 same folder, and no process of a campaign outlives it.
 """
 
@@ -20,61 +20,113 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import msgspec
+from typing import Any
 
 from engine.errors import CampaignError
-from engine.grid import failures, job_commands, markers, slurm
+from engine.grid import failures, job_commands, markers, progress, slurm
 from engine.grid.campaign import Plan, check_users_methods
+from engine.grid.job_graph import REPORT, Job
 from engine.grid.sites import Site
 from engine.machine import memory, parent
 from engine.machine.files import write_atomic
-from loaders import schema
-from loaders.schema import DamagedFile
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
-POLL_S = 0.5
-LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
-PLAN = "RIB_PLAN"  # the variable that names the plan; a word of the command would be read as YAML
+JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
 LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a job is, in steps, when it said so (seconds since 1970), and what it does."""
+@dataclass(frozen=True)
+class Grid:
+    """A plan, its jobs, and where they run.
 
-    done: int
-    total: int
-    at: float
-    doing: str
+    priorities: by job; of those that could start, that of the highest number does. None: equal.
+    """
 
+    plan: Plan
+    jobs: Sequence[Job]
+    site: Site
+    priorities: Mapping[str, int] = field(default_factory=dict)
 
-def run(plan: Plan, site: Site, *, dry_run: bool = False) -> None:
-    """Run what is missing of a campaign. Raises CampaignError when a job fails."""
-    with locked(plan.folder):
-        path = plan.path
-        values = dataclasses.asdict(plan) | {
-            "resources": {name: needs.plain() for name, needs in site.resources.items()},
-            "commands": job_commands.commands(plan, site),
+    @property
+    def place(self) -> Path:
+        """The folder of the plan, with markers and logs of its jobs."""
+        return self.plan.path.parent
+
+    @property
+    def workflow(self) -> Path:
+        """The file with the jobs of all grids, where this one is the first."""
+        return self.place / "workflow.json"
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """The command of each job."""
+        return job_commands.commands(self.plan, self.jobs, self.site)
+
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """What `workflow.smk` reads of each job."""
+        commands = self.commands
+        return {
+            job.name: {
+                "stage": job.stage,
+                "after": job.after,
+                "command": commands[job.name],
+                "resources": self.site.resources[job.name].plain(),
+                "priority": self.priorities.get(job.name, 0),
+            }
+            for job in self.jobs
         }
-        write_atomic(path, json.dumps(values, indent=1, default=str).encode())
+
+
+def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
+    """Run what is missing of campaigns, all at once, on the first one's site.
+
+    Raises CampaignError when a job fails; campaigns that do not wait for it are finished first.
+    """
+    first, site = grids[0], grids[0].site
+    with contextlib.ExitStack() as stack:
+        for grid in grids:
+            stack.enter_context(locked(grid.plan.folder))
+            values = dataclasses.asdict(grid.plan)
+            write_atomic(grid.plan.path, json.dumps(values, indent=1, default=str).encode())
+        jobs = {relative(grid.place, first.place): grid.plain() for grid in grids}
+        write_atomic(first.workflow, json.dumps(jobs, indent=1).encode())
         command = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            *("--directory", str(path.parent)),
+            *("--directory", str(first.place)),
+            *(["--jobs", str(sum(map(len, jobs.values())))] if site.on_slurm else []),
+            *(["--keep-going"] if len(grids) > 1 else []),
             *site.words,
         ]
         if dry_run:
-            _show_jobs(command, plan, site)
+            _show_jobs(command, grids)
             return
-        check_users_methods(plan)
-        _clean(plan)
-        _watch(command, plan, site)
+        for grid in grids:
+            check_users_methods(grid.plan)
+        for grid in grids:
+            _clean(grid.plan)
+        _watch(command, grids)
+
+
+def relative(place: Path, root: Path) -> str:
+    """The folder of a plan from Snakemake's, whose path may hold the braces of its wildcards.
+
+    Raises CampaignError where there are braces on the way, too.
+    """
+    way = os.path.relpath(place, root)
+    if "{" in way or "}" in way:
+        raise CampaignError(
+            f"{place}: Snakemake cannot run several models in folders with braces; rename the "
+            "campaign's file, or run its models alone"
+        )
+    return way
 
 
 @contextlib.contextmanager
@@ -97,12 +149,6 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
-    """Write how far a job is, and what it does, for the campaign's progress bar."""
-    state = Progress(done, total, time.time(), doing)
-    write_atomic(path.parent / "progress" / f"{name}.json", msgspec.json.encode(state))
 
 
 def end_with_campaign(plan: Plan) -> None:
@@ -130,7 +176,7 @@ def end_with_campaign(plan: Plan) -> None:
 
 def _clean(plan: Plan) -> None:
     store = plan.folder.parent / "store"
-    done = plan.path.parent / "done"
+    done = plan.path.parent / markers.DONE
     markers.forget_misleading(plan)
     for log in (plan.path.parent / failures.LOGS).glob(f"*{failures.SUFFIX}"):
         if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
@@ -141,22 +187,27 @@ def _clean(plan: Plan) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
-def _show_jobs(command: Sequence[str], plan: Plan, site: Site) -> None:
+def _show_jobs(command: Sequence[str], grids: Sequence[Grid]) -> None:
+    first = grids[0]
     done = subprocess.run(
-        [*command, "--dry-run"], capture_output=True, text=True, env=_environment(plan, site)
+        [*command, "--dry-run"], capture_output=True, text=True, env=_environment(first)
     )
     output = done.stdout + done.stderr
     if done.returncode:
-        raise CampaignError(f"{plan.name} cannot be planned: {output.strip().splitlines()[-1]}")
-    jobs = re.findall(r"^ +output: done/(.+)$", output, re.MULTILINE)
-    lines = [f"{job:<{max(map(len, jobs))}}  {site.resources[job].text()}" for job in jobs]
-    print(f"{plan.name}: {len(jobs)} jobs would run", *lines, sep="\n  ")
-    print(f"a column trains and evaluates {', '.join(plan.methods)}")
+        why = output.strip().splitlines()[-1]
+        raise CampaignError(f"{first.plan.name} cannot be planned: {why}")
+    outputs = set(re.findall(r"^ +output: (.+)$", output, re.MULTILINE))
+    for grid in grids:
+        folder = Path(relative(grid.place, first.place), markers.DONE)
+        names = [job.name for job in grid.jobs if str(folder / job.name) in outputs]
+        width = max(map(len, names), default=0)
+        lines = [f"{name:<{width}}  {grid.site.resources[name].text()}" for name in names]
+        print(f"{grid.plan.folder.name}: {len(names)} jobs would run", *lines, sep="\n  ")
+        print(f"a column trains {', '.join(grid.plan.methods)}")
 
 
-def _watch(command: Sequence[str], plan: Plan, site: Site) -> None:
-    place = plan.path.parent
-    log_path = place / "campaign.log"
+def _watch(command: Sequence[str], grids: Sequence[Grid]) -> None:
+    site, log_path = grids[0].site, grids[0].place / "campaign.log"
     killed = memory.out_of_memory_kills()
     with log_path.open("ab") as log, _interrupted_by(ENDING):
         start = log.tell()
@@ -166,31 +217,36 @@ def _watch(command: Sequence[str], plan: Plan, site: Site) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=_environment(plan, site),
+            env=_environment(grids[0]),
             preexec_fn=parent.follow,
         )
         try:
-            _show_progress(process, plan, place)
+            progress.show(process, [(grid.plan, grid.jobs) for grid in grids])
         finally:
             _end(process, CANCEL_S if site.on_slurm else GRACE_S)
             if site.on_slurm and process.returncode:
                 slurm.cancel(failures.tail(log_path, start))
-    if process.returncode or not (place / "done" / "report").is_file():
-        text, commands = failures.tail(log_path, start), job_commands.commands(plan, site)
-        out_of_memory = memory.out_of_memory_kills() > killed
-        reasons = list(failures.report(text, place, commands, out_of_memory=out_of_memory))
+    if process.returncode or not all((g.place / markers.DONE / REPORT).is_file() for g in grids):
+        text, out_of_memory = failures.tail(log_path, start), memory.out_of_memory_kills() > killed
+        reasons = [
+            reason
+            for grid in grids
+            for reason in failures.report(
+                text, grid.place, grid.commands, grids[0].place, out_of_memory=out_of_memory
+            )
+        ]
         reasons = reasons or [failures.of_snakemake(text, process.returncode)]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
-def _environment(plan: Plan, site: Site) -> dict[str, str]:
-    """Snakemake's: with plan and leash, without variables of the Slurm job that the command is in.
+def _environment(first: Grid) -> dict[str, str]:
+    """Snakemake's: with jobs and leash, without variables of the Slurm job that the command is in.
 
     A campaign's jobs would take themselves for tasks of that job.
     """
     outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
     leash = f"{socket.gethostname()} {os.getpid()}"
-    return {**outer, PLAN: str(plan.path), LEASH: leash, **site.environment}
+    return {**outer, JOBS: str(first.workflow), LEASH: leash, **first.site.environment}
 
 
 def _of_slurm(variable: str) -> bool:
@@ -212,33 +268,6 @@ def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _show_progress(process: subprocess.Popen, plan: Plan, place: Path) -> None:
-    from tqdm import tqdm  # which reads TQDM_MININTERVAL now
-
-    cells = len(plan.methods) * plan.seeds
-    # A step is a cell, a column's evaluation, or a set that is prepared; model, upstream, report.
-    total = len(plan.columns) * (cells + 1) + len(plan.sets) + 3
-    interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
-    shown = time.monotonic()
-    with tqdm(total=total, desc=f"{plan.name} grid", unit="step", smoothing=0.1) as bar:
-        while process.poll() is None:
-            states = list(_states(place))
-            bar.n = min(total, sum(state.done for state in states))
-            latest = max(states, key=lambda state: state.at, default=None)
-            bar.set_postfix_str(latest.doing if latest else "", refresh=False)
-            if time.monotonic() - shown >= interval:
-                bar.refresh()
-                shown = time.monotonic()
-            time.sleep(POLL_S)
-        bar.n = total if process.returncode == 0 else bar.n
-
-
-def _states(place: Path) -> Iterator[Progress]:
-    for path in (place / "progress").glob("*.json"):
-        with contextlib.suppress(DamagedFile):  # it moves the bar only, and the job writes it anew
-            yield schema.read(path, Progress, "delete it")
 
 
 def _end(process: subprocess.Popen, grace_s: float) -> None:

@@ -1,15 +1,15 @@
-# The grid as a workflow: what every column shares, then the columns, then the report.
-# Cells and predictions are artefacts with markers of their own and are not declared here, so that
-# an interruption deletes nothing: a job that runs again finds what it had finished.
+# The jobs of one or more grids as a workflow; what a job waits for, asks for and runs stands in a
+# file. Cells and predictions are artefacts with markers of their own and are not declared here, so
+# that an interruption deletes nothing: a job that runs again finds what it had finished.
 import json
 import os
 from pathlib import Path
 
-envvars: "RIB_PLAN"
+envvars: "RIB_WORKFLOW"
 
-plan = json.loads(Path(os.environ["RIB_PLAN"]).read_text())
-# Beside the plan, in Snakemake's folder: a path may hold its wildcards' braces.
-done, logs = Path("done"), Path("logs")
+# By the folder of its plan, each grid's jobs by name. Folders are relative to Snakemake's: the path
+# to that may hold its wildcards' braces.
+grids = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text())
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
 # The last line tells how a job ended, which Snakemake does not.
 JOB = (
@@ -18,69 +18,67 @@ JOB = (
 )
 
 
-def planned(part, job):
-    """Of a job's resources or commands in the plan, by the job's name."""
-    return lambda wildcards: plan[part][job.format(**dict(wildcards))]
+def marker(place, name):
+    return str(Path(place, "done", name))
 
 
-def threads_of(job):
-    return lambda wildcards: planned("resources", job)(wildcards)["threads"]
+def planned(place, *path):
+    """What the file says of a job, as a function of the job's name."""
+
+    def of(wildcards):
+        value = grids[place][wildcards.job]
+        for key in path:
+            value = value[key]
+        return value
+
+    return of
 
 
-def resources_of(job):
+def before(place):
+    """Markers of the jobs that a job waits for."""
+    return lambda wildcards: [marker(place, name) for name in grids[place][wildcards.job]["after"]]
+
+
+def resources_of(place):
     """Snakemake's resources of a job; an attempt after a failure may take longer."""
 
     def amount(name):
         def of(wildcards, attempt):
-            once = planned("resources", job)(wildcards).get(name, 0)
+            once = grids[place][wildcards.job]["resources"].get(name, 0)
             return once * attempt if name == "runtime" else once
 
         return of
 
-    names = set().union(*plan["resources"].values()) - {"threads"}
+    names = set().union(*(job["resources"] for job in grids[place].values())) - {"threads"}
     return {name: amount(name) for name in names}
 
 
 rule all:
     input:
-        done / "report"
+        [marker(place, name) for place, jobs in grids.items() for name in jobs]
 
-rule prepare:
-    output:
-        touch(done / "prepare")
-    log:
-        logs / "prepare.log"
-    threads: threads_of("prepare")
-    resources: **resources_of("prepare")
-    params:
-        command=planned("commands", "prepare")
-    shell:
-        JOB
 
-rule column:
-    input:
-        done / "prepare"
-    output:
-        touch(done / "column-{name}")
-    log:
-        logs / "column-{name}.log"
-    threads: threads_of("column-{name}")
-    resources: **resources_of("column-{name}")
-    params:
-        command=planned("commands", "column-{name}")
-    shell:
-        JOB
+# A rule a stage, by whose name a profile can say more of its jobs: column, or column_1 in the second
+# grid.
+for number, (place, jobs) in enumerate(grids.items()):
+    for stage in dict.fromkeys(job["stage"] for job in jobs.values()):
 
-rule report:
-    input:
-        expand(str(done / "column-{name}"), name=[column["name"] for column in plan["columns"]])
-    output:
-        touch(done / "report")
-    log:
-        logs / "report.log"
-    threads: threads_of("report")
-    resources: **resources_of("report")
-    params:
-        command=planned("commands", "report")
-    shell:
-        JOB
+        rule:
+            name:
+                stage + (f"_{number}" if number else "")
+            input:
+                before(place)
+            output:
+                touch(marker(place, "{job}"))
+            log:
+                str(Path(place, "logs", "{job}.log"))
+            wildcard_constraints:
+                job=f"{stage}(-[^/]+)?"
+            priority: planned(place, "priority")
+            threads: planned(place, "resources", "threads")
+            resources:
+                **resources_of(place)
+            params:
+                command=planned(place, "command")
+            shell:
+                JOB

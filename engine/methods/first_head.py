@@ -12,7 +12,7 @@ def first_head(probe: schema.Recipe) -> schema.Recipe:
     """The recipe of a backbone's first head, made from the recipe of a probe of the upstream set.
 
     It sees the whole training split, and so do all cells that start from it, whatever part of a
-    set (`dataset.shots`, `dataset.portion`) they train on.
+    set (`dataset.train_images`, `shots`, `portion`) they train on.
     """
     head, names = probe.model.head, {"name": probe.method.name, "title": probe.method.title}
     method = linear_probe.Recipe(**names, module="linear_probe", l2=head.l2, anchor="zero")
@@ -25,7 +25,7 @@ def first_head(probe: schema.Recipe) -> schema.Recipe:
         )
     return replace(
         probe,
-        dataset=replace(probe.dataset, shots=0, portion=1.0),
+        dataset=replace(probe.dataset, train_images=0, shots=0, portion=1.0),
         method=method,
         optimizer=schema.OptimizerRecipe(),
         train=schema.TrainRecipe(),

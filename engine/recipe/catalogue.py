@@ -6,6 +6,7 @@ The only module that reads `recipes/`. It does not know what a recipe may say; s
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 ALL_MODELS = "model=all"
 OTHER_FORM = "a list stands for `key: value` lines, or such lines for a list"
+_LIST = re.compile(r"model=\[")
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
 DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid: see `grid_keys`
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
@@ -165,18 +167,27 @@ def _of_campaign(selected: Sequence[str], methods: Iterable[str], campaign: str)
 
 
 def each_model(campaign: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """The overrides of each grid: `model=all` stands for every model that the campaign lists.
+    """The overrides of each grid: `model=[A,B]` stands for these models, `model=all` for every
+    model that the campaign lists.
 
-    Raises RecipeError where the campaign lists none.
+    Raises RecipeError where the campaign lists none, and for a list that is empty or names a model
+    twice.
     """
-    if ALL_MODELS not in overrides:
+    word = next((word for word in overrides if word == ALL_MODELS or _LIST.match(word)), None)
+    if word is None:
         return [tuple(overrides)]
-    listed = read_campaign(path_of("campaigns", campaign)).get("models")
-    if not isinstance(listed, list) or not listed:
-        raise RecipeError(f"{ALL_MODELS}: {campaign} has no list `models:`; name a model instead")
+    if word == ALL_MODELS:
+        models = read_campaign(path_of("campaigns", campaign)).get("models")
+        if not isinstance(models, list) or not models:
+            raise RecipeError(
+                f"{ALL_MODELS}: {campaign} has no list `models:`; name models, as in model=[A,B]"
+            )
+    else:
+        models = parsed(word)["model"]
+        if not models or len(set(models)) < len(models):
+            raise RecipeError(f"{word}: name one or more models, each once, as in model=[A,B]")
     return [
-        tuple(f"model={model}" if word == ALL_MODELS else word for word in overrides)
-        for model in listed
+        tuple(f"model={model}" if each == word else each for each in overrides) for model in models
     ]
 
 

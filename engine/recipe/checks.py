@@ -76,6 +76,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "dataset.renderings": (1, 1000),
     "dataset.source_px": (1, _PIXELS),
     "dataset.holdout": (0, 1, "high"),
+    "dataset.train_images": (0, _ANY),
     "dataset.shots": (0, _ANY),
     "dataset.portion": (0, 1, "low"),
 }

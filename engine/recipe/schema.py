@@ -82,6 +82,7 @@ class DatasetRecipe:
     source_px: int = 128
     seed: int = 0
     holdout: float = 0.25  # share of each class that training never sees; 0: no split
+    train_images: int = 0  # of a set, to train on at most: a balanced part of a larger set; 0: all
     shots: int = 0  # images a class to train on, drawn with the cell's seed; 0: all
     portion: float = 1.0  # of each class of the training split, drawn likewise
     pack_format: str = "raw"  # raw | jpeg

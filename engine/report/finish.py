@@ -86,9 +86,9 @@ def _of_sample(run: FinishedCampaign) -> Sequence[str]:
 
 def finish(plan: Plan, device: torch.device) -> Path:
     """A campaign's last job: record, tables and page; the page's path."""
-    from engine.grid import make_record, workflow  # the rest of this module needs no torch
+    from engine.grid import make_record, progress  # the rest of this module needs no torch
 
     run = record.write(plan.path.parent, make_record.record_of(plan, device))
     path = write(run, tables.results(run))
-    workflow.advance(plan.path, "report", 1, 1)
+    progress.advance(plan.path, "report", 1, 1)
     return path

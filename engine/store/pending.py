@@ -39,6 +39,29 @@ class Part:
     name: str
 
 
+@dataclass(frozen=True)
+class Share:
+    """The slices that one of `of` processes computes: share `number`, counted from 0."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number + 1}/{self.of}"
+
+    def slices(self, count: int) -> set[int]:
+        """Numbers of its slices, which follow each other, of `count` in all."""
+        return set(np.array_split(np.arange(count), self.of)[self.number].tolist())
+
+
+def share_of(text: str) -> Share:
+    """The share that `2/8` names. ValueError where it names none."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 0 < int(number) <= int(of)):
+        raise ValueError(f"{text!r} is no share; write K/N, such as 2/8")
+    return Share(int(number) - 1, int(of))
+
+
 def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Positions [n] in slices of whole batches, about `SLICE` images each."""
     size = batch_size * max(1, SLICE // batch_size)
@@ -48,7 +71,8 @@ def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 class Pending:
     """A model's predictions on a set while they come in slice by slice.
 
-    todo: numbers of the slices that are missing. Every rank calls every method; rank 0 writes.
+    todo: numbers of the slices that are missing, of all or of a share. Every rank calls every
+    method; rank 0 writes.
     """
 
     def __init__(
@@ -57,21 +81,28 @@ class Pending:
         mix: Mapping[str, float],
         name: tuple[str, Mapping[str, Any]],
         cuts: Sequence[np.ndarray],
+        share: Share | None = None,
     ) -> None:
-        """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
+        """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions.
+
+        share: leave all other slices to other processes; the artefact is then made by a later
+        process, without a share, which finds the slices of all.
+        """
         self.store, self.mix, self.cuts = store, mix, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
         self._folder = store.root / "pending" / store.place("predictions", *name).name
-        files = map(self._file, range(len(cuts)))
-        self.todo = {k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())}
+        self._is_share = share is not None
+        numbers = range(len(cuts)) if share is None else sorted(share.slices(len(cuts)))
+        self.todo = {k for k in numbers if not ranks.all_agree(self._file(k).is_file())}
 
     def put(self, number: int, table: pa.Table) -> None:
         """Store the predictions of slice `number`: in a file, unless it is the only slice.
 
-        The last slice finishes the artefact. Raises OSError naming the file where the disk is full.
+        The last slice finishes the artefact, unless this is a share. Raises OSError naming the file
+        where the disk is full.
         """
-        if len(self.cuts) == 1:
+        if len(self.cuts) == 1 and not self._is_share:
             self._only_slice = table
         else:
             file = self._file(number)
@@ -81,7 +112,7 @@ class Pending:
                 )
             )
         self.todo.discard(number)
-        if not self.todo:
+        if not self.todo and not self._is_share:
             self.finish()
 
     def finish(self) -> None:

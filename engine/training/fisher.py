@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from engine import models
 from engine.data.sets import LabelledSet
+from engine.machine import ranks
 from engine.run import Run
-from kernels.fisher import fisher_diagonal
+from kernels.fisher import FisherAccumulator
 
 
 def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
@@ -17,7 +19,8 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
 
     images: how many of the upstream training split, drawn with a seed; 0 takes all of them.
     labels: `model` draws y from the model's prediction (the Fisher), `data` takes the true label.
-    Raises ValueError for any other `labels`, and as `drawn`.
+    Each rank takes a share of the batches; labels are drawn alike on any number of ranks, so that
+    only sums round otherwise. Raises ValueError for any other `labels`, and as `drawn`.
     """
     if labels not in ("model", "data"):
         raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
@@ -27,15 +30,24 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     normalize = models.Normalize(run.recipe.model, run.device)
     size = run.recipe.train.batch_size
     chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
-    source = run.sets.source(upstream.name)
-    batches = (
-        (normalize(batch.images), upstream.labels[batch.index].to(run.device))
-        for batch in tqdm(source.batches(chunks), "Fisher", len(chunks), leave=False, unit="batch")
-    )
+    bounds = [len(chunks) * rank // ranks.world() for rank in (ranks.rank(), ranks.rank() + 1)]
+    of_rank = range(*bounds)
+    batches = run.sets.source(upstream.name).batches([chunks[number] for number in of_rank])
+    batches = iter(tqdm(batches, "Fisher", len(of_rank), leave=False, unit="batch"))
     generator = torch.Generator(run.device).manual_seed(0)
-    return dict(
-        fisher_diagonal(net, batches, labels=labels, generator=generator, mask=upstream.mask)
-    )
+    accumulator = FisherAccumulator(net, mask=upstream.mask, generator=generator)
+    for number, chunk in enumerate(chunks):
+        if number not in of_rank:
+            accumulator.skip(len(chunk))
+            continue
+        batch = next(batches)
+        given = upstream.labels[batch.index].to(run.device) if labels == "data" else None
+        accumulator.update(normalize(batch.images), given)
+    if ranks.world() == 1:
+        return accumulator.mean()
+    for total in accumulator.sums.values():
+        dist.all_reduce(total)
+    return {name: total / len(positions) for name, total in accumulator.sums.items()}
 
 
 def drawn(upstream: LabelledSet, images: int) -> np.ndarray:

@@ -105,6 +105,19 @@ class FisherAccumulator:
                 module.training = mode
         self.images += len(images)
 
+    def skip(self, images: int) -> None:
+        """Leaves out a batch of so many images, which another process takes.
+
+        The numbers by which its labels would be drawn are drawn all the same, so that those of
+        later batches do not depend on who takes which.
+        """
+        self._uniform(images, next(self.model.parameters()).device)
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """Sums over the images seen, by parameter name, in the parameters' shapes."""
+        return self._sums
+
     def mean(self) -> dict[str, Tensor]:
         """The diagonal by parameter name, in the parameters' shapes, fp32 or wider."""
         if self.images == 0:
@@ -146,11 +159,13 @@ class FisherAccumulator:
                 f"sample {int(none.nonzero()[0])} of the batch: no label can be drawn from the "
                 "model's logits, which are NaN, infinite or all masked"
             )
-        device = logits.device if self.generator is None else self.generator.device
-        uniform = torch.rand(
-            len(cdf), 1, dtype=torch.float64, device=device, generator=self.generator
-        )
+        uniform = self._uniform(len(cdf), logits.device)
         return torch.searchsorted(cdf, uniform.to(cdf) * cdf[:, -1:], right=True).squeeze(1)
+
+    def _uniform(self, images: int, device: torch.device) -> Tensor:
+        """float64 [images, 1] in [0, 1), by which labels are drawn."""
+        device = device if self.generator is None else self.generator.device
+        return torch.rand(images, 1, dtype=torch.float64, device=device, generator=self.generator)
 
     def _name_fallback(self, names: frozenset[str]) -> None:
         if new := sorted(names - self.fallback):

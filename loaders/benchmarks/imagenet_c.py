@@ -104,16 +104,27 @@ def part_of(key: str, depth: int = DEPTH) -> str:
 
 
 def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """`count` of the items, in their order, balanced over `corruption/severity` and over classes.
+    """`count` of the items, in their order, as `balanced` picks them.
+
+    Raises ValueError where there are fewer.
+    """
+    if not 0 < count <= len(items):
+        raise ValueError(f"subsample={count}: the set has {len(items)} images; full takes all")
+    parts, labels = [part_of(item.key) for item in items], [item.label for item in items]
+    return [items[position] for position in balanced(parts, labels, count, seed)]
+
+
+def balanced(
+    part_of_each: Sequence[str], labels_N: Sequence[int], count: int, seed: int
+) -> list[int]:
+    """Positions, ascending, of `count` of N images, balanced over their parts and classes.
 
     Numbers of images differ by at most one between parts, between the classes of a part, and
     between classes over all parts. What a class of a part lacks is drawn from all the rest.
     """
-    if not 0 < count <= len(items):
-        raise ValueError(f"subsample={count}: the set has {len(items)} images; full takes all")
     places: dict[tuple[str, int], list[int]] = {}
-    for position, item in enumerate(items):
-        places.setdefault((part_of(item.key), item.label), []).append(position)
+    for position, of in enumerate(zip(part_of_each, labels_N, strict=True)):
+        places.setdefault(of, []).append(position)
     parts = sorted({part for part, _ in places})
     labels = sorted({label for _, label in places})
     chosen: list[int] = []
@@ -121,10 +132,10 @@ def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
         there = places.get((part, label), [])
         mixed = np.random.default_rng([seed, parts.index(part), label]).permutation(len(there))
         chosen += [there[i] for i in mixed[:quota]]
-    rest = np.setdiff1d(np.arange(len(items)), chosen)
+    rest = np.setdiff1d(np.arange(len(labels_N)), chosen)
     mixed = np.random.default_rng([seed, count]).permutation(rest)
     chosen += mixed[: count - len(chosen)].tolist()
-    return [items[position] for position in sorted(chosen)]
+    return sorted(chosen)
 
 
 def _quotas(

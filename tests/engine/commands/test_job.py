@@ -75,7 +75,7 @@ def test_a_column_on_two_ranks_is_close_to_that_on_one(
         plan.path.parent.mkdir(parents=True)
         plan.path.write_text(json.dumps(dataclasses.asdict(plan), default=str))
         jobs.prepare(plan, torch.device("cpu"))
-        command = [sys.executable, "-m", "engine.commands.job", "column", "--set", "few"]
+        command = [sys.executable, "-m", "engine.commands.job", "column", "--column", "few"]
         options = ["--plan", str(plan.path), "--device", "cpu", "--ranks", str(number)]
         environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
         done = subprocess.run(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from grids import COPIES, FEW, Grid, grid, listing, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.data.sets import LabelledSet
 from engine.data.subset import first_of_each_class, portion_of_each_class
 from engine.errors import RecipeError
+from engine.recipe.schema import DatasetRecipe, Recipe
+from loaders.benchmarks import imagenet_c
+from loaders.pack import Item
 
 __all__ = ["grid"]
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda x: np.array(x, dtype=np.int64))
@@ -47,6 +53,52 @@ def test_classes_of_one_size_give_the_portion_of_all_images(size, classes, porti
     labels = np.repeat(np.arange(classes), size)
     taken = len(portion_of_each_class(labels, portion, seed))
     assert abs(taken - portion * size * classes) <= 0.5 + 1e-9
+
+
+def labelled(labels: list[int], group: list[str] | None = None) -> LabelledSet:
+    numbers = np.array(labels)
+    train = np.arange(0, len(numbers), 2)
+    parts = None if group is None else np.array(group)
+    args = ("x", numbers, torch.from_numpy(numbers), None, train, np.arange(1, len(numbers), 2))
+    return LabelledSet(*args, group=parts)  # type: ignore[arg-type]  # of a pack only its length
+
+
+def training(of: LabelledSet, **dataset: int | float) -> np.ndarray:
+    return of.training(Recipe(dataset=DatasetRecipe(**dataset)))
+
+
+def test_a_large_set_is_thinned_in_balance_and_a_small_one_is_not():
+    groups = [g for g in ("fog/1", "fog/2", "snow/1") for _ in range(80)]
+    labels = [label for _ in range(3) for label in range(4) for _ in range(20)]
+    of = labelled(labels, groups)
+    few = training(of, train_images=25)
+    assert len(few) == 25 and set(few) <= set(of.train.tolist())
+    for names in (groups, labels, list(zip(groups, labels, strict=True))):
+        counts = Counter(names[i] for i in few)
+        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == len(set(names))
+    assert np.array_equal(few, training(of, train_images=25, seed=0))
+    assert not np.array_equal(few, training(of, train_images=25, seed=1))
+    for enough in (0, 120, 500):
+        assert np.array_equal(training(of, train_images=enough), of.train)
+        key = of.part_key(Recipe(dataset=DatasetRecipe(train_images=enough)))
+        assert key == {}, "no other name for the same images"
+    assert set(training(of, train_images=24, shots=2)) <= set(training(of, train_images=24))
+    assert len(training(of, train_images=24, shots=2)) == 4 * 2
+    keys = [of.part_key(Recipe(dataset=DatasetRecipe(train_images=n))) for n in (24, 25)]
+    assert keys[0] != keys[1] and all(keys)
+
+
+def test_the_whole_of_imagenet_c_thinned_trains_on_the_images_of_the_thinned_set():
+    items = [
+        Item(label, "", f"{part}/{label}/{k}.png", "")
+        for part in ("fog/1", "fog/2", "snow/1")
+        for label in range(4)
+        for k in range(10)
+    ]
+    kept = imagenet_c.draw(items, 25, seed=3)
+    groups = [imagenet_c.part_of(item.key) for item in items]
+    places = imagenet_c.balanced(groups, [item.label for item in items], 25, seed=3)
+    assert [items[place] for place in places] == kept
 
 
 def test_a_seed_draws_its_images_and_every_image_is_drawn_as_often():

@@ -186,7 +186,8 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
 
     monkeypatch.setattr(jobs, "builder_of", lambda *_: builder)
     monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
-    monkeypatch.setattr(jobs.workflow, "advance", lambda *_: None)
+    monkeypatch.setattr(jobs.progress, "advance", lambda *_: None)
+    monkeypatch.setattr(jobs.markers, "leave", lambda *_: None)
     column = Column("outline", "outline")
     jobs.column(SimpleNamespace(path=None, methods=()), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]

@@ -49,8 +49,14 @@ def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) ->
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Model of each grid that would have been run, as all of them then are."""
     found: list[str] = []
-    monkeypatch.setattr(workflow, "run", lambda plan, *_, **__: found.append(plan.folder.name))
+
+    def run(grids: list[workflow.Grid], **_: object) -> None:
+        found.extend(grid.plan.folder.name for grid in grids)
+
+    monkeypatch.setattr(workflow, "run", run)
+    monkeypatch.setattr(markers, "finished", lambda plan: plan.folder.name in found)
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
+    monkeypatch.setattr("engine.commands.campaign._show_merged", lambda *_: None)
     return found
 
 

@@ -34,9 +34,9 @@ def told(place: Path, message: str, log: str | None, *, out_of_memory: bool = Fa
     (place / "logs").mkdir()
     if log is not None:
         (place / "logs" / "column-few.log").write_text(log)
-    text = "noise\n" + (HEAD + TAIL).replace("{message}", message).replace("{place}", str(place))
+    text = "noise\n" + (HEAD + TAIL).replace("{message}", message).replace("{place}/", "")
     commands = {"column-few": "cd /my && python -m job"}
-    (report,) = failures.report(text, place, commands, out_of_memory=out_of_memory)
+    (report,) = failures.report(text, place, commands, place, out_of_memory=out_of_memory)
     *lines, alone = report.splitlines()
     assert alone == "  alone: cd /my && python -m job"
     if log:
@@ -76,11 +76,11 @@ def test_the_kernel_says_that_memory_ran_out(tmp_path: Path) -> None:
 
 
 def test_a_job_that_a_later_attempt_finished_did_not_fail(tmp_path: Path) -> None:
-    text = (HEAD + TAIL).replace("{place}", str(tmp_path))
-    assert len(failures.failures(text * 3, tmp_path)) == 1  # attempts of one job
+    text = (HEAD + TAIL).replace("{place}/", "")
+    assert len(failures.failures(text * 3, tmp_path, tmp_path)) == 1  # attempts of one job
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "column-few").touch()
-    assert failures.failures(text, tmp_path) == []
+    assert failures.failures(text, tmp_path, tmp_path) == []
 
 
 def test_a_workflow_that_fails_by_itself_says_its_last_words() -> None:
@@ -94,3 +94,19 @@ def test_a_workflow_that_fails_by_itself_says_its_last_words() -> None:
 def test_only_this_run_is_read(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("of an earlier run\nof this one")
     assert failures.tail(tmp_path / "log", len("of an earlier run\n")) == "of this one"
+
+
+def test_a_job_of_another_grid_is_that_grids(tmp_path: Path) -> None:
+    text, other = (HEAD + TAIL).replace("{place}", "../other"), tmp_path.with_name("other")
+    assert failures.failures(text, tmp_path, tmp_path) == []
+    (failure,) = failures.failures(text, other, tmp_path)
+    assert failure.job == "column-few"
+
+
+def test_a_log_says_whether_its_job_failed(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    for content, code in (("", None), ("exit code 2\n", 2), ("x\nexit code 137\n", 137)):
+        log.write_text(content)
+        assert failures.exit_code(log) == code
+    log.write_text("exit code 2\nand on\n")
+    assert failures.exit_code(log) is None

@@ -12,7 +12,7 @@ import torch
 
 from engine.grid import campaign, jobs, make_record, markers, record, stamp
 from engine.grid.campaign import Plan
-from engine.grid.resources import REPORT
+from engine.grid.job_graph import REPORT
 from engine.store.artifacts import Artifact, Store
 
 folder = campaigns.folder
@@ -99,6 +99,16 @@ def test_a_missing_cell_costs_the_marker_of_its_column(plan: Plan, tmp_path: Pat
     Store(tmp_path / "store").remove(cell(tmp_path))
     assert not markers.finished(plan)
     assert left(plan) == {"prepare"}
+
+
+def test_jobs_that_did_parts_run_again_with_the_job_that_completes_them(
+    plan: Plan, tmp_path: Path
+) -> None:
+    for part in ("evaluate-few.1of2", "evaluate-few.2of2", "evaluate-fewer"):
+        markers.leave(plan, part, [])
+    markers.leave(plan, "evaluate-few", [cell(tmp_path)])
+    Store(tmp_path / "store").remove(cell(tmp_path))
+    assert left(plan) == {"prepare", "evaluate-fewer"}
 
 
 def test_a_marker_that_cannot_be_read_is_removed(plan: Plan) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from engine import cli
 from engine.errors import CampaignError
-from engine.grid import campaign, job_commands, resources, sites, slurm
+from engine.grid import campaign, job_commands, job_graph, sites, slurm
 from engine.grid.campaign import Plan
 from engine.grid.resources import Resources
 
@@ -29,6 +29,10 @@ def plan_of(folder: Path, runs: Path, device: str = "cpu") -> Plan:
     return campaign.plan(str(folder / "shapes.yaml"), [f"runs={runs}", f"device={device}"], 8)
 
 
+def local(plan: Plan, gpus: int = 1) -> sites.Site:
+    return sites.local(plan, job_graph.columns(plan), 2, gpus)
+
+
 def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
     patch.setattr(torch.cuda, "is_available", lambda: count > 0)
     patch.setattr(torch.cuda, "device_count", lambda: count)
@@ -39,12 +43,14 @@ def test_a_gpu_runs_a_column_and_the_report_none(
 ) -> None:
     see_gpus(monkeypatch, 8)
     plan = plan_of(folder, tmp_path, "auto")
-    site = sites.local(plan, 8)
+    site = sites.local(plan, job_graph.columns(plan), 8)
     assert site.device == "cuda" and site.words == ("--cores", "8", "--resources", "gpu=8")
     column = Resources(plan.threads, 1)
     columns = {f"column-{name}": column for name in plan.sets}
     assert site.resources == {"prepare": Resources(8, 1), **columns, "report": Resources(8)}
-    shared = sites.local(plan, 8, gpus_per_job=4)
+    beside = sites.local(plan, job_graph.columns(plan), 8, plans=2)
+    assert beside.resources["prepare"].threads == 4, "two plans prepare side by side"
+    shared = sites.local(plan, job_graph.columns(plan), 8, gpus_per_job=4)
     assert shared.ranks == 4 and shared.resources["column-few"].gpu == 4
     assert shared.resources["prepare"].gpu == 1
 
@@ -53,12 +59,12 @@ def test_the_device_of_a_recipe_is_obeyed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see_gpus(monkeypatch, 2)
-    site = sites.local(plan_of(folder, tmp_path, "cpu"), 2)
+    site = local(plan_of(folder, tmp_path, "cpu"))
     assert site.device == "cpu" and not any(job.gpu for job in site.resources.values())
     see_gpus(monkeypatch, 0)
-    assert sites.local(plan_of(folder, tmp_path, "auto"), 2).device == "cpu"
+    assert local(plan_of(folder, tmp_path, "auto")).device == "cpu"
     with pytest.raises(ValueError, match="torch sees no GPU"):
-        sites.local(plan_of(folder, tmp_path, "cuda"), 2)
+        local(plan_of(folder, tmp_path, "cuda"))
 
 
 @pytest.mark.parametrize(
@@ -75,13 +81,14 @@ def test_gpus_that_are_not_there(
 ) -> None:  # fmt: skip
     see_gpus(monkeypatch, 2)
     with pytest.raises(ValueError, match=message):
-        sites.local(plan_of(folder, tmp_path, device), 2, gpus)
+        local(plan_of(folder, tmp_path, device), gpus)
 
 
 def test_commands_name_device_and_ranks(plan: Plan) -> None:
     site = sites.Site("cuda", {}, (), ranks=4)
-    commands = job_commands.commands(plan, site)
-    assert list(commands) == resources.names(plan)
+    graph = job_graph.columns(plan)
+    commands = job_commands.commands(plan, graph, site)
+    assert list(commands) == [job.name for job in graph]
     assert all("--device cuda" in command and " -P " in command for command in commands.values())
     with_ranks = [name for name, command in commands.items() if "--ranks 4" in command]
     assert with_ranks == [f"column-{name}" for name in plan.sets]

@@ -25,7 +25,8 @@ from engine import recipe
 from engine.commands import job as engine_job
 from engine.errors import CampaignError
 from engine.evaluation import features, passes
-from engine.grid import campaign, jobs, products, workflow
+from engine.grid import campaign, jobs, products, progress, workflow
+from engine.grid.job_graph import Job
 from engine.report import finish as last_job
 
 folder = campaigns.folder
@@ -175,33 +176,57 @@ def test_a_run_begins_without_the_logs_of_jobs_that_an_earlier_run_did_not_finis
     assert [path.name for path in (place / "logs").iterdir()] == ["prepare.log"]
 
 
+JOBS = [
+    Job("prepare", "prepare", steps=4),
+    *(Job(f"column-{name}", "column", name, steps=3) for name in "st"),
+    Job("report", "report"),
+]
+
+
 @pytest.mark.slow
 def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\nfrom pathlib import Path\n"
-        "from engine.grid import campaign, workflow\n"
+        "from engine.grid import campaign, job_graph, progress\n"
         "columns = tuple(campaign.Column(name, name) for name in 'st')\n"
-        "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), columns, Path('.'), 1)\n"
-        "workflow.POLL_S = 0.1\n"
+        "path = Path(sys.argv[1]) / 'plan.json'\n"
+        "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), columns, Path('.'), 1, 1, path)\n"
+        "progress.POLL_S = 0.1\n"
         "process = subprocess.Popen(['sleep', '1'])\n"
-        "workflow._show_progress(process, plan, Path(sys.argv[1]))"
+        "progress.show(process, [(plan, job_graph.columns(plan))])"
     )
-    workflow.advance(tmp_path / "plan.json", "s", 2, 3)
-    workflow.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
+    progress.advance(tmp_path / "plan.json", "column-s", 2, 3)
+    progress.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     states = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "preparing t" in states[-1]
+    assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "4 waiting" in states[-1]
+
+
+def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path: Path) -> None:
+    for name, content in (
+        ("done/prepare", ""),
+        ("logs/prepare.log", "all is there\n"),
+        ("logs/column-s.log", "error: x\nexit code 2\n"),
+        ("logs/column-t.log", ""),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    states = progress.counts(tmp_path, JOBS)
+    assert states == {"done": 1, "failed": 1, "running": 1, "waiting": 1}
+    assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
+    assert progress.text(progress.counts(tmp_path / "new", JOBS), "") == "4 waiting"
 
 
 def test_prepare_tells_what_it_is_at(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[tuple] = []
-    monkeypatch.setattr(workflow, "advance", lambda path, *state: said.append(state))
+    monkeypatch.setattr(progress, "advance", lambda path, *state: said.append(state))
     monkeypatch.setattr(passes, "evaluate", lambda *_: None)
     monkeypatch.setattr(features, "stored", lambda *_: None)
-    monkeypatch.setattr(products, "of", lambda *_: ())
+    for name in ("cells_of", "predictions"):
+        monkeypatch.setattr(products, name, lambda *_: ())
     cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
     builder = MagicMock(recipe=cell, run=MagicMock(recipe=cell))
     monkeypatch.setattr(jobs, "builder_of", lambda plan, device: builder)

@@ -202,6 +202,25 @@ def test_the_fisher_is_the_mean_of_squared_per_image_gradients(grid, arch):
         )
 
 
+@pytest.mark.parametrize("world", [2, 5])
+def test_the_shares_of_the_ranks_sum_to_the_fisher_with_the_same_drawn_labels(
+    grid, monkeypatch, world
+):
+    """25 images in three batches: of five ranks two have none."""
+    run = grid.builder("method=ewc", "train.batch_size=12").run
+    whole = fisher.diagonal(run, 0, "model")
+    monkeypatch.setattr(fisher.ranks, "world", lambda: world)
+    monkeypatch.setattr(fisher.dist, "all_reduce", lambda share: None)
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(fisher.ranks, "rank", lambda rank=rank: rank)
+        shares.append(fisher.diagonal(run, 0, "model"))
+    assert sum(any(s.any() for s in share.values()) for share in shares) == min(world, 3)
+    for name, values in whole.items():
+        total = sum(share[name].double() for share in shares)
+        torch.testing.assert_close(total, values.double(), rtol=1e-5, atol=1e-12)
+
+
 def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are_refused(grid):
     builder = grid.builder("method=ewc")
     builder.base  # noqa: B018  # trained before it is differentiated

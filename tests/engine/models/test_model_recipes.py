@@ -265,6 +265,17 @@ def test_all_models_are_the_seven_pre_trainings(name: str) -> None:
         recipe.each_model("emoji", ("model=all",))
 
 
+def test_models_can_be_listed() -> None:
+    words = ("seed=3", "model=[resnet18, my own/model.yaml]")
+    assert recipe.each_model("emoji", words) == [
+        ("seed=3", "model=resnet18"),
+        ("seed=3", "model=my own/model.yaml"),
+    ]
+    for word in ("model=[]", "model=[resnet18,resnet18]"):
+        with pytest.raises(RecipeError, match="name one or more models, each once"):
+            recipe.each_model("emoji", (word,))
+
+
 @pytest.mark.parametrize("method", recipe.methods_of("imagenet_rib"))
 def test_the_campaigns_header_gives_the_command_the_minutes_and_the_published_mri(
     method: str,

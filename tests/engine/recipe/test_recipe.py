@@ -51,6 +51,7 @@ OPTIONS = {
     "dataset.source_px": 128,
     "dataset.seed": 0,
     "dataset.holdout": 0.25,
+    "dataset.train_images": 0,
     "dataset.shots": 0,
     "dataset.portion": 1.0,
     "dataset.pack_format": "raw",

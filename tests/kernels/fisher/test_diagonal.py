@@ -367,3 +367,21 @@ def test_interpreted_convolution_layout_through_a_model(monkeypatch):
     model = convolution(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 1))
     images = torch.randn(3, *IMAGE)
     assert not assert_equals_loop(model, images, F.softmax(model(images), 1).shape[1])
+
+
+def test_a_batch_that_is_left_out_moves_no_label_of_the_next():
+    """Labels are drawn by one sequence of numbers, whoever takes which batch."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(6, 4)
+    first, second = torch.randn(5, 6), torch.randn(3, 6)
+
+    def sums(*batches: torch.Tensor | int) -> dict[str, torch.Tensor]:
+        accumulator = FisherAccumulator(net, generator=torch.Generator().manual_seed(1))
+        for batch in batches:
+            accumulator.skip(batch) if isinstance(batch, int) else accumulator.update(batch)
+        return accumulator.sums
+
+    both, one, other = sums(first, second), sums(first, 3), sums(5, second)
+    for name, total in both.items():
+        torch.testing.assert_close(one[name] + other[name], total)
+    assert not torch.allclose(sums(second)["weight"], other["weight"])
