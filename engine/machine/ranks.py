@@ -174,6 +174,8 @@ def least(value: float) -> float:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. DeepSpeed forgets the groups that it holds."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        from deepspeed import comm
+
+        comm.destroy_process_group()

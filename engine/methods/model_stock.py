@@ -25,8 +25,9 @@ from engine.methods.task_vectors import TaskVectors, Vector
 from engine.recipe import schema
 from engine.recipe.checks import in_range
 
-# Between two seeds of a member. The seeds of a campaign are consecutive, so no model is a member
-# of the stocks of two of them, and intervals over seeds see independent stocks.
+# Between two seeds of a member. The seeds of a campaign are at most so many (`checks.RANGES`) and
+# consecutive, so no model is a member of the stocks of two of them, and intervals over seeds see
+# independent stocks.
 APART = 1000
 
 
@@ -44,8 +45,6 @@ class Recipe(schema.MethodRecipe):
             )
         if len(set(self.members)) < len(self.members):
             raise RecipeError(f"method.members={self.members} names a member twice")
-        if cell.seeds > APART:
-            raise RecipeError(f"seeds={cell.seeds}: Model Stock takes at most {APART}")
 
 
 class Method(TaskVectors):

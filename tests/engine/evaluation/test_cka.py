@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from grids import CONV, VIT, Grid, grid, images, reference
-from test_hsic import plain_cka
+from plain_cka import plain_cka
 
 from engine.errors import RecipeError
 from engine.evaluation import cka, layers

@@ -7,30 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_cka import plain_cka, plain_hsic
 
 from engine.evaluation import hsic
-
-
-def plain_hsic(x: np.ndarray, y: np.ndarray) -> float:
-    """Song et al. 2012, equation 5, as it is printed, in float64."""
-    k, m = (features @ features.T for features in (x, y))
-    n, one = len(k), np.ones(len(k))
-    np.fill_diagonal(k, 0)
-    np.fill_diagonal(m, 0)
-    return (
-        np.trace(k @ m)
-        + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
-        - 2 / (n - 2) * (one @ k @ m @ one)
-    ) / (n * (n - 3))
-
-
-def plain_cka(pairs) -> float:
-    """Nguyen et al. 2021, equation 3: means over minibatches (x, y), then the ratio."""
-    cross, before, after = (
-        np.mean([plain_hsic(*of(x, y)) for x, y in pairs])
-        for of in (lambda x, y: (x, y), lambda x, y: (x, x), lambda x, y: (y, y))
-    )
-    return cross / np.sqrt(before * after)
 
 
 def cka(pairs) -> float:

@@ -202,7 +202,6 @@ def test_a_merge_is_a_cell_with_weights_that_soups_take(grid):
             r"needs two models or more; raise method\.seeds",
         ),
         (("method=model_stock", "method.members=[ewc,ewc]"), "names a member twice"),
-        (("method=model_stock", "seeds=1001"), r"seeds=1001: Model Stock takes at most 1000"),
         (("method=ties", "method.kept=0"), r"method\.kept=0\.0 must be above 0"),
         (("method=ties", "method.members=[]"), "name at least one method, and none twice"),
         (("method=ties", "method.members=[wise_ft]"), "wise_ft, which mixes cells"),

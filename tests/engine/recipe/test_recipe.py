@@ -88,6 +88,7 @@ OPTIONS = {
     "evaluate.split": "all",
     "evaluate.budget": 1.0,
     "evaluate.half_width": None,
+    "evaluate.cka": 0,
     "downstream": "???",
     "seed": 0,
     "seeds": 1,

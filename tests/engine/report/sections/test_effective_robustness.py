@@ -77,7 +77,7 @@ def test_what_a_line_is_fitted_over_is_said(made, tmp_path):
     file.write_text(CSV)
     section = effective_robustness.section(results(tmp_path / "given", file))
     assert "The line of a is fitted over 4 models given by the user." in section.text
-    assert "The line of b, c is fitted over 5 pre-trained" in section.text
+    assert "The line of b, c is fitted over 5 models, pre-trained or fine-tuned" in section.text
     data = section.figures[0].data
     assert (data["kind"] == "given").sum() == 4
     x, y = norm.ppf(np.array([[20, 50, 80, 95], [10, 35, 75, 90]]) / 100)
