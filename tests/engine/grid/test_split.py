@@ -13,7 +13,7 @@ import torch
 from campaigns import METHODS, SETS
 
 from engine.commands import job as program
-from engine.grid import campaign, job_graph, jobs
+from engine.grid import campaign, job_graph, jobs, markers
 from engine.grid.campaign import Plan
 from engine.grid.job_graph import Job
 from engine.report import finish
@@ -85,6 +85,25 @@ def test_predictions_and_cells_are_those_of_the_columns(both: list[Ran]) -> None
     reports = [ran.plan.folder / campaign.REPORT for ran in both]
     for name in ("accuracy.csv", "mri.csv"):
         assert (reports[0] / name).read_bytes() == (reports[1] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_markers_list_the_same_artefacts_each_at_the_job_that_makes_it(both: list[Ran]) -> None:
+    by_columns, by_split = (
+        {
+            path.name: set(path.read_text().splitlines())
+            for path in (ran.plan.path.parent / markers.DONE).iterdir()
+        }
+        for ran in both
+    )
+    assert set.union(*by_columns.values()) == set.union(*by_split.values())
+    assert set(by_split) > {"train-few", "train-few.fine_tune", "evaluate-few", "evaluate-upstream"}
+    assert by_split.pop("prepare") == by_columns["prepare"] != set()
+    for job, listed in by_split.items():
+        kinds = {name.partition("/")[0] for name in listed}
+        assert ("cells" in kinds) == job.startswith("train-")
+        assert ("predictions" in kinds) == (not job.startswith("train-"))
+    assert by_split["train-few.fine_tune"] < by_split["train-few"]
 
 
 @pytest.mark.slow
