@@ -90,10 +90,10 @@ def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
     seen: list[int] = []
     evaluate = passes._pass
 
-    def watched(run, mixes, labelled, split):
+    def watched(run, mixes, labelled, split, *share):
         if not isinstance(split, str):
             seen.append(len(split.places))
-        evaluate(run, mixes, labelled, split)
+        evaluate(run, mixes, labelled, split, *share)
 
     monkeypatch.setattr(passes, "_pass", watched)
     _, small = sampled(fresh, 0.3)
