@@ -84,6 +84,8 @@ def _refuse_compressed(file: Path | io.BytesIO) -> None:
         with zipfile.ZipFile(file) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("compressed")
+    if isinstance(file, io.BytesIO):
+        file.seek(0)  # torch reads on from where zipfile stopped
 
 
 def _unusual(tensor: torch.Tensor) -> str:

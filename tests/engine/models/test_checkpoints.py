@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
 import pickle
 import resource
@@ -313,3 +314,11 @@ def test_photos_tell_the_right_variant_from_the_wrong(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"of 20 photos right, its recipe promises 17"):
             checkpoints.backbone(wrong, Store(tmp_path), cache_folder(), 0)
     assert len(list(tmp_path.rglob("done.json"))) == 1
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_checkpoint_inside_a_package_is_read_from_its_start(as_zip: bool) -> None:
+    state, file = {"weight": torch.arange(6.0).reshape(2, 3)}, io.BytesIO()
+    torch.save(state, file, _use_new_zipfile_serialization=as_zip)
+    read = formats.plain_tensors(io.BytesIO(file.getvalue()), "a package")
+    assert torch.equal(read["weight"], state["weight"])
