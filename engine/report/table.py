@@ -58,10 +58,12 @@ def measured_on(standing: Standings) -> str:
 
 
 def averaged_over(standing: Standings) -> str:
-    """The sets that mRI is the mean over: `the 8`, or `7 downstream sets` where RI is measured on
-    others too."""
+    """The sets that mRI is the mean over: `the 8 sets`, or `7 downstream sets` where RI is measured
+    on others too."""
     count = len(standing.downstreams)
-    return f"the {count}" if standing.is_square else counted("downstream set", count)
+    return (
+        f"the {counted('set', count)}" if standing.is_square else counted("downstream set", count)
+    )
 
 
 def accuracies_before(standing: Standings) -> list[str]:

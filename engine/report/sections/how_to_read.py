@@ -25,7 +25,7 @@ def section(results: Results) -> Section | None:
     statements = [
         f"RI of a method on one set is the mean, over {table.measured_on(models[0])}, of "
         "accuracy after fine-tuning minus accuracy before; mRI is the mean of RI over "
-        f"{table.averaged_over(models[0])} fine-tuned on. {identity}",
+        f"{table.averaged_over(models[0])}. {identity}",
         "A positive mRI means that learning one set carried over to the others; a negative one "
         "means that it damaged what the pre-trained model could do. The set fine-tuned on and the "
         f"{results.record.upstream} set are shown, but are no part of RI.",

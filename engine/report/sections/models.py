@@ -26,7 +26,7 @@ def section(results: Results) -> Section | None:
     return Section(
         "models",
         "Methods and pre-trained models",
-        f"mRI in points, over {table.averaged_over(results.models[0])} fine-tuned on.",
+        f"mRI in points, a mean over {table.averaged_over(results.models[0])}.",
         headline.findings(results.models),
         figures=[
             Figure(
