@@ -49,8 +49,8 @@ def section(results: Results) -> Section | None:
     return Section(
         "ranking",
         "Mean robustness improvement",
-        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on: a mean over "
-        f"{table.averaged_over(results.models[0])}.",
+        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on: a mean "
+        f"over {table.averaged_over(results.models[0])}.",
         figures=figures,
         tables=[
             Table(
