@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -212,12 +212,13 @@ def _figure(results: Results, points: pandas.DataFrame) -> Figure:
         "a model, dashed the trend line. Above the line is more robust than accuracy predicts.",
         alt,
         points,
-        _spec(upstream, "method" if len(results.models) == 1 else "model"),
+        _spec(upstream, "method" if len(results.models) == 1 else "model", set(points["kind"])),
     )
 
 
-def _spec(upstream: str, group: str) -> Spec:
-    """A panel a set: dots of models, rings of given models, and the line."""
+def _spec(upstream: str, group: str, kinds: Collection[str]) -> Spec:
+    """A panel a set: dots of models, rings of given models, and the line; a layer for each kind of
+    row, since Vega warns of layers without any."""
     text = "format(100 * cumulativeNormal(datum.value), '.0f')"
     axis = {"values": probit(np.array(PERCENT)).tolist(), "labelExpr": text, "labelOverlap": True}
 
@@ -232,6 +233,15 @@ def _spec(upstream: str, group: str) -> Spec:
         keep = [{"filter": f"datum.kind === '{kind}'"}]
         return {"transform": keep, "mark": mark, "encoding": encoding or {}}
 
+    layers = {
+        "line": layer("line", {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.2}),
+        "given": layer("given", {"type": "point", "filled": False, "size": 24, "opacity": 0.6}),
+        "model": layer(
+            "model",
+            {"type": "point", "size": 34, "opacity": 0.8},
+            {"color": marked_by, "shape": marked_by, "tooltip": TOOLTIP},
+        ),
+    }
     return {
         "columns": 3,
         "spacing": 14,
@@ -244,14 +254,6 @@ def _spec(upstream: str, group: str) -> Spec:
                 "x": channel("upstream", f"on {upstream}, %"),
                 "y": channel("accuracy", "on the set, %"),
             },
-            "layer": [
-                layer("line", {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.2}),
-                layer("given", {"type": "point", "filled": False, "size": 24, "opacity": 0.6}),
-                layer(
-                    "model",
-                    {"type": "point", "size": 34, "opacity": 0.8},
-                    {"color": marked_by, "shape": marked_by, "tooltip": TOOLTIP},
-                ),
-            ],
+            "layer": [layers[kind] for kind in layers if kind in kinds],
         },
     }
