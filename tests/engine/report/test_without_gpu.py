@@ -11,7 +11,7 @@ import torch
 
 from engine.grid import campaign, jobs
 from engine.machine import compiled, precision
-from engine.report import tables
+from engine.report import finish
 from engine.run import Run
 
 folder, grid = campaigns.folder, grids.grid
@@ -32,6 +32,6 @@ def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
     for column in plan.columns:
         jobs.column(plan, column, torch.device("cpu"))
     made = set((tmp_path / "store" / "cells").iterdir())
-    page = tables.finish(plan, torch.device("cuda"))
+    page = finish.finish(plan, torch.device("cuda"))
     assert set((tmp_path / "store" / "cells").iterdir()) == made
     assert "cuda" in page.read_text() and page.with_name("distances.csv").is_file()
