@@ -18,7 +18,7 @@ from engine.grid.campaign import Plan
 from engine.recipe import modules
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
-from engine.store.pending import Share
+from engine.store.shares import Share
 
 PREPARE, COLUMN, TRAIN, EVALUATE, REPORT = "prepare", "column", "train", "evaluate", "report"
 SHAPES = ("columns", "split")

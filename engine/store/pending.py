@@ -24,6 +24,7 @@ from engine.machine import ranks
 from engine.machine.files import room_for, write_atomic
 from engine.measures import predictions
 from engine.store.artifacts import Store
+from engine.store.shares import Share
 from loaders.schema import DamagedFile
 
 PART = "part-00000.parquet"
@@ -37,17 +38,6 @@ class Part:
     split: str
     places: np.ndarray
     name: str
-
-
-@dataclass(frozen=True)
-class Share:
-    """The slices that one of `of` processes computes: share `number`, counted from 0."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number + 1}/{self.of}"
 
     def slices(self, count: int) -> set[int]:
         """Numbers of its slices, which follow each other, of `count` in all."""
