@@ -23,8 +23,15 @@ folder, grid = campaigns.folder, grids.grid
 ROOT = Path(__file__).resolve().parents[3]
 WITHOUT = """
 import sys
-for name in ("torch", "timm", "deepspeed", "triton", "open_clip", "ffcv"):
-    sys.modules[name] = None
+
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "timm", "deepspeed", "triton", "open_clip", "ffcv"):
+            raise ImportError(name)
+
+
+sys.meta_path.insert(0, Absent())
 sys.path.insert(0, sys.argv.pop(1))
 from engine import cli
 from engine.grid import record
