@@ -13,7 +13,7 @@ from engine.grid import campaign, markers, workflow
 from engine.grid.campaign import Plan
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
 from engine.machine import entry, quiet
-from engine.store.pending import share_of
+from engine.store.shares import share_of
 
 STAGES = (PREPARE, COLUMN, TRAIN, EVALUATE, REPORT)
 

@@ -28,7 +28,8 @@ from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Mix, essential
-from engine.store.pending import PART, Part, Pending, Share, slices
+from engine.store.pending import PART, Part, Pending, slices
+from engine.store.shares import Share
 from loaders.batch import on_device
 
 

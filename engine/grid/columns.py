@@ -83,7 +83,7 @@ def _settings(file: str, vary: Mapping[str, Sequence[Any]]) -> list[tuple[str, .
         for value in values:
             _check_value(file, key, value)
         texts = [text(value) for value in values]
-        if twice := sorted({one for one in texts if texts.count(one) > 1}):
+        if twice := sorted({value for value in texts if texts.count(value) > 1}):
             raise RecipeError(f"{file}: vary: {key} names {', '.join(twice)} twice")
     by_key = [[f"{key}={text(value)}" for value in values] for key, values in vary.items()]
     return list(itertools.product(*by_key))

@@ -109,8 +109,8 @@ def rows_alone(plan: Plan) -> dict[str, list[str]]:
 
     def needed(row: str) -> list[str]:
         siblings = base.siblings(cells[row].method, request.for_needs(cells[row]).recipe)
-        wanted = [_untitled(sibling) for _, sibling in siblings]
-        return [other for other in alone if other != row and _untitled(cells[other]) in wanted]
+        names = [_untitled(sibling) for _, sibling in siblings]
+        return [other for other in alone if other != row and _untitled(cells[other]) in names]
 
     return {row: needed(row) for row in alone}
 

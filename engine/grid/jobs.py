@@ -21,7 +21,7 @@ from engine.recipe.request import Request
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Entry, Mix
-from engine.store.pending import Share
+from engine.store.shares import Share
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ def predictions(
     samples = sample.draw_all(run)
     for name in names:
         split = sample.split_of(run.recipe, name)
-        found = [sample.find(run, mix, name, split, samples.get(name)) for mix in mixes]
+        artifacts = [sample.find(run, mix, name, split, samples.get(name)) for mix in mixes]
         if run.recipe.evaluate.cka:
-            found += [cka.find(run, mix, name) for mix in compared]
-        yield from filter(None, found)
+            artifacts += [cka.find(run, mix, name) for mix in compared]
+        yield from filter(None, artifacts)

@@ -72,16 +72,16 @@ def cluster(partition: str) -> Cluster:
     )
 
 
-def device(asked: str, cluster: Cluster) -> str:
+def device(chosen: str, cluster: Cluster) -> str:
     """The device of the jobs; `auto` takes GPUs where the partition has some.
 
     Raises ValueError for `cuda` where it has none.
     """
-    if asked == "cuda" and not cluster.has_gpus:
+    if chosen == "cuda" and not cluster.has_gpus:
         raise ValueError(
             "device=cuda, but no node of the partition has GPUs; see sinfo --Format=gres"
         )
-    return "cpu" if asked == "cpu" or not cluster.has_gpus else "cuda"
+    return "cpu" if chosen == "cpu" or not cluster.has_gpus else "cuda"
 
 
 def site(

@@ -49,15 +49,15 @@ class Correlation:
 
 
 def points(
-    one: Standings, distances: Mapping[str, float], upstream: str, method: str = "fine_tune"
+    model: Standings, distances: Mapping[str, float], upstream: str, method: str = "fine_tune"
 ) -> list[Point]:
     """A point for each set that the method was fine-tuned on and whose distance is known."""
-    line = one.line(method)
-    if line is None or upstream not in one.before:
+    line = model.line(method)
+    if line is None or upstream not in model.before:
         return []
     return [
-        Point(name, distances[name], one.before[upstream] - line.after[name][upstream])
-        for name in one.downstreams
+        Point(name, distances[name], model.before[upstream] - line.after[name][upstream])
+        for name in model.downstreams
         if name != upstream and name in distances and upstream in line.after.get(name, {})
     ]
 

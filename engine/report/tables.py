@@ -69,12 +69,12 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     record = dataclasses.replace(
         first,
         name=" and ".join(labels),
-        methods={key: title for one in records for key, title in one.methods.items()},
+        methods={key: title for record in records for key, title in record.methods.items()},
         settings=_settings(labels, records),
-        credits=list({digest(row): row for one in records for row in one.credits}.values()),
-        holdout=all(one.holdout for one in records),
+        credits=list({digest(row): row for record in records for row in record.credits}.values()),
+        holdout=all(record.holdout for record in records),
         distances=first.distances if len(runs) == 1 else None,
-        sequential=any(one.sequential for one in records),
+        sequential=any(record.sequential for record in records),
         cka=_cka(labels, records, disagreeing),
     )
     return _results(record, list(rows.values()), models_csv)

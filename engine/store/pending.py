@@ -39,18 +39,6 @@ class Part:
     places: np.ndarray
     name: str
 
-    def slices(self, count: int) -> set[int]:
-        """Numbers of its slices, which follow each other, of `count` in all."""
-        return set(np.array_split(np.arange(count), self.of)[self.number].tolist())
-
-
-def share_of(text: str) -> Share:
-    """The share that `2/8` names. ValueError where it names none."""
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 0 < int(number) <= int(of)):
-        raise ValueError(f"{text!r} is no share; write K/N, such as 2/8")
-    return Share(int(number) - 1, int(of))
-
 
 def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Positions [n] in slices of whole batches, about `SLICE` images each."""

@@ -84,8 +84,8 @@ class Checkpoints(Writer):
 
     def take(self, progress: Progress) -> None:
         """Save the state after an optimizer step if it is time; PreemptedError after a signal."""
-        asked = self._asked(progress.step)
-        if asked == _NOTHING:
+        request = self._asked(progress.step)
+        if request == _NOTHING:
             return
         self._last = time.monotonic()
         tensors = self._state.copy()
@@ -93,9 +93,9 @@ class Checkpoints(Writer):
             facts = json.dumps(dataclasses.asdict(progress))
             write = functools.partial(self._write, progress.step, tensors, facts)
             written = self.submit(write)
-            if asked == _STOP:
+            if request == _STOP:
                 written.result()
-        if asked == _STOP:
+        if request == _STOP:
             ranks.all_agree(True)  # waits for the first rank, without which a launcher ends it
             raise PreemptedError(
                 f"a signal ended training after step {progress.step}; the same command goes on "

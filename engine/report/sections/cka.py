@@ -107,10 +107,10 @@ def _relations(
             *((name, of_model[of_model["evaluated_on"] == name]) for name in places),
             ("all sets", of_model),
         ]:
-            units, found = _spearman(part)
+            units, spearman = _spearman(part)
             rows.append(
                 {"model": model.model, "evaluated_on": name, "fine_tuned_models": units}
-                | {"spearman": found.value, "low": found.ends.low, "high": found.ends.high}
+                | {"spearman": spearman.value, "low": spearman.ends.low, "high": spearman.ends.high}
             )
     return pandas.DataFrame(rows)
 

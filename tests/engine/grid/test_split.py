@@ -18,7 +18,7 @@ from engine.grid.campaign import Plan
 from engine.grid.job_graph import Job
 from engine.report import finish
 from engine.store import pending
-from engine.store.pending import Share, share_of
+from engine.store.shares import Share, share_of
 
 folder, grid = campaigns.folder, grids.grid
 CPU = torch.device("cpu")
