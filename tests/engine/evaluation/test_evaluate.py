@@ -287,6 +287,7 @@ TRAIN = {
     "precision": "bf16",
     "compile": "always",
 }
+NO_WEIGHTS = {"checkpoint_minutes": 1, "snapshots": 2, "keep_snapshots": "true"}
 OPTIMIZER = {
     "name": "adamw",
     "lr": 0.5,
@@ -332,7 +333,7 @@ OF_METHODS = {
 
 @pytest.mark.slow
 def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
-    for options, section in ((TRAIN, TrainRecipe), (OPTIMIZER, OptimizerRecipe)):
+    for options, section in ((TRAIN | NO_WEIGHTS, TrainRecipe), (OPTIMIZER, OptimizerRecipe)):
         assert set(options) == {f.name for f in dataclasses.fields(section)}, "say it here too"
     plain = grid.builder().key()
     keys = {word: grid.builder(word).key() for word in CHANGES}
@@ -363,6 +364,7 @@ def test_what_changes_a_needed_cell_changes_the_cell_that_needs_it(grid, method)
 def test_what_changes_no_weights_changes_no_name(grid):
     assert set(EVALUATE) == {f.name for f in dataclasses.fields(EvaluateRecipe)}
     words = [f"evaluate.{key}={value}" for key, value in EVALUATE.items()]
+    words += [f"train.{key}={value}" for key, value in NO_WEIGHTS.items()]
     words += ["method.title=Other", "source=stream", "device=cpu", "model.name=other"]
     plain = grid.builder().key()
     assert all(grid.builder(word).key() == plain for word in words)

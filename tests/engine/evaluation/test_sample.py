@@ -244,7 +244,7 @@ def test_a_sampled_campaign_without_a_holdout_ends_with_its_report(folder, grid,
     monkeypatch.setattr(sample, "draw", lambda *given: drawn.append(1) or draw(*given))
     words = ("dataset.holdout=0", "evaluate.split=all", "evaluate.budget=0.5")
     report = campaigns.run(folder, *words)
-    assert len(drawn) == 1 + 3 + 1, "once by each job: what all share, columns, the report"
+    assert len(drawn) == 2 * (1 + 3) + 1, "to evaluate and to list what a job left; the report"
     with (report / "half_widths.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 4 and all(0 < float(row["half_width"]) < 100 for row in rows)
