@@ -1,7 +1,7 @@
 """Task vectors added to the pre-trained model, as they are or by TIES.
 
 Task arithmetic adds scale * sum_i v_i (Ilharco et al. 2023). TIES (Yadav et al. 2023, algorithm 1)
-first trims each task vector to the `density` share of its numbers that are largest in magnitude, then
+first trims each task vector to the share `density` of its numbers, those largest in magnitude, then
 elects for each number the sign of the sum of the trimmed vectors, and adds scale times the mean
 of those trimmed numbers that have this sign. `density=1.0 elect=false` is task arithmetic.
 """
