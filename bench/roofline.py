@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from bench.timing import interleave
-
-# Dense bf16 GFLOP/s of NVIDIA's data sheets, SXM; other forms and parts of a chip are slower.
-SHEETS = {"A100": 312e3, "H100": 989e3, "H200": 989e3}
-_OTHERS = {"PCIE", "PCI", "NVL", "MIG"}
+from engine.machine.flops import peak_tflops
 
 
 def sheet(name: str) -> float | None:
-    """The data sheet's rate of a GPU by the name that torch tells; None where it is not known."""
-    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
-    known = [rate for chip, rate in SHEETS.items() if chip in words]
-    return known[0] if known and not words & _OTHERS else None
+    """The data sheet's bf16 GFLOP/s of a GPU by its name; None where it is not known."""
+    return 1e3 * peak_tflops(name, "bf16") or None
 
 
 @dataclass(frozen=True)

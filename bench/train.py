@@ -53,11 +53,11 @@ from bench.terms import TERMS, Loss, fine_tune
 from bench.timing import Run
 from bench.vit import autocast
 from engine import models
-from engine.cost.flops import flops
 from engine.data.sets import Sets
 from engine.grid.build import Builder
 from engine.machine import quiet, ranks
 from engine.machine.files import cache_folder
+from engine.machine.flops import flops
 from engine.methods.base import Trained
 from engine.recipe import modules
 from engine.recipe.request import Request

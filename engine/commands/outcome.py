@@ -12,7 +12,7 @@ from engine.machine import ranks
 from engine.measures import bootstrap, metrics
 from engine.measures.predictions import SetPredictions
 from engine.measures.standings import rounded
-from engine.report import console
+from engine.report import console, tracked
 from engine.run import Run
 from engine.store.cells import Cell, Mix
 
@@ -36,6 +36,7 @@ def show(run: Run, cell: Cell) -> None:
         for when, mix in models.items():
             path = sample.predicted(run, mix, name, split, samples.get(name))
             accuracy[when][name] = bank.add(when, path).accuracy
+    tracked.accuracy(recipe, f"{recipe.method.title} on {downstream}", accuracy["after"])
     draws = change_draws(banks)
     rows = []
     for name, bank in banks.items():

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.cost.flops import flops
 from engine.data.sets import LabelledSet
 from engine.evaluation import sample
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.machine.files import digest
+from engine.machine.flops import flops
 from engine.methods.base import Merged, Mixed, Trained
 from engine.methods.context import Context
 from engine.methods.first_head import first_head

@@ -35,6 +35,7 @@ ALLOWED = {
     "source": ("auto", "resident", "stream", "ffcv"),
     "device": ("auto", "cpu", "cuda"),
 }
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
 REMOVED = {  # keys of earlier versions, and what to do instead
     f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
@@ -106,6 +107,9 @@ def check(recipe: Recipe) -> None:
             f"dataset.background={recipe.dataset.background!r} is not possible; give a colour's "
             "name, or rgb(R,G,B) of 0 to 255"
         ) from error
+    for name in recipe.trackers:
+        if name not in TRACKERS:
+            raise RecipeError(f"trackers: {name!r} is not known{nearest(name, TRACKERS)}")
     if 0 < recipe.evaluate.cka < FEWEST_FOR_CKA:
         raise RecipeError(
             f"evaluate.cka={recipe.evaluate.cka}: CKA needs {FEWEST_FOR_CKA} images or more; 0 "

@@ -71,7 +71,9 @@ def method_options(layers: Sequence[Layer]) -> MethodRecipe:
 
 def check_sections(layers: Sequence[tuple[str, Any]]) -> None:
     """Raise RecipeError unless each layer, and each of its sections, holds `key: value` lines."""
-    sections = {f.name for f in dataclasses.fields(Recipe) if f.default is dataclasses.MISSING}
+    sections = {
+        f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)
+    }
     for source, values in layers:
         if not isinstance(values, Mapping):
             raise RecipeError(f"{source} must hold `key: value` lines, not {values!r}")

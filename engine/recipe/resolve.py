@@ -79,6 +79,19 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
 
 
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe's values by dotted key, such as `train.epochs`."""
+
+    def values(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        for key, value in section.items():
+            inner = values(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+            items |= {f"{prefix}{key}": value} if inner is None else inner
+        return items
+
+    return values(dataclasses.asdict(recipe), "")
+
+
 def _layers(
     name: str, overrides: Sequence[str], method: str | None, downstream: str | None
 ) -> list[Layer]:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from tqdm import tqdm
 
 from engine import models
 from engine.machine import compiled, ranks
+from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.methods.objectives import Problem, Prototypes
+from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
@@ -31,6 +34,7 @@ from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
+from engine.training.throughput import Throughput
 from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
@@ -155,6 +159,8 @@ def epochs(
 
     source = run.sets.source(recipe.downstream)
     watch = Watch(run, method, _label(run))
+    tracked = Trackers(recipe.trackers, lambda: _subject(run))
+    throughput = Throughput(method.net, run) if tracked else None
     norms = BatchNorms(method.train())
     penalty = optim.track(engine)
     progress = Progress()
@@ -167,7 +173,7 @@ def epochs(
         watch.keep(step, rate(step - 1))
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     bar = tqdm(total=total, initial=step, desc=_label(run), unit="step", leave=False, disable=quiet)
-    with bar:
+    with bar, tracked:
         for epoch in range(step // of_epoch, recipe.train.epochs):
             engine.train()
             shares = list(schedule(positions, run, epoch, ranks.rank(), ranks.world()))
@@ -184,6 +190,8 @@ def epochs(
                 engine.backward(loss)
                 engine.step()
                 watch.add(loss.detach())
+                if throughput is not None:
+                    throughput.add(len(share.index))
                 if not last:
                     continue
                 step += 1
@@ -193,10 +201,14 @@ def epochs(
                 if step % LOOK_EVERY == 0 or step % of_epoch == 0:
                     mean = watch.look(step, lr)
                     bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
+                    if throughput is not None:
+                        values = {"loss": mean, "lr": lr} | throughput.read()
+                        tracked.log({f"train/{k}": v for k, v in values.items()}, step)
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
                     if penalty is not None:  # which the optimizer adds to the loss
                         history[-1]["penalty"] = penalty() / of_epoch
+                        tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     watch.keep(step, lr)
                 if checkpoints is not None:
                     checkpoints.take(Progress(step, history, watch.count, ranks.world()))
@@ -211,6 +223,11 @@ def _state(engine: Any, method: Trained, run: Run, watch: Watch) -> TrainingStat
         sums["penalty"] = penalty
     # Under ZeRO each rank has the penalty of its partition.
     return TrainingState(engine, method, sums, ("penalty",) if run.recipe.train.zero_stage else ())
+
+
+def _subject(run: Run) -> Subject:
+    recipe = run.recipe
+    return Subject(recipe.campaign or "cells", _label(run), flat(recipe), Path(recipe.runs))
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:

@@ -1,13 +1,22 @@
-"""Operations of a forward or a backward pass, counted where torch dispatches them."""
+"""Operations of a pass, counted where torch dispatches them, and the peaks of GPUs."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+# Dense TFLOP/s by precision, of NVIDIA's data sheets, SXM; fp32 without TF32.
+PEAKS = {
+    "A100": {"bf16": 312.0, "fp32": 19.5},
+    "H100": {"bf16": 989.0, "fp32": 67.0},
+    "H200": {"bf16": 989.0, "fp32": 67.0},
+}
+SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other forms and parts of a chip
 
 
 def flops(run: Callable[[], object]) -> float:
@@ -31,3 +40,13 @@ def _convolution_backward(
     needs_x, needs_weight = rest[7][:2]
     forward = 2 * gradient[0] * math.prod(gradient[2:]) * math.prod(weight)
     return forward * (needs_x + needs_weight)
+
+
+def peak_tflops(name: str, precision: str) -> float:
+    """The data sheet's dense peak of a GPU by the name that torch tells; 0 where it is not known.
+
+    precision: bf16 | fp32.
+    """
+    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    known = [peaks[precision] for chip, peaks in PEAKS.items() if chip in words]
+    return known[0] if known and not words & SLOWER else 0.0
