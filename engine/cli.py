@@ -10,23 +10,19 @@ from collections.abc import Sequence
 
 from engine.machine import entry
 
+DOCTOR = "doctor"  # the command that tells which package hides ours, and so runs all the same
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `rib` with these words."""
-    return entry.guarded(lambda: _run(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in words if not word.startswith("-")), "")
+    return entry.guarded(lambda: _run(name, words), may_be_hidden=name == DOCTOR)
 
 
-def _run(argv: Sequence[str] | None) -> int | None:
-    # Imported late: `guarded` first checks that no other package hides ours.
-    from engine.commands import COMMANDS
-
-    parser = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
-    parser.add_argument("--version", action="version", version=f"rib {_version()}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
-    arguments, rest = parser.parse_known_args(argv)
+def _run(name: str, words: Sequence[str]) -> int | None:
+    parser = _parser(name)
+    arguments, rest = parser.parse_known_args(words)
     # argparse takes no positional words after an option, but key=value words may stand anywhere,
     # and so may --debug.
     if arguments.debug or "--debug" in rest:
@@ -40,6 +36,20 @@ def _run(argv: Sequence[str] | None) -> int | None:
     if rest:
         arguments.overrides += rest
     return arguments.run(arguments)
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    """The parser of `rib`, with the command of this name, or all commands for any other word."""
+    # Imported late: `guarded` first checks that no other package hides ours.
+    from engine import commands
+
+    parser = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
+    parser.add_argument("--version", action="version", version=f"rib {_version()}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
+    group = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in commands.modules(name):
+        command.add(group)
+    return parser
 
 
 def _version() -> str:

@@ -5,30 +5,28 @@ Modules import torch, and whatever imports it, only when their command runs: `ri
 
 from __future__ import annotations
 
-from engine.commands import (
-    campaign,
-    distance,
-    download,
-    encode,
-    evaluate,
-    export,
-    metrics,
-    plan,
-    recipes,
-    report,
-    verify,
+import importlib
+from types import ModuleType
+
+NAMES = (
+    "campaign",
+    "train",
+    "plan",
+    "verify",
+    "download",
+    "encode",
+    "metrics",
+    "report",
+    "distance",
+    "evaluate",
+    "export",
+    "recipes",
+    "doctor",
+    "completion",
 )
 
-COMMANDS = (
-    campaign,
-    plan,
-    verify,
-    download,
-    encode,
-    metrics,
-    report,
-    distance,
-    evaluate,
-    export,
-    recipes,
-)
+
+def modules(name: str) -> list[ModuleType]:
+    """The module of a command alone, so that it starts soon; those of all for any other word."""
+    names = (name,) if name in NAMES else NAMES
+    return [importlib.import_module(f"{__name__}.{each}") for each in names]

@@ -193,7 +193,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> None:
-    assert ranks.strip_launcher_words(words) == kept
+    assert train.strip_launcher_words(words) == kept
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")

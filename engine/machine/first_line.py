@@ -1,0 +1,12 @@
+"""A line at once, before imports that take seconds."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def show(text: str) -> None:
+    """Print to standard error what a command does now; of several ranks, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{text} ...", file=sys.stderr, flush=True)
