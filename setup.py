@@ -31,6 +31,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4.5",
         "scipy>=1.11",  # ranks; the .mat file of ImageNet's development kit
+        "shtab>=1.13",  # rib completion
         "snakemake>=9,<10",
         "threadpoolctl>=3.1",
         "tqdm>=4.66",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: Sequence[str]) -> int | None:
-    parser = _parser(name)
+    # Imported late: `guarded` first checks that no other package hides ours.
+    from engine.commands.parser import parser as parser_of
+
+    parser = parser_of(name)
     arguments, rest = parser.parse_known_args(words)
     # argparse takes no positional words after an option, but key=value words may stand anywhere,
     # and so may --debug.
@@ -36,27 +37,6 @@ def _run(name: str, words: Sequence[str]) -> int | None:
     if rest:
         arguments.overrides += rest
     return arguments.run(arguments)
-
-
-def _parser(name: str) -> argparse.ArgumentParser:
-    """The parser of `rib`, with the command of this name, or all commands for any other word."""
-    # Imported late: `guarded` first checks that no other package hides ours.
-    from engine import commands
-
-    parser = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
-    parser.add_argument("--version", action="version", version=f"rib {_version()}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
-    group = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in commands.modules(name):
-        command.add(group)
-    return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("rib-engine")
-    except importlib.metadata.PackageNotFoundError:
-        return "of a checkout that is not installed"
 
 
 if __name__ == "__main__":

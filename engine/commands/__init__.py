@@ -5,9 +5,6 @@ Modules import torch, and whatever imports it, only when their command runs: `ri
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
 NAMES = (
     "campaign",
     "train",
@@ -24,9 +21,3 @@ NAMES = (
     "doctor",
     "completion",
 )
-
-
-def modules(name: str) -> list[ModuleType]:
-    """The module of a command alone, so that it starts soon; those of all for any other word."""
-    names = (name,) if name in NAMES else NAMES
-    return [importlib.import_module(f"{__name__}.{each}") for each in names]

@@ -60,6 +60,20 @@ def test_print_shows_the_resolved_recipe_and_stops(
     assert not (tmp_path / "runs").exists()
 
 
+def test_rib_train_is_launch(capsys: pytest.CaptureFixture) -> None:
+    words = ["recipe=emoji/ewc", "--print", "seed=4"]
+    assert (cli.main(["train", *words]), train.launch(words)) == (0, 0)
+    shown = capsys.readouterr().out
+    half = shown[: len(shown) // 2]
+    assert shown == half * 2 and "seed: 4" in half
+    for words in ([], ["recipe="]):
+        assert cli.main(["train", *words]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("rib train recipe=NAME") and "emoji/ewc" in shown
+    assert cli.main(["train", "seed=1"]) == 2
+    assert "'seed=1' names no recipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
