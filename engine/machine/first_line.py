@@ -7,6 +7,9 @@ import sys
 
 
 def show(text: str) -> None:
-    """Print to standard error what a command does now; of several ranks, the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print to standard error what a command does now, unless torch is imported: no wait is ahead.
+
+    Of several ranks, the first one speaks.
+    """
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         print(f"{text} ...", file=sys.stderr, flush=True)

@@ -37,9 +37,10 @@ def test_exit_code_says_whether_this_machine_can_work(
     def hidden() -> None:
         raise ShadowedError("`kernels` is hidden")
 
+    monkeypatch.setenv(entry.DEBUG, "")  # which --debug sets, for this test alone
     monkeypatch.setattr(doctor, "checks", lambda runs: checks)
     monkeypatch.setattr(entry, "check_shadowing", hidden)
-    assert cli.main(["recipes"]) == 2
+    assert cli.main(["recipes"]) == 2, "another command"
     capsys.readouterr()
     assert cli.main(["--debug", "doctor"]) == code, "it runs where the others refuse to"
     lines = capsys.readouterr().out.splitlines()
