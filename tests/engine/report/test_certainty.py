@@ -76,23 +76,23 @@ def test_comparison_is_with_the_best_or_with_the_method_asked_for(tmp_path):
 
 def test_the_sentence_names_those_that_the_images_cannot_tell_from_the_best(tmp_path):
     one, found = worked_out(tmp_path / "near", strong({"ewc": 0.5, "lwf": 0.48, "fine_tune": 0.1}))
-    assert certainty.not_told_apart(one, found) == (
+    assert certainty.indistinguishable(one, found) == (
         "On these images L<w>F cannot be told from it (a paired test at 5%, corrected for 3 "
         "comparisons; one training seed)."
     )
     one, found = worked_out(tmp_path / "same", strong({}))
-    assert "L<w>F and EWC & co cannot be told" in certainty.not_told_apart(one, found)
+    assert "L<w>F and EWC & co cannot be told" in certainty.indistinguishable(one, found)
     one, found = worked_out(tmp_path / "far", strong({"ewc": 0.6, "lwf": 0.3}))
-    assert certainty.not_told_apart(one, found).startswith("Every other method can be told")
+    assert certainty.indistinguishable(one, found).startswith("Every other method can be told")
     one, found = worked_out(tmp_path / "alone", strong({}), ("ewc",))
-    assert certainty.not_told_apart(one, found) == ""
+    assert certainty.indistinguishable(one, found) == ""
     assert "no finished method" in certainty.comparison_table(one, found, "lwf")
 
 
 def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path):
     for seed in range(5):
         one, found = worked_out(tmp_path / str(seed), random_hits(seed=seed))
-        said = certainty.not_told_apart(one, found)
+        said = certainty.indistinguishable(one, found)
         best = one.ranked()[0]
         for row in found.comparisons:
             if (
@@ -141,7 +141,7 @@ def test_a_p_has_the_digits_that_its_draws_support_and_says_when_it_is_at_the_th
 def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
     one, found = worked_out(tmp_path, strong({"ewc": 0.6, "lwf": 0.3}))
     at = [replace(row, p_corrected=0.049, p_corrected_error=0.001) for row in found.comparisons]
-    near = certainty.not_told_apart(one, replace(found, comparisons=tuple(at)))
+    near = certainty.indistinguishable(one, replace(found, comparisons=tuple(at)))
     assert "On these images L<w>F and FT cannot be told from it" in near
     assert near.endswith("p of L<w>F and FT is too near 5% for the draws to tell).")
     table = certainty.comparison_table(one, replace(found, comparisons=tuple(at)))
@@ -165,7 +165,7 @@ def test_one_other_set_and_one_comparison_are_singular(tmp_path):
     one, found = worked_out(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"))
     texts = [
         certainty.comparison_table(one, found),
-        certainty.not_told_apart(one, found),
+        certainty.indistinguishable(one, found),
     ]
     for text in texts:
         flat = " ".join(text.split())
