@@ -33,9 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.report import finish, tables
 
     words = [word for word in arguments.names if "=" in word] + arguments.overrides
-    runs = [
-        run for name in arguments.names if "=" not in name for run in _finished(name, words)
-    ]
+    runs = [run for name in arguments.names if "=" not in name for run in _finished(name, words)]
     if not runs:
         raise CampaignError(f"no campaign is named; {REMEDY}")
     if len(runs) == 1 and arguments.out is None:

@@ -16,13 +16,14 @@ from typing import Any
 
 def torch_facts() -> dict[str, Any]:
     import torch
+    from torch.cuda import nccl
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     numbers = range(torch.cuda.device_count() if available else 0)
     gpus = [torch.cuda.get_device_properties(number) for number in numbers]
-    nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip,
@@ -30,7 +31,7 @@ def torch_facts() -> dict[str, Any]:
         "warnings": [str(each.message).splitlines()[0] for each in caught],
         "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus],
         "bf16": available and torch.cuda.is_bf16_supported(including_emulation=False),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if nccl and available else None,
+        "nccl": ".".join(map(str, nccl.version())) if has_nccl and available else None,
     }
 
 
