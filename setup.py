@@ -43,6 +43,7 @@ setup(
         "rich>=13",  # tables in the terminal
         "safetensors>=0.4.5",  # weights
         "scipy>=1.11",  # ranks; the .mat file of ImageNet's development kit
+        "shtab>=1.13",  # rib completion
         "snakemake>=9,<10",  # jobs of a campaign
         "threadpoolctl>=3.1",  # as many threads as a recipe says
         "tqdm>=4.66",  # progress

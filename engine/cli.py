@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
 from engine.machine import entry
 
+DOCTOR = "doctor"  # the command that tells which package hides ours, and so runs all the same
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `rib` with these words."""
-    return entry.guarded(lambda: _run(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in words if not word.startswith("-")), "")
+    return entry.guarded(lambda: _run(name, words), may_be_hidden=name == DOCTOR)
 
 
-def _run(argv: Sequence[str] | None) -> int | None:
+def _run(name: str, words: Sequence[str]) -> int | None:
     # Imported late: `guarded` first checks that no other package hides ours.
-    from engine.commands import COMMANDS
+    from engine.commands.parser import parser as parser_of
 
-    parser = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
-    parser.add_argument("--version", action="version", version=f"rib {_version()}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback behind an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
-    arguments, rest = parser.parse_known_args(argv)
+    parser = parser_of(name)
+    arguments, rest = parser.parse_known_args(words)
     # argparse takes no positional words after an option, but key=value words may stand anywhere,
     # and so may --debug.
     if arguments.debug or "--debug" in rest:
@@ -40,13 +37,6 @@ def _run(argv: Sequence[str] | None) -> int | None:
     if rest:
         arguments.overrides += rest
     return arguments.run(arguments)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("rib-engine")
-    except importlib.metadata.PackageNotFoundError:
-        return "of a checkout that is not installed"
 
 
 if __name__ == "__main__":

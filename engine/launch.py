@@ -6,6 +6,8 @@ python engine/launch.py recipe=emoji/ewc            one process
 python engine/launch.py recipe=                     lists the recipes
 python engine/launch.py recipe=emoji/ewc --print    shows the resolved recipe and stops
 python engine/launch.py recipe=emoji/ewc --debug    shows the traceback behind an error
+rib train recipe=emoji/ewc                          the same, where the engine is installed
+torchrun --nproc-per-node 2 -m engine.launch recipe=emoji/ewc
 """
 
 from __future__ import annotations

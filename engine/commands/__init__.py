@@ -5,30 +5,19 @@ Modules import torch, and whatever imports it, only when their command runs: `ri
 
 from __future__ import annotations
 
-from engine.commands import (
-    campaign,
-    distance,
-    download,
-    encode,
-    evaluate,
-    export,
-    metrics,
-    plan,
-    recipes,
-    report,
-    verify,
-)
-
-COMMANDS = (
-    campaign,
-    plan,
-    verify,
-    download,
-    encode,
-    metrics,
-    report,
-    distance,
-    evaluate,
-    export,
-    recipes,
+NAMES = (
+    "campaign",
+    "train",
+    "plan",
+    "verify",
+    "download",
+    "encode",
+    "metrics",
+    "report",
+    "distance",
+    "evaluate",
+    "export",
+    "recipes",
+    "doctor",
+    "completion",
 )

@@ -11,6 +11,7 @@ from engine.commands.grids import grids_of
 from engine.errors import CampaignError
 from engine.grid import campaign, markers, workflow
 from engine.grid.job_graph import SHAPES
+from engine.machine import first_line
 from engine.recipe.schema import Recipe
 from loaders.schema import DamagedFile
 
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     _check(arguments)
     grids = recipe.each_model(arguments.name, arguments.overrides)
+    recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
+    first_line.show(f"reading the campaign {arguments.name}")
     faults = _faults_of_sets(arguments, grids)
     if faults and not arguments.dry_run:
         raise CampaignError("; ".join(faults))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import nearest
-from engine.machine import quiet
+from engine.machine import first_line, quiet
 from engine.machine.files import digest
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
+    first_line.show(f"reading the sets of {arguments.campaign}")
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances

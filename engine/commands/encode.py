@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.machine import quiet
+from engine.machine import first_line, quiet
 
 if TYPE_CHECKING:
     from engine.recipe.schema import Recipe
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.set = None
     if bool(arguments.set) == arguments.all:
         raise ValueError("name a set to encode, or give --all, and not both")
+    first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")

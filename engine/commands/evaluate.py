@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from engine.machine import quiet
+from engine.machine import first_line, quiet
 
 MOST_ALPHAS = 1000  # of a range: each is a model in memory
 AMONG = {
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     places, words = named_sets(arguments.sets)
     if not places:
         raise ValueError(f"--sets: there is no folder {words[0]}")
+    first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
     if arguments.campaign:
         _campaign(arguments, places, words)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engine.machine import quiet
+from engine.machine import first_line, quiet
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     out, folder = arguments.out, Path(arguments.source)
     if out.exists() and not (arguments.force and out.is_dir()):
         raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
+    first_line.show(f"reading {arguments.source}")
     quiet.libraries()
     from engine.data import descriptions
     from engine.grid import export

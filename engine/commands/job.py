@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.info("importing torch")  # for seconds
     import torch
 
     from engine.grid import jobs

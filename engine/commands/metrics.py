@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.grid import workflow
+from engine.machine import first_line
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -48,7 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
     if "=" in (arguments.compare or ""):  # an override after a bare --compare
         arguments.overrides.append(arguments.compare)
         arguments.compare = ""
-    for words in recipe.each_model(arguments.name, arguments.overrides):
+    grids = recipe.each_model(arguments.name, arguments.overrides)
+    recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
+    first_line.show(f"reading the predictions of {arguments.name}")
+    for words in grids:
         _run(arguments, words)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine import recipe
 from engine.errors import RecipeError
 from engine.grid import campaign
-from engine.machine import quiet
+from engine.machine import first_line, quiet
 from engine.recipe import modules
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
+    grids = recipe.each_model(arguments.name, arguments.overrides)
+    recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
+    first_line.show(f"counting the operations of {arguments.name}")
     from engine.cost import estimate
 
     given = {name: getattr(arguments, name) for name in ("tflops", "fp32_tflops", "mfu")}
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 < device.mfu <= 1 or min(device.tflops, device.fp32_tflops) <= 0:
         raise ValueError("--mfu must be above 0 and at most 1, --tflops and --fp32-tflops above 0")
     estimates = []
-    for words in recipe.each_model(arguments.name, arguments.overrides):
+    for words in grids:
         plan = campaign.plan(arguments.name, words, cores=1)
         if not arguments.trust:
             _refuse_users_methods(plan)

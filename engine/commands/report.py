@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engine.commands import metrics
 from engine.errors import CampaignError
 from engine.grid import campaign, workflow
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
@@ -28,6 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    first_line.show(f"reading the predictions of {', '.join(arguments.names)}")
     from engine.report import finish, tables
 
     words = [word for word in arguments.names if "=" in word] + arguments.overrides

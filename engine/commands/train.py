@@ -1,12 +1,29 @@
-"""What `launch.py` does once imports are safe: it trains and evaluates a cell."""
+"""`rib train`, and what `launch.py` does once imports are safe: train and evaluate a cell."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Sequence
 
+from engine.machine import first_line, quiet
 from engine.machine.entry import DEBUG, guarded
+
+LAUNCH = "deepspeed engine/launch.py"
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("train", help="train a cell and evaluate it on every set")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipe=NAME first; recipe= lists them"
+    )
+    parser.add_argument("--print", action="store_true", help="show the resolved recipe and stop")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return _start(arguments.overrides, "rib train", show=arguments.print)
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -15,9 +32,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _launch(argv: list[str]) -> int:
-    from engine.machine import ranks
-
-    words = ranks.strip_launcher_words(argv)
+    words = strip_launcher_words(argv)
     flags = {word for word in words if word.startswith("-")}
     overrides = [word for word in words if not word.startswith("-")]
     unknown = flags - {"--print", "--debug", "--help", "-h"}
@@ -25,34 +40,52 @@ def _launch(argv: list[str]) -> int:
         raise ValueError(f"unknown option {sorted(unknown)[0]}; options: --print, --debug, --help")
     if "--debug" in flags:
         os.environ[DEBUG] = "1"
+    return _start([] if flags & {"--help", "-h"} else overrides, LAUNCH, show="--print" in flags)
+
+
+def strip_launcher_words(words: list[str]) -> list[str]:
+    """Command-line words without the `--local_rank=N` that the deepspeed launcher adds."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--local_rank", "--local-rank")
+    return parser.parse_known_args(words)[1]
+
+
+def _start(overrides: Sequence[str], command: str, *, show: bool) -> int:
+    """Train the cell of `recipe=NAME`, or list recipes where no name is given.
+
+    show: print the resolved recipe in place of training.
+    """
     names = [word.partition("=")[2] for word in overrides if word.startswith("recipe=")]
-    if flags & {"--help", "-h"} or not (overrides and all(names)):
-        _list_recipes()
+    if not (overrides and all(names)):
+        _list_recipes(command)
         return 0
     if not names:
         raise ValueError(f"{overrides[0]!r} names no recipe; write recipe=NAME; recipe= lists them")
     if len(names) > 1:
         raise ValueError(f"recipe= is given {len(names)} times; a command trains a single cell")
-    return _train(names[0], tuple(w for w in overrides if not w.startswith("recipe=")), flags)
+    return _train(names[0], tuple(w for w in overrides if not w.startswith("recipe=")), show=show)
 
 
-def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
+def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> int:
     from engine import recipe
-    from engine.grid.build import Builder
-    from engine.machine import quiet, ranks
     from engine.recipe.request import Request
 
     if any(word.startswith("methods=") for word in overrides):
         raise ValueError(
             "methods= selects methods of `rib campaign`; a single cell takes method=NAME"
         )
+    recipe.outline(name, overrides)  # most mistakes show before imports that take seconds
+    first_line.show(f"reading the recipe {name}")
     request = Request(name, overrides)
     resolved = request.recipe()
-    if "--print" in flags:
+    if show:
         print(recipe.dump(resolved), end="")
         return 0
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from engine.grid.build import Builder
+    from engine.machine import ranks
+
     device = ranks.start(resolved.device)
     from engine.commands import outcome
 
@@ -63,10 +96,10 @@ def _train(name: str, overrides: tuple[str, ...], flags: set[str]) -> int:
     return 0
 
 
-def _list_recipes() -> None:
+def _list_recipes(command: str) -> None:
     from engine import recipe
 
-    print("deepspeed engine/launch.py recipe=NAME [key=value ...]\n\nRecipes:")
+    print(f"{command} recipe=NAME [key=value ...]\n\nRecipes:")
     for name in recipe.names():
         print(f"  {name:<32} {recipe.describe(name)}")
     print("\nAny key of the resolved recipe can be set; --print shows it.")

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.machine import quiet
+from engine.machine import first_line, quiet
 
 if TYPE_CHECKING:
     from engine.grid.verify import Check
@@ -28,6 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     quiet.libraries()
+    first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.data import imagenet
     from engine.data.sets import Sets

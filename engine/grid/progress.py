@@ -63,7 +63,8 @@ def show(process: subprocess.Popen, grids: Sequence[tuple[Plan, Sequence[Job]]])
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown = time.monotonic()
     title = f"{grids[0][0].name} grid" + (f" of {len(grids)} models" if len(grids) > 1 else "")
-    with tqdm(total=total, desc=title, unit="step", smoothing=0.1) as bar:
+    state = text(_counts(grids), "")
+    with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=state) as bar:
         while process.poll() is None:
             states = [state for plan, _ in grids for state in _states(plan.path.parent)]
             bar.n = min(total, sum(state.done for state in states))
@@ -80,8 +81,11 @@ def _describe(
     bar: Any, grids: Sequence[tuple[Plan, Sequence[Job]]], states: Sequence[State]
 ) -> None:
     latest = max(states, key=lambda state: state.at, default=None)
-    jobs = sum((counts(plan.path.parent, jobs) for plan, jobs in grids), Counter())
-    bar.set_postfix_str(text(jobs, latest.doing if latest else ""), refresh=False)
+    bar.set_postfix_str(text(_counts(grids), latest.doing if latest else ""), refresh=False)
+
+
+def _counts(grids: Sequence[tuple[Plan, Sequence[Job]]]) -> Counter[str]:
+    return sum((counts(plan.path.parent, jobs) for plan, jobs in grids), Counter())
 
 
 def _state(place: Path, name: str) -> str:

@@ -43,9 +43,10 @@ def check_shadowing() -> None:
             )
 
 
-def guarded(work: Callable[[], int | None]) -> int:
+def guarded(work: Callable[[], int | None], *, may_be_hidden: bool = False) -> int:
     """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
 
+    may_be_hidden: whether it runs where another package hides one of ours.
     A training that a scheduler ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
     An error inside a user's method prints its traceback above that line; with `--debug` every error
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
@@ -56,7 +57,8 @@ def guarded(work: Callable[[], int | None]) -> int:
     # On a busy machine, idle threads that spin cost up to ten times the work that they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        check_shadowing()
+        if not may_be_hidden:
+            check_shadowing()
         code = work() or 0
         sys.stdout.flush()
         return code

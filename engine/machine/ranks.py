@@ -6,7 +6,6 @@ variables that a launcher leaves out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import io
@@ -26,13 +25,6 @@ from engine.machine import memory, precision, rendezvous
 
 T = TypeVar("T")
 BUILDS_WITHIN_S, LOADS_WITHIN_S = 300, 60  # time another program may need for DeepSpeed's op
-
-
-def strip_launcher_words(words: list[str]) -> list[str]:
-    """Command-line words without the `--local_rank=N` that the deepspeed launcher adds."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--local_rank", "--local-rank")
-    return parser.parse_known_args(words)[1]
 
 
 def pick_device(device: str) -> torch.device:

@@ -18,7 +18,6 @@ from engine.methods.objectives import Penalty, Problem, Projection, Prototypes
 from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.store.cells import Entry, Export
-from kernels.distill import distill_loss
 from loaders.batch import Batch
 
 
@@ -62,6 +61,8 @@ class Trained(nn.Module):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Loss of each sample [b]: the cross-entropy over the set's classes."""
+        from kernels.distill import distill_loss  # torch.compile's seconds, not for a plan
+
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
 
     def forward(self, batch: Batch) -> torch.Tensor:

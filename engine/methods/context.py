@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine.data.sets import LabelledSet
 from engine.recipe.schema import Recipe
 from engine.store.cells import Mix
+
+if TYPE_CHECKING:
+    from engine.data.sets import LabelledSet
 
 
 class Parent(Protocol):

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from timm.models import group_parameters
 from torch import nn
 
 from engine.methods.task_vectors import TaskVectors, Vector
@@ -57,6 +56,8 @@ def relative_depths(net: nn.Module) -> dict[str, float]:
             f"timm does not know the order of the layers of {type(net).__name__}, which LiNeS "
             "scales; take one of timm's models"
         )
+    from timm.models import group_parameters  # seconds, which planning does without
+
     matcher = net.group_matcher(coarse=False)  # type: ignore[operator]
     layers: Any = group_parameters(net, matcher, reverse=True)  # numbers by parameter name
     last = max(layers.values()) - 1  # after the last block comes the head

@@ -17,7 +17,6 @@ from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.recipe import schema
 from engine.recipe.checks import in_range
-from kernels.distill import distill_loss
 from loaders.batch import Batch
 
 
@@ -39,6 +38,8 @@ class Method(Trained):
         self.teacher = context.logits(context.base, context.target)
 
     def loss(self, batch: Batch) -> torch.Tensor:
+        from kernels.distill import distill_loss  # late, as in `base`
+
         return distill_loss(
             self.logits(batch),
             self.grouped(self.teacher(batch.index)),

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -35,6 +34,8 @@ def create(recipe: ModelRecipe, classes: int) -> nn.Module:
 def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
     if recipe.arch.startswith(clip.PREFIX):
         return clip.Tower(recipe.arch, classes)
+    import timm  # late, as in `images`
+
     net = timm.create_model(recipe.arch, num_classes=classes, **size_options(recipe))
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and any(recipe.image_size % side for side in patch):

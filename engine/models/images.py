@@ -1,4 +1,7 @@
-"""How a model sees images: timm's evaluation transform, and the normalisation of its pixels."""
+"""How a model sees images: timm's evaluation transform, and the normalisation of its pixels.
+
+timm is imported where it is used: it takes seconds, which planning a campaign does without.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from engine.errors import RecipeError, nearest
@@ -42,6 +42,8 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """uint8 [image_size, image_size, 3]."""
+        from timm.data.transforms_factory import create_transform
+
         steps: Any = create_transform(
             self.image_size,
             is_training=False,
@@ -91,6 +93,8 @@ def transform(recipe: ModelRecipe) -> Transform:
 
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     """timm's data config of the architecture, overridden by the values that the recipe sets."""
+    from timm.data.config import resolve_data_config
+
     if recipe.arch.startswith(clip.PREFIX):
         config = clip.data_config(recipe.arch, recipe.weights.tag)
     else:
@@ -127,6 +131,8 @@ def description(recipe: ModelRecipe) -> dict[str, Any]:
 @functools.cache
 def pretrained_cfg(arch: str) -> dict[str, Any]:
     """timm's record of an architecture. RecipeError, naming the nearest, for an unknown one."""
+    import timm
+
     known = timm.list_models() + timm.list_pretrained()
     if arch not in known:
         raise RecipeError(f"timm has no architecture {arch!r}{nearest(arch, known)}")

@@ -42,8 +42,10 @@ def load(
     return merge(name, layers, method_options(layers))
 
 
-def outline(name: str, overrides: Sequence[str], method: str) -> tuple[Recipe, dict[str, Any]]:
-    """A cell of a campaign without its method's options, and its method section as it stands.
+def outline(
+    name: str, overrides: Sequence[str], method: str | None = None
+) -> tuple[Recipe, dict[str, Any]]:
+    """A cell without its method's options, and its method section as it stands.
 
     It imports no method's module, and so no torch. Raises RecipeError as `load` does, but not for a
     method's options.

@@ -60,6 +60,19 @@ def test_print_shows_the_resolved_recipe_and_stops(
     assert not (tmp_path / "runs").exists()
 
 
+def test_rib_train_is_launch(capsys: pytest.CaptureFixture) -> None:
+    words = ["recipe=emoji/ewc", "--print", "seed=4"]
+    assert (cli.main(["train", *words]), train.launch(words)) == (0, 0)
+    shown = capsys.readouterr().out
+    half = shown[: len(shown) // 2]
+    assert shown == half * 2 and "seed: 4" in half
+    assert cli.main(["train"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("rib train recipe=NAME") and "emoji/ewc" in shown
+    assert cli.main(["train", "seed=1"]) == 2
+    assert "'seed=1' names no recipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -193,7 +206,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> None:
-    assert ranks.strip_launcher_words(words) == kept
+    assert train.strip_launcher_words(words) == kept
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")

@@ -1,0 +1,54 @@
+"""A command says what it does before it imports what takes seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grids
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def ended(folder: Path, module: str, words: Sequence[str]) -> tuple[int, list[str]]:
+    """Exit code and error lines where the import of torch ends the program."""
+    (folder / "torch.py").write_text("raise SystemExit(7)\n")
+    environment = grids.environment() | {"PYTHONPATH": f"{folder}:{ROOT}", "RANK": ""}
+    del environment["RANK"]
+    command = [sys.executable, "-m", module, *words, f"runs={folder}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["campaign", "emoji"], "reading the campaign emoji ..."),
+        (["plan", "emoji"], "counting the operations of emoji ..."),
+        (["train", "recipe=emoji/ewc"], "reading the recipe emoji/ewc ..."),
+    ],
+)
+def test_a_line_comes_before_torch(words: list[str], line: str, tmp_path: Path) -> None:
+    assert ended(tmp_path, "engine.cli", words) == (7, [line])
+
+
+@pytest.mark.parametrize("module", ["engine.cli", "engine.launch"])
+def test_most_mistakes_are_told_without_torch(module: str, tmp_path: Path) -> None:
+    start = ["train"] * (module == "engine.cli")
+    code, (line,) = ended(tmp_path, module, [*start, "recipe=emoji/ewc", "train.epoch=1"])
+    assert code == 2 and line.startswith("error: ") and "unknown key 'train.epoch'" in line
+
+
+@pytest.mark.slow
+def test_a_campaign_is_planned_without_timm() -> None:
+    """Which takes as long as torch: its import, and that of torch.compile beside it."""
+    code = (
+        "import sys\nfrom engine.grid import campaign\ncampaign.plan('emoji', (), 1)\n"
+        "print('torch' in sys.modules, {'timm', 'torch._inductor'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True set()"
