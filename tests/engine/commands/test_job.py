@@ -45,11 +45,10 @@ def test_a_job_of_several_gpus_becomes_their_launcher(
 ) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(job.os, "execv", lambda program, words: started.append(words))
-    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONSAFEPATH"):
-        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     job._become_ranks(2, "cuda")
     assert job.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-c"
-    assert started[0][started[0].index("--nproc-per-node") + 1] == "2"
+    assert started[0][started[0].index("engine.machine.launcher") + 1] == "2"
     with pytest.raises(ValueError, match="--ranks 4, but torch sees 3 GPUs"):
         job._become_ranks(4, "cuda")
 

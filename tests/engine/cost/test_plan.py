@@ -21,11 +21,11 @@ from engine import cli, recipe
 from engine.commands import plan as command
 from engine.cost import dry_run, estimate, shapes
 from engine.cost.dry_run import Work
-from engine.machine.flops import flops
 from engine.errors import RecipeError
 from engine.evaluation.bank import Forward
 from engine.grid import campaign
 from engine.grid.campaign import Plan
+from engine.machine.flops import flops
 from engine.methods import objectives
 
 folder, grid = campaigns.folder, grids.grid

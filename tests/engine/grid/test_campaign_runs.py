@@ -193,7 +193,7 @@ def test_dry_run_shows_the_jobs_and_writes_only_its_plan(folder: Path, tmp_path:
         assert word in out + err, word
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     kept = {path.name for path in files if ".snakemake" not in path.parts}
-    assert kept == {"plan.json", "workflow.json", ".lock"}
+    assert kept == {"plan.json", "workflow.json"}
 
 
 def test_a_snakemake_profile_steers_the_workflow(folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from engine import cli, models
 from engine.commands import job, train
 from engine.errors import RecipeError
 from engine.evaluation import features, passes, user_models
-from engine.grid import campaign, jobs, workflow
+from engine.grid import campaign, jobs
 from engine.grid.build import Builder
 from engine.machine import precision
 from engine.models import form
@@ -157,7 +157,6 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         monkeypatch.setattr(jobs, stage, begin)
     monkeypatch.setattr(last_job, "finish", begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path, column=str))
-    monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
     yield seen
     for name, place in flags.items():
         place.allow_tf32 = before[name]

@@ -287,6 +287,15 @@ def test_a_signal_that_is_ignored_stays_ignored():
         assert came()
 
 
+def test_a_second_interrupt_ends_at_once():
+    with preemption.noticed() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_files_keep_the_two_latest(tmp_path):
     files = CheckpointFiles(Store(tmp_path), "cell")
     for step in (1, 2, 30):
