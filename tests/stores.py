@@ -65,7 +65,7 @@ def several_seeds(
     folder.mkdir(exist_ok=True)
     for seed in seeds:
         cells = grid(folder / str(seed), hits(seed), seed=seed, **options)
-        out += [one for one in cells if one.method != PRE or not out]
+        out += [evaluation for evaluation in cells if evaluation.method != PRE or not out]
     return out
 
 

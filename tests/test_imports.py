@@ -108,15 +108,15 @@ def test_no_engine_module_bears_a_standard_librarys_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("package", "others"), [("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))]
+    ("package", "absent"), [("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))]
 )
-def test_kernels_and_loaders_load_without_the_rest(package: str, others: tuple[str, ...]) -> None:
+def test_kernels_and_loaders_load_without_the_rest(package: str, absent: tuple[str, ...]) -> None:
     """Not only in the source: importing them brings neither the engine nor each other."""
     paths = [path.relative_to(ROOT).with_suffix("") for path in FILES[package]]
     modules = [".".join(path.parts) for path in paths if path.name != "__init__"]
     code = (
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
-        f"print([name for name in {others!r} if name in sys.modules])"
+        f"print([name for name in {absent!r} if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -56,8 +56,8 @@ def sleeping(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign whose columns do nothing for ten minutes."""
     place = tmp_path_factory.mktemp("sleeping")
     (place / "sleeper.py").write_text(SLEEPER)
-    own = "fine_tune: {method: {name: sleeper, title: Sleeper, module: sleeper.py}}"
-    text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", own)
+    method = "fine_tune: {method: {name: sleeper, title: Sleeper, module: sleeper.py}}"
+    text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", method)
     (place / "shapes.yaml").write_text(text)
     return place
 

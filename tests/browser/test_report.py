@@ -142,13 +142,13 @@ def test_a_pointer_on_a_cell_is_told_the_number_of_the_file(browser, report):
         "return [...document.querySelectorAll('#vg-tooltip-element.visible tr')]"
         ".map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
-    told = {name.rstrip(":"): value.replace("−", "-") for name, value in rows}
-    pair = told["fine-tuned on"], told["evaluated on"]
+    tooltip = {name.rstrip(":"): value.replace("−", "-") for name, value in rows}
+    pair = tooltip["fine-tuned on"], tooltip["evaluated on"]
     (row,) = data[(data["downstream"] == pair[0]) & (data["evaluated_on"] == pair[1])].to_dict(
         "records"
     )
-    assert float(told["change, points"]) == pytest.approx(row["change"], abs=0.0051)
-    assert float(told["after, %"]) == pytest.approx(row["accuracy"], abs=0.0051)
+    assert float(tooltip["change, points"]) == pytest.approx(row["change"], abs=0.0051)
+    assert float(tooltip["after, %"]) == pytest.approx(row["accuracy"], abs=0.0051)
 
 
 @pytest.mark.parametrize("pixels", [400, 800, 1600])

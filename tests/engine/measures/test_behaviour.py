@@ -32,11 +32,11 @@ def test_agreement_by_hand():
 def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, n)
-    one, other = (seen(rng.integers(0, 3, n), label) for _ in range(2))
-    same, right, lost, gained = behaviour.agreement(one, one)
-    assert (same, lost, gained) == (100, 0, 0) and right == pytest.approx(one.accuracy)
-    there, back = behaviour.agreement(one, other), behaviour.agreement(other, one)
-    assert (there.lost, there.gained) == (back.gained, back.lost)
+    first, second = (seen(rng.integers(0, 3, n), label) for _ in range(2))
+    same, right, lost, gained = behaviour.agreement(first, first)
+    assert (same, lost, gained) == (100, 0, 0) and right == pytest.approx(first.accuracy)
+    forth, back = behaviour.agreement(first, second), behaviour.agreement(second, first)
+    assert (forth.lost, forth.gained) == (back.gained, back.lost)
 
 
 @settings(deadline=None)
@@ -44,16 +44,18 @@ def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
 def test_calibration_error_is_its_definition(seed, n):
     rng = np.random.default_rng(seed)
     p = rng.random(n).astype(np.float32)
-    one = seen(rng.integers(0, 2, n), np.zeros(n), p, rng.random(n) + 0.1)
+    predictions = seen(rng.integers(0, 2, n), np.zeros(n), p, rng.random(n) + 0.1)
     expected = 0.0
     for m in range(15):
         inside = [i for i in range(n) if m / 15 < float(p[i]) <= (m + 1) / 15]
-        weight = sum(one.weights[i] for i in inside)
+        weight = sum(predictions.weights[i] for i in inside)
         if inside:
-            accuracy = sum(one.weights[i] * (one.top1[i] == 0) for i in inside) / weight
-            confidence = sum(one.weights[i] * float(p[i]) for i in inside) / weight
-            expected += weight / one.weights.sum() * abs(accuracy - confidence)
-    assert behaviour.calibration_error(one) == pytest.approx(100 * expected, abs=1e-9)
+            accuracy = (
+                sum(predictions.weights[i] * (predictions.top1[i] == 0) for i in inside) / weight
+            )
+            confidence = sum(predictions.weights[i] * float(p[i]) for i in inside) / weight
+            expected += weight / predictions.weights.sum() * abs(accuracy - confidence)
+    assert behaviour.calibration_error(predictions) == pytest.approx(100 * expected, abs=1e-9)
 
 
 def test_calibration_error_of_the_sure_and_the_sincere():

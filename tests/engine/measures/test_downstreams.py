@@ -61,10 +61,10 @@ def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
     assert {row.method: row.mri for row in summary.mri} == pytest.approx(expected)
     assert all(row.mri_low < row.mri < row.mri_high for row in summary.mri)
     tables = summary.accuracy, summary.mri
-    (one,) = standings(*tables, sets=SETS, upstream="up", methods={}, downstreams=downstreams)
-    for line in one.lines:
+    (ranking,) = standings(*tables, sets=SETS, upstream="up", methods={}, downstreams=downstreams)
+    for line in ranking.lines:
         assert fmean(line.ri.values()) == pytest.approx(line.mri.mri)
-        assert set(line.ri) == set(one.downstreams) == set(downstreams)
+        assert set(line.ri) == set(ranking.downstreams) == set(downstreams)
         if "train" in downstreams:
             assert line.downstream is None
             of_set = line.after["train"]
@@ -72,8 +72,8 @@ def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
         else:
             assert line.downstream == pytest.approx(fmean(line.after[i][i] for i in downstreams))
         assert (line.upstream is None) == (downstreams == ("up",))
-    text = table_text([one])
-    assert all(f"{value:.1f}" in text for value in map(abs, one.lines[0].ri.values()))
+    text = table_text([ranking])
+    assert all(f"{value:.1f}" in text for value in map(abs, ranking.lines[0].ri.values()))
 
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
@@ -112,10 +112,10 @@ def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     for row in on_sets:
         assert row.low <= row.difference <= row.high
     trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
-    found = intervals.intervals(
+    interval_rows = intervals.intervals(
         read, summary, read.behaviour, SETS, "up", downstreams, trends=trends
     )
-    ri = [(row.method, row.downstream) for row in found if row.quantity == "RI"]
+    ri = [(row.method, row.downstream) for row in interval_rows if row.quantity == "RI"]
     assert sorted(ri) == sorted(itertools.product(METHODS, downstreams))
 
 

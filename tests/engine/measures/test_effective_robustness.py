@@ -89,11 +89,11 @@ def test_interpolations_do_not_bend_the_line_and_few_models_have_none(tmp_path):
     read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
     accuracy = [replace(row, alpha=0.5) if row.method == "lwf" else row for row in read.accuracy]
     rows = [row for row in read.behaviour if row.method != "lwf"]
-    kept = [row for row in read.accuracy if row.method != "lwf"]
+    without_lwf = [row for row in read.accuracy if row.method != "lwf"]
     bent = above_trend(rows, accuracy)
-    assert bent == above_trend(rows, kept)
+    assert bent == above_trend(rows, without_lwf)
     assert any(row.effective_robustness is not None for row in bent)
-    two = [row for row in kept if row.downstream in ("", "a")]
+    two = [row for row in without_lwf if row.downstream in ("", "a")]
     none = above_trend(rows, two)
     assert all(row.effective_robustness is None for row in none)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import CONV, Prepared, grid, prepared
-from plain_losses import LORA_PAPER, ON_FEW, SLACK, check, cross_entropy, some
+from plain_losses import LORA_PAPER, ON_FEW, SLACK, check, cross_entropy, selected
 from torch import nn
 
 from engine import models
@@ -90,7 +90,7 @@ def test_lora_adds_low_rank_factors_to_query_and_value(grid, extra, others):
     assert len(trained) == 2 * len(case.net.blocks)
     wanted_B = cross_entropy(case.net(case.x), case.y, ON_FEW in extra)
     # `norm.weight` of the method's net is a plain parameter, so names agree with the reference's.
-    check(case, wanted_B, trained | some(case.net, *others))
+    check(case, wanted_B, trained | selected(case.net, *others))
     assert case.method.recipe.scale == (2 if "method.scale=2" in extra else 1 / 8)
 
 
@@ -101,7 +101,7 @@ def test_lora_of_a_convolutional_model_sits_on_its_pointwise_convolutions(grid):
     trained = with_factors(case, Pointwise)
     assert len(trained) == 2 * len(pointwise) > 0
     wanted_B = cross_entropy(case.net(case.x), case.y)
-    check(case, wanted_B, trained | some(case.net, "classifier.weight", "classifier.bias"))
+    check(case, wanted_B, trained | selected(case.net, "classifier.weight", "classifier.bias"))
 
 
 def test_lora_refuses_what_it_cannot_adapt(grid):

@@ -24,7 +24,7 @@ from grids import (
     same,
     weights,
 )
-from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything, some
+from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything, selected
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -59,7 +59,7 @@ def test_a_linear_probe_has_the_cross_entropy_and_trains_what_its_variant_says(
     if variant == "paper":
         names += ["cls_token", "pos_embed", "norm.weight", "norm.bias"]
     wanted_B = cross_entropy(case.net(case.x), case.y, downstream == "few")
-    check(case, wanted_B, some(case.net, *names))
+    check(case, wanted_B, selected(case.net, *names))
     assert not case.method.net.training
 
 
@@ -67,7 +67,7 @@ def test_a_paper_probe_of_a_convolutional_model_is_its_head(grid):
     arch = f"model.arch={CONV}"
     case = prepared(grid, arch, "method=linear_probe", "method.variant=paper")
     wanted_B = cross_entropy(case.net(case.x), case.y)
-    check(case, wanted_B, some(case.net, "classifier.weight", "classifier.bias"))
+    check(case, wanted_B, selected(case.net, "classifier.weight", "classifier.bias"))
 
 
 @pytest.mark.parametrize("downstream", ["outline", "few"])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from grids import CONV, VIT, Grid, grid, prepared
-from own_checkpoints import checkpoint
+from user_checkpoints import checkpoint
 
 from engine import cli, models
 from engine.commands import job, train
