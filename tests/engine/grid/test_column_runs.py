@@ -84,13 +84,13 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
         Builder(request, request.recipe("linear_probe", downstream), grid.device)
         for downstream in ("outline", "upstream")
     ]
-    elsewhere, here = builders
-    assert here.base.name == elsewhere.base.name
-    assert here.base.artifact.kind == "cells"
-    probe = here.build()
-    assert probe.name != here.base.name and probe.backbone == here.base.backbone
-    (parent,) = {here.base.backbone}
-    assert cells.find(here.store, parent).artifact.kind == "weights"
+    on_outline, on_upstream = builders
+    assert on_upstream.base.name == on_outline.base.name
+    assert on_upstream.base.artifact.kind == "cells"
+    probe = on_upstream.build()
+    assert probe.name != on_upstream.base.name and probe.backbone == on_upstream.base.backbone
+    (parent,) = {on_upstream.base.backbone}
+    assert cells.find(on_upstream.store, parent).artifact.kind == "weights"
 
 
 def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grids.Grid) -> None:

@@ -52,8 +52,8 @@ def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
     assert recipe.load(cell[0], [*cell[1], opened]).downstream == "objectnet"
     with pytest.raises(RecipeError, match="objectnet_terms='maybe' is not possible"):
         recipe.load("imagenet_rib", ["dataset.objectnet_terms=maybe"])
-    own = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
-    assert recipe.load("imagenet_rib", own).downstream == "objectnet", "a folder of that name"
+    settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
+    assert recipe.load("imagenet_rib", settings).downstream == "objectnet", "a folder of that name"
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder: Path, tmp_path: Path) -> None:

@@ -58,12 +58,12 @@ class Finished:
 
     def stored(self, row: dict[str, object], name: str) -> pa.Table:
         """The campaign's predictions of a row on a set."""
-        (found,) = (
-            one
-            for one in self.run.record.evaluations
-            if row.items() <= vars(one).items() and one.evaluated_on == name
+        (evaluation,) = (
+            candidate
+            for candidate in self.run.record.evaluations
+            if row.items() <= vars(candidate).items() and candidate.evaluated_on == name
         )
-        return pq.read_table(self.run.store / found.path)
+        return pq.read_table(self.run.store / evaluation.path)
 
     def files(self, name: str) -> list[Path]:
         """The images of a set in the order of its pack."""
@@ -131,7 +131,7 @@ def test_timm_answers_as_the_campaign_did(
         files = [done.files(name)[i] for i in table["index"].to_numpy()]
         logits_NC = logits(net, files, prompt)
         if name == "few":  # is judged among its own three classes
-            absent = [i for i, one in enumerate(CLASSES) if one not in grids.FEW]
+            absent = [i for i, shape in enumerate(CLASSES) if shape not in grids.FEW]
             logits_NC[:, absent] = -torch.inf
         p_top1, top1 = logits_NC.softmax(dim=1).max(dim=1)
         assert top1.tolist() == table["top1"].to_pylist()
@@ -155,7 +155,7 @@ def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
 ) -> None:
     """Their cell.json does not name them; without the pack a file must."""
     choice = ("--method", "soup", "--set", "few")
-    wanted = (done.export(tmp_path / "now", *choice) / "config.json").read_text()
+    expected = (done.export(tmp_path / "now", *choice) / "config.json").read_text()
     shutil.copytree(done.folder / "exported", tmp_path / "runs")
     for file in (tmp_path / "runs" / "store" / "cells").glob(f"*/{CELL}"):
         old = json.loads(file.read_text())
@@ -167,7 +167,7 @@ def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
         marker.write_text(json.dumps(values))
     old = ["export", done.words[0], f"runs={tmp_path / 'runs'}", *choice]
     assert cli.main([*old, "--out", str(tmp_path / "old")]) == 0
-    assert (tmp_path / "old" / "config.json").read_text() == wanted
+    assert (tmp_path / "old" / "config.json").read_text() == expected
     (cell,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-few-*")
     assert cli.main(["export", str(cell), "--out", str(tmp_path / "cell")]) == 0
     assert json.loads((tmp_path / "cell" / "config.json").read_text())["label_names"]
@@ -182,7 +182,7 @@ def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
     assert "4 class names for the 5 outputs" in capsys.readouterr().err
     names.write_text("\n".join(CLASSES))
     assert cli.main([*again, "--classes", str(names)]) == 0
-    assert (tmp_path / "again" / "config.json").read_text() == wanted
+    assert (tmp_path / "again" / "config.json").read_text() == expected
 
 
 @pytest.mark.slow

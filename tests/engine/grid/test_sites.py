@@ -126,11 +126,11 @@ def test_partition_account_and_requeue() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "has_gpus", "device"),
+    ("setting", "has_gpus", "device"),
     [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
-def test_device_follows_the_partition(asked: str, has_gpus: bool, device: str) -> None:
-    assert slurm.device(asked, slurm.Cluster(has_gpus, True, 300)) == device
+def test_device_follows_the_partition(setting: str, has_gpus: bool, device: str) -> None:
+    assert slurm.device(setting, slurm.Cluster(has_gpus, True, 300)) == device
 
 
 def test_cuda_on_a_partition_without_gpus() -> None:

@@ -59,8 +59,8 @@ def test_a_mix_whose_parent_was_deleted_trains_it_again(grid):
     shutil.rmtree(parent.artifact.folder)
     builder, again = grid.build("method=wise_ft", *words)
     assert again.name == mixed.name
-    found = cells.find(builder.store, parent.name)
-    assert found is not None and same(weights(found), before)
+    retrained = cells.find(builder.store, parent.name)
+    assert retrained is not None and same(weights(retrained), before)
 
 
 @pytest.mark.parametrize("method", ["fine_tune", "wise_ft"])
@@ -94,13 +94,13 @@ def test_an_export_is_a_plain_timm_model_with_the_same_logits(grid, method, arch
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
         case.method.eval()
-        wanted = case.method.logits(case.batch)
-        assert not torch.allclose(wanted.double(), case.net(case.x), atol=1e-3)
+        expected = case.method.logits(case.batch)
+        assert not torch.allclose(expected.double(), case.net(case.x), atol=1e-3)
         export = case.method.export()
         tensors.save(export.state, tmp_path / "export.safetensors")
         net = reference(load_file(tmp_path / "export.safetensors"), arch)
         prompt = 0 if export.prompt is None else export.prompt.double()
-        torch.testing.assert_close(wanted.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(expected.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("optimizer", "stage"), [("sgd", 0), ("adamw", 1)])
@@ -111,8 +111,8 @@ def test_without_their_extra_term_ewc_and_lwf_are_fine_tuning_bit_for_bit(grid, 
         for variant in ("canonical", "paper"):
             cell = grid.build(*words, *extra.split(), f"method.variant={variant}")[1]
             assert same(weights(cell), plain), extra
-    other = weights(grid.build(*words, "method=lwf")[1])
-    assert not same(other, plain)
+    lwf = weights(grid.build(*words, "method=lwf")[1])
+    assert not same(lwf, plain)
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])

@@ -46,8 +46,8 @@ def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_way_to_another_grid_has_no_braces_of_snakemake(tmp_path: Path) -> None:
     root = tmp_path / "{where}" / "shapes" / "plans" / "a"
     assert workflow.relative(root, root) == "."
-    other = root.parents[2] / "shapes-x" / "plans" / "b"
-    assert workflow.relative(other, root) == "../../../shapes-x/plans/b"
+    neighbour = root.parents[2] / "shapes-x" / "plans" / "b"
+    assert workflow.relative(neighbour, root) == "../../../shapes-x/plans/b"
     with pytest.raises(CampaignError, match="with braces; rename the campaign's file"):
         workflow.relative(root.parents[2] / "{x}" / "plans" / "b", root)
 
@@ -97,14 +97,14 @@ def job(folder: Path, leash: str) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
-HERE = f"{os.uname().nodename} {os.getpid()}"
+THIS_PROCESS = f"{os.uname().nodename} {os.getpid()}"
 
 
 def test_job_ends_with_its_campaign(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(contextlib.ExitStack())
         held.enter_context(workflow.locked(tmp_path))
-        process = stack.enter_context(job(tmp_path, HERE))
+        process = stack.enter_context(job(tmp_path, THIS_PROCESS))
         assert process.stdout is not None and process.stdout.readline() == "at work\n"
         time.sleep(0.3)
         assert process.poll() is None
@@ -114,10 +114,10 @@ def test_job_ends_with_its_campaign(tmp_path: Path) -> None:
 
 def test_job_whose_campaign_is_gone_does_not_start(tmp_path: Path) -> None:
     tmp_path.joinpath(".lock").touch()
-    with job(tmp_path, HERE) as process:
+    with job(tmp_path, THIS_PROCESS) as process:
         assert process.wait(20) == -signal.SIGKILL
-    other = HERE.split()[0] + " 1"  # or has been followed by another one
-    with workflow.locked(tmp_path), job(tmp_path, other) as process:
+    another_process = THIS_PROCESS.split()[0] + " 1"  # or has been followed by another one
+    with workflow.locked(tmp_path), job(tmp_path, another_process) as process:
         assert process.wait(20) == -signal.SIGKILL
 
 
@@ -230,8 +230,8 @@ def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path: Path) -> None:
 def test_prepare_tells_what_it_is_at(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[tuple] = []
-    monkeypatch.setattr(progress, "advance", lambda path, *state: said.append(state))
+    states: list[tuple] = []
+    monkeypatch.setattr(progress, "advance", lambda path, *state: states.append(state))
     monkeypatch.setattr(passes, "evaluate", lambda *_: None)
     monkeypatch.setattr(features, "stored", lambda *_: None)
     for name in ("cells_of", "predictions"):
@@ -243,7 +243,7 @@ def test_prepare_tells_what_it_is_at(
         campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2), torch.device("cpu")
     )
     steps = ["tiny", "upstream", *SETS]
-    assert said == [
+    assert states == [
         *(("prepare", step, 5, f"preparing {what}") for step, what in enumerate(steps)),
         ("prepare", 5, 5, ""),
     ]

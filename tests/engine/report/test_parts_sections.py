@@ -106,12 +106,14 @@ def test_published_numbers_are_known_by_our_names_of_models_and_sets():
     for entry in recipe.published()["models"].values():
         if entry["timm"] is None:
             continue
-        ours = yaml.safe_load((recipe.ROOT / "models" / f"{entry['recipe']}.yaml").read_text())
-        assert ours["arch"] == entry["timm"]
-        known = frames.reference(model_named(entry["recipe"], before))
-        assert known["before"]["imagenet_a"] == entry["before"]["IN-A"]
-        assert known["fine_tuned_on_val"]["imagenet_val"] == entry["fine_tuned_on_val"]["IN-1K"]
-        assert set(known["before"]) == places
+        model_recipe = yaml.safe_load(
+            (recipe.ROOT / "models" / f"{entry['recipe']}.yaml").read_text()
+        )
+        assert model_recipe["arch"] == entry["timm"]
+        published = frames.reference(model_named(entry["recipe"], before))
+        assert published["before"]["imagenet_a"] == entry["before"]["IN-A"]
+        assert published["fine_tuned_on_val"]["imagenet_val"] == entry["fine_tuned_on_val"]["IN-1K"]
+        assert set(published["before"]) == places
     assert frames.reference(model_named("lite0", before)) == {}
 
 

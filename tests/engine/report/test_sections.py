@@ -23,8 +23,8 @@ def results(tmp_path_factory) -> Results:
 
 
 def section(results: Results, key: str) -> Section:
-    (found,) = (made for made in sections.of(results) if made.key == key)
-    return found
+    (match,) = (built for built in sections.of(results) if built.key == key)
+    return match
 
 
 def accuracy(results: Results) -> dict[tuple[str, float | None, str, str], float]:
@@ -43,8 +43,8 @@ def test_the_ranking_is_sorted_and_has_every_mean(results):
     (arm,) = (row.arm for row in results.grid.accuracy if row.key[1:] == _cell("fine_tune"))
     ri = improvements(results.grid.accuracy, reports.SETS)[arm]
     assert ft["mRI"] == pytest.approx(np.mean(list(ri.values())))
-    own = [known["fine_tune", None, name, name] for name in reports.SETS]
-    assert ft["on_downstream_set"] == pytest.approx(np.mean(own))
+    on_downstream = [known["fine_tune", None, name, name] for name in reports.SETS]
+    assert ft["on_downstream_set"] == pytest.approx(np.mean(on_downstream))
     up = [
         known["fine_tune", None, name, "up"] - known[PRE, None, "", "up"] for name in reports.SETS
     ]
@@ -111,8 +111,8 @@ def test_published_numbers_stand_beside_those_of_their_model_only(tmp_path, monk
         data = frames.ranking(tables.results(run)).set_index("method")
         published = recipe.published()["models"]["LAION-2B"]["mri"]
         assert data["published_mRI"]["FT"] == published["fine_tune"]
-    other = frames.ranking(tables.results(reports.finished(tmp_path / "other")))
-    assert "published_mRI" not in other
+    unpublished = frames.ranking(tables.results(reports.finished(tmp_path / "other")))
+    assert "published_mRI" not in unpublished
 
 
 def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
