@@ -66,8 +66,8 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
 ) -> None:
     whole = ("--partial", "dataset.subsample=full")
     assert rib.encode("imagenet_c", rib.folder / "c", *whole) == 2
-    said = capsys.readouterr()
-    assert "3,750,000 images, raw" in said.out and "add --yes to confirm" in said.err
+    printed = capsys.readouterr()
+    assert "3,750,000 images, raw" in printed.out and "add --yes to confirm" in printed.err
     assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
     labelled = rib.builder("dataset.subsample=full").sets["imagenet_c"]
@@ -77,7 +77,9 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
             rib.builder(f"dataset.subsample={subsample}", f"source={source}").sets.source(IN_C)
             for subsample in ("full", str(SUBSAMPLE))
         ]
-        assert [type(one) for one in opened] == [Stream, Resident], "all of IN-C is never resident"
+        assert [type(opened_source) for opened_source in opened] == [Stream, Resident], (
+            "all of IN-C is never resident"
+        )
     resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
     assert size_bytes(resolved, 3_750_000) == pytest.approx(574e9, rel=0.001)
     larger = dataclasses.replace(resolved.model, image_size=384)  # 18 of them fill a page
@@ -89,12 +91,12 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
 def test_a_user_at_a_terminal_is_asked(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or answer)
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or answer)
     words = ("--partial", "dataset.subsample=full", "model.crop=0.5")
     assert rib.encode("imagenet_c", rib.folder / "c", *words) == code
-    assert asked == ["Encode the whole of it? [y/N] "]
+    assert questions == ["Encode the whole of it? [y/N] "]
     assert ("dataset.subsample=50000 takes" in capsys.readouterr().err) == bool(code)
 
 
@@ -132,14 +134,14 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
     assert lacks in capsys.readouterr().err
     assert rib.encode(IN_C, source, "--partial", "model.crop=0.7") == 0
     assert "  not as published: 6 of 75 parts are missing: shot_noise/4 frost\n" in (
-        shown := capsys.readouterr().out
-    ), shown
+        printed := capsys.readouterr().out
+    ), printed
     resolved = rib.builder("model.crop=0.7").recipe
     pack = packs.pack_of(resolved, IN_C, tmp_path)
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
     assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
-    found = imagenet.shortfall(resolved.dataset, IN_C, pack)
-    check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=found)
+    lacking = imagenet.shortfall(resolved.dataset, IN_C, pack)
+    check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=lacking)
     assert f"\n{IN_C} is only a part: {lacks}" in command.text("m", [check])
     assert "only a part" not in command.text("m", [dataclasses.replace(check, lacks="")])
     small = packs.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)

@@ -83,11 +83,11 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
 
 def test_files_of_one_name_have_a_line_each():
     places = ["run1/best.safetensors", "run2/best.safetensors"]
-    found = [
+    accuracies = [
         user_models.ModelAccuracy(place, None, "few", 10, 10.0 + i)
         for i, place in enumerate(places)
     ]
-    lines = report.text(found).splitlines()[-2:]
+    lines = report.text(accuracies).splitlines()[-2:]
     assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
@@ -108,11 +108,11 @@ def test_the_command_prints_a_table_and_writes_csv(user_grid, capsys, monkeypatc
     printed = capsys.readouterr().out
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
     with (user_grid.folder / "accuracy.csv").open() as file:
-        found = list(csv.DictReader(file))
-    assert [(row["alpha"], row["set"]) for row in found[:4]] == [
+        rows = list(csv.DictReader(file))
+    assert [(row["alpha"], row["set"]) for row in rows[:4]] == [
         ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "small"),
     ]  # fmt: skip
-    for row in found:
+    for row in rows:
         assert f"{float(row['accuracy']):.2f} ±" in printed
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
 
@@ -163,7 +163,7 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(user_grid, capsys, words, message):
-    given = f"evaluate --models {user_grid.folder}/A.safetensors --sets {user_grid.folder}/outline {words}"
-    assert cli.main(given.split()) == 2
+    command = f"evaluate --models {user_grid.folder}/A.safetensors --sets {user_grid.folder}/outline {words}"
+    assert cli.main(command.split()) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and message in printed and "Traceback" not in printed

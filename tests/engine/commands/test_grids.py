@@ -88,5 +88,7 @@ def test_a_cluster_is_asked_for_the_time_of_each_job(
     monkeypatch.setattr(slurm, "cluster", lambda partition: cluster)
     grids = grids_of(words(executor="slurm"), [plan, plan])
     assert len(grids) == 2 and all(grid.site.on_slurm for grid in grids)
-    row, other = (grids[0].site.resources[f"train-{name}"] for name in ("few.fine_tune", "outline"))
-    assert row.gpu == other.gpu == 1 and row.runtime > other.runtime == 30
+    few, outline = (
+        grids[0].site.resources[f"train-{name}"] for name in ("few.fine_tune", "outline")
+    )
+    assert few.gpu == outline.gpu == 1 and few.runtime > outline.runtime == 30

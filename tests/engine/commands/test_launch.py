@@ -138,8 +138,8 @@ def test_torchrun_is_told_the_error_that_it_ends_with(
     assert train.launch(["recipe=emoji/ewq"]) == 2
     failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
     shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
-    told = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
-    assert shown[-2].endswith(told) and shown[-1].strip("=") == ""
+    message = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
+    assert shown[-2].endswith(message) and shown[-1].strip("=") == ""
 
 
 def test_the_rank_that_only_stops_tells_torchrun_nothing(
@@ -182,7 +182,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"),
+    ("words", "remaining"),
     [
         (["--local_rank=0", "recipe=a"], ["recipe=a"]),
         (["--local-rank=3", "recipe=a", "seed=1"], ["recipe=a", "seed=1"]),
@@ -192,8 +192,8 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         ([], []),
     ],
 )
-def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> None:
-    assert ranks.strip_launcher_words(words) == kept
+def test_launchers_own_words_are_stripped(words: list[str], remaining: list[str]) -> None:
+    assert ranks.strip_launcher_words(words) == remaining
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
@@ -349,9 +349,9 @@ STARTS = {
 }
 
 
-def made(runs: Path) -> Path:
-    (found,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
-    return found
+def trained_cell(runs: Path) -> Path:
+    (folder,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
+    return folder
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_every_way_to_start_gives_the_same_cell(grid: grids.Grid, tmp_path: Path
         assert done.returncode == 0, done.stderr[-3000:]
         assert "FT (canonical) on outline" in done.stdout and "RI " in done.stdout
         assert done.stdout.count("percent top-1") == 1  # one rank speaks
-    cells = {way: made(tmp_path / way) for way in STARTS}
+    cells = {way: trained_cell(tmp_path / way) for way in STARTS}
     assert len({cell.name for cell in cells.values()}) == 1
     weights = {way: load_file(cell / "weights.safetensors") for way, cell in cells.items()}
     assert grids.same(weights["deepspeed"], weights["python"])

@@ -30,11 +30,11 @@ def check(net, x, left=0):
     drawn(net)
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with torch.no_grad():
-        right = net.double()(x.double())
+        expected = net.double()(x.double())
         folded = Folded(net.float())
-        found = folded.given(folded.state(state), x)
+        actual = folded.given(folded.state(state), x)
     assert len(norms(folded)) == left
-    torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -60,14 +60,14 @@ def test_what_a_network_derives_from_its_weights_goes_with_them():
             if "attention_biases" in name:
                 nn.init.normal_(parameter)
     x = torch.randn(1, 3, 224, 224)
-    states = [{name: one.clone() for name, one in net.state_dict().items()} for net in nets]
+    states = [{name: tensor.clone() for name, tensor in net.state_dict().items()} for net in nets]
     with torch.no_grad():
-        right = [net(x) for net in nets]
+        logits = [net(x) for net in nets]
         folded = Folded(nets[0])
         states = [folded.state(state) for state in states]
-        for state, said in zip(states * 2, right * 2, strict=True):
-            found = folded.given(state, x)
-            torch.testing.assert_close(found, said, rtol=1e-3, atol=1e-4)
+        for state, expected in zip(states * 2, logits * 2, strict=True):
+            actual = folded.given(state, x)
+            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_traced_stays_as_it_is():
@@ -132,7 +132,7 @@ def test_a_folded_mix_takes_the_memory_of_one_model():
     net = drawn(timm.create_model("resnet18", num_classes=7))
     rows, layout = interpolation.flatten([net.state_dict()])
     row = rows[0].clone()
-    found = Folded(net).state(interpolation.views(row, layout))
-    storages = [tensor.untyped_storage() for tensor in found.values()]
-    alive = sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    folded = Folded(net).state(interpolation.views(row, layout))
+    storages = [tensor.untyped_storage() for tensor in folded.values()]
+    alive = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     assert alive < 1.01 * row.nbytes  # its new biases

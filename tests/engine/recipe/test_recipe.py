@@ -112,11 +112,11 @@ Method = Trained
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    flattened: dict[str, object] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
+        flattened |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flattened
 
 
 def test_options_are_these() -> None:
@@ -168,13 +168,15 @@ def test_layers_win_in_order(tmp_path: Path) -> None:
         "train: {epochs: 2, clip: 3.0, batch_size: 8}\n"
         "methods:\n  ewc: {train: {epochs: 4, clip: 4.0}, method: {lam: 9.0}}\n",
     )
-    own = write(tmp_path / "own.yaml", f"campaign: {campaign}\nmethod: ewc\ntrain: {{epochs: 5}}\n")
-    resolved = recipe.load(own, ["train.batch_size=16"])
+    recipe_file = write(
+        tmp_path / "own.yaml", f"campaign: {campaign}\nmethod: ewc\ntrain: {{epochs: 5}}\n"
+    )
+    resolved = recipe.load(recipe_file, ["train.batch_size=16"])
     train = resolved.train
     assert (train.epochs, train.clip, train.batch_size) == (5, 4.0, 16)
     assert resolved.method.lam == 9.0  # type: ignore[attr-defined]
-    assert recipe.load(own, method="fine_tune").train.clip == 3.0
-    assert recipe.load(own, ["train.epochs=6"]).train.epochs == 6
+    assert recipe.load(recipe_file, method="fine_tune").train.clip == 3.0
+    assert recipe.load(recipe_file, ["train.epochs=6"]).train.epochs == 6
 
 
 def test_overrides_of_the_method_stay_with_it() -> None:
@@ -205,9 +207,9 @@ def test_own_method_by_path(tmp_path: Path) -> None:
     section = f"name: sharp\ntitle: Sharp\nmodule: {module}\nsharpness: 0.25\n"
     method = write(tmp_path / "sharp.yaml", section)
     for words in ([f"method={method}"], [f"method={method}", "method.sharpness=0.75"]):
-        found = recipe.load("emoji/fine_tune", words).method
-        assert (found.name, type(found).__name__) == ("sharp", "Recipe")
-        assert found.sharpness == (0.75 if len(words) > 1 else 0.25)  # type: ignore[attr-defined]
+        loaded = recipe.load("emoji/fine_tune", words).method
+        assert (loaded.name, type(loaded).__name__) == ("sharp", "Recipe")
+        assert loaded.sharpness == (0.75 if len(words) > 1 else 0.25)  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match=r"did you mean 'method\.sharpness'"):
         recipe.load("emoji/fine_tune", [f"method={method}", "method.sharpnes=1"])
     inline = write(tmp_path / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
@@ -370,8 +372,8 @@ def test_a_probe_refuses_what_has_no_single_optimum(word: str) -> None:
 def test_a_key_of_the_head_that_is_gone_names_the_new_one(key: str, tmp_path: Path) -> None:
     model = write(tmp_path / "mine.yaml", f"name: a\narch: b\nhead: {{fit: true, {key}: 1}}\n")
     for words, source in ([f"model.head.{key}=1"], "the command line"), ([f"model={model}"], model):
-        said = rf"{re.escape(source)}: unknown key 'model.head.{key}'; .* set model.head.l2"
-        with pytest.raises(RecipeError, match=said):
+        message = rf"{re.escape(source)}: unknown key 'model.head.{key}'; .* set model.head.l2"
+        with pytest.raises(RecipeError, match=message):
             recipe.load("emoji/ewc", words)
 
 

@@ -201,9 +201,9 @@ def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
     assert [builder.exitcode for builder in builders] == [0] * 4
     (folder,) = (tmp_path / "cells").iterdir()
     assert len(list(folder.glob("extra-*"))) == 1  # of one builder, not of several
-    found = Store(tmp_path).find("cells", "race", {"seed": 0})
-    assert found is not None
-    assert all(found.checked(path.name) for path in folder.glob("*.txt"))
+    artifact = Store(tmp_path).find("cells", "race", {"seed": 0})
+    assert artifact is not None
+    assert all(artifact.checked(path.name) for path in folder.glob("*.txt"))
 
 
 def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,10 +242,10 @@ def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:
 
 def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid, fresh, tmp_path):
     """Step 1 before the interruption, step 2 after it."""
-    other = Grid(grid.folder, tmp_path / "other", grid.device)
-    shutil.copytree(fresh.runs, other.runs)
+    uninterrupted = Grid(grid.folder, tmp_path / "other", grid.device)
+    shutil.copytree(fresh.runs, uninterrupted.runs)
     _, plain = grid.build()
-    followed(other).build()
+    followed(uninterrupted).build()
     with pytest.MonkeyPatch.context() as patch:
         unhurried(patch)
         at_step(patch, 1, stop)
@@ -253,9 +253,9 @@ def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid, fresh, tmp_
             followed(fresh, EVERY_STEP).build()
     assert len(stored(fresh)) == len(snapshots_of(fresh)) == 1
     check_same(followed(fresh).build(), plain)
-    found, wanted = snapshots_of(fresh), snapshots_of(other)
-    assert found.keys() == wanted.keys() and len(found) == 2
-    assert all(same(found[name], wanted[name]) for name in wanted)
+    actual, expected = snapshots_of(fresh), snapshots_of(uninterrupted)
+    assert actual.keys() == expected.keys() and len(actual) == 2
+    assert all(same(actual[name], expected[name]) for name in expected)
 
 
 def test_a_checkpoint_beyond_a_snapshot_that_is_missing_is_not_taken(grid, fresh):
@@ -375,19 +375,19 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
     for number, words in enumerate(TWO_RANKS):
-        whole, _, two, _, other = results[5 * number : 5 * number + 5]
+        whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         last = whole[1][-1]
         assert whole[1] == list(range(1, last + 1))
-        assert two[1] == other[1] == list(range(4, last + 1))
-        wanted, found = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
-        assert same(found, wanted), words
+        assert two[1] == from_one[1] == list(range(4, last + 1))
+        expected, actual = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
+        assert same(actual, expected), words
         history = [(Path(at[0]) / "history.json").read_text() for at in (whole, two)]
         assert history[0] == history[1], words
         cell, steps = resumed(places["two to one"], *words)
         assert steps == list(range(4, last + 1))
-        for close in (weights(cell), load_file(Path(other[0]) / "weights.safetensors")):
-            assert distance(close, wanted) < 1e-5, words
-        for at in (cell.artifact.folder, Path(other[0])):
+        for close in (weights(cell), load_file(Path(from_one[0]) / "weights.safetensors")):
+            assert distance(close, expected) < 1e-5, words
+        for at in (cell.artifact.folder, Path(from_one[0])):
             entries = json.loads((at / "history.json").read_text())
             for entry, exact in zip(entries, json.loads(history[0]), strict=True):
                 assert entry == pytest.approx(exact, rel=1e-3), words
