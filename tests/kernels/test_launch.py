@@ -27,8 +27,8 @@ def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
     current = ["cuda:0"]
 
     @contextlib.contextmanager
-    def device(wanted):
-        current.append(str(wanted))
+    def device(target):
+        current.append(str(target))
         yield
         current.pop()
 
@@ -117,9 +117,9 @@ def test_the_check_of_variants_can_fail():
     def plain(out, n):
         pass
 
-    found = set()
+    compiled = set()
     for n in (1, 16, 17):
         with counted(run=False) as counts:
             launch.launcher(plain)[(1,)](torch.zeros(1), n)
-        found |= variants(counts)
-    assert len(found) == 3
+        compiled |= variants(counts)
+    assert len(compiled) == 3

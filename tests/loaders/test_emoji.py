@@ -153,15 +153,15 @@ def test_a_mirrored_alias_is_mirrored(cache: Path):
 
 
 def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: Path):
-    artwork, other = emoji.Artwork(cache), emoji.Artwork(cache)
-    one, two = artwork.concepts()[:2]
+    artwork, reopened = emoji.Artwork(cache), emoji.Artwork(cache)
+    first, second = artwork.concepts()[:2]
     cases = [
-        *(("noto", one, 0, 0), ("noto", one, 1, 0), ("noto", one, 0, 1)),
-        *(("noto", two, 0, 0), ("openmoji", one, 0, 0)),
+        *(("noto", first, 0, 0), ("noto", first, 1, 0), ("noto", first, 0, 1)),
+        *(("noto", second, 0, 0), ("openmoji", first, 0, 0)),
     ]
     images = [artwork.render(*case, 24).tobytes() for case in cases]
     assert len(set(images)) == len(cases)
-    assert [other.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
+    assert [reopened.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
 
 
 def test_the_seed_is_the_same_in_another_process():

@@ -63,12 +63,12 @@ def uneven(seed: int, epochs: int = 2) -> list[np.ndarray]:
     return [part for cut in cuts for part in np.split(rng.permutation(COUNT), cut)]
 
 
-def require_equal(given: list[Batch], expected: list[Batch], asked: list[np.ndarray]) -> None:
-    assert len(given) == len(expected) == len(asked)
-    for one, two, index in zip(given, expected, asked, strict=True):
-        assert np.array_equal(one.index, index) and np.array_equal(two.index, index)
-        assert torch.equal(one.labels, two.labels)
-        assert torch.equal(one.images, two.images)
+def require_equal(actual: list[Batch], expected: list[Batch], positions: list[np.ndarray]) -> None:
+    assert len(actual) == len(expected) == len(positions)
+    for batch, expected_batch, index in zip(actual, expected, positions, strict=True):
+        assert np.array_equal(batch.index, index) and np.array_equal(expected_batch.index, index)
+        assert torch.equal(batch.labels, expected_batch.labels)
+        assert torch.equal(batch.images, expected_batch.images)
 
 
 def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
@@ -98,9 +98,9 @@ def test_resident_gathers_only_when_asked(packs: dict[str, Pack]) -> None:
 def test_numpy_stream_is_resident(
     packs: dict[str, Pack], format: str, seed: int, workers: int
 ) -> None:
-    asked = uneven(seed)
-    streamed = Stream(packs[format], workers=workers, reader="numpy").batches(iter(asked))
-    require_equal(list(streamed), list(Resident(packs[format]).batches(asked)), asked)
+    positions = uneven(seed)
+    streamed = Stream(packs[format], workers=workers, reader="numpy").batches(iter(positions))
+    require_equal(list(streamed), list(Resident(packs[format]).batches(positions)), positions)
 
 
 @pytest.mark.slow
@@ -110,9 +110,9 @@ def test_ffcv_stream_is_resident(packs: dict[str, Pack]) -> None:
         source = Stream(packs["raw"], workers=workers, reader="ffcv")
         assert isinstance(source._read, FfcvPixels)
         for seed in range(10):
-            asked = uneven(seed)
-            expected = list(Resident(packs["raw"]).batches(asked))
-            require_equal(list(source.batches(asked)), expected, asked)
+            positions = uneven(seed)
+            expected = list(Resident(packs["raw"]).batches(positions))
+            require_equal(list(source.batches(positions)), expected, positions)
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(user_grid, capsys, words, message):
-    command = f"evaluate --models {user_grid.folder}/A.safetensors --sets {user_grid.folder}/outline {words}"
-    assert cli.main(command.split()) == 2
+    model, images = user_grid.folder / "A.safetensors", user_grid.folder / "outline"
+    assert cli.main(f"evaluate --models {model} --sets {images} {words}".split()) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and message in printed and "Traceback" not in printed
