@@ -4,7 +4,7 @@
 
 draws samples of known populations again and again: of a set as large as ImageNet-C, made up, and of
 the predictions that a campaign stored. It times nothing, so it is no case of `python -m bench`;
-bench/results/coverage.json is what it found.
+bench/results/coverage.json holds its results.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def corrupted(
 
 
 def stored(store: Path, models: int = MODELS, *, control: bool = True) -> list[Population]:
-    """The sets of a campaign's store, with some of the models that it evaluated on all of them."""
+    """The sets of a campaign's store, with `models` of those that were evaluated on all of them."""
     paths_of_set: dict[tuple[str, str], dict[str, Path]] = {}
     for marker in sorted((store / "predictions").glob("*/done.json")):
         key = json.loads(marker.read_text())["key"]
@@ -187,8 +187,8 @@ def needed(populations: Sequence[Population], half_width: float, model: int = 0)
 
 
 class Draws:
-    """Repeated nested samples of one model's answers: what is left of a stratum is drawn from,
-    without replacement."""
+    """Repeated nested samples of one model's answers, drawn without replacement from what is left
+    of each stratum."""
 
     def __init__(self, populations: Sequence[Population], repeats: int, model: int) -> None:
         self.populations, self.model = populations, model
@@ -198,8 +198,10 @@ class Draws:
         self._right = [np.zeros(size, np.int64) for size in shape]
 
     def look(self, index: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean over the sets and its variance for the repeats `index`, and the images, at a share no
-        smaller than before."""
+        """Mean over the sets and its variance [len(index)], and the number of images.
+
+        index: the repeats that look; share: at least as large as at the look before.
+        """
         frames = [population.frame for population in self.populations]
         counts = budget.allocate(frames, max(share, budget.least_share(frames)))
         value, variance = np.zeros(len(index)), np.zeros(len(index))

@@ -28,10 +28,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def gate(device: torch.device) -> None:
-    """Losses and gradients against the twin in float64; classes beyond one read, and masked.
-
-    In fp32, and in the dtype that is timed to that dtype's precision.
-    """
+    """Losses and gradients against the twin in float64, also with a mask and with more classes than
+    the kernel reads at once; in fp32, and in the timed dtype to its own precision."""
     for dtype, tolerance in ((torch.float32, 1e-5), (_dtype(device), 1e-2)):
         for classes, unmasked in ((1000, 1000), (1000, 200), (21843, 21843)):
             student, teacher, labels = _case(8, classes, unmasked, dtype, device)

@@ -64,7 +64,7 @@ SOURCES = {"files": "resident", "jpeg": "stream", "raw": "resident"}
 
 
 def gate(device: torch.device) -> None:
-    """One pass says what a pass each says, from every kind of storage; probes likewise."""
+    """One pass predicts what a pass a model predicts, from every kind of storage; probes too."""
     for storage in ("files", "jpeg", "raw"):
         with _bench("test_vit", 32, 8, storage, device, drawn=True) as bench:
             run = bench.one_pass()

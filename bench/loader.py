@@ -7,7 +7,7 @@ resized once: raw pixels in memory, raw pixels from the file, or small JPEGs. An
 the clock, on equal cores: a count of processor time would miss the peers' processes. Files are in
 the page cache for all.
 
-How near that is to the machine's limits is asked of the pixels alone, before they are normalised:
+How near that is to the machine's limits is measured on the pixels, before they are normalised:
 against a copy of the same bytes, and against Pillow decoding the same JPEGs on as many threads.
 Checking every sample is part of opening a set; what it costs is a contest too.
 

@@ -17,7 +17,7 @@ SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
 
 
 def optional(module: str, name: str | None = None) -> Any:
-    """A module or a name of it, or None, said by name, where the package is missing or broken."""
+    """A module or a name of it, or None and a line with the reason, where it does not load."""
     try:
         loaded = importlib.import_module(module)
         return loaded if name is None else getattr(loaded, name)

@@ -302,7 +302,7 @@ class Bench:
         return zip(x.split(self.files.batch), y.split(self.files.batch), strict=True)
 
     def _waited(self, epoch: Callable[[], object], net: nn.Module | None = None) -> Run:
-        """An epoch until the device is done; of a loop's `net` the last weights are kept."""
+        """An epoch until the device is done; then a loop's weights are copied to the CPU."""
         state = {} if net is None else net.state_dict()
         last_weights = {
             name: torch.zeros_like(tensor, device="cpu") for name, tensor in state.items()

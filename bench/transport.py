@@ -7,8 +7,8 @@ Every solver is told how many iterations bring its potential within 1e-4 of the 
 is timed with just that many and no checks between (geomloss, which anneals, with the first of 10,
 20, 40, 70 and 100 that does). At 10,000 samples POT's solvers that are safe at small eps are given
 20 iterations, and geomloss 40: "20 of 72" is a lower bound of a time, and its ratio an upper one.
-The error is that of the dual value with exact rows, which forgives a
-solver whatever its own formula for the value adds. Times on the CPU are processor time of all
+The error is that of the dual value with exact rows, so that no
+solver pays for its own formula of the value. Times on the CPU are processor time of all
 threads together, torch on one. In units of n m, for d dimensions: the product is 2 d FLOPs (twice
 that in float64); our iteration reads 2 bytes (twice on a GPU), one of two products with a kernel
 8 (16), and a log-domain update makes about six passes over 4 (8). OTT's threads are XLA's own and

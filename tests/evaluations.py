@@ -1,4 +1,4 @@
-"""Evaluations of eight models over the drawn shapes, and how one is counted or stopped."""
+"""Evaluations of eight models over the drawn shapes, which tests count and stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mixes(grid: Grid) -> list[cells.Mix]:
 
 @pytest.fixture(scope="module")
 def expected(grid: Grid, mixes: list[cells.Mix]) -> list:
-    """What each says in one undisturbed evaluation."""
+    """Each mix's predictions from one undisturbed evaluation."""
     return tables(grid.builder(), mixes)
 
 

@@ -15,7 +15,7 @@ SLACK = {"rtol": 2e-4, "atol": 2e-6}  # float32 against float64
 
 
 def cross_entropy(logits: torch.Tensor, y: torch.Tensor, few: bool = False) -> torch.Tensor:
-    """Per sample; over the classes of `few` alone where the set is that."""
+    """Cross-entropy [b]; over the classes of `few` alone where that is the set."""
     if not few:
         return F.cross_entropy(logits, y, reduction="none")
     inside = torch.tensor([PLACES.index(int(label)) for label in y])
@@ -52,7 +52,7 @@ def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Ten
 
 
 def everything(net: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters, as `check` wants those that are trained."""
+    """All parameters by name, for `check` where all are trained."""
     return dict(net.named_parameters())
 
 

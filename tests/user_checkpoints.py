@@ -1,4 +1,4 @@
-"""Checkpoints of a user's own beside the drawn sets, and the rows that `rib evaluate` makes."""
+"""A user's checkpoints beside the drawn sets, and the rows that `rib evaluate` makes of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSE
 
 @pytest.fixture
 def user_grid(grid: Grid, tmp_path: Path) -> Grid:
-    """Two checkpoints A and B beside the sets, which may be altered."""
+    """A copy of the sets, which may be altered, with two checkpoints A and B beside them."""
     folder = tmp_path / "shapes"
     shutil.copytree(grid.folder, folder)
     for seed, name in enumerate("AB"):

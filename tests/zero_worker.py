@@ -166,7 +166,7 @@ def projected_loop(options: OptimizerRecipe, stage: int, clip: float, data: Tens
 
 
 def refuses_round_robin() -> str:
-    """What `attach` says of a configuration whose partitions it cannot follow."""
+    """The refusal of `attach` where it cannot follow a configuration's partitions."""
     model = make_model()
     penalty = make_penalty(model, identity=False)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Compiled models on a GPU, CUDA graphs among them: they say what the uncompiled model says."""
+"""Compiled models on a GPU, CUDA graphs among them: their logits are the uncompiled model's."""
 
 from __future__ import annotations
 

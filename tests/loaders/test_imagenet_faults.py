@@ -235,7 +235,7 @@ def test_cut_archive_is_told_where_an_image_ends_early(tmp_path: Path) -> None:
 
 
 def damaged(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
-    """Archives that tarfile takes for whole ones, and what is said of each."""
+    """Damaged archives that tarfile takes for whole, and the message for each."""
     good = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar").read_bytes()
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as archive:

@@ -1,4 +1,4 @@
-"""An encoder that was stopped is gone on with, and what it leaves is never taken for a pack."""
+"""A stopped encoder goes on where it was, and what it leaves is never taken for a pack."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import flip
 from PIL import Image
 
 from loaders.encode import encode
@@ -55,12 +56,6 @@ def make(out: Path, seeds: list[int] | None = None, **options: Any) -> Pack:
 def edit_manifest(pack: Pack, **changes: Any) -> None:
     path = pack.folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
 
 
 def test_pack_holds_what_was_encoded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`rib encode` on tiny trees: what it says, asks, refuses and writes."""
+"""`rib encode` on tiny trees: its lines, its question, its refusals and its packs."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_processes_make_the_same_pack(rib: Rib, tmp_path: Path) -> None:
 def test_all_sets_of_a_folder_are_encoded(
     rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Each under a usual name; a set that cannot be read keeps no other from its pack."""
+    """Each set lies under a usual name; one that cannot be read does not stop the others."""
     trees.by_wnid(tmp_path / "imagenet-a")
     trees.archive(trees.by_wnid(tmp_path / "r"), tmp_path / "imagenet_r.tar")
     (tmp_path / "imagenet_sketch" / "strange").mkdir(parents=True)

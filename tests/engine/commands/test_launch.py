@@ -114,7 +114,7 @@ class Recipe(Base):
 @pytest.mark.parametrize(
     ("statement", "traced"),
     [
-        ("[].index(3)", True),  # a ValueError of Python's own
+        ("[].index(3)", True),  # a ValueError that Python itself raises
         ("open('/nowhere/at/all')", True),
         ("raise RecipeError('method.x=1 is not possible')", False),
     ],
@@ -250,7 +250,7 @@ def test_a_task_of_slurm_may_see_its_own_gpu_alone(
 @pytest.mark.parametrize("name", ["kernels", "loaders"])
 @pytest.mark.parametrize("kind", ["package", "module"])
 def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) -> None:
-    """It is not even run: the fake would raise."""
+    """The fake compiler would raise if it were run."""
     fake = tmp_path / name / "__init__.py" if kind == "package" else tmp_path / f"{name}.py"
     fake.parent.mkdir(exist_ok=True)
     fake.write_text("raise SystemExit('the wrong package ran')\n")

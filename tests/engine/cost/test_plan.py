@@ -46,7 +46,7 @@ METHODS = """\
 
 @dataclass
 class Ran:
-    """A campaign that ran in this process, and the images that went through its models."""
+    """A campaign that ran in this process, with a count of the images that its models saw."""
 
     plan: Plan
     runs: Path

@@ -1,4 +1,4 @@
-"""What distances cannot be of is refused by name: kernels, the matrix, and the command."""
+"""Sets that have no distances are refused by name: by kernels, the matrix and the command."""
 
 from __future__ import annotations
 

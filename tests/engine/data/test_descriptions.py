@@ -42,14 +42,14 @@ def rib(user_grid: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[d
 
 
 def accuracy(builder: Builder, cell: Cell, name: str) -> float:
-    """Of a cell on a whole set, evaluated within its grid."""
+    """Accuracy of a cell on a whole set, evaluated within its grid."""
     passes.evaluate(builder.run, [{cell.name: 1.0}], [name], "all")
     table = pq.read_table(passes.predicted(builder.run, {cell.name: 1.0}, name, "all"))
     return 100 * (table["top1"].to_numpy() == table["label"].to_numpy()).mean()
 
 
 def aged(cell: Path, runs: Path) -> Path:
-    """A copy of a cell in another folder of runs, as cells were before they told their classes."""
+    """A copy of a cell in another folder of runs, as cells were before they held their classes."""
     folder = runs / "store" / "cells" / cell.name
     shutil.copytree(cell, folder)
     values = json.loads((folder / "cell.json").read_text())
@@ -60,7 +60,7 @@ def aged(cell: Path, runs: Path) -> Path:
 
 
 def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, caplog, capsys, tmp_path):
-    """Its transform is not the architecture's own, and a prompt belongs to it."""
+    """The cell has a transform that its architecture does not have, and a prompt."""
     words = ("model.mean=[0.3,0.3,0.3]", "model.std=[0.2,0.3,0.4]", "model.crop=0.8")
     for method in ("fine_tune", "visual_prompt"):
         builder, cell = grid.build(f"method={method}", *words)

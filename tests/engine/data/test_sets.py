@@ -147,7 +147,7 @@ def test_a_stream_reads_with_the_threads_of_its_process(
 
 
 def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
-    """Packs that are there are found by it."""
+    """Packs that were made before are found by this key."""
     folder = DatasetRecipe(name="shapes", root="/images", sets=["a"])
     published = dataclasses.replace(folder, kind="imagenet")
     assert [
@@ -251,7 +251,7 @@ def test_split_of_a_class_does_not_depend_on_the_others() -> None:
 
 
 def test_the_split_of_emoji_is_what_it_always_was() -> None:
-    """Stored cells and predictions are named by what determines it, not by the split itself."""
+    """Names of stored cells and predictions hold what determines the split, not its positions."""
     labels = np.repeat(np.arange(200), 4)  # four renderings of 200 concepts
     sources = np.array([f"1f{label:03x}" for label in labels])
     assert units_of(labels, sources) is None

@@ -68,7 +68,7 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, monkeypatch, rank):
-    """A clock that a batch moves by a second; the group of ranks is one of one in truth."""
+    """Each batch moves the clock by a second; two ranks are simulated in a group of one."""
     builder, clock, read = grid.builder(), [0.0], Resident.batches
 
     def slow_batches(source: Resident, positions) -> Iterator:
@@ -87,7 +87,9 @@ def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, m
     monkeypatch.setattr(ranks, "rank", lambda: rank)
     monkeypatch.setattr(ranks, "world", lambda: 2)
     assert (seconds(IMAGES), seconds(2 * BATCH)) == (3, 1)
-    monkeypatch.setattr(ranks, "least", lambda value: min(value, -1.0))  # the other's: one second
+    monkeypatch.setattr(
+        ranks, "least", lambda value: min(value, -1.0)
+    )  # the other rank takes one second
     assert seconds(BATCH) == 1
 
 
@@ -203,7 +205,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
 
 
 class Bar(tqdm):
-    """Notes whether it was still open when each batch was drawn."""
+    """A bar that notes for each batch whether it was still open."""
 
     made: list[Bar] = []  # noqa: RUF012  # emptied by the tests
 

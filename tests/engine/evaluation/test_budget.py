@@ -1,4 +1,4 @@
-"""Samples of a set: unbiased, nested, drawn where it matters, and as sure as they say."""
+"""Samples of a set: unbiased, nested, drawn where it matters; intervals hold as often as stated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def frame(sizes: list[int], seed: int = 0, p_true: float | np.ndarray = 0.5) -> 
 
 
 def answers(n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """What two models said of n images of ten classes: right before, p_true, right after, label."""
+    """Two models' answers on n images of ten classes: right before, p_true, right after, label."""
     rng = np.random.default_rng(seed)
     margin = rng.normal(0.3, 2, n)
     after = margin + rng.normal(0, 1.5, n) > 0
@@ -66,7 +66,7 @@ def test_all_images_give_the_full_result_and_no_doubt():
 
 
 def test_the_pre_trained_model_is_known_from_any_sample():
-    """Which makes the stratified mean the post-stratified difference estimator."""
+    """The stratified mean is therefore the post-stratified difference estimator."""
     right, p_true, after, label = answers(3000)
     strata = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
     for images in (strata.least, 500, 2999):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from damage import flip
 from grids import (
     CLASSES,
     CONV,
@@ -262,9 +263,7 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     assert artifact is not None
     path = artifact.file("part-00000.parquet")
     artifacts._hash_once.cache_clear()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(path)
     with pytest.raises(ValueError, match=rf"{path} was altered; delete {path.parent} and run"):
         passes.predicted(builder.run, mix, "few", "all")
 

@@ -197,7 +197,7 @@ def test_what_is_stored_is_told_without_reading_a_model(user_grid, monkeypatch):
 
 
 def test_foreign_names_are_matched_by_order(user_grid):
-    """As the head's own name is not looked for then."""
+    """Matching by order does not look for the head's name."""
     state = load_file(user_grid.folder / "A.safetensors")
     torch.manual_seed(0)
     order = timm.create_model(VIT, num_classes=5, img_size=SIZE).state_dict()

@@ -48,8 +48,8 @@ def clips(user_grid: Grid, monkeypatch: pytest.MonkeyPatch) -> list:
 
 
 def of_open_clip(user_grid: Grid, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings [35, E] of the outlined shapes, and the zero-shot head [E, 5], by open_clip:
-    their product are its logits."""
+    """Unit embeddings [35, E] of the outlined shapes, and the zero-shot head [E, 5], by open_clip;
+    its logits are their product."""
     import open_clip
 
     files = [file for file, _ in listing(user_grid, "outline")]
@@ -64,7 +64,7 @@ def of_open_clip(user_grid: Grid, model: torch.nn.Module) -> tuple[torch.Tensor,
 
 
 def check(user_grid: Grid, row: user_models.Row, logits: torch.Tensor) -> None:
-    """A row, and what the store got last, from logits [35, 5] by another way."""
+    """A row and the newest stored predictions against logits [35, 5] that open_clip computed."""
     paths = (user_grid.runs / "store" / "predictions").glob("*/*.parquet")
     stored = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns)).to_pydict()
     truth = labels(user_grid, "outline", np.arange(35)).unsqueeze(1)
@@ -104,7 +104,7 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(user_gri
 
 
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, clips):
-    """As the engine writes it: the zero-shot model and what became of it have a curve between."""
+    """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
     model = user_models.resolve(TINY_CLIP, [f"model.image_size={SIZE}"]).model
     zero_shot = user_models.cell_of(
         model, Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"

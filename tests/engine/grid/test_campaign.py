@@ -1,4 +1,4 @@
-"""Campaigns are planned before they run: mistakes are found, and nothing is written."""
+"""Campaigns are planned before they run: mistakes are named, and nothing is written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) ->
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Model of each grid that would have been run, as all of them then are."""
+    """Names of the grids that would have run; from then on they count as finished."""
     names: list[str] = []
 
     def run(grids: list[workflow.Grid], **_: object) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def heed_signals() -> None:
-    """As from a terminal: background jobs inherit an ignored SIGINT, those of nohup a SIGHUP."""
+    """Signals as a terminal sets them: background jobs ignore SIGINT, and those of nohup SIGHUP."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

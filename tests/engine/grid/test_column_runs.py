@@ -77,7 +77,7 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, grid: grids.Gri
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
     folder: Path, grid: grids.Grid
 ) -> None:
-    """And the first head itself starts from the backbone, as in every other column."""
+    """The first head starts from the backbone, as in every other column."""
     name, words = str(folder / "shapes.yaml"), (f"runs={folder / 'runs'}",)
     request = Request(name, words)
     builders = [

@@ -102,7 +102,7 @@ def test_words_of_the_command_line_say_the_same(folder: Path, tmp_path: Path) ->
 
 
 def test_columns_name_the_plan(folder: Path, tmp_path: Path) -> None:
-    """A report is found by the words that it was asked for by, and these say the columns."""
+    """A report is found by the words of its command, which name the columns."""
     texts = ("", VARY, "downstreams: [few]\n", "downstreams: [upstream]\n")
     paths, identities = set(), set()
     for text in texts:

@@ -130,7 +130,7 @@ def test_timm_answers_as_the_campaign_did(
         table = done.stored(row, name)
         files = [done.files(name)[i] for i in table["index"].to_numpy()]
         logits_NC = logits(net, files, prompt)
-        if name == "few":  # is judged among its own three classes
+        if name == "few":  # evaluated over its own three classes
             absent = [i for i, shape in enumerate(CLASSES) if shape not in grids.FEW]
             logits_NC[:, absent] = -torch.inf
         p_top1, top1 = logits_NC.softmax(dim=1).max(dim=1)
@@ -153,7 +153,7 @@ def test_a_cells_folder_is_exported_as_its_row_is(done: Finished, tmp_path: Path
 def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
     done: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Their cell.json does not name them; without the pack a file must."""
+    """Their cell.json names neither; without the pack, a file must list the classes."""
     choice = ("--method", "soup", "--set", "few")
     expected = (done.export(tmp_path / "now", *choice) / "config.json").read_text()
     shutil.copytree(done.folder / "exported", tmp_path / "runs")

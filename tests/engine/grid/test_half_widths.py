@@ -23,7 +23,7 @@ def arguments(folder: Path, tmp_path: Path) -> tuple[str, list[str], int]:
 
 
 def leave_half_widths(plan: campaign.Plan, share: float, width: float) -> None:
-    """Leave what a plan's report leaves."""
+    """Write the file that a plan's report leaves."""
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     (plan.path.parent / half_widths.FILE).write_text(json.dumps([share, width]))
 

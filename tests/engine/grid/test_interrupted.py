@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from damage import cut, empty, flip, full_disk
 from evaluations import (
     BATCH,
     IMAGES,
@@ -87,13 +87,9 @@ def test_features_without_room_name_their_file(grid, fresh, small_slices):
     shutil.rmtree(fresh.runs / "store" / "features")
     builder = fresh.builder()
     assert builder.base and builder.sets[SET]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"npz cannot be written .*make room and run the"):
-            builder.features(builder.base, builder.sets[SET])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"npz cannot be written .*make room and run the")
+    with full_disk(), failure:
+        builder.features(builder.base, builder.sets[SET])
     whole = grid.builder()
     assert torch.equal(
         fresh.builder().features(builder.base, builder.sets[SET]),
@@ -128,7 +124,12 @@ passes.evaluate(builder.run, json.loads(mixes), ["outline"], "all")
 """
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "swap"])
+def take_the_next(path: Path) -> None:
+    """The file gets the content of the slice after it."""
+    path.write_bytes(sorted(path.parent.glob("*.npz"))[1].read_bytes())
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, take_the_next])
 def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
     grid, fresh, small_slices, monkeypatch, damage
 ):
@@ -140,15 +141,8 @@ def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
         with pytest.raises(Stopped):
             builder = fresh.builder()
             builder.features(builder.base, builder.sets[SET])
-    file, neighbour = sorted((fresh.runs / "store" / "pending").glob("*/*.npz"))
-    data = file.read_bytes()
-    if damage == "flip":
-        middle = len(data) // 2
-        file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-    elif damage == "swap":
-        file.write_bytes(neighbour.read_bytes())
-    else:
-        file.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
+    file, _ = sorted((fresh.runs / "store" / "pending").glob("*/*.npz"))
+    damage(file)
     builder = fresh.builder()
     with pytest.raises(DamagedFile, match=f"{re.escape(str(file))} is damaged .*; delete it and"):
         builder.features(builder.base, builder.sets[SET])
@@ -165,9 +159,7 @@ def test_a_flipped_bit_in_a_slice_of_predictions_is_named_and_the_remedy_works(
             tables(fresh.builder(), mixes[:1])
     (file,) = (fresh.runs / "store" / "pending").rglob("*.parquet")
     column = pq.read_metadata(file).row_group(0).column(4)  # p_top1, whose values any bits can be
-    data = bytearray(file.read_bytes())
-    data[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 1
-    file.write_bytes(data)
+    flip(file, column.dictionary_page_offset + column.total_compressed_size // 2)
     remedy = f"delete {re.escape(str(file.parent))} and run"
     with pytest.raises(DamagedFile, match=remedy):
         tables(fresh.builder(), mixes[:1])
@@ -198,7 +190,7 @@ def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
 def test_models_of_a_small_set_are_kept_as_their_group_ends(
     grid, fresh, mixes, expected, monkeypatch
 ):
-    """A set of one slice: what the first group said is not said again."""
+    """A set of one slice: the first group's models are not evaluated again."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 5 + 1)
@@ -312,18 +304,14 @@ def test_a_slice_that_holds_other_images_is_refused_by_name(
 def test_a_full_disk_is_named_and_nothing_half_written_stays(
     fresh, mixes, expected, monkeypatch, several
 ):
-    """The kernel refuses bytes beyond a limit, in the middle of a file, as a full disk does."""
+    """The disk is full in the middle of a file."""
     if several:
         monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
     builder = fresh.builder()
     passes.evaluate(builder.run, mixes[:1], ["few"], "all")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the"):
-            tables(builder, mixes[:3])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the")
+    with full_disk(), failure:
+        tables(builder, mixes[:3])
     store = fresh.runs / "store"
     files = [path.name for path in store.rglob("*") if path.is_file()]
     assert not [name for name in files if ".parquet." in name]

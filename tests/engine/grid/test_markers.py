@@ -1,4 +1,4 @@
-"""What of a campaign counts as finished: what is there, whatever a marker says."""
+"""A campaign's job counts as finished where its files are there, whatever a marker says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import campaigns
 import pytest
 import reports
 import torch
+from damage import empty, flip
 
 from engine.grid import campaign, jobs, make_record, markers, record, stamp
 from engine.grid.campaign import Plan
@@ -54,16 +55,6 @@ def test_a_campaign_is_finished_when_all_is_there(plan: Plan) -> None:
 
 def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path: Path) -> None:
-    data = path.read_bytes()
-    middle = len(data) // 2
-    path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
 
 
 DAMAGE = [Path.unlink, shorten, flip, empty]

@@ -106,7 +106,7 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
 
 
 def aged(runs: Path) -> None:
-    """Cells as they were before they told their classes."""
+    """Cells as they were before they held their classes."""
     for file in (runs / "store" / "cells").glob("*/cell.json"):
         values = json.loads(file.read_text())
         del values["classes"], values["model"]

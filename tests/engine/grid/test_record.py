@@ -14,6 +14,7 @@ import campaigns
 import grids
 import pytest
 import reports
+from damage import flip
 
 from engine import cli
 from engine.grid import record
@@ -120,7 +121,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     file = folder / "runs/store" / run.record.evaluations[-1].path
     content = file.read_bytes()
     try:
-        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        flip(file, -1)
         code, error = metrics(runs)
         assert code == 2 and str(file) in error and "was altered since the campaign" in error
         file.unlink()

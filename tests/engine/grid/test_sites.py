@@ -197,7 +197,7 @@ def test_options_without_effect_are_refused(
 
 
 def test_a_child_ends_with_its_parent_however_it_ends(tmp_path: Path) -> None:
-    """Killed outright, the parent can tell nobody; the kernel does."""
+    """A parent that is killed outright cannot stop its children; the kernel does."""
     code = (
         "import subprocess, time\nfrom engine.machine import parent\n"
         "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.follow)\n"

@@ -30,7 +30,7 @@ def plan_of(folder: Path, runs: Path, *words: str) -> Plan:
 
 
 def do(plan: Plan, job: Job) -> None:
-    """As `engine.commands.job` does it, in this process."""
+    """Run a job in this process as `engine.commands.job` does."""
     if job.stage == job_graph.TRAIN:
         jobs.train(plan, plan.column(job.column), CPU, job.rows if job.is_part else ())
     elif job.stage == job_graph.EVALUATE:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import timm
 import torch
+from damage import flip
 from grids import CLASSES, CONV, SIZE, VIT, distance, grid, prepared, reference, same, weights
 from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
@@ -159,10 +160,8 @@ def test_an_altered_byte_of_what_is_kept_is_refused(grid):
         use()
     for pattern, use in uses.items():
         for path in builder.store.root.glob(pattern):
-            data = bytearray(path.read_bytes())
-            data[-9] ^= 1
-            path.write_bytes(data)
+            flip(path, -9)
         artifacts._hash_once.cache_clear()
         with pytest.raises(ValueError, match=rf"{pattern.rpartition('/')[2]} was altered; delete"):
             use()
-        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        flip(path, -9)

@@ -1,4 +1,4 @@
-"""`rib verify`: a difference to what was published is seen, and what explains one is allowed."""
+"""`rib verify` reports a difference from published accuracies, beyond the sampling error."""
 
 from __future__ import annotations
 

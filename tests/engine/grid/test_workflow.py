@@ -116,7 +116,7 @@ def test_job_whose_campaign_is_gone_does_not_start(tmp_path: Path) -> None:
     tmp_path.joinpath(".lock").touch()
     with job(tmp_path, THIS_PROCESS) as process:
         assert process.wait(20) == -signal.SIGKILL
-    another_process = THIS_PROCESS.split()[0] + " 1"  # or has been followed by another one
+    another_process = THIS_PROCESS.split()[0] + " 1"  # or another campaign has taken its place
     with workflow.locked(tmp_path), job(tmp_path, another_process) as process:
         assert process.wait(20) == -signal.SIGKILL
 

@@ -92,7 +92,7 @@ def test_ports_differ_by_job_step_and_restart(bare: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def busy(port: int, says: bytes) -> Iterator[None]:
-    """Another program on a port, which says something or nothing to whoever connects."""
+    """Another program on a port, which sends a greeting, or nothing, to each connection."""
     with socket.create_server(("127.0.0.1", port)) as server:
 
         def talk() -> None:

@@ -48,7 +48,7 @@ def test_intervals_over_seeds_and_images_hold_the_truth_for_few_seeds_too(seeds,
 
 
 def test_intervals_that_ignore_the_seeds_are_too_narrow():
-    """The test above can fail: the same data with their mean over seeds, as if it were one."""
+    """The test above can fail: here the mean over seeds is taken for a single seed."""
 
     def simulate(rng):
         noise = 0.3 * rng.standard_normal((2, 1)) + 0.5 * rng.standard_normal(100)
@@ -81,7 +81,7 @@ def test_one_bootstrap_agrees_with_scipys(tmp_path):
 def thinned(
     rng: np.random.Generator, sources: int, sets: int, keep: float
 ) -> dict[str, np.ndarray]:
-    """Which of the sources each set holds, at random."""
+    """The sources of each set, drawn at random."""
     return {str(j): np.flatnonzero(rng.random(sources) < keep) for j in range(sets)}
 
 

@@ -78,7 +78,7 @@ def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
 def test_draws_have_their_number_as_centre(tmp_path, downstreams):
-    """A bootstrap's mean over many draws is near the number that it is about."""
+    """The mean over a bootstrap's draws is near the number that it estimates."""
     read = metrics.gather(with_columns(tmp_path, downstreams))
     summary = metrics.summarise(read, SETS, downstreams)
     arms = [row.arm for row in summary.mri]

@@ -42,7 +42,7 @@ def written_grid(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evalu
 
 
 def resampled(path, counts: np.ndarray) -> ImagePredictions:
-    """What was said of the images of a draw of sources, each as often as it came up."""
+    """Predictions on the images of a draw of sources, each as often as it was drawn."""
     read = predictions.read(path)
     images = np.repeat(np.arange(len(read)), np.repeat(counts, 2))  # two images a source
     top1, label, p = (read[name].to_numpy()[images] for name in ("top1", "label", "p_top1"))

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import os
 import pickle
-import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import full_disk
 from safetensors.torch import load_file
 
 from engine import models, recipe
@@ -70,13 +70,9 @@ def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room"):
-            tensors.save(state(), tmp_path / "own.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room")
+    with full_disk(), failure:
+        tensors.save(state(), tmp_path / "own.safetensors")
 
 
 def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None:
@@ -152,7 +148,7 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Pat
     torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     refused = []
-    for _ in range(40):  # some hit numbers alone, which nothing can tell
+    for _ in range(40):  # a bit in a number alone cannot be noticed
         damaged = whole.copy()
         damaged[random.integers(0, min(2000, len(whole)), 20)] = random.integers(0, 256, 20)
         path.write_bytes(damaged.tobytes())

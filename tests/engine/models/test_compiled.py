@@ -28,7 +28,7 @@ ALWAYS = ("train.compile=always", "evaluate.compile=always")
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Name of what is compiled, a line a graph; the graphs themselves run uncompiled.
+    """A name for each graph that is compiled; the graphs themselves run uncompiled.
 
     What is traced, and how often, is decided before a backend sees it.
     """

@@ -86,7 +86,7 @@ def test_a_convolution_that_standardises_its_weights_keeps_its_norm():
 
 
 class Shared(nn.Module):
-    """What its convolution returns is wanted twice."""
+    """Two operations read what its convolution returns."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +110,7 @@ class Looped(Shared):
 
 @pytest.mark.slow
 def test_a_tower_of_open_clip_says_the_same():
-    """Its head asks which device it is on, which a tracer cannot say."""
+    """Its head reads the device, which a tracer cannot follow."""
     pytest.importorskip("open_clip", reason="the extra [clip]")
     check(
         models.create(ModelRecipe(name="m", arch="open_clip:RN50"), 7), torch.randn(1, 3, 224, 224)

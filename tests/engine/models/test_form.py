@@ -32,7 +32,7 @@ SET = "outline"
 
 
 def table(builder: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
-    """What is stored of a mix on a set."""
+    """The stored predictions of a mix on a set."""
     passes.evaluate(builder.run, [mix], [SET], "all")
     stored = pq.read_table(passes.predicted(builder.run, mix, SET, "all"))
     return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
@@ -135,12 +135,12 @@ def test_a_student_begins_where_its_teacher_is(grid: Grid, arch: str) -> None:
 
 
 class Started(Exception):
-    """A program came as far as its work."""
+    """Raised where a program would begin its work."""
 
 
 @pytest.fixture
 def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
-    """On, as cuDNN's is by default; when a program begins its work, the flags are put in there."""
+    """TF32 is on, as cuDNN has it by default; a program records the flags when its work begins."""
     flags = {"matmul": torch.backends.cuda.matmul, "cudnn": torch.backends.cudnn}
     before = {name: place.allow_tf32 for name, place in flags.items()}
     for place in flags.values():

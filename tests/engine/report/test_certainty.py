@@ -1,4 +1,4 @@
-"""How sure: what the tables, the report's section and the headline's sentence say."""
+"""Uncertainty in tables, in the report's section and in the headline's sentence."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ certainty.write_csv(folder, certainty.Certainty.of(found, summary, stores.SETS, 
 
 
 def test_everything_is_computed_from_the_store_where_there_is_no_torch(tmp_path):
-    """Accuracy, RI, mRI, intervals, comparisons and behaviour, as with it."""
+    """Accuracy, RI, mRI, intervals, comparisons and behaviour are those of a run with torch."""
     without_torch, with_torch = tmp_path / "there", tmp_path / "here"
     tests = Path(__file__).resolve().parents[2]
     for folder in (without_torch, with_torch):

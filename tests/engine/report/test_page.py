@@ -21,7 +21,7 @@ BAD = "<script>alert('x')</script>&\"</script>{{ 7*7 }}"
 
 
 class Parsed(HTMLParser):
-    """Fails on a tag that is closed out of turn; holds text, addresses and scripts."""
+    """Fails on a tag that is closed out of order; collects text, addresses and scripts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,11 +1,10 @@
-"""The store: what has its marker is whole, what has none is nothing, whatever stopped it."""
+"""The store: an artefact with a marker is whole, and one without a marker does not count."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,7 +139,7 @@ def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> Non
     store = Store(tmp_path)
     made = store.make("cells", "ft", KEY, fill)
     made.file("note.txt").write_text("eighteen bytes...")
-    assert store.find("cells", "ft", KEY) is not None  # a size says nothing here
+    assert store.find("cells", "ft", KEY) is not None  # its size is the same
     with pytest.raises(ValueError, match=r"note\.txt was altered; delete"):
         made.checked("note.txt")
 
@@ -260,14 +260,10 @@ def test_digest_tells_values_apart(a: object, b: object) -> None:
 
 
 def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
-    """The kernel refuses bytes beyond a limit, as a full disk does; the artefact's file fits."""
+    """The artefact's file of one byte fits on the disk, its marker does not."""
     store, key = Store(tmp_path), {"long": "x" * 2000}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"done\.json cannot be written .*make room and run the"):
-            store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"done\.json cannot be written .*make room and run the")
+    with full_disk(), failure:
+        store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
     assert not list((tmp_path / "cells").iterdir())
     store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip
 from grids import (
     CONV,
     Grid,
@@ -116,7 +117,7 @@ def test_a_training_that_was_interrupted_twice_goes_on_twice(grid, fresh):
 
 
 def test_a_draw_of_the_loss_is_the_same_after_a_resume(grid, fresh, tmp_path):
-    """The order in which torch's generator is drawn from goes on."""
+    """The sequence of numbers from torch's generator goes on."""
     file = tmp_path / "noisy.py"
     file.write_text(
         "import torch\n"
@@ -138,12 +139,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, 
     interrupted(fresh, 4)
     _, newest = stored(fresh)
     state = newest / files_of.STATE
-    content = bytearray(state.read_bytes())
     if damage == "cut":
-        state.write_bytes(content[:1000])
+        state.write_bytes(state.read_bytes()[:1000])
     elif damage == "flip":
-        content[-1000] ^= 1
-        state.write_bytes(content)
+        flip(state, -1000)
     else:
         (newest / files_of.FACTS).write_text("{}")
     cell, steps = resumed(fresh)
@@ -165,7 +164,7 @@ def test_without_a_whole_checkpoint_training_begins_again(grid, fresh, caplog):
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, monkeypatch, number):
-    """None is due: the signal alone asks for it."""
+    """No checkpoint is due: the signal alone causes it."""
     _, plain = grid.build()
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:

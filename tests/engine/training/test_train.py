@@ -327,7 +327,7 @@ def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
 
 
 def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
-    """DeepSpeed switches off what it finds on around it; it asks about the GPU's autocast alone."""
+    """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
     is_enabled = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": is_enabled(kind))
     builder = grid.builder("train.precision=bf16")
@@ -400,7 +400,7 @@ def test_a_batch_that_does_not_divide_is_refused(grid):
 
 @pytest.fixture
 def diverging(grid: Grid, tmp_path: Path) -> Iterator[Grid]:
-    """The same base model and packs, and a place of its own for what goes wrong."""
+    """The same base model and packs, and a folder for the weights of runs that diverge."""
     grid.builder().base  # noqa: B018  # made here, where it is kept
     shutil.copytree(grid.runs / "packs", tmp_path / "packs")
     store = grid.runs / "store"
