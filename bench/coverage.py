@@ -70,8 +70,8 @@ def population(
     seed: int = 0,
 ) -> Population:
     """A set from answers before [N] and after [N, M]; `control`: strata know those before."""
-    known = (before, p_true) if control else (np.zeros_like(before), np.full(len(before), 0.5))
-    frame = budget.stratify(*known, label, group, np.ones(len(before)), [seed])
+    variate = (before, p_true) if control else (np.zeros_like(before), np.full(len(before), 0.5))
+    frame = budget.stratify(*variate, label, group, np.ones(len(before)), [seed])
     counts = [np.bincount(frame.stratum, column) for column in after.T]
     return Population(frame, np.stack(counts, axis=1).astype(np.int64))
 
@@ -94,10 +94,10 @@ def corrupted(
     after = 0.9 * margin + 0.3 * shift[group] - 0.2 + 1.3 * rng.normal(size=len(margin)) > 0
     p_true = 1 / (1 + np.exp(-margin))
     before = margin > 0
-    made = population(
+    corruptions = population(
         before, p_true, after[:, None], np.tile(label, groups), group, control=control
     )
-    return made, before, after
+    return corruptions, before, after
 
 
 def stored(store: Path, models: int = MODELS, *, control: bool = True) -> list[Population]:

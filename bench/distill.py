@@ -57,9 +57,9 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
         def run(
             loss: Loss,
-            given: tuple[Tensor, ...] = (student, teacher, labels),
+            inputs: tuple[Tensor, ...] = (student, teacher, labels),
         ) -> Run:
-            return lambda: torch.autograd.grad(loss(*given), given[0])
+            return lambda: torch.autograd.grad(loss(*inputs), inputs[0])
 
         reads_writes = _COMPOSED if device.type == "cpu" else _KERNEL
         size = batch * classes * student.element_size()

@@ -62,8 +62,8 @@ def _wise_contest(sizes: list[int], dtype: torch.dtype, name: str, device: torch
 
     def foreach() -> None:
         for k, row in enumerate(rows):
-            made = torch._foreach_lerp(first, second, k / (ALPHAS - 1))  # pyright: ignore
-            torch._foreach_copy_(row, made)  # pyright: ignore
+            mixed = torch._foreach_lerp(first, second, k / (ALPHAS - 1))  # pyright: ignore
+            torch._foreach_copy_(row, mixed)  # pyright: ignore
 
     cast, peer, target = 0, "torch.lerp", None
     if width < 4:

@@ -188,16 +188,16 @@ class Bench:
 
     def peers(self) -> dict[str, Callable[[], Iterator[Tensor]]]:
         """Epochs of the loaders that are installed, by name; each is made once."""
-        made = {"torchvision": self.torchvision(), "timm": self.timm()}
+        loaders = {"torchvision": self.torchvision(), "timm": self.timm()}
         try:
-            made["webdataset"] = self.webdataset()
+            loaders["webdataset"] = self.webdataset()
         except ImportError as error:
             print(f"peer skipped: webdataset ({error})")
 
         def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
             return (images.to(self.device, non_blocking=True) for images, _ in batches)
 
-        return {name: lambda b=batches: epoch(b) for name, batches in made.items()}
+        return {name: lambda b=batches: epoch(b) for name, batches in loaders.items()}
 
     def torchvision(self) -> DataLoader:
         """Normalised images and their labels, on the host."""

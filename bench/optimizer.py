@@ -116,8 +116,8 @@ def _apart(sizes: list[int], device: torch.device) -> Contest:
     fused = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY, fused=True)
 
     def ewc() -> None:
-        given = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
-        foreach_adamw_ewc_(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, **given)
+        options = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
+        foreach_adamw_ewc_(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, **options)
 
     return Contest(
         f"EWC-AdamW {len(sizes)} tensors",

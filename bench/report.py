@@ -187,10 +187,10 @@ def _commit() -> str:
     answers = []
     for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
         try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+            process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         except FileNotFoundError:
             return "unknown"
-        if done.returncode:
+        if process.returncode:
             return "unknown"
-        answers.append(done.stdout.strip())
+        answers.append(process.stdout.strip())
     return answers[0] + ("+" if answers[1] else "")

@@ -18,8 +18,8 @@ _OTHER_FORMS = {"PCIE", "PCI", "NVL", "MIG"}
 def sheet(name: str) -> float | None:
     """The data sheet's rate of a GPU by the name that torch tells; None where it is not known."""
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
-    known = [rate for chip, rate in SHEETS.items() if chip in words]
-    return known[0] if known and not words & _OTHER_FORMS else None
+    rates = [rate for chip, rate in SHEETS.items() if chip in words]
+    return rates[0] if rates and not words & _OTHER_FORMS else None
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ def ott(problem: Problem) -> list[Solver]:
         solver = sinkhorn.Sinkhorn(lse_mode=True, threshold=0.0, **limits)
 
         def potential(cost: Any) -> Any:
-            given = geometry.Geometry(cost_matrix=cost, epsilon=problem.eps)
-            return solver(linear_problem.LinearProblem(given)).g
+            problem_geometry = geometry.Geometry(cost_matrix=cost, epsilon=problem.eps)
+            return solver(linear_problem.LinearProblem(problem_geometry)).g
 
         return jax.jit(potential)
 

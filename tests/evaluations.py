@@ -95,12 +95,12 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Let models be shown so many batches, counted once a model; the next one raises Stopped."""
-    forward, left = bank.Forward.__call__, [batches]
+    forward, remaining = bank.Forward.__call__, [batches]
 
     def counting(self, model, x):
-        if not left[0]:
+        if not remaining[0]:
             raise Stopped
-        left[0] -= 1
+        remaining[0] -= 1
         return forward(self, model, x)
 
     monkeypatch.setattr(bank.Forward, "__call__", counting)

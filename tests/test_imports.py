@@ -118,7 +118,7 @@ def test_kernels_and_loaders_load_without_the_rest(package: str, absent: tuple[s
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
         f"print([name for name in {absent!r} if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip().endswith("[]"), done.stdout
+    assert process.stdout.strip().endswith("[]"), process.stdout

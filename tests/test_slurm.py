@@ -158,12 +158,12 @@ def test_tasks_on_two_nodes_train_one_cell(cluster: Cluster, grid: grids.Grid) -
     for way, start in {"alone": [], "srun": ["srun", "-N2", "-n2"]}.items():
         words = grid.overrides(f"runs={grid.runs / way}", "device=cpu")
         environment = {k: v for k, v in grids.environment().items() if k != "GLOO_SOCKET_IFNAME"}
-        done = subprocess.run(
+        process = subprocess.run(
             [*start, *launch, *words], cwd=ROOT, env=environment | cluster.environment,
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("percent top-1") == 1
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert process.stdout.count("percent top-1") == 1
         (cells[way],) = (grid.runs / way / "store" / "cells").glob("fine_tune-outline-*")
     versions = {way: (cell / "versions.json").read_text() for way, cell in cells.items()}
     assert '"ranks": "2"' in versions["srun"] and '"ranks": "1"' in versions["alone"]

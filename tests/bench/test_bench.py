@@ -66,13 +66,13 @@ def test_runs_are_interleaved_and_every_other_round_goes_backwards():
 
 def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     assert ROOFLINE.milliseconds(Work(bytes=10e6, flops=100e6)) == pytest.approx(2.0)
-    ours = Entrant("ours", int, Work(36))
+    subject = Entrant("ours", int, Work(36))
     peer = Entrant("theirs", int, Work(28), target=1.35)
-    (row,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
+    (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
     assert row.predicted == pytest.approx(36 / 28) and row.rounds == 3
     assert row.low <= row.measured <= row.high and row.target == 1.35
     peer = Entrant("theirs", int, Work(28), over_prediction=1.03)
-    (row,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
+    (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
     assert row.target == pytest.approx(1.03 * 36 / 28)
 
 

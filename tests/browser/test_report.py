@@ -115,15 +115,15 @@ def test_filters_and_search_leave_the_rows_that_match(browser):
 
 
 def test_pages_hold_all_rows_once(browser):
-    seen = []
+    columns = []
     following = browser.find_element("css selector", "[data-table=cells] [data-page='1']")
     while True:
         rows = (column(browser, "cells", k) for k in range(3))
-        seen += zip(*rows, strict=True)
+        columns += zip(*rows, strict=True)
         if not following.is_enabled():
             break
         browser.execute_script("arguments[0].click()", following)
-    assert len(seen) == len(set(seen)) == 3 * 12 > page.ROWS
+    assert len(columns) == len(set(columns)) == 3 * 12 > page.ROWS
 
 
 def test_a_pointer_on_a_cell_is_told_the_number_of_the_file(browser, report):

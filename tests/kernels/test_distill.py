@@ -296,12 +296,14 @@ def test_interpreted_kernel_takes_a_teacher_of_another_dtype(dtype):
     student, teacher, labels, mask = case(4, 70, 30)
     student = student.to(dtype)
     loss, gradient = distill._distill(student, teacher, labels, mask, 2.0, 4.0, 0.1, True)
-    given = student.double().requires_grad_()
-    expected = reference.distill_loss(given, teacher, labels, mask=mask, label_smoothing=0.1)
+    student_double = student.double().requires_grad_()
+    expected = reference.distill_loss(
+        student_double, teacher, labels, mask=mask, label_smoothing=0.1
+    )
     expected.sum().backward()
     assert gradient.dtype == dtype
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient.double(), given.grad, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(gradient.double(), student_double.grad, rtol=1e-2, atol=1e-2)
 
 
 @interpreted

@@ -102,12 +102,14 @@ def of_interpolation(outputs: int, _: int) -> None:
 )
 def test_other_sizes_compile_nothing_anew(work, sizes, monkeypatch):
     monkeypatch.setattr(launch, "row_pitch", lambda columns, _: -(-columns // 64) * 64)
-    seen = []
+    compiled = []
     for size in sizes:
         with counted(run=False) as counts:
             work(*size)
-        seen.append(variants(counts))
-    assert seen[0] and all(each == seen[0] for each in seen), [each ^ seen[0] for each in seen]
+        compiled.append(variants(counts))
+    assert compiled[0] and all(each == compiled[0] for each in compiled), [
+        each ^ compiled[0] for each in compiled
+    ]
 
 
 def test_the_check_of_variants_can_fail():

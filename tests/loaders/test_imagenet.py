@@ -219,9 +219,9 @@ def test_a_drawn_part_is_balanced_and_seeded(count: int, seed: int) -> None:
 
 @given(st.sets(st.integers(0, 71), min_size=1), st.integers(0, 2), st.data())
 def test_a_drawn_part_of_an_incomplete_set_has_its_size(
-    there: set[int], seed: int, data: st.DataObject
+    present: set[int], seed: int, data: st.DataObject
 ) -> None:
-    items = [Item(i % 4, "s", f"{'abcdef'[i // 12]}/1/{i % 4}/{i:02}", None) for i in there]
+    items = [Item(i % 4, "s", f"{'abcdef'[i // 12]}/1/{i % 4}/{i:02}", None) for i in present]
     items.sort(key=lambda item: item.key)
     count = data.draw(st.integers(1, len(items)))
     drawn = imagenet_c.draw(items, count, seed)

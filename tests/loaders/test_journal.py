@@ -239,15 +239,15 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     assert Journal(tmp_path, "other").begin() == []
 
 
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
 def test_images_that_end_before_their_journal_begin_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: bool
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     images = tmp_path / ".p.tmp" / "images.beton"
     os.truncate(images, images.stat().st_size - 1)
-    if gone:
+    if missing:
         images.unlink()
     again = Camera()
     assert len(make(tmp_path / "p", again)) == again.opened == COUNT

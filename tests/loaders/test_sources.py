@@ -209,8 +209,8 @@ def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
         "list(source.batches([numpy.arange(3)]))"
     )
     command = [sys.executable, "-c", script, str(packs["raw"].folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "TimeoutError" in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 1 and "TimeoutError" in process.stderr
 
 
 def test_open_source_chooses_by_memory(

@@ -104,12 +104,12 @@ def test_an_interrupted_command_goes_on(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("imagenet_c", rib.folder / "c", "--partial", "model.crop=0.6")
-    seen = 0
+    images = 0
 
     def stops(image: Image.Image, background: str) -> tuple[Image.Image, str]:
-        nonlocal seen
-        seen += 1
-        if seen == 41:
+        nonlocal images
+        images += 1
+        if images == 41:
             raise KeyboardInterrupt
         return image, ""
 
@@ -120,7 +120,7 @@ def test_an_interrupted_command_goes_on(
         assert rib.encode(*words) == 0
     shown = capsys.readouterr().out
     assert "an interrupted run of this pack is there; it goes on" in shown
-    assert seen == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
+    assert images == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
 
 
 def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
@@ -186,19 +186,19 @@ def test_nothing_to_encode(rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "holds no set of imagenet_rib" in capsys.readouterr().err
     assert rib.encode_all(tmp_path / "absent") == 2
     assert "is not a folder" in capsys.readouterr().err
-    both = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
-    for words in (both, ("encode", *both[3:])):
+    command = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
+    for words in (command, ("encode", *command[3:])):
         assert cli.main(words) == 2
         assert "name a set to encode, or give --all, and not both" in capsys.readouterr().err
-    assert cli.main(["encode", "seed=1", "--all", *both[3:]]) == 2
+    assert cli.main(["encode", "seed=1", "--all", *command[3:]]) == 2
     assert "holds no set" in capsys.readouterr().err, "a word may stand before --all"
 
 
-def test_the_size_that_is_told_is_the_size_of_the_pack(rib: Rib) -> None:
+def test_the_size_that_is_printed_is_the_size_of_the_pack(rib: Rib) -> None:
     resolved = rib.builder().recipe
     folder = rib.builder().sets["imagenet_c"].pack.folder
-    there = sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
-    assert there <= size_bytes(resolved, SUBSAMPLE) <= there + 500 * SUBSAMPLE
+    on_disk = sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
+    assert on_disk <= size_bytes(resolved, SUBSAMPLE) <= on_disk + 500 * SUBSAMPLE
 
 
 def test_no_room_on_the_disk_is_told_before_the_work(

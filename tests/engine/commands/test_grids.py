@@ -22,10 +22,10 @@ folder = campaigns.folder
 LONG = 1e19  # operations: hours on a GPU
 
 
-def words(**given: object) -> argparse.Namespace:
+def words(**options: object) -> argparse.Namespace:
     values = {"executor": "local", "profile": None, "shape": "auto", "cores": 8, "gpus_per_job": 1}
     of_slurm = {"partition": "", "account": "", "time": None, "mem": None, "retries": 2}
-    return argparse.Namespace(**{**values, **of_slurm, "requeue": False, **given})
+    return argparse.Namespace(**{**values, **of_slurm, "requeue": False, **options})
 
 
 @pytest.fixture(scope="module")

@@ -77,11 +77,11 @@ def ran(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory
     file = folder / "planned.yaml"
     file.write_text((folder / "shapes.yaml").read_text() + METHODS)
     plan = campaign.plan(str(file), [f"runs={runs}"], cores=1)
-    done = Ran(plan, runs)
+    finished = Ran(plan, runs)
     call = Forward.__call__
 
     def counted(self: Forward, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        done.images += len(x)
+        finished.images += len(x)
         return call(self, model, x)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +89,7 @@ def ran(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory
         jobs.prepare(plan, grid.device)
         for column in plan.columns:
             jobs.column(plan, column, grid.device)
-    yield done
+    yield finished
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_alphas_and_variants_change_what_is_evaluated(folder: Path, tmp_path: Pa
     mixed = [
         next(m for m in e.cells if m.name.startswith("wise_ft-few-")) for e in (canonical, paper)
     ]
-    assert [len(made.entries) for made in mixed] == [3, 1]
+    assert [len(cell.entries) for cell in mixed] == [3, 1]
     # Both ends of a curve are models of their own: three alphas cost what one does.
     assert canonical.rows == paper.rows
     through = [sum(w.images for w in e.work if w.kind == "evaluation") for e in (canonical, paper)]

@@ -51,8 +51,8 @@ def test_portions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
 @given(st.integers(1, 9), st.integers(1, 30), PORTIONS, SEEDS)
 def test_classes_of_one_size_give_the_portion_of_all_images(size, classes, portion, seed):
     labels = np.repeat(np.arange(classes), size)
-    taken = len(portion_of_each_class(labels, portion, seed))
-    assert abs(taken - portion * size * classes) <= 0.5 + 1e-9
+    count = len(portion_of_each_class(labels, portion, seed))
+    assert abs(count - portion * size * classes) <= 0.5 + 1e-9
 
 
 def labelled(labels: list[int], group: list[str] | None = None) -> LabelledSet:
@@ -158,9 +158,11 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_pat
     assert history[-1]["step"] == 2 * 3, "two epochs over two images of each of five classes"
     shutil.copytree(grid.folder, tmp_path / "images")
     files = [path for path, _ in listing(grid, "outline")]
-    taken = {files[i].relative_to(grid.folder) for i in builder.target.training(builder.recipe)}
+    trained_on = {
+        files[i].relative_to(grid.folder) for i in builder.target.training(builder.recipe)
+    }
     for file in (tmp_path / "images" / "outline").glob("*/*.png"):
-        if file.relative_to(tmp_path / "images") not in taken:
+        if file.relative_to(tmp_path / "images") not in trained_on:
             file.unlink()
     _, alone = grid.build(*words, f"dataset.root={tmp_path}/images", f"runs={tmp_path}/runs")
     assert same(weights(alone), weights(cell))

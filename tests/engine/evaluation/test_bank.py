@@ -242,6 +242,6 @@ def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kin
 
 def test_predictions_name_their_model_and_data(grid, mixes, expected):
     builder = grid.builder()
-    named = expected[0].schema.metadata
-    assert named[b"pack"].decode() == builder.sets[SET].pack.fingerprint
-    assert all(name in named[b"mix"].decode() for name in mixes[0])
+    metadata = expected[0].schema.metadata
+    assert metadata[b"pack"].decode() == builder.sets[SET].pack.fingerprint
+    assert all(name in metadata[b"mix"].decode() for name in mixes[0])

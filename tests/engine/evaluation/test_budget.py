@@ -44,8 +44,8 @@ def test_estimate_is_unbiased_over_every_sample_there_is():
             variances.append(estimate.variance[0])
     assert np.mean(means) == pytest.approx(y.mean())
     unseen = 1 / 2  # one answer more, over strata of equal spread and one degree of freedom each
-    left = sum((n / 7) ** 2 * (1 - 2 / n) / 2 for n in (4, 3))
-    assert np.mean(variances) == pytest.approx(np.var(means) + unseen * left)
+    remaining = sum((n / 7) ** 2 * (1 - 2 / n) / 2 for n in (4, 3))
+    assert np.mean(variances) == pytest.approx(np.var(means) + unseen * remaining)
 
 
 def test_drawing_is_uniform_within_a_stratum():

@@ -29,8 +29,8 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
         {key: sum(w * cell.state()[key].double() for w, cell in parts) for key in states[0]}
     )
     nets = [reference(state, arch) for state in states]
-    seen = [{}, {}]
-    for net, outputs in zip(nets, seen, strict=True):
+    features = [{}, {}]
+    for net, outputs in zip(nets, features, strict=True):
         for name, module in net.named_modules():
             module.register_forward_hook(
                 lambda _m, _x, out, name=name, outputs=outputs: outputs.__setitem__(name, out)
@@ -42,7 +42,7 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
             with torch.no_grad():
                 net(x)
         for name, of_layer in pairs.items():
-            of_layer.append([outputs[name].flatten(1).numpy() for outputs in seen])
+            of_layer.append([outputs[name].flatten(1).numpy() for outputs in features])
     return {name: plain_cka(of_layer) for name, of_layer in pairs.items()}
 
 

@@ -156,12 +156,12 @@ def test_a_second_evaluation_writes_and_runs_nothing(grid, column, monkeypatch):
 def test_one_new_model_is_the_only_one_that_runs(grid, column, monkeypatch):
     builder = grid.builder()
     tables(builder, column)
-    seen = []
+    passed = []
     run = passes._pass
-    monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
+    monkeypatch.setattr(passes, "_pass", lambda *a: (passed.append(a[1]), run(*a)))
     new = {name: share for name, share in zip(column[5], (0.45, 0.55), strict=True)}
     tables(builder, [*column, new, dict(reversed(new.items()))], ["tinted"])
-    assert seen == [[cells.essential(new)]]
+    assert passed == [[cells.essential(new)]]
 
 
 def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):

@@ -87,25 +87,25 @@ def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
 
 
 def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
-    seen: list[int] = []
+    counts: list[int] = []
     evaluate = passes._pass
 
     def watched(run, mixes, labelled, split, *share):
         if not isinstance(split, str):
-            seen.append(len(split.places))
+            counts.append(len(split.places))
         evaluate(run, mixes, labelled, split, *share)
 
     monkeypatch.setattr(passes, "_pass", watched)
     _, small = sampled(fresh, 0.3)
     builder, large = sampled(fresh, 0.7)
-    assert seen == [small.images, large.images - small.images]
+    assert counts == [small.images, large.images - small.images]
     assert set(table(builder, bank(builder)[0], large)["index"].to_pylist()) > set(
         table(builder, bank(builder)[0], small)["index"].to_pylist()
     )
     np.testing.assert_array_equal(large.frame.order, small.frame.order)
     sampled(fresh, 0.3)
     sampled(fresh, 0.7)
-    assert len(seen) == 2
+    assert len(counts) == 2
 
 
 def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
@@ -245,7 +245,7 @@ def test_groups_count_alike_in_a_sample(fresh):
 def test_a_sampled_campaign_without_a_holdout_ends_with_its_report(folder, grid, monkeypatch):
     drawn = []
     draw = sample.draw
-    monkeypatch.setattr(sample, "draw", lambda *given: drawn.append(1) or draw(*given))
+    monkeypatch.setattr(sample, "draw", lambda *arguments: drawn.append(1) or draw(*arguments))
     words = ("dataset.holdout=0", "evaluate.split=all", "evaluate.budget=0.5")
     report = campaigns.run(folder, *words)
     assert len(drawn) == 2 * (1 + 3) + 1, "to evaluate and to list what a job left; the report"

@@ -123,8 +123,8 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
 def test_all_ready_made_methods_end_in_one_complete_table(folder: Path, tmp_path: Path) -> None:
     head, _, methods_text = (folder / "shapes.yaml").read_text().partition("methods:")
     methods = [name for name in recipe.names("methods") if name != "flyp"]  # it is CLIP's alone
-    rest = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in methods_text]
-    (tmp_path / "shapes.yaml").write_text(f"{head}methods:{methods_text}{''.join(rest)}")
+    added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in methods_text]
+    (tmp_path / "shapes.yaml").write_text(f"{head}methods:{methods_text}{''.join(added)}")
     sets = ("outline", "few")
     words = ("runs=runs", "train.epochs=1", f"dataset.sets=[{','.join(sets)}]")
     code, out, err = rib(tmp_path, *words, cwd=tmp_path)

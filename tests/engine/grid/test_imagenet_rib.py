@@ -42,8 +42,8 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
         labelled = builder.sets[name]
         wnids = [labelled.pack.classes[label].split("+")[0] for label in labelled.pack.labels]
         assert labelled.labels.tolist() == [trees.PLACES[wnid] for wnid in wnids]
-        taken = None if labelled.mask is None else int(labelled.mask.sum())
-        assert taken == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
+        unmasked = None if labelled.mask is None else int(labelled.mask.sum())
+        assert unmasked == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
         assert (labelled.members is None) == (name != "objectnet")
         assert (labelled.group is None) == (name != "imagenet_c")
     assert builder.sets["imagenet_a"].mask is not None

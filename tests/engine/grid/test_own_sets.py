@@ -111,10 +111,10 @@ def aged(runs: Path) -> None:
         values = json.loads(file.read_text())
         del values["classes"], values["model"]
         file.write_text(json.dumps(values))
-        done = json.loads(file.with_name("done.json").read_text())
+        marker = json.loads(file.with_name("done.json").read_text())
         size, sha256 = file.stat().st_size, file_hash(file)
-        done["files"]["cell.json"] = {"bytes": size, "sha256": sha256}
-        file.with_name("done.json").write_text(json.dumps(done))
+        marker["files"]["cell.json"] = {"bytes": size, "sha256": sha256}
+        file.with_name("done.json").write_text(json.dumps(marker))
 
 
 def test_a_mask_is_named_and_older_campaigns_can_be_judged(finished, tmp_path):

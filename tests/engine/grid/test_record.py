@@ -50,13 +50,13 @@ def only_store_and_plans(folder: Path, runs: Path, to: Path) -> Iterator[None]:
         place.mkdir(parents=True)
         shutil.copy2(file, place)
     hidden = [(path, path.with_name(f"{path.name}-away")) for path in (runs, folder / "images")]
-    for path, away in hidden:
-        path.rename(away)
+    for path, hidden_path in hidden:
+        path.rename(hidden_path)
     try:
         yield
     finally:
-        for path, away in hidden:
-            away.rename(path)
+        for path, hidden_path in hidden:
+            hidden_path.rename(path)
 
 
 def files(report: Path) -> dict[str, bytes]:
@@ -83,14 +83,14 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
     runs, moved = folder / "runs", tmp_path / "moved"
     command = ["metrics", str(folder / "shapes.yaml"), f"runs={moved}", *words, "--intervals"]
     with only_store_and_plans(folder, runs, moved):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", WITHOUT, str(ROOT), *command],
             capture_output=True,
             text=True,
             env=grids.environment(),
         )
-    assert done.returncode == 0, done.stderr
-    assert expected["table.txt"].decode() in done.stdout and "±" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert expected["table.txt"].decode() in process.stdout and "±" in process.stdout
     actual = files(moved / "shapes/report")
     assert actual.keys() == expected.keys()
     for name in expected:

@@ -32,9 +32,9 @@ published: {published}
 
 def builder(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Builder:
     torch.manual_seed(3)
-    made = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
+    net = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
     weights = folder / "five.safetensors"
-    tensors.save(made.state_dict(), weights)
+    tensors.save(net.state_dict(), weights)
     file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
     file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
     request = Request(str(folder / "shapes.yaml"), (f"model={file}", f"runs={runs}"))

@@ -207,8 +207,8 @@ def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> 
     progress.advance(tmp_path / "plan.json", "column-s", 2, 3)
     progress.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    states = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    states = [line for line in process.stderr.replace("\r", "\n").splitlines() if line.strip()]
     assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "4 waiting" in states[-1]
 
 

@@ -133,8 +133,8 @@ def test_how_often_a_source_comes_up_is_poisson_and_sources_are_independent():
     bank = predictions.SetPredictions()
     bank.sources, bank.total = np.arange(300), np.ones(300)
     counts = bootstrap.draw({"x": bank}, resamples=8000, seeds=1, seed=1).counts.astype(float)
-    seen = np.bincount(counts.astype(int).ravel(), minlength=9) / counts.size
-    for k, share in enumerate(seen):
+    frequencies = np.bincount(counts.astype(int).ravel(), minlength=9) / counts.size
+    for k, share in enumerate(frequencies):
         expected = math.exp(-1) / math.factorial(k)
         spread = math.sqrt(expected / counts.size)
         assert share == pytest.approx(expected, abs=4.5 * spread + 2**-16)

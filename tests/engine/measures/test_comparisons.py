@@ -197,8 +197,8 @@ def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
         return lambda method, *_: rng.random(60) < share[method]
 
     cells = several_seeds(tmp_path, lucky, (0, 1), methods=("fine_tune", "lwf"))
-    (both, *_) = comparisons.compare(metrics.gather(cells), [(LWF, FT)], SETS)
-    assert both.difference > 10 and both.p > 0.05
+    (overall, *_) = comparisons.compare(metrics.gather(cells), [(LWF, FT)], SETS)
+    assert overall.difference > 10 and overall.p > 0.05
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

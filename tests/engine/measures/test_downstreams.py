@@ -42,12 +42,12 @@ def with_columns(folder, downstreams, seed=0):
 
 def by_hand(accuracy, downstreams):
     """mRI of each method from the accuracies alone, as a plain double loop."""
-    known = {(row.method, row.downstream, row.evaluated_on): row.accuracy for row in accuracy}
+    accuracies = {(row.method, row.downstream, row.evaluated_on): row.accuracy for row in accuracy}
     result = {}
     for method in METHODS:
         columns = []
         for i in downstreams:
-            changes = [known[method, i, j] - known["pre", "", j] for j in SETS if j != i]
+            changes = [accuracies[method, i, j] - accuracies["pre", "", j] for j in SETS if j != i]
             columns.append(sum(changes) / len(changes))
         result[method] = sum(columns) / len(columns)
     return result
@@ -90,8 +90,8 @@ def test_draws_have_their_number_as_centre(tmp_path, downstreams):
     in_means = metrics.weights_in_means(SETS, downstreams)
     assert set(in_means) == {j for j in SETS if any(i != j for i in downstreams)}
     of_sets = metrics.change_draws(read, arms, in_means, 0, 4000, 0).mean(axis=0)
-    known = {row.cell: row.accuracy for row in read.accuracy}
-    at = {(c.arm, c.downstream, c.evaluated_on): value for c, value in known.items()}
+    accuracies = {row.cell: row.accuracy for row in read.accuracy}
+    at = {(c.arm, c.downstream, c.evaluated_on): value for c, value in accuracies.items()}
     for (k, arm), (j, name) in itertools.product(enumerate(arms), enumerate(in_means)):
         changes = [at[arm, i, name] - at[arm.before, "", name] for i in downstreams if i != name]
         assert of_sets[j, k] == pytest.approx(fmean(changes), abs=0.5)

@@ -180,11 +180,11 @@ class Matrices(TorchDispatchMode):
 def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkeypatch):
     builder = grid.builder()
     builder.features(builder.base, builder.target, training=True)  # made, and read from now on
-    with Matrices() as made:
+    with Matrices() as matrices:
         case = prepared(grid, "method=lwf")
         case.method.loss(case.batch)
-    assert (len(case.batch), len(CLASSES)) in made.shapes
-    assert (len(builder.target.pack), len(CLASSES)) not in made.shapes
+    assert (len(case.batch), len(CLASSES)) in matrices.shapes
+    assert (len(builder.target.pack), len(CLASSES)) not in matrices.shapes
     key = features.key_of(builder.run, builder.base, builder.target)
     monkeypatch.setattr(features, "key_of", lambda *_, **__: key)
     elsewhere = dataclasses.replace(builder.run, device=torch.device("meta"))

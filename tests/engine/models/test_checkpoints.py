@@ -36,8 +36,8 @@ def state(arch: str = "test_vit", classes: int = 5, size: int = 32) -> dict[str,
 
 
 def backbone(recipe: ModelRecipe, folder: Path) -> dict[str, torch.Tensor]:
-    made = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
-    return load_file(made.file(tensors.WEIGHTS))
+    artifact = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
+    return load_file(artifact.file(tensors.WEIGHTS))
 
 
 def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
@@ -305,8 +305,8 @@ def test_dinov2_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 def test_photos_tell_the_right_variant_from_the_wrong(tmp_path: Path) -> None:
     """The wrong variant's tensors have the same shapes in the same order: only photos tell."""
     right = recipe.load("emoji/fine_tune").model
-    made = checkpoints.backbone(right, Store(tmp_path), cache_folder(), 0)
-    assert made.file(tensors.WEIGHTS).is_file()
+    artifact = checkpoints.backbone(right, Store(tmp_path), cache_folder(), 0)
+    assert artifact.file(tensors.WEIGHTS).is_file()
     for wrong in (
         dataclasses.replace(right, arch="efficientnet_lite0", mean=[0.5] * 3, std=[0.5] * 3),
         dataclasses.replace(right, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),

@@ -140,11 +140,11 @@ def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -
     recipe = ModelRecipe(name="m", arch=VIT, image_size=32)
     net = compiled.in_place(models.create(recipe, 5), "always", CPU)
     net(torch.randn(2, 3, 32, 32)).sum().backward()
-    gone = weakref.ref(net)
+    reference = weakref.ref(net)
     gc.disable()
     try:
         del net
-        assert gone() is None and graphs
+        assert reference() is None and graphs
     finally:
         gc.enable()
 

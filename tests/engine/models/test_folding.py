@@ -25,7 +25,7 @@ def drawn(net):
     return net.eval()
 
 
-def check(net, x, left=0):
+def check(net, x, norms_left=0):
     torch.manual_seed(0)
     drawn(net)
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -33,7 +33,7 @@ def check(net, x, left=0):
         expected = net.double()(x.double())
         folded = Folded(net.float())
         actual = folded.given(folded.state(state), x)
-    assert len(norms(folded)) == left
+    assert len(norms(folded)) == norms_left
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -72,16 +72,16 @@ def test_what_a_network_derives_from_its_weights_goes_with_them():
 
 def test_what_cannot_be_traced_stays_as_it_is():
     net = timm.create_model("mobilevit_xxs", num_classes=7)
-    check(net, torch.randn(1, 3, 64, 64), left=len(norms(net)))
+    check(net, torch.randn(1, 3, 64, 64), norms_left=len(norms(net)))
 
 
 def test_a_convolution_that_standardises_its_weights_keeps_its_norm():
     net = nn.Sequential(timm.layers.StdConv2d(3, 4, 3), nn.BatchNorm2d(4))
-    check(net, torch.randn(2, 3, 6, 6), left=1)
+    check(net, torch.randn(2, 3, 6, 6), norms_left=1)
     check(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
         torch.randn(2, 3, 6, 6),
-        left=1,
+        norms_left=1,
     )
 
 
@@ -120,7 +120,7 @@ def test_a_tower_of_open_clip_says_the_same():
 def test_a_norm_stays_where_it_must():
     preactivated = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     for net in (preactivated, Shared(), Twice(), Looped()):
-        check(net, torch.randn(2, 4, 5, 5), left=1)
+        check(net, torch.randn(2, 4, 5, 5), norms_left=1)
 
 
 def test_a_convolutions_own_bias_is_kept():

@@ -131,14 +131,14 @@ def test_the_header_gives_the_command_the_hours_and_the_published_mri() -> None:
     for name in (n for n in TRANSFORMS if "zero_shot" not in n):
         text = " ".join((recipe.ROOT / "models" / f"{name}.yaml").read_text().split("\n# "))
         assert f" rib campaign imagenet_rib model={name} " in text
-        hours, rest = re.findall(r"one \| eight: (\S+ \| \S+)\. (.*)", text)[0]
+        hours, sentences = re.findall(r"one \| eight: (\S+ \| \S+)\. (.*)", text)[0]
         if mri := slides.get(model(name).arch):
-            assert rest.startswith("mRI on the slides, over eight sets: FT ")
-            assert [float(v) for v in re.findall(r" (-?\d+\.\d)[,.] ?", rest)[:9]] == [
+            assert sentences.startswith("mRI on the slides, over eight sets: FT ")
+            assert [float(v) for v in re.findall(r" (-?\d+\.\d)[,.] ?", sentences)[:9]] == [
                 *mri.values()
             ]
         else:
-            assert rest.startswith("No mRI is published for it.")
+            assert sentences.startswith("No mRI is published for it.")
         shape = model(name).arch.split(".")[0].replace("_clip", "").replace("_miil", "")
         hours_of_shape.setdefault(shape, set()).add(hours)
     assert all(len(same) == 1 for same in hours_of_shape.values()), "one shape, one number of hours"

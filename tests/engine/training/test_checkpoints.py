@@ -230,8 +230,8 @@ def followed(grid: Grid, *words: str) -> Builder:
     """A builder whose training leaves snapshots after steps 1, 2 and (at its end) 6."""
     request = Request(grid.recipe, grid.overrides("train.snapshots=3", *words))
     recipe = request.recipe()
-    taken = Followed([recipe.method.name], recipe.dataset.sets)
-    return Builder(request, recipe, grid.device, followed=taken)
+    snapshots = Followed([recipe.method.name], recipe.dataset.sets)
+    return Builder(request, recipe, grid.device, followed=snapshots)
 
 
 def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:
@@ -279,11 +279,11 @@ def process_ignoring(number: signal.Signals) -> Iterator[None]:
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    with process_ignoring(signal.SIGUSR1), preemption.noticed() as came:
+    with process_ignoring(signal.SIGUSR1), preemption.noticed() as noticed:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert not came()
+        assert not noticed()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert came()
+        assert noticed()
 
 
 def test_files_keep_the_two_latest(tmp_path):
@@ -310,8 +310,10 @@ def run_worker(
     worker = Path(__file__).parents[2] / "interrupted_worker.py"
     words = [str(worker), str(grid.folder), str(folder / "jobs.json"), str(results)]
     command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    return done, json.loads(results.read_text()) if results.is_file() else []
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    return process, json.loads(results.read_text()) if results.is_file() else []
 
 
 @pytest.mark.slow
@@ -319,8 +321,8 @@ def test_a_process_that_was_killed_goes_on(grid, fresh, tmp_path):
     words = ("optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3", "seed=2")
     _, plain = grid.build(*words)
     job = {"runs": fresh.runs, "words": words, "step": 4, "how": "kill"}
-    done, _ = run_worker(grid, tmp_path, [job], ranks=1)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process, _ = run_worker(grid, tmp_path, [job], ranks=1)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     cell, steps = resumed(fresh, *words)
     assert steps == [5, 6]
     check_same(cell, plain)
@@ -329,9 +331,9 @@ def test_a_process_that_was_killed_goes_on(grid, fresh, tmp_path):
 @pytest.mark.slow
 def test_sigterm_ends_a_process_with_the_code_for_another_attempt(grid, fresh, tmp_path):
     job = {"runs": fresh.runs, "words": ["seed=2"], "step": 1, "how": "term"}
-    done, results = run_worker(grid, tmp_path, [job], ranks=1)
-    assert done.returncode == os.EX_TEMPFAIL == 75
-    assert done.stderr.splitlines()[-1] == results[0][0]
+    process, results = run_worker(grid, tmp_path, [job], ranks=1)
+    assert process.returncode == os.EX_TEMPFAIL == 75
+    assert process.stderr.splitlines()[-1] == results[0][0]
     assert results[0][0].startswith("a signal ended training after step 2; the same command")
     assert resumed(fresh, "seed=2")[1] == [3, 4, 5, 6]
 
@@ -370,9 +372,9 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
             {"runs": places["two to one"].runs, **common, "how": "stop"},
             {"runs": places["one to two"].runs, "words": words},
         ]
-    done, results = run_worker(grid, tmp_path, jobs, ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
+    process, results = run_worker(grid, tmp_path, jobs, ranks=2)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
     for number, words in enumerate(TWO_RANKS):
         whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         last = whole[1][-1]
@@ -396,8 +398,8 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
 def test_a_signal_to_a_single_rank_stops_all_after_the_same_step(grid, fresh, tmp_path):
     words = TWO_RANKS[0]
     job = {"runs": fresh.runs, "words": words, "step": 2, "how": "term"}
-    done, results = run_worker(grid, tmp_path, [job], ranks=2)
-    assert done.returncode != 0
-    assert results[0][0].startswith("a signal ended training after step 3;"), done.stderr[-3000:]
-    done, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
-    assert results[0][1] == [4, 5, 6], done.stderr[-3000:]
+    process, results = run_worker(grid, tmp_path, [job], ranks=2)
+    assert process.returncode != 0
+    assert results[0][0].startswith("a signal ended training after step 3;"), process.stderr[-3000:]
+    process, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
+    assert results[0][1] == [4, 5, 6], process.stderr[-3000:]

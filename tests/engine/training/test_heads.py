@@ -42,8 +42,8 @@ def objective(
 
 def flat(weight: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
     """float64, with the bias as last column."""
-    both = torch.cat([weight.detach(), bias.detach()[:, None]], dim=1)
-    return both.double().numpy().ravel()
+    weight_and_bias = torch.cat([weight.detach(), bias.detach()[:, None]], dim=1)
+    return weight_and_bias.double().numpy().ravel()
 
 
 def head_of(classes: int, width: int, seed: int = 0) -> nn.Linear:
@@ -179,7 +179,7 @@ def gradient_norm_of(
     index = builder.target.split("train")
     x = builder.features(builder.base, builder.target, training=True)[index].double().numpy()
     y = np.searchsorted(places, labels(grid, builder.target.name, index).numpy())
-    parts = (flat(*(tensor[places] for tensor in both)) for both in (head, anchor))
+    parts = (flat(*(tensor[places] for tensor in tensors)) for tensors in (head, anchor))
     return float(np.linalg.norm(objective(next(parts), x, y, L2, next(parts))[1]))
 
 

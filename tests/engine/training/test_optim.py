@@ -228,15 +228,15 @@ def test_another_package_called_apex_is_named(monkeypatch):
 
 def test_apex_is_used_where_it_is_present(monkeypatch):
     _, named, _ = linear()
-    made = []
+    optimizers = []
     fake = type(sys)("apex.optimizers")
-    fake.FusedAdam = lambda params, **options: made.append(options)
-    fake.FusedSGD = lambda params, **options: made.append(options)
+    fake.FusedAdam = lambda params, **options: optimizers.append(options)
+    fake.FusedSGD = lambda params, **options: optimizers.append(options)
     monkeypatch.setitem(sys.modules, "apex.optimizers", fake)
     monkeypatch.setitem(sys.modules, "apex", type(sys)("apex"))
     build(named, OptimizerRecipe(name="apex_adamw"))
     build(named, OptimizerRecipe(name="apex_sgd"))
-    assert made[0]["adam_w_mode"] and made[1]["momentum"] == 0.9
+    assert optimizers[0]["adam_w_mode"] and optimizers[1]["momentum"] == 0.9
 
 
 def test_an_engine_that_ewc_cannot_follow_is_refused():

@@ -156,8 +156,10 @@ def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
     worker = Path(__file__).parents[2].joinpath("grid_worker.py")
     command = torchrun(2, str(worker), str(grid.folder), *map(str, paths))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=400
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 
 
@@ -247,12 +249,14 @@ def test_the_launcher_trains_on_two_ranks_what_a_builder_builds(grid, tmp_path):
     alone = Grid(grid.folder, tmp_path / "runs", grid.device)
     words = alone.overrides("train.batch_size=12", "device=cpu")
     command = torchrun(2, launch, f"recipe={grid.recipe}", *words)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "FT (canonical) on outline" in done.stdout and "RI " in done.stdout
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
     _, cell = grid.build("train.batch_size=12")
-    (made,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-outline-*")
-    assert distance(load_file(made / "weights.safetensors"), weights(cell)) < 1e-5
+    (folder,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-outline-*")
+    assert distance(load_file(folder / "weights.safetensors"), weights(cell)) < 1e-5
 
 
 def fake_run(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
@@ -293,8 +297,8 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
             assert all(share.samples == samples for share in micro_batch)
         step_shares = [share for micro_batch in micro_batches for share in micro_batch]
         assert all(1 <= len(share.index) <= micro for share in step_shares)
-        seen = np.concatenate([share.index for share in step_shares if share.weight])
-        np.testing.assert_array_equal(seen, whole.index)
+        positions = np.concatenate([share.index for share in step_shares if share.weight])
+        np.testing.assert_array_equal(positions, whole.index)
         # DeepSpeed averages over ranks and micro-batches: every sample must weigh 1 / len(batch).
         for share in step_shares:
             assert share.weight in (0.0, pytest.approx(parts / len(whole.index)))

@@ -253,17 +253,17 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, monke
     words = ["distance", "outline", "few", *options, "--sample-seed", "1", f"runs={tmp_path}"]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
-    (made,) = (tmp_path / "distance").iterdir()
-    assert f"matrix  {made / 'distances.csv'}" in printed
-    assert 'data-figure="distances"' in (made / "index.html").read_text()
-    rows = list(csv.reader((made / "distances.csv").open()))
+    (matrix_folder,) = (tmp_path / "distance").iterdir()
+    assert f"matrix  {matrix_folder / 'distances.csv'}" in printed
+    assert 'data-figure="distances"' in (matrix_folder / "index.html").read_text()
+    rows = list(csv.reader((matrix_folder / "distances.csv").open()))
     assert rows[0] == ["", "outline", "few"] and float(rows[1][2]) > 0
     assert ["1", "outline", "0", f"{float(rows[1][2]):.4g}"] in map(str.split, printed.splitlines())
     assert rows[1][2] == rows[2][1]
-    pair = next(csv.DictReader((made / "distances_pairs.csv").open()))
+    pair = next(csv.DictReader((matrix_folder / "distances_pairs.csv").open()))
     assert pair["distance"] == rows[1][2] and float(pair["gap"]) <= 1e-4
     line = f"worst gap {float(pair['gap']):.1e}, worst marginal error "
-    assert line in printed and line in (made / "index.html").read_text()
+    assert line in printed and line in (matrix_folder / "index.html").read_text()
     assert f"ε {float(pair['eps']):.3g}, {line}" in printed
 
 
@@ -278,9 +278,9 @@ def test_the_command_takes_another_model(folder, grid, capsys, monkeypatch, tmp_
     for more in ([], ["--model", str(tmp_path / "other.yaml")]):
         assert cli.main([*words, *more]) == 0
     for name in ("tiny", "other"):
-        (made,) = (tmp_path / "distance").glob(f"{name}-*")
-        values.append(float(list(csv.reader((made / "distances.csv").open()))[1][2]))
-        assert f"for {name}</h1>" in (made / "index.html").read_text()
+        (matrix_folder,) = (tmp_path / "distance").glob(f"{name}-*")
+        values.append(float(list(csv.reader((matrix_folder / "distances.csv").open()))[1][2]))
+        assert f"for {name}</h1>" in (matrix_folder / "index.html").read_text()
     assert values[0] != values[1]
 
 
@@ -360,7 +360,7 @@ def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("points", "message"),
     [
         (spots([1.0] * 5), "the drop is missing or the same"),
         (spots([1.0, 2.0, 3.0, 4.0, math.nan]), "the drop is missing"),
@@ -368,9 +368,9 @@ def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
         (spots([1.0, 2.0, 3.0, 4.0, 5.0])[:2], "needs 3 sets or more, got 2"),
     ],
 )
-def test_no_correlation_without_variation(given, message):
+def test_no_correlation_without_variation(points, message):
     with pytest.raises(ValueError, match=message):
-        correlation(given)
+        correlation(points)
 
 
 def test_the_section_says_how_many_images_were_looked_at():

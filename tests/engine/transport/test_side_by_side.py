@@ -68,10 +68,10 @@ def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, m
 
 
 def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
-    both = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=30)
 
     def work(item: int) -> tuple[int, int]:
-        both.wait()  # breaks unless another is there
+        barrier.wait()  # breaks unless another is there
         return item * item, torch.get_num_threads()
 
     squares = dict(side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item"))
@@ -126,17 +126,17 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
 
 
 def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
-    given = []
+    limits = []
     real = problems.transport
 
-    def seen(cost, **options):
-        given.append(options["memory"])
+    def limited(cost, **options):
+        limits.append(options["memory"])
         return real(cost, **options)
 
-    monkeypatch.setattr(problems, "transport", seen)
+    monkeypatch.setattr(problems, "transport", limited)
     monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     matrix(SETS, CLASSES, Options())
-    assert set(given) == {400_000_000} and len(given) == 10
+    assert set(limits) == {400_000_000} and len(limits) == 10
 
 
 def test_an_error_names_its_pair(cores, monkeypatch):
@@ -175,8 +175,10 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     with pytest.raises(ValueError, match="b to d: out of luck"):
         solve.distances(run, list(SETS), Options())
     (solved,) = (tmp_path / "pending").rglob("solved.json")
-    done = [key for key in json.loads(solved.read_text())["numbers"] if key.startswith("debiased")]
-    assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
+    numbers = [
+        key for key in json.loads(solved.read_text())["numbers"] if key.startswith("debiased")
+    ]
+    assert numbers == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
     monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
     whole = solved.read_text()
     for damaged in (

@@ -46,8 +46,8 @@ def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost
     cost = GroundCost(apart, apart)
     home = unregularised(cost, tolerance=1e-4)
     assert home.converged and 0 <= home.value <= home.upper <= 1e-7 * cost.mean
-    away = unregularised(GroundCost(x, x[order] + 1.0, **terms))
-    assert away.gap == relative_gap(away.lower, away.upper) <= 1e-3
+    shifted = unregularised(GroundCost(x, x[order] + 1.0, **terms))
+    assert shifted.gap == relative_gap(shifted.lower, shifted.upper) <= 1e-3
 
 
 def test_a_copy_too_coarse_to_be_certified_on_is_iterated_on_all_the_same(monkeypatch):

@@ -45,8 +45,8 @@ def test_on_the_cpu(shape, least, monkeypatch):
     if not least:
         pytest.importorskip("numba")
     monkeypatch.setattr(module, "_COMPILE_FROM", least)
-    product, *rest = strip(*shape)
-    check(quantize(product.clone(), *rest), (product, *rest))
+    product, *terms = strip(*shape)
+    check(quantize(product.clone(), *terms), (product, *terms))
 
 
 @pytest.mark.slow

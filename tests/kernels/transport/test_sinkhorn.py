@@ -250,16 +250,16 @@ def test_what_self_terms_leave_of_the_tolerance_is_for_the_other():
     cost = problem(60, 60)
     solved = transport(cost, eps=0.05 * cost.mean, tolerance=1e-7)
 
-    def left(gap_a, gap_b, **changes):
+    def remaining(gap_a, gap_b, **changes):
         a, b = (
             replace(solved, upper=(1 + gap) * solved.lower, **changes) for gap in (gap_a, gap_b)
         )
         return sinkhorn.left_for_across(a, b, 1e-4)
 
-    assert left(0.0, 0.0) == pytest.approx(1e-4)
-    assert left(1e-5, 3e-5) == pytest.approx(6e-5, rel=1e-3)
-    assert left(5e-5, 5e-5) == pytest.approx(1e-4 / 3)
-    assert left(0.0, 0.0, lower=-1.0) == 1e-4 / 3
+    assert remaining(0.0, 0.0) == pytest.approx(1e-4)
+    assert remaining(1e-5, 3e-5) == pytest.approx(6e-5, rel=1e-3)
+    assert remaining(5e-5, 5e-5) == pytest.approx(1e-4 / 3)
+    assert remaining(0.0, 0.0, lower=-1.0) == 1e-4 / 3
 
 
 X, Y = torch.randn(4, 3), torch.randn(5, 3)

@@ -53,11 +53,11 @@ def test_mass_between_classes_moves_at_once(monkeypatch):
     table = torch.cdist(*centres).square()
     cost = GroundCost(x, y, labels_x=labels[0], labels_y=labels[1], table=table)
     eps = 0.05 * cost.mean
-    both = transport(cost, eps=eps)
+    two_levels = transport(cost, eps=eps)
     monkeypatch.setattr(alternating, "block_step", usual_step)
     plain = transport(cost, eps=eps)
-    assert both.value == pytest.approx(plain.value, rel=2e-4)
-    assert both.iterations < plain.iterations / 2
+    assert two_levels.value == pytest.approx(plain.value, rel=2e-4)
+    assert two_levels.iterations < plain.iterations / 2
 
 
 def test_a_self_term_sums_rows_until_it_has_converged(monkeypatch):
