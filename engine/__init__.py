@@ -6,6 +6,7 @@
     net = engine.load_cell(cell.artifact.folder)                # a timm model in eval mode
     engine.campaign("emoji")                                    # as `rib campaign emoji`
     table = engine.results("emoji")                             # a pandas DataFrame
+    images = engine.predictions("emoji", ["twemoji"])           # of each image, on these sets
     engine.evaluate(["my.safetensors"], {"new": "my/style"}, arch="resnet50")
     engine.distances("emoji", ["twemoji", "noto-v1"])
 
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "load_cell",
     "load_recipe",
+    "predictions",
     "results",
     "train",
 ]
@@ -119,6 +121,34 @@ def results(name: str, *words: str) -> pandas.DataFrame:
 
     rows = metrics.gather(record.find(name, words).evaluations).accuracy
     return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
+
+
+def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pandas.DataFrame:
+    """What each model of a finished campaign predicted of each image; needs pandas.
+
+    sets: those evaluated on; None: all. A row a model and image: the model's columns as in
+    `results`, its training's seed, and index, source, label, top1, p_top1, p_true and margin (the
+    true class's logit minus the largest other), with group and weight where a set has them. Raises
+    CampaignError as `results`, ValueError for a set that the campaign has not.
+    """
+    import dataclasses
+
+    import pandas
+
+    from engine.grid import record
+    from engine.measures import predictions as stored
+
+    rows = record.find(name, words).evaluations
+    known = sorted({row.evaluated_on for row in rows})
+    if unknown := sorted(set(sets or ()) - set(known)):
+        raise ValueError(f"{', '.join(unknown)}: not evaluated on; sets: {', '.join(known)}")
+    frames = []
+    for row in rows:
+        if sets is None or row.evaluated_on in sets:
+            columns = dataclasses.asdict(row)
+            frame = stored.read(columns.pop("path")).to_pandas()
+            frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
+    return pandas.concat(frames, ignore_index=True)
 
 
 def evaluate(

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     words = [word for word in arguments.names if "=" in word] + arguments.overrides
     runs = [
-        found for name in arguments.names if "=" not in name for found in _finished(name, words)
+        run for name in arguments.names if "=" not in name for run in _finished(name, words)
     ]
     if not runs:
         raise CampaignError(f"no campaign is named; {REMEDY}")

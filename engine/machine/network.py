@@ -18,7 +18,7 @@ def choose_interface(master: str, *, same_host: bool) -> None:
     gloo looks up the host's name, which Debian resolves to 127.0.1.1, and then waits for ever for
     hosts that cannot reach that address. On one host the interface is the loopback.
     """
-    name = interface_of(local_address("127.0.0.1") if same_host else _address_for_others(master))
+    name = interface_of(local_address("127.0.0.1") if same_host else _reachable_address(master))
     for variable in VARIABLES if name else ():
         os.environ.setdefault(variable, name)
 
@@ -44,7 +44,7 @@ def interface_of(address: str) -> str:
     return ""
 
 
-def _address_for_others(master: str) -> str:
+def _reachable_address(master: str) -> str:
     """This machine's address for other hosts. The first host may know itself as a loopback only."""
     address = local_address(master)
     return local_address(BEYOND) if _is_loopback(address) else address

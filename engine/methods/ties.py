@@ -1,9 +1,9 @@
 """Task vectors added to the pre-trained model, as they are or by TIES.
 
 Task arithmetic adds scale * sum_i v_i (Ilharco et al. 2023). TIES (Yadav et al. 2023, algorithm 1)
-first trims each task vector to the `kept` share of its numbers that are largest in magnitude, then
+first trims each task vector to the share `density` of its numbers, those largest in magnitude, then
 elects for each number the sign of the sum of the trimmed vectors, and adds scale times the mean
-of those trimmed numbers that have this sign. `kept=1.0 elect=false` is task arithmetic.
+of those trimmed numbers that have this sign. `density=1.0 elect=false` is task arithmetic.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from engine.recipe.checks import in_range
 @dataclass(frozen=True)
 class Recipe(schema.MethodRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
-    kept: float = 0.2  # share of each task vector's numbers, over all parameters together
+    density: float = 0.2  # share of each task vector's numbers, over all parameters together
     elect: bool = True  # False: the trimmed vectors are added
     scale: float = 1.0
 
     def check(self, cell: schema.Recipe) -> None:
-        in_range("method.kept", self.kept, 0, 1, "low")
+        in_range("method.density", self.density, 0, 1, "low")
         in_range("method.scale", self.scale, 0, math.inf)
         if not self.members or len(set(self.members)) < len(self.members):
             raise RecipeError(
@@ -46,8 +46,8 @@ class Method(TaskVectors):
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         flat_NP = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in vectors])
-        if self.recipe.kept < 1:
-            flat_NP = torch.stack([trimmed(vector, self.recipe.kept) for vector in flat_NP])
+        if self.recipe.density < 1:
+            flat_NP = torch.stack([trimmed(vector, self.recipe.density) for vector in flat_NP])
         total_P = elected_mean(flat_NP) if self.recipe.elect else flat_NP.sum(0)
         parts = (self.recipe.scale * total_P).split([v.numel() for v in vectors[0].values()])
         return {
@@ -56,13 +56,13 @@ class Method(TaskVectors):
         }
 
 
-def trimmed(vector_P: Tensor, kept: float) -> Tensor:
-    """The vector [P] with 0 in place of all but its round(kept P) numbers of largest magnitude.
+def trimmed(vector_P: Tensor, density: float) -> Tensor:
+    """The vector [P] with 0 in place of all but its round(density P) numbers of largest magnitude.
 
     Numbers that are as large as the smallest of these stay too.
     """
     magnitude_P = vector_P.abs()
-    count = max(1, round(kept * len(vector_P)))
+    count = max(1, round(density * len(vector_P)))
     threshold = magnitude_P.topk(count, sorted=False).values.min()
     return torch.where(magnitude_P >= threshold, vector_P, 0.0)
 

@@ -50,7 +50,7 @@ def add(merged: Any, source: str, values: Any) -> Any:
         where = f"{source}: {error.full_key}" if error.full_key else source
         raise RecipeError(f"{where}: {_first_line(error)}") from error
     except TypeError as error:
-        raise RecipeError(f"{source}: {_other_form(values, merged)}: {OTHER_FORM}") from error
+        raise RecipeError(f"{source}: {_wrong_form(values, merged)}: {OTHER_FORM}") from error
 
 
 def method_options(layers: Sequence[Layer]) -> MethodRecipe:
@@ -112,12 +112,12 @@ def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def _other_form(values: Mapping[str, Any], merged: Any) -> str:
+def _wrong_form(values: Mapping[str, Any], merged: Any) -> str:
     """The key of a list where `key: value` lines belong, or of these where a list does."""
     for key, value in values.items():
         known = OmegaConf.select(merged, key) if OmegaConf.is_dict(merged) else None
         if isinstance(value, Mapping) and OmegaConf.is_dict(known):
-            if inner := _other_form(value, known):
+            if inner := _wrong_form(value, known):
                 return f"{key}.{inner}"
         elif isinstance(value, Mapping | list) and known is not None:
             return key

@@ -87,7 +87,7 @@ def _layers(
     words = [catalogue.key_and_value(word) for word in overrides]
     if method is not None:
         words = [w for w in words if w[0].split(".")[0] != "method" or w[0] == "method.variant"]
-        top = _without_other_method(top, method)
+        top = _without_method_of_file(top, method)
     choices = dict(words)
     campaign_name = choices.get("campaign", top.get("campaign"))
     campaign_file = path_of("campaigns", str(campaign_name)) if campaign_name else None
@@ -155,7 +155,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     return (None, {"campaign": name}) if "methods" in top else (file, top)
 
 
-def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
+def _without_method_of_file(top: dict[str, Any], method: str) -> dict[str, Any]:
     """A recipe file without its method's sections, unless they are those of `method`."""
     section = top.get("method")
     if not isinstance(section, Mapping) or section.get("name") == method:

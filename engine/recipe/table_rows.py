@@ -45,7 +45,7 @@ def settings_of(rows: Mapping[str, Any], name: str, file: str) -> list[Layer]:
     title = row.get(TITLE)
     if title is None and method != name:
         base_title = _row(rows, method, file).get(TITLE) or read(path_of("methods", method))[TITLE]
-        title = _told_apart(str(base_title), settings)
+        title = _title_with_settings(str(base_title), settings)
     if title is not None:
         settings = {**settings, "method": {**(settings.get("method") or {}), TITLE: title}}
     if settings:
@@ -60,7 +60,7 @@ def _row(rows: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
     return row
 
 
-def _told_apart(title: str, settings: Mapping[str, Any]) -> str:
+def _title_with_settings(title: str, settings: Mapping[str, Any]) -> str:
     """A base's title with what a row sets: `EWC (paper), lam 10`."""
     values = dict(settings.get("method") or {})
     if variant := values.pop("variant", None):

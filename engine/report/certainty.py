@@ -217,7 +217,7 @@ def behaviour_table(standing: Standings, sure: Certainty) -> str:
     )
 
 
-def not_told_apart(standing: Standings, sure: Certainty) -> str:
+def indistinguishable(standing: Standings, sure: Certainty) -> str:
     """The sentence for a headline: which methods the images cannot tell from the best.
 
     Judged by the corrected p, which never names fewer than "the paired interval includes 0" would:

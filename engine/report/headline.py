@@ -55,7 +55,7 @@ def lead(results: Results) -> str:
         return text
     if changes := _upstream(model):
         text += f" Change on the {results.record.upstream} set, in points: {', '.join(changes)}."
-    return f"{certainty.not_told_apart(model, results.sure)} {text}".strip()
+    return f"{certainty.indistinguishable(model, results.sure)} {text}".strip()
 
 
 def findings(models: Sequence[Standings]) -> list[str]:

@@ -84,7 +84,7 @@ class Checkpoints(Writer):
 
     def take(self, progress: Progress) -> None:
         """Save the state after an optimizer step if it is time; PreemptedError after a signal."""
-        request = self._asked(progress.step)
+        request = self._request_at(progress.step)
         if request == _NOTHING:
             return
         self._last = time.monotonic()
@@ -102,7 +102,7 @@ class Checkpoints(Writer):
                 f"from the last checkpoint in {self._files.folder}"
             )
 
-    def _asked(self, step: int) -> int:
+    def _request_at(self, step: int) -> int:
         """What the ranks do after this step, the same on all of them."""
         if step % self._every:
             return _NOTHING

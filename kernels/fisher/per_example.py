@@ -94,9 +94,9 @@ def _conv2d(
             return outer_squares(g, x).reshape(weight.shape)
         chunk = max(1, _UNFOLDED // (g.shape[1] * weight[0].numel()))
         total: Any = 0
-        for g_some, x_some in zip(g.split(chunk), x.split(chunk), strict=True):
-            columns = F.unfold(x_some, kernel, dilation, padding, stride).transpose(1, 2)
-            total = total + outer_squares(g_some, columns)
+        for g_chunk, x_chunk in zip(g.split(chunk), x.split(chunk), strict=True):
+            columns = F.unfold(x_chunk, kernel, dilation, padding, stride).transpose(1, 2)
+            total = total + outer_squares(g_chunk, columns)
         return total.reshape(weight.shape)
 
     def grouped(g: Tensor) -> Tensor:
@@ -104,11 +104,11 @@ def _conv2d(
         x = input.detach().to(g.dtype)
         chunk = max(1, _UNFOLDED // weight.numel())
         total: Any = 0
-        for g_some, x_some in zip(g.split(chunk), x.split(chunk), strict=True):
-            examples = len(g_some)
+        for g_chunk, x_chunk in zip(g.split(chunk), x.split(chunk), strict=True):
+            examples = len(g_chunk)
             _, per_example, _ = torch.ops.aten.convolution_backward(
-                g_some.reshape(1, -1, *g.shape[2:]),
-                x_some.reshape(1, -1, *x.shape[2:]),
+                g_chunk.reshape(1, -1, *g.shape[2:]),
+                x_chunk.reshape(1, -1, *x.shape[2:]),
                 weight.detach().to(g.dtype).repeat(examples, 1, 1, 1),
                 None,
                 stride,

@@ -67,3 +67,15 @@ def test_results_and_distances_of_a_finished_campaign(grid: grids.Grid, folder: 
     assert table["accuracy"].between(0, 100).all()
     matrix = engine.distances(str(folder / "shapes.yaml"), ["outline", "few"], words)
     assert matrix.loc["outline", "few"] == matrix.loc["few", "outline"] > 0
+    rows = engine.predictions(str(folder / "shapes.yaml"), ["outline"], words)
+    assert set(rows["evaluated_on"]) == {"outline"}
+    soft = rows[
+        (rows["method"] == "wise_ft") & (rows["alpha"] == 0.5) & (rows["downstream"] == "few")
+    ]
+    (of_table,) = table[
+        (table["method"] == "wise_ft") & (table["alpha"] == 0.5)
+        & (table["downstream"] == "few") & (table["evaluated_on"] == "outline")
+    ]["accuracy"]  # fmt: skip
+    assert 100 * (soft["top1"] == soft["label"]).mean() == pytest.approx(of_table)
+    with pytest.raises(ValueError, match="nowhere: not evaluated on; sets: few, outline"):
+        engine.predictions(str(folder / "shapes.yaml"), ["nowhere"], words)

@@ -129,11 +129,11 @@ def test_a_stock_of_equal_models_is_that_model_and_of_opposite_ones_the_pre_trai
     assert not model_stock.stocked(right).any()  # orthogonal
 
 
-def merged_by_ties(vectors: list[np.ndarray], share: float, places: np.ndarray) -> np.ndarray:
+def merged_by_ties(vectors: list[np.ndarray], density: float, places: np.ndarray) -> np.ndarray:
     """Algorithm 1 of the paper, number by number, at some places."""
     trimmed = []
     for vector in vectors:
-        largest = np.argsort(-np.abs(vector), kind="stable")[: round(share * len(vector))]
+        largest = np.argsort(-np.abs(vector), kind="stable")[: round(density * len(vector))]
         trimmed.append(np.zeros_like(vector))
         trimmed[-1][largest] = vector[largest]
     out = np.zeros(len(places))
@@ -145,10 +145,10 @@ def merged_by_ties(vectors: list[np.ndarray], share: float, places: np.ndarray) 
     return out
 
 
-@pytest.mark.parametrize("share", [0.2, 1.0])
-def test_ties_trims_elects_and_averages(grid, share):
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_ties_trims_elects_and_averages(grid, density):
     builder, before, merged, parameters = built(
-        grid, "method=ties", f"method.kept={share}", "method.scale=0.7"
+        grid, "method=ties", f"method.density={density}", "method.scale=0.7"
     )
     names = sorted(parameters)
 
@@ -158,9 +158,9 @@ def test_ties_trims_elects_and_averages(grid, share):
     vectors = [flat(state(builder, m)) - flat(before) for m in ("fine_tune", "ewc", "lwf")]
     vectors = [v.astype(np.float32).astype(float) for v in vectors]  # ties of trimming alike
     places = np.random.default_rng(0).permutation(len(vectors[0]))[:5000]
-    change = 0.7 * merged_by_ties(vectors, share, places)
+    change = 0.7 * merged_by_ties(vectors, density, places)
     actual = (flat(merged) - flat(before))[places]
-    assert (change == 0).mean() > 0.3 if share < 1 else (change == 0).mean() < 0.1
+    assert (change == 0).mean() > 0.3 if density < 1 else (change == 0).mean() < 0.1
     wrong = np.abs(actual - change) > 1e-6
     assert wrong.mean() < 1e-4 and np.abs(change).max() > 1e-3
 
@@ -202,7 +202,7 @@ def test_a_merge_is_a_cell_with_weights_that_soups_take(grid):
             r"needs two models or more; raise method\.seeds",
         ),
         (("method=model_stock", "method.members=[ewc,ewc]"), "names a member twice"),
-        (("method=ties", "method.kept=0"), r"method\.kept=0\.0 must be above 0"),
+        (("method=ties", "method.density=0"), r"method\.density=0\.0 must be above 0"),
         (("method=ties", "method.members=[]"), "name at least one method, and none twice"),
         (("method=ties", "method.members=[wise_ft]"), "wise_ft, which mixes cells"),
         (("method=ties", "method.members=[visual_prompt]"), "has an input prompt"),

@@ -80,25 +80,25 @@ def test_the_sentence_names_those_that_the_images_cannot_tell_from_the_best(tmp_
     ranking, uncertainty = worked_out(
         tmp_path / "near", strong({"ewc": 0.5, "lwf": 0.48, "fine_tune": 0.1})
     )
-    assert certainty.not_told_apart(ranking, uncertainty) == (
+    assert certainty.indistinguishable(ranking, uncertainty) == (
         "On these images L<w>F cannot be told from it (a paired test at 5%, corrected for 3 "
         "comparisons; one training seed)."
     )
     ranking, uncertainty = worked_out(tmp_path / "same", strong({}))
-    assert "L<w>F and EWC & co cannot be told" in certainty.not_told_apart(ranking, uncertainty)
+    assert "L<w>F and EWC & co cannot be told" in certainty.indistinguishable(ranking, uncertainty)
     ranking, uncertainty = worked_out(tmp_path / "far", strong({"ewc": 0.6, "lwf": 0.3}))
-    assert certainty.not_told_apart(ranking, uncertainty).startswith(
+    assert certainty.indistinguishable(ranking, uncertainty).startswith(
         "Every other method can be told"
     )
     ranking, uncertainty = worked_out(tmp_path / "alone", strong({}), ("ewc",))
-    assert certainty.not_told_apart(ranking, uncertainty) == ""
+    assert certainty.indistinguishable(ranking, uncertainty) == ""
     assert "no finished method" in certainty.comparison_table(ranking, uncertainty, "lwf")
 
 
 def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path):
     for seed in range(5):
         ranking, uncertainty = worked_out(tmp_path / str(seed), random_hits(seed=seed))
-        sentence = certainty.not_told_apart(ranking, uncertainty)
+        sentence = certainty.indistinguishable(ranking, uncertainty)
         best = ranking.ranked()[0]
         for row in uncertainty.comparisons:
             if (
@@ -149,7 +149,7 @@ def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
     rows = [
         replace(row, p_corrected=0.049, p_corrected_error=0.001) for row in uncertainty.comparisons
     ]
-    near = certainty.not_told_apart(ranking, replace(uncertainty, comparisons=tuple(rows)))
+    near = certainty.indistinguishable(ranking, replace(uncertainty, comparisons=tuple(rows)))
     assert "On these images L<w>F and FT cannot be told from it" in near
     assert near.endswith("p of L<w>F and FT is too near 5% for the draws to tell).")
     table = certainty.comparison_table(ranking, replace(uncertainty, comparisons=tuple(rows)))
@@ -173,7 +173,7 @@ def test_one_other_set_and_one_comparison_are_singular(tmp_path):
     ranking, uncertainty = worked_out(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"))
     texts = [
         certainty.comparison_table(ranking, uncertainty),
-        certainty.not_told_apart(ranking, uncertainty),
+        certainty.indistinguishable(ranking, uncertainty),
     ]
     for text in texts:
         flat = " ".join(text.split())
