@@ -12,14 +12,14 @@ from bench.timing import interleave
 
 # Dense bf16 GFLOP/s of NVIDIA's data sheets, SXM; other forms and parts of a chip are slower.
 SHEETS = {"A100": 312e3, "H100": 989e3, "H200": 989e3}
-_OTHER_FORMS = {"PCIE", "PCI", "NVL", "MIG"}
+_SLOWER_FORMS = {"PCIE", "PCI", "NVL", "MIG"}
 
 
 def sheet(name: str) -> float | None:
     """The data sheet's rate of a GPU by the name that torch tells; None where it is not known."""
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
     rates = [rate for chip, rate in SHEETS.items() if chip in words]
-    return rates[0] if rates and not words & _OTHER_FORMS else None
+    return rates[0] if rates and not words & _SLOWER_FORMS else None
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def test_campaign_through_slurm_is_the_local_one(
     same_results(runs, campaigns.run(folder).parents[1])
 
 
-def test_time_limit_is_told_by_name(at_once: dict) -> None:
+def test_a_job_that_reaches_its_time_limit_is_named(at_once: dict) -> None:
     process, runs = at_once["late"]
     shown = process.communicate(timeout=400)[0]
     assert process.returncode == 2

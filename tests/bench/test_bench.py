@@ -303,7 +303,7 @@ sys.exit(code)
     assert "peer skipped: avalanche" in child.stdout
 
 
-def test_unknown_cases_and_missing_gpus_are_said(capsys):
+def test_unknown_cases_and_missing_gpus_are_named(capsys):
     assert command.main(["speed"]) == 2
     assert "no case speed; there are optimizer," in capsys.readouterr().out
     if not torch.cuda.is_available():

@@ -126,7 +126,7 @@ def test_pages_hold_all_rows_once(browser):
     assert len(columns) == len(set(columns)) == 3 * 12 > page.ROWS
 
 
-def test_a_pointer_on_a_cell_is_told_the_number_of_the_file(browser, report):
+def test_a_pointer_on_a_cell_shows_the_number_of_the_file(browser, report):
     data = pandas.read_csv(report.parent / "figures/map-01-ft.csv")
     script = """
       const figure = document.querySelector("[data-figure=map-01-ft]");

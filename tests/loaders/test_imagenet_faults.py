@@ -225,7 +225,7 @@ def test_one_file_in_two_archives_is_named(tmp_path: Path) -> None:
         read("imagenet_c", tmp_path / "tars")
 
 
-def test_cut_archive_is_told_where_an_image_ends_early(tmp_path: Path) -> None:
+def test_cut_archive_is_named_where_an_image_ends_early(tmp_path: Path) -> None:
     path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar")
     last = read("imagenet_a", path).items[-1].payload
     path.write_bytes(path.read_bytes()[: last.offset + last.size - 5])

@@ -219,7 +219,7 @@ def test_truncated_file_is_named(tmp_path: Path, name: str) -> None:
         Pack.open(pack.folder)
 
 
-def test_swapped_files_are_told_though_shapes_and_labels_agree(tmp_path: Path) -> None:
+def test_swapped_files_are_refused_though_shapes_and_labels_agree(tmp_path: Path) -> None:
     first, second = make(tmp_path / "1", [0, 1, 2]), make(tmp_path / "2", [3, 4, 5])
     assert first.labels.tolist() == second.labels.tolist()
     shutil.copy(second.beton, first.beton)
@@ -230,7 +230,7 @@ def test_swapped_files_are_told_though_shapes_and_labels_agree(tmp_path: Path) -
         Pack.open(second.folder)
 
 
-def test_altered_row_is_told(tmp_path: Path) -> None:
+def test_altered_row_is_refused(tmp_path: Path) -> None:
     pack = make(tmp_path / "p")
     flip(pack.beton, 24 + 2 * 1041 + 16)  # the label of sample 0
     with pytest.raises(ValueError, match="rows do not fit"):
@@ -238,7 +238,7 @@ def test_altered_row_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["raw", "jpeg"])
-def test_altered_pixels_are_told_at_the_first_read(tmp_path: Path, format: str) -> None:
+def test_altered_pixels_are_refused_at_the_first_read(tmp_path: Path, format: str) -> None:
     pack = make(tmp_path / "p", format=format)
     flip(pack.beton, int(pack.shard.rows["pointer"][2]) + 20)
     damaged = Pack.open(pack.folder)
@@ -263,7 +263,7 @@ def test_altered_pixels_are_told_at_the_first_read(tmp_path: Path, format: str) 
         ({"more": 1}, r"altered \(.*unknown field `more`"),
     ],
 )
-def test_altered_manifest_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pack = make(tmp_path / "p")
     edit_manifest(pack, **changes)
     with pytest.raises(ValueError, match=rf"manifest.json: .*{message}"):

@@ -83,7 +83,7 @@ def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
     assert len(batch) == 3
 
 
-def test_resident_gathers_only_when_asked(packs: dict[str, Pack]) -> None:
+def test_resident_gathers_only_when_images_are_read(packs: dict[str, Pack]) -> None:
     source = Resident(packs["raw"])
     (batch,) = source.batches([np.arange(4)])
     source._pixels_NHWC.zero_()
@@ -139,7 +139,7 @@ def test_ffcv_decodes_jpeg_within_its_tolerance(packs: dict[str, Pack]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ffcv")
-def test_damage_is_told_before_ffcv_reads_it(tmp_path: Path) -> None:
+def test_damage_is_refused_before_ffcv_reads_it(tmp_path: Path) -> None:
     pack = make(tmp_path / "p")
     with pack.beton.open("r+b") as file:
         file.seek(int(pack.shard.rows["pointer"][33]))
@@ -170,7 +170,7 @@ def test_jpeg_is_streamed_by_pillow(packs: dict[str, Pack]) -> None:
 
 
 @pytest.mark.parametrize("failure", [ImportError("no opencv"), RuntimeError("decodes wrongly")])
-def test_ffcv_is_used_where_it_is_asked_for_and_nowhere_else(
+def test_ffcv_is_used_where_it_is_chosen_and_nowhere_else(
     packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def fail(pack: Pack) -> None:

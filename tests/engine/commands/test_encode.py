@@ -88,7 +88,7 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("", 2), ("y", 0)])
-def test_a_user_at_a_terminal_is_asked(
+def test_a_user_at_a_terminal_confirms_first(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     questions: list[str] = []
@@ -201,7 +201,7 @@ def test_the_size_that_is_printed_is_the_size_of_the_pack(rib: Rib) -> None:
     assert on_disk <= size_bytes(resolved, SUBSAMPLE) <= on_disk + 500 * SUBSAMPLE
 
 
-def test_no_room_on_the_disk_is_told_before_the_work(
+def test_no_room_on_the_disk_is_refused_before_the_work(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = lambda path: type("Usage", (), {"free": 10_000})  # noqa: E731

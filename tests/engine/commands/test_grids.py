@@ -62,7 +62,7 @@ def test_several_gpus_split_what_ends_sooner_by_it(
     assert list(grid.site.resources) == names
 
 
-def test_the_shape_can_be_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shape_can_be_chosen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 0)
     (grid,) = grids_of(words(shape="split"), [plan])
     assert "evaluate-few" in [job.name for job in grid.jobs]
@@ -81,7 +81,7 @@ def test_what_most_depends_on_goes_first(plan: Plan, monkeypatch: pytest.MonkeyP
     assert grid.plain()["prepare"]["priority"] == grid.priorities["prepare"]
 
 
-def test_a_cluster_is_asked_for_the_time_of_each_job(
+def test_a_cluster_gets_a_time_limit_for_each_job(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=300)

@@ -131,7 +131,7 @@ def test_an_error_inside_a_users_method_keeps_its_traceback(
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
 
 
-def test_torchrun_is_told_the_error_that_it_ends_with(
+def test_torchrun_shows_the_error_that_a_rank_ends_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
@@ -197,7 +197,9 @@ def test_launchers_own_words_are_stripped(words: list[str], remaining: list[str]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_gpu_asked_for_where_there_is_none(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_device_cuda_without_a_gpu_is_refused(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
     assert train.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 

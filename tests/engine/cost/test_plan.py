@@ -238,7 +238,7 @@ def test_hours_on_gpus() -> None:
     ("tflop", "unit", "time"),
     [(1.44e6, "hours", "2.5"), (12_000, "minutes", "1.25"), (40, "seconds", "0.25")],
 )
-def test_times_are_told_in_a_unit_that_fits_them(
+def test_times_are_printed_in_a_unit_that_fits_them(
     folder: Path, tmp_path: Path, tflop: float, unit: str, time: str
 ) -> None:
     planned = estimate.of(plan_of(folder, f"runs={tmp_path}"))

@@ -93,7 +93,7 @@ def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, m
     assert seconds(BATCH) == 1
 
 
-def test_the_cost_is_asked_of_the_images_that_are_left(
+def test_the_cost_is_that_of_the_images_that_are_left(
     grid, fresh, mixes, small_slices, monkeypatch
 ):
     positions: list[np.ndarray] = []

@@ -181,7 +181,7 @@ def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(user_grid, caplog
     assert masks("present") == [("present", 200), ("present", 3)]
 
 
-def test_what_is_stored_is_told_without_reading_a_model(user_grid, monkeypatch):
+def test_stored_rows_are_given_without_reading_a_model(user_grid, monkeypatch):
     first = rows(user_grid, "AB", "outline")
 
     def read(*_):

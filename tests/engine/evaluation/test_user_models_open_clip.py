@@ -116,7 +116,7 @@ def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, clips
     check(user_grid, row, unit_NE @ head_EC + torch.arange(5.0) / 2)
 
 
-def test_what_is_wrong_with_open_clips_checkpoints_is_said(user_grid, clips):
+def test_what_is_wrong_with_open_clips_checkpoints_is_named(user_grid, clips):
     with pytest.raises(ValueError, match=r"A\.safetensors has no head.*--arch open_clip:NAME\)\?"):
         rows(user_grid, "A", "outline")
     with pytest.raises(RecipeError, match=r"no model 'tiny-clap'; did you mean 'tiny-clip'"):

@@ -60,7 +60,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_folders_that_are_missing_are_told_before_anything_runs(
+def test_folders_that_are_missing_are_named_before_anything_runs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
 ) -> None:
     shutil.copytree(folder / "images", tmp_path / "images")
@@ -76,7 +76,7 @@ def test_folders_that_are_missing_are_told_before_anything_runs(
 
 
 @pytest.mark.slow
-def test_sets_that_are_not_encoded_are_told_before_anything_runs(
+def test_sets_that_are_not_encoded_are_named_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
 ) -> None:
     words = ["campaign", "imagenet_rib_paper", "model=all", "dataset.subsample=100"]

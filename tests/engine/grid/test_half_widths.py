@@ -32,7 +32,7 @@ def budget_of(plan: campaign.Plan) -> float:
     return float(plan.overrides[-1].removeprefix("evaluate.budget="))
 
 
-def test_without_a_half_width_there_is_one_plan_as_it_was_asked_for(folder, tmp_path):
+def test_without_a_half_width_there_is_one_plan_of_the_words(folder, tmp_path):
     words = [f"runs={tmp_path}", "evaluate.budget=0.3"]
     (plan,) = half_widths.sequential_plans(str(folder / "shapes.yaml"), words, 2)
     assert plan.overrides == tuple(words)

@@ -118,7 +118,7 @@ def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_draws_are_the_same_however_many_are_asked_for(seeds):
+def test_draws_are_the_same_however_many_are_made(seeds):
     sums = np.random.default_rng(0).random((seeds, 20))
     many = draws(sums, 2 * bootstrap.TOGETHER + 7)
     assert len(many) == 2 * bootstrap.TOGETHER + 7 and len(np.unique(many)) > 250

@@ -110,7 +110,7 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     )
 
 
-def test_a_method_is_not_told_from_itself_and_always_from_one_that_is_far_better(tmp_path):
+def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
     base = random_hits()
     drawn: dict[tuple[str, str], np.ndarray] = {}
 

@@ -207,7 +207,7 @@ def test_a_step_of_every_method(name: str, variant: str) -> None:
         (TimeoutError(), "TimeoutError"),
     ],
 )
-def test_a_hub_out_of_reach_is_said_with_the_remedy(
+def test_a_hub_out_of_reach_is_named_with_the_remedy(
     error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*words: object, **options: object) -> None:

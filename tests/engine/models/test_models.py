@@ -116,7 +116,7 @@ def test_normalize_without_mean_and_std_is_a_division() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_normalize_gives_the_memory_format_asked_for(channels_last: bool) -> None:
+def test_normalize_gives_the_memory_format_of_the_recipe(channels_last: bool) -> None:
     options = recipe("test_efficientnet", channels_last=channels_last)
     pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     actual = models.Normalize(options, CPU)(pixels)

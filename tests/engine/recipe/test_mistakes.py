@@ -190,6 +190,6 @@ def test_methods_of_what_is_no_campaign(tmp_path: Path) -> None:
         recipe.methods_of(path)
 
 
-def test_a_number_of_points_for_precision_is_told_its_key() -> None:
+def test_a_number_of_points_for_precision_is_refused_with_the_right_key() -> None:
     with pytest.raises(RecipeError, match=r"evaluate.precision='0.1' .*evaluate.half_width"):
         recipe.load("emoji", ["evaluate.precision=0.1"])

@@ -61,7 +61,7 @@ def test_tables_fit_and_hold_the_numbers(tmp_path):
     assert below.split()[-1] == f"±{(ends.high - ends.low) / 2:.1f}"
 
 
-def test_comparison_is_with_the_best_or_with_the_method_asked_for(tmp_path):
+def test_comparison_is_with_the_best_or_with_the_named_method(tmp_path):
     gain = strong({"fine_tune": 0.1, "lwf": 0.2, "ewc": 0.5})
     ranking, uncertainty = worked_out(tmp_path / "all", gain)
     text = certainty.comparison_table(ranking, uncertainty)
