@@ -77,11 +77,11 @@ def test_a_column_on_two_ranks_is_close_to_that_on_one(
         command = [sys.executable, "-m", "engine.commands.job", "column", "--column", "few"]
         options = ["--plan", str(plan.path), "--device", "cpu", "--ranks", str(number)]
         environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True,
             timeout=200,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert process.returncode == 0, process.stderr[-3000:]
         (cell,) = (tmp_path / str(number) / "store" / "cells").glob("fine_tune-few-*")
         assert f'"ranks": "{number}"' in (cell / "versions.json").read_text()
         weights[number] = load_file(cell / "weights.safetensors")

@@ -43,8 +43,8 @@ def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_way_to_another_grid_has_no_braces_of_snakemake(tmp_path: Path) -> None:
     root = tmp_path / "{where}" / "shapes" / "plans" / "a"
     assert workflow.relative(root, root) == "."
-    other = root.parents[2] / "shapes-x" / "plans" / "b"
-    assert workflow.relative(other, root) == "../../../shapes-x/plans/b"
+    neighbour = root.parents[2] / "shapes-x" / "plans" / "b"
+    assert workflow.relative(neighbour, root) == "../../../shapes-x/plans/b"
     with pytest.raises(CampaignError, match="with braces; rename the campaign's file"):
         workflow.relative(root.parents[2] / "{x}" / "plans" / "b", root)
 
@@ -146,8 +146,8 @@ def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> 
     progress.advance(tmp_path / "plan.json", "column-s", 2, 3)
     progress.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    states = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    states = [line for line in process.stderr.replace("\r", "\n").splitlines() if line.strip()]
     assert "4 waiting" in states[0]
     assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "4 waiting" in states[-1]
 
@@ -170,8 +170,8 @@ def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path: Path) -> None:
 def test_prepare_tells_what_it_is_at(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[tuple] = []
-    monkeypatch.setattr(progress, "advance", lambda path, *state: said.append(state))
+    states: list[tuple] = []
+    monkeypatch.setattr(progress, "advance", lambda path, *state: states.append(state))
     monkeypatch.setattr(passes, "evaluate", lambda *_: None)
     monkeypatch.setattr(features, "stored", lambda *_: None)
     for name in ("cells_of", "predictions"):
@@ -183,7 +183,7 @@ def test_prepare_tells_what_it_is_at(
         campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2), torch.device("cpu")
     )
     steps = ["tiny", "upstream", *SETS]
-    assert said == [
+    assert states == [
         *(("prepare", step, 5, f"preparing {what}") for step, what in enumerate(steps)),
         ("prepare", 5, 5, ""),
     ]
