@@ -141,7 +141,7 @@ def test_classes_that_a_set_lacks_do_not_matter():
 
 
 def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
-    distances = matrix(SETS, CLASSES, Options(eps=0.01, tolerance=1e-14))
+    distances = matrix(SETS, CLASSES, Options(eps=0.01, tolerance=1e-17))
     assert math.isnan(distances.values[0, 1]) and not distances.row("near")
     assert "near to mid did not converge" in caplog.text
     write_csv(tmp_path / "d.csv", distances)
