@@ -16,11 +16,13 @@ from engine.commands import (
     plan,
     recipes,
     report,
+    sweep,
     verify,
 )
 
 COMMANDS = (
     campaign,
+    sweep,
     plan,
     verify,
     download,

@@ -32,6 +32,7 @@ from engine.methods.first_head import first_head
 from engine.models import clip
 from engine.models.form import Form
 from engine.recipe import modules, varied
+from engine.recipe.catalogue import without_options
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
@@ -281,7 +282,10 @@ class PlannedContext(Context[PlannedCell]):
     def sibling(self, method: str, seed: int | None = None) -> Recipe:
         """The recipe of a method that the cell needs, as `engine.grid.build` resolves it."""
         request = self.dry_run.request.for_needs(self.recipe)
-        recipe = self.dry_run.recipe_of(request, method, self.column)
+        column = self.column
+        if column is not None:
+            column = replace(column, overrides=tuple(without_options(column.overrides)))
+        recipe = self.dry_run.recipe_of(request, method, column)
         return replace(recipe, seed=self.recipe.seed if seed is None else seed)
 
     def cell(self, method: str, *, seed: int | None = None) -> PlannedCell:
