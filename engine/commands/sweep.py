@@ -42,9 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
     from engine.grid import campaign
 
-    arguments.name, arguments.overrides = recipe.words_of_sweep(
-        arguments.name, arguments.overrides
-    )
+    arguments.name, arguments.overrides = recipe.words_of_sweep(arguments.name, arguments.overrides)
     campaign_command.run(arguments)
     folder, _ = campaign.identify(arguments.name, arguments.overrides)
     if not arguments.dry_run:

@@ -20,7 +20,10 @@ class Request:
     def for_needs(self, cell: Recipe) -> Request:
         """The request by which the methods that a cell needs are resolved: in the cell's variant,
         whatever the campaign says of these methods' variants, and without the cell's options."""
-        words, variant = catalogue.without_options(self.overrides), f"{VARIANT}={cell.method.variant}"
+        words, variant = (
+            catalogue.without_options(self.overrides),
+            f"{VARIANT}={cell.method.variant}",
+        )
         return Request(self.name, tuple(words if variant in words[-1:] else [*words, variant]))
 
     @functools.cache  # noqa: B019  # a request lives as long as the process
