@@ -55,7 +55,9 @@ def words_of_sweep(name: str, words: Sequence[str]) -> tuple[str, tuple[str, ...
         elif key == "model" and (len(values) > 1 or value.startswith("[") or value == "all"):
             raise RecipeError(f"model={value}: a sweep is of one model; run a sweep for each")
         elif len(values) > 1:
-            typed = [catalogue.parsed(f"value={each}")["value"] for each in values]
+            typed = catalogue.parsed(f"{key}=[{value}]")
+            for part in key.split("."):
+                typed = typed[part]
             vary.append(f"{key}: {json.dumps(typed)}")
         else:
             overrides.append(f"{key}={value}")

@@ -59,14 +59,20 @@ class _Seed:
     seed: int = 0
 
 
+@functools.lru_cache(maxsize=64)
+def _structured(kind: type, section: str) -> Any:
+    """The typed config of a section, whose values are those of the words that it met last."""
+    typed = OmegaConf.structured(kind)
+    typed = OmegaConf.create({section: typed}) if section else typed
+    OmegaConf.set_struct(typed, True)
+    return typed
+
+
 @functools.lru_cache(maxsize=4096)
 def _typed(kind: type, section: str, word: str) -> Mapping[str, Any]:
     """The key of a section of this kind that a word sets, with its value in the key's type."""
     values = catalogue.parsed(word)
-    typed = OmegaConf.structured(kind)
-    typed = OmegaConf.create({section: typed}) if section else typed
-    OmegaConf.set_struct(typed, True)
-    typed = add(typed, word, values)
+    typed = add(_structured(kind, section), word, values)
     if section:
         typed, values = typed[section], values[section]
     return {key: typed[key] for key in values}
