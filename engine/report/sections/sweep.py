@@ -37,7 +37,7 @@ def section(results: Results) -> Section | None:
     means = f" Numbers are means over {seeds} seeds." if seeds > 1 else ""
     statements = [SELECTION, NO_HOLDOUT if chosen.empty else _of_choice(chosen)]
     judged = "on_downstream_set" in data
-    formats = {name: "signed1" for name in data if str(name).startswith("RI ")}
+    formats = {name: "signed1" for name in map(str, data) if name.startswith("RI ")}
     tables = [
         Table(
             "sweep-variants",
