@@ -7,6 +7,7 @@ from __future__ import annotations
 
 NAMES = (
     "campaign",
+    "sweep",
     "train",
     "plan",
     "verify",

@@ -22,6 +22,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("campaign", help="run a grid: methods x sets, to a report")
     parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where and how a grid runs."""
     parser.add_argument("--cores", type=int, help="default: all; on Slurm: of each job, 4")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
     parser.add_argument(
@@ -45,7 +51,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     slurm.add_argument("--mem", type=float, help="GB of each job; default: predicted")
     slurm.add_argument("--retries", type=int, default=2, help="of a job that failed; default: 2")
     slurm.add_argument("--requeue", action="store_true", help="let Slurm preempt and requeue jobs")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

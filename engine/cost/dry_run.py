@@ -32,6 +32,7 @@ from engine.methods.first_head import first_head
 from engine.models import clip
 from engine.models.form import Form
 from engine.recipe import modules, varied
+from engine.recipe.catalogue import without_options
 from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
@@ -116,6 +117,7 @@ class DryRun:
         self.features: dict[tuple[str, ...], int] = {}
         self.predicted: set[tuple[object, ...]] = set()
         self._step_flops: dict[tuple[str, int], float] = {}
+        self.prepared: dict[str, tuple[float | None, float, Export]] = {}  # by what determines it
         self._row = self._evaluated_on = ""
 
     def note(self, work: Work) -> None:
@@ -281,7 +283,10 @@ class PlannedContext(Context[PlannedCell]):
     def sibling(self, method: str, seed: int | None = None) -> Recipe:
         """The recipe of a method that the cell needs, as `engine.grid.build` resolves it."""
         request = self.dry_run.request.for_needs(self.recipe)
-        recipe = self.dry_run.recipe_of(request, method, self.column)
+        column = self.column
+        if column is not None:
+            column = replace(column, overrides=tuple(without_options(column.overrides)))
+        recipe = self.dry_run.recipe_of(request, method, column)
         return replace(recipe, seed=self.recipe.seed if seed is None else seed)
 
     def cell(self, method: str, *, seed: int | None = None) -> PlannedCell:
@@ -388,22 +393,41 @@ class PlannedContext(Context[PlannedCell]):
             self.dry_run.note(Work(self.job, "cka", models * images, work, precision))
 
     def _train(self, method: Trained) -> PlannedCell:
-        method.prepare(self.network(self.base), self)
-        method.to(self.device)
+        problem_flops, step_flops, export = self._prepared(method)
         train, seen, steps = self.recipe.train, len(self.target.training(self.recipe)), 0
-        if method.problem is not None:
-            work = method.problem.flops(self.dry_run.classes)
+        if problem_flops is not None:
+            work = problem_flops
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32
         else:
             steps = total_steps(train, seen)
             seen *= train.epochs
-            work = seen * (self.dry_run.step_flops(method, self.recipe) / train.batch_size)
+            work = seen * (step_flops / train.batch_size)
             precision = self._form(training=True).precision
         title = self.recipe.method.title
         self.dry_run.note(Work(self.job, "training", seen, work, precision, steps, method=title))
-        export = method.export()
         backbone = self.base.backbone if export.shares_backbone else self.name
         return replace(_trained(self.name, backbone, export), steps=steps)
+
+    def _prepared(self, method: Trained) -> tuple[float | None, float, Export]:
+        """Operations of the problem that a method leaves, or of one of its steps, and its export.
+
+        Cells that differ in learning rate, length or seed share them, because they would ask for
+        the same artefacts; not where a method starts from cells of its column.
+        """
+        recipe, form = self.recipe, self._form(training=True)
+        key = str((recipe.method, recipe.dataset, recipe.downstream, recipe.train.batch_size, form))
+        key = f"{self.base.name} {key}"
+        known = self.dry_run.prepared.get(key)
+        if known is None or method.needs:
+            method.prepare(self.network(self.base), self)
+            method.to(self.device)
+            problem, flops_of_step = method.problem, 0.0
+            of_problem = None if problem is None else problem.flops(self.dry_run.classes)
+            if problem is None:
+                flops_of_step = self.dry_run.step_flops(method, recipe)
+            known = of_problem, flops_of_step, method.export()
+            self.dry_run.prepared[key] = known
+        return known
 
     def _form(self, *, training: bool) -> Form:
         """The form of models on the campaign's device, which need not be there."""

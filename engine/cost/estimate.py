@@ -6,8 +6,9 @@ a device's peak: they are a prediction, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -72,17 +73,29 @@ class Estimate:
 
     def hours_of(self, job: Job, device: Device) -> float:
         """Hours of a job on one GPU; those of the report, which needs none, are not known."""
-        return job.portion * device.hours(work for work in self.work if _belongs(work, job))
+        if job.stage == job_graph.EVALUATE:
+            return job.portion * device.hours(self._by_set.get(job.set, ()))
+        works = self._by_job.get(PREPARE if job.stage == job_graph.PREPARE else job.column, [])
+        if job.stage == job_graph.TRAIN:
+            works = [w for w in works if not w.evaluated_on and w.row in job.rows]
+        return job.portion * device.hours(works)
+
+    @cached_property
+    def _by_job(self) -> Mapping[str, list[Work]]:
+        """The work of `prepare`, and of each column."""
+        return _grouped((work.job, work) for work in self.work)
+
+    @cached_property
+    def _by_set(self) -> Mapping[str, list[Work]]:
+        """The work of columns, by the set that it evaluates models on."""
+        return _grouped((work.evaluated_on, work) for work in self.work if work.job != PREPARE)
 
 
-def _belongs(work: Work, job: Job) -> bool:
-    """Whether a job does the work, or a part of it."""
-    if work.job == PREPARE or job.stage == job_graph.PREPARE:
-        return work.job == PREPARE and job.stage == job_graph.PREPARE
-    if job.stage == job_graph.EVALUATE:
-        return work.evaluated_on == job.set
-    in_training = job.stage == job_graph.TRAIN and not work.evaluated_on and work.row in job.rows
-    return work.job == job.column and (job.stage == job_graph.COLUMN or in_training)
+def _grouped(pairs: Iterable[tuple[str, Work]]) -> Mapping[str, list[Work]]:
+    groups: dict[str, list[Work]] = {}
+    for name, work in pairs:
+        groups.setdefault(name, []).append(work)
+    return groups
 
 
 def of(plan: campaign.Plan) -> Estimate:

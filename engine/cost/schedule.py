@@ -27,6 +27,10 @@ def makespan(hours: Mapping[str, float], after: Mapping[str, Sequence[str]], gpu
     """Hours until the last job ends, where each needs a GPU of `gpus`. Arguments as in `levels`."""
     level = levels(hours, after)
     waits = {name: set(names) for name, names in after.items()}
+    before: dict[str, list[str]] = {name: [] for name in after}
+    for name, names in waits.items():
+        for each in names:
+            before[each].append(name)
     ready = [(-level[name], name) for name, names in waits.items() if not names]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []
@@ -36,9 +40,8 @@ def makespan(hours: Mapping[str, float], after: Mapping[str, Sequence[str]], gpu
             _, name = heapq.heappop(ready)
             heapq.heappush(running, (now + hours[name], name))
         now, finished = heapq.heappop(running)
-        for name, names in waits.items():
-            if finished in names:
-                names.remove(finished)
-                if not names:
-                    heapq.heappush(ready, (-level[name], name))
+        for name in before[finished]:
+            waits[name].remove(finished)
+            if not waits[name]:
+                heapq.heappush(ready, (-level[name], name))
     return now

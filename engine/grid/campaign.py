@@ -16,7 +16,8 @@ from engine import recipe
 from engine.errors import RecipeError
 from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
-from engine.recipe import modules
+from engine.recipe import catalogue, modules
+from engine.recipe.catalogue import VARY
 from engine.recipe.request import Request
 from engine.recipe.schema import DatasetRecipe, Recipe
 from engine.store import artifacts
@@ -68,8 +69,8 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     grid = recipe.grid_keys(name, overrides)
     if cores < 1:
         raise RecipeError(f"--cores {cores}: at least one is needed")
-    _check_words(overrides)
     methods = recipe.methods_of(name, overrides)
+    _check_words(overrides, methods)
     cells = [recipe.load(name, overrides, method=method) for method in methods]
     for cell in cells:
         _check_siblings(Request(name, tuple(overrides)), cell)
@@ -82,7 +83,7 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
             f"dataset.holdout={cells[0].dataset.holdout:g}: a campaign judges cells on the same "
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
-    folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
+    folder = _folder(name, overrides, methods, cells[0])
     identity = _identity(cells, [_settings(cell) for cell in cells], grid.given)
     return Plan(
         name,
@@ -97,15 +98,18 @@ def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
     )
 
 
-def _check_words(overrides: Sequence[str]) -> None:
+def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
     """Refuse words about a single method or set, which have no effect on a whole grid."""
+    alone = [word for word in overrides if word.startswith("methods=")] and len(methods) == 1
     for word in overrides:
         key = word.partition("=")[0]
         of_grid = key in (*recipe.OF_GRID, "method.variant")
-        if not of_grid and key.partition(".")[0] in ("method", recipe.SELECTION):
+        of_row = alone and key.startswith("method.")
+        if not (of_grid or of_row) and key.partition(".")[0] in ("method", recipe.SELECTION):
             raise RecipeError(
                 f"{word!r}: a campaign trains several methods; choose them by methods=[A,B], and "
-                "set a method's options below `methods:` in your campaign file"
+                "set a method's options below `methods:` in your campaign file, or on the command "
+                "line beside methods=[A]"
             )
         if key == "downstream":
             raise RecipeError(
@@ -141,12 +145,12 @@ def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
 
     Imports no method's module, and so no torch.
     """
-    _check_words(overrides)
     methods = recipe.methods_of(name, overrides)
+    _check_words(overrides, methods)
     outlines = [recipe.outline(name, overrides, method) for method in methods]
     cells = [cell for cell, _ in outlines]
     settings = [_settings(cell) | {"own": _by_name(section)} for cell, section in outlines]
-    folder = Path(cells[0].runs) / _title(name, overrides, cells[0].model.name)
+    folder = _folder(name, overrides, methods, cells[0])
     return folder, _identity(cells, settings, recipe.grid_keys(name, overrides).given)
 
 
@@ -171,11 +175,21 @@ def _by_name(section: Mapping[str, Any]) -> dict[str, Any]:
     return {**section, "module": Path(module).name if module.endswith(".py") else module}
 
 
-def _title(name: str, overrides: Sequence[str], model: str) -> str:
-    """The name of the campaign's folder. Grids of other models than the file's name theirs."""
+def swept(overrides: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """The keys of a sweep, which varies a single row by the command line; none of other grids."""
+    words = [word for word in overrides if word.partition("=")[0] == VARY]
+    return list(catalogue.parsed(words[-1])[VARY]) if words and len(methods) == 1 else []
+
+
+def _folder(name: str, overrides: Sequence[str], methods: Sequence[str], cell: Recipe) -> Path:
+    """The campaign's folder. Grids of other models than the file's name theirs, and sweeps their
+    row and keys, so that they leave the report of the whole grid alone."""
     words = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
     is_default = not words or words[-1] == recipe.model_of(name)
-    return Path(name).stem if is_default else f"{Path(name).stem}-{model}"
+    title = [Path(name).stem, *([] if is_default else [cell.model.name])]
+    if keys := swept(overrides, methods):
+        title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in keys)]
+    return Path(cell.runs) / "-".join(title)
 
 
 def read(path: Path) -> Plan:

@@ -10,12 +10,17 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError, nearest
+from engine.recipe import text
+from engine.recipe.catalogue import DOWNSTREAMS, VARY
 from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
+from engine.recipe.vary import SEED
 
 SECTIONS = ("optimizer", "train")  # what may vary: it changes training and nothing else
-KEYS = ("dataset.shots", "dataset.portion", "method.variant")
+KEYS = ("dataset.shots", "dataset.portion", "method.variant", SEED)
+FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # which make another method
 MOST = 10_000  # columns; more are a mistake in `vary`
+LONGEST = 200  # bytes of a column's name, of which files of up to 255 are named
 Scalar = bool | int | float | str
 
 
@@ -23,7 +28,8 @@ Scalar = bool | int | float | str
 class Column:
     """All methods, fine-tuned on a set in a setting: a job.
 
-    name: can name a file. setting: as `engine.measures.rows.Arm`. overrides: the setting's words.
+    name: can name a file. setting: as `engine.measures.rows.Arm`. overrides: the words of what
+    varies: those of the setting, and of a seed, over which numbers are means.
     """
 
     name: str
@@ -35,70 +41,102 @@ class Column:
 def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
     """The columns of a campaign, set by set; `cells`: a resolved recipe of each of its methods.
 
-    Every setting is resolved for every method. Raises RecipeError, naming the campaign's file, for
-    a set that the data set lacks or that is named twice, and for a key or value that cannot vary.
+    Every setting is resolved for every method. Raises RecipeError, naming the campaign's file or
+    the command line, for a set that the data set lacks or that is named twice, for a key or value
+    that cannot vary, and for more than `MOST` columns.
     """
     dataset = cells[0].dataset
     downstreams = [name for name in dataset.sets if name in dataset.trainable]
     if grid.downstreams is not None:
         downstreams = grid.downstreams
+    source = grid.source(DOWNSTREAMS)
     for name in downstreams:
         if name not in dataset.known:
             raise RecipeError(
-                f"{grid.file}: downstreams: {name!r} is not a set of {dataset.name}"
+                f"{source}: downstreams: {name!r} is not a set of {dataset.name}"
                 f"{nearest(name, dataset.known)}"
             )
         try:
             check_terms(dataset, name)
         except RecipeError as error:
-            raise RecipeError(f"{grid.file}: downstreams: {error}") from error
+            raise RecipeError(f"{source}: downstreams: {error}") from error
         if downstreams.count(name) > 1:
-            raise RecipeError(f"{grid.file}: downstreams names {name} twice")
-    settings = _settings(grid.file, grid.vary)
-    if (count := len(downstreams) * len(settings)) > MOST:
-        raise RecipeError(f"{grid.file}: vary makes {count} columns; {MOST} at most")
-    for words, cell in itertools.product(settings, cells):
-        try:
+            raise RecipeError(f"{source}: downstreams names {name} twice")
+    source = grid.source(VARY)
+    _check_keys(source, grid.vary, cells)
+    count = len(downstreams) * math.prod(map(len, grid.vary.values()))
+    if count > MOST:
+        raise RecipeError(f"{source}: vary makes {count:,} columns; {MOST:,} at most")
+    by_key = [[f"{key}={text(value)}" for value in values] for key, values in grid.vary.items()]
+    try:
+        for words, cell in itertools.product(by_key, cells):
+            _check_twice(words, cell)
+        settings = list(itertools.product(*by_key))
+        for words, cell in itertools.product(settings, cells):
             recipe.varied(cell, words)
-        except RecipeError as error:
-            raise RecipeError(f"{grid.file} (vary): {error}") from error
-    return tuple(
-        Column(",".join([name, *words]), name, ",".join(words), words)
+    except RecipeError as error:
+        raise RecipeError(f"{source} (vary): {error}") from error
+    columns = tuple(
+        Column(",".join([name, *words]), name, _without_seed(words), words)
         for name, words in itertools.product(downstreams, settings)
     )
-
-
-def _settings(file: str, vary: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
-    """The words of every combination of the varied values; one without words if nothing varies."""
-    for key, values in vary.items():
-        if key.partition(".")[0] not in SECTIONS and key not in KEYS:
+    for column in columns:
+        if len(column.name.encode()) > LONGEST:
             raise RecipeError(
-                f"{file}: vary: {key} cannot vary; keys of {', '.join(SECTIONS)} can, and "
-                f"{', '.join(KEYS)}. For several seeds set `seeds`, for several values of a "
-                "method's option give it several rows (`base`), and make a campaign for each value "
-                "of what all columns share"
+                f"{source}: vary: {column.name} is the name of a file, and longer than {LONGEST} "
+                "bytes; vary fewer keys"
+            )
+    return columns
+
+
+def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
+    """Raise RecipeError for a key that cannot vary, and for what is no list of plain values."""
+    for key, values in vary.items():
+        section = key.partition(".")[0]
+        is_option = section == "method" and len(cells) == 1 and key not in FIXED
+        if section not in SECTIONS and key not in KEYS and not is_option:
+            raise RecipeError(
+                f"{source}: vary: {key} cannot vary; keys of {', '.join(SECTIONS)} can, and "
+                f"{', '.join(KEYS)}. For several values of a method's option leave its row alone "
+                "(`methods=[ROW]`) or give it several rows (`base`), and make a campaign for each "
+                "value of what all columns share"
             )
         if not isinstance(values, list) or not values:
-            raise RecipeError(f"{file}: vary: {key} needs a list of values, as in `{key}: [1, 2]`")
+            raise RecipeError(
+                f"{source}: vary: {key} needs a list of values, as in `{key}: [1, 2]`"
+            )
         for value in values:
-            _check_value(file, key, value)
-        texts = [text(value) for value in values]
-        if twice := sorted({value for value in texts if texts.count(value) > 1}):
-            raise RecipeError(f"{file}: vary: {key} names {', '.join(twice)} twice")
-    by_key = [[f"{key}={text(value)}" for value in values] for key, values in vary.items()]
-    return list(itertools.product(*by_key))
+            _check_value(source, key, value)
+        if key == SEED and cells[0].seeds > 1:
+            raise RecipeError(
+                f"{source}: vary: seed and seeds={cells[0].seeds} both say the seeds; give one of "
+                "them"
+            )
+
+
+def _check_twice(words: Sequence[str], cell: Recipe) -> None:
+    """Raise RecipeError where two words give a key the same value, or one that is not finite."""
+    values: dict[Any, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        typed = recipe.value_of(cell, word)
+        if isinstance(typed, float) and not math.isfinite(typed):
+            raise RecipeError(f"{word}: {key} must be a finite number")
+        if typed in values:
+            before = values[typed]
+            same = "" if before == value else f", as {before} and {value}"
+            raise RecipeError(f"{key} names {text(typed)} twice{same}")
+        values[typed] = value
+
+
+def _without_seed(words: Sequence[str]) -> str:
+    return ",".join(word for word in words if word.partition("=")[0] != SEED)
 
 
 def _check_value(file: str, key: str, value: Any) -> None:
-    is_finite = not isinstance(value, float) or math.isfinite(value)
     is_safe = not isinstance(value, str) or value.replace("_", "").isalnum()
-    if not isinstance(value, Scalar) or not (is_finite and is_safe):
+    if not isinstance(value, Scalar) or not is_safe:
         raise RecipeError(
             f"{file}: vary: {key} cannot be {value!r}; values are numbers, true, false or words of "
             "letters, digits and _, because they become names of files"
         )
-
-
-def text(value: Scalar) -> str:
-    """A value as a recipe writes it: the shortest text that is read as the same value."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import logging
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,11 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         seed = sample.seed_of(run, name, drawn.split)
         stored[name] = StoredSample(str(path.relative_to(root)), drawn.images, seed)
     words = half_widths.users_words(plan, run.recipe)
+    sweep = _sweep(plan)
+    command = " ".join(["rib campaign", plan.name, *words])
+    if sweep is not None:
+        command = recipe.sweep_command(plan.name, words)
+    seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji = dataset.kind == "emoji"
     return Record(
         asked=campaign.identify(plan.name, words)[1],
@@ -71,8 +76,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
             method: recipe.load(plan.name, plan.overrides, method=method).method.title
             for method in plan.methods
         },
-        settings=_settings(run, plan, " ".join(["rib campaign", plan.name, *words]))
-        | {"Rows": _rows(plan)},
+        settings=_settings(run, plan, command, seeds) | {"Rows": _rows(plan)},
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
         holdout=dataset.holdout > 0,
@@ -84,6 +88,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
+        sweep=sweep,
     )
 
 
@@ -151,10 +156,27 @@ def _distances(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _settings(run: Run, plan: Plan, command: str) -> dict[str, Any]:
+def _sweep(plan: Plan) -> dict[str, dict[str, Any]] | None:
+    """By setting, the values of the keys that a sweep varies beside the seed."""
+    if not campaign.swept(plan.overrides, plan.methods):
+        return None
+    row = recipe.load(plan.name, plan.overrides, method=plan.methods[0])
+    return {
+        column.setting: {
+            word.partition("=")[0]: recipe.value_of(row, word)
+            for word in column.setting.split(",")
+            if word
+        }
+        for column in plan.columns
+    }
+
+
+def _settings(run: Run, plan: Plan, command: str, seeds: Sequence[int]) -> dict[str, Any]:
     """What the page shows of the settings, by heading."""
     resolved = run.recipe
-    model, first, last = resolved.model, resolved.seed, resolved.seed + resolved.seeds - 1
+    model, first, last = resolved.model, seeds[0], seeds[-1]
+    is_range = list(seeds) == list(range(first, last + 1))
+    several = f"{first} to {last}" if is_range else ", ".join(map(str, seeds))
     about = (model.arch, f"{model.image_size} px", model.head.title)
     packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed(resolved.dataset)}
     return {
@@ -165,7 +187,7 @@ def _settings(run: Run, plan: Plan, command: str) -> dict[str, Any]:
             f"{resolved.optimizer.name}, lr {resolved.optimizer.lr:g}, {resolved.train.epochs} "
             f"epochs, batch {resolved.train.batch_size} (single methods differ: see their recipes)"
         ),
-        "Seed": first if first == last else f"{first} to {last}; numbers are means over them",
+        "Seed": first if first == last else f"{several}; numbers are means over them",
         "Device": str(run.device),
         "Versions": ", ".join(f"{k} {v}" for k, v in cells.versions().items()),
         "Commit": _commit(),

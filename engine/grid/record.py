@@ -48,7 +48,8 @@ class Record:
     each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all images
     were seen. sequential: whether sampling stopped once intervals were narrow. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
-    `evaluate.cka`.
+    `evaluate.cka`. sweep: by setting, the values of the keys that a sweep varies beside the seed;
+    None of other campaigns.
     """
 
     asked: str
@@ -67,6 +68,7 @@ class Record:
     evaluations: list[Evaluation]
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
+    sweep: dict[str, dict[str, Any]] | None = None
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""

@@ -15,4 +15,8 @@ from engine.recipe.resolve import dump as dump
 from engine.recipe.resolve import load as load
 from engine.recipe.resolve import of_sections as of_sections
 from engine.recipe.resolve import outline as outline
+from engine.recipe.sweep import sweep_command as sweep_command
+from engine.recipe.sweep import words_of_sweep as words_of_sweep
+from engine.recipe.vary import text as text
+from engine.recipe.vary import value_of as value_of
 from engine.recipe.vary import varied as varied

@@ -26,6 +26,8 @@ _LIST = re.compile(r"model=\[")
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
 DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid: see `grid_keys`
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
+VARIANT = "method.variant"
+COMMAND_LINE = "the command line"
 
 
 def names(group: str = "") -> list[str]:
@@ -189,6 +191,13 @@ def each_model(campaign: str, overrides: Sequence[str]) -> list[tuple[str, ...]]
     return [
         tuple(f"model={model}" if each == word else each for each in overrides) for model in models
     ]
+
+
+def without_options(words: Iterable[str]) -> list[str]:
+    """The words but those of a method's own options, which no other method has; `method.variant`
+    is every method's."""
+    keys = {word: word.partition("=")[0] for word in words}
+    return [w for w, key in keys.items() if key.partition(".")[0] != "method" or key == VARIANT]
 
 
 def model_of(campaign: str) -> str | None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import RecipeError
 from engine.recipe import catalogue
-from engine.recipe.catalogue import DOWNSTREAMS, VARY
+from engine.recipe.catalogue import COMMAND_LINE, DOWNSTREAMS, VARY
 
 
 @dataclass(frozen=True)
 class GridKeys:
     """`downstreams`: sets to fine-tune on, None for the data set's. `vary`: values by recipe key,
-    each combination of which is a setting of every column. `file` says them."""
+    each combination of which is a setting of every column. `file` says them, but those of
+    `by_words`, which the command line says."""
 
     file: str
     downstreams: list[str] | None = None
     vary: Mapping[str, list[Any]] = field(default_factory=dict)
+    by_words: Collection[str] = ()
+
+    def source(self, key: str) -> str:
+        """What says a key, for errors."""
+        return COMMAND_LINE if key in self.by_words else self.file
 
     @property
     def given(self) -> dict[str, Any]:
@@ -34,9 +40,10 @@ def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
     """
     file = catalogue.path_of("campaigns", campaign)
     values = catalogue.read_campaign(file)
-    for word in overrides:
-        if word.partition("=")[0] in (DOWNSTREAMS, VARY):
-            values |= catalogue.parsed(word)
+    given = {word.partition("=")[0]: word for word in overrides}
+    by_words = [key for key in (DOWNSTREAMS, VARY) if key in given]
+    for key in by_words:
+        values |= catalogue.parsed(given[key])
     downstreams, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
     if downstreams is not None and (
         not downstreams
@@ -50,7 +57,7 @@ def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
         key: list(map(_number, values)) if isinstance(values, list) else values
         for key, values in vary.items()
     }
-    return GridKeys(str(file), downstreams, vary)
+    return GridKeys(str(file), downstreams, vary, by_words)
 
 
 def _number(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from engine.recipe import resolve
+from engine.recipe import catalogue, resolve
+from engine.recipe.catalogue import VARIANT
 from engine.recipe.schema import Recipe
 
 
@@ -18,9 +19,12 @@ class Request:
 
     def for_needs(self, cell: Recipe) -> Request:
         """The request by which the methods that a cell needs are resolved: in the cell's variant,
-        whatever the campaign says of these methods' variants."""
-        word = f"method.variant={cell.method.variant}"
-        return self if word in self.overrides[-1:] else Request(self.name, (*self.overrides, word))
+        whatever the campaign says of these methods' variants, and without the cell's options."""
+        words, variant = (
+            catalogue.without_options(self.overrides),
+            f"{VARIANT}={cell.method.variant}",
+        )
+        return Request(self.name, tuple(words if variant in words[-1:] else [*words, variant]))
 
     @functools.cache  # noqa: B019  # a request lives as long as the process
     def recipe(self, method: str | None = None, downstream: str | None = None) -> Recipe:

@@ -16,11 +16,16 @@ import yaml
 
 from engine.errors import RecipeError
 from engine.recipe import catalogue, table_rows
-from engine.recipe.catalogue import GROUPS, SELECTION, path_of, read, with_absolute_module
+from engine.recipe.catalogue import (
+    COMMAND_LINE,
+    GROUPS,
+    SELECTION,
+    path_of,
+    read,
+    with_absolute_module,
+)
 from engine.recipe.merge import Layer, check_sections, merge, method_options
 from engine.recipe.schema import MethodRecipe, Recipe
-
-COMMAND_LINE = "the command line"
 
 
 def load(
@@ -33,8 +38,8 @@ def load(
     """Resolve a recipe (`emoji/ewc`, a campaign's name, or a path) with `key=value` overrides.
 
     `method` and `downstream` choose another cell of the same campaign. Overrides of `method.*`
-    belong to the recipe's method and are then left out, but not `method.variant`, which every
-    method has.
+    belong to the recipe's method, or to the row that `methods=[ROW]` alone selects. They are left
+    out of another method's cell, but not `method.variant`, which every method has.
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
@@ -100,10 +105,9 @@ def _layers(
     """The layers of a recipe, in the order in which they are merged."""
     file, top = _top(name)
     words = [catalogue.key_and_value(word) for word in overrides]
-    if method is not None:
-        words = [w for w in words if w[0].split(".")[0] != "method" or w[0] == "method.variant"]
-        top = _without_method_of_file(top, method)
     choices = dict(words)
+    if method is not None:
+        top = _without_other_method(top, method)
     campaign_name = choices.get("campaign", top.get("campaign"))
     campaign_file = path_of("campaigns", str(campaign_name)) if campaign_name else None
     campaign = catalogue.read_campaign(campaign_file) if campaign_file else {}
@@ -113,6 +117,9 @@ def _layers(
     if not isinstance(per_method, dict):
         raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")
     selected = catalogue.select(choices.get(SELECTION), list(per_method), str(campaign_name))
+    if method is not None and not (SELECTION in choices and selected == [method]):
+        words = list(map(catalogue.key_and_value, catalogue.without_options(overrides)))
+        choices = dict(words)
 
     layers: list[Layer] = []
     row: str | None = None  # of the campaign's table
@@ -170,7 +177,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     return (None, {"campaign": name}) if "methods" in top else (file, top)
 
 
-def _without_method_of_file(top: dict[str, Any], method: str) -> dict[str, Any]:
+def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
     """A recipe file without its method's sections, unless they are those of `method`."""
     section = top.get("method")
     if not isinstance(section, Mapping) or section.get("name") == method:

@@ -40,12 +40,12 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
     figure's numbers as CSV."""
     for section in sections:
         for table in section.tables:
-            _write_csv(folder / TABLES / f"{table.name}.csv", table.data)
+            write_csv(folder / TABLES / f"{table.name}.csv", table.data)
             parquet = table.data.to_parquet(index=False)
             write_atomic(folder / TABLES / f"{table.name}.parquet", parquet)
             write_atomic(folder / TABLES / f"{table.name}.tex", latex(table).encode())
         for figure in section.figures:
-            _write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data)
+            write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data)
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> None:
@@ -79,7 +79,8 @@ def _line(cells) -> str:
     return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
 
 
-def _write_csv(path: Path, data: pandas.DataFrame) -> None:
+def write_csv(path: Path, data: pandas.DataFrame) -> None:
+    """Write a table as CSV, atomically: eight significant digits."""
     text = io.StringIO()
     data.to_csv(text, index=False, float_format="%.8g", lineterminator="\n")
     write_atomic(path, text.getvalue().encode())

@@ -11,7 +11,17 @@ from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures import distances, metrics
-from engine.report import certainty, exports, headline, page, sections, table, tables
+from engine.report import (
+    certainty,
+    exports,
+    headline,
+    page,
+    sections,
+    sweep_rows,
+    table,
+    tables,
+)
+from engine.report.sections import sweep
 from engine.report.tables import Results
 
 if TYPE_CHECKING:
@@ -56,6 +66,10 @@ def write_into(
     if matrix is not None:
         distances.write_csv(folder / "distances.csv", matrix)
         files += ["distances.csv", "distances_pairs.csv"]
+    warnings = []
+    if results.record.sweep is not None:
+        files += sweep_rows.write(folder, results)
+        warnings.append(sweep.SELECTION)
     made = sections.of(results)
     exports.write_tables(folder, made)
     if figures:
@@ -65,7 +79,7 @@ def write_into(
     incomplete = [f"Incomplete: {note}." for note in notes]
     content = page.Page(title, heading, lead, made, incomplete, files)
     path = page.write(folder / campaign.PAGE, content)
-    text = table.table(results.models, notes) + "\n"
+    text = table.table(results.models, [*notes, *warnings]) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path
 

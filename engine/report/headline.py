@@ -15,6 +15,8 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 def heading(title: str, results: Results) -> str:
     """The finding of a report with one model, or its title."""
+    if results.record.sweep is not None:
+        return _of_sweep(results)
     return finding(results.models[0]) if len(results.models) == 1 else title
 
 
@@ -46,12 +48,15 @@ def lead(results: Results) -> str:
     n, k = len(model.downstreams), len({line.arm.method for line in model.lines})
     name = f"one of {words(len(results.models))}" if more else model.model
     start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
+    if results.record.sweep is not None:
+        k = len(model.lines)
+        start = f"{counted('variant', k, words(k).capitalize())} of a method start{'s' * (k == 1)}"
     trained_on = model.downstreams[0] if n == 1 else f"one of {words(n)} sets"
     text = (
         f"{start} from the same pre-trained model ({name}). Each fine-tunes it on {trained_on} and "
         f"is evaluated on {table.measured_on(model)}{'; this is repeated for every set' * (n > 1)}."
     )
-    if more:
+    if more or results.record.sweep is not None:
         return text
     if changes := _upstream(model):
         text += f" Change on the {results.record.upstream} set, in points: {', '.join(changes)}."
@@ -66,6 +71,16 @@ def findings(models: Sequence[Standings]) -> list[str]:
 def words(number: int) -> str:
     """Small numbers as prose writes them."""
     return NUMBERS[number] if number < len(NUMBERS) else str(number)
+
+
+def _of_sweep(results: Results) -> str:
+    """The span of mRI. No variant is named: mRI is measured on the test sets."""
+    (title,) = results.record.methods.values()
+    values = [line.mri.mri for _, line in results.lines]
+    return (
+        f"{title} in {counted('variant', len(values), words(len(values)))}: mRI from "
+        f"{signed(min(values))} to {signed(max(values))} points."
+    )
 
 
 def _upstream(model: Standings) -> list[str]:

@@ -76,6 +76,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         distances=first.distances if len(runs) == 1 else None,
         sequential=any(record.sequential for record in records),
         cka=_cka(labels, records, disagreeing),
+        sweep=first.sweep if len(runs) == 1 else None,
     )
     return _results(record, list(rows.values()), models_csv)
 

@@ -23,6 +23,7 @@ from engine.report.sections import (
     portions,
     ranking,
     shots,
+    sweep,
     trade_off,
     upstream,
     upstream_change,
@@ -56,9 +57,20 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     what_was_run.section,
     credits.section,
 )
+# A sweep has one method, and nothing to rank: its variants must not be chosen by these numbers.
+OF_SWEEP: tuple[Callable[[Results], Section | None], ...] = (
+    sweep.section,
+    distances.section,
+    contact_sheet.section,
+    how_to_read.section,
+    coverage.section,
+    what_was_run.section,
+    credits.section,
+)
 
 
 def of(results: Results) -> list[Section]:
     """The sections that these results have something to show in, in order."""
-    made = (section(results) for section in SECTIONS)
+    modules = SECTIONS if results.record.sweep is None else OF_SWEEP
+    made = (section(results) for section in modules)
     return [section for section in made if section is not None]

@@ -43,7 +43,7 @@ def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
         eight = campaign.plan(name, (*words, opened), 1)
         assert eight.downstreams == sets and eight.path != plan.path
     few = (*words, "downstreams=[objectnet,imagenet_a]")
-    with pytest.raises(RecipeError, match=r"yaml: downstreams: objectnet is a test set.*accepted"):
+    with pytest.raises(RecipeError, match=r"line: downstreams: objectnet is a test set.*accepted"):
         campaign.plan("imagenet_rib", few, 1)
     assert campaign.plan("imagenet_rib", (*few, opened), 1).downstreams[0] == "objectnet"
     cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
@@ -123,10 +123,13 @@ def test_columns_name_the_plan(folder: Path, tmp_path: Path) -> None:
         ("vary: {train.epochs: []}", r"vary: train.epochs needs a list of values"),
         ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
         ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
-        ("vary: {train.epochs: [1, 1]}", r"vary: train.epochs names 1 twice"),
-        ("vary: {seed: [1, 2]}", r"vary: seed cannot vary; .* set `seeds`"),
+        ("vary: {train.epochs: [1, 1]}", r"\(vary\): train.epochs names 1 twice"),
+        ("vary: {seeds: [1, 2]}", r"vary: seeds cannot vary"),
+        ("seeds: 2\nvary: {seed: [1, 2]}", r"vary: seed and seeds=2 both say the seeds"),
+        ("vary: {train.epochs: [1, 1.0]}", r"\(vary\): train.epochs=1.0: train.epochs: Value"),
+        ("vary: {optimizer.lr: [1, 1.0]}", r"optimizer.lr names 1.0 twice, as 1 and 1.0"),
         ("vary: {model.crop: [1, 2]}", r"vary: model.crop cannot vary"),
-        ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .* \(`base`\)"),
+        ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
         ("vary: [train.epochs]", r"vary must hold `KEY: \[1, 2\]` lines"),
         (
             "downstreams: [fewer]",

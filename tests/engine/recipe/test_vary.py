@@ -12,6 +12,7 @@ WORDS = [
     ("optimizer.lr=1e-05", "train.epochs=2"),
     ("optimizer.name=sgd", "train.warmup_steps=0", "train.freeze_batchnorm=false"),
     ("method.variant=paper",),
+    ("seed=7", "train.epochs=2"),
     (),
 ]
 
@@ -30,7 +31,8 @@ def test_varied_is_load(words):
         ("optimizer.lr=-1", "optimizer.lr=-1.0 must be above 0"),
         ("train.epochs=1.5", "train.epochs: Value '1.5'"),
         ("method.variant=papr", "did you mean 'paper'"),
-        ("seed=1", "'seed=1' sets no key of a section"),
+        ("seeds=1", "'seeds=1' sets no key of a section"),
+        ("seed=-1", "seed=-1 must be at least 0"),
     ],
 )
 def test_mistakes_are_those_of_a_recipe(word, message):

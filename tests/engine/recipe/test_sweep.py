@@ -1,0 +1,137 @@
+"""The words of `rib sweep`: which combinations they make, and what is refused before any work."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import recipe
+from engine.errors import RecipeError
+from engine.grid import campaign
+from engine.grid.columns import columns_of
+from engine.recipe import sweep
+from engine.recipe.request import Request
+
+EWC = recipe.load("emoji/ewc")
+VALUES = {
+    "method.lam": st.floats(0.01, 100),
+    "optimizer.lr": st.floats(1e-6, 1.0),
+    "train.epochs": st.integers(1, 50),
+    "train.freeze_batchnorm": st.booleans(),
+    "seed": st.integers(0, 2**40),
+}
+LISTS = st.fixed_dictionaries(
+    {"train.clip": st.lists(st.floats(0.5, 9), min_size=2, max_size=3, unique=True)},
+    optional={key: st.lists(v, min_size=1, max_size=3, unique=True) for key, v in VALUES.items()},
+)
+
+
+def planned(*words: str, name: str = "emoji/ewc") -> campaign.Plan:
+    return campaign.plan(*recipe.words_of_sweep(name, words), 2)
+
+
+@settings(max_examples=10, deadline=None)
+@given(LISTS)
+def test_each_combination_is_a_column_of_each_set_once(lists) -> None:
+    words = [f"{key}={','.join(map(recipe.text, values))}" for key, values in lists.items()]
+    name, overrides = recipe.words_of_sweep("emoji/ewc", ["downstream=twemoji,noto-v1", *words])
+    columns = columns_of(recipe.grid_keys(name, overrides), [EWC])
+    varied = {key: values for key, values in lists.items() if len(values) > 1}
+    made = []
+    for column in columns:
+        assert [word.partition("=")[0] for word in column.overrides] == list(varied)
+        made.append((column.downstream, *(recipe.value_of(EWC, w) for w in column.overrides)))
+    assert made == list(itertools.product(("twemoji", "noto-v1"), *varied.values()))
+    assert len({column.name for column in columns}) == len(made) == len(set(made))
+    constant = {word for word in words if word.partition("=")[0] not in varied}
+    assert constant < set(overrides)
+    line = shlex.split(recipe.sweep_command(name, overrides))
+    assert line[:2] == ["rib", "sweep"]
+    again = recipe.words_of_sweep(line[2], line[3:])
+    assert set(again[1]) == set(overrides) and again[0] == name
+
+
+def test_a_variant_is_the_cell_of_these_words_alone() -> None:
+    """Down to the method's options, which its siblings do not get."""
+    plan = planned("method.l2=0.1,0.2", "seed=3,4", name="emoji/linear_probe")
+    column = plan.columns[-1]
+    assert column.overrides == ("method.l2=0.2", "seed=4") and column.setting == "method.l2=0.2"
+    request = Request(plan.name, (*plan.overrides, *column.overrides))
+    words = ["method.l2=0.2", "seed=4"]
+    alone = recipe.load("emoji/linear_probe", words, downstream=column.downstream)
+    assert request.recipe("linear_probe", column.downstream) == alone
+    needed = request.for_needs(alone).recipe("linear_probe")
+    assert needed.method == recipe.load("emoji/linear_probe").method and needed.seed == 4
+    assert request.recipe("lora").method == recipe.load("emoji/lora").method
+
+
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [
+        ("0.1,1,10", ["0.1", "1", "10"]),
+        ("[0.4,0.5,0.5]", ["[0.4,0.5,0.5]"]),
+        ("[1,2],[3,[4,5]],6", ["[1,2]", "[3,[4,5]]", "6"]),
+        ("{a: 1, b: 2}", ["{a: 1, b: 2}"]),
+        ("rgb(1,2,3),white", ["rgb(1,2,3)", "white"]),
+        ("'a,b',\"c,d\"", ["'a,b'", '"c,d"']),
+        ("", [""]),
+    ],
+)
+def test_commas_in_brackets_and_quotes_separate_nothing(value: str, values: list[str]) -> None:
+    assert sweep.split("key", value) == values
+
+
+@pytest.mark.parametrize("name", ["emoji/ewc", "recipe=emoji/ewc"])
+def test_the_row_and_its_sets(name: str) -> None:
+    words = ("method.lam=1,2", "downstream=[twemoji]", "model.mean=[0.4,0.5,0.5]")
+    plan = planned(*words, name=name)
+    assert plan.methods == ("ewc",) and plan.downstreams == ["twemoji"] and len(plan.columns) == 2
+    assert plan.folder == Path("runs/emoji-ewc-sweep-lam")
+    assert plan == planned(*words, "method=ewc", name="emoji")
+    assert campaign.identify(plan.name, plan.overrides)[0] == plan.folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("emoji/ewc method.lamb=1,2", "unknown key 'method.lamb'; did you mean 'method.lam'"),
+        ("emoji/ewc nothing.lam=1,2", "nothing.lam cannot vary"),
+        ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer, train can"),
+        ("emoji/ewc method.module=lwf,ewc", "method.module cannot vary"),
+        ("emoji/ewc method.lam=1,two", "method.lam=two: .* could not be converted to Float"),
+        ("emoji/ewc train.epochs=1,2.5", "train.epochs=2.5: .* could not be converted"),
+        ("emoji/ewc seed=0,-1", "seed=-1 must be at least 0"),
+        ("emoji/ewc method.lam=1,nan", "method.lam must be a finite number"),
+        ("emoji/ewc method.lam=1,2,1", "method.lam names 1.0 twice$"),
+        ("emoji/ewc method.lam=1,1.0", "method.lam names 1.0 twice, as 1 and 1.0"),
+        ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice; .* method.lam=A,B"),
+        ("emoji/ewc method.lam=1,", "there is an empty value between commas"),
+        ("emoji/ewc method.lam=[1,2", r"\] is missing"),
+        ("emoji/ewc method.lam=1", "nothing varies: .* engine/launch.py recipe=emoji/ewc"),
+        ("emoji/ewc optimizer.betas=[0.9,0.9],[0.8,0.9]", r"cannot be \[0.9, 0.9\]; values are"),
+        ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both say the seeds"),
+        ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep is of one model"),
+        ("emoji/ewc methods=[lwf] method.lam=1,2", "a sweep varies one row"),
+        ("emoji/ewc downstream=twemoj,noto-mono method.lam=1,2", "'twemoj' is not a set of emoji"),
+        ("emoji/ewcc method.lam=1,2", "'ewcc' is no method of emoji; did you mean 'ewc'"),
+        ("emoj/ewc method.lam=1,2", "there is no campaign 'emoj'; did you mean 'emoji'"),
+        ("emoji method.lam=1,2", "name it, as in emoji/fine_tune; there are fine_tune"),
+        ("emoji/ewc method=lwf method.lam=1,2", "emoji/ewc names the row ewc; leave one"),
+    ],
+)
+def test_what_cannot_be_is_refused(words: str, message: str) -> None:
+    name, *rest = words.split()
+    with pytest.raises(RecipeError, match=message):
+        planned(*rest, name=name)
+
+
+def test_too_many_columns_are_counted_and_not_made() -> None:
+    numbers = ",".join(map(str, range(1, 101)))
+    words = [f"{key}={numbers}" for key in ("method.lam", "train.epochs", "optimizer.lr", "seed")]
+    with pytest.raises(RecipeError, match=r"vary makes 800,000,000 columns; 10,000 at most"):
+        planned(*words)

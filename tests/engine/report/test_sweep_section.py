@@ -1,0 +1,105 @@
+"""The section on a sweep: its tables, its figure, and that no variant is chosen by test sets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import made_results
+import numpy as np
+import pandas
+import pytest
+import stores
+
+from engine.measures.rows import PRE, Evaluation
+from engine.report import headline, sections, sweep_rows, tables
+from engine.report.section import Figure, Section
+from engine.report.sections import sweep
+
+N = 150
+LR = {"optimizer.lr=0.001": 0.4, "optimizer.lr=0.01": 0.5, "optimizer.lr=0.1": 0.7}
+
+
+def results(folder: Path, shares: dict[str, float], **values: Any) -> tables.Results:
+    """EWC in each setting, with two seeds. The share of images right elsewhere is the setting's;
+    on the held-out images of the set fine-tuned on it is the lower the higher that is."""
+    rng = np.random.default_rng(3)
+    rows: list[Evaluation] = []
+    for number, (setting, share) in enumerate(shares.items()):
+
+        def hits(method: str, downstream: str, on: str, share: float = share) -> np.ndarray:
+            level = 0.5 if method == PRE else 1.2 - share if downstream == on else share
+            return rng.random(N) < level
+
+        of = stores.several_seeds(folder / str(number), lambda _: hits, (0, 7), methods=("ewc",))
+        rows += [replace(r, setting=setting) for r in of if r.method != PRE]
+        rows += [r for r in of if r.method == PRE and not number]
+    of_sweep = {
+        setting: {key: float(value) for key, value in (w.split("=") for w in setting.split(","))}
+        for setting in shares
+    }
+    given = {"methods": {"ewc": "EWC"}, "sweep": of_sweep, "holdout": True} | values
+    return tables._results(made_results.record(rows, **given), rows, None)
+
+
+def made(given: tables.Results) -> tuple[Section, Figure]:
+    section = sweep.section(given)
+    assert section is not None
+    (figure,) = section.figures
+    assert made_results.drawn(section)[figure.name].count("<path") > 3
+    return section, figure
+
+
+def test_a_variant_is_chosen_on_held_out_images_only(tmp_path: Path) -> None:
+    given = results(tmp_path, LR)
+    section, figure = made(given)
+    variants, choices = (table.data for table in section.tables)
+    assert list(variants["optimizer.lr"]) == [0.001, 0.01, 0.1], "the order of the sweep"
+    assert variants["mRI"].iloc[2] == pytest.approx(20, abs=5) == variants["mRI"].max()
+    assert (variants["mRI_low"] < variants["mRI"]).all()
+    assert (variants["mRI"] < variants["mRI_high"]).all()
+    assert list(choices["optimizer.lr"]) == [0.001] * 3, "highest on the set fine-tuned on"
+    selection, chosen = section.statements
+    assert "selection on the test sets" in selection and "calls none the best" in selection
+    assert f"a mean RI of −{-choices['RI'].mean():.1f} points" in chosen
+    heading = headline.heading("", given) + headline.lead(given)
+    assert heading.startswith("EWC in three variants: mRI from −")
+    assert "best" not in heading and "gains most" not in heading
+    keys = [each.key for each in sections.of(given)]
+    assert keys[0] == "sweep" and "ranking" not in keys
+    assert figure.spec["encoding"]["x"]["scale"]["type"] == "log"
+    assert list(figure.data["x"]) == [0.001, 0.01, 0.1]
+
+
+def test_without_a_holdout_none_is_chosen(tmp_path: Path) -> None:
+    section, _ = made(results(tmp_path, LR, holdout=False))
+    assert [table.name for table in section.tables] == ["sweep-variants"]
+    assert section.statements[1].startswith("Nothing is held out of the sets fine-tuned on")
+
+
+def test_a_second_key_is_the_colour(tmp_path: Path) -> None:
+    shares = {f"method.lam={a},train.epochs={b}": 0.4 for a in ("1.0", "2.0") for b in (1, 3)}
+    section, figure = made(results(tmp_path, shares))
+    assert figure.spec["encoding"]["x"]["title"] == "method.lam"
+    assert figure.spec["encoding"]["x"]["scale"].get("type") is None, "a decade"
+    assert figure.spec["encoding"]["color"]["legend"]["title"] == "train.epochs"
+    assert "every combination of method.lam, train.epochs" in section.text
+    assert "Numbers are means over 2 seeds." in section.text
+
+
+def test_the_tidy_table_has_a_row_a_seed(tmp_path: Path) -> None:
+    given = results(tmp_path, LR)
+    folder = tmp_path / "report"
+    sweep_rows.write(folder, given)
+    data = pandas.read_parquet(folder / "sweep.parquet")
+    assert len(data) == 3 * 2 * 3 * 4 and list(data)[:2] == ["optimizer.lr", "seed"]
+    means = data.groupby(["optimizer.lr", "downstream", "evaluated_on"])["accuracy_after"].mean()
+    lines = sweep_rows.lines(given)
+    for (lr, downstream, name), mean in means.items():
+        line = lines[f"optimizer.lr={lr}"]
+        assert mean == pytest.approx(line.after[downstream][name])
+
+
+def test_other_campaigns_have_no_such_section(tmp_path: Path) -> None:
+    assert sweep.section(made_results.results(tmp_path)) is None
