@@ -15,15 +15,18 @@ import stores
 from PIL import Image
 
 from engine.grid import record
-from engine.grid.record import FinishedCampaign, Record
+from engine.grid.record import FinishedCampaign, Record, StoredPack
 from engine.measures.distances import Matrix
 from engine.measures.rows import PRE, Evaluation
+from loaders.encode import encode
 from loaders.files import file_hash
+from loaders.pack import Item
 
 SETS = ("flat", "mono", "sketch")
 UPSTREAM = "up"
 TITLES = {"fine_tune": "FT", "ewc": "EWC & co", "wise_ft": "WiSE-FT"}
 ARMS = (("fine_tune", None), ("ewc", None), *(("wise_ft", alpha) for alpha in (0.0, 0.5, 1.0)))
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 STRENGTH = {PRE: 0.4, "fine_tune": 0.5, "ewc": 0.6, "wise_ft": 0.7}
 
 
@@ -57,6 +60,26 @@ def finished(
     return record.write(place, Record(**values))
 
 
+def packs(runs: Path, sets: Sequence[str] = SETS, images: int = 40) -> dict[str, StoredPack]:
+    """Packs of coloured images below `runs`, as a record names them."""
+    stored = {}
+    for number, name in enumerate(sets):
+        folder = runs / "packs" / name
+        pack = encode(
+            folder,
+            name=name,
+            items=[Item(k % 5, f"concept-{k // 2}", str(k), k) for k in range(images)],
+            open_image=lambda k, number=number: Image.new("RGB", (80, 80), (6 * k, 80 * number, 9)),
+            transform=np.asarray,
+            transform_spec={},
+            classes=CLASSES,
+            source_fingerprint="",
+            progress=False,
+        )
+        stored[name] = StoredPack(str(folder.relative_to(runs)), pack.fingerprint)
+    return stored
+
+
 def _record(
     name: str, sets: Sequence[str], evaluations: Sequence[Evaluation], store: Path
 ) -> dict[str, Any]:
@@ -79,6 +102,7 @@ def _record(
         "sequential": False,
         "evaluations": list(evaluations),
         "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
+        "classes": CLASSES,
     }
 
 

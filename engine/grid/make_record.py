@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine import recipe
+from engine.data import imagenet
 from engine.evaluation import cka, passes, sample
 from engine.evaluation.sample import Sample
 from engine.grid import campaign, half_widths, verify
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.grid.jobs import builder_of
-from engine.grid.record import Record, StoredSample
+from engine.grid.record import Record, StoredPack, StoredSample
 from engine.machine.files import cache_folder
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.recipe.schema import MethodRecipe
@@ -84,6 +85,8 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
+        classes=imagenet.readable(run.sets.classes),
+        packs=dict(_packs(run)),
     )
 
 
@@ -171,6 +174,15 @@ def _settings(run: Run, plan: Plan, command: str) -> dict[str, Any]:
         "Commit": _commit(),
         "Data fingerprints": ", ".join(f"{k} {v}" for k, v in packs.items()),
     }
+
+
+def _packs(run: Run) -> Iterator[tuple[str, StoredPack]]:
+    """The packs of the sets whose images a report may show."""
+    dataset = run.recipe.dataset
+    for name in dataset.places if dataset.thumbnails else ():
+        pack = run.sets[name].pack
+        folder = pack.folder.resolve().relative_to(Path(run.recipe.runs).resolve())
+        yield name, StoredPack(str(folder), pack.fingerprint)
 
 
 def _rows(plan: Plan) -> dict[str, dict[str, Any]]:

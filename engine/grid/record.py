@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,14 @@ class StoredSample:
 
 
 @dataclass(frozen=True)
+class StoredPack:
+    """A set's pack: its folder, below that of all runs, and its fingerprint."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
@@ -48,7 +56,8 @@ class Record:
     each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all images
     were seen. sequential: whether sampling stopped once intervals were narrow. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
-    `evaluate.cka`.
+    `evaluate.cka`. classes: of the head, in order, by names for people; older files have none.
+    packs: by set, where its images may be shown (`dataset.thumbnails`).
     """
 
     asked: str
@@ -67,6 +76,8 @@ class Record:
     evaluations: list[Evaluation]
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
+    classes: list[str] = field(default_factory=list)
+    packs: dict[str, StoredPack] = field(default_factory=dict)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""
@@ -96,7 +107,12 @@ class FinishedCampaign:
     @property
     def store(self) -> Path:
         """The folder of the artefacts that the record names."""
-        return self.place.parents[2] / "store"
+        return self.runs / "store"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs, below which the store and the packs lie."""
+        return self.place.parents[2]
 
     def mix(self, evaluation: Evaluation) -> dict[str, float]:
         """The weight of each cell in the model of an evaluation, by the cell's name.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.grid.record import FinishedCampaign, Record
+from engine.grid.record import FinishedCampaign, Record, StoredPack
 from engine.machine.files import digest
-from engine.measures import metrics, model_rows
+from engine.measures import image_changes, metrics, model_rows
+from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import Grid, Summary
 from engine.measures.rows import Evaluation
 from engine.measures.standings import Line, Standings, standings
@@ -20,13 +21,16 @@ from engine.report.certainty import Certainty
 
 @dataclass(frozen=True)
 class Results:
-    """What a report shows. record: of one campaign, or several as one (`merged`)."""
+    """What a report shows. record: of one campaign, or several as one (`merged`). packs: by set,
+    those whose images may be shown, with whole paths."""
 
     grid: Grid
     summary: Summary
     models: Sequence[Standings]
     sure: Certainty
     record: Record
+    changes: Sequence[ImageChange] = ()
+    packs: Mapping[str, StoredPack] = field(default_factory=dict)
 
     @property
     def lines(self) -> Iterator[tuple[Standings, Line]]:
@@ -39,7 +43,7 @@ def results(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
 
     models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
     """
-    return _results(run.record, run.evaluations, models_csv)
+    return _results(run.record, run.evaluations, models_csv, _packs([run]))
 
 
 def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:
@@ -77,10 +81,24 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         sequential=any(record.sequential for record in records),
         cka=_cka(labels, records, disagreeing),
     )
-    return _results(record, list(rows.values()), models_csv)
+    return _results(record, list(rows.values()), models_csv, _packs(runs))
 
 
-def _results(record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None) -> Results:
+def _packs(runs: Sequence[FinishedCampaign]) -> dict[str, StoredPack]:
+    """By set, the first of the campaigns' packs whose images may be shown."""
+    return {
+        name: dataclasses.replace(pack, path=str(run.runs / pack.path))
+        for run in reversed(runs)
+        for name, pack in run.record.packs.items()
+    }
+
+
+def _results(
+    record: Record,
+    evaluations: Sequence[Evaluation],
+    models_csv: Path | None,
+    packs: Mapping[str, StoredPack] | None = None,
+) -> Results:
     models_given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations)
     summary = metrics.summarise(grid, record.sets, record.downstreams)
@@ -95,7 +113,8 @@ def _results(record: Record, evaluations: Sequence[Evaluation], models_csv: Path
     sure = Certainty.of(
         grid, summary, record.sets, record.upstream, record.downstreams, models_given
     )
-    return Results(grid, summary, models, sure, record)
+    changes = image_changes.most_changed(evaluations)
+    return Results(grid, summary, models, sure, record, changes, packs or {})
 
 
 def _labels(names: Sequence[str]) -> list[str]:
