@@ -60,6 +60,7 @@ OPTIONS = {
     "dataset.subsample": "50000",
     "dataset.undecodable": "refuse",
     "dataset.background": "white",
+    "dataset.thumbnails": False,
     "method.name": "???",
     "method.title": "???",
     "method.module": "???",
