@@ -14,13 +14,12 @@ import pyarrow.parquet as pq
 import stores
 from PIL import Image
 
+from engine.data import thumbnails
 from engine.grid import record
-from engine.grid.record import FinishedCampaign, Record, StoredPack
+from engine.grid.record import FinishedCampaign, Record
 from engine.measures.distances import Matrix
 from engine.measures.rows import PRE, Evaluation
-from loaders.encode import encode
 from loaders.files import file_hash
-from loaders.pack import Item
 
 SETS = ("flat", "mono", "sketch")
 UPSTREAM = "up"
@@ -60,24 +59,17 @@ def finished(
     return record.write(place, Record(**values))
 
 
-def packs(runs: Path, sets: Sequence[str] = SETS, images: int = 40) -> dict[str, StoredPack]:
-    """Packs of coloured images below `runs`, as a record names them."""
-    stored = {}
-    for number, name in enumerate(sets):
-        folder = runs / "packs" / name
-        pack = encode(
-            folder,
-            name=name,
-            items=[Item(k % 5, f"concept-{k // 2}", str(k), k) for k in range(images)],
-            open_image=lambda k, number=number: Image.new("RGB", (80, 80), (6 * k, 80 * number, 9)),
-            transform=np.asarray,
-            transform_spec={},
-            classes=CLASSES,
-            source_fingerprint="",
-            progress=False,
-        )
-        stored[name] = StoredPack(str(folder.relative_to(runs)), pack.fingerprint)
-    return stored
+def pictures(sets: Sequence[str] = SETS, images: int = 40) -> dict[str, dict[str, str]]:
+    """Coloured thumbnails, as a record holds them."""
+    return {
+        name: {
+            str(k): base64.b64encode(
+                thumbnails.webp(np.full((80, 80, 3), (6 * k, 80 * number, 9), np.uint8))
+            ).decode()
+            for k in range(images)
+        }
+        for number, name in enumerate(sets)
+    }
 
 
 def _record(

@@ -18,6 +18,7 @@ from typing import Any
 from engine.errors import CampaignError
 from engine.evaluation.budget import Drawn, frame_of
 from engine.grid import campaign
+from engine.grid.attempts import Attempt
 from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
@@ -40,11 +41,12 @@ class StoredSample:
 
 
 @dataclass(frozen=True)
-class StoredPack:
-    """A set's pack: its folder, below that of all runs, and its fingerprint."""
+class MissingColumn:
+    """A column that a report lacks, and why. campaign: only in a report of several."""
 
-    path: str
-    fingerprint: str
+    column: str
+    reason: str
+    campaign: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Record:
     were seen. sequential: whether sampling stopped once intervals were narrow. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
     `evaluate.cka`. classes: of the head, in order, by names for people; older files have none.
-    packs: by set, where its images may be shown (`dataset.thumbnails`).
+    thumbnails: WebP files in base64 by set, where its images may be shown (`dataset.thumbnails`),
+    and place of the image in its pack. attempts: at the campaign's jobs but the report's; older
+    files have none. missing: columns that are not in it, of a campaign that has not finished.
     """
 
     asked: str
@@ -77,7 +81,9 @@ class Record:
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
     classes: list[str] = field(default_factory=list)
-    packs: dict[str, StoredPack] = field(default_factory=dict)
+    thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    missing: list[MissingColumn] = field(default_factory=list)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""
@@ -107,12 +113,7 @@ class FinishedCampaign:
     @property
     def store(self) -> Path:
         """The folder of the artefacts that the record names."""
-        return self.runs / "store"
-
-    @property
-    def runs(self) -> Path:
-        """The folder of all runs, below which the store and the packs lie."""
-        return self.place.parents[2]
+        return self.place.parents[2] / "store"
 
     def mix(self, evaluation: Evaluation) -> dict[str, float]:
         """The weight of each cell in the model of an evaluation, by the cell's name.

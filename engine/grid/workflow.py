@@ -37,6 +37,7 @@ WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
+FILE = "workflow.json"  # beside a plan: its jobs, and those of grids that run with it
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
 LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -62,7 +63,7 @@ class Grid:
     @property
     def workflow(self) -> Path:
         """The file with the jobs of all grids, where this one is the first."""
-        return self.place / "workflow.json"
+        return self.place / FILE
 
     @property
     def commands(self) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
 
 from engine.measures.image_changes import GAINED, MOST, ImageChange
-from engine.report import thumbnails
 from engine.report.section import Gallery, Section, Table, Thumbnail
 from engine.report.tables import Results
 
@@ -18,7 +18,11 @@ def section(results: Results) -> Section | None:
     changes = results.changes if classes else ()
     if not changes:
         return None
-    shown = thumbnails.of(changes, results.packs)
+    shown = {
+        (name, int(image)): base64.b64decode(file)
+        for name, files in results.record.thumbnails.items()
+        for image, file in files.items()
+    }
     table = Table(
         "images",
         f"The images of each set that most models gained and lost, {MOST} of each at most. image: "
@@ -66,22 +70,18 @@ def _sampled(results: Results) -> list[str]:
 
 
 def _without(results: Results, shown: Mapping[tuple[str, int], bytes]) -> list[str]:
-    """Sentences on the sets that have no thumbnails, with the reason."""
-    places = {name for name, _ in shown}
-    names = dict.fromkeys(change.evaluated_on for change in results.changes)
-    closed = [name for name in names if name not in results.packs]
-    absent = [name for name in names if name in results.packs and name not in places]
+    """Sentences on the images that have no thumbnails, with the reason."""
+    sets = dict.fromkeys(change.evaluated_on for change in results.changes)
+    closed = [name for name in sets if name not in results.record.thumbnails]
+    images = {(c.evaluated_on, c.index) for c in results.changes if c.evaluated_on not in closed}
     sentences = []
     if closed:
         sentences.append(
             f"No pictures of {', '.join(closed)}: the data set's recipe does not say that its "
             "licence lets them be shown (`dataset.thumbnails`)."
         )
-    if absent:
-        sentences.append(
-            f"No pictures of {', '.join(absent)}: the pack is not where the campaign left it, or "
-            "the page has no room for more."
-        )
+    if absent := images - shown.keys():
+        sentences.append(f"{len(absent)} images of the table have no picture, for want of room.")
     return sentences
 
 

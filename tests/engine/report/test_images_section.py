@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import shutil
 
 import numpy as np
 import pytest
 import reports
 from PIL import Image
 
-from engine.report import finish, tables, thumbnails
+from engine.data import thumbnails
+from engine.report import finish, tables
 from engine.report.sections import images
 
 
@@ -19,7 +19,7 @@ def results(runs, **changes):
 
 
 def test_thumbnails_are_the_images_of_the_table(tmp_path):
-    made = results(tmp_path, packs=reports.packs(tmp_path))
+    made = results(tmp_path, thumbnails=reports.pictures())
     section = images.section(made)
     assert section is not None
     data = section.tables[0].data
@@ -51,31 +51,17 @@ def test_rows_name_classes_answers_and_methods(tmp_path):
         assert sum(counts) == row["models"] and counts == sorted(counts, reverse=True)
 
 
-def test_a_pack_that_is_gone_or_another_is_named(tmp_path):
-    packs = reports.packs(tmp_path)
-    made = results(tmp_path, packs=packs)
-    shutil.rmtree(tmp_path / packs["flat"].path)
-    shutil.rmtree(tmp_path / packs["mono"].path)
-    shutil.copytree(tmp_path / packs["sketch"].path, tmp_path / packs["mono"].path)
-    section = images.section(made)
+def test_images_for_which_there_was_no_room_are_counted(tmp_path):
+    pictures = reports.pictures()
+    pictures["sketch"] = {}
+    section = images.section(results(tmp_path, thumbnails=pictures))
     assert section is not None
-    assert {g.caption.partition(":")[0] for g in section.galleries} == {"sketch"}
-    assert (
-        "No pictures of flat, mono: the pack is not where the campaign left it"
-        in (section.statements[1])
+    assert {g.caption.partition(":")[0] for g in section.galleries} == {"flat", "mono"}
+    data = section.tables[0].data
+    count = len(set(data[data["evaluated_on"] == "sketch"]["image"]))
+    assert section.statements[1] == (
+        f"{count} images of the table have no picture, for want of room."
     )
-
-
-def test_a_page_has_room_for_so_many_bytes(tmp_path, monkeypatch):
-    made = results(tmp_path, packs=reports.packs(tmp_path))
-    sizes = {
-        name: sum(len(file) for (place, _), file in thumbnails.of(made.changes, made.packs).items()
-                  if place == name)
-        for name in reports.SETS
-    }  # fmt: skip
-    monkeypatch.setattr(thumbnails, "ROOM", sizes["flat"] + sizes["mono"])
-    shown = thumbnails.of(made.changes, made.packs)
-    assert {name for name, _ in shown} == {"flat", "mono"}
 
 
 def test_a_sampled_set_says_so(tmp_path):
@@ -91,21 +77,21 @@ def test_records_without_classes_have_no_such_section(tmp_path):
 
 
 def test_two_campaigns_show_the_images_of_both(tmp_path):
-    packs = reports.packs(tmp_path)
     runs = [
-        reports.finished(tmp_path, name, model=name, seed=k, packs=packs if k else {})
-        for k, name in enumerate("ab")
+        reports.finished(tmp_path, name, model=name, seed=k, thumbnails=reports.pictures(sets))
+        for k, (name, sets) in enumerate([("a", ["flat"]), ("b", ["flat", "mono"])])
     ]
     section = images.section(tables.merged(runs))
     assert section is not None
     captions = {gallery.caption for gallery in section.galleries}
-    assert {"a, flat: gained", "b, sketch: lost"} <= captions
+    assert {"a, flat: gained", "b, flat: lost", "a, mono: gained"} <= captions
+    assert section.statements[0].startswith("No pictures of sketch, up: ")
 
 
-@pytest.mark.parametrize("with_packs", [True, False])
-def test_the_page_holds_the_pictures(tmp_path, with_packs):
-    changes = {"packs": reports.packs(tmp_path)} if with_packs else {}
+@pytest.mark.parametrize("with_pictures", [True, False])
+def test_the_page_holds_the_pictures(tmp_path, with_pictures):
+    changes = {"thumbnails": reports.pictures()} if with_pictures else {}
     run = reports.finished(tmp_path, **changes)
     html = finish.write(run, tables.results(run)).read_text()
-    assert ("data:image/webp;base64," in html) == with_packs
+    assert ("data:image/webp;base64," in html) == with_pictures
     assert (run.report / "tables" / "images.csv").is_file()
