@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import recipe
 from engine.data import imagenet, thumbnails
 from engine.errors import CampaignError
 from engine.evaluation import cka, passes, sample
@@ -28,6 +27,7 @@ from engine.grid.record import MissingColumn, Record, StoredSample
 from engine.machine.files import cache_folder
 from engine.measures import image_changes
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.recipe.request import Request
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
@@ -72,7 +72,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         downstreams=plan.downstreams,
         upstream=dataset.upstream,
         methods={
-            method: recipe.load(plan.name, plan.overrides, method=method).method.title
+            method: Request(plan.name, plan.overrides).recipe(method).method.title
             for method in plan.methods
         },
         settings=_settings(run, plan, " ".join(["rib campaign", plan.name, *words]))
@@ -250,7 +250,7 @@ def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     rows = {}
     for name in plan.methods:
-        resolved = recipe.load(plan.name, plan.overrides, method=name)
+        resolved = Request(plan.name, plan.overrides).recipe(name)
         options = dataclasses.asdict(resolved.method)
         rows[name] = {
             "variant": resolved.method.variant,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Column:
     texts: list[str]
 
 
+@functools.lru_cache(maxsize=64)  # the page and the LaTeX file show the same texts
 def columns(table: Table) -> list[Column]:
     """The columns that are shown: all but ends of intervals and errors, which are part of another
     column's text, and a model or variant that is the same in every row.

@@ -31,7 +31,7 @@ class Figure:
     spec: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
