@@ -94,8 +94,7 @@ def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         for grid in grids:
             stack.enter_context(locked(grid.plan.folder))
-            values = dataclasses.asdict(grid.plan)
-            write_atomic(grid.plan.path, json.dumps(values, indent=1, default=str).encode())
+            write_atomic(grid.plan.path, plan_text(grid.plan))
         jobs = {relative(grid.place, first.place): grid.plain() for grid in grids}
         write_atomic(first.workflow, json.dumps(jobs, indent=1).encode())
         command = [
@@ -114,6 +113,11 @@ def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
         for grid in grids:
             _clean(grid.plan)
         _watch(command, grids)
+
+
+def plan_text(plan: Plan) -> bytes:
+    """The plan as its file, which `campaign.read` reads."""
+    return json.dumps(dataclasses.asdict(plan), indent=1, default=str).encode()
 
 
 def relative(place: Path, root: Path) -> str:

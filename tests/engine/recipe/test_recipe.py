@@ -462,3 +462,20 @@ def test_a_campaign_over_other_sets_begins_with_the_first_of_them() -> None:
 def test_a_number_of_points_for_precision_is_told_its_key() -> None:
     with pytest.raises(RecipeError, match=r"evaluate.precision='0.1' .*evaluate.half_width"):
         recipe.load("emoji", ["evaluate.precision=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("campaign", "snapshots"),
+    [("emoji", 3), ("emoji_vit", 3), ("emoji_dynamics", 8)]
+    + [(f"emoji_{name}", 0) for name in ("upstream", "shots", "portions", "cka", "plus")],
+)
+def test_training_is_followed_where_the_report_shows_it(campaign: str, snapshots: int) -> None:
+    assert recipe.load(campaign, method="fine_tune").train.snapshots == snapshots
+
+
+def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path: Path) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("extends: emoji\nmethods: [{ewc: {method: {lam: 7.0}}}, wise_ft]\n")
+    assert recipe.methods_of(str(file), []) == ["ewc", "wise_ft"]
+    cell = recipe.load(str(file), method="ewc")
+    assert (cell.method.lam, cell.method.fisher_images) == (7.0, 400)  # type: ignore[attr-defined]
