@@ -16,6 +16,7 @@ from engine.measures.standings import rounded, signed
 from engine.report.section import Table
 
 ABSENT = "–"
+LONG = 60  # signs
 CONSTANT = ("model", "variant")
 
 
@@ -31,6 +32,11 @@ class Column:
     numeric: bool
     formatted: bool
     texts: list[str]
+
+    @property
+    def wide(self) -> bool:
+        """Whether a text is so long that a narrow column would make its row very tall."""
+        return any(len(text) > LONG for text in self.texts)
 
 
 @functools.lru_cache(maxsize=64)  # the page and the LaTeX file show the same texts

@@ -124,7 +124,12 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         table.name: {
             "data": stored(table.data),
             "columns": [
-                {"name": c.name, "numeric": c.numeric, "texts": c.texts if c.formatted else None}
+                {
+                    "name": c.name,
+                    "numeric": c.numeric,
+                    "wide": c.wide,
+                    "texts": c.texts if c.formatted else None,
+                }
                 for c in tables[table.name]["columns"]
             ],
         }
