@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import stores
 from PIL import Image
 
+from engine.data import thumbnails
 from engine.grid import record
 from engine.grid.record import FinishedCampaign, Record
 from engine.measures.distances import Matrix
@@ -24,6 +25,7 @@ SETS = ("flat", "mono", "sketch")
 UPSTREAM = "up"
 TITLES = {"fine_tune": "FT", "ewc": "EWC & co", "wise_ft": "WiSE-FT"}
 ARMS = (("fine_tune", None), ("ewc", None), *(("wise_ft", alpha) for alpha in (0.0, 0.5, 1.0)))
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 STRENGTH = {PRE: 0.4, "fine_tune": 0.5, "ewc": 0.6, "wise_ft": 0.7}
 
 
@@ -57,6 +59,19 @@ def finished(
     return record.write(place, Record(**values))
 
 
+def pictures(sets: Sequence[str] = SETS, images: int = 40) -> dict[str, dict[str, str]]:
+    """Coloured thumbnails, as a record holds them."""
+    return {
+        name: {
+            str(k): base64.b64encode(
+                thumbnails.webp(np.full((80, 80, 3), (6 * k, 80 * number, 9), np.uint8))
+            ).decode()
+            for k in range(images)
+        }
+        for number, name in enumerate(sets)
+    }
+
+
 def _record(
     name: str, sets: Sequence[str], evaluations: Sequence[Evaluation], store: Path
 ) -> dict[str, Any]:
@@ -79,6 +94,7 @@ def _record(
         "sequential": False,
         "evaluations": list(evaluations),
         "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
+        "classes": CLASSES,
     }
 
 

@@ -6,10 +6,13 @@ import argparse
 import logging
 import os
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.grid import campaign, markers
+from engine.grid import attempts, campaign, job_graph, markers
+from engine.grid.attempts import Attempt
 from engine.grid.campaign import Plan
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
 from engine.machine import entry, parent, quiet
@@ -44,13 +47,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    started = time.time()
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.info("importing torch")  # for seconds
     import torch
 
-    from engine.grid import jobs
     from engine.machine import precision, ranks
+    from engine.machine.device_name import device_name
 
     if arguments.ranks > 1 and "RANK" not in os.environ:
         _become_ranks(arguments.ranks, arguments.device)
@@ -63,6 +67,19 @@ def run(arguments: argparse.Namespace) -> None:
         report(plan, device)
         return
     device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))
+    of = arguments.column or arguments.set or ""
+    name = job_graph.name_of(arguments.stage, of, arguments.rows, arguments.share)
+    worker = device_name(device)
+    attempt = Attempt(name, arguments.stage, started, None, worker, ranks.world())
+    place = arguments.plan.parent
+    with attempts.recorded(place, attempt) if ranks.rank() == 0 else nullcontext():
+        _compute(plan, arguments, device)
+    ranks.stop()
+
+
+def _compute(plan: Plan, arguments: argparse.Namespace, device: torch.device) -> None:
+    from engine.grid import jobs
+
     if arguments.stage == PREPARE:
         jobs.prepare(plan, device)
     elif arguments.stage == EVALUATE:
@@ -71,7 +88,6 @@ def run(arguments: argparse.Namespace) -> None:
         jobs.train(plan, plan.column(arguments.column), device, arguments.rows)
     else:
         jobs.column(plan, plan.column(arguments.column), device)
-    ranks.stop()
 
 
 def report(plan: Plan, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from engine.grid import campaign, workflow
 from engine.machine import first_line
 
 if TYPE_CHECKING:
+    from engine.grid.campaign import Plan
     from engine.grid.record import FinishedCampaign
 
-REMEDY = "name a campaign, or the folder of one that `rib campaign` finished"
+REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
-    """The finished campaign in a folder, or those that a name and overrides stand for."""
+    """The campaign in a folder, as far as it is finished, or those finished ones that a name and
+    overrides stand for."""
     from engine import recipe
     from engine.grid import record, stamp
 
@@ -60,6 +63,27 @@ def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
     places = [path.parent for path in sorted(folder.glob(f"plans/*/{campaign.RECORD}"))]
     if shown := stamp.plan_of(folder / campaign.REPORT):
         places = [place for place in places if place.name == shown]
-    if len(places) != 1:
+    if len(places) > 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
-    return [record.read(places[0].resolve())]
+    return [record.read(places[0].resolve()) if places else _unfinished(folder)]
+
+
+def _unfinished(folder: Path) -> FinishedCampaign:
+    """What is finished of the campaign in a folder that was begun last."""
+    from engine.grid import make_record
+    from engine.grid.record import FinishedCampaign
+    from engine.machine import ranks
+
+    plans = sorted(folder.glob("plans/*/plan.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not plans:
+        raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
+    plan = campaign.read(plans[-1].resolve())
+    device = ranks.pick_device(_device_of(plan))
+    return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.path.parent)
+
+
+def _device_of(plan: Plan) -> str:
+    """The device that the jobs of a plan were given, by the words of their commands."""
+    file = plan.path.parent / workflow.FILE
+    words = re.findall(r"--device (auto|cpu|cuda)\b", file.read_text() if file.is_file() else "")
+    return words[0] if words else "auto"

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,6 +190,17 @@ def synonyms() -> dict[str, str]:
         for word in info.label_name_to_description(wnid).split(", "):
             words.setdefault(word, wnid)
     return words
+
+
+def readable(classes: Sequence[str]) -> list[str]:
+    """Class names for people: of ImageNet-1K's wnids the first synonym, with the wnid where it is
+    not enough; any other as it is."""
+    if tuple(classes) != wnids():
+        return list(classes)
+    info = ImageNetInfo("imagenet-1k")
+    names = {wnid: info.label_name_to_description(wnid).split(", ")[0] for wnid in classes}
+    counts = Counter(names.values())
+    return [f"{name} ({wnid})" if counts[name] > 1 else name for wnid, name in names.items()]
 
 
 def is_a_or_r(classes: Iterable[str]) -> bool:

@@ -106,6 +106,7 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     else:
         unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion"}
         unrelated |= {"objectnet", "objectnet_terms", "subsample", "train_images"}
+        unrelated |= {"thumbnails"}
         unrelated |= {"undecodable", "background"}  # added below unless they are the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":

@@ -59,6 +59,17 @@ def failures(log: str, place: Path, root: Path) -> list[Failure]:
     return list(by_job.values())
 
 
+def by_job(place: Path) -> dict[str, str]:
+    """By name of a job that failed, what happened to it, as its log beside a plan tells it."""
+    reasons = {}
+    for log in sorted((place / LOGS).glob(f"*{SUFFIX}")):
+        if exit_code(log) is not None and not (place / "done" / log.stem).is_file():
+            failure = _failure(log.stem, "", place)
+            words = f": {failure.error}" if failure.error else ""
+            reasons[failure.job] = _how(failure, out_of_memory=False) + words
+    return reasons
+
+
 def text(failure: Failure, command: str, *, out_of_memory: bool) -> str:
     """Some lines for people: what happened to a job, its last words, and how to run it alone.
 

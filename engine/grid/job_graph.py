@@ -53,6 +53,12 @@ class Job:
         return [self.stage, *words, *(["--rows", *self.rows] if self.is_part else [])]
 
 
+def name_of(stage: str, of: str = "", rows: Sequence[str] = (), share: Share | None = None) -> str:
+    """The name of a job on a column or a set (`of`), or on a part of it."""
+    name = ".".join([stage + (f"-{of}" if of else ""), *rows])
+    return name + (f".{share.number + 1}of{share.of}" if share else "")
+
+
 def columns(plan: Plan) -> list[Job]:
     """What all columns share, a job a column, the report."""
     prepare, cells = _prepare(plan), len(plan.methods) * plan.seeds

@@ -15,7 +15,7 @@ from engine.grid import markers, products, progress
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
-from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN
+from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN, name_of
 from engine.grid.snapshots import Followed
 from engine.recipe.request import Request
 from engine.run import Run
@@ -103,7 +103,7 @@ def train(plan: Plan, column: Column, device: torch.device, methods: Sequence[st
     """Make the cells of some of a column's rows, or of all, and nothing else."""
     builder = builder_of(plan, device, column)
     rows = _rows(builder, methods or plan.methods)
-    name = ".".join([f"{TRAIN}-{column.name}", *methods])
+    name = name_of(TRAIN, column.name, methods)
     entries = []
     for done, row in enumerate(rows):
         doing = f"training {row.recipe.method.title} on {column.name}"
@@ -120,7 +120,7 @@ def evaluate(plan: Plan, name: str, device: torch.device, share: Share | None = 
     """
     run = builder_of(plan, device).run
     entries = [entry for row in _all_rows(plan, device, run.sets) for entry in row.entries()]
-    job = f"{EVALUATE}-{name}" + (f".{share.number + 1}of{share.of}" if share else "")
+    job = name_of(EVALUATE, name, share=share)
     progress.advance(plan.path, job, 0, 1, f"evaluating {len(entries)} models on {name}")
     if share is None:
         _evaluate(run, entries, name, sample.draw_all(run).get(name))

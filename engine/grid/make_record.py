@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine import recipe
+from engine.data import imagenet, thumbnails
+from engine.errors import CampaignError
 from engine.evaluation import cka, passes, sample
 from engine.evaluation.sample import Sample
-from engine.grid import campaign, half_widths, verify
+from engine.grid import attempts, campaign, failures, half_widths, verify
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
+from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN, name_of
 from engine.grid.jobs import builder_of
-from engine.grid.record import Record, StoredSample
+from engine.grid.record import MissingColumn, Record, StoredSample
 from engine.machine.files import cache_folder
+from engine.measures import image_changes
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.recipe.request import Request
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
@@ -73,7 +78,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         downstreams=plan.downstreams,
         upstream=dataset.upstream,
         methods={
-            method: recipe.load(plan.name, plan.overrides, method=method).method.title
+            method: Request(plan.name, plan.overrides).recipe(method).method.title
             for method in plan.methods
         },
         settings=_settings(run, plan, command, seeds) | {"Rows": _rows(plan)},
@@ -89,7 +94,58 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
         sweep=sweep,
+        classes=imagenet.readable(run.sets.classes),
+        thumbnails=_thumbnails(run, evaluations),
+        attempts=attempts.read(plan.path.parent),
     )
+
+
+def of_finished_columns(plan: Plan, device: torch.device) -> Record:
+    """The record of a campaign that has not finished: of the sets fine-tuned on whose columns, in
+    every setting, are all trained and evaluated. `missing` names the others.
+
+    Raises CampaignError where there are none, FileNotFoundError where even the pre-trained model
+    was not evaluated, DamagedFile as `record_of`.
+    """
+    lacking = [column for column in plan.columns if not _is_finished(plan, column, device)]
+    unfinished = {column.downstream for column in lacking}
+    finished = tuple(c for c in plan.columns if c.downstream not in unfinished)
+    place = plan.path.parent
+    reasons = failures.by_job(place)
+    missing = [
+        MissingColumn(column.name, _reason(column, reasons))
+        for column in plan.columns
+        if column.downstream in unfinished
+    ]
+    if not finished:
+        why = "; ".join(dict.fromkeys(f"{row.column}: {row.reason}" for row in missing))
+        raise CampaignError(f"no column of {plan.name} is finished ({why}); run it again")
+    record = record_of(dataclasses.replace(plan, columns=finished), device)
+    return dataclasses.replace(record, missing=missing)
+
+
+def _is_finished(plan: Plan, column: Column, device: torch.device) -> bool:
+    """Whether all of a column is trained and evaluated."""
+    alone = dataclasses.replace(plan, columns=(column,))
+    run = _shared(alone, device)
+    try:
+        for _ in _evaluations(alone, device, sample.draw_all(run)):
+            pass
+        for _ in _cka(alone, device) if run.recipe.evaluate.cka else ():
+            pass
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _reason(column: Column, failed: Mapping[str, str]) -> str:
+    """Why a column is missing: the failure of a job that it needs, or that none failed."""
+    training = name_of(TRAIN, column.name)
+    needed = (PREPARE, name_of(COLUMN, column.name), training)
+    for job, why in failed.items():
+        if job in needed or job.startswith((f"{training}.", f"{EVALUATE}-")):
+            return f"{job} {why}"
+    return "its jobs have not all run"
 
 
 def _shared(plan: Plan, device: torch.device) -> Run:
@@ -195,12 +251,29 @@ def _settings(run: Run, plan: Plan, command: str, seeds: Sequence[int]) -> dict[
     }
 
 
+def _thumbnails(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
+    """Of the sets whose images a report may show, those that most rows gain or lose, set by set as
+    far as there is room."""
+    dataset, left = run.recipe.dataset, thumbnails.ROOM
+    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places if dataset.thumbnails}
+    for change in image_changes.most_changed(evaluations) if shown else ():
+        of_set, image = shown[change.evaluated_on], str(change.index)
+        if image not in of_set:
+            (pixels,) = run.sets[change.evaluated_on].pack.pixels([change.index])
+            file = thumbnails.webp(pixels)
+            left -= len(file)
+            if left < 0:
+                break
+            of_set[image] = base64.b64encode(file).decode()
+    return shown
+
+
 def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
     """By method, the settings of its row: its options, the optimizer's and the training's."""
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     rows = {}
     for name in plan.methods:
-        resolved = recipe.load(plan.name, plan.overrides, method=name)
+        resolved = Request(plan.name, plan.overrides).recipe(name)
         options = dataclasses.asdict(resolved.method)
         rows[name] = {
             "variant": resolved.method.variant,

@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.errors import CampaignError
 from engine.evaluation.budget import Drawn, frame_of
 from engine.grid import campaign
+from engine.grid.attempts import Attempt
 from engine.machine import files
 from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
@@ -40,6 +41,15 @@ class StoredSample:
 
 
 @dataclass(frozen=True)
+class MissingColumn:
+    """A column that a report lacks, and why. campaign: only in a report of several."""
+
+    column: str
+    reason: str
+    campaign: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
@@ -49,7 +59,11 @@ class Record:
     were seen. sequential: whether sampling stopped once intervals were narrow. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
     `evaluate.cka`. sweep: by setting, the values of the keys that a sweep varies beside the seed;
-    None of other campaigns.
+    None of other campaigns. classes: of the head, in order, by names for people; older files have
+    none. thumbnails: WebP files in base64 by set, where its images may be shown
+    (`dataset.thumbnails`), and place of the image in its pack. attempts: at the campaign's jobs but
+    the report's; older files have none. missing: columns that are not in it, of a campaign that has
+    not finished.
     """
 
     asked: str
@@ -69,6 +83,10 @@ class Record:
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
     sweep: dict[str, dict[str, Any]] | None = None
+    classes: list[str] = field(default_factory=list)
+    thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    missing: list[MissingColumn] = field(default_factory=list)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""

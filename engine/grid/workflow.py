@@ -35,6 +35,7 @@ WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
+FILE = "workflow.json"  # beside a plan: its jobs, and those of grids that run with it
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -59,7 +60,7 @@ class Grid:
     @property
     def workflow(self) -> Path:
         """The file with the jobs of all grids, where this one is the first."""
-        return self.place / "workflow.json"
+        return self.place / FILE
 
     @property
     def commands(self) -> dict[str, str]:
@@ -90,8 +91,7 @@ def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         for grid in grids:
             stack.enter_context(locked(grid.plan.folder))
-            values = dataclasses.asdict(grid.plan)
-            write_atomic(grid.plan.path, json.dumps(values, indent=1, default=str).encode())
+            write_atomic(grid.plan.path, plan_text(grid.plan))
         jobs = {relative(grid.place, first.place): grid.plain() for grid in grids}
         write_atomic(first.workflow, json.dumps(jobs, indent=1).encode())
         command = [
@@ -110,6 +110,11 @@ def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
         for grid in grids:
             _clean(grid.plan)
         _watch(command, grids)
+
+
+def plan_text(plan: Plan) -> bytes:
+    """The plan as its file, which `campaign.read` reads."""
+    return json.dumps(dataclasses.asdict(plan), indent=1, default=str).encode()
 
 
 def relative(place: Path, root: Path) -> str:

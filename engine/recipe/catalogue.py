@@ -86,7 +86,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def read_campaign(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a campaign's file says, merged over the campaign that it extends, of whose methods
-    `methods: [A, B]` leaves these.
+    `methods: [A, B]` leaves these; an entry `{A: SETTINGS}` leaves A with these settings over its.
 
     extending: the campaigns that extend it. Raises RecipeError where it is among them, and for a
     list that names no method of the extended campaign.
@@ -108,7 +108,12 @@ def read_campaign(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any
         methods, chosen = extended["methods"], values.pop("methods")
         if not chosen:
             raise RecipeError(f"{path}: methods: [] leaves none of {', '.join(methods)}")
-        extended["methods"] = {n: methods[n] for n in _of_campaign(chosen, methods, str(base))}
+        changes = {k: v for entry in chosen if isinstance(entry, dict) for k, v in entry.items()}
+        chosen = [n for entry in chosen for n in (entry if isinstance(entry, dict) else [entry])]
+        names = _of_campaign(chosen, methods, str(base))
+        extended["methods"] = {
+            name: merged(str(path), methods[name] or {}, changes.get(name) or {}) for name in names
+        }
     return merged(str(path), extended, values)
 
 

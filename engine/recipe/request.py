@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
-from engine.recipe import catalogue, resolve
+from engine.recipe import catalogue, checks, resolve
 from engine.recipe.catalogue import VARIANT
 from engine.recipe.schema import Recipe
 
@@ -28,4 +29,17 @@ class Request:
 
     @functools.cache  # noqa: B019  # a request lives as long as the process
     def recipe(self, method: str | None = None, downstream: str | None = None) -> Recipe:
-        return resolve.load(self.name, self.overrides, method=method, downstream=downstream)
+        """The recipe of a cell, as `resolve.load`; the cells of a method on several sets differ in
+        the set alone, and only the first is resolved from its layers."""
+        first = _first_of_method.get((self, method)) if downstream is not None else None
+        if first is not None:
+            recipe = dataclasses.replace(first, downstream=downstream)
+            checks.check(recipe)
+            return recipe
+        recipe = resolve.load(self.name, self.overrides, method=method, downstream=downstream)
+        if downstream is not None:
+            _first_of_method[self, method] = recipe
+        return recipe
+
+
+_first_of_method: dict[tuple[Request, str | None], Recipe] = {}

@@ -91,6 +91,7 @@ class DatasetRecipe:
     subsample: str = "50000"  # of IN-C: a number of images, or full
     undecodable: str = "refuse"  # refuse | skip: images that do not decode
     background: str = "white"  # behind transparent pixels: a colour's name, or rgb(R,G,B)
+    thumbnails: bool = False  # show images of the sets in reports; only where their licences allow
 
     @property
     def places(self) -> list[str]:

@@ -7,6 +7,8 @@ brackets in brackets. So a text is measured while it is read, and OmegaConf, whi
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -72,6 +74,11 @@ _Loader.yaml_implicit_resolvers = {  # a date is a text, as OmegaConf takes it
 
 def parse(text: str, source: str) -> Any:
     """The values of a text, plain ones; RecipeError, naming `source`, where that is impossible."""
+    return copy.deepcopy(_parsed(text, source))
+
+
+@functools.lru_cache(maxsize=256)  # the cells of a campaign are made of the same few texts
+def _parsed(text: str, source: str) -> Any:
     try:
         values = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # ValueError: thousands of digits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from engine.measures.standings import rounded, signed
 from engine.report.section import Table
 
 ABSENT = "–"
+LONG = 60  # signs
 CONSTANT = ("model", "variant")
 
 
@@ -31,7 +33,13 @@ class Column:
     formatted: bool
     texts: list[str]
 
+    @property
+    def wide(self) -> bool:
+        """Whether a text is so long that a narrow column would make its row very tall."""
+        return any(len(text) > LONG for text in self.texts)
 
+
+@functools.lru_cache(maxsize=64)  # the page and the LaTeX file show the same texts
 def columns(table: Table) -> list[Column]:
     """The columns that are shown: all but ends of intervals and errors, which are part of another
     column's text, and a model or variant that is the same in every row.

@@ -50,6 +50,7 @@ def theme(mode: str) -> dict[str, Any]:
             "domain": False,
             "ticks": False,
             "labelPadding": 6,
+            "labelSeparation": 6,
         },
         "axisBand": {"grid": False},
         "legend": {"labelColor": muted, "titleColor": muted, "titleFontWeight": "normal"},

@@ -32,8 +32,10 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
     """Write tables and page into the campaign's report; the page's path. figures: also every
     figure as SVG and PDF."""
     folder = run.report
-    notes = _of_sample(run)
-    path = write_into(folder, results, notes, figures=figures)
+    for sampled in results.samples.values():
+        drawn = {name: sampled.samples[name] for name in run.record.sets}
+        half_widths.write(folder, run.place, sampled.intervals, drawn)
+    path = write_into(folder, results, figures=figures)
     stamp.write(folder, run.place.name)
     return path
 
@@ -47,17 +49,10 @@ def write_merged(
 ) -> Path:
     """Write one report of several campaigns into a folder; the page's path. models_csv: as in
     `tables.results`."""
-    notes = [
-        f"{run.record.name}: a sample of the images of {', '.join(run.record.samples)}"
-        for run in runs
-        if run.record.samples
-    ]
-    return write_into(folder, tables.merged(runs, models_csv), notes, figures=figures)
+    return write_into(folder, tables.merged(runs, models_csv), figures=figures)
 
 
-def write_into(
-    folder: Path, results: Results, notes: Sequence[str] = (), *, figures: bool = False
-) -> Path:
+def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
     """Write a report into a folder; the page's path."""
     metrics.write_csv(folder, results.summary)
     certainty.write_csv(folder, results.sure)
@@ -76,6 +71,7 @@ def write_into(
         exports.write_figures(folder, made)
     title = f"{Path(results.record.name).stem}: what fine-tuning does to robustness"
     heading, lead = headline.heading(title, results), headline.lead(results)
+    notes = _notes(results)
     incomplete = [f"Incomplete: {note}." for note in notes]
     content = page.Page(title, heading, lead, made, incomplete, files)
     path = page.write(folder / campaign.PAGE, content)
@@ -84,18 +80,16 @@ def write_into(
     return path
 
 
-def _of_sample(run: FinishedCampaign) -> Sequence[str]:
-    """Write the half-widths of a sample's numbers; a note on them, or none without a sample."""
-    sets = run.record.sets
-    if not run.samples:
-        return []
-    samples = {name: run.samples[name] for name in sets}  # the budget is a share of these
-    sequential = run.record.sequential
-    intervals = half_widths.half_widths(
-        run.evaluations, samples, sets, run.record.downstreams, sequential=sequential
-    )
-    half_widths.write(run.report, run.place, intervals, samples)
-    return [half_widths.note(intervals, samples)]
+def _notes(results: Results) -> list[str]:
+    """What a reader must know before any number: what was sampled, and what is missing."""
+    notes = [
+        f"{label}: {sampled.note}" if label else sampled.note
+        for label, sampled in results.samples.items()
+    ]
+    if missing := results.record.missing:
+        names = ", ".join(dict.fromkeys(column.column for column in missing))
+        notes.append(f"models fine-tuned on {names} are not in this report")
+    return notes
 
 
 def finish(plan: Plan, device: torch.device) -> Path:

@@ -32,6 +32,7 @@ ROWS = 15  # of a table that are shown at a time
 FEW = 10  # rows of a table that need no search
 FILTERS = ("model", "method", "variant", "downstream", "evaluated_on", "quantity", "against")
 PNG = b"\x89PNG\r\n\x1a\n"
+WEBP = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)
 NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 
 
@@ -53,6 +54,12 @@ def write(path: Path, page: Page) -> Path:
     for picture in (picture for section in page.sections for picture in section.pictures):
         if not picture.png.startswith(PNG):
             raise ValueError(f"the picture {picture.alt!r} must be the bytes of a PNG file")
+    for gallery in (gallery for section in page.sections for gallery in section.galleries):
+        for thumbnail in gallery.thumbnails:
+            if not WEBP.match(thumbnail.webp):
+                raise ValueError(
+                    f"the thumbnail {thumbnail.alt!r} must be the bytes of a WebP file"
+                )
     _check_names([section.key for section in page.sections])
     _check_names([figure.name for section in page.sections for figure in section.figures])
     _check_names([table.name for section in page.sections for table in section.tables])
@@ -117,7 +124,12 @@ def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         table.name: {
             "data": stored(table.data),
             "columns": [
-                {"name": c.name, "numeric": c.numeric, "texts": c.texts if c.formatted else None}
+                {
+                    "name": c.name,
+                    "numeric": c.numeric,
+                    "wide": c.wide,
+                    "texts": c.texts if c.formatted else None,
+                }
                 for c in tables[table.name]["columns"]
             ],
         }

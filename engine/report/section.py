@@ -31,7 +31,7 @@ class Figure:
     spec: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
@@ -54,6 +54,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Thumbnail:
+    """A small WebP that the page holds; alt: in words what it shows, also under a pointer."""
+
+    alt: str
+    webp: bytes
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Thumbnails side by side under a caption."""
+
+    caption: str
+    thumbnails: Sequence[Thumbnail]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -68,3 +84,4 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    galleries: Sequence[Gallery] = ()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.grid.record import FinishedCampaign, Record
+from engine.evaluation.budget import Drawn
+from engine.grid import half_widths
+from engine.grid.half_widths import HalfWidth
+from engine.grid.record import FinishedCampaign, MissingColumn, Record
 from engine.machine.files import digest
-from engine.measures import metrics, model_rows
+from engine.measures import image_changes, metrics, model_rows
+from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import Grid, Summary
 from engine.measures.rows import Evaluation
 from engine.measures.standings import Line, Standings, standings
@@ -19,14 +23,28 @@ from engine.report.certainty import Certainty
 
 
 @dataclass(frozen=True)
+class SampledCampaign:
+    """The samples of a campaign, by set that RI is measured on and upstream, and how far its
+    numbers may be from those of all images."""
+
+    samples: Mapping[str, Drawn]
+    intervals: Sequence[HalfWidth]
+    note: str
+
+
+@dataclass(frozen=True)
 class Results:
-    """What a report shows. record: of one campaign, or several as one (`merged`)."""
+    """What a report shows. record: of one campaign, or several as one (`merged`). changes: images
+    that most rows gained or lost. samples: of each campaign that was evaluated
+    on a sample of its images, by the campaign's name, which is empty in a report of one."""
 
     grid: Grid
     summary: Summary
     models: Sequence[Standings]
     sure: Certainty
     record: Record
+    changes: Sequence[ImageChange] = ()
+    samples: Mapping[str, SampledCampaign] = field(default_factory=dict)
 
     @property
     def lines(self) -> Iterator[tuple[Standings, Line]]:
@@ -39,14 +57,17 @@ def results(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
 
     models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
     """
-    return _results(run.record, run.evaluations, models_csv)
+    samples = _samples([""], [run])
+    return _results(run.record, run.evaluations, models_csv, samples)
 
 
 def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:
     """Results of several campaigns over the same sets, side by side; models_csv: as in `results`.
 
     A model of several campaigns is one model where they agree in every evaluation that they share,
-    and is otherwise named after each campaign too. Raises ValueError where sets differ.
+    and is otherwise named after each campaign too. Of the sets fine-tuned on, those that all
+    campaigns have are shown, and the others are named as missing. Raises ValueError where sets
+    differ, or no set is fine-tuned on by all.
     """
     first = runs[0].record
     for run in runs[1:]:
@@ -58,10 +79,20 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 f"{first.upstream}: RI is a mean over the sets, so report them apart"
             )
     labels = _labels([run.record.name for run in runs])
+    downstreams = [
+        name for name in first.downstreams if all(name in run.record.downstreams for run in runs)
+    ]
+    if not downstreams:
+        raise ValueError(
+            f"campaigns {', '.join(labels)} have no set in common that they fine-tune on: mRI is a "
+            "mean over these sets, so report them apart"
+        )
     disagreeing = _disagreeing(runs)
     rows: dict[tuple[Any, ...], Evaluation] = {}
     for label, run in zip(labels, runs, strict=True):
         for row in run.evaluations:
+            if row.downstream not in ("", *downstreams):
+                continue
             if row.model in disagreeing:
                 row = dataclasses.replace(row, model=f"{row.model} ({label})")
             rows.setdefault((*row.key, row.seed), row)
@@ -69,6 +100,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     record = dataclasses.replace(
         first,
         name=" and ".join(labels),
+        downstreams=downstreams,
         methods={key: title for record in records for key, title in record.methods.items()},
         settings=_settings(labels, records),
         credits=list({digest(row): row for record in records for row in record.credits}.values()),
@@ -77,11 +109,61 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         sequential=any(record.sequential for record in records),
         cka=_cka(labels, records, disagreeing),
         sweep=first.sweep if len(runs) == 1 else None,
+        samples={name: stored for record in records for name, stored in record.samples.items()},
+        attempts=[
+            dataclasses.replace(attempt, campaign=label)
+            for label, record in zip(labels, records, strict=True)
+            for attempt in record.attempts
+        ],
+        thumbnails={
+            name: {k: v for each in records for k, v in each.thumbnails.get(name, {}).items()}
+            for name in {name: None for each in records for name in each.thumbnails}
+        },
+        missing=list(_missing(labels, records, downstreams)),
     )
-    return _results(record, list(rows.values()), models_csv)
+    samples = _samples(labels, runs)
+    return _results(record, list(rows.values()), models_csv, samples)
 
 
-def _results(record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None) -> Results:
+def _missing(
+    labels: Sequence[str], records: Sequence[Record], downstreams: Collection[str]
+) -> Iterator[MissingColumn]:
+    """The columns that a common report lacks: those that are not finished, and those that only
+    some of the campaigns have."""
+    for label, record in zip(labels, records, strict=True):
+        for column in record.missing:
+            yield dataclasses.replace(column, campaign=label)
+        for name in record.downstreams:
+            if name not in downstreams:
+                without = [
+                    other
+                    for other, each in zip(labels, records, strict=True)
+                    if name not in each.downstreams
+                ]
+                yield MissingColumn(name, f"not a column of {', '.join(without)}", label)
+
+
+def _samples(labels: Sequence[str], runs: Sequence[FinishedCampaign]) -> dict[str, SampledCampaign]:
+    samples = {}
+    for label, run in zip(labels, runs, strict=True):
+        if not run.samples:
+            continue
+        record = run.record
+        drawn = {name: run.samples[name] for name in record.sets}  # the budget is a share of these
+        intervals = half_widths.half_widths(
+            run.evaluations, drawn, record.sets, record.downstreams, sequential=record.sequential
+        )
+        note = half_widths.note(intervals, drawn)
+        samples[label] = SampledCampaign(run.samples, intervals, note)
+    return samples
+
+
+def _results(
+    record: Record,
+    evaluations: Sequence[Evaluation],
+    models_csv: Path | None,
+    samples: Mapping[str, SampledCampaign] | None = None,
+) -> Results:
     models_given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations)
     summary = metrics.summarise(grid, record.sets, record.downstreams)
@@ -96,7 +178,8 @@ def _results(record: Record, evaluations: Sequence[Evaluation], models_csv: Path
     sure = Certainty.of(
         grid, summary, record.sets, record.upstream, record.downstreams, models_given
     )
-    return Results(grid, summary, models, sure, record)
+    changes = image_changes.most_changed(evaluations)
+    return Results(grid, summary, models, sure, record, changes, samples or {})
 
 
 def _labels(names: Sequence[str]) -> list[str]:

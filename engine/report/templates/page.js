@@ -182,7 +182,7 @@ class Table {
     this.columns.forEach((column, k) => {
       const cell = document.createElement(k ? "td" : "th");
       if (!k) cell.scope = "row";
-      if (column.numeric) cell.className = "number";
+      if (column.numeric || column.wide) cell.className = column.numeric ? "number" : "wide";
       const text = this.text(column, row);
       if (text.startsWith("https://")) {
         const link = document.createElement("a");

@@ -349,3 +349,12 @@ def test_a_pack_that_may_leave_images_out_has_a_place_of_its_own(recipe: Recipe,
         pack_folder(Path(), options, recipe.model, "imagenet_a") for options in (strict, lenient)
     }
     assert len(places) == 2
+
+
+@pytest.mark.parametrize("thumbnails", [True, False])
+def test_whether_images_may_be_shown_is_no_part_of_a_packs_name(
+    recipe: Recipe, tmp_path: Path, thumbnails: bool
+) -> None:
+    dataset = dataclasses.replace(recipe.dataset, thumbnails=thumbnails)
+    expected = pack_folder(tmp_path, recipe.dataset, recipe.model, "outline")
+    assert pack_folder(tmp_path, dataset, recipe.model, "outline") == expected

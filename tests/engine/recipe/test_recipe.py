@@ -60,6 +60,7 @@ OPTIONS = {
     "dataset.subsample": "50000",
     "dataset.undecodable": "refuse",
     "dataset.background": "white",
+    "dataset.thumbnails": False,
     "method.name": "???",
     "method.title": "???",
     "method.module": "???",
@@ -275,3 +276,20 @@ def test_a_campaign_over_other_sets_begins_with_the_first_of_them() -> None:
     assert recipe.load("emoji").downstream == "twemoji"
     for sets, first in (("[openmoji,noto-mono]", "openmoji"), ("[openmoji,twemoji]", "twemoji")):
         assert recipe.load("emoji", [f"dataset.sets={sets}"]).downstream == first
+
+
+@pytest.mark.parametrize(
+    ("campaign", "snapshots"),
+    [("emoji", 3), ("emoji_vit", 3), ("emoji_dynamics", 8)]
+    + [(f"emoji_{name}", 0) for name in ("upstream", "shots", "portions", "cka", "plus")],
+)
+def test_training_is_followed_where_the_report_shows_it(campaign: str, snapshots: int) -> None:
+    assert recipe.load(campaign, method="fine_tune").train.snapshots == snapshots
+
+
+def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path: Path) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("extends: emoji\nmethods: [{ewc: {method: {lam: 7.0}}}, wise_ft]\n")
+    assert recipe.methods_of(str(file), []) == ["ewc", "wise_ft"]
+    cell = recipe.load(str(file), method="ewc")
+    assert (cell.method.lam, cell.method.fisher_images) == (7.0, 400)  # type: ignore[attr-defined]

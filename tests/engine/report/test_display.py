@@ -84,3 +84,8 @@ def test_a_corrected_p_says_on_which_side_of_the_threshold_it_is(value, error, e
 def test_a_range_has_the_digits_that_its_draws_support(error, expected):
     negative = expected.replace("+", "−")
     assert display.range_text(-1.23, 1.23, error) == f"{negative} to {expected}"
+
+
+def test_a_column_of_long_texts_is_wide():
+    data = pandas.DataFrame({"a": ["x", "y"], "b": ["x", "y" * (display.LONG + 1)]})
+    assert [column.wide for column in display.columns(Table("t", "T.", data))] == [False, True]

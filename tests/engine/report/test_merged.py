@@ -58,4 +58,4 @@ def test_the_command_takes_folders(tmp_path, capsys):
     assert "Methods and pre-trained models" in page and (out / "tables/models.tex").is_file()
     (tmp_path / "empty").mkdir()
     assert cli.main(["report", str(tmp_path / "empty")]) == 2
-    assert "holds 0 finished campaigns" in capsys.readouterr().err
+    assert "holds no campaign" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import reports
 from engine.measures.standings import signed
 from engine.report import finish, page, tables
 from engine.report.page import Page
-from engine.report.section import Figure, Picture, Section, Table
+from engine.report.section import Figure, Gallery, Picture, Section, Table, Thumbnail
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 BAD = "<script>alert('x')</script>&\"</script>{{ 7*7 }}"
@@ -104,6 +104,7 @@ def test_sections_come_in_order(report):
         "Robustness beyond accuracy",
         "What is forgotten upstream",
         "What became of single answers",
+        "Which images were gained and lost",
         "Is what is far forgotten more?",
         "What the sets look like",
         "How to read this",
@@ -140,7 +141,8 @@ def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
     data = frame(model=[BAD, BAD + "2"])
     bad = replace(figure(data=data), caption=BAD, alt=BAD)
     table = Table("t", BAD, data)
-    section = Section("a", BAD, BAD, [BAD], [bad], [table], [Picture(BAD, page.PNG)])
+    gallery = Gallery(BAD, [Thumbnail(BAD, b"RIFF....WEBP")])
+    section = Section("a", BAD, BAD, [BAD], [bad], [table], [Picture(BAD, page.PNG)], [gallery])
     html = written_page(tmp_path, section, title=BAD, heading=BAD, lead=BAD, notes=[BAD])
     parsed = Parsed(html)
     assert len(re.findall(r"<script", html)) == 3
@@ -176,3 +178,9 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 def test_a_picture_that_is_no_png_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be the bytes of a PNG"):
         written_page(tmp_path, Section("a", "A", pictures=[Picture("x", b"GIF89a")]))
+
+
+def test_a_thumbnail_that_is_no_webp_is_refused(tmp_path):
+    gallery = Gallery("x", [Thumbnail("y", page.PNG)])
+    with pytest.raises(ValueError, match="must be the bytes of a WebP"):
+        written_page(tmp_path, Section("a", "A", galleries=[gallery]))

@@ -1,0 +1,20 @@
+"""What the device is called that a job works on."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+CPUS = Path("/proc/cpuinfo")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the CPU's name as its maker gives it, or else the machine's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    text = CPUS.read_text() if CPUS.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model[1].strip() if model else platform.machine()

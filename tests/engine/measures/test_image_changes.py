@@ -1,0 +1,68 @@
+"""Images that were gained and lost, against a count by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import stores
+
+from engine.measures import image_changes
+from engine.measures.image_changes import GAINED, LOST
+from engine.measures.rows import PRE
+
+
+def read(row):
+    table = pq.read_table(row.path).to_pydict()
+    return {
+        index: (label, top1)
+        for index, label, top1 in zip(table["index"], table["label"], table["top1"], strict=True)
+    }
+
+
+def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path):
+    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
+    changes = image_changes.most_changed(rows, most=60)
+    before = {row.evaluated_on: read(row) for row in rows if row.method == PRE}
+    expected: dict[tuple[str, str, int], Counter] = {}
+    for row in rows:
+        if row.method == PRE or row.downstream == row.evaluated_on:
+            continue
+        for index, (label, top1) in read(row).items():
+            was, now = before[row.evaluated_on][index][1] == label, top1 == label
+            if was != now:
+                key = row.evaluated_on, GAINED if now else LOST, index
+                expected.setdefault(key, Counter())[row.method] += 1
+    counted = {(c.evaluated_on, c.change, c.index): Counter(c.by_method) for c in changes}
+    assert counted == expected != {}
+    assert all(c.rows == sum(c.by_method.values()) for c in changes)
+    assert {c.of for c in changes if c.evaluated_on == "a"} == {4}  # 2 methods, 2 other sets
+    assert {c.of for c in changes if c.evaluated_on == "up"} == {6}
+
+
+def test_the_most_changed_come_first_and_no_more_than_asked_for(tmp_path):
+    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
+    everything = image_changes.most_changed(rows, most=60)
+    few = image_changes.most_changed(rows, most=3)
+    for name in ("a", "b", "c", "up"):
+        for change in (GAINED, LOST):
+            of_all = [c for c in everything if (c.evaluated_on, c.change) == (name, change)]
+            ranked = sorted(of_all, key=lambda c: (-c.rows, c.index))
+            assert [c for c in few if (c.evaluated_on, c.change) == (name, change)] == ranked[:3]
+
+
+def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
+    rows = stores.grid(tmp_path, lambda method, *_: np.full(3, method == PRE), ("x", "y", "z"))
+    for row, wrong in zip([r for r in rows if r.method != PRE], [4, 3, 3] * 12, strict=True):
+        table = stores.table(np.zeros(3, bool), top1=np.full(3, wrong))
+        pq.write_table(table, row.path)
+    for change in image_changes.most_changed(rows):
+        assert (change.change, change.before, change.after) == (LOST, change.label, 3)
+
+
+def test_points_of_a_curve_are_not_counted(tmp_path):
+    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
+    hidden = [dataclasses.replace(row, headline=row.method != "lwf") for row in rows]
+    assert {c.of for c in image_changes.most_changed(hidden) if c.evaluated_on == "up"} == {3}

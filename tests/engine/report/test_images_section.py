@@ -1,0 +1,97 @@
+"""The section on single images: its rows, its thumbnails, and what it says where there are none."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import reports
+from PIL import Image
+
+from engine.data import thumbnails
+from engine.report import finish, tables
+from engine.report.sections import images
+
+
+def results(runs, **changes):
+    return tables.results(reports.finished(runs, **changes))
+
+
+def test_thumbnails_are_the_images_of_the_table(tmp_path):
+    made = results(tmp_path, thumbnails=reports.pictures())
+    section = images.section(made)
+    assert section is not None
+    data = section.tables[0].data
+    for number, name in enumerate(reports.SETS):
+        for change in ("gained", "lost"):
+            (gallery,) = [g for g in section.galleries if g.caption == f"{name}: {change}"]
+            rows = data[(data["evaluated_on"] == name) & (data["change"] == change)]
+            assert len(rows) == len(gallery.thumbnails) > 0
+            for row, thumbnail in zip(rows.to_dict("records"), gallery.thumbnails, strict=True):
+                image = np.asarray(Image.open(io.BytesIO(thumbnail.webp)).convert("RGB"))
+                assert max(image.shape[:2]) == thumbnails.PX
+                colour = (6 * row["image"], 80 * number, 9)
+                np.testing.assert_allclose(image.mean((0, 1)), colour, atol=6)
+                assert thumbnail.alt.startswith(f"{row['class']}: ")
+                assert f"{change} by {row['models']} of {row['of']} models" in thumbnail.alt
+    assert section.statements == [
+        "No pictures of up: the data set's recipe does not say that its licence lets them be shown "
+        "(`dataset.thumbnails`)."
+    ]
+
+
+def test_rows_name_classes_answers_and_methods(tmp_path):
+    section = images.section(results(tmp_path))
+    assert section is not None and not section.galleries
+    for row in section.tables[0].data.to_dict("records"):
+        right = row["after"] if row["change"] == "gained" else row["before"]
+        assert row["class"] == right != (set(row[k] for k in ("before", "after")) - {right}).pop()
+        counts = [int(part.rpartition(" ")[2]) for part in row["by_method"].split(", ")]
+        assert sum(counts) == row["models"] and counts == sorted(counts, reverse=True)
+
+
+def test_images_for_which_there_was_no_room_are_counted(tmp_path):
+    pictures = reports.pictures()
+    pictures["sketch"] = {}
+    section = images.section(results(tmp_path, thumbnails=pictures))
+    assert section is not None
+    assert {g.caption.partition(":")[0] for g in section.galleries} == {"flat", "mono"}
+    data = section.tables[0].data
+    count = len(set(data[data["evaluated_on"] == "sketch"]["image"]))
+    assert section.statements[1] == (
+        f"{count} images of the table have no picture, for want of room."
+    )
+
+
+def test_a_sampled_set_says_so(tmp_path):
+    made = results(tmp_path)
+    made.record.samples["mono"] = None  # type: ignore[assignment]
+    section = images.section(made)
+    assert section is not None
+    assert section.statements[0] == "Of mono only the images of the sample were looked at."
+
+
+def test_records_without_classes_have_no_such_section(tmp_path):
+    assert images.section(results(tmp_path, classes=[])) is None
+
+
+def test_two_campaigns_show_the_images_of_both(tmp_path):
+    runs = [
+        reports.finished(tmp_path, name, model=name, seed=k, thumbnails=reports.pictures(sets))
+        for k, (name, sets) in enumerate([("a", ["flat"]), ("b", ["flat", "mono"])])
+    ]
+    section = images.section(tables.merged(runs))
+    assert section is not None
+    captions = {gallery.caption for gallery in section.galleries}
+    assert {"a, flat: gained", "b, flat: lost", "a, mono: gained"} <= captions
+    assert section.statements[0].startswith("No pictures of sketch, up: ")
+
+
+@pytest.mark.parametrize("with_pictures", [True, False])
+def test_the_page_holds_the_pictures(tmp_path, with_pictures):
+    changes = {"thumbnails": reports.pictures()} if with_pictures else {}
+    run = reports.finished(tmp_path, **changes)
+    html = finish.write(run, tables.results(run)).read_text()
+    assert ("data:image/webp;base64," in html) == with_pictures
+    assert (run.report / "tables" / "images.csv").is_file()
