@@ -1,8 +1,9 @@
 """Counts what the host asks of a GPU, on a machine without one.
 
 A launch is a kernel of this package, or an operator of PyTorch that computes or copies; a wait is
-an operator or a method by which the host reads a tensor. Views and fresh memory are neither. On a
-GPU an operator may be more than one launch, so what is counted is a lower bound.
+an operator or a method by which the host reads a tensor, or a copy between host and GPU that is
+not made from pinned memory without waiting. Views and fresh memory are neither. On a GPU an
+operator may be more than one launch, so what is counted is a lower bound.
 """
 
 from __future__ import annotations
@@ -23,7 +24,22 @@ from kernels import launch
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh"}
 _FREE |= {"squeeze_", "unsqueeze_"}
 _WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
+_COPIES = {"_to_copy", "copy_"}
 _READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
+
+
+def _waits(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Whether the host waits for a copy. `pinned` is set by who stands in for `pin_memory`."""
+    if name == "copy_":
+        target, source = args[:2]
+        to, without_waiting = target.device, options.get("non_blocking", (*args, False)[2])
+    else:
+        target = source = args[0]
+        to, without_waiting = options.get("device", source.device), options.get("non_blocking")
+    if "cuda" not in (source.device.type, to.type) or source.device.type == to.type:
+        return False
+    on_host = source if source.device.type == "cpu" else target
+    return not (without_waiting and getattr(on_host, "pinned", False))
 
 
 class _Reads(TorchFunctionMode):
@@ -55,8 +71,11 @@ class Counts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if func.namespace == "aten" and name not in _FREE and not func.is_view:
+        free = name in _FREE or func.is_view or (name == "dropout" and not args[2])
+        if func.namespace == "aten" and not free:
             (self.waits if name in _WAITS else self.launches)[name] += 1
+            if name in _COPIES and _waits(name, args, kwargs or {}):
+                self.waits[name] += 1
         return func(*args, **(kwargs or {}))
 
     def launch(self, kernel: Any, grid: Any, arguments: Any, options: Any) -> None:
