@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from torch._C import DisableTorchFunction
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from kernels import launch
 
@@ -42,13 +45,22 @@ def _waits(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
     return not (without_waiting and getattr(on_host, "pinned", False))
 
 
+def _is_on_host(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Whether a traced operator reads tensors of the CPU alone, and leaves its result there."""
+    traced = [t for t in tree_leaves(args) if isinstance(t, FakeTensor)]
+    devices = {t.device.type for t in traced} | {torch.device(options.get("device") or "cpu").type}
+    return bool(traced) and devices == {"cpu"}
+
+
 class _Reads(TorchFunctionMode):
     def __init__(self, waits: Counter[str]) -> None:
         super().__init__()
         self.waits = waits
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if (name := getattr(func, "__name__", "")) in _READS:
+        # A traced program's tensors say where they are; a CPU's that is run stand for a GPU's.
+        on_host = args and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu"
+        if (name := getattr(func, "__name__", "")) in _READS and not on_host:
             self.waits[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -72,7 +84,7 @@ class Counts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         free = name in _FREE or func.is_view or (name == "dropout" and not args[2])
-        if func.namespace == "aten" and not free:
+        if func.namespace == "aten" and not free and not _is_on_host(args, kwargs or {}):
             (self.waits if name in _WAITS else self.launches)[name] += 1
             if name in _COPIES and _waits(name, args, kwargs or {}):
                 self.waits[name] += 1
