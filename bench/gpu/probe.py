@@ -24,8 +24,10 @@ from bench import report, roofline
 from bench.gpu.stages import ENGINE
 
 # The methods that train by steps, with the campaign that has them.
-STEPPED = dict.fromkeys(("fine_tune", "ewc", "lwf", "visual_prompt", "lora"), "imagenet_rib")
-STEPPED |= dict.fromkeys(("l2sp", "spd"), "imagenet_rib_plus")
+STEPPED: dict[str, str] = {
+    **dict.fromkeys(("fine_tune", "ewc", "lwf", "visual_prompt", "lora"), "imagenet_rib"),
+    **dict.fromkeys(("l2sp", "spd"), "imagenet_rib_plus"),
+}
 # For an H100, by reading and by others' measurements.
 PREDICTED = {
     "launch of an operator": "5 to 10 us of the host",

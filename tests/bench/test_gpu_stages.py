@@ -139,14 +139,14 @@ def test_results_of_a_cpu_and_pages_without_marks_are_refused(results, tmp_path,
 
 
 @pytest.mark.slow
-def test_stages_run_on_a_cpu(tmp_path, monkeypatch):
-    """Those left out are the bench's cases too, whose quick runs `test_bench` starts."""
+def test_the_programs_of_stages_run_on_a_cpu(tmp_path, monkeypatch):
+    """Those left out start the bench, as `engine` does too, or pytest, whose tests need a GPU."""
     monkeypatch.setenv("PYTHONPATH", str(command.ROOT))
-    names = ["probe", "tests", "optimizer", "engine", "profile"]
+    names = ["probe", "engine", "profile"]
     status, found = run(tmp_path, *names, "--small")
     assert status == 0, found
     assert {outcome["state"] for outcome in found.values()} == {"green"}
-    for file in ("probe.json", "optimizer-cpu.json", "engine.json", "profile.json"):
+    for file in ("probe.json", "evaluation-cpu.json", "engine.json", "profile.json"):
         assert json.loads((tmp_path / file).read_text())["machine"]["kind"] == "cpu"
     probe = json.loads((tmp_path / "probe.json").read_text())["items"]
     assert {f"step of {name}" for name in ("ewc", "spd", "lora")} < probe.keys()
