@@ -1,4 +1,5 @@
-# make demo | test | check | bench | gpu | docs | constraints; each first does the set-up that is missing.
+# make demo | test | check | bench | docs | constraints; each first does the set-up that is missing.
+# make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON or .venv, whose torch sees a GPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,9 +24,13 @@ check: setup
 bench: setup
 	@$(BIN)/python -m bench
 
-gpu: setup
-	@status=0; $(BIN)/python -m pytest tests/gpu || status=1; \
-	$(BIN)/python -m bench --device cuda || status=1; exit $$status
+gpu:
+	@for python in $(PYTHON) $(BIN)/python; do \
+	  if $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	    exec $$python -m bench.gpu $(STAGE) $(if $(OUT),--out "$(OUT)"); \
+	  fi; \
+	done; \
+	echo "no torch that sees a GPU, in $(PYTHON) or $(BIN)/python: make gpu PYTHON=/path/to/python"; exit 2
 
 setup: $(VENV)/ready
 

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     about = report.machine(device)
-    scale = contest.Scale(options.quick, options.batch, options.full)
+    scale = contest.Scale(options.quick, options.batch, options.full, options.drawn)
+    keeps = options.out is not None or not (options.quick or options.json)
     ceiling = roofline.measure(device, options.quick)
     print(report.header(about, ceiling))
     everything: dict[str, Any] = {}
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = True
             failure = {"gate": "red", "message": reason}
             everything[name] = report.content([], about, ceiling) | failure
-            if not (options.quick or options.json):
-                report.save(name, everything[name])
+            if keeps:
+                report.save(name, everything[name], options.out)
             continue
         rows: list[contest.Row] = []
         printed = report.markdown if options.markdown else report.table
@@ -65,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 timed = contest.hold(current, ceiling, device, seconds=options.seconds)
                 print(printed(timed, heads=not rows), flush=True)
                 rows += timed
+                if keeps:  # a later contest may not end in time
+                    so_far = report.content(rows, about, ceiling) | {"message": "unfinished"}
+                    report.save(name, so_far, options.out)
                 del current  # before the next is built: two would not fit
         except Exception as error:  # nor one that fails half-way
             message = {"message": _named(error)}
@@ -73,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report.rates(rows), end="\n" if rows and rows[0].rates else "")
         everything[name] = report.content(rows, about, ceiling) | message
         everything[name]["skipped"] = list(peers.SKIPPED)
-        if not (options.quick or options.json):
-            report.save(name, everything[name])
+        if keeps:
+            report.save(name, everything[name], options.out)
     if options.json:
         report.write(options.json, everything)
     return int(failed)
@@ -93,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, help="images a model's step (64; CUDA: 256)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
     parser.add_argument("--full", action="store_true", help="also sizes that take peers minutes")
+    parser.add_argument("--drawn", action="store_true", help="pictures of noise, not photos")
+    parser.add_argument("--out", type=Path, help="folder of the results; quick ones are kept too")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("--json", type=Path, help="all results here, not in bench/results/")
     return parser

@@ -40,12 +40,18 @@ CASES = (
 @dataclass(frozen=True)
 class Scale:
     """quick: tiny sizes. batch: images of a model's step, where 64 take too long. full: also sizes
-    at which a peer takes minutes.
+    at which a peer takes minutes. drawn: pictures of noise in place of photos, which are
+    downloaded; quick ones always are.
     """
 
     quick: bool = False
     batch: int | None = None
     full: bool = False
+    drawn: bool = False
+
+    @property
+    def draws(self) -> bool:
+        return self.quick or self.drawn
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,10 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     ):
         if scale.quick:
             arch, size, count = "test_vit", 32, 8
-        with _bench(arch, size, count, storage, device, drawn=scale.quick) as bench:
+        with _bench(arch, size, count, storage, device, drawn=scale.draws) as bench:
             yield _alphas(bench)
     arch, size, count = ("test_vit", 32, 8) if scale.quick else (vit, 224, 2048 if big else 32)
-    with _bench(arch, size, count, "raw", device, drawn=scale.quick) as bench:
+    with _bench(arch, size, count, "raw", device, drawn=scale.draws) as bench:
         yield _probes(bench)
 
 

@@ -79,7 +79,7 @@ def gate(device: torch.device) -> None:
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     count, size, workers = (8, 32, 1) if scale.quick else (512, 224, os.cpu_count() or 1)
-    with _bench(device, count, size, drawn=scale.quick, workers=workers) as bench:
+    with _bench(device, count, size, drawn=scale.draws, workers=workers) as bench:
         resident = Resident(bench.raw, device)
         stream, jpeg = (Stream(pack, device, workers=workers) for pack in (bench.raw, bench.jpeg))
         nbytes, load = resident_bytes(bench.raw), Load(count)

@@ -126,12 +126,12 @@ def rates(rows: Iterable[Row]) -> str:
     )
 
 
-def save(case: str, results: dict[str, Any]) -> Path:
-    """Writes `content` to bench/results/CASE-DEVICE.json, whole or not at all."""
+def save(case: str, results: dict[str, Any], folder: Path | None = None) -> Path:
+    """Writes `content` to CASE-DEVICE.json in the folder (bench/results), whole or not at all."""
     device = results["machine"]["kind"]
     if device == "cuda":
         device = re.sub(r"[^a-z0-9]+", "-", results["machine"]["device"].lower()).strip("-")
-    path = ROOT / "bench" / "results" / f"{case}-{device}.json"
+    path = (folder or ROOT / "bench" / "results") / f"{case}-{device}.json"
     write(path, {"case": case, **results})
     return path
 

@@ -81,7 +81,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def gate(device: torch.device) -> None:
     """Every method of the engine ends in the weights of the plain loop, with the method's own term
     in its loss, on the same batches."""
-    with _bench(device, "test_vit", 32, images=22, batch=4, drawn=True) as bench:
+    with opened(device, "test_vit", 32, images=22, batch=4, drawn=True) as bench:
         for recipe, settings in GATED.items():
             _check(bench, bench.builder(recipe, "train.warmup_steps=0", *settings))
 
@@ -113,7 +113,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     for title, arch, few, steps in sizes:
         batch, steps = (scale.batch or 64, 16) if gpu else (scale.batch or few, steps)
         with (
-            _bench(device, arch, size, steps * batch, batch, drawn=scale.quick) as bench,
+            opened(device, arch, size, steps * batch, batch, drawn=scale.draws) as bench,
             contextlib.ExitStack() as engines,
         ):
             peers = bench.peers(gpu)
@@ -198,7 +198,7 @@ class Bench:
     def device(self) -> torch.device:
         return self.files.device
 
-    def builder(self, recipe: str, *settings: str) -> Builder:
+    def builder(self, recipe: str, *settings: str, campaign: str = "imagenet_rib") -> Builder:
         """The builder of a cell whose downstream and upstream set are the photos."""
         model = self.files.model
         words = [
@@ -216,7 +216,7 @@ class Bench:
         if recipe == "ewc":
             words.append(f"method.fisher_images={self.files.batch}")
         words += settings
-        request = Request(f"imagenet_rib/{recipe}", tuple(words))
+        request = Request(f"{campaign}/{recipe}", tuple(words))
         resolved, pack = request.recipe(), self.files.raw
         packs = {resolved.downstream: pack, resolved.dataset.upstream: pack}
         sets = Sets(resolved, self.device, cache_folder(), packs, pack.classes)
@@ -358,11 +358,11 @@ def _peak_bytes(build: Callable[[], Run], device: torch.device) -> tuple[Run, fl
 
 
 @contextlib.contextmanager
-def _bench(
+def opened(
     device: torch.device, arch: str, size: int, images: int, batch: int, *, drawn: bool
 ) -> Iterator[Bench]:
     """A benchmark in a temporary folder, with random weights: times do not depend on them."""
-    workers = 1 if drawn else os.cpu_count() or 1
+    workers = 1 if size == 32 else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name, _process_group(device):
         folder = Path(name)
         photos.write(folder / "files", images, drawn)

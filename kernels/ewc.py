@@ -18,9 +18,12 @@ Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorith
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.library import triton_op
@@ -74,8 +77,9 @@ def foreach_adamw_ewc_(
     updated. anchors None: no penalty; fishers None: the identity. steps count from 1. penalty: fp32
     or fp64 scalar on the same device, to which the penalty's value before the step is added.
 
-    CUDA tensors go to the Triton kernel, a launch each; others to the reference in cache-sized
-    chunks, or whole inside torch.compile.
+    CUDA tensors go to a Triton kernel, one launch for all of a device that have the same step, the
+    penalty's value included; others to the reference in cache-sized chunks, or whole inside
+    torch.compile.
 
     On CUDA, torch.compile compiles a step anew for every step and lr, which it takes for constants.
 
@@ -91,7 +95,7 @@ def foreach_adamw_ewc_(
         decay = 1 - lr * weight_decay
         scalars.append([lam, decay, step_size, 1 - beta1, beta2, 1 - beta2, v_scale, eps])
     rows = _rows(thetas, state, anchors, fishers, penalty, scalars)
-    _step(_adamw, reference.adamw_ewc_, rows, penalty)
+    _step(_adamw, _adamw_table_kernel, reference.adamw_ewc_, rows, penalty)
 
 
 def sgd_ewc_(
@@ -137,7 +141,7 @@ def foreach_sgd_ewc_(
     state = {"grad": grads, "momentum_buffer": momentum_buffers}
     scalars = [[lam, weight_decay, momentum, lr]] * len(thetas)
     rows = _rows(thetas, state, anchors, fishers, penalty, scalars)
-    _step(_sgd, reference.sgd_ewc_, rows, penalty)
+    _step(_sgd, _sgd_table_kernel, reference.sgd_ewc_, rows, penalty)
 
 
 def _listed(tensor: Tensor | None) -> list[Tensor] | None:
@@ -196,11 +200,18 @@ def _check(theta: Tensor, tensors: dict[str, Tensor | None], penalty: Tensor | N
 
 def _step(
     op: Callable[..., None],
+    table: Any,
     twin: Callable[..., Tensor | None],
     rows: list[tuple[list[Tensor | None], list[float]]],
     penalty: Tensor | None,
 ) -> None:
-    """A row for each parameter, by the kernel or by its twin."""
+    """A row for each parameter, by a kernel or by its twin.
+
+    Several rows on a GPU are one launch, but in a graph that torch.compile traces, which cannot
+    know addresses.
+    """
+    if len(rows) > 1 and not torch.compiler.is_compiling():
+        rows = _by_table(table, rows, penalty)
     for flat, scalars in rows:
         theta = flat[0]
         assert theta is not None
@@ -217,13 +228,30 @@ def _step(
                 penalty.add_(value)
 
 
+def _by_table(
+    kernel: Any, rows: list[tuple[list[Tensor | None], list[float]]], penalty: Tensor | None
+) -> list[tuple[list[Tensor | None], list[float]]]:
+    """Steps the rows on GPUs, a launch for all on a device with the same scalars; those left."""
+    alike: dict[tuple[Any, ...], list[list[Tensor | None]]] = {}
+    left = []
+    for flat, scalars in rows:
+        theta = flat[0]
+        assert theta is not None
+        if theta.is_cuda:
+            alike.setdefault((theta.device, *scalars), []).append(flat)
+        else:
+            left.append((flat, scalars))
+    for (_, *scalars), tensors in alike.items():
+        _launch_table(kernel, tensors, penalty, scalars)
+    return left
+
+
 @jit
 def _penalised(
     theta,
     grad,
     anchor,
     fisher,
-    partials,
     at,
     valid,
     lam,
@@ -231,9 +259,10 @@ def _penalised(
     HAS_FISHER: tl.constexpr,
     WITH_PENALTY: tl.constexpr,
 ):
-    """theta and the gradient with the penalty's; the block's share of the penalty is stored."""
+    """theta, the gradient with the penalty's, and the block's share of the penalty."""
     x = tl.load(theta + at, mask=valid, other=0.0)
     g = tl.load(grad + at, mask=valid, other=0.0)
+    share = 0.0
     if HAS_ANCHOR:
         distance = x - tl.load(anchor + at, mask=valid, other=0.0)
         pull = lam * distance
@@ -241,8 +270,70 @@ def _penalised(
             pull *= tl.load(fisher + at, mask=valid, other=0.0)
         g += pull
         if WITH_PENALTY:
-            tl.store(partials + tl.program_id(0), tl.sum(0.5 * pull * distance, 0))
-    return x, g
+            share = tl.sum(0.5 * pull * distance, 0)
+    return x, g, share
+
+
+@jit
+def _adamw_update(
+    theta,
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    anchor,
+    fisher,
+    at,
+    valid,
+    lam,
+    decay,
+    step_size,
+    one_minus_beta1,
+    beta2,
+    one_minus_beta2,
+    v_scale,
+    eps,
+    HAS_ANCHOR: tl.constexpr,
+    HAS_FISHER: tl.constexpr,
+    WITH_PENALTY: tl.constexpr,
+):
+    x, g, share = _penalised(
+        theta, grad, anchor, fisher, at, valid, lam, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY
+    )
+    m = tl.load(exp_avg + at, mask=valid, other=0.0)
+    v = tl.load(exp_avg_sq + at, mask=valid, other=0.0)
+    m += one_minus_beta1 * (g - m)
+    v = beta2 * v + one_minus_beta2 * g * g
+    x = decay * x - step_size * m / (tl.sqrt(v) * v_scale + eps)
+    tl.store(theta + at, x, mask=valid)
+    tl.store(exp_avg + at, m, mask=valid)
+    tl.store(exp_avg_sq + at, v, mask=valid)
+    return share
+
+
+@jit
+def _sgd_update(
+    theta,
+    grad,
+    momentum_buffer,
+    anchor,
+    fisher,
+    at,
+    valid,
+    lam,
+    weight_decay,
+    momentum,
+    lr,
+    HAS_ANCHOR: tl.constexpr,
+    HAS_FISHER: tl.constexpr,
+    WITH_PENALTY: tl.constexpr,
+):
+    x, g, share = _penalised(
+        theta, grad, anchor, fisher, at, valid, lam, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY
+    )
+    m = momentum * tl.load(momentum_buffer + at, mask=valid, other=0.0) + (g + weight_decay * x)
+    tl.store(theta + at, x - lr * m, mask=valid)
+    tl.store(momentum_buffer + at, m, mask=valid)
+    return share
 
 
 @jit
@@ -269,18 +360,12 @@ def _adamw_kernel(
     WITH_PENALTY: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = at < n
-    x, g = _penalised(
-        theta, grad, anchor, fisher, partials, at, valid, lam, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY
-    )
-    m = tl.load(exp_avg + at, mask=valid, other=0.0)
-    v = tl.load(exp_avg_sq + at, mask=valid, other=0.0)
-    m += one_minus_beta1 * (g - m)
-    v = beta2 * v + one_minus_beta2 * g * g
-    x = decay * x - step_size * m / (tl.sqrt(v) * v_scale + eps)
-    tl.store(theta + at, x, mask=valid)
-    tl.store(exp_avg + at, m, mask=valid)
-    tl.store(exp_avg_sq + at, v, mask=valid)
+    share = _adamw_update(
+        theta, grad, exp_avg, exp_avg_sq, anchor, fisher, at, at < n, lam, decay, step_size,
+        one_minus_beta1, beta2, one_minus_beta2, v_scale, eps, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY,
+    )  # fmt: skip
+    if WITH_PENALTY:
+        tl.store(partials + tl.program_id(0), share)
 
 
 @jit
@@ -302,13 +387,204 @@ def _sgd_kernel(
     WITH_PENALTY: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = at < n
-    x, g = _penalised(
-        theta, grad, anchor, fisher, partials, at, valid, lam, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY
+    share = _sgd_update(
+        theta, grad, momentum_buffer, anchor, fisher, at, at < n, lam, weight_decay, momentum, lr,
+        HAS_ANCHOR, HAS_FISHER, WITH_PENALTY,
+    )  # fmt: skip
+    if WITH_PENALTY:
+        tl.store(partials + tl.program_id(0), share)
+
+
+@jit
+def _tensor(pointers, count, role: tl.constexpr, number, ALIGNED: tl.constexpr):
+    """The fp32 tensor that a table has for a role, of parameter `number`."""
+    start = tl.load(pointers + role * count + number).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+    return start
+
+
+@jit
+def _place(owners, firsts, sizes, BLOCK: tl.constexpr):
+    """The number of the program's parameter, its first element there, and how many follow."""
+    number = tl.load(owners + tl.program_id(0))
+    start = (tl.program_id(0) - tl.load(firsts + number)).to(tl.int64) * BLOCK
+    return number, start, tl.load(sizes + number) - start
+
+
+@jit
+def _add_penalty(penalty, partials, arrived, share, blocks, BLOCK: tl.constexpr):
+    """The program that comes last adds all shares, in one order, so that the sum is repeatable."""
+    tl.store(partials + tl.program_id(0), share)
+    if tl.atomic_add(arrived, 1) == blocks - 1:
+        total = tl.zeros((BLOCK,), tl.float64)
+        for start in range(0, blocks, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            shares = tl.load(partials + at, mask=at < blocks, other=0.0, cache_modifier=".cg")
+            total += shares.to(tl.float64)
+        tl.store(penalty, tl.load(penalty) + tl.sum(total, 0))
+        tl.store(arrived, 0)  # for the next launch
+
+
+@jit(do_not_specialize=("count", "blocks"))
+def _adamw_table_kernel(
+    pointers,
+    owners,
+    firsts,
+    sizes,
+    penalty,
+    partials,
+    arrived,
+    count,
+    blocks,
+    lam,
+    decay,
+    step_size,
+    one_minus_beta1,
+    beta2,
+    one_minus_beta2,
+    v_scale,
+    eps,
+    BLOCK: tl.constexpr,
+    HAS_ANCHOR: tl.constexpr,
+    HAS_FISHER: tl.constexpr,
+    WITH_PENALTY: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    number, start, left = _place(owners, firsts, sizes, BLOCK)
+    theta = _tensor(pointers, count, 0, number, ALIGNED)
+    grad = _tensor(pointers, count, 1, number, ALIGNED)
+    exp_avg = _tensor(pointers, count, 2, number, ALIGNED)
+    exp_avg_sq = _tensor(pointers, count, 3, number, ALIGNED)
+    anchor = _tensor(pointers, count, 4, number, ALIGNED)
+    fisher = _tensor(pointers, count, 5, number, ALIGNED)
+    at, every = start + tl.arange(0, BLOCK), tl.full((BLOCK,), True, tl.int1)
+    if left >= BLOCK:  # without a mask that depends on a size, loads are wide
+        share = _adamw_update(
+            theta, grad, exp_avg, exp_avg_sq, anchor, fisher, at, every, lam, decay,
+            step_size, one_minus_beta1, beta2, one_minus_beta2, v_scale, eps, HAS_ANCHOR,
+            HAS_FISHER, WITH_PENALTY,
+        )  # fmt: skip
+    else:
+        share = _adamw_update(
+            theta, grad, exp_avg, exp_avg_sq, anchor, fisher, at, at < start + left, lam, decay,
+            step_size, one_minus_beta1, beta2, one_minus_beta2, v_scale, eps, HAS_ANCHOR,
+            HAS_FISHER, WITH_PENALTY,
+        )  # fmt: skip
+    if WITH_PENALTY:
+        _add_penalty(penalty, partials, arrived, share, blocks, BLOCK)
+
+
+@jit(do_not_specialize=("count", "blocks"))
+def _sgd_table_kernel(
+    pointers,
+    owners,
+    firsts,
+    sizes,
+    penalty,
+    partials,
+    arrived,
+    count,
+    blocks,
+    lam,
+    weight_decay,
+    momentum,
+    lr,
+    BLOCK: tl.constexpr,
+    HAS_ANCHOR: tl.constexpr,
+    HAS_FISHER: tl.constexpr,
+    WITH_PENALTY: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    number, start, left = _place(owners, firsts, sizes, BLOCK)
+    theta = _tensor(pointers, count, 0, number, ALIGNED)
+    grad = _tensor(pointers, count, 1, number, ALIGNED)
+    momentum_buffer = _tensor(pointers, count, 2, number, ALIGNED)
+    anchor = _tensor(pointers, count, 3, number, ALIGNED)
+    fisher = _tensor(pointers, count, 4, number, ALIGNED)
+    at, every = start + tl.arange(0, BLOCK), tl.full((BLOCK,), True, tl.int1)
+    if left >= BLOCK:  # without a mask that depends on a size, loads are wide
+        share = _sgd_update(
+            theta, grad, momentum_buffer, anchor, fisher, at, every, lam, weight_decay,
+            momentum, lr, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY,
+        )  # fmt: skip
+    else:
+        share = _sgd_update(
+            theta, grad, momentum_buffer, anchor, fisher, at, at < start + left, lam, weight_decay,
+            momentum, lr, HAS_ANCHOR, HAS_FISHER, WITH_PENALTY,
+        )  # fmt: skip
+    if WITH_PENALTY:
+        _add_penalty(penalty, partials, arrived, share, blocks, BLOCK)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which program steps what, for parameters of these sizes on one device.
+
+    owners int32 [programs]: a program's parameter; firsts int32 [T]: a parameter's first program;
+    sizes int64 [T]; arrived int32 []: how many programs of a launch are done, 0 between launches.
+    """
+
+    owners: Tensor
+    firsts: Tensor
+    sizes: Tensor
+    arrived: Tensor
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(sizes: tuple[int, ...], device: torch.device) -> _Layout:
+    blocks = -(-np.array(sizes) // _BLOCK)
+    owners = np.repeat(np.arange(len(sizes)), blocks).astype(np.int32)
+    firsts = (np.cumsum(blocks) - blocks).astype(np.int32)
+    arrived = np.zeros((), np.int32)
+    arrays = owners, firsts, np.array(sizes), arrived
+    return _Layout(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+@functools.lru_cache(maxsize=16)
+def _pointers(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """Addresses on the device, which does not make the host wait. Gradients are mostly where those
+    of the step before were, so that nothing is copied."""
+    table = torch.tensor(addresses, dtype=torch.int64)
+    table = table.pin_memory() if device.type == "cuda" else table
+    return table.to(device, non_blocking=True)
+
+
+def _launch_table(
+    kernel: Any,
+    rows: Sequence[Sequence[Tensor | None]],
+    penalty: Tensor | None,
+    scalars: list[float],
+) -> None:
+    """One launch for all rows, each the flat tensors of a parameter in the order of the twin."""
+    first = rows[0]
+    theta, (anchor, fisher) = first[0], first[-2:]
+    assert theta is not None
+    layout = _layout(tuple(row[0].numel() for row in rows if row[0] is not None), theta.device)
+    blocks = len(layout.owners)
+    if not blocks:
+        return
+    roles = zip(*rows, strict=True)
+    addresses = tuple(0 if t is None else t.data_ptr() for role in roles for t in role)
+    with_penalty = penalty is not None and anchor is not None
+    launcher(kernel)[(blocks,)](
+        _pointers(addresses, theta.device),
+        layout.owners,
+        layout.firsts,
+        layout.sizes,
+        penalty if with_penalty else theta,
+        theta.new_empty(blocks) if with_penalty else theta,
+        layout.arrived,
+        len(rows),
+        blocks,
+        *scalars,
+        BLOCK=_BLOCK,
+        HAS_ANCHOR=anchor is not None,
+        HAS_FISHER=fisher is not None,
+        WITH_PENALTY=with_penalty,
+        ALIGNED=all(address % 16 == 0 for address in addresses),
+        num_warps=_WARPS,
     )
-    m = momentum * tl.load(momentum_buffer + at, mask=valid, other=0.0) + (g + weight_decay * x)
-    tl.store(theta + at, x - lr * m, mask=valid)
-    tl.store(momentum_buffer + at, m, mask=valid)
 
 
 def _launch(
@@ -377,7 +653,7 @@ def specializations() -> list[dict[str, Any]]:
     tensors = ("theta", "grad", "exp_avg", "exp_avg_sq", "momentum_buffer", "anchor", "fisher")
     kinds = dict.fromkeys((*tensors, "partials"), "*fp32") | {"n": "i32"}
     variants = {"plain": (), "identity": flags[:1], "ewc": flags[:2], "ewc+value": flags[:3]}
-    return [
+    specs = [
         {
             "name": f"{name} {variant}",
             "fn": fn,
@@ -390,6 +666,27 @@ def specializations() -> list[dict[str, Any]]:
         for name, fn, read, written in (
             ("adamw_ewc_", _adamw_kernel, 4, 3),
             ("sgd_ewc_", _sgd_kernel, 3, 2),
+        )
+        for variant, given in variants.items()
+    ]
+    table = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
+    table |= {"penalty": "*fp32", "partials": "*fp32", "arrived": "*i32"}
+    table |= {"count": "i32", "blocks": "i32"}
+    flags = (*flags, "ALIGNED")
+    return specs + [
+        {
+            "name": f"{name} table {variant}",
+            "fn": fn,
+            "signature": {a: table.get(a, "fp32") for a in fn.arg_names if a not in flags},
+            "constexprs": {"BLOCK": _BLOCK, "ALIGNED": True}
+            | {flag: flag in given for flag in flags[:3]},
+            "num_warps": _WARPS,
+            "bytes_per_element": 4 * (read + len(given[:2]) + written),
+            "streams": (read + len(given[:2]), written),
+        }
+        for name, fn, read, written in (
+            ("adamw_ewc_", _adamw_table_kernel, 4, 3),
+            ("sgd_ewc_", _sgd_table_kernel, 3, 2),
         )
         for variant, given in variants.items()
     ]

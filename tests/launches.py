@@ -1,8 +1,9 @@
 """Counts what the host asks of a GPU, on a machine without one.
 
 A launch is a kernel of this package, or an operator of PyTorch that computes or copies; a wait is
-an operator or a method by which the host reads a tensor. Views and fresh memory are neither. On a
-GPU an operator may be more than one launch, so what is counted is a lower bound.
+an operator or a method by which the host reads a tensor, or a copy between host and GPU that is
+not made from pinned memory without waiting. Views and fresh memory are neither. On a GPU an
+operator may be more than one launch, so what is counted is a lower bound.
 """
 
 from __future__ import annotations
@@ -14,16 +15,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from torch._C import DisableTorchFunction
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from kernels import launch
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh"}
 _FREE |= {"squeeze_", "unsqueeze_"}
 _WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
+_COPIES = {"_to_copy", "copy_"}
 _READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
+
+
+def _waits(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Whether the host waits for a copy. `pinned` is set by who stands in for `pin_memory`."""
+    if name == "copy_":
+        target, source = args[:2]
+        to, without_waiting = target.device, options.get("non_blocking", (*args, False)[2])
+    else:
+        target = source = args[0]
+        to, without_waiting = options.get("device", source.device), options.get("non_blocking")
+    if "cuda" not in (source.device.type, to.type) or source.device.type == to.type:
+        return False
+    on_host = source if source.device.type == "cpu" else target
+    return not (without_waiting and getattr(on_host, "pinned", False))
+
+
+def _is_on_host(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Whether a traced operator reads tensors of the CPU alone, and leaves its result there."""
+    traced = [t for t in tree_leaves(args) if isinstance(t, FakeTensor)]
+    devices = {t.device.type for t in traced} | {torch.device(options.get("device") or "cpu").type}
+    return bool(traced) and devices == {"cpu"}
 
 
 class _Reads(TorchFunctionMode):
@@ -32,7 +58,9 @@ class _Reads(TorchFunctionMode):
         self.waits = waits
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if (name := getattr(func, "__name__", "")) in _READS:
+        # A traced program's tensors say where they are; a CPU's that is run stand for a GPU's.
+        on_host = args and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu"
+        if (name := getattr(func, "__name__", "")) in _READS and not on_host:
             self.waits[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -55,8 +83,11 @@ class Counts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if func.namespace == "aten" and name not in _FREE and not func.is_view:
+        free = name in _FREE or func.is_view or (name == "dropout" and not args[2])
+        if func.namespace == "aten" and not free and not _is_on_host(args, kwargs or {}):
             (self.waits if name in _WAITS else self.launches)[name] += 1
+            if name in _COPIES and _waits(name, args, kwargs or {}):
+                self.waits[name] += 1
         return func(*args, **(kwargs or {}))
 
     def launch(self, kernel: Any, grid: Any, arguments: Any, options: Any) -> None:

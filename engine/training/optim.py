@@ -174,7 +174,7 @@ class EWCAdamW(_EWC):
         for theta in thetas:
             state = self.state[theta]
             # On the host, also where a checkpoint put it elsewhere: reading it must not wait.
-            state["step"] = state.get("step", torch.zeros(())).cpu() + 1
+            state["step"] = state.get("step", torch.tensor(0.0)).cpu() + 1
         steps = [int(self.state[theta]["step"]) for theta in thetas]
         foreach_adamw_ewc_(*tensors, steps=steps, **options)
 

@@ -12,7 +12,7 @@ import torch
 from bench import contest
 from kernels import reference
 from kernels.distill import distill_loss
-from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 from kernels.fisher import fisher_diagonal
 from kernels.fisher.outer_squares import outer_squares
 from kernels.interpolation import interpolate
@@ -69,6 +69,26 @@ def test_ewc_steps_equal_float64(size, misaligned):
         for actual, expected in zip(tensors_fp32, truth, strict=True):
             torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(penalty, value, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("misaligned", [0, 1])
+def test_one_ewc_step_of_many_tensors_equals_a_launch_each(misaligned):
+    sizes = [0, 3, 1024, 100_003, 7]
+    tensors = [randn(6, size + misaligned)[:, misaligned:] for size in sizes]
+    for rows in tensors:
+        rows[3:].square_()
+    options = {"lr": 0.03, "weight_decay": 0.1, "lam": 0.7}
+    penalties = torch.zeros(2, dtype=torch.float64, device=CUDA)
+    together = [[t.clone() for t in rows.unbind()] for rows in tensors]
+    alone = [[t.clone() for t in row] for row in together]
+    for _ in range(3):
+        columns = [list(column) for column in zip(*together, strict=True)]
+        foreach_adamw_ewc_(*columns, steps=[1] * len(sizes), **options, penalty=penalties[0])
+        for row in alone:
+            adamw_ewc_(*row, step=1, **options, penalty=penalties[1])
+    for row, right in zip(together, alone, strict=True):
+        assert all(map(torch.equal, row, right))
+    torch.testing.assert_close(*penalties, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -231,6 +251,8 @@ def test_nothing_waits_for_the_gpu():
     def run() -> None:
         adamw_ewc_(*numbers, step=1, lr=0.1, lam=1.0, penalty=penalty)
         sgd_ewc_(*numbers[:5], lr=0.1, lam=1.0, penalty=penalty)
+        halves = [list(row.split(2500)) for row in numbers]
+        foreach_adamw_ewc_(*halves, steps=[1, 1], lr=0.1, lam=1.0, penalty=penalty)
         distill_loss(logits, logits.detach(), labels).sum().backward()
         interpolate(numbers, weights, out=out)
         outer_squares(logits.detach()[None], logits.detach()[None])

@@ -223,12 +223,63 @@ def test_kernel_in_the_interpreter():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_interpreted_kernel_equals_float64(name, size, variant, monkeypatch):
-    def on_gpu(op, twin, rows, penalty):
+    def on_gpu(op, table, twin, rows, penalty):
         for flat, scalars in rows:
             op(*flat, penalty, scalars)
 
     monkeypatch.setattr(ewc, "_step", on_gpu)
     assert_equal_to_truth(name, case(size, variant))
+
+
+def table_steps(name, numbers, absent, penalty, together, aligned=True):
+    """Two steps of parameters whose tensors are `numbers`, by one launch or by a launch each."""
+    generator = torch.Generator().manual_seed(1)
+    scalars = [LAM, *torch.rand(7 if name == "adamw" else 3, generator=generator).tolist()]
+    rows = []
+    for given in numbers:
+        row = [t.clone() if aligned else misaligned(t) for t in given]
+        rows.append([None if k in absent else t for k, t in enumerate(row)])
+    for _ in range(2):  # what a launch leaves behind must not show in the next
+        if together:
+            kernel = ewc._adamw_table_kernel if name == "adamw" else ewc._sgd_table_kernel
+            ewc._launch_table(kernel, rows, penalty, scalars)
+        else:
+            for row in rows:
+                (ewc._adamw if name == "adamw" else ewc._sgd)(*row, penalty, scalars)
+    return [t for row in rows for t in row if t is not None]
+
+
+@interpreted
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_interpreted_table_steps_all_tensors_at_once(name, aligned, variant):
+    """Bit for bit as a launch each; the penalty's value is added in another order."""
+    generator = torch.Generator().manual_seed(1)
+    roles = 6 if name == "adamw" else 5
+    absent = {"plain": (roles - 2, roles - 1), "identity": (roles - 1,), "fisher": ()}[variant]
+    sizes = [0, 64, 1, 700, 1024, 0, 3000, 3]
+    numbers = [torch.rand(roles, size, generator=generator) for size in sizes]
+    penalties = torch.zeros(2, dtype=torch.float64)
+    ends = [
+        table_steps(name, numbers, absent, penalty, together, aligned)
+        for together, penalty in zip((True, False), penalties, strict=True)
+    ]
+    for mine, right in zip(*ends, strict=True):
+        assert torch.equal(mine, right)
+    torch.testing.assert_close(*penalties, rtol=1e-6, atol=0)
+    assert penalties.all() == (variant != "plain")
+
+
+@interpreted
+def test_interpreted_table_hides_no_nan_and_takes_nothing():
+    numbers = [torch.rand(6, size) for size in (7, 5)]
+    numbers[1][1, 3] = float("nan")  # a gradient, which is in theta before the second step
+    penalty = torch.zeros(())
+    ends = table_steps("adamw", numbers, (), penalty, together=True)
+    assert not any(t.isnan().any() for t in ends[:6]) and penalty.isnan()
+    assert ends[6].isnan().nonzero().tolist() == [[3]]
+    table_steps("sgd", [torch.rand(5, 0)] * 2, (), torch.zeros(()), together=True)
 
 
 @interpreted

@@ -1,0 +1,158 @@
+"""Runs the stages of `make gpu` one after the other, each in processes of its own.
+
+    python -m bench.gpu [STAGE ...] [--out FOLDER]
+    python -m bench.gpu --device cpu --small      every stage on a CPU, to see that it runs
+
+A stage that fails or takes too long is red and does not stop the others; one whose packages are
+missing is not run, and they are named. FOLDER/summary.json says what became of each, and is written
+after each. Exit status: 1 where a stage is red or none could run, 2 for words that fit nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.stages import MINUTES, Stage, chosen, python, stages
+
+ROOT = Path(__file__).parents[2]
+GREEN, RED, NOT_RUN = "green", "red", "not run"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    out = options.out.resolve()
+    try:
+        todo = chosen(options.stages, stages(out, options.device, options.small))
+    except ValueError as error:
+        print(error)
+        return 2
+    if options.device == "cuda" and not _sees_gpu():
+        print("torch sees no GPU here; --device cpu --small tries the stages without one")
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes: dict[str, dict[str, Any]] = {}
+    for stage in todo:
+        print(f"\n== {stage.name}", flush=True)
+        outcomes[stage.name] = outcome = run(stage, out, 60 * options.minutes)
+        write(out / "summary.json", {"device": options.device, "stages": outcomes})
+        print(f"== {stage.name}: {_sentence(outcome)}", flush=True)
+    for state in (NOT_RUN, RED):
+        names = [name for name, outcome in outcomes.items() if outcome["state"] == state]
+        if names:
+            print(f"{state}: {', '.join(names)}")
+    states = {outcome["state"] for outcome in outcomes.values()}
+    return int(RED in states or GREEN not in states)
+
+
+def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
+    """What became of a stage: its state, its seconds, and why where it is not green.
+
+    Its output is shown, and is kept in STAGE.log. A command that fails does not stop the next one.
+    """
+    if stage.missing:
+        return {"state": NOT_RUN, "seconds": 0.0, "missing": stage.missing}
+    begin = time.monotonic()
+    faults = []
+    with (out / f"{stage.name}.log").open("w") as log:
+        for command in stage.commands:
+            left = seconds - (time.monotonic() - begin)
+            fault = _run(python(command), log, left)
+            if fault:
+                faults.append(f"{' '.join(command[:3])}: {fault}")
+    took = time.monotonic() - begin
+    why = {"why": faults} if faults else {}
+    return {"state": RED if faults else GREEN, "seconds": took} | why
+
+
+def _run(command: list[str], log: Any, seconds: float) -> str:
+    """Why a command failed; empty where it did not. All its processes are gone afterwards."""
+    if seconds <= 0:
+        return "no time was left for it"
+    environment = os.environ | {"RIB_PROGRESS": "off"}
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    timer = _Timer(child, seconds)
+    with child, timer:
+        assert child.stdout is not None
+        for line in child.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            log.write(line)
+            log.flush()
+    if timer.rang:
+        return f"stopped after {seconds:.0f} s"
+    return f"exit status {child.returncode}" if child.returncode else ""
+
+
+class _Timer:
+    """Ends a command's session when its time is over, and what it left behind when it ended."""
+
+    def __init__(self, child: subprocess.Popen[str], seconds: float) -> None:
+        import threading
+
+        self.child, self.rang = child, False
+        self._clock = threading.Timer(seconds, self._ring)
+
+    def __enter__(self) -> _Timer:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
+        self._end()
+
+    def _ring(self) -> None:
+        self.rang = True
+        self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+
+
+def write(path: Path, what: Any) -> None:
+    """JSON, whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(what, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _sentence(outcome: dict[str, Any]) -> str:
+    if outcome["state"] == NOT_RUN:
+        return f"not run, this Python lacks {', '.join(outcome['missing'])}"
+    text = f"{outcome['state']}, {outcome['seconds']:.0f} s"
+    return "; ".join([text, *outcome.get("why", ())])
+
+
+def _sees_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="stage")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the stages")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of each stage at most")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What one training step and one evaluated batch ask of a GPU's host: launches, and no wait."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced, traced
+from grids import grid, prepared
+from launches import counted
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from engine.evaluation import features
+from engine.evaluation.bank import Forward, ModelBank
+from engine.evaluation.batches import read, reduced
+from engine.evaluation.reduction import Reduction
+from engine.models.form import Form
+from engine.training import loop, optim, watch
+from loaders.batch import on_device
+
+__all__ = ["grid"]
+# Launches of a step of test_vit (6 blocks, 80 tensors) under bf16, without torch.compile, which
+# makes few of them: 196 are copies to bf16. What a method adds to fine-tuning is the difference.
+STEPS = {
+    "fine_tune": 495,
+    "ewc": 495,
+    "l2sp": 495,
+    "lwf": 499,
+    "visual_prompt": 399,
+    "lora": 503,
+    "spd": 764,
+}
+A_BATCH = 79  # of evaluation
+
+
+@pytest.mark.slow
+def test_steps_and_batches_on_fake_tensors(tmp_path):
+    run_traced(__file__, tmp_path)
+
+
+class Marks:
+    """In place of snapshots: the counts after every optimizer step."""
+
+    def __init__(self, counts):
+        self.counts, self.launches, self.waits = counts, [], []
+
+    def take(self, step, method):
+        self.launches.append(self.counts.launches.copy())
+        self.waits.append(self.counts.waits.copy())
+
+    @property
+    def last_step(self) -> tuple[Counter[str], Counter[str]]:
+        return self.launches[-1] - self.launches[-2], self.waits[-1] - self.waits[-2]
+
+
+def a_step(grid, name, monkeypatch, *words):
+    """Launches and waits of the last step of training by `engine.training.loop`."""
+    words = (f"method={name}", *FORM, "train.epochs=1", "train.warmup_steps=0", *words)
+    was = prepared(grid, *words)
+    builder, method = was.builder, was.method
+    # These read the loss and the weights, a few times an epoch.
+    monkeypatch.setattr(watch.Watch, "look", lambda *_: 0.0)
+    monkeypatch.setattr(watch.Watch, "keep", lambda *_: None)
+    track = optim.track
+    monkeypatch.setattr(optim, "track", lambda engine: track(engine) and (lambda: 0.0))
+    with on_fake_gpu(builder) as run:
+        moved(method)
+        method.autocast = run.autocast
+        method.penalty, method.projection = moved(method.penalty), moved(method.projection)
+        if hasattr(method, "teacher"):
+            method.teacher = features.teacher(run, run.base, run.target)
+        engine = loop.initialize(method, run)
+        with counted(run=False) as counts:
+            marks = Marks(counts)
+            loop.epochs(engine, method, run, marks)
+        loop.close(engine)
+    return marks.last_step
+
+
+@traced
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "sgd") for name in STEPS), ("ewc", "adamw")]
+)
+def test_traced_steps_wait_for_nothing(grid, name, optimizer, monkeypatch):
+    launches, waits = a_step(grid, name, monkeypatch, f"optimizer.name={optimizer}")
+    assert not waits
+    most = STEPS[name]
+    assert most - 50 < launches.total() <= most, launches
+    kernels = {kernel: n for kernel, n in launches.items() if kernel.endswith("_kernel")}
+    pulls = {f"_{optimizer}_table_kernel": 1} if name in ("ewc", "l2sp") else {}
+    assert kernels == {"_distill_kernel": 1} | pulls
+
+
+@traced
+def test_traced_batches_wait_for_nothing(grid):
+    builder = prepared(grid, *FORM).builder
+    with on_fake_gpu(builder) as run:
+        labelled, cell = run.target, run.base
+        bank = ModelBank(run, [{cell.name: 1.0}], {cell.name: cell}, 0)
+        nets = bank.models(bank.groups[0])
+        forward, reduction = Forward(run), Reduction(labelled, CUDA)
+        kind = Form.of_evaluation(run.recipe, CUDA).precision
+        counts = []
+        for batches in (1, 2, 3):
+            piece = labelled.split("all")[: batches * run.recipe.evaluate.batch_size]
+            with counted(run=False) as count:
+                (pixels,) = read(run, labelled, [piece], "")
+                reduced(forward, nets, pixels, kind, reduction)
+            counts.append(count)
+    launches = counts[2].launches - counts[1].launches
+    assert not counts[2].waits and 60 < launches.total() <= A_BATCH, launches
+
+
+@traced
+def test_traced_waits_are_seen():
+    """What the other tests say is not there."""
+    with fake_gpu(), counted(run=False) as counts:
+        on_gpu, on_host = torch.empty(3, device=CUDA), torch.empty(3)
+        on_device(np.zeros(3), CUDA)
+        assert not counts.waits
+        on_host.to(CUDA)
+        on_host.to(CUDA, non_blocking=True)  # from memory that is not pinned
+        torch.tensor([1.0, 2.0], device=CUDA)
+        on_gpu.copy_(on_host)
+        on_gpu.cpu()
+        assert counts.waits == {"_to_copy": 4, "copy_": 1, "cpu": 1}
+        for wait in (torch.Tensor.item, torch.nonzero, bool, torch.Tensor.unique):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                wait(on_gpu[:1])

@@ -1,0 +1,171 @@
+"""The engine's programs on CUDA tensors without memory, in a process of their own.
+
+A test module marks such tests with `traced` and starts itself again through `run_traced`. Kernels
+and operators are counted (`launches.counted`) and not run; what the host would have to wait for is
+counted too, or raises an error, since such a tensor has no numbers to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from engine import models
+from engine.evaluation import bank
+from engine.grid.build import Builder
+from engine.run import Run
+from engine.store.cells import Cell
+from loaders.batch import Batch
+
+CUDA = torch.device("cuda:0")
+TRACING = os.environ.get("RIB_TRACING") == "1"
+traced = pytest.mark.skipif(not TRACING, reason="runs in the tracing process")
+# As on a GPU, but not compiled: a graph's launches are the compiler's.
+FORM = ("train.precision=bf16", "evaluate.precision=bf16")
+FORM += ("train.compile=never", "evaluate.compile=never")
+
+
+def run_traced(test_file: str, folder: Path) -> None:
+    """Fails with the child's output unless its `traced_` tests ran and passed."""
+    if TRACING:
+        pytest.skip("already inside the tracing process")
+    environment = os.environ | {"RIB_TRACING": "1", "OMP_NUM_THREADS": "1"}
+    if torch.version.cuda is None:
+        environment["LD_PRELOAD"] = str(_stand_in(folder))
+    command = [sys.executable, "-m", "pytest", "-v", "-x", test_file, "-k", "traced_"]
+    command += ["-p", "no:cacheprovider", f"--basetemp={folder / 'child'}"]
+    root = Path(__file__).parent.parent
+    child = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=600
+    )
+    summary = child.stdout[-6000:] + child.stderr[-2000:]
+    assert child.returncode == 0, summary
+    assert " passed" in summary and " skipped" not in summary, summary
+
+
+def _stand_in(folder: Path) -> Path:
+    """The compiled library by which torch's CPU build can trace CUDA tensors."""
+    torch_folder, library = Path(torch.__file__).parent, folder / "cuda_stand_in.so"
+    source = Path(__file__).with_name("cuda_stand_in.cpp")
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch_folder / 'include'}"]
+    command += [str(source), f"-L{torch_folder / 'lib'}", "-lc10"]
+    command += [f"-Wl,-rpath,{torch_folder / 'lib'}", "-o", str(library)]
+    subprocess.run(command, check=True, timeout=300)
+    return library
+
+
+@torch.library.impl("aten::_fused_sgd_", "Meta")  # torch has one for AdamW's, none for SGD's
+def _fused_sgd(*_: Any, **__: Any) -> None:
+    pass
+
+
+class _Images:
+    """A set's batches: images and labels on the GPU, without content."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
+        for index in batches:
+            n, size = len(index), self.size
+            labels = torch.empty(n, dtype=torch.int64, device=CUDA)
+            shape = (n, 3, size, size)
+            gather = lambda shape=shape: torch.empty(shape, dtype=torch.uint8, device=CUDA)  # noqa: E731
+            yield Batch(index, labels, gather)
+
+
+@contextlib.contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Tensors without content, on the fake GPU too; `pin_memory` can be told from a plain copy."""
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+        patch.setattr(torch.Tensor, "pin_memory", _pinned)
+        yield
+
+
+@contextlib.contextmanager
+def on_fake_gpu(builder: Builder) -> Iterator[Run]:
+    """The run of a CPU's builder, moved to a GPU whose tensors have no content.
+
+    Its artefacts, which must be finished, are those of the CPU; networks and batches are fake.
+    """
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.accelerator import get_accelerator
+
+    on_cpu = builder.run
+    network, create, state = Run.network, models.create, Cell.state
+
+    def fake_network(_: Run, cell: Cell) -> nn.Module:
+        return moved(copy.deepcopy(_with_content(network, on_cpu, cell)))
+
+    def fake_model(*arguments: Any) -> nn.Module:
+        net = _with_content(create, *arguments)
+        return moved(copy.deepcopy(net)) if detect_fake_mode() else net
+
+    images = _Images(builder.recipe.model.image_size)
+    accelerator, to = type(get_accelerator()), nn.Module.to
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerator, "device_name", lambda self, index=None: str(CUDA))
+        patch.setattr(accelerator, "current_device_name", lambda self: str(CUDA))
+        patch.setattr(DeepSpeedEngine, "_broadcast_model", lambda self: None)
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+        patch.setattr(
+            nn.Module, "to", lambda m, *a, **k: moved(m) if detect_fake_mode() else to(m, *a, **k)
+        )
+        patch.setattr(Run, "network", fake_network)
+        patch.setattr(models, "create", fake_model)
+        patch.setattr(Cell, "state", lambda cell: _with_content(state, cell))
+        patch.setattr(Run, "machine", on_cpu.machine)  # so that artefacts are those of the CPU
+        patch.setattr(type(on_cpu.sets), "source", lambda *_: images)
+        patch.setattr(bank, "free_memory", lambda _: 80e9)
+        with fake_gpu():
+            yield dataclasses.replace(on_cpu, device=CUDA)
+
+
+def _with_content(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function that reads files gives outside of the fake GPU."""
+    with unset_fake_temporarily():
+        return function(*arguments)
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.clone()
+    copied.pinned = True  # type: ignore[attr-defined]  # for `launches.counted`
+    return copied
+
+
+def moved(value: Any) -> Any:
+    """Modules in place, and tensors inside of other things copied, to the fake GPU."""
+    if isinstance(value, torch.Tensor):
+        if value.device == CUDA:
+            return value
+        on_gpu = torch.empty_like(value, device=CUDA, requires_grad=value.requires_grad)
+        return nn.Parameter(on_gpu, value.requires_grad) if _is_parameter(value) else on_gpu
+    if isinstance(value, nn.Module):
+        for module in value.modules():
+            for held in (module._parameters, module._buffers, vars(module)):
+                kept = {k: moved(v) for k, v in held.items() if isinstance(v, torch.Tensor)}
+                held.update(kept)
+    elif isinstance(value, Mapping):
+        return {name: moved(item) for name, item in value.items()}
+    elif dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{k: moved(v) for k, v in vars(value).items()})
+    return value
+
+
+def _is_parameter(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) or getattr(tensor, "_is_param", False)
