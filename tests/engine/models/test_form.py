@@ -175,11 +175,8 @@ def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, stage: str)
     threads = torch.get_num_threads()
     try:
         with pytest.raises(Started):
-            job.run(
-                argparse.Namespace(
-                    stage=stage, plan=tmp_path / "plan.json", column=SET, device="cpu", ranks=1
-                )
-            )
+            words = ["--plan", str(tmp_path / "plan.json"), "--column", SET, "--device", "cpu"]
+            job.run(job.parser().parse_args([stage, *words]))
     finally:
         torch.set_num_threads(threads)
     assert tf32 == {"matmul": False, "cudnn": False}

@@ -96,6 +96,7 @@ OPTIONS = {
     "runs": "runs",
     "source": "auto",
     "device": "auto",
+    "trackers": [],
     "threads": 1,
 }
 METHOD = """
