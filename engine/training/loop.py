@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from engine import models
-from engine.machine import compiled, ranks
+from engine.machine import compiled, pace, ranks
 from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
@@ -190,6 +190,7 @@ def epochs(
                 engine.backward(loss)
                 engine.step()
                 watch.add(loss.detach())
+                pace.PROCESS.add(len(share.index))
                 if throughput is not None:
                     throughput.add(len(share.index))
                 if not last:

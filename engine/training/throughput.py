@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import torch
 from torch import nn
 
 from engine.machine import precision
 from engine.machine.flops import flops, peak_tflops
+from engine.machine.pace import Pace
 from engine.run import Run
 
 
@@ -22,17 +22,15 @@ class Throughput:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = peak_tflops(name, kind) * 1e12
         self._per_image = _flops(net, recipe.model.image_size) if self._peak else 0.0
-        self._since, self._images = time.perf_counter(), 0
+        self._pace = Pace()
 
     def add(self, images: int) -> None:
         """images: of this rank."""
-        self._images += images
+        self._pace.add(images)
 
     def read(self) -> dict[str, float]:
         """`images/s` and, on a GPU whose peak is known, `mfu` of this rank since the last read."""
-        now = time.perf_counter()
-        rate = self._images / (now - self._since)
-        self._since, self._images = now, 0
+        rate = self._pace.read()
         values = {"images/s": rate}
         if self._peak:
             values["mfu"] = rate * self._per_image / self._peak
