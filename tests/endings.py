@@ -50,6 +50,9 @@ def follow(line: str, damaged: Path) -> None:
     if line.endswith("exists and is no pack; move it away or choose another folder"):
         damaged.parent.rename(damaged.parent.with_name("away"))
         return
+    if in_the_way := re.search("error: (/.+) is a folder in place of a file; move it away", line):
+        Path(in_the_way[1]).rmdir()
+        return
     named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)
     if named is None:
         assert "run the campaign again" in line or "run `rib campaign` again" in line, line

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind, tally in tallies.items():
         print(f"{kind:<9} {tally.text()}")
         for seed, why in tally.short.items():
-            print(f"  seed {seed}: {why}")
+            print(f"  seed {seed}: {why.splitlines()[0][:300]}")
             print(f"  again: PYTHONPATH=tests python -m faults {again(kind, seed)}")
     return int(any(tally.short for tally in tallies.values()))
 
