@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             case.gate(device)
         except Exception as error:  # a kernel that does not compile must not stop the other cases
-            said = str(error) if isinstance(error, AssertionError) else _named(error)
-            print(f"NOT TIMED, its gate is red: {said}")
+            reason = str(error) if isinstance(error, AssertionError) else _named(error)
+            print(f"NOT TIMED, its gate is red: {reason}")
             failed = True
-            told = {"gate": "red", "message": said}
-            everything[name] = report.content([], about, ceiling) | told
+            failure = {"gate": "red", "message": reason}
+            everything[name] = report.content([], about, ceiling) | failure
             if not (options.quick or options.json):
                 report.save(name, everything[name])
             continue
@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peers.SKIPPED.clear()
         message = {}
         try:
-            for held in case.contests(device, scale):
-                some = contest.hold(held, ceiling, device, seconds=options.seconds)
-                print(printed(some, heads=not rows), flush=True)
-                rows += some
-                del held  # before the next is built: two would not fit
+            for current in case.contests(device, scale):
+                timed = contest.hold(current, ceiling, device, seconds=options.seconds)
+                print(printed(timed, heads=not rows), flush=True)
+                rows += timed
+                del current  # before the next is built: two would not fit
         except Exception as error:  # nor one that fails half-way
             message = {"message": _named(error)}
             print(f"{name} FAILED, the rows before it are kept: {message['message']}")

@@ -106,9 +106,11 @@ def _by_roots(
     trace: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """`trace`: of the root of a matrix."""
-    left, right = ([f.double().T @ f.double() for f in one.factors] for one in (a, b))
+    left, right = ([f.double().T @ f.double() for f in gaussians.factors] for gaussians in (a, b))
     halves = [root(covariance) for covariance in left]
-    return _table(a, b, [[trace(half @ other @ half) for other in right] for half in halves])
+    return _table(
+        a, b, [[trace(half @ covariance @ half) for covariance in right] for half in halves]
+    )
 
 
 def _by_singular_values(a: ClassGaussians, b: ClassGaussians) -> Tensor:

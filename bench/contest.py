@@ -58,12 +58,12 @@ class Load:
 
     def rates(self, milliseconds: float, roofline: Roofline) -> dict[str, float]:
         """images_s, and where they are known mfu (of `roofline.peak_gflop_s`) and peak_mb."""
-        found = {
+        rates = {
             "images_s": 1e3 * self.images / milliseconds,
             "mfu": self.flops / milliseconds / 1e6 / roofline.peak_gflop_s,
             "peak_mb": self.peak_bytes / 1e6,
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in rates.items() if value}
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,16 @@ def hold(
         least=contest.rounds,
         processor_time=contest.processor_time,
     )
-    times = [[ms / one.share for ms in own] for one, own in zip(entrants, times, strict=True)]
+    times = [
+        [ms / entrant.share for ms in measured]
+        for entrant, measured in zip(entrants, times, strict=True)
+    ]
     rows = []
     for peer, peer_expected, peer_times in zip(contest.peers, expected[1:], times[1:], strict=True):
-        ratios = [mine / theirs for mine, theirs in zip(times[0], peer_times, strict=True)]
+        ratios = [
+            subject_time / peer_time
+            for subject_time, peer_time in zip(times[0], peer_times, strict=True)
+        ]
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         subject_ms, peer_ms = statistics.median(times[0]), statistics.median(peer_times)
         timed = ((contest.subject, subject_ms), (peer, peer_ms))

@@ -4,7 +4,7 @@
 
 draws samples of known populations again and again: of a set as large as ImageNet-C, made up, and of
 the predictions that a campaign stored. It times nothing, so it is no case of `python -m bench`;
-bench/results/coverage.json is what it found.
+bench/results/coverage.json holds its results.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def population(
     seed: int = 0,
 ) -> Population:
     """A set from answers before [N] and after [N, M]; `control`: strata know those before."""
-    known = (before, p_true) if control else (np.zeros_like(before), np.full(len(before), 0.5))
-    frame = budget.stratify(*known, label, group, np.ones(len(before)), [seed])
+    variate = (before, p_true) if control else (np.zeros_like(before), np.full(len(before), 0.5))
+    frame = budget.stratify(*variate, label, group, np.ones(len(before)), [seed])
     counts = [np.bincount(frame.stratum, column) for column in after.T]
     return Population(frame, np.stack(counts, axis=1).astype(np.int64))
 
@@ -94,29 +94,29 @@ def corrupted(
     after = 0.9 * margin + 0.3 * shift[group] - 0.2 + 1.3 * rng.normal(size=len(margin)) > 0
     p_true = 1 / (1 + np.exp(-margin))
     before = margin > 0
-    made = population(
+    corruptions = population(
         before, p_true, after[:, None], np.tile(label, groups), group, control=control
     )
-    return made, before, after
+    return corruptions, before, after
 
 
 def stored(store: Path, models: int = MODELS, *, control: bool = True) -> list[Population]:
-    """The sets of a campaign's store, with some of the models that it evaluated on all of them."""
-    found: dict[tuple[str, str], dict[str, Path]] = {}
-    for done in sorted((store / "predictions").glob("*/done.json")):
-        key = json.loads(done.read_text())["key"]
+    """The sets of a campaign's store, with `models` of those that were evaluated on all of them."""
+    paths_of_set: dict[tuple[str, str], dict[str, Path]] = {}
+    for marker in sorted((store / "predictions").glob("*/done.json")):
+        key = json.loads(marker.read_text())["key"]
         if "part" not in key:
             mix = json.dumps(key["mix"])
-            found.setdefault((key["pack"], str(key["split"])), {})[mix] = done.parent
-    sets = [paths for paths in found.values() if len(paths) >= SETS_EVALUATED_LITTLE]
+            paths_of_set.setdefault((key["pack"], str(key["split"])), {})[mix] = marker.parent
+    sets = [paths for paths in paths_of_set.values() if len(paths) >= SETS_EVALUATED_LITTLE]
     if not sets:
         raise ValueError(f"{store} holds no set that {SETS_EVALUATED_LITTLE} models were shown")
     common = sorted(set.intersection(*map(set, sets)))
     base = next((mix for mix in common if mix.startswith('{"linear_probe-upstream')), None)
     if base is None:
         raise ValueError(f"{store} holds no pre-trained model whose head was fitted upstream")
-    others = [mix for mix in common if mix != base]
-    chosen = [others[i] for i in np.linspace(0, len(others) - 1, models).astype(int)]
+    mixes = [mix for mix in common if mix != base]
+    chosen = [mixes[i] for i in np.linspace(0, len(mixes) - 1, models).astype(int)]
     populations = []
     for number, paths in enumerate(sets):
         tables = [predictions.read(paths[mix]) for mix in (base, *chosen)]
@@ -137,22 +137,25 @@ def stop(
 ) -> Trial:
     """Sequential samples of one model's mean change over the sets, to `half_width` (a share)."""
     draws = Draws(populations, repeats, model)
-    truth = np.mean([one.mean[model] for one in populations])
-    z, total = budget.quantile(budget.LOOKS), sum(len(one.frame.order) for one in populations)
+    truth = np.mean([population.mean[model] for population in populations])
+    z, total = (
+        budget.quantile(budget.LOOKS),
+        sum(len(population.frame.order) for population in populations),
+    )
     covered, images = np.zeros(repeats, bool), np.zeros(repeats)
     share = np.full(repeats, budget.next_look(1, 0, 0, half_width, 1))
     running = np.ones(repeats, bool)
     for number in range(2, budget.LOOKS + 2):
         for now in np.unique(share[running]):
-            mine = np.flatnonzero(running & (share == now))
-            value, variance, seen = draws.look(mine, float(now))
+            active = np.flatnonzero(running & (share == now))
+            value, variance, count = draws.look(active, float(now))
             width = z * np.sqrt(variance)
             ends = width <= half_width
-            covered[mine] = np.abs(value - truth) <= width + 1e-9
-            images[mine] = seen
-            running[mine] = ~ends
-            for k, wide in zip(mine[~ends], width[~ends], strict=True):
-                share[k] = budget.next_look(number, seen / total, wide, half_width, 1)
+            covered[active] = np.abs(value - truth) <= width + 1e-9
+            images[active] = count
+            running[active] = ~ends
+            for k, wide in zip(active[~ends], width[~ends], strict=True):
+                share[k] = budget.next_look(number, count / total, wide, half_width, 1)
     assert not running.any()
     return Trial(float(covered.mean()), float(images.mean()))
 
@@ -161,53 +164,57 @@ def once(
     populations: Sequence[Population], share: float, repeats: int = REPEATS, model: int = 0
 ) -> Trial:
     """Samples of one size, `share` of the images."""
-    truth = np.mean([one.mean[model] for one in populations])
+    truth = np.mean([population.mean[model] for population in populations])
     draws = Draws(populations, repeats, model)
-    value, variance, seen = draws.look(np.arange(repeats), share)
-    held = np.abs(value - truth) <= budget.quantile() * np.sqrt(variance) + 1e-9
-    return Trial(float(held.mean()), float(seen))
+    value, variance, count = draws.look(np.arange(repeats), share)
+    covered = np.abs(value - truth) <= budget.quantile() * np.sqrt(variance) + 1e-9
+    return Trial(float(covered.mean()), float(count))
 
 
 def needed(populations: Sequence[Population], half_width: float, model: int = 0) -> int:
     """Images that an interval of `half_width` (a share) takes, if variances were known."""
-    frames = [one.frame for one in populations]
+    frames = [population.frame for population in populations]
     low, high = budget.least_share(frames), 1.0
     for _ in range(24):
         share = (low + high) / 2
         counts = budget.allocate(frames, share)
-        variance = sum(one.variance(n)[model] for one, n in zip(populations, counts, strict=True))
+        variance = sum(
+            population.variance(n)[model] for population, n in zip(populations, counts, strict=True)
+        )
         wide = budget.quantile() * np.sqrt(variance) / len(populations) > half_width
         low, high = (share, high) if wide else (low, share)
     return sum(budget.allocate(frames, high))
 
 
 class Draws:
-    """Repeated nested samples of one model's answers: what is left of a stratum is drawn from,
-    without replacement."""
+    """Repeated nested samples of one model's answers, drawn without replacement from what is left
+    of each stratum."""
 
     def __init__(self, populations: Sequence[Population], repeats: int, model: int) -> None:
         self.populations, self.model = populations, model
         self._rng = np.random.default_rng(model)
-        shape = [(repeats, len(one.frame.size)) for one in populations]
+        shape = [(repeats, len(population.frame.size)) for population in populations]
         self._drawn = [np.zeros(size, np.int64) for size in shape]
         self._right = [np.zeros(size, np.int64) for size in shape]
 
-    def look(self, some: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean over the sets and its variance for repeats `some`, and the images, at a share no
-        smaller than before."""
-        frames = [one.frame for one in self.populations]
+    def look(self, index: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray, int]:
+        """Mean over the sets and its variance [len(index)], and the number of images.
+
+        index: the repeats that look; share: at least as large as at the look before.
+        """
+        frames = [population.frame for population in self.populations]
         counts = budget.allocate(frames, max(share, budget.least_share(frames)))
-        value, variance = np.zeros(len(some)), np.zeros(len(some))
+        value, variance = np.zeros(len(index)), np.zeros(len(index))
         sets = zip(self.populations, counts, self._drawn, self._right, strict=True)
-        for one, images, drawn, right in sets:
-            now = one.frame.drawn(images)
-            good = one.right[:, self.model] - right[some]
-            bad = one.frame.size - drawn[some] - good
-            right[some] += self._rng.hypergeometric(good, bad, now - drawn[some])
-            drawn[some] = now
-            found = budget.estimate(one.frame, now, right[some].T, right[some].T)
-            value += found.mean / len(self.populations)
-            variance += found.variance / len(self.populations) ** 2
+        for population, images, drawn, right in sets:
+            now = population.frame.drawn(images)
+            hits = population.right[:, self.model] - right[index]
+            misses = population.frame.size - drawn[index] - hits
+            right[index] += self._rng.hypergeometric(hits, misses, now - drawn[index])
+            drawn[index] = now
+            estimate = budget.estimate(population.frame, now, right[index].T, right[index].T)
+            value += estimate.mean / len(self.populations)
+            variance += estimate.variance / len(self.populations) ** 2
         return value, variance, sum(counts)
 
 
@@ -235,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(
     title: str, control: bool, sets: Sequence[Population], models: int, widths: Sequence[float]
 ) -> list[dict[str, Any]]:
-    total = sum(len(one.frame.order) for one in sets)
+    total = sum(len(population.frame.order) for population in sets)
     print(f"\n{title}: {total} images, {'with' if control else 'without'} the control variate")
     about = {"population": title, "of": total, "control": control, "models": models}
     rows = []
@@ -244,16 +251,20 @@ def _show(
         rows.append(about | {"budget": share} | _line(f"budget {share:g}", trials))
     for width in widths:
         trials = [stop(sets, width / 100, model=m) for m in range(models)]
-        known = float(np.mean([needed(sets, width / 100, m) for m in range(models)]))
-        more = f"; {known:.0f} with known variances and one look"
-        row = {"half_width": width, "images_with_known_variances": known}
+        images_known = float(np.mean([needed(sets, width / 100, m) for m in range(models)]))
+        more = f"; {images_known:.0f} with known variances and one look"
+        row = {"half_width": width, "images_with_known_variances": images_known}
         rows.append(about | row | _line(f"to +-{width:g}", trials, more))
     return rows
 
 
 def _line(what: str, trials: Sequence[Trial], more: str = "") -> dict[str, float]:
-    covered = [one.covered for one in trials]
-    mean, worst, images = np.mean(covered), min(covered), np.mean([one.images for one in trials])
+    covered = [trial.covered for trial in trials]
+    mean, worst, images = (
+        np.mean(covered),
+        min(covered),
+        np.mean([trial.images for trial in trials]),
+    )
     print(
         f"  {what:<12} covered {mean:.1%} (worst model {worst:.1%}), {images:.0f} images{more}",
         flush=True,

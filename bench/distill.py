@@ -28,21 +28,21 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def gate(device: torch.device) -> None:
-    """Losses and gradients against the twin in float64; classes beyond one read, and masked.
-
-    In fp32, and in the dtype that is timed to that dtype's precision.
-    """
+    """Losses and gradients against the twin in float64, also with a mask and with more classes than
+    the kernel reads at once; in fp32, and in the timed dtype to its own precision."""
     for dtype, tolerance in ((torch.float32, 1e-5), (_dtype(device), 1e-2)):
-        for classes, kept in ((1000, 1000), (1000, 200), (21843, 21843)):
-            student, teacher, labels = _case(8, classes, kept, dtype, device)
-            mask = torch.arange(classes, device=device) < kept
-            found = distill_loss(student, teacher, labels, mask=mask)
-            (gradient,) = torch.autograd.grad(found.sum(), student)
+        for classes, unmasked in ((1000, 1000), (1000, 200), (21843, 21843)):
+            student, teacher, labels = _case(8, classes, unmasked, dtype, device)
+            mask = torch.arange(classes, device=device) < unmasked
+            losses = distill_loss(student, teacher, labels, mask=mask)
+            (gradient,) = torch.autograd.grad(losses.sum(), student)
             student = student.detach().double().requires_grad_()
             truth = reference.distill_loss(student, teacher.double(), labels, mask=mask)
-            (right,) = torch.autograd.grad(truth.sum(), student)
-            torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(gradient.double(), right, rtol=tolerance, atol=1e-5)
+            (expected_gradient,) = torch.autograd.grad(truth.sum(), student)
+            torch.testing.assert_close(losses.double(), truth, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                gradient.double(), expected_gradient, rtol=tolerance, atol=1e-5
+            )
 
 
 def _dtype(device: torch.device) -> torch.dtype:
@@ -57,32 +57,32 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
         def run(
             loss: Loss,
-            given: tuple[Tensor, ...] = (student, teacher, labels),
+            inputs: tuple[Tensor, ...] = (student, teacher, labels),
         ) -> Run:
-            return lambda: torch.autograd.grad(loss(*given), given[0])
+            return lambda: torch.autograd.grad(loss(*inputs), inputs[0])
 
-        ours = _COMPOSED if device.type == "cpu" else _KERNEL
+        reads_writes = _COMPOSED if device.type == "cpu" else _KERNEL
         size = batch * classes * student.element_size()
-        others = [Entrant("CE + KL, eager", run(_composed), Work(_COMPOSED * size))]
+        entrants = [Entrant("CE + KL, eager", run(_composed), Work(_COMPOSED * size))]
         if not scale.quick:
             compiled = torch.compile(_composed)
-            others.append(Entrant("CE + KL, torch.compile", run(compiled), Work(10 * size)))
+            entrants.append(Entrant("CE + KL, torch.compile", run(compiled), Work(10 * size)))
         if device.type == "cuda":
-            others += peers.tried("liger-kernel", partial(_by_liger, run, size))
+            entrants += peers.tried("liger-kernel", partial(_by_liger, run, size))
         yield Contest(
             f"distill {batch} x {classes}",
-            Entrant("distill_loss", run(_ours), Work(ours * size)),
-            tuple(others),
+            Entrant("distill_loss", run(_ours), Work(reads_writes * size)),
+            tuple(entrants),
         )
 
 
 def _case(
-    batch: int, classes: int, kept: int, dtype: torch.dtype, device: torch.device
+    batch: int, classes: int, unmasked: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, batch, classes, generator=generator)
     student, teacher = logits.to(device, dtype)
-    labels = torch.randint(kept, (batch,), generator=generator).to(device)
+    labels = torch.randint(unmasked, (batch,), generator=generator).to(device)
     return student.requires_grad_(), teacher, labels
 
 

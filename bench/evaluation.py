@@ -64,12 +64,12 @@ SOURCES = {"files": "resident", "jpeg": "stream", "raw": "resident"}
 
 
 def gate(device: torch.device) -> None:
-    """One pass says what a pass each says, from every kind of storage; probes likewise."""
+    """One pass predicts what a pass a model predicts, from every kind of storage; probes too."""
     for storage in ("files", "jpeg", "raw"):
         with _bench("test_vit", 32, 8, storage, device, drawn=True) as bench:
             run = bench.one_pass()
-            for mix, said in zip(bench.mixes, bench.a_pass_each(), strict=True):
-                assert torch.equal(bench.stored(run, mix), said), storage
+            for mix, top1 in zip(bench.mixes, bench.a_pass_each(), strict=True):
+                assert torch.equal(bench.stored(run, mix), top1), storage
     with _bench("test_vit", 32, 8, "raw", device, drawn=True) as bench:
         probes = bench.probes()
         shared, each = bench.shared_backbone(probes), bench.a_pass_a_probe(probes)
@@ -98,8 +98,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 def _alphas(bench: Bench) -> Contest:
     count, images = len(ALPHAS), len(bench.pack)
     read, forward = _seconds(bench.reading), _seconds(lambda: bench.forwards([bench.net]))
-    together = bench.one_after_another if bench.storage == "raw" else bench.together
-    one = (bench.one_after_another if bench.storage == "files" else together)(read, count * forward)
+    together = bench.in_turn if bench.storage == "raw" else bench.together
+    once = (bench.in_turn if bench.storage == "files" else together)(read, count * forward)
     each = count * together(read, forward)
 
     def alone(name: str, run: Callable[[], object], seconds: float | None = None) -> Entrant:
@@ -110,7 +110,9 @@ def _alphas(bench: Bench) -> Contest:
     above = ABOVE_FORWARD if bench.storage == "raw" else None
     forwards = partial(bench.forwards, nets)
     peers = [
-        Entrant("a pass each", bench.a_pass_each, 1e3 * each, AGREEMENT * one / each, Load(images)),
+        Entrant(
+            "a pass each", bench.a_pass_each, 1e3 * each, AGREEMENT * once / each, Load(images)
+        ),
         replace(alone("reading alone", bench.reading, read), load=Load(images)),
         Entrant(f"{count} forwards alone", forwards, 1e3 * count * forward, above, Load(images)),
         alone("making the bank", bench.make_bank),
@@ -120,7 +122,7 @@ def _alphas(bench: Bench) -> Contest:
         peers.append(alone("encoding", lambda: bench.encode("again")))
     return Contest(
         f"{count} alphas {bench.storage} {images}",
-        Entrant("one pass", bench.one_pass, 1e3 * one),
+        Entrant("one pass", bench.one_pass, 1e3 * once),
         tuple(peers),
         rounds=ROUNDS,
     )
@@ -129,7 +131,7 @@ def _alphas(bench: Bench) -> Contest:
 def _probes(bench: Bench) -> Contest:
     probes = bench.probes()
     forward = _seconds(lambda: bench.forwards([bench.net]))
-    a_pass = bench.one_after_another(_seconds(bench.reading), forward)
+    a_pass = bench.in_turn(_seconds(bench.reading), forward)
     return Contest(
         f"{PROBES} probes x {len(bench.pack)}",
         Entrant("one backbone", lambda: bench.shared_backbone(probes), 1e3 * a_pass),
@@ -198,9 +200,9 @@ class Bench:
     def make_bank(self) -> Sequence[Model]:
         """The models of all alphas on the device, as the engine makes them before its pass."""
         bank = ModelBank(self.on(self.pack), list(map(essential, self.mixes)), self.parents, 0)
-        made = bank.models(bank.groups[0])
+        in_bank = bank.models(bank.groups[0])
         self._wait()
-        return made
+        return in_bank
 
     def merged(self) -> Iterator[None]:
         """Each alpha's weights in the model, by turns: merged on the CPU."""
@@ -273,7 +275,7 @@ class Bench:
         return max(read, forward, work / (os.cpu_count() or 1))
 
     @staticmethod
-    def one_after_another(read: float, forward: float) -> float:
+    def in_turn(read: float, forward: float) -> float:
         return read + forward
 
     def probes(self) -> list[Cell]:

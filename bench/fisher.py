@@ -43,9 +43,9 @@ def gate(device: torch.device) -> None:
         with way, torch.backends.cudnn.flags(allow_tf32=False):
             accumulator.update(model.images, model.labels)
         assert not accumulator.fallback, f"these went through vmap: {sorted(accumulator.fallback)}"
-        for name, found in accumulator.mean().items():
-            right = truth[name]
-            error = (found - right).abs().max() / right.abs().max().clamp_min(1e-30)
+        for name, diagonal in accumulator.mean().items():
+            expected = truth[name]
+            error = (diagonal - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
             assert error < tolerance, f"{name} is off by {error:.1e} of its largest element"
 
 
@@ -54,11 +54,11 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     yield Contest(f"Fisher {model.name}", _exact(model), (_ordinary(model),), rounds=3)
     if device.type == "cpu":
         model = model.at_most(_SLOW_BATCH)
-    others = [_one_by_one(model), _by_vmap(model)]
+    entrants = [_loop(model), _by_vmap(model)]
     if not scale.quick:  # quick sizes do not repay compiling
-        others += peers.tried("vmap(grad), compiled", lambda: _by_vmap(model, compiled=True))
-    others += _avalanche(model, others[0].work)
-    yield Contest(f"Fisher {model.name}", _exact(model), tuple(others), rounds=3)
+        entrants += peers.tried("vmap(grad), compiled", lambda: _by_vmap(model, compiled=True))
+    entrants += _avalanche(model, entrants[0].work)
+    yield Contest(f"Fisher {model.name}", _exact(model), tuple(entrants), rounds=3)
 
 
 def _exact(model: vit.FlatViT) -> Entrant:
@@ -87,7 +87,7 @@ def _ordinary(model: vit.FlatViT) -> Entrant:
     return Entrant("forward + backward", run, work, 1.3 if device.type == "cuda" else 1.5)
 
 
-def _one_by_one(model: vit.FlatViT) -> Entrant:
+def _loop(model: vit.FlatViT) -> Entrant:
     def run() -> None:
         with vit.autocast(model.images.device):
             reference.fisher_diagonal(model.net, model.images, model.labels)
@@ -131,8 +131,8 @@ def _by_vmap(model: vit.FlatViT, compiled: bool = False) -> Entrant:
         chunks = (x.split(_VMAP_CHUNK) for x in (model.images, model.labels))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # attention has no CPU batching rule
-            for some, theirs in zip(*chunks, strict=True):
-                for name, total in squares(some, theirs).items():
+            for part, part_labels in zip(*chunks, strict=True):
+                for name, total in squares(part, part_labels).items():
                     sums[name] += total
 
     if compiled:

@@ -30,10 +30,10 @@ def gate(device: torch.device) -> None:
     weights = _wise(device)
     truth = weights.double() @ parents.double()
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)):
-        found = interpolate(parents, weights, dtype=dtype)
-        torch.testing.assert_close(found.double(), truth, rtol=tolerance, atol=1e-5)
-        assert torch.equal(found[0], parents[0].to(dtype)), "alpha = 0 is not the first parent"
-        assert torch.equal(found[-1], parents[1].to(dtype)), "alpha = 1 is not the second parent"
+        merged = interpolate(parents, weights, dtype=dtype)
+        torch.testing.assert_close(merged.double(), truth, rtol=tolerance, atol=1e-5)
+        assert torch.equal(merged[0], parents[0].to(dtype)), "alpha = 0 is not the first parent"
+        assert torch.equal(merged[-1], parents[1].to(dtype)), "alpha = 1 is not the second parent"
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -48,9 +48,9 @@ def _wise_contest(sizes: list[int], dtype: torch.dtype, name: str, device: torch
     numel, width = sum(sizes), dtype.itemsize
     parents = torch.randn(2, numel, device=device)
     weights = _wise(device)
-    out, theirs = (torch.empty(ALPHAS, numel, dtype=dtype, device=device) for _ in range(2))
+    out, peer_out = (torch.empty(ALPHAS, numel, dtype=dtype, device=device) for _ in range(2))
     first, second = (parent.split(sizes) for parent in parents)
-    rows = [row.split(sizes) for row in theirs]
+    rows = [row.split(sizes) for row in peer_out]
 
     def lerp() -> None:
         for k, row in enumerate(rows):
@@ -62,8 +62,8 @@ def _wise_contest(sizes: list[int], dtype: torch.dtype, name: str, device: torch
 
     def foreach() -> None:
         for k, row in enumerate(rows):
-            made = torch._foreach_lerp(first, second, k / (ALPHAS - 1))  # pyright: ignore
-            torch._foreach_copy_(row, made)  # pyright: ignore
+            mixed = torch._foreach_lerp(first, second, k / (ALPHAS - 1))  # pyright: ignore
+            torch._foreach_copy_(row, mixed)  # pyright: ignore
 
     cast, peer, target = 0, "torch.lerp", None
     if width < 4:
@@ -87,11 +87,11 @@ def _soup_contest(sizes: list[int], count: int, name: str, device: torch.device)
     numel = sum(sizes)
     parents = torch.randn(count, numel, device=device)
     weights = torch.full((1, count), 1 / count, device=device)
-    out, theirs = torch.empty(2, 1, numel, device=device)
+    out, peer_out = torch.empty(2, 1, numel, device=device)
     split = [parent.split(sizes) for parent in parents]
 
     def running_sum() -> None:
-        for slot, *tensors in zip(theirs[0].split(sizes), *split, strict=True):
+        for slot, *tensors in zip(peer_out[0].split(sizes), *split, strict=True):
             torch.mul(tensors[0], 1 / count, out=slot)
             for tensor in tensors[1:]:
                 slot.add_(tensor, alpha=1 / count)

@@ -7,7 +7,7 @@ resized once: raw pixels in memory, raw pixels from the file, or small JPEGs. An
 the clock, on equal cores: a count of processor time would miss the peers' processes. Files are in
 the page cache for all.
 
-How near that is to the machine's limits is asked of the pixels alone, before they are normalised:
+How near that is to the machine's limits is measured on the pixels, before they are normalised:
 against a copy of the same bytes, and against Pillow decoding the same JPEGs on as many threads.
 Checking every sample is part of opening a set; what it costs is a contest too.
 
@@ -62,15 +62,15 @@ BATCH = 64
 def gate(device: torch.device) -> None:
     """All loaders give the same images: raw ones to rounding, JPEG ones as Pillow decodes them."""
     with _bench(device, 40, 64, drawn=True, workers=1) as bench:
-        wanted = torch.cat(list(bench.packed(Resident(bench.raw, device), bench.in_order)))
+        expected = torch.cat(list(bench.packed(Resident(bench.raw, device), bench.in_order)))
         readers: list[Literal["numpy", "ffcv"]] = ["numpy"]
         if importlib.util.find_spec("ffcv"):
             readers.append("ffcv")
         for reader in readers:
             streamed = bench.packed(Stream(bench.raw, device, reader=reader), bench.in_order)
-            assert torch.equal(torch.cat(list(streamed)), wanted), f"stream, {reader}"
+            assert torch.equal(torch.cat(list(streamed)), expected), f"stream, {reader}"
         for name, batches in bench.peers().items():
-            torch.testing.assert_close(torch.cat(list(batches())), wanted, rtol=0, atol=1e-5,
+            torch.testing.assert_close(torch.cat(list(batches())), expected, rtol=0, atol=1e-5,
                                        msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
         (batch,) = Stream(bench.jpeg, device).batches([np.arange(40)])
         for pixels, blob in zip(batch.images, bench.blobs, strict=True):
@@ -92,8 +92,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             ("raw stream", stream, Work(2 * nbytes + normalised), STREAM),
             ("JPEG stream", jpeg, small, None),
         ):
-            ours = Entrant(name, lambda s=source: bench.epoch(bench.packed(s)), work, load=load)
-            theirs = (
+            subject = Entrant(name, lambda s=source: bench.epoch(bench.packed(s)), work, load=load)
+            entrants = (
                 Entrant(
                     peer,
                     lambda b=batches: bench.epoch(b()),
@@ -103,15 +103,15 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
                 )
                 for peer, batches in peers.items()
             )
-            yield Contest(f"{name} x {count}", ours, tuple(theirs), rounds=3)
+            yield Contest(f"{name} x {count}", subject, tuple(entrants), rounds=3)
         copy = Entrant("a copy", bench.copy, Work(2 * nbytes), load=load)
         for name, source, work, bound in (
             ("raw resident", resident, Work(2 * nbytes), copy),
             ("raw stream", stream, Work(2 * nbytes), copy),
             ("JPEG stream", jpeg, small, Entrant("Pillow", bench.decode_blobs, small, load=load)),
         ):
-            ours = Entrant(name, lambda s=source: bench.epoch(bench.pixels(s)), work, load=load)
-            yield Contest(f"{name}, pixels", ours, (bound,))
+            subject = Entrant(name, lambda s=source: bench.epoch(bench.pixels(s)), work, load=load)
+            yield Contest(f"{name}, pixels", subject, (bound,))
         yield _opening(bench, Work(2 * nbytes), load)
 
 
@@ -188,16 +188,16 @@ class Bench:
 
     def peers(self) -> dict[str, Callable[[], Iterator[Tensor]]]:
         """Epochs of the loaders that are installed, by name; each is made once."""
-        made = {"torchvision": self.torchvision(), "timm": self.timm()}
+        loaders = {"torchvision": self.torchvision(), "timm": self.timm()}
         try:
-            made["webdataset"] = self.webdataset()
+            loaders["webdataset"] = self.webdataset()
         except ImportError as error:
             print(f"peer skipped: webdataset ({error})")
 
         def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
             return (images.to(self.device, non_blocking=True) for images, _ in batches)
 
-        return {name: lambda b=batches: epoch(b) for name, batches in made.items()}
+        return {name: lambda b=batches: epoch(b) for name, batches in loaders.items()}
 
     def torchvision(self) -> DataLoader:
         """Normalised images and their labels, on the host."""

@@ -40,23 +40,23 @@ def gate(device: torch.device) -> None:
     """Both steps, on the path that is timed, against their twins in float64."""
     numel = 3 * (1 << 17) + 5  # some chunks and a part of one
     generator = torch.Generator().manual_seed(0)
-    given = torch.randn(6, numel, generator=generator)
-    given[3:].square_()
+    inputs = torch.randn(6, numel, generator=generator)
+    inputs[3:].square_()
     for name in ("adamw", "sgd"):
-        rows = given if name == "adamw" else given[[0, 1, 2, 4, 5]]
-        mine, truth = rows.to(device, copy=True), rows.double()
-        theta, grad, *state, anchor, fisher = mine
+        rows = inputs if name == "adamw" else inputs[[0, 1, 2, 4, 5]]
+        actual, truth = rows.to(device, copy=True), rows.double()
+        theta, grad, *state, anchor, fisher = actual
         if name == "adamw":
             _ewc_adamw(theta, grad, state, anchor, fisher)
             reference.adamw_ewc_(*truth, scalars=_double(_SCALARS), with_value=False)
         else:
             _ewc_sgd(theta, grad, state[0], anchor, fisher)
             reference.sgd_ewc_(*truth, scalars=_double(_SGD_SCALARS), with_value=False)
-        torch.testing.assert_close(mine.cpu().double(), truth, rtol=1e-6, atol=1e-6)
-    whole = given.to(device, copy=True)
+        torch.testing.assert_close(actual.cpu().double(), truth, rtol=1e-6, atol=1e-6)
+    whole = inputs.to(device, copy=True)
     columns = [list(row.split([7, numel - 7])) for row in whole]
     foreach_adamw_ewc_(*columns, steps=[3, 3], lr=LR, weight_decay=DECAY, lam=LAM)
-    alone = given.to(device, copy=True)
+    alone = inputs.to(device, copy=True)
     theta, grad, *state, anchor, fisher = alone
     _ewc_adamw(theta, grad, state, anchor, fisher)
     torch.testing.assert_close(whole, alone, rtol=1e-6, atol=1e-6)
@@ -87,18 +87,21 @@ def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
     plain = peer("torch AdamW, fused", torch.optim.AdamW, 28, fused=True)
     target = OF_FUSED if device.type == "cuda" else None
     yield Contest(name, subject, (replace(plain, target=target),))
-    others = [peer("torch AdamW, foreach", torch.optim.AdamW, _FOREACH, foreach=True)]
+    entrants = [peer("torch AdamW, foreach", torch.optim.AdamW, _FOREACH, foreach=True)]
     if device.type == "cuda":
         for label, module in (("DeepSpeed", "deepspeed.ops.adam"), ("apex", "apex.optimizers")):
             if (kind := peers.optional(module, "FusedAdam")) is not None:
                 build = partial(peer, f"{label} FusedAdam", kind, 28, adam_w_mode=True)
-                others += peers.tried(f"{label} FusedAdam", build)
+                entrants += peers.tried(f"{label} FusedAdam", build)
     fused = _stepping(torch.optim.AdamW, theta, grad, fused=True, **options)
-    others += [_in_the_loss(*fused, anchor, fisher, 28), *_by_avalanche(*fused, anchor, fisher, 28)]
+    entrants += [
+        _in_the_loss(*fused, anchor, fisher, 28),
+        *_by_avalanche(*fused, anchor, fisher, 28),
+    ]
     if numel > 1_000_000:  # quick sizes do not repay compiling
         tensors = [theta, grad, *state, anchor, fisher]
-        others.append(_compiled(reference.adamw_ewc_, tensors, _SCALARS, subject.work))
-    yield Contest(name, subject, tuple(others))
+        entrants.append(_compiled(reference.adamw_ewc_, tensors, _SCALARS, subject.work))
+    yield Contest(name, subject, tuple(entrants))
 
 
 def _apart(sizes: list[int], device: torch.device) -> Contest:
@@ -113,8 +116,8 @@ def _apart(sizes: list[int], device: torch.device) -> Contest:
     fused = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY, fused=True)
 
     def ewc() -> None:
-        given = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
-        foreach_adamw_ewc_(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, **given)
+        options = {"steps": [3] * len(sizes), "lr": LR, "weight_decay": DECAY, "lam": LAM}
+        foreach_adamw_ewc_(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, **options)
 
     return Contest(
         f"EWC-AdamW {len(sizes)} tensors",
@@ -138,18 +141,21 @@ def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
 
     subject = Entrant("sgd_ewc_", ewc, Work(28 * numel))
     yield Contest(name, subject, (peer("torch SGD, fused", torch.optim.SGD, 20, fused=True),))
-    others = [peer("torch SGD, foreach", torch.optim.SGD, _FOREACH_SGD, foreach=True)]
+    entrants = [peer("torch SGD, foreach", torch.optim.SGD, _FOREACH_SGD, foreach=True)]
     if (
         device.type == "cuda"
         and (kind := peers.optional("apex.optimizers", "FusedSGD")) is not None
     ):
-        others += peers.tried("apex FusedSGD", partial(peer, "apex FusedSGD", kind, 20))
+        entrants += peers.tried("apex FusedSGD", partial(peer, "apex FusedSGD", kind, 20))
     fused = _stepping(torch.optim.SGD, theta, grad, fused=True, **options)
-    others += [_in_the_loss(*fused, anchor, fisher, 20), *_by_avalanche(*fused, anchor, fisher, 20)]
+    entrants += [
+        _in_the_loss(*fused, anchor, fisher, 20),
+        *_by_avalanche(*fused, anchor, fisher, 20),
+    ]
     if numel > 1_000_000:
         tensors = [theta, grad, momentum_buffer, anchor, fisher]
-        others.append(_compiled(reference.sgd_ewc_, tensors, _SGD_SCALARS, subject.work))
-    yield Contest(name, subject, tuple(others))
+        entrants.append(_compiled(reference.sgd_ewc_, tensors, _SGD_SCALARS, subject.work))
+    yield Contest(name, subject, tuple(entrants))
 
 
 def _tensors(numel: int, device: torch.device) -> list[Tensor]:

@@ -17,10 +17,10 @@ SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
 
 
 def optional(module: str, name: str | None = None) -> Any:
-    """A module or a name of it, or None, said by name, where the package is missing or broken."""
+    """A module or a name of it, or None and a line with the reason, where it does not load."""
     try:
-        found = importlib.import_module(module)
-        return found if name is None else getattr(found, name)
+        loaded = importlib.import_module(module)
+        return loaded if name is None else getattr(loaded, name)
     except (ImportError, AttributeError) as error:
         skipped(".".join(filter(None, (module, name))), error)
         return None
@@ -58,8 +58,8 @@ def avalanche_penalty(
 
     plugin = kind(lam / 2)
     sizes = [p.numel() for p in model.parameters()]
-    for kept, flat in ((plugin.saved_params, anchor), (plugin.importances, fisher)):
-        kept[0] = {
+    for by_task, flat in ((plugin.saved_params, anchor), (plugin.importances, fisher)):
+        by_task[0] = {
             name: ParamData(name, init_tensor=part.view(p.shape).clone(), device=p.device)
             for (name, p), part in zip(model.named_parameters(), flat.split(sizes), strict=True)
         }
@@ -88,10 +88,10 @@ def avalanche_fisher(
     optimizer = SimpleNamespace(zero_grad=lambda: model.zero_grad(set_to_none=False))
 
     def importances() -> dict[str, Any]:
-        found = plugin.compute_importances(
+        fisher = plugin.compute_importances(
             model, F.cross_entropy, optimizer, dataset, images.device, batch_size=1
         )
         model.eval()
-        return found
+        return fisher
 
     return importances

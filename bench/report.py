@@ -111,9 +111,9 @@ def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
 def rates(rows: Iterable[Row]) -> str:
     """Images a second, MFU and peak memory of every entrant that has them; empty without any."""
     columns = {"images_s": ("images/s", 1), "mfu": ("MFU", 2), "peak_mb": ("peak MB", 0)}
-    found = {(row.contest, name): rates for row in rows for name, rates in row.rates.items()}
+    by_entrant = {(row.contest, name): rates for row in rows for name, rates in row.rates.items()}
     lines = [("contest", "entrant", *(head for head, _ in columns.values()))]
-    for names, rates in found.items():
+    for names, rates in by_entrant.items():
         written = (f"{rates[k]:.{n}f}" if k in rates else "-" for k, (_, n) in columns.items())
         lines.append((*names, *written))
     widths = 28, 24, -9, -5, -8
@@ -122,17 +122,17 @@ def rates(rows: Iterable[Row]) -> str:
             cell.rjust(-width) if width < 0 else cell[:width].ljust(width)
             for cell, width in zip(line, widths, strict=True)
         )
-        for line in (lines if found else ())
+        for line in (lines if by_entrant else ())
     )
 
 
-def save(case: str, found: dict[str, Any]) -> Path:
+def save(case: str, results: dict[str, Any]) -> Path:
     """Writes `content` to bench/results/CASE-DEVICE.json, whole or not at all."""
-    device = found["machine"]["kind"]
+    device = results["machine"]["kind"]
     if device == "cuda":
-        device = re.sub(r"[^a-z0-9]+", "-", found["machine"]["device"].lower()).strip("-")
+        device = re.sub(r"[^a-z0-9]+", "-", results["machine"]["device"].lower()).strip("-")
     path = ROOT / "bench" / "results" / f"{case}-{device}.json"
-    write(path, {"case": case, **found})
+    write(path, {"case": case, **results})
     return path
 
 
@@ -171,15 +171,15 @@ def _short(milliseconds: float) -> str:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def _driver() -> str:
     """NVIDIA's, as the kernel module tells it."""
     file = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Module\s+([\d.]+)", file.read_text()) if file.exists() else None
-    return found[1] if found else "unknown"
+    match = re.search(r"Module\s+([\d.]+)", file.read_text()) if file.exists() else None
+    return match[1] if match else "unknown"
 
 
 def _commit() -> str:
@@ -187,10 +187,10 @@ def _commit() -> str:
     answers = []
     for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
         try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+            process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         except FileNotFoundError:
             return "unknown"
-        if done.returncode:
+        if process.returncode:
             return "unknown"
-        answers.append(done.stdout.strip())
+        answers.append(process.stdout.strip())
     return answers[0] + ("+" if answers[1] else "")

@@ -87,11 +87,11 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     """Seconds and bytes of one size."""
     from selenium import webdriver
 
-    made = results(*SIZES[cells])
+    campaign = results(*SIZES[cells])
     start = time.perf_counter()
-    parts = sections.of(made)
+    parts = sections.of(campaign)
     path = page.write(
-        folder / "index.html", page.Page("bench", "bench", headline.lead(made), parts)
+        folder / "index.html", page.Page("bench", "bench", headline.lead(campaign), parts)
     )
     written = time.perf_counter() - start
     start = time.perf_counter()
@@ -123,7 +123,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
     finally:
         driver.quit()
     return {
-        "cells": sum(1 for row in made.grid.accuracy if row.method != PRE),
+        "cells": sum(1 for row in campaign.grid.accuracy if row.method != PRE),
         "page_mb": path.stat().st_size / 1e6,
         "write_s": written,
         "exports_s": exported,

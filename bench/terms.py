@@ -43,11 +43,11 @@ def lwf(builder: Builder) -> Loss:
 
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = (teacher(x) / options.temperature).log_softmax(1)
+            teacher_log_p = (teacher(x) / options.temperature).log_softmax(1)
         logits = net(x)
-        said = (logits / options.temperature).log_softmax(1)
-        kept = F.kl_div(said, wanted, reduction="batchmean", log_target=True)
-        return F.cross_entropy(logits, y) + options.weight * options.temperature**2 * kept
+        student_log_p = (logits / options.temperature).log_softmax(1)
+        divergence = F.kl_div(student_log_p, teacher_log_p, reduction="batchmean", log_target=True)
+        return F.cross_entropy(logits, y) + options.weight * options.temperature**2 * divergence
 
     return loss
 

@@ -82,8 +82,8 @@ def gate(device: torch.device) -> None:
     """Every method of the engine ends in the weights of the plain loop, with the method's own term
     in its loss, on the same batches."""
     with _bench(device, "test_vit", 32, images=22, batch=4, drawn=True) as bench:
-        for recipe, own in GATED.items():
-            _check(bench, bench.builder(recipe, "train.warmup_steps=0", *own))
+        for recipe, settings in GATED.items():
+            _check(bench, bench.builder(recipe, "train.warmup_steps=0", *settings))
 
 
 def _check(bench: Bench, builder: Builder) -> None:
@@ -97,11 +97,11 @@ def _check(bench: Bench, builder: Builder) -> None:
     bench.plain_loop(net, lambda: batches, rate, loss)()
     with bench.engine(builder) as (method, epoch):
         epoch()
-        found = method.export().state
+        trained = method.export().state
     moved = max((w - start[name]).abs().max() for name, w in net.state_dict().items())
     tolerance = (1e-3 if bench.device.type == "cpu" else 0.1) * moved.item()
-    for name, wanted in net.state_dict().items():
-        torch.testing.assert_close(found[name], wanted, rtol=0, atol=tolerance)
+    for name, expected in net.state_dict().items():
+        torch.testing.assert_close(trained[name], expected, rtol=0, atol=tolerance)
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -119,8 +119,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             peers = bench.peers(gpu)
             for method, recipe in METHODS.items():
                 name = f"{method} {title} {size} px x {batch}"
-                some = peers if method == "FT" else peers[::2]  # in memory, and timm's
-                yield bench.contest(name, method, recipe, some, engines)
+                rivals = peers if method == "FT" else peers[::2]  # in memory, and timm's
+                yield bench.contest(name, method, recipe, rivals, engines)
             yield bench.checkpoints(f"FT {title} {size} px x {batch}", engines)
 
 
@@ -189,16 +189,16 @@ class Bench:
             compiled = partial(self.timm_loop, batches=lambda: timms, compiled=True)
             loops.append(("timm's loop, compiled", lambda: compiled(self.net()), SGD_UNFUSED, {}))
         entrants = []
-        for name, build, nbytes, wanted in loops:
+        for name, build, nbytes, goal in loops:
             run, load = self._measured(build)
-            entrants.append(Entrant(name, run, self._work(nbytes), load=load, **wanted))
+            entrants.append(Entrant(name, run, self._work(nbytes), load=load, **goal))
         return tuple(entrants)
 
     @property
     def device(self) -> torch.device:
         return self.files.device
 
-    def builder(self, recipe: str, *own: str) -> Builder:
+    def builder(self, recipe: str, *settings: str) -> Builder:
         """The builder of a cell whose downstream and upstream set are the photos."""
         model = self.files.model
         words = [
@@ -215,7 +215,7 @@ class Bench:
         ]
         if recipe == "ewc":
             words.append(f"method.fisher_images={self.files.batch}")
-        words += own
+        words += settings
         request = Request(f"imagenet_rib/{recipe}", tuple(words))
         resolved, pack = request.recipe(), self.files.raw
         packs = {resolved.downstream: pack, resolved.dataset.upstream: pack}
@@ -302,14 +302,16 @@ class Bench:
         return zip(x.split(self.files.batch), y.split(self.files.batch), strict=True)
 
     def _waited(self, epoch: Callable[[], object], net: nn.Module | None = None) -> Run:
-        """An epoch until the device is done; of a loop's `net` the last weights are kept."""
+        """An epoch until the device is done; then a loop's weights are copied to the CPU."""
         state = {} if net is None else net.state_dict()
-        kept = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in state.items()}
+        last_weights = {
+            name: torch.zeros_like(tensor, device="cpu") for name, tensor in state.items()
+        }
 
         def run() -> None:
             epoch()
             for name, tensor in state.items():
-                kept[name].copy_(tensor)
+                last_weights[name].copy_(tensor)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 

@@ -146,11 +146,11 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     teacher = Entrant("LwF, teacher in the step", steps.lwf_with_teacher, teaching)
     yield Contest(f"LwF {model.name}", _lwf(steps), (teacher,), rounds=3)
     naive = _passes(model) + Work(80 * model.theta.numel())
-    others = [Entrant("penalty in the loss", steps.ewc_in_the_loss, naive)]
+    entrants = [Entrant("penalty in the loss", steps.ewc_in_the_loss, naive)]
     penalty = peers.avalanche_penalty(model.net, steps.anchor, steps.fisher, LAM)
     if penalty is not None:
-        others.append(Entrant("Avalanche EWCPlugin", lambda: steps.penalised(penalty), naive))
-    yield Contest(f"EWC {model.name}", _ewc(steps), tuple(others), rounds=3)
+        entrants.append(Entrant("Avalanche EWCPlugin", lambda: steps.penalised(penalty), naive))
+    yield Contest(f"EWC {model.name}", _ewc(steps), tuple(entrants), rounds=3)
 
 
 def _passes(model: vit.FlatViT) -> Work:

@@ -7,8 +7,8 @@ Every solver is told how many iterations bring its potential within 1e-4 of the 
 is timed with just that many and no checks between (geomloss, which anneals, with the first of 10,
 20, 40, 70 and 100 that does). At 10,000 samples POT's solvers that are safe at small eps are given
 20 iterations, and geomloss 40: "20 of 72" is a lower bound of a time, and its ratio an upper one.
-The error is that of the dual value with exact rows, which forgives a
-solver whatever its own formula for the value adds. Times on the CPU are processor time of all
+The error is that of the dual value with exact rows, so that no
+solver pays for its own formula of the value. Times on the CPU are processor time of all
 threads together, torch on one. In units of n m, for d dimensions: the product is 2 d FLOPs (twice
 that in float64); our iteration reads 2 bytes (twice on a GPU), one of two products with a kernel
 8 (16), and a log-domain update makes about six passes over 4 (8). OTT's threads are XLA's own and
@@ -68,16 +68,16 @@ def gate(device: torch.device) -> None:
     f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
     kappa = 30 / 65536 * (1 + torch.rand(shape[0], generator=generator))
     bounds = torch.tensor([0, 300, 812, 2048])
-    right = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
+    expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
     inputs = q.to(device), f.to(device), g.to(device), kappa.to(device), bounds
-    found = sinkhorn_sweep(*inputs)
-    for mine, truth in zip(found, right, strict=True):
-        torch.testing.assert_close(mine.cpu().double(), truth, rtol=2e-5, atol=2e-5)
+    results = sinkhorn_sweep(*inputs)
+    for actual, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual.cpu().double(), exact, rtol=2e-5, atol=2e-5)
     cost = Problem(2100, 10, device, d=16).cost()
     copied = store(cost, copy=COARSE)
     for rows, part in copied.parts():
-        made = copied.offset[rows, None] + copied.step[rows, None] * part
-        off = (made - cost.rows(rows.start, rows.stop)).abs().amax(1)
+        restored = copied.offset[rows, None] + copied.step[rows, None] * part
+        off = (restored - cost.rows(rows.start, rows.stop)).abs().amax(1)
         assert (off <= 0.6 * copied.step[rows]).all(), "the copy is not the cost"
     cost = Problem(150, 10, device, d=16).cost()
     eps = EPS * cost.mean
@@ -130,15 +130,15 @@ def _solves(problem: Problem, *, log_domain: bool) -> Iterator[Contest]:
     def entrant(solver: Solver, steps: Sequence[int], most: int | None = None) -> Entrant:
         k = steps[0]
         if most is not None and most < k:
-            said, k = f"{solver.name}, {most} of {k}", most
+            label, k = f"{solver.name}, {most} of {k}", most
         else:
             for k in steps:
                 if (off := error(solver.solve(k))) <= ERROR:
                     break
-            said = f"{solver.name}, {k}" + ("" if off <= ERROR else f": off {off:.0e}")
+            label = f"{solver.name}, {k}" + ("" if off <= ERROR else f": off {off:.0e}")
         work = solver.build + Work(solver.each.bytes * k, solver.each.flops * k)
         target = solver.target if problem.n >= _TARGETED else None
-        return Entrant(said, partial(solver.solve, k), work, target)
+        return Entrant(label, partial(solver.solve, k), work, target)
 
     k = _alternations(stored, problem.eps, certified.value)
     alternating = range(k, k + 3)  # the order of the two updates differs
@@ -150,17 +150,19 @@ def _solves(problem: Problem, *, log_domain: bool) -> Iterator[Contest]:
     def entered(
         solvers: list[Solver], steps: Sequence[int], most: int | None = None
     ) -> tuple[Entrant, ...]:
-        tried = (peers.tried(one.name, partial(entrant, one, steps, most)) for one in solvers)
+        tried = (
+            peers.tried(solver.name, partial(entrant, solver, steps, most)) for solver in solvers
+        )
         return tuple(chain.from_iterable(tried))
 
     plain = entered(stored_kernel, alternating)
-    others = plain
+    entrants = plain
     if log_domain:
         slow = problem.n >= _TARGETED
-        others += entered(stable, alternating, _STEPS if slow else None)
-        others += entered(ott(problem), alternating)
-        others += entered(geomloss(problem), (40,) if slow else (10, 20, 40, 70, 100))
-    for peer in others:
+        entrants += entered(stable, alternating, _STEPS if slow else None)
+        entrants += entered(ott(problem), alternating)
+        entrants += entered(geomloss(problem), (40,) if slow else (10, 20, 40, 70, 100))
+    for peer in entrants:
         yield Contest(f"solve {name}", subject, (peer,), rounds=2, processor_time=True)
     work = problem.product + Work(bytes=2 * problem.n**2 * (certified.iterations + 2))
     whole = Entrant(
@@ -176,14 +178,14 @@ def _debiased(problem: Problem) -> Iterator[Contest]:
     if module is None:
         return
 
-    def ours() -> Divergence:
+    def solve_all() -> Divergence:
         solve = partial(transport, eps=problem.eps, tolerance=ERROR / 3)
-        own = [solve(problem.own_cost(k), symmetric=True) for k in range(2)]
+        self_terms = [solve(problem.self_cost(k), symmetric=True) for k in range(2)]
         across = solve(problem.cost())
-        return debiased(across, *own, tolerance=ERROR)
+        return debiased(across, *self_terms, tolerance=ERROR)
 
     # Its label distances are one square matrix: classes of the second set come after the first's.
-    (first, second), classes = problem.own_tables, len(problem.table)
+    (first, second), classes = problem.self_tables, len(problem.table)
     table = torch.cat(
         [torch.cat([first, problem.table], 1), torch.cat([problem.table.T, second], 1)]
     )
@@ -197,23 +199,23 @@ def _debiased(problem: Problem) -> Iterator[Contest]:
     )
     (x, y), (labels_x, labels_y) = problem.features, problem.labels
 
-    def theirs() -> Tensor:
+    def flash() -> Tensor:
         return loss(x, y, label_x=labels_x, label_y=labels_y + classes)
 
-    found = ours()
-    assert found.converged, f"not certified: gap {found.gap:.2g}"
+    divergence = solve_all()
+    assert divergence.converged, f"not certified: gap {divergence.gap:.2g}"
     cells, iterations = problem.n**2, 40
     subject = Work(bytes=3 * 2 * cells * 10, flops=3 * problem.product.flops)
     # It computes the product again in every iteration of its schedule.
     work = Work(flops=3 * iterations * problem.product.flops)
 
     def peer() -> Entrant:
-        off = abs(float(theirs()) / found.value - 1)
-        return Entrant(f"flash-sinkhorn: off {off:.0e}", theirs, work)
+        off = abs(float(flash()) / divergence.value - 1)
+        return Entrant(f"flash-sinkhorn: off {off:.0e}", flash, work)
 
     for each in peers.tried("flash-sinkhorn", peer):
         yield Contest(
-            f"debiased, {problem.n}", Entrant("debiased", ours, subject), (each,), rounds=3
+            f"debiased, {problem.n}", Entrant("debiased", solve_all, subject), (each,), rounds=3
         )
 
 
@@ -239,12 +241,12 @@ def _bracket(problem: Problem) -> Iterator[Contest]:
     def exact() -> object:
         return ot.emd(marginal, marginal, problem.dense_double(), numItermax=10**7)
 
-    found = unregularised(problem.cost(), tolerance=1e-3)
+    bracket = unregularised(problem.cost(), tolerance=1e-3)
     name = f"bracket 1e-3, {problem.n}"
-    if not found.converged:
-        name += f": MISSED, {found.gap:.1e}"
+    if not bracket.converged:
+        name += f": MISSED, {bracket.gap:.1e}"
     double = Work(flops=2 * problem.product.flops)
-    read = Work(bytes=4 * problem.n**2 * found.iterations)
+    read = Work(bytes=4 * problem.n**2 * bracket.iterations)
     subject = Entrant("unregularised", lambda: unregularised(problem.cost()), double + read)
     # Network simplex has no prediction but its cost: it takes far longer than that.
     peer = Entrant("POT emd, exact", exact, double + Work(bytes=48 * problem.n**2))
@@ -260,8 +262,8 @@ def _gemv(problem: Problem, dtype: torch.dtype) -> Contest:
     device = stored.q.device
     potentials = Potentials(stored, symmetric=False, start=None, max_iterations=10**9)
     potentials.solve(problem.eps, 0.1)
-    own = ((potentials.f - stored.offset) / problem.eps).float()
-    other = (potentials.g / problem.eps - math.log(problem.n)).float()
+    f = ((potentials.f - stored.offset) / problem.eps).float()
+    g = (potentials.g / problem.eps - math.log(problem.n)).float()
     kappa = (stored.step / problem.eps).float()
     kernel = torch.empty(problem.n, problem.n, dtype=dtype, device=device)
     for rows, part in stored.strips(256):
@@ -278,7 +280,7 @@ def _gemv(problem: Problem, dtype: torch.dtype) -> Contest:
         f"iteration, {problem.n}",
         Entrant(
             "sinkhorn_sweep",
-            lambda: sinkhorn_sweep(q, own, other, kappa, cost.x.bounds),
+            lambda: sinkhorn_sweep(q, f, g, kappa, cost.x.bounds),
             read_by_a_sweep(problem),
         ),
         (Entrant(f"two GEMVs, {label}", products, Work(2 * width * cells)),),

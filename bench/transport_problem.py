@@ -37,7 +37,7 @@ class Problem:
             class_gaussians(*pair, classes) for pair in zip(self.features, self.labels, strict=True)
         )
         pairs = ((a, b), (a, None), (b, None))
-        self.table, *self.own_tables = (bures_squared(*pair, means_only=True) for pair in pairs)
+        self.table, *self.self_tables = (bures_squared(*pair, means_only=True) for pair in pairs)
         self.eps = EPS * self.cost().mean
 
     @property
@@ -50,9 +50,9 @@ class Problem:
         labels_x, labels_y = self.labels
         return GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=self.table)
 
-    def own_cost(self, k: int) -> GroundCost:
+    def self_cost(self, k: int) -> GroundCost:
         x, labels = self.features[k], self.labels[k]
-        return GroundCost(x, x, labels_x=labels, labels_y=labels, table=self.own_tables[k])
+        return GroundCost(x, x, labels_x=labels, labels_y=labels, table=self.self_tables[k])
 
     def dense(self) -> np.ndarray:
         """The cost in float32, as fast as we can build it, for solvers that want a matrix."""

@@ -87,11 +87,11 @@ def pot(problem: Problem) -> tuple[list[Solver], list[Solver]]:
         def solve(k: int) -> Tensor:
             cost = problem.dense() if single else problem.dense_double()
             weights = marginal.astype(cost.dtype)
-            found = call(weights, weights, cost, problem.eps, numItermax=k, **options)[1]
+            log = call(weights, weights, cost, problem.eps, numItermax=k, **options)[1]
             for key, read in (("log_v", np.asarray), ("logv", np.asarray), ("v", np.log)):
-                if key in found:
-                    return torch.from_numpy(problem.eps * read(found[key]).astype(float).ravel())
-            raise KeyError(f"{method} returned {list(found)}")
+                if key in log:
+                    return torch.from_numpy(problem.eps * read(log[key]).astype(float).ravel())
+            raise KeyError(f"{method} returned {list(log)}")
 
         width = 4 if single else 8
         build = Work(6 * width * cells, problem.product.flops * (1 if single else 2))
@@ -135,8 +135,8 @@ def ott(problem: Problem) -> list[Solver]:
         solver = sinkhorn.Sinkhorn(lse_mode=True, threshold=0.0, **limits)
 
         def potential(cost: Any) -> Any:
-            given = geometry.Geometry(cost_matrix=cost, epsilon=problem.eps)
-            return solver(linear_problem.LinearProblem(given)).g
+            problem_geometry = geometry.Geometry(cost_matrix=cost, epsilon=problem.eps)
+            return solver(linear_problem.LinearProblem(problem_geometry)).g
 
         return jax.jit(potential)
 

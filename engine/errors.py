@@ -30,7 +30,7 @@ class CampaignError(RuntimeError):
 
 
 class PreemptedError(RuntimeError):
-    """A scheduler ends the process; the same command goes on from where the message says."""
+    """A signal ended a training; the same command goes on from where the message says."""
 
 
 class FirstRankError(RuntimeError):

@@ -20,10 +20,12 @@ ENGINE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ENGINE]
 sys.path.insert(0, str(ENGINE.parent))
 
+from engine.machine import parent  # noqa: E402
 from engine.machine.entry import guarded  # noqa: E402
 
 
 def main() -> int:
+    parent.follow_launcher()
     return guarded(_train)
 
 

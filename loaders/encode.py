@@ -9,15 +9,13 @@ folder, and the next one continues in it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from loaders import rgb
+from loaders import locks, rgb
 from loaders.files import file_hash, sync
 from loaders.journal import Entry, Journal, Written
 from loaders.pack import (
@@ -130,7 +128,9 @@ def encode(
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out.with_name(f".{out.name}.lock")):
+    lock = out.with_name(f".{out.name}.lock")
+    waiting = "%s: waiting for another process that encodes this pack"
+    with locks.held(lock, lambda: log.info(waiting, lock)):
         if out.exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
@@ -262,21 +262,3 @@ def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
     named = "; ".join(f"{image['key']} ({image['reason']})" for image in skipped[:_NAMED])
     more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     return f"{len(skipped)} of {count} images, which cannot be decoded: {named}{more}"
-
-
-@contextmanager
-def _locked(lock: Path) -> Iterator[None]:
-    """Hold the file `lock` alone. The kernel frees the lock of a process that dies."""
-    while True:
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s: waiting for another process that encodes this pack", lock)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-                return

@@ -58,7 +58,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
 
     def watch(command: object, grids: Sequence[workflow.Grid]) -> None:
         (plan,) = [grid.plan for grid in grids]
-        done, device = plan.path.parent / markers.DONE, torch.device("cpu")
+        marker_folder, device = plan.path.parent / markers.DONE, torch.device("cpu")
         work: dict[str, Callable[[], object]] = {
             job_graph.PREPARE: lambda: jobs.prepare(plan, device)
         }
@@ -69,12 +69,12 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
         for name, do in work.items():
             is_column = name.startswith(job_graph.COLUMN)
             after = ran[before:] if not is_column else [x for x in ran[before:] if x == "prepare"]
-            if after or not (done / name).is_file():
-                (done / name).unlink(missing_ok=True)
+            if after or not (marker_folder / name).is_file():
+                (marker_folder / name).unlink(missing_ok=True)
                 do()
                 ran.append(name)
-                (done / name).parent.mkdir(parents=True, exist_ok=True)
-                (done / name).touch()
+                (marker_folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (marker_folder / name).touch()
 
     patch.setattr(workflow, "_watch", watch)
     return ran

@@ -65,7 +65,7 @@ def rib(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rib]:
     """All ten sets, encoded by the command."""
     folder = tmp_path_factory.mktemp("rib")
     (folder / "rib.yaml").write_text(RECIPE)
-    made = Rib(folder, grid.device)
+    encoded = Rib(folder, grid.device)
     sources = {
         "imagenet_val": trees.flat(folder / "val", "LOC_val_solution.csv"),
         "imagenet_train": trees.by_wnid(folder / "train", "t_{i}.JPEG", number=10),
@@ -83,5 +83,5 @@ def rib(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rib]:
         "imagenet_c": trees.corrupted(folder / "c"),
     }
     for name, source in sources.items():
-        assert made.encode(name, source, "--partial") == 0, name
-    yield made
+        assert encoded.encode(name, source, "--partial") == 0, name
+    yield encoded

@@ -1,4 +1,4 @@
-"""Evaluations of eight models over the drawn shapes, and how one is counted or stopped."""
+"""Evaluations of eight models over the drawn shapes, which tests count and stop."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def mixes(grid: Grid) -> list[cells.Mix]:
 
 
 @pytest.fixture(scope="module")
-def wanted(grid: Grid, mixes: list[cells.Mix]) -> list:
-    """What each says in one undisturbed evaluation."""
+def expected(grid: Grid, mixes: list[cells.Mix]) -> list:
+    """Each mix's predictions from one undisturbed evaluation."""
     return tables(grid.builder(), mixes)
 
 
@@ -57,9 +57,9 @@ def tables(builder: Builder, mixes: list[cells.Mix]) -> list:
     return [pq.read_table(passes.predicted(builder.run, mix, SET, "all")) for mix in mixes]
 
 
-def same(found: list, expected: list) -> bool:
+def same(actual: list, expected: list) -> bool:
     """Whether tables agree bit for bit."""
-    return all(a.equals(b) for a, b in zip(found, expected, strict=True))
+    return all(a.equals(b) for a, b in zip(actual, expected, strict=True))
 
 
 def room_for_models(grid: Grid, mixes: list[cells.Mix], count: int) -> float:
@@ -76,14 +76,14 @@ class Counted:
         self.images, self.models = 0, 0
         batches, load = Resident.batches, bank._load
 
-        def counted_batches(source: Resident, asked) -> Iterator:
-            for batch in batches(source, asked):
+        def counted_batches(source: Resident, positions) -> Iterator:
+            for batch in batches(source, positions):
                 self.images += len(batch)
                 yield batch
 
-        def counted_load(net, run, some, parents) -> list:
-            self.models += len(some)
-            return load(net, run, some, parents)
+        def counted_load(net, run, models, parents) -> list:
+            self.models += len(models)
+            return load(net, run, models, parents)
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
         monkeypatch.setattr(bank, "_load", counted_load)
@@ -95,12 +95,12 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Let models be shown so many batches, counted once a model; the next one raises Stopped."""
-    forward, left = bank.Forward.__call__, [batches]
+    forward, remaining = bank.Forward.__call__, [batches]
 
     def counting(self, model, x):
-        if not left[0]:
+        if not remaining[0]:
             raise Stopped
-        left[0] -= 1
+        remaining[0] -= 1
         return forward(self, model, x)
 
     monkeypatch.setattr(bank.Forward, "__call__", counting)

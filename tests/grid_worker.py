@@ -36,9 +36,9 @@ def main() -> None:
     torch.set_num_threads(1)
     quiet.libraries()
     grid = Grid(folder, runs, ranks.start("cpu"))
-    done = [result(grid, words) for words in json.loads(jobs.read_text())]
+    outcomes = [result(grid, words) for words in json.loads(jobs.read_text())]
     if ranks.rank() == 0:
-        results.write_text(json.dumps(done))
+        results.write_text(json.dumps(outcomes))
     ranks.stop()
 
 

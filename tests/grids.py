@@ -132,8 +132,8 @@ def images(grid: Grid, name: str, index: np.ndarray, arch: str = VIT) -> torch.T
 
 def labels(grid: Grid, name: str, index: np.ndarray) -> torch.Tensor:
     """int64 [b]: places of the classes in the head, by name."""
-    found = listing(grid, name)
-    return torch.tensor([CLASSES.index(found[i][1]) for i in index])
+    listed = listing(grid, name)
+    return torch.tensor([CLASSES.index(listed[i][1]) for i in index])
 
 
 def reference(state: dict[str, torch.Tensor], arch: str = VIT) -> nn.Module:
@@ -178,23 +178,25 @@ def weights(cell: Cell) -> dict[str, torch.Tensor]:
     return load_file(cell.artifact.folder / "weights.safetensors")
 
 
-def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+def distance(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Relative L2 distance of two state dicts, all floating tensors taken as one vector."""
-    assert found.keys() == wanted.keys()
-    floating = [name for name, tensor in wanted.items() if tensor.is_floating_point()]
-    a, b = (torch.cat([s[n].double().flatten() for n in floating]) for s in (found, wanted))
+    assert actual.keys() == expected.keys()
+    floating = [name for name, tensor in expected.items() if tensor.is_floating_point()]
+    a, b = (torch.cat([s[n].double().flatten() for n in floating]) for s in (actual, expected))
     return ((a - b).norm() / b.norm()).item()
 
 
-def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
     """Whether two state dicts agree bit for bit."""
-    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+    return actual.keys() == expected.keys() and all(
+        torch.equal(actual[n], expected[n]) for n in expected
+    )
 
 
 def environment() -> dict[str, str]:
     """For a child process: no rank of ours, one thread, no progress bars."""
-    kept = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RIB_PROGRESS": "off"}
+    variables = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    return variables | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RIB_PROGRESS": "off"}
 
 
 def torchrun(ranks: int, *words: str) -> list[str]:

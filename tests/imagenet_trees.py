@@ -37,7 +37,7 @@ OBJECTS = {
 
 
 def picture(seed: Sequence[int], size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A smooth picture of its own, so that JPEG keeps it nearly as it is."""
+    """A picture that is smooth, so that JPEG keeps it nearly as it is."""
     corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
     return Image.fromarray(corners).resize(size, Image.Resampling.BICUBIC)
 

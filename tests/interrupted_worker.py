@@ -48,16 +48,16 @@ def main() -> None:
     folder, jobs, results = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
     quiet.libraries()
-    device, done = ranks.start("cpu"), []
+    device, outcomes = ranks.start("cpu"), []
     try:
         for job in json.loads(jobs.read_text()):
-            done.append(result(folder, device, job))
+            outcomes.append(result(folder, device, job))
     except PreemptedError as error:
-        done.append([str(error)])
+        outcomes.append([str(error)])
         raise
     finally:
         if ranks.rank() == 0:
-            results.write_text(json.dumps(done))
+            results.write_text(json.dumps(outcomes))
     ranks.stop()
 
 

@@ -21,7 +21,7 @@ TITLES = {"fine_tune": "FT", "lwf": "LwF"}
 
 def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
     """A record of evaluations on the sets `SETS` and the upstream set `up`."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "asked": "",
         "name": "made-up",
         "sets": list(SETS),
@@ -38,7 +38,7 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
         "evaluations": list(evaluations),
         "files": {},
     }
-    return Record(**given | values)
+    return Record(**defaults | values)
 
 
 def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:

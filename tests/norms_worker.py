@@ -56,7 +56,7 @@ def errors(samples: int) -> list[float]:
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
         gradients.append(parameter.grad)
-    wanted = [p.grad for p in plain.parameters() if p.grad is not None]
+    expected = [p.grad for p in plain.parameters() if p.grad is not None]
     floats = [[b.float() for b in net.buffers()] for net in (shared, plain)]
     output_error = error([part], [outputs[index]]) if weight else 0.0
     before = [buffer.clone() for buffer in shared.buffers()]
@@ -64,7 +64,7 @@ def errors(samples: int) -> list[float]:
     shared(x[:1])
     same = all(map(torch.equal, before, shared.buffers()))
     assert same, "a micro-batch without a sample changed statistics"
-    return [output_error, error(gradients, wanted), error(*floats)]
+    return [output_error, error(gradients, expected), error(*floats)]
 
 
 def main() -> None:

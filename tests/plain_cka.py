@@ -8,13 +8,13 @@ import numpy as np
 def plain_hsic(x: np.ndarray, y: np.ndarray) -> float:
     """Song et al. 2012, equation 5, as it is printed, in float64."""
     k, m = (features @ features.T for features in (x, y))
-    n, one = len(k), np.ones(len(k))
+    n, ones = len(k), np.ones(len(k))
     np.fill_diagonal(k, 0)
     np.fill_diagonal(m, 0)
     return (
         np.trace(k @ m)
-        + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
-        - 2 / (n - 2) * (one @ k @ m @ one)
+        + (ones @ k @ ones) * (ones @ m @ ones) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (ones @ k @ m @ ones)
     ) / (n * (n - 3))
 
 

@@ -15,43 +15,47 @@ SLACK = {"rtol": 2e-4, "atol": 2e-6}  # float32 against float64
 
 
 def cross_entropy(logits: torch.Tensor, y: torch.Tensor, few: bool = False) -> torch.Tensor:
-    """Per sample; over the classes of `few` alone where the set is that."""
+    """Cross-entropy [b]; over the classes of `few` alone where that is the set."""
     if not few:
         return F.cross_entropy(logits, y, reduction="none")
     inside = torch.tensor([PLACES.index(int(label)) for label in y])
     return F.cross_entropy(logits[:, PLACES], inside, reduction="none")
 
 
-def check(case: Prepared, wanted_B: torch.Tensor, trained: dict[str, torch.Tensor]) -> None:
+def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Tensor]) -> None:
     """Losses, and the gradient of every trained parameter; no other parameter gets one.
 
     trained: the reference's parameters by the name that the method's have below `net.`.
     """
     losses_B = case.method(case.batch)
-    assert losses_B.shape == wanted_B.shape
-    torch.testing.assert_close(losses_B.double(), wanted_B, **SLACK)
+    assert losses_B.shape == expected_B.shape
+    torch.testing.assert_close(losses_B.double(), expected_B, **SLACK)
     losses_B.mean().backward()
-    wanted_B.mean().backward()
-    found = {n.removeprefix("net."): p for n, p in case.method.named_parameters()}
-    assert {n for n, p in found.items() if p.requires_grad} == set(trained)
-    for name, parameter in found.items():
+    expected_B.mean().backward()
+    parameters = {n.removeprefix("net."): p for n, p in case.method.named_parameters()}
+    assert {n for n, p in parameters.items() if p.requires_grad} == set(trained)
+    for name, parameter in parameters.items():
         if name not in trained:
             assert parameter.grad is None, name
             continue
-        wanted = trained[name].grad
-        assert wanted is not None and parameter.grad is not None, name
+        expected = trained[name].grad
+        assert expected is not None and parameter.grad is not None, name
         torch.testing.assert_close(
-            parameter.grad.double(), wanted, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad.double(),
+            expected,
+            rtol=1e-3,
+            atol=1e-5,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
         # The key's bias has no gradient at all, so a single tensor may be zero, but not all.
     assert any(trained[name].grad.abs().max() > 1e-3 for name in trained)
 
 
 def everything(net: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters, as `check` wants those that are trained."""
+    """All parameters by name, for `check` where all are trained."""
     return dict(net.named_parameters())
 
 
-def some(net: nn.Module, *names: str) -> dict[str, torch.Tensor]:
+def selected(net: nn.Module, *names: str) -> dict[str, torch.Tensor]:
     """The parameters of these names."""
     return {n: p for n, p in net.named_parameters() if n in names}

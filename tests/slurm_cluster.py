@@ -74,12 +74,12 @@ class Cluster:
 
     def ask(self, *command: str, timeout_s: float = 60) -> str:
         """Standard output of a command of Slurm's, which must succeed."""
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=os.environ | self.environment, capture_output=True, text=True,
             timeout=timeout_s,
         )  # fmt: skip
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        return done.stdout
+        assert process.returncode == 0, f"{command}: {process.stderr}"
+        return process.stdout
 
     def queue(self) -> list[str]:
         """A line for each job that waits, runs or ends."""

@@ -21,13 +21,13 @@ def table(hits: np.ndarray, **columns) -> pa.Table:
     """Predictions with these hits, two images a source; `columns` replace or add some."""
     n = len(hits)
     label = np.arange(n) % 5
-    given = {
+    defaults = {
         "index": np.arange(n),
         "source": [f"concept-{i // 2}" for i in range(n)],
         "label": label,
         "top1": np.where(hits, label, label + 1),
     } | {name: np.full(n, 0.5, np.float32) for name in predictions.PROBABILITIES}
-    return pa.table(given | columns)
+    return pa.table(defaults | columns)
 
 
 def cell(
@@ -65,7 +65,7 @@ def several_seeds(
     folder.mkdir(exist_ok=True)
     for seed in seeds:
         cells = grid(folder / str(seed), hits(seed), seed=seed, **options)
-        out += [one for one in cells if one.method != PRE or not out]
+        out += [evaluation for evaluation in cells if evaluation.method != PRE or not out]
     return out
 
 

@@ -4,14 +4,49 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from engine import recipe
+from engine.commands.parser import parser as parser_of
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def commands(program: str) -> Iterator[str]:
+    """What follows `program` in the lines of all code blocks, a trailing comment cut off."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```(?:\w*)\n(.*?)^```", document.read_text(), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if match := re.search(rf"(?:^|\s)(?:{program})\s+(.*)", line.partition(" # ")[0]):
+                    yield match[1].strip()
+
+
+RIB = sorted({line for line in commands("^rib")})
+LAUNCHED = sorted({line for line in commands(r"engine/launch\.py|^rib train")})
+
+
+@pytest.mark.parametrize("line", RIB)
+def test_commands_in_the_documents_parse(line: str) -> None:
+    words = shlex.split(line)
+    arguments, rest = parser_of(words[0]).parse_known_args(words)
+    assert all("=" in word and not word.startswith("-") for word in rest), rest
+    if words[0] == "campaign":
+        recipe.outline(arguments.name, [*arguments.overrides, *rest])
+
+
+@pytest.mark.parametrize("line", LAUNCHED)
+def test_cells_in_the_documents_resolve(line: str) -> None:
+    words = shlex.split(line)
+    names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
+    for name in filter(lambda name: name and name != "NAME", names):
+        recipe.outline(name, [word for word in words if not word.startswith("recipe=")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""What the contracts of pyproject.toml cannot say of imports, and who reads the recipes."""
+"""Rules of imports that the contracts of pyproject.toml cannot state, and who reads the recipes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_breach_is_seen(package: str, source: str) -> None:
 
 
 def test_one_module_reads_recipes() -> None:
-    """It alone has the folder's name in its code, not in a sentence, and imports a YAML reader."""
+    """It alone names the folder in its code and imports a YAML reader."""
     readers = set()
     for path in (path for files in FILES.values() for path in files):
         source = path.read_text()
@@ -108,17 +108,17 @@ def test_no_engine_module_bears_a_standard_librarys_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("package", "others"), [("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))]
+    ("package", "absent"), [("kernels", ("loaders", "engine")), ("loaders", ("kernels", "engine"))]
 )
-def test_kernels_and_loaders_load_without_the_rest(package: str, others: tuple[str, ...]) -> None:
-    """Not only in the source: importing them brings neither the engine nor each other."""
+def test_kernels_and_loaders_load_without_the_rest(package: str, absent: tuple[str, ...]) -> None:
+    """Importing them loads neither the engine nor each other, also not indirectly."""
     paths = [path.relative_to(ROOT).with_suffix("") for path in FILES[package]]
     modules = [".".join(path.parts) for path in paths if path.name != "__init__"]
     code = (
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
-        f"print([name for name in {others!r} if name in sys.modules])"
+        f"print([name for name in {absent!r} if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip().endswith("[]"), done.stdout
+    assert process.stdout.strip().endswith("[]"), process.stdout

@@ -56,8 +56,8 @@ def sleeping(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign whose columns do nothing for ten minutes."""
     place = tmp_path_factory.mktemp("sleeping")
     (place / "sleeper.py").write_text(SLEEPER)
-    own = "fine_tune: {method: {name: sleeper, title: Sleeper, module: sleeper.py}}"
-    text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", own)
+    method = "fine_tune: {method: {name: sleeper, title: Sleeper, module: sleeper.py}}"
+    text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", method)
     (place / "shapes.yaml").write_text(text)
     return place
 
@@ -158,12 +158,12 @@ def test_tasks_on_two_nodes_train_one_cell(cluster: Cluster, grid: grids.Grid) -
     for way, start in {"alone": [], "srun": ["srun", "-N2", "-n2"]}.items():
         words = grid.overrides(f"runs={grid.runs / way}", "device=cpu")
         environment = {k: v for k, v in grids.environment().items() if k != "GLOO_SOCKET_IFNAME"}
-        done = subprocess.run(
+        process = subprocess.run(
             [*start, *launch, *words], cwd=ROOT, env=environment | cluster.environment,
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("percent top-1") == 1
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert process.stdout.count("percent top-1") == 1
         (cells[way],) = (grid.runs / way / "store" / "cells").glob("fine_tune-outline-*")
     versions = {way: (cell / "versions.json").read_text() for way, cell in cells.items()}
     assert '"ranks": "2"' in versions["srun"] and '"ranks": "1"' in versions["alone"]
@@ -193,7 +193,7 @@ def test_campaign_through_slurm_is_the_local_one(
     same_results(runs, campaigns.run(folder).parents[1])
 
 
-def test_time_limit_is_told_by_name(at_once: dict) -> None:
+def test_a_job_that_reaches_its_time_limit_is_named(at_once: dict) -> None:
     process, runs = at_once["late"]
     shown = process.communicate(timeout=400)[0]
     assert process.returncode == 2

@@ -166,7 +166,7 @@ def projected_loop(options: OptimizerRecipe, stage: int, clip: float, data: Tens
 
 
 def refuses_round_robin() -> str:
-    """What `attach` says of a configuration whose partitions it cannot follow."""
+    """The refusal of `attach` where it cannot follow a configuration's partitions."""
     model = make_model()
     penalty = make_penalty(model, identity=False)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -194,19 +194,19 @@ def main() -> None:
     for name, stage, accumulation, clip, identity in grid:
         options = OptimizerRecipe(name=name, lr=0.02, weight_decay=0.1)
         data = batches(dist.get_world_size(), accumulation)
-        wanted, wanted_value = bare_loop(options, clip, data, identity)
-        found, value = deepspeed_loop(options, stage, clip, data, identity)
-        error = max(((found[n] - w).norm() / w.norm()).item() for n, w in wanted.items())
+        expected, expected_value = bare_loop(options, clip, data, identity)
+        actual, value = deepspeed_loop(options, stage, clip, data, identity)
+        error = max(((actual[n] - w).norm() / w.norm()).item() for n, w in expected.items())
         label = f"{name} stage {stage} accumulation {accumulation} clip {clip} {identity=}"
-        results[label] = [error, abs(value / wanted_value - 1)]
+        results[label] = [error, abs(value / expected_value - 1)]
     for name, stage, clip, lam in itertools.product(
         ("adamw", "sgd"), (0, 1, 2), (0.0, 0.5), (1.5,)
     ):
         options = OptimizerRecipe(name=name, lr=0.05, weight_decay=0.1)
         data = batches(dist.get_world_size(), 2)
-        wanted, drawn = projected_bare_loop(options, clip, data, lam)
-        found = projected_loop(options, stage, clip, data, lam)
-        error = max(((found[n] - w).norm() / w.norm()).item() for n, w in wanted.items())
+        expected, drawn = projected_bare_loop(options, clip, data, lam)
+        actual = projected_loop(options, stage, clip, data, lam)
+        error = max(((actual[n] - w).norm() / w.norm()).item() for n, w in expected.items())
         label = f"{name} stage {stage} clip {clip} projected by {lam}"
         results[label] = [error, float(drawn < 2)]  # a projection that is never seen is no test
     results["round_robin"] = refuses_round_robin()

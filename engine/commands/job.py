@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.grid import campaign, markers, workflow
+from engine.grid import campaign, markers
 from engine.grid.campaign import Plan
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
-from engine.machine import entry, quiet
+from engine.machine import entry, parent, quiet
 from engine.store.shares import share_of
 
 STAGES = (PREPARE, COLUMN, TRAIN, EVALUATE, REPORT)
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Exit code of the job that the command line names."""
+    parent.follow_campaign()
+    parent.follow_launcher()
     arguments = parser().parse_args()
     return entry.guarded(lambda: run(arguments))
 
@@ -54,7 +56,6 @@ def run(arguments: argparse.Namespace) -> None:
         _become_ranks(arguments.ranks, arguments.device)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     plan = campaign.read(arguments.plan)
-    workflow.end_with_campaign(plan)
     if arguments.stage == REPORT:
         precision.no_tf32()
         chosen = arguments.device
@@ -106,10 +107,8 @@ def _become_ranks(number: int, device: str) -> NoReturn:
             raise ValueError(f"--ranks {number}, but torch sees {len(names)} GPUs")
         claimed = [names[place] for place in gpus.claim(names, number)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
-    os.environ["PYTHONSAFEPATH"] = "1"  # what -P says, for the processes that are launched
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    program = ["-P", *launcher, "-m", "engine.commands.job", *sys.argv[1:]]
-    os.execv(sys.executable, [sys.executable, *program])
+    launcher = ["-P", "-m", "engine.machine.launcher", str(number), "engine.commands.job"]
+    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

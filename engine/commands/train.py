@@ -88,10 +88,12 @@ def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> int:
 
     device = ranks.start(resolved.device)
     from engine.commands import outcome
+    from engine.store.alone import alone
 
     for builder in Builder(request, resolved, device).seeded():
         cell = builder.build()
-        outcome.show(builder.run, cell)
+        with alone(builder.store, f"{cell.name}-evaluated"):
+            outcome.show(builder.run, cell)
     ranks.stop()
     return 0
 

@@ -9,7 +9,6 @@ What stands in a set's folder is whole and was checked.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.data import imagenet
 from engine.data.sources import SetFile, Source
 from engine.machine.files import write_atomic
-from loaders import archives, download
+from loaders import archives, download, locks
 from loaders.benchmarks import devkit
 from loaders.download import DownloadError, Progress
 from loaders.files import file_hash
@@ -105,15 +104,14 @@ class Record:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder alone; the kernel frees it when the process ends. Raises DownloadError."""
-    (folder / ARRIVING).mkdir(parents=True, exist_ok=True)
-    with (folder / ARRIVING / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(
-                f"another `rib download` is at work in {folder}; wait for it, or give another "
-                "folder by --to"
-            ) from error
+
+    def refuse() -> NoReturn:
+        raise DownloadError(
+            f"another `rib download` is at work in {folder}; wait for it, or give another folder "
+            "by --to"
+        )
+
+    with locks.held(folder / ARRIVING / "lock", refuse):
         yield
 
 

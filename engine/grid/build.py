@@ -35,6 +35,7 @@ from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells, tensors
+from engine.store.alone import alone
 from engine.store.artifacts import Store
 from engine.store.cells import Cell, Entry, Export, Mix
 from engine.store.checkpoints import CheckpointFiles
@@ -86,15 +87,17 @@ class Builder(Context[Cell]):
         method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
         recipe, key = self.recipe, self.key()
         label = f"{recipe.method.name}-{recipe.downstream}"
-        artifact = self.run.find("cells", label, key)
-        missing = snapshots.missing(self.run, self._snapshots(artifact and Cell(artifact)))
-        if artifact is not None and not missing and self._has_parents(Cell(artifact)):
-            return Cell(artifact)
+        if (cell := self._stored(label, key)[0]) is not None:
+            return cell
         self.store.check_makes("cells", label, key)
-        write = self._made(method, missing)
-        cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
-        if ranks.rank() == 0:
-            self._checkpoint_files().remove()
+        with alone(self.store, self._name()):
+            cell, missing = self._stored(label, key)  # another launch may have made it meanwhile
+            if cell is not None:
+                return cell
+            write = self._made(method, missing)
+            cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+            if ranks.rank() == 0:
+                self._checkpoint_files().remove()
         return cell
 
     def entries(self) -> list[Entry]:
@@ -249,6 +252,14 @@ class Builder(Context[Cell]):
         recipe, images = self.recipe, len(self.target.training(self.recipe))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
         return snapshots.of_cell(self.run, self.followed.downstreams, self._name(), total)
+
+    def _stored(self, label: str, key: Mapping[str, Any]) -> tuple[Cell | None, list[Snapshot]]:
+        """The recipe's cell, if all that belongs to it is there, and its missing snapshots."""
+        artifact = self.run.find("cells", label, key)
+        cell = None if artifact is None else Cell(artifact)
+        missing = snapshots.missing(self.run, self._snapshots(cell))
+        whole = cell is not None and not missing and self._has_parents(cell)
+        return cell if whole else None, missing
 
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""

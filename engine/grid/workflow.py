@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.errors import CampaignError
 from engine.grid import failures, job_commands, markers, progress, slurm
@@ -32,13 +29,13 @@ from engine.grid.job_graph import REPORT, Job
 from engine.grid.sites import Site
 from engine.machine import memory, parent
 from engine.machine.files import write_atomic
+from loaders import locks
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
-LEASH = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -131,47 +128,20 @@ def relative(place: Path, root: Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel frees when the process ends.
+    """Hold the folder's lock, which is free when the process ends.
 
     Raises CampaignError if another campaign holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise CampaignError(
-                f"another campaign (process {file.read().strip() or 'unknown'}) is at work in "
-                f"{folder}; wait for it, or use runs=ANOTHER_FOLDER"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock = folder / ".lock"
+
+    def refuse() -> NoReturn:
+        raise CampaignError(
+            f"another campaign ({locks.holder(lock)}) is at work in {folder}; wait for it, or use "
+            "runs=ANOTHER_FOLDER"
+        )
+
+    with locks.held(lock, refuse):
         yield
-
-
-def end_with_campaign(plan: Plan) -> None:
-    """Kill this job's process group as soon as its campaign's process ends, for whatever reason.
-
-    The kernel then hands over the campaign's lock. A job that was started by hand has no campaign
-    to follow, and a job on another machine may not see the lock.
-    """
-    host, _, campaign = os.environ.get(LEASH, "").partition(" ")
-    if host != socket.gethostname():
-        return
-    file = (plan.folder / ".lock").open("a+")
-
-    def follow(wait: int = 0) -> None:
-        fcntl.flock(file, fcntl.LOCK_SH | wait)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    with contextlib.suppress(BlockingIOError):
-        follow(fcntl.LOCK_NB)
-    file.seek(0)
-    if file.read() != campaign:
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _clean(plan: Plan) -> None:
@@ -240,13 +210,13 @@ def _watch(command: Sequence[str], grids: Sequence[Grid]) -> None:
 
 
 def _environment(first: Grid) -> dict[str, str]:
-    """Snakemake's: with jobs and leash, without variables of the Slurm job that the command is in.
+    """Snakemake's: with the campaign, without variables of the Slurm job that the command is in.
 
     A campaign's jobs would take themselves for tasks of that job.
     """
     outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
-    leash = f"{socket.gethostname()} {os.getpid()}"
-    return {**outer, JOBS: str(first.workflow), LEASH: leash, **first.site.environment}
+    ours = {JOBS: str(first.workflow), parent.CAMPAIGN: parent.campaign()}
+    return {**outer, **ours, **first.site.environment}
 
 
 def _of_slurm(variable: str) -> bool:

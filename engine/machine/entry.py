@@ -47,7 +47,7 @@ def guarded(work: Callable[[], int | None], *, may_be_hidden: bool = False) -> i
     """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
 
     may_be_hidden: whether it runs where another package hides one of ours.
-    A training that a scheduler ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
+    A training that a signal ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
     An error inside a user's method prints its traceback above that line; with `--debug` every error
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
     with exit code 141.

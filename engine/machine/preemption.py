@@ -1,4 +1,4 @@
-"""Notice of a scheduler that it is about to end this process: SIGTERM or SIGUSR1."""
+"""Notice that this process is about to end: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (*SCHEDULERS, signal.SIGINT)
 
 
 @contextmanager
@@ -15,13 +16,19 @@ def noticed() -> Iterator[Callable[[], bool]]:
     """Take these signals as notice, in place of their effect; yields whether one has come.
 
     Python handles signals in its main thread only, so in another thread none is taken. One that is
-    ignored (nohup) stays ignored.
+    ignored (nohup) stays ignored. A second Ctrl-C interrupts at once.
     """
     came = threading.Event()
+
+    def hear(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        came.set()
+
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {
-            number: signal.signal(number, lambda *_: came.set())
+            number: signal.signal(number, hear)
             for number in SIGNALS
             if signal.getsignal(number) not in (signal.SIG_IGN, None)
         }

@@ -7,7 +7,6 @@ variables that a launcher leaves out.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -22,6 +21,7 @@ import torch.distributed as dist
 
 from engine.errors import FirstRankError
 from engine.machine import memory, precision, rendezvous
+from loaders import locks
 
 T = TypeVar("T")
 BUILDS_WITHIN_S, LOADS_WITHIN_S = 300, 60  # time another program may need for DeepSpeed's op
@@ -94,7 +94,7 @@ def _load_cpu_op() -> None:
     """Load DeepSpeed's operator for a CPU, which is compiled once (40 s), a process at a time.
 
     torch guards a build by a plain file. A killed process leaves that file behind, and all later
-    processes would wait for ever. We hold a lock of the operating system, so such a file is either
+    processes would wait for ever. We hold a lock of ours, so such a file is either
     left over or belongs to another program, which gets time to finish.
     """
     from deepspeed.accelerator import get_accelerator
@@ -102,9 +102,7 @@ def _load_cpu_op() -> None:
 
     default = cpp_extension.get_default_build_root()
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".rib.lock").open("a") as ours:
-        fcntl.flock(ours, fcntl.LOCK_EX)
+    with locks.held(root / ".rib.lock", lambda: None):
         for lock in root.glob("**/deepspeed_shm_comm/lock"):
             built = any(lock.parent.glob("*.so"))
             _remove_old(lock, LOADS_WITHIN_S if built else BUILDS_WITHIN_S)

@@ -2,7 +2,9 @@
 
 A process on its own needs no port. The tasks of a Slurm step, which have no launcher, agree on one
 without a word: the first task greets the others on a port that follows from the step's name and
-tells them where its store listens. All other launchers set MASTER_ADDR and MASTER_PORT.
+tells them where its store listens. So do ranks that deepspeed or a job of ours starts on one host:
+every deepspeed sets the same MASTER_PORT, and a store there would listen on all interfaces. All
+other launchers set MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore, distributed_c10d  # type: ignore[attr-defined]
 
-from engine.machine import network, slurm_step
+from engine.machine import network, parent, slurm_step
 
 MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
@@ -52,16 +54,19 @@ def join(device: torch.device) -> None:
     without an address.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    same_host = _on_same_host(world)
+    name = _launch(same_host=same_host)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if world > 1 and missing and not slurm_step.has_ranks():
+    if world > 1 and missing and not name:
         raise ValueError(f"WORLD_SIZE={world}, but {' and '.join(missing)} not set; use torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    network.choose_interface(os.environ.get("MASTER_ADDR", ""), same_host=_on_same_host(world))
+    network.choose_interface(os.environ.get("MASTER_ADDR", ""), same_host=same_host)
     if world == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
     with contextlib.ExitStack() as stack:
-        store = None if "MASTER_PORT" in os.environ else stack.enter_context(_store(rank, world))
+        host = "127.0.0.1" if same_host else ""
+        store = stack.enter_context(_store(f"rib {name}", host, rank, world)) if name else None
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world, timeout=MEET,
             device_id=device if device.type == "cuda" else None,
@@ -80,17 +85,27 @@ def _on_same_host(world: int) -> bool:
     return slurm_step.has_ranks() and slurm_step.on_same_host()
 
 
+def _launch(*, same_host: bool) -> str:
+    """The name by which the ranks of a launch meet; "" where they meet at MASTER_PORT."""
+    if same_host and (name := parent.launch()):
+        return name
+    if "MASTER_PORT" not in os.environ and slurm_step.has_ranks():
+        return slurm_step.step_name()
+    return ""
+
+
 @contextlib.contextmanager
-def _store(rank: int, world: int) -> Iterator[TCPStore]:
-    """The store of a Slurm step. Rank 0 greets until the block ends, when all have arrived."""
-    name, master = f"rib {slurm_step.step_name()}", os.environ["MASTER_ADDR"]
-    ports = candidates(name)
+def _store(name: str, host: str, rank: int, world: int) -> Iterator[TCPStore]:
+    """The store of a launch. Rank 0 greets until the block ends, when all have arrived.
+
+    host: the address on which rank 0 listens; "": all, and MASTER_ADDR is its host's.
+    """
+    master, ports = host or os.environ["MASTER_ADDR"], candidates(name)
     if rank > 0:
         port = ask(master, ports, name)
         os.environ["MASTER_PORT"] = str(port)
         yield TCPStore(master, port, world, False, MEET, wait_for_workers=False)
         return
-    host = "127.0.0.1" if slurm_step.on_same_host() else ""
     listener = listen(host, [0])
     port = listener.getsockname()[1]
     os.environ["MASTER_PORT"] = str(port)

@@ -1,7 +1,7 @@
 """Checkpoints: a training that is killed goes on from its last one, and a scheduler's end is heard.
 
 A checkpoint is due by the clock. Its state is copied between two steps and written by a thread. At
-SIGTERM or SIGUSR1 all ranks stop after the same step, write one more and leave.
+SIGTERM, SIGUSR1 or Ctrl-C all ranks stop after the same step, write one more and leave.
 """
 
 from __future__ import annotations

@@ -66,23 +66,23 @@ def test_runs_are_interleaved_and_every_other_round_goes_backwards():
 
 def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     assert ROOFLINE.milliseconds(Work(bytes=10e6, flops=100e6)) == pytest.approx(2.0)
-    ours = Entrant("ours", int, Work(36))
+    subject = Entrant("ours", int, Work(36))
     peer = Entrant("theirs", int, Work(28), target=1.35)
-    (held,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
-    assert held.predicted == pytest.approx(36 / 28) and held.rounds == 3
-    assert held.low <= held.measured <= held.high and held.target == 1.35
+    (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
+    assert row.predicted == pytest.approx(36 / 28) and row.rounds == 3
+    assert row.low <= row.measured <= row.high and row.target == 1.35
     peer = Entrant("theirs", int, Work(28), over_prediction=1.03)
-    (held,) = contest.hold(Contest("c", ours, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
-    assert held.target == pytest.approx(1.03 * 36 / 28)
+    (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
+    assert row.target == pytest.approx(1.03 * 36 / 28)
 
 
 def test_the_time_of_a_part_is_scaled_to_the_whole(monkeypatch):
     monkeypatch.setattr(contest, "interleave", lambda *_, **__: [[100.0, 100.0], [50.0, 50.0]])
     peer = Entrant("theirs, 1 of 10 rows, scaled", int, Work(28), share=0.1)
-    held = Contest("c", Entrant("ours", int, Work(36)), (peer,))
-    (one,) = contest.hold(held, ROOFLINE, CPU, seconds=0)
-    assert (one.subject_ms, one.peer_ms) == (100, pytest.approx(500))
-    assert one.measured == pytest.approx(0.2)
+    scaled = Contest("c", Entrant("ours", int, Work(36)), (peer,))
+    (row,) = contest.hold(scaled, ROOFLINE, CPU, seconds=0)
+    assert (row.subject_ms, row.peer_ms) == (100, pytest.approx(500))
+    assert row.measured == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_load_gives_rates_to_rows_table_and_json(cases, capsys, tmp_path):
     assert heads == [["contest", "entrant", "images/s", "MFU", "peak", "MB"]]
     assert entrant[:2] == ["one", "a"] and len(entrant) == 5
     (file,) = (tmp_path / "bench" / "results").iterdir()
-    (found,) = json.loads(file.read_text())["rows"]
-    assert found["rates"].keys() == {"a"} and found["rates"]["a"]["peak_mb"] == 3.0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["rates"].keys() == {"a"} and row["rates"]["a"]["peak_mb"] == 3.0
 
 
 def test_rows_without_a_load_have_no_rates():
@@ -140,11 +140,11 @@ def test_peak_memory_of_tensors():
 
     def build():
         torch.empty(1_000_000, dtype=torch.uint8)  # freed at once
-        kept = torch.empty(1_000_000, dtype=torch.uint8)
+        tensor = torch.empty(1_000_000, dtype=torch.uint8)
 
         def run():
             torch.empty(1_000_000, dtype=torch.uint8)
-            return kept
+            return tensor
 
         return run
 
@@ -224,7 +224,9 @@ def test_a_peer_that_cannot_run_is_skipped_by_name(capsys):
 
     assert peers.tried("FusedAdam", broken) == []
     assert capsys.readouterr().out == "peer skipped: FusedAdam (Error building extension)\n"
-    assert [one.name for one in peers.tried("f", lambda: Entrant("f", int, Work(1.0)))] == ["f"]
+    assert [entrant.name for entrant in peers.tried("f", lambda: Entrant("f", int, Work(1.0)))] == [
+        "f"
+    ]
     assert peers.optional("no_such.package") is None
     assert capsys.readouterr().out.startswith("peer skipped: no_such.package (No module named")
     assert peers.optional("json") is json
@@ -249,11 +251,11 @@ def test_results_name_device_versions_and_commit(cases, tmp_path):
     assert command.main(["fisher", "--seconds", "0"]) == 0
     (path,) = (tmp_path / "bench" / "results").iterdir()
     assert path.name == "fisher-cpu.json"
-    found = json.loads(path.read_text())
-    assert found["case"] == "fisher" and found["gate"] == "green" and len(found["rows"]) == 1
-    assert {"device", "threads", "load", "commit", "when"} <= found["machine"].keys()
-    assert found["machine"]["versions"]["torch"] == torch.__version__
-    assert found["rows"][0]["rounds"] >= 5 and found["rows"][0]["verdict"] == "-"
+    results = json.loads(path.read_text())
+    assert results["case"] == "fisher" and results["gate"] == "green" and len(results["rows"]) == 1
+    assert {"device", "threads", "load", "commit", "when"} <= results["machine"].keys()
+    assert results["machine"]["versions"]["torch"] == torch.__version__
+    assert results["rows"][0]["rounds"] >= 5 and results["rows"][0]["verdict"] == "-"
 
 
 def test_all_results_can_go_to_one_file(cases, tmp_path):
@@ -301,7 +303,7 @@ sys.exit(code)
     assert "peer skipped: avalanche" in child.stdout
 
 
-def test_unknown_cases_and_missing_gpus_are_said(capsys):
+def test_unknown_cases_and_missing_gpus_are_named(capsys):
     assert command.main(["speed"]) == 2
     assert "no case speed; there are optimizer," in capsys.readouterr().out
     if not torch.cuda.is_available():

@@ -115,18 +115,18 @@ def test_filters_and_search_leave_the_rows_that_match(browser):
 
 
 def test_pages_hold_all_rows_once(browser):
-    seen = []
+    columns = []
     following = browser.find_element("css selector", "[data-table=cells] [data-page='1']")
     while True:
         rows = (column(browser, "cells", k) for k in range(3))
-        seen += zip(*rows, strict=True)
+        columns += zip(*rows, strict=True)
         if not following.is_enabled():
             break
         browser.execute_script("arguments[0].click()", following)
-    assert len(seen) == len(set(seen)) == 3 * 12 > page.ROWS
+    assert len(columns) == len(set(columns)) == 3 * 12 > page.ROWS
 
 
-def test_a_pointer_on_a_cell_is_told_the_number_of_the_file(browser, report):
+def test_a_pointer_on_a_cell_shows_the_number_of_the_file(browser, report):
     data = pandas.read_csv(report.parent / "figures/map-01-ft.csv")
     script = """
       const figure = document.querySelector("[data-figure=map-01-ft]");
@@ -142,13 +142,13 @@ def test_a_pointer_on_a_cell_is_told_the_number_of_the_file(browser, report):
         "return [...document.querySelectorAll('#vg-tooltip-element.visible tr')]"
         ".map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
-    told = {name.rstrip(":"): value.replace("−", "-") for name, value in rows}
-    pair = told["fine-tuned on"], told["evaluated on"]
+    tooltip = {name.rstrip(":"): value.replace("−", "-") for name, value in rows}
+    pair = tooltip["fine-tuned on"], tooltip["evaluated on"]
     (row,) = data[(data["downstream"] == pair[0]) & (data["evaluated_on"] == pair[1])].to_dict(
         "records"
     )
-    assert float(told["change, points"]) == pytest.approx(row["change"], abs=0.0051)
-    assert float(told["after, %"]) == pytest.approx(row["accuracy"], abs=0.0051)
+    assert float(tooltip["change, points"]) == pytest.approx(row["change"], abs=0.0051)
+    assert float(tooltip["after, %"]) == pytest.approx(row["accuracy"], abs=0.0051)
 
 
 @pytest.mark.parametrize("pixels", [400, 800, 1600])

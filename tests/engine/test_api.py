@@ -20,8 +20,10 @@ grid, folder = grids.grid, campaigns.folder
 
 def test_it_is_quick_to_import() -> None:
     code = "import sys, engine; print([m for m in ('torch', 'pandas', 'yaml') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "[]"
 
 
 def test_every_name_is_documented() -> None:

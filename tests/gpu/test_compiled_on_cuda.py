@@ -1,4 +1,4 @@
-"""Compiled models on a GPU, CUDA graphs among them: they say what the uncompiled model says."""
+"""Compiled models on a GPU, CUDA graphs among them: their logits are the uncompiled model's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_batches_of_any_size_under_several_weights(arch: str, option: str) -> No
     form = timm.create_model(arch, num_classes=5).to(CUDA).eval()
     compiled.in_place(form, option, CUDA)
     x = torch.randn(7, 3, 160, 160, device=CUDA)
-    kept = []
+    pairs = []
     with torch.inference_mode():
         for net in plain:
             for size in (7, 7, 4, 1, 7):
-                said = torch.func.functional_call(form, net.state_dict(), (x[:size],))
-                kept.append((said, net(x[:size])))
-    for found, wanted in kept:  # only now: a later batch must not write over an earlier answer
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+                actual = torch.func.functional_call(form, net.state_dict(), (x[:size],))
+                pairs.append((actual, net(x[:size])))
+    for actual, expected in pairs:  # only now: a later batch must not write over an earlier answer
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)

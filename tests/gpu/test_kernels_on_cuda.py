@@ -48,24 +48,26 @@ def test_the_gates_of_the_bench_are_green(name):
 def test_ewc_steps_equal_float64(size, misaligned):
     tensors = randn(6, size + misaligned)[:, misaligned:]
     tensors[3:].square_()
-    for twin, mine in (
+    for twin, tensors_fp32 in (
         (reference.adamw_ewc_, [t.clone() for t in tensors]),
         (reference.sgd_ewc_, [t.clone() for t in tensors[[0, 1, 2, 4, 5]]]),
     ):
-        truth = [t.double() for t in mine]
+        truth = [t.double() for t in tensors_fp32]
         if misaligned:
-            buffers = [torch.empty(size + 1, device=CUDA)[1:] for _ in mine]
-            mine = [buffer.copy_(t) for buffer, t in zip(buffers, mine, strict=True)]
+            buffers = [torch.empty(size + 1, device=CUDA)[1:] for _ in tensors_fp32]
+            tensors_fp32 = [
+                buffer.copy_(t) for buffer, t in zip(buffers, tensors_fp32, strict=True)
+            ]
         penalty = torch.zeros((), dtype=torch.float64, device=CUDA)
         scalars = [0.7, 0.1, 0.9, 0.03]
         if twin is reference.adamw_ewc_:
             scalars = [0.7, 1 - 0.003, 0.03 / 0.1, 0.1, 0.999, 0.001, 0.001**-0.5, 1e-8]
-            adamw_ewc_(*mine, step=1, lr=0.03, weight_decay=0.1, lam=0.7, penalty=penalty)
+            adamw_ewc_(*tensors_fp32, step=1, lr=0.03, weight_decay=0.1, lam=0.7, penalty=penalty)
         else:
-            sgd_ewc_(*mine, lr=0.03, weight_decay=0.1, lam=0.7, penalty=penalty)
+            sgd_ewc_(*tensors_fp32, lr=0.03, weight_decay=0.1, lam=0.7, penalty=penalty)
         value = twin(*truth, torch.tensor(scalars, dtype=torch.float64, device=CUDA), True)
-        for found, right in zip(mine, truth, strict=True):
-            torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-6)
+        for actual, expected in zip(tensors_fp32, truth, strict=True):
+            torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(penalty, value, rtol=1e-5, atol=1e-8)
 
 
@@ -80,14 +82,14 @@ def test_distillation_and_its_gradient_equal_float64(dtype, classes, masked):
     labels = 3 * torch.randint(classes // 3, (9,), device=CUDA)
     options = {"mask": mask, "temperature": 3.0, "weight": 0.7, "label_smoothing": 0.1}
     student.requires_grad_()
-    found = distill_loss(student, teacher, labels, **options)
-    (gradient,) = torch.autograd.grad(found.sum(), student)
+    losses = distill_loss(student, teacher, labels, **options)
+    (gradient,) = torch.autograd.grad(losses.sum(), student)
     exact = student.detach().double().requires_grad_()
     truth = reference.distill_loss(exact, teacher.double(), labels, **options)
-    (right,) = torch.autograd.grad(truth.sum(), exact)
-    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+    (expected_gradient,) = torch.autograd.grad(truth.sum(), exact)
+    torch.testing.assert_close(losses.double(), truth, rtol=1e-5, atol=1e-5)
     rounding = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
-    torch.testing.assert_close(gradient.double(), right, rtol=rounding, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rounding, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,20 +97,20 @@ def test_distillation_takes_the_rows_of_a_padded_head(dtype):
     student, teacher = 3 * randn(2, 9, 21888, dtype=dtype)
     student, teacher = student[:, :21843], teacher[:, :21843]
     labels = torch.arange(9, device=CUDA)
-    found = distill_loss(student.requires_grad_(), teacher, labels)
-    (gradient,) = torch.autograd.grad(found.sum(), student)
+    losses = distill_loss(student.requires_grad_(), teacher, labels)
+    (gradient,) = torch.autograd.grad(losses.sum(), student)
     student = student.detach().contiguous().requires_grad_()
-    right = distill_loss(student, teacher.contiguous(), labels)
-    assert torch.equal(found, right)
-    assert torch.equal(gradient, torch.autograd.grad(right.sum(), student)[0])
+    expected = distill_loss(student, teacher.contiguous(), labels)
+    assert torch.equal(losses, expected)
+    assert torch.equal(gradient, torch.autograd.grad(expected.sum(), student)[0])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_on_a_gpu_that_is_not_the_current_one():
     logits, labels = randn(4, 100).to("cuda:1"), torch.arange(4, device="cuda:1")
-    found = distill_loss(logits, logits, labels)
+    losses = distill_loss(logits, logits, labels)
     truth = reference.distill_loss(logits, logits, labels)
-    torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(losses, truth)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,8 +130,8 @@ def test_weighted_sums_equal_float64(dtype, shape):
 def test_outer_squares_equal_float64(dtype, shape):
     batch, tokens, outputs, inputs = shape
     g, x = randn(batch, tokens, outputs, dtype=dtype), randn(batch, tokens, inputs, dtype=dtype)
-    found, truth = outer_squares(g, x), reference.outer_squares(g, x)
-    torch.testing.assert_close(found.double(), truth, rtol=2e-4, atol=1e-4 * truth.max().item())
+    actual, truth = outer_squares(g, x), reference.outer_squares(g, x)
+    torch.testing.assert_close(actual.double(), truth, rtol=2e-4, atol=1e-4 * truth.max().item())
 
 
 def test_the_fisher_of_a_convolutional_net_equals_a_loop():
@@ -143,9 +145,9 @@ def test_the_fisher_of_a_convolutional_net_equals_a_loop():
     with torch.backends.cudnn.flags(allow_tf32=False):
         truth = reference.fisher_diagonal(net, images, labels)
         fisher = fisher_diagonal(net, [(images, labels)], labels="data")
-    for name, found in fisher.items():
+    for name, actual in fisher.items():
         scale = truth[name].max().item()
-        torch.testing.assert_close(found, truth[name], rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(actual, truth[name], rtol=1e-3, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
@@ -160,27 +162,27 @@ def test_sweeps_equal_float64(dtype, shape):
     truth = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
     on_device = [tensor.to(CUDA) for tensor in (f, g, kappa)]
     for rows in (q.to(CUDA), padded(shape, on_device[0], dtype).copy_(q)):
-        found = sinkhorn_sweep(rows, *on_device, bounds)
-        for mine, right in zip(found, truth, strict=True):
-            torch.testing.assert_close(mine.cpu().double(), right, rtol=2e-5, atol=2e-5)
+        results = sinkhorn_sweep(rows, *on_device, bounds)
+        for actual, expected in zip(results, truth, strict=True):
+            torch.testing.assert_close(actual.cpu().double(), expected, rtol=2e-5, atol=2e-5)
         sums = row_sums(rows, *on_device)
         torch.testing.assert_close(sums.cpu().double(), truth[0], rtol=2e-5, atol=2e-5)
 
 
 def sets(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, ClassGaussians]]:
-    found = []
+    clouds = []
     for size, shift in ((1500, 0.0), (1200, 0.5)):
         labels = torch.arange(size) % 30
         x = randn(size, 40).to(device) + shift + labels.to(device)[:, None] / 10
-        found.append((x, labels.to(device), class_gaussians(x, labels.to(device), 30)))
-    return found
+        clouds.append((x, labels.to(device), class_gaussians(x, labels.to(device), 30)))
+    return clouds
 
 
 def test_label_distances_equal_those_of_the_cpu():
     pairs = ([gaussians for *_, gaussians in sets(device)] for device in (CUDA, CPU))
-    mine, right = (bures_squared(*pair) for pair in pairs)
+    actual, expected = (bures_squared(*pair) for pair in pairs)
     within = bures_squared(sets(CUDA)[0][2])
-    torch.testing.assert_close(mine.cpu(), right, rtol=1e-5, atol=1e-5 * right.max().item())
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-5, atol=1e-5 * expected.max().item())
     assert torch.equal(within, within.T) and not within.diagonal().any()
 
 
@@ -190,23 +192,23 @@ def test_certificates_equal_those_of_the_cpu(copy, shape):
     n, m = shape
     x, y, g = randn(n, 40), randn(m, 40) + 0.3, 8 * randn(m).double()
     retained = randn(m).double().abs().clamp_(0.1, 1.0)
-    found = []
+    certificates = []
     for device in (CUDA, CPU):
         stored = store(GroundCost(x.to(device), y.to(device)), copy=copy)
-        found.append(certify(stored, g.to(device), 4.0, retained.to(device)))
-    mine, right = found
-    assert mine.dual == pytest.approx(right.dual, rel=1e-4, abs=1e-3)
-    assert mine.lower <= right.upper and right.lower <= mine.upper
-    assert mine.marginal_error == pytest.approx(right.marginal_error, rel=1e-3)
+        certificates.append(certify(stored, g.to(device), 4.0, retained.to(device)))
+    actual, expected = certificates
+    assert actual.dual == pytest.approx(expected.dual, rel=1e-4, abs=1e-3)
+    assert actual.lower <= expected.upper and expected.lower <= actual.upper
+    assert actual.marginal_error == pytest.approx(expected.marginal_error, rel=1e-3)
     for name in ("f", "next_g"):
         torch.testing.assert_close(
-            getattr(mine, name).cpu(), getattr(right, name), rtol=1e-3, atol=1e-2
+            getattr(actual, name).cpu(), getattr(expected, name), rtol=1e-3, atol=1e-2
         )
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
 def test_transport_equals_that_of_the_cpu_and_brackets_overlap(share):
-    found = []
+    solutions = []
     for device in (CUDA, CPU):
         (x, labels_x, a), (y, labels_y, b) = sets(device)
         table = bures_squared(a, b)
@@ -214,10 +216,10 @@ def test_transport_equals_that_of_the_cpu_and_brackets_overlap(share):
         solved = transport(cost, eps=share * cost.mean)
         streamed = transport(cost, eps=share * cost.mean, memory=beside_the_copy(cost))
         assert solved.converged and streamed.value == pytest.approx(solved.value, rel=1e-4)
-        found.append(solved)
-    mine, right = found
-    assert mine.value == pytest.approx(right.value, rel=1e-4)
-    assert mine.lower <= right.upper and right.lower <= mine.upper
+        solutions.append(solved)
+    actual, expected = solutions
+    assert actual.value == pytest.approx(expected.value, rel=1e-4)
+    assert actual.lower <= expected.upper and expected.lower <= actual.upper
 
 
 def test_nothing_waits_for_the_gpu():

@@ -18,9 +18,9 @@ def case(batch: int, classes: int, keep: int | None, seed: int = 0) -> tuple[Ten
     """Student and teacher logits, labels and mask; `keep` classes stay unmasked."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = 3 * torch.randn(2, batch, classes, generator=generator)
-    kept = torch.randperm(classes, generator=generator)[: keep or classes]
-    mask = torch.zeros(classes, dtype=torch.bool).index_fill(0, kept, True)
-    labels = kept[torch.randint(len(kept), (batch,), generator=generator)]
+    classes_left = torch.randperm(classes, generator=generator)[: keep or classes]
+    mask = torch.zeros(classes, dtype=torch.bool).index_fill(0, classes_left, True)
+    labels = classes_left[torch.randint(len(classes_left), (batch,), generator=generator)]
     return student, teacher, labels, mask
 
 
@@ -97,12 +97,12 @@ def test_classes_that_the_teacher_rules_out_add_nothing():
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), student)
     torch.testing.assert_close(gradient, expected_gradient)
-    out_of_both = torch.cat([student[:, :25], teacher[:, 25:]], 1)
-    kept = torch.arange(30) < 25
+    ruled_out = torch.cat([student[:, :25], teacher[:, 25:]], 1)
+    allowed = torch.arange(30) < 25
     labels = labels.clamp(max=24)
     torch.testing.assert_close(
-        distill_loss(out_of_both, teacher, labels),
-        distill_loss(out_of_both, teacher, labels, mask=kept),
+        distill_loss(ruled_out, teacher, labels),
+        distill_loss(ruled_out, teacher, labels, mask=allowed),
     )
 
 
@@ -262,8 +262,8 @@ def test_interpreted_kernel_without_teacher_mask_or_gradient():
     assert gradient.shape == (0,)
     loss, gradient = distill._distill(student[:0], None, labels[:0], None, 2.0, 0.0, 0.0, True)
     assert loss.shape == (0,) and gradient.shape == (0, 21)
-    one, _ = distill._distill(student[:1, :1], None, labels[:1] * 0, None, 2.0, 0.0, 0.0, True)
-    assert one.item() == 0.0
+    single, _ = distill._distill(student[:1, :1], None, labels[:1] * 0, None, 2.0, 0.0, 0.0, True)
+    assert single.item() == 0.0
 
 
 @interpreted
@@ -281,10 +281,10 @@ def test_interpreted_kernel_survives_values_that_overflow_fp16():
 def test_interpreted_kernel_takes_classes_that_cannot_be(lowest):
     student, teacher, labels, _ = case(3, 12, None)
     student[:, 9:], labels = lowest, labels.clamp(max=8)
-    for other in (None, teacher.index_fill(1, torch.arange(9, 12), lowest)):
-        loss, gradient = distill._distill(student, other, labels, None, 2.0, 4.0, 0.0, True)
+    for given_teacher in (None, teacher.index_fill(1, torch.arange(9, 12), lowest)):
+        loss, gradient = distill._distill(student, given_teacher, labels, None, 2.0, 4.0, 0.0, True)
         expected_in = student.clone().requires_grad_()
-        expected = reference.distill_loss(expected_in, other, labels, weight=1.0)
+        expected = reference.distill_loss(expected_in, given_teacher, labels, weight=1.0)
         expected.sum().backward()
         torch.testing.assert_close(loss, expected.detach())
         torch.testing.assert_close(gradient, expected_in.grad)
@@ -296,12 +296,14 @@ def test_interpreted_kernel_takes_a_teacher_of_another_dtype(dtype):
     student, teacher, labels, mask = case(4, 70, 30)
     student = student.to(dtype)
     loss, gradient = distill._distill(student, teacher, labels, mask, 2.0, 4.0, 0.1, True)
-    given = student.double().requires_grad_()
-    expected = reference.distill_loss(given, teacher, labels, mask=mask, label_smoothing=0.1)
+    student_double = student.double().requires_grad_()
+    expected = reference.distill_loss(
+        student_double, teacher, labels, mask=mask, label_smoothing=0.1
+    )
     expected.sum().backward()
     assert gradient.dtype == dtype
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient.double(), given.grad, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(gradient.double(), student_double.grad, rtol=1e-2, atol=1e-2)
 
 
 @interpreted

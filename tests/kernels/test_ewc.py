@@ -82,9 +82,9 @@ def run(name: str, given: dict, **options) -> tuple[list[Tensor], Tensor]:
 
 def assert_equal_to_truth(name: str, given: dict, **options) -> None:
     expected, expected_penalty = truth(name, given)
-    found, penalty = run(name, given, **options)
-    for mine, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine.double(), right, rtol=1e-6, atol=1e-6)
+    computed, penalty = run(name, given, **options)
+    for actual, exact in zip(computed, expected, strict=True):
+        torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=1e-6)
     assert penalty.item() == pytest.approx(expected_penalty, rel=2e-6)
 
 
@@ -103,16 +103,16 @@ def test_many_tensors_at_once_are_those_tensors_one_by_one(name):
     alone = [column.clone() for column in columns]
     penalties = torch.zeros(2, dtype=torch.float64)
     shared = {"lr": LR, "weight_decay": DECAY, "lam": LAM}
-    together, one = (ewc.foreach_adamw_ewc_, adamw_ewc_), (ewc.foreach_sgd_ewc_, sgd_ewc_)
-    many, single = together if name == "adamw" else one
+    adamw, sgd = (ewc.foreach_adamw_ewc_, adamw_ewc_), (ewc.foreach_sgd_ewc_, sgd_ewc_)
+    many, single = adamw if name == "adamw" else sgd
     steps = list(range(1, len(sizes) + 1))
     given = {"steps": steps} if name == "adamw" else {}
     many(*zip(*columns, strict=True), **given, **shared, penalty=penalties[0])
     for column, step in zip(alone, steps, strict=True):
         given = {"step": step} if name == "adamw" else {}
         single(*column, **given, **shared, penalty=penalties[1])
-    for mine, right in zip(columns, alone, strict=True):
-        torch.testing.assert_close(mine, right, rtol=1e-6, atol=0)
+    for actual, exact in zip(columns, alone, strict=True):
+        torch.testing.assert_close(actual, exact, rtol=1e-6, atol=0)
     torch.testing.assert_close(*penalties)
     many(*[[] for _ in range(roles)], **({"steps": []} if name == "adamw" else {}), **shared)
 
@@ -131,8 +131,8 @@ def test_a_weight_of_zero_is_the_plain_step():
         with_penalty, penalty = run(name, given, lam=0.0)
         plain, _ = run(name, given | {"anchor": None, "fisher": None})
         assert penalty == 0
-        for mine, right in zip(with_penalty, plain, strict=True):
-            torch.testing.assert_close(mine, right, rtol=0, atol=0)
+        for actual, exact in zip(with_penalty, plain, strict=True):
+            torch.testing.assert_close(actual, exact, rtol=0, atol=0)
 
 
 def test_parameters_that_require_gradients_are_stepped_in_their_own_shape():
@@ -188,8 +188,8 @@ def test_a_step_does_not_break_a_compiled_graph():
     penalties = torch.zeros(()), torch.zeros(())
     sgd_ewc_(*eager, lr=LR, lam=LAM, penalty=penalties[0])
     torch.testing.assert_close(step(*traced, penalties[1]), eager[0] * 2)
-    for mine, right in zip(traced, eager, strict=True):
-        torch.testing.assert_close(mine, right)
+    for actual, exact in zip(traced, eager, strict=True):
+        torch.testing.assert_close(actual, exact)
     torch.testing.assert_close(*penalties)
 
 

@@ -18,8 +18,8 @@ ROOT = Path(kernels.__file__).parents[1]
 
 @pytest.mark.parametrize("package", [kernels, kernels.transport], ids=lambda p: p.__name__)
 def test_examples(package):
-    done = doctest.testmod(package)
-    assert done.attempted > 5 and not done.failed
+    outcome = doctest.testmod(package)
+    assert outcome.attempted > 5 and not outcome.failed
 
 
 @pytest.mark.parametrize(

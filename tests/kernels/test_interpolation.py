@@ -26,13 +26,13 @@ def case(outputs: int, count: int, numel: int) -> tuple[Tensor, Tensor]:
 
 
 def assert_float64(
-    found: Tensor, parents: Tensor, weights: Tensor, bf16_rounding: float = 2.0**-8
+    actual: Tensor, parents: Tensor, weights: Tensor, bf16_rounding: float = 2.0**-8
 ) -> None:
     truth = weights.double() @ parents.double()
     scale = weights.double().abs() @ parents.double().abs()
-    rounding = bf16_rounding if found.dtype == torch.bfloat16 else 0.0
-    assert found.shape == truth.shape
-    error = (found.double() - truth).abs()
+    rounding = bf16_rounding if actual.dtype == torch.bfloat16 else 0.0
+    assert actual.shape == truth.shape
+    error = (actual.double() - truth).abs()
     assert (error <= 2.0**-22 * weights.shape[1] * scale + rounding * truth.abs()).all()
 
 
@@ -46,8 +46,8 @@ def awkward() -> Tensor:
 
 def assert_end_points_exact(run) -> None:
     parents = awkward()
-    found = run(parents, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]]))
-    for row, parent in zip(found, parents[[0, 1, 0]], strict=True):
+    mixes = run(parents, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]]))
+    for row, parent in zip(mixes, parents[[0, 1, 0]], strict=True):
         nan = parent.isnan()
         assert torch.equal(row.isnan(), nan)
         assert torch.equal(row[~nan].view(torch.int32), parent[~nan].view(torch.int32))
@@ -125,8 +125,8 @@ def test_state_dicts_go_flat_and_come_back():
         back = views(row, layout)
         assert list(back) == list(state)
         for name, tensor in state.items():
-            wanted = models[0][name] if name == "count" else tensor.float()
-            assert torch.equal(back[name], wanted) and back[name].shape == tensor.shape
+            expected = models[0][name] if name == "count" else tensor.float()
+            assert torch.equal(back[name], expected) and back[name].shape == tensor.shape
     half = views(interpolate(parents, torch.tensor([[0.5, 0.5]]))[0], layout)
     middle = (models[0]["conv.weight"] + models[1]["conv.weight"]) / 2
     torch.testing.assert_close(half["conv.weight"], middle)
@@ -156,9 +156,9 @@ def test_floating_tensors_are_views_of_the_row_and_aligned():
     ],
 )
 def test_models_of_other_architectures_are_refused_by_key(change, message):
-    other = {k: v for k, v in (model(2) | change).items() if v is not None}
+    changed = {k: v for k, v in (model(2) | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        flatten([model(1), other])
+        flatten([model(1), changed])
 
 
 def test_what_float32_cannot_hold_and_nothing_are_refused():

@@ -27,8 +27,8 @@ def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
     current = ["cuda:0"]
 
     @contextlib.contextmanager
-    def device(wanted):
-        current.append(str(wanted))
+    def device(target):
+        current.append(str(target))
         yield
         current.pop()
 
@@ -102,12 +102,14 @@ def of_interpolation(outputs: int, _: int) -> None:
 )
 def test_other_sizes_compile_nothing_anew(work, sizes, monkeypatch):
     monkeypatch.setattr(launch, "row_pitch", lambda columns, _: -(-columns // 64) * 64)
-    seen = []
+    compiled = []
     for size in sizes:
         with counted(run=False) as counts:
             work(*size)
-        seen.append(variants(counts))
-    assert seen[0] and all(each == seen[0] for each in seen), [each ^ seen[0] for each in seen]
+        compiled.append(variants(counts))
+    assert compiled[0] and all(each == compiled[0] for each in compiled), [
+        each ^ compiled[0] for each in compiled
+    ]
 
 
 def test_the_check_of_variants_can_fail():
@@ -117,9 +119,9 @@ def test_the_check_of_variants_can_fail():
     def plain(out, n):
         pass
 
-    found = set()
+    compiled = set()
     for n in (1, 16, 17):
         with counted(run=False) as counts:
             launch.launcher(plain)[(1,)](torch.zeros(1), n)
-        found |= variants(counts)
-    assert len(found) == 3
+        compiled |= variants(counts)
+    assert len(compiled) == 3

@@ -26,7 +26,7 @@ print(sum(loops.sweep.stats.cache_hits.values()))
 def test_the_next_process_finds_them(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     hits = [subprocess.check_output([sys.executable, "-c", SWEEP], text=True) for _ in range(2)]
-    assert [int(found) for found in hits] == [0, 1]
+    assert [int(count) for count in hits] == [0, 1]
 
 
 def test_they_do_without_a_folder(monkeypatch):

@@ -69,8 +69,8 @@ def test_a_zip_file_becomes_a_folder(tmp_path: Path) -> None:
     archive, folder = tmp_path / "a.zip", tmp_path / "imagenet_sketch"
     archive.write_bytes(zipped(MEMBERS))
     assert not archives.needs_password(archive)
-    done = list(archives.unzip(archive, folder))
-    assert done == [(i, 300) for i in range(1, 301)]
+    names = list(archives.unzip(archive, folder))
+    assert names == [(i, 300) for i in range(1, 301)]
     assert files(folder) == MEMBERS
     assert [file.name for file in tmp_path.iterdir()] == ["imagenet_sketch"]
 

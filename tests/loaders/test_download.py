@@ -49,11 +49,11 @@ def arrived(folder: Path) -> bytes:
 
 def test_a_file_comes_whole_and_once(web: Web, tmp_path: Path) -> None:
     address = web("a", content=CONTENT)
-    seen: list[tuple[int, int | None]] = []
+    progress: list[tuple[int, int | None]] = []
     folder = tmp_path / "new"
-    assert fetch(remote(address), folder, seen=lambda *both: seen.append(both)) == address
+    assert fetch(remote(address), folder, seen=lambda *state: progress.append(state)) == address
     assert arrived(folder) == CONTENT
-    assert seen[-1] == (len(CONTENT), len(CONTENT)) and seen == sorted(seen)
+    assert progress[-1] == (len(CONTENT), len(CONTENT)) and progress == sorted(progress)
     assert fetch(remote(address), folder) == ""
     assert web.requests == [("a", "")], "the second call asks nobody"
 
@@ -191,8 +191,8 @@ def test_a_slow_mirror_is_left_and_taken_again_where_no_other_has_the_file(
     assert fetch(remote(slow, quick), tmp_path / "two", impatient) == quick
     assert arrived(tmp_path / "two") == CONTENT
     assert web.requests[-1][1].startswith("bytes="), "what the slow mirror gave stays"
-    gone = f"{web.address}/gone"
-    assert fetch(remote(slow, gone), tmp_path / "gone", impatient) == slow
+    missing = f"{web.address}/gone"
+    assert fetch(remote(slow, missing), tmp_path / "gone", impatient) == slow
     assert arrived(tmp_path / "gone") == CONTENT
 
 
@@ -221,7 +221,7 @@ def test_a_stop_leaves_what_arrived(web: Web, tmp_path: Path) -> None:
     stop = threading.Event()
     with pytest.raises(Stopped):
         fetch(remote(address), tmp_path, seen=lambda done, total: stop.set(), stop=stop)
-    there = (tmp_path / "a.tar.part").read_bytes()
-    assert 0 < len(there) < len(CONTENT) and CONTENT.startswith(there)
+    part = (tmp_path / "a.tar.part").read_bytes()
+    assert 0 < len(part) < len(CONTENT) and CONTENT.startswith(part)
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT

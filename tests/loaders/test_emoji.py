@@ -56,8 +56,8 @@ def package(style: emoji.Style, cache: Path) -> emoji.Style:
         assert isinstance(font, ImageFont.FreeTypeFont)
         files = {drawings.FONT_MEMBER: font.font_bytes}
     elif style.name == "emojione":  # names only, one of them an alias, one unknown
-        known = {code: name for code, name in LETTERS.items() if name != "letter-i"}
-        old = {code: name.replace("letter-a", "old-a") for code, name in known.items()}
+        named_letters = {code: name for code, name in LETTERS.items() if name != "letter-i"}
+        old = {code: name.replace("letter-a", "old-a") for code, name in named_letters.items()}
         files = icons(False, "#c22", old, {"letter-a": {"parent": "old-a"}})
     elif style.name == "twemoji":  # g and h share one drawing
         names = {code: name.replace("-h", "-g") for code, name in LETTERS.items()}
@@ -153,24 +153,24 @@ def test_a_mirrored_alias_is_mirrored(cache: Path):
 
 
 def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: Path):
-    artwork, other = emoji.Artwork(cache), emoji.Artwork(cache)
-    one, two = artwork.concepts()[:2]
+    artwork, reopened = emoji.Artwork(cache), emoji.Artwork(cache)
+    first, second = artwork.concepts()[:2]
     cases = [
-        *(("noto", one, 0, 0), ("noto", one, 1, 0), ("noto", one, 0, 1)),
-        *(("noto", two, 0, 0), ("openmoji", one, 0, 0)),
+        *(("noto", first, 0, 0), ("noto", first, 1, 0), ("noto", first, 0, 1)),
+        *(("noto", second, 0, 0), ("openmoji", first, 0, 0)),
     ]
     images = [artwork.render(*case, 24).tobytes() for case in cases]
     assert len(set(images)) == len(cases)
-    assert [other.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
+    assert [reopened.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
 
 
 def test_the_seed_is_the_same_in_another_process():
     code = "from loaders.benchmarks import emoji; print(emoji._seed(0, 'noto', '1f436', 2))"
     environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) == emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
+    assert int(process.stdout) == emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
 
 
 def test_a_full_square_stays_whole_at_every_scale_angle_and_shift():
@@ -197,14 +197,14 @@ def test_a_mono_style_stands_out_from_every_background():
 def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
     artwork = emoji.Artwork(cache)
     concepts = artwork.choose(3, 0)
-    made = emoji.items(cache, ["noto", "noto-mono"], concepts, renderings=2, seed=5, px=20)
-    assert len(made) == 2 * 3 * 2 == len({item.key for item in made})
-    assert Counter(item.label for item in made) == {0: 4, 1: 4, 2: 4}
-    assert {(item.label, item.source) for item in made} == {
+    items = emoji.items(cache, ["noto", "noto-mono"], concepts, renderings=2, seed=5, px=20)
+    assert len(items) == 2 * 3 * 2 == len({item.key for item in items})
+    assert Counter(item.label for item in items) == {0: 4, 1: 4, 2: 4}
+    assert {(item.label, item.source) for item in items} == {
         (label, concept.code) for label, concept in enumerate(concepts)
     }
-    assert made[1].key == f"noto/{concepts[0].code}/1"
-    image = emoji.open_image(pickle.loads(pickle.dumps(made[1].payload)))
+    assert items[1].key == f"noto/{concepts[0].code}/1"
+    image = emoji.open_image(pickle.loads(pickle.dumps(items[1].payload)))
     assert image.tobytes() == artwork.render("noto", concepts[0], 1, 5, 20).tobytes()
 
 

@@ -78,11 +78,11 @@ def special(root: Path, kind: str) -> None:
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        here = os.getcwd()
+        working_folder = os.getcwd()
         os.chdir(path.parent)  # the path of a socket is limited to 108 bytes
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path.name)
-        os.chdir(here)
+        os.chdir(working_folder)
     else:
         path.symlink_to("/dev/zero")
 
@@ -104,12 +104,12 @@ def test_names_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
 
 def test_deep_folders_and_links_end(tmp_path: Path) -> None:
     root = tree(tmp_path / "set")
-    here = os.getcwd()
+    working_folder = os.getcwd()
     os.chdir(root / "cat")
     for _ in range(100):
         os.mkdir("d")
         os.chdir("d")
-    os.chdir(here)
+    os.chdir(working_folder)
     with pytest.raises(ValueError, match=r"lies more than 64 folders deep; is it the right place"):
         folders.read(root)
     linked = tmp_path / "linked"

@@ -22,9 +22,9 @@ from loaders.pack import Item
 from loaders.trees import File, Listing, files, fingerprint, open_image
 
 
-def named(found: Listing) -> list[tuple[str, str]]:
+def named(listing: Listing) -> list[tuple[str, str]]:
     """Class and key of every item."""
-    return [(found.classes[item.label], item.key) for item in found.items]
+    return [(listing.classes[item.label], item.key) for item in listing.items]
 
 
 def pixels(item: Item) -> np.ndarray:
@@ -37,7 +37,7 @@ def pixels(item: Item) -> np.ndarray:
 def test_every_layout_of_the_validation_set_gives_the_same_items(
     tmp_path: Path, layout: str
 ) -> None:
-    wanted = read("imagenet_val", trees.validation(tmp_path / "wanted"))
+    expected = read("imagenet_val", trees.validation(tmp_path / "wanted"))
     if layout in ("above", "val"):
         source = trees.validation(tmp_path / "a") / ("val" if layout == "val" else "")
     elif layout == "tar":
@@ -55,13 +55,13 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(
             path = trees.archive(source / "val", source / "ILSVRC2012_img_val.tar")
             shutil.rmtree(source / "val")
             source = path if layout == "tar beside labels" else source
-    found = read("imagenet_val", source)
-    assert named(found) == named(wanted) and len(found.items) == 6
-    assert [item.source for item in found.items] == [item.source for item in wanted.items]
-    assert found.items[0].source == "ILSVRC2012_val_00000001"
-    for one, other in zip(found.items, wanted.items, strict=True):
-        assert np.array_equal(pixels(one), pixels(other))
-    assert tuple(found.classes) == imagenet.wnids()
+    listing = read("imagenet_val", source)
+    assert named(listing) == named(expected) and len(listing.items) == 6
+    assert [item.source for item in listing.items] == [item.source for item in expected.items]
+    assert listing.items[0].source == "ILSVRC2012_val_00000001"
+    for actual_item, expected_item in zip(listing.items, expected.items, strict=True):
+        assert np.array_equal(pixels(actual_item), pixels(expected_item))
+    assert tuple(listing.classes) == imagenet.wnids()
 
 
 @pytest.mark.parametrize(
@@ -70,37 +70,37 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(
 )
 def test_a_set_is_the_same_from_its_archive(tmp_path: Path, name: str) -> None:
     file = "ILSVRC2012_val_{i:08d}.png" if name == "imagenet_drawing" else "{i}.jpg"
-    wanted = read(name, trees.by_wnid(tmp_path / "a" / name, file))
-    found = read(name, trees.archive(tmp_path / "a", tmp_path / f"{name}.tar"))
-    assert named(found) == named(wanted) and len(found.items) == 6
-    assert found.items[0].payload.path == str(tmp_path / f"{name}.tar")
-    for a, b in zip(found.items, wanted.items, strict=True):
+    expected = read(name, trees.by_wnid(tmp_path / "a" / name, file))
+    listing = read(name, trees.archive(tmp_path / "a", tmp_path / f"{name}.tar"))
+    assert named(listing) == named(expected) and len(listing.items) == 6
+    assert listing.items[0].payload.path == str(tmp_path / f"{name}.tar")
+    for a, b in zip(listing.items, expected.items, strict=True):
         assert np.array_equal(pixels(a), pixels(b))
 
 
 def test_version_2_from_its_archive(tmp_path: Path) -> None:
-    wanted = read("imagenet_v2", trees.version_2(tmp_path / "v2"))
-    found = read("imagenet_v2", trees.archive(tmp_path / "v2", tmp_path / "v2.tar"))
-    assert named(found) == named(wanted)
+    expected = read("imagenet_v2", trees.version_2(tmp_path / "v2"))
+    listing = read("imagenet_v2", trees.archive(tmp_path / "v2", tmp_path / "v2.tar"))
+    assert named(listing) == named(expected)
 
 
 def test_training_set_as_an_archive_of_archives(tmp_path: Path) -> None:
     folder = trees.by_wnid(tmp_path / "d" / "train", "x_{i}.JPEG")
-    wanted = read("imagenet_train", tmp_path / "d")
+    expected = read("imagenet_train", tmp_path / "d")
     path = trees.archive(folder, tmp_path / "t.tar", nested=True)
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")  # to an archive a class
     for source in (path, tmp_path / "unpacked"):
-        found = read("imagenet_train", source)
-        assert named(found) == named(wanted) and len(found.items) == 6
-        for a, b in zip(found.items, wanted.items, strict=True):
+        listing = read("imagenet_train", source)
+        assert named(listing) == named(expected) and len(listing.items) == 6
+        for a, b in zip(listing.items, expected.items, strict=True):
             assert np.array_equal(pixels(a), pixels(b))
 
 
 def test_version_2_counts_classes_by_number_not_by_text(tmp_path: Path) -> None:
-    found = read("imagenet_v2", trees.version_2(tmp_path))
-    assert {wnid for wnid, _ in named(found)} == set(trees.WNIDS)
-    for wnid, key in named(found):
+    listing = read("imagenet_v2", trees.version_2(tmp_path))
+    assert {wnid for wnid, _ in named(listing)} == set(trees.WNIDS)
+    for wnid, key in named(listing):
         assert key.split("/")[1][0] == "abc"[trees.WNIDS.index(wnid)]
     as_text = sorted(map(str, range(1000)))
     assert any(as_text.index(str(trees.PLACES[w])) != trees.PLACES[w] for w in trees.WNIDS)
@@ -108,23 +108,23 @@ def test_version_2_counts_classes_by_number_not_by_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("imagenet_a", 200), ("imagenet_r", 200)])
 def test_small_sets_have_their_own_classes(tmp_path: Path, name: str, count: int) -> None:
-    found = read(name, trees.by_wnid(tmp_path / name))
-    assert len(found.classes) == count and set(found.classes) < set(imagenet.wnids())
+    listing = read(name, trees.by_wnid(tmp_path / name))
+    assert len(listing.classes) == count and set(listing.classes) < set(imagenet.wnids())
     assert len(set(imagenet.wnids("a")) & set(imagenet.wnids("r"))) == 86
-    assert [found.classes[item.label] for item in found.items] == [
-        key.split("/")[0] for _, key in named(found)
+    assert [listing.classes[item.label] for item in listing.items] == [
+        key.split("/")[0] for _, key in named(listing)
     ]
-    assert found.items[0].source == f"{name}/{trees.WNIDS[0]}/1"
+    assert listing.items[0].source == f"{name}/{trees.WNIDS[0]}/1"
 
 
 def test_objectnet_corrected_and_paper(tmp_path: Path) -> None:
     source = trees.objectnet(tmp_path)
-    found = read("objectnet", source)
-    by_folder = {key.split("/")[0]: wnids for wnids, key in named(found)}
+    listing = read("objectnet", source)
+    by_folder = {key.split("/")[0]: wnids for wnids, key in named(listing)}
     assert by_folder == {folder: "+".join(wnids) for folder, wnids in trees.OBJECTS.items()}
-    assert len(found.classes) == 4 and len(found.items) == 8
+    assert len(listing.classes) == 4 and len(listing.items) == 8
     assert np.array_equal(
-        np.asarray(objectnet.open_image(found.items[0].payload)),
+        np.asarray(objectnet.open_image(listing.items[0].payload)),
         np.asarray(trees.picture([3, 0, 0])),
     )
     paper = read("objectnet", source / "objectnet-1.0", objectnet="paper")
@@ -172,7 +172,7 @@ def test_paper_takes_the_first_name_between_commas(tmp_path: Path) -> None:
 
 
 def test_corruptions_with_and_without_groups_and_from_archives(tmp_path: Path) -> None:
-    wanted = read("imagenet_c", trees.corrupted(tmp_path / "grouped"))
+    expected = read("imagenet_c", trees.corrupted(tmp_path / "grouped"))
     plain = trees.corrupted(tmp_path / "plain", grouped=False)
     trees.draw(plain / "speckle_noise" / "1" / trees.WNIDS[0] / "x.JPEG", [9])
     tars = tmp_path / "tars"
@@ -180,12 +180,12 @@ def test_corruptions_with_and_without_groups_and_from_archives(tmp_path: Path) -
     for group in imagenet_c.GROUPS:
         trees.archive(tmp_path / "grouped" / group, tars / f"{group}.tar")
     for source in (plain, tars):
-        assert named(read("imagenet_c", source)) == named(wanted)
-    assert len(wanted.items) == 150 and wanted.group_depth == 2
-    assert Counter(imagenet_c.part_of(item.key) for item in wanted.items) == dict.fromkeys(
+        assert named(read("imagenet_c", source)) == named(expected)
+    assert len(expected.items) == 150 and expected.group_depth == 2
+    assert Counter(imagenet_c.part_of(item.key) for item in expected.items) == dict.fromkeys(
         imagenet_c.PARTS, 2
     )
-    assert {item.source for item in wanted.items} == {
+    assert {item.source for item in expected.items} == {
         "ILSVRC2012_val_00000001",
         "ILSVRC2012_val_00000003",
     }
@@ -219,9 +219,9 @@ def test_a_drawn_part_is_balanced_and_seeded(count: int, seed: int) -> None:
 
 @given(st.sets(st.integers(0, 71), min_size=1), st.integers(0, 2), st.data())
 def test_a_drawn_part_of_an_incomplete_set_has_its_size(
-    there: set[int], seed: int, data: st.DataObject
+    present: set[int], seed: int, data: st.DataObject
 ) -> None:
-    items = [Item(i % 4, "s", f"{'abcdef'[i // 12]}/1/{i % 4}/{i:02}", None) for i in there]
+    items = [Item(i % 4, "s", f"{'abcdef'[i // 12]}/1/{i % 4}/{i:02}", None) for i in present]
     items.sort(key=lambda item: item.key)
     count = data.draw(st.integers(1, len(items)))
     drawn = imagenet_c.draw(items, count, seed)
@@ -256,8 +256,8 @@ def test_corruptions_are_read_without_keeping_their_files(
 
     source = trees.corrupted(tmp_path)
     monkeypatch.setattr(imagenet_c.trees, "files", counting)
-    found = read("imagenet_c", source)
-    assert len(found.items) == 150 and found.fingerprint == fingerprint(files(source))
+    listing = read("imagenet_c", source)
+    assert len(listing.items) == 150 and listing.fingerprint == fingerprint(files(source))
 
 
 def test_names_of_classes_are_those_that_objectnet_uses() -> None:

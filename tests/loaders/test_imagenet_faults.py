@@ -159,16 +159,19 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
     (source / "README.txt").write_text("about")
     (first / "Thumbs.db").write_bytes(b"")
     (first / "._1.jpg").write_bytes(b"")
-    found = read("imagenet_a", source)
-    assert len(found.items) == 6
-    assert {*found.left_out} == {
+    listing = read("imagenet_a", source)
+    assert len(listing.items) == 6
+    assert {*listing.left_out} == {
         "README.txt",
         *(f"{first.name}/{n}" for n in ("Thumbs.db", "._1.jpg")),
     }
     shutil.copy(first / "1.jpg", first / "1.JPEG")
     shutil.copy(first / "1.jpg", first / "1.png")
     twins = (("JPEG", "jpg"), ("jpg", "png"))
-    pairs = [f"{first.name}/1.{one} and {first.name}/1.{other}" for one, other in twins]
+    pairs = [
+        f"{first.name}/1.{suffix} and {first.name}/1.{other_suffix}"
+        for suffix, other_suffix in twins
+    ]
     fault = f"2 pairs have one name but for the suffix: {', '.join(pairs)}"
     with pytest.raises(ValueError, match=fault):
         imagenet.read(RIB, "imagenet_a", source)
@@ -177,11 +180,11 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
     (first / "1.png").unlink()
     val = trees.validation(tmp_path / "v") / "val"
     name = "ILSVRC2012_val_00000001.JPEG"
-    for other in (val / second.name / name, val / first.name / name.replace("JPEG", "jpg")):
-        shutil.copy(val / first.name / name, other)
+    for duplicate in (val / second.name / name, val / first.name / name.replace("JPEG", "jpg")):
+        shutil.copy(val / first.name / name, duplicate)
         with pytest.raises(ValueError, match="the same image twice"):
             read("imagenet_val", val)
-        other.unlink()
+        duplicate.unlink()
 
 
 @pytest.mark.parametrize("archived", [False, True])
@@ -222,7 +225,7 @@ def test_one_file_in_two_archives_is_named(tmp_path: Path) -> None:
         read("imagenet_c", tmp_path / "tars")
 
 
-def test_cut_archive_is_told_where_an_image_ends_early(tmp_path: Path) -> None:
+def test_cut_archive_is_named_where_an_image_ends_early(tmp_path: Path) -> None:
     path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar")
     last = read("imagenet_a", path).items[-1].payload
     path.write_bytes(path.read_bytes()[: last.offset + last.size - 5])
@@ -232,7 +235,7 @@ def test_cut_archive_is_told_where_an_image_ends_early(tmp_path: Path) -> None:
 
 
 def damaged(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
-    """Archives that tarfile takes for whole ones, and what is said of each."""
+    """Damaged archives that tarfile takes for whole, and the message for each."""
     good = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar").read_bytes()
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as archive:

@@ -1,4 +1,4 @@
-"""An encoder that was stopped is gone on with, and what it leaves is never taken for a pack."""
+"""A stopped encoder goes on where it was, and what it leaves is never taken for a pack."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Camera:
 
 def make(out: Path, camera: Camera, **options: Any) -> Pack:
     items = [Item(i % 3, f"s{i}", f"image-{i}", i) for i in range(COUNT)]
-    asked: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "name": "toy",
         "items": items,
         "open_image": camera,
@@ -60,7 +60,7 @@ def make(out: Path, camera: Camera, **options: Any) -> Pack:
         "resume": True,
         "progress": False,
     }
-    return encode(out, **(asked | options))
+    return encode(out, **(defaults | options))
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +120,8 @@ def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     again = Camera()
     assert not caplog.records
     pack = make(tmp_path / "p", again, source_fingerprint="changed")
-    (told,) = [one for one in caplog.records if one.levelno == logging.WARNING]
-    assert f"{tmp_path / '.p.tmp'} holds a part of this set" in told.getMessage()
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"{tmp_path / '.p.tmp'} holds a part of this set" in warning.getMessage()
     assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
 
 
@@ -144,7 +144,7 @@ def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
     second = Camera(bad=bad)
     pack = make(tmp_path / "p", second, on_error="skip")
     assert second.opened == 0 and len(pack) == COUNT - 2
-    assert [one["key"] for one in pack.manifest["skipped"]] == ["image-3", "image-30"]
+    assert [image["key"] for image in pack.manifest["skipped"]] == ["image-3", "image-30"]
     assert pack.pixels([3])[0, 0, 0, 0] == 4
 
 
@@ -239,15 +239,15 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     assert Journal(tmp_path, "other").begin() == []
 
 
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
 def test_images_that_end_before_their_journal_begin_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: bool
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     images = tmp_path / ".p.tmp" / "images.beton"
     os.truncate(images, images.stat().st_size - 1)
-    if gone:
+    if missing:
         images.unlink()
     again = Camera()
     assert len(make(tmp_path / "p", again)) == again.opened == COUNT
@@ -296,8 +296,8 @@ def kinds() -> dict[str, Image.Image]:
 
 def test_unusual_images_are_packed_as_timm_sees_them_and_named(tmp_path: Path) -> None:
     opened = list(kinds().values())
-    for wanted, image in kinds().items():
-        assert to_rgb(image)[1] == wanted
+    for remark, image in kinds().items():
+        assert to_rgb(image)[1] == remark
     items = [Item(0, str(i), f"image-{i}", i) for i in range(len(opened))]
     pack = make(
         tmp_path / "p",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import flip
 from PIL import Image
 
 from loaders.encode import encode
@@ -39,7 +40,7 @@ def items(seeds: list[int]) -> list[Item]:
 
 
 def make(out: Path, seeds: list[int] | None = None, **options: Any) -> Pack:
-    wanted: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "name": "tiny",
         "items": items(list(range(8)) if seeds is None else seeds),
         "open_image": draw,
@@ -49,18 +50,12 @@ def make(out: Path, seeds: list[int] | None = None, **options: Any) -> Pack:
         "source_fingerprint": "f00",
         "progress": False,
     }
-    return encode(out, **wanted | options)
+    return encode(out, **defaults | options)
 
 
 def edit_manifest(pack: Pack, **changes: Any) -> None:
     path = pack.folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
 
 
 def test_pack_holds_what_was_encoded(tmp_path: Path) -> None:
@@ -88,10 +83,10 @@ def test_jpeg_pack_is_near_the_raw_one_and_is_another(tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    one = make(tmp_path / "one")
-    two = make(tmp_path / "two", workers=2)
-    assert one.fingerprint == two.fingerprint
-    assert one.beton.read_bytes() == two.beton.read_bytes()
+    serial = make(tmp_path / "one")
+    parallel = make(tmp_path / "two", workers=2)
+    assert serial.fingerprint == parallel.fingerprint
+    assert serial.beton.read_bytes() == parallel.beton.read_bytes()
 
 
 def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path: Path) -> None:
@@ -109,15 +104,15 @@ def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path: Path)
 def test_a_request_is_the_digest_of_all_items_without_their_text_at_once() -> None:
     manifest = {"name": "é", "extra": {"b": 1, "a": None}}
     for count in (0, 1, 20_000):
-        some = items(list(range(count)))
-        labelled = [[one.label, one.source, one.key] for one in some]
+        listed = items(list(range(count)))
+        labelled = [[item.label, item.source, item.key] for item in listed]
         tracemalloc.start()
         try:
-            found = request_digests(manifest, some, "skip")
+            digests = request_digests(manifest, listed, "skip")
             assert tracemalloc.get_traced_memory()[1] < 100_000
         finally:
             tracemalloc.stop()
-        assert found == (digest([manifest, labelled]), digest([manifest, labelled, "skip"]))
+        assert digests == (digest([manifest, labelled]), digest([manifest, labelled, "skip"]))
 
 
 def test_undecodable_images_are_named_counted_and_refused(tmp_path: Path) -> None:
@@ -132,7 +127,7 @@ def test_undecodable_images_are_named_counted_and_refused(tmp_path: Path) -> Non
 def test_undecodable_images_are_skipped_by_option(tmp_path: Path) -> None:
     pack = make(tmp_path / "p", [0, 100, 1], on_error="skip")
     assert pack.keys.tolist() == ["image-0", "image-1"]
-    assert [one["key"] for one in pack.manifest["skipped"]] == ["image-100"]
+    assert [image["key"] for image in pack.manifest["skipped"]] == ["image-100"]
     assert np.array_equal(pack.pixels([1])[0], shrink(draw(1)))
     with pytest.raises(ValueError, match="2 of 2 images"):
         make(tmp_path / "q", [100, 101], on_error="skip")
@@ -224,18 +219,18 @@ def test_truncated_file_is_named(tmp_path: Path, name: str) -> None:
         Pack.open(pack.folder)
 
 
-def test_swapped_files_are_told_though_shapes_and_labels_agree(tmp_path: Path) -> None:
-    one, two = make(tmp_path / "1", [0, 1, 2]), make(tmp_path / "2", [3, 4, 5])
-    assert one.labels.tolist() == two.labels.tolist()
-    shutil.copy(two.beton, one.beton)
+def test_swapped_files_are_refused_though_shapes_and_labels_agree(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "1", [0, 1, 2]), make(tmp_path / "2", [3, 4, 5])
+    assert first.labels.tolist() == second.labels.tolist()
+    shutil.copy(second.beton, first.beton)
     with pytest.raises(ValueError, match=r"images.beton: belongs to another pack"):
-        Pack.open(one.folder)
-    shutil.copy(one.folder / "samples.npy", two.folder / "samples.npy")
+        Pack.open(first.folder)
+    shutil.copy(first.folder / "samples.npy", second.folder / "samples.npy")
     with pytest.raises(ValueError, match=r"samples.npy: .*another pack"):
-        Pack.open(two.folder)
+        Pack.open(second.folder)
 
 
-def test_altered_row_is_told(tmp_path: Path) -> None:
+def test_altered_row_is_refused(tmp_path: Path) -> None:
     pack = make(tmp_path / "p")
     flip(pack.beton, 24 + 2 * 1041 + 16)  # the label of sample 0
     with pytest.raises(ValueError, match="rows do not fit"):
@@ -243,7 +238,7 @@ def test_altered_row_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["raw", "jpeg"])
-def test_altered_pixels_are_told_at_the_first_read(tmp_path: Path, format: str) -> None:
+def test_altered_pixels_are_refused_at_the_first_read(tmp_path: Path, format: str) -> None:
     pack = make(tmp_path / "p", format=format)
     flip(pack.beton, int(pack.shard.rows["pointer"][2]) + 20)
     damaged = Pack.open(pack.folder)
@@ -268,7 +263,7 @@ def test_altered_pixels_are_told_at_the_first_read(tmp_path: Path, format: str) 
         ({"more": 1}, r"altered \(.*unknown field `more`"),
     ],
 )
-def test_altered_manifest_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pack = make(tmp_path / "p")
     edit_manifest(pack, **changes)
     with pytest.raises(ValueError, match=rf"manifest.json: .*{message}"):

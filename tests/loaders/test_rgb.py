@@ -116,7 +116,9 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 
 def test_content_that_is_no_raster_image_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: started.append(given))
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *arguments, **_: started.append(arguments)
+    )
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
     Image.init()
     assert Image.open(io.BytesIO(content)).format == "EPS", "Pillow alone would open it"

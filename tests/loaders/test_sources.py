@@ -63,12 +63,12 @@ def uneven(seed: int, epochs: int = 2) -> list[np.ndarray]:
     return [part for cut in cuts for part in np.split(rng.permutation(COUNT), cut)]
 
 
-def require_equal(given: list[Batch], expected: list[Batch], asked: list[np.ndarray]) -> None:
-    assert len(given) == len(expected) == len(asked)
-    for one, two, index in zip(given, expected, asked, strict=True):
-        assert np.array_equal(one.index, index) and np.array_equal(two.index, index)
-        assert torch.equal(one.labels, two.labels)
-        assert torch.equal(one.images, two.images)
+def require_equal(actual: list[Batch], expected: list[Batch], positions: list[np.ndarray]) -> None:
+    assert len(actual) == len(expected) == len(positions)
+    for batch, expected_batch, index in zip(actual, expected, positions, strict=True):
+        assert np.array_equal(batch.index, index) and np.array_equal(expected_batch.index, index)
+        assert torch.equal(batch.labels, expected_batch.labels)
+        assert torch.equal(batch.images, expected_batch.images)
 
 
 def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
@@ -83,7 +83,7 @@ def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
     assert len(batch) == 3
 
 
-def test_resident_gathers_only_when_asked(packs: dict[str, Pack]) -> None:
+def test_resident_gathers_only_when_images_are_read(packs: dict[str, Pack]) -> None:
     source = Resident(packs["raw"])
     (batch,) = source.batches([np.arange(4)])
     source._pixels_NHWC.zero_()
@@ -98,9 +98,9 @@ def test_resident_gathers_only_when_asked(packs: dict[str, Pack]) -> None:
 def test_numpy_stream_is_resident(
     packs: dict[str, Pack], format: str, seed: int, workers: int
 ) -> None:
-    asked = uneven(seed)
-    streamed = Stream(packs[format], workers=workers, reader="numpy").batches(iter(asked))
-    require_equal(list(streamed), list(Resident(packs[format]).batches(asked)), asked)
+    positions = uneven(seed)
+    streamed = Stream(packs[format], workers=workers, reader="numpy").batches(iter(positions))
+    require_equal(list(streamed), list(Resident(packs[format]).batches(positions)), positions)
 
 
 @pytest.mark.slow
@@ -110,9 +110,9 @@ def test_ffcv_stream_is_resident(packs: dict[str, Pack]) -> None:
         source = Stream(packs["raw"], workers=workers, reader="ffcv")
         assert isinstance(source._read, FfcvPixels)
         for seed in range(10):
-            asked = uneven(seed)
-            expected = list(Resident(packs["raw"]).batches(asked))
-            require_equal(list(source.batches(asked)), expected, asked)
+            positions = uneven(seed)
+            expected = list(Resident(packs["raw"]).batches(positions))
+            require_equal(list(source.batches(positions)), expected, positions)
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_ffcv_decodes_jpeg_within_its_tolerance(packs: dict[str, Pack]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ffcv")
-def test_damage_is_told_before_ffcv_reads_it(tmp_path: Path) -> None:
+def test_damage_is_refused_before_ffcv_reads_it(tmp_path: Path) -> None:
     pack = make(tmp_path / "p")
     with pack.beton.open("r+b") as file:
         file.seek(int(pack.shard.rows["pointer"][33]))
@@ -170,7 +170,7 @@ def test_jpeg_is_streamed_by_pillow(packs: dict[str, Pack]) -> None:
 
 
 @pytest.mark.parametrize("failure", [ImportError("no opencv"), RuntimeError("decodes wrongly")])
-def test_ffcv_is_used_where_it_is_asked_for_and_nowhere_else(
+def test_ffcv_is_used_where_it_is_chosen_and_nowhere_else(
     packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def fail(pack: Pack) -> None:
@@ -209,8 +209,8 @@ def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
         "list(source.batches([numpy.arange(3)]))"
     )
     command = [sys.executable, "-c", script, str(packs["raw"].folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "TimeoutError" in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 1 and "TimeoutError" in process.stderr
 
 
 def test_open_source_chooses_by_memory(

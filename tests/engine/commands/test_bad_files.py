@@ -12,7 +12,7 @@ import pytest
 from endings import ended
 from grids import VIT
 from imagenet_trees import draw
-from own_checkpoints import checkpoint
+from user_checkpoints import checkpoint
 
 from engine import cli
 from engine.commands import train

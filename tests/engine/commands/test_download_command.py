@@ -63,11 +63,11 @@ def test_every_set_comes_in_a_form_that_is_read(
     shown = capsys.readouterr().out
     assert "imagenet_a: imagenet-a.tar has its published checksum; unpacked: " in shown
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == [".downloads", *sorted(SETS)]
-    left = [path for path in (folder / ".downloads").rglob("*") if path.is_file()]
-    assert [path.name for path in left] == ["lock"], "archives are removed once unpacked"
-    known = sources.read()
+    remaining = [path for path in (folder / ".downloads").rglob("*") if path.is_file()]
+    assert remaining == [], "archives are removed once unpacked"
+    published_sources = sources.read()
     for name in SETS:
-        place = sources.locate(folder, name, known[name])
+        place = sources.locate(folder, name, published_sources[name])
         assert place == folder / name
         images = 150 if name == "imagenet_c" else 8 if name == "objectnet" else 6
         assert len(trees.read(name, place).items) == images, name

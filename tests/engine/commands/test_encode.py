@@ -1,4 +1,4 @@
-"""`rib encode` on tiny trees: what it says, asks, refuses and writes."""
+"""`rib encode` on tiny trees: its lines, its question, its refusals and its packs."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
 ) -> None:
     whole = ("--partial", "dataset.subsample=full")
     assert rib.encode("imagenet_c", rib.folder / "c", *whole) == 2
-    said = capsys.readouterr()
-    assert "3,750,000 images, raw" in said.out and "add --yes to confirm" in said.err
+    printed = capsys.readouterr()
+    assert "3,750,000 images, raw" in printed.out and "add --yes to confirm" in printed.err
     assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
     labelled = rib.builder("dataset.subsample=full").sets["imagenet_c"]
@@ -77,7 +77,9 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
             rib.builder(f"dataset.subsample={subsample}", f"source={source}").sets.source(IN_C)
             for subsample in ("full", str(SUBSAMPLE))
         ]
-        assert [type(one) for one in opened] == [Stream, Resident], "all of IN-C is never resident"
+        assert [type(opened_source) for opened_source in opened] == [Stream, Resident], (
+            "all of IN-C is never resident"
+        )
     resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
     assert size_bytes(resolved, 3_750_000) == pytest.approx(574e9, rel=0.001)
     larger = dataclasses.replace(resolved.model, image_size=384)  # 18 of them fill a page
@@ -86,15 +88,15 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("", 2), ("y", 0)])
-def test_a_user_at_a_terminal_is_asked(
+def test_a_user_at_a_terminal_confirms_first(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or answer)
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or answer)
     words = ("--partial", "dataset.subsample=full", "model.crop=0.5")
     assert rib.encode("imagenet_c", rib.folder / "c", *words) == code
-    assert asked == ["Encode the whole of it? [y/N] "]
+    assert questions == ["Encode the whole of it? [y/N] "]
     assert ("dataset.subsample=50000 takes" in capsys.readouterr().err) == bool(code)
 
 
@@ -102,12 +104,12 @@ def test_an_interrupted_command_goes_on(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("imagenet_c", rib.folder / "c", "--partial", "model.crop=0.6")
-    seen = 0
+    images = 0
 
     def stops(image: Image.Image, background: str) -> tuple[Image.Image, str]:
-        nonlocal seen
-        seen += 1
-        if seen == 41:
+        nonlocal images
+        images += 1
+        if images == 41:
             raise KeyboardInterrupt
         return image, ""
 
@@ -118,7 +120,7 @@ def test_an_interrupted_command_goes_on(
         assert rib.encode(*words) == 0
     shown = capsys.readouterr().out
     assert "an interrupted run of this pack is there; it goes on" in shown
-    assert seen == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
+    assert images == 41 + SUBSAMPLE - 40 and f"imagenet_c: {SUBSAMPLE} images of" in shown
 
 
 def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
@@ -132,14 +134,14 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(
     assert lacks in capsys.readouterr().err
     assert rib.encode(IN_C, source, "--partial", "model.crop=0.7") == 0
     assert "  not as published: 6 of 75 parts are missing: shot_noise/4 frost\n" in (
-        shown := capsys.readouterr().out
-    ), shown
+        printed := capsys.readouterr().out
+    ), printed
     resolved = rib.builder("model.crop=0.7").recipe
     pack = packs.pack_of(resolved, IN_C, tmp_path)
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
     assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
-    found = imagenet.shortfall(resolved.dataset, IN_C, pack)
-    check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=found)
+    lacking = imagenet.shortfall(resolved.dataset, IN_C, pack)
+    check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=lacking)
     assert f"\n{IN_C} is only a part: {lacks}" in command.text("m", [check])
     assert "only a part" not in command.text("m", [dataclasses.replace(check, lacks="")])
     small = packs.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
@@ -161,7 +163,7 @@ def test_processes_make_the_same_pack(rib: Rib, tmp_path: Path) -> None:
 def test_all_sets_of_a_folder_are_encoded(
     rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Each under a usual name; a set that cannot be read keeps no other from its pack."""
+    """Each set lies under a usual name; one that cannot be read does not stop the others."""
     trees.by_wnid(tmp_path / "imagenet-a")
     trees.archive(trees.by_wnid(tmp_path / "r"), tmp_path / "imagenet_r.tar")
     (tmp_path / "imagenet_sketch" / "strange").mkdir(parents=True)
@@ -184,22 +186,22 @@ def test_nothing_to_encode(rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "holds no set of imagenet_rib" in capsys.readouterr().err
     assert rib.encode_all(tmp_path / "absent") == 2
     assert "is not a folder" in capsys.readouterr().err
-    both = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
-    for words in (both, ("encode", *both[3:])):
+    command = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
+    for words in (command, ("encode", *command[3:])):
         assert cli.main(words) == 2
         assert "name a set to encode, or give --all, and not both" in capsys.readouterr().err
-    assert cli.main(["encode", "seed=1", "--all", *both[3:]]) == 2
+    assert cli.main(["encode", "seed=1", "--all", *command[3:]]) == 2
     assert "holds no set" in capsys.readouterr().err, "a word may stand before --all"
 
 
-def test_the_size_that_is_told_is_the_size_of_the_pack(rib: Rib) -> None:
+def test_the_size_that_is_printed_is_the_size_of_the_pack(rib: Rib) -> None:
     resolved = rib.builder().recipe
     folder = rib.builder().sets["imagenet_c"].pack.folder
-    there = sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
-    assert there <= size_bytes(resolved, SUBSAMPLE) <= there + 500 * SUBSAMPLE
+    on_disk = sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
+    assert on_disk <= size_bytes(resolved, SUBSAMPLE) <= on_disk + 500 * SUBSAMPLE
 
 
-def test_no_room_on_the_disk_is_told_before_the_work(
+def test_no_room_on_the_disk_is_refused_before_the_work(
     rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = lambda path: type("Usage", (), {"free": 10_000})  # noqa: E731

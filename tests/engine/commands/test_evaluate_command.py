@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from grids import CLASSES, SIZE, VIT, grid
-from own_checkpoints import own
+from user_checkpoints import user_grid
 
 from engine import cli
 from engine.commands import evaluate
 from engine.evaluation import user_models
 from engine.report import user_models as report
 
-__all__ = ["grid", "own"]
+__all__ = ["grid", "user_grid"]
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
 
 def test_files_of_one_name_have_a_line_each():
     places = ["run1/best.safetensors", "run2/best.safetensors"]
-    found = [
+    accuracies = [
         user_models.ModelAccuracy(place, None, "few", 10, 10.0 + i)
         for i, place in enumerate(places)
     ]
-    lines = report.text(found).splitlines()[-2:]
+    lines = report.text(accuracies).splitlines()[-2:]
     assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
@@ -97,41 +97,41 @@ def test_a_csv_without_a_place_is_named(tmp_path):
         report.write_csv(tmp_path / "a.csv", [user_models.ModelAccuracy("A", None, "s", 5, 10.0)])
 
 
-def test_the_command_prints_a_table_and_writes_csv(own, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(own.folder)
+def test_the_command_prints_a_table_and_writes_csv(user_grid, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(user_grid.folder)
     monkeypatch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
     words = f"evaluate --models A.safetensors B.safetensors --arch {VIT} --alphas 0:1:0.5 --sets"
-    words += f" outline small=few runs={own.runs} model.image_size={SIZE} --intervals"
-    (own.folder / "classes.txt").write_text("\n".join(CLASSES))
+    words += f" outline small=few runs={user_grid.runs} model.image_size={SIZE} --intervals"
+    (user_grid.folder / "classes.txt").write_text("\n".join(CLASSES))
     words += " --classes classes.txt"
     assert cli.main(words.split()) == 0
     printed = capsys.readouterr().out
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
-    with (own.folder / "accuracy.csv").open() as file:
-        found = list(csv.DictReader(file))
-    assert [(row["alpha"], row["set"]) for row in found[:4]] == [
+    with (user_grid.folder / "accuracy.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["alpha"], row["set"]) for row in rows[:4]] == [
         ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "small"),
     ]  # fmt: skip
-    for row in found:
+    for row in rows:
         assert f"{float(row['accuracy']):.2f} ±" in printed
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
 
 
-def test_a_table_that_is_there_is_replaced_on_request_alone(own, capsys, monkeypatch):
-    monkeypatch.chdir(own.folder)
+def test_a_table_that_is_there_is_replaced_on_request_alone(user_grid, capsys, monkeypatch):
+    monkeypatch.chdir(user_grid.folder)
     monkeypatch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
-    (own.folder / "classes.txt").write_text("\n".join(CLASSES))
-    (own.folder / "accuracy.csv").write_text("mine")
+    (user_grid.folder / "classes.txt").write_text("\n".join(CLASSES))
+    (user_grid.folder / "accuracy.csv").write_text("mine")
     words = f"evaluate --models A.safetensors --arch {VIT} --sets outline --classes classes.txt"
-    words += f" runs={own.runs} model.image_size={SIZE}"
+    words += f" runs={user_grid.runs} model.image_size={SIZE}"
     assert cli.main(words.split()) == 2
     assert "accuracy.csv is there already: --force replaces it, --out F" in capsys.readouterr().err
-    assert not own.runs.exists(), "work was done before the refusal"
+    assert not user_grid.runs.exists(), "work was done before the refusal"
     assert cli.main([*words.split(), "--out", "other.csv"]) == 0
-    assert (own.folder / "accuracy.csv").read_text() == "mine"
+    assert (user_grid.folder / "accuracy.csv").read_text() == "mine"
     assert cli.main([*words.split(), "--force"]) == 0
-    written = (own.folder / "accuracy.csv").read_text()
-    assert written == (own.folder / "other.csv").read_text() and written.endswith(",none,5\n")
+    written = (user_grid.folder / "accuracy.csv").read_text()
+    assert written == (user_grid.folder / "other.csv").read_text() and written.endswith(",none,5\n")
 
 
 def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
@@ -162,8 +162,8 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
         (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(own, capsys, words, message):
-    given = f"evaluate --models {own.folder}/A.safetensors --sets {own.folder}/outline {words}"
-    assert cli.main(given.split()) == 2
+def test_the_command_says_what_is_wrong_in_one_line(user_grid, capsys, words, message):
+    model, images = user_grid.folder / "A.safetensors", user_grid.folder / "outline"
+    assert cli.main(f"evaluate --models {model} --sets {images} {words}".split()) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and message in printed and "Traceback" not in printed

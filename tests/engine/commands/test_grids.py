@@ -22,10 +22,10 @@ folder = campaigns.folder
 LONG = 1e19  # operations: hours on a GPU
 
 
-def words(**given: object) -> argparse.Namespace:
+def words(**options: object) -> argparse.Namespace:
     values = {"executor": "local", "profile": None, "shape": "auto", "cores": 8, "gpus_per_job": 1}
     of_slurm = {"partition": "", "account": "", "time": None, "mem": None, "retries": 2}
-    return argparse.Namespace(**{**values, **of_slurm, "requeue": False, **given})
+    return argparse.Namespace(**{**values, **of_slurm, "requeue": False, **options})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_several_gpus_split_what_ends_sooner_by_it(
     assert list(grid.site.resources) == names
 
 
-def test_the_shape_can_be_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shape_can_be_chosen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 0)
     (grid,) = grids_of(words(shape="split"), [plan])
     assert "evaluate-few" in [job.name for job in grid.jobs]
@@ -81,12 +81,14 @@ def test_what_most_depends_on_goes_first(plan: Plan, monkeypatch: pytest.MonkeyP
     assert grid.plain()["prepare"]["priority"] == grid.priorities["prepare"]
 
 
-def test_a_cluster_is_asked_for_the_time_of_each_job(
+def test_a_cluster_gets_a_time_limit_for_each_job(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=300)
     monkeypatch.setattr(slurm, "cluster", lambda partition: cluster)
     grids = grids_of(words(executor="slurm"), [plan, plan])
     assert len(grids) == 2 and all(grid.site.on_slurm for grid in grids)
-    row, other = (grids[0].site.resources[f"train-{name}"] for name in ("few.fine_tune", "outline"))
-    assert row.gpu == other.gpu == 1 and row.runtime > other.runtime == 30
+    few, outline = (
+        grids[0].site.resources[f"train-{name}"] for name in ("few.fine_tune", "outline")
+    )
+    assert few.gpu == outline.gpu == 1 and few.runtime > outline.runtime == 30

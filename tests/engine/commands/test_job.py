@@ -45,11 +45,10 @@ def test_a_job_of_several_gpus_becomes_their_launcher(
 ) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(job.os, "execv", lambda program, words: started.append(words))
-    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONSAFEPATH"):
-        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     job._become_ranks(2, "cuda")
     assert job.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-c"
-    assert started[0][started[0].index("--nproc-per-node") + 1] == "2"
+    assert started[0][started[0].index("engine.machine.launcher") + 1] == "2"
     with pytest.raises(ValueError, match="--ranks 4, but torch sees 3 GPUs"):
         job._become_ranks(4, "cuda")
 
@@ -78,11 +77,11 @@ def test_a_column_on_two_ranks_is_close_to_that_on_one(
         command = [sys.executable, "-m", "engine.commands.job", "column", "--column", "few"]
         options = ["--plan", str(plan.path), "--device", "cpu", "--ranks", str(number)]
         environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True,
             timeout=200,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert process.returncode == 0, process.stderr[-3000:]
         (cell,) = (tmp_path / str(number) / "store" / "cells").glob("fine_tune-few-*")
         assert f'"ranks": "{number}"' in (cell / "versions.json").read_text()
         weights[number] = load_file(cell / "weights.safetensors")

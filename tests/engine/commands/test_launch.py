@@ -127,7 +127,7 @@ class Recipe(Base):
 @pytest.mark.parametrize(
     ("statement", "traced"),
     [
-        ("[].index(3)", True),  # a ValueError of Python's own
+        ("[].index(3)", True),  # a ValueError that Python itself raises
         ("open('/nowhere/at/all')", True),
         ("raise RecipeError('method.x=1 is not possible')", False),
     ],
@@ -144,15 +144,15 @@ def test_an_error_inside_a_users_method_keeps_its_traceback(
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
 
 
-def test_torchrun_is_told_the_error_that_it_ends_with(
+def test_torchrun_shows_the_error_that_a_rank_ends_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert train.launch(["recipe=emoji/ewq"]) == 2
     failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
     shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
-    told = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
-    assert shown[-2].endswith(told) and shown[-1].strip("=") == ""
+    message = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
+    assert shown[-2].endswith(message) and shown[-1].strip("=") == ""
 
 
 def test_the_rank_that_only_stops_tells_torchrun_nothing(
@@ -195,7 +195,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"),
+    ("words", "remaining"),
     [
         (["--local_rank=0", "recipe=a"], ["recipe=a"]),
         (["--local-rank=3", "recipe=a", "seed=1"], ["recipe=a", "seed=1"]),
@@ -205,12 +205,14 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         ([], []),
     ],
 )
-def test_launchers_own_words_are_stripped(words: list[str], kept: list[str]) -> None:
-    assert train.strip_launcher_words(words) == kept
+def test_launchers_own_words_are_stripped(words: list[str], remaining: list[str]) -> None:
+    assert train.strip_launcher_words(words) == remaining
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_gpu_asked_for_where_there_is_none(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_device_cuda_without_a_gpu_is_refused(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
     assert train.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 
@@ -263,15 +265,15 @@ def test_a_task_of_slurm_may_see_its_own_gpu_alone(
 @pytest.mark.parametrize("name", ["kernels", "loaders"])
 @pytest.mark.parametrize("kind", ["package", "module"])
 def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) -> None:
-    """It is not even run: the fake would raise."""
+    """The fake compiler would raise if it were run."""
     fake = tmp_path / name / "__init__.py" if kind == "package" else tmp_path / f"{name}.py"
     fake.parent.mkdir(exist_ok=True)
     fake.write_text("raise SystemExit('the wrong package ran')\n")
-    done = run([PYTHON, "-m", "engine.cli", "recipes"], tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert f"error: `{name}` is imported from {tmp_path / name}" in done.stderr
-    assert f"not from {ROOT / name}" in done.stderr and "uninstall it" in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = run([PYTHON, "-m", "engine.cli", "recipes"], tmp_path)
+    assert process.returncode == 2, process.stderr
+    assert f"error: `{name}` is imported from {tmp_path / name}" in process.stderr
+    assert f"not from {ROOT / name}" in process.stderr and "uninstall it" in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 def test_worker_processes_do_not_run_the_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +287,9 @@ def test_rib_names_a_package_that_hides_the_engine(name: str, tmp_path: Path) ->
     fake = tmp_path / name
     fake.parent.mkdir(exist_ok=True)
     fake.write_text("raise SystemExit('the wrong package ran')\n")
-    done = run([str(Path(PYTHON).with_name("rib")), "recipes"], tmp_path, tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert f"error: `engine` is imported from {tmp_path / 'engine'}" in done.stderr
+    process = run([str(Path(PYTHON).with_name("rib")), "recipes"], tmp_path, tmp_path)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert f"error: `engine` is imported from {tmp_path / 'engine'}" in process.stderr
 
 
 @pytest.mark.slow
@@ -296,8 +298,8 @@ def test_launch_is_never_hidden(tmp_path: Path) -> None:
     for name in ("engine", "kernels", "loaders"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package ran')\n")
-    done = run([PYTHON, LAUNCH, "recipe="], tmp_path, tmp_path)
-    assert done.returncode == 0 and "emoji/ewc" in done.stdout, done.stderr
+    process = run([PYTHON, LAUNCH, "recipe="], tmp_path, tmp_path)
+    assert process.returncode == 0 and "emoji/ewc" in process.stdout, process.stderr
     code = f"import runpy, sys; sys.argv = ['x', 'recipe=']; runpy.run_path({LAUNCH!r})"
     code += "; import importlib.util as u; print(u.find_spec('evaluate'), u.find_spec('table'))"
     assert run([PYTHON, "-c", code], tmp_path).stdout.strip().endswith("None None")
@@ -362,9 +364,9 @@ STARTS = {
 }
 
 
-def made(runs: Path) -> Path:
-    (found,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
-    return found
+def trained_cell(runs: Path) -> Path:
+    (folder,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
+    return folder
 
 
 @pytest.mark.slow
@@ -372,11 +374,11 @@ def test_every_way_to_start_gives_the_same_cell(grid: grids.Grid, tmp_path: Path
     """Under the same name, with the same weights; from another working folder, one of them."""
     for way, command in STARTS.items():
         words = list(grid.overrides(f"runs={way}", "device=cpu"))
-        done = run([*command, f"recipe={grid.recipe}", *words], tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "FT (canonical) on outline" in done.stdout and "RI " in done.stdout
-        assert done.stdout.count("percent top-1") == 1  # one rank speaks
-    cells = {way: made(tmp_path / way) for way in STARTS}
+        process = run([*command, f"recipe={grid.recipe}", *words], tmp_path)
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
+        assert process.stdout.count("percent top-1") == 1  # one rank speaks
+    cells = {way: trained_cell(tmp_path / way) for way in STARTS}
     assert len({cell.name for cell in cells.values()}) == 1
     weights = {way: load_file(cell / "weights.safetensors") for way, cell in cells.items()}
     assert grids.same(weights["deepspeed"], weights["python"])
@@ -390,9 +392,11 @@ def test_every_way_to_start_gives_the_same_cell(grid: grids.Grid, tmp_path: Path
 @pytest.mark.slow
 def test_mistake_found_late_is_one_line_on_two_ranks(grid: grids.Grid, tmp_path: Path) -> None:
     words = grid.overrides(f"runs={tmp_path}", "dataset.root=/nowhere", "device=cpu")
-    done = run([*STARTS["torchrun"], f"recipe={grid.recipe}", *words], tmp_path)
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert any("/nowhere/upstream is not a folder" in line for line in lines), done.stderr[-2000:]
-    assert f'File "{ROOT / "engine"}' not in done.stderr  # torchrun's own traceback aside
-    assert "/nowhere/upstream is not a folder" in done.stderr.splitlines()[-2], "and it ends so"
+    process = run([*STARTS["torchrun"], f"recipe={grid.recipe}", *words], tmp_path)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert any("/nowhere/upstream is not a folder" in line for line in lines), process.stderr[
+        -2000:
+    ]
+    assert f'File "{ROOT / "engine"}' not in process.stderr  # torchrun's own traceback aside
+    assert "/nowhere/upstream is not a folder" in process.stderr.splitlines()[-2], "and it ends so"

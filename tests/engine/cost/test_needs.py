@@ -80,7 +80,7 @@ def test_memory_holds_the_models_and_the_largest_set(plan: Plan, costs: Estimate
     assert memory == pytest.approx(3000 + (models + pixels) / 1e6, abs=2)
 
 
-def test_text_names_only_what_is_asked_for() -> None:
+def test_text_names_only_what_is_requested() -> None:
     assert resources.Resources(1).text() == "1 core"
     assert resources.Resources(4, 1, 12000, 95).text() == "1 GPU, 4 cores, 12.0 GB, 95 min"
     assert resources.Resources(2, 8).plain() == {"threads": 2, "gpu": 8}

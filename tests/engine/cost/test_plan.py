@@ -21,11 +21,11 @@ from engine import cli, recipe
 from engine.commands import plan as command
 from engine.cost import dry_run, estimate, shapes
 from engine.cost.dry_run import Work
-from engine.machine.flops import flops
 from engine.errors import RecipeError
 from engine.evaluation.bank import Forward
 from engine.grid import campaign
 from engine.grid.campaign import Plan
+from engine.machine.flops import flops
 from engine.methods import objectives
 
 folder, grid = campaigns.folder, grids.grid
@@ -46,7 +46,7 @@ METHODS = """\
 
 @dataclass
 class Ran:
-    """A campaign that ran in this process, and the images that went through its models."""
+    """A campaign that ran in this process, with a count of the images that its models saw."""
 
     plan: Plan
     runs: Path
@@ -77,11 +77,11 @@ def ran(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory
     file = folder / "planned.yaml"
     file.write_text((folder / "shapes.yaml").read_text() + METHODS)
     plan = campaign.plan(str(file), [f"runs={runs}"], cores=1)
-    done = Ran(plan, runs)
+    finished = Ran(plan, runs)
     call = Forward.__call__
 
     def counted(self: Forward, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        done.images += len(x)
+        finished.images += len(x)
         return call(self, model, x)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -89,19 +89,19 @@ def ran(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory
         jobs.prepare(plan, grid.device)
         for column in plan.columns:
             jobs.column(plan, column, grid.device)
-    yield done
+    yield finished
 
 
 @pytest.mark.slow
 def test_plan_tells_what_then_ran(ran: Ran) -> None:
-    found = estimate.of(ran.plan)
-    assert found.steps == ran.steps > 0
-    assert found.rows == ran.rows > 0
-    through = [w.images for w in found.work if w.kind in ("features", "evaluation")]
+    planned = estimate.of(ran.plan)
+    assert planned.steps == ran.steps > 0
+    assert planned.rows == ran.rows > 0
+    through = [w.images for w in planned.work if w.kind in ("features", "evaluation")]
     assert sum(through) == ran.images
-    assert {w.images for w in found.work if w.kind == "fisher"} == {9}
+    assert {w.images for w in planned.work if w.kind == "fisher"} == {9}
     written = ran.bytes("cells", "weights", "fisher")
-    assert written == pytest.approx(found.disk["weights"], rel=0.05)  # headers of small files
+    assert written == pytest.approx(planned.disk["weights"], rel=0.05)  # headers of small files
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_alphas_and_variants_change_what_is_evaluated(folder: Path, tmp_path: Pa
     mixed = [
         next(m for m in e.cells if m.name.startswith("wise_ft-few-")) for e in (canonical, paper)
     ]
-    assert [len(made.entries) for made in mixed] == [3, 1]
+    assert [len(cell.entries) for cell in mixed] == [3, 1]
     # Both ends of a curve are models of their own: three alphas cost what one does.
     assert canonical.rows == paper.rows
     through = [sum(w.images for w in e.work if w.kind == "evaluation") for e in (canonical, paper)]
@@ -151,14 +151,14 @@ def test_a_fisher_of_more_images_than_there_are_is_refused(folder: Path, tmp_pat
 def test_seeds_train_again_and_a_budget_thins_what_is_evaluated(
     folder: Path, tmp_path: Path
 ) -> None:
-    one, twice, half = (
+    once, twice, half = (
         estimate.of(plan_of(folder, f"runs={tmp_path}", *words))
         for words in ((), ("seeds=2",), ("evaluate.budget=0.5",))
     )
-    assert twice.steps == 2 * one.steps
-    pre = sum(w.rows for w in one.work if w.job == dry_run.PREPARE)
-    assert 2 * (half.rows - pre) == pytest.approx(one.rows - pre, rel=0.03)
-    assert half.steps == one.steps
+    assert twice.steps == 2 * once.steps
+    pre = sum(w.rows for w in once.work if w.job == dry_run.PREPARE)
+    assert 2 * (half.rows - pre) == pytest.approx(once.rows - pre, rel=0.03)
+    assert half.steps == once.steps
 
 
 def test_operations_are_those_of_the_formula() -> None:
@@ -173,12 +173,12 @@ def test_operations_are_those_of_the_formula() -> None:
 
 @pytest.mark.slow
 def test_the_published_grid() -> None:
-    found = estimate.of(campaign.plan("imagenet_rib", ["runs=/nonexistent"], cores=1))
-    assert found.forward_flops == pytest.approx(35.2e9, rel=0.01)  # 17.6 G multiply-adds
-    assert found.parameters == 86_567_656
+    planned = estimate.of(campaign.plan("imagenet_rib", ["runs=/nonexistent"], cores=1))
+    assert planned.forward_flops == pytest.approx(35.2e9, rel=0.01)  # 17.6 G multiply-adds
+    assert planned.parameters == 86_567_656
     per_image = {
-        w.method: w.flops / w.images / found.forward_flops
-        for w in found.work
+        w.method: w.flops / w.images / planned.forward_flops
+        for w in planned.work
         if w.kind == "training"
     }
     assert per_image["FT"] == pytest.approx(3, rel=0.01)
@@ -187,31 +187,31 @@ def test_the_published_grid() -> None:
     assert per_image["LP"] == pytest.approx(
         objectives.EVALUATIONS * 4 * 768 * 1000 / 35.2e9, rel=0.01
     )
-    steps = {w.job: w.steps for w in found.work if w.method == "FT"}
+    steps = {w.job: w.steps for w in planned.work if w.method == "FT"}
     assert steps["imagenet_r"] == 10 * -(-30_000 // 64)
     assert steps["imagenet_a"] == 10 * -(-7_500 // 64)
-    base = [w for w in found.work if w.job == dry_run.PREPARE]
-    assert sum(w.rows for w in base) == sum(found.images.values())
+    base = [w for w in planned.work if w.job == dry_run.PREPARE]
+    assert sum(w.rows for w in base) == sum(planned.images.values())
     device = estimate.Device()
-    hours = [shapes.hours([found], shapes.columns([found]), device, gpus) for gpus in (1, 8)]
+    hours = [shapes.hours([planned], shapes.columns([planned]), device, gpus) for gpus in (1, 8)]
     assert hours == [pytest.approx(6.0, abs=0.05), pytest.approx(1.1, abs=0.05)]
-    column = [w for w in found.work if w.job == "imagenet_r"]
+    column = [w for w in planned.work if w.job == "imagenet_r"]
     header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
     for method, title in HEADERS.items():
-        (told,) = re.findall(rf" {method} (\d+\.\d)[ ,]", header)
+        (written,) = re.findall(rf" {method} (\d+\.\d)[ ,]", header)
         minutes = 60 * device.hours(w for w in column if w.method == title)
-        assert float(told) == pytest.approx(minutes, abs=0.05)
+        assert float(written) == pytest.approx(minutes, abs=0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_s16_augreg_in1k", "vit_b32_sam_in1k", "resnet18"])
 def test_the_hours_in_a_models_header(name: str) -> None:
-    found = estimate.of(campaign.plan("imagenet_rib", [f"model={name}", "runs=/no"], cores=1))
+    planned = estimate.of(campaign.plan("imagenet_rib", [f"model={name}", "runs=/no"], cores=1))
     text = (recipe.ROOT / "models" / f"{name}.yaml").read_text()
-    ((one, eight),) = re.findall(r"one \| eight: (\S+) \| (\S+)\. ", text)
-    graphs, device = shapes.columns([found]), estimate.Device()
-    hours = [shapes.hours([found], graphs, device, gpus) for gpus in (1, 8)]
-    assert [float(one), float(eight)] == [pytest.approx(h, abs=0.05) for h in hours]
+    ((on_one, on_eight),) = re.findall(r"one \| eight: (\S+) \| (\S+)\. ", text)
+    graphs, device = shapes.columns([planned]), estimate.Device()
+    hours = [shapes.hours([planned], graphs, device, gpus) for gpus in (1, 8)]
+    assert [float(on_one), float(on_eight)] == [pytest.approx(h, abs=0.05) for h in hours]
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_hours_on_gpus() -> None:
     ("tflop", "unit", "time"),
     [(1.44e6, "hours", "2.5"), (12_000, "minutes", "1.25"), (40, "seconds", "0.25")],
 )
-def test_times_are_told_in_a_unit_that_fits_them(
+def test_times_are_printed_in_a_unit_that_fits_them(
     folder: Path, tmp_path: Path, tflop: float, unit: str, time: str
 ) -> None:
     planned = estimate.of(plan_of(folder, f"runs={tmp_path}"))

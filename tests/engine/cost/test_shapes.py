@@ -82,11 +82,11 @@ def test_a_sample_is_evaluated_by_one_job(long_column: Estimate) -> None:
 
 
 def test_the_grids_of_two_models_share_the_gpus(long_column: Estimate) -> None:
-    both = [long_column, long_column]
-    graphs = shapes.columns(both)
-    assert shapes.hours(both, graphs, DEVICE, 1) == 2 * (1 + 20 + 2 + 12)
-    assert shapes.hours(both, graphs, DEVICE, 8) == 25, "as long as one of them"
-    levels = shapes.levels(both, graphs, DEVICE)
+    columns = [long_column, long_column]
+    graphs = shapes.columns(columns)
+    assert shapes.hours(columns, graphs, DEVICE, 1) == 2 * (1 + 20 + 2 + 12)
+    assert shapes.hours(columns, graphs, DEVICE, 8) == 25, "as long as one of them"
+    levels = shapes.levels(columns, graphs, DEVICE)
     assert levels[0] == levels[1]
     assert levels[0]["prepare"] == 25 and levels[0]["column-few"] == 24
 

@@ -1,4 +1,4 @@
-"""What distances cannot be of is refused by name: kernels, the matrix, and the command."""
+"""Sets that have no distances are refused by name: by kernels, the matrix and the command."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def labelled(n: int, shift: float = 0.0) -> Labelled:
     return Labelled(torch.randn(n, 4, generator=generator) + shift, torch.arange(n) % CLASSES)
 
 
-ONE, TWO = labelled(30), labelled(25, 1.0)
+NEAR, FAR = labelled(30), labelled(25, 1.0)
 
 
 def spoiled(value: float) -> Labelled:
-    features = TWO.features.clone()
+    features = FAR.features.clone()
     features[3, 1] = value
-    return Labelled(features, TWO.labels)
+    return Labelled(features, FAR.labels)
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def spoiled(value: float) -> Labelled:
     [
         (spoiled(math.nan), "far: features: sample 3 holds NaN or infinity"),
         (spoiled(-math.inf), "far: features: sample 3 holds NaN or infinity"),
-        (Labelled(TWO.features[:, :3], TWO.labels), "far has 3 features a sample, but near has 4"),
-        (Labelled(TWO.features, TWO.labels + 1), r"far: .* label 3, outside \[0, 3\)"),
-        (Labelled(TWO.features, TWO.labels - 1), r"far: .* label -1, outside \[0, 3\)"),
-        (Labelled(TWO.features, TWO.labels[:9]), r"far: labels of features must be int64 \[25\]"),
-        (Labelled(TWO.features, TWO.labels.float()), "far: labels of features must be int64"),
-        (Labelled(TWO.features[:1], TWO.labels[:1]), "far: one sample; a distance needs at least"),
-        (Labelled(TWO.features[:0], TWO.labels[:0]), "far: features must be .* at least one"),
-        (Labelled(TWO.features.long(), TWO.labels), "far: features must be a floating"),
-        (Labelled(1e25 * TWO.features, TWO.labels), "far: .*largest variance of a class is .*e"),
-        (Labelled(1e-25 * TWO.features, TWO.labels), "far: .*largest variance of a class is .*e-"),
-        (Labelled(0 * TWO.features, TWO.labels), "far to far: all costs are zero"),
+        (Labelled(FAR.features[:, :3], FAR.labels), "far has 3 features a sample, but near has 4"),
+        (Labelled(FAR.features, FAR.labels + 1), r"far: .* label 3, outside \[0, 3\)"),
+        (Labelled(FAR.features, FAR.labels - 1), r"far: .* label -1, outside \[0, 3\)"),
+        (Labelled(FAR.features, FAR.labels[:9]), r"far: labels of features must be int64 \[25\]"),
+        (Labelled(FAR.features, FAR.labels.float()), "far: labels of features must be int64"),
+        (Labelled(FAR.features[:1], FAR.labels[:1]), "far: one sample; a distance needs at least"),
+        (Labelled(FAR.features[:0], FAR.labels[:0]), "far: features must be .* at least one"),
+        (Labelled(FAR.features.long(), FAR.labels), "far: features must be a floating"),
+        (Labelled(1e25 * FAR.features, FAR.labels), "far: .*largest variance of a class is .*e"),
+        (Labelled(1e-25 * FAR.features, FAR.labels), "far: .*largest variance of a class is .*e-"),
+        (Labelled(0 * FAR.features, FAR.labels), "far to far: all costs are zero"),
     ],
 )
 def test_a_matrix_of_it_is_refused_by_name(far, message):
@@ -61,23 +61,25 @@ def test_a_matrix_of_it_is_refused_by_name(far, message):
         if "far: the mean" in message and far.features.abs().max() < 1:
             continue  # beside the other set's costs it is a point
         with pytest.raises(ValueError, match=message):
-            matrix({"near": ONE, "far": far}, CLASSES, Options(label_distance=label_distance))
+            matrix({"near": NEAR, "far": far}, CLASSES, Options(label_distance=label_distance))
 
 
 def test_one_set_has_no_distances():
-    for sets in ({}, {"near": ONE}):
+    for sets in ({}, {"near": NEAR}):
         with pytest.raises(ValueError, match="two or more sets"):
             matrix(sets, CLASSES, Options())
 
 
 @pytest.mark.slow
 def test_classes_of_one_image_and_of_none_are_no_error():
-    single = Labelled(TWO.features[:2], TWO.labels[:2])
+    single = Labelled(FAR.features[:2], FAR.labels[:2])
     for options in (Options(), Options(exact=True), Options(label_distance="means")):
-        found = matrix({"near": ONE, "far": single}, CLASSES, options)
-        assert found.values[0, 1] > 0
-    both = matrix({"a": Labelled(ONE.features[:2], ONE.labels[:2]), "b": single}, 9, Options())
-    assert both.values[0, 1] > 0
+        distances = matrix({"near": NEAR, "far": single}, CLASSES, options)
+        assert distances.values[0, 1] > 0
+    of_singles = matrix(
+        {"a": Labelled(NEAR.features[:2], NEAR.labels[:2]), "b": single}, 9, Options()
+    )
+    assert of_singles.values[0, 1] > 0
 
 
 @pytest.mark.parametrize(
@@ -100,12 +102,12 @@ def test_options_are_refused_by_name(change, message):
 def test_class_gaussians_keep_what_products_need():
     for precision in (torch.int64, torch.bfloat16):
         with pytest.raises(ValueError, match=r"must be torch.float32 or torch.float64"):
-            class_gaussians(*ONE, CLASSES, precision=precision)
+            class_gaussians(*NEAR, CLASSES, precision=precision)
     for scale in (1e12, 1e-12, 1e200):
         with pytest.raises(ValueError, match="largest variance of a class"):
-            class_gaussians(scale * ONE.features.double(), ONE.labels, CLASSES)
+            class_gaussians(scale * NEAR.features.double(), NEAR.labels, CLASSES)
     table = [
-        bures_squared(*(class_gaussians(s * x, y, CLASSES) for x, y in (ONE, TWO)))
+        bures_squared(*(class_gaussians(s * x, y, CLASSES) for x, y in (NEAR, FAR)))
         for s in (1.0, 1e9, 1e-9)
     ]
     torch.testing.assert_close(table[1] / 1e18, table[0], rtol=1e-5, atol=1e-5)
@@ -114,16 +116,16 @@ def test_class_gaussians_keep_what_products_need():
 
 @pytest.mark.parametrize("table", [torch.ones(3), torch.ones(1, 3, 3)])
 def test_a_table_has_two_sides(table):
-    labels = {"labels_x": ONE.labels, "labels_y": TWO.labels}
+    labels = {"labels_x": NEAR.labels, "labels_y": FAR.labels}
     with pytest.raises(ValueError, match=r"table must be \[classes of x, classes of y\]"):
-        GroundCost(ONE.features, TWO.features, table=table, **labels)
+        GroundCost(NEAR.features, FAR.features, table=table, **labels)
 
 
 def test_what_no_iteration_can_solve_is_no_number():
-    cost = GroundCost(ONE.features, TWO.features)
-    found = [transport(cost, eps=eps) for eps in (1e-300, 1e300)]
-    assert all(math.isnan(one.value) and not one.converged for one in found)
-    assert math.isnan(debiased(found[0], found[0], found[0]).value)
+    cost = GroundCost(NEAR.features, FAR.features)
+    solutions = [transport(cost, eps=eps) for eps in (1e-300, 1e300)]
+    assert all(math.isnan(solution.value) and not solution.converged for solution in solutions)
+    assert math.isnan(debiased(solutions[0], solutions[0], solutions[0]).value)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_what_no_iteration_can_solve_is_no_number():
 )
 def test_the_command_refuses_options_by_name(words, message, capsys):
     assert cli.main(["distance", *words]) == 2
-    assert message in (said := capsys.readouterr().err) and said.startswith("error: ")
+    assert message in (printed := capsys.readouterr().err) and printed.startswith("error: ")
 
 
 def test_one_set_is_refused_before_a_model_is_made(folder, capsys, tmp_path):

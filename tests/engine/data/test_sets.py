@@ -48,20 +48,22 @@ def opened(recipe: Recipe) -> Sets:
 
 
 def test_labels_of_a_smaller_set_count_the_heads_classes(recipe: Recipe) -> None:
-    found = opened(recipe)
-    assert found.classes == grids.CLASSES
-    few = found["few"]
+    sets = opened(recipe)
+    assert sets.classes == grids.CLASSES
+    few = sets["few"]
     names = [key.split("/")[0] for key in few.pack.keys]
-    assert [found.classes[label] for label in few.labels] == names
+    assert [sets.classes[label] for label in few.labels] == names
     assert few.mask is not None and few.mask.dtype == torch.bool
-    assert [n for n, taken in zip(found.classes, few.mask, strict=True) if taken] == [*grids.FEW]
-    assert found["tinted"].mask is None
+    assert [n for n, unmasked in zip(sets.classes, few.mask, strict=True) if unmasked] == [
+        *grids.FEW
+    ]
+    assert sets["tinted"].mask is None
 
 
 def test_pixels_are_the_drawings(recipe: Recipe) -> None:
-    found = opened(recipe)
+    sets = opened(recipe)
     for name in (recipe.dataset.upstream, "few"):
-        pack = found[name].pack
+        pack = sets[name].pack
         folder = Path(recipe.dataset.root) / name
         for i in (0, len(pack) - 1):
             with Image.open(folder / str(pack.keys[i])) as drawing:
@@ -94,12 +96,15 @@ def test_image_that_does_not_decode_is_named(
         opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path)))["outline"]
     assert not list((tmp_path / "packs").glob("outline-*"))
     lenient = dataclasses.replace(dataset, undecodable="skip")
-    own = dataclasses.replace(recipe, dataset=lenient, runs=str(tmp_path))
-    pack = opened(own)["outline"].pack
-    assert opened(own)["outline"].pack.fingerprint == pack.fingerprint
-    told = "outline lacks 1 of 35 images, which cannot be decoded: disc/0.png ("
-    assert [told in one.getMessage() for one in caplog.records] == [True, True]  # made, then found
-    assert [one["key"] for one in pack.manifest["skipped"]] == ["disc/0.png"]
+    moved = dataclasses.replace(recipe, dataset=lenient, runs=str(tmp_path))
+    pack = opened(moved)["outline"].pack
+    assert opened(moved)["outline"].pack.fingerprint == pack.fingerprint
+    message = "outline lacks 1 of 35 images, which cannot be decoded: disc/0.png ("
+    assert [message in record.getMessage() for record in caplog.records] == [
+        True,
+        True,
+    ]  # made, then found
+    assert [image["key"] for image in pack.manifest["skipped"]] == ["disc/0.png"]
     assert pack.folder != pack_folder(tmp_path, dataset, recipe.model, "outline")
 
 
@@ -142,7 +147,7 @@ def test_a_stream_reads_with_the_threads_of_its_process(
 
 
 def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
-    """Packs that are there are found by it."""
+    """Packs that were made before are found by this key."""
     folder = DatasetRecipe(name="shapes", root="/images", sets=["a"])
     published = dataclasses.replace(folder, kind="imagenet")
     assert [
@@ -152,22 +157,26 @@ def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
 
 
 def test_a_pack_under_another_sets_name_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    own = dataclasses.replace(recipe, runs=str(tmp_path))
-    there, other = (opened(own)[name].pack.folder for name in ("outline", "tinted"))
-    shutil.rmtree(there)
-    shutil.copytree(other, there)
+    moved = dataclasses.replace(recipe, runs=str(tmp_path))
+    folder, other_folder = (opened(moved)[name].pack.folder for name in ("outline", "tinted"))
+    shutil.rmtree(folder)
+    shutil.copytree(other_folder, folder)
     with pytest.raises(ValueError, match=r"another pack: set: 'tinted', not 'outline'; move it"):
-        opened(own)["outline"]
+        opened(moved)["outline"]
 
 
 def test_a_pack_made_by_other_options_is_refused_where_its_images_are_gone(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     seeded = [dataclasses.replace(recipe.dataset, seed=seed) for seed in (0, 1)]
-    first, second = (dataclasses.replace(recipe, runs=str(tmp_path), dataset=one) for one in seeded)
-    there, other = (opened(one)["outline"].pack.folder for one in (first, second))
-    shutil.rmtree(there)
-    other.rename(there)
+    first, second = (
+        dataclasses.replace(recipe, runs=str(tmp_path), dataset=options) for options in seeded
+    )
+    folder, other_folder = (
+        opened(seed_recipe)["outline"].pack.folder for seed_recipe in (first, second)
+    )
+    shutil.rmtree(folder)
+    other_folder.rename(folder)
     with pytest.raises(ValueError, match=r"another pack: seed: 1, not 0; move it"):
         opened(first)["outline"]
 
@@ -179,24 +188,24 @@ def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) 
     runs, dataset, model = Path(recipe.runs), recipe.dataset, recipe.model
     assert first.folder == pack_folder(runs, dataset, model, "few")
     same = dataclasses.replace(model, name="n", arch="test_resnet", interpolation="bicubic")
-    other = dataclasses.replace(model, crop=0.9)
+    cropped = dataclasses.replace(model, crop=0.9)
     shared = dataclasses.replace(dataset, sets=["few"], holdout=0.0)
     places = [
         pack_folder(runs, dataset, dataclasses.replace(model, interpolation="bicubic"), "few"),
         pack_folder(runs, shared, same, "few"),
-        pack_folder(runs, dataset, other, "few"),
+        pack_folder(runs, dataset, cropped, "few"),
         pack_folder(runs, dataclasses.replace(dataset, pack_format="jpeg"), same, "few"),
     ]
     assert places[0] == places[1] and len(set(places)) == 3
 
 
 def test_damaged_pack_is_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
-    own = dataclasses.replace(recipe, runs=str(tmp_path))
-    folder = opened(own)["few"].pack.folder
+    moved = dataclasses.replace(recipe, runs=str(tmp_path))
+    folder = opened(moved)["few"].pack.folder
     images = folder / "images.beton"
     images.write_bytes(images.read_bytes()[:-3000])
     with pytest.raises(ValueError, match=rf"{folder.name}/images\.beton"):
-        opened(own)["few"].pack.pixels(range(5))
+        opened(moved)["few"].pack.pixels(range(5))
 
 
 def test_pack_of_another_transform_is_refused(recipe: Recipe) -> None:
@@ -242,13 +251,13 @@ def test_split_of_a_class_does_not_depend_on_the_others() -> None:
 
 
 def test_the_split_of_emoji_is_what_it_always_was() -> None:
-    """Stored cells and predictions are named by what determines it, not by the split itself."""
+    """Names of stored cells and predictions hold what determines the split, not its positions."""
     labels = np.repeat(np.arange(200), 4)  # four renderings of 200 concepts
     sources = np.array([f"1f{label:03x}" for label in labels])
     assert units_of(labels, sources) is None
     train, holdout = split(labels, 0.25, 0, units_of(labels, sources))
-    found = hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()
-    assert found == "ba6aeca69de8c43d188ed226678d7a31586fe561f1e426e1f2e76c12b45f883c"
+    digest = hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()
+    assert digest == "ba6aeca69de8c43d188ed226678d7a31586fe561f1e426e1f2e76c12b45f883c"
 
 
 @given(
@@ -287,10 +296,10 @@ def test_a_set_of_copies_says_so_in_its_key(recipe: Recipe, tmp_path: Path) -> N
     for file in (tmp_path / "images" / "outline").glob("*/0.png"):
         Image.open(file).save(file.with_suffix(".bmp"))  # of one stem
     dataset = dataclasses.replace(recipe.dataset, root=str(tmp_path / "images"))
-    found = opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path / "runs")))
-    outline = found["outline"]
+    sets = opened(dataclasses.replace(recipe, dataset=dataset, runs=str(tmp_path / "runs")))
+    outline = sets["outline"]
     assert outline.split_key(dataset) == [0.25, 0, "by source"]
-    assert found["tinted"].split_key(dataset) == [0.25, 0]
+    assert sets["tinted"].split_key(dataset) == [0.25, 0]
     sources = outline.pack.sources
     assert len(outline.pack) == 5 * (grids.COPIES + 1)
     assert not set(sources[outline.train]) & set(sources[outline.holdout])
@@ -327,8 +336,8 @@ def test_classes_that_the_head_lacks_are_named_with_the_nearest(recipe: Recipe) 
 def test_folders_of_an_imagenet_head_may_be_numbers() -> None:
     head = imagenet.wnids()
     assert names_in_head(("10", "2", "999"), head) == [head[10], head[2], head[999]]
-    for other in (("10", "1000"), ("1", "01"), ("10", "dog"), head[:3]):
-        assert names_in_head(other, head) == other
+    for folders in (("10", "1000"), ("1", "01"), ("10", "dog"), head[:3]):
+        assert names_in_head(folders, head) == folders
     assert names_in_head(("0", "1"), head[:2]) == ("0", "1"), "another head: no guess"
 
 
@@ -336,5 +345,7 @@ def test_folders_of_an_imagenet_head_may_be_numbers() -> None:
 def test_a_pack_that_may_leave_images_out_has_a_place_of_its_own(recipe: Recipe, kind: str) -> None:
     strict = dataclasses.replace(recipe.dataset, kind=kind, upstream="imagenet_val")
     lenient = dataclasses.replace(strict, undecodable="skip")
-    places = {pack_folder(Path(), one, recipe.model, "imagenet_a") for one in (strict, lenient)}
+    places = {
+        pack_folder(Path(), options, recipe.model, "imagenet_a") for options in (strict, lenient)
+    }
     assert len(places) == 2

@@ -14,16 +14,16 @@ SET = "imagenet_a: {page: p, terms: t, files: [{name: a.tar, addresses: [http://
 
 
 def test_every_set_of_the_benchmark_has_a_source_with_a_checksum() -> None:
-    known = sources.read()
+    published = sources.read()
     dataset = catalogue.read(catalogue.path_of("datasets", "imagenet_rib"))
-    assert set(known) == {dataset["upstream"], *dataset["sets"]}
-    for name, source in known.items():
+    assert set(published) == {dataset["upstream"], *dataset["sets"]}
+    for name, source in published.items():
         assert source.terms and source.page.startswith("https://")
         for file in source.files:
             assert file.sha256 or file.md5, name
             assert len(file.sha256) in (0, 64) and len(file.md5) in (0, 32)
             assert all(address.startswith("https://") for address in file.addresses)
-    assert [name for name in known if known[name].form] == ["imagenet_val"]
+    assert [name for name in published if published[name].form] == ["imagenet_val"]
     assert "sources" not in catalogue.names()
 
 
@@ -48,11 +48,11 @@ def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, messag
 
 
 def test_sets_are_located_by_their_usual_names(tmp_path: Path) -> None:
-    known = sources.read()["imagenet_sketch"]
-    assert sources.locate(tmp_path, "imagenet_sketch", known) is None
+    published = sources.read()["imagenet_sketch"]
+    assert sources.locate(tmp_path, "imagenet_sketch", published) is None
     (tmp_path / "sketch").mkdir()
-    assert sources.locate(tmp_path, "imagenet_sketch", known) == tmp_path / "sketch"
+    assert sources.locate(tmp_path, "imagenet_sketch", published) == tmp_path / "sketch"
     (tmp_path / "imagenet_sketch.tar").touch()
-    place = sources.locate(tmp_path, "imagenet_sketch", known)
+    place = sources.locate(tmp_path, "imagenet_sketch", published)
     assert place == tmp_path / "imagenet_sketch.tar", "the engine's name comes first"
     assert sources.locate(tmp_path, "imagenet_sketch", None) == place

@@ -51,8 +51,8 @@ def test_portions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
 @given(st.integers(1, 9), st.integers(1, 30), PORTIONS, SEEDS)
 def test_classes_of_one_size_give_the_portion_of_all_images(size, classes, portion, seed):
     labels = np.repeat(np.arange(classes), size)
-    taken = len(portion_of_each_class(labels, portion, seed))
-    assert abs(taken - portion * size * classes) <= 0.5 + 1e-9
+    count = len(portion_of_each_class(labels, portion, seed))
+    assert abs(count - portion * size * classes) <= 0.5 + 1e-9
 
 
 def labelled(labels: list[int], group: list[str] | None = None) -> LabelledSet:
@@ -95,10 +95,10 @@ def test_the_whole_of_imagenet_c_thinned_trains_on_the_images_of_the_thinned_set
         for label in range(4)
         for k in range(10)
     ]
-    kept = imagenet_c.draw(items, 25, seed=3)
+    drawn = imagenet_c.draw(items, 25, seed=3)
     groups = [imagenet_c.part_of(item.key) for item in items]
     places = imagenet_c.balanced(groups, [item.label for item in items], 25, seed=3)
-    assert [items[place] for place in places] == kept
+    assert [items[place] for place in places] == drawn
 
 
 def test_a_seed_draws_its_images_and_every_image_is_drawn_as_often():
@@ -116,13 +116,13 @@ def test_a_seed_draws_its_images_and_every_image_is_drawn_as_often():
 
 def test_a_cell_trains_on_its_part_alone_and_evaluates_as_before(grid: Grid):
     whole, few = grid.builder("downstream=few"), grid.builder("downstream=few", "dataset.shots=2")
-    taken = few.target.training(few.recipe)
-    assert len(taken) == 2 * len(FEW) and set(taken) < set(few.target.split("train"))
+    positions = few.target.training(few.recipe)
+    assert len(positions) == 2 * len(FEW) and set(positions) < set(few.target.split("train"))
     for name in ("all", "train", "holdout"):
         assert np.array_equal(few.target.split(name), whole.target.split(name))
-    other = grid.builder("downstream=few", "dataset.shots=2", "seed=1")
-    assert not np.array_equal(other.target.training(other.recipe), taken)
-    assert few.base.name == other.base.name == whole.base.name, "the head has seen all images"
+    reseeded = grid.builder("downstream=few", "dataset.shots=2", "seed=1")
+    assert not np.array_equal(reseeded.target.training(reseeded.recipe), positions)
+    assert few.base.name == reseeded.base.name == whole.base.name, "the head has seen all images"
 
 
 @pytest.mark.parametrize("method", ["fine_tune", "linear_probe", "wise_ft"])
@@ -141,12 +141,14 @@ def test_a_part_stands_in_the_key_and_the_whole_does_not(grid: Grid, method: str
 
 def test_names_of_stored_cells_did_not_change(grid: Grid):
     """The digest is that of the engine before there were parts, but for what the machine gives."""
-    found = {}
+    digests = {}
     for method in ("fine_tune", "linear_probe"):
         key = grid.builder(f"method={method}").key()
         plain = {**key, "base": "B", "target": "T", "upstream": "U", "machine": "M"}
-        found[method] = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-    assert found == {"fine_tune": "5b1f56abecfd143d", "linear_probe": "dff19aa4863fccd9"}
+        digests[method] = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+    assert digests == {"fine_tune": "5b1f56abecfd143d", "linear_probe": "dff19aa4863fccd9"}
 
 
 def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_path: Path):
@@ -156,9 +158,11 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_pat
     assert history[-1]["step"] == 2 * 3, "two epochs over two images of each of five classes"
     shutil.copytree(grid.folder, tmp_path / "images")
     files = [path for path, _ in listing(grid, "outline")]
-    taken = {files[i].relative_to(grid.folder) for i in builder.target.training(builder.recipe)}
+    trained_on = {
+        files[i].relative_to(grid.folder) for i in builder.target.training(builder.recipe)
+    }
     for file in (tmp_path / "images" / "outline").glob("*/*.png"):
-        if file.relative_to(tmp_path / "images") not in taken:
+        if file.relative_to(tmp_path / "images") not in trained_on:
             file.unlink()
     _, alone = grid.build(*words, f"dataset.root={tmp_path}/images", f"runs={tmp_path}/runs")
     assert same(weights(alone), weights(cell))

@@ -15,6 +15,7 @@ from evaluations import (
     SET,
     Counted,
     Stopped,
+    expected,
     fresh,
     mixes,
     room_for_models,
@@ -22,7 +23,6 @@ from evaluations import (
     small_slices,
     stop_after,
     tables,
-    wanted,
 )
 from grids import grid
 from torch import nn
@@ -35,18 +35,18 @@ from engine.machine import ranks
 from engine.models.form import Form
 from loaders.resident import Resident
 
-__all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]
+__all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
 
 @pytest.mark.parametrize(("read_s", "reads", "loads"), [(0.0, 3, 1), (1e9, 1, 3)])
 def test_a_bank_that_does_not_fit_reads_or_loads_again_by_cost(
-    grid, fresh, mixes, wanted, small_slices, monkeypatch, caplog, read_s, reads, loads
+    grid, fresh, mixes, expected, small_slices, monkeypatch, caplog, read_s, reads, loads
 ):
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
     monkeypatch.setattr(passes, "seconds_to_read", lambda *_: read_s)
     counted = Counted(monkeypatch)
     caplog.set_level(logging.INFO)
-    assert same(tables(fresh.builder(), mixes), wanted)
+    assert same(tables(fresh.builder(), mixes), expected)
     full = 6  # the other two are heads
     assert counted.images == reads * IMAGES
     # Every slice takes the groups in order, so the first one, loaded to see its cost, is not twice.
@@ -57,22 +57,22 @@ def test_a_bank_that_does_not_fit_reads_or_loads_again_by_cost(
 
 
 def test_a_bank_that_fits_reads_once_and_loads_once(
-    fresh, mixes, wanted, small_slices, monkeypatch, caplog
+    fresh, mixes, expected, small_slices, monkeypatch, caplog
 ):
     counted = Counted(monkeypatch)
     caplog.set_level(logging.INFO)
-    assert same(tables(fresh.builder(), mixes), wanted)
+    assert same(tables(fresh.builder(), mixes), expected)
     assert (counted.images, counted.models) == (IMAGES, 6)
     assert "do not fit" not in caplog.text and "run in parts" not in caplog.text
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, monkeypatch, rank):
-    """A clock that a batch moves by a second; the group of ranks is one of one in truth."""
+    """Each batch moves the clock by a second; two ranks are simulated in a group of one."""
     builder, clock, read = grid.builder(), [0.0], Resident.batches
 
-    def slow_batches(source: Resident, asked) -> Iterator:
-        for batch in read(source, asked):
+    def slow_batches(source: Resident, positions) -> Iterator:
+        for batch in read(source, positions):
             clock[0] += 1
             yield batch
 
@@ -87,49 +87,55 @@ def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, m
     monkeypatch.setattr(ranks, "rank", lambda: rank)
     monkeypatch.setattr(ranks, "world", lambda: 2)
     assert (seconds(IMAGES), seconds(2 * BATCH)) == (3, 1)
-    monkeypatch.setattr(ranks, "least", lambda value: min(value, -1.0))  # the other's: one second
+    monkeypatch.setattr(
+        ranks, "least", lambda value: min(value, -1.0)
+    )  # the other rank takes one second
     assert seconds(BATCH) == 1
 
 
-def test_the_cost_is_asked_of_the_images_that_are_left(
+def test_the_cost_is_that_of_the_images_that_are_left(
     grid, fresh, mixes, small_slices, monkeypatch
 ):
-    asked: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    monkeypatch.setattr(passes, "seconds_to_read", lambda *given: asked.append(given[2]) or 1e9)
+    monkeypatch.setattr(
+        passes, "seconds_to_read", lambda *arguments: positions.append(arguments[2]) or 1e9
+    )
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 6)  # the first slice: two batches, six models
         with pytest.raises(Stopped):
             tables(fresh.builder(), mixes[:6])
     tables(fresh.builder(), mixes[:6])
-    first, second = asked
+    first, second = positions
     np.testing.assert_array_equal(first, np.arange(IMAGES))
     np.testing.assert_array_equal(second, np.arange(2 * BATCH, IMAGES))
 
 
 def test_batches_are_cut_where_activations_do_not_fit(
-    grid, fresh, mixes, wanted, monkeypatch, caplog
+    grid, fresh, mixes, expected, monkeypatch, caplog
 ):
     builder = grid.builder()
     net = builder.network(builder.base)
     each = bank.activation_bytes(net, torch.zeros(1, 3, 32, 32))
     monkeypatch.setattr(bank, "free_memory", lambda device: 3.5 * each / bank.ACTIVATIONS_SHARE)
-    seen = []
+    batch_sizes = []
     hook = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, inputs: seen.append(len(inputs[0])) if type(module) is type(net) else None
+        lambda module, inputs: (
+            batch_sizes.append(len(inputs[0])) if type(module) is type(net) else None
+        )
     )
     caplog.set_level(logging.INFO)
     try:
-        found = tables(fresh.builder(), mixes[:2])
+        in_parts = tables(fresh.builder(), mixes[:2])
     finally:
         hook.remove()
     # Three would fit, but parts are halves of halves, so that machines agree where they can.
     assert "batches of 8 run in parts of at most 2" in caplog.text
-    assert max(seen) == 2 and seen.count(2) > 2 * seen.count(1)
-    for mine, theirs in zip(found, wanted[:2], strict=True):
-        assert mine["top1"].equals(theirs["top1"])
+    assert max(batch_sizes) == 2 and batch_sizes.count(2) > 2 * batch_sizes.count(1)
+    for cut, whole in zip(in_parts, expected[:2], strict=True):
+        assert cut["top1"].equals(whole["top1"])
         for name in ("p_true", "margin"):
-            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(cut[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
 def test_activations_are_those_of_the_largest_module():
@@ -143,9 +149,9 @@ def test_activations_are_those_of_the_largest_module():
 
 def test_groups_are_whole_and_keep_the_same_parents_together():
     mixes = [{"a": 0.5, "b": 0.5}, {"c": 1.0}, {"a": 0.1, "b": 0.9}, {"a": 0.5, "c": 0.5}]
-    found = bank.groups(mixes, 2)
-    assert [len(group) for group in found] == [2, 2]
-    together = [mix for group in found for mix in group]
+    groups = bank.groups(mixes, 2)
+    assert [len(group) for group in groups] == [2, 2]
+    together = [mix for group in groups for mix in group]
     assert sorted(map(str, together)) == sorted(map(str, mixes))
     places = [together.index(mix) for mix in (mixes[0], mixes[2])]
     assert abs(places[0] - places[1]) == 1
@@ -156,16 +162,20 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
 def test_images_that_stay_for_several_groups_take_the_place_of_models(grid, mixes, monkeypatch):
     builder = grid.builder()
     parents = {name: passes.stored_cell(builder.store, name) for mix in mixes for name in mix}
-    one = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
+    model_bytes = (room_for_models(grid, mixes, 3) - room_for_models(grid, mixes, 1)) / 2
 
     def sizes(room: int, slice_bytes: float) -> list[int]:
         free = room_for_models(grid, mixes, room)
         monkeypatch.setattr(bank, "free_memory", lambda device: free)
-        found = bank.ModelBank(builder.run, mixes[:5], parents, slice_bytes)
-        return [len(group) for group in found.groups]
+        models = bank.ModelBank(builder.run, mixes[:5], parents, slice_bytes)
+        return [len(group) for group in models.groups]
 
-    assert sizes(3, 0) == [3, 2] and sizes(3, one) == [2, 2, 1] and sizes(3, 99 * one) == [1] * 5
-    assert sizes(5, one) == [5], "one group needs no image twice"
+    assert (
+        sizes(3, 0) == [3, 2]
+        and sizes(3, model_bytes) == [2, 2, 1]
+        and sizes(3, 99 * model_bytes) == [1] * 5
+    )
+    assert sizes(5, model_bytes) == [5], "one group needs no image twice"
 
 
 def test_shares_of_memory_are_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):
@@ -195,7 +205,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
 
 
 class Bar(tqdm):
-    """Notes whether it was still open when each batch was drawn."""
+    """A bar that notes for each batch whether it was still open."""
 
     made: list[Bar] = []  # noqa: RUF012  # emptied by the tests
 
@@ -205,9 +215,9 @@ class Bar(tqdm):
         self.open, self.drawn = True, []
 
     def __iter__(self) -> Iterator:
-        for one in super().__iter__():
+        for batch in super().__iter__():
             self.drawn.append(self.open)
-            yield one
+            yield batch
 
     def close(self) -> None:
         self.open = False
@@ -230,8 +240,8 @@ def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kin
     assert bar.drawn == [True] * (1 if kind == "estimate" else 5) and not bar.open
 
 
-def test_predictions_name_their_model_and_data(grid, mixes, wanted):
+def test_predictions_name_their_model_and_data(grid, mixes, expected):
     builder = grid.builder()
-    named = wanted[0].schema.metadata
-    assert named[b"pack"].decode() == builder.sets[SET].pack.fingerprint
-    assert all(name in named[b"mix"].decode() for name in mixes[0])
+    metadata = expected[0].schema.metadata
+    assert metadata[b"pack"].decode() == builder.sets[SET].pack.fingerprint
+    assert all(name in metadata[b"mix"].decode() for name in mixes[0])

@@ -1,4 +1,4 @@
-"""Samples of a set: unbiased, nested, drawn where it matters, and as sure as they say."""
+"""Samples of a set: unbiased, nested, drawn where it matters; intervals hold as often as stated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def frame(sizes: list[int], seed: int = 0, p_true: float | np.ndarray = 0.5) -> 
 
 
 def answers(n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """What two models said of n images of ten classes: right before, p_true, right after, label."""
+    """Two models' answers on n images of ten classes: right before, p_true, right after, label."""
     rng = np.random.default_rng(seed)
     margin = rng.normal(0.3, 2, n)
     after = margin + rng.normal(0, 1.5, n) > 0
@@ -34,18 +34,18 @@ def answers(n: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 def test_estimate_is_unbiased_over_every_sample_there_is():
     """All samples of 2 of 4 and 2 of 3 images: the mean of means and of variances is the truth."""
     y = np.array([1, 0, 1, 1, 0, 0, 1.0])
-    one = frame([4, 3])
+    strata = frame([4, 3])
     means, variances = [], []
-    for some in itertools.combinations(range(4), 2):
-        for others in itertools.combinations(range(4, 7), 2):
-            total = np.array([[y[list(some)].sum()], [y[list(others)].sum()]])
-            found = budget.estimate(one, np.array([2, 2]), total, total)
-            means.append(found.mean[0])
-            variances.append(found.variance[0])
+    for first in itertools.combinations(range(4), 2):
+        for second in itertools.combinations(range(4, 7), 2):
+            total = np.array([[y[list(first)].sum()], [y[list(second)].sum()]])
+            estimate = budget.estimate(strata, np.array([2, 2]), total, total)
+            means.append(estimate.mean[0])
+            variances.append(estimate.variance[0])
     assert np.mean(means) == pytest.approx(y.mean())
     unseen = 1 / 2  # one answer more, over strata of equal spread and one degree of freedom each
-    left = sum((n / 7) ** 2 * (1 - 2 / n) / 2 for n in (4, 3))
-    assert np.mean(variances) == pytest.approx(np.var(means) + unseen * left)
+    remaining = sum((n / 7) ** 2 * (1 - 2 / n) / 2 for n in (4, 3))
+    assert np.mean(variances) == pytest.approx(np.var(means) + unseen * remaining)
 
 
 def test_drawing_is_uniform_within_a_stratum():
@@ -58,31 +58,31 @@ def test_drawing_is_uniform_within_a_stratum():
 
 def test_all_images_give_the_full_result_and_no_doubt():
     right, p_true, after, label = answers(3000)
-    one = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
-    found = budget.seen(one, np.stack([after, right], 1)[one.order])
-    np.testing.assert_allclose(found.mean, [after.mean(), right.mean()], rtol=1e-12)
-    assert (found.variance == 0).all()
-    np.testing.assert_allclose(one.weights(3000), 1)
+    strata = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
+    estimate = budget.seen(strata, np.stack([after, right], 1)[strata.order])
+    np.testing.assert_allclose(estimate.mean, [after.mean(), right.mean()], rtol=1e-12)
+    assert (estimate.variance == 0).all()
+    np.testing.assert_allclose(strata.weights(3000), 1)
 
 
 def test_the_pre_trained_model_is_known_from_any_sample():
-    """Which makes the stratified mean the post-stratified difference estimator."""
+    """The stratified mean is therefore the post-stratified difference estimator."""
     right, p_true, after, label = answers(3000)
-    one = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
-    for images in (one.least, 500, 2999):
-        drawn, weights = one.order[:images], one.weights(images)
+    strata = budget.stratify(right, p_true, label, np.zeros(3000, int), np.ones(3000), [1])
+    for images in (strata.least, 500, 2999):
+        drawn, weights = strata.order[:images], strata.weights(images)
         assert weights.sum() == pytest.approx(3000)
         assert (weights * right[drawn]).sum() / 3000 == pytest.approx(right.mean())
         change = (weights * (after[drawn] * 1.0 - right[drawn])).sum() / 3000
-        found = budget.seen(one, after[drawn][:, None])
-        assert right.mean() + change == pytest.approx(found.mean[0])
-        assert found.mean[0] == pytest.approx(after.mean(), abs=5 * found.variance[0] ** 0.5)
+        estimate = budget.seen(strata, after[drawn][:, None])
+        assert right.mean() + change == pytest.approx(estimate.mean[0])
+        assert estimate.mean[0] == pytest.approx(after.mean(), abs=5 * estimate.variance[0] ** 0.5)
 
 
 def test_a_smaller_budget_is_part_of_a_larger_one():
     sets = [frame([50, 9], 1), frame([400, 300], 2), frame([1000], 3)]
-    least = sum(one.least for one in sets)
-    before = [one.least for one in sets]
+    least = sum(strata.least for strata in sets)
+    before = [strata.least for strata in sets]
     for share in (budget.least_share(sets), 0.1, 0.11, 0.5, 0.9, 1.0):
         counts = budget.allocate(sets, share)
         assert all(a <= b for a, b in zip(before, counts, strict=True))
@@ -101,11 +101,13 @@ def test_sets_get_about_equally_many_images_and_a_small_one_all_of_its():
 
 @pytest.mark.parametrize("sizes", [[70], [1], [50, 9, 400], [100_000], [3] * 7])
 def test_least_share_is_enough_and_no_more_than_that(sizes):
-    one = frame(sizes)
-    assert budget.allocate([one], budget.least_share([one])) == [one.least]
-    if one.least > 1:
-        with pytest.raises(RecipeError, match=rf"too little: it takes {one.least} of {sum(sizes)}"):
-            budget.allocate([one], (one.least - 1) / sum(sizes))
+    strata = frame(sizes)
+    assert budget.allocate([strata], budget.least_share([strata])) == [strata.least]
+    if strata.least > 1:
+        with pytest.raises(
+            RecipeError, match=rf"too little: it takes {strata.least} of {sum(sizes)}"
+        ):
+            budget.allocate([strata], (strata.least - 1) / sum(sizes))
 
 
 def test_too_little_a_budget_names_one_that_is_enough():
@@ -119,14 +121,14 @@ def test_too_little_a_budget_names_one_that_is_enough():
 
 def test_allocation_is_neymans_and_the_best_of_all():
     sizes, p_true = [30, 60, 20], np.repeat([0.5, 0.9, 0.7], [30, 60, 20])
-    one = frame(sizes, p_true=p_true)
-    want = one.share * np.sqrt(np.array([0.25, 0.09, 0.21]))
-    np.testing.assert_allclose(one.share * one.spread, want)
+    strata = frame(sizes, p_true=p_true)
+    deviation = strata.share * np.sqrt(np.array([0.25, 0.09, 0.21]))
+    np.testing.assert_allclose(strata.share * strata.spread, deviation)
     for images in (10, 25, 40):
-        drawn = one.drawn(images)
-        assert np.abs(drawn - images * want / want.sum()).max() <= 1
+        drawn = strata.drawn(images)
+        assert np.abs(drawn - images * deviation / deviation.sum()).max() <= 1
         variance = {
-            (a, b, images - a - b): (want**2 / np.array([a, b, images - a - b])).sum()
+            (a, b, images - a - b): (deviation**2 / np.array([a, b, images - a - b])).sum()
             for a in range(2, images - 3)
             for b in range(2, images - a - 1)
         }
@@ -134,42 +136,42 @@ def test_allocation_is_neymans_and_the_best_of_all():
 
 
 def test_neyman_stops_where_a_stratum_ends():
-    one = frame([3, 60], p_true=np.repeat([0.5, 0.99], [3, 60]))
-    assert one.drawn(40).tolist() == [3, 37]
+    strata = frame([3, 60], p_true=np.repeat([0.5, 0.99], [3, 60]))
+    assert strata.drawn(40).tolist() == [3, 37]
 
 
 @pytest.mark.parametrize("sizes", [[1], [1, 1, 1], [1, 40], [2, 1, 70]])
 def test_strata_of_one_image_are_always_seen(sizes):
-    one = frame(sizes)
-    drawn = one.drawn(one.least)
+    strata = frame(sizes)
+    drawn = strata.drawn(strata.least)
     np.testing.assert_array_equal(drawn, np.minimum(sizes, 2))
-    found = budget.estimate(one, drawn, drawn[:, None] * 1.0, drawn[:, None] * 1.0)
-    assert found.mean[0] == pytest.approx(1) and np.isfinite(found.variance).all()
+    estimate = budget.estimate(strata, drawn, drawn[:, None] * 1.0, drawn[:, None] * 1.0)
+    assert estimate.mean[0] == pytest.approx(1) and np.isfinite(estimate.variance).all()
     if max(sizes) <= 2:
-        assert found.variance[0] == 0
+        assert estimate.variance[0] == 0
 
 
 def test_strata_keep_groups_and_sides_apart_and_have_none_empty():
     right, p_true, _, label = answers(50_000)
     group = np.random.default_rng(1).integers(0, 30, 50_000) * 3  # numbers with gaps
-    one = budget.stratify(right, p_true, label, group, np.ones(50_000), [0])
-    assert one.size.min() > 0 and one.size.sum() == 50_000
+    strata = budget.stratify(right, p_true, label, group, np.ones(50_000), [0])
+    assert strata.size.min() > 0 and strata.size.sum() == 50_000
     for values in (group, right):
-        low, high = (np.full(len(one.size), fill) for fill in (10**6, -1))
-        np.minimum.at(low, one.stratum, values)
-        np.maximum.at(high, one.stratum, values)
+        low, high = (np.full(len(strata.size), fill) for fill in (10**6, -1))
+        np.minimum.at(low, strata.stratum, values)
+        np.maximum.at(high, strata.stratum, values)
         np.testing.assert_array_equal(low, high)
-    assert len(one.size) > 60 + 300
+    assert len(strata.size) > 60 + 300
 
 
 def test_large_strata_are_cut_by_doubt_and_then_by_class():
     n = 40_000
     p_true = np.linspace(0.5, 1, n)
     label = np.tile(np.arange(100), n // 100)
-    one = budget.stratify(np.ones(n, bool), p_true, label, np.zeros(n, int), np.ones(n), [0])
-    assert len(one.size) == budget.STRATA and np.ptp(one.size) <= 1
+    strata = budget.stratify(np.ones(n, bool), p_true, label, np.zeros(n, int), np.ones(n), [0])
+    assert len(strata.size) == budget.STRATA and np.ptp(strata.size) <= 1
     for stratum in (0, 250, 499):
-        members = one.stratum == stratum
+        members = strata.stratum == stratum
         assert np.ptp(p_true[members]) < 1 / budget.BANDS
         assert np.ptp(label[members]) <= 3
 
@@ -180,21 +182,21 @@ def test_weights_of_groups_are_kept():
     weight = np.repeat([1 / 100, 1 / 300], [100, 300])
     y = np.repeat([1.0, 0.0], [100, 300])
     right = np.ones(400, bool)
-    one = budget.stratify(right, np.full(400, 0.5), np.zeros(400, int), group, weight, [0])
-    assert budget.seen(one, y[one.order[:50]][:, None]).mean[0] == pytest.approx(0.5)
-    assert (one.weights(50) * y[one.order[:50]]).sum() == pytest.approx(200)
+    strata = budget.stratify(right, np.full(400, 0.5), np.zeros(400, int), group, weight, [0])
+    assert budget.seen(strata, y[strata.order[:50]][:, None]).mean[0] == pytest.approx(0.5)
+    assert (strata.weights(50) * y[strata.order[:50]]).sum() == pytest.approx(200)
 
 
 def test_agreement_of_a_few_images_proves_nothing():
-    one = frame([70])
-    few, many = (budget.seen(one, np.ones((n, 1))).variance[0] ** 0.5 for n in (10, 60))
+    strata = frame([70])
+    few, many = (budget.seen(strata, np.ones((n, 1))).variance[0] ** 0.5 for n in (10, 60))
     assert few > 0.05 and 0 < many < 0.01
 
 
 def test_too_small_a_sample_is_refused():
-    one = frame([10, 10])
+    strata = frame([10, 10])
     with pytest.raises(ValueError, match=r"draw `Frame.least` first"):
-        budget.seen(one, np.ones((one.least - 1, 1)))
+        budget.seen(strata, np.ones((strata.least - 1, 1)))
     with pytest.raises(ValueError, match="without images"):
         frame([0])
 
@@ -255,9 +257,9 @@ def test_real_variance_is_what_samples_show_and_estimates_say(small):
 
 @pytest.mark.parametrize("half_width", [0.02, 0.01])
 def test_intervals_hold_in_spite_of_stopping(small, half_width):
-    found = coverage.stop([small], half_width, repeats=1000)
-    assert found.covered >= 0.93
-    assert found.images < 20_000
+    stopped = coverage.stop([small], half_width, repeats=1000)
+    assert stopped.covered >= 0.93
+    assert stopped.images < 20_000
     assert coverage.once([small], 0.1, repeats=1000).covered >= 0.93
 
 
@@ -268,8 +270,8 @@ def test_control_variate_saves_images(small):
 
 @pytest.mark.slow
 def test_coverage_at_the_size_of_imagenet_c():
-    made = [coverage.corrupted()[0]]
+    populations = [coverage.corrupted()[0]]
     for half_width, most in ((0.005, 40_000), (0.001, 600_000)):
-        found = coverage.stop(made, half_width)
-        assert found.covered >= 0.93 and found.images < most
-    assert coverage.once(made, 0.05).covered >= 0.93
+        stopped = coverage.stop(populations, half_width)
+        assert stopped.covered >= 0.93 and stopped.images < most
+    assert coverage.once(populations, 0.05).covered >= 0.93

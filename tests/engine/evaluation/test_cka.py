@@ -29,8 +29,8 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
         {key: sum(w * cell.state()[key].double() for w, cell in parts) for key in states[0]}
     )
     nets = [reference(state, arch) for state in states]
-    seen = [{}, {}]
-    for net, outputs in zip(nets, seen, strict=True):
+    features = [{}, {}]
+    for net, outputs in zip(nets, features, strict=True):
         for name, module in net.named_modules():
             module.register_forward_hook(
                 lambda _m, _x, out, name=name, outputs=outputs: outputs.__setitem__(name, out)
@@ -42,7 +42,7 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
             with torch.no_grad():
                 net(x)
         for name, of_layer in pairs.items():
-            of_layer.append([outputs[name].flatten(1).numpy() for outputs in seen])
+            of_layer.append([outputs[name].flatten(1).numpy() for outputs in features])
     return {name: plain_cka(of_layer) for name, of_layer in pairs.items()}
 
 
@@ -86,14 +86,14 @@ def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatc
     mix = {builder.cell("fine_tune").name: 1.0}
     cka.evaluate(builder.run, [mix], SET)
     passes = []
-    made = cka._Grams.of
-    monkeypatch.setattr(cka._Grams, "of", lambda self, m: passes.append(m) or made(self, m))
+    compute = cka._Grams.of
+    monkeypatch.setattr(cka._Grams, "of", lambda self, m: passes.append(m) or compute(self, m))
     cka.evaluate(builder.run, [mix, mix, {**mix, builder.base.name: 0.0}], SET)
     assert not passes
-    other = grid.builder("evaluate.cka=29", "evaluate.batch_size=8")
-    cka.evaluate(other.run, [mix], SET)
+    smaller = grid.builder("evaluate.cka=29", "evaluate.batch_size=8")
+    cka.evaluate(smaller.run, [mix], SET)
     assert passes == [{builder.base.name: 1.0}, mix]
-    assert cka.stored(other.run, mix, SET) != cka.stored(builder.run, mix, SET)
+    assert cka.stored(smaller.run, mix, SET) != cka.stored(builder.run, mix, SET)
 
 
 def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
@@ -108,8 +108,8 @@ def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
     sizes = [len(part) for part in cka.minibatches(more.recipe, more.sets[SET])]
     assert sum(sizes) == 35 and min(sizes) >= 4
     seeded = grid.builder("dataset.seed=1", *WORDS)
-    other = np.concatenate(cka.minibatches(seeded.recipe, seeded.sets[SET]))
-    assert not np.array_equal(drawn, other)
+    redrawn = np.concatenate(cka.minibatches(seeded.recipe, seeded.sets[SET]))
+    assert not np.array_equal(drawn, redrawn)
 
 
 def test_blocks_of_architectures():

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from damage import flip
 from grids import (
     CLASSES,
     CONV,
@@ -73,10 +74,10 @@ def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, copied, column
     together = tables(grid.builder(), column)
     alone = [table for mix in column for table in tables(copied.builder(), [mix])]
     assert len(together) == len(column) * len(SETS)
-    for mine, theirs in zip(together, alone, strict=True):
-        assert mine.equals(theirs)
-    said = {tuple(table["p_true"].to_pylist()) for table in together[:: len(SETS)]}
-    assert len(said) == len(column), "models that agree on everything show nothing"
+    for banked, single in zip(together, alone, strict=True):
+        assert banked.equals(single)
+    probabilities = {tuple(table["p_true"].to_pylist()) for table in together[:: len(SETS)]}
+    assert len(probabilities) == len(column), "models that agree on everything show nothing"
 
 
 @pytest.mark.slow
@@ -109,13 +110,13 @@ def check_columns(table, logits: np.ndarray, truth: np.ndarray) -> None:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     p = exponents / exponents.sum(axis=1, keepdims=True)
     rows = np.arange(len(truth))
-    others = logits.copy()
-    others[rows, truth] = -np.inf
-    margin = logits[rows, truth] - others.max(axis=1)
-    wanted = {"p_top1": p.max(axis=1), "p_true": p[rows, truth], "margin": margin}
+    wrong_logits = logits.copy()
+    wrong_logits[rows, truth] = -np.inf
+    margin = logits[rows, truth] - wrong_logits.max(axis=1)
+    expected = {"p_top1": p.max(axis=1), "p_true": p[rows, truth], "margin": margin}
     np.testing.assert_array_equal(table["label"].to_numpy(), truth)
     np.testing.assert_array_equal(table["top1"].to_numpy(), logits.argmax(axis=1))
-    for column, values in wanted.items():
+    for column, values in expected.items():
         np.testing.assert_allclose(table[column].to_numpy(), values, rtol=2e-4, atol=2e-5)
     right = table["top1"].to_numpy() == truth
     np.testing.assert_array_equal(table["margin"].to_numpy() > 0, right)
@@ -135,8 +136,8 @@ def test_the_table_of_given_logits(masked):
         group=None,
         pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
     )
-    said = passes.Reduction(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
-    table = passes.predictions_table(said, labelled, positions)
+    reduced = passes.Reduction(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
+    table = passes.predictions_table(reduced, labelled, positions)
     if masked:
         logits[:, ~mask] = -np.inf
     check_columns(table, logits, truth[positions])
@@ -155,12 +156,12 @@ def test_a_second_evaluation_writes_and_runs_nothing(grid, column, monkeypatch):
 def test_one_new_model_is_the_only_one_that_runs(grid, column, monkeypatch):
     builder = grid.builder()
     tables(builder, column)
-    seen = []
+    passed = []
     run = passes._pass
-    monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
+    monkeypatch.setattr(passes, "_pass", lambda *a: (passed.append(a[1]), run(*a)))
     new = {name: share for name, share in zip(column[5], (0.45, 0.55), strict=True)}
     tables(builder, [*column, new, dict(reversed(new.items()))], ["tinted"])
-    assert seen == [[cells.essential(new)]]
+    assert passed == [[cells.essential(new)]]
 
 
 def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
@@ -186,8 +187,10 @@ def test_a_split_by_source_has_names_of_its_own(grid):
     mix = {builder.base.name: 1.0}
 
     def keys() -> list[dict]:
-        said = [passes.key_of(builder.run, mix, builder.target, s)[1] for s in ("holdout", "all")]
-        return [builder.key(), *said]
+        of_predictions = [
+            passes.key_of(builder.run, mix, builder.target, s)[1] for s in ("holdout", "all")
+        ]
+        return [builder.key(), *of_predictions]
 
     cell, held, every = keys()
     assert cell["split"] == [0.25, 0] and held["split"] == ["holdout", 0.25, 0]
@@ -202,13 +205,13 @@ def test_a_split_by_source_has_names_of_its_own(grid):
 def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
     for arch in (VIT, CONV):
         builder = grid.builder(f"model.arch={arch}")
-        found = builder.features(builder.base, builder.sets["few"])
+        features = builder.features(builder.base, builder.sets["few"])
         net = reference(builder.base.state(), arch)
         with torch.no_grad():
-            x = images(grid, "few", np.arange(len(found)), arch)
-            wanted = net.forward_head(net.forward_features(x), pre_logits=True)
-            torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
-            logits = builder.logits(builder.base, builder.sets["few"])(np.arange(len(found)))
+            x = images(grid, "few", np.arange(len(features)), arch)
+            expected = net.forward_head(net.forward_features(x), pre_logits=True)
+            torch.testing.assert_close(features.double(), expected, rtol=1e-3, atol=1e-4)
+            logits = builder.logits(builder.base, builder.sets["few"])(np.arange(len(features)))
             torch.testing.assert_close(logits.double(), net(x), rtol=1e-3, atol=1e-4)
 
 
@@ -226,13 +229,13 @@ def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tm
     for name, equal in (("outline", True), ("tinted", False)):
         places = [passes.predicted(builder.run, mix, name, "all") for builder in (before, after)]
         assert (places[0] == places[1]) is equal, name
-    mine, theirs = (place.parent for place in places)
-    shutil.move(mine, kept := mine.with_name("kept"))
-    shutil.copytree(theirs, mine)
-    with pytest.raises(ValueError, match=f"{mine} is of another key; delete {mine}"):
+    original, changed_key = (place.parent for place in places)
+    shutil.move(original, aside := original.with_name("kept"))
+    shutil.copytree(changed_key, original)
+    with pytest.raises(ValueError, match=f"{original} is of another key; delete {original}"):
         tables(before, [mix], ["tinted"])
-    shutil.rmtree(mine)
-    shutil.move(kept, mine)
+    shutil.rmtree(original)
+    shutil.move(aside, original)
 
 
 def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
@@ -256,13 +259,11 @@ def test_a_byte_that_flipped_in_stored_predictions_is_found(grid, copied):
     builder = copied.builder()
     mix = {builder.base.name: 1.0}
     tables(builder, [mix], ["few"])
-    found = passes.find(builder.run, mix, "few", "all")
-    assert found is not None
-    path = found.file("part-00000.parquet")
+    artifact = passes.find(builder.run, mix, "few", "all")
+    assert artifact is not None
+    path = artifact.file("part-00000.parquet")
     artifacts._hash_once.cache_clear()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(path)
     with pytest.raises(ValueError, match=rf"{path} was altered; delete {path.parent} and run"):
         passes.predicted(builder.run, mix, "few", "all")
 
@@ -347,9 +348,9 @@ def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
 def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
     name = f"method={method}"
     plain = grid.builder(name).key()
-    own = {f.name for f in dataclasses.fields(grid.builder(name).recipe.method)}
+    fields = {f.name for f in dataclasses.fields(grid.builder(name).recipe.method)}
     options = OF_METHODS[method]
-    assert own - {"name", "title", "module", "variant"} == {o.split("=")[0] for o in options}
+    assert fields - {"name", "title", "module", "variant"} == {o.split("=")[0] for o in options}
     assert all(grid.builder(name, f"method.{option}").key() != plain for option in options)
 
 
@@ -378,8 +379,8 @@ def test_the_precision_of_evaluation_is_not_that_of_training(grid, copied, metho
     """Both methods learn from stored features."""
     _, cell = grid.build(f"method={method}")
     shutil.rmtree(copied.runs / "store" / "cells")
-    builder, other = copied.build(f"method={method}", "evaluate.precision=bf16")
-    assert other.name == cell.name and same(weights(other), weights(cell))
+    builder, evaluated_in_bf16 = copied.build(f"method={method}", "evaluate.precision=bf16")
+    assert evaluated_in_bf16.name == cell.name and same(weights(evaluated_in_bf16), weights(cell))
     assert not torch.equal(
         builder.features(builder.base, builder.target),
         builder.features(builder.base, builder.target, training=True),
@@ -390,6 +391,6 @@ def test_a_head_is_made_for_a_bare_backbone_and_seeded(grid):
     builder = grid.builder()
     bare = Cell(checkpoints.backbone(builder.recipe.model, builder.store, cache_folder(), 0))
     assert bare.artifact.kind == "weights" and builder.base.artifact.kind == "cells"
-    one, two = (builder.network(bare).state_dict() for _ in range(2))
-    assert same(one, two)
-    assert one[models.head_names(builder.network(bare))[0]].shape[0] == len(CLASSES)
+    first, second = (builder.network(bare).state_dict() for _ in range(2))
+    assert same(first, second)
+    assert first[models.head_names(builder.network(bare))[0]].shape[0] == len(CLASSES)

@@ -87,8 +87,8 @@ def test_images_are_compared_as_wholes_and_autocast_keeps_fp32():
     )
     expected = hsic.gram(maps.reshape(6, 48))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        seen = hsic.gram(maps)
-    assert seen.dtype == torch.float32 and torch.equal(seen, expected)
+        gram = hsic.gram(maps)
+    assert gram.dtype == torch.float32 and torch.equal(gram, expected)
 
 
 def test_features_that_do_not_vary_have_no_cka():

@@ -40,14 +40,14 @@ def average(parents: list[State], shares: list[float]) -> State:
     }
 
 
-def assert_close(found: State, wanted: State) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+def assert_close(actual: State, expected: State) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
         if not tensor.is_floating_point():
-            assert torch.equal(found[name], tensor), name
+            assert torch.equal(actual[name], tensor), name
             continue
-        assert found[name].dtype == torch.float32, name
-        torch.testing.assert_close(found[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
+        assert actual[name].dtype == torch.float32, name
+        torch.testing.assert_close(actual[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
 
 
 def predictions(builder: Builder, mix: cells.Mix, name: str = "tinted") -> Path:
@@ -79,17 +79,17 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
     ends = [builder.base.state(), weights(builder.cell("fine_tune"))]
     assert [entry.alpha for entry in cell.entries] == [0.3, 0.5]
     for entry in cell.entries:
-        wanted = average(ends, [1 - entry.alpha, entry.alpha])
+        expected = average(ends, [1 - entry.alpha, entry.alpha])
         if arch == CONV:  # of integers, there is no mean
-            counters = [n for n in wanted if n.endswith("num_batches_tracked")]
+            counters = [n for n in expected if n.endswith("num_batches_tracked")]
             assert counters and ends[0][counters[0]] != ends[1][counters[0]]
             first = passes.stored_cell(builder.store, min(entry.mix)).state()
-            wanted |= {name: first[name] for name in counters}
-        found = mixed(builder, entry.mix)
-        assert_close(found, wanted)
+            expected |= {name: first[name] for name in counters}
+        actual = mixed(builder, entry.mix)
+        assert_close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
         index = np.arange(len(table))
-        logits = reference(found, arch)(images(grid, "tinted", index, arch))
+        logits = reference(actual, arch)(images(grid, "tinted", index, arch))
         truth = labels(grid, "tinted", index)
         p_true = logits.softmax(dim=1).gather(1, truth[:, None])[:, 0].detach().numpy()
         np.testing.assert_allclose(table["p_true"].to_numpy(), p_true, rtol=1e-4, atol=1e-30)
@@ -113,7 +113,7 @@ def test_the_row_of_a_table_is_evaluated_whether_or_not_the_alphas_hold_it(grid)
 @pytest.mark.parametrize("headlines", [(), (False, False), (True, True)])
 def test_a_mix_without_exactly_one_row_for_the_table_is_refused(grid, tmp_path, headlines):
     builder, _ = grid.build("method=wise_ft")
-    entries = [Entry({"cell": 1.0}, 0.1 * k, told) for k, told in enumerate(headlines)]
+    entries = [Entry({"cell": 1.0}, 0.1 * k, headline) for k, headline in enumerate(headlines)]
     with pytest.raises(ValueError, match=r"wise_ft names \d of its \d entries as headline"):
         cells.write_mixed(tmp_path, builder.recipe, entries, builder.sets.classes)
     assert not list(tmp_path.iterdir())
@@ -150,8 +150,8 @@ def test_a_uniform_soup_of_copies_is_the_model(grid):
     state = weights(kinds["fine_tune"])
     for count in (2, 3, 7):
         parents = {f"copy-{i}": _Held(kinds["fine_tune"].artifact, state) for i in range(count)}
-        (found,) = merge.states([soup.uniform(list(parents))], parents, builder.device)
-        assert_close(found, state)
+        (actual,) = merge.states([soup.uniform(list(parents))], parents, builder.device)
+        assert_close(actual, state)
 
 
 class _Held(Cell):
@@ -185,16 +185,16 @@ def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):
 def test_a_greedy_soup_adds_in_order_what_does_not_hurt():
     scores = {("a",): 60.0, ("b",): 80.0, ("c",): 70.0, ("d",): 50.0}
     scores |= {("b", "c"): 75.0, ("a", "b"): 80.0, ("a", "b", "d"): 79.0}
-    asked = []
+    tried = []
 
     class Fake:
         def holdout_accuracy(self, mix: cells.Mix) -> float:
-            asked.append(tuple(sorted(mix)))
+            tried.append(tuple(sorted(mix)))
             assert sum(mix.values()) == pytest.approx(1)
-            return scores[asked[-1]]
+            return scores[tried[-1]]
 
     assert soup.Method._greedy(["a", "b", "c", "d"], Fake()) == ["b", "a"]
-    assert asked[4:] == [("b", "c"), ("a", "b"), ("a", "b", "d")]
+    assert tried[4:] == [("b", "c"), ("a", "b"), ("a", "b", "d")]
 
 
 def test_what_cannot_be_a_soup_is_refused(grid):

@@ -46,66 +46,66 @@ def bank(builder: Builder) -> list[Mix]:
 
 def sampled(grid: Grid, share: float, name: str = "tinted") -> tuple[Builder, sample.Sample]:
     builder = grid.builder(f"evaluate.budget={share}")
-    one = sample.draw(builder.run, ALL)[name]
-    sample.evaluate_on(builder.run, bank(builder), name, "all", one)
-    return builder, one
+    subset = sample.draw(builder.run, ALL)[name]
+    sample.evaluate_on(builder.run, bank(builder), name, "all", subset)
+    return builder, subset
 
 
-def table(builder: Builder, mix: Mix, one: sample.Sample | None, name: str = "tinted"):
-    return predictions.read(sample.predicted(builder.run, mix, name, "all", one))
+def table(builder: Builder, mix: Mix, subset: sample.Sample | None, name: str = "tinted"):
+    return predictions.read(sample.predicted(builder.run, mix, name, "all", subset))
 
 
 def test_a_sample_says_what_the_whole_says_of_its_images(fresh, grid):
-    builder, one = sampled(fresh, 0.4)
-    assert 0 < one.images < len(one.index)
+    builder, subset = sampled(fresh, 0.4)
+    assert 0 < subset.images < len(subset.index)
     for mix in bank(builder):
-        found = table(builder, mix, one)
+        predicted = table(builder, mix, subset)
         full = grid.builder()
         passes.evaluate(full.run, [mix], ["tinted"], "all")
         whole = table(full, mix, None)
-        index = np.sort(one.index[one.frame.order[: one.images]])
-        np.testing.assert_array_equal(found["index"].to_numpy(), index)
-        assert found["top1"].equals(whole.take(index)["top1"])
+        index = np.sort(subset.index[subset.frame.order[: subset.images]])
+        np.testing.assert_array_equal(predicted["index"].to_numpy(), index)
+        assert predicted["top1"].equals(whole.take(index)["top1"])
         np.testing.assert_allclose(
-            found["p_true"].to_numpy(), whole.take(index)["p_true"].to_numpy(), rtol=1e-5
+            predicted["p_true"].to_numpy(), whole.take(index)["p_true"].to_numpy(), rtol=1e-5
         )
-        assert found["weight"].to_numpy().sum() == pytest.approx(len(whole))
+        assert predicted["weight"].to_numpy().sum() == pytest.approx(len(whole))
 
 
 def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
-    builder, one = sampled(fresh, 0.4)
+    builder, subset = sampled(fresh, 0.4)
     mix = {builder.base.name: 1.0}
-    sample.evaluate_on(builder.run, [mix], "tinted", "all", one)
+    sample.evaluate_on(builder.run, [mix], "tinted", "all", subset)
     part, whole = (
         predictions.SetPredictions().add(
-            "base", sample.predicted(builder.run, mix, "tinted", "all", some)
+            "base", sample.predicted(builder.run, mix, "tinted", "all", images)
         )
-        for some in (one, None)
+        for images in (subset, None)
     )
     assert len(part.top1) < len(whole.top1)
     assert part.accuracy == pytest.approx(whole.accuracy)
 
 
 def test_a_larger_budget_evaluates_only_what_is_new(fresh, monkeypatch):
-    seen: list[int] = []
+    counts: list[int] = []
     evaluate = passes._pass
 
     def watched(run, mixes, labelled, split, *share):
         if not isinstance(split, str):
-            seen.append(len(split.places))
+            counts.append(len(split.places))
         evaluate(run, mixes, labelled, split, *share)
 
     monkeypatch.setattr(passes, "_pass", watched)
     _, small = sampled(fresh, 0.3)
     builder, large = sampled(fresh, 0.7)
-    assert seen == [small.images, large.images - small.images]
+    assert counts == [small.images, large.images - small.images]
     assert set(table(builder, bank(builder)[0], large)["index"].to_pylist()) > set(
         table(builder, bank(builder)[0], small)["index"].to_pylist()
     )
     np.testing.assert_array_equal(large.frame.order, small.frame.order)
     sampled(fresh, 0.3)
     sampled(fresh, 0.7)
-    assert len(seen) == 2
+    assert len(counts) == 2
 
 
 def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
@@ -119,11 +119,11 @@ def test_what_was_evaluated_in_full_is_only_read(fresh, monkeypatch):
 def test_growing_to_all_images_gives_the_full_result(fresh):
     sampled(fresh, 0.5)
     builder = fresh.builder("evaluate.half_width=0.1")
-    one = sample.draw(builder.run, ALL)["tinted"]
-    assert one.whole
-    sample.evaluate_on(builder.run, bank(builder), "tinted", "all", one)
+    subset = sample.draw(builder.run, ALL)["tinted"]
+    assert subset.whole
+    sample.evaluate_on(builder.run, bank(builder), "tinted", "all", subset)
     for mix in bank(builder):
-        grown = table(builder, mix, one)
+        grown = table(builder, mix, subset)
         assert passes.find(builder.run, mix, "tinted", "all") is None, "half of it was there"
         passes.evaluate(builder.run, [mix], ["tinted"], "all")
         full = table(builder, mix, None)
@@ -160,9 +160,9 @@ def test_samples_of_sets_are_drawn_apart_and_seeded(grid, monkeypatch):
     assert len(set(seeds)) == 2 * len(ALL) and {seed for seed, _ in seeds} == {0}
     run = grid.builder("evaluate.budget=0.5").run  # whose base model the seed leaves as it is
     moved = replace(run.recipe, dataset=replace(run.recipe.dataset, seed=7))
-    some = sample.draw(replace(run, recipe=moved), ALL)
+    reseeded = sample.draw(replace(run, recipe=moved), ALL)
     assert [seed for seed, _ in seeds[-len(ALL) :]] == [7] * len(ALL)
-    assert all(some[name].prefix != drawn[name].prefix for name in ALL)
+    assert all(reseeded[name].prefix != drawn[name].prefix for name in ALL)
 
 
 def test_columns_draw_the_same_samples_where_nothing_is_held_out(grid):
@@ -174,7 +174,7 @@ def test_columns_draw_the_same_samples_where_nothing_is_held_out(grid):
         drawn = sample.draw(
             builder.run, {name: sample.split_of(builder.recipe, name) for name in SETS}
         )
-        prefixes.append({name: one.prefix for name, one in drawn.items()})
+        prefixes.append({name: subset.prefix for name, subset in drawn.items()})
     assert prefixes[0] == prefixes[1]
     held = grid.builder()
     assert [sample.split_of(held.recipe, n) for n in ("outline", "tinted")] == ["holdout", "all"]
@@ -185,28 +185,32 @@ def test_the_budget_is_for_the_sets_that_ri_counts(grid):
         drawn = sample.draw(grid.builder(f"evaluate.budget={share}").run, ALL)
         assert list(drawn) == list(ALL)
         upstream = drawn.pop("upstream")
-        images = [one.images for one in drawn.values()]
-        assert sum(images) == math.ceil(share * sum(len(one.index) for one in drawn.values()))
+        images = [subset.images for subset in drawn.values()]
+        assert sum(images) == math.ceil(share * sum(len(subset.index) for subset in drawn.values()))
         assert upstream.images == min(len(upstream.index), max(images))
 
 
 def test_the_first_look_sees_what_a_sample_needs_and_a_budget_below_is_refused(grid):
     first = f"evaluate.budget={budget.FIRST}"
     drawn = sample.draw(grid.builder(first, "evaluate.half_width=1").run, ALL)
-    assert all(one.images == one.frame.least for name, one in drawn.items() if name != "upstream")
+    assert all(
+        subset.images == subset.frame.least for name, subset in drawn.items() if name != "upstream"
+    )
     with pytest.raises(RecipeError, match=r"evaluate\.budget=0\.00390625 is too little"):
         sample.draw(grid.builder(first).run, ALL)
 
 
 def test_files_put_together_name_their_model_and_pack(fresh, tmp_path):
-    builder, one = sampled(fresh, 0.4)
+    builder, subset = sampled(fresh, 0.4)
     for mix in bank(builder):
-        found = pq.read_schema(sample.predicted(builder.run, mix, "tinted", "all", one)).metadata
-        assert json.loads(found[b"mix"]) == mix
-        assert found[b"pack"].decode() == builder.sets["tinted"].pack.fingerprint
+        metadata = pq.read_schema(
+            sample.predicted(builder.run, mix, "tinted", "all", subset)
+        ).metadata
+        assert json.loads(metadata[b"mix"]) == mix
+        assert metadata[b"pack"].decode() == builder.sets["tinted"].pack.fingerprint
     key = {"mix": {"m": 1.0}, "pack": "p"}
     with pytest.raises(OSError, match=r"nowhere/part-00000\.parquet cannot be written"):
-        pending.write(tmp_path / "nowhere", table(builder, bank(builder)[0], one), key)
+        pending.write(tmp_path / "nowhere", table(builder, bank(builder)[0], subset), key)
 
 
 def test_groups_count_alike_in_a_sample(fresh):
@@ -215,23 +219,23 @@ def test_groups_count_alike_in_a_sample(fresh):
     plain = builder.sets["tinted"]
     group = np.array(["noise/1"] * 9 + ["noise/2"] * 14 + ["blur/1"] * (len(plain.pack) - 23))
     builder.sets._open["tinted"] = replace(plain, group=group)
-    one = sample.draw(builder.run, ALL)["tinted"]
-    assert one.images < len(one.index)
-    stratum = one.frame.stratum
-    for number in range(len(one.frame.size)):
+    subset = sample.draw(builder.run, ALL)["tinted"]
+    assert subset.images < len(subset.index)
+    stratum = subset.frame.stratum
+    for number in range(len(subset.frame.size)):
         assert len(set(group[stratum == number])) == 1
     base = {builder.base.name: 1.0}
-    sample.evaluate_on(builder.run, [base, *bank(builder)], "tinted", "all", one)
-    found = table(builder, base, one)
-    weights = found["weight"].to_numpy()
+    sample.evaluate_on(builder.run, [base, *bank(builder)], "tinted", "all", subset)
+    predicted = table(builder, base, subset)
+    weights = predicted["weight"].to_numpy()
     for name, share in (("noise/1", 1 / 4), ("noise/2", 1 / 4), ("blur/1", 1 / 2)):
-        mine = found["group"].to_numpy() == name
-        assert weights[mine].sum() / weights.sum() == pytest.approx(share)
+        members = predicted["group"].to_numpy() == name
+        assert weights[members].sum() / weights.sum() == pytest.approx(share)
     part, whole = (
         predictions.SetPredictions().add(
-            "base", sample.predicted(builder.run, base, "tinted", "all", some)
+            "base", sample.predicted(builder.run, base, "tinted", "all", images)
         )
-        for some in (one, None)
+        for images in (subset, None)
     )
     assert part.accuracy == pytest.approx(whole.accuracy)
     assert whole.accuracy != pytest.approx(100 * whole.hit.mean())
@@ -241,7 +245,7 @@ def test_groups_count_alike_in_a_sample(fresh):
 def test_a_sampled_campaign_without_a_holdout_ends_with_its_report(folder, grid, monkeypatch):
     drawn = []
     draw = sample.draw
-    monkeypatch.setattr(sample, "draw", lambda *given: drawn.append(1) or draw(*given))
+    monkeypatch.setattr(sample, "draw", lambda *arguments: drawn.append(1) or draw(*arguments))
     words = ("dataset.holdout=0", "evaluate.split=all", "evaluate.budget=0.5")
     report = campaigns.run(folder, *words)
     assert len(drawn) == 2 * (1 + 3) + 1, "to evaluate and to list what a job left; the report"
@@ -265,21 +269,23 @@ def test_half_widths_of_a_grid(fresh, tmp_path):
         for name in sets:
             sample.evaluate_on(builder.run, [mix], name, "all", samples[name])
             path = sample.predicted(builder.run, mix, name, "all", samples[name])
-            rows += [Evaluation("m", "ft", "", None, "", other, name, path) for other in sets]
+            rows += [
+                Evaluation("m", "ft", "", None, "", downstream, name, path) for downstream in sets
+            ]
             rows.append(Evaluation("m", PRE, "", None, "", "", name, path))
-        found, late = (
+        widths, sequential_widths = (
             half_widths.half_widths(rows, samples, sets, sequential=sequential)
             for sequential in (False, True)
         )
-        assert [row.downstream for row in found] == [*sets, ""]
-        outline, tinted, mean = (row.half_width for row in found)
+        assert [row.downstream for row in widths] == [*sets, ""]
+        outline, tinted, mean = (row.half_width for row in widths)
         if narrow:
             assert outline == tinted == mean == 0
             continue
         assert mean == pytest.approx(np.hypot(outline, tinted) / 2)
-        assert late[0].half_width > outline > 0
-        said = half_widths.note(found, samples)
-        assert "within" in said and "resample the images drawn, with their weights" in said
+        assert sequential_widths[0].half_width > outline > 0
+        note = half_widths.note(widths, samples)
+        assert "within" in note and "resample the images drawn, with their weights" in note
         table = pq.read_table(
             sample.predicted(builder.run, mix, "tinted", "all", samples["tinted"])
         )

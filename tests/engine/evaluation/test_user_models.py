@@ -12,166 +12,177 @@ import pytest
 import timm
 import torch
 from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, reference
-from own_checkpoints import checkpoint, own, rows
 from safetensors.torch import load_file, save_file
+from user_checkpoints import checkpoint, rows, user_grid
 
 from engine.data import imagenet
 from engine.evaluation import passes, user_models
 from engine.measures import standings
 from engine.report import user_models as report
 
-__all__ = ["grid", "own"]
+__all__ = ["grid", "user_grid"]
 
 
-def accuracy(state: dict[str, torch.Tensor], own: Grid, name: str, mask: str) -> float:
+def accuracy(state: dict[str, torch.Tensor], user_grid: Grid, name: str, mask: str) -> float:
     """By timm in float64."""
     index = np.arange(len(SETS[name]) * 7)
     with torch.no_grad():
-        logits = reference(state)(images(own, name, index))
+        logits = reference(state)(images(user_grid, name, index))
     if mask == "present":
         absent = [i for i, shape in enumerate(CLASSES) if shape not in SETS[name]]
         logits[:, absent] = -torch.inf
-    return 100 * (logits.argmax(1) == labels(own, name, index)).double().mean().item()
+    return 100 * (logits.argmax(1) == labels(user_grid, name, index)).double().mean().item()
 
 
 @pytest.mark.parametrize("mask", ["none", "present"])
-def test_interpolated_checkpoints_are_those_of_timm(own, mask):
-    a, b = (load_file(own.folder / f"{name}.safetensors") for name in "AB")
-    found = rows(own, "AB", "outline few", alphas=[0.0, 0.3, 1.0], mask=mask)
-    assert {(row.set, row.mask, row.classes) for row in found} == {
+def test_interpolated_checkpoints_are_those_of_timm(user_grid, mask):
+    a, b = (load_file(user_grid.folder / f"{name}.safetensors") for name in "AB")
+    evaluated = rows(user_grid, "AB", "outline few", alphas=[0.0, 0.3, 1.0], mask=mask)
+    assert {(row.set, row.mask, row.classes) for row in evaluated} == {
         ("outline", "none", 5), ("few", mask, 3 if mask == "present" else 5)
     }  # fmt: skip
-    assert [(row.alpha, row.set, row.n) for row in found] == [
+    assert [(row.alpha, row.set, row.n) for row in evaluated] == [
         (alpha, name, n) for name, n in (("outline", 35), ("few", 21)) for alpha in (0.0, 0.3, 1.0)
     ]
-    for row in found:
+    for row in evaluated:
         mixed = {k: (1 - row.alpha) * a[k].double() + row.alpha * b[k].double() for k in a}
-        assert row.accuracy == pytest.approx(accuracy(mixed, own, row.set, mask)), row
-    assert len({row.accuracy for row in found}) > 2
+        assert row.accuracy == pytest.approx(accuracy(mixed, user_grid, row.set, mask)), row
+    assert len({row.accuracy for row in evaluated}) > 2
 
 
-def test_models_alone_are_the_ends_of_their_interpolation(own):
-    ends = rows(own, "AB", "outline", alphas=[0.0, 1.0])
-    alone = rows(own, "AB", "outline")
+def test_models_alone_are_the_ends_of_their_interpolation(user_grid):
+    ends = rows(user_grid, "AB", "outline", alphas=[0.0, 1.0])
+    alone = rows(user_grid, "AB", "outline")
     assert [row.alpha for row in alone] == [None, None]
     assert [Path(row.model).name for row in alone] == ["A.safetensors", "B.safetensors"]
     assert [row.accuracy for row in ends] == [row.accuracy for row in alone]
 
 
-def test_intervals_are_those_of_a_share_of_images(own):
+def test_intervals_are_those_of_a_share_of_images(user_grid):
     """Every image is a source of its own, so they are the binomial's, nearly."""
-    plain, sure = (rows(own, "AB", "outline", intervals=asked) for asked in (False, True))
+    plain, sure = (
+        rows(user_grid, "AB", "outline", intervals=with_intervals)
+        for with_intervals in (False, True)
+    )
     assert [dataclasses.replace(row, low=None, high=None, error=0.0) for row in sure] == plain
     assert plain[0].low is None and "±" not in report.text(plain)
     for row in sure:
         share = row.accuracy / 100
-        wanted = 196 * math.sqrt(share * (1 - share) / row.n)
+        expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
-        assert (row.high - row.low) / 2 == pytest.approx(wanted, rel=0.2)
+        assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
         half = standings.rounded((row.high - row.low) / 2, row.error, 2)
         assert f"{row.accuracy:.2f} ±{half}" in report.text(sure)
 
 
-def test_a_model_is_evaluated_once_wherever_its_file_is(own, monkeypatch):
-    first = rows(own, "AB", "outline", alphas=[0.0, 0.5])
-    moved = own.folder / "M.safetensors"
-    shutil.move(own.folder / "A.safetensors", moved)
-    seen = []
+def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
+    first = rows(user_grid, "AB", "outline", alphas=[0.0, 0.5])
+    moved = user_grid.folder / "M.safetensors"
+    shutil.move(user_grid.folder / "A.safetensors", moved)
+    passed = []
     run = passes._pass
-    monkeypatch.setattr(passes, "_pass", lambda *a: (seen.append(a[1]), run(*a)))
-    again = rows(own, "MB", "outline", alphas=[0.0, 0.5, 1.0])
+    monkeypatch.setattr(passes, "_pass", lambda *a: (passed.append(a[1]), run(*a)))
+    again = rows(user_grid, "MB", "outline", alphas=[0.0, 0.5, 1.0])
     assert [row.accuracy for row in again[:2]] == [row.accuracy for row in first]
-    assert len(seen) == 1 and len(seen[0]) == 1, "alpha = 1 alone is new"
+    assert len(passed) == 1 and len(passed[0]) == 1, "alpha = 1 alone is new"
 
 
-def test_a_pack_is_taken_as_it_is(own):
-    first = rows(own, "A", "outline")
-    (pack,) = (own.runs / "packs").iterdir()
-    shutil.move(pack, own.folder / "packed")
-    shutil.rmtree(own.folder / "outline")
-    (row,) = rows(own, "A", "packed")
+def test_a_pack_is_taken_as_it_is(user_grid):
+    first = rows(user_grid, "A", "outline")
+    (pack,) = (user_grid.runs / "packs").iterdir()
+    shutil.move(pack, user_grid.folder / "packed")
+    shutil.rmtree(user_grid.folder / "outline")
+    (row,) = rows(user_grid, "A", "packed")
     assert row.accuracy == first[0].accuracy and row.set == "packed"
     with pytest.raises(ValueError, match=r"packed: made with another transform .*crop: 1.0, not"):
-        rows(own, "A", "packed", "model.crop=0.9")
+        rows(user_grid, "A", "packed", "model.crop=0.9")
 
 
-def test_the_heads_classes_are_told_or_refused(own):
+def test_the_heads_classes_are_named_or_refused(user_grid):
     with pytest.raises(
         ValueError, match=r"which class each of the 5 outputs of .*A.safe.* --classes"
     ):
-        rows(own, "A", "outline few", classes=None)
-    (right,), (turned,) = (rows(own, "A", "few", classes=told) for told in (CLASSES, CLASSES[::-1]))
+        rows(user_grid, "A", "outline few", classes=None)
+    (right,), (turned,) = (
+        rows(user_grid, "A", "few", classes=order) for order in (CLASSES, CLASSES[::-1])
+    )
     assert turned.accuracy != right.accuracy, "another order of classes is another result"
     for classes in (("bar", "cross"), (*CLASSES[:4], "bar")):
         with pytest.raises(ValueError, match=r"\d classes are named, but the head of .* 5 outputs"):
-            rows(own, "A", "few", classes=classes)
+            rows(user_grid, "A", "few", classes=classes)
     unlike = (*CLASSES[:4], "squares")
     with pytest.raises(ValueError, match=r"few has 1 classes .* lacks: 'square' \(is it squares"):
-        rows(own, "A", "few outline", classes=unlike)
+        rows(user_grid, "A", "few outline", classes=unlike)
 
 
-def test_neither_the_order_of_sets_nor_that_of_their_folders_is_of_consequence(own):
+def test_neither_the_order_of_sets_nor_that_of_their_folders_is_of_consequence(user_grid):
     """The head's order is not the alphabet's, and a set has fewer classes."""
     head = ("ring", "bar", "square", "disc", "cross")
-    first = {row.set: row for row in rows(own, "A", "outline few tinted", classes=head)}
-    again = {row.set: row for row in rows(own, "A", "tinted few outline", classes=head)}
+    first = {row.set: row for row in rows(user_grid, "A", "outline few tinted", classes=head)}
+    again = {row.set: row for row in rows(user_grid, "A", "tinted few outline", classes=head)}
     assert first == again and len({row.accuracy for row in first.values()}) > 1
-    drawn, truth = (make(own, "outline", np.arange(35)) for make in (images, labels))
+    drawn, truth = (make(user_grid, "outline", np.arange(35)) for make in (images, labels))
     renamed = dict(zip(CLASSES, ("z", "y", "x", "w", "v"), strict=True))  # the alphabet upside down
     for shape, name in renamed.items():
-        (own.folder / "outline" / shape).rename(own.folder / "outline" / name)
-    (row,) = rows(own, "A", "outline", f"runs={own.runs}2", classes=[renamed[c] for c in head])
+        (user_grid.folder / "outline" / shape).rename(user_grid.folder / "outline" / name)
+    (row,) = rows(
+        user_grid, "A", "outline", f"runs={user_grid.runs}2", classes=[renamed[c] for c in head]
+    )
     assert row == first["outline"]
     with torch.no_grad():
-        top1 = reference(load_file(own.folder / "A.safetensors"))(drawn).argmax(1)
+        top1 = reference(load_file(user_grid.folder / "A.safetensors"))(drawn).argmax(1)
     right = [head[place] == CLASSES[label] for place, label in zip(top1, truth, strict=True)]
     assert row.accuracy == pytest.approx(100 * np.mean(right))
 
 
-def test_a_thousand_outputs_are_imagenets(own):
+def test_a_thousand_outputs_are_imagenets(user_grid):
     """Folders bear wnids or the outputs' numbers; as text 10 stands before 8."""
-    checkpoint(own.folder / "I.safetensors", 3, classes=1000)
-    drawn = images(own, "few", np.arange(21))
-    shutil.copytree(own.folder / "few", own.folder / "numbers")
+    checkpoint(user_grid.folder / "I.safetensors", 3, classes=1000)
+    drawn = images(user_grid, "few", np.arange(21))
+    shutil.copytree(user_grid.folder / "few", user_grid.folder / "numbers")
     for shape, number in zip(SETS["few"], (8, 9, 10), strict=True):
-        (own.folder / "few" / shape).rename(own.folder / "few" / imagenet.wnids()[number])
-        (own.folder / "numbers" / shape).rename(own.folder / "numbers" / str(number))
-    by_wnid, by_number = rows(own, "I", "few numbers", classes=None, mask="present")
+        (user_grid.folder / "few" / shape).rename(
+            user_grid.folder / "few" / imagenet.wnids()[number]
+        )
+        (user_grid.folder / "numbers" / shape).rename(user_grid.folder / "numbers" / str(number))
+    by_wnid, by_number = rows(user_grid, "I", "few numbers", classes=None, mask="present")
     assert by_number.accuracy == by_wnid.accuracy and by_wnid.n == 21
     net = timm.create_model(VIT, num_classes=1000, img_size=SIZE).double().eval()
-    net.load_state_dict(load_file(own.folder / "I.safetensors"))
+    net.load_state_dict(load_file(user_grid.folder / "I.safetensors"))
     with torch.no_grad():
         top1 = net(drawn)[:, 8:11].argmax(1)
     assert by_wnid.accuracy == pytest.approx(100 * (top1 == torch.arange(21) // 7).double().mean())
     with pytest.raises(
         ValueError, match=r"outline has 5 classes .*'bar' \(is it .*its folders must"
     ):
-        rows(own, "I", "outline", classes=None)
+        rows(user_grid, "I", "outline", classes=None)
 
 
-def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(own, caplog):
-    checkpoint(own.folder / "I.safetensors", 3, classes=1000)
+def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(user_grid, caplog):
+    checkpoint(user_grid.folder / "I.safetensors", 3, classes=1000)
     wnids = imagenet.wnids("a")
     for number, wnid in enumerate(wnids):
-        (own.folder / "hard" / wnid).mkdir(parents=True)
+        (user_grid.folder / "hard" / wnid).mkdir(parents=True)
         shape, style = CLASSES[number % 5], ("outline", "tinted")[number % 2]
-        shutil.copy(own.folder / style / shape / "0.png", own.folder / "hard" / wnid)
+        shutil.copy(user_grid.folder / style / shape / "0.png", user_grid.folder / "hard" / wnid)
     for wnid in wnids[:3]:
-        shutil.copytree(own.folder / "hard" / wnid, own.folder / "part" / wnid)
+        shutil.copytree(user_grid.folder / "hard" / wnid, user_grid.folder / "part" / wnid)
 
-    def seen(mask: str) -> list[tuple[str, int]]:
-        return [(r.mask, r.classes) for r in rows(own, "I", "hard part", classes=None, mask=mask)]
+    def masks(mask: str) -> list[tuple[str, int]]:
+        return [
+            (r.mask, r.classes) for r in rows(user_grid, "I", "hard part", classes=None, mask=mask)
+        ]
 
     caplog.set_level("INFO", "engine.evaluation.user_models")
-    assert seen("benchmark") == [("present", 200), ("none", 1000)]
+    assert masks("benchmark") == [("present", 200), ("none", 1000)]
     assert "--mask benchmark" not in caplog.text
-    assert seen("none") == [("none", 1000)] * 2
+    assert masks("none") == [("none", 1000)] * 2
     assert "hard: any of the head's 1000 classes can be an answer; published" in caplog.text
-    assert seen("present") == [("present", 200), ("present", 3)]
+    assert masks("present") == [("present", 200), ("present", 3)]
 
 
-def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
-    first = rows(own, "AB", "outline")
+def test_stored_rows_are_given_without_reading_a_model(user_grid, monkeypatch):
+    first = rows(user_grid, "AB", "outline")
 
     def read(*_):
         pytest.fail("read or built a model to know a shape or a name")
@@ -182,30 +193,30 @@ def test_what_is_stored_is_told_without_reading_a_model(own, monkeypatch):
         (user_models.Cell, "state"),
     ):
         monkeypatch.setattr(place, name, read)
-    assert rows(own, "AB", "outline") == first
+    assert rows(user_grid, "AB", "outline") == first
 
 
-def test_foreign_names_are_matched_by_order(own):
-    """As the head's own name is not looked for then."""
-    state = load_file(own.folder / "A.safetensors")
+def test_foreign_names_are_matched_by_order(user_grid):
+    """Matching by order does not look for the head's name."""
+    state = load_file(user_grid.folder / "A.safetensors")
     torch.manual_seed(0)
     order = timm.create_model(VIT, num_classes=5, img_size=SIZE).state_dict()
     foreign = {f"layer {number}": state[name] for number, name in enumerate(order)}
-    torch.save(foreign, own.folder / "O.pt")
-    (row,) = rows(own, "O", "outline", "model.weights.match=order", suffix="pt")
+    torch.save(foreign, user_grid.folder / "O.pt")
+    (row,) = rows(user_grid, "O", "outline", "model.weights.match=order", suffix="pt")
     assert dataclasses.replace(row, model="") == dataclasses.replace(
-        rows(own, "A", "outline")[0], model=""
+        rows(user_grid, "A", "outline")[0], model=""
     )
 
 
-def test_what_does_not_belong_together_is_refused_by_name(own):
-    checkpoint(own.folder / "C.safetensors", 0, arch=CONV)
-    checkpoint(own.folder / "D.safetensors", 0, classes=3)
+def test_what_does_not_belong_together_is_refused_by_name(user_grid):
+    checkpoint(user_grid.folder / "C.safetensors", 0, arch=CONV)
+    checkpoint(user_grid.folder / "D.safetensors", 0, classes=3)
     torch.manual_seed(0)
     deep = timm.create_model(VIT, num_classes=5, img_size=SIZE, depth=2).state_dict()
-    save_file(deep, own.folder / "E.safetensors")
-    shutil.copy(own.folder / "A.safetensors", own.folder / "F.safetensors")
-    (own.folder / "G.safetensors").write_bytes(b"no weights")
+    save_file(deep, user_grid.folder / "E.safetensors")
+    shutil.copy(user_grid.folder / "A.safetensors", user_grid.folder / "F.safetensors")
+    (user_grid.folder / "G.safetensors").write_bytes(b"no weights")
     refused = {
         "AC": r"C.safetensors has no head.weight: .* another architecture than test_vit",
         "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: evaluate them apart",
@@ -218,34 +229,34 @@ def test_what_does_not_belong_together_is_refused_by_name(own):
     }
     for pair, message in refused.items():
         with pytest.raises(ValueError, match=message):
-            rows(own, pair, "outline", alphas=[0.5])
+            rows(user_grid, pair, "outline", alphas=[0.5])
     with pytest.raises(ValueError, match=r"absent is not a folder"):
-        rows(own, "A", "absent")
+        rows(user_grid, "A", "absent")
 
 
-def test_weights_that_are_no_numbers_are_named(own):
-    state = load_file(own.folder / "B.safetensors")
+def test_weights_that_are_no_numbers_are_named(user_grid):
+    state = load_file(user_grid.folder / "B.safetensors")
     name = next(k for k in state if k.endswith("qkv.weight"))
     state[name][0, 0] = math.nan
-    save_file(state, own.folder / "N.safetensors")
+    save_file(state, user_grid.folder / "N.safetensors")
     with pytest.raises(ValueError, match=rf"N\.safetensors: {name} holds NaN"):
-        rows(own, "AN", "outline", alphas=[0.0, 0.5])
+        rows(user_grid, "AN", "outline", alphas=[0.0, 0.5])
 
 
-def test_a_mix_whose_answers_are_no_numbers_is_named(own):
+def test_a_mix_whose_answers_are_no_numbers_is_named(user_grid):
     """Beyond its ends an interpolation may have a variance below zero."""
     for name, variance in (("C", 1.0), ("D", 2.0)):
-        state = load_file(checkpoint(own.folder / f"{name}.safetensors", 0, CONV))
+        state = load_file(checkpoint(user_grid.folder / f"{name}.safetensors", 0, CONV))
         state |= {k: v.fill_(variance) for k, v in state.items() if k.endswith("running_var")}
         state["classifier.bias"] += variance
-        save_file(state, own.folder / f"{name}.safetensors")
+        save_file(state, user_grid.folder / f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"C\.\w+ \+ .*D\.\w+ at alpha -3 on outline: .* are NaN"):
-        rows(own, "CD", "outline", arch=CONV, alphas=[0.5, -3.0])
+        rows(user_grid, "CD", "outline", arch=CONV, alphas=[0.5, -3.0])
 
 
-def test_a_set_that_changed_since_is_refused(own):
-    rows(own, "A", "outline")
-    picture = sorted((own.folder / "outline" / "disc").iterdir())[0]
-    shutil.copy(sorted((own.folder / "tinted" / "disc").iterdir())[0], picture)
+def test_a_set_that_changed_since_is_refused(user_grid):
+    rows(user_grid, "A", "outline")
+    picture = sorted((user_grid.folder / "outline" / "disc").iterdir())[0]
+    shutil.copy(sorted((user_grid.folder / "tinted" / "disc").iterdir())[0], picture)
     with pytest.raises(ValueError, match=r"the images in .*outline changed since"):
-        rows(own, "A", "outline")
+        rows(user_grid, "A", "outline")

@@ -1,4 +1,4 @@
-"""Campaigns are planned before they run: mistakes are found, and nothing is written."""
+"""Campaigns are planned before they run: mistakes are named, and nothing is written."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ def test_plan_holds_the_whole_grid(folder: Path, tmp_path: Path) -> None:
 
 
 def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
-    own, other = str(folder / "model.yaml"), tmp_path / "other.yaml"
-    other.write_text(Path(own).read_text().replace("name: tiny", "name: other"))
+    model, renamed = str(folder / "model.yaml"), tmp_path / "other.yaml"
+    renamed.write_text(Path(model).read_text().replace("name: tiny", "name: other"))
     for words, name in (
         ((), "shapes"),
-        ((f"model={own}",), "shapes"),
+        ((f"model={model}",), "shapes"),
         (("model.head.l2=0.02",), "shapes"),
-        ((f"model={other}",), "shapes-other"),
+        ((f"model={renamed}",), "shapes-other"),
     ):
         assert planned(folder, f"runs={tmp_path}", *words).folder == tmp_path / name
 
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Model of each grid that would have been run, as all of them then are."""
-    found: list[str] = []
+    """Names of the grids that would have run; from then on they count as finished."""
+    names: list[str] = []
 
     def run(grids: list[workflow.Grid], **_: object) -> None:
-        found.extend(grid.plan.folder.name for grid in grids)
+        names.extend(grid.plan.folder.name for grid in grids)
 
     monkeypatch.setattr(workflow, "run", run)
-    monkeypatch.setattr(markers, "finished", lambda plan: plan.folder.name in found)
+    monkeypatch.setattr(markers, "finished", lambda plan: plan.folder.name in names)
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
     monkeypatch.setattr("engine.commands.campaign._show_merged", lambda *_: None)
-    return found
+    return names
 
 
-def test_folders_that_are_missing_are_told_before_anything_runs(
+def test_folders_that_are_missing_are_named_before_anything_runs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
 ) -> None:
     shutil.copytree(folder / "images", tmp_path / "images")
@@ -76,7 +76,7 @@ def test_folders_that_are_missing_are_told_before_anything_runs(
 
 
 @pytest.mark.slow
-def test_sets_that_are_not_encoded_are_told_before_anything_runs(
+def test_sets_that_are_not_encoded_are_named_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture, ran: list[str]
 ) -> None:
     words = ["campaign", "imagenet_rib_paper", "model=all", "dataset.subsample=100"]
@@ -88,10 +88,10 @@ def test_sets_that_are_not_encoded_are_told_before_anything_runs(
     assert "\n".join(lines) in capsys.readouterr().err
     ran.clear()
     for line in lines:  # a pack where each of these commands puts it
-        encode, name, source, folder, option, model, *own = shlex.split(line)[1:]
+        encode, name, source, folder, option, model, *settings = shlex.split(line)[1:]
         assert (encode, source, folder, option) == ("encode", "--source", "FOLDER", "--model")
-        wanted = recipe.of_sections(model, "imagenet_rib", own)
-        place = packs.pack_folder(Path(wanted.runs), wanted.dataset, wanted.model, name)
+        encoded = recipe.of_sections(model, "imagenet_rib", settings)
+        place = packs.pack_folder(Path(encoded.runs), encoded.dataset, encoded.model, name)
         place.mkdir(parents=True)
         (place / MANIFEST).touch()
     assert cli.main(words) == 0 and len(ran) == 7
@@ -105,13 +105,13 @@ def test_a_set_below_the_root_need_not_be_encoded(
     for name in ("imagenet_val", *recipe.load("imagenet_rib").dataset.sets[1:]):
         (tmp_path / "in" / name).mkdir(parents=True)
     assert cli.main(words) == 2 and not ran
-    said = capsys.readouterr().err
-    assert said.count("rib encode") == said.count("rib encode imagenet_v2") == 1
+    errors = capsys.readouterr().err
+    assert errors.count("rib encode") == errors.count("rib encode imagenet_v2") == 1
     (tmp_path / "in" / "imagenet_v2").mkdir()
     assert cli.main(words) == 0 and ran
     assert cli.main([*words, "dataset.subsample=full"]) == 2, "all of IN-C is made on request only"
-    said = capsys.readouterr().err
-    assert said.count("rib encode") == 1 and "imagenet_c" in said and "subsample=full" in said
+    errors = capsys.readouterr().err
+    assert errors.count("rib encode") == 1 and "imagenet_c" in errors and "subsample=full" in errors
 
 
 def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
@@ -120,42 +120,48 @@ def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
     model = tmp_path / "mine.yaml"
     model.write_text((recipe.ROOT / "models" / "resnet18.yaml").read_text())
     inline = "{name: own, arch: resnet18, weights: {source: random}}"
-    for asked, told in ((str(model), str(model)), ("resnet34", "resnet34"), (inline, "MODEL")):
+    for setting, printed in ((str(model), str(model)), ("resnet34", "resnet34"), (inline, "MODEL")):
         file = tmp_path / "own.yaml"
         file.write_text(
-            f"model: {asked}\ndataset: imagenet_rib\ndownstream: imagenet_a\n"
+            f"model: {setting}\ndataset: imagenet_rib\ndownstream: imagenet_a\n"
             "methods: {fine_tune: {}}\n"
         )
         words = [f"runs={tmp_path / 'runs'}", "dataset.sets=[imagenet_a,imagenet_r]"]
         assert cli.main(["campaign", str(file), *words]) == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
-        assert len(said) == 3 and all(f"--model {told} " in line for line in said)
+        commands = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
+        assert len(commands) == 3 and all(f"--model {printed} " in line for line in commands)
 
 
 def test_words_of_the_benchmarks_header_agree_on_the_packs() -> None:
     header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
-    said = re.findall(r"^#   rib (\w+) (.*?)(?:   .*)?$", header, re.MULTILINE)
-    assert [command for command, _ in said] == ["download", "encode", "verify", "plan", "campaign"]
+    commands = re.findall(r"^#   rib (\w+) (.*?)(?:   .*)?$", header, re.MULTILINE)
+    assert [command for command, _ in commands] == [
+        "download",
+        "encode",
+        "verify",
+        "plan",
+        "campaign",
+    ]
     name = "vit_b16_clip_openai"
     places = []
-    for _, text in said:
+    for _, text in commands:
         words = [w.replace("MODEL", name) for w in text.split() if "=" in w and "model=" not in w]
         encoded = recipe.of_sections(name, "imagenet_rib", words)
         in_grid = recipe.load("imagenet_rib", [f"model={name}", *words])
         places += [
-            packs.pack_folder(Path(one.runs), one.dataset, one.model, "imagenet_v2")
-            for one in (encoded, in_grid)
+            packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, "imagenet_v2")
+            for resolved in (encoded, in_grid)
         ]
     assert len(set(places)) == 1
     plan = campaign.plan("imagenet_rib", [f"model={name}"], 1)
     assert plan.folder == Path("runs") / f"imagenet_rib-{name}"
 
 
-def test_some_of_the_methods(folder: Path, tmp_path: Path) -> None:
+def test_a_part_of_the_methods(folder: Path, tmp_path: Path) -> None:
     """In the table's order, with the siblings that they are made of; a campaign of its own."""
     whole, words = planned(folder, f"runs={tmp_path}"), (f"runs={tmp_path}", "methods=[wise_ft]")
-    some = planned(folder, *words)
-    assert some.methods == ("wise_ft",) and some.path != whole.path
+    part = planned(folder, *words)
+    assert part.methods == ("wise_ft",) and part.path != whole.path
     turned = planned(folder, f"runs={tmp_path}", "methods=[linear_probe,fine_tune]")
     assert turned.methods == ("fine_tune", "linear_probe")
     name = str(folder / "shapes.yaml")
@@ -308,27 +314,25 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture) -> None:
     assert "emoji" in shown and "efficientnet_lite0" in shown and "wise_ft" in shown
 
 
-def test_what_was_asked_for_is_told_without_any_methods_module(
-    folder: Path, tmp_path: Path
-) -> None:
-    def asked(*words: str, name: str = str(folder / "shapes.yaml")) -> tuple[Path, str]:
+def test_a_campaign_is_identified_without_any_methods_module(folder: Path, tmp_path: Path) -> None:
+    def identified(*words: str, name: str = str(folder / "shapes.yaml")) -> tuple[Path, str]:
         return campaign.identify(name, [f"runs={tmp_path}", *words])
 
-    where, plain = asked()
-    assert where == tmp_path / "shapes"
-    assert asked(f"runs={tmp_path / 'b'}") == (tmp_path / "b" / "shapes", plain)
-    assert asked("seeds=1", "device=cpu")[1] == plain  # as it is anyway
-    assert asked("seed=1", "seeds=2") == asked("seeds=2", "seed=1") != (where, plain)
-    other = folder / "alphas.yaml"
-    other.write_text((folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.4"))
-    assert asked(name=str(other))[1] != plain, "a method's own option"
+    place, plain = identified()
+    assert place == tmp_path / "shapes"
+    assert identified(f"runs={tmp_path / 'b'}") == (tmp_path / "b" / "shapes", plain)
+    assert identified("seeds=1", "device=cpu")[1] == plain  # as it is anyway
+    assert identified("seed=1", "seeds=2") == identified("seeds=2", "seed=1") != (place, plain)
+    alphas = folder / "alphas.yaml"
+    alphas.write_text((folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.4"))
+    assert identified(name=str(alphas))[1] != plain, "a method's own option"
 
     module = tmp_path / "mine.py"
     module.write_text("raise SystemExit('it was imported')")
-    mine = folder / "mine.yaml"
+    own_method = folder / "mine.yaml"
     section = f"{{fine_tune: {{method: {{module: '{module}'}}}}}}"
-    mine.write_text((folder / "shapes.yaml").read_text().partition("methods:")[0])
-    mine.write_text(f"{mine.read_text()}methods: {section}\n")
-    before = asked(name=str(mine))
+    own_method.write_text((folder / "shapes.yaml").read_text().partition("methods:")[0])
+    own_method.write_text(f"{own_method.read_text()}methods: {section}\n")
+    before = identified(name=str(own_method))
     module.write_text("raise SystemExit('and changed')")
-    assert asked(name=str(mine)) != before
+    assert identified(name=str(own_method)) != before

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def heed_signals() -> None:
-    """As from a terminal: background jobs inherit an ignored SIGINT, those of nohup a SIGHUP."""
+    """Signals as a terminal sets them: background jobs ignore SIGINT, and those of nohup SIGHUP."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -60,13 +60,13 @@ def rib(folder: Path, *words: str, cwd: Path, cores: int = 2) -> tuple[int, str,
 
 def alive(runs: Path) -> list[str]:
     """Command lines of processes that work for a campaign below `runs`."""
-    found = []
+    commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if f"{runs}/" in words and "plan.json" in words:
-                found.append(words)
-    return found
+                commands.append(words)
+    return commands
 
 
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:
@@ -121,10 +121,10 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
 
 
 def test_all_ready_made_methods_end_in_one_complete_table(folder: Path, tmp_path: Path) -> None:
-    head, _, own = (folder / "shapes.yaml").read_text().partition("methods:")
+    head, _, methods_text = (folder / "shapes.yaml").read_text().partition("methods:")
     methods = [name for name in recipe.names("methods") if name != "flyp"]  # it is CLIP's alone
-    rest = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in own]
-    (tmp_path / "shapes.yaml").write_text(f"{head}methods:{own}{''.join(rest)}")
+    added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in methods_text]
+    (tmp_path / "shapes.yaml").write_text(f"{head}methods:{methods_text}{''.join(added)}")
     sets = ("outline", "few")
     words = ("runs=runs", "train.epochs=1", f"dataset.sets=[{','.join(sets)}]")
     code, out, err = rib(tmp_path, *words, cwd=tmp_path)
@@ -132,13 +132,13 @@ def test_all_ready_made_methods_end_in_one_complete_table(folder: Path, tmp_path
     report = tmp_path / "runs" / "shapes" / "report"
     arms = [(method, "") for method in methods if method != "wise_ft"]
     arms += [("wise_ft", alpha) for alpha in ALPHAS]
-    found = [
+    table_rows = [
         (row["method"], row["alpha"], row["downstream"], row["evaluated_on"])
         for row in rows(report / "accuracy.csv")
         if row["method"] != "pre" and 0 <= float(row["accuracy"]) <= 100
     ]
     places = ("upstream", *sets)
-    assert sorted(found) == sorted((*arm, d, p) for arm in arms for d in sets for p in places)
+    assert sorted(table_rows) == sorted((*arm, d, p) for arm in arms for d in sets for p in places)
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
     assert all(abs(float(row["mri"])) <= 100 for row in mri)
@@ -152,11 +152,11 @@ def test_ends_of_the_wise_curve_are_the_models_themselves(whole: Path) -> None:
     accuracy = rows(whole / "shapes" / "report" / "accuracy.csv")
 
     def column(method: str, alpha: str, downstream: str) -> dict[str, str]:
-        wanted = (method, alpha, downstream)
+        key = (method, alpha, downstream)
         return {
             row["evaluated_on"]: row["accuracy"]
             for row in accuracy
-            if (row["method"], row["alpha"], row["downstream"]) == wanted
+            if (row["method"], row["alpha"], row["downstream"]) == key
         }
 
     for downstream in SETS:
@@ -192,8 +192,8 @@ def test_dry_run_shows_the_jobs_and_writes_only_its_plan(folder: Path, tmp_path:
     for word in ("prepare", "column", "report", *(f"column-{name}" for name in SETS)):
         assert word in out + err, word
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
-    kept = {path.name for path in files if ".snakemake" not in path.parts}
-    assert kept == {"plan.json", "workflow.json", ".lock"}
+    written = {path.name for path in files if ".snakemake" not in path.parts}
+    assert written == {"plan.json", "workflow.json"}
 
 
 def test_a_snakemake_profile_steers_the_workflow(folder: Path, tmp_path: Path) -> None:
@@ -246,8 +246,8 @@ def test_ended_campaign_leaves_no_process_and_is_resumed(
     assert code == 0, err[-3000:]
     assert all(path.stat().st_mtime_ns == at for path, at in finished.items())  # nothing again
     for name in ("accuracy.csv", "mri.csv"):
-        wanted = (whole / "shapes" / "report" / name).read_bytes()
-        assert (runs / "shapes" / "report" / name).read_bytes() == wanted
+        expected = (whole / "shapes" / "report" / name).read_bytes()
+        assert (runs / "shapes" / "report" / name).read_bytes() == expected
 
 
 def test_closed_terminal_leaves_no_process(folder: Path, tmp_path: Path) -> None:
@@ -262,14 +262,14 @@ def test_failing_job_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
     code, _, err = rib(folder, "runs=runs", *words, cwd=tmp_path, cores=1)
     errors = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1, err[-3000:]
-    told = err.partition(errors[0])[2]
-    assert "the loss is not finite" in told and "lower optimizer.lr" in told
-    assert "campaign.log" in told and "Traceback" not in err
-    (alone,) = re.findall("^  alone: (.*)$", told, re.MULTILINE)
-    done = subprocess.run(
+    explanation = err.partition(errors[0])[2]
+    assert "the loss is not finite" in explanation and "lower optimizer.lr" in explanation
+    assert "campaign.log" in explanation and "Traceback" not in err
+    (alone,) = re.findall("^  alone: (.*)$", explanation, re.MULTILINE)
+    process = subprocess.run(
         ["sh", "-c", alone], env=grids.environment(), capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 2 and "the loss is not finite" in done.stderr, done.stderr
+    assert process.returncode == 2 and "the loss is not finite" in process.stderr, process.stderr
     assert not alive(tmp_path / "runs")
 
 

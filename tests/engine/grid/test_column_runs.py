@@ -35,16 +35,16 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, grid: grid
     written(folder, "upstream", "downstreams: [upstream]\n")
     report = campaigns.run(folder, name="upstream")
     accuracy = rows(report / "accuracy.csv")
-    known = {
+    accuracies = {
         (row["method"], row["alpha"], row["evaluated_on"]): float(row["accuracy"])
         for row in accuracy
     }
     assert {row["downstream"] for row in accuracy} == {"", "upstream"}
     for row in rows(report / "mri.csv"):
         arm = row["method"], row["alpha"]
-        changes = [known[(*arm, name)] - known["pre", "", name] for name in SETS]
+        changes = [accuracies[(*arm, name)] - accuracies["pre", "", name] for name in SETS]
         assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
-    assert known["wise_ft", "0.0", "few"] == known["pre", "", "few"]
+    assert accuracies["wise_ft", "0.0", "few"] == accuracies["pre", "", "few"]
     assert "on the 3 sets, in points" in (report / "table.txt").read_text()
 
 
@@ -56,13 +56,15 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, grid: grids.Gri
     accuracy = rows(report / "accuracy.csv")
     assert {row["evaluated_on"] for row in accuracy} == {"upstream", "outline", "few"}
     assert {row["downstream"] for row in accuracy} == {"", "tinted"}
-    known = {
+    accuracies = {
         (row["method"], row["alpha"], row["setting"], row["evaluated_on"]): float(row["accuracy"])
         for row in accuracy
     }
     for row in rows(report / "mri.csv"):
         arm = row["method"], row["alpha"], row["setting"]
-        changes = [known[*arm, on] - known["pre", "", "", on] for on in ("outline", "few")]
+        changes = [
+            accuracies[*arm, on] - accuracies["pre", "", "", on] for on in ("outline", "few")
+        ]
         assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
     page = (report / "index.html").read_text()
     assert "on the 2 sets, in points" in (report / "table.txt").read_text()
@@ -77,20 +79,20 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, grid: grids.Gri
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
     folder: Path, grid: grids.Grid
 ) -> None:
-    """And the first head itself starts from the backbone, as in every other column."""
+    """The first head starts from the backbone, as in every other column."""
     name, words = str(folder / "shapes.yaml"), (f"runs={folder / 'runs'}",)
     request = Request(name, words)
     builders = [
         Builder(request, request.recipe("linear_probe", downstream), grid.device)
         for downstream in ("outline", "upstream")
     ]
-    elsewhere, here = builders
-    assert here.base.name == elsewhere.base.name
-    assert here.base.artifact.kind == "cells"
-    probe = here.build()
-    assert probe.name != here.base.name and probe.backbone == here.base.backbone
-    (parent,) = {here.base.backbone}
-    assert cells.find(here.store, parent).artifact.kind == "weights"
+    on_outline, on_upstream = builders
+    assert on_upstream.base.name == on_outline.base.name
+    assert on_upstream.base.artifact.kind == "cells"
+    probe = on_upstream.build()
+    assert probe.name != on_upstream.base.name and probe.backbone == on_upstream.base.backbone
+    (parent,) = {on_upstream.base.backbone}
+    assert cells.find(on_upstream.store, parent).artifact.kind == "weights"
 
 
 def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grids.Grid) -> None:
@@ -100,12 +102,12 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
     store = folder / "runs/store/cells"
     before = set(store.iterdir())
     report = campaigns.run(folder, name="varied")
-    made = set(store.iterdir()) - before
+    new = set(store.iterdir()) - before
     accuracy = rows(report / "accuracy.csv")
     plain = rows(folder / "runs/shapes/report/accuracy.csv")
     settings = {row["setting"] for row in accuracy if row["method"] != "pre"}
     assert settings == {"optimizer.lr=0.02", "optimizer.lr=0.001"}
-    assert sorted(path.name.split("-")[0] for path in made) == [*METHODS]
+    assert sorted(path.name.split("-")[0] for path in new) == [*METHODS]
 
     def of(table: list[dict[str, str]], key: str, value: str) -> set[tuple[str, ...]]:
         """The numbers of the rows with this value, and of the pre-trained model."""
@@ -114,15 +116,15 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
         return {tuple(row[name] for name in columns) for row in rows_of}
 
     in_plain = of(plain, "downstream", "few")
-    known = {setting: of(accuracy, "setting", setting) for setting in settings}
-    assert known["optimizer.lr=0.02"] == in_plain != known["optimizer.lr=0.001"]
+    of_setting = {setting: of(accuracy, "setting", setting) for setting in settings}
+    assert of_setting["optimizer.lr=0.02"] == in_plain != of_setting["optimizer.lr=0.001"]
     choice: dict[str, Any] = dict.fromkeys(("alpha", "seed"))
     choice |= {"method": "fine_tune", "downstream": "few"}
     source, words = str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"]
     with pytest.raises(ValueError, match=r"add --setting, one of optimizer.lr=0.02, optimizer.lr"):
         export.row_of_campaign(source, words, setting=None, **choice)
     row = export.row_of_campaign(source, words, setting="optimizer.lr=0.001", **choice)
-    assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in made}
+    assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in new}
     text = (report / "table.txt").read_text()
     assert all(f"{title}, lr={lr}" in text for title in ("FT", "LP") for lr in ("0.02", "0.001"))
 
@@ -163,10 +165,10 @@ def test_variants_and_alphas_stand_side_by_side(folder: Path, grid: grids.Grid) 
         ("third", "canonical", "0.3"), ("soup_paper", "paper", ""),
     } <= headlines  # fmt: skip
     (file,) = (folder / "runs/variants/plans").glob("*/evaluations.json")
-    done = record.read(file.parent)
+    finished = record.read(file.parent)
     parents = {
-        row.method: set(done.mix(row))
-        for row in done.record.evaluations
+        row.method: set(finished.mix(row))
+        for row in finished.record.evaluations
         if (row.downstream, row.evaluated_on) == ("few", "few") and row.headline
     }
     assert parents["lwf"] < parents["soup"] and parents["lwf_paper"] < parents["soup_paper"]

@@ -52,8 +52,8 @@ def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
     assert recipe.load(cell[0], [*cell[1], opened]).downstream == "objectnet"
     with pytest.raises(RecipeError, match="objectnet_terms='maybe' is not possible"):
         recipe.load("imagenet_rib", ["dataset.objectnet_terms=maybe"])
-    own = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
-    assert recipe.load("imagenet_rib", own).downstream == "objectnet", "a folder of that name"
+    settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
+    assert recipe.load("imagenet_rib", settings).downstream == "objectnet", "a folder of that name"
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_words_of_the_command_line_say_the_same(folder: Path, tmp_path: Path) ->
 
 
 def test_columns_name_the_plan(folder: Path, tmp_path: Path) -> None:
-    """A report is found by the words that it was asked for by, and these say the columns."""
+    """A report is found by the words of its command, which name the columns."""
     texts = ("", VARY, "downstreams: [few]\n", "downstreams: [upstream]\n")
     paths, identities = set(), set()
     for text in texts:

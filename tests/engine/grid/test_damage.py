@@ -15,26 +15,13 @@ from typing import Any
 import campaigns
 import grids
 import pytest
+from damage import cut, empty, flip
 from endings import follow
 
 from engine import cli
 
 folder, grid = campaigns.folder, grids.grid
 pytestmark = pytest.mark.slow
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
 
 
 def wrong_type(path: Path) -> None:

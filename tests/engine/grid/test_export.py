@@ -58,12 +58,12 @@ class Finished:
 
     def stored(self, row: dict[str, object], name: str) -> pa.Table:
         """The campaign's predictions of a row on a set."""
-        (found,) = (
-            one
-            for one in self.run.record.evaluations
-            if row.items() <= vars(one).items() and one.evaluated_on == name
+        (evaluation,) = (
+            candidate
+            for candidate in self.run.record.evaluations
+            if row.items() <= vars(candidate).items() and candidate.evaluated_on == name
         )
-        return pq.read_table(self.run.store / found.path)
+        return pq.read_table(self.run.store / evaluation.path)
 
     def files(self, name: str) -> list[Path]:
         """The images of a set in the order of its pack."""
@@ -71,21 +71,21 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def done(folder: Path, grid: grids.Grid) -> Finished:
+def finished(folder: Path, grid: grids.Grid) -> Finished:
     from engine.grid import campaign, jobs
 
-    done = Finished(folder)
+    finished = Finished(folder)
     text = (folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.25") + MORE
     # Neither mean nor crop are the architecture's: both must come from the exported folder.
     model = (folder / "model.yaml").read_text() + "crop: 0.8\nstd: [0.2, 0.3, 0.4]\n"
     (folder / "cropped.yaml").write_text(model)
-    Path(done.words[0]).write_text(text.replace("model.yaml", "cropped.yaml"))
-    plan = campaign.plan(done.words[0], done.words[1:], 1)
+    Path(finished.words[0]).write_text(text.replace("model.yaml", "cropped.yaml"))
+    plan = campaign.plan(finished.words[0], finished.words[1:], 1)
     jobs.prepare(plan, grid.device)
     for column in plan.columns:
         jobs.column(plan, column, grid.device)
     last_job.finish(plan, grid.device)
-    return done
+    return finished
 
 
 def logits(net: nn.Module, files: list[Path], prompt: torch.Tensor | None = None) -> torch.Tensor:
@@ -110,7 +110,7 @@ ROWS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "downstream", "alpha"), ROWS)
 def test_timm_answers_as_the_campaign_did(
-    done: Finished,
+    finished: Finished,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     method: str,
@@ -118,7 +118,7 @@ def test_timm_answers_as_the_campaign_did(
     alpha: float | None,
 ) -> None:
     words = ["--method", method, *(["--set", downstream] if downstream else [])]
-    out = done.export(tmp_path / "m", *words, *(["--alpha", str(alpha)] if alpha else []))
+    out = finished.export(tmp_path / "m", *words, *(["--alpha", str(alpha)] if alpha else []))
     assert ("timm's model lacks the input prompt" in capsys.readouterr().out) == (
         method == "visual_prompt"
     )
@@ -127,11 +127,11 @@ def test_timm_answers_as_the_campaign_did(
     prompt = load_file(out / "prompt.safetensors")["prompt"] if "prompt" in method else None
     row = {"method": method, "downstream": downstream, "alpha": alpha}
     for name in ("outline", "few"):
-        table = done.stored(row, name)
-        files = [done.files(name)[i] for i in table["index"].to_numpy()]
+        table = finished.stored(row, name)
+        files = [finished.files(name)[i] for i in table["index"].to_numpy()]
         logits_NC = logits(net, files, prompt)
-        if name == "few":  # is judged among its own three classes
-            absent = [i for i, one in enumerate(CLASSES) if one not in grids.FEW]
+        if name == "few":  # evaluated over its own three classes
+            absent = [i for i, shape in enumerate(CLASSES) if shape not in grids.FEW]
             logits_NC[:, absent] = -torch.inf
         p_top1, top1 = logits_NC.softmax(dim=1).max(dim=1)
         assert top1.tolist() == table["top1"].to_pylist()
@@ -139,11 +139,11 @@ def test_timm_answers_as_the_campaign_did(
 
 
 @pytest.mark.slow
-def test_a_cells_folder_is_exported_as_its_row_is(done: Finished, tmp_path: Path) -> None:
-    (cell,) = done.cells.glob("wise_ft-outline-*")
+def test_a_cells_folder_is_exported_as_its_row_is(finished: Finished, tmp_path: Path) -> None:
+    (cell,) = finished.cells.glob("wise_ft-outline-*")
     words = ["export", str(cell), "--out", str(tmp_path / "cell"), "--alpha", "0.25"]
     assert cli.main(words) == 0
-    row = done.export(
+    row = finished.export(
         tmp_path / "row", "--method", "wise_ft", "--set", "outline", "--alpha", "0.25"
     )
     assert grids.same(*(load_file(p / "model.safetensors") for p in (tmp_path / "cell", row)))
@@ -151,12 +151,12 @@ def test_a_cells_folder_is_exported_as_its_row_is(done: Finished, tmp_path: Path
 
 @pytest.mark.slow
 def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
-    done: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Their cell.json does not name them; without the pack a file must."""
+    """Their cell.json names neither; without the pack, a file must list the classes."""
     choice = ("--method", "soup", "--set", "few")
-    wanted = (done.export(tmp_path / "now", *choice) / "config.json").read_text()
-    shutil.copytree(done.folder / "exported", tmp_path / "runs")
+    expected = (finished.export(tmp_path / "now", *choice) / "config.json").read_text()
+    shutil.copytree(finished.folder / "exported", tmp_path / "runs")
     for file in (tmp_path / "runs" / "store" / "cells").glob(f"*/{CELL}"):
         old = json.loads(file.read_text())
         del old["classes"], old["model"]
@@ -165,9 +165,9 @@ def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
         values = json.loads(marker.read_text())
         values["files"][CELL]["sha256"] = file_hash(file)
         marker.write_text(json.dumps(values))
-    old = ["export", done.words[0], f"runs={tmp_path / 'runs'}", *choice]
+    old = ["export", finished.words[0], f"runs={tmp_path / 'runs'}", *choice]
     assert cli.main([*old, "--out", str(tmp_path / "old")]) == 0
-    assert (tmp_path / "old" / "config.json").read_text() == wanted
+    assert (tmp_path / "old" / "config.json").read_text() == expected
     (cell,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-few-*")
     assert cli.main(["export", str(cell), "--out", str(tmp_path / "cell")]) == 0
     assert json.loads((tmp_path / "cell" / "config.json").read_text())["label_names"]
@@ -182,17 +182,17 @@ def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
     assert "4 class names for the 5 outputs" in capsys.readouterr().err
     names.write_text("\n".join(CLASSES))
     assert cli.main([*again, "--classes", str(names)]) == 0
-    assert (tmp_path / "again" / "config.json").read_text() == wanted
+    assert (tmp_path / "again" / "config.json").read_text() == expected
 
 
 @pytest.mark.slow
 def test_a_folder_that_is_there_is_written_over_by_force_alone(
-    done: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    out = done.export(tmp_path / "m", "--method", "visual_prompt", "--set", "few")
+    out = finished.export(tmp_path / "m", "--method", "visual_prompt", "--set", "few")
     (out / "notes.txt").write_text("mine")
     before = (out / "model.safetensors").read_bytes()
-    words = ["export", *done.words, "--method", "fine_tune", "--set", "few", "--out", str(out)]
+    words = ["export", *finished.words, "--method", "fine_tune", "--set", "few", "--out", str(out)]
     assert cli.main(words) == 2
     assert f"{out} is there; name another --out DIR, or write over it by" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
@@ -215,30 +215,32 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     ],
 )
 def test_which_row_is_never_guessed(
-    done: Finished,
+    finished: Finished,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     words: list[str],
     message: str,
 ) -> None:
-    assert cli.main(["export", *done.words, "--out", str(tmp_path / "m"), *words]) == 2
+    assert cli.main(["export", *finished.words, "--out", str(tmp_path / "m"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_parent_that_is_gone_is_named_with_what_makes_it_anew(
-    done: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (cell,) = done.cells.glob("fine_tune-tinted-*")
+    (cell,) = finished.cells.glob("fine_tune-tinted-*")
     cell.rename(tmp_path / "away")
     words = ["--out", str(tmp_path / "m"), "--method", "soup", "--set", "tinted"]
     try:
-        assert cli.main(["export", *done.words, *words]) == 2
+        assert cli.main(["export", *finished.words, *words]) == 2
     finally:
         (tmp_path / "away").rename(cell)
     shown = capsys.readouterr().err
-    assert f"no finished cell {cell.name}" in shown and f"delete {done.run.place} and run" in shown
+    assert (
+        f"no finished cell {cell.name}" in shown and f"delete {finished.run.place} and run" in shown
+    )
 
 
 def test_a_campaign_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -30,7 +30,9 @@ For further error details see the cluster/cloud log and the log files of the inv
 ENDED = "SLURM-job '12' failed, SLURM status is: '{state}'. Detailed failure reason unavailable."
 
 
-def told(place: Path, message: str, log: str | None, *, out_of_memory: bool = False) -> list[str]:
+def reported(
+    place: Path, message: str, log: str | None, *, out_of_memory: bool = False
+) -> list[str]:
     (place / "logs").mkdir()
     if log is not None:
         (place / "logs" / "column-few.log").write_text(log)
@@ -65,13 +67,13 @@ def told(place: Path, message: str, log: str | None, *, out_of_memory: bool = Fa
 def test_a_failed_job_says_how_it_ended(
     tmp_path: Path, message: str, log: str | None, how: str, words: str
 ) -> None:
-    first, *rest = told(tmp_path, message, log)
+    first, *rest = reported(tmp_path, message, log)
     assert first.startswith("column-few ") and how in first
     assert len(rest) == bool(words) and (not words or words in rest[0])
 
 
 def test_the_kernel_says_that_memory_ran_out(tmp_path: Path) -> None:
-    first, _ = told(tmp_path, NO_MESSAGE, "step 7\nexit code 137\n", out_of_memory=True)
+    first, _ = reported(tmp_path, NO_MESSAGE, "step 7\nexit code 137\n", out_of_memory=True)
     assert first == "column-few was killed (SIGKILL), because the machine ran out of memory"
 
 
@@ -97,9 +99,9 @@ def test_only_this_run_is_read(tmp_path: Path) -> None:
 
 
 def test_a_job_of_another_grid_is_that_grids(tmp_path: Path) -> None:
-    text, other = (HEAD + TAIL).replace("{place}", "../other"), tmp_path.with_name("other")
+    text, neighbour = (HEAD + TAIL).replace("{place}", "../other"), tmp_path.with_name("other")
     assert failures.failures(text, tmp_path, tmp_path) == []
-    (failure,) = failures.failures(text, other, tmp_path)
+    (failure,) = failures.failures(text, neighbour, tmp_path)
     assert failure.job == "column-few"
 
 

@@ -42,8 +42,8 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
         labelled = builder.sets[name]
         wnids = [labelled.pack.classes[label].split("+")[0] for label in labelled.pack.labels]
         assert labelled.labels.tolist() == [trees.PLACES[wnid] for wnid in wnids]
-        taken = None if labelled.mask is None else int(labelled.mask.sum())
-        assert taken == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
+        unmasked = None if labelled.mask is None else int(labelled.mask.sum())
+        assert unmasked == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
         assert (labelled.members is None) == (name != "objectnet")
         assert (labelled.group is None) == (name != "imagenet_c")
     assert builder.sets["imagenet_a"].mask is not None
@@ -56,15 +56,15 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
 def test_masks_are_the_users_choice(rib: Rib) -> None:
     """Two objects of ObjectNet are two classes here, of which the first answers for both."""
     recipe, device = rib.builder().recipe, rib.device
-    own = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}
-    for mask, taken in (("none", {"objectnet": 998}), ("benchmark", own), ("present", own)):
+    masked = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}
+    for mask, counts in (("none", {"objectnet": 998}), ("benchmark", masked), ("present", masked)):
         chosen = sets.Sets(recipe, device, cache_folder(), mask=mask)
         for name in SETS:
             labelled = chosen[name]
             answers = 1000 if labelled.mask is None else int(labelled.mask.sum())
-            assert answers == taken.get(name, 1000), (mask, name)
+            assert answers == counts.get(name, 1000), (mask, name)
             assert labelled.mask is None or labelled.mask[labelled.labels].all()
-            rule = "none" if mask == "none" and name in own else "present"
+            rule = "none" if mask == "none" and name in masked else "present"
             assert labelled.mask_rule == rule, (mask, name)
     with pytest.raises(ValueError, match=r"mask 'nine' is not possible; did you mean 'none'"):
         sets.Sets(recipe, device, cache_folder(), mask="nine")
@@ -104,12 +104,12 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     sizes = np.unique(labelled.group, return_counts=True)[1]
     assert len(sizes) == 75 and sizes.max() - sizes.min() == 1
     hit = np.array([name.startswith("fog/") for name in labelled.group])
-    said = torch.zeros(SUBSAMPLE, 4)
-    said[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
-    table = predictions_table(said, labelled, np.arange(SUBSAMPLE))
+    reduced = torch.zeros(SUBSAMPLE, 4)
+    reduced[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
+    table = predictions_table(reduced, labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
-    seen = SetPredictions[str]().add("x", tmp_path / "p.parquet")
-    assert seen.accuracy == pytest.approx(100 / 15)
+    predictions = SetPredictions[str]().add("x", tmp_path / "p.parquet")
+    assert predictions.accuracy == pytest.approx(100 / 15)
     assert 100 * hit.mean() != pytest.approx(100 / 15)
 
 
@@ -117,19 +117,19 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFix
     builder = rib.builder()
     cell = builder.build()
     outcome.show(builder.run, cell)
-    shown = capsys.readouterr().out
-    accuracy = {line.split()[0]: line.split()[1:4] for line in shown.splitlines()[4:-3]}
+    printed = capsys.readouterr().out
+    accuracy = {line.split()[0]: line.split()[1:4] for line in printed.splitlines()[4:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
     assert accuracy["imagenet_c"][0] == str(SUBSAMPLE)
-    ri = float(next(line for line in shown.splitlines() if line.startswith("RI ")).split()[1])
-    others = {n: (float(b), float(a)) for n, (_, b, a) in accuracy.items() if n in SETS}
-    wanted = metrics.robustness_improvement(
+    ri = float(next(line for line in printed.splitlines() if line.startswith("RI ")).split()[1])
+    before_and_after = {n: (float(b), float(a)) for n, (_, b, a) in accuracy.items() if n in SETS}
+    expected = metrics.robustness_improvement(
         "objectnet",
-        {n: after for n, (_, after) in others.items()},
-        {n: before for n, (before, _) in others.items()},
+        {n: after for n, (_, after) in before_and_after.items()},
+        {n: before for n, (before, _) in before_and_after.items()},
         SETS,
     )
-    assert ri == pytest.approx(wanted, abs=0.1)
+    assert ri == pytest.approx(expected, abs=0.1)
 
 
 def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> None:
@@ -143,13 +143,13 @@ def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> Non
     pixels = torch.from_numpy(labelled.pack.pixels(range(len(labelled.pack)))).permute(0, 3, 1, 2)
     with torch.no_grad():
         logits = net(normalize(pixels)).double()
-    groups = [[trees.PLACES[w] for w in one.split("+")] for one in labelled.pack.classes]
+    groups = [[trees.PLACES[w] for w in name.split("+")] for name in labelled.pack.classes]
     by_object = torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
     places = torch.tensor([group[0] for group in groups])
     assert table["top1"].to_pylist() == places[by_object.argmax(1)].tolist()
     p = by_object.softmax(1)
-    own = torch.from_numpy(np.array(labelled.pack.labels))
-    true = p.gather(1, own[:, None])[:, 0]
+    labels = torch.from_numpy(np.array(labelled.pack.labels))
+    true = p.gather(1, labels[:, None])[:, 0]
     assert np.allclose(table["p_true"].to_numpy(), true.numpy(), atol=1e-5)
     assert np.allclose(table["p_top1"].to_numpy(), p.amax(1).numpy(), atol=1e-5)
 
@@ -166,8 +166,8 @@ def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
     (batch,) = builder.sets.source("objectnet").batches([np.array([0, 3, 5])])
     loss = built.loss(batch)
     labelled = builder.sets["objectnet"]
-    groups = [[trees.PLACES[w] for w in one.split("+")] for one in labelled.pack.classes]
-    own = torch.from_numpy(np.array(labelled.pack.labels[[0, 3, 5]]))
+    groups = [[trees.PLACES[w] for w in name.split("+")] for name in labelled.pack.classes]
+    labels = torch.from_numpy(np.array(labelled.pack.labels[[0, 3, 5]]))
 
     def of_objects(logits: torch.Tensor) -> torch.Tensor:
         return torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
@@ -176,13 +176,13 @@ def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
     if method == "visual_prompt":
         x = x + built.image_prompt()
     by_object = of_objects(built.net(x))
-    wanted = torch.nn.functional.cross_entropy(by_object, own, reduction="none")
+    expected = torch.nn.functional.cross_entropy(by_object, labels, reduction="none")
     if method == "lwf":
         with torch.no_grad():
             before = of_objects(builder.network(builder.base)(x))
         q, log_p = (before / 2).softmax(1), (by_object / 2).log_softmax(1)
-        wanted = wanted + 4 * (q * (q.log() - log_p)).sum(1)
-    assert torch.allclose(loss, wanted, atol=2e-5)
+        expected = expected + 4 * (q * (q.log() - log_p)).sum(1)
+    assert torch.allclose(loss, expected, atol=2e-5)
     loss.mean().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.parameters())
 
@@ -192,9 +192,9 @@ def test_gradient_of_grouped_logits_goes_to_the_largest_member() -> None:
     members = grouping.members(["a+c", "b", "d+e+f"], position)
     assert members is not None and members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
     logits = torch.tensor([[1.0, 5, 3, 0, 9, 2]], dtype=torch.float64, requires_grad=True)
-    found = grouping.grouped(logits, members)
-    assert found[0, [0, 1, 3]].tolist() == [3, 5, 9] and found.shape == logits.shape
-    found[0, [0, 1, 3]].sum().backward()
+    maxima = grouping.grouped(logits, members)
+    assert maxima[0, [0, 1, 3]].tolist() == [3, 5, 9] and maxima.shape == logits.shape
+    maxima[0, [0, 1, 3]].sum().backward()
     assert logits.grad is not None and logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
     apart = torch.arange(12, dtype=torch.float64).reshape(2, 6) + 0.3 * torch.rand(2, 6)
     torch.autograd.gradcheck(lambda x: grouping.grouped(x, members), apart.requires_grad_())
@@ -210,16 +210,16 @@ def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
     runs = Path(resolved.runs)
 
     def place(name: str, model: dict | None = None, **options: str) -> Path:
-        own = dataclasses.replace(resolved.model, **(model or {}))
+        changed = dataclasses.replace(resolved.model, **(model or {}))
         dataset = dataclasses.replace(resolved.dataset, **options)
-        return packs.pack_folder(runs, dataset, own, name)
+        return packs.pack_folder(runs, dataset, changed, name)
 
-    there = place("imagenet_v2")
-    assert there.is_dir()
-    assert place("imagenet_v2", {"name": "other", "mean": [0.5] * 3}) == there
-    assert place("imagenet_v2", root="/elsewhere", objectnet="paper", subsample="full") == there
-    assert place("imagenet_v2", pack_format="jpeg") != there
-    assert place("imagenet_v2", {"crop": 0.9}) != there
+    usual = place("imagenet_v2")
+    assert usual.is_dir()
+    assert place("imagenet_v2", {"name": "other", "mean": [0.5] * 3}) == usual
+    assert place("imagenet_v2", root="/elsewhere", objectnet="paper", subsample="full") == usual
+    assert place("imagenet_v2", pack_format="jpeg") != usual
+    assert place("imagenet_v2", {"crop": 0.9}) != usual
     assert place("objectnet", objectnet="paper") != place("objectnet")
     assert place("imagenet_c", subsample="full") != place("imagenet_c")
 
@@ -232,9 +232,9 @@ def test_paper_variant_of_objectnet_is_a_plain_mask(rib: Rib) -> None:
 
 def test_a_cell_is_not_shared_between_the_two_objectnets(rib: Rib) -> None:
     rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper")
-    ours, theirs = rib.builder(), rib.builder("dataset.objectnet=paper")
-    assert ours.target.pack.fingerprint != theirs.target.pack.fingerprint
-    assert isinstance(ours.base, Cell) and ours.key() != theirs.key()
+    usual, paper = rib.builder(), rib.builder("dataset.objectnet=paper")
+    assert usual.target.pack.fingerprint != paper.target.pack.fingerprint
+    assert isinstance(usual.base, Cell) and usual.key() != paper.key()
 
 
 def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
         corruption, severity = row["group"].split("/")
         parts = hits.setdefault(corruption, {}).setdefault(severity, [])
         parts.append(row["top1"] == row["label"])
-    wanted = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
+    expected = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
     assert len(hits) == 15
-    assert SetPredictions[str]().add("x", path).accuracy == pytest.approx(100 * wanted)
+    assert SetPredictions[str]().add("x", path).accuracy == pytest.approx(100 * expected)
 
 
 def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
@@ -268,8 +268,8 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     builder = Builder(request, request.recipe(), rib.device)
     cell = builder.build()
     path = cell.artifact.file(tensors.WEIGHTS)
-    own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")
-    after = rib.builder(*own)
+    tuned = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")
+    after = rib.builder(*tuned)
     net = after.network(after.base)
     assert grids.same(dict(net.state_dict()), grids.weights(cell))
     assert models.head(net).out_features == 1000
@@ -279,8 +279,8 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
 def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
     plain = dataclasses.replace(rib.builder().recipe.model, projection=0)
     tensors.save(models.create(plain, 21_843).state_dict(), tmp_path / "21k.safetensors")
-    own = f"model.weights.path={tmp_path / '21k.safetensors'}"
-    builder = rib.builder("model.head.fit=false", "model.weights.source=file", own)
+    weights = f"model.weights.path={tmp_path / '21k.safetensors'}"
+    builder = rib.builder("model.head.fit=false", "model.weights.source=file", weights)
     fault = (
         r"21k.safetensors \(test_vit.* head.weight is \[21843, 64\], not \[1000, 64\].* class list"
     )
@@ -305,8 +305,8 @@ def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptu
     builder.build()
     assert imagenet.LICENCE in caplog.text
     caplog.clear()
-    other = rib.builder("downstream=imagenet_a")
-    other.build()
+    on_imagenet_a = rib.builder("downstream=imagenet_a")
+    on_imagenet_a.build()
     assert imagenet.LICENCE not in caplog.text
 
 
@@ -319,12 +319,16 @@ def test_verify_shares_its_predictions_with_campaigns(
     weights = tmp_path / "own.safetensors"
     plain = dataclasses.replace(rib.builder().recipe.model, projection=0)
     tensors.save(models.create(plain, 1000).state_dict(), weights)
-    own = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={weights}")
+    from_file = (
+        "model.head.fit=false",
+        "model.weights.source=file",
+        f"model.weights.path={weights}",
+    )
     options = ("--campaign", str(rib.folder / "rib.yaml"))
-    words = ("verify", "vit_tiny_random", *options, *rib.words, *own)
+    words = ("verify", "vit_tiny_random", *options, *rib.words, *from_file)
     assert cli.main([*words, "model.published.imagenet_a=80"]) in (0, 1)
     assert "DIFFERS by more than 33.0" in capsys.readouterr().out  # 0.3, and 2 errors at 80% of 6
-    builder = rib.builder(*own)
+    builder = rib.builder(*from_file)
     for name in ("imagenet_val", *SETS):
         assert passes.find(builder.run, {builder.base.name: 1.0}, name, "all"), name
     # Without the upstream set its classes are known all the same.

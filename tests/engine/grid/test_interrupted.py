@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,12 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from damage import cut, empty, flip, full_disk
 from evaluations import (
     BATCH,
     IMAGES,
     SET,
     Counted,
     Stopped,
+    expected,
     fresh,
     mixes,
     room_for_models,
@@ -28,7 +29,6 @@ from evaluations import (
     small_slices,
     stop_after,
     tables,
-    wanted,
 )
 from grids import environment, grid
 
@@ -36,22 +36,22 @@ from engine.evaluation import bank, passes
 from engine.store import pending
 from loaders.schema import DamagedFile
 
-__all__ = ["fresh", "grid", "mixes", "small_slices", "wanted"]
+__all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
-    fresh, mixes, wanted, small_slices, monkeypatch
+    fresh, mixes, expected, small_slices, monkeypatch
 ):
-    some, expected = mixes[:5], wanted[:5]
+    first_mixes, first_tables = mixes[:5], expected[:5]
     with monkeypatch.context() as patch:
         stop_after(patch, 5 * 3)  # of 25: five models, one slice and a half
         with pytest.raises(Stopped):
-            tables(fresh.builder(), some)
+            tables(fresh.builder(), first_mixes)
     store = fresh.runs / "store"
     assert len(list((store / "pending").glob("*/*.parquet"))) == 5
     assert not (store / "predictions").exists()
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), some), expected)
+    assert same(tables(fresh.builder(), first_mixes), first_tables)
     assert counted.images == IMAGES - 2 * BATCH
     assert not list((store / "pending").iterdir())
 
@@ -74,8 +74,8 @@ def test_features_that_were_interrupted_go_on_where_they_stopped(
     finished = batches // 2
     assert len(list((store / "pending").glob("*/*.npz"))) == finished
     counted, builder = Counted(monkeypatch), fresh.builder()
-    found = builder.features(builder.base, builder.sets[SET])
-    assert torch.equal(found, whole)
+    resumed = builder.features(builder.base, builder.sets[SET])
+    assert torch.equal(resumed, whole)
     assert counted.images == IMAGES - 2 * BATCH * finished
     assert not list((store / "pending").iterdir())
     stop_after(monkeypatch, 0)
@@ -87,13 +87,9 @@ def test_features_without_room_name_their_file(grid, fresh, small_slices):
     shutil.rmtree(fresh.runs / "store" / "features")
     builder = fresh.builder()
     assert builder.base and builder.sets[SET]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"npz cannot be written .*make room and run the"):
-            builder.features(builder.base, builder.sets[SET])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"npz cannot be written .*make room and run the")
+    with full_disk(), failure:
+        builder.features(builder.base, builder.sets[SET])
     whole = grid.builder()
     assert torch.equal(
         fresh.builder().features(builder.base, builder.sets[SET]),
@@ -128,7 +124,12 @@ passes.evaluate(builder.run, json.loads(mixes), ["outline"], "all")
 """
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "swap"])
+def take_the_next(path: Path) -> None:
+    """The file gets the content of the slice after it."""
+    path.write_bytes(sorted(path.parent.glob("*.npz"))[1].read_bytes())
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, take_the_next])
 def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
     grid, fresh, small_slices, monkeypatch, damage
 ):
@@ -140,15 +141,8 @@ def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
         with pytest.raises(Stopped):
             builder = fresh.builder()
             builder.features(builder.base, builder.sets[SET])
-    file, other = sorted((fresh.runs / "store" / "pending").glob("*/*.npz"))
-    data = file.read_bytes()
-    if damage == "flip":
-        middle = len(data) // 2
-        file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-    elif damage == "swap":
-        file.write_bytes(other.read_bytes())
-    else:
-        file.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
+    file, _ = sorted((fresh.runs / "store" / "pending").glob("*/*.npz"))
+    damage(file)
     builder = fresh.builder()
     with pytest.raises(DamagedFile, match=f"{re.escape(str(file))} is damaged .*; delete it and"):
         builder.features(builder.base, builder.sets[SET])
@@ -157,7 +151,7 @@ def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
 
 
 def test_a_flipped_bit_in_a_slice_of_predictions_is_named_and_the_remedy_works(
-    fresh, mixes, wanted, small_slices, monkeypatch
+    fresh, mixes, expected, small_slices, monkeypatch
 ):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -165,20 +159,18 @@ def test_a_flipped_bit_in_a_slice_of_predictions_is_named_and_the_remedy_works(
             tables(fresh.builder(), mixes[:1])
     (file,) = (fresh.runs / "store" / "pending").rglob("*.parquet")
     column = pq.read_metadata(file).row_group(0).column(4)  # p_top1, whose values any bits can be
-    data = bytearray(file.read_bytes())
-    data[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 1
-    file.write_bytes(data)
+    flip(file, column.dictionary_page_offset + column.total_compressed_size // 2)
     remedy = f"delete {re.escape(str(file.parent))} and run"
     with pytest.raises(DamagedFile, match=remedy):
         tables(fresh.builder(), mixes[:1])
     shutil.rmtree(file.parent)
-    assert same(tables(fresh.builder(), mixes[:1]), wanted[:1])
+    assert same(tables(fresh.builder(), mixes[:1]), expected[:1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [2, 5 * 2 + 3, 5 * 4 + 2])
 def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
-    fresh, mixes, wanted, small_slices, monkeypatch, batches
+    fresh, mixes, expected, small_slices, monkeypatch, batches
 ):
     """Killed outright between two batches: in the first, second and last slice of five models."""
     tests = Path(__file__).resolve().parents[2]
@@ -191,14 +183,14 @@ def test_a_killed_process_leaves_whole_slices_that_are_taken_up(
     finished = batches // 10
     assert len(list((fresh.runs / "store").rglob("*.parquet"))) == 5 * finished
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), mixes[:5]), wanted[:5])
+    assert same(tables(fresh.builder(), mixes[:5]), expected[:5])
     assert counted.images == IMAGES - 2 * BATCH * finished
 
 
 def test_models_of_a_small_set_are_kept_as_their_group_ends(
-    grid, fresh, mixes, wanted, monkeypatch
+    grid, fresh, mixes, expected, monkeypatch
 ):
-    """A set of one slice: what the first group said is not said again."""
+    """A set of one slice: the first group's models are not evaluated again."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 5 + 1)
@@ -206,12 +198,12 @@ def test_models_of_a_small_set_are_kept_as_their_group_ends(
             tables(fresh.builder(), mixes[:5])
     assert len(list((fresh.runs / "store" / "predictions").iterdir())) == 2
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), mixes[:5]), wanted[:5])
+    assert same(tables(fresh.builder(), mixes[:5]), expected[:5])
     assert counted.models == 3
 
 
 def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
-    grid, fresh, mixes, wanted, small_slices, monkeypatch
+    grid, fresh, mixes, expected, small_slices, monkeypatch
 ):
     """Three groups of two see every slice; of the first slice, only the last group is left."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
@@ -221,74 +213,74 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
         with pytest.raises(Stopped):
             tables(fresh.builder(), mixes[:6])
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), mixes[:6]), wanted[:6])
+    assert same(tables(fresh.builder(), mixes[:6]), expected[:6])
     first_to_know_the_cost, of_slices = 2, 2 + 6 + 6
     assert counted.models == first_to_know_the_cost + of_slices
 
 
 def test_slices_that_no_probe_needs_are_not_computed(
-    fresh, mixes, wanted, small_slices, monkeypatch
+    fresh, mixes, expected, small_slices, monkeypatch
 ):
-    put, left = pending.Pending.put, [1]
+    put, remaining = pending.Pending.put, [1]
 
     def stopping(self, number, table):
-        if not left[0]:
+        if not remaining[0]:
             raise Stopped
-        left[0] -= 1
+        remaining[0] -= 1
         put(self, number, table)
 
     with monkeypatch.context() as patch:
         patch.setattr(pending.Pending, "put", stopping)
         with pytest.raises(Stopped):
             tables(fresh.builder(), mixes[7:])
-    seen, reduce = [], passes.Reduction.__call__
+    positions, reduce = [], passes.Reduction.__call__
     monkeypatch.setattr(
-        passes.Reduction, "__call__", lambda *words: seen.append(words[1]) or reduce(*words)
+        passes.Reduction, "__call__", lambda *words: positions.append(words[1]) or reduce(*words)
     )
     builder = fresh.builder()
     monkeypatch.setattr(passes.models, "create", lambda *_: pytest.fail("built for two names"))
-    assert same(tables(builder, mixes[7:]), wanted[7:])
-    np.testing.assert_array_equal(np.concatenate(seen), np.arange(2 * BATCH, IMAGES))
+    assert same(tables(builder, mixes[7:]), expected[7:])
+    np.testing.assert_array_equal(np.concatenate(positions), np.arange(2 * BATCH, IMAGES))
 
 
 def test_slices_that_were_all_there_become_an_artefact_without_a_model(
-    fresh, mixes, wanted, small_slices, monkeypatch
+    fresh, mixes, expected, small_slices, monkeypatch
 ):
     with monkeypatch.context() as patch:
         patch.setattr(pending.Pending, "finish", lambda self: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             tables(fresh.builder(), mixes[:1])
     counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), mixes[:1]), wanted[:1])
+    assert same(tables(fresh.builder(), mixes[:1]), expected[:1])
     assert counted.images == counted.models == 0
 
 
 def test_one_more_model_after_an_interruption_starts_at_the_beginning_alone(
-    fresh, mixes, wanted, small_slices, monkeypatch
+    fresh, mixes, expected, small_slices, monkeypatch
 ):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
             tables(fresh.builder(), mixes[:1])
-    assert same(tables(fresh.builder(), mixes[:5]), wanted[:5])
+    assert same(tables(fresh.builder(), mixes[:5]), expected[:5])
 
 
 def test_slices_of_other_data_are_never_mixed_in(
-    fresh, mixes, wanted, small_slices, tmp_path, monkeypatch
+    fresh, mixes, expected, small_slices, tmp_path, monkeypatch
 ):
     """The same model, set name and slices; one image differs."""
-    other = tmp_path / "shapes"
-    shutil.copytree(fresh.folder, other)
-    file = sorted((other / SET / "disc").iterdir())[0]
-    shutil.copy(sorted((other / SET / "bar").iterdir())[0], file)
+    changed = tmp_path / "shapes"
+    shutil.copytree(fresh.folder, changed)
+    file = sorted((changed / SET / "disc").iterdir())[0]
+    shutil.copy(sorted((changed / SET / "bar").iterdir())[0], file)
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
-            tables(fresh.builder(f"dataset.root={other}", "downstream=tinted"), mixes[4:5])
-    left = list((fresh.runs / "store" / "pending").rglob("*.parquet"))
-    assert len(left) == 1
-    assert same(tables(fresh.builder(), mixes[4:5]), wanted[4:5])
-    assert list((fresh.runs / "store" / "pending").rglob("*.parquet")) == left
+            tables(fresh.builder(f"dataset.root={changed}", "downstream=tinted"), mixes[4:5])
+    slices = list((fresh.runs / "store" / "pending").rglob("*.parquet"))
+    assert len(slices) == 1
+    assert same(tables(fresh.builder(), mixes[4:5]), expected[4:5])
+    assert list((fresh.runs / "store" / "pending").rglob("*.parquet")) == slices
 
 
 def test_a_slice_that_holds_other_images_is_refused_by_name(
@@ -310,22 +302,18 @@ def test_a_slice_that_holds_other_images_is_refused_by_name(
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_full_disk_is_named_and_nothing_half_written_stays(
-    fresh, mixes, wanted, monkeypatch, several
+    fresh, mixes, expected, monkeypatch, several
 ):
-    """The kernel refuses bytes beyond a limit, in the middle of a file, as a full disk does."""
+    """The disk is full in the middle of a file."""
     if several:
         monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
     builder = fresh.builder()
     passes.evaluate(builder.run, mixes[:1], ["few"], "all")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the"):
-            tables(builder, mixes[:3])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"parquet cannot be written .*make room and run the")
+    with full_disk(), failure:
+        tables(builder, mixes[:3])
     store = fresh.runs / "store"
     files = [path.name for path in store.rglob("*") if path.is_file()]
     assert not [name for name in files if ".parquet." in name]
     assert len(list((store / "predictions").iterdir())) == 1, "what was there before stays"
-    assert same(tables(fresh.builder(), mixes[:3]), wanted[:3])
+    assert same(tables(fresh.builder(), mixes[:3]), expected[:3])

@@ -1,4 +1,4 @@
-"""What of a campaign counts as finished: what is there, whatever a marker says."""
+"""A campaign's job counts as finished where its files are there, whatever a marker says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import campaigns
 import pytest
 import reports
 import torch
+from damage import empty, flip
 
 from engine.grid import campaign, jobs, make_record, markers, record, stamp
 from engine.grid.campaign import Plan
@@ -40,7 +41,7 @@ def cell(runs: Path) -> Artifact:
     return Store(runs / "store").make("cells", "ft", {"lr": 1}, build)
 
 
-def left(plan: Plan) -> set[str]:
+def remaining(plan: Plan) -> set[str]:
     """The markers that remain once the misleading ones are gone."""
     markers.forget_misleading(plan)
     return {path.name for path in (plan.path.parent / "done").glob("*")}
@@ -48,22 +49,12 @@ def left(plan: Plan) -> set[str]:
 
 def test_a_campaign_is_finished_when_all_is_there(plan: Plan) -> None:
     assert markers.finished(plan)
-    assert left(plan) == {"prepare", "column-few", REPORT}
+    assert remaining(plan) == {"prepare", "column-few", REPORT}
     assert markers.finished(plan)
 
 
 def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path: Path) -> None:
-    data = path.read_bytes()
-    middle = len(data) // 2
-    path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
 
 
 DAMAGE = [Path.unlink, shorten, flip, empty]
@@ -76,7 +67,7 @@ def test_a_damaged_file_of_the_report_costs_the_report_alone(
 ) -> None:
     damage(campaign.report_page(plan).with_name(name))
     assert not markers.finished(plan)
-    assert left(plan) == {"prepare", "column-few"}
+    assert remaining(plan) == {"prepare", "column-few"}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -85,20 +76,20 @@ def test_a_damaged_record_costs_the_report_alone(
 ) -> None:
     damage(plan.path.with_name(campaign.RECORD))
     assert not markers.finished(plan)
-    assert left(plan) == {"prepare", "column-few"}
+    assert remaining(plan) == {"prepare", "column-few"}
 
 
 def test_a_missing_prediction_costs_all_markers(plan: Plan) -> None:
     run = record.read(plan.path.parent)
     (run.store / run.record.evaluations[3].path).unlink()
     assert not markers.finished(plan)
-    assert left(plan) == set()
+    assert remaining(plan) == set()
 
 
 def test_a_missing_cell_costs_the_marker_of_its_column(plan: Plan, tmp_path: Path) -> None:
     Store(tmp_path / "store").remove(cell(tmp_path))
     assert not markers.finished(plan)
-    assert left(plan) == {"prepare"}
+    assert remaining(plan) == {"prepare"}
 
 
 def test_jobs_that_did_parts_run_again_with_the_job_that_completes_them(
@@ -108,19 +99,19 @@ def test_jobs_that_did_parts_run_again_with_the_job_that_completes_them(
         markers.leave(plan, part, [])
     markers.leave(plan, "evaluate-few", [cell(tmp_path)])
     Store(tmp_path / "store").remove(cell(tmp_path))
-    assert left(plan) == {"prepare", "evaluate-fewer"}
+    assert remaining(plan) == {"prepare", "evaluate-fewer"}
 
 
 def test_a_marker_that_cannot_be_read_is_removed(plan: Plan) -> None:
     (plan.path.parent / "done" / "column-few").write_bytes(b"\xff\0" * 5000)
-    assert left(plan) == {"prepare"}
+    assert remaining(plan) == {"prepare"}
 
 
 def test_without_a_store_no_marker_stays(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "store").rename(tmp_path / "away")
     plan.path.with_name(campaign.RECORD).unlink()
     (plan.path.parent / "done" / "column-few").write_text("")  # of an older version
-    assert left(plan) == set()
+    assert remaining(plan) == set()
 
 
 def test_a_report_of_another_plan_is_not_this_ones(plan: Plan) -> None:

@@ -78,10 +78,10 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
     assert sorted((finished / "runs" / "store" / "cells").iterdir()) == cells
 
     rows = read(report(finished) / "accuracy-on-other.csv")
-    own = read(report(finished) / "accuracy.csv")
+    in_campaign = read(report(finished) / "accuracy.csv")
     key = ("model", "method", "variant", "alpha", "downstream")
     assert {tuple(row[k] for k in key) for row in rows} == {
-        tuple(row[k] for k in key) for row in own
+        tuple(row[k] for k in key) for row in in_campaign
     }
     assert {(row["evaluated_on"], row["n"], row["mask"], row["classes"]) for row in rows} == {
         ("other", "21", "none", "5")
@@ -97,36 +97,36 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
         tuned = state(finished, f"fine_tune-{downstream}")
         half = {k: (start[k] + tuned[k]) / 2 for k in start}
         for method, alpha, weights in (("fine_tune", "", tuned), ("wise_ft", "0.5", half)):
-            (found,) = [
+            (stored,) = [
                 float(row["accuracy"]) for row in rows
                 if (row["method"], row["alpha"], row["downstream"]) == (method, alpha, downstream)
             ]  # fmt: skip
-            assert found == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
+            assert stored == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
     assert len(read(report(finished) / "accuracy-on-new.csv")) == len(rows)
 
 
 def aged(runs: Path) -> None:
-    """Cells as they were before they told their classes."""
+    """Cells as they were before they held their classes."""
     for file in (runs / "store" / "cells").glob("*/cell.json"):
         values = json.loads(file.read_text())
         del values["classes"], values["model"]
         file.write_text(json.dumps(values))
-        done = json.loads(file.with_name("done.json").read_text())
+        marker = json.loads(file.with_name("done.json").read_text())
         size, sha256 = file.stat().st_size, file_hash(file)
-        done["files"]["cell.json"] = {"bytes": size, "sha256": sha256}
-        file.with_name("done.json").write_text(json.dumps(done))
+        marker["files"]["cell.json"] = {"bytes": size, "sha256": sha256}
+        file.with_name("done.json").write_text(json.dumps(marker))
 
 
-def test_a_mask_is_told_and_older_campaigns_can_be_judged(finished, tmp_path):
+def test_a_mask_is_named_and_older_campaigns_can_be_judged(finished, tmp_path):
     old, place = tmp_path / "runs", f"masked={finished}/mine/few"
     shutil.copytree(finished / "runs", old)
     aged(old)
     words = ("--sets", place, "--mask", "present", "--out")
     assert evaluate(finished, *words, str(tmp_path / "new.csv")) == 0
     assert evaluate(finished, *words, str(tmp_path / "old.csv"), runs=old) == 0
-    told = read(tmp_path / "new.csv")
-    assert {(row["mask"], row["classes"]) for row in told} == {("present", "3")}
-    assert told == read(tmp_path / "old.csv")
+    rows = read(tmp_path / "new.csv")
+    assert {(row["mask"], row["classes"]) for row in rows} == {("present", "3")}
+    assert rows == read(tmp_path / "old.csv")
 
 
 def test_intervals_are_those_of_changes(finished):
@@ -140,19 +140,19 @@ def test_intervals_are_those_of_changes(finished):
 
 
 def test_what_is_not_possible_is_refused_before_any_work(finished, capsys, tmp_path):
-    there = tmp_path / "there.csv"
-    there.write_text("mine")
-    mine = f"{finished}/mine/new"
+    existing = tmp_path / "there.csv"
+    existing.write_text("mine")
+    new_set = f"{finished}/mine/new"
     refused = {
         ("--sets", f"{finished}/mine/few"): "few is a set of the campaign",
-        ("--sets", mine, "--out", str(there)): "there.csv is there already: --force",
-        ("--sets", mine, "--arch", "test_vit"): "--arch is for --models",
-        ("--sets", mine, "optimizer.lr=0.5"): "no finished run",
+        ("--sets", new_set, "--out", str(existing)): "there.csv is there already: --force",
+        ("--sets", new_set, "--arch", "test_vit"): "--arch is for --models",
+        ("--sets", new_set, "optimizer.lr=0.5"): "no finished run",
     }
     for words, message in refused.items():
         assert evaluate(finished, *words) == 2
         assert message in capsys.readouterr().err
-    assert there.read_text() == "mine"
+    assert existing.read_text() == "mine"
     shutil.copytree(finished / "mine" / "new", tmp_path / "strange")
     (tmp_path / "strange" / "disc").rename(tmp_path / "strange" / "disk")
     assert evaluate(finished, "--sets", str(tmp_path / "strange")) == 2

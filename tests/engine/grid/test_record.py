@@ -14,6 +14,7 @@ import campaigns
 import grids
 import pytest
 import reports
+from damage import flip
 
 from engine import cli
 from engine.grid import record
@@ -49,13 +50,13 @@ def only_store_and_plans(folder: Path, runs: Path, to: Path) -> Iterator[None]:
         place.mkdir(parents=True)
         shutil.copy2(file, place)
     hidden = [(path, path.with_name(f"{path.name}-away")) for path in (runs, folder / "images")]
-    for path, away in hidden:
-        path.rename(away)
+    for path, hidden_path in hidden:
+        path.rename(hidden_path)
     try:
         yield
     finally:
-        for path, away in hidden:
-            away.rename(path)
+        for path, hidden_path in hidden:
+            hidden_path.rename(path)
 
 
 def files(report: Path) -> dict[str, bytes]:
@@ -77,23 +78,23 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
     folder: Path, grid: grids.Grid, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     shutil.rmtree(folder / "runs/shapes/report", ignore_errors=True)
-    wanted = files(campaigns.run(folder, *words))
-    assert {"accuracy.csv", "mri.csv", "index.html", "comparisons.csv"} < wanted.keys()
+    expected = files(campaigns.run(folder, *words))
+    assert {"accuracy.csv", "mri.csv", "index.html", "comparisons.csv"} < expected.keys()
     runs, moved = folder / "runs", tmp_path / "moved"
     command = ["metrics", str(folder / "shapes.yaml"), f"runs={moved}", *words, "--intervals"]
     with only_store_and_plans(folder, runs, moved):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", WITHOUT, str(ROOT), *command],
             capture_output=True,
             text=True,
             env=grids.environment(),
         )
-    assert done.returncode == 0, done.stderr
-    assert wanted["table.txt"].decode() in done.stdout and "±" in done.stdout
-    found = files(moved / "shapes/report")
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        assert found[name] == wanted[name], name
+    assert process.returncode == 0, process.stderr
+    assert expected["table.txt"].decode() in process.stdout and "±" in process.stdout
+    actual = files(moved / "shapes/report")
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert actual[name] == expected[name], name
 
 
 @pytest.mark.slow
@@ -104,33 +105,33 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
         code = cli.main(["metrics", str(folder / "shapes.yaml"), *words])
         return code, capsys.readouterr().err
 
-    asked = f"runs={folder / 'runs'}"
+    runs = f"runs={folder / 'runs'}"
     campaigns.run(folder)
-    assert metrics(asked) == (0, "")
-    code, said = metrics(asked, "train.epochs=3")
-    assert code == 2 and "but one with other settings; `rib campaign" in said
-    assert "train.epochs=3` finishes it" in said
-    code, said = metrics(f"runs={folder / 'none'}")
-    assert code == 2 and "holds no finished run" in said and "other settings" not in said
-    assert "unknown key 'train.epoch'" in metrics(asked, "train.epoch=3")[1]
+    assert metrics(runs) == (0, "")
+    code, error = metrics(runs, "train.epochs=3")
+    assert code == 2 and "but one with other settings; `rib campaign" in error
+    assert "train.epochs=3` finishes it" in error
+    code, error = metrics(f"runs={folder / 'none'}")
+    assert code == 2 and "holds no finished run" in error and "other settings" not in error
+    assert "unknown key 'train.epoch'" in metrics(runs, "train.epoch=3")[1]
     # the words of the command line may stand in any order, and say what is so anyway
-    assert metrics("seeds=1", asked)[0] == 0
+    assert metrics("seeds=1", runs)[0] == 0
 
-    run = record.find(str(folder / "shapes.yaml"), [asked])
+    run = record.find(str(folder / "shapes.yaml"), [runs])
     file = folder / "runs/store" / run.record.evaluations[-1].path
-    kept = file.read_bytes()
+    content = file.read_bytes()
     try:
-        file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-        code, said = metrics(asked)
-        assert code == 2 and str(file) in said and "was altered since the campaign" in said
+        flip(file, -1)
+        code, error = metrics(runs)
+        assert code == 2 and str(file) in error and "was altered since the campaign" in error
         file.unlink()
-        code, said = metrics(asked)
-        assert code == 2 and f"{file} is missing; run `rib campaign` again" in said
+        code, error = metrics(runs)
+        assert code == 2 and f"{file} is missing; run `rib campaign` again" in error
     finally:
-        file.write_bytes(kept)
+        file.write_bytes(content)
     (run.place / "evaluations.json").unlink()
-    code, said = metrics(asked)
-    assert code == 2 and "`rib campaign" in said
+    code, error = metrics(runs)
+    assert code == 2 and "`rib campaign" in error
 
 
 @pytest.mark.slow
@@ -138,9 +139,9 @@ def test_the_row_of_a_table_is_the_recipes_and_older_records_are_read(
     folder: Path, grid: grids.Grid, tmp_path: Path
 ) -> None:
     """Alpha 0.3 beside the alphas 0 and 1; a record that does not name the row shows 0.5."""
-    other = folder / "third.yaml"
+    third = folder / "third.yaml"
     text = (folder / "shapes.yaml").read_text()
-    other.write_text(text.replace("alphas: [0.0, 0.5, 1.0]", "alpha: 0.3, alphas: [0.0, 1.0]"))
+    third.write_text(text.replace("alphas: [0.0, 0.5, 1.0]", "alpha: 0.3, alphas: [0.0, 1.0]"))
     report = campaigns.run(folder, name="third")
     assert "WiSE-FT, alpha 0.3" in (report / "table.txt").read_text()
     page = (report / "index.html").read_text()

@@ -38,11 +38,13 @@ def test_seeds_of_a_campaign(folder, grid, capsys):
 
     report = run(folder, "seeds=2")
     assert len(list((folder / "runs/store/cells").iterdir())) == trained, "a cell trained again"
-    found = {(*(r[k] for k in KEY), r["seed"]): r["accuracy"] for r in rows(report / "seeds.csv")}
+    of_seeds = {
+        (*(r[k] for k in KEY), r["seed"]): r["accuracy"] for r in rows(report / "seeds.csv")
+    }
     for key in alone["0"]:
         for seed in ("0", "1") if key[0] != "pre" else ("0",):
-            assert found.pop((*key, seed)) == alone[seed][key]
-    assert not found
+            assert of_seeds.pop((*key, seed)) == alone[seed][key]
+    assert not of_seeds
     for row in rows(report / "accuracy.csv"):
         values = [float(alone[seed][tuple(row[k] for k in KEY)]) for seed in ("0", "1")]
         assert float(row["accuracy"]) == pytest.approx(sum(values) / 2, abs=1e-5)
@@ -50,19 +52,21 @@ def test_seeds_of_a_campaign(folder, grid, capsys):
 
     words = ["metrics", str(folder / "shapes.yaml"), "--intervals", "--behaviour", "--compare"]
     assert cli.main([*words, f"runs={folder / 'runs'}", "seeds=2"]) == 0
-    shown = capsys.readouterr().out
-    assert "training runs like these 2" in shown and "corrected (Holm) for 3 comparisons" in shown
-    assert max(map(len, shown.splitlines()[:-1])) <= 100
+    printed = capsys.readouterr().out
+    assert (
+        "training runs like these 2" in printed and "corrected (Holm) for 3 comparisons" in printed
+    )
+    assert max(map(len, printed.splitlines()[:-1])) <= 100
     assert cli.main([*words, "ewc", f"runs={folder / 'runs'}", "seeds=2"]) == 2
     assert "no method 'ewc'; it has fine_tune, linear_probe, wise_ft" in capsys.readouterr().err
 
 
 def test_each_seed_is_a_cell_of_its_own_and_the_one_that_it_alone_would_be(grid: Grid):
-    both = grid.builder("seeds=2", "seed=3").seeded()
-    assert [one.recipe.seed for one in both] == [3, 4]
+    builders = grid.builder("seeds=2", "seed=3").seeded()
+    assert [builder.recipe.seed for builder in builders] == [3, 4]
     alone = [grid.builder(f"seed={seed}") for seed in (3, 4)]
-    assert [one.key() for one in both] == [one.key() for one in alone]
-    assert both[0].key() != both[1].key()
+    assert [builder.key() for builder in builders] == [builder.key() for builder in alone]
+    assert builders[0].key() != builders[1].key()
 
 
 def test_a_plan_knows_its_seeds_and_less_than_one_is_refused(folder):

@@ -126,11 +126,11 @@ def test_partition_account_and_requeue() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "has_gpus", "device"),
+    ("setting", "has_gpus", "device"),
     [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
-def test_device_follows_the_partition(asked: str, has_gpus: bool, device: str) -> None:
-    assert slurm.device(asked, slurm.Cluster(has_gpus, True, 300)) == device
+def test_device_follows_the_partition(setting: str, has_gpus: bool, device: str) -> None:
+    assert slurm.device(setting, slurm.Cluster(has_gpus, True, 300)) == device
 
 
 def test_cuda_on_a_partition_without_gpus() -> None:
@@ -197,7 +197,7 @@ def test_options_without_effect_are_refused(
 
 
 def test_a_child_ends_with_its_parent_however_it_ends(tmp_path: Path) -> None:
-    """Killed outright, the parent can tell nobody; the kernel does."""
+    """A parent that is killed outright cannot stop its children; the kernel does."""
     code = (
         "import subprocess, time\nfrom engine.machine import parent\n"
         "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.follow)\n"

@@ -130,12 +130,14 @@ def test_a_prediction_that_is_gone_trains_its_column_again(followed: Campaign):
 
 def test_weights_are_kept_on_request_and_while_a_sample_may_grow(followed: Campaign):
     followed.run("train.keep_snapshots=true")
-    kept = followed.folders("snapshots", "*/weights.safetensors")
-    assert len(kept) == 3 * 2
+    weights = followed.folders("snapshots", "*/weights.safetensors")
+    assert len(weights) == 3 * 2
     for table in followed.folders("predictions", "fine_tune-few-step*"):
         shutil.rmtree(table)
     followed.run("train.keep_snapshots=true", "evaluate.half_width=50", "evaluate.budget=1")
-    assert not followed.trained and followed.folders("snapshots", "*/weights.safetensors") == kept
+    assert (
+        not followed.trained and followed.folders("snapshots", "*/weights.safetensors") == weights
+    )
     followed.run()
     assert not followed.trained and not followed.folders("snapshots")
 

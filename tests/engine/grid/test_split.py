@@ -30,7 +30,7 @@ def plan_of(folder: Path, runs: Path, *words: str) -> Plan:
 
 
 def do(plan: Plan, job: Job) -> None:
-    """As `engine.commands.job` does it, in this process."""
+    """Run a job in this process as `engine.commands.job` does."""
     if job.stage == job_graph.TRAIN:
         jobs.train(plan, plan.column(job.column), CPU, job.rows if job.is_part else ())
     elif job.stage == job_graph.EVALUATE:
@@ -55,7 +55,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def both(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory) -> list[Ran]:
+def two_runs(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory) -> list[Ran]:
     """The same campaign by columns and split as far as that goes, in slices of four images."""
     ran = []
     with pytest.MonkeyPatch.context() as patch:
@@ -73,28 +73,28 @@ def both(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-def test_predictions_and_cells_are_those_of_the_columns(both: list[Ran]) -> None:
-    columns, split = both
+def test_predictions_and_cells_are_those_of_the_columns(two_runs: list[Ran]) -> None:
+    columns, split = two_runs
     for kind in ("predictions", "features"):
         assert columns.files(kind) == split.files(kind) != {}
     weights = [
         {name: data for name, data in ran.files("cells").items() if name.endswith(".safetensors")}
-        for ran in both
+        for ran in two_runs
     ]
     assert weights[0] == weights[1] != {}
-    reports = [ran.plan.folder / campaign.REPORT for ran in both]
+    reports = [ran.plan.folder / campaign.REPORT for ran in two_runs]
     for name in ("accuracy.csv", "mri.csv"):
         assert (reports[0] / name).read_bytes() == (reports[1] / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_markers_list_the_same_artefacts_each_at_the_job_that_makes_it(both: list[Ran]) -> None:
+def test_markers_list_the_same_artefacts_each_at_the_job_that_makes_it(two_runs: list[Ran]) -> None:
     by_columns, by_split = (
         {
             path.name: set(path.read_text().splitlines())
             for path in (ran.plan.path.parent / markers.DONE).iterdir()
         }
-        for ran in both
+        for ran in two_runs
     )
     assert set.union(*by_columns.values()) == set.union(*by_split.values())
     assert set(by_split) > {"train-few", "train-few.fine_tune", "evaluate-few", "evaluate-upstream"}
@@ -107,8 +107,8 @@ def test_markers_list_the_same_artefacts_each_at_the_job_that_makes_it(both: lis
 
 
 @pytest.mark.slow
-def test_snapshots_go_when_all_sets_are_evaluated_and_no_slice_is_left(both: list[Ran]) -> None:
-    for ran in both:
+def test_snapshots_go_when_all_sets_are_evaluated_and_no_slice_is_left(two_runs: list[Ran]) -> None:
+    for ran in two_runs:
         assert any("step" in name for name in ran.files("predictions"))
         assert not ran.files("snapshots") and not any((ran.store / "pending").iterdir())
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import timm
 import torch
+from damage import flip
 from grids import CLASSES, CONV, SIZE, VIT, distance, grid, prepared, reference, same, weights
 from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
@@ -59,8 +60,8 @@ def test_a_mix_whose_parent_was_deleted_trains_it_again(grid):
     shutil.rmtree(parent.artifact.folder)
     builder, again = grid.build("method=wise_ft", *words)
     assert again.name == mixed.name
-    found = cells.find(builder.store, parent.name)
-    assert found is not None and same(weights(found), before)
+    retrained = cells.find(builder.store, parent.name)
+    assert retrained is not None and same(weights(retrained), before)
 
 
 @pytest.mark.parametrize("method", ["fine_tune", "wise_ft"])
@@ -94,13 +95,13 @@ def test_an_export_is_a_plain_timm_model_with_the_same_logits(grid, method, arch
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
         case.method.eval()
-        wanted = case.method.logits(case.batch)
-        assert not torch.allclose(wanted.double(), case.net(case.x), atol=1e-3)
+        expected = case.method.logits(case.batch)
+        assert not torch.allclose(expected.double(), case.net(case.x), atol=1e-3)
         export = case.method.export()
         tensors.save(export.state, tmp_path / "export.safetensors")
         net = reference(load_file(tmp_path / "export.safetensors"), arch)
         prompt = 0 if export.prompt is None else export.prompt.double()
-        torch.testing.assert_close(wanted.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(expected.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("optimizer", "stage"), [("sgd", 0), ("adamw", 1)])
@@ -111,8 +112,8 @@ def test_without_their_extra_term_ewc_and_lwf_are_fine_tuning_bit_for_bit(grid, 
         for variant in ("canonical", "paper"):
             cell = grid.build(*words, *extra.split(), f"method.variant={variant}")[1]
             assert same(weights(cell), plain), extra
-    other = weights(grid.build(*words, "method=lwf")[1])
-    assert not same(other, plain)
+    lwf = weights(grid.build(*words, "method=lwf")[1])
+    assert not same(lwf, plain)
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])
@@ -159,10 +160,8 @@ def test_an_altered_byte_of_what_is_kept_is_refused(grid):
         use()
     for pattern, use in uses.items():
         for path in builder.store.root.glob(pattern):
-            data = bytearray(path.read_bytes())
-            data[-9] ^= 1
-            path.write_bytes(data)
+            flip(path, -9)
         artifacts._hash_once.cache_clear()
         with pytest.raises(ValueError, match=rf"{pattern.rpartition('/')[2]} was altered; delete"):
             use()
-        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        flip(path, -9)

@@ -1,4 +1,4 @@
-"""`rib verify`: a difference to what was published is seen, and what explains one is allowed."""
+"""`rib verify` reports a difference from published accuracies, beyond the sampling error."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ published: {published}
 
 def builder(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Builder:
     torch.manual_seed(3)
-    made = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
+    net = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
     weights = folder / "five.safetensors"
-    tensors.save(made.state_dict(), weights)
+    tensors.save(net.state_dict(), weights)
     file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
     file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
     request = Request(str(folder / "shapes.yaml"), (f"model={file}", f"runs={runs}"))
@@ -50,7 +50,7 @@ def test_measured_and_published_are_compared(
     for name in ("upstream", "few"):
         assert first.sets[name]
     assert verify.encoded(first.recipe, first.recipe.dataset.places) == ["upstream", "few"]
-    checks = {one.name: one for one in verify.verify(first)}
+    checks = {check.name: check for check in verify.verify(first)}
     assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
     assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None
     assert checks["few"].measured == pytest.approx(by_hand(first, folder, grid))
@@ -58,19 +58,19 @@ def test_measured_and_published_are_compared(
     assert 5 < half < 45 and f" ±{half:.1f}" in command.text("mine", list(checks.values()))
     for off, differs in ((0.2, False), (0.5, True), (-40, True)):
         published = {"few": checks["few"].measured + off}
-        found = verify.verify(builder(folder, grid, published, tmp_path))
-        assert [one.differs for one in found if one.name == "few"] == [differs]
-        assert ("DIFFERS by more than 0.3" in command.text("mine", found)) == differs
-    assert "not encoded" in command.text("mine", found)
+        compared = verify.verify(builder(folder, grid, published, tmp_path))
+        assert [check.differs for check in compared if check.name == "few"] == [differs]
+        assert ("DIFFERS by more than 0.3" in command.text("mine", compared)) == differs
+    assert "not encoded" in command.text("mine", compared)
 
 
 def by_hand(builder: Builder, folder: Path, grid: grids.Grid) -> float:
     """Top-1 in percent on `few`, over its own classes, without the engine."""
     drawn, index = dataclasses.replace(grid, folder=folder / "images"), np.arange(21)
-    own = torch.tensor([grids.CLASSES.index(name) for name in grids.FEW])
+    classes = torch.tensor([grids.CLASSES.index(name) for name in grids.FEW])
     net = grids.reference(builder.base.state())
     with torch.no_grad():
-        top1 = own[net(grids.images(drawn, "few", index))[:, own].argmax(1)]
+        top1 = classes[net(grids.images(drawn, "few", index))[:, classes].argmax(1)]
     return 100 * (top1 == grids.labels(drawn, "few", index)).double().mean().item()
 
 
@@ -83,9 +83,9 @@ def test_published_reading_of_objectnet_is_not_compared_with_the_corrected_one()
 
 
 def test_a_part_of_the_images_is_allowed_its_sampling_error() -> None:
-    one = recipe.load("imagenet_rib")
-    assert verify._sampling(one, "imagenet_v2", 10_000, 50.0) == 0
-    assert verify._sampling(one, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
-    assert verify._sampling(one, "imagenet_c", 50_000, None) == 0
+    resolved = recipe.load("imagenet_rib")
+    assert verify._sampling(resolved, "imagenet_v2", 10_000, 50.0) == 0
+    assert verify._sampling(resolved, "imagenet_c", 50_000, 50.0) == pytest.approx(0.447, abs=1e-3)
+    assert verify._sampling(resolved, "imagenet_c", 50_000, None) == 0
     nan = verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3)
     assert nan.differs

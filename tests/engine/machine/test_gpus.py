@@ -55,15 +55,15 @@ def test_claims_lie_in_a_folder_of_the_user_alone(tmp_path, monkeypatch):
 
 
 def test_jobs_take_the_gpu_with_the_fewest(tmp_path):
-    found = [job(tmp_path, 2) for _ in range(5)]
+    jobs = [job(tmp_path, 2) for _ in range(5)]
     try:
-        assert [gpus for _, gpus in found] == [[0], [1], [0], [1], [0]]
-        found[1][0].kill()
-        found[1][0].wait()
+        assert [gpus for _, gpus in jobs] == [[0], [1], [0], [1], [0]]
+        jobs[1][0].kill()
+        jobs[1][0].wait()
         again = job(tmp_path, 2)
-        found.append(again)
+        jobs.append(again)
         assert again[1] == [1]
     finally:
-        for process, _ in found:
+        for process, _ in jobs:
             process.kill()
             process.wait()

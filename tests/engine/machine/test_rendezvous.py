@@ -42,8 +42,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def ranks_of(patch: pytest.MonkeyPatch, given: dict[str, str]) -> dict[str, str]:
-    for name, value in given.items():
+def ranks_of(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> dict[str, str]:
+    for name, value in variables.items():
         patch.setenv(name, value)
     rendezvous.complete_environment(gpu=3)
     return {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
@@ -51,9 +51,9 @@ def ranks_of(patch: pytest.MonkeyPatch, given: dict[str, str]) -> dict[str, str]
 
 def test_only_tasks_of_a_step_of_several_are_ranks(bare: pytest.MonkeyPatch) -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}
-    for given in ({}, BATCH, {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}):
+    for variables in ({}, BATCH, {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}):
         with bare.context() as patch:
-            assert ranks_of(patch, given) == alone
+            assert ranks_of(patch, variables) == alone
             for name in alone:
                 del os.environ[name]
     several = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -61,8 +61,8 @@ def test_only_tasks_of_a_step_of_several_are_ranks(bare: pytest.MonkeyPatch) -> 
 
 
 def test_a_launchers_variables_are_left_alone(bare: pytest.MonkeyPatch) -> None:
-    given = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "head"}
-    assert ranks_of(bare, STEP | given) == given
+    variables = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "head"}
+    assert ranks_of(bare, STEP | variables) == variables
 
 
 def test_ranks_without_an_address(bare: pytest.MonkeyPatch) -> None:
@@ -91,14 +91,14 @@ def test_ports_differ_by_job_step_and_restart(bare: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def busy(port: int, says: bytes) -> Iterator[None]:
-    """Another program on a port, which says something or nothing to whoever connects."""
+def busy(port: int, greeting: bytes) -> Iterator[None]:
+    """Another program on a port, which sends a greeting, or nothing, to each connection."""
     with socket.create_server(("127.0.0.1", port)) as server:
 
         def talk() -> None:
             with contextlib.suppress(OSError):
-                while says:
-                    server.accept()[0].sendall(says)
+                while greeting:
+                    server.accept()[0].sendall(greeting)
 
         thread = threading.Thread(target=talk, daemon=True)
         thread.start()

@@ -11,7 +11,7 @@ from engine.measures import behaviour
 from engine.measures.predictions import ImagePredictions
 
 
-def seen(top1, label, p_top1=None, weights=None) -> ImagePredictions:
+def predictions_of(top1, label, p_top1=None, weights=None) -> ImagePredictions:
     top1, label = np.asarray(top1), np.asarray(label)
     p_top1 = np.full(len(top1), 0.5) if p_top1 is None else np.asarray(p_top1)
     weights = np.ones(len(top1)) if weights is None else np.asarray(weights, float)
@@ -22,9 +22,9 @@ def seen(top1, label, p_top1=None, weights=None) -> ImagePredictions:
 
 def test_agreement_by_hand():
     label = [0, 0, 0, 0, 0]
-    before, after = seen([0, 0, 1, 1, 2], label), seen([0, 3, 0, 1, 1], label)
+    before, after = predictions_of([0, 0, 1, 1, 2], label), predictions_of([0, 3, 0, 1, 1], label)
     assert behaviour.agreement(before, after) == (40, 20, 20, 20)
-    weighted = seen([0, 3, 0, 1, 1], label, weights=[2, 1, 1, 0.5, 0.5])
+    weighted = predictions_of([0, 3, 0, 1, 1], label, weights=[2, 1, 1, 0.5, 0.5])
     assert behaviour.agreement(before, weighted) == pytest.approx((50, 40, 20, 20))
 
 
@@ -32,11 +32,11 @@ def test_agreement_by_hand():
 def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, n)
-    one, other = (seen(rng.integers(0, 3, n), label) for _ in range(2))
-    same, right, lost, gained = behaviour.agreement(one, one)
-    assert (same, lost, gained) == (100, 0, 0) and right == pytest.approx(one.accuracy)
-    there, back = behaviour.agreement(one, other), behaviour.agreement(other, one)
-    assert (there.lost, there.gained) == (back.gained, back.lost)
+    first, second = (predictions_of(rng.integers(0, 3, n), label) for _ in range(2))
+    same, right, lost, gained = behaviour.agreement(first, first)
+    assert (same, lost, gained) == (100, 0, 0) and right == pytest.approx(first.accuracy)
+    forth, back = behaviour.agreement(first, second), behaviour.agreement(second, first)
+    assert (forth.lost, forth.gained) == (back.gained, back.lost)
 
 
 @settings(deadline=None)
@@ -44,21 +44,23 @@ def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
 def test_calibration_error_is_its_definition(seed, n):
     rng = np.random.default_rng(seed)
     p = rng.random(n).astype(np.float32)
-    one = seen(rng.integers(0, 2, n), np.zeros(n), p, rng.random(n) + 0.1)
+    predictions = predictions_of(rng.integers(0, 2, n), np.zeros(n), p, rng.random(n) + 0.1)
     expected = 0.0
     for m in range(15):
         inside = [i for i in range(n) if m / 15 < float(p[i]) <= (m + 1) / 15]
-        weight = sum(one.weights[i] for i in inside)
+        weight = sum(predictions.weights[i] for i in inside)
         if inside:
-            accuracy = sum(one.weights[i] * (one.top1[i] == 0) for i in inside) / weight
-            confidence = sum(one.weights[i] * float(p[i]) for i in inside) / weight
-            expected += weight / one.weights.sum() * abs(accuracy - confidence)
-    assert behaviour.calibration_error(one) == pytest.approx(100 * expected, abs=1e-9)
+            accuracy = (
+                sum(predictions.weights[i] * (predictions.top1[i] == 0) for i in inside) / weight
+            )
+            confidence = sum(predictions.weights[i] * float(p[i]) for i in inside) / weight
+            expected += weight / predictions.weights.sum() * abs(accuracy - confidence)
+    assert behaviour.calibration_error(predictions) == pytest.approx(100 * expected, abs=1e-9)
 
 
 def test_calibration_error_of_the_sure_and_the_sincere():
-    wrong = seen([1] * 9, [0] * 9, [1.0] * 9)
+    wrong = predictions_of([1] * 9, [0] * 9, [1.0] * 9)
     assert behaviour.calibration_error(wrong) == 100
-    sincere = seen([0, 0, 0, 1], [0, 0, 0, 0], [0.75] * 4)
+    sincere = predictions_of([0, 0, 0, 1], [0, 0, 0, 0], [0.75] * 4)
     assert behaviour.calibration_error(sincere) == 0
-    assert behaviour.calibration_error(seen([0], [0], [0.0])) == 100
+    assert behaviour.calibration_error(predictions_of([0], [0], [0.0])) == 100

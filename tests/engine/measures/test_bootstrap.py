@@ -18,8 +18,8 @@ def draws(sums: np.ndarray, resamples: int = 1000, seed: int = 0, start: int = 0
     bank = predictions.SetPredictions()
     bank.sources, bank.total = np.arange(sums.shape[1]), np.ones(sums.shape[1])
     columns = {"x": sums[:, :, None]}
-    found = bootstrap.means({"x": bank}, columns, resamples=resamples, seed=seed, start=start)
-    return found["x"][:, 0]
+    means = bootstrap.means({"x": bank}, columns, resamples=resamples, seed=seed, start=start)
+    return means["x"][:, 0]
 
 
 def coverage(simulate, repeats: int) -> float:
@@ -33,8 +33,8 @@ def coverage(simulate, repeats: int) -> float:
 
 @pytest.mark.slow
 def test_intervals_over_images_hold_the_truth_as_often_as_they_say():
-    found = coverage(lambda rng: rng.choice([-1.0, 0, 1], (1, 150), p=[0.2, 0.6, 0.2]), 400)
-    assert 0.92 <= found <= 0.98
+    covered = coverage(lambda rng: rng.choice([-1.0, 0, 1], (1, 150), p=[0.2, 0.6, 0.2]), 400)
+    assert 0.92 <= covered <= 0.98
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_intervals_over_seeds_and_images_hold_the_truth_for_few_seeds_too(seeds,
 
 
 def test_intervals_that_ignore_the_seeds_are_too_narrow():
-    """The test above can fail: the same data with their mean over seeds, as if it were one."""
+    """The test above can fail: here the mean over seeds is taken for a single seed."""
 
     def simulate(rng):
         noise = 0.3 * rng.standard_normal((2, 1)) + 0.5 * rng.standard_normal(100)
@@ -61,39 +61,41 @@ def test_intervals_that_ignore_the_seeds_are_too_narrow():
 def test_where_only_seeds_vary_the_interval_is_students(seeds):
     stats = pytest.importorskip("scipy.stats")
     value = np.random.default_rng(seeds).standard_normal(seeds)
-    found = bootstrap.ends(draws(np.repeat(value[:, None], 4, axis=1), 200_000))[:2]
+    interval = bootstrap.ends(draws(np.repeat(value[:, None], 4, axis=1), 200_000))[:2]
     spread = value.std(ddof=1) / np.sqrt(seeds)
     expected = stats.t.interval(0.95, seeds - 1, value.mean(), spread)
     width = expected[1] - expected[0]
-    assert found == pytest.approx(expected, abs=0.03 * width)
+    assert interval == pytest.approx(expected, abs=0.03 * width)
 
 
 def test_one_bootstrap_agrees_with_scipys(tmp_path):
     stats = pytest.importorskip("scipy.stats")
     hits = (np.random.default_rng(0).random((1, 200)) < 0.3).astype(float)
-    found = bootstrap.ends(draws(hits, 20_000))[:2]
+    interval = bootstrap.ends(draws(hits, 20_000))[:2]
     expected = stats.bootstrap(
         (hits[0],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert found == pytest.approx(tuple(expected), abs=0.006)
+    assert interval == pytest.approx(tuple(expected), abs=0.006)
 
 
 def thinned(
     rng: np.random.Generator, sources: int, sets: int, keep: float
 ) -> dict[str, np.ndarray]:
-    """Which of the sources each set holds, at random."""
+    """The sources of each set, drawn at random."""
     return {str(j): np.flatnonzero(rng.random(sources) < keep) for j in range(sets)}
 
 
-def mean_over_sets(held: dict[str, np.ndarray], value: np.ndarray, resamples: int) -> np.ndarray:
+def mean_over_sets(
+    rows_of_set: dict[str, np.ndarray], value: np.ndarray, resamples: int
+) -> np.ndarray:
     """Draws of the mean over sets of the mean of `value` [sources, sets], an image a source."""
     banks, columns = {}, {}
-    for j, (name, rows) in enumerate(held.items()):
+    for j, (name, rows) in enumerate(rows_of_set.items()):
         banks[name] = predictions.SetPredictions()
         banks[name].sources, banks[name].total = rows, np.ones(len(rows))
         columns[name] = value[rows, j][None, :, None]
-    found = bootstrap.means(banks, columns, resamples=resamples, seed=0)
-    return np.mean(list(found.values()), axis=0)[:, 0]
+    means = bootstrap.means(banks, columns, resamples=resamples, seed=0)
+    return np.mean(list(means.values()), axis=0)[:, 0]
 
 
 def test_intervals_hold_where_every_source_is_in_sets_of_its_own():
@@ -116,7 +118,7 @@ def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_draws_are_the_same_however_many_are_asked_for(seeds):
+def test_draws_are_the_same_however_many_are_made(seeds):
     sums = np.random.default_rng(0).random((seeds, 20))
     many = draws(sums, 2 * bootstrap.TOGETHER + 7)
     assert len(many) == 2 * bootstrap.TOGETHER + 7 and len(np.unique(many)) > 250
@@ -131,8 +133,8 @@ def test_how_often_a_source_comes_up_is_poisson_and_sources_are_independent():
     bank = predictions.SetPredictions()
     bank.sources, bank.total = np.arange(300), np.ones(300)
     counts = bootstrap.draw({"x": bank}, resamples=8000, seeds=1, seed=1).counts.astype(float)
-    seen = np.bincount(counts.astype(int).ravel(), minlength=9) / counts.size
-    for k, share in enumerate(seen):
+    frequencies = np.bincount(counts.astype(int).ravel(), minlength=9) / counts.size
+    for k, share in enumerate(frequencies):
         expected = math.exp(-1) / math.factorial(k)
         spread = math.sqrt(expected / counts.size)
         assert share == pytest.approx(expected, abs=4.5 * spread + 2**-16)
@@ -155,17 +157,17 @@ def test_p_value_is_where_the_interval_reaches_zero():
 @pytest.mark.parametrize("share", [0.2, 0.02, 0.0005, 0.00001])
 def test_a_p_is_within_four_of_its_errors_of_what_infinitely_many_draws_would_say(share):
     counts = np.random.default_rng(0).binomial(10_000, share, 5000)
-    found = bootstrap.p_value(np.stack([counts, 10_000 - counts]), 10_000)
-    assert (np.abs(found.p - 2 * share) <= bootstrap.CERTAIN * found.error + 1e-12).all()
+    estimate = bootstrap.p_value(np.stack([counts, 10_000 - counts]), 10_000)
+    assert (np.abs(estimate.p - 2 * share) <= bootstrap.CERTAIN * estimate.error + 1e-12).all()
     if 10_000 * share > 100:  # and it is no wider than it must be
-        assert found.error.mean() == pytest.approx(np.std(found.p), rel=0.2)
+        assert estimate.error.mean() == pytest.approx(np.std(estimate.p), rel=0.2)
 
 
 def test_an_end_varies_as_much_as_its_error_says():
     rng = np.random.default_rng(0)
-    found = np.array([bootstrap.ends(rng.standard_normal(2000)) for _ in range(500)])
-    assert found[:, :2].mean(axis=0) == pytest.approx((-1.96, 1.96), abs=0.02)
-    assert found[:, 2].mean() == pytest.approx(found[:, 0].std(), rel=0.25)
+    ends = np.array([bootstrap.ends(rng.standard_normal(2000)) for _ in range(500)])
+    assert ends[:, :2].mean(axis=0) == pytest.approx((-1.96, 1.96), abs=0.02)
+    assert ends[:, 2].mean() == pytest.approx(ends[:, 0].std(), rel=0.25)
     samples = rng.standard_normal(4001)
     assert bootstrap.ends(samples)[:2] == pytest.approx(np.quantile(samples, (0.025, 0.975)))
     assert bootstrap.ends(np.ones(7)) == (1, 1, 0)
@@ -203,10 +205,10 @@ def test_duplicated_images_do_not_narrow_any_interval(tmp_path):
     names = np.array([f"s{i:05}" for i in range(400)])
     plain = all_intervals("plain", 1, names[:40])
     assert {row.quantity for row in plain} == {"accuracy", "RI", "mRI", "change"}
-    for one, ten in zip(plain, all_intervals("ten", 10, np.repeat(names[:40], 10)), strict=True):
-        assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+    for single, ten in zip(plain, all_intervals("ten", 10, np.repeat(names[:40], 10)), strict=True):
+        assert (ten.low, ten.high) == pytest.approx((single.low, single.high))
     wrong = all_intervals("wrong", 10, names)
-    width = [sum(row.high - row.low for row in found) for found in (plain, wrong)]
+    width = [sum(row.high - row.low for row in rows) for rows in (plain, wrong)]
     assert width[0] / width[1] == pytest.approx(np.sqrt(10), rel=0.1)
 
 
@@ -214,16 +216,16 @@ def test_intervals_of_a_grid_equal_a_loop_over_resampled_sources(tmp_path):
     """RI and accuracy by brute force: concepts drawn, all images of each taken, in plain loops."""
     cells = grid(tmp_path, random_hits())
     read = metrics.gather(cells)
-    found = {
+    rows = {
         (row.quantity, row.method, row.downstream, row.evaluated_on): row
         for row in intervals.intervals(
             read, metrics.summarise(read, SETS), (), SETS, "up", trends={}, resamples=4000
         )
     }
     hit = {}
-    for one in cells:
-        data = pq.read_table(one.path)
-        hit[one.method, one.downstream, one.evaluated_on] = (
+    for cell in cells:
+        data = pq.read_table(cell.path)
+        hit[cell.method, cell.downstream, cell.evaluated_on] = (
             data["top1"].to_numpy() == data["label"].to_numpy()
         )
     rng = np.random.default_rng(5)
@@ -242,32 +244,30 @@ def test_intervals_of_a_grid_equal_a_loop_over_resampled_sources(tmp_path):
         (("RI", "fine_tune", "b", ""), ri),
     ):
         expected = np.quantile(samples, (0.025, 0.975))
-        assert (found[key].low, found[key].high) == pytest.approx(
-            expected, abs=1.7
-        )  # a step is 1.67
-        assert found[key].low <= found[key].value <= found[key].high
+        assert (rows[key].low, rows[key].high) == pytest.approx(expected, abs=1.7)  # a step is 1.67
+        assert rows[key].low <= rows[key].value <= rows[key].high
 
 
 def test_seeds_that_disagree_widen_the_interval_and_seeds_that_agree_do_not(tmp_path):
     base = random_hits(seed=8)
-    kept = {}
+    hits = {}
 
     def same(method, downstream, on):
-        return kept.setdefault((method, downstream, on), base(method, downstream, on))
+        return hits.setdefault((method, downstream, on), base(method, downstream, on))
 
     def lucky(seed):
         rng = np.random.default_rng(seed)
         return lambda *key: same(*key) | (rng.random(60) < 0.25 * seed * (key[0] != "pre"))
 
-    (one,) = metrics.summarise(grid(tmp_path / "one", same), SETS).mri
+    (single,) = metrics.summarise(grid(tmp_path / "one", same), SETS).mri
     agree = several_seeds(tmp_path / "agree", lambda seed: same, (0, 1, 2))
     (equal,) = metrics.summarise(agree, SETS).mri
     assert (equal.mri, equal.mri_low, equal.mri_high) == pytest.approx(
-        (one.mri, one.mri_low, one.mri_high)
+        (single.mri, single.mri_low, single.mri_high)
     )
     disagree = several_seeds(tmp_path / "disagree", lucky, (0, 1, 2))
     (wide,) = metrics.summarise(disagree, SETS).mri
-    assert wide.mri_high - wide.mri_low > 2 * (one.mri_high - one.mri_low)
+    assert wide.mri_high - wide.mri_low > 2 * (single.mri_high - single.mri_low)
 
 
 def test_accuracies_of_seeds_that_disagree_stay_between_0_and_100(tmp_path):
@@ -284,9 +284,9 @@ def test_a_set_of_one_kind_of_answer_has_no_width_and_other_sources_are_fine(tmp
     path = tmp_path / "all.parquet"
     pq.write_table(table(np.ones(6, bool), source=pa.array(list("uvwxyz"))), path)
     cells = grid(tmp_path, random_hits())
-    up = [one for one in cells if one.evaluated_on == "up"]
-    for one in up:
-        pq.write_table(pq.read_table(path), one.path)
+    up = [cell for cell in cells if cell.evaluated_on == "up"]
+    for cell in up:
+        pq.write_table(pq.read_table(path), cell.path)
     read = metrics.gather(cells)
     rows = intervals.intervals(read, metrics.summarise(read, SETS), (), SETS, "up", trends={})
     ends = [(r.low, r.high) for r in rows if (r.evaluated_on, r.quantity) == ("up", "accuracy")]

@@ -35,12 +35,12 @@ def test_sign_test_of_millions(counts):
 
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_is_its_definition(p):
-    found = comparisons.holm(p)
+    corrected = comparisons.holm(p)
     for k, value in enumerate(p):
         # Rejected at level a: all that are smaller, in order, lie below a over how many are left.
         smaller = sorted(p)[: sorted(p).index(value) + 1]
-        raised = [(len(p) - rank) * other for rank, other in enumerate(smaller)]
-        assert found[k] == pytest.approx(min(1.0, max(raised)))
+        raised = [(len(p) - rank) * lower for rank, lower in enumerate(smaller)]
+        assert corrected[k] == pytest.approx(min(1.0, max(raised)))
 
 
 def test_holm_by_hand():
@@ -50,14 +50,14 @@ def test_holm_by_hand():
 
 def test_false_findings_among_many_comparisons_are_rare_only_with_correction():
     rng = np.random.default_rng(0)
-    found = np.zeros(2)
+    findings = np.zeros(2)
     for _ in range(300):
         p = [
             comparisons.sign_test(*np.bincount(rng.integers(0, 2, 80), minlength=2))
             for _ in "x" * 20
         ]
-        found += min(p) < 0.05, min(comparisons.holm(p)) < 0.05
-    assert found[0] > 100 and found[1] <= 0.07 * 300
+        findings += min(p) < 0.05, min(comparisons.holm(p)) < 0.05
+    assert findings[0] > 100 and findings[1] <= 0.07 * 300
 
 
 def test_with_two_sets_and_an_image_a_source_the_test_on_a_set_is_mcnemars(tmp_path):
@@ -67,17 +67,17 @@ def test_with_two_sets_and_an_image_a_source_the_test_on_a_set_is_mcnemars(tmp_p
     rows = comparisons.compare(metrics.gather(cells), [(FT, LWF)], ("a", "b"))
     assert [row.evaluated_on for row in rows] == ["", "a", "b"]
     hit = {}
-    for one in cells:
-        data = pq.read_table(one.path)
-        hit[one.method, one.downstream, one.evaluated_on] = (
+    for cell in cells:
+        data = pq.read_table(cell.path)
+        hit[cell.method, cell.downstream, cell.evaluated_on] = (
             data["top1"].to_numpy() == data["label"].to_numpy()
         )
     for row, downstream in zip(rows[1:], "ba", strict=True):
-        ours, theirs = (hit[m, downstream, row.evaluated_on] for m in ("fine_tune", "lwf"))
-        counts = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+        first, second = (hit[m, downstream, row.evaluated_on] for m in ("fine_tune", "lwf"))
+        counts = int((first & ~second).sum()), int((~first & second).sum())
         assert (row.better, row.worse) == counts
         assert row.p == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
-        assert row.difference == pytest.approx(100 * (ours.mean() - theirs.mean()))
+        assert row.difference == pytest.approx(100 * (first.mean() - second.mean()))
         assert row.low <= row.difference <= row.high
 
 
@@ -89,10 +89,10 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     assert overall.difference == pytest.approx(mri["fine_tune"] - mri["lwf"])
     assert overall.difference == pytest.approx(np.mean([row.difference for row in on_sets]))
     change = {}
-    for one in cells:
-        data = pq.read_table(one.path)
+    for cell in cells:
+        data = pq.read_table(cell.path)
         hit = data["top1"].to_numpy() == data["label"].to_numpy()
-        change[one.method, one.downstream, one.evaluated_on] = hit.astype(float)
+        change[cell.method, cell.downstream, cell.evaluated_on] = hit.astype(float)
     net = np.mean(
         [
             change["fine_tune", i, j] - change["lwf", i, j]
@@ -110,12 +110,12 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     )
 
 
-def test_a_method_is_not_told_from_itself_and_always_from_one_that_is_far_better(tmp_path):
+def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
     base = random_hits()
-    kept: dict[tuple[str, str], np.ndarray] = {}
+    drawn: dict[tuple[str, str], np.ndarray] = {}
 
     def hits(method, downstream, on):
-        same = kept.setdefault((downstream, on), base("fine_tune", downstream, on))
+        same = drawn.setdefault((downstream, on), base("fine_tune", downstream, on))
         return same | (method == "ewc")
 
     cells = grid(tmp_path, hits, ("fine_tune", "lwf", "ewc"))
@@ -133,7 +133,7 @@ def test_a_method_is_not_told_from_itself_and_always_from_one_that_is_far_better
 
 def test_copies_of_images_are_no_evidence(tmp_path):
     hits = {key: random_hits(40, seed)("", "", "") for seed, key in enumerate("pfl")}
-    found = []
+    compared = []
     for times in (1, 10):
         source = np.repeat([f"s{i:03}" for i in range(40)], times)
         cells = grid(
@@ -142,10 +142,10 @@ def test_copies_of_images_are_no_evidence(tmp_path):
             ("fine_tune", "lwf"),
             source=source,
         )
-        found.append(comparisons.compare(metrics.gather(cells), [(FT, LWF)], SETS))
-    for one, ten in zip(*found, strict=True):
-        assert (ten.better, ten.worse, ten.p) == (one.better, one.worse, one.p)
-        assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+        compared.append(comparisons.compare(metrics.gather(cells), [(FT, LWF)], SETS))
+    for single, ten in zip(*compared, strict=True):
+        assert (ten.better, ten.worse, ten.p) == (single.better, single.worse, single.p)
+        assert (ten.low, ten.high) == pytest.approx((single.low, single.high))
 
 
 def test_enough_draws_for_the_corrected_p_of_many_pairs(tmp_path):
@@ -197,13 +197,15 @@ def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
         return lambda method, *_: rng.random(60) < share[method]
 
     cells = several_seeds(tmp_path, lucky, (0, 1), methods=("fine_tune", "lwf"))
-    (both, *_) = comparisons.compare(metrics.gather(cells), [(LWF, FT)], SETS)
-    assert both.difference > 10 and both.p > 0.05
+    (overall, *_) = comparisons.compare(metrics.gather(cells), [(LWF, FT)], SETS)
+    assert overall.difference > 10 and overall.p > 0.05
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
-    part = metrics.gather([one for one in cells if (one.method, one.downstream) != ("lwf", "b")])
+    part = metrics.gather(
+        [cell for cell in cells if (cell.method, cell.downstream) != ("lwf", "b")]
+    )
     with pytest.raises(
         ValueError, match=r"lite0 lwf \(canonical\) was not fine-tuned on every set"
     ):
@@ -211,5 +213,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(ValueError, match="lite0 ewc"):
         comparisons.compare(part, [(FT, EWC)], SETS)
     assert comparisons.compare(part, [], SETS) == ()
-    other = Arm("vit", "fine_tune", "canonical", None)
-    assert comparisons.all_pairs([FT, other, LWF]) == [(FT, LWF)]
+    vit = Arm("vit", "fine_tune", "canonical", None)
+    assert comparisons.all_pairs([FT, vit, LWF]) == [(FT, LWF)]

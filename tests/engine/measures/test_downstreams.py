@@ -42,12 +42,12 @@ def with_columns(folder, downstreams, seed=0):
 
 def by_hand(accuracy, downstreams):
     """mRI of each method from the accuracies alone, as a plain double loop."""
-    known = {(row.method, row.downstream, row.evaluated_on): row.accuracy for row in accuracy}
+    accuracies = {(row.method, row.downstream, row.evaluated_on): row.accuracy for row in accuracy}
     result = {}
     for method in METHODS:
         columns = []
         for i in downstreams:
-            changes = [known[method, i, j] - known["pre", "", j] for j in SETS if j != i]
+            changes = [accuracies[method, i, j] - accuracies["pre", "", j] for j in SETS if j != i]
             columns.append(sum(changes) / len(changes))
         result[method] = sum(columns) / len(columns)
     return result
@@ -61,10 +61,10 @@ def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
     assert {row.method: row.mri for row in summary.mri} == pytest.approx(expected)
     assert all(row.mri_low < row.mri < row.mri_high for row in summary.mri)
     tables = summary.accuracy, summary.mri
-    (one,) = standings(*tables, sets=SETS, upstream="up", methods={}, downstreams=downstreams)
-    for line in one.lines:
+    (ranking,) = standings(*tables, sets=SETS, upstream="up", methods={}, downstreams=downstreams)
+    for line in ranking.lines:
         assert fmean(line.ri.values()) == pytest.approx(line.mri.mri)
-        assert set(line.ri) == set(one.downstreams) == set(downstreams)
+        assert set(line.ri) == set(ranking.downstreams) == set(downstreams)
         if "train" in downstreams:
             assert line.downstream is None
             of_set = line.after["train"]
@@ -72,13 +72,13 @@ def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
         else:
             assert line.downstream == pytest.approx(fmean(line.after[i][i] for i in downstreams))
         assert (line.upstream is None) == (downstreams == ("up",))
-    text = table_text([one])
-    assert all(f"{value:.1f}" in text for value in map(abs, one.lines[0].ri.values()))
+    text = table_text([ranking])
+    assert all(f"{value:.1f}" in text for value in map(abs, ranking.lines[0].ri.values()))
 
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
 def test_draws_have_their_number_as_centre(tmp_path, downstreams):
-    """A bootstrap's mean over many draws is near the number that it is about."""
+    """The mean over a bootstrap's draws is near the number that it estimates."""
     read = metrics.gather(with_columns(tmp_path, downstreams))
     summary = metrics.summarise(read, SETS, downstreams)
     arms = [row.arm for row in summary.mri]
@@ -90,8 +90,8 @@ def test_draws_have_their_number_as_centre(tmp_path, downstreams):
     in_means = metrics.weights_in_means(SETS, downstreams)
     assert set(in_means) == {j for j in SETS if any(i != j for i in downstreams)}
     of_sets = metrics.change_draws(read, arms, in_means, 0, 4000, 0).mean(axis=0)
-    known = {row.cell: row.accuracy for row in read.accuracy}
-    at = {(c.arm, c.downstream, c.evaluated_on): value for c, value in known.items()}
+    accuracies = {row.cell: row.accuracy for row in read.accuracy}
+    at = {(c.arm, c.downstream, c.evaluated_on): value for c, value in accuracies.items()}
     for (k, arm), (j, name) in itertools.product(enumerate(arms), enumerate(in_means)):
         changes = [at[arm, i, name] - at[arm.before, "", name] for i in downstreams if i != name]
         assert of_sets[j, k] == pytest.approx(fmean(changes), abs=0.5)
@@ -112,10 +112,10 @@ def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     for row in on_sets:
         assert row.low <= row.difference <= row.high
     trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
-    found = intervals.intervals(
+    interval_rows = intervals.intervals(
         read, summary, read.behaviour, SETS, "up", downstreams, trends=trends
     )
-    ri = [(row.method, row.downstream) for row in found if row.quantity == "RI"]
+    ri = [(row.method, row.downstream) for row in interval_rows if row.quantity == "RI"]
     assert sorted(ri) == sorted(itertools.product(METHODS, downstreams))
 
 

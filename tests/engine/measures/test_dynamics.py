@@ -32,8 +32,8 @@ def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
     assert (claim.peak, claim.peak_ood, claim.saturation, claim.best) == (1, 36, 10, 1)
     assert claim.fall == 5 and claim.low < 5 < claim.high and claim.holds
     # Two earlier steps: the interval leaves 0.05 / 2 out, half of it at either side.
-    wanted = 5 + 0.5 * 2**0.5 * 2.2414 * np.array([-1, 1])
-    np.testing.assert_allclose([claim.low, claim.high], wanted, atol=0.15)
+    expected = 5 + 0.5 * 2**0.5 * 2.2414 * np.array([-1, 1])
+    np.testing.assert_allclose([claim.low, claim.high], expected, atol=0.15)
 
 
 def test_a_fall_after_saturation_or_within_the_noise_does_not():
@@ -103,13 +103,15 @@ def test_curves_are_means_of_accuracies(tmp_path: Path, seeds: tuple[int, ...]):
     }
     for step in (0, 3, 30):
         setting = dynamics.setting(step) if step else ""
-        at = {(i, j): by_cell[setting, i if step else "", j] for i in SETS for j in (*SETS, "up")}
-        wanted = {
-            "downstream": np.mean([at[i, i] for i in SETS]),
-            "ood": np.mean([at[i, j] for i in SETS for j in SETS if i != j]),
-            "upstream": np.mean([at[i, "up"] for i in SETS]),
+        accuracy = {
+            (i, j): by_cell[setting, i if step else "", j] for i in SETS for j in (*SETS, "up")
         }
-        for quantity, value in wanted.items():
+        expected = {
+            "downstream": np.mean([accuracy[i, i] for i in SETS]),
+            "ood": np.mean([accuracy[i, j] for i in SETS for j in SETS if i != j]),
+            "upstream": np.mean([accuracy[i, "up"] for i in SETS]),
+        }
+        for quantity, value in expected.items():
             (point,) = (p for p in curves.curve(quantity) if p.step == step)
             assert point.value == pytest.approx(value)
             assert point.low < value < point.high
@@ -127,11 +129,11 @@ def test_intervals_are_those_of_a_plain_joint_bootstrap(tmp_path: Path):
     for name in SETS:
         of_set = grid.predictions[name]
         weights = counts[:, np.searchsorted(sources, of_set.sources)]
-        others = [i for i in SETS if i != name]
+        columns = [i for i in SETS if i != name]
         after = np.sum(
-            [of_set.correct[ARM._replace(setting="step=3"), i][0] for i in others], axis=0
+            [of_set.correct[ARM._replace(setting="step=3"), i][0] for i in columns], axis=0
         )
-        draws.append(100 * (weights @ after) / (weights @ of_set.total) / len(others))
+        draws.append(100 * (weights @ after) / (weights @ of_set.total) / len(columns))
     low, high, _ = bootstrap.ends(np.mean(draws, axis=0))
     point = curves.curve("ood")[1]
     assert (point.low, point.high) == pytest.approx((low, high), abs=0.4)

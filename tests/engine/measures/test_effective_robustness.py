@@ -72,16 +72,16 @@ def test_models_of_the_same_upstream_accuracy_have_no_trend_line():
 
 def test_above_trend_uses_models_trained_elsewhere_and_no_interpolation(tmp_path):
     read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
-    known = {row.cell: row.accuracy for row in read.accuracy}
+    accuracies = {row.cell: row.accuracy for row in read.accuracy}
     rows = above_trend(read.behaviour, read.accuracy)
     for row in rows:
         elsewhere = row.evaluated_on in SETS and not row.on_downstream
         assert (row.effective_robustness is not None) == elsewhere
     on_a = [row for row in rows if row.evaluated_on == "a" and not row.on_downstream]
     assert len(on_a) == 5
-    x, y = ([known[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
+    x, y = ([accuracies[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
     assert [row.effective_robustness for row in on_a] == pytest.approx(list(plain(x, y)))
-    trends = effective_robustness.trends(known, SETS, "up")
+    trends = effective_robustness.trends(accuracies, SETS, "up")
     assert {(trend.basis, trend.models) for trend in trends.values()} == {(EVERY, 5)}
 
 
@@ -89,11 +89,11 @@ def test_interpolations_do_not_bend_the_line_and_few_models_have_none(tmp_path):
     read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
     accuracy = [replace(row, alpha=0.5) if row.method == "lwf" else row for row in read.accuracy]
     rows = [row for row in read.behaviour if row.method != "lwf"]
-    kept = [row for row in read.accuracy if row.method != "lwf"]
+    without_lwf = [row for row in read.accuracy if row.method != "lwf"]
     bent = above_trend(rows, accuracy)
-    assert bent == above_trend(rows, kept)
+    assert bent == above_trend(rows, without_lwf)
     assert any(row.effective_robustness is not None for row in bent)
-    two = [row for row in kept if row.downstream in ("", "a")]
+    two = [row for row in without_lwf if row.downstream in ("", "a")]
     none = above_trend(rows, two)
     assert all(row.effective_robustness is None for row in none)
 
@@ -136,16 +136,16 @@ def test_three_pre_trained_models_make_the_line_alone(tmp_path):
         behaviours += [replace(row, model=model) for row in read.behaviour]
         accuracy += [replace(row, model=model) for row in read.accuracy]
     rows = above_trend(behaviours, accuracy)
-    known = {row.cell: row.accuracy for row in accuracy}
+    accuracies = {row.cell: row.accuracy for row in accuracy}
     on_b = [row for row in rows if row.evaluated_on == "b" and row.downstream != "b"]
     before = [row for row in on_b if row.method == "pre"]
     assert len(before) == 3 and len(on_b) == 9
     fitted, every = (
-        tuple([known[replace(row.cell, evaluated_on=on)] for row in of] for on in ("up", "b"))
+        tuple([accuracies[replace(row.cell, evaluated_on=on)] for row in of] for on in ("up", "b"))
         for of in (before, on_b)
     )
     assert [row.effective_robustness for row in on_b] == pytest.approx(list(plain(*fitted, every)))
-    assert effective_robustness.trends(known, SETS, "up")["b"].basis == PRE_TRAINED
+    assert effective_robustness.trends(accuracies, SETS, "up")["b"].basis == PRE_TRAINED
 
 
 def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
@@ -158,14 +158,14 @@ def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
     file = tmp_path / "models.csv"
     file.write_text("\n".join(lines))
     models = model_rows.read(file, SETS, "up")
-    known = {row.cell: row.accuracy for row in read.accuracy}
-    trends = effective_robustness.trends(known, SETS, "up", models)
+    accuracies = {row.cell: row.accuracy for row in read.accuracy}
+    trends = effective_robustness.trends(accuracies, SETS, "up", models)
     assert {name: (t.basis, t.models) for name, t in trends.items()} == {
         "a": (GIVEN, 4), "b": (EVERY, 5), "c": (EVERY, 5)
     }  # fmt: skip
     rows = above_trend(read.behaviour, read.accuracy, models)
     on_a = [row for row in rows if row.evaluated_on == "a" and not row.on_downstream]
-    x, y = ([known[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
+    x, y = ([accuracies[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
     expected = plain(upstream, shifted, (x, y))
     assert [row.effective_robustness for row in on_a] == pytest.approx(list(expected))
     without = above_trend(read.behaviour, read.accuracy)

@@ -33,16 +33,16 @@ def lively(path, rng, n=BINNED, right=0.5) -> None:
     pq.write_table(table(np.zeros(n), top1=top1, p_top1=rng.random(n).astype(np.float32)), path)
 
 
-def made(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evaluation]:
+def written_grid(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evaluation]:
     cells = several_seeds(folder, lambda seed: lambda *_: np.zeros(BINNED), seeds, methods=methods)
     rng = np.random.default_rng(0)
-    for one in cells:
-        lively(one.path, rng, right=rng.uniform(0.3, 0.7))
+    for evaluation in cells:
+        lively(evaluation.path, rng, right=rng.uniform(0.3, 0.7))
     return cells
 
 
 def resampled(path, counts: np.ndarray) -> ImagePredictions:
-    """What was said of the images of a draw of sources, each as often as it came up."""
+    """Predictions on the images of a draw of sources, each as often as it was drawn."""
     read = predictions.read(path)
     images = np.repeat(np.arange(len(read)), np.repeat(counts, 2))  # two images a source
     top1, label, p = (read[name].to_numpy()[images] for name in ("top1", "label", "p_top1"))
@@ -59,21 +59,23 @@ def brute_force(cells, read, count):
     )  # as the images stand
     samples: dict = {}
     for b in range(count):
-        seen = {c: resampled(c.path, draws.counts[b][order]) for c in cells}
-        before = {c.evaluated_on: s for c, s in seen.items() if c.method == PRE}
-        told: dict = {}
-        for c, s in seen.items():
-            told.setdefault(("accuracy", c.cell), []).append(s.accuracy)
+        predictions_of = {c: resampled(c.path, draws.counts[b][order]) for c in cells}
+        before = {c.evaluated_on: s for c, s in predictions_of.items() if c.method == PRE}
+        values_of: dict = {}
+        for c, s in predictions_of.items():
+            values_of.setdefault(("accuracy", c.cell), []).append(s.accuracy)
             error = behaviour.calibration_error(s)
-            told.setdefault(("calibration_error", c.cell), []).append(error)
+            values_of.setdefault(("calibration_error", c.cell), []).append(error)
             if c.method != PRE:
                 same = behaviour.agreement(before[c.evaluated_on], s)
                 for name, value in zip(Agreement._fields, same, strict=True):
-                    told.setdefault((name, c.cell), []).append(value)
-        for key, values in told.items():
-            own = draws.weights[b] if len(values) > 1 else np.ones(1)
-            samples.setdefault(key, []).append(float(own @ values))
-        accuracy = {c: samples["accuracy", c][-1] for _, c in told if ("accuracy", c) in told}
+                    values_of.setdefault((name, c.cell), []).append(value)
+        for key, values in values_of.items():
+            weights = draws.weights[b] if len(values) > 1 else np.ones(1)
+            samples.setdefault(key, []).append(float(weights @ values))
+        accuracy = {
+            c: samples["accuracy", c][-1] for _, c in values_of if ("accuracy", c) in values_of
+        }
         for name in SETS:
             on = [c for c in accuracy if c.evaluated_on == name != c.downstream]
             upstream = np.array([[accuracy[replace(c, evaluated_on="up")] for c in on]])
@@ -92,16 +94,18 @@ def brute_force(cells, read, count):
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seeds):
-    cells = made(tmp_path, seeds=seeds)
+    cells = written_grid(tmp_path, seeds=seeds)
     read = metrics.gather(cells)
     trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
     rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
     summary = metrics.summarise(read, SETS)
-    found = intervals.intervals(read, summary, rows, SETS, "up", trends=trends, resamples=80)
+    interval_rows = intervals.intervals(
+        read, summary, rows, SETS, "up", trends=trends, resamples=80
+    )
     samples = brute_force(cells, read, 80)
     shares = (*Agreement._fields, "accuracy")
     compared = set()
-    for row in found:
+    for row in interval_rows:
         key = row.quantity, row.cell
         if row.evaluated_on and row.downstream != row.evaluated_on and key in samples:
             low, high, _ = bootstrap.ends(samples[key])
@@ -109,11 +113,11 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
                 low, high = np.clip((low, high), 0, 100)
             assert (row.low, row.high) == pytest.approx((low, high), abs=1e-4), row
             compared.add(key)
-    on_their_own = {c.cell for c in cells if c.on_downstream}
-    assert compared == {key for key in samples if key[1] not in on_their_own}
+    on_downstream = {c.cell for c in cells if c.on_downstream}
+    assert compared == {key for key in samples if key[1] not in on_downstream}
 
     fine_tune = Arm("lite0", "fine_tune", "canonical", None)
-    over = [row for row in found if row.arm == fine_tune and not row.downstream]
+    over = [row for row in interval_rows if row.arm == fine_tune and not row.downstream]
     for row in over:  # the mean on a set over the models that were not trained on it
         if row.evaluated_on and row.quantity != "change":
             assert row.quantity in NAMES
@@ -130,34 +134,40 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     means = {row.quantity: row for row in over if row.evaluated_on == ""}
     means |= {row.quantity: row for row in over if row.quantity == "change"}
     for name in NAMES:
-        own = [
+        cells_of_arm = [
             c.cell
             for c in cells
             if c.arm == fine_tune and c.evaluated_on in SETS and not c.on_downstream and c.seed == 0
         ]
-        assert len(own) == 6
-        low, high, _ = bootstrap.ends(np.mean([samples[name, c] for c in own], axis=0))
+        assert len(cells_of_arm) == 6
+        low, high, _ = bootstrap.ends(np.mean([samples[name, c] for c in cells_of_arm], axis=0))
         if name in shares:
             low, high = np.clip((low, high), 0, 100)
         assert (means[name].low, means[name].high) == pytest.approx((low, high), abs=1e-4)
-        known = {row.cell: getattr(row, name) for row in rows}
-        assert means[name].value == pytest.approx(np.mean([known[c] for c in own]))
+        values = {row.cell: getattr(row, name) for row in rows}
+        assert means[name].value == pytest.approx(np.mean([values[c] for c in cells_of_arm]))
     assert means["change"].evaluated_on == "up"
-    own = [samples["change", c.cell] for c in cells if c.arm == fine_tune and c.seed == 0
+    changes = [samples["change", c.cell] for c in cells if c.arm == fine_tune and c.seed == 0
            and c.evaluated_on == "up"]  # fmt: skip
-    expected = bootstrap.ends(np.mean(own, axis=0))[:2]
+    expected = bootstrap.ends(np.mean(changes, axis=0))[:2]
     assert (means["change"].low, means["change"].high) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_line_over_given_models_is_the_same_in_every_draw(tmp_path):
-    read = metrics.gather(made(tmp_path))
-    given = {"m": {"up": 30.0, "a": 20.0}, "n": {"up": 50.0, "a": 45.0}, "o": {"up": 90, "a": 70.0}}
-    models = ModelRows("models.csv", "up", given)
+    read = metrics.gather(written_grid(tmp_path))
+    accuracy = {
+        "m": {"up": 30.0, "a": 20.0},
+        "n": {"up": 50.0, "a": 45.0},
+        "o": {"up": 90, "a": 70.0},
+    }
+    models = ModelRows("models.csv", "up", accuracy)
     trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up", models)
     rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
     summary = metrics.summarise(read, SETS)
-    found = intervals.intervals(read, summary, rows, SETS, "up", trends=trends, resamples=400)
-    ends = {(row.quantity, row.cell): (row.low, row.high) for row in found}
+    interval_rows = intervals.intervals(
+        read, summary, rows, SETS, "up", trends=trends, resamples=400
+    )
+    ends = {(row.quantity, row.cell): (row.low, row.high) for row in interval_rows}
     draws = bootstrap.draw(read.predictions, resamples=400, seeds=1, seed=0).first(256)
     line = effective_robustness.Line.fit(*models.points("a")[:, None])
     for cell_on_a in trends["a"].cells:
@@ -187,8 +197,8 @@ def test_models_trained_upstream_are_drawn_with_their_accuracy_there(tmp_path):
     trends = effective_robustness.trends([row.cell for row in read.accuracy], ["a"], "up")
     rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
     summary = metrics.Summary(read.accuracy, ())
-    found = intervals.intervals(read, summary, rows, ["a"], "up", trends=trends)
-    robustness = [row for row in found if row.quantity == "effective_robustness"]
+    interval_rows = intervals.intervals(read, summary, rows, ["a"], "up", trends=trends)
+    robustness = [row for row in interval_rows if row.quantity == "effective_robustness"]
     assert len(robustness) >= 4
     for row in robustness:
         assert (row.value, row.low, row.high) == pytest.approx((0, 0, 0), abs=1e-3)
@@ -200,19 +210,23 @@ def test_what_both_models_say_alike_has_no_width(tmp_path):
     read = metrics.gather(grid(tmp_path, lambda *_: hits))
     trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
     rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
-    found = intervals.intervals(
+    interval_rows = intervals.intervals(
         read, metrics.summarise(read, SETS), rows, SETS, "up", trends=trends
     )
-    ends = {(r.quantity, r.low, r.high) for r in found if r.quantity in ("same_top1", "lost")}
+    ends = {
+        (r.quantity, r.low, r.high) for r in interval_rows if r.quantity in ("same_top1", "lost")
+    }
     assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
-    assert {(r.low, r.high) for r in found if r.quantity == "change"} == {(0, 0)}
-    assert not [row for row in found if row.quantity == "effective_robustness"]  # no trend line
+    assert {(r.low, r.high) for r in interval_rows if r.quantity == "change"} == {(0, 0)}
+    assert not [
+        row for row in interval_rows if row.quantity == "effective_robustness"
+    ]  # no trend line
 
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
     """Two sources in three keep their answer; a confidence of 0.9 is right half of the time."""
-    held = {"same_top1": 0, "calibration_error": 0}
+    covered = {"same_top1": 0, "calibration_error": 0}
     truth = {"same_top1": 100 * 2 / 3, "calibration_error": 40.0}
     repeats = 120
     for repeat in range(repeats):
@@ -228,19 +242,19 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
             if method == PRE:
                 start[on] = top1
             else:
-                kept = np.repeat(rng.random(n // 2) < 2 / 3, 2)
+                unchanged = np.repeat(rng.random(n // 2) < 2 / 3, 2)
                 swapped = np.where(start[on] == label, (label + 1) % 5, label)
-                top1 = np.where(kept, start[on], swapped)
+                top1 = np.where(unchanged, start[on], swapped)
             confident = np.full(n, 0.9, np.float32)
             pq.write_table(table(np.zeros(n), top1=top1, p_top1=confident), path)
             cells.append(cell(path, method, downstream, on))
         read = metrics.gather(cells)
         drawn = intervals._draws(read, {"a": read.predictions["a"]}, 300, 0)
-        for name in held:
+        for name in covered:
             (samples,) = [v for (what, c), v in drawn.items() if what == name and c.method != PRE]
             low, high, _ = bootstrap.ends(samples)
-            held[name] += low <= truth[name] <= high
-    assert all(0.87 <= count / repeats <= 0.995 for count in held.values()), held
+            covered[name] += low <= truth[name] <= high
+    assert all(0.87 <= count / repeats <= 0.995 for count in covered.values()), covered
 
 
 def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
@@ -254,8 +268,8 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
             path = tmp_path / f"{name}{when}.parquet"
             pq.write_table(table(hits[name, when]), path)
             banks[name].add(key, path)
-    found = outcome.change_draws(banks)
-    assert {len(samples) for samples in found.values()} == {metrics.MOST}  # of 30 sources
+    draws = outcome.change_draws(banks)
+    assert {len(samples) for samples in draws.values()} == {metrics.MOST}  # of 30 sources
     expected: dict = {name: [] for name in "ab"}
     for _ in range(4000):
         concepts = rng.integers(BINNED // 2, size=BINNED // 2)
@@ -264,8 +278,8 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
             post, pre = (hits[name, when][images] for when in ("post", "pre"))
             expected[name].append(100 * (post.mean() - pre.mean()))
     for name in "ab":
-        assert np.std(found[name]) == pytest.approx(np.std(expected[name]), rel=0.1)
-    together, apart = (np.mean([v["a"], v["b"]], axis=0) for v in (found, expected))
+        assert np.std(draws[name]) == pytest.approx(np.std(expected[name]), rel=0.1)
+    together, apart = (np.mean([v["a"], v["b"]], axis=0) for v in (draws, expected))
     assert bootstrap.ends(together).half_width == pytest.approx(
         bootstrap.ends(apart).half_width, rel=0.15
     )

@@ -34,9 +34,9 @@ def rows(before: np.ndarray, after: np.ndarray, sets) -> list[Accuracy]:
 
 
 def test_the_slides_worked_example():
-    others = [name for name in SLIDES if name != "IN-R"]
-    before = dict(zip(others, (66, 15, 28, 26, 66, 39, 56), strict=True)) | {"IN-R": 38}
-    after = dict(zip(others, (59, 21, 47, 32, 61, 51, 52), strict=True)) | {"IN-R": 99}
+    sets = [name for name in SLIDES if name != "IN-R"]
+    before = dict(zip(sets, (66, 15, 28, 26, 66, 39, 56), strict=True)) | {"IN-R": 38}
+    after = dict(zip(sets, (59, 21, 47, 32, 61, 51, 52), strict=True)) | {"IN-R": 99}
     assert metrics.robustness_improvement("IN-R", after, before, SLIDES) == pytest.approx(27 / 7)
 
 
@@ -62,17 +62,17 @@ def test_the_diagonal_and_the_upstream_set_are_no_part_of_ri():
 
 def test_summary_from_files(tmp_path):
     hits = random_hits()
-    kept: dict[tuple[str, str, str], np.ndarray] = {}
+    drawn: dict[tuple[str, str, str], np.ndarray] = {}
 
     def remember(*key):
-        return kept.setdefault(key, hits(*key))
+        return drawn.setdefault(key, hits(*key))
 
     summary = metrics.summarise(grid(tmp_path, remember), SETS)
     for row in summary.accuracy:
-        expected = 100 * kept[row.method, row.downstream, row.evaluated_on].mean()
+        expected = 100 * drawn[row.method, row.downstream, row.evaluated_on].mean()
         assert (row.n, row.accuracy) == (60, pytest.approx(expected))
     change = [
-        100 * (kept["fine_tune", i, j].mean() - kept["pre", "", j].mean())
+        100 * (drawn["fine_tune", i, j].mean() - drawn["pre", "", j].mean())
         for i, j in itertools.permutations(SETS, 2)
     ]
     (mri,) = summary.mri
@@ -81,13 +81,13 @@ def test_summary_from_files(tmp_path):
 
 
 def test_interval_agrees_with_a_loop_that_resamples_concepts(tmp_path):
-    kept: dict[tuple[str, str, str], np.ndarray] = {}
+    drawn: dict[tuple[str, str, str], np.ndarray] = {}
     hits = random_hits()
-    evaluations = grid(tmp_path, lambda *key: kept.setdefault(key, hits(*key)))
+    evaluations = grid(tmp_path, lambda *key: drawn.setdefault(key, hits(*key)))
     (mri,) = metrics.summarise(evaluations, SETS).mri
     change = np.mean(
         [
-            kept["fine_tune", i, j].astype(float) - kept["pre", "", j]
+            drawn["fine_tune", i, j].astype(float) - drawn["pre", "", j]
             for i, j in itertools.permutations(SETS, 2)
         ],
         axis=0,
@@ -104,14 +104,14 @@ def test_copies_of_one_source_widen_the_interval(tmp_path):
     (tmp_path / "shared").mkdir()
     shared = grid(tmp_path / "shared", lambda method, *_: base[method])
     (tmp_path / "own").mkdir()
-    own = grid(tmp_path / "own", lambda method, *_: base[method])
-    for evaluation in own:
+    separate = grid(tmp_path / "own", lambda method, *_: base[method])
+    for evaluation in separate:
         data = pq.read_table(evaluation.path)
         source = [f"{evaluation.evaluated_on}-{name}" for name in data["source"].to_pylist()]
         pq.write_table(data.set_column(1, "source", pa.array(source)), evaluation.path)
     width = [
         row.mri_high - row.mri_low
-        for cells in (shared, own)
+        for cells in (shared, separate)
         for row in metrics.summarise(cells, SETS).mri
     ]
     assert width[0] / width[1] == pytest.approx(np.sqrt(3), rel=0.15)
@@ -140,8 +140,8 @@ def test_a_constant_shift_has_an_interval_of_no_width(tmp_path):
 @given(st.integers(0, 2**31), st.integers(1, 7))
 def test_a_model_equal_to_the_pre_trained_one_has_mri_zero(tmp_path_factory, seed, n):
     folder = tmp_path_factory.mktemp("same")
-    kept = {on: np.random.default_rng([seed, k]).random(n) < 0.5 for k, on in enumerate("abcu")}
-    evaluations = grid(folder, lambda method, downstream, on: kept[on[0]])
+    drawn = {on: np.random.default_rng([seed, k]).random(n) < 0.5 for k, on in enumerate("abcu")}
+    evaluations = grid(folder, lambda method, downstream, on: drawn[on[0]])
     (mri,) = metrics.summarise(evaluations, SETS).mri
     assert (mri.mri, mri.mri_low, mri.mri_high) == (0, 0, 0)
 
@@ -240,9 +240,11 @@ def test_other_pixels_of_one_model_are_refused(tmp_path):
 
     for number in range(len(evaluations)):
         name_pack("one", number)
-    other = [replace(row, model="at another size", path=tmp_path / "b") for row in evaluations]
+    another_model = [
+        replace(row, model="at another size", path=tmp_path / "b") for row in evaluations
+    ]
     pq.write_table(pq.read_table(evaluations[0].path).replace_schema_metadata({}), tmp_path / "b")
-    metrics.summarise([*evaluations, *other], SETS)
+    metrics.summarise([*evaluations, *another_model], SETS)
     name_pack("two", -1)
     with pytest.raises(ValueError, match="are of different packs of one set") as caught:
         metrics.summarise(evaluations, SETS)
@@ -294,13 +296,13 @@ def test_csv(tmp_path):
     summary = metrics.summarise(evaluations, SETS)
     accuracy, mri = metrics.write_csv(tmp_path / "report", summary)
     with accuracy.open() as file:
-        found = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
     header = "model,method,variant,alpha,setting,downstream,evaluated_on,n,accuracy,headline"
-    assert ",".join(found[0]) == header
-    assert (found[0]["headline"], found[-1]["headline"]) == ("True", "False")
-    assert (found[0]["method"], found[0]["downstream"], found[0]["alpha"]) == ("pre", "", "")
-    assert (found[-1]["downstream"], found[-1]["alpha"], found[-1]["n"]) == ("c", "0.3", "60")
-    assert float(found[-1]["accuracy"]) == pytest.approx(summary.accuracy[-1].accuracy, abs=1e-6)
+    assert ",".join(rows[0]) == header
+    assert (rows[0]["headline"], rows[-1]["headline"]) == ("True", "False")
+    assert (rows[0]["method"], rows[0]["downstream"], rows[0]["alpha"]) == ("pre", "", "")
+    assert (rows[-1]["downstream"], rows[-1]["alpha"], rows[-1]["n"]) == ("c", "0.3", "60")
+    assert float(rows[-1]["accuracy"]) == pytest.approx(summary.accuracy[-1].accuracy, abs=1e-6)
     header = "model,method,variant,alpha,setting,mri,mri_low,mri_high,error,headline"
     assert mri.read_text().splitlines()[0] == header
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
@@ -319,30 +321,30 @@ def in_settings(cells, *settings):
 def test_snapshots_stand_beside_the_table_and_change_none_of_its_numbers(tmp_path):
     cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     plain = metrics.gather(cells)
-    both = metrics.gather(in_settings(cells, "", "step=16"))
+    with_snapshots = metrics.gather(in_settings(cells, "", "step=16"))
     lines = {}
-    for read in (plain, both):
+    for read in (plain, with_snapshots):
         summary = metrics.summarise(read, SETS)
         tables = summary.accuracy, summary.mri
-        (one,) = standings(*tables, sets=SETS, upstream="up", methods={})
-        lines[len(summary.mri)] = one.lines
+        (ranking,) = standings(*tables, sets=SETS, upstream="up", methods={})
+        lines[len(summary.mri)] = ranking.lines
         compared = certainty.compared(read, summary, SETS)
         assert {row.setting for row in compared} == {""} and len(compared) == 1 + len(SETS)
     assert lines[2] == lines[4]
-    assert {row.setting for row in both.accuracy} == {"", "step=16"}
+    assert {row.setting for row in with_snapshots.accuracy} == {"", "step=16"}
     with pytest.raises(ValueError, match=r"step=16 .* have different settings"):
         fine_tune, lwf = (line.arm for line in lines[2])
-        comparisons.compare(both, [(fine_tune, lwf._replace(setting="step=16"))], SETS)
+        comparisons.compare(with_snapshots, [(fine_tune, lwf._replace(setting="step=16"))], SETS)
 
 
 def test_a_campaign_of_settings_alone_has_a_line_for_each(tmp_path):
     cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     read = metrics.gather(in_settings(cells, "lr=0.1", "lr=0.01"))
     summary = metrics.summarise(read, SETS)
-    (one,) = standings(
+    (ranking,) = standings(
         summary.accuracy, summary.mri, sets=SETS, upstream="up", methods={"lwf": "LwF"}
     )
-    titles = [line.title for line in one.lines]
+    titles = [line.title for line in ranking.lines]
     assert titles == ["LwF, lr=0.1", "LwF, lr=0.01", "fine_tune, lr=0.1", "fine_tune, lr=0.01"]
     pairs = {
         (row.arm, row.against)
@@ -355,26 +357,26 @@ def test_a_campaign_of_settings_alone_has_a_line_for_each(tmp_path):
 def test_the_table_shows_the_row_that_the_recipe_names(tmp_path):
     """Alphas 0, 0.3 and 1 with 0.3 as headline: it is the row, and it is what is compared."""
     cells = grid(tmp_path, random_hits(), methods=("fine_tune", "wise_ft"))
-    others = [cell for cell in cells if cell.method != "wise_ft"]
+    without_wise = [cell for cell in cells if cell.method != "wise_ft"]
     wise = [
         replace(cell, alpha=alpha, headline=alpha == 0.3)
         for cell in cells
         if cell.method == "wise_ft"
         for alpha in (0.0, 0.3, 1.0)
     ]
-    read = metrics.gather([*others, *wise])
+    read = metrics.gather([*without_wise, *wise])
     summary = metrics.summarise(read, SETS)
-    (one,) = standings(
+    (ranking,) = standings(
         summary.accuracy, summary.mri, sets=SETS, upstream="up", methods={"wise_ft": "WiSE-FT"}
     )
-    titles = {line.arm.alpha: line.title for line in one.lines}
+    titles = {line.arm.alpha: line.title for line in ranking.lines}
     assert titles == {0.3: "WiSE-FT, alpha 0.3", None: "fine_tune"}
-    assert [line.arm.alpha for line in one.curves[0]] == [0.0, 0.3, 1.0]
+    assert [line.arm.alpha for line in ranking.curves[0]] == [0.0, 0.3, 1.0]
     compared = certainty.compared(read, summary, SETS)
     assert {row.alpha for row in compared} | {row.against_alpha for row in compared} == {None, 0.3}
     mixed = [replace(cell, headline=cell.downstream == "a") for cell in wise]
     with pytest.raises(ValueError, match=r"wise_ft alpha=0 .* headline .* for some sets"):
-        metrics.gather([*others, *mixed])
+        metrics.gather([*without_wise, *mixed])
 
 
 def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):
@@ -385,15 +387,17 @@ def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):
         for seed in (3, 4, 5)
     ]
     summary = metrics.summarise(several, SETS)
-    for row, *alone in zip(summary.accuracy, *(one.accuracy for one in single), strict=True):
+    for row, *alone in zip(
+        summary.accuracy, *(of_seed.accuracy for of_seed in single), strict=True
+    ):
         first = alone[0].accuracy
-        mean = first if row.method == "pre" else np.mean([one.accuracy for one in alone])
+        mean = first if row.method == "pre" else np.mean([of_seed.accuracy for of_seed in alone])
         assert (row.cell, row.n) == (alone[0].cell, 60)
         assert row.accuracy == pytest.approx(mean)
     fine = [row for row in summary.by_seed if row.method != "pre"]
     assert [row.seed for row in fine] == [3, 4, 5] * 12
     assert fine[4].accuracy == single[1].accuracy[5].accuracy
-    assert all(one.by_seed == () for one in single)
+    assert all(of_seed.by_seed == () for of_seed in single)
     paths = metrics.write_csv(tmp_path, summary)
     assert [path.name for path in paths] == ["accuracy.csv", "mri.csv", "seeds.csv"]
     assert paths[2].read_text().splitlines()[0] == (
@@ -411,13 +415,13 @@ def test_a_cell_that_lacks_a_seed_is_refused_by_name(tmp_path):
 
 def test_behaviour_is_against_the_pre_trained_model_and_only_on_the_same_images(tmp_path):
     cells = grid(tmp_path, random_hits())
-    own = next(one for one in cells if one.on_downstream)
-    pq.write_table(pq.read_table(own.path).slice(0, 20), own.path)
-    found = {row.cell: row for row in metrics.gather(cells[::-1]).behaviour}
+    on_downstream = next(cell for cell in cells if cell.on_downstream)
+    pq.write_table(pq.read_table(on_downstream.path).slice(0, 20), on_downstream.path)
+    behaviour = {row.cell: row for row in metrics.gather(cells[::-1]).behaviour}
     accuracy = {row.cell: row.accuracy for row in metrics.gather(cells).accuracy}
     before = {row.evaluated_on: value for row, value in accuracy.items() if row.method == "pre"}
-    for place, row in found.items():
-        if place.method == "pre" or place == own.cell:
+    for place, row in behaviour.items():
+        if place.method == "pre" or place == on_downstream.cell:
             assert row.agreement == (None,) * 4
             continue
         assert row.both_right + row.lost == pytest.approx(before[place.evaluated_on])
@@ -428,5 +432,5 @@ def test_behaviour_is_against_the_pre_trained_model_and_only_on_the_same_images(
 def test_the_stream_of_draws_stays_what_it_was(tmp_path):
     """Intervals published once must come out again: frozen when draws became Poisson counts."""
     (mri,) = metrics.summarise(grid(tmp_path, random_hits()), SETS).mri
-    found = (mri.mri, mri.mri_low, mri.mri_high)
-    assert found == pytest.approx((15.277777777777779, 7.5, 23.275862068965516))
+    interval = (mri.mri, mri.mri_low, mri.mri_high)
+    assert interval == pytest.approx((15.277777777777779, 7.5, 23.275862068965516))

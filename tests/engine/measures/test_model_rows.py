@@ -1,4 +1,4 @@
-"""Users' rows of accuracies: what is read, and how each mistake is told."""
+"""Users' rows of accuracies: what is read, and the line that names each mistake."""
 
 from __future__ import annotations
 

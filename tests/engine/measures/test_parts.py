@@ -41,8 +41,8 @@ def test_points_are_in_order_and_hold_mri_and_downstream_accuracy(tmp_path: Path
     accuracy = {row.cell: row.accuracy for row in grid.accuracy}
     for point in points:
         of_arm = [row for row in grid.accuracy if row.arm == point.arm]
-        own = [row.accuracy for row in of_arm if row.downstream == row.evaluated_on]
-        assert point.downstream == pytest.approx(np.mean(own)) and len(own) == 3
+        on_downstream = [row.accuracy for row in of_arm if row.downstream == row.evaluated_on]
+        assert point.downstream == pytest.approx(np.mean(on_downstream)) and len(on_downstream) == 3
         assert point.mri in summary.mri
         changes = [
             row.accuracy

@@ -101,8 +101,10 @@ def test_the_loss_and_its_gradients_are_open_clips(grid, words):
     gradients["text.logit_scale"] = gradients.pop("log_scale_1")[0]
     for name, parameter in model.named_parameters():
         prefix = "net." if name.startswith("visual.") else "text."
-        found = gradients.pop(prefix + name)
-        torch.testing.assert_close(found.double(), parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+        gradient = gradients.pop(prefix + name)
+        torch.testing.assert_close(
+            gradient.double(), parameter.grad, rtol=1e-3, atol=1e-6, msg=name
+        )
     assert not gradients  # not the head, which is made anew
     assert model.logit_scale.grad.abs() > 1e-4
 
@@ -127,9 +129,9 @@ def test_a_cell_is_the_tuned_tower_under_the_head_of_the_tuned_text_tower(grid, 
         descent.step()
     trained = weights(cell)
     for name, parameter in model.visual.named_parameters():
-        moved = parameter.detach() - start[f"visual.{name}"]
-        found = trained[f"visual.{name}"].double() - start[f"visual.{name}"]
-        assert (found - moved).norm() <= 2e-3 * moved.norm() + 1e-6, name
+        expected = parameter.detach() - start[f"visual.{name}"]
+        actual = trained[f"visual.{name}"].double() - start[f"visual.{name}"]
+        assert (actual - expected).norm() <= 2e-3 * expected.norm() + 1e-6, name
     with torch.no_grad():
         head_EC = open_clip.build_zero_shot_classifier(
             model, open_clip.get_tokenizer("tiny-clip"), CLASSES, TEMPLATES[:1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import CONV, Prepared, grid, prepared
-from plain_losses import LORA_PAPER, ON_FEW, SLACK, check, cross_entropy, some
+from plain_losses import LORA_PAPER, ON_FEW, SLACK, check, cross_entropy, selected
 from torch import nn
 
 from engine import models
@@ -75,7 +75,7 @@ def grown(case: Prepared) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "others"),
+    ("extra", "also_trained"),
     [
         (("method.variant=canonical",), ("head.weight", "head.bias")),
         (("method.variant=canonical", "method.train_head=false"), ()),
@@ -83,14 +83,14 @@ def grown(case: Prepared) -> None:
         (("method.variant=paper",), LORA_PAPER),
     ],
 )
-def test_lora_adds_low_rank_factors_to_query_and_value(grid, extra, others):
+def test_lora_adds_low_rank_factors_to_query_and_value(grid, extra, also_trained):
     case = prepared(grid, "method=lora", *extra)
     grown(case)
     trained = with_factors(case, QueryValue)
     assert len(trained) == 2 * len(case.net.blocks)
-    wanted_B = cross_entropy(case.net(case.x), case.y, ON_FEW in extra)
+    expected_B = cross_entropy(case.net(case.x), case.y, ON_FEW in extra)
     # `norm.weight` of the method's net is a plain parameter, so names agree with the reference's.
-    check(case, wanted_B, trained | some(case.net, *others))
+    check(case, expected_B, trained | selected(case.net, *also_trained))
     assert case.method.recipe.scale == (2 if "method.scale=2" in extra else 1 / 8)
 
 
@@ -100,8 +100,8 @@ def test_lora_of_a_convolutional_model_sits_on_its_pointwise_convolutions(grid):
     pointwise = [m for m in case.net.modules() if getattr(m, "kernel_size", 0) == (1, 1)]
     trained = with_factors(case, Pointwise)
     assert len(trained) == 2 * len(pointwise) > 0
-    wanted_B = cross_entropy(case.net(case.x), case.y)
-    check(case, wanted_B, trained | some(case.net, "classifier.weight", "classifier.bias"))
+    expected_B = cross_entropy(case.net(case.x), case.y)
+    check(case, expected_B, trained | selected(case.net, "classifier.weight", "classifier.bias"))
 
 
 def test_lora_refuses_what_it_cannot_adapt(grid):

@@ -36,8 +36,8 @@ def state(builder: Builder, method: str, seed: int = 0) -> State:
     return {k: t.double().numpy() for k, t in weights(cell).items()}
 
 
-def close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+def close(actual: np.ndarray, expected: np.ndarray, name: str) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("arch", [VIT, CONV])
@@ -69,9 +69,9 @@ def test_lines_of_whole_scale_is_fine_tuning_and_of_none_the_pre_trained_model(g
         grid.build(*FEW, "method=lines", f"method.alpha={alpha}", "method.beta=0")
         for alpha in (1, 0)
     )
-    wanted = weights(tuned[0].cell("fine_tune"))
+    expected = weights(tuned[0].cell("fine_tune"))
     for name, tensor in weights(tuned[1]).items():
-        torch.testing.assert_close(tensor, wanted[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
     assert same(weights(pre[1]), pre[0].base.state())
 
 
@@ -159,9 +159,9 @@ def test_ties_trims_elects_and_averages(grid, density):
     vectors = [v.astype(np.float32).astype(float) for v in vectors]  # ties of trimming alike
     places = np.random.default_rng(0).permutation(len(vectors[0]))[:5000]
     change = 0.7 * merged_by_ties(vectors, density, places)
-    found = (flat(merged) - flat(before))[places]
+    actual = (flat(merged) - flat(before))[places]
     assert (change == 0).mean() > 0.3 if density < 1 else (change == 0).mean() < 0.1
-    wrong = np.abs(found - change) > 1e-6
+    wrong = np.abs(actual - change) > 1e-6
     assert wrong.mean() < 1e-4 and np.abs(change).max() > 1e-3
 
 
@@ -182,8 +182,8 @@ def test_task_arithmetic_adds_the_scaled_sum_of_task_vectors(grid):
     builder, before, merged, parameters = built(grid, "method=task_arithmetic")
     members = [state(builder, method) for method in ("fine_tune", "ewc", "lwf")]
     for name in parameters:
-        wanted = before[name] + 0.4 * sum(member[name] - before[name] for member in members)
-        close(merged[name], wanted, name)
+        expected = before[name] + 0.4 * sum(member[name] - before[name] for member in members)
+        close(merged[name], expected, name)
 
 
 def test_a_merge_is_a_cell_with_weights_that_soups_take(grid):

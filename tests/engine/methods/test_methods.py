@@ -24,7 +24,7 @@ from grids import (
     same,
     weights,
 )
-from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything, some
+from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything, selected
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,8 +39,8 @@ __all__ = ["grid"]
 @pytest.mark.parametrize("downstream", ["outline", "few"])
 def test_fine_tuning_is_the_cross_entropy_over_the_classes_of_the_set(grid, arch, downstream):
     case = prepared(grid, f"model.arch={arch}", f"downstream={downstream}")
-    wanted_B = cross_entropy(case.net(case.x), case.y, downstream == "few")
-    check(case, wanted_B, everything(case.net))
+    expected_B = cross_entropy(case.net(case.x), case.y, downstream == "few")
+    check(case, expected_B, everything(case.net))
     if downstream == "few":
         absent = [i for i in range(len(CLASSES)) if i not in PLACES]
         head = models.head(case.method.net)
@@ -58,16 +58,16 @@ def test_a_linear_probe_has_the_cross_entropy_and_trains_what_its_variant_says(
     names = ["head.weight", "head.bias"]
     if variant == "paper":
         names += ["cls_token", "pos_embed", "norm.weight", "norm.bias"]
-    wanted_B = cross_entropy(case.net(case.x), case.y, downstream == "few")
-    check(case, wanted_B, some(case.net, *names))
+    expected_B = cross_entropy(case.net(case.x), case.y, downstream == "few")
+    check(case, expected_B, selected(case.net, *names))
     assert not case.method.net.training
 
 
 def test_a_paper_probe_of_a_convolutional_model_is_its_head(grid):
     arch = f"model.arch={CONV}"
     case = prepared(grid, arch, "method=linear_probe", "method.variant=paper")
-    wanted_B = cross_entropy(case.net(case.x), case.y)
-    check(case, wanted_B, some(case.net, "classifier.weight", "classifier.bias"))
+    expected_B = cross_entropy(case.net(case.x), case.y)
+    check(case, expected_B, selected(case.net, "classifier.weight", "classifier.bias"))
 
 
 @pytest.mark.parametrize("downstream", ["outline", "few"])
@@ -81,11 +81,11 @@ def test_a_prompt_is_a_frame_that_is_added_after_normalisation(grid, downstream)
     assert not canvas[:, ~frame].any()
     assert canvas[:, frame].std() == pytest.approx(1, abs=0.1)  # N(0, 1)
     canvas.requires_grad_(True)
-    wanted_B = cross_entropy(case.net(case.x + canvas), case.y, downstream == "few")
+    expected_B = cross_entropy(case.net(case.x + canvas), case.y, downstream == "few")
     losses_B = case.method(case.batch)
-    torch.testing.assert_close(losses_B.double(), wanted_B, **SLACK)
+    torch.testing.assert_close(losses_B.double(), expected_B, **SLACK)
     losses_B.mean().backward()
-    wanted_B.mean().backward()
+    expected_B.mean().backward()
     trained = {n: p for n, p in case.method.named_parameters() if p.requires_grad}
     assert set(trained) == {"prompt"} and not case.method.net.training
     torch.testing.assert_close(
@@ -127,9 +127,11 @@ def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
     case = prepared(grid, "method=lwf", f"method.variant={variant}", *extra)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
-        for mine, theirs in zip(case.method.net.parameters(), case.net.parameters(), strict=True):
-            mine += 0.05 * torch.randn(mine.shape, generator=generator)
-            theirs.copy_(mine)
+        for parameter, twin in zip(
+            case.method.net.parameters(), case.net.parameters(), strict=True
+        ):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            twin.copy_(parameter)
     few = ON_FEW in extra
     temperature, weight = (3, 0.4) if len(extra) == 2 else (2, 1.0)
     teacher_BC = reference(case.before)(case.x).detach()
@@ -142,8 +144,8 @@ def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
     ).sum(dim=1)
     assert divergence_B.mean() > 1e-3
     squared = temperature**2 if variant == "canonical" else 1
-    wanted_B = cross_entropy(student_BC, case.y, few) + weight * squared * divergence_B
-    check(case, wanted_B, everything(case.net))
+    expected_B = cross_entropy(student_BC, case.y, few) + weight * squared * divergence_B
+    check(case, expected_B, everything(case.net))
 
 
 def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor]:
@@ -152,9 +154,9 @@ def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor
     index = case.builder.upstream.split("train")
     sums = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     for i in index:
-        one = np.array([i])
+        single = np.array([i])
         loss = F.cross_entropy(
-            net(images(grid, "upstream", one, arch)), labels(grid, "upstream", one)
+            net(images(grid, "upstream", single, arch)), labels(grid, "upstream", single)
         )
         for name, g in zip(sums, torch.autograd.grad(loss, list(net.parameters())), strict=True):
             sums[name] += g**2
@@ -178,11 +180,11 @@ class Matrices(TorchDispatchMode):
 def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkeypatch):
     builder = grid.builder()
     builder.features(builder.base, builder.target, training=True)  # made, and read from now on
-    with Matrices() as made:
+    with Matrices() as matrices:
         case = prepared(grid, "method=lwf")
         case.method.loss(case.batch)
-    assert (len(case.batch), len(CLASSES)) in made.shapes
-    assert (len(builder.target.pack), len(CLASSES)) not in made.shapes
+    assert (len(case.batch), len(CLASSES)) in matrices.shapes
+    assert (len(builder.target.pack), len(CLASSES)) not in matrices.shapes
     key = features.key_of(builder.run, builder.base, builder.target)
     monkeypatch.setattr(features, "key_of", lambda *_, **__: key)
     elsewhere = dataclasses.replace(builder.run, device=torch.device("meta"))
@@ -192,13 +194,13 @@ def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkey
 @pytest.mark.parametrize("arch", ["test_vit", CONV])
 def test_the_fisher_is_the_mean_of_squared_per_image_gradients(grid, arch):
     case = prepared(grid, f"model.arch={arch}", "method=ewc", "method.fisher_labels=data")
-    wanted = loop_fisher(grid, case, arch)
-    found = case.builder.fisher(0, "data")
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
+    expected = loop_fisher(grid, case, arch)
+    fisher = case.builder.fisher(0, "data")
+    assert fisher.keys() == expected.keys()
+    for name, values in expected.items():
         peak = values.abs().max().item()
         torch.testing.assert_close(
-            found[name].double(), values, rtol=1e-3, atol=1e-4 * peak + 1e-14
+            fisher[name].double(), values, rtol=1e-3, atol=1e-4 * peak + 1e-14
         )
 
 
@@ -269,14 +271,14 @@ def test_ewc_steps_down_its_loss_with_the_penalty_in_it(grid, variant, optimizer
         descent.zero_grad()
         (F.cross_entropy(net(x), y) + lam * pull).backward()
         descent.step()
-    moved = {n: p.detach() - anchor[n] for n, p in net.named_parameters()}
-    found = {n: w.double() - anchor[n] for n, w in weights(cell).items()}
-    assert distance(found, moved) < 1e-4
+    expected = {n: p.detach() - anchor[n] for n, p in net.named_parameters()}
+    actual = {n: w.double() - anchor[n] for n, w in weights(cell).items()}
+    assert distance(actual, expected) < 1e-4
     plain = weights(
         grid.build(*words, "method.lam=0", f"train.epochs={steps}", "train.batch_size=25")[1]
     )
     without = {n: w.double() - anchor[n] for n, w in plain.items()}
-    assert distance(without, moved) > 1e-2, "the penalty is too weak for this test to see"
+    assert distance(without, expected) > 1e-2, "the penalty is too weak for this test to see"
 
 
 def test_lp_ft_starts_at_the_finished_probe(grid):

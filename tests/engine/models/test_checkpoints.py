@@ -7,7 +7,6 @@ import dataclasses
 import io
 import os
 import pickle
-import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import full_disk
 from safetensors.torch import load_file
 
 from engine import models, recipe
@@ -36,45 +36,43 @@ def state(arch: str = "test_vit", classes: int = 5, size: int = 32) -> dict[str,
 
 
 def backbone(recipe: ModelRecipe, folder: Path) -> dict[str, torch.Tensor]:
-    made = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
-    return load_file(made.file(tensors.WEIGHTS))
+    artifact = checkpoints.backbone(recipe, Store(folder / "store"), folder / "cache", seed=0)
+    return load_file(artifact.file(tensors.WEIGHTS))
 
 
-def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return actual.keys() == expected.keys() and all(
+        torch.equal(actual[k], expected[k]) for k in expected
+    )
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet", "test_resnet"])
 def test_own_file_keeps_its_tensors_and_its_head(arch: str, tmp_path: Path) -> None:
-    wanted = state(arch)
-    tensors.save(wanted, tmp_path / "own.safetensors")
-    assert same(backbone(model(tmp_path / "own.safetensors", arch), tmp_path), wanted)
+    expected = state(arch)
+    tensors.save(expected, tmp_path / "own.safetensors")
+    assert same(backbone(model(tmp_path / "own.safetensors", arch), tmp_path), expected)
 
 
 @pytest.mark.parametrize("source", ["timm", "pypi"])
 def test_own_file_stands_in_for_a_download(source: str, tmp_path: Path) -> None:
-    wanted, path = state(), tmp_path / "own.safetensors"
-    tensors.save(wanted, path)
+    expected, path = state(), tmp_path / "own.safetensors"
+    tensors.save(expected, path)
     options = model(path)
     weights = dataclasses.replace(options.weights, source=source)
-    assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), wanted)
+    assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), expected)
 
 
 def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
-    wanted = {k: v for k, v in state().items() if k != "head.bias"}
-    tensors.save(wanted, tmp_path / "own.safetensors")
+    expected = {k: v for k, v in state().items() if k != "head.bias"}
+    tensors.save(expected, tmp_path / "own.safetensors")
     with pytest.raises(ValueError, match=r"own\.safetensors does not fit .*head\.bias is missing"):
         backbone(model(tmp_path / "own.safetensors"), tmp_path)
 
 
 def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room"):
-            tensors.save(state(), tmp_path / "own.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room")
+    with full_disk(), failure:
+        tensors.save(state(), tmp_path / "own.safetensors")
 
 
 def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None:
@@ -88,41 +86,41 @@ def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None
 def test_checkpoints_as_training_scripts_write_them(
     wrapped: str, prefix: str, tmp_path: Path
 ) -> None:
-    wanted, path = state(), tmp_path / "own.pth"
-    held = {prefix + name: tensor for name, tensor in wanted.items()}
+    expected, path = state(), tmp_path / "own.pth"
+    named = {prefix + name: tensor for name, tensor in expected.items()}
     options = argparse.Namespace(lr=0.1, opt="sgd")
     beside = {"epoch": 3, "args": options, "optimizer": {"state": {0: {"step": 7}}}}
-    torch.save({wrapped: held, **beside} if wrapped else held, path)
-    assert same(backbone(model(path), tmp_path), wanted) and formats.names(path) == {*wanted}
-    tensors.save(held, path := tmp_path / "own.safetensors")
-    assert same(backbone(model(path), tmp_path), wanted) and formats.names(path) == {*wanted}
+    torch.save({wrapped: named, **beside} if wrapped else named, path)
+    assert same(backbone(model(path), tmp_path), expected) and formats.names(path) == {*expected}
+    tensors.save(named, path := tmp_path / "own.safetensors")
+    assert same(backbone(model(path), tmp_path), expected) and formats.names(path) == {*expected}
 
 
 def test_headless_backbone_gets_a_fresh_head(tmp_path: Path) -> None:
-    wanted = {k: v for k, v in state().items() if not k.startswith("head.")}
-    tensors.save(wanted, tmp_path / "own.safetensors")
-    found = backbone(model(tmp_path / "own.safetensors"), tmp_path)
-    assert found.keys() == state().keys()
-    assert same({k: found[k] for k in wanted}, wanted)
+    expected = {k: v for k, v in state().items() if not k.startswith("head.")}
+    tensors.save(expected, tmp_path / "own.safetensors")
+    actual = backbone(model(tmp_path / "own.safetensors"), tmp_path)
+    assert actual.keys() == state().keys()
+    assert same({k: actual[k] for k in expected}, expected)
 
 
 def test_order_fits_tensors_of_other_names(tmp_path: Path) -> None:
-    wanted = state("test_efficientnet")
-    renamed = {f"layer.{i:03}": tensor for i, tensor in enumerate(wanted.values())}
+    expected = state("test_efficientnet")
+    renamed = {f"layer.{i:03}": tensor for i, tensor in enumerate(expected.values())}
     torch.save(renamed, tmp_path / "own.pth")
     options = model(tmp_path / "own.pth", "test_efficientnet", "order")
     head = models.head_names(models.create(options, 5))
-    found = backbone(options, tmp_path)
-    assert same(found, wanted) and found[head[1]].shape == (5,)
+    actual = backbone(options, tmp_path)
+    assert same(actual, expected) and actual[head[1]].shape == (5,)
     torch.save(dict(list(renamed.items())[:-1]), tmp_path / "short.pth")
-    with pytest.raises(ValueError, match=rf"short\.pth has {len(wanted) - 1} tensors"):
+    with pytest.raises(ValueError, match=rf"short\.pth has {len(expected) - 1} tensors"):
         backbone(model(tmp_path / "short.pth", "test_efficientnet", "order"), tmp_path)
 
 
 def test_position_embedding_follows_the_image_size(tmp_path: Path) -> None:
     tensors.save(state(size=64), tmp_path / "own.safetensors")
-    found = backbone(model(tmp_path / "own.safetensors"), tmp_path)
-    assert found["pos_embed"].shape == state()["pos_embed"].shape
+    actual = backbone(model(tmp_path / "own.safetensors"), tmp_path)
+    assert actual["pos_embed"].shape == state()["pos_embed"].shape
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
@@ -150,7 +148,7 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Pat
     torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     refused = []
-    for _ in range(40):  # some hit numbers alone, which nothing can tell
+    for _ in range(40):  # a bit in a number alone cannot be noticed
         damaged = whole.copy()
         damaged[random.integers(0, min(2000, len(whole)), 20)] = random.integers(0, 256, 20)
         path.write_bytes(damaged.tobytes())
@@ -224,14 +222,16 @@ def test_backbone_is_made_once_and_named_by_what_matters(tmp_path: Path) -> None
     tensors.save(state(), tmp_path / "own.safetensors")
     options = model(tmp_path / "own.safetensors")
     store = Store(tmp_path / "store")
-    made = checkpoints.backbone(options, store, tmp_path, 0)
+    backbone = checkpoints.backbone(options, store, tmp_path, 0)
     renamed = dataclasses.replace(options, name="other")
-    assert checkpoints.backbone(renamed, store, tmp_path, 7) == made
+    assert checkpoints.backbone(renamed, store, tmp_path, 7) == backbone
     pixels = dataclasses.replace(options, crop=0.7, crop_mode="squash", interpolation="nearest")
-    assert checkpoints.backbone(pixels, store, tmp_path, 0) == made, "cells know them by packs"
-    for own in ({"mean": [0.1] * 3}, {"std": [0.2] * 3}, {"channels_last": True}):
-        other = dataclasses.replace(options, **own)
-        assert checkpoints.backbone(other, store, tmp_path, 0) != made, "packs do not tell these"
+    assert checkpoints.backbone(pixels, store, tmp_path, 0) == backbone, "cells know them by packs"
+    for changes in ({"mean": [0.1] * 3}, {"std": [0.2] * 3}, {"channels_last": True}):
+        changed = dataclasses.replace(options, **changes)
+        assert checkpoints.backbone(changed, store, tmp_path, 0) != backbone, (
+            "packs do not tell these"
+        )
     random = dataclasses.replace(options, weights=WeightsRecipe(source="random"))
     pair = [checkpoints.backbone(random, store, tmp_path, seed) for seed in (0, 1, 0)]
     assert pair[0] == pair[2] and pair[0].name != pair[1].name
@@ -251,22 +251,22 @@ def test_dinov2_graph_is_mapped_to_timms_names() -> None:
     torch.manual_seed(0)
     arch = {"arch": "vit_small_patch14_dinov2", "image_size": 28}
     net = models.create(ModelRecipe(name="d", **arch), 0)
-    wanted = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
+    expected = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
     tensors, nodes = [], []
-    for name, value in reversed(exported(wanted).items()):  # whatever the order
+    for name, value in reversed(exported(expected).items()):  # whatever the order
         key = name if not name.endswith("/MatMul") else f"onnx::MatMul_{len(nodes)}"
         if key != name:
             nodes.append(onnx.helper.make_node("MatMul", ["x", key], ["y"], name=name))
         tensors.append(onnx.numpy_helper.from_array(value.numpy(), key))
     graph = onnx.helper.make_graph(nodes, "dino", [], [], initializer=tensors)
     data = onnx.helper.make_model(graph).SerializeToString()
-    assert same(formats.dinov2_onnx(data), wanted)
+    assert same(formats.dinov2_onnx(data), expected)
 
 
 def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the exporter writes: vectors by name, matrices transposed, by the node they serve."""
     top = "backbone.embeddings."
-    found = {
+    written = {
         f"{top}cls_token": state["cls_token"],
         f"{top}patch_embeddings.projection.weight": state["patch_embed.proj.weight"],
         f"{top}patch_embeddings.projection.bias": state["patch_embed.proj.bias"],
@@ -282,16 +282,16 @@ def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         matrices += [state[f"{old}mlp.fc1.weight"], state[f"{old}mlp.fc2.weight"]]
         users = [*(f"attention/attention/{part}" for part in parts), "attention/output/dense"]
         for user, matrix in zip([*users, "mlp/fc1", "mlp/fc2"], matrices, strict=True):
-            found[f"/backbone/encoder/layer.{i}/{user}/MatMul"] = matrix.T.contiguous()
+            written[f"/backbone/encoder/layer.{i}/{user}/MatMul"] = matrix.T.contiguous()
         for part, bias in zip(parts, state[f"{old}attn.qkv.bias"].chunk(3), strict=True):
-            found[f"{new}attention.attention.{part}.bias"] = bias.clone()
-        found[f"{new}attention.output.dense.bias"] = state[f"{old}attn.proj.bias"]
+            written[f"{new}attention.attention.{part}.bias"] = bias.clone()
+        written[f"{new}attention.output.dense.bias"] = state[f"{old}attn.proj.bias"]
         for number in (1, 2):
-            found[f"{new}mlp.fc{number}.bias"] = state[f"{old}mlp.fc{number}.bias"]
-            found[f"{new}layer_scale{number}.lambda1"] = state[f"{old}ls{number}.gamma"]
+            written[f"{new}mlp.fc{number}.bias"] = state[f"{old}mlp.fc{number}.bias"]
+            written[f"{new}layer_scale{number}.lambda1"] = state[f"{old}ls{number}.gamma"]
             for kind in ("weight", "bias"):
-                found[f"{new}norm{number}.{kind}"] = state[f"{old}norm{number}.{kind}"]
-    return found
+                written[f"{new}norm{number}.{kind}"] = state[f"{old}norm{number}.{kind}"]
+    return written
 
 
 def test_dinov2_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,8 +305,8 @@ def test_dinov2_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 def test_photos_tell_the_right_variant_from_the_wrong(tmp_path: Path) -> None:
     """The wrong variant's tensors have the same shapes in the same order: only photos tell."""
     right = recipe.load("emoji/fine_tune").model
-    made = checkpoints.backbone(right, Store(tmp_path), cache_folder(), 0)
-    assert made.file(tensors.WEIGHTS).is_file()
+    artifact = checkpoints.backbone(right, Store(tmp_path), cache_folder(), 0)
+    assert artifact.file(tensors.WEIGHTS).is_file()
     for wrong in (
         dataclasses.replace(right, arch="efficientnet_lite0", mean=[0.5] * 3, std=[0.5] * 3),
         dataclasses.replace(right, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),

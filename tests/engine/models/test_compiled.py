@@ -28,26 +28,26 @@ ALWAYS = ("train.compile=always", "evaluate.compile=always")
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Name of what is compiled, a line a graph; the graphs themselves run uncompiled.
+    """A name for each graph that is compiled; the graphs themselves run uncompiled.
 
     What is traced, and how often, is decided before a backend sees it.
     """
-    made: list[str] = []
+    names: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
-        made.append(f"{len(list(graph.graph.nodes))} nodes")
+        names.append(f"{len(list(graph.graph.nodes))} nodes")
         return graph
 
     real = torch.compile
 
     def compile(function: object = None, **options: object) -> object:
-        own = {"backend": backend} if "mode" in options else options  # others compile too
-        return real(function, **own)  # type: ignore[call-overload]
+        chosen = {"backend": backend} if "mode" in options else options  # others compile too
+        return real(function, **chosen)  # type: ignore[call-overload]
 
     monkeypatch.setattr(torch, "compile", compile)
     torch._dynamo.reset()
     counters.clear()
-    yield made
+    yield names
     assert not counters["graph_break"] and not counters["unimplemented"]
     torch._dynamo.reset()
 
@@ -67,13 +67,13 @@ def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs:
 @pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
 def test_the_graph_says_what_the_model_says(arch: str, graphs: list[str]) -> None:
     recipe = ModelRecipe(name="m", arch=arch, image_size=64)
-    plain, own = (models.create(recipe, 5).eval() for _ in range(2))
-    models.load_state(own, plain.state_dict(), "plain")
-    compiled.in_place(own, "always", CPU)
-    assert own.state_dict().keys() == plain.state_dict().keys()
+    plain, traced = (models.create(recipe, 5).eval() for _ in range(2))
+    models.load_state(traced, plain.state_dict(), "plain")
+    compiled.in_place(traced, "always", CPU)
+    assert traced.state_dict().keys() == plain.state_dict().keys()
     for size in (4, 1, 3):
         x = torch.randn(size, 3, 64, 64)
-        torch.testing.assert_close(own(x), plain(x))
+        torch.testing.assert_close(traced(x), plain(x))
     assert len(graphs) == 1
 
 
@@ -106,8 +106,14 @@ def test_a_bank_of_many_models_takes_one_graph(grid: Grid, graphs: list[str]) ->
     passes.evaluate(plain.run, mixes, SETS, "all")
     assert len(graphs) == 1
     for mix in mixes:
-        ours, theirs = (passes.find(one.run, mix, "few", "all") for one in (builder, plain))
-        assert ours is not None and theirs is not None and ours.name != theirs.name
+        with_graph, without_graph = (
+            passes.find(each.run, mix, "few", "all") for each in (builder, plain)
+        )
+        assert (
+            with_graph is not None
+            and without_graph is not None
+            and with_graph.name != without_graph.name
+        )
 
 
 def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str]) -> None:
@@ -119,8 +125,14 @@ def test_features_come_from_the_graph_of_the_bank(grid: Grid, graphs: list[str])
     assert len(graphs) == 1
     passes.evaluate(plain.run, mixes, ["tinted"], "all")
     for mix in mixes:
-        ours, theirs = (passes.find(one.run, mix, "tinted", "all") for one in (builder, plain))
-        assert ours is not None and theirs is not None and ours.name != theirs.name
+        with_graph, without_graph = (
+            passes.find(each.run, mix, "tinted", "all") for each in (builder, plain)
+        )
+        assert (
+            with_graph is not None
+            and without_graph is not None
+            and with_graph.name != without_graph.name
+        )
 
 
 def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -> None:
@@ -128,11 +140,11 @@ def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -
     recipe = ModelRecipe(name="m", arch=VIT, image_size=32)
     net = compiled.in_place(models.create(recipe, 5), "always", CPU)
     net(torch.randn(2, 3, 32, 32)).sum().backward()
-    gone = weakref.ref(net)
+    reference = weakref.ref(net)
     gc.disable()
     try:
         del net
-        assert gone() is None and graphs
+        assert reference() is None and graphs
     finally:
         gc.enable()
 
@@ -144,13 +156,13 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid: Grid, tmp_path: Path) -
     builder, cell = runs.build(*ALWAYS)
     assert distance(weights(cell), weights(plain)) < 1e-5
     mix = {cell.name: 1.0}
-    for one in (builder, runs.builder("train.compile=always")):
-        passes.evaluate(one.run, [mix], ["few"], "all")
-    ours, theirs = (
-        pq.read_table(passes.predicted(one.run, mix, "few", "all"))["margin"].to_numpy()
-        for one in (builder, runs.builder("train.compile=always"))
+    for each in (builder, runs.builder("train.compile=always")):
+        passes.evaluate(each.run, [mix], ["few"], "all")
+    with_graph, without_graph = (
+        pq.read_table(passes.predicted(each.run, mix, "few", "all"))["margin"].to_numpy()
+        for each in (builder, runs.builder("train.compile=always"))
     )
-    assert 0 < np.abs(ours - theirs).max() < 1e-4, "compiled, it rounds otherwise"
+    assert 0 < np.abs(with_graph - without_graph).max() < 1e-4, "compiled, it rounds otherwise"
 
 
 def test_who_compiles() -> None:
@@ -174,8 +186,8 @@ def test_precision_of_a_device() -> None:
     assert [precision.resolve("auto", device) for device in (CPU, gpu)] == ["fp32", "bf16"]
     assert precision.resolve("fp32", gpu) == "fp32"
     layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
-    for asked, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16)):
-        with precision.autocast(asked, CPU):
+    for setting, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16)):
+        with precision.autocast(setting, CPU):
             assert layer(x).dtype == dtype and layer.weight.dtype == torch.float32
 
 

@@ -25,16 +25,16 @@ def drawn(net):
     return net.eval()
 
 
-def check(net, x, left=0):
+def check(net, x, norms_left=0):
     torch.manual_seed(0)
     drawn(net)
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with torch.no_grad():
-        right = net.double()(x.double())
+        expected = net.double()(x.double())
         folded = Folded(net.float())
-        found = folded.given(folded.state(state), x)
-    assert len(norms(folded)) == left
-    torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5)
+        actual = folded.given(folded.state(state), x)
+    assert len(norms(folded)) == norms_left
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -60,33 +60,33 @@ def test_what_a_network_derives_from_its_weights_goes_with_them():
             if "attention_biases" in name:
                 nn.init.normal_(parameter)
     x = torch.randn(1, 3, 224, 224)
-    states = [{name: one.clone() for name, one in net.state_dict().items()} for net in nets]
+    states = [{name: tensor.clone() for name, tensor in net.state_dict().items()} for net in nets]
     with torch.no_grad():
-        right = [net(x) for net in nets]
+        logits = [net(x) for net in nets]
         folded = Folded(nets[0])
         states = [folded.state(state) for state in states]
-        for state, said in zip(states * 2, right * 2, strict=True):
-            found = folded.given(state, x)
-            torch.testing.assert_close(found, said, rtol=1e-3, atol=1e-4)
+        for state, expected in zip(states * 2, logits * 2, strict=True):
+            actual = folded.given(state, x)
+            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_traced_stays_as_it_is():
     net = timm.create_model("mobilevit_xxs", num_classes=7)
-    check(net, torch.randn(1, 3, 64, 64), left=len(norms(net)))
+    check(net, torch.randn(1, 3, 64, 64), norms_left=len(norms(net)))
 
 
 def test_a_convolution_that_standardises_its_weights_keeps_its_norm():
     net = nn.Sequential(timm.layers.StdConv2d(3, 4, 3), nn.BatchNorm2d(4))
-    check(net, torch.randn(2, 3, 6, 6), left=1)
+    check(net, torch.randn(2, 3, 6, 6), norms_left=1)
     check(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
         torch.randn(2, 3, 6, 6),
-        left=1,
+        norms_left=1,
     )
 
 
 class Shared(nn.Module):
-    """What its convolution returns is wanted twice."""
+    """Two operations read what its convolution returns."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +110,7 @@ class Looped(Shared):
 
 @pytest.mark.slow
 def test_a_tower_of_open_clip_says_the_same():
-    """Its head asks which device it is on, which a tracer cannot say."""
+    """Its head reads the device, which a tracer cannot follow."""
     pytest.importorskip("open_clip", reason="the extra [clip]")
     check(
         models.create(ModelRecipe(name="m", arch="open_clip:RN50"), 7), torch.randn(1, 3, 224, 224)
@@ -120,7 +120,7 @@ def test_a_tower_of_open_clip_says_the_same():
 def test_a_norm_stays_where_it_must():
     preactivated = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     for net in (preactivated, Shared(), Twice(), Looped()):
-        check(net, torch.randn(2, 4, 5, 5), left=1)
+        check(net, torch.randn(2, 4, 5, 5), norms_left=1)
 
 
 def test_a_convolutions_own_bias_is_kept():
@@ -132,7 +132,7 @@ def test_a_folded_mix_takes_the_memory_of_one_model():
     net = drawn(timm.create_model("resnet18", num_classes=7))
     rows, layout = interpolation.flatten([net.state_dict()])
     row = rows[0].clone()
-    found = Folded(net).state(interpolation.views(row, layout))
-    storages = [tensor.untyped_storage() for tensor in found.values()]
-    alive = sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    folded = Folded(net).state(interpolation.views(row, layout))
+    storages = [tensor.untyped_storage() for tensor in folded.values()]
+    alive = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     assert alive < 1.01 * row.nbytes  # its new biases

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from grids import CONV, VIT, Grid, grid, prepared
-from own_checkpoints import checkpoint
+from user_checkpoints import checkpoint
 
 from engine import cli, models
 from engine.commands import job, train
 from engine.errors import RecipeError
 from engine.evaluation import features, passes, user_models
-from engine.grid import campaign, jobs, workflow
+from engine.grid import campaign, jobs
 from engine.grid.build import Builder
 from engine.machine import precision
 from engine.models import form
@@ -32,7 +32,7 @@ SET = "outline"
 
 
 def table(builder: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
-    """What is stored of a mix on a set."""
+    """The stored predictions of a mix on a set."""
     passes.evaluate(builder.run, [mix], [SET], "all")
     stored = pq.read_table(passes.predicted(builder.run, mix, SET, "all"))
     return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
@@ -70,12 +70,14 @@ def test_a_model_from_stored_features_is_the_model_from_images(
 
 
 @pytest.mark.parametrize("arch", [CONV, VIT])
-def test_bf16_is_another_model_which_is_said_by_names(grid: Grid, arch: str) -> None:
-    both = [grid.builder(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")]
-    exact, rounded = (table(builder, {builder.base.name: 1.0})["margin"] for builder in both)
+def test_bf16_is_another_model_with_another_name(grid: Grid, arch: str) -> None:
+    builders = [
+        grid.builder(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")
+    ]
+    exact, rounded = (table(builder, {builder.base.name: 1.0})["margin"] for builder in builders)
     assert 1e-4 < np.abs(exact - rounded).max() < 0.3
-    keys = [features.key_of(c.run, c.base, c.target) for c in both]
-    keys += [passes.key_of(c.run, {c.base.name: 1.0}, c.target, "all")[1] for c in both]
+    keys = [features.key_of(c.run, c.base, c.target) for c in builders]
+    keys += [passes.key_of(c.run, {c.base.name: 1.0}, c.target, "all")[1] for c in builders]
     assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
     assert [key.get("folded", False) for key in keys] == [arch == CONV, False] * 2
     train = grid.builder("train.precision=bf16").key()["train"]
@@ -135,20 +137,20 @@ def test_a_student_begins_where_its_teacher_is(grid: Grid, arch: str) -> None:
 
 
 class Started(Exception):
-    """A program came as far as its work."""
+    """Raised where a program would begin its work."""
 
 
 @pytest.fixture
 def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
-    """On, as cuDNN's is by default; when a program begins its work, the flags are put in there."""
+    """TF32 is on, as cuDNN has it by default; a program records the flags when its work begins."""
     flags = {"matmul": torch.backends.cuda.matmul, "cudnn": torch.backends.cudnn}
     before = {name: place.allow_tf32 for name, place in flags.items()}
     for place in flags.values():
         place.allow_tf32 = True
-    seen: dict[str, bool] = {}
+    observed: dict[str, bool] = {}
 
     def begin(*_words: object, **_options: object) -> None:
-        seen.update({name: place.allow_tf32 for name, place in flags.items()})
+        observed.update({name: place.allow_tf32 for name, place in flags.items()})
         raise Started
 
     monkeypatch.setattr("engine.grid.build.Builder", begin)
@@ -157,8 +159,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         monkeypatch.setattr(jobs, stage, begin)
     monkeypatch.setattr(last_job, "finish", begin)
     monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path, column=str))
-    monkeypatch.setattr(workflow, "end_with_campaign", lambda plan: None)
-    yield seen
+    yield observed
     for name, place in flags.items():
         place.allow_tf32 = before[name]
 

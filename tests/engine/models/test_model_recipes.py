@@ -86,23 +86,25 @@ def test_every_model_of_the_benchmark_has_a_recipe() -> None:
     assert set(TRANSFORMS) <= set(recipe.names("models"))
     published = recipe.published()["models"]
     archs = {model(name).arch for name in TRANSFORMS}
-    assert {one["timm"] for one in published.values() if one["timm"]} <= archs
+    assert {entry["timm"] for entry in published.values() if entry["timm"]} <= archs
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_name_resolves_and_gives_the_published_transform(name: str) -> None:
-    one = model(name)
-    assert one.name == name
-    assert one.arch in timm.list_pretrained()
+    options = model(name)
+    assert options.name == name
+    assert options.arch in timm.list_pretrained()
     resize, interpolation, (mean, std) = TRANSFORMS[name]
-    transform, config = models.transform(one), models.data_config(one)
+    transform, config = models.transform(options), models.data_config(options)
     assert transform.image_size == 224
     assert math.floor(224 / transform.crop) == resize
     assert (transform.interpolation, transform.crop_mode) == (interpolation, "center")
     np.testing.assert_allclose(config["mean"], mean)
     np.testing.assert_allclose(config["std"], std)
-    classes = timm.get_pretrained_cfg(one.arch).num_classes
-    assert classes == (512 if one.projection else 1000)  # CLIP's embedding, where there is no head
+    classes = timm.get_pretrained_cfg(options.arch).num_classes
+    assert classes == (
+        512 if options.projection else 1000
+    )  # CLIP's embedding, where there is no head
 
 
 def test_published_accuracies_belong_to_sets_of_the_benchmark() -> None:
@@ -110,34 +112,36 @@ def test_published_accuracies_belong_to_sets_of_the_benchmark() -> None:
     places = {benchmark.upstream, *benchmark.sets}
     slides = recipe.published()["models"]
     for name in TRANSFORMS:
-        one = model(name)
-        assert one.published.keys() <= places
-        assert all(0 < value < 100 for value in one.published.values())
+        options = model(name)
+        assert options.published.keys() <= places
+        assert all(0 < value < 100 for value in options.published.values())
     without = {"resnet50", "resnet101", "vit_b16_clip_openai_zero_shot"}  # of another transform
     assert {name for name in TRANSFORMS if "imagenet_val" not in model(name).published} == without
     before = {s["timm"]: s["before"] for s in slides.values() if "before" in s}
     for name in (n for n in TRANSFORMS if n.startswith("vit_b16") and "zero_shot" not in n):
         on_slides = before[model(name).arch]
-        assert model(name).published == {own: on_slides[theirs] for own, theirs in SLIDES.items()}
+        assert model(name).published == {
+            set_name: on_slides[column] for set_name, column in SLIDES.items()
+        }
 
 
 def test_the_header_gives_the_command_the_hours_and_the_published_mri() -> None:
-    slides = {one["timm"]: one.get("mri") for one in recipe.published()["models"].values()}
-    told: dict[str, set[str]] = {}
+    slides = {entry["timm"]: entry.get("mri") for entry in recipe.published()["models"].values()}
+    hours_of_shape: dict[str, set[str]] = {}
     for name in (n for n in TRANSFORMS if "zero_shot" not in n):
         text = " ".join((recipe.ROOT / "models" / f"{name}.yaml").read_text().split("\n# "))
         assert f" rib campaign imagenet_rib model={name} " in text
-        hours, rest = re.findall(r"one \| eight: (\S+ \| \S+)\. (.*)", text)[0]
+        hours, sentences = re.findall(r"one \| eight: (\S+ \| \S+)\. (.*)", text)[0]
         if mri := slides.get(model(name).arch):
-            assert rest.startswith("mRI on the slides, over eight sets: FT ")
-            assert [float(v) for v in re.findall(r" (-?\d+\.\d)[,.] ?", rest)[:9]] == [
+            assert sentences.startswith("mRI on the slides, over eight sets: FT ")
+            assert [float(v) for v in re.findall(r" (-?\d+\.\d)[,.] ?", sentences)[:9]] == [
                 *mri.values()
             ]
         else:
-            assert rest.startswith("No mRI is published for it.")
+            assert sentences.startswith("No mRI is published for it.")
         shape = model(name).arch.split(".")[0].replace("_clip", "").replace("_miil", "")
-        told.setdefault(shape, set()).add(hours)
-    assert all(len(same) == 1 for same in told.values()), "one shape, one number of hours"
+        hours_of_shape.setdefault(shape, set()).add(hours)
+    assert all(len(same) == 1 for same in hours_of_shape.values()), "one shape, one number of hours"
 
 
 def steps(name: str, variant: str) -> DryRun:
@@ -145,12 +149,14 @@ def steps(name: str, variant: str) -> DryRun:
     words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
     words += (f"method.variant={variant}",)
     plan = campaign.plan("imagenet_rib", words, cores=1)
-    own = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
-    everything = np.arange(len(own))
-    one = LabelledSet("any", own, torch.from_numpy(own), None, everything, np.zeros(0, int))  # type: ignore[arg-type]
+    labels = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
+    everything = np.arange(len(labels))
+    labelled = LabelledSet(
+        "any", labels, torch.from_numpy(labels), None, everything, np.zeros(0, int)
+    )  # type: ignore[arg-type]
     places = ["imagenet_val", *plan.sets]
     torch.manual_seed(0)
-    return DryRun(plan, dict.fromkeys(places, one), CLASSES, torch.device("cpu"))
+    return DryRun(plan, dict.fromkeys(places, labelled), CLASSES, torch.device("cpu"))
 
 
 STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
@@ -194,21 +200,21 @@ def test_a_step_of_every_method(name: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError("no route to the hub\nand many more lines"), "no route to the hub"),
         (HTTPError("connection refused"), "connection refused"),
         (TimeoutError(), "TimeoutError"),
     ],
 )
-def test_a_hub_out_of_reach_is_said_with_the_remedy(
-    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_hub_out_of_reach_is_named_with_the_remedy(
+    error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*words: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ValueError, match=rf"\({said}\); .*model\.weights\.path=FILE"):
+    with pytest.raises(ValueError, match=rf"\({message}\); .*model\.weights\.path=FILE"):
         checkpoints.backbone(model("resnet18"), Store(tmp_path), tmp_path, 0)
 
 
@@ -228,14 +234,14 @@ def test_the_in1k_stage_ends_in_weights_for_the_same_model() -> None:
 
 
 def test_settings_of_the_paper() -> None:
-    one = recipe.load("imagenet_rib")
-    wanted = ("sgd", 1e-3, 0.9, 0.0)
-    o, t = one.optimizer, one.train
-    assert (o.name, o.lr, o.momentum, o.weight_decay) == wanted
-    assert (t.epochs, t.batch_size, t.warmup_steps, t.clip, one.seed) == (10, 64, 196, 0.0, 0)
-    assert one.dataset.holdout == 0 and one.method.variant == "canonical"
+    resolved = recipe.load("imagenet_rib")
+    expected = ("sgd", 1e-3, 0.9, 0.0)
+    o, t = resolved.optimizer, resolved.train
+    assert (o.name, o.lr, o.momentum, o.weight_decay) == expected
+    assert (t.epochs, t.batch_size, t.warmup_steps, t.clip, resolved.seed) == (10, 64, 196, 0.0, 0)
+    assert resolved.dataset.holdout == 0 and resolved.method.variant == "canonical"
     methods_of = recipe.methods_of("imagenet_rib")
-    assert len(methods_of) == 9 and len(one.dataset.sets) == 8
+    assert len(methods_of) == 9 and len(resolved.dataset.sets) == 8
     for method in methods_of:
         cell = recipe.load(f"imagenet_rib/{method}", ["method.variant=paper"])
         assert (cell.method.name, cell.method.variant) == (method, "paper")
@@ -247,11 +253,15 @@ def test_the_paper_campaign_is_the_other_with_what_the_code_does() -> None:
     assert recipe.methods_of("imagenet_rib_paper") == recipe.methods_of("imagenet_rib")
     for method in recipe.methods_of("imagenet_rib"):
         paper = recipe.load("imagenet_rib_paper", method=method)
-        other = recipe.load("imagenet_rib", words, method=method)
-        own = {f.name for f in dataclasses.fields(MethodRecipe)}  # options of canonical EWC aside
-        assert all(getattr(paper.method, name) == getattr(other.method, name) for name in own)
-        same = {"campaign": "", "method": other.method}
-        assert dataclasses.replace(paper, **same) == dataclasses.replace(other, **same)
+        canonical = recipe.load("imagenet_rib", words, method=method)
+        fields = {
+            f.name for f in dataclasses.fields(MethodRecipe)
+        }  # options of canonical EWC aside
+        assert all(
+            getattr(paper.method, name) == getattr(canonical.method, name) for name in fields
+        )
+        same = {"campaign": "", "method": canonical.method}
+        assert dataclasses.replace(paper, **same) == dataclasses.replace(canonical, **same)
 
 
 @pytest.mark.parametrize("name", ["imagenet_rib", "imagenet_rib_paper"])

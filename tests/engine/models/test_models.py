@@ -24,8 +24,8 @@ CPU = torch.device("cpu")
 SHAPES = ((64, 64), (97, 61), (31, 200), (7, 5))
 
 
-def recipe(arch: str, **own) -> ModelRecipe:
-    return ModelRecipe(name="m", arch=arch, **{"image_size": 32} | own)
+def recipe(arch: str, **options) -> ModelRecipe:
+    return ModelRecipe(name="m", arch=arch, **{"image_size": 32} | options)
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -39,9 +39,9 @@ def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
     config = timm.data.resolve_data_config(
         pretrained_cfg=timm.get_pretrained_cfg(recipe.arch).to_dict()
     )
-    own = {"interpolation": recipe.interpolation, "crop_pct": recipe.crop}
-    own |= {"mean": recipe.mean, "std": recipe.std, "crop_mode": recipe.crop_mode}
-    config |= {key: value for key, value in own.items() if value is not None}
+    chosen = {"interpolation": recipe.interpolation, "crop_pct": recipe.crop}
+    chosen |= {"mean": recipe.mean, "std": recipe.std, "crop_mode": recipe.crop_mode}
+    config |= {key: value for key, value in chosen.items() if value is not None}
     config["input_size"] = (3, recipe.image_size, recipe.image_size)
     return create_transform(**config, is_training=False, **options)(image)  # type: ignore[return-value]
 
@@ -57,10 +57,10 @@ def test_transform_is_timms_to_the_pixel(
     transform = models.transform(options)
     for width, height in SHAPES:
         image = photo(width, height)
-        found = transform(image)
-        wanted = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
-        assert found.dtype == np.uint8 and found.shape == (size, size, 3)
-        assert found.flags["C_CONTIGUOUS"] and np.array_equal(found, wanted)
+        actual = transform(image)
+        expected = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
+        assert actual.dtype == np.uint8 and actual.shape == (size, size, 3)
+        assert actual.flags["C_CONTIGUOUS"] and np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
@@ -72,8 +72,8 @@ def test_images_get_square_as_the_weights_want_them(mode: str, crop: float) -> N
     ):
         for width, height in SHAPES:
             image = photo(width, height)
-            wanted = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
-            assert np.array_equal(models.transform(options)(image), wanted)
+            expected = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
+            assert np.array_equal(models.transform(options)(image), expected)
 
 
 def test_what_is_not_cropped_is_another_transform_and_the_rest_keep_their_names() -> None:
@@ -89,39 +89,39 @@ def test_what_is_not_cropped_is_another_transform_and_the_rest_keep_their_names(
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_pixels_then_normalize_is_timms_whole_transform(arch: str) -> None:
-    for own in ({}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.5, 1.0]}):
-        options = recipe(arch, **own)
+    for statistics in ({}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.5, 1.0]}):
+        options = recipe(arch, **statistics)
         for shape in SHAPES:
             image = photo(*shape)
             pixels = torch.from_numpy(models.transform(options)(image)).permute(2, 0, 1)
-            found = models.Normalize(options, CPU)(pixels[None])[0]
-            torch.testing.assert_close(found, timms(image, options), rtol=0, atol=1e-6)
+            actual = models.Normalize(options, CPU)(pixels[None])[0]
+            torch.testing.assert_close(actual, timms(image, options), rtol=0, atol=1e-6)
 
 
 def test_normalize_of_every_value() -> None:
     options = recipe("test_vit", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256).contiguous()
-    found = models.Normalize(options, CPU)(pixels)
+    actual = models.Normalize(options, CPU)(pixels)
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (options.mean, options.std))
-    wanted = (pixels.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+    expected = (pixels.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_normalize_without_mean_and_std_is_a_division() -> None:
     options = recipe("test_vit", mean=[0.0] * 3, std=[1.0] * 3)
     pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
-    wanted = pixels.float() / 255
-    torch.testing.assert_close(models.Normalize(options, CPU)(pixels), wanted, rtol=2e-7, atol=0)
+    expected = pixels.float() / 255
+    torch.testing.assert_close(models.Normalize(options, CPU)(pixels), expected, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_normalize_gives_the_memory_format_asked_for(channels_last: bool) -> None:
+def test_normalize_gives_the_memory_format_of_the_recipe(channels_last: bool) -> None:
     options = recipe("test_efficientnet", channels_last=channels_last)
     pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    found = models.Normalize(options, CPU)(pixels)
+    actual = models.Normalize(options, CPU)(pixels)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert found.is_contiguous(memory_format=layout)
+    assert actual.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
@@ -134,9 +134,9 @@ def test_transform_takes_images_of_every_mode(mode: str) -> None:
 def test_transform_is_named_by_what_determines_the_pixels() -> None:
     same = [models.transform(recipe(arch, crop=0.9, interpolation="bicubic")) for arch in ARCHS]
     assert len({json.dumps(t.spec, sort_keys=True) for t in same}) == 1
-    other = models.transform(recipe(ARCHS[0], crop=0.9, interpolation="bilinear"))
-    assert other.spec != same[0].spec
-    assert pickle.loads(pickle.dumps(other)) == other  # it goes to encoding processes
+    bilinear = models.transform(recipe(ARCHS[0], crop=0.9, interpolation="bilinear"))
+    assert bilinear.spec != same[0].spec
+    assert pickle.loads(pickle.dumps(bilinear)) == bilinear  # it goes to encoding processes
 
 
 @pytest.mark.parametrize("arch", TINY)
@@ -185,12 +185,12 @@ def test_fitting_weights_are_copied() -> None:
     source = models.create(recipe("test_vit"), 4)
     net = models.load_state(models.create(recipe("test_vit"), 4), source.state_dict(), "cell")
     for name, tensor in source.state_dict().items():
-        found = net.state_dict()[name]
-        assert torch.equal(found, tensor) and found.data_ptr() != tensor.data_ptr()
+        actual = net.state_dict()[name]
+        assert torch.equal(actual, tensor) and actual.data_ptr() != tensor.data_ptr()
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("build", "message"),
     [
         (lambda: models.create(recipe("test_resnet"), 4), "cls_token is missing"),
         (lambda: models.create(recipe("test_vit"), 5), r"head\.weight is \[5, 64\], not \[4, 64\]"),
@@ -198,11 +198,11 @@ def test_fitting_weights_are_copied() -> None:
         (lambda: nn.Linear(2, 2), "weight is unexpected|cls_token is missing"),
     ],
 )
-def test_wrong_weights_are_refused_by_name(other, message: str) -> None:
+def test_wrong_weights_are_refused_by_name(build, message: str) -> None:
     net = models.create(recipe("test_vit"), 4)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(ValueError, match=message) as caught:
-        models.load_state(net, other().state_dict(), "cell-17")
+        models.load_state(net, build().state_dict(), "cell-17")
     text = str(caught.value)
     assert text.startswith("cell-17 does not fit VisionTransformer") and len(text) < 400
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)

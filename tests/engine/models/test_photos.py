@@ -42,26 +42,26 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path: Path) -> N
 
     words = [f"dataset.root={tmp_path}", "dataset.sets=[photos]", f"runs={tmp_path / 'runs'}"]
     words += ["model.image_size=224", "model.crop=null"]  # the recipe's own are for drawings
-    wanted = recipe.of_sections("efficientnet_lite0", "folder", words)
-    made = checkpoints.backbone(wanted.model, Store(tmp_path / "store"), cache_folder(), 0)
-    state = formats.load(made.file(tensors.WEIGHTS))
+    resolved = recipe.of_sections("efficientnet_lite0", "folder", words)
+    backbone = checkpoints.backbone(resolved.model, Store(tmp_path / "store"), cache_folder(), 0)
+    state = formats.load(backbone.file(tensors.WEIGHTS))
 
-    theirs = timm.create_model(ARCH)
-    theirs.load_state_dict(state)
+    by_timm = timm.create_model(ARCH)
+    by_timm.load_state_dict(state)
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(ARCH).to_dict())
     transform = create_transform(**config, is_training=False)
-    pack = packs.pack_of(wanted, "photos", cache_folder())
+    pack = packs.pack_of(resolved, "photos", cache_folder())
     files = [tmp_path / "photos" / key for key in pack.keys]
     images = [Image.open(io.BytesIO(file.read_bytes())).convert("RGB") for file in files]
     labels = torch.tensor([int(file.parent.name) for file in files])
     with torch.inference_mode():
-        logits = theirs.eval()(torch.stack([transform(image) for image in images]))
+        logits = by_timm.eval()(torch.stack([transform(image) for image in images]))
     assert int((logits.argmax(1) == labels).sum()) == RIGHT
 
-    net = models.load_state(models.create(wanted.model, 1000), state, made.name).eval()
-    normalize = models.Normalize(wanted.model, torch.device("cpu"))
+    net = models.load_state(models.create(resolved.model, 1000), state, backbone.name).eval()
+    normalize = models.Normalize(resolved.model, torch.device("cpu"))
     for source in (Resident(pack), Stream(pack), Stream(pack, reader="numpy")):
         (batch,) = source.batches([np.arange(len(pack))])
         with torch.inference_mode():
-            found = net(normalize(batch.images))
-        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
+            actual = net(normalize(batch.images))
+        torch.testing.assert_close(actual, logits, rtol=1e-5, atol=1e-5)

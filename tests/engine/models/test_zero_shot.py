@@ -27,8 +27,8 @@ def model(name: str) -> ModelRecipe:
 
 
 def test_recipes_say_which_names_go_together() -> None:
-    found = [(m.arch, m.weights.clip, m.weights.tag) for m in map(model, ZERO_SHOT)]
-    assert found == [
+    names = [(m.arch, m.weights.clip, m.weights.tag) for m in map(model, ZERO_SHOT)]
+    assert names == [
         ("vit_base_patch16_clip_quickgelu_224.openai", "ViT-B-16-quickgelu", "openai"),
         ("vit_base_patch16_clip_224.laion2b", "ViT-B-16", "laion2b_s34b_b88k"),
     ]
@@ -62,11 +62,11 @@ def test_fine_tuned_weights_come_back_from_their_file(tmp_path: Path) -> None:
     state = models.create(tiny, 7).state_dict()
     tensors.save(state, tmp_path / "weights.safetensors")
     weights = WeightsRecipe(source="file", path=str(tmp_path / "weights.safetensors"))
-    mine = dataclasses.replace(tiny, weights=weights)
-    made = checkpoints.backbone(mine, Store(tmp_path / "store"), tmp_path, 0)
-    found = formats.load(made.file(tensors.WEIGHTS))
-    assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
-    plain = dataclasses.replace(mine, projection=0)
+    from_file = dataclasses.replace(tiny, weights=weights)
+    backbone = checkpoints.backbone(from_file, Store(tmp_path / "store"), tmp_path, 0)
+    actual = formats.load(backbone.file(tensors.WEIGHTS))
+    assert actual.keys() == state.keys() and all(torch.equal(actual[k], state[k]) for k in state)
+    plain = dataclasses.replace(from_file, projection=0)
     with pytest.raises(ValueError, match=r"fc_norm\.linear\.weight is unexpected"):
         checkpoints.backbone(plain, Store(tmp_path / "other"), tmp_path, 0)
 
@@ -126,18 +126,18 @@ def test_features_and_logits_are_open_clips(
     options = dataclasses.replace(
         options, weights=dataclasses.replace(options.weights, path=str(path))
     )
-    made = checkpoints.backbone(options, Store(tmp_path), tmp_path / "cache", 0)
+    backbone = checkpoints.backbone(options, Store(tmp_path), tmp_path / "cache", 0)
     net = models.create(options, len(NAMES)).eval()
-    models.load_state(net, formats.load(made.file(tensors.WEIGHTS)), "cell")
+    models.load_state(net, formats.load(backbone.file(tensors.WEIGHTS)), "cell")
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
-        wanted_features = clip.encode_image(x, normalize=True)
-        torch.testing.assert_close(models.features(net, x), wanted_features, rtol=0, atol=1e-4)
+        expected_features = clip.encode_image(x, normalize=True)
+        torch.testing.assert_close(models.features(net, x), expected_features, rtol=0, atol=1e-4)
         classifier_EC = open_clip.build_zero_shot_classifier(
             clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"), NAMES, TEMPLATES
         )
-        wanted = clip.logit_scale.exp() * wanted_features @ classifier_EC
-        torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-4)
+        expected = clip.logit_scale.exp() * expected_features @ classifier_EC
+        torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-4)
         by_hand = text_feature(open_clip, clip, NAMES[2])
     torch.testing.assert_close(classifier_EC[:, 2], by_hand, rtol=0, atol=1e-5)
     assert not models.head(net).bias.any()
@@ -164,5 +164,5 @@ def text_feature(open_clip: Any, clip: Any, name: str) -> torch.Tensor:
     """The text embedding of one class as the paper says it, one sentence at a time."""
     tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
     each = [clip.encode_text(tokenizer([template(name)]))[0] for template in TEMPLATES]
-    mean = torch.stack([one / one.norm() for one in each]).mean(0)
+    mean = torch.stack([feature / feature.norm() for feature in each]).mean(0)
     return mean / mean.norm()

@@ -1,4 +1,4 @@
-"""How sure: what the tables, the report's section and the headline's sentence say."""
+"""Uncertainty in tables, in the report's section and in the headline's sentence."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 def worked_out(folder, hits, methods=tuple(TITLES), sets=SETS, against=None):
     read = metrics.gather(grid(folder, hits, methods, sets))
     summary = metrics.summarise(read, sets)
-    found = certainty.Certainty.of(read, summary, sets, "up")
+    uncertainty = certainty.Certainty.of(read, summary, sets, "up")
     if against is not None:
         rows = certainty.compared(read, summary, sets, against)
-        found = replace(found, comparisons=rows)
-    (one,) = standings(summary.accuracy, summary.mri, sets=sets, upstream="up", methods=TITLES)
-    return one, found
+        uncertainty = replace(uncertainty, comparisons=rows)
+    (ranking,) = standings(summary.accuracy, summary.mri, sets=sets, upstream="up", methods=TITLES)
+    return ranking, uncertainty
 
 
 def strong(gain: dict[str, float], n: int = 60, seed: int = 0):
@@ -41,32 +41,34 @@ def strong(gain: dict[str, float], n: int = 60, seed: int = 0):
 
 def test_tables_fit_and_hold_the_numbers(tmp_path):
     sets = tuple(f"a-very-long-name-of-set-{k}" for k in range(8))
-    one, found = worked_out(tmp_path, random_hits(), sets=sets)
+    ranking, uncertainty = worked_out(tmp_path, random_hits(), sets=sets)
     tables = [
-        certainty.interval_table(one, found),
-        certainty.comparison_table(one, found),
-        certainty.behaviour_table(one, found),
+        certainty.interval_table(ranking, uncertainty),
+        certainty.comparison_table(ranking, uncertainty),
+        certainty.behaviour_table(ranking, uncertainty),
     ]
     for text in tables:
         assert max(map(len, text.splitlines())) <= 100
     for text in tables[:2]:
         assert "source images like these" in " ".join(text.split())
-    best = one.ranked()[0]
+    best = ranking.ranked()[0]
     row = next(line for line in tables[0].splitlines() if line.startswith(best.title))
     assert row.split()[-1] == f"{best.mri.mri:+.1f}"
-    ends = next(i for i in found.intervals if (i.quantity, i.method) == ("mRI", best.arm.method))
+    ends = next(
+        i for i in uncertainty.intervals if (i.quantity, i.method) == ("mRI", best.arm.method)
+    )
     below = tables[0].splitlines()[tables[0].splitlines().index(row) + 1]
     assert below.split()[-1] == f"±{(ends.high - ends.low) / 2:.1f}"
 
 
-def test_comparison_is_with_the_best_or_with_the_method_asked_for(tmp_path):
+def test_comparison_is_with_the_best_or_with_the_named_method(tmp_path):
     gain = strong({"fine_tune": 0.1, "lwf": 0.2, "ewc": 0.5})
-    one, found = worked_out(tmp_path / "all", gain)
-    text = certainty.comparison_table(one, found)
+    ranking, uncertainty = worked_out(tmp_path / "all", gain)
+    text = certainty.comparison_table(ranking, uncertainty)
     assert "Against EWC & co" in text and "(Holm) for 3" in " ".join(text.split())
-    one, found = worked_out(tmp_path / "one", gain, against="fine_tune")
-    assert {row.against_method for row in found.comparisons} == {"fine_tune"}
-    text = certainty.comparison_table(one, found, "fine_tune")
+    ranking, uncertainty = worked_out(tmp_path / "one", gain, against="fine_tune")
+    assert {row.against_method for row in uncertainty.comparisons} == {"fine_tune"}
+    text = certainty.comparison_table(ranking, uncertainty, "fine_tune")
     assert "Against FT" in text and "(Holm) for 2" in " ".join(text.split())
     (row,) = re.findall(r"EWC & co +\S+ +(\S+) +\[.*\] +\S+ +\S+ +(\d) +(\d)", text)
     assert float(row[0]) > 0 and row[1:] == ("3", "0")
@@ -75,33 +77,37 @@ def test_comparison_is_with_the_best_or_with_the_method_asked_for(tmp_path):
 
 
 def test_the_sentence_names_those_that_the_images_cannot_tell_from_the_best(tmp_path):
-    one, found = worked_out(tmp_path / "near", strong({"ewc": 0.5, "lwf": 0.48, "fine_tune": 0.1}))
-    assert certainty.indistinguishable(one, found) == (
+    ranking, uncertainty = worked_out(
+        tmp_path / "near", strong({"ewc": 0.5, "lwf": 0.48, "fine_tune": 0.1})
+    )
+    assert certainty.indistinguishable(ranking, uncertainty) == (
         "On these images L<w>F cannot be told from it (a paired test at 5%, corrected for 3 "
         "comparisons; one training seed)."
     )
-    one, found = worked_out(tmp_path / "same", strong({}))
-    assert "L<w>F and EWC & co cannot be told" in certainty.indistinguishable(one, found)
-    one, found = worked_out(tmp_path / "far", strong({"ewc": 0.6, "lwf": 0.3}))
-    assert certainty.indistinguishable(one, found).startswith("Every other method can be told")
-    one, found = worked_out(tmp_path / "alone", strong({}), ("ewc",))
-    assert certainty.indistinguishable(one, found) == ""
-    assert "no finished method" in certainty.comparison_table(one, found, "lwf")
+    ranking, uncertainty = worked_out(tmp_path / "same", strong({}))
+    assert "L<w>F and EWC & co cannot be told" in certainty.indistinguishable(ranking, uncertainty)
+    ranking, uncertainty = worked_out(tmp_path / "far", strong({"ewc": 0.6, "lwf": 0.3}))
+    assert certainty.indistinguishable(ranking, uncertainty).startswith(
+        "Every other method can be told"
+    )
+    ranking, uncertainty = worked_out(tmp_path / "alone", strong({}), ("ewc",))
+    assert certainty.indistinguishable(ranking, uncertainty) == ""
+    assert "no finished method" in certainty.comparison_table(ranking, uncertainty, "lwf")
 
 
 def test_the_sentence_never_names_fewer_than_the_intervals_that_hold_0(tmp_path):
     for seed in range(5):
-        one, found = worked_out(tmp_path / str(seed), random_hits(seed=seed))
-        said = certainty.indistinguishable(one, found)
-        best = one.ranked()[0]
-        for row in found.comparisons:
+        ranking, uncertainty = worked_out(tmp_path / str(seed), random_hits(seed=seed))
+        sentence = certainty.indistinguishable(ranking, uncertainty)
+        best = ranking.ranked()[0]
+        for row in uncertainty.comparisons:
             if (
                 not row.evaluated_on
                 and best.arm in (row.arm, row.against)
                 and row.low < 0 < row.high
             ):
-                other = row.arm if row.against == best.arm else row.against
-                assert TITLES[other.method] in said
+                rival = row.arm if row.against == best.arm else row.against
+                assert TITLES[rival.method] in sentence
 
 
 def difference(p: float, error: float, corrected: float, corrected_error: float) -> Comparison:
@@ -139,19 +145,21 @@ def test_a_p_has_the_digits_that_its_draws_support_and_says_when_it_is_at_the_th
 
 
 def test_a_p_at_the_threshold_is_named_and_tells_nothing_apart(tmp_path):
-    one, found = worked_out(tmp_path, strong({"ewc": 0.6, "lwf": 0.3}))
-    at = [replace(row, p_corrected=0.049, p_corrected_error=0.001) for row in found.comparisons]
-    near = certainty.indistinguishable(one, replace(found, comparisons=tuple(at)))
+    ranking, uncertainty = worked_out(tmp_path, strong({"ewc": 0.6, "lwf": 0.3}))
+    rows = [
+        replace(row, p_corrected=0.049, p_corrected_error=0.001) for row in uncertainty.comparisons
+    ]
+    near = certainty.indistinguishable(ranking, replace(uncertainty, comparisons=tuple(rows)))
     assert "On these images L<w>F and FT cannot be told from it" in near
     assert near.endswith("p of L<w>F and FT is too near 5% for the draws to tell).")
-    table = certainty.comparison_table(one, replace(found, comparisons=tuple(at)))
+    table = certainty.comparison_table(ranking, replace(uncertainty, comparisons=tuple(rows)))
     assert "~0.05: so near" in " ".join(table.split()) and table.count("~0.05") == 3
-    assert "~0.05" not in certainty.comparison_table(one, found)
+    assert "~0.05" not in certainty.comparison_table(ranking, uncertainty)
 
 
 def test_files_have_the_digits_that_the_draws_support(tmp_path):
-    _, found = worked_out(tmp_path, strong({"ewc": 0.2, "lwf": 0.1}, n=400))
-    certainty.write_csv(tmp_path, found)
+    _, uncertainty = worked_out(tmp_path, strong({"ewc": 0.2, "lwf": 0.1}, n=400))
+    certainty.write_csv(tmp_path, uncertainty)
     for name in ("intervals", "comparisons"):
         with (tmp_path / f"{name}.csv").open(newline="") as file:
             for row in csv.DictReader(file):
@@ -162,10 +170,10 @@ def test_files_have_the_digits_that_the_draws_support(tmp_path):
 
 
 def test_one_other_set_and_one_comparison_are_singular(tmp_path):
-    one, found = worked_out(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"))
+    ranking, uncertainty = worked_out(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"))
     texts = [
-        certainty.comparison_table(one, found),
-        certainty.indistinguishable(one, found),
+        certainty.comparison_table(ranking, uncertainty),
+        certainty.indistinguishable(ranking, uncertainty),
     ]
     for text in texts:
         flat = " ".join(text.split())
@@ -184,33 +192,33 @@ def test_on_a_sample_the_weights_say_who_is_better(tmp_path):
     )
     read = metrics.gather(cells)
     summary = metrics.summarise(read, SETS)
-    found = certainty.Certainty.of(read, summary, SETS, "up")
-    on_sets = [row for row in found.comparisons if row.evaluated_on]
+    uncertainty = certainty.Certainty.of(read, summary, SETS, "up")
+    on_sets = [row for row in uncertainty.comparisons if row.evaluated_on]
     assert [(row.better, row.worse) for row in on_sets] == [(20, 10)] * 3
     assert all(row.difference < 0 and row.p < 0.01 for row in on_sets)
     assert comparisons.sign_test(20, 10) > 0.05
-    (one,) = standings(summary.accuracy, summary.mri, sets=SETS, upstream="up", methods=TITLES)
-    text = certainty.comparison_table(one, found)
+    (ranking,) = standings(summary.accuracy, summary.mri, sets=SETS, upstream="up", methods=TITLES)
+    text = certainty.comparison_table(ranking, uncertainty)
     (row,) = re.findall(r"FT +\S+ +\S+ +\[.*\] +\S+ +\S+ +(\d) +(\d)", text)
     assert row == ("0", "3")
 
 
 def test_csv_files_hold_every_row(tmp_path):
-    _, found = worked_out(tmp_path / "grid", random_hits())
-    certainty.write_csv(tmp_path, found)
+    _, uncertainty = worked_out(tmp_path / "grid", random_hits())
+    certainty.write_csv(tmp_path, uncertainty)
     read = {}
     for name in ("intervals", "comparisons", "behaviour"):
         with (tmp_path / f"{name}.csv").open(newline="") as file:
             read[name] = list(csv.DictReader(file))
     # 4 sets x (1 + 3 x 3) accuracies, 9 RI, 3 mRI; 3 pairs, overall and on 3 sets
-    told = Counter(row["quantity"] for row in read["intervals"])
-    assert [told[name] for name in ("accuracy", "RI", "mRI")] == [40, 9, 3]
+    counts = Counter(row["quantity"] for row in read["intervals"])
+    assert [counts[name] for name in ("accuracy", "RI", "mRI")] == [40, 9, 3]
     # of all cells but the pre-trained model's, their means a method, and a method's on each set
     shares = 36 + 3 + 3 * 4
-    assert [told[name] for name in ("same_top1", "both_right", "lost", "gained")] == [shares] * 4
-    assert told["calibration_error"] == 40 + 4 + 3 * 4
-    assert told["effective_robustness"] == 3 * 7 + 4 + 3 * 3
-    assert told["change"] == 9 + 3
+    assert [counts[name] for name in ("same_top1", "both_right", "lost", "gained")] == [shares] * 4
+    assert counts["calibration_error"] == 40 + 4 + 3 * 4
+    assert counts["effective_robustness"] == 3 * 7 + 4 + 3 * 3
+    assert counts["change"] == 9 + 3
     assert [len(read[name]) for name in ("comparisons", "behaviour")] == [3 + 9, 40]
     row = read["comparisons"][0]
     assert (row["method"], row["against_method"], row["evaluated_on"]) == ("fine_tune", "lwf", "")
@@ -243,31 +251,31 @@ certainty.write_csv(folder, certainty.Certainty.of(found, summary, stores.SETS, 
 
 
 def test_everything_is_computed_from_the_store_where_there_is_no_torch(tmp_path):
-    """Accuracy, RI, mRI, intervals, comparisons and behaviour, as with it."""
-    there, here = tmp_path / "there", tmp_path / "here"
+    """Accuracy, RI, mRI, intervals, comparisons and behaviour are those of a run with torch."""
+    without_torch, with_torch = tmp_path / "there", tmp_path / "here"
     tests = Path(__file__).resolve().parents[2]
-    for folder in (there, here):
+    for folder in (without_torch, with_torch):
         folder.mkdir()
-    words = [sys.executable, "-c", WITHOUT_TORCH, tests, tests.parent, there]
+    words = [sys.executable, "-c", WITHOUT_TORCH, tests, tests.parent, without_torch]
     subprocess.run(list(map(str, words)), check=True)
-    found = metrics.gather(grid(here / "store", random_hits(), methods=["a", "b"]))
-    summary = metrics.summarise(found, SETS)
-    metrics.write_csv(here, summary)
-    certainty.write_csv(here, certainty.Certainty.of(found, summary, SETS, "up"))
-    files = sorted(path.name for path in here.glob("*.csv"))
+    cells = metrics.gather(grid(with_torch / "store", random_hits(), methods=["a", "b"]))
+    summary = metrics.summarise(cells, SETS)
+    metrics.write_csv(with_torch, summary)
+    certainty.write_csv(with_torch, certainty.Certainty.of(cells, summary, SETS, "up"))
+    files = sorted(path.name for path in with_torch.glob("*.csv"))
     assert {"accuracy.csv", "behaviour.csv", "comparisons.csv", "intervals.csv"} < set(files)
     for name in files:
-        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+        assert (without_torch / name).read_bytes() == (with_torch / name).read_bytes(), name
 
 
 def test_every_table_has_the_intervals_of_its_numbers(tmp_path):
     """Answers kept, lost and gained, calibration and robustness, and what is forgotten upstream."""
-    one, found = worked_out(tmp_path, random_hits())
-    line = one.lines[0]
+    ranking, uncertainty = worked_out(tmp_path, random_hits())
+    line = ranking.lines[0]
     names = ("same_top1", "both_right", "lost", "gained", "calibration_error")
-    ends = [found.interval(name, line.arm) for name in (*names, "effective_robustness")]
+    ends = [uncertainty.interval(name, line.arm) for name in (*names, "effective_robustness")]
     halves = [f"±{rounded((high - low) / 2, error / 2**0.5)}" for low, high, error in ends]
     assert len(set(halves)) > 3 and "±0.0" not in halves
-    lines = certainty.behaviour_table(one, found).splitlines()
+    lines = certainty.behaviour_table(ranking, uncertainty).splitlines()
     (at,) = [k for k, text in enumerate(lines) if text.startswith(f"{line.title} ")]
     assert lines[at + 1].split() == halves

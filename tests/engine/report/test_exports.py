@@ -21,8 +21,8 @@ def written(tmp_path_factory):
 
 
 def test_every_table_is_there_as_csv_and_parquet(written):
-    folder, made = written
-    names = {table.name: table for section in made for table in section.tables}
+    folder, sections_written = written
+    names = {table.name: table for section in sections_written for table in section.tables}
     files = {path.name for path in (folder / "tables").iterdir()}
     assert files == {f"{name}.{kind}" for name in names for kind in ("csv", "parquet", "tex")}
     for name, table in names.items():
@@ -35,8 +35,8 @@ def test_every_table_is_there_as_csv_and_parquet(written):
 
 
 def test_every_figure_is_there_as_csv_svg_and_pdf(written):
-    folder, made = written
-    names = {figure.name for section in made for figure in section.figures}
+    folder, sections_written = written
+    names = {figure.name for section in sections_written for figure in section.figures}
     for name in names:
         path = folder / "figures" / name
         assert path.with_suffix(".svg").read_text().startswith("<svg")
@@ -58,8 +58,8 @@ def test_latex_is_escaped_and_shows_what_the_page_shows():
 
 
 def test_every_row_of_latex_has_all_columns(written):
-    folder, made = written
-    for section in made:
+    folder, sections_written = written
+    for section in sections_written:
         for table in section.tables:
             text = (folder / "tables" / f"{table.name}.tex").read_text()
             rows = [line for line in text.splitlines() if line.endswith(r"\\")]

@@ -45,18 +45,18 @@ def arranged(rows, mri, methods=METHODS):
 
 
 def arrange(rows, mri):
-    (one,) = arranged(rows, mri)
-    return one
+    (ranking,) = arranged(rows, mri)
+    return ranking
 
 
 def test_standings_order_and_means():
     rows, mri = campaign()
-    one = arrange(rows, mri)
-    assert one.sets == ("flat", "twemoji", "emojione-monotone", "mono")
-    assert [line.title for line in one.lines] == ["FT", "LwF", "WiSE-FT"]
-    assert [line.arm.alpha for line in one.curves[0]] == [0.0, 0.5, 1.0]
-    assert [line.title for line in one.ranked()] == ["WiSE-FT", "LwF", "FT"]
-    ft = one.lines[0]
+    ranking = arrange(rows, mri)
+    assert ranking.sets == ("flat", "twemoji", "emojione-monotone", "mono")
+    assert [line.title for line in ranking.lines] == ["FT", "LwF", "WiSE-FT"]
+    assert [line.arm.alpha for line in ranking.curves[0]] == [0.0, 0.5, 1.0]
+    assert [line.title for line in ranking.ranked()] == ["WiSE-FT", "LwF", "FT"]
+    ft = ranking.lines[0]
     mean_before = np.mean([BEFORE[name] for name in SETS])
     assert ft.ood == pytest.approx(ft.mri.mri + mean_before)
     assert ft.downstream == pytest.approx(np.mean([ft.after[name][name] for name in SETS]))
@@ -69,25 +69,31 @@ def test_standings_name_variants_and_methods_nobody_titled():
     extra += [replace(r, method="mine") for r in rows if r.method == "lwf"]
     mri += [replace(r, variant="paper", mri=2.0) for r in mri if r.method == "fine_tune"]
     mri += [replace(r, method="mine", mri=1.0) for r in mri if r.method == "lwf"]
-    one = arrange(rows + extra, mri)
-    assert [line.title for line in one.lines] == ["FT", "FT (paper)", "LwF", "WiSE-FT", "mine"]
-    assert [line.title for line in one.ranked()] == ["WiSE-FT", "LwF", "FT", "FT (paper)", "mine"]
+    ranking = arrange(rows + extra, mri)
+    assert [line.title for line in ranking.lines] == ["FT", "FT (paper)", "LwF", "WiSE-FT", "mine"]
+    assert [line.title for line in ranking.ranked()] == [
+        "WiSE-FT",
+        "LwF",
+        "FT",
+        "FT (paper)",
+        "mine",
+    ]
 
 
 def test_table_shows_every_number_in_place():
     rows, mri = campaign()
-    one = arrange(rows, mri)
-    text = table([one], ["a sample"])
+    ranking = arrange(rows, mri)
+    text = table([ranking], ["a sample"])
     assert text.endswith("\n\nnote: a sample")
     lines = text.splitlines()
     (before,) = [line.split() for line in lines if line.startswith("pre-trained")]
     assert before == ["pre-trained", "%", "64.0", "46.0", "10.0", "8.0"]
-    for expected in one.lines:
-        (found,) = [line for line in lines if line.startswith(expected.title + " ")]
-        numbers = [float(x) for x in re.findall(r"[-+]?\d+\.\d", found.replace("−", "-"))]
-        row = expected.mri
-        wanted = [*(expected.ri[name] for name in one.sets), row.mri, row.mri_low, row.mri_high]
-        assert numbers == pytest.approx(wanted, abs=0.051)
+    for ranked in ranking.lines:
+        (printed,) = [line for line in lines if line.startswith(ranked.title + " ")]
+        numbers = [float(x) for x in re.findall(r"[-+]?\d+\.\d", printed.replace("−", "-"))]
+        row = ranked.mri
+        expected = [*(ranked.ri[name] for name in ranking.sets), row.mri, row.mri_low, row.mri_high]
+        assert numbers == pytest.approx(expected, abs=0.051)
     assert set(text) - {"─"} <= set(map(chr, range(128)))
 
 
@@ -112,12 +118,12 @@ def test_table_fits_the_terminal_and_is_aligned(sets, change):
 
 def test_an_interpolation_of_one_alpha_is_in_the_table():
     rows, mri = campaign()
-    one = arrange(
+    ranking = arrange(
         [replace(row, alpha=0.3) for row in rows if row.alpha in (None, 0.5) and row.method != PRE]
         + [row for row in rows if row.method == PRE],
         [replace(row, alpha=0.3) for row in mri if row.headline],
     )
-    assert "WiSE-FT, alpha 0.3" in [line.title for line in one.lines] and one.curves == ()
+    assert "WiSE-FT, alpha 0.3" in [line.title for line in ranking.lines] and ranking.curves == ()
 
 
 def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular():

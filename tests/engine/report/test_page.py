@@ -21,7 +21,7 @@ BAD = "<script>alert('x')</script>&\"</script>{{ 7*7 }}"
 
 
 class Parsed(HTMLParser):
-    """Fails on a tag that is closed out of turn; holds text, addresses and scripts."""
+    """Fails on a tag that is closed out of order; collects text, addresses and scripts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def figure(name: str = "dots", data: pandas.DataFrame | None = None) -> Figure:
     return Figure(name, "A caption.", "In words.", frame() if data is None else data, spec)
 
 
-def made(folder, *sections: Section, **words) -> str:
+def written_page(folder, *sections: Section, **words) -> str:
     words = {"title": "A title", "heading": "A heading", "lead": ""} | words
     path = page.write(folder / "index.html", Page(sections=sections, **words))
     return path.read_text("utf-8")
@@ -126,7 +126,9 @@ def test_the_same_results_make_the_same_bytes(tmp_path):
 
 def test_a_data_set_is_embedded_once_and_with_its_numbers(tmp_path):
     table = Table("numbers", "Numbers.", frame(), {"x": "signed1"})
-    html = made(tmp_path, Section("a", "A", figures=[figure(), figure("again")], tables=[table]))
+    html = written_page(
+        tmp_path, Section("a", "A", figures=[figure(), figure("again")], tables=[table])
+    )
     data = embedded(html)
     assert {entry["data"] for entry in data["figures"].values()} == set(data["data"])
     (columns,) = data["data"].values()
@@ -139,7 +141,7 @@ def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
     bad = replace(figure(data=data), caption=BAD, alt=BAD)
     table = Table("t", BAD, data)
     section = Section("a", BAD, BAD, [BAD], [bad], [table], [Picture(BAD, page.PNG)])
-    html = made(tmp_path, section, title=BAD, heading=BAD, lead=BAD, notes=[BAD])
+    html = written_page(tmp_path, section, title=BAD, heading=BAD, lead=BAD, notes=[BAD])
     parsed = Parsed(html)
     assert len(re.findall(r"<script", html)) == 3
     assert parsed.text.count(BAD) >= 8 and "alert('" not in html[: html.index("report-data")]
@@ -151,7 +153,7 @@ def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
 
 def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path):
     data = pandas.DataFrame({"method": [f"m{k % 7}" for k in range(1000)], "x": range(1000)})
-    html = made(tmp_path, Section("a", "A", tables=[Table("long", "Long.", data)]))
+    html = written_page(tmp_path, Section("a", "A", tables=[Table("long", "Long.", data)]))
     assert html.count("<tr>") == 1 + page.ROWS
     (columns,) = embedded(html)["data"].values()
     assert columns["x"] == list(range(1000)) and len(columns["method"]["codes"]) == 1000
@@ -161,16 +163,16 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a--b", "-a", "é"])
 def test_names_that_are_no_files_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="letters, digits and single dashes"):
-        made(tmp_path, Section("a", "A", figures=[figure(name)]))
+        written_page(tmp_path, Section("a", "A", figures=[figure(name)]))
     assert not (tmp_path / "index.html").exists()
 
 
 def test_a_name_that_comes_twice_is_refused(tmp_path):
     sections = [Section(key, "A", figures=[figure()]) for key in ("a", "b")]
     with pytest.raises(ValueError, match="'dots' is used twice"):
-        made(tmp_path, *sections)
+        written_page(tmp_path, *sections)
 
 
 def test_a_picture_that_is_no_png_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be the bytes of a PNG"):
-        made(tmp_path, Section("a", "A", pictures=[Picture("x", b"GIF89a")]))
+        written_page(tmp_path, Section("a", "A", pictures=[Picture("x", b"GIF89a")]))

@@ -52,14 +52,14 @@ def varied(folder: Path, settings: dict[str, float], names=stores.SETS) -> list[
     [(0.2, "true", "below 0"), (0.5, "false", "not surely below 0"), (0.8, "false", "above 0")],
 )
 def test_the_claim_is_judged_by_the_interval(tmp_path: Path, share, holds, where):
-    made = shots.section(
+    section = shots.section(
         results(varied(tmp_path, {"dataset.shots=0": 0.9, "dataset.shots=1": share}))
     )
-    assert made is not None
-    (claim,) = made.statements
+    assert section is not None
+    (claim,) = section.statements
     assert f": {holds} for lite0 in this run. With K = 1, fine-tuning has an mRI of" in claim
     assert f"which is {where};" in claim
-    row = made.tables[0].data.iloc[0]
+    row = section.tables[0].data.iloc[0]
     assert row["method"] == "FT" and row["value"] == "1"
     assert row["mRI"] == pytest.approx(100 * (share - 0.5), abs=6)
     assert row["mRI_low"] < row["mRI"] < row["mRI_high"]
@@ -68,9 +68,9 @@ def test_the_claim_is_judged_by_the_interval(tmp_path: Path, share, holds, where
 
 def test_figures_draw_all_after_the_largest_number_and_name_methods_once(tmp_path: Path):
     settings = {f"dataset.shots={k}": 0.5 for k in (0, 1, 4)}
-    made = shots.section(results(varied(tmp_path, settings)))
-    assert made is not None
-    mri, downstream = made.figures
+    section = shots.section(results(varied(tmp_path, settings)))
+    assert section is not None
+    mri, downstream = section.figures
     assert mri.name == "shots-mri-lite0" and downstream.name == "shots-on-downstream-set-lite0"
     assert list(mri.data["x"]) == [1, 4, 8] * 2
     assert list(mri.data["value"]) == ["1", "4", "all"] * 2
@@ -87,10 +87,10 @@ def test_a_campaign_that_varies_nothing_has_none_of_the_sections(tmp_path: Path)
 
 def test_portions_have_numbers_alone(tmp_path: Path):
     settings = {f"dataset.portion={p}": 0.3 for p in (1.0, 0.01)}
-    made = portions.section(results(varied(tmp_path, settings)))
-    assert made is not None and "On a portion of 0.01" in made.statements[0]
-    assert "true" in made.statements[0]
-    spec = made.figures[0].spec["encoding"]["x"]["axis"]
+    section = portions.section(results(varied(tmp_path, settings)))
+    assert section is not None and "On a portion of 0.01" in section.statements[0]
+    assert "true" in section.statements[0]
+    spec = section.figures[0].spec["encoding"]["x"]["axis"]
     assert spec["values"] == [0.01, 1] and "labelExpr" not in spec
 
 
@@ -106,12 +106,14 @@ def test_published_numbers_are_known_by_our_names_of_models_and_sets():
     for entry in recipe.published()["models"].values():
         if entry["timm"] is None:
             continue
-        ours = yaml.safe_load((recipe.ROOT / "models" / f"{entry['recipe']}.yaml").read_text())
-        assert ours["arch"] == entry["timm"]
-        known = frames.reference(model_named(entry["recipe"], before))
-        assert known["before"]["imagenet_a"] == entry["before"]["IN-A"]
-        assert known["fine_tuned_on_val"]["imagenet_val"] == entry["fine_tuned_on_val"]["IN-1K"]
-        assert set(known["before"]) == places
+        model_recipe = yaml.safe_load(
+            (recipe.ROOT / "models" / f"{entry['recipe']}.yaml").read_text()
+        )
+        assert model_recipe["arch"] == entry["timm"]
+        published = frames.reference(model_named(entry["recipe"], before))
+        assert published["before"]["imagenet_a"] == entry["before"]["IN-A"]
+        assert published["fine_tuned_on_val"]["imagenet_val"] == entry["fine_tuned_on_val"]["IN-1K"]
+        assert set(published["before"]) == places
     assert frames.reference(model_named("lite0", before)) == {}
 
 
@@ -130,28 +132,28 @@ def tuned_upstream(folder: Path, record: Record, level: float) -> tables.Results
 
 
 def test_fine_tuning_upstream_shows_each_set_and_the_mean_change(tmp_path: Path):
-    made = upstream.section(tuned_upstream(tmp_path, RECORD, 0.3))
-    assert made is not None and made.heading == "Fine-tuned on up"
-    data = made.tables[0].data
+    section = upstream.section(tuned_upstream(tmp_path, RECORD, 0.3))
+    assert section is not None and section.heading == "Fine-tuned on up"
+    data = section.tables[0].data
     ft = data[data["method"] == "FT"].set_index("evaluated_on")
     assert ft.index[0] == "up" and set(ft.index) == {"up", *stores.SETS}
     assert ft.loc["up", "accuracy"] == 100
     assert (ft["change"] == ft["accuracy"] - ft["before"]).all()
-    (statement,) = made.statements
+    (statement,) = section.statements
     mean = ft.loc[list(stores.SETS), "change"].mean()
     assert f"on the 3 other sets by −{abs(mean):.1f}" in statement
     assert "by −23.1 (LAION-2B) to +3.4 (IN-1K+AugReg), by pre-training" in statement
     assert "published_change" not in data
-    assert len(made.figures) == 1 and len(made.figures[0].data) == 2 * 4
+    assert len(section.figures) == 1 and len(section.figures[0].data) == 2 * 4
 
 
 def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets(tmp_path: Path):
     """Where the set fine-tuned on is none of the others, the two accuracies are of unlike sets."""
-    made = tuned_upstream(tmp_path, replace(RECORD, downstreams=["up"]), 0.3)
-    section = trade_off.section(made)
+    tuned = tuned_upstream(tmp_path, replace(RECORD, downstreams=["up"]), 0.3)
+    section = trade_off.section(tuned)
     assert section is not None
     points = section.figures[0].data.set_index("label")
-    (model,) = made.models
+    (model,) = tuned.models
     assert points.loc["pre-trained", "on_downstream_set"] == model.before["up"]
     mean = np.mean([model.before[name] for name in stores.SETS])
     assert points.loc["pre-trained", "on_other_sets"] == pytest.approx(mean)

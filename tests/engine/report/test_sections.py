@@ -23,8 +23,8 @@ def results(tmp_path_factory) -> Results:
 
 
 def section(results: Results, key: str) -> Section:
-    (found,) = (made for made in sections.of(results) if made.key == key)
-    return found
+    (match,) = (built for built in sections.of(results) if built.key == key)
+    return match
 
 
 def accuracy(results: Results) -> dict[tuple[str, float | None, str, str], float]:
@@ -36,17 +36,18 @@ def accuracy(results: Results) -> dict[tuple[str, float | None, str, str], float
 
 def test_the_ranking_is_sorted_and_has_every_mean(results):
     data = section(results, "ranking").tables[0].data
-    known = accuracy(results)
+    accuracies = accuracy(results)
     assert list(data["mRI"]) == sorted(data["mRI"], reverse=True)
     assert set(data["method"]) == {"FT", "EWC & co", "WiSE-FT"}
     (ft,) = data[data["method"] == "FT"].to_dict("records")
     (arm,) = (row.arm for row in results.grid.accuracy if row.key[1:] == _cell("fine_tune"))
     ri = improvements(results.grid.accuracy, reports.SETS)[arm]
     assert ft["mRI"] == pytest.approx(np.mean(list(ri.values())))
-    own = [known["fine_tune", None, name, name] for name in reports.SETS]
-    assert ft["on_downstream_set"] == pytest.approx(np.mean(own))
+    on_downstream = [accuracies["fine_tune", None, name, name] for name in reports.SETS]
+    assert ft["on_downstream_set"] == pytest.approx(np.mean(on_downstream))
     up = [
-        known["fine_tune", None, name, "up"] - known[PRE, None, "", "up"] for name in reports.SETS
+        accuracies["fine_tune", None, name, "up"] - accuracies[PRE, None, "", "up"]
+        for name in reports.SETS
     ]
     assert ft["change_upstream"] == pytest.approx(np.mean(up))
     assert ft["change_upstream_low"] <= ft["change_upstream"] <= ft["change_upstream_high"]
@@ -58,15 +59,15 @@ def _cell(method: str) -> tuple[str, str, None, str, str, str]:
 
 def test_the_maps_hold_every_cell_and_their_axes_have_one_order(results):
     maps = section(results, "maps")
-    known = accuracy(results)
+    accuracies = accuracy(results)
     assert [figure.caption for figure in maps.figures] == ["FT", "EWC & co", "WiSE-FT"]
     for figure, (method, alpha) in zip(
         maps.figures, [("fine_tune", None), ("ewc", None), ("wise_ft", 0.5)], strict=True
     ):
         assert len(figure.data) == 3 * 4
         for row in figure.data.to_dict("records"):
-            after = known[method, alpha, row["downstream"], row["evaluated_on"]]
-            before = known[PRE, None, "", row["evaluated_on"]]
+            after = accuracies[method, alpha, row["downstream"], row["evaluated_on"]]
+            before = accuracies[PRE, None, "", row["evaluated_on"]]
             assert row["accuracy"] == pytest.approx(after)
             assert row["change"] == pytest.approx(after - before)
         encoding = figure.spec["encoding"]
@@ -104,15 +105,15 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
 def test_published_numbers_stand_beside_those_of_their_model_only(tmp_path, monkeypatch):
     over_eight = frames.ranking(tables.results(reports.finished(tmp_path / "8", model="LAION-2B")))
     assert "published_mRI" not in over_eight  # ours is over three sets
-    known = recipe.published() | {"downstreams": len(reports.SETS)}
-    monkeypatch.setattr(recipe, "published", lambda: known)
+    over_three_sets = recipe.published() | {"downstreams": len(reports.SETS)}
+    monkeypatch.setattr(recipe, "published", lambda: over_three_sets)
     for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
         run = reports.finished(tmp_path / model, model=model)
         data = frames.ranking(tables.results(run)).set_index("method")
         published = recipe.published()["models"]["LAION-2B"]["mri"]
         assert data["published_mRI"]["FT"] == published["fine_tune"]
-    other = frames.ranking(tables.results(reports.finished(tmp_path / "other")))
-    assert "published_mRI" not in other
+    unpublished = frames.ranking(tables.results(reports.finished(tmp_path / "other")))
+    assert "published_mRI" not in unpublished
 
 
 def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
@@ -121,12 +122,12 @@ def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(resu
     values[0, 1] = values[1, 0] = np.nan
     holes = dataclasses.replace(matrix, values=values)
     record = dataclasses.replace(results.record, distances=holes.plain())
-    made = dataclasses.replace(results, record=record)
-    assert any("1 pairs of sets" in text for text in section(made, "coverage").statements)
-    table = section(made, "distances").tables[0].data
+    changed = dataclasses.replace(results, record=record)
+    assert any("1 pairs of sets" in text for text in section(changed, "coverage").statements)
+    table = section(changed, "distances").tables[0].data
     assert len(table) == 6 and table["distance"].isna().sum() == 1
     without = dataclasses.replace(results, record=dataclasses.replace(record, distances=None))
-    assert "distances" not in [made.key for made in sections.of(without)]
+    assert "distances" not in [built.key for built in sections.of(without)]
     assert isinstance(matrix, Matrix)
 
 
@@ -146,8 +147,8 @@ def test_every_row_has_its_hyper_parameters(results):
 
 
 def test_every_figure_can_be_drawn_and_says_in_words_what_it_shows(results):
-    for made in sections.of(results):
-        for figure in made.figures:
+    for built in sections.of(results):
+        for figure in built.figures:
             svg = vl_convert.vegalite_to_svg(figures.whole(figure, width=400))
             assert svg.count("<path") + svg.count("<text") > 5, figure.name
             assert len(figure.alt) > 20 and figure.caption

@@ -31,7 +31,7 @@ def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
     jobs.prepare(plan, torch.device("cpu"))
     for column in plan.columns:
         jobs.column(plan, column, torch.device("cpu"))
-    made = set((tmp_path / "store" / "cells").iterdir())
+    cells = set((tmp_path / "store" / "cells").iterdir())
     page = finish.finish(plan, torch.device("cuda"))
-    assert set((tmp_path / "store" / "cells").iterdir()) == made
+    assert set((tmp_path / "store" / "cells").iterdir()) == cells
     assert "cuda" in page.read_text() and page.with_name("distances.csv").is_file()

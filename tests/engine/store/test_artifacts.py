@@ -1,11 +1,10 @@
-"""The store: what has its marker is whole, what has none is nothing, whatever stopped it."""
+"""The store: an artefact with a marker is whole, and one without a marker does not count."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,23 +47,23 @@ def test_made_once_and_found_again(tmp_path: Path) -> None:
     calls = []
     store = Store(tmp_path)
     assert store.find("cells", "ft", KEY) is None
-    made = store.make("cells", "ft", KEY, lambda folder: (calls.append(1), fill(folder))[1])
+    artifact = store.make("cells", "ft", KEY, lambda folder: (calls.append(1), fill(folder))[1])
     again = Store(tmp_path).make("cells", "ft", dict(reversed(KEY.items())), pytest.fail)
-    assert made == again and calls == [1]
-    assert made.folder == tmp_path / "cells" / made.name and made.name.startswith("ft-")
-    assert made.file("note.txt").read_text() == "seventeen bytes.."
+    assert artifact == again and calls == [1]
+    assert artifact.folder == tmp_path / "cells" / artifact.name and artifact.name.startswith("ft-")
+    assert artifact.file("note.txt").read_text() == "seventeen bytes.."
     assert store.find("cells", "ft", KEY | {"seed": 1}) is None
-    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == [made.name]
-    assert made.checked("note.txt") == made.file("note.txt")
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == [artifact.name]
+    assert artifact.checked("note.txt") == artifact.file("note.txt")
 
 
 def test_marker_holds_key_and_checksums_and_comes_last(tmp_path: Path) -> None:
-    made = Store(tmp_path).make("cells", "ft", KEY, fill)
-    marker = json.loads(made.file(MARKER).read_text())
+    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
+    marker = json.loads(artifact.file(MARKER).read_text())
     assert marker["key"] == KEY and set(marker["files"]) == {"deep/values.npy", "note.txt"}
     assert marker["files"]["note.txt"]["bytes"] == 17
-    newest = max((p for p in made.folder.rglob("*") if p.is_file()), key=os.path.getmtime)
-    assert os.path.getmtime(newest) == os.path.getmtime(made.folder / MARKER)
+    newest = max((p for p in artifact.folder.rglob("*") if p.is_file()), key=os.path.getmtime)
+    assert os.path.getmtime(newest) == os.path.getmtime(artifact.folder / MARKER)
 
 
 def test_marker_is_written_after_everything_is_synced(
@@ -105,11 +105,11 @@ def test_killed_builder_leaves_nothing_finished(tmp_path: Path) -> None:
     process.wait()
     process.stdout.close()
     store = Store(tmp_path)
-    left = [path.name for path in (tmp_path / "cells").iterdir()]
-    assert len(left) == 1 and left[0].startswith(".slow-")
+    folders = [path.name for path in (tmp_path / "cells").iterdir()]
+    assert len(folders) == 1 and folders[0].startswith(".slow-")
     assert store.find("cells", "slow", {"seed": 0}) is None
-    made = store.make("cells", "slow", {"seed": 0}, fill)
-    assert not (made.folder / "half.bin").exists()
+    artifact = store.make("cells", "slow", {"seed": 0}, fill)
+    assert not (artifact.folder / "half.bin").exists()
 
 
 def test_folder_without_marker_counts_for_nothing_and_is_replaced(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_folder_without_marker_counts_for_nothing_and_is_replaced(tmp_path: Path
     place.mkdir(parents=True)
     (place / "stale.bin").write_bytes(b"old")
     assert store.find("cells", "ft", KEY) is None
-    made = store.make("cells", "ft", KEY, fill)
-    assert made.folder == place and not (place / "stale.bin").exists()
+    artifact = store.make("cells", "ft", KEY, fill)
+    assert artifact.folder == place and not (place / "stale.bin").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
@@ -137,11 +137,11 @@ def test_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
 
 def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    made = store.make("cells", "ft", KEY, fill)
-    made.file("note.txt").write_text("eighteen bytes...")
-    assert store.find("cells", "ft", KEY) is not None  # a size says nothing here
+    artifact = store.make("cells", "ft", KEY, fill)
+    artifact.file("note.txt").write_text("eighteen bytes...")
+    assert store.find("cells", "ft", KEY) is not None  # its size is the same
     with pytest.raises(ValueError, match=r"note\.txt was altered; delete"):
-        made.checked("note.txt")
+        artifact.checked("note.txt")
 
 
 @pytest.mark.parametrize(
@@ -160,25 +160,25 @@ def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_a_marker_does_not_name_is_refused(tmp_path: Path) -> None:
-    made = Store(tmp_path).make("cells", "ft", KEY, fill)
-    (made.folder / "weights.safetensors").write_bytes(b"of another cell")
+    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
+    (artifact.folder / "weights.safetensors").write_bytes(b"of another cell")
     with pytest.raises(DamagedFile, match=r"weights\.safetensors was altered; delete"):
-        made.checked("weights.safetensors")
+        artifact.checked("weights.safetensors")
 
 
 def test_a_file_that_is_altered_after_it_was_checked_is_refused(tmp_path: Path) -> None:
-    made = Store(tmp_path).make("cells", "ft", KEY, fill)
-    path = made.checked("note.txt")
+    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
+    path = artifact.checked("note.txt")
     path.write_text("eighteen bytes...")
     os.utime(path, ns=(0, 0))
     with pytest.raises(DamagedFile, match=r"note\.txt was altered; delete"):
-        made.checked("note.txt")
+        artifact.checked("note.txt")
 
 
 def test_missing_file_of_a_finished_artefact(tmp_path: Path) -> None:
-    made = Store(tmp_path).make("cells", "ft", KEY, fill)
+    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is missing; delete"):
-        made.file("weights.safetensors")
+        artifact.file("weights.safetensors")
 
 
 def _builder(root: Path, number: int, barrier) -> None:
@@ -201,9 +201,9 @@ def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
     assert [builder.exitcode for builder in builders] == [0] * 4
     (folder,) = (tmp_path / "cells").iterdir()
     assert len(list(folder.glob("extra-*"))) == 1  # of one builder, not of several
-    found = Store(tmp_path).find("cells", "race", {"seed": 0})
-    assert found is not None
-    assert all(found.checked(path.name) for path in folder.glob("*.txt"))
+    artifact = Store(tmp_path).find("cells", "race", {"seed": 0})
+    assert artifact is not None
+    assert all(artifact.checked(path.name) for path in folder.glob("*.txt"))
 
 
 def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,14 +227,14 @@ def test_digest_is_the_same_in_every_process() -> None:
     code = f"from engine.store.artifacts import digest; print(digest({KEY!r}))"
     for seed in ("0", "1"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code],
             env=environment,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert done.stdout.strip() == digest(KEY) == "8a7888f297424ebb"
+        assert process.stdout.strip() == digest(KEY) == "8a7888f297424ebb"
 
 
 def test_digest_refuses_what_has_no_canonical_text() -> None:
@@ -268,14 +268,10 @@ def test_digest_tells_values_apart(a: object, b: object) -> None:
 
 
 def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
-    """The kernel refuses bytes beyond a limit, as a full disk does; the artefact's file fits."""
+    """The artefact's file of one byte fits on the disk, its marker does not."""
     store, key = Store(tmp_path), {"long": "x" * 2000}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    try:
-        with pytest.raises(OSError, match=r"done\.json cannot be written .*make room and run the"):
-            store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    failure = pytest.raises(OSError, match=r"done\.json cannot be written .*make room and run the")
+    with full_disk(), failure:
+        store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
     assert not list((tmp_path / "cells").iterdir())
     store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))

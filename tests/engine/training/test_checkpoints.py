@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip
 from grids import (
     CONV,
     Grid,
@@ -116,7 +117,7 @@ def test_a_training_that_was_interrupted_twice_goes_on_twice(grid, fresh):
 
 
 def test_a_draw_of_the_loss_is_the_same_after_a_resume(grid, fresh, tmp_path):
-    """The order in which torch's generator is drawn from goes on."""
+    """The sequence of numbers from torch's generator goes on."""
     file = tmp_path / "noisy.py"
     file.write_text(
         "import torch\n"
@@ -138,12 +139,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, 
     interrupted(fresh, 4)
     _, newest = stored(fresh)
     state = newest / files_of.STATE
-    content = bytearray(state.read_bytes())
     if damage == "cut":
-        state.write_bytes(content[:1000])
+        state.write_bytes(state.read_bytes()[:1000])
     elif damage == "flip":
-        content[-1000] ^= 1
-        state.write_bytes(content)
+        flip(state, -1000)
     else:
         (newest / files_of.FACTS).write_text("{}")
     cell, steps = resumed(fresh)
@@ -165,7 +164,7 @@ def test_without_a_whole_checkpoint_training_begins_again(grid, fresh, caplog):
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, monkeypatch, number):
-    """None is due: the signal alone asks for it."""
+    """No checkpoint is due: the signal alone causes it."""
     _, plain = grid.build()
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -231,8 +230,8 @@ def followed(grid: Grid, *words: str) -> Builder:
     """A builder whose training leaves snapshots after steps 1, 2 and (at its end) 6."""
     request = Request(grid.recipe, grid.overrides("train.snapshots=3", *words))
     recipe = request.recipe()
-    taken = Followed([recipe.method.name], recipe.dataset.sets)
-    return Builder(request, recipe, grid.device, followed=taken)
+    snapshots = Followed([recipe.method.name], recipe.dataset.sets)
+    return Builder(request, recipe, grid.device, followed=snapshots)
 
 
 def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:
@@ -242,10 +241,10 @@ def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:
 
 def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid, fresh, tmp_path):
     """Step 1 before the interruption, step 2 after it."""
-    other = Grid(grid.folder, tmp_path / "other", grid.device)
-    shutil.copytree(fresh.runs, other.runs)
+    uninterrupted = Grid(grid.folder, tmp_path / "other", grid.device)
+    shutil.copytree(fresh.runs, uninterrupted.runs)
     _, plain = grid.build()
-    followed(other).build()
+    followed(uninterrupted).build()
     with pytest.MonkeyPatch.context() as patch:
         unhurried(patch)
         at_step(patch, 1, stop)
@@ -253,9 +252,9 @@ def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid, fresh, tmp_
             followed(fresh, EVERY_STEP).build()
     assert len(stored(fresh)) == len(snapshots_of(fresh)) == 1
     check_same(followed(fresh).build(), plain)
-    found, wanted = snapshots_of(fresh), snapshots_of(other)
-    assert found.keys() == wanted.keys() and len(found) == 2
-    assert all(same(found[name], wanted[name]) for name in wanted)
+    actual, expected = snapshots_of(fresh), snapshots_of(uninterrupted)
+    assert actual.keys() == expected.keys() and len(actual) == 2
+    assert all(same(actual[name], expected[name]) for name in expected)
 
 
 def test_a_checkpoint_beyond_a_snapshot_that_is_missing_is_not_taken(grid, fresh):
@@ -280,11 +279,20 @@ def process_ignoring(number: signal.Signals) -> Iterator[None]:
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    with process_ignoring(signal.SIGUSR1), preemption.noticed() as came:
+    with process_ignoring(signal.SIGUSR1), preemption.noticed() as noticed:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert not came()
+        assert not noticed()
         os.kill(os.getpid(), signal.SIGTERM)
+        assert noticed()
+
+
+def test_a_second_interrupt_ends_at_once():
+    with preemption.noticed() as came:
+        os.kill(os.getpid(), signal.SIGINT)
         assert came()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_files_keep_the_two_latest(tmp_path):
@@ -311,8 +319,10 @@ def run_worker(
     worker = Path(__file__).parents[2] / "interrupted_worker.py"
     words = [str(worker), str(grid.folder), str(folder / "jobs.json"), str(results)]
     command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    return done, json.loads(results.read_text()) if results.is_file() else []
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    return process, json.loads(results.read_text()) if results.is_file() else []
 
 
 @pytest.mark.slow
@@ -320,8 +330,8 @@ def test_a_process_that_was_killed_goes_on(grid, fresh, tmp_path):
     words = ("optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3", "seed=2")
     _, plain = grid.build(*words)
     job = {"runs": fresh.runs, "words": words, "step": 4, "how": "kill"}
-    done, _ = run_worker(grid, tmp_path, [job], ranks=1)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process, _ = run_worker(grid, tmp_path, [job], ranks=1)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     cell, steps = resumed(fresh, *words)
     assert steps == [5, 6]
     check_same(cell, plain)
@@ -330,9 +340,9 @@ def test_a_process_that_was_killed_goes_on(grid, fresh, tmp_path):
 @pytest.mark.slow
 def test_sigterm_ends_a_process_with_the_code_for_another_attempt(grid, fresh, tmp_path):
     job = {"runs": fresh.runs, "words": ["seed=2"], "step": 1, "how": "term"}
-    done, results = run_worker(grid, tmp_path, [job], ranks=1)
-    assert done.returncode == os.EX_TEMPFAIL == 75
-    assert done.stderr.splitlines()[-1] == results[0][0]
+    process, results = run_worker(grid, tmp_path, [job], ranks=1)
+    assert process.returncode == os.EX_TEMPFAIL == 75
+    assert process.stderr.splitlines()[-1] == results[0][0]
     assert results[0][0].startswith("a signal ended training after step 2; the same command")
     assert resumed(fresh, "seed=2")[1] == [3, 4, 5, 6]
 
@@ -371,23 +381,23 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
             {"runs": places["two to one"].runs, **common, "how": "stop"},
             {"runs": places["one to two"].runs, "words": words},
         ]
-    done, results = run_worker(grid, tmp_path, jobs, ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
+    process, results = run_worker(grid, tmp_path, jobs, ranks=2)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
     for number, words in enumerate(TWO_RANKS):
-        whole, _, two, _, other = results[5 * number : 5 * number + 5]
+        whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         last = whole[1][-1]
         assert whole[1] == list(range(1, last + 1))
-        assert two[1] == other[1] == list(range(4, last + 1))
-        wanted, found = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
-        assert same(found, wanted), words
+        assert two[1] == from_one[1] == list(range(4, last + 1))
+        expected, actual = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
+        assert same(actual, expected), words
         history = [(Path(at[0]) / "history.json").read_text() for at in (whole, two)]
         assert history[0] == history[1], words
         cell, steps = resumed(places["two to one"], *words)
         assert steps == list(range(4, last + 1))
-        for close in (weights(cell), load_file(Path(other[0]) / "weights.safetensors")):
-            assert distance(close, wanted) < 1e-5, words
-        for at in (cell.artifact.folder, Path(other[0])):
+        for close in (weights(cell), load_file(Path(from_one[0]) / "weights.safetensors")):
+            assert distance(close, expected) < 1e-5, words
+        for at in (cell.artifact.folder, Path(from_one[0])):
             entries = json.loads((at / "history.json").read_text())
             for entry, exact in zip(entries, json.loads(history[0]), strict=True):
                 assert entry == pytest.approx(exact, rel=1e-3), words
@@ -397,8 +407,8 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
 def test_a_signal_to_a_single_rank_stops_all_after_the_same_step(grid, fresh, tmp_path):
     words = TWO_RANKS[0]
     job = {"runs": fresh.runs, "words": words, "step": 2, "how": "term"}
-    done, results = run_worker(grid, tmp_path, [job], ranks=2)
-    assert done.returncode != 0
-    assert results[0][0].startswith("a signal ended training after step 3;"), done.stderr[-3000:]
-    done, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
-    assert results[0][1] == [4, 5, 6], done.stderr[-3000:]
+    process, results = run_worker(grid, tmp_path, [job], ranks=2)
+    assert process.returncode != 0
+    assert results[0][0].startswith("a signal ended training after step 3;"), process.stderr[-3000:]
+    process, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
+    assert results[0][1] == [4, 5, 6], process.stderr[-3000:]

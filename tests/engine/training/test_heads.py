@@ -42,8 +42,8 @@ def objective(
 
 def flat(weight: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
     """float64, with the bias as last column."""
-    both = torch.cat([weight.detach(), bias.detach()[:, None]], dim=1)
-    return both.double().numpy().ravel()
+    weight_and_bias = torch.cat([weight.detach(), bias.detach()[:, None]], dim=1)
+    return weight_and_bias.double().numpy().ravel()
 
 
 def head_of(classes: int, width: int, seed: int = 0) -> nn.Linear:
@@ -75,11 +75,13 @@ def test_a_fit_is_the_optimum_that_another_solver_reaches(images, width, classes
     assert result["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
     assert result["loss"] == pytest.approx(value, rel=1e-12)
     options = {"gtol": 1e-10, "ftol": 0, "maxiter": 10_000, "maxfun": 100_000}
-    other = minimize(objective, anchor, (x, y, l2, anchor), "L-BFGS-B", jac=True, options=options)
-    assert value - other.fun <= 2 * heads.EXCESS
+    by_scipy = minimize(
+        objective, anchor, (x, y, l2, anchor), "L-BFGS-B", jac=True, options=options
+    )
+    assert value - by_scipy.fun <= 2 * heads.EXCESS
     # Strong convexity: an objective that is `excess` too high is no farther than this.
     farthest = math.sqrt(2 * heads.EXCESS / l2)
-    assert np.linalg.norm(flat(head.weight, head.bias) - other.x) <= 2 * farthest
+    assert np.linalg.norm(flat(head.weight, head.bias) - by_scipy.x) <= 2 * farthest
 
 
 def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(monkeypatch):
@@ -177,7 +179,7 @@ def gradient_norm_of(
     index = builder.target.split("train")
     x = builder.features(builder.base, builder.target, training=True)[index].double().numpy()
     y = np.searchsorted(places, labels(grid, builder.target.name, index).numpy())
-    parts = (flat(*(tensor[places] for tensor in both)) for both in (head, anchor))
+    parts = (flat(*(tensor[places] for tensor in tensors)) for tensors in (head, anchor))
     return float(np.linalg.norm(objective(next(parts), x, y, L2, next(parts))[1]))
 
 
@@ -197,8 +199,8 @@ def test_a_base_models_head_is_at_its_optimum_and_its_history_says_so(grid):
     (history,) = json.loads((base.artifact.folder / "history.json").read_text())
     assert set(history) == {"iterations", "loss", "gradient_norm", "tolerance"}
     assert history["gradient_norm"] <= history["tolerance"] and history["iterations"] > 0
-    other = grid.builder("model.head.l2=0.1").base
-    assert other.name != base.name and head(other)[0].norm() < head(base)[0].norm()
+    regularised = grid.builder("model.head.l2=0.1").base
+    assert regularised.name != base.name and head(regularised)[0].norm() < head(base)[0].norm()
 
 
 @pytest.mark.parametrize("downstream", ["outline", "few"])
@@ -208,8 +210,8 @@ def test_a_canonical_probe_is_at_its_optimum_and_leaves_other_outputs_alone(grid
     assert gradient_norm_of(grid, builder, after, before) < ROUNDED
     assert gradient_norm_of(grid, builder, before, before) > 100 * ROUNDED
     absent = [i for i in range(len(CLASSES)) if downstream == "few" and i not in PLACES]
-    for one, other in zip(before, after, strict=True):
-        assert torch.equal(one[absent], other[absent])
+    for start, end in zip(before, after, strict=True):
+        assert torch.equal(start[absent], end[absent])
 
 
 def test_a_seed_and_settings_of_steps_change_nothing_about_a_fitted_head(grid):

@@ -20,8 +20,10 @@ def test_two_ranks_normalise_by_the_statistics_of_all_samples(tmp_path):
     results = tmp_path / "results.json"
     worker = str(Path(__file__).parents[2].joinpath("norms_worker.py"))
     command = torchrun(2, worker, str(results))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
     errors = json.loads(results.read_text())
     assert errors.keys() == {"1", "3", "8"}
     for samples, worst in errors.items():

@@ -92,8 +92,8 @@ def test_a_weight_of_zero_equals_fine_tuning_bit_for_bit(options):
     train(model, build(named, options, dataclasses.replace(penalty, lam=0.0)))
     plain, plain_named, _ = linear()
     train(plain, build(plain_named, options))
-    for mine, right in zip(named.values(), plain_named.values(), strict=True):
-        assert torch.equal(mine, right)
+    for actual, expected in zip(named.values(), plain_named.values(), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("options", [ADAMW, SGD])
@@ -104,12 +104,12 @@ def test_the_penalty_is_counted_before_each_step(options):
     read = optim.track(SimpleNamespace(optimizer=optimizer, device="cpu"))
     assert read is not None and penalty.fisher is not None
     for _ in range(2):
-        wanted = 0.0
+        expected = 0.0
         for _ in range(3):
             pulls = (penalty.fisher[n] * (p - penalty.anchor[n]) ** 2 for n, p in named.items())
-            wanted += penalty.lam / 2 * sum(pull.sum().item() for pull in pulls)
+            expected += penalty.lam / 2 * sum(pull.sum().item() for pull in pulls)
             train(model, optimizer, steps=1)
-        assert read() == pytest.approx(wanted, rel=1e-5)
+        assert read() == pytest.approx(expected, rel=1e-5)
     plain = build(named, options)
     assert optim.track(SimpleNamespace(optimizer=plain, device="cpu")) is None
 
@@ -122,16 +122,16 @@ def test_a_checkpoint_continues_exactly(options, kind):
     optimizer.penalise(shards(named, penalty), penalty.lam)
     train(model, optimizer)
     weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    other, other_named, _ = linear()
-    other.load_state_dict(weights)
-    resumed = build(other_named, options, penalty)
+    restored, restored_named, _ = linear()
+    restored.load_state_dict(weights)
+    resumed = build(restored_named, options, penalty)
     resumed.load_state_dict(state)
-    resumed.penalise(shards(other_named, penalty), penalty.lam)
-    train(other, resumed)
+    resumed.penalise(shards(restored_named, penalty), penalty.lam)
+    train(restored, resumed)
     train(model, optimizer)
-    assert all(torch.equal(p, other_named[n]) for n, p in named.items())
-    wanted = {"exp_avg", "exp_avg_sq", "step"} if kind is EWCAdamW else {"momentum_buffer"}
-    assert set(optimizer.state[named["weight"]]) == wanted
+    assert all(torch.equal(p, restored_named[n]) for n, p in named.items())
+    state_names = {"exp_avg", "exp_avg_sq", "step"} if kind is EWCAdamW else {"momentum_buffer"}
+    assert set(optimizer.state[named["weight"]]) == state_names
 
 
 @pytest.mark.parametrize("options", [ADAMW, SGD])
@@ -228,15 +228,15 @@ def test_another_package_called_apex_is_named(monkeypatch):
 
 def test_apex_is_used_where_it_is_present(monkeypatch):
     _, named, _ = linear()
-    made = []
+    optimizers = []
     fake = type(sys)("apex.optimizers")
-    fake.FusedAdam = lambda params, **options: made.append(options)
-    fake.FusedSGD = lambda params, **options: made.append(options)
+    fake.FusedAdam = lambda params, **options: optimizers.append(options)
+    fake.FusedSGD = lambda params, **options: optimizers.append(options)
     monkeypatch.setitem(sys.modules, "apex.optimizers", fake)
     monkeypatch.setitem(sys.modules, "apex", type(sys)("apex"))
     build(named, OptimizerRecipe(name="apex_adamw"))
     build(named, OptimizerRecipe(name="apex_sgd"))
-    assert made[0]["adam_w_mode"] and made[1]["momentum"] == 0.9
+    assert optimizers[0]["adam_w_mode"] and optimizers[1]["momentum"] == 0.9
 
 
 def test_an_engine_that_ewc_cannot_follow_is_refused():

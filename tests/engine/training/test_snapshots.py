@@ -33,10 +33,10 @@ def test_steps_ascend_to_the_last_and_their_ratios_are_alike(count: int, total: 
     if count > 1 and total:
         assert steps[0] == 1
         ratio = total ** (1 / (count - 1))
-        wanted = [ratio**k for k in range(count)]
+        ideal = [ratio**k for k in range(count)]
         for step in steps:
-            assert min(abs(step - exact) for exact in wanted) <= 0.5 + 1e-6 * step
-        for exact in wanted:
+            assert min(abs(step - exact) for exact in ideal) <= 0.5 + 1e-6 * step
+        for exact in ideal:
             assert min(abs(step - exact) for step in steps) <= 0.5 + 1e-6 * exact
 
 
@@ -161,11 +161,11 @@ def test_a_write_that_fails_is_raised_when_training_ends(grid):
 
 
 def test_a_copy_holds_what_was_there_and_not_what_comes(grid):
-    method, seen = prepared(grid).method, {}
-    with snapshots.Snapshots([1], lambda step, export: seen.update({step: export})) as taking:
-        wanted = {name: tensor.clone() for name, tensor in method.export().state.items()}
+    method, exports = prepared(grid).method, {}
+    with snapshots.Snapshots([1], lambda step, export: exports.update({step: export})) as taking:
+        expected = {name: tensor.clone() for name, tensor in method.export().state.items()}
         taking.take(1, method)
         with torch.no_grad():
             for parameter in method.net.parameters():
                 parameter.zero_()
-    assert same(seen[1].state, wanted)
+    assert same(exports[1].state, expected)

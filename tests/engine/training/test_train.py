@@ -99,12 +99,12 @@ def plain_loop(grid: Grid, builder: Builder, name: str, clip: float) -> dict[str
 
 
 def check_against_loop(
-    grid: Grid, builder: Builder, found: dict[str, torch.Tensor], name: str, clip: float
+    grid: Grid, builder: Builder, actual: dict[str, torch.Tensor], name: str, clip: float
 ) -> None:
-    wanted = plain_loop(grid, builder, name, clip)
+    expected = plain_loop(grid, builder, name, clip)
     before = builder.base.state()
-    assert distance(before, wanted) > 3e-3, "a run that hardly moves shows nothing"
-    assert distance(found, wanted) < 1e-5
+    assert distance(before, expected) > 3e-3, "a run that hardly moves shows nothing"
+    assert distance(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "stage", "accumulation", "clip"), QUICK)
@@ -115,7 +115,7 @@ def test_one_rank_equals_a_plain_loop(grid, name, stage, accumulation, clip):
     assert [entry["step"] for entry in history] == [3 * (i + 1) for i in range(EPOCHS)]
 
 
-OTHER_METHODS = [
+KINDS_OF_METHOD = [
     ["method=ewc", "method.lam=2", "method.fisher_scale=mean", *words_of("adamw", 1, 3, 0.3)],
     ["method=ewc", "method.variant=paper", *words_of("sgd", 0, 1, 0.0)],
     ["method=lora", *words_of("adamw", 1, 1, 0.0)],
@@ -145,50 +145,52 @@ def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     for builder in builders:
         for name in SETS:
             builder.sets[name]
-    kept = shutil.ignore_patterns("fine_tune-*", ".*")
+    ignored = shutil.ignore_patterns("fine_tune-*", ".*")
     shutil.copytree(grid.runs / "packs", folder / "runs" / "packs")
     for kind, name in (p for b in bases for p in (("weights", b.backbone), ("cells", b.name))):
         place = Path("store") / kind / name
-        shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=kept)
+        shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=ignored)
     jobs = [words_of(*configuration) for configuration in GRID]
-    jobs += [*OTHER_METHODS, *FREE_NORMS, UNEVEN]
+    jobs += [*KINDS_OF_METHOD, *FREE_NORMS, UNEVEN]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
     worker = Path(__file__).parents[2].joinpath("grid_worker.py")
     command = torchrun(2, str(worker), str(grid.folder), *map(str, paths))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=400
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_rank_and_a_plain_loop(grid, two_ranks):
-    wanted: dict[tuple[str, float], dict[str, torch.Tensor]] = {}
+    expected: dict[tuple[str, float], dict[str, torch.Tensor]] = {}
     for configuration, folder in zip(GRID, two_ranks, strict=False):
         name, _, _, clip = configuration
         two = load_file(Path(folder) / "weights.safetensors")
         builder, cell = grid.build(*words_of(*configuration))
         assert distance(two, weights(cell)) < 1e-5, configuration
-        if (name, clip) not in wanted:
-            wanted[name, clip] = plain_loop(grid, builder, name, clip)
-        assert distance(two, wanted[name, clip]) < 1e-5, configuration
-        assert distance(builder.base.state(), wanted[name, clip]) > 3e-3, configuration
+        if (name, clip) not in expected:
+            expected[name, clip] = plain_loop(grid, builder, name, clip)
+        assert distance(two, expected[name, clip]) < 1e-5, configuration
+        assert distance(builder.base.state(), expected[name, clip]) > 3e-3, configuration
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
-    for words, folder in zip(OTHER_METHODS, two_ranks[len(GRID) :], strict=False):
+    for words, folder in zip(KINDS_OF_METHOD, two_ranks[len(GRID) :], strict=False):
         _, cell = grid.build(*words)
         assert distance(load_file(Path(folder) / "weights.safetensors"), weights(cell)) < 1e-5, (
             words
         )
-        one, both = (
+        of_one_rank, of_two_ranks = (
             json.loads((Path(at) / "history.json").read_text())
             for at in (cell.artifact.folder, folder)
         )
-        for mine, theirs in zip(one, both, strict=True):
-            assert theirs == pytest.approx(mine, rel=1e-3), words
-        assert ("penalty" in one[-1]) == ("method=ewc" in words)
+        for single, double in zip(of_one_rank, of_two_ranks, strict=True):
+            assert double == pytest.approx(single, rel=1e-3), words
+        assert ("penalty" in of_one_rank[-1]) == ("method=ewc" in words)
         if cell.prompt() is not None:
             two = load_file(Path(folder) / "prompt.safetensors")
             assert distance(two, {"prompt": cell.prompt()}) < 1e-5
@@ -198,14 +200,17 @@ def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
 def test_two_ranks_equal_one_rank_where_batch_norms_learn(grid, two_ranks):
     for words, folder in zip(FREE_NORMS, two_ranks[-1 - len(FREE_NORMS) : -1], strict=True):
         builder, cell = grid.build(*words)
-        before, one = builder.base.state(), weights(cell)
-        two = load_file(Path(folder) / "weights.safetensors")
-        buffers = [name for name in one if "running_" in name or "num_batches" in name]
-        assert buffers and all(not torch.equal(before[n], one[n]) for n in buffers)
-        assert distance({n: two[n] for n in buffers}, {n: one[n] for n in buffers}) < 1e-5, words
-        assert distance(two, one) < 1e-5, words
+        before, of_one_rank = builder.base.state(), weights(cell)
+        of_two_ranks = load_file(Path(folder) / "weights.safetensors")
+        buffers = [name for name in of_one_rank if "running_" in name or "num_batches" in name]
+        assert buffers and all(not torch.equal(before[n], of_one_rank[n]) for n in buffers)
+        assert (
+            distance({n: of_two_ranks[n] for n in buffers}, {n: of_one_rank[n] for n in buffers})
+            < 1e-5
+        ), words
+        assert distance(of_two_ranks, of_one_rank) < 1e-5, words
         counts = [name for name in buffers if "num_batches" in name]
-        assert all(torch.equal(two[name], one[name]) for name in counts)
+        assert all(torch.equal(of_two_ranks[name], of_one_rank[name]) for name in counts)
 
 
 def test_a_filler_touches_no_statistics(grid):
@@ -226,8 +231,8 @@ def test_two_ranks_refuse_a_batch_that_does_not_divide(two_ranks):
 def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
     """The same weights under the same names, in two stores: one's predictions are dropped."""
     folder = Path(two_ranks[0])
-    ours = Grid(grid.folder, folder.parents[2], grid.device)
-    builder, cell = ours.build(*words_of(*GRID[0]))
+    grid_of_two_ranks = Grid(grid.folder, folder.parents[2], grid.device)
+    builder, cell = grid_of_two_ranks.build(*words_of(*GRID[0]))
     assert cell.artifact.folder == folder
     mixes = [{cell.name: 1.0}, {builder.base.name: 0.5, cell.name: 0.5}]
     paths = [passes.predicted(builder.run, m, name, "all") for m in mixes for name in SETS]
@@ -244,12 +249,14 @@ def test_the_launcher_trains_on_two_ranks_what_a_builder_builds(grid, tmp_path):
     alone = Grid(grid.folder, tmp_path / "runs", grid.device)
     words = alone.overrides("train.batch_size=12", "device=cpu")
     command = torchrun(2, launch, f"recipe={grid.recipe}", *words)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "FT (canonical) on outline" in done.stdout and "RI " in done.stdout
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
     _, cell = grid.build("train.batch_size=12")
-    (made,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-outline-*")
-    assert distance(load_file(made / "weights.safetensors"), weights(cell)) < 1e-5
+    (folder,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-outline-*")
+    assert distance(load_file(folder / "weights.safetensors"), weights(cell)) < 1e-5
 
 
 def fake_run(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
@@ -279,7 +286,7 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
     by_rank = shares(n, epoch, world, run)
     (plain,) = shares(n, epoch, 1, fake_run(seed, micro * parts, 1))
     steps = math.ceil(n / (micro * parts))
-    assert [len(own) for own in by_rank] == [steps * accumulation] * world
+    assert [len(rank_shares) for rank_shares in by_rank] == [steps * accumulation] * world
     for step, whole in enumerate(plain):
         micro_batches = [
             [shares_of_rank[step * accumulation + micro] for shares_of_rank in by_rank]
@@ -288,12 +295,12 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
         for micro_batch in micro_batches:
             samples = sum(len(share.index) for share in micro_batch if share.weight)
             assert all(share.samples == samples for share in micro_batch)
-        mine = [share for micro_batch in micro_batches for share in micro_batch]
-        assert all(1 <= len(share.index) <= micro for share in mine)
-        seen = np.concatenate([share.index for share in mine if share.weight])
-        np.testing.assert_array_equal(seen, whole.index)
+        step_shares = [share for micro_batch in micro_batches for share in micro_batch]
+        assert all(1 <= len(share.index) <= micro for share in step_shares)
+        positions = np.concatenate([share.index for share in step_shares if share.weight])
+        np.testing.assert_array_equal(positions, whole.index)
         # DeepSpeed averages over ranks and micro-batches: every sample must weigh 1 / len(batch).
-        for share in mine:
+        for share in step_shares:
             assert share.weight in (0.0, pytest.approx(parts / len(whole.index)))
     everything = np.concatenate([share.index for share in plain])
     np.testing.assert_array_equal(np.sort(everything), np.arange(10, 10 + n))
@@ -324,21 +331,21 @@ def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
 
 
 def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
-    """DeepSpeed switches off what it finds on around it; it asks about the GPU's autocast alone."""
-    asked = torch.is_autocast_enabled
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
+    """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
+    is_enabled = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": is_enabled(kind))
     builder = grid.builder("train.precision=bf16")
     method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
     loop.prepare(method, builder.run, builder)
     engine = loop.initialize(method, builder.run)
-    seen = []
+    dtypes = []
     layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
-    layer.register_forward_hook(lambda layer, images, patches: seen.append(patches.dtype))
+    layer.register_forward_hook(lambda layer, images, patches: dtypes.append(patches.dtype))
     try:
         loop.epochs(engine, method, builder.run)
     finally:
         loop.close(engine)
-    assert set(seen) == {torch.bfloat16}
+    assert set(dtypes) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -397,7 +404,7 @@ def test_a_batch_that_does_not_divide_is_refused(grid):
 
 @pytest.fixture
 def diverging(grid: Grid, tmp_path: Path) -> Iterator[Grid]:
-    """The same base model and packs, and a place of its own for what goes wrong."""
+    """The same base model and packs, and a folder for the weights of runs that diverge."""
     grid.builder().base  # noqa: B018  # made here, where it is kept
     shutil.copytree(grid.runs / "packs", tmp_path / "packs")
     store = grid.runs / "store"
@@ -435,8 +442,8 @@ def test_a_later_divergence_keeps_the_last_good_weights(diverging, tmp_path):
     words = [f"method.module={file}", "method.name=late", "method.title=Late"]
     with pytest.raises(DivergedError, match=r"the last good .* of step 6, in .*late-outline-step6"):
         diverging.build(*words, "train.epochs=4")
-    (kept,) = (tmp_path / "diverged").iterdir()
-    good = {n.removeprefix("net."): t for n, t in load_file(kept).items()}
+    (saved,) = (tmp_path / "diverged").iterdir()
+    good = {n.removeprefix("net."): t for n, t in load_file(saved).items()}
     before = diverging.builder().base.state()
     assert good.keys() == before.keys() and not same(good, before)
     assert all(torch.isfinite(tensor).all() for tensor in good.values())

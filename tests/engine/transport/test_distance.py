@@ -47,28 +47,28 @@ def table_cost(a: Labelled, b: Labelled) -> np.ndarray:
     gaussian = pytest.importorskip("ot.gaussian")
     cost = torch.cdist(a.features.double(), b.features.double()).square()
     for i, j in itertools.product(range(CLASSES), repeat=2):
-        one, two = a.features[a.labels == i].double(), b.features[b.labels == j].double()
-        w = gaussian.bures_wasserstein_distance(one.mean(0), two.mean(0), one.T.cov(), two.T.cov())
+        x, y = a.features[a.labels == i].double(), b.features[b.labels == j].double()
+        w = gaussian.bures_wasserstein_distance(x.mean(0), y.mean(0), x.T.cov(), y.T.cov())
         cost[(a.labels == i)[:, None] & (b.labels == j)] += float(w) ** 2
     return cost.numpy()
 
 
 def test_exact_distances_equal_pot_on_the_dense_cost():
     ot = pytest.importorskip("ot")
-    found = matrix(SETS, CLASSES, Options(exact=True))
+    distances = matrix(SETS, CLASSES, Options(exact=True))
     for (i, a), (j, b) in itertools.combinations(enumerate(SETS), 2):
         expected = ot.emd2([], [], table_cost(SETS[a], SETS[b]))
-        assert found.values[i, j] == found.values[j, i] == pytest.approx(expected, rel=1e-5)
-    assert found.eps == 0 and not found.values.diagonal().any()
+        assert distances.values[i, j] == distances.values[j, i] == pytest.approx(expected, rel=1e-5)
+    assert distances.eps == 0 and not distances.values.diagonal().any()
 
 
 def test_brackets_hold_exact_distances():
     pytest.importorskip("ot")
     exact = matrix(SETS, CLASSES, Options(exact=True)).values
-    found = matrix(SETS, CLASSES, Options(bracket=5e-3))
-    np.testing.assert_allclose(found.values, exact, rtol=2.5e-3)
+    bracketed = matrix(SETS, CLASSES, Options(bracket=5e-3))
+    np.testing.assert_allclose(bracketed.values, exact, rtol=2.5e-3)
     off = ~np.eye(3, dtype=bool)
-    assert found.eps == 0 and (found.gaps[off] > 0).all() and (found.gaps <= 5e-3).all()
+    assert bracketed.eps == 0 and (bracketed.gaps[off] > 0).all() and (bracketed.gaps <= 5e-3).all()
 
 
 def test_small_eps_undebiased_approaches_exact_transport():
@@ -81,22 +81,25 @@ def test_small_eps_undebiased_approaches_exact_transport():
 
 
 def test_the_matrix_is_ordered_symmetric_and_certified():
-    found = matrix(SETS, CLASSES, Options(eps=0.1))
-    assert found.names == ("near", "mid", "far")
-    assert np.array_equal(found.values, found.values.T) and not found.values.diagonal().any()
-    assert 0 < found.row("near")["mid"] < found.row("near")["far"]
+    distances = matrix(SETS, CLASSES, Options(eps=0.1))
+    assert distances.names == ("near", "mid", "far")
+    assert (
+        np.array_equal(distances.values, distances.values.T)
+        and not distances.values.diagonal().any()
+    )
+    assert 0 < distances.row("near")["mid"] < distances.row("near")["far"]
     off = ~np.eye(3, dtype=bool)
-    assert (found.gaps <= 1e-4).all() and (found.marginal_errors[off] > 0).all()
-    assert found.marginal_errors.max() < 1e-2
+    assert (distances.gaps <= 1e-4).all() and (distances.marginal_errors[off] > 0).all()
+    assert distances.marginal_errors.max() < 1e-2
     turned = matrix(dict(reversed(SETS.items())), CLASSES, Options(eps=0.1))
-    assert turned.eps == pytest.approx(found.eps, rel=1e-6)
-    np.testing.assert_allclose(turned.values[::-1, ::-1], found.values, rtol=1e-2, atol=1e-3)
+    assert turned.eps == pytest.approx(distances.eps, rel=1e-6)
+    np.testing.assert_allclose(turned.values[::-1, ::-1], distances.values, rtol=1e-2, atol=1e-3)
 
 
 def test_a_set_is_at_home_in_its_copy():
     copies = {"one": SETS["near"], "two": Labelled(*(t.flip(0) for t in SETS["near"]))}
-    found = matrix(copies, CLASSES, Options(eps=0.2))
-    assert abs(found.values[0, 1]) < 1e-3 * matrix(SETS, CLASSES, Options(eps=0.2)).values[0, 2]
+    distances = matrix(copies, CLASSES, Options(eps=0.2))
+    assert abs(distances.values[0, 1]) < 1e-3 * matrix(SETS, CLASSES, Options(eps=0.2)).values[0, 2]
 
 
 def test_self_terms_are_solved_once_a_set(monkeypatch):
@@ -132,16 +135,16 @@ def test_conventions():
 
 
 def test_classes_that_a_set_lacks_do_not_matter():
-    one = matrix(SETS, CLASSES, Options(eps=0.2)).values
+    expected = matrix(SETS, CLASSES, Options(eps=0.2)).values
     spread = {name: Labelled(s.features, s.labels * 3 + 1) for name, s in SETS.items()}
-    np.testing.assert_allclose(matrix(spread, 20, Options(eps=0.2)).values, one, rtol=1e-6)
+    np.testing.assert_allclose(matrix(spread, 20, Options(eps=0.2)).values, expected, rtol=1e-6)
 
 
 def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
-    found = matrix(SETS, CLASSES, Options(eps=0.01, tolerance=1e-14))
-    assert math.isnan(found.values[0, 1]) and not found.row("near")
+    distances = matrix(SETS, CLASSES, Options(eps=0.01, tolerance=1e-17))
+    assert math.isnan(distances.values[0, 1]) and not distances.row("near")
     assert "near to mid did not converge" in caplog.text
-    write_csv(tmp_path / "d.csv", found)
+    write_csv(tmp_path / "d.csv", distances)
     rows = list(csv.reader((tmp_path / "d.csv").open()))
     assert rows[0] == ["", "near", "mid", "far"] and rows[1] == ["near", "0.0", "", ""]
 
@@ -151,23 +154,30 @@ def test_exact_transport_that_stops_early_is_no_number(tmp_path, monkeypatch):
     _, run = run_of(SETS, tmp_path, monkeypatch)
     options = Options(exact=True, samples=20)
     with pytest.warns(UserWarning, match="numItermax"):
-        found = solve.distances(run, list(SETS), options)
-    kept = solve.distances(run, list(SETS), options)
+        computed = solve.distances(run, list(SETS), options)
+    stored = solve.distances(run, list(SETS), options)
     off = ~np.eye(3, dtype=bool)
-    for one in (found, kept):
-        assert np.isnan(one.values[off]).all() and np.isnan(one.gaps[off]).all()
-        assert one.samples == 20
+    for distances in (computed, stored):
+        assert np.isnan(distances.values[off]).all() and np.isnan(distances.gaps[off]).all()
+        assert distances.samples == 20
 
 
 def test_the_csv_keeps_every_digit(tmp_path):
-    found = matrix(SETS, CLASSES, Options(eps=0.2))
-    write_csv(tmp_path / "d.csv", found)
+    distances = matrix(SETS, CLASSES, Options(eps=0.2))
+    write_csv(tmp_path / "d.csv", distances)
     rows = list(csv.reader((tmp_path / "d.csv").open()))[1:]
-    np.testing.assert_array_equal(np.array([row[1:] for row in rows], dtype=float), found.values)
+    np.testing.assert_array_equal(
+        np.array([row[1:] for row in rows], dtype=float), distances.values
+    )
     heads, *pairs = csv.reader((tmp_path / "d_pairs.csv").open())
     assert heads == ["set", "other", "distance", "gap", "marginal_error", "eps"]
     assert [row[:2] for row in pairs] == [["near", "mid"], ["near", "far"], ["mid", "far"]]
-    columns = found.values, found.gaps, found.marginal_errors, np.full((3, 3), found.eps)
+    columns = (
+        distances.values,
+        distances.gaps,
+        distances.marginal_errors,
+        np.full((3, 3), distances.eps),
+    )
     for row, (i, j) in zip(pairs, [(0, 1), (0, 2), (1, 2)], strict=True):
         assert [float(x) for x in row[2:]] == [column[i, j] for column in columns]
 
@@ -175,8 +185,8 @@ def test_the_csv_keeps_every_digit(tmp_path):
 def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
     values = np.array([[0, 1, math.nan], [1, 0, 2], [math.nan, 2, 0]])
     gaps, errors = np.diag([0.0, 3e-5, 0.0]), np.diag([2e-3, math.nan, 0.0])
-    found = Matrix(("a", "b", "c"), values, gaps, errors, 0.25)
-    assert found.certainty() == (
+    distances = Matrix(("a", "b", "c"), values, gaps, errors, 0.25)
+    assert distances.certainty() == (
         "ε 0.25, worst gap 3.0e-05, worst marginal error 2.0e-03; 1 pair missing"
     )
     exact = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 0.0)
@@ -187,17 +197,17 @@ def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
 def test_copies_of_the_same_photographs_are_sampled_apart():
     """In pairs, two copies would be at distance 0 from each other whatever is drawn."""
     copies = {name: SETS["near"] for name in ("clean", "blurred")}
-    found = matrix(copies, CLASSES, Options(exact=True, samples=20)).values[0, 1]
-    assert found > 1
+    distance = matrix(copies, CLASSES, Options(exact=True, samples=20)).values[0, 1]
+    assert distance > 1
     alone = {name: copies[name] for name in ("blurred", "clean")}
     again = matrix(alone, CLASSES, Options(exact=True, samples=20)).values[0, 1]
-    assert again == pytest.approx(found, rel=1e-6)
+    assert again == pytest.approx(distance, rel=1e-6)
 
 
 def test_without_label_distances_no_covariance_is_made(monkeypatch):
     monkeypatch.setattr(problems, "class_gaussians", None)
-    found = matrix(SETS, CLASSES, Options(exact=True, label_distance="none"))
-    assert np.isfinite(found.values).all()
+    distances = matrix(SETS, CLASSES, Options(exact=True, label_distance="none"))
+    assert np.isfinite(distances.values).all()
     outside = SETS | {"far": Labelled(SETS["far"].features, SETS["far"].labels + 1)}
     with pytest.raises(ValueError, match=r"far: .*outside"):
         matrix(outside, CLASSES, Options(label_distance="none"))
@@ -205,14 +215,14 @@ def test_without_label_distances_no_covariance_is_made(monkeypatch):
 
 def test_distances_take_stored_features_and_are_kept(tmp_path, monkeypatch):
     released, run = run_of(SETS, tmp_path, monkeypatch)
-    found = solve.distances(run, list(SETS), Options(eps=0.2))
-    np.testing.assert_array_equal(found.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
+    computed = solve.distances(run, list(SETS), Options(eps=0.2))
+    np.testing.assert_array_equal(computed.values, matrix(SETS, CLASSES, Options(eps=0.2)).values)
     assert released == list(SETS)
     again = solve.distances(run, list(SETS), Options(eps=0.2))
-    np.testing.assert_array_equal(again.values, found.values)
-    np.testing.assert_array_equal(again.gaps, found.gaps)
-    np.testing.assert_array_equal(again.marginal_errors, found.marginal_errors)
-    assert (again.names, again.eps) == (found.names, found.eps) and released == list(SETS)
+    np.testing.assert_array_equal(again.values, computed.values)
+    np.testing.assert_array_equal(again.gaps, computed.gaps)
+    np.testing.assert_array_equal(again.marginal_errors, computed.marginal_errors)
+    assert (again.names, again.eps) == (computed.names, computed.eps) and released == list(SETS)
     solve.distances(run, list(SETS), Options(eps=0.3))
     assert released == 2 * list(SETS)
     for path in run.store.root.glob("distances/*/matrix.json"):
@@ -232,8 +242,8 @@ def test_what_did_not_converge_is_kept_as_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(solve, "matrix", lambda *_: unsolved)
     _, run = run_of(SETS, tmp_path, monkeypatch)
     solve.distances(run, ["near", "mid"])
-    kept = solve.distances(run, ["near", "mid"])
-    np.testing.assert_array_equal(kept.values, unsolved.values)
+    stored = solve.distances(run, ["near", "mid"])
+    np.testing.assert_array_equal(stored.values, unsolved.values)
 
 
 @pytest.mark.slow
@@ -243,17 +253,17 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, monke
     words = ["distance", "outline", "few", *options, "--sample-seed", "1", f"runs={tmp_path}"]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
-    (made,) = (tmp_path / "distance").iterdir()
-    assert f"matrix  {made / 'distances.csv'}" in printed
-    assert 'data-figure="distances"' in (made / "index.html").read_text()
-    rows = list(csv.reader((made / "distances.csv").open()))
+    (matrix_folder,) = (tmp_path / "distance").iterdir()
+    assert f"matrix  {matrix_folder / 'distances.csv'}" in printed
+    assert 'data-figure="distances"' in (matrix_folder / "index.html").read_text()
+    rows = list(csv.reader((matrix_folder / "distances.csv").open()))
     assert rows[0] == ["", "outline", "few"] and float(rows[1][2]) > 0
     assert ["1", "outline", "0", f"{float(rows[1][2]):.4g}"] in map(str.split, printed.splitlines())
     assert rows[1][2] == rows[2][1]
-    pair = next(csv.DictReader((made / "distances_pairs.csv").open()))
+    pair = next(csv.DictReader((matrix_folder / "distances_pairs.csv").open()))
     assert pair["distance"] == rows[1][2] and float(pair["gap"]) <= 1e-4
     line = f"worst gap {float(pair['gap']):.1e}, worst marginal error "
-    assert line in printed and line in (made / "index.html").read_text()
+    assert line in printed and line in (matrix_folder / "index.html").read_text()
     assert f"ε {float(pair['eps']):.3g}, {line}" in printed
 
 
@@ -268,9 +278,9 @@ def test_the_command_takes_another_model(folder, grid, capsys, monkeypatch, tmp_
     for more in ([], ["--model", str(tmp_path / "other.yaml")]):
         assert cli.main([*words, *more]) == 0
     for name in ("tiny", "other"):
-        (made,) = (tmp_path / "distance").glob(f"{name}-*")
-        values.append(float(list(csv.reader((made / "distances.csv").open()))[1][2]))
-        assert f"for {name}</h1>" in (made / "index.html").read_text()
+        (matrix_folder,) = (tmp_path / "distance").glob(f"{name}-*")
+        values.append(float(list(csv.reader((matrix_folder / "distances.csv").open()))[1][2]))
+        assert f"for {name}</h1>" in (matrix_folder / "index.html").read_text()
     assert values[0] != values[1]
 
 
@@ -278,8 +288,8 @@ def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch, tmp_path)
     monkeypatch.setattr(ranks, "stop", lambda: None)
     options = ["--campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
     assert cli.main(["distance", "outlyne", "few", *options]) == 2
-    assert "'outlyne' is no set of" in (said := capsys.readouterr().err)
-    assert "did you mean 'outline'?" in said
+    assert "'outlyne' is no set of" in (message := capsys.readouterr().err)
+    assert "did you mean 'outline'?" in message
     assert not list(tmp_path.iterdir()), "no model is made before a set is refused"
 
 
@@ -326,12 +336,12 @@ def spots(drops, distances=(1.0, 2.0, 3.0, 5.0, 8.0)) -> list[Point]:
 def test_correlations_equal_scipy_ties_included():
     stats = pytest.importorskip("scipy.stats")
     for drops in ([3.0, 1.0, 4.0, 1.0, 5.0], [9.0, 9.0, 2.0, 2.0, 1.0]):
-        found = correlation(spots(drops))
+        coefficients = correlation(spots(drops))
         x = [1.0, 2.0, 3.0, 5.0, 8.0]
-        assert found.pearson[0] == pytest.approx(stats.pearsonr(x, drops)[0])
-        assert found.spearman[0] == pytest.approx(stats.spearmanr(x, drops)[0])
-        assert found.pearson[1] <= found.pearson[0] <= found.pearson[2]
-        assert found == correlation(spots(drops))
+        assert coefficients.pearson[0] == pytest.approx(stats.pearsonr(x, drops)[0])
+        assert coefficients.spearman[0] == pytest.approx(stats.spearmanr(x, drops)[0])
+        assert coefficients.pearson[1] <= coefficients.pearson[0] <= coefficients.pearson[2]
+        assert coefficients == correlation(spots(drops))
 
 
 def test_correlations_do_not_depend_on_the_unit():
@@ -344,13 +354,13 @@ def test_correlations_do_not_depend_on_the_unit():
 
 
 def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
-    found = correlation(spots([1.0, 4.0, 9.0, 16.0, 25.0]))
-    assert found.spearman[:3] == (pytest.approx(1.0),) * 3 and found.pearson[0] < 1
-    assert "Spearman +1.00" in str(found) and "5 sets" in str(found)
+    coefficients = correlation(spots([1.0, 4.0, 9.0, 16.0, 25.0]))
+    assert coefficients.spearman[:3] == (pytest.approx(1.0),) * 3 and coefficients.pearson[0] < 1
+    assert "Spearman +1.00" in str(coefficients) and "5 sets" in str(coefficients)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("points", "message"),
     [
         (spots([1.0] * 5), "the drop is missing or the same"),
         (spots([1.0, 2.0, 3.0, 4.0, math.nan]), "the drop is missing"),
@@ -358,15 +368,15 @@ def test_a_monotone_relation_has_spearman_one_and_an_interval_at_one():
         (spots([1.0, 2.0, 3.0, 4.0, 5.0])[:2], "needs 3 sets or more, got 2"),
     ],
 )
-def test_no_correlation_without_variation(given, message):
+def test_no_correlation_without_variation(points, message):
     with pytest.raises(ValueError, match=message):
-        correlation(given)
+        correlation(points)
 
 
 def test_the_section_says_how_many_images_were_looked_at():
-    found = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 1.0)
-    assert "of at most" not in section.of_matrix(found).text
-    drawn = dataclasses.replace(found, samples=10_000)
+    distances = Matrix(("a", "b"), *np.zeros((3, 2, 2)), 1.0)
+    assert "of at most" not in section.of_matrix(distances).text
+    drawn = dataclasses.replace(distances, samples=10_000)
     assert "classes of at most 10,000 images of each set (" in section.of_matrix(drawn).text
 
 
@@ -382,8 +392,8 @@ def test_points_pair_the_drop_upstream_with_the_distance():
         upstream=None,
     )
     sets = ("a", "b", "c", "d")
-    one = Standings("m", sets, sets, {"up": 90.0}, (line,), ())
-    found = forgetting.points(one, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}, "up")
-    assert found == [Point("a", 3.0, 20.0), Point("b", 1.0, 5.0)]
-    assert forgetting.points(one, {"a": 3.0}, "elsewhere") == []
-    assert forgetting.points(dataclasses.replace(one, lines=()), {"a": 3.0}, "up") == []
+    ranking = Standings("m", sets, sets, {"up": 90.0}, (line,), ())
+    points = forgetting.points(ranking, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}, "up")
+    assert points == [Point("a", 3.0, 20.0), Point("b", 1.0, 5.0)]
+    assert forgetting.points(ranking, {"a": 3.0}, "elsewhere") == []
+    assert forgetting.points(dataclasses.replace(ranking, lines=()), {"a": 3.0}, "up") == []

@@ -48,34 +48,34 @@ def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, m
     at_once = []
     real = solve.side_by_side
 
-    def seen(work, items, count, device, **words):
+    def counted(work, items, count, device, **words):
         at_once.append(count)
         yield from real(work, items, count, device, **words)
 
-    monkeypatch.setattr(solve, "side_by_side", seen)
+    monkeypatch.setattr(solve, "side_by_side", counted)
     beside = matrix(SETS, CLASSES, Options(**options))
     assert set(at_once) == {2} and torch.get_num_threads() == 2
     torch.set_num_threads(1)
     alone = matrix(SETS, CLASSES, Options(**options))
     assert set(at_once) == {1, 2} and np.isfinite(alone.values).all() and alone.values[0, 1] > 0
-    for mine, theirs in zip(
+    for parallel, serial in zip(
         (beside.values, beside.gaps, beside.marginal_errors),
         (alone.values, alone.gaps, alone.marginal_errors),
         strict=True,
     ):
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(parallel, serial)
     assert beside.eps == alone.eps
 
 
 def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
-    both = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=30)
 
     def work(item: int) -> tuple[int, int]:
-        both.wait()  # breaks unless another is there
+        barrier.wait()  # breaks unless another is there
         return item * item, torch.get_num_threads()
 
-    found = dict(side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item"))
-    assert found == {k: (k * k, 1) for k in (1, 2, 3, 4)}
+    squares = dict(side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item"))
+    assert squares == {k: (k * k, 1) for k in (1, 2, 3, 4)}
 
 
 def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
@@ -110,33 +110,33 @@ def test_as_many_at_once_as_cores_problems_and_memory_allow(cores, caplog):
 def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
     sets = {"small": labelled(0, 20), "large": labelled(1, 300), "mid": labelled(2, 100)}
     clouds = {
-        name: problems.Cloud.of(name, one, CLASSES, Options(label_distance="none"))
-        for name, one in sets.items()
+        name: problems.Cloud.of(name, points, CLASSES, Options(label_distance="none"))
+        for name, points in sets.items()
     }
-    own, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
-    assert problems.Problems(clouds, Options()).bytes_each() == own
-    assert problems.Problems(clouds, Options(debias=False)).bytes_each() == across < own
+    within, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
+    assert problems.Problems(clouds, Options()).bytes_each() == within
+    assert problems.Problems(clouds, Options(debias=False)).bytes_each() == across < within
     assert problems.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
     monkeypatch.setattr(problems, "_EXACT_BYTES", 10**6)
     exact = problems.Problems(clouds, Options(exact=True)).bytes_each()
     assert exact == 10**6 * 300 * 100
     large = sets["large"]
     cost = GroundCost(large.features, large.features)
-    assert own >= beside_the_copy(cost) + 4 * 300 * 300
+    assert within >= beside_the_copy(cost) + 4 * 300 * 300
 
 
 def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
-    given = []
+    limits = []
     real = problems.transport
 
-    def seen(cost, **options):
-        given.append(options["memory"])
+    def limited(cost, **options):
+        limits.append(options["memory"])
         return real(cost, **options)
 
-    monkeypatch.setattr(problems, "transport", seen)
+    monkeypatch.setattr(problems, "transport", limited)
     monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     matrix(SETS, CLASSES, Options())
-    assert set(given) == {400_000_000} and len(given) == 10
+    assert set(limits) == {400_000_000} and len(limits) == 10
 
 
 def test_an_error_names_its_pair(cores, monkeypatch):
@@ -174,25 +174,27 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
     with pytest.raises(ValueError, match="b to d: out of luck"):
         solve.distances(run, list(SETS), Options())
-    (kept,) = (tmp_path / "pending").rglob("solved.json")
-    done = [key for key in json.loads(kept.read_text())["numbers"] if key.startswith("debiased")]
-    assert done == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
+    (solved,) = (tmp_path / "pending").rglob("solved.json")
+    numbers = [
+        key for key in json.loads(solved.read_text())["numbers"] if key.startswith("debiased")
+    ]
+    assert numbers == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
     monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
-    whole = kept.read_text()
+    whole = solved.read_text()
     for damaged in (
         whole[:-9],
         "[1]",
         "{}",
         whole.replace('mean cost/a/b": [', 'mean cost/a/b": [1'),
     ):
-        kept.write_text(damaged)
+        solved.write_text(damaged)
         with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
             solve.distances(run, list(SETS), Options())
-    kept.write_text(whole)
+    solved.write_text(whole)
     shapes.clear()
-    found = solve.distances(run, list(SETS), Options())
+    resumed = solve.distances(run, list(SETS), Options())
     # What is left: b to d and c to d, with the self terms of these three.
     assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
-    np.testing.assert_array_equal(found.values, expected.values)
-    np.testing.assert_array_equal(found.gaps, expected.gaps)
+    np.testing.assert_array_equal(resumed.values, expected.values)
+    np.testing.assert_array_equal(resumed.gaps, expected.gaps)
     assert not list((tmp_path / "pending").iterdir())

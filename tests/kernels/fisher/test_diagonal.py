@@ -137,8 +137,8 @@ def assert_close_to_max(result: Tensor, truth: Tensor, name: str = "", tolerance
 def assert_equals_loop(model: nn.Module, images: Tensor, classes: int, mask=None, tolerance=1e-5):
     labels = torch.arange(len(images)) % classes
     accumulator = FisherAccumulator(model, mask=mask)
-    for some, theirs in zip(images.split(5), labels.split(5), strict=True):
-        accumulator.update(some, theirs)
+    for part, part_labels in zip(images.split(5), labels.split(5), strict=True):
+        accumulator.update(part, part_labels)
     fisher = accumulator.mean()
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     truth = reference.fisher_diagonal(model.eval(), images, labels, mask=mask)
@@ -203,12 +203,12 @@ def test_memory_does_not_grow_with_images_times_parameters():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.Flatten())
     images, labels = torch.randn(32, 2, 64), torch.arange(32)
-    with Largest() as ours:
+    with Largest() as accumulated:
         FisherAccumulator(model).update(images, labels)
     with Largest() as all_at_once:
         reference.outer_squares(images, images)
     assert all_at_once.numel == 32 * 64 * 64
-    assert ours.numel == 64 * 64
+    assert accumulated.numel == 64 * 64
 
 
 def test_embedding_sums_repeated_tokens_before_squaring():
@@ -381,7 +381,7 @@ def test_a_batch_that_is_left_out_moves_no_label_of_the_next():
             accumulator.skip(batch) if isinstance(batch, int) else accumulator.update(batch)
         return accumulator.sums
 
-    both, one, other = sums(first, second), sums(first, 3), sums(5, second)
-    for name, total in both.items():
-        torch.testing.assert_close(one[name] + other[name], total)
-    assert not torch.allclose(sums(second)["weight"], other["weight"])
+    of_both, of_first, of_second = sums(first, second), sums(first, 3), sums(5, second)
+    for name, total in of_both.items():
+        torch.testing.assert_close(of_first[name] + of_second[name], total)
+    assert not torch.allclose(sums(second)["weight"], of_second["weight"])

@@ -42,7 +42,7 @@ def test_outer_squares_on_the_cpu(shape, monkeypatch):
 @pytest.mark.skipif(outer.tl is None, reason="needs triton")
 def test_float32_products_are_tf32_only_where_torch_allows_it(monkeypatch):
     expected = {("highest", torch.float32): "tf32x3", ("high", torch.float32): "tf32"}
-    expected |= {("highest", torch.bfloat16): "tf32"}  # which is said of float32 alone
+    expected |= {("highest", torch.bfloat16): "tf32"}  # this holds for float32 alone
     for (setting, dtype), precision in expected.items():
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda setting=setting: setting)
         with counted(run=False) as counts:

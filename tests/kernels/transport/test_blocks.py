@@ -52,9 +52,9 @@ def test_the_step_balances_columns_and_then_blocks(bounds, monkeypatch):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0])
 def test_steps_are_finite_whatever_the_mass(scale):
-    sums, *others = case(*BOUNDS[1])
+    sums, *layout = case(*BOUNDS[1])
     for mass in (scale * torch.ones_like(sums), scale * torch.eye(*sums.shape)):
-        ratio, step = block_step(mass, *others)
+        ratio, step = block_step(mass, *layout)
         assert ratio.min() > 0 and step.isfinite().all()
 
 
@@ -66,20 +66,20 @@ def test_kernels_in_the_interpreter():
 @interpreted
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_interpreted_kernels_equal_the_twin(bounds):
-    sums, *others = case(*bounds)
+    sums, *layout = case(*bounds)
     apart = torch.full((len(sums), sums.shape[1] + 5), torch.nan)[:, : sums.shape[1]].copy_(sums)
-    expected = reference.block_step(sums, *others)
+    expected = reference.block_step(sums, *layout)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(2).isnan().all()
     for columns in (sums, apart):
-        for found, right in zip(blocks._block_step(columns, *others), expected, strict=True):
-            torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+        for actual, exact in zip(blocks._block_step(columns, *layout), expected, strict=True):
+            torch.testing.assert_close(actual, exact, rtol=1e-5, atol=1e-5)
     torch.use_deterministic_algorithms(False)
 
 
 @interpreted
 @pytest.mark.parametrize("scale", [0.0, 1e-30])
 def test_interpreted_kernels_survive_no_mass(scale):
-    sums, *others = case(*BOUNDS[1])
-    ratio, step = blocks._block_step(scale * torch.eye(*sums.shape), *others)
+    sums, *layout = case(*BOUNDS[1])
+    ratio, step = blocks._block_step(scale * torch.eye(*sums.shape), *layout)
     assert ratio.min() > 0 and step.isfinite().all()

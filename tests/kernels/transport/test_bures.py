@@ -42,23 +42,25 @@ RAGGED = [[1, 2, 9, 30, 3], [40, 1, 5]]  # d = 12 lies between: both sides are u
 def test_ragged_classes_equal_the_square_root_way(d, precision):
     sets = [labelled(counts, d, seed) for seed, counts in enumerate(RAGGED)]
     gaussians = [
-        class_gaussians(*one, len(counts), precision=precision)
-        for one, counts in zip(sets, RAGGED, strict=True)
+        class_gaussians(*labelled_set, len(counts), precision=precision)
+        for labelled_set, counts in zip(sets, RAGGED, strict=True)
     ]
-    found = bures_squared(*gaussians)
+    actual = bures_squared(*gaussians)
     expected = reference.bures_squared(*moments(*sets[0]), *moments(*sets[1]))
     traces = gaussians[0].traces[:, None] + gaussians[1].traces
     tolerance = 1e-5 if precision is torch.float32 else 1e-7
-    assert found.dtype == torch.float64
-    assert ((found - expected).abs() <= tolerance * (traces + expected)).all()
+    assert actual.dtype == torch.float64
+    assert ((actual - expected).abs() <= tolerance * (traces + expected)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_copies_of_one_image_have_no_spread_at_all(dtype):
     """Their mean, summed and divided, need not be any of them."""
     images = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=dtype) / 3
-    found = class_gaussians(images.repeat_interleave(7, 0), torch.arange(4).repeat_interleave(7), 4)
-    assert not found.traces.any() and torch.equal(found.means, images.double())
+    gaussians = class_gaussians(
+        images.repeat_interleave(7, 0), torch.arange(4).repeat_interleave(7), 4
+    )
+    assert not gaussians.traces.any() and torch.equal(gaussians.means, images.double())
 
 
 def test_the_table_within_a_set_is_symmetric_with_a_zero_diagonal():
@@ -76,10 +78,10 @@ def test_the_table_within_a_set_is_symmetric_with_a_zero_diagonal():
 def test_against_pot():
     gaussian = pytest.importorskip("ot.gaussian")
     sets = [labelled([25], 8, seed) for seed in (4, 5)]
-    found = bures_squared(*(class_gaussians(*one, 1) for one in sets))
-    (m1, c1), (m2, c2) = (moments(*one) for one in sets)
+    actual = bures_squared(*(class_gaussians(*labelled_set, 1) for labelled_set in sets))
+    (m1, c1), (m2, c2) = (moments(*labelled_set) for labelled_set in sets)
     expected = gaussian.bures_wasserstein_distance(m1[0], m2[0], c1[0], c2[0]) ** 2
-    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+    assert actual.item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_blocks_of_any_size_give_the_same_table(monkeypatch):
@@ -146,6 +148,6 @@ def test_bad_input_is_refused_by_name(features, labels, message):
 
 
 def test_sets_of_different_models_are_refused():
-    one, two = (class_gaussians(torch.randn(2, d), torch.tensor([0, 1]), 2) for d in (3, 4))
+    narrow, wide = (class_gaussians(torch.randn(2, d), torch.tensor([0, 1]), 2) for d in (3, 4))
     with pytest.raises(ValueError, match="dimension 3 and 4"):
-        bures_squared(one, two)
+        bures_squared(narrow, wide)

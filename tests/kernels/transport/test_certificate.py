@@ -26,10 +26,10 @@ def test_the_bracket_closes_on_exact_transport():
     ot = pytest.importorskip("ot")
     cost = problem(200, 150)
     exact = ot.emd2(np.full(200, 1 / 200), np.full(150, 1 / 150), dense(cost).numpy())
-    found = unregularised(cost, tolerance=2e-3)
-    assert found.converged and found.gap <= 2e-3
-    assert found.lower <= exact <= found.upper
-    assert found.value == pytest.approx(exact, rel=1e-3)
+    bracket = unregularised(cost, tolerance=2e-3)
+    assert bracket.converged and bracket.gap <= 2e-3
+    assert bracket.lower <= exact <= bracket.upper
+    assert bracket.value == pytest.approx(exact, rel=1e-3)
 
 
 def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost():
@@ -46,27 +46,27 @@ def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost
     cost = GroundCost(apart, apart)
     home = unregularised(cost, tolerance=1e-4)
     assert home.converged and 0 <= home.value <= home.upper <= 1e-7 * cost.mean
-    away = unregularised(GroundCost(x, x[order] + 1.0, **terms))
-    assert away.gap == relative_gap(away.lower, away.upper) <= 1e-3
+    shifted = unregularised(GroundCost(x, x[order] + 1.0, **terms))
+    assert shifted.gap == relative_gap(shifted.lower, shifted.upper) <= 1e-3
 
 
 def test_a_copy_too_coarse_to_be_certified_on_is_iterated_on_all_the_same(monkeypatch):
     monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
     cost = problem(300, 200)
     eps = 0.02 * cost.mean
-    found = transport(cost, eps=eps, tolerance=2e-4)
-    right = transport(cost, eps=eps, tolerance=1e-6)
-    assert found.converged and found.value == pytest.approx(right.value, rel=1e-5)
+    solution = transport(cost, eps=eps, tolerance=2e-4)
+    expected = transport(cost, eps=eps, tolerance=1e-6)
+    assert solution.converged and solution.value == pytest.approx(expected.value, rel=1e-5)
 
 
 def test_brackets_of_every_eps_are_kept(monkeypatch):
     cost = problem(20, 15)
-    right = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
-    found = iter([(0.999, 1.5), (0.5, 1.0)])
+    certified = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
+    brackets = iter([(0.999, 1.5), (0.5, 1.0)])
     monkeypatch.setattr(
         sinkhorn,
         "_certified",
-        lambda *_, **__: dataclasses.replace(right, unregularised=next(found)),
+        lambda *_, **__: dataclasses.replace(certified, unregularised=next(brackets)),
     )
     bracket = unregularised(cost, tolerance=1e-2)
     assert (bracket.lower, bracket.upper) == bracket.unregularised == (0.999, 1.0)
@@ -86,12 +86,12 @@ def test_bounds_that_are_none_have_no_gap_to_accept():
 def test_bounds_hold_for_any_potential():
     cost = problem(60, 50)
     eps = 0.1 * cost.mean
-    _, _, right = reference.entropic_transport(dense(cost), eps, 1000)
+    _, _, exact = reference.entropic_transport(dense(cost), eps, 1000)
     for seed in range(5):
         g = torch.randn(50, generator=torch.Generator().manual_seed(seed)).double() * 10**seed
-        found = certify(cost, g, eps, torch.rand(50).double())
-        assert found.lower <= right <= found.upper
-        assert found.unregularised[0] <= found.unregularised[1]
+        bounds = certify(cost, g, eps, torch.rand(50).double())
+        assert bounds.lower <= exact <= bounds.upper
+        assert bounds.unregularised[0] <= bounds.unregularised[1]
 
 
 def exactly(cost: GroundCost, eps: float) -> float:
@@ -129,30 +129,30 @@ def test_costs_that_float32_cannot_hold_are_refused_and_others_certified(scale):
         return
     cost = GroundCost(scale * x, scale * y)
     eps = 0.1 * cost.mean
-    right = reference.entropic_transport(dense(cost), eps, 1000)[2]
+    exact = reference.entropic_transport(dense(cost), eps, 1000)[2]
     for copy in (COARSE, SINGLE, FINE):
         stored = store(cost, copy=copy)
         assert (stored.slack / cost.mean) < 1e-4
         g = transport(cost, eps=eps).g[cost.y.order]
-        found = certify(stored, g, eps, torch.ones(30).double())
-        assert found.lower <= right <= found.upper
-    assert transport(cost, eps=eps).value == pytest.approx(right, rel=1e-6)
+        bounds = certify(stored, g, eps, torch.ones(30).double())
+        assert bounds.lower <= exact <= bounds.upper
+    assert transport(cost, eps=eps).value == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("copy", [None, COARSE, SINGLE, FINE])
 def test_bounds_hold_in_forty_digits(copy):
     cost = problem(7, 6)
     eps = 0.2 * cost.mean
-    right = exactly(cost, eps)
+    exact = exactly(cost, eps)
     solved = transport(cost, eps=eps, tolerance=1e-9)
-    assert abs(solved.value - right) <= 1e-8 * right
+    assert abs(solved.value - exact) <= 1e-8 * exact
     costs = cost if copy is None else store(cost, copy=copy)
     for size in (0.0, 1e-6, 1e-3):
         noise = torch.randn(6, generator=torch.Generator().manual_seed(1)).double()
         g = solved.g[cost.y.order] + size * eps * noise
-        found = certify(costs, g, eps, torch.ones(6).double())
-        assert found.lower - 1e-12 * right <= right <= found.upper + 1e-12 * right
-    assert copy is None or found.lower < right < found.upper
+        bounds = certify(costs, g, eps, torch.ones(6).double())
+        assert bounds.lower - 1e-12 * exact <= exact <= bounds.upper + 1e-12 * exact
+    assert copy is None or bounds.lower < exact < bounds.upper
 
 
 @pytest.mark.parametrize("d", [5, 200])
@@ -186,22 +186,22 @@ def test_a_product_of_fewer_bits_is_found_out(monkeypatch):
             return plain(self, a, b, **options)
         return plain(self, a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), **options)
 
-    def one_by_one(self, a, b, **options):
+    def term_by_term(self, a, b, **options):
         for k in range(a.shape[1]):
             plain(self, a[:, k : k + 1], b[k : k + 1], **options)
             options["beta"] = 1
         return self
 
     monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
-    for wrong in (fewer_bits, one_by_one):
+    for wrong in (fewer_bits, term_by_term):
         monkeypatch.setattr(Tensor, "addmm_", wrong)
         vars(cost).pop("_sums_blocks", None)
         assert cost.rounding() == math.inf
-        found = transport(cost, eps=0.1 * cost.mean)
+        coarse = transport(cost, eps=0.1 * cost.mean)
         monkeypatch.setattr(Tensor, "addmm_", plain)
         vars(cost).pop("_sums_blocks", None)
-        right = transport(cost, eps=0.1 * cost.mean)
-        assert found.lower <= right.upper and right.lower <= found.upper
+        exact = transport(cost, eps=0.1 * cost.mean)
+        assert coarse.lower <= exact.upper and exact.lower <= coarse.upper
 
 
 @pytest.mark.parametrize("copy", [COARSE, FINE])
@@ -221,7 +221,7 @@ def test_the_compiled_pass_equals_strips(shape, copy, monkeypatch):
         compiled = certify(stored, g, 0.02 * cost.mean, retained)
         monkeypatch.undo()
         close = {"rtol": 1e-10, "atol": 1e-10 * cost.mean}
-        for name, found in vars(compiled).items():
+        for name, value in vars(compiled).items():
             torch.testing.assert_close(
-                torch.as_tensor(found), torch.as_tensor(getattr(by_strips, name)), **close
+                torch.as_tensor(value), torch.as_tensor(getattr(by_strips, name)), **close
             )

@@ -62,11 +62,11 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("added_rows", [8, 1024])
 def test_interpreted_pass(shape, copy, added_rows, monkeypatch):
     monkeypatch.setattr(certified_pass, "_ADDED_ROWS", added_rows)
-    stored, *others = case(shape, copy)
+    stored, *inputs = case(shape, copy)
     q = stored.q
     apart = torch.full((len(q), q.shape[1] + 64), 9, dtype=q.dtype)[:, : q.shape[1]].copy_(q)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(2).isnan().all()
     for each in (stored, replace(stored, q=apart)):
-        assert_equals_the_twin(certificate._kernel_pass(each, *others), each, *others)
+        assert_equals_the_twin(certificate._kernel_pass(each, *inputs), each, *inputs)
     torch.use_deterministic_algorithms(False)

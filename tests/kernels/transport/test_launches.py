@@ -51,7 +51,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(alternating, "progress", progress._progress)
 
 
-def own(n: int) -> GroundCost:
+def self_problem(n: int) -> GroundCost:
     x, labels = labelled(n, 0)
     table = bures_squared(class_gaussians(x, labels, CLASSES))
     return GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
@@ -60,23 +60,25 @@ def own(n: int) -> GroundCost:
 @interpreted
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_interpreted_iterations_give_the_values_of_the_cpu(symmetric, as_on_a_gpu):
-    cost = own(60) if symmetric else problem(60, 50)
-    found = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
+    cost = self_problem(60) if symmetric else problem(60, 50)
+    interpreted_solution = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
     with pytest.MonkeyPatch.context() as patch:
         for name, module in (("sinkhorn_sweep", sweep), ("row_sums", sweep)):
             patch.setattr(alternating, name, getattr(module, name))
         patch.setattr(alternating, "block_step", blocks.block_step)
         patch.setattr(alternating, "progress", progress.progress)
-        right = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
-    assert found.converged and found.value == pytest.approx(right.value, rel=1e-5)
-    assert abs(found.iterations - right.iterations) <= 2
+        expected = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
+    assert interpreted_solution.converged and interpreted_solution.value == pytest.approx(
+        expected.value, rel=1e-5
+    )
+    assert abs(interpreted_solution.iterations - expected.iterations) <= 2
 
 
 @interpreted
 @pytest.mark.parametrize(("symmetric", "most"), [(False, 19), (True, 10)])
 def test_interpreted_iterations_are_few_launches_and_one_wait(symmetric, most, as_on_a_gpu):
     """On a GPU an iteration of a pair is one launch more: Anderson's weights are copied there."""
-    stored = store(own(60) if symmetric else problem(60, 50), copy=SINGLE)
+    stored = store(self_problem(60) if symmetric else problem(60, 50), copy=SINGLE)
     eps = 0.05 * stored.cost.mean
     counts = []
     for iterations in (12, 13):

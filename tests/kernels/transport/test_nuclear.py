@@ -39,19 +39,19 @@ SPECTRA = {
 def test_it_is_below_the_sum_of_singular_values_by_the_bound_at_most(name, shape):
     values = SPECTRA[name].double()
     matrix = with_values(values, *shape)
-    found = float(nuclear_norms(matrix))
-    right = float(values.sum())
-    assert -1e-13 * right <= right - found <= ERROR * right
+    actual = float(nuclear_norms(matrix))
+    exact = float(values.sum())
+    assert -1e-13 * exact <= exact - actual <= ERROR * exact
 
 
 def test_batches_of_float32_products():
     generator = torch.Generator().manual_seed(1)
     matrices = torch.randn(3, 2, 17, 30, generator=generator)
-    right = torch.linalg.svdvals(matrices.double()).sum(-1)
-    found = nuclear_norms(matrices)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, right, rtol=ERROR, atol=0)
-    torch.testing.assert_close(nuclear_norms(matrices.mT), found, rtol=1e-12, atol=0)
+    expected = torch.linalg.svdvals(matrices.double()).sum(-1)
+    actual = nuclear_norms(matrices)
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, rtol=ERROR, atol=0)
+    torch.testing.assert_close(nuclear_norms(matrices.mT), actual, rtol=1e-12, atol=0)
     assert nuclear_norms(matrices[:0]).shape == (0, 2)
 
 
@@ -77,8 +77,8 @@ def test_tables_of_classes_wait_for_nothing_in_their_loops(monkeypatch):
         expected = bures_squared(gaussians)
         with pytest.MonkeyPatch.context() as patch, counted() as counts:
             patch.setattr(bures, "_block_norms", by_products)
-            found = bures_squared(gaussians)
+            actual = bures_squared(gaussians)
         assert not counts.waits, counts.waits
         traces = gaussians.traces[:, None] + gaussians.traces
-        assert ((found - expected).abs() <= 1e-5 * traces).all()
+        assert ((actual - expected).abs() <= 1e-5 * traces).all()
     assert waits[0] == waits[1], waits

@@ -21,11 +21,11 @@ def case(n: int, m: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return f, g, log_s.float(), ratio
 
 
-def check(found: Tensor, f: Tensor, g: Tensor, log_s: Tensor, ratio: Tensor) -> None:
+def check(actual: Tensor, f: Tensor, g: Tensor, log_s: Tensor, ratio: Tensor) -> None:
     largest = max(abs(x) for x in log_s.tolist())
     dual = math.fsum(f.tolist()) / len(f) + math.fsum(g.tolist()) / len(g)
     off = math.fsum(abs(r - 1) for r in ratio.tolist()) / len(g)
-    assert found.tolist() == pytest.approx([largest, dual, off], rel=1e-12)
+    assert actual.tolist() == pytest.approx([largest, dual, off], rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (70, 5000)])
@@ -51,5 +51,5 @@ def test_interpreted_kernel(shape):
 def test_interpreted_kernel_tells_sums_that_overflowed(unknown):
     f, g, log_s, ratio = case(70, 80)
     log_s[33] = unknown
-    for found in (module._progress(f, g, log_s, ratio), reference.progress(f, g, log_s, ratio)):
-        assert not found[0] < 1e30
+    for sums in (module._progress(f, g, log_s, ratio), reference.progress(f, g, log_s, ratio)):
+        assert not sums[0] < 1e30

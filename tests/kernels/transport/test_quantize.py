@@ -17,24 +17,26 @@ SHAPES = [(2, 1, 1), (3, 5, 2), (17, 2049, 3), (4, 4096, 1)]
 def strip(n: int, m: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n * m)
     product = 3 * torch.randn(n, m, generator=generator)
-    own = 5 * torch.rand(n, generator=generator)
-    others = 5 * torch.rand(k, m, generator=generator)
-    return product, own, others, torch.randint(0, k, (n,), generator=generator)
+    row_term = 5 * torch.rand(n, generator=generator)
+    column_terms = 5 * torch.rand(k, m, generator=generator)
+    return product, row_term, column_terms, torch.randint(0, k, (n,), generator=generator)
 
 
 def check(packed: list[Tensor] | tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
     """Against the formula, and against the twin in float64."""
-    product, own, others, which = inputs
-    cost = (product.double() + others.double()[which] + own.double()[:, None]).clamp(min=0.0)
+    product, row_term, column_terms, which = inputs
+    cost = (product.double() + column_terms.double()[which] + row_term.double()[:, None]).clamp(
+        min=0.0
+    )
     q, low, step = packed
     assert (q.dtype, low.dtype, step.dtype) == (torch.int16, torch.float32, torch.float32)
-    held = low.double()[:, None] + step.double()[:, None] * (q.double() + 32768)
-    assert ((held - cost).abs() <= 0.52 * step[:, None] + 1e-6 * cost.amax()).all()
-    right = reference.quantize(product.double(), own.double(), others.double(), which)
-    torch.testing.assert_close(low.double(), right[1], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(step.double(), right[2], rtol=1e-4, atol=1e-9)
+    restored = low.double()[:, None] + step.double()[:, None] * (q.double() + 32768)
+    assert ((restored - cost).abs() <= 0.52 * step[:, None] + 1e-6 * cost.amax()).all()
+    twin = reference.quantize(product.double(), row_term.double(), column_terms.double(), which)
+    torch.testing.assert_close(low.double(), twin[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(step.double(), twin[2], rtol=1e-4, atol=1e-9)
     if product.shape[1] > 1:  # a row of one cost is rounding, in steps of almost nothing
-        assert ((q.int() - right[0].int()).abs() <= 2).all()
+        assert ((q.int() - twin[0].int()).abs() <= 2).all()
 
 
 @pytest.mark.parametrize("least", [0, 1 << 40])
@@ -43,8 +45,8 @@ def test_on_the_cpu(shape, least, monkeypatch):
     if not least:
         pytest.importorskip("numba")
     monkeypatch.setattr(module, "_COMPILE_FROM", least)
-    product, *rest = strip(*shape)
-    check(quantize(product.clone(), *rest), (product, *rest))
+    product, *terms = strip(*shape)
+    check(quantize(product.clone(), *terms), (product, *terms))
 
 
 @pytest.mark.slow
@@ -55,7 +57,7 @@ def test_in_the_interpreter():
 @interpreted
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_interpreted_kernel(shape):
-    inputs = product, *others = strip(*shape)
+    inputs = product, *terms = strip(*shape)
     check(_quantize(*inputs), inputs)
     apart = torch.full((shape[0], shape[1] + 64), torch.nan)[:, : shape[1]].copy_(product)
-    check(_quantize(apart, *others), inputs)
+    check(_quantize(apart, *terms), inputs)

@@ -25,11 +25,11 @@ def test_values_equal_the_log_domain_loop_and_bounds_hold(share):
     cost = problem(150, 120)
     eps = share * cost.mean
     _, _, expected = reference.entropic_transport(dense(cost), eps, 3000)
-    found = transport(cost, eps=eps, tolerance=1e-4)
-    assert found.converged and found.gap <= 1e-4
-    assert found.value == pytest.approx(expected, rel=1e-6)
-    assert found.lower <= expected * (1 + 1e-12) and expected <= found.upper
-    assert relative_gap(found.lower, found.upper) == found.gap
+    solution = transport(cost, eps=eps, tolerance=1e-4)
+    assert solution.converged and solution.gap <= 1e-4
+    assert solution.value == pytest.approx(expected, rel=1e-6)
+    assert solution.lower <= expected * (1 + 1e-12) and expected <= solution.upper
+    assert relative_gap(solution.lower, solution.upper) == solution.gap
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.02])
@@ -42,10 +42,10 @@ def test_against_pot(share):
     plan = ot.sinkhorn(a, b, matrix, eps, stopThr=1e-9, numItermax=5000)
     used = plan[plan > 0]
     entropy = (used * np.log(used * n * m)).sum()
-    found = transport(cost, eps=eps)
-    assert found.value == pytest.approx((plan * matrix).sum() + eps * entropy, rel=1e-4)
+    solution = transport(cost, eps=eps)
+    assert solution.value == pytest.approx((plan * matrix).sum() + eps * entropy, rel=1e-4)
     exact = ot.emd2(a, b, matrix)
-    lower, upper = found.unregularised
+    lower, upper = solution.unregularised
     assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
 
 
@@ -69,13 +69,13 @@ def test_the_compiled_path_from_end_to_end_against_pot(monkeypatch):
         assert sinkhorn._copy(cost, eps, 1e-4) == COARSE
         plan = ot.sinkhorn(a, b, matrix, eps, stopThr=1e-10, numItermax=1500)
         used = plan[plan > 0]
-        right = (plan * matrix).sum() + eps * (used * np.log(used * n * m)).sum()
+        expected = (plan * matrix).sum() + eps * (used * np.log(used * n * m)).sum()
         passes.clear()
-        found = transport(cost, eps=eps)
-        assert passes and found.converged and found.value == pytest.approx(right, rel=2e-7)
+        solution = transport(cost, eps=eps)
+        assert passes and solution.converged and solution.value == pytest.approx(expected, rel=2e-7)
         # POT's marginals are off by up to 1e-10, which leaves some 1e-8 of the value.
-        assert found.lower <= right * (1 + 1e-7) and right <= found.upper * (1 + 1e-7)
-        lower, upper = found.unregularised
+        assert solution.lower <= expected * (1 + 1e-7) and expected <= solution.upper * (1 + 1e-7)
+        lower, upper = solution.unregularised
         assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
 
 
@@ -83,8 +83,8 @@ def test_gaussians_in_closed_form():
     """Equal covariances, far apart: OT is the squared distance of the means, up to sampling."""
     x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
     y = x.flip(0) + torch.tensor([3.0, -4.0, 0.0])
-    found = unregularised(GroundCost(x, y), tolerance=1e-3)
-    assert found.value == pytest.approx(25.0, rel=1e-3)
+    bracket = unregularised(GroundCost(x, y), tolerance=1e-3)
+    assert bracket.value == pytest.approx(25.0, rel=1e-3)
 
 
 def test_samples_of_gaussians_are_as_far_apart_as_their_moments_say():
@@ -96,12 +96,12 @@ def test_samples_of_gaussians_are_as_far_apart_as_their_moments_say():
     a, b = (class_gaussians(z, labels, 1, precision=torch.float64) for z in (x, y))
     means = bures_squared(a, b, means_only=True)
     expected = means + (bures_squared(a, b) - means) * 299 / 300  # covariances over n, not n - 1
-    found = unregularised(
+    bracket = unregularised(
         GroundCost(x, y[torch.randperm(300, generator=generator)]), tolerance=2e-3
     )
-    assert found.lower <= expected.item() * (1 + 1e-9)
-    assert expected.item() <= found.upper * (1 + 1e-9)
-    assert found.value == pytest.approx(expected.item(), rel=1e-3)
+    assert bracket.lower <= expected.item() * (1 + 1e-9)
+    assert expected.item() <= bracket.upper * (1 + 1e-9)
+    assert bracket.value == pytest.approx(expected.item(), rel=1e-3)
 
 
 def divergence(x, y, eps=20.0, tolerance=1e-5):
@@ -119,8 +119,8 @@ def test_the_debiased_value_is_zero_at_home_symmetric_and_monotone_in_a_shift():
     home = divergence(x, x.clone())
     assert abs(home.value) <= home.gap * terms.value
     assert home.gap <= 1e-5
-    one, other = divergence(x, y), divergence(y, x)
-    assert one.value == pytest.approx(other.value, abs=2e-5 * terms.value)
+    forth, back = divergence(x, y), divergence(y, x)
+    assert forth.value == pytest.approx(back.value, abs=2e-5 * terms.value)
     values = [divergence(x, x + shift).value for shift in (0.1, 0.5, 1.0)]
     # A translation adds exactly its squared length.
     assert values == pytest.approx([D * shift**2 for shift in (0.1, 0.5, 1.0)], rel=1e-2)
@@ -134,10 +134,10 @@ def test_the_debiased_value_is_geomloss_at_the_same_eps(with_labels):
     table, blur = torch.cdist(places, places).square(), 2.0
 
     def cost(a, b):
-        found = torch.cdist(a[..., :-1], b[..., :-1]).square() / 2
+        costs = torch.cdist(a[..., :-1], b[..., :-1]).square() / 2
         if with_labels:
-            found = found + table[a[..., -1].long()[..., None], b[..., None, :, -1].long()]
-        return found
+            costs = costs + table[a[..., -1].long()[..., None], b[..., None, :, -1].long()]
+        return costs
 
     # Its eps is blur^2, and its own cost half of the squared distance.
     options = {"blur": blur, "scaling": 0.98, "backend": "tensorized", "diameter": 40.0}
@@ -150,13 +150,13 @@ def test_the_debiased_value_is_geomloss_at_the_same_eps(with_labels):
 
     def solved(a, labels_a, b, labels_b, symmetric=False):
         terms = {"labels_x": labels_a, "labels_y": labels_b, "table": table} if with_labels else {}
-        own = GroundCost(a, b, lam_x=0.5, **terms)
-        return transport(own, eps=blur**2, tolerance=1e-6, symmetric=symmetric)
+        ground = GroundCost(a, b, lam_x=0.5, **terms)
+        return transport(ground, eps=blur**2, tolerance=1e-6, symmetric=symmetric)
 
     across = solved(x, labels_x, y, labels_y)
-    own = [solved(*pair, *pair, symmetric=True) for pair in ((x, labels_x), (y, labels_y))]
-    found = debiased(across, *own, tolerance=1e-5)
-    assert found.value == pytest.approx(loss(*inputs).item(), abs=1e-4 * across.value)
+    self_terms = [solved(*pair, *pair, symmetric=True) for pair in ((x, labels_x), (y, labels_y))]
+    solution = debiased(across, *self_terms, tolerance=1e-5)
+    assert solution.value == pytest.approx(loss(*inputs).item(), abs=1e-4 * across.value)
 
 
 def test_self_terms_agree_with_two_potentials():
@@ -166,9 +166,9 @@ def test_self_terms_agree_with_two_potentials():
     cost = GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
     for share in (0.2, 0.02):
         eps = share * cost.mean
-        one = transport(cost, eps=eps, symmetric=True)
-        assert one.converged and one.iterations < 60
-        assert one.value == pytest.approx(transport(cost, eps=eps).value, rel=1e-4)
+        solution = transport(cost, eps=eps, symmetric=True)
+        assert solution.converged and solution.iterations < 60
+        assert solution.value == pytest.approx(transport(cost, eps=eps).value, rel=1e-4)
 
 
 def test_sample_order_and_class_names_do_not_matter():
@@ -177,12 +177,12 @@ def test_sample_order_and_class_names_do_not_matter():
     base = transport(GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table), eps=3.0)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
     renamed = CLASSES - 1 - labels_x
-    other = transport(
+    reordered = transport(
         GroundCost(x[order], y, labels_x=renamed[order], labels_y=labels_y, table=table.flip(0)),
         eps=3.0,
     )
-    assert other.value == pytest.approx(base.value, rel=1e-5)
-    torch.testing.assert_close(other.f, base.f[order], rtol=1e-3, atol=1e-2)
+    assert reordered.value == pytest.approx(base.value, rel=1e-5)
+    torch.testing.assert_close(reordered.f, base.f[order], rtol=1e-3, atol=1e-2)
 
 
 def test_a_start_saves_iterations_and_streaming_changes_nothing():
@@ -214,18 +214,18 @@ def test_stale_potentials_are_found_out():
     for share, far in itertools.product((0.01, 0.05, 1.0), (1e4, 1e8, 1e300)):
         eps = share * cost.mean
         wild = torch.linspace(-1, 1, 30).double() * far * cost.mean
-        found, cold = transport(cost, eps=eps, start=wild), transport(cost, eps=eps)
-        assert found.converged and found.value == cold.value
-        assert found.iterations <= cold.iterations + 2
+        warm, cold = transport(cost, eps=eps, start=wild), transport(cost, eps=eps)
+        assert warm.converged and warm.value == cold.value
+        assert warm.iterations <= cold.iterations + 2
 
 
 def test_an_unconverged_run_is_no_number():
     cost = problem(200, 150)
-    found = transport(cost, eps=0.01 * cost.mean, max_iterations=3)
-    assert not found.converged and math.isnan(found.value) and found.gap > 1e-4
-    assert found.lower < found.upper
+    stopped = transport(cost, eps=0.01 * cost.mean, max_iterations=3)
+    assert not stopped.converged and math.isnan(stopped.value) and stopped.gap > 1e-4
+    assert stopped.lower < stopped.upper
     fine = transport(cost, eps=0.01 * cost.mean)
-    value = debiased(found, fine, fine)
+    value = debiased(stopped, fine, fine)
     assert not value.converged and math.isnan(value.value)
     assert math.isnan(unregularised(cost, max_iterations=5).value)
 
@@ -250,16 +250,16 @@ def test_what_self_terms_leave_of_the_tolerance_is_for_the_other():
     cost = problem(60, 60)
     solved = transport(cost, eps=0.05 * cost.mean, tolerance=1e-7)
 
-    def left(gap_a, gap_b, **changes):
+    def remaining(gap_a, gap_b, **changes):
         a, b = (
             replace(solved, upper=(1 + gap) * solved.lower, **changes) for gap in (gap_a, gap_b)
         )
         return sinkhorn.left_for_across(a, b, 1e-4)
 
-    assert left(0.0, 0.0) == pytest.approx(1e-4)
-    assert left(1e-5, 3e-5) == pytest.approx(6e-5, rel=1e-3)
-    assert left(5e-5, 5e-5) == pytest.approx(1e-4 / 3)
-    assert left(0.0, 0.0, lower=-1.0) == 1e-4 / 3
+    assert remaining(0.0, 0.0) == pytest.approx(1e-4)
+    assert remaining(1e-5, 3e-5) == pytest.approx(6e-5, rel=1e-3)
+    assert remaining(5e-5, 5e-5) == pytest.approx(1e-4 / 3)
+    assert remaining(0.0, 0.0, lower=-1.0) == 1e-4 / 3
 
 
 X, Y = torch.randn(4, 3), torch.randn(5, 3)
@@ -301,19 +301,19 @@ def test_bad_options_are_refused_by_name():
         unregularised(cost, tolerance=0.0)
     with pytest.raises(ValueError, match=r"start must be finite \[5\]"):
         transport(cost, eps=1.0, start=torch.zeros(4))
-    two = torch.tensor([0, 1, 0, 1])
+    halves = torch.tensor([0, 1, 0, 1])
     for x, y, labels, table in (
         (X, Y, None, None),
         (X, X + 1, None, None),
-        (X, X, (two, 1 - two), torch.zeros(2, 2)),
-        (X, X, (two, two), torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
-        (X, X, (two, two), torch.zeros(2, 3)),
+        (X, X, (halves, 1 - halves), torch.zeros(2, 2)),
+        (X, X, (halves, halves), torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
+        (X, X, (halves, halves), torch.zeros(2, 3)),
     ):
         terms = {"labels_x": labels[0], "labels_y": labels[1]} if labels else {}
         with pytest.raises(ValueError, match="symmetric is for a set against itself"):
             transport(GroundCost(x, y, table=table, **terms), eps=1.0, symmetric=True)
     with pytest.raises(ValueError, match="may be used"):
         transport(cost, eps=1.0, memory=10)
-    one, two = transport(cost, eps=1.0), transport(cost, eps=2.0)
+    small, large = transport(cost, eps=1.0), transport(cost, eps=2.0)
     with pytest.raises(ValueError, match="different eps"):
-        debiased(one, two, two)
+        debiased(small, large, large)

@@ -75,16 +75,21 @@ def test_blocks_are_classes_unless_those_are_large_or_many(monkeypatch):
         for _ in range(50):
             sizes = torch.rand(30, generator=generator).pow(-1.5).long()
             labels = torch.arange(30).repeat_interleave(sizes)
-            found = ground_cost.Cloud(*[labels] * 4).bounds
-            assert (found.diff() > 0).all() and found[0] == 0 and found[-1] == len(labels)
-            assert len(found) - 1 <= most
+            block_bounds = ground_cost.Cloud(*[labels] * 4).bounds
+            assert (
+                (block_bounds.diff() > 0).all()
+                and block_bounds[0] == 0
+                and block_bounds[-1] == len(labels)
+            )
+            assert len(block_bounds) - 1 <= most
 
 
 def test_memory_counts_column_sums_of_blocks():
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    one, many = torch.zeros(60, dtype=torch.int64), torch.arange(60)
+    single, many = torch.zeros(60, dtype=torch.int64), torch.arange(60)
     costs = [
-        GroundCost(x, x + 1, labels_x=y, labels_y=y, table=torch.ones(60, 60)) for y in (one, many)
+        GroundCost(x, x + 1, labels_x=y, labels_y=y, table=torch.ones(60, 60))
+        for y in (single, many)
     ]
     few, more = map(beside_the_copy, costs)
     assert more - few == 2 * 4 * 59 * 60

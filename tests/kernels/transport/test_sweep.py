@@ -27,9 +27,9 @@ def test_the_compiled_sweep_equals_float64(threads, shape, dtype, monkeypatch):
     expected = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
     monkeypatch.setattr(sweep, "_COMPILE_FROM", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    found = sweep.sinkhorn_sweep(q, f, g, kappa, bounds)
-    for mine, right, atol in zip(found, expected, (2e-5, 1e-8), strict=True):
-        torch.testing.assert_close(mine.double(), right, rtol=3e-5, atol=atol)
+    results = sweep.sinkhorn_sweep(q, f, g, kappa, bounds)
+    for actual, exact, atol in zip(results, expected, (2e-5, 1e-8), strict=True):
+        torch.testing.assert_close(actual.double(), exact, rtol=3e-5, atol=atol)
     log_s = sweep.row_sums(q, f, g, kappa)
     torch.testing.assert_close(log_s.double(), expected[0], rtol=3e-5, atol=2e-5)
     monkeypatch.setattr(sweep, "_COMPILE_FROM", 1 << 40)
@@ -53,11 +53,11 @@ def test_mass_between_classes_moves_at_once(monkeypatch):
     table = torch.cdist(*centres).square()
     cost = GroundCost(x, y, labels_x=labels[0], labels_y=labels[1], table=table)
     eps = 0.05 * cost.mean
-    both = transport(cost, eps=eps)
+    two_levels = transport(cost, eps=eps)
     monkeypatch.setattr(alternating, "block_step", usual_step)
     plain = transport(cost, eps=eps)
-    assert both.value == pytest.approx(plain.value, rel=2e-4)
-    assert both.iterations < plain.iterations / 2
+    assert two_levels.value == pytest.approx(plain.value, rel=2e-4)
+    assert two_levels.iterations < plain.iterations / 2
 
 
 def test_a_self_term_sums_rows_until_it_has_converged(monkeypatch):
@@ -103,8 +103,8 @@ def test_interpreted_kernels_equal_float64(shape, dtype):
     torch.use_deterministic_algorithms(True)
     assert torch.empty(2).isnan().all()
     for rows in (q, apart, q.T.contiguous().T):
-        for found, right in zip(sweep._sweep(rows, f, g, kappa, bounds), expected, strict=True):
-            torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)
+        for actual, exact in zip(sweep._sweep(rows, f, g, kappa, bounds), expected, strict=True):
+            torch.testing.assert_close(actual.double(), exact, rtol=2e-5, atol=2e-5)
         log_s, shares = sweep._row_sums(rows, f, g, kappa)
         torch.testing.assert_close(log_s.double(), expected[0], rtol=2e-5, atol=2e-5)
         torch.testing.assert_close(shares, f - log_s)

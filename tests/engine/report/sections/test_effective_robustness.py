@@ -17,20 +17,20 @@ CSV = "model,set,accuracy\n" + "".join(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def of_grid(tmp_path_factory):
     return results(tmp_path_factory.mktemp("grid"))
 
 
-def test_points_lines_and_table_are_those_of_the_measures(made):
-    section = effective_robustness.section(made)
+def test_points_lines_and_table_are_those_of_the_measures(of_grid):
+    section = effective_robustness.section(of_grid)
     data = section.figures[0].data
-    known = {(r.arm, r.downstream, r.evaluated_on): r for r in made.sure.behaviour}
+    behaviour = {(r.arm, r.downstream, r.evaluated_on): r for r in of_grid.sure.behaviour}
     models = data[data["kind"] == "model"]
     assert len(models) == 3 * (1 + 2 * 2)
     for point in models.to_dict("records"):
         matches = [
             r.effective_robustness
-            for (_, downstream, on), r in known.items()
+            for (_, downstream, on), r in behaviour.items()
             if (downstream, on) == (point["downstream"], point["evaluated_on"])
         ]
         assert point["effective_robustness"] in matches
@@ -46,7 +46,7 @@ def test_points_lines_and_table_are_those_of_the_measures(made):
     means = section.tables[0].data
     values = [
         r.effective_robustness
-        for r in made.sure.behaviour
+        for r in of_grid.sure.behaviour
         if r.method == "lwf" and r.evaluated_on in SETS and not r.on_downstream
     ]
     lwf = row(means, method="LwF")
@@ -55,13 +55,13 @@ def test_points_lines_and_table_are_those_of_the_measures(made):
     assert means["effective_robustness"].is_monotonic_decreasing
 
 
-def test_means_on_a_set_have_intervals(made):
-    table = effective_robustness.section(made).tables[1].data
+def test_means_on_a_set_have_intervals(of_grid):
+    table = effective_robustness.section(of_grid).tables[1].data
     assert len(table) == 3 * 3
     on_a = row(table, method="FT", evaluated_on="a")
     values = [
         r.effective_robustness
-        for r in made.sure.behaviour
+        for r in of_grid.sure.behaviour
         if r.method == "fine_tune" and r.evaluated_on == "a" and r.downstream in "bc"
     ]
     assert on_a["models"] == 2
@@ -69,8 +69,8 @@ def test_means_on_a_set_have_intervals(made):
     assert table["effective_robustness_low"].notna().all()
 
 
-def test_what_a_line_is_fitted_over_is_said(made, tmp_path):
-    text = effective_robustness.section(made).text
+def test_the_section_states_what_a_line_is_fitted_over(of_grid, tmp_path):
+    text = effective_robustness.section(of_grid).text
     assert "The line of a, b, c is fitted over 5 models, pre-trained or fine-tuned" in text
     assert "none given by --models-csv" in text
     file = tmp_path / "models.csv"
@@ -86,13 +86,13 @@ def test_what_a_line_is_fitted_over_is_said(made, tmp_path):
     np.testing.assert_allclose(line["accuracy_probit"], slope * line["upstream_probit"] + level)
 
 
-def test_the_figure_can_be_drawn_and_has_its_points(made):
-    section = effective_robustness.section(made)
+def test_the_figure_can_be_drawn_and_has_its_points(of_grid):
+    section = effective_robustness.section(of_grid)
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="point"') == 15
     assert "on the set, %" in svg
 
 
-def test_a_grid_without_an_upstream_set_has_no_section(made, tmp_path):
-    made = results(tmp_path, upstream="elsewhere")
-    assert effective_robustness.section(made) is None
+def test_a_grid_without_an_upstream_set_has_no_section(of_grid, tmp_path):
+    of_grid = results(tmp_path, upstream="elsewhere")
+    assert effective_robustness.section(of_grid) is None

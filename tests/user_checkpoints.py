@@ -1,4 +1,4 @@
-"""Checkpoints of a user's own beside the drawn sets, and the rows that `rib evaluate` makes."""
+"""A user's checkpoints beside the drawn sets, and the rows that `rib evaluate` makes of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSE
 
 
 @pytest.fixture
-def own(grid: Grid, tmp_path: Path) -> Grid:
-    """Two checkpoints A and B beside the sets, which may be altered."""
+def user_grid(grid: Grid, tmp_path: Path) -> Grid:
+    """A copy of the sets, which may be altered, with two checkpoints A and B beside them."""
     folder = tmp_path / "shapes"
     shutil.copytree(grid.folder, folder)
     for seed, name in enumerate("AB"):
@@ -34,7 +34,7 @@ def own(grid: Grid, tmp_path: Path) -> Grid:
 
 
 def rows(
-    own: Grid,
+    user_grid: Grid,
     models: str,
     sets: str,
     *words: str,
@@ -44,9 +44,11 @@ def rows(
 ) -> list:
     """Rows of the models whose letters `models` holds, on sets of the folder; heads are those of
     the drawn classes unless `classes` says otherwise."""
-    overrides = [f"runs={own.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
+    overrides = [f"runs={user_grid.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
     overrides += ["evaluate.batch_size=8", *words]
-    files = [own.folder / f"{name}.{suffix}" for name in models]
-    places, _ = evaluate.named_sets([str(own.folder / name) for name in sets.split()])
-    wanted = user_models.resolve(arch, overrides)
-    return user_models.evaluate(wanted, files, places, own.device, **{"classes": CLASSES} | options)
+    files = [user_grid.folder / f"{name}.{suffix}" for name in models]
+    places, _ = evaluate.named_sets([str(user_grid.folder / name) for name in sets.split()])
+    settings = user_models.resolve(arch, overrides)
+    return user_models.evaluate(
+        settings, files, places, user_grid.device, **{"classes": CLASSES} | options
+    )

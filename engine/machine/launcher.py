@@ -1,0 +1,70 @@
+"""Starts the ranks of a job on this machine and ends with them.
+
+python -P -m engine.machine.launcher NUMBER MODULE [WORDS ...]
+
+It needs no torch, and its exit code tells how a rank ended, as a shell's does: 137 for one that was
+killed by SIGKILL. (torchrun ends with 1, and its store listens on all interfaces.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from engine.machine import parent, preemption
+
+POLL_S = 0.1
+GRACE_S = 10  # for the ranks beside one that failed
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit code of the first rank that fails, or 0."""
+    parent.follow_campaign()
+    number, module, *rest = words
+    ranks: list[subprocess.Popen] = []
+
+    def pass_on(*_: object) -> None:
+        _send(ranks, signal.SIGTERM)
+
+    for heard in preemption.SCHEDULERS:
+        signal.signal(heard, pass_on)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the ranks as well
+    shared = {
+        "WORLD_SIZE": number,
+        "LOCAL_WORLD_SIZE": number,
+        parent.LAUNCH: parent.identity(os.getpid()),
+    }
+    for rank in range(int(number)):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-P", "-m", module, *rest]
+        ranks.append(subprocess.Popen(command, env=environment))
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if code := next(filter(None, codes), 0):
+            _end(ranks)
+            return 128 - code if code < 0 else code
+        if None not in codes:
+            return 0
+        time.sleep(POLL_S)
+
+
+def _send(ranks: Sequence[subprocess.Popen], number: signal.Signals) -> None:
+    for rank in ranks:
+        rank.send_signal(number)  # nothing where it has ended
+
+
+def _end(ranks: Sequence[subprocess.Popen]) -> None:
+    """End all ranks; those that wait for one that failed would do so for hours."""
+    end = time.monotonic() + GRACE_S
+    _send(ranks, signal.SIGTERM)
+    while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
+        time.sleep(POLL_S)
+    _send(ranks, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Launches beside each other, and launches that are killed from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grids
+import psutil
+import pytest
+
+from engine.machine import parent
+
+LAUNCH = str(Path(__file__).parents[3] / "engine" / "launch.py")
+DEEPSPEED = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+grid = grids.grid
+pytestmark = pytest.mark.slow
+
+
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start(grid: grids.Grid, runs: Path, command: Sequence[str], *words: str) -> subprocess.Popen:
+    """A launch whose output goes to a file, in a session of its own."""
+    runs.mkdir(exist_ok=True)
+    overrides = grid.overrides(f"runs={runs}", "device=cpu", *words)
+    with (runs / f"{len(list(runs.glob('*.log')))}.log").open("w") as log:
+        return subprocess.Popen(
+            [*command, LAUNCH, f"recipe={grid.recipe}", *overrides], env=grids.environment(),
+            stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_interrupts,
+        )  # fmt: skip
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(
+    grid: grids.Grid, tmp_path: Path
+) -> None:
+    """The command of the first is ended by SIGTERM, the launcher of the second by SIGKILL."""
+    places = [tmp_path / "a", tmp_path / "b"]
+    words = ("train.epochs=3000", "train.checkpoint_minutes=0.002")
+    launches = [start(grid, place, DEEPSPEED, *words) for place in places]
+    trees = []
+    try:
+        for place in places:
+            trained = lambda: list(place.glob("store/pending/*/step*/done.json"))  # noqa: B023, E731
+            until(trained, 200, f"training in {place}: {(place / '0.log').read_text()[-2000:]}")
+        trees = [psutil.Process(launch.pid).children(recursive=True) for launch in launches]
+        launchers = [tree[0] for tree in trees]
+        ranks = [process for tree in trees for process in tree if LAUNCH in process.cmdline()[2]]
+        assert len(ranks) == 4
+        connections = [c for rank in ranks for c in rank.net_connections()]
+        assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        launches[0].terminate()
+        launchers[1].kill()
+        until(lambda: not any(parent.birth(rank.pid) for rank in ranks), 5, "the ranks end")
+        assert [launch.wait(5) for launch in launches] == [-signal.SIGTERM] * 2
+        until(lambda: not parent.birth(launchers[0].pid), 10, "their launcher ends")
+    finally:
+        for launch in launches:
+            launch.kill()
+        for process in (process for tree in trees for process in tree):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_two_launches_of_a_cell_make_it_once(grid: grids.Grid, tmp_path: Path) -> None:
+    """One of them does nothing but wait; then it shows the same numbers."""
+    runs = tmp_path / "runs"
+    launches = [start(grid, runs, [sys.executable]) for _ in range(2)]
+    assert [launch.wait(200) for launch in launches] == [0, 0]
+    shown = [(runs / f"{number}.log").read_text() for number in range(2)]
+    waited = [text for text in shown if "waiting for another launch (process" in text]
+    assert waited
+    trained = [text for text in shown if "outline: resident on cpu" in text]
+    assert len(trained) == 1, "who waits reads no image of the cell's set"
+    tables = [text[text.index("percent top-1") :] for text in shown]
+    assert tables[0] == tables[1]
+    assert not list((runs / "store" / "locks").iterdir())
+    assert len(list((runs / "store" / "cells").glob("fine_tune-outline-*"))) == 1

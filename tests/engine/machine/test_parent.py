@@ -1,0 +1,184 @@
+"""No rank outlives its launcher and no job its campaign; processes in place of deepspeed's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from engine.machine import parent
+
+HOST = socket.gethostname()
+ROOT = Path(__file__).resolve().parents[3]
+JOB = """
+from engine.machine import parent
+parent.follow_campaign()
+import time
+print("at work", flush=True)
+time.sleep(60)
+"""
+RANK = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+from engine.machine import parent
+parent.GRACE_S = 0.5
+parent.follow_launcher()
+print(os.getpid(), os.getppid(), flush=True)
+time.sleep(60)
+print("still here", flush=True)
+"""
+# A word of its command is that of deepspeed's launcher.
+START = "import subprocess, sys; sys.exit(subprocess.Popen([sys.executable, *sys.argv[2:]]).wait())"
+
+
+@contextmanager
+def process(*words: str, **variables: str) -> Iterator[subprocess.Popen]:
+    """Python with these words, in a session of its own."""
+    environment = {k: v for k, v in os.environ.items() if k not in parent.LAUNCHED}
+    started = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=ROOT, env=environment | variables,
+    )  # fmt: skip
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+def line(started: subprocess.Popen) -> str:
+    assert started.stdout is not None
+    return started.stdout.readline().strip()
+
+
+def until_ended(pid: int, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while parent.birth(pid):
+        assert time.monotonic() < end, f"{pid} lives after {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_process_that_ended_has_no_birth() -> None:
+    with process("-c", "") as ended:
+        before = parent.birth(ended.pid)
+        until_ended(ended.pid, 10)  # a zombie
+    assert before and not parent.birth(ended.pid)
+    assert parent.birth(os.getpid()) == parent.birth(os.getpid()) != before
+
+
+def test_a_job_ends_with_its_campaign() -> None:
+    with process("-c", "import time; time.sleep(60)") as campaign:
+        leash = f"{HOST} {parent.identity(campaign.pid)}"
+        with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:
+            assert line(job) == "at work"
+            campaign.kill()
+            assert job.wait(2) == -signal.SIGKILL
+
+
+def test_a_job_whose_campaign_is_gone_does_not_start() -> None:
+    """Its number may be another process's by now."""
+    with process("-c", JOB, **{parent.CAMPAIGN: f"{HOST} {os.getpid()} 1"}) as job:
+        assert job.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("leash", ["", "elsewhere 1 1"])
+def test_a_job_by_hand_or_elsewhere_follows_nobody(leash: str) -> None:
+    with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:
+        assert line(job) == "at work"
+        assert job.poll() is None
+
+
+KILLERS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", KILLERS)
+def test_a_rank_ends_with_the_command_above_its_launcher(number: signal.Signals) -> None:
+    """Which signals the launcher too; the rank has the time for a last checkpoint."""
+    words = ("-c", START, "deepspeed", "-c", START, parent.DEEPSPEED, "-c", RANK)
+    with process(*words, CROSS_RANK="0") as command:
+        rank, launcher = map(int, line(command).split())
+        command.send_signal(number)
+        until_ended(launcher, 2)
+        assert parent.birth(rank)
+        until_ended(rank, 3)
+
+
+def test_a_command_whose_launcher_was_killed_does_not_end_as_a_success() -> None:
+    """deepspeed ends with 0, after a while, where a signal ended its launcher."""
+    command = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, *sys.argv[2:]]).wait();"
+        "time.sleep(5)"
+    )
+    words = ("-c", command, "deepspeed", "-c", START, parent.DEEPSPEED, "-c", RANK)
+    with process(*words, CROSS_RANK="0") as runner:
+        rank, launcher = map(int, line(runner).split())
+        os.kill(launcher, signal.SIGKILL)
+        assert runner.wait(4) == -signal.SIGTERM
+        until_ended(rank, 3)
+
+
+@pytest.mark.parametrize("launcher", [(), ("-c", START, parent.DEEPSPEED)])
+def test_a_rank_whose_launcher_ended_before_it_began_does_not_begin(launcher: tuple) -> None:
+    """It is below another process now, or its launcher is, of another session."""
+    with process(*launcher, "-c", RANK, CROSS_RANK="0") as orphan:
+        assert line(orphan) == "" and orphan.wait(10) == 1
+
+
+@pytest.mark.parametrize("word", ["--node_rank=0", "--node_rank"])
+def test_a_launcher_that_ssh_started_has_no_command_above(word: str) -> None:
+    with process("-c", START, parent.DEEPSPEED, "-c", RANK, word, CROSS_RANK="0") as launcher:
+        rank, above = map(int, line(launcher).split())
+        assert above == launcher.pid
+        launcher.kill()
+        until_ended(rank, 3)
+
+
+def test_a_process_without_a_launcher_follows_nobody() -> None:
+    with process("-c", START, "shell", "-c", RANK, RANK="0") as shell:
+        rank, _ = map(int, line(shell).split())
+        shell.kill()
+        time.sleep(0.3)
+        assert parent.birth(rank)
+        os.kill(rank, signal.SIGKILL)
+
+
+MODULE = """
+import os, signal, sys, time
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+sys.stdout.write(f"{[os.environ[name] for name in names]} {sys.argv[1]}\\n")
+sys.stdout.flush()
+if sys.argv[1] != "end" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "kill" else sys.exit(75)
+time.sleep(0 if sys.argv[1] == "end" else 60)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("kill", 137), ("exit", 75), ("end", 0)])
+def test_our_launcher_ends_as_its_ranks_do(tmp_path: Path, how: str, code: int) -> None:
+    (tmp_path / "work.py").write_text(MODULE)
+    words = ("-P", "-m", "engine.machine.launcher", "2", "work", how)
+    with process(*words, PYTHONPATH=f"{ROOT}:{tmp_path}") as launcher:
+        assert sorted([line(launcher), line(launcher)]) == [
+            f"['{rank}', '{rank}', '2', '2'] {how}" for rank in range(2)
+        ]
+        assert launcher.wait(5) == code
+
+
+def test_our_launcher_passes_a_schedulers_notice_on(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "sys.stdout.write('ready\\n')\nsys.stdout.flush()\ntime.sleep(60)"
+    )
+    words = ("-P", "-m", "engine.machine.launcher", "2", "work")
+    with process(*words, PYTHONPATH=f"{ROOT}:{tmp_path}") as launcher:
+        assert [line(launcher), line(launcher)] == ["ready"] * 2
+        launcher.send_signal(signal.SIGUSR1)
+        assert launcher.wait(5) == 75
