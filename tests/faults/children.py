@@ -21,6 +21,7 @@ from faults.outcome import FellShort, patience
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 HANGS_S = 300  # on an idle machine; a whole campaign takes a tenth of it
+_running: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Child:
         while time.monotonic() < end:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
+                _running.discard(pid)
                 text = self.log.read_text(errors="replace")
                 code = os.waitstatus_to_exitcode(status)
                 return Ended(code, text, usage.ru_utime + usage.ru_stime)
             time.sleep(0.02)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        end_all()
         raise FellShort(f"it did not end within {patience(seconds):.0f} s")
 
     def send(self, number: int) -> None:
@@ -64,7 +65,18 @@ def fork(work: Callable[[], int], log: Path, variables: Mapping[str, str]) -> Ch
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
-    return Child(pid, log) if pid else _become(work, log, variables)
+    if not pid:
+        _become(work, log, variables)
+    _running.add(pid)
+    return Child(pid, log)
+
+
+def end_all() -> None:
+    """Kill the processes that were forked and have not ended."""
+    while _running:
+        pid = _running.pop()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _become(work: Callable[[], int], log: Path, variables: Mapping[str, str]) -> NoReturn:

@@ -25,7 +25,9 @@ TRIAL = "RIB_FAULTS_TRIAL"  # a variable that all processes of a tree inherit
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
 ROLES = {  # by words of the command line
     "job": "engine.commands.job",
-    "launcher": "torch.distributed.run",
+    "torchrun": "torch.distributed.run",
+    "launcher": "deepspeed.launcher.launch",
+    "deepspeed": "/deepspeed ",
     "rank": "engine/launch.py",
     "snakemake": "snakemake",
     "rib": "engine.cli",
@@ -86,7 +88,7 @@ def tree(campaign: Campaign, rng: random.Random) -> str:
     campaign.clear()
     kind, number, moment = rng.choice(COMMANDS), rng.choice(SIGNALS), rng.random()
     command, stopped_s = command_of(campaign, kind), rng.uniform(1, 6)
-    seconds = moment * campaign.seconds.get(kind, 20.0)
+    seconds = moment * campaign.seconds.get(kind, 10.0)
     running = Tree(command, campaign)
     try:
         time.sleep(seconds)
@@ -127,7 +129,7 @@ def finish(campaign: Campaign, kind: str, command: list[str], done: str) -> None
         again.end()
     if kind == "campaign":
         require(campaign.numbers() == campaign.tables, f"after {done}, other numbers")
-    elif kind == "torchrun":
+    elif kind != "python":  # on one rank, sums round otherwise
         require(campaign.trained() == campaign.weights, f"after {done}, other weights")
 
 
@@ -144,7 +146,7 @@ def command_of(campaign: Campaign, kind: str) -> list[str]:
     launch = [str(ROOT / "engine" / "launch.py"), *campaign.cell_words]
     if kind == "torchrun":
         return grids.torchrun(RANKS, *launch)
-    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1"]
+    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(RANKS)]
     return [*deepspeed, *launch] if kind == "deepspeed" else [sys.executable, *launch]
 
 
