@@ -1,4 +1,4 @@
-# make demo | test | check | bench | gpu | docs | constraints; each first does the set-up that is missing.
+# make demo | test | check | faults | bench | gpu | docs | constraints; each first does the set-up that is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
-.PHONY: demo test check setup bench gpu docs constraints clean
+.PHONY: demo test check faults setup bench gpu docs constraints clean
 
 demo: setup
 	@$(BIN)/rib campaign emoji --cores $(CORES)
@@ -19,6 +19,9 @@ check: setup
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(PYTEST) -m "not slow"
+
+faults: setup
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults
 
 bench: setup
 	@$(BIN)/python -m bench

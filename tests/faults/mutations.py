@@ -19,7 +19,7 @@ from faults.outcome import FellShort, require
 
 CPU_S = 10.0  # that a command may take before it ends in an error
 ATTEMPTS = 4  # to do what error lines say, before it is a dead end
-IGNORED = (".snakemake", ".lock", "logs")
+IGNORED = (".snakemake", ".lock", "locks", "logs")
 VALUES: list[Any] = [
     None,
     True,
