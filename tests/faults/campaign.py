@@ -16,8 +16,11 @@ import pytest
 
 from engine import cli
 from engine.commands import train
+from engine.grid import campaign as plan
 from engine.grid import workflow
 from engine.machine import quiet, ranks
+from engine.recipe.request import Request
+from engine.report import page
 from engine.store import pending
 from faults.children import Child, Ended, before_change, fork
 from faults.outcome import require
@@ -51,7 +54,16 @@ class Campaign:
         self.recipe.write_text(text.partition("methods:")[0] + "method: ewc\n")
         self.changes: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
+        self._resolve()
         self._run_undisturbed()
+
+    def _resolve(self) -> None:
+        """Resolve the recipes of all cells here, so that no forked process has to."""
+        planned = plan.plan(str(self.file), self.words("")[2:], cores=2)
+        for column in planned.columns:
+            request = Request(planned.name, planned.overrides + column.overrides)
+            for method in planned.methods:
+                request.recipe(method, column.downstream)
 
     def _run_undisturbed(self) -> None:
         started = time.monotonic()
@@ -177,7 +189,11 @@ class Campaign:
 
 
 def _jobs_in_this_process(patch: pytest.MonkeyPatch) -> None:
-    """As `campaigns.in_this_process`; the process group is made when the first job needs it."""
+    """As `campaigns.in_this_process`; the process group is made when the first job needs it.
+
+    The page lacks the program that draws its figures, which takes as long as all else of a report.
+    """
+    patch.setattr(page.vl_convert, "javascript_bundle", lambda source: "")
     campaigns.in_this_process(patch)
     watch = workflow._watch
 

@@ -45,7 +45,7 @@ def mutate(campaign: Campaign, rng: random.Random) -> str:
 
     What the line says is done, until the numbers are there.
     """
-    stage = rng.choice([FINISHED, FINISHED, *STAGES])
+    stage = rng.choice([*[FINISHED] * len(STAGES), *STAGES])
     campaign.restore(stage)
     kinds = files_by_kind(campaign.runs)
     kind = rng.choice(sorted(kinds))
@@ -82,7 +82,9 @@ def kind_of(inside: Path) -> str:
         return f"store/{parts[1]}/{name}"
     if "progress" in parts or "done" in parts:
         return f"plan/{parts[-2]}"
-    return f"{'report' if 'report' in parts else 'plan'}/{parts[-1]}"
+    if "report" in parts:
+        return f"report/{inside.suffix or inside.name}"
+    return f"plan/{inside.name}"
 
 
 def heal(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
