@@ -9,6 +9,7 @@ trial, but for moments that are counted in seconds. The exit code is 1 if any tr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import random
 import signal
@@ -88,19 +89,23 @@ def again(kind: str, seed: int) -> str:
 def run(
     campaign: Campaign, kinds: Sequence[str], seed: int, seconds: float, trials: float
 ) -> dict[str, Tally]:
-    """Trials until the time is over, always of the kind that had the least of its share."""
-    tallies = {kind: Tally() for kind in kinds}
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        left = [
-            kind
-            for kind, tally in tallies.items()
-            if tally.trials < trials * SHARES.get(kind, 1) and not tally.skipped
-        ]
-        if not left:
-            break
-        kind = min(left, key=lambda kind: tallies[kind].seconds / SHARES.get(kind, 1))
-        one_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
+    """Trials until the time is over or Ctrl-C, always of the kind that had the least of its
+    share."""
+    tallies, end = {kind: Tally() for kind in kinds}, time.monotonic() + seconds
+
+    def due(kind: str) -> float:
+        return tallies[kind].seconds / SHARES.get(kind, 1)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        while time.monotonic() < end and (
+            left := [
+                kind
+                for kind, tally in tallies.items()
+                if tally.trials < trials * SHARES.get(kind, 1) and not tally.skipped
+            ]
+        ):
+            kind = min(left, key=due)
+            one_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
     return tallies
 
 
