@@ -105,11 +105,11 @@ def run(
             ]
         ):
             kind = min(left, key=due)
-            one_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
+            run_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
     return tallies
 
 
-def one_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
+def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
     started = time.monotonic()
     try:
         done = KINDS[kind](campaign, random.Random(f"{kind} {seed}"))

@@ -16,13 +16,13 @@ import pytest
 
 from engine import cli
 from engine.commands import train
-from engine.grid import campaign as plan
+from engine.grid import campaign as planning
 from engine.grid import workflow
 from engine.machine import quiet, ranks
 from engine.recipe.request import Request
 from engine.report import page
 from engine.store import pending
-from faults.children import Child, Ended, before_change, fork
+from faults.children import Child, Ended, before_change, die, fork
 from faults.outcome import require
 
 WORDS = ("dataset.sets=[outline,few]", "train.checkpoint_minutes=1e-9")  # after each step
@@ -59,7 +59,7 @@ class Campaign:
 
     def _resolve(self) -> None:
         """Resolve the recipes of all cells here, so that no forked process has to."""
-        planned = plan.plan(str(self.file), self.words("")[2:], cores=2)
+        planned = planning.plan(str(self.file), self.words("")[2:], cores=2)
         for column in planned.columns:
             request = Request(planned.name, planned.overrides + column.overrides)
             for method in planned.methods:
@@ -92,13 +92,13 @@ class Campaign:
             shutil.rmtree(self.runs)
 
     def restore(self, stage: float) -> None:
-        """Let `runs` be as a campaign left it that was aborted after this share of its changes."""
+        """Let `runs` be as a campaign left it that was killed after this share of its changes."""
         copy = self.folder / f"{stage:.0%}"
         self.clear()
         if copy.exists():
             shutil.copytree(copy, self.runs)
             return
-        self.run(at=int(stage * self.changes["campaign"]), act=os.abort).wait()
+        self.run(at=int(stage * self.changes["campaign"]), act=die).wait()
         self._copy(stage)
 
     def words(self, command: str) -> list[str]:
@@ -115,7 +115,7 @@ class Campaign:
         command: str = "campaign",
         *,
         at: int = NEVER,
-        act: Callable[[], object] = os.abort,
+        act: Callable[[], object] = die,
     ) -> Child:
         """Start `rib campaign`, whose jobs run in its process, or `rib metrics`.
 
@@ -129,7 +129,7 @@ class Campaign:
         return self._fork(work, "log", at, act)
 
     def launch(
-        self, at: int = NEVER, act: Callable[[], object] = os.abort, rank: int = 0
+        self, at: int = NEVER, act: Callable[[], object] = die, rank: int = 0
     ) -> list[Child]:
         """Start the ranks of `engine/launch.py`, which train EWC; rank `rank` does `act`."""
         with socket.socket() as free:

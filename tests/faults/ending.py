@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from faults.campaign import RANKS, Campaign
-from faults.children import Child
+from faults.children import Child, die
 from faults.outcome import patience, require
 
 ENDS_WITHIN_S = 5.0
@@ -37,7 +37,7 @@ def kill(campaign: Campaign, rng: random.Random) -> str:
         else:
             seconds = moment * campaign.seconds[command]
             deeds.append(f"{number.name} after {seconds:.1f} s")
-            children = started(campaign, command, 0, os.abort, rank)
+            children = started(campaign, command, 0, die, rank)
             time.sleep(seconds)
             children[min(rank, len(children) - 1)].send(number)
         if command == "launch":
@@ -92,7 +92,7 @@ def end(children: list[Child], rank: int) -> None:
 
 
 def finish(campaign: Campaign, command: str, done: str) -> None:
-    children = started(campaign, command, 0, os.abort, 0)
+    children = started(campaign, command, 0, die, 0)
     check(campaign, command, children, done)
 
 
