@@ -1,4 +1,4 @@
-# make demo | test | check | bench | docs | constraints; each first does the set-up that is missing.
+# make demo | test | check | faults | bench | docs | constraints; each first does the missing set-up.
 # make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON or .venv, whose torch sees a GPU.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
-.PHONY: demo test check setup bench gpu docs constraints clean
+.PHONY: demo test check faults setup bench gpu docs constraints clean
 
 demo: setup
 	@$(BIN)/rib campaign emoji --cores $(CORES)
@@ -20,6 +20,9 @@ check: setup
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(PYTEST) -m "not slow"
+
+faults: setup
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults
 
 bench: setup
 	@$(BIN)/python -m bench

@@ -37,7 +37,7 @@ def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
 def _parsed(path: Path, remedy: str) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import timm  # noqa: F401  # with torch: an alarm inside their import would leave half of them
 
@@ -40,3 +43,20 @@ def ended(command: Callable[[list[str]], int], words: Sequence[str]) -> tuple[in
     assert code in (0, 2) and len(lines) == (code == 2), (words, code, err.getvalue())
     assert "Traceback" not in err.getvalue()
     return code, "".join(lines)
+
+
+def follow(line: str, damaged: Path) -> None:
+    """Do what an error line says: delete a file or a folder, or move a folder away."""
+    if line.endswith("exists and is no pack; move it away or choose another folder"):
+        damaged.parent.rename(damaged.parent.with_name("away"))
+        return
+    if in_the_way := re.search("error: (/.+) is a folder in place of a file; move it away", line):
+        Path(in_the_way[1]).rmdir()
+        return
+    named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)
+    if named is None:
+        assert "run the campaign again" in line or "run `rib campaign` again" in line, line
+        return
+    target = Path(named[1]) if named[1].startswith("/") else damaged
+    target = target.parent if named[1] == "the folder" else target
+    shutil.rmtree(target) if target.is_dir() else target.unlink()

@@ -72,11 +72,20 @@ def _recorded(plan: Plan) -> list[Path] | None:
 
 
 def _misleading(plan: Plan) -> list[Path]:
-    """The markers of jobs that left an artefact which is gone."""
+    """The markers of jobs that left an artefact which is gone.
+
+    Raises DamagedFile where a folder is in a marker's place.
+    """
     store = _store(plan)
 
     def lists(marker: Path) -> list[str]:
-        return marker.read_bytes().decode(errors="replace").splitlines()
+        try:
+            return marker.read_bytes().decode(errors="replace").splitlines()
+        except IsADirectoryError as error:
+            raise DamagedFile(
+                f"{marker} is a folder in place of a file; move it away and run the same command "
+                "again"
+            ) from error
 
     return [
         marker

@@ -41,13 +41,20 @@ def digest(key: Any) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: temporary name, fsync, rename."""
+    """Replace `path` by `data` in one step: temporary name, fsync, rename.
+
+    Raises IsADirectoryError, with a remedy, where a folder is in the way.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.write_bytes(data)
         sync(temporary)
         temporary.replace(path)
+    except IsADirectoryError as error:
+        raise IsADirectoryError(
+            f"{path} is a folder in place of a file; move it away and run the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

@@ -66,3 +66,8 @@ def test_what_does_not_fit_is_named_with_the_remedy(tmp_path: Path, content: byt
 def test_a_missing_file_is_not_a_damaged_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         schema.read(tmp_path / "state.json", Strict, "delete it")
+
+
+def test_a_folder_in_place_of_the_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DamagedFile, match=f"{tmp_path} is damaged .*directory.*; delete it"):
+        schema.read(tmp_path, Strict, "delete it")

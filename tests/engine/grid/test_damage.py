@@ -7,7 +7,6 @@ remedy is done, and then it ends with those numbers.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import campaigns
 import grids
 import pytest
 from damage import cut, empty, flip
+from endings import follow
 
 from engine import cli
 
@@ -99,20 +99,6 @@ def finished(folder: Path, grid: grids.Grid) -> Iterator[Campaign]:
         assert cli.main(campaign.campaign) == 0
         shutil.copytree(campaign.runs, campaign.copy)
         yield campaign
-
-
-def follow(line: str, damaged: Path) -> None:
-    """Do what an error line says: delete a file or a folder, or move a folder away."""
-    if line.endswith("exists and is no pack; move it away or choose another folder"):
-        damaged.parent.rename(damaged.parent.with_name("away"))
-        return
-    named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)
-    if named is None:
-        assert "run the campaign again" in line or "run `rib campaign` again" in line, line
-        return
-    target = Path(named[1]) if named[1].startswith("/") else damaged
-    target = target.parent if named[1] == "the folder" else target
-    shutil.rmtree(target) if target.is_dir() else target.unlink()
 
 
 def heal(finished: Campaign, command: Sequence[str], damaged: Path, capsys: Any) -> None:

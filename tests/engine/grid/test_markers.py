@@ -15,6 +15,7 @@ from engine.grid import campaign, jobs, make_record, markers, record, stamp
 from engine.grid.campaign import Plan
 from engine.grid.job_graph import REPORT
 from engine.store.artifacts import Artifact, Store
+from loaders.schema import DamagedFile
 
 folder = campaigns.folder
 
@@ -51,6 +52,16 @@ def test_a_campaign_is_finished_when_all_is_there(plan: Plan) -> None:
     assert markers.finished(plan)
     assert remaining(plan) == {"prepare", "column-few", REPORT}
     assert markers.finished(plan)
+
+
+def test_a_folder_in_place_of_a_marker_is_named_with_a_remedy(plan: Plan) -> None:
+    marker = plan.path.parent / "done" / "column-few"
+    marker.unlink()
+    marker.mkdir()
+    with pytest.raises(
+        DamagedFile, match="column-few is a folder in place of a file; move it away"
+    ):
+        markers.finished(plan)
 
 
 def shorten(path: Path) -> None:

@@ -215,6 +215,14 @@ def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.M
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 
+def test_write_atomic_names_a_folder_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=f"{path} is a folder.* move it away"):
+        files.write_atomic(path, b"new")
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_digest_is_the_same_in_every_process() -> None:
     code = f"from engine.store.artifacts import digest; print(digest({KEY!r}))"
     for seed in ("0", "1"):

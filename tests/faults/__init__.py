@@ -1,0 +1,1 @@
+"""Trials that disturb a tiny campaign at random: it is killed, stopped, damaged or has no room."""

@@ -1,0 +1,130 @@
+"""`make faults`: trials of each kind until the time is over, and what fell short.
+
+PYTHONPATH=tests python -m faults [--minutes 15] [--seed N] [--kinds KIND ...] [--trials N]
+
+`mutate` gets four times as much time as each of the others. Its kind and its seed determine a
+trial, but for moments that are counted in seconds. The exit code is 1 if any trial fell short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults import disk, ending, mutations, trees
+from faults.campaign import Campaign, warm_up
+from faults.children import end_all
+from faults.outcome import FellShort, Skipped
+
+KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
+    "kill": ending.kill,
+    "stop": ending.stop,
+    "tree": trees.tree,
+    "mutate": mutations.mutate,
+    "full": disk.full,
+    "readonly": disk.readonly,
+}
+SHARES = {"mutate": 4}  # of the time and of the trials; of other kinds 1: there are many file kinds
+
+
+@dataclass
+class Tally:
+    """What trials of a kind did. seconds: that they took. short: those that fell short, by seed."""
+
+    trials: int = 0
+    seconds: float = 0.0
+    skipped: str = ""
+    short: dict[int, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        if self.skipped:
+            return f"skipped: {self.skipped}"
+        return f"{self.trials} trials, {len(self.short)} fell short ({self.seconds:.0f} s)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m faults", description="make faults")
+    parser.add_argument("--minutes", type=float, default=15.0, help="of trials; default: 15")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument(
+        "--trials",
+        type=float,
+        default=math.inf,
+        help="of a kind, at most; of `mutate` 4 times as many",
+    )
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
+    warm_up()
+    with tempfile.TemporaryDirectory(prefix="rib-faults-") as folder:
+        print("running the campaign undisturbed", flush=True)
+        tallies = run(
+            Campaign(Path(folder)),
+            arguments.kinds,
+            arguments.seed,
+            arguments.minutes * 60,
+            arguments.trials,
+        )
+    for kind, tally in tallies.items():
+        print(f"{kind:<9} {tally.text()}")
+        for seed, why in tally.short.items():
+            print(f"  seed {seed}: {why.splitlines()[0][:300]}")
+            print(f"  again: PYTHONPATH=tests python -m faults {again(kind, seed)}")
+    return int(any(tally.short for tally in tallies.values()))
+
+
+def again(kind: str, seed: int) -> str:
+    return f"--kinds {kind} --seed {seed} --trials {1 / SHARES.get(kind, 1):g}"
+
+
+def run(
+    campaign: Campaign, kinds: Sequence[str], seed: int, seconds: float, trials: float
+) -> dict[str, Tally]:
+    """Trials until the time is over or Ctrl-C, always of the kind that had the least of its
+    share."""
+    tallies, end = {kind: Tally() for kind in kinds}, time.monotonic() + seconds
+
+    def due(kind: str) -> float:
+        return tallies[kind].seconds / SHARES.get(kind, 1)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        while time.monotonic() < end and (
+            left := [
+                kind
+                for kind, tally in tallies.items()
+                if tally.trials < trials * SHARES.get(kind, 1) and not tally.skipped
+            ]
+        ):
+            kind = min(left, key=due)
+            run_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
+    return tallies
+
+
+def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
+    started = time.monotonic()
+    try:
+        done = KINDS[kind](campaign, random.Random(f"{kind} {seed}"))
+        print(f"{kind} {seed}: {done}: as it should", flush=True)
+        tally.trials += 1
+    except Skipped as why:
+        tally.skipped = str(why)
+    except FellShort as why:
+        print(f"{kind} {seed}: fell short: {why}", flush=True)
+        tally.trials += 1
+        tally.short[seed] = str(why)
+    finally:
+        end_all()
+    tally.seconds += time.monotonic() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

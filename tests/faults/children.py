@@ -1,0 +1,125 @@
+"""Commands in processes that are forked from this one, which has imported all that they need.
+
+A forked command is what a started one is, without the half minute of imports. It can be disturbed
+at a moment that repeats: when it is about to change a folder for the n-th time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from faults.outcome import FellShort, patience
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+HANGS_S = 300  # on an idle machine; a whole campaign takes a tenth of it
+_running: set[int] = set()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended: exit code (negative for a signal), what it printed, CPU seconds."""
+
+    code: int
+    text: str
+    cpu_s: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.text.splitlines() if line.startswith("error: ")]
+
+
+@dataclass(frozen=True)
+class Child:
+    pid: int
+    log: Path
+
+    def wait(self, seconds: float = HANGS_S) -> Ended:
+        """Its end. Raises FellShort, and kills it, where it takes longer on an idle machine."""
+        end = time.monotonic() + patience(seconds)
+        while time.monotonic() < end:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                _running.discard(pid)
+                text = self.log.read_text(errors="replace")
+                code = os.waitstatus_to_exitcode(status)
+                return Ended(code, text, usage.ru_utime + usage.ru_stime)
+            time.sleep(0.02)
+        end_all()
+        raise FellShort(f"it did not end within {patience(seconds):.0f} s")
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def fork(work: Callable[[], int], log: Path, variables: Mapping[str, str]) -> Child:
+    """Start `work`, whose result is its exit code, in a process and session of its own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        _become(work, log, variables)
+    _running.add(pid)
+    return Child(pid, log)
+
+
+def end_all() -> None:
+    """Kill the processes that were forked and have not ended."""
+    while _running:
+        pid = _running.pop()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _become(work: Callable[[], int], log: Path, variables: Mapping[str, str]) -> NoReturn:
+    code = 70
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.environ |= variables
+        code = work()
+    except SystemExit as end:  # argparse's
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def die() -> None:
+    """End this process at once: nothing of it runs any more."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before_change(folder: Path, number: int, act: Callable[[], object]) -> list[int]:
+    """Let this process do `act` before it changes `folder` for the n-th time, counted from 1.
+
+    Returns a list whose only element counts the changes. Files that libraries write without Python
+    (weights, Parquet) do not count; their folders and markers do.
+    """
+    count, root = [0], f"{folder}/"
+
+    def notice(event: str, arguments: tuple) -> None:
+        is_change = event in CHANGES or (event == "open" and (arguments[2] or 0) & WRITING)
+        if is_change and str(arguments[0]).startswith(root):
+            count[0] += 1
+            if count[0] == number:
+                act()
+
+    sys.addaudithook(notice)
+    return count

@@ -1,0 +1,183 @@
+"""Kind `mutate`: a file of a campaign is changed at random, and the next command meets it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from endings import follow
+
+from faults.campaign import FINISHED, STAGES, Campaign
+from faults.children import Ended
+from faults.outcome import FellShort, require
+
+CPU_S = 10.0  # that a command may take before it ends in an error
+ATTEMPTS = 4  # to do what error lines say, before it is a dead end
+IGNORED = (".snakemake", ".lock", "locks", "logs")
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e308,
+    "",
+    "../../x",
+    "é\0",
+    [],
+    {},
+    [[]],
+    "x" * 9000,
+]
+REMEDY = re.compile(r"\b(delete|remove|run|encode|move|give|choose|set|make|update)\b")
+# What of a finished campaign is deleted too, so that more than its report is read again.
+LOST = ("", "", "shapes/report", "shapes", "store/predictions", "store/distances", "store/cells")
+
+
+def mutate(campaign: Campaign, rng: random.Random) -> str:
+    """The next commands give the same numbers, or one line that names the file and a remedy.
+
+    What the line says is done, until the numbers are there.
+    """
+    stage = rng.choice([*[FINISHED] * len(STAGES), *STAGES])
+    campaign.restore(stage)
+    kinds = files_by_kind(campaign.runs)
+    kind = rng.choice(sorted(kinds))
+    path = rng.choice(kinds[kind])
+    change = rng.choice([*CHANGES, *(JSON_CHANGES if path.suffix == ".json" else ())])
+    change(path, rng, kinds[kind])
+    done = f"{change.__name__} of {path.relative_to(campaign.runs)}, campaign {stage:.0%} done"
+    lost = rng.choice(LOST) if stage == FINISHED else ""
+    if lost and not path.is_relative_to(campaign.runs / lost):
+        shutil.rmtree(campaign.runs / lost)
+        done += f", {lost} deleted"
+    if stage == FINISHED and not lost and rng.random() < 0.5:
+        heal(campaign, "metrics", path, done)
+    heal(campaign, "campaign", path, done)
+    return done
+
+
+def files_by_kind(runs: Path) -> dict[str, list[Path]]:
+    """The files of a campaign by kind: their path, without what differs between equal kinds."""
+    kinds = defaultdict(list)
+    for path in sorted(runs.rglob("*")):
+        inside = path.relative_to(runs)
+        if path.is_file() and not set(inside.parts) & set(IGNORED):
+            kinds[kind_of(inside)].append(path)
+    return kinds
+
+
+def kind_of(inside: Path) -> str:
+    parts = inside.parts
+    if parts[0] == "packs":
+        return f"packs/{parts[-1]}"
+    if parts[0] == "store":
+        name = re.sub(r"^[\d-]+", "", parts[-1])
+        return f"store/{parts[1]}/{name}"
+    if "progress" in parts or "done" in parts:
+        return f"plan/{parts[-2]}"
+    if "report" in parts:
+        return f"report/{inside.suffix or inside.name}"
+    return f"plan/{inside.name}"
+
+
+def heal(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
+    """Give a command, and do what its error says until there is none."""
+    for _ in range(ATTEMPTS):
+        ended = campaign.run(command).wait()
+        if ended.code == 0:
+            campaign.compare(ended, f"{done}, `rib {command}`")
+            return
+        line = only_error(ended, f"{done}, `rib {command}`")
+        named = damaged.name in line or damaged.parent.name in line
+        require(named and REMEDY.search(line), f"after {done}, no file or remedy in: {line}")
+        try:
+            follow(line, damaged)
+        except (OSError, AssertionError) as error:
+            raise FellShort(f"after {done}, {error!r} on doing what it says: {line}") from error
+        if command != "campaign" and "rib campaign" in line:
+            heal(campaign, "campaign", damaged, done)
+    raise FellShort(f"after {done}, a dead end: {line}")
+
+
+def only_error(ended: Ended, done: str) -> str:
+    """The error line of a command that ended as a user's error does. Raises FellShort."""
+    text = ended.text[-1500:]
+    require(ended.code == 2, f"after {done}, exit code {ended.code}: {text}")
+    require("Traceback" not in ended.text, f"after {done}, a traceback: {text}")
+    require(len(ended.errors) == 1, f"after {done}, {len(ended.errors)} error lines: {text}")
+    require(ended.cpu_s <= CPU_S, f"after {done}, {ended.cpu_s:.0f} s of CPU before {text}")
+    return ended.errors[0]
+
+
+def flip(path: Path, rng: random.Random, _: list[Path]) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.randint(1, 8) if data else 0):
+        data[rng.randrange(len(data))] ^= rng.randint(1, 255)
+    path.write_bytes(data)
+
+
+def cut(path: Path, rng: random.Random, _: list[Path]) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.randrange(max(1, len(data)))])
+
+
+def more(path: Path, rng: random.Random, _: list[Path]) -> None:
+    path.write_bytes(path.read_bytes() + rng.randbytes(rng.randint(1, 99)))
+
+
+def empty(path: Path, rng: random.Random, _: list[Path]) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path, rng: random.Random, _: list[Path]) -> None:
+    path.unlink()
+
+
+def folder(path: Path, rng: random.Random, _: list[Path]) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def another(path: Path, rng: random.Random, alike: list[Path]) -> None:
+    """The content of another file of its kind."""
+    path.write_bytes(rng.choice(alike).read_bytes())
+
+
+def value(path: Path, rng: random.Random, _: list[Path]) -> None:
+    """A value of JSON becomes another one."""
+    values = json.loads(path.read_bytes())
+    section, key = rng.choice(_places(values) or [([values], 0)])
+    section[key] = rng.choice(VALUES)
+    path.write_text(json.dumps(values))
+
+
+def swap(path: Path, rng: random.Random, _: list[Path]) -> None:
+    """Two values of JSON change places."""
+    values = json.loads(path.read_bytes())
+    places = _places(values)
+    if len(places) > 1:
+        (a, i), (b, j) = rng.sample(places, 2)
+        a[i], b[j] = b[j], a[i]
+    path.write_text(json.dumps(values))
+
+
+def _places(values: Any) -> list[tuple[Any, Any]]:
+    """Where each value that holds no others stands: its list or dict, and its index or key."""
+    inside = list(values.items() if isinstance(values, dict) else enumerate(values))
+    places = []
+    for key, item in inside:
+        places += _places(item) if item and isinstance(item, dict | list) else [(values, key)]
+    return places
+
+
+CHANGES: tuple[Callable[[Path, random.Random, list[Path]], None], ...] = (
+    *(flip, cut, more, empty, delete, folder, another),
+)
+JSON_CHANGES = (value, swap, value, swap)

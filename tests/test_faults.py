@@ -1,0 +1,63 @@
+"""A short part of `make faults`, and that its trials can fall short."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults.children import Ended
+from faults.mutations import kind_of, only_error
+from faults.outcome import FellShort
+from grids import environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_trials_of_each_kind_end_as_they_should() -> None:
+    command = [sys.executable, "-m", "faults", "--trials", "1", "--seed", "44"]
+    kinds = ["kill", "stop", "mutate", "full", "readonly"]
+    done = subprocess.run(
+        [*command, "--kinds", *kinds],
+        env=environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for kind in kinds:
+        assert re.search(rf"^{kind} +([14] trials, 0 fell short|skipped: )", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "cpu_s", "why"),
+    [
+        (1, "error: x\n", 1.0, "exit code 1"),
+        (2, "Traceback (most recent call last):\nerror: x\n", 1.0, "a traceback"),
+        (2, "error: x\nerror: y\n", 1.0, "2 error lines"),
+        (2, "no word\n", 1.0, "0 error lines"),
+        (2, "error: x\n", 11.0, "11 s of CPU"),
+    ],
+)
+def test_another_end_than_one_error_line_falls_short(
+    code: int, text: str, cpu_s: float, why: str
+) -> None:
+    assert only_error(Ended(2, "a warning\nerror: x\n", 9.0), "a trial") == "error: x"
+    with pytest.raises(FellShort, match=f"^after a trial, {why}"):
+        only_error(Ended(code, text, cpu_s), "a trial")
+
+
+def test_files_that_differ_in_names_alone_are_of_one_kind() -> None:
+    paths = {
+        "packs/few-32px/images.beton": "packs/images.beton",
+        "store/pending/ewc-1f/step000000001-2e/done.json": "store/pending/done.json",
+        "store/pending/few-1f/000000008-000000015-8.parquet": "store/pending/.parquet",
+        "shapes/plans/1f/progress/report.json": "plan/progress",
+        "shapes/plans/1f/plan.json": "plan/plan.json",
+        "shapes/report/plan": "report/plan",
+        "shapes/report/tables/agreement.csv": "report/.csv",
+    }
+    assert {path: kind_of(Path(path)) for path in paths} == paths
