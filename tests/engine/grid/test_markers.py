@@ -58,9 +58,7 @@ def test_a_folder_in_place_of_a_marker_is_named_with_a_remedy(plan: Plan) -> Non
     marker = plan.path.parent / "done" / "column-few"
     marker.unlink()
     marker.mkdir()
-    with pytest.raises(
-        DamagedFile, match="column-few is a folder in place of a file; move it away"
-    ):
+    with pytest.raises(DamagedFile, match=r"column-few is a folder .*; move it away"):
         markers.finished(plan)
 
 
