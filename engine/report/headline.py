@@ -52,9 +52,10 @@ def lead(results: Results) -> str:
         k = len(model.lines)
         start = f"{counted('variant', k, words(k).capitalize())} of a method start{'s' * (k == 1)}"
     trained_on = model.downstreams[0] if n == 1 else f"one of {words(n)} sets"
+    repeated = "; this is repeated for each of them" * (n > 1)
     text = (
         f"{start} from the same pre-trained model ({name}). Each fine-tunes it on {trained_on} and "
-        f"is evaluated on {table.measured_on(model)}{'; this is repeated for every set' * (n > 1)}."
+        f"is evaluated on {table.measured_on(model)}{repeated}."
     )
     if more or results.record.sweep is not None:
         return text
