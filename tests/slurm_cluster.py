@@ -48,10 +48,17 @@ ReturnToService=2
 KillWait=2
 MinJobAge=600
 GresTypes=gpu
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=node[1-{nodes}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] \
-CPUs={cpus} RealMemory=16000 State=UNKNOWN
+CPUs={cpus} RealMemory=16000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=500
+PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=10
 """
+GPUS = "NodeName=node[1-2] Name=gpu File=/dev/null,/dev/zero\n"  # any devices stand in for GPUs
 # Snakemake's job step drops all variables of Slurm before it calls srun, the settings' place too.
 CLIENT = '#!/bin/sh\nSLURM_CONF={settings} exec {program} "$@"\n'
 
@@ -106,7 +113,7 @@ def running(folder: Path) -> Iterator[Cluster]:
         for number in range(1, NODES + 1):
             start("slurmd", "-N", f"node{number}")
         states = ("sinfo", "--noheader", "--Node", "--format", "%T")
-        _until(lambda: cluster.ask(*states).split() == ["idle"] * NODES, "all nodes")
+        _until(lambda: set(cluster.ask(*states).split()) == {"idle"}, "all nodes")
         yield cluster
     finally:
         with contextlib.suppress(AssertionError, OSError, subprocess.TimeoutExpired):
@@ -129,6 +136,7 @@ def _configure(folder: Path) -> None:
     ports = {"control": first, "first": first + 1, "last": first + NODES}
     settings.write_text(SETTINGS.format(**values, **ports))
     (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    (folder / "gres.conf").write_text(GPUS)
     for name in (*CLIENTS, "sinfo", "scontrol", "sacct"):
         client = folder / "bin" / name
         program = shutil.which(name, path=ADMIN_PATH)

@@ -51,15 +51,33 @@ class Method(FineTune):
 """
 
 
-@pytest.fixture(scope="module")
-def sleeping(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign whose columns do nothing for ten minutes."""
-    place = tmp_path_factory.mktemp("sleeping")
-    (place / "sleeper.py").write_text(SLEEPER)
-    method = "fine_tune: {method: {name: sleeper, title: Sleeper, module: sleeper.py}}"
+GREEDY = """
+from engine.methods.fine_tune import Method as FineTune
+from engine.recipe.schema import MethodRecipe as Recipe
+
+class Method(FineTune):
+    def prepare(self, net, context):
+        import os, time
+        if "SLURM_STEP_ID" in os.environ:
+            self.block = b"x" * (3 << 30)  # bytes, of 2 GB
+            time.sleep(60)
+        super().prepare(net, context)
+"""
+
+
+def with_method(folder: Path, place: Path, source: str) -> Path:
+    """The campaign with a user's method in place of fine-tuning."""
+    (place / "users.py").write_text(source)
+    method = "fine_tune: {method: {name: users, title: Users, module: users.py}}"
     text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", method)
     (place / "shapes.yaml").write_text(text)
     return place
+
+
+@pytest.fixture(scope="module")
+def sleeping(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign whose columns do nothing for ten minutes."""
+    return with_method(folder, tmp_path_factory.mktemp("sleeping"), SLEEPER)
 
 
 @contextlib.contextmanager
@@ -202,3 +220,52 @@ def test_a_job_that_reaches_its_time_limit_is_named(at_once: dict) -> None:
     assert str(runs / "shapes" / "plans") in shown
     assert f"engine.commands.job {reason[1].partition('-')[0]} " in shown
     shutil.rmtree(runs)
+
+
+def test_a_job_that_takes_too_much_memory_is_named(
+    cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    place = with_method(folder, tmp_path, GREEDY)
+    words = ("methods=[fine_tune]", "dataset.sets=[few,tinted]", "--retries", "0")
+    with rib(cluster, place, tmp_path / "runs", *words) as process:
+        shown = process.communicate(timeout=300)[0]
+    assert process.returncode == 2
+    assert re.search(r"^column-\w+ was ended by Slurm: OUT_OF_MEMORY .*--mem", shown, re.M), shown
+
+
+def test_each_job_has_a_gpu_of_its_own(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+    """Slurm gives them; that torch sees none on this machine ends the campaign."""
+    with rib(cluster, folder, tmp_path, "device=cuda", "--retries", "0") as process:
+        name_in_queue(cluster, process, tmp_path)
+        end, given = time.monotonic() + 60, r"GRES=gpu:1\(IDX:\d\)"
+        while not re.search(given, cluster.ask("scontrol", "show", "job", "--details")):
+            assert time.monotonic() < end, cluster.queue()
+            time.sleep(0.1)
+        shown = process.communicate(timeout=200)[0]
+    assert "device=cuda" in shown and process.returncode == 2
+    step = ["srun", "-n2", "--gpus-per-task=1", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
+    assert sorted(cluster.ask(*step).split()) in (["0", "1"], ["0", "0"])  # one node, or two
+
+
+def test_a_preempted_campaign_ends_with_the_same_results(
+    cluster: Cluster, folder: Path, grid: grids.Grid, tmp_path: Path
+) -> None:
+    with rib(cluster, folder, tmp_path, "--requeue") as process:
+        name = name_in_queue(cluster, process, tmp_path)
+        end = time.monotonic() + 120
+        while not (tmp_path / "store" / "cells").is_dir():  # a column is at work
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        urgent = [
+            "--partition=urgent",
+            "--nodes=2",
+            "--exclusive",
+            f"--output={tmp_path / 'urgent'}",
+        ]
+        cluster.ask("sbatch", *urgent, "--wait", "--wrap", "sleep 1", timeout_s=120)
+        shown = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, shown[-3000:]
+    history = cluster.ask("scontrol", "show", "job")
+    blocks = [block for block in history.split("\n\n") if f"JobName={name}" in block]
+    assert any("Restarts=1" in block for block in blocks), history
+    same_results(tmp_path, campaigns.run(folder).parents[1])

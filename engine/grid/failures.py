@@ -16,14 +16,18 @@ BLOCK = re.compile(
 )
 OUTPUT = re.compile(r"^ +output: (.*/)?done/([^/\s]+)", re.MULTILINE)
 STATE = re.compile(r"SLURM.*status is: '(\w+)'")
+SLURM_LOG = re.compile(r"^ +log: .*, (/.+?\.log) \(check log", re.MULTILINE)
+# What Slurm's daemon writes there of a job without memory, whose state is only FAILED to `squeue`.
+WITHOUT_MEMORY = re.compile(r"^slurmstepd\S*: error: .*(job memory limit|oom_kill)", re.MULTILINE)
 REFUSAL = re.compile(
     r"SLURM sbatch failed\. The error message was '(.*?)'\.$", re.DOTALL | re.MULTILINE
 )
 ERROR = r"error: "
 EXCEPTION = r"(?!WorkflowError|RuleException|CalledProcessError)[\w.]+(Error|Exception)\b"
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
 REMEDIES: Mapping[str, str] = {
     "TIMEOUT": " (give more hours by --time)",
-    "OUT_OF_MEMORY": " (give more by --mem)",
+    OUT_OF_MEMORY: " (give more by --mem)",
     "CANCELLED": " (somebody, or the cluster, cancelled it)",
 }
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
@@ -102,15 +106,23 @@ def last_error(lines: list[str]) -> str:
 
 
 def _failure(job: str, block: str, place: Path) -> Failure:
-    state = STATE.search(block)
+    match = STATE.search(block)
+    state = match[1] if match else ""
     log = place / LOGS / f"{job}{SUFFIX}"
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = _text(log).splitlines()
     code = exit_code(log) if lines else None
     if code is not None:
         lines.pop()
+    of_slurm = SLURM_LOG.search(block)
+    if of_slurm and WITHOUT_MEMORY.search(_text(Path(of_slurm[1]))):
+        state = OUT_OF_MEMORY
     refusal = REFUSAL.search(block)
     error = "; ".join(refusal[1].splitlines()) if refusal else last_error(lines)
-    return Failure(job, code, state[1] if state else "", log if lines else None, error)
+    return Failure(job, code, state, log if lines else None, error)
+
+
+def _text(log: Path) -> str:
+    return log.read_text(errors="replace") if log.is_file() else ""
 
 
 def _how(failure: Failure, *, out_of_memory: bool) -> str:
