@@ -1,0 +1,40 @@
+"""The notebook of the documents, run on the drawn campaign in place of the demo."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import campaigns
+import grids
+import nbformat
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "after_the_demo.ipynb"
+folder, grid = campaigns.folder, grids.grid
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_notebook_runs(
+    grid: grids.Grid, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    campaigns.run(folder)
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    names = {target.id for node in ast.walk(ast.parse(cells[0])) for target in targets(node)}
+    assert names == {"NAME", "WORDS"}
+    scope = {"NAME": str(folder / "shapes.yaml"), "WORDS": [f"runs={folder / 'runs'}"]}
+    for source in cells[1:]:
+        exec(compile(source, str(NOTEBOOK), "exec"), scope)
+    shown = capsys.readouterr().out
+    rows = (folder / "runs" / "shapes" / "report" / "mri.csv").read_text().splitlines()
+    head, *rows = [row.split(",") for row in rows]
+    for row in (dict(zip(head, row, strict=True)) for row in rows):
+        if row["method"] in campaigns.METHODS and row["alpha"] in ("", "0.5"):
+            assert scope["mri"][row["method"]] == pytest.approx(float(row["mri"]), abs=1e-4)
+    assert "parameters" in shown
+
+
+def targets(node: ast.AST) -> list[ast.Name]:
+    nodes = node.targets if isinstance(node, ast.Assign) else []
+    nodes = [node.target] if isinstance(node, ast.AnnAssign) else nodes
+    return [target for target in nodes if isinstance(target, ast.Name)]
