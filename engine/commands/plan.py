@@ -120,6 +120,12 @@ def text(estimate: Estimate, device: Device) -> str:
         f"evaluated  {estimate.rows:,} predictions, {through:,} of them through a whole model",
         f"disk       {_size(sum(estimate.disk.values()))}: {disk}",
     ]
+    if estimate.checkpoints:
+        minutes = f"{resolved.train.checkpoint_minutes:g} minutes"
+        lines.append(
+            f"           and, while a training of over {minutes} goes on, "
+            f"{_size(estimate.checkpoints)} for its checkpoints"
+        )
     if any(cell.chosen for cell in estimate.cells):
         lines.append("           greedy choices depend on results: counted at their most")
     if resolved.evaluate.half_width is not None:

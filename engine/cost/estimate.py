@@ -67,6 +67,12 @@ class Estimate:
         return sum(work.steps for work in self.work)
 
     @property
+    def checkpoints(self) -> int:
+        """Bytes of a training's two latest checkpoints: fp32 weights and an optimizer's moments."""
+        moments = 2 if "adamw" in self.recipe.optimizer.name else 1
+        return 2 * (1 + moments) * 4 * self.parameters * (self.recipe.train.checkpoint_minutes > 0)
+
+    @property
     def rows(self) -> int:
         """Stored predictions: images times models, over all sets."""
         return sum(work.rows for work in self.work)

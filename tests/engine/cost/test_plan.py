@@ -120,6 +120,14 @@ def test_greedy_soup_takes_no_more_than_planned(ran: Ran, folder: Path, grid: gr
     assert "counted at their most" in command.text(planned, estimate.Device())
 
 
+def test_checkpoints_need_room_while_a_training_goes_on(folder: Path) -> None:
+    planned = estimate.of(plan_of(folder))
+    assert planned.checkpoints == 2 * (1 + 1) * 4 * planned.parameters  # SGD with momentum
+    assert "minutes goes on, " in command.text(planned, estimate.Device())
+    without = estimate.of(plan_of(folder, "train.checkpoint_minutes=0"))
+    assert "minutes goes on, " not in command.text(without, estimate.Device())
+
+
 def plan_of(folder: Path, *overrides: str) -> Plan:
     return campaign.plan(str(folder / "shapes.yaml"), overrides, cores=1)
 
