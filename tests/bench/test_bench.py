@@ -376,8 +376,9 @@ def test_a_gate_can_be_red(monkeypatch):
         distill.gate(CPU)
 
 
-def heavier(*tensors, weight, **options):
-    return distill_loss(*tensors, weight=1.1 * weight, **options)
+def heavier(student, teacher, labels, weight=1.0, **options):
+    """Where there is a teacher: a plain cross-entropy has none."""
+    return distill_loss(student, teacher, labels, weight=1.1 * weight, **options)
 
 
 @pytest.mark.slow
@@ -385,7 +386,7 @@ def heavier(*tensors, weight, **options):
     ("name", "wrong"),
     [
         ("engine.methods.ewc.Penalty", lambda lam, *rest: Penalty(1.1 * lam, *rest)),
-        ("engine.methods.lwf.distill_loss", heavier),
+        ("kernels.distill.distill_loss", heavier),
     ],
 )
 def test_the_gate_of_training_knows_every_methods_own_term(monkeypatch, name, wrong):

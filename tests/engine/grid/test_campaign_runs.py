@@ -237,7 +237,7 @@ def test_ended_campaign_leaves_no_process_and_is_resumed(
         assert process.poll() is None and alive(runs)
         if end is interrupt:
             code, _, err = rib(folder, "runs=runs", cwd=tmp_path)
-            assert code == 2 and f"another campaign (process {process.pid}) is at work" in err
+            assert code == 2 and f"another campaign (process {process.pid} on " in err
         end(process)
         until(lambda: not alive(runs), 20, "the end of all jobs")
     assert not (runs / "shapes" / "report" / "index.html").exists()
