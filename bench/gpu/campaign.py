@@ -8,7 +8,6 @@ second and MFU are of that time; operations are counted by `engine.cost`.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import sys
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 
 from bench import report, roofline
+from bench.gpu import program
 from engine.cost import estimate
 from engine.cost.dry_run import Work
 from engine.grid import campaign, jobs
@@ -64,11 +64,11 @@ holdout: 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = program.parser("campaign", __doc__).parse_args(arguments)
     quiet.libraries()
     device = ranks.start(options.device)
     peak = roofline.measure(device, options.small)
-    found: dict[str, Any] = {"machine": report.machine(device), "parts": []}
+    results: dict[str, Any] = {"machine": report.machine(device), "parts": []}
 
     def timed(part: str, run: Callable[[], object], works: Iterable[Work] = ()) -> None:
         begin = time.perf_counter()
@@ -77,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begin
         entry = {"part": part, "seconds": seconds} | _rates(works, seconds, peak)
-        found["parts"].append(entry)
-        report.write(options.out / "engine.json", found)
-        print(", ".join(f"{k} {_short(v)}" for k, v in entry.items()), flush=True)
+        results["parts"].append(entry)
+        report.write(options.out / "engine.json", results)
+        print(", ".join(f"{k} {program.short(v)}" for k, v in entry.items()), flush=True)
 
     with tempfile.TemporaryDirectory() as name:
         plan = planned(Path(name), device, options.small)
@@ -133,18 +133,6 @@ def _rates(works: Iterable[Work], seconds: float, peak: roofline.Roofline) -> di
         return {}
     rate = flops / seconds / 1e9 / peak.peak_gflop_s
     return {"images": images, "images_s": images / seconds, "mfu": rate}
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.campaign", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small", action="store_true")
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ before any GPU had run this; one that fails says why, and the next one follows.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import statistics
@@ -14,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bench import report, roofline
+from bench.gpu import program
 from bench.gpu.stages import ENGINE
 
 # The methods that train by steps, with the campaign that has them.
@@ -40,7 +39,7 @@ PREDICTED = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = program.parser("probe", __doc__).parse_args(arguments)
     device = torch.device(options.device)
     items: dict[str, Callable[[], Any]] = {
         "launch of an operator": lambda: operator_us(device),
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     items |= {f"step of {name}": lambda name=name: step_ms(name, device, options.small)
               for name in STEPPED}  # fmt: skip
-    found: dict[str, Any] = {"machine": report.machine(device), "items": {}}
+    results: dict[str, Any] = {"machine": report.machine(device), "items": {}}
     failed = False
     for name, measure in items.items():
         begin = time.perf_counter()
@@ -66,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entry |= {"took_s": time.perf_counter() - begin}
         if name in PREDICTED:
             entry["predicted"] = PREDICTED[name]
-        found["items"][name] = entry
-        report.write(options.out / "probe.json", found)
-        print(f"{name}: {', '.join(f'{k} {_short(v)}' for k, v in entry.items())}", flush=True)
+        results["items"][name] = entry
+        report.write(options.out / "probe.json", results)
+        print(
+            f"{name}: {', '.join(f'{k} {program.short(v)}' for k, v in entry.items())}", flush=True
+        )
     return int(failed)
 
 
@@ -116,7 +117,7 @@ def compilations(device: torch.device) -> dict[str, int]:
     """What batches of several sizes compile: kernels of a loss, and graphs of a model."""
     from torch._dynamo.utils import counters
 
-    found = {}
+    results = {}
     if device.type == "cuda":
         from kernels import distill
 
@@ -125,7 +126,7 @@ def compilations(device: torch.device) -> dict[str, int]:
             labels = torch.zeros(batch, dtype=torch.int64, device=device)
             distill.distill_loss(logits, None, labels)
         (cache, *_) = distill._distill_kernel.device_caches[device.index or 0]
-        found["kernels"] = len(cache)
+        results["kernels"] = len(cache)
     torch._dynamo.reset()
     counters.clear()
     net = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2)).to(device)
@@ -135,7 +136,7 @@ def compilations(device: torch.device) -> dict[str, int]:
         torch._dynamo.maybe_mark_dynamic(x, 0)
         with torch.no_grad():
             net(x)
-    return found | {"graphs": counters["stats"]["unique_graphs"]}
+    return results | {"graphs": counters["stats"]["unique_graphs"]}
 
 
 def model_dtype(device: torch.device) -> str:
@@ -197,18 +198,6 @@ def _times_s(run: Callable[[], object], device: torch.device, rounds: int) -> li
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.probe", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small", action="store_true")
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ EWC's kernel and of distillation's.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -20,21 +19,22 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import report, vit
 from bench.contest import Scale
+from bench.gpu import program
 from bench.training import Steps
 
 STEPS, SHOWN, NSIGHT_S = 5, 15, 240
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = program.parser("profile", __doc__).parse_args(arguments)
     device = torch.device(options.device)
     steps = Steps(vit.build(device, Scale(quick=options.small)))
-    found: dict[str, Any] = {"machine": report.machine(device), "steps": {}}
+    results: dict[str, Any] = {"machine": report.machine(device), "steps": {}}
     for name, step in (("FT", steps.fine_tuning), ("LwF", steps.lwf), ("EWC", steps.ewc)):
-        found["steps"][name] = profiled(step, device)
-        report.write(options.out / "profile.json", found)
+        results["steps"][name] = profiled(step, device)
+        report.write(options.out / "profile.json", results)
         print(name)
-        for row in found["steps"][name]["most"]:
+        for row in results["steps"][name]["most"]:
             print(f"  {row['us']:9.0f} us  {row['calls']:4d} calls  {row['name'][:70]}", flush=True)
     ncu = shutil.which("ncu")
     if device.type != "cuda" or ncu is None:
@@ -81,14 +81,6 @@ def nsight(ncu: str, out: Path) -> int:
     except subprocess.TimeoutExpired:
         print(f"Nsight Compute: stopped after {NSIGHT_S} s")
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.profile", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small", action="store_true")
-    return parser
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def written(folder: Path) -> str:
         raise ValueError(f"{folder} has no summary.json; run: make gpu OUT={folder}")
     probe, engine = _read(folder, "probe.json"), _read(folder, "engine.json")
     benches = [_read(folder, file.name) for file in sorted(folder.glob("*.json"))]
-    contests = [found for found in benches if found and "case" in found]
-    machines = [found["machine"] for found in (probe, engine, *contests) if found]
+    contests = [results for results in benches if results and "case" in results]
+    machines = [results["machine"] for results in (probe, engine, *contests) if results]
     parts = [_machine(machines), _stages(summary["stages"])]
     parts += [_probe(probe["items"])] if probe else []
     parts += [_contests(contests)] if contests else []
@@ -99,10 +99,12 @@ def _probe(items: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _contests(contests: Iterable[Mapping[str, Any]]) -> str:
     rows = []
-    for found in contests:
-        if found["gate"] == "red":
-            rows.append((found["case"], "its gate is red", "-", "-", "-", "-", found["message"]))
-        for row in found["rows"]:
+    for results in contests:
+        if results["gate"] == "red":
+            rows.append(
+                (results["case"], "its gate is red", "-", "-", "-", "-", results["message"])
+            )
+        for row in results["rows"]:
             target = "-" if row["target"] is None else _number(row["target"])
             times = _number(row["subject_ms"]), _number(row["peer_ms"])
             ratios = _number(row["predicted"]), f"{_number(row['measured'])}, {row['rounds']}"
