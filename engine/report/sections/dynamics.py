@@ -34,9 +34,10 @@ def section(results: Results) -> Section | None:
         "dynamics-claims",
         "When robustness peaks and when downstream accuracy saturates, in optimizer steps; `fall`: "
         "OOD accuracy at the best earlier step less that at saturation, in points.",
-        pandas.DataFrame(claims).rename(
-            columns={end: f"fall_{end}" for end in ("low", "high", "error")}
-        ),
+        pandas.DataFrame(claims)
+        .assign(method=[record.methods.get(claim.method, claim.method) for claim in claims])
+        .drop(columns=["alpha", "setting"])  # a claim's arm has none
+        .rename(columns={end: f"fall_{end}" for end in ("low", "high", "error")}),
         {"peak_ood": "plain1", "saturation_ood": "plain1", "fall": "interval"},
     )
     return Section(

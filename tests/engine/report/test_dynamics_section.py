@@ -63,6 +63,7 @@ def test_statements_of_either_outcome_with_their_numbers(tmp_path: Path):
     assert rises.startswith("LoRA of lite0: OOD accuracy is highest at step 80 (60.0%)")
     assert "saturates: false for this run" in rises and "changes by +10.0 points [+" in rises
     (table,) = section.tables
+    assert table.data["method"].tolist() == ["FT", "LoRA"]
     assert table.data["holds"].tolist() == [True, False]
 
 
