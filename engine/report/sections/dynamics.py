@@ -143,7 +143,8 @@ def _spec(data: pandas.DataFrame) -> Spec:
             {"mark": {"type": "line", "point": True}, "encoding": {"y": y}},
         ],
     }
-    if len(set(data["method"])) == 1:
+    methods = list(dict.fromkeys(data["method"]))
+    if len(methods) == 1:
         return view
-    facet = {"field": "method", "type": "nominal", "title": None, "sort": None}
+    facet = {"field": "method", "type": "nominal", "title": None, "sort": methods}
     return {"facet": facet, "columns": 3, "spec": view | {"width": SIDE, "height": SIDE}}
