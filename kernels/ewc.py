@@ -204,14 +204,15 @@ def _run(
         return
     _check(penalty, thetas[0].device)
     numbers = step_numbers(lr, steps, options, thetas[0].device)
-    if thetas[0].is_cuda:
-        _launch(rows, penalty, numbers)
-        return
-    twin = reference.sgd_ewc_ if steps is None else reference.adamw_ewc_
-    for row, theta, scalars in zip(rows, thetas, numbers.expand(len(rows), -1), strict=True):
-        for start in range(0, theta.numel(), _CHUNK):
-            part = [t if t is None else t[start : start + _CHUNK] for t in row]
-            value = twin(*part, scalars, penalty is not None)  # pyright: ignore[reportCallIssue]
+    (_launch if thetas[0].is_cuda else _on_cpu)(rows, penalty, numbers)
+
+
+def _on_cpu(rows: list[Row], penalty: Tensor | None, numbers: Tensor) -> None:
+    twin: Any = reference.adamw_ewc_ if len(rows[0]) == 6 else reference.sgd_ewc_
+    for row, scalars in zip(rows, numbers.expand(len(rows), -1), strict=True):
+        for start in range(0, row[0].numel(), _CHUNK):
+            parts = [t if t is None else t[start : start + _CHUNK] for t in row]
+            value = twin(*parts, scalars, penalty is not None)
             if penalty is not None and value is not None:
                 penalty.add_(value)
 

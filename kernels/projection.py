@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels import reference, tables
 from kernels.launch import jit, launcher, tl
-from kernels.tables import Table, place, sum_in_order, tensor_at
+from kernels.tables import Row, Table, place, sum_in_order, tensor_at
 
 
 @torch.no_grad()
@@ -45,12 +45,7 @@ def offset_products_(
     _check("out", out, 1 if grads is None else 2, thetas)
     if not rows:
         return
-    if not thetas[0].is_cuda:
-        gradients = None if grads is None else list(grads)
-        sums = reference.offset_products(list(thetas), list(anchors), gradients)
-        out.copy_(torch.stack([torch.stack(row) for row in sums]))
-        return
-    _products(rows, out)
+    (_products if thetas[0].is_cuda else _products_on_cpu)(rows, out)
 
 
 @torch.no_grad()
@@ -67,10 +62,7 @@ def project_(thetas: Sequence[Tensor], anchors: Sequence[Tensor], sums: Tensor, 
     _check("sums", sums, 3, thetas)
     if not rows:
         return
-    if not thetas[0].is_cuda:
-        reference.project_(list(thetas), list(anchors), sums, lam)
-        return
-    _draw_back(rows, sums, lam)
+    (_draw_back if thetas[0].is_cuda else _draw_back_on_cpu)(rows, sums, lam)
 
 
 def _check(name: str, sums: Tensor, rows: int, thetas: Sequence[Tensor]) -> None:
@@ -82,6 +74,16 @@ def _check(name: str, sums: Tensor, rows: int, thetas: Sequence[Tensor]) -> None
         )
     if thetas and sums.device != thetas[0].device:
         raise ValueError(f"{name} is on {sums.device}, but theta is on {thetas[0].device}")
+
+
+def _products_on_cpu(rows: list[Row], out: Tensor) -> None:
+    for into, row in zip(out.unbind(1), rows, strict=True):
+        into.copy_(reference.offset_products(*row))
+
+
+def _draw_back_on_cpu(rows: list[Row], sums: Tensor, lam: float) -> None:
+    for (theta, anchor), of_parameter in zip(rows, sums.unbind(1), strict=True):
+        reference.project_(theta, anchor, of_parameter, lam)
 
 
 @jit
@@ -179,7 +181,7 @@ def _project_kernel(
                 _move(pointers, count, number, at, at < start + left, share, ALIGNED)
 
 
-def _products(rows: list[tables.Row], out: Tensor) -> None:
+def _products(rows: list[Row], out: Tensor) -> None:
     table = Table.of(rows)
     launcher(_products_kernel)[(table.blocks,)](
         *table.arguments,
@@ -190,7 +192,7 @@ def _products(rows: list[tables.Row], out: Tensor) -> None:
     )
 
 
-def _draw_back(rows: list[tables.Row], sums: Tensor, lam: float) -> None:
+def _draw_back(rows: list[Row], sums: Tensor, lam: float) -> None:
     table = Table.of(rows)
     launcher(_project_kernel)[(table.blocks,)](*table.arguments, sums, lam, **table.options)
 

@@ -129,26 +129,20 @@ def _with_penalty(
     return grad + pull, value
 
 
-def offset_products(
-    thetas: list[Tensor], anchors: list[Tensor], grads: list[Tensor] | None
-) -> list[list[Tensor]]:
-    """Truth of `kernels.projection.offset_products_`, which the CPU runs."""
-    offsets = [theta - anchor for theta, anchor in zip(thetas, anchors, strict=True)]
-    factors = [offsets] if grads is None else [grads, offsets]
-    return [
-        [(a * b).sum(dtype=torch.float64) for a, b in zip(factor, offsets, strict=True)]
-        for factor in factors
-    ]
+def offset_products(theta: Tensor, anchor: Tensor, grad: Tensor | None) -> Tensor:
+    """Truth of `kernels.projection.offset_products_` for a parameter, which the CPU runs."""
+    offset = theta - anchor
+    factors = (offset,) if grad is None else (grad, offset)
+    return torch.stack([(factor * offset).sum(dtype=torch.float64) for factor in factors])
 
 
-def project_(thetas: list[Tensor], anchors: list[Tensor], sums: Tensor, lam: float) -> None:
-    """Truth of `kernels.projection.project_`, which the CPU runs."""
-    ascent, (before, after) = sums[0], sums[1:].sqrt()
+def project_(theta: Tensor, anchor: Tensor, sums: Tensor, lam: float) -> None:
+    """Truth of `kernels.projection.project_` for a parameter, which the CPU runs."""
+    ascent, before, after = sums[0], sums[1].sqrt(), sums[2].sqrt()
     ratio = ((after - before) / after).clamp(0, 1)
     # Also where the offset is 0 and the ratio no number: nothing is there to draw back.
     ratio = torch.where((ascent > 0) & (after > 0), ratio, 0.0)
-    for theta, anchor, share in zip(thetas, anchors, lam * ratio, strict=True):
-        theta.sub_((theta - anchor) * share.to(theta.dtype))
+    theta.sub_((theta - anchor) * (lam * ratio).to(theta.dtype))
 
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:

@@ -23,7 +23,7 @@ SIGNATURE = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*
 SIGNATURE |= {"arrived": "*i32", "count": "i32", "blocks": "i32"}
 CONSTANTS = {"ALIGNED": True, "BLOCK": BLOCK}
 
-Row = list[Tensor | None]
+Row = list[Any]  # tensors, None for a role that is absent
 Columns = Mapping[str, Sequence[Tensor] | None]
 
 
@@ -77,9 +77,8 @@ class Table:
     @staticmethod
     def of(rows: Sequence[Row]) -> Table:
         """rows: as `rows` gives them, at least one; each begins with theta."""
-        thetas = [row[0] for row in rows if row[0] is not None]
-        device = thetas[0].device
-        layout = _layout(tuple(theta.numel() for theta in thetas), device)
+        device = rows[0][0].device
+        layout = _layout(tuple(row[0].numel() for row in rows), device)
         roles = zip(*rows, strict=True)
         addresses = tuple(0 if t is None else t.data_ptr() for role in roles for t in role)
         blocks = len(layout[0])
