@@ -129,6 +129,22 @@ def _with_penalty(
     return grad + pull, value
 
 
+def offset_products(theta: Tensor, anchor: Tensor, grad: Tensor | None) -> Tensor:
+    """Truth of `kernels.projection.offset_products_` for a parameter, which the CPU runs."""
+    offset = theta - anchor
+    factors = (offset,) if grad is None else (grad, offset)
+    return torch.stack([(factor * offset).sum(dtype=torch.float64) for factor in factors])
+
+
+def project_(theta: Tensor, anchor: Tensor, sums: Tensor, lam: float) -> None:
+    """Truth of `kernels.projection.project_` for a parameter, which the CPU runs."""
+    ascent, before, after = sums[0], sums[1].sqrt(), sums[2].sqrt()
+    ratio = ((after - before) / after).clamp(0, 1)
+    # Also where the offset is 0 and the ratio no number: nothing is there to draw back.
+    ratio = torch.where((ascent > 0) & (after > 0), ratio, 0.0)
+    theta.sub_((theta - anchor) * (lam * ratio).to(theta.dtype))
+
+
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """Truth of `kernels.interpolation.interpolate`, which the CPU runs chunk by chunk."""
     # One buffer for every row to be rounded: fresh memory would cost more than the arithmetic.

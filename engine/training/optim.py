@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training import shards
-from engine.training.shards import Pieces
+from engine.training.shards import Pieces, in_memory_order
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
 
@@ -133,10 +133,10 @@ class _EWC(Optimizer):
             moments = [self._state(thetas, name) for name in self._moments]
             anchors = [shard.anchor for shard in shards]
             fishers = [shard.fisher for shard in shards if shard.fisher is not None]
-            tensors = [_aligned(row, thetas) for row in (thetas, grads, *moments, anchors)]
+            tensors = [in_memory_order(row, thetas) for row in (thetas, grads, *moments, anchors)]
             options = {name: value for name, value in group.items() if name in self.defaults}
             options |= {"lam": self._lam, "penalty": self.value}
-            options["fishers"] = _aligned(fishers, thetas) if fishers else None
+            options["fishers"] = in_memory_order(fishers, thetas) if fishers else None
             self._update(thetas, tensors, options)
         return loss
 
@@ -146,7 +146,8 @@ class _EWC(Optimizer):
             state = self.state[theta]
             if name not in state:
                 state[name] = _zeros_like(theta)
-            state[name] = state[name].contiguous(memory_format=_layout(theta))
+            if state[name].stride() != theta.stride():
+                state[name] = _zeros_like(theta).copy_(state[name])
         return [self.state[theta][name] for theta in thetas]
 
     def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
@@ -191,26 +192,6 @@ class EWCSGD(_EWC):
 
     def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
         foreach_sgd_ewc_(*tensors, **options)
-
-
-def _layout(tensor: Tensor) -> torch.memory_format:
-    """channels_last where the tensor is stored so, and only so."""
-    if tensor.is_contiguous() or tensor.dim() != 4:
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def _aligned(tensors: Sequence[Tensor], thetas: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous views of the tensors in the order of theta's memory; copies where they differ.
-
-    The step is elementwise, so any order will do.
-    """
-    views = []
-    for tensor, theta in zip(tensors, thetas, strict=True):
-        layout = _layout(theta)
-        view = tensor.contiguous(memory_format=layout)
-        views.append(view.permute(0, 2, 3, 1) if layout == torch.channels_last else view)
-    return views
 
 
 def _zeros_like(tensor: Tensor) -> Tensor:

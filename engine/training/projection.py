@@ -1,13 +1,9 @@
 """Projections: after a step, parameters that moved against their gradient are drawn back.
 
-Selective projection decay decides a parameter at a time from three numbers: the inner product of
-its gradient with its offset from the anchor before the step, and the offset's norms before and
-after. They are computed by hooks around the step of any optimizer. Under ZeRO each rank holds
-pieces of parameters, so their sums are added over the ranks; 24 bytes a parameter tensor.
+Selective projection decay decides a parameter at a time from three sums (`kernels.projection`),
+made by hooks around the step of any optimizer. Under ZeRO each rank holds pieces of parameters, so
+their sums are added over the ranks; 24 bytes a parameter tensor.
 """
-
-# pyright: reportPrivateImportUsage=false
-# torch._foreach_*: a launch for many small tensors, as torch's own optimizers do it.
 
 from __future__ import annotations
 
@@ -21,7 +17,8 @@ from torch.optim import Optimizer
 
 from engine.methods.objectives import Projection
 from engine.training import shards
-from engine.training.shards import Piece, Pieces
+from engine.training.shards import Piece, Pieces, in_memory_order
+from kernels.projection import offset_products_, project_
 
 
 def attach(engine: Any, projection: Projection) -> None:
@@ -62,44 +59,31 @@ class Projector:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         held = {theta for group in optimizer.param_groups for theta in group["params"]}
         moving = [row for row in self._anchors if row[0] in held and row[0].grad is not None]
-        self._thetas = [piece.inside(holder) for holder, piece, _ in moving]
-        self._origin = [anchor for _, _, anchor in moving]
-        numbers = [self._number[piece.name] for _, piece, _ in moving]
-        if numbers != self._listed:  # copied once: the copy would make the host wait in each step
-            self._listed = numbers
-            self._numbers = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        thetas = [piece.inside(holder) for holder, piece, _ in moving]
         grads = [p.inside(h.grad) for h, p, _ in moving if h.grad is not None]
-        offsets = self._offsets()
-        self._sums = [self._totals(grads, offsets), self._totals(offsets, offsets)]
+        self._thetas, grads, self._origin = (
+            in_memory_order(tensors, thetas)
+            for tensors in (thetas, grads, [anchor for _, _, anchor in moving])
+        )
+        self._names = [piece.name for _, piece, _ in moving]
+        self._sums_3T = torch.empty(3, len(moving), dtype=torch.float64, device=self._device)
+        offset_products_(self._thetas, self._origin, grads, out=self._sums_3T[:2])
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
-        offsets = self._offsets()
-        sums_3T = torch.stack([*self._sums, self._totals(offsets, offsets)])
-        if self._is_sharded:
-            dist.all_reduce(sums_3T)
-        if not offsets:
-            return
-        ascent_T, (before_T, after_T) = sums_3T[0], sums_3T[1:].sqrt()
-        ratio_T = ((after_T - before_T) / after_T).clamp(0, 1)
-        # Also where the offset is 0 and the ratio no number: nothing is there to draw back.
-        ratio_T = torch.where((ascent_T > 0) & (after_T > 0), ratio_T, 0.0)
-        shares = (self._lam * ratio_T).float()[self._numbers].unbind()
-        torch._foreach_mul_(offsets, list(shares))
-        torch._foreach_sub_(self._thetas, offsets)
+        offset_products_(self._thetas, self._origin, out=self._sums_3T[2:])
+        sums_3T = self._over_ranks(self._sums_3T) if self._is_sharded else self._sums_3T
+        project_(self._thetas, self._origin, sums_3T, self._lam)
 
-    def _offsets(self) -> list[Tensor]:
-        # A rank's partition may be padding alone, and foreach functions take no empty list.
-        return list(torch._foreach_sub(self._thetas, self._origin)) if self._thetas else []
-
-    def _totals(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """Inner products [T] (float64) of parameters from those of their pieces on this rank."""
-        totals_T = torch.zeros(len(self._number), dtype=torch.float64, device=self._device)
-        if a:
-            products = torch._foreach_mul(a, b)
-            sums = torch.stack([product.sum(dtype=torch.float64) for product in products])
-            totals_T.index_add_(0, self._numbers, sums)
-        return totals_T
+    def _over_ranks(self, sums_3T: Tensor) -> Tensor:
+        """Sums of whole parameters from those of their pieces on every rank."""
+        numbers = [self._number[name] for name in self._names]
+        if numbers != self._listed:  # copied once: the copy would make the host wait in each step
+            self._listed = numbers
+            self._numbers = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        sums_3N = sums_3T.new_zeros(3, len(self._number)).index_add_(1, self._numbers, sums_3T)
+        dist.all_reduce(sums_3N)
+        return sums_3N.index_select(1, self._numbers)
 
 
 def _as_stored(anchor: Mapping[str, Tensor], piece: Piece, holder: Tensor) -> Tensor:

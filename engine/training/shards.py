@@ -77,6 +77,21 @@ def pieces(engine: Any) -> Pieces:
     return held
 
 
+def in_memory_order(tensors: Sequence[Tensor], thetas: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous views of the tensors, whose elements are in the order of theta's memory; copies
+    of tensors that lie in another order.
+
+    An elementwise step takes any order, but kernels read contiguous tensors.
+    """
+    views = []
+    for tensor, theta in zip(tensors, thetas, strict=True):
+        order = sorted(range(theta.dim()), key=theta.stride, reverse=True)
+        view = tensor.permute(order)
+        # A parameter must not be copied: the step would be lost, so kernels refuse it.
+        views.append(view if tensor is theta else view.contiguous())
+    return views
+
+
 def check(named: Mapping[str, Tensor], tensors: Mapping[str, Tensor], label: str) -> None:
     """Raise ValueError for a parameter that `tensors` lack or have in another shape."""
     for name, parameter in named.items():

@@ -17,6 +17,7 @@ from kernels.fisher import fisher_diagonal
 from kernels.fisher.outer_squares import outer_squares
 from kernels.interpolation import interpolate
 from kernels.launch import padded
+from kernels.projection import offset_products_, project_
 from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.transport.certificate import certify
 from kernels.transport.cost import GroundCost
@@ -89,6 +90,51 @@ def test_one_ewc_step_of_many_tensors_equals_a_launch_each(misaligned):
     for row, right in zip(together, alone, strict=True):
         assert all(map(torch.equal, row, right))
     torch.testing.assert_close(*penalties, rtol=1e-6, atol=0)
+
+
+def test_a_step_in_a_cuda_graph_takes_its_numbers_from_the_gpu():
+    tensors = list(randn(6, 5000).square_())
+    exact = [t.double() for t in tensors]
+    lr, step = torch.zeros(2, dtype=torch.float64, device=CUDA)
+    options = {"weight_decay": 0.1, "lam": 0.7}
+    before = [t.clone() for t in tensors]
+    adamw_ewc_(*tensors, step=step.fill_(1), lr=lr, **options)  # kernels and tables are there now
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        adamw_ewc_(*tensors, step=step, lr=lr, **options)
+    for tensor, start in zip(tensors, before, strict=True):
+        tensor.copy_(start)
+    for count in range(1, 4):
+        step.fill_(count)
+        lr.fill_(0.03 / count)
+        graph.replay()
+        rate, scale = 0.03 / count, 1 - 0.999**count
+        scalars = [0.7, 1 - 0.1 * rate, rate / (1 - 0.9**count), 0.1, 0.999, 0.001]
+        scalars = torch.tensor([*scalars, scale**-0.5, 1e-8], dtype=torch.float64, device=CUDA)
+        reference.adamw_ewc_(*exact, scalars)
+    for actual, expected in zip(tensors, exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+    refused = pytest.raises(RuntimeError, match="give lr and steps as tensors")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        adamw_ewc_(*tensors, step=1, lr=0.1, **options)
+
+
+@pytest.mark.parametrize("misaligned", [0, 1])
+def test_selective_projection_equals_float64(misaligned):
+    rows = [randn(3, size + misaligned)[:, misaligned:].unbind() for size in (0, 3, 1024, 100_003)]
+    thetas, anchors, grads = (list(column) for column in zip(*rows, strict=True))
+    sums = torch.full((3, len(rows)), float("nan"), dtype=torch.float64, device=CUDA)
+    offset_products_(thetas, anchors, grads, out=sums[:2])
+    for theta, anchor in zip(thetas, anchors, strict=True):
+        theta.add_(theta - anchor, alpha=0.3)
+    offset_products_(thetas, anchors, out=sums[2:])
+    exact = [theta.double() for theta in thetas]
+    for row in zip(exact, anchors, sums.unbind(1), strict=True):
+        reference.project_(*row, 0.8)
+    project_(thetas, anchors, sums, 0.8)
+    assert sums.isfinite().all()
+    for actual, expected in zip(thetas, exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

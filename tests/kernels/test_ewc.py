@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fake_cuda import CUDA, fake_gpu
+from launches import counted
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
-from triton_interpreter import interpreted, run_interpreted
+from triton_interpreter import INTERPRETING, interpreted, run_interpreted
 
-from kernels import ewc
-from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
+from kernels import ewc, step_numbers, tables
+from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, foreach_sgd_ewc_, sgd_ewc_
 
 SIZES = [0, 1, 7, 1023, 1024, 1025, 5000]
 VARIANTS = ["plain", "identity", "fisher"]
@@ -60,17 +62,27 @@ def misaligned(tensor: Tensor | None) -> Tensor | None:
     return buffer[1:-1].copy_(tensor)
 
 
-def run(name: str, given: dict, **options) -> tuple[list[Tensor], Tensor]:
+def as_numbers(lr: float, step: int) -> tuple[float, int]:
+    return lr, step
+
+
+def as_tensors(lr: float, step: int) -> tuple[Tensor, Tensor]:
+    """As a CUDA graph takes them; steps as torch's optimizers store them."""
+    return torch.tensor(lr, dtype=torch.float64), torch.tensor(float(step))
+
+
+def run(name: str, given: dict, given_as=as_numbers, **options) -> tuple[list[Tensor], Tensor]:
     """The same steps by the functions under test, on misaligned views of NaN-filled buffers."""
     theta, anchor, fisher = (misaligned(given[key]) for key in ("theta", "anchor", "fisher"))
     penalty = torch.zeros((), dtype=torch.float64)
     moments = [misaligned(torch.zeros_like(theta)) for _ in range(2)]
     momentum_buffer = torch.full_like(theta, float("nan"))
     for step, grad in enumerate(given["grads"], start=1):
-        shared = {"lr": LR, "weight_decay": DECAY, "lam": LAM, "penalty": penalty, **options}
+        lr, count = given_as(LR, step)
+        shared = {"lr": lr, "weight_decay": DECAY, "lam": LAM, "penalty": penalty, **options}
         if name == "adamw":
             adamw_ewc_(
-                theta, grad, *moments, anchor, fisher, step=step, betas=(0.8, 0.95), **shared
+                theta, grad, *moments, anchor, fisher, step=count, betas=(0.8, 0.95), **shared
             )
         else:
             first = step == 1
@@ -193,24 +205,133 @@ def test_a_step_does_not_break_a_compiled_graph():
     torch.testing.assert_close(*penalties)
 
 
-@pytest.mark.skipif(ewc.tl is None, reason="needs triton")
-def test_the_triton_step_is_traced_into_a_compiled_graph():
-    graphs = []
+def counting(graphs: list):
+    """A backend that keeps the graphs it is given, and runs them as they are."""
 
-    def record(module, _):
-        graphs.append(module.graph)
-        outputs = module.graph.find_nodes(op="output")[0].args[0]
-        return make_boxed_func(lambda *_: [torch.zeros(node.meta["val"].shape) for node in outputs])
+    def compiler(module, _):
+        graphs.append(module)
+        return make_boxed_func(module.forward)
 
-    @torch.compile(fullgraph=True, backend=aot_autograd(fw_compiler=record))
-    def step(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, penalty):
-        ewc._adamw(theta, grad, exp_avg, exp_avg_sq, anchor, fisher, penalty, [0.1] * 8)
+    return aot_autograd(fw_compiler=compiler)
 
-    with torch.no_grad():
-        step(*torch.zeros(6, 50).unbind(), torch.zeros(()))
-    targets = [str(node.target) for node in graphs[0].nodes]
-    assert any("triton_kernel_wrapper" in target for target in targets)
-    assert not any("rib" in target for target in targets)
+
+@pytest.mark.parametrize(("given_as", "compiled"), [(as_tensors, 1), (as_numbers, 2)])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_compiled_step_is_traced_once_for_all_steps_and_rates(name, given_as, compiled):
+    """Numbers are taken for constants until a second call shows that they change."""
+    torch._dynamo.reset()
+    graphs, generator = [], torch.Generator().manual_seed(0)
+    columns = torch.rand(6 if name == "adamw" else 5, 2, 40, generator=generator)
+    traced = [[t.clone() for t in column] for column in columns]
+    eager = [[t.clone() for t in column] for column in columns]
+
+    def step(columns, lr, count):
+        if name == "adamw":
+            foreach_adamw_ewc_(*columns, steps=[count, count], lr=lr, lam=LAM)
+        else:
+            foreach_sgd_ewc_(*columns, lr=lr, lam=LAM)
+
+    fast = torch.compile(step, fullgraph=True, backend=counting(graphs))
+    for count in range(1, 6):
+        fast(traced, *given_as(0.1 * count, count))
+        step(eager, *as_numbers(0.1 * count, count))
+    assert len(graphs) == compiled
+    assert str(graphs[-1].graph).count("rib.ewc_step_") == 1
+    for actual, exact in zip(traced, eager, strict=True):
+        assert all(map(torch.equal, actual, exact))
+
+
+def test_the_operator_declares_what_it_writes():
+    columns = [list(torch.rand(2, 30)) for _ in range(6)]
+    rest = (torch.zeros(()), torch.tensor(0.1), torch.tensor([1.0, 2.0]))
+    torch.library.opcheck(ewc._operator, (*columns, *rest, [0.9, 0.99, 1e-8, 0.0, 1.0]))
+    columns[3] = []
+    torch.library.opcheck(ewc._operator, (*columns, *rest[:2], None, [0.9, 0.0, 1.0]))
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Tensors of the CPU are taken for those of a GPU, which the host must not read."""
+    monkeypatch.setattr(step_numbers, "_read", lambda name, given, device: given)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999])
+def test_numbers_of_the_device_are_those_of_the_host(beta, on_device):
+    counts = [1, 2, 3, 10, 1000, 10**6]
+    options, cpu = [beta, beta, 1e-8, 0.05, 0.7], torch.device("cpu")
+    lr, _ = as_tensors(0.003, 1)
+    expected = step_numbers.step_numbers(0.003, counts, options, cpu)
+    for steps in ([as_tensors(0.0, count)[1] for count in counts], torch.tensor(counts), counts):
+        actual = step_numbers.step_numbers(lr, steps, options, cpu)
+        torch.testing.assert_close(actual, expected, rtol=1e-7, atol=0)
+    assert expected[0, 6].item() == pytest.approx((1 - beta) ** -0.5, rel=1e-7)
+    expected = step_numbers.step_numbers(0.003, None, [0.9, 0.05, 0.7], cpu)
+    assert torch.equal(step_numbers.step_numbers(lr, None, [0.9, 0.05, 0.7], cpu), expected)
+
+
+def test_tensors_of_the_cpu_are_numbers():
+    for name in ("adamw", "sgd"):
+        for actual, exact in zip(
+            run(name, case(50, "fisher"))[0],
+            run(name, case(50, "fisher"), as_tensors)[0],
+            strict=True,
+        ):
+            assert torch.equal(actual, exact)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"lr": torch.empty((), device="meta")}, "lr is on meta, but theta is on cpu"),
+        ({"step": torch.empty((), device="meta")}, "steps is on meta, but theta is on cpu"),
+        ({"lr": torch.zeros(1)}, "lr must be scalars, not tensors of 1 dimensions"),
+        ({"step": torch.zeros(())}, "step counts from 1, not 0"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_by_name(numbers, message):
+    tensors = [torch.zeros(3) for _ in range(4)]
+    with pytest.raises(ValueError, match=message):
+        adamw_ewc_(*tensors, **({"lr": 0.1, "step": 1} | numbers))
+
+
+def test_parameters_of_two_devices_are_refused():
+    thetas = [torch.zeros(3), torch.zeros(3, device="meta")]
+    with pytest.raises(ValueError, match="theta is on meta, but the first theta is on cpu"):
+        foreach_sgd_ewc_(thetas, thetas, thetas, lr=0.1)
+
+
+@pytest.mark.skipif(INTERPRETING, reason="counts what is not run")
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_on_a_gpu_waits_for_nothing(name, on_gpu):
+    """The host's numbers are one copy. The GPU's are a few operators, and nothing is copied, so
+    that a CUDA graph holds them all; a step before has left the table of addresses."""
+    with fake_gpu():
+        columns = [[torch.empty(s, device=CUDA) for s in (0, 5, 2000)] for _ in range(6)]
+        lr, *steps = torch.empty(4, device=CUDA, dtype=torch.float64).unbind()
+        options = {"lr": lr if on_gpu else 0.1, "lam": LAM, "penalty": lr.clone()}
+        for _ in range(2):
+            with counted(run=False) as counts:
+                if name == "adamw":
+                    options["steps"] = steps if on_gpu else [1, 2, 2]
+                    foreach_adamw_ewc_(*columns, **options)
+                else:
+                    foreach_sgd_ewc_(*columns[:5], **options)
+    tables._layout.cache_clear()  # of tensors without content
+    tables._pointers.cache_clear()
+    assert not counts.waits and counts.launches.pop("_step_kernel") == 1
+    if not on_gpu:
+        assert counts.launches == {"_to_copy": 1}
+    else:
+        assert counts.launches.pop("_to_copy") == 1  # to float32, on the device
+        assert counts.total == {"adamw": 15, "sgd": 4}[name], counts.launches
+
+
+def test_a_graph_does_not_hold_memory_of_the_host(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="give lr and steps as tensors on the device"):
+        tables.to_device(torch.zeros(3), CUDA)
 
 
 @pytest.mark.slow
@@ -218,34 +339,42 @@ def test_kernel_in_the_interpreter():
     run_interpreted(__file__)
 
 
+@pytest.fixture
+def by_kernel(monkeypatch):
+    """CPU tensors take the kernel, in the interpreter."""
+    monkeypatch.setattr(ewc, "_on_cpu", ewc._launch)
+
+
 @interpreted
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_interpreted_kernel_equals_float64(name, size, variant, monkeypatch):
-    def on_gpu(op, table, twin, rows, penalty):
-        for flat, scalars in rows:
-            op(*flat, penalty, scalars)
-
-    monkeypatch.setattr(ewc, "_step", on_gpu)
+def test_interpreted_kernel_equals_float64(name, size, variant, by_kernel):
     assert_equal_to_truth(name, case(size, variant))
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_interpreted_kernel_reads_its_numbers_from_the_device(name, by_kernel, on_device):
+    assert_equal_to_truth(name, case(1025, "fisher"), given_as=as_tensors)
 
 
 def table_steps(name, numbers, absent, penalty, together, aligned=True):
     """Two steps of parameters whose tensors are `numbers`, by one launch or by a launch each."""
-    generator = torch.Generator().manual_seed(1)
-    scalars = [LAM, *torch.rand(7 if name == "adamw" else 3, generator=generator).tolist()]
     rows = []
     for given in numbers:
         row = [t.clone() if aligned else misaligned(t) for t in given]
         rows.append([None if k in absent else t for k, t in enumerate(row)])
-    for _ in range(2):  # what a launch leaves behind must not show in the next
-        if together:
-            kernel = ewc._adamw_table_kernel if name == "adamw" else ewc._sgd_table_kernel
-            ewc._launch_table(kernel, rows, penalty, scalars)
-        else:
-            for row in rows:
-                (ewc._adamw if name == "adamw" else ewc._sgd)(*row, penalty, scalars)
+    options = {"lr": LR, "weight_decay": DECAY, "lam": LAM, "penalty": penalty}
+    for step in range(1, 3):  # what a launch leaves behind must not show in the next
+        counts = [step + number for number in range(len(rows))]
+        each = [slice(number, number + 1) for number in range(len(rows))]
+        for part in [slice(None)] if together else each:
+            columns = [None if c[0] is None else c for c in zip(*rows[part], strict=True)]
+            if name == "adamw":
+                foreach_adamw_ewc_(*columns, steps=counts[part], **options)
+            else:
+                foreach_sgd_ewc_(*columns, **options)
     return [t for row in rows for t in row if t is not None]
 
 
@@ -253,7 +382,7 @@ def table_steps(name, numbers, absent, penalty, together, aligned=True):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_interpreted_table_steps_all_tensors_at_once(name, aligned, variant):
+def test_interpreted_table_steps_all_tensors_at_once(name, aligned, variant, by_kernel):
     """Bit for bit as a launch each; the penalty's value is added in another order."""
     generator = torch.Generator().manual_seed(1)
     roles = 6 if name == "adamw" else 5
@@ -272,7 +401,7 @@ def test_interpreted_table_steps_all_tensors_at_once(name, aligned, variant):
 
 
 @interpreted
-def test_interpreted_table_hides_no_nan_and_takes_nothing():
+def test_interpreted_table_hides_no_nan_and_takes_nothing(by_kernel):
     numbers = [torch.rand(6, size) for size in (7, 5)]
     numbers[1][1, 3] = float("nan")  # a gradient, which is in theta before the second step
     penalty = torch.zeros(())
@@ -280,12 +409,3 @@ def test_interpreted_table_hides_no_nan_and_takes_nothing():
     assert not any(t.isnan().any() for t in ends[:6]) and penalty.isnan()
     assert ends[6].isnan().nonzero().tolist() == [[3]]
     table_steps("sgd", [torch.rand(5, 0)] * 2, (), torch.zeros(()), together=True)
-
-
-@interpreted
-def test_interpreted_kernel_declares_what_it_writes():
-    given = case(50, "fisher")
-    tensors = [given["theta"], given["grads"][0], torch.zeros(50), torch.zeros(50)]
-    rest = [given["anchor"], given["fisher"], torch.zeros(())]
-    torch.library.opcheck(ewc._adamw, (*tensors, *rest, [0.1] * 8), test_utils="test_schema")
-    torch.library.opcheck(ewc._sgd, (*tensors[:3], *rest, [0.1] * 4), test_utils="test_schema")

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from kernels import interpolation, launch
+from kernels import ewc, interpolation, launch, projection, tables
 from kernels.fisher import outer_squares
 from kernels.transport import blocks, certified_pass, progress, quantize, sweep
 
@@ -91,14 +91,25 @@ def of_interpolation(outputs: int, _: int) -> None:
     interpolation._interpolate(parents, weights, torch.zeros(outputs, 4096))
 
 
+def of_steps(count: int, size: int) -> None:
+    """Parameters, as many and of the size, for other steps and rates."""
+    columns = {name: [torch.zeros(size)] * count for name in ("theta", "grad", "m", "v", "a", "f")}
+    numbers = torch.zeros(count, 8)[: 1 if count == 16 else count]
+    ewc._launch(tables.rows(columns), torch.zeros(()), numbers)
+    rows = [row[:3] for row in tables.rows(columns)]
+    projection._products(rows, torch.zeros(2, count).double())
+    projection._draw_back(rows, torch.zeros(3, count).double(), 0.1 * count)
+
+
 @pytest.mark.parametrize(
     ("work", "sizes"),
     [
         (of_transport, [(1, 16), (37, 517), (64, 512), (16, 1)]),
         (of_fisher, [(1, 64), (16, 64), (33, 64)]),
         (of_interpolation, [(16, 0), (9, 0), (11, 0)]),
+        (of_steps, [(1, 5), (16, 64), (3, 16384), (2, 3000)]),
     ],
-    ids=["transport", "fisher", "interpolation"],
+    ids=["transport", "fisher", "interpolation", "steps"],
 )
 def test_other_sizes_compile_nothing_anew(work, sizes, monkeypatch):
     monkeypatch.setattr(launch, "row_pitch", lambda columns, _: -(-columns // 64) * 64)

@@ -1,0 +1,153 @@
+"""Tables of tensors: one launch of a kernel for all tensors of a model, however many and small.
+
+A row of a table is a parameter, a column a role (theta, gradient, ...). The kernel gets the
+addresses, and each of its programs works on one block of one parameter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.launch import jit, tl
+
+BLOCK, WARPS = 1024, 4
+# Types of the arguments that a kernel takes first, for the ahead-of-time gate.
+SIGNATURE = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
+SIGNATURE |= {"arrived": "*i32", "count": "i32", "blocks": "i32"}
+CONSTANTS = {"ALIGNED": True, "BLOCK": BLOCK}
+
+Row = list[Any]  # tensors, None for a role that is absent
+Columns = Mapping[str, Sequence[Tensor] | None]
+
+
+def rows(columns: Columns) -> list[Row]:
+    """For each parameter its tensors, flat, in the order of the columns; None: without that role.
+
+    columns: "theta" and other roles, a tensor a parameter: fp32, contiguous, shaped like theta, all
+    on one device. Raises ValueError, naming the role, for what does not fit.
+    """
+    thetas = columns["theta"]
+    assert thetas is not None
+    given = {name: column for name, column in columns.items() if column is not None}
+    for name, column in given.items():
+        if len(column) != len(thetas):
+            raise ValueError(f"{name}: {len(column)} are given for {len(thetas)} parameters")
+        for tensor, theta in zip(column, thetas, strict=True):
+            _check(name, tensor, theta, thetas[0].device)
+    flat = [
+        [None] * len(thetas) if column is None else [tensor.view(-1) for tensor in column]
+        for column in columns.values()
+    ]
+    return [list(row) for row in zip(*flat, strict=True)]
+
+
+def _check(name: str, tensor: Tensor, theta: Tensor, device: torch.device) -> None:
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"{name} must be float32, not {tensor.dtype}")
+    if tensor.shape != theta.shape or tensor.device != theta.device:
+        raise ValueError(
+            f"{name} is {list(tensor.shape)} on {tensor.device}, but theta is "
+            f"{list(theta.shape)} on {theta.device}"
+        )
+    if tensor.device != device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, but the first theta is on {device}: "
+            "step the parameters of each device in a call of their own"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is not contiguous: an in-place step cannot copy it")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a kernel is told of its tensors: its first arguments (`SIGNATURE`), its last options,
+    and how many programs it has."""
+
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    blocks: int
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> Table:
+        """rows: as `rows` gives them, at least one; each begins with theta."""
+        device = rows[0][0].device
+        layout = _layout(tuple(row[0].numel() for row in rows), device)
+        roles = zip(*rows, strict=True)
+        addresses = tuple(0 if t is None else t.data_ptr() for role in roles for t in role)
+        blocks = len(layout[0])
+        aligned = all(address % 16 == 0 for address in addresses)
+        options = {"ALIGNED": aligned, "BLOCK": BLOCK, "num_warps": WARPS}
+        return Table((_pointers(addresses, device), *layout, len(rows), blocks), options, blocks)
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Which program works on what: owners int32 [programs], a program's parameter; firsts int32
+    [T], a parameter's first program; sizes int64 [T]; arrived int32 [T], how many programs of a
+    launch are done with the parameter (or with all, in its first number), 0 between launches.
+
+    An empty tensor has a program too, so that its sums are written.
+    """
+    blocks = np.maximum(-(-np.array(sizes) // BLOCK), 1)
+    owners = np.repeat(np.arange(len(sizes)), blocks).astype(np.int32)
+    firsts = (np.cumsum(blocks) - blocks).astype(np.int32)
+    arrays = owners, firsts, np.array(sizes), np.zeros(len(sizes), np.int32)
+    return tuple(to_device(torch.from_numpy(array), device) for array in arrays)
+
+
+@functools.lru_cache(maxsize=16)
+def _pointers(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """Gradients are mostly where those of the step before were, so that nothing is copied."""
+    return to_device(torch.tensor(addresses, dtype=torch.int64), device)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor's copy on the device, for which the host does not wait.
+
+    torch gives pinned memory to nobody else before the copies from it are done, so a next call
+    cannot overwrite what is still to be copied. A CUDA graph would copy anew from that memory
+    in each replay, so RuntimeError is raised while a graph is captured.
+    """
+    if device.type != "cuda":
+        return values.to(device)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph cannot hold numbers of the host: give lr and steps as tensors on the "
+            "device, and make one step with the same tensors and gradients before the capture"
+        )
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+@jit
+def tensor_at(pointers, count, role: tl.constexpr, number, ALIGNED: tl.constexpr):
+    """The fp32 tensor that a table has for a role, of parameter `number`."""
+    start = tl.load(pointers + role * count + number).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+    return start
+
+
+@jit
+def place(owners, firsts, sizes, BLOCK: tl.constexpr):
+    """The number of the program's parameter, its first element there, and how many follow."""
+    number = tl.load(owners + tl.program_id(0))
+    start = (tl.program_id(0) - tl.load(firsts + number)).to(tl.int64) * BLOCK
+    return number, start, tl.load(sizes + number) - start
+
+
+@jit
+def sum_in_order(partials, first, count, BLOCK: tl.constexpr):
+    """The float64 sum of what `count` programs stored, in one order, so that it is repeatable."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        stored = tl.load(partials + first + at, mask=at < count, other=0.0, cache_modifier=".cg")
+        total += stored.to(tl.float64)
+    return tl.sum(total, 0)
