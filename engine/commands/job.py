@@ -29,7 +29,8 @@ def main() -> int:
     parent.follow_campaign()
     parent.follow_launcher()
     arguments = parser().parse_args()
-    return entry.guarded(lambda: run(arguments))
+    # A job that ends with code 2 is not tried again.
+    return entry.guarded(lambda: run(arguments), passing_code=os.EX_IOERR)
 
 
 def parser() -> argparse.ArgumentParser:

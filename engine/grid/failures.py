@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOGS, SUFFIX = "logs", ".log"  # beside a plan: the output of each job's last attempt
+USER_ERROR = ".user-error"  # a copy of it, with which the next attempts at that job end at once
 EXIT = "exit code "  # begins the last line of the log of a job that failed
 BLOCK = re.compile(
     r"^Error in rule .*?(?=^Error in rule |^\[\w{3} \w{3} |\Z)", re.MULTILINE | re.DOTALL

@@ -153,7 +153,10 @@ def _clean(plan: Plan) -> None:
     store = plan.folder.parent / "store"
     done = plan.path.parent / markers.DONE
     markers.forget_misleading(plan)
-    for log in (plan.path.parent / failures.LOGS).glob(f"*{failures.SUFFIX}"):
+    logs = plan.path.parent / failures.LOGS
+    for left in logs.glob(f"*{failures.USER_ERROR}"):  # the user may have mended it
+        left.unlink()
+    for log in logs.glob(f"*{failures.SUFFIX}"):
         if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
             log.unlink()
     for left_over in store.glob("*/.*"):

@@ -11,11 +11,16 @@ envvars: "RIB_WORKFLOW"
 # to that may hold its wildcards' braces.
 grids = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text())
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
-# The last line tells how a job ended, which Snakemake does not.
+# The last line tells how a job ended, which Snakemake does not. Code 2 is an error of the user's (see
+# engine/machine/entry.py), in which another attempt would end too. Snakemake deletes the log before
+# that, so a copy stays, and the attempt ends with it at once.
 JOB = (
+    "if test -f {params.user_error:q}; then cp {params.user_error:q} {log:q}; exit 2; fi; "
     "(export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
-    "{params.command}) > {log:q} 2>&1 || (code=$?; echo \"exit code $code\" >> {log:q}; exit $code)"
+    "{params.command}) > {log:q} 2>&1 || (code=$?; echo \"exit code $code\" >> {log:q}; "
+    "test $code != 2 || cp {log:q} {params.user_error:q}; exit $code)"
 )
+FINAL_MIN = 5  # for an attempt that ends at once, so that Slurm fits it in beside longer jobs
 
 
 def marker(place, name):
@@ -39,13 +44,21 @@ def before(place):
     return lambda wildcards: [marker(place, name) for name in grids[place][wildcards.job]["after"]]
 
 
+def user_error(place):
+    """The copy of its log that a job leaves which ended in an error of the user's."""
+    return lambda wildcards: str(Path(place, "logs", f"{wildcards.job}.user-error"))
+
+
 def resources_of(place):
     """Snakemake's resources of a job; an attempt after a failure may take longer."""
 
     def amount(name):
         def of(wildcards, attempt):
             once = grids[place][wildcards.job]["resources"].get(name, 0)
-            return once * attempt if name == "runtime" else once
+            if name != "runtime":
+                return once
+            is_final = Path(user_error(place)(wildcards)).is_file()
+            return min(once, FINAL_MIN) if is_final else once * attempt
 
         return of
 
@@ -79,6 +92,7 @@ for number, (place, jobs) in enumerate(grids.items()):
             resources:
                 **resources_of(place)
             params:
-                command=planned(place, "command")
+                command=planned(place, "command"),
+                user_error=user_error(place),
             shell:
                 JOB

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "kernels", "loaders")
 OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
+PASSING = (OSError, FirstRankError)  # another attempt may not meet it; a rank cannot tell
 DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inherit
 
 
@@ -43,10 +44,13 @@ def check_shadowing() -> None:
             )
 
 
-def guarded(work: Callable[[], int | None], *, may_be_hidden: bool = False) -> int:
+def guarded(
+    work: Callable[[], int | None], *, may_be_hidden: bool = False, passing_code: int = 2
+) -> int:
     """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
 
-    may_be_hidden: whether it runs where another package hides one of ours.
+    may_be_hidden: whether it runs where another package hides one of ours. passing_code: in place
+    of 2 for an error that another attempt may not meet, such as one of the disk or the network.
     A training that a signal ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
     An error inside a user's method prints its traceback above that line; with `--debug` every error
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
@@ -64,20 +68,20 @@ def guarded(work: Callable[[], int | None], *, may_be_hidden: bool = False) -> i
         return code
     except BrokenPipeError as error:
         if not _reader_left():
-            return _explain(error)
+            return _explain(error, passing_code)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it on exit
         return 128 + signal.SIGPIPE
     except PreemptedError as error:
         print(error, file=sys.stderr)
         return os.EX_TEMPFAIL  # which a scheduler can be told to queue again
     except USER_ERRORS as error:
-        return _explain(error)
+        return _explain(error, passing_code)
     except KeyboardInterrupt:
         print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
         return 130
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, passing_code: int) -> int:
     """Print an error and return its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
@@ -88,7 +92,7 @@ def _explain(error: Exception) -> int:
     if file and not isinstance(error, FirstRankError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
         Path(file).write_text(json.dumps({"message": message}))
-    return 2
+    return passing_code if isinstance(error, PASSING) else 2
 
 
 def _in_users_method(error: BaseException | None) -> bool:

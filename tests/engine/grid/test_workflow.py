@@ -118,7 +118,8 @@ def test_a_run_begins_without_the_logs_of_jobs_that_an_earlier_run_did_not_finis
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
     place = plan.path.parent
     (tmp_path / "store").mkdir()
-    for name in ("done/prepare", "logs/prepare.log", "logs/column-few.log"):
+    left = ("done/prepare", "logs/prepare.log", "logs/column-few.log", "logs/column-few.user-error")
+    for name in left:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()
     workflow._clean(plan)
