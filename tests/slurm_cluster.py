@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine, without systemd, control groups or a database.
+"""A Slurm of four nodes on this machine, without systemd, control groups or a database.
 
 Debian: apt-get install --no-install-recommends slurm-wlm munge. All files are in one folder, ports
 are free ones, and the nodes are daemons on the loopback, so nothing of a real Slurm is touched.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 DAEMONS, CLIENTS = ("munged", "slurmctld", "slurmd"), ("sbatch", "srun", "squeue", "scancel")
 ADMIN_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-NODES, CPUS = 2, 4  # Slurm believes that each node has so many
+NODES, CPUS = 4, 4  # Slurm believes that each node has so many
 SETTINGS = """\
 ClusterName=rib
 SlurmctldHost=localhost(127.0.0.1)
@@ -30,7 +30,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=20
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -55,10 +55,13 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node[1-{nodes}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] \
 CPUs={cpus} RealMemory=16000 Gres=gpu:2 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=3000
-PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=10
+PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=3000
+PartitionName=patient Nodes=node[3-4] MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=3000
+PartitionName=urgent Nodes=node[3-4] PriorityTier=10 PreemptMode=OFF MaxTime=10
 """
-GPUS = "NodeName=node[1-2] Name=gpu File=/dev/null,/dev/zero\n"  # any devices stand in for GPUs
+GPUS = (
+    f"NodeName=node[1-{NODES}] Name=gpu File=/dev/null,/dev/zero\n"  # any devices stand in for GPUs
+)
 # Snakemake's job step drops all variables of Slurm before it calls srun, the settings' place too.
 CLIENT = '#!/bin/sh\nSLURM_CONF={settings} exec {program} "$@"\n'
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import campaigns
 import grids
@@ -19,6 +19,8 @@ import pytest
 import slurm_cluster
 from safetensors.torch import load_file
 from slurm_cluster import Cluster
+
+from engine.grid import campaign, jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 RIB = [sys.executable, "-m", "engine.cli", "campaign"]
@@ -28,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(bool(lacking), reason=f"no Slurm here: {', '.join(lacking)} missing"),
 ]
 folder, grid = campaigns.folder, grids.grid
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-SLEEPER = """
+FAULTY = """
 import os, time
 from engine.methods.fine_tune import Method as FineTune
 from engine.recipe.schema import MethodRecipe as Recipe
@@ -46,38 +49,23 @@ from engine.recipe.schema import MethodRecipe as Recipe
 class Method(FineTune):
     def prepare(self, net, context):
         if "SLURM_STEP_ID" in os.environ:  # the estimate of a campaign calls it too
+            if context.recipe.downstream == "tinted":
+                self.block = b"x" * (3 << 30)  # bytes, of 2 GB
             time.sleep(600)
         super().prepare(net, context)
 """
+FAULTY_WORDS = ("methods=[fine_tune]", "dataset.sets=[few,tinted]")
 
 
-GREEDY = """
-from engine.methods.fine_tune import Method as FineTune
-from engine.recipe.schema import MethodRecipe as Recipe
-
-class Method(FineTune):
-    def prepare(self, net, context):
-        import os, time
-        if "SLURM_STEP_ID" in os.environ:
-            self.block = b"x" * (3 << 30)  # bytes, of 2 GB
-            time.sleep(60)
-        super().prepare(net, context)
-"""
-
-
-def with_method(folder: Path, place: Path, source: str) -> Path:
-    """The campaign with a user's method in place of fine-tuning."""
-    (place / "users.py").write_text(source)
+@pytest.fixture(scope="module")
+def faulty(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign of a user's method: a column sleeps for ten minutes, another takes 3 GB."""
+    place = tmp_path_factory.mktemp("faulty")
+    (place / "users.py").write_text(FAULTY)
     method = "fine_tune: {method: {name: users, title: Users, module: users.py}}"
     text = (folder / "shapes.yaml").read_text().replace("fine_tune: {}", method)
     (place / "shapes.yaml").write_text(text)
     return place
-
-
-@pytest.fixture(scope="module")
-def sleeping(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign whose columns do nothing for ten minutes."""
-    return with_method(folder, tmp_path_factory.mktemp("sleeping"), SLEEPER)
 
 
 @contextlib.contextmanager
@@ -101,23 +89,36 @@ def rib(cluster: Cluster, folder: Path, runs: Path, *words: str) -> Iterator[sub
 
 
 @pytest.fixture(scope="module")
-def at_once(
-    cluster: Cluster, folder: Path, sleeping: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:
-    """Campaigns that take a minute or more each, side by side: a whole one, one out of time."""
-    base = tmp_path_factory.mktemp("at once")
-    minute = (
-        "--time",
-        "0.01",
-        "--retries",
-        "0",
-        "methods=[fine_tune]",
-        "dataset.sets=[few,tinted]",
-    )
-    whole, late = base / "whole", base / "late"
-    to = ("--partition", "main")
-    with rib(cluster, folder, whole, *to) as first, rib(cluster, sleeping, late, *minute) as second:
-        yield {"whole": (first, whole), "late": (second, late)}
+def ended_by_slurm(
+    cluster: Cluster, faulty: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A campaign at work that Slurm ends: a column for its time, the other for its memory.
+
+    It is prepared here, so that a minute is enough for what comes before the columns.
+    """
+    runs = tmp_path_factory.mktemp("ended by Slurm")
+    words = [f"runs={runs}", *FAULTY_WORDS]
+    plan = campaign.plan(str(faulty / "shapes.yaml"), words, 1)
+    jobs.prepare(plan, grid.device)
+    with rib(cluster, faulty, runs, *words[1:], "--time", "0.01", "--retries", "0") as process:
+        yield process, runs
+
+
+@pytest.fixture(scope="module")
+def preempted(
+    cluster: Cluster, folder: Path, ended_by_slurm: tuple, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A campaign at work, one of whose columns was preempted and waits for its next start."""
+    base = tmp_path_factory.mktemp("preempted")
+    runs = base / "runs"
+    with rib(cluster, folder, runs, "--partition", "patient", "--requeue") as process:
+        name = name_in_queue(cluster, process, runs)
+        until(lambda: (runs / "store" / "cells").is_dir(), process, "a column at work")
+        urgent = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={base / 'urgent'}"]
+        cluster.ask("sbatch", *urgent, "--wait", "--wrap", "sleep 1", timeout_s=120)
+        history = of_campaign(cluster, name)
+        assert any("Restarts=1" in job for job in history), history
+        yield process, runs
 
 
 def same_results(runs: Path, expected: Path) -> None:
@@ -131,14 +132,28 @@ def same_results(runs: Path, expected: Path) -> None:
 
 def name_in_queue(cluster: Cluster, process: subprocess.Popen, runs: Path) -> str:
     """The name of a campaign's jobs, as soon as the first of them is in the queue."""
-    end = time.monotonic() + 120
-    while True:
+
+    def name() -> str:
         logs = [path.read_text() for path in runs.glob("shapes/plans/*/campaign.log")]
         (name,) = re.findall(r"SLURM run ID: (\S+)", "".join(logs)) or [""]
-        if name and any(name in line for line in cluster.queue()):
-            return name
-        assert process.poll() is None and time.monotonic() < end, "no job was submitted"
+        return name if name and any(name in line for line in cluster.queue()) else ""
+
+    return until(name, process, "a job in the queue")
+
+
+def of_campaign(cluster: Cluster, name: str) -> list[str]:
+    """What Slurm still knows of each job of a campaign, as a text."""
+    history = cluster.ask("scontrol", "show", "job")
+    return [job for job in history.split("\n\n") if f"JobName={name}" in job]
+
+
+def until(condition: Callable[[], T], process: subprocess.Popen, what: str) -> T:
+    """The first true value of the condition, while a campaign is at work."""
+    end = time.monotonic() + 120
+    while not (value := condition()):
+        assert process.poll() is None and time.monotonic() < end, f"no {what}"
         time.sleep(0.2)
+    return value
 
 
 def test_dry_run_shows_what_jobs_ask_for(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
@@ -157,7 +172,7 @@ def test_unknown_partition_is_refused(cluster: Cluster, folder: Path, tmp_path: 
 
 
 def test_batch_script_on_two_tasks_is_one_campaign(
-    cluster: Cluster, folder: Path, grid: grids.Grid, at_once: dict, tmp_path: Path
+    cluster: Cluster, folder: Path, grid: grids.Grid, preempted: tuple, tmp_path: Path
 ) -> None:
     """Its jobs are no ranks of one run, though the allocation has two tasks."""
     local = campaigns.run(folder).parents[1]
@@ -189,83 +204,58 @@ def test_tasks_on_two_nodes_train_one_cell(cluster: Cluster, grid: grids.Grid) -
     assert 0 < grids.distance(srun, alone) < 1e-5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_ended_command_leaves_an_empty_queue(
-    cluster: Cluster, sleeping: Path, tmp_path: Path, at_once: dict, number: signal.Signals
+def test_ended_commands_leave_an_empty_queue(
+    cluster: Cluster, faulty: Path, preempted: tuple, tmp_path: Path
 ) -> None:
-    with rib(cluster, sleeping, tmp_path, "methods=[fine_tune]") as process:
-        name = name_in_queue(cluster, process, tmp_path)
-        os.kill(process.pid, number)
+    ends = {tmp_path / number.name: number for number in (signal.SIGINT, signal.SIGKILL)}
+    with contextlib.ExitStack() as stack:
+        started = {
+            runs: stack.enter_context(rib(cluster, faulty, runs, *FAULTY_WORDS)) for runs in ends
+        }
+        names = [name_in_queue(cluster, process, runs) for runs, process in started.items()]
+        for runs, number in ends.items():
+            os.kill(started[runs].pid, number)
         end = time.monotonic() + 60
-        while any(name in line for line in cluster.queue()):
+        while any(name in line for line in cluster.queue() for name in names):
             assert time.monotonic() < end, cluster.queue()
             time.sleep(0.2)
 
 
-def test_campaign_through_slurm_is_the_local_one(
-    folder: Path, grid: grids.Grid, at_once: dict
-) -> None:
-    process, runs = at_once["whole"]
-    shown = process.communicate(timeout=400)[0]
-    assert process.returncode == 0, shown[-3000:]
-    same_results(runs, campaigns.run(folder).parents[1])
-
-
-def test_a_job_that_reaches_its_time_limit_is_named(at_once: dict) -> None:
-    process, runs = at_once["late"]
-    shown = process.communicate(timeout=400)[0]
-    assert process.returncode == 2
-    reason = re.search(r"^(prepare|column-\w+) was ended by Slurm: TIMEOUT .*--time", shown, re.M)
-    assert reason, shown[-3000:]
-    assert str(runs / "shapes" / "plans") in shown
-    assert f"engine.commands.job {reason[1].partition('-')[0]} " in shown
-    shutil.rmtree(runs)
-
-
-def test_a_job_that_takes_too_much_memory_is_named(
-    cluster: Cluster, folder: Path, tmp_path: Path
-) -> None:
-    place = with_method(folder, tmp_path, GREEDY)
-    words = ("methods=[fine_tune]", "dataset.sets=[few,tinted]", "--retries", "0")
-    with rib(cluster, place, tmp_path / "runs", *words) as process:
-        shown = process.communicate(timeout=300)[0]
-    assert process.returncode == 2
-    assert re.search(r"^column-\w+ was ended by Slurm: OUT_OF_MEMORY .*--mem", shown, re.M), shown
-
-
 def test_each_job_has_a_gpu_of_its_own(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
-    """Slurm gives them; that torch sees none on this machine ends the campaign."""
-    with rib(cluster, folder, tmp_path, "device=cuda", "--retries", "0") as process:
-        name_in_queue(cluster, process, tmp_path)
+    """Slurm gives them; that torch sees none on this machine ends the campaign, and the second
+    attempt, which asks for five minutes, only says it again."""
+    words = ("device=cuda", "--time", "1", "--retries", "1")
+    with rib(cluster, folder, tmp_path, *words) as process:
+        name = name_in_queue(cluster, process, tmp_path)
         end, given = time.monotonic() + 60, r"GRES=gpu:1\(IDX:\d\)"
         while not re.search(given, cluster.ask("scontrol", "show", "job", "--details")):
             assert time.monotonic() < end, cluster.queue()
             time.sleep(0.1)
         shown = process.communicate(timeout=200)[0]
     assert "device=cuda" in shown and process.returncode == 2
+    assert [re.findall(r"TimeLimit=(\S+)", job) for job in of_campaign(cluster, name)] == [
+        ["01:00:00"],
+        ["00:05:00"],
+    ]
     step = ["srun", "-n2", "--gpus-per-task=1", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
     assert sorted(cluster.ask(*step).split()) in (["0", "1"], ["0", "0"])  # one node, or two
 
 
-def test_a_preempted_campaign_ends_with_the_same_results(
-    cluster: Cluster, folder: Path, grid: grids.Grid, tmp_path: Path
+def test_jobs_that_reach_their_time_or_memory_are_named(ended_by_slurm: tuple) -> None:
+    process, runs = ended_by_slurm
+    shown = process.communicate(timeout=400)[0]
+    assert process.returncode == 2
+    for name, state, remedy in (("few", "TIMEOUT", "--time"), ("tinted", "OUT_OF_MEMORY", "--mem")):
+        reason = rf"^column-{name} was ended by Slurm: {state} .*{remedy}"
+        assert re.search(reason, shown, re.M), shown[-3000:]
+    assert str(runs / "shapes" / "plans") in shown
+    assert "engine.commands.job column --column few " in shown
+
+
+def test_a_preempted_campaign_ends_with_the_results_of_a_local_one(
+    folder: Path, grid: grids.Grid, preempted: tuple
 ) -> None:
-    with rib(cluster, folder, tmp_path, "--requeue") as process:
-        name = name_in_queue(cluster, process, tmp_path)
-        end = time.monotonic() + 120
-        while not (tmp_path / "store" / "cells").is_dir():  # a column is at work
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
-        urgent = [
-            "--partition=urgent",
-            "--nodes=2",
-            "--exclusive",
-            f"--output={tmp_path / 'urgent'}",
-        ]
-        cluster.ask("sbatch", *urgent, "--wait", "--wrap", "sleep 1", timeout_s=120)
-        shown = process.communicate(timeout=400)[0]
+    process, runs = preempted
+    shown = process.communicate(timeout=400)[0]
     assert process.returncode == 0, shown[-3000:]
-    history = cluster.ask("scontrol", "show", "job")
-    blocks = [block for block in history.split("\n\n") if f"JobName={name}" in block]
-    assert any("Restarts=1" in block for block in blocks), history
-    same_results(tmp_path, campaigns.run(folder).parents[1])
+    same_results(runs, campaigns.run(folder).parents[1])

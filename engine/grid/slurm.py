@@ -18,6 +18,7 @@ from engine.grid.sites import Site
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
+LONGEST_CHECK_S = 180  # between two looks, after ever longer waits: a constant of the plugin
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
 ASK_S = 30
 RUN_ID = re.compile(r"SLURM run ID: (\S+)")
@@ -90,15 +91,16 @@ def site(
     """The site of a campaign whose plan is in the folder `place`.
 
     Where there is no slurmdbd `squeue` is asked for the state of jobs: the plugin would wait for
-    ever for an answer of `sacct`. It must ask before Slurm forgets a job that has ended.
+    ever for an answer of `sacct`. It must ask before Slurm forgets a job that has ended, or it
+    would wait for ever, too.
     """
     sites.check_gpus(device, options.gpus_per_job)
-    if not cluster.accounting and cluster.remembers_s < 3:
+    if not cluster.accounting and cluster.remembers_s < LONGEST_CHECK_S + ASK_S:
         raise CampaignError(
             f"Slurm forgets a finished job after {cluster.remembers_s} s (MinJobAge) and has no "
-            "slurmdbd, so nobody can tell how a job ended; use another executor by --profile DIR"
+            "slurmdbd, so nobody can tell how a job ended; run the campaign inside an allocation "
+            "(sbatch -n8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
         )
-    first = FIRST_CHECK_S if cluster.accounting else min(FIRST_CHECK_S, cluster.remembers_s // 3)
     given, environment = {"slurm_partition": options.partition}, {}
     if cluster.accounting:
         given["slurm_account"] = options.account
@@ -109,7 +111,7 @@ def site(
     words = [
         *("--executor", "slurm", "--retries", str(options.retries)),
         *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),
-        *("--slurm-init-seconds-before-status-checks", str(first)),
+        *("--slurm-init-seconds-before-status-checks", str(FIRST_CHECK_S)),
         *("--slurm-status-command", "sacct" if cluster.accounting else "squeue"),
         *("--slurm-logdir", str(place / "slurm")),
         *("--default-resources", *defaults),

@@ -104,14 +104,17 @@ def words(options: slurm.Options, cluster: slurm.Cluster) -> str:
 
 def test_states_come_from_sacct_where_there_is_accounting() -> None:
     assert "--slurm-status-command sacct" in words(slurm.Options(), CLUSTER)
-    without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=12)
-    text = words(slurm.Options(), without)
-    assert "--slurm-status-command squeue" in text
-    # Snakemake's plugin goes back to sacct where squeue forgets within three first checks.
-    assert "--slurm-init-seconds-before-status-checks 4 " in text
-    forgetful = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=2)
-    with pytest.raises(CampaignError, match=r"forgets a finished job after 2 s \(MinJobAge\)"):
+    without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=300)
+    assert "--slurm-status-command squeue" in words(slurm.Options(), without)
+
+
+def test_a_queue_that_forgets_before_the_plugin_asks_again_is_refused() -> None:
+    """The plugin asks every 180 s in the end, and waits for ever for a job that is not listed."""
+    forgetful = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=180)
+    with pytest.raises(CampaignError, match=r"forgets a finished job after 180 s \(MinJobAge\)"):
         words(slurm.Options(), forgetful)
+    forgetful = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=2)
+    assert "--slurm-status-command sacct" in words(slurm.Options(), forgetful)
 
 
 def test_partition_account_and_requeue() -> None:
