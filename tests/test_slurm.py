@@ -94,31 +94,37 @@ def ended_by_slurm(
 ) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A campaign at work that Slurm ends: a column for its time, the other for its memory.
 
-    It is prepared here, so that a minute is enough for what comes before the columns.
+    It is prepared here: two minutes are enough until a column takes its memory.
     """
     runs = tmp_path_factory.mktemp("ended by Slurm")
     words = [f"runs={runs}", *FAULTY_WORDS]
     plan = campaign.plan(str(faulty / "shapes.yaml"), words, 1)
     jobs.prepare(plan, grid.device)
-    with rib(cluster, faulty, runs, *words[1:], "--time", "0.01", "--retries", "0") as process:
+    with rib(cluster, faulty, runs, *words[1:], "--time", "0.03", "--retries", "0") as process:
         yield process, runs
 
 
 @pytest.fixture(scope="module")
-def preempted(
+def patient(
     cluster: Cluster, folder: Path, ended_by_slurm: tuple, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A campaign at work, one of whose columns was preempted and waits for its next start."""
-    base = tmp_path_factory.mktemp("preempted")
-    runs = base / "runs"
+    """A campaign at work whose jobs Slurm may preempt."""
+    runs = tmp_path_factory.mktemp("patient") / "runs"
     with rib(cluster, folder, runs, "--partition", "patient", "--requeue") as process:
-        name = name_in_queue(cluster, process, runs)
-        until(lambda: (runs / "store" / "cells").is_dir(), process, "a column at work")
-        urgent = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={base / 'urgent'}"]
-        cluster.ask("sbatch", *urgent, "--wait", "--wrap", "sleep 1", timeout_s=120)
-        history = of_campaign(cluster, name)
-        assert any("Restarts=1" in job for job in history), history
         yield process, runs
+
+
+@pytest.fixture(scope="module")
+def preempted(cluster: Cluster, patient: tuple) -> tuple[subprocess.Popen, Path]:
+    """The same, one of whose columns was preempted and waits for its next start."""
+    process, runs = patient
+    name = name_in_queue(cluster, process, runs)
+    until(lambda: column_logs(runs), process, "a column at work")
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wait"]
+    cluster.ask("sbatch", *urgent, "--wrap", "sleep 1", timeout_s=120)
+    history = of_campaign(cluster, name)
+    assert any("Restarts=1" in job for job in history), history
+    return process, runs
 
 
 def same_results(runs: Path, expected: Path) -> None:
@@ -141,6 +147,12 @@ def name_in_queue(cluster: Cluster, process: subprocess.Popen, runs: Path) -> st
     return until(name, process, "a job in the queue")
 
 
+def column_logs(runs: Path) -> list[str]:
+    """What the columns of a campaign have written, without those that have not begun."""
+    logs = [path.read_text() for path in runs.glob("shapes/plans/*/logs/column-*.log")]
+    return [log for log in logs if log]
+
+
 def of_campaign(cluster: Cluster, name: str) -> list[str]:
     """What Slurm still knows of each job of a campaign, as a text."""
     history = cluster.ask("scontrol", "show", "job")
@@ -156,19 +168,15 @@ def until(condition: Callable[[], T], process: subprocess.Popen, what: str) -> T
     return value
 
 
-def test_dry_run_shows_what_jobs_ask_for(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_what_jobs_ask_for(
+    cluster: Cluster, folder: Path, tmp_path: Path, patient: tuple
+) -> None:
     with rib(cluster, folder, tmp_path, "--dry-run", "--time", "1.5") as process:
         shown = process.communicate(timeout=120)[0]
     assert process.returncode == 0, shown
     jobs = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  ")}
     assert set(jobs) == {"prepare", "report", *(f"column-{name}" for name in campaigns.SETS)}
     assert all(line.endswith("1 core, 2.0 GB, 90 min") for line in jobs.values()), shown
-
-
-def test_unknown_partition_is_refused(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
-    with rib(cluster, folder, tmp_path, "--partition", "gpus") as process:
-        shown = process.communicate(timeout=120)[0]
-    assert process.returncode == 2 and "--partition gpus: Slurm has none of that name" in shown
 
 
 def test_batch_script_on_two_tasks_is_one_campaign(
@@ -185,23 +193,29 @@ def test_batch_script_on_two_tasks_is_one_campaign(
     same_results(tmp_path, local)
 
 
+def test_unknown_partition_is_refused(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+    with rib(cluster, folder, tmp_path, "--partition", "gpus") as process:
+        shown = process.communicate(timeout=120)[0]
+    assert process.returncode == 2 and "--partition gpus: Slurm has none of that name" in shown
+
+
 def test_tasks_on_two_nodes_train_one_cell(cluster: Cluster, grid: grids.Grid) -> None:
+    _, alone = grid.build(f"runs={grid.runs / 'alone'}")
     launch = [sys.executable, "engine/launch.py", f"recipe={grid.recipe}"]
-    cells = {}
-    for way, start in {"alone": [], "srun": ["srun", "-N2", "-n2"]}.items():
-        words = grid.overrides(f"runs={grid.runs / way}", "device=cpu")
-        environment = {k: v for k, v in grids.environment().items() if k != "GLOO_SOCKET_IFNAME"}
-        process = subprocess.run(
-            [*start, *launch, *words], cwd=ROOT, env=environment | cluster.environment,
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr[-3000:]
-        assert process.stdout.count("percent top-1") == 1
-        (cells[way],) = (grid.runs / way / "store" / "cells").glob("fine_tune-outline-*")
-    versions = {way: (cell / "versions.json").read_text() for way, cell in cells.items()}
-    assert '"ranks": "2"' in versions["srun"] and '"ranks": "1"' in versions["alone"]
-    alone, srun = (load_file(cells[way] / "weights.safetensors") for way in ("alone", "srun"))
-    assert 0 < grids.distance(srun, alone) < 1e-5
+    words = grid.overrides(f"runs={grid.runs / 'srun'}", "device=cpu")
+    environment = {k: v for k, v in grids.environment().items() if k != "GLOO_SOCKET_IFNAME"}
+    process = subprocess.run(
+        ["srun", "-N2", "-n2", *launch, *words], cwd=ROOT, env=environment | cluster.environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("percent top-1") == 1
+    (srun,) = (grid.runs / "srun" / "store" / "cells").glob("fine_tune-outline-*")
+    cells = {"1": alone.artifact.folder, "2": srun}
+    for ranks, cell in cells.items():
+        assert f'"ranks": "{ranks}"' in (cell / "versions.json").read_text()
+    weights = [load_file(cell / "weights.safetensors") for cell in cells.values()]
+    assert 0 < grids.distance(*weights) < 1e-5
 
 
 def test_ended_commands_leave_an_empty_queue(
