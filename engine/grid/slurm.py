@@ -99,7 +99,7 @@ def site(
         raise CampaignError(
             f"Slurm forgets a finished job after {cluster.remembers_s} s (MinJobAge) and has no "
             "slurmdbd, so nobody can tell how a job ended; run the campaign inside an allocation "
-            "(sbatch -n8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
+            "(sbatch -N1 -c8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
         )
     given, environment = {"slurm_partition": options.partition}, {}
     if cluster.accounting:
