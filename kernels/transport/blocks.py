@@ -28,7 +28,7 @@ from kernels.launch import jit, launcher, rows_apart, tl
 
 _COLUMNS = 256
 _MASS_ROWS, _MASS_COLUMNS = 16, 64  # of sums that a program of the mass adds up at once
-_TILE = 16384  # numbers of M that a program holds
+_TILE = 8192  # numbers of M that a program holds: 16 a thread
 _WARPS, _SCALING_WARPS = 4, 16
 
 
