@@ -1,4 +1,5 @@
 # make demo | test | check | faults | bench | docs | constraints; each first does the missing set-up.
+# make gate [TORCH=2.11.0 TRITON=3.6.0] compiles all kernels with another pair: 5 GB, some minutes.
 # make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON or .venv, whose torch sees a GPU.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
-.PHONY: demo test check faults setup bench gpu docs constraints clean
+.PHONY: demo test check faults setup bench gate gpu docs constraints clean
 
 demo: setup
 	@$(BIN)/rib campaign emoji --cores $(CORES)
@@ -26,6 +27,14 @@ faults: setup
 
 bench: setup
 	@$(BIN)/python -m bench
+
+TORCH ?= 2.11.0
+TRITON ?= 3.6.0
+PAIR := .venv-torch-$(TORCH)
+gate:
+	@test -d $(PAIR) || $(PYTHON) -m venv $(PAIR)
+	@$(PAIR)/bin/python -m pip install torch==$(TORCH) triton==$(TRITON) numba pytest
+	@$(PAIR)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
 
 gpu:
 	@for python in $(PYTHON) $(BIN)/python; do \
