@@ -235,7 +235,7 @@ def _certified(
         potentials.solve(eps, target)
         anderson, before = Anderson(), math.inf
         certificate = certified()
-        slack = 2 * stored.slack / max(certificate.upper, stored.slack)
+        slack = 2 * certificate.slack / max(certificate.upper, certificate.slack)
         if source is stored and certificate.gap > tolerance and slack > _SLACK * tolerance:
             source = stored.cost
             certificate = certified()
