@@ -34,10 +34,11 @@ def assert_equals_the_twin(sums, stored, g, eps, retained):
     share, unit = 1 / stored.q.numel(), stored.cost.mean
     right = f, hard_f, lost * share, columns * share, hard_g
     for name, expected in zip(NAMES, right, strict=True):
-        exact = name.startswith("hard") or not sums.rounding
-        rtol, atol = (0.0 if name == "f" else sums.rounding), sums.rounding * eps * (name == "f")
-        close = {"rtol": max(rtol, 1e-11), "atol": max(atol, 1e-11 * unit)}
-        close = {"rtol": 1e-11, "atol": 1e-11 * unit} if exact else close
+        close = {"rtol": 1e-11, "atol": 1e-11 * unit}
+        if name == "f":
+            close["atol"] += sums.rounding * eps
+        elif not name.startswith("hard"):
+            close["rtol"] += sums.rounding
         torch.testing.assert_close(getattr(sums, name), expected, **close)
     expected = float(moved.sum()) * share
     assert sums.moved == pytest.approx(expected, rel=max(sums.rounding, 1e-10), abs=1e-11 * unit)
