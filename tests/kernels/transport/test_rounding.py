@@ -89,7 +89,7 @@ def test_interpreted_bounds_of_400_problems_hold_and_would_not_without_counting(
         uncounted = _bounds(stored, g, eps, retained, replace(sums, rounding=0.0))
         false += not held(uncounted, stored, value)
         widened = (bounds.upper - bounds.lower) - (uncounted.upper - uncounted.lower)
-        widest = max(widest, widened / value)
-    assert false > 10, "the rounding does not show in these problems"
-    assert widest < 1e-5, widest
-    print(f"{false} of 400 bounds are false where rounding is not counted; widest {widest:.2g}")
+        if KINDS[seed % 4] == NEAR:
+            widest = max(widest, widened / value)
+    assert false > 50, "the rounding does not show in these problems"
+    assert widest < 2e-5
