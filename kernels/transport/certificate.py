@@ -26,7 +26,7 @@ for more than it is known to be:
   the lack times the potentials, and of the spread of g is all that rounding adds to a cost.
 
 For the 20 units of 2^-24 of `certified_pass` it widens the bracket of potentials near the optimum
-by 4e-6 of the value (the median of 200 small problems; 1.2e-5 at most), where 1e-4 is asked for
+by 4e-6 of the value (the median of 157 small problems; 1.2e-5 at most), where 1e-4 is asked for
 (`tests/kernels/transport/test_rounding.py`).
 
 The pass reads either exact costs or the stored copy. Entries of the copy are off by at most
