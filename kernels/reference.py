@@ -250,10 +250,9 @@ def certified_pass(
     plan = (-over / eps).exp()
     weight = q.shape[1] / plan.sum(1)
     plan = weight[:, None] * plan
-    retained_rows = plan @ retained
-    reduced = (plan * over) @ retained + low * retained_rows
+    lost, moved = plan @ (1 - retained), (plan * over) @ retained
     hard_g = (cost - low[:, None]).amin(0)
-    return [low + eps * weight.log(), low, retained_rows, reduced, plan.sum(0), hard_g]
+    return [low + eps * weight.log(), low, lost, moved, plan.sum(0), hard_g]
 
 
 def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:

@@ -127,8 +127,8 @@ def certify(
     retained,
     f,
     hard_f,
-    retained_rows,
-    reduced,
+    lost,
+    moved,
     columns,
     hard_g,
     plan,
@@ -147,7 +147,7 @@ def certify(
             value = start + scale * q[i, j] - g[j]
             part[j] = value
             low = min(low, value)
-        total = retained_total = reduced_total = 0.0
+        total = lost_total = moved_total = 0.0
         for j in range(m):
             value = part[j] - low
             p = _exp64(-value * inverse)
@@ -155,13 +155,13 @@ def certify(
             plan[j] = p
             total += p
             stays = p * retained[j]
-            retained_total += stays
-            reduced_total += stays * value
+            lost_total += p - stays
+            moved_total += stays * value
         weight = m / total
         hard_f[i] = low
         f[i] = low - eps * math.log(total / m)
-        retained_rows[i] = weight * retained_total
-        reduced[i] = weight * (reduced_total + low * retained_total)
+        lost[i] = weight * lost_total
+        moved[i] = weight * moved_total
         for j in range(m):
             columns[j] += weight * plan[j]
 

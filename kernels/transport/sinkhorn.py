@@ -30,8 +30,7 @@ _WORTH_A_PASS = 0.7  # of the gap before it
 _CHEAP = 1 << 20  # costs: so many are passed over exactly in a few milliseconds
 _PASSES = 20
 _SLACK = 0.8  # of the gap allowed: a copy whose rounding takes more is not certified on
-# Gaps, at eps of 0.05 of the mean cost, from which a copy's slack fits into them.
-_TYPICAL, _COARSE_FROM, _SINGLE_FROM = 0.05, 8e-5, 2.5e-5
+_TYPICAL = 0.05  # eps, of the mean cost, from which the value is about the mean
 _ROUNDS = 4
 _FINE_BELOW = 0.005  # eps, of the mean cost: 16 bits are off by up to 0.3% of it
 _FIRST_BRACKET = 0.0125  # eps, of the mean cost
@@ -200,9 +199,12 @@ def _copy(cost: GroundCost, eps: float, tolerance: float) -> Copy:
     """The fastest copy that can be iterated and, most likely, certified on."""
     if math.prod(cost.shape) <= _CHEAP or eps < _FINE_BELOW * cost.mean:
         return FINE
-    # The value is at most the mean, and goes down with eps.
-    allowed = tolerance * min(1.0, eps / (_TYPICAL * cost.mean)) ** 0.5
-    return COARSE if allowed >= _COARSE_FROM else SINGLE if allowed >= _SINGLE_FROM else FINE
+    # The value is at most the mean, and goes down with eps; a gap holds twice the slack.
+    allowed = tolerance * cost.mean * min(1.0, eps / (_TYPICAL * cost.mean)) ** 0.5 / 4
+    rounding = cost.rounding()
+    # Half of a 16-bit step, where the costs of a row spread over twice their mean.
+    coarse = rounding + cost.mean / 2**16
+    return COARSE if coarse <= allowed else SINGLE if rounding <= allowed else FINE
 
 
 def _certified(
@@ -235,7 +237,7 @@ def _certified(
         potentials.solve(eps, target)
         anderson, before = Anderson(), math.inf
         certificate = certified()
-        slack = 2 * stored.slack / max(certificate.upper, stored.slack)
+        slack = 2 * certificate.slack / max(certificate.upper, certificate.slack)
         if source is stored and certificate.gap > tolerance and slack > _SLACK * tolerance:
             source = stored.cost
             certificate = certified()

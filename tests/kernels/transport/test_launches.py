@@ -18,8 +18,9 @@ from kernels.transport.sinkhorn import transport
 from kernels.transport.store import SINGLE, store
 
 
+@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
-def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype):
+def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype, single):
     n = 50_000
     with FakeTensorMode():
         q = torch.empty(n, n, dtype=dtype)
@@ -33,7 +34,7 @@ def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype):
             sweep._row_sums(q, f, g, kappa)
         assert counts.total == 1
         with counted(run=False) as counts:
-            certified_pass.certified_pass(q, offset, step, price, retained, 1.0)
+            certified_pass.certified_pass(q, offset, step, price, retained, 1.0, single)
         assert len(counts.seen) == 2 and not counts.waits
 
 
