@@ -195,8 +195,11 @@ def _folder(name: str, overrides: Sequence[str], methods: Sequence[str], cell: R
 
 
 def read(path: Path) -> Plan:
-    """A plan from its file on disk. Raises DamagedFile, which names it."""
-    plan = schema.read(path, Plan, "run `rib campaign` again, which writes it anew")
+    """A plan from its file on disk. Raises DamagedFile and FileNotFoundError, which name it."""
+    remedy = "run `rib campaign` again, which writes it anew"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
+    plan = schema.convert(schema.read_unaltered(path, remedy), Plan, path, remedy)
     return dataclasses.replace(plan, path=path)
 
 

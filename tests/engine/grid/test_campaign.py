@@ -18,6 +18,7 @@ from engine.data import packs
 from engine.errors import RecipeError
 from engine.grid import campaign, markers, workflow
 from loaders.pack import MANIFEST
+from loaders.schema import DamagedFile
 
 folder = campaigns.folder
 
@@ -247,6 +248,11 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     plan.path.parent.mkdir(parents=True)
     plan.path.write_text(json.dumps(values, default=str))
     assert campaign.read(plan.path) == plan
+    plan.path.write_bytes(workflow.plan_text(plan))
+    assert campaign.read(plan.path) == plan
+    plan.path.write_bytes(plan.path.read_bytes().replace(b"outline", b"tinted"))
+    with pytest.raises(DamagedFile, match=r"plan\.json was altered; run `rib campaign` again"):
+        campaign.read(plan.path)
 
 
 @pytest.mark.parametrize(
