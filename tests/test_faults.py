@@ -88,7 +88,9 @@ def test_an_error_names_the_file_or_its_artefact_and_a_remedy(line: str, is_enou
         check_error(ended, path, runs, "a trial")
 
 
-def test_what_may_be_read_is_what_was_there_or_what_no_file_gives(tmp_path: Path) -> None:
+def test_what_may_be_read_is_what_was_there_or_what_no_file_gives(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Readers of a text, in place of the engine's; the file counts as zero where it is missing."""
     path = tmp_path / "runs" / "shapes" / "count"
     path.parent.mkdir(parents=True)
@@ -108,11 +110,14 @@ def test_what_may_be_read_is_what_was_there_or_what_no_file_gives(tmp_path: Path
         return int(file.read_text())
 
     files = Files(Specimen())  # pyright: ignore[reportArgumentType]
-    accepted = files.accepted(count, path)
-    assert accepted == {readers.digest_of(3), readers.digest_of(0)}
-    path.write_text("x")
-    assert files.read(count, path, "a trial") == ""
-    path.write_text("4")
-    assert files.read(count, path, "a trial") not in {"", *accepted}
-    with pytest.raises(FellShort, match="a trial, exit code 70"):  # neither a value nor an error
-        files.read(lambda *_: {}["no key"], path, "a trial")
+    with capfd.disabled():  # what a forked process prints is read from its own file
+        accepted = files.accepted(count, path)
+        assert accepted == {readers.digest_of(3), readers.digest_of(0)}
+        path.write_text("x")
+        assert files.read(count, path, "a trial") == ""
+        path.write_text("4")
+        assert files.read(count, path, "a trial") not in {"", *accepted}
+        with pytest.raises(
+            FellShort, match="a trial, exit code 70"
+        ):  # neither a value nor an error
+            files.read(lambda *_: {}["no key"], path, "a trial")

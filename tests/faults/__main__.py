@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if set(kinds) - reading.KINDS.keys():
             print("running the campaign undisturbed", flush=True)
             campaign.run_undisturbed()
+        if set(kinds) & reading.KINDS.keys():
+            print("running the campaign of `read`", flush=True)
+            reading.files_of(campaign)
         tallies = run(
             campaign,
             kinds,
