@@ -6,12 +6,17 @@ too. Types are strict: text is no number.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from loaders.files import digest
+
 T = TypeVar("T")
+DIGEST = "sha256"  # of all other values of a file that `with_digest` made
 
 
 class DamagedFile(ValueError):
@@ -32,6 +37,24 @@ def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
         return msgspec.convert(values, kind, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def with_digest(values: Mapping[str, Any]) -> bytes:
+    """The JSON of a file that `read_unaltered` reads; what JSON does not know becomes text."""
+    plain = json.loads(json.dumps(values, default=str))
+    return json.dumps(plain | {DIGEST: digest(plain)}, indent=1).encode()
+
+
+def read_unaltered(path: Path, remedy: str) -> dict[str, Any]:
+    """The values of a file by `with_digest`. Files of older versions have no digest to compare.
+
+    Raises as `read`, and DamagedFile for values that were altered.
+    """
+    values = read(path, dict[str, Any], remedy)
+    stored = values.pop(DIGEST, None)
+    if stored is not None and stored != digest(values):
+        raise DamagedFile(f"{path} was altered; {remedy}")
+    return values
 
 
 def _parsed(path: Path, remedy: str) -> Any:

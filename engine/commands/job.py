@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from engine.machine import parent
+
+if __name__ == "__main__":  # the imports below take seconds, within which a campaign may end
+    parent.follow_campaign()
+
 import argparse
 import logging
 import os
@@ -15,7 +20,7 @@ from engine.grid import attempts, campaign, job_graph, markers
 from engine.grid.attempts import Attempt
 from engine.grid.campaign import Plan
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
-from engine.machine import entry, parent, quiet
+from engine.machine import entry, quiet
 from engine.store.shares import share_of
 
 STAGES = (PREPARE, COLUMN, TRAIN, EVALUATE, REPORT)
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Exit code of the job that the command line names."""
-    parent.follow_campaign()
     parent.follow_launcher()
     arguments = parser().parse_args()
     # A job that ends with code 2 is not tried again.

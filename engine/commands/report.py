@@ -85,5 +85,6 @@ def _unfinished(folder: Path) -> FinishedCampaign:
 def _device_of(plan: Plan) -> str:
     """The device that the jobs of a plan were given, by the words of their commands."""
     file = plan.path.parent / workflow.FILE
-    words = re.findall(r"--device (auto|cpu|cuda)\b", file.read_text() if file.is_file() else "")
+    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
+    words = re.findall(r"--device (auto|cpu|cuda)\b", text)
     return words[0] if words else "auto"

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import msgspec
-
 from engine.machine.files import write_atomic
 from loaders import schema
 
@@ -69,9 +67,12 @@ def read(place: Path) -> list[Attempt]:
     Raises DamagedFile.
     """
     files = (place / FOLDER).glob("*.json")
-    attempts = [schema.read(file, Attempt, "delete it") for file in files]
+    attempts = [
+        schema.convert(schema.read_unaltered(file, "delete it"), Attempt, file, "delete it")
+        for file in files
+    ]
     return sorted(attempts, key=lambda attempt: (attempt.started, attempt.job))
 
 
 def _write(path: Path, attempt: Attempt) -> None:
-    write_atomic(path, msgspec.json.encode(asdict(attempt)))
+    write_atomic(path, schema.with_digest(asdict(attempt)))

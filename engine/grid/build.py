@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
-from engine.store.artifacts import Store
+from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Entry, Export, Mix
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
@@ -46,6 +47,7 @@ from engine.training.snapshots import Snapshots
 from loaders.files import file_hash
 
 log = logging.getLogger(__name__)
+FISHER = "fisher.safetensors"
 
 
 class Builder(Context[Cell]):
@@ -202,17 +204,28 @@ class Builder(Context[Cell]):
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
             "machine": self.run.machine,
         }
-        label, file = self.recipe.model.name, "fisher.safetensors"
+        label = self.recipe.model.name
         artifact = self.run.find("fisher", label, key)
         if artifact is None:
-            with self.run.threads():
-                values = fisher.diagonal(self.run, images, labels)
+            self.store.check_makes("fisher", label, key)
+            with alone(self.store, self.store.place("fisher", label, key).name):
+                artifact = self.run.find("fisher", label, key) or self._made_fisher(label, key)
+        return load_file(artifact.checked(FISHER))
 
-            def write(folder: Path) -> None:
-                tensors.save(values, folder / file)
+    def _made_fisher(self, label: str, key: Mapping[str, Any]) -> Artifact:
+        name = self.store.place("fisher", label, key).name
+        files = CheckpointFiles(self.store, f"{name}-{ranks.rank()}-of-{ranks.world()}")
+        with self.run.threads():
+            values = fisher.diagonal(self.run, key["images"], key["labels"], files)
 
-            artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
-        return load_file(artifact.checked(file))
+        def write(folder: Path) -> None:
+            tensors.save(values, folder / FISHER)
+
+        artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
+        if ranks.rank() == 0:  # those of other numbers of ranks too
+            for folder in (self.store.root / "pending").glob(f"{name}-*-of-*"):
+                shutil.rmtree(folder, ignore_errors=True)
+        return artifact
 
     def clip(self) -> Any:
         model = self.recipe.model

@@ -19,7 +19,7 @@ from engine.machine.files import digest
 from engine.recipe import catalogue, modules
 from engine.recipe.catalogue import VARY
 from engine.recipe.request import Request
-from engine.recipe.schema import DatasetRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
 from engine.store import artifacts
 from loaders import schema
 from loaders.files import file_hash
@@ -163,9 +163,11 @@ def _identity(
 
 
 def _settings(cell: Recipe) -> dict[str, Any]:
-    """The part of a cell's recipe that can change results; paths cannot."""
+    """The part of a cell's recipe that can change results; paths and checkpoints cannot."""
     values = dataclasses.asdict(cell)
     del values["runs"], values["campaign"]
+    # Not left out: identities of campaigns that ran with the default stay as they are.
+    values["train"]["checkpoint_minutes"] = TrainRecipe.checkpoint_minutes
     return values | {"method": _by_name(values["method"])}
 
 
@@ -193,8 +195,11 @@ def _folder(name: str, overrides: Sequence[str], methods: Sequence[str], cell: R
 
 
 def read(path: Path) -> Plan:
-    """A plan from its file on disk. Raises DamagedFile, which names it."""
-    plan = schema.read(path, Plan, "run `rib campaign` again, which writes it anew")
+    """A plan from its file on disk. Raises DamagedFile and FileNotFoundError, which name it."""
+    remedy = "run `rib campaign` again, which writes it anew"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
+    plan = schema.convert(schema.read_unaltered(path, remedy), Plan, path, remedy)
     return dataclasses.replace(plan, path=path)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,9 @@ from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
 from loaders import schema
-from loaders.files import digest, file_hash
+from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
-DIGEST = "sha256"  # of all other values of the file
 AS_BEFORE = "with the words of before"
 
 
@@ -149,9 +147,8 @@ class FinishedCampaign:
 
 def write(place: Path, record: Record) -> FinishedCampaign:
     """Write a record into a plan's folder, with a digest of all that it says."""
-    values = json.loads(json.dumps(dataclasses.asdict(record), default=str))
-    text = json.dumps(values | {DIGEST: digest(values)}, indent=1)
-    files.write_atomic(place / campaign.RECORD, text.encode())
+    text = schema.with_digest(dataclasses.asdict(record))
+    files.write_atomic(place / campaign.RECORD, text)
     return read(place)
 
 
@@ -162,10 +159,7 @@ def read(place: Path) -> FinishedCampaign:
     """
     file = place / campaign.RECORD
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
-    values = schema.read(file, dict[str, Any], remedy)
-    stored = values.pop(DIGEST, None)  # older files have none
-    if stored is not None and stored != digest(values):
-        raise DamagedFile(f"{file} was altered; {remedy}")
+    values = schema.read_unaltered(file, remedy)
     rows = schema.convert(values.get("evaluations"), list[dict[str, Any]], file, remedy)
     plain = {"downstreams": values.get("sets")}  # of older files, which do not say it
     values = {**plain, **values, "evaluations": list(map(_completed, rows))}

@@ -29,7 +29,7 @@ from engine.grid.job_graph import REPORT, Job
 from engine.grid.sites import Site
 from engine.machine import memory, parent
 from engine.machine.files import write_atomic
-from loaders import locks
+from loaders import locks, schema
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
@@ -114,7 +114,7 @@ def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
 
 def plan_text(plan: Plan) -> bytes:
     """The plan as its file, which `campaign.read` reads."""
-    return json.dumps(dataclasses.asdict(plan), indent=1, default=str).encode()
+    return schema.with_digest(dataclasses.asdict(plan))
 
 
 def relative(place: Path, root: Path) -> str:

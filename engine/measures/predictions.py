@@ -48,7 +48,9 @@ def read(path: Path) -> pa.Table:
         schema = schema.with_metadata(table.schema.metadata)
         table = table.select(schema.names).cast(schema).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{path} is no prediction table ({error}): evaluate again") from error
+        raise ValueError(
+            f"{path} is no prediction table ({_line(error)}): evaluate again"
+        ) from error
     if not len(table):
         raise ValueError(f"{path} holds no predictions: evaluate again")
     for name in table.column_names:
@@ -75,7 +77,9 @@ def answers(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
         table = pq.read_table(path, columns=["index", "label", "top1"])
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no prediction table ({error}): evaluate again") from error
+        raise ValueError(
+            f"{path} is no prediction table ({_line(error)}): evaluate again"
+        ) from error
     index, label, top1 = (table[name].to_numpy() for name in ("index", "label", "top1"))
     order = np.argsort(index, kind="stable")
     return index[order], label[order], top1[order]
@@ -90,6 +94,11 @@ def mix_of(path: Path) -> dict[str, float]:
         return json.loads((pq.read_schema(path).metadata or {})[b"mix"])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say which model it is of ({error!r})") from error
+
+
+def _line(error: Exception) -> str:
+    """An error in a single line; some of Arrow's have several."""
+    return " ".join(str(error).split())
 
 
 class ImagePredictions(NamedTuple):

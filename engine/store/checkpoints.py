@@ -48,7 +48,8 @@ class CheckpointFiles:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, the latest first."""
-        names = [marker.parent.name for marker in self.folder.glob(f"step*/{MARKER}")]
+        finished = filter(Path.is_file, self.folder.glob(f"step*/{MARKER}"))
+        names = [marker.parent.name for marker in finished]
         return sorted((int(name[len("step") :].partition("-")[0]) for name in names), reverse=True)
 
     def newest(self, before: float = math.inf) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults import disk, ending, mutations, trees
+from faults import disk, ending, mutations, reading, trees
 from faults.campaign import Campaign, warm_up
 from faults.children import end_all
 from faults.outcome import FellShort, Skipped
@@ -32,8 +32,13 @@ KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "mutate": mutations.mutate,
     "full": disk.full,
     "readonly": disk.readonly,
+    **reading.KINDS,
 }
-SHARES = {"mutate": 4}  # of the time and of the trials; of other kinds 1: there are many file kinds
+READ = "read"  # stands for the trials of all kinds of files
+GROUPS = {**{kind: [kind] for kind in KINDS}, READ: [*reading.KINDS]}
+# Of the time and of the trials; 1 of others. There are many kinds of files.
+SHARES = {"mutate": 4}
+SHARES_OF_TIME = {**SHARES, **dict.fromkeys(reading.KINDS, 1 / len(reading.KINDS))}
 
 
 @dataclass
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description="make faults")
     parser.add_argument("--minutes", type=float, default=15.0, help="of trials; default: 15")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=GROUPS, default=list(KINDS))
     parser.add_argument(
         "--trials",
         type=float,
@@ -66,16 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
     warm_up()
     with tempfile.TemporaryDirectory(prefix="rib-faults-") as folder:
-        print("running the campaign undisturbed", flush=True)
+        campaign = Campaign(Path(folder))
+        kinds = [kind for name in arguments.kinds for kind in GROUPS[name]]
+        if set(kinds) - reading.KINDS.keys():
+            print("running the campaign undisturbed", flush=True)
+            campaign.run_undisturbed()
+        if set(kinds) & reading.KINDS.keys():
+            print("running the campaign of `read`", flush=True)
+            reading.files_of(campaign)
         tallies = run(
-            Campaign(Path(folder)),
-            arguments.kinds,
+            campaign,
+            kinds,
             arguments.seed,
             arguments.minutes * 60,
             arguments.trials,
         )
+    width = max(map(len, tallies))
     for kind, tally in tallies.items():
-        print(f"{kind:<9} {tally.text()}")
+        print(f"{kind:<{width}} {tally.text()}")
         for seed, why in tally.short.items():
             print(f"  seed {seed}: {why.splitlines()[0][:300]}")
             print(f"  again: PYTHONPATH=tests python -m faults {again(kind, seed)}")
@@ -94,7 +107,7 @@ def run(
     tallies, end = {kind: Tally() for kind in kinds}, time.monotonic() + seconds
 
     def due(kind: str) -> float:
-        return tallies[kind].seconds / SHARES.get(kind, 1)
+        return tallies[kind].seconds / SHARES_OF_TIME.get(kind, 1)
 
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < end and (

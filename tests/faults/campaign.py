@@ -35,7 +35,7 @@ SLICE = 8  # images: an evaluation of these small sets has slices too
 
 
 class Campaign:
-    """A folder with the drawings, the campaign's file, and what undisturbed runs left.
+    """A folder with the drawings, the campaign's file, and what `run_undisturbed` left.
 
     `runs` is where trials happen. tables: the files of the report with numbers, by name. weights:
     of the cell that `launch` trains. changes: how often each of the two changes its folder.
@@ -55,7 +55,6 @@ class Campaign:
         self.changes: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         self._resolve()
-        self._run_undisturbed()
 
     def _resolve(self) -> None:
         """Resolve the recipes of all cells here, so that no forked process has to."""
@@ -65,7 +64,8 @@ class Campaign:
             for method in planned.methods:
                 request.recipe(method, column.downstream)
 
-    def _run_undisturbed(self) -> None:
+    def run_undisturbed(self) -> None:
+        """What most trials are compared with; those of `read` need only the drawings."""
         started = time.monotonic()
         ended = self.run().wait()
         require(ended.code == 0, f"the undisturbed campaign failed: {ended.text[-2000:]}")
@@ -123,7 +123,7 @@ class Campaign:
         """
 
         def work() -> int:
-            _jobs_in_this_process(pytest.MonkeyPatch())
+            jobs_in_this_process(pytest.MonkeyPatch())
             return cli.main(self.words(command))
 
         return self._fork(work, "log", at, act)
@@ -188,7 +188,7 @@ class Campaign:
         require(not differ, f"after {before}, other numbers in {', '.join(differ)}")
 
 
-def _jobs_in_this_process(patch: pytest.MonkeyPatch) -> None:
+def jobs_in_this_process(patch: pytest.MonkeyPatch) -> None:
     """As `campaigns.in_this_process`; the process group is made when the first job needs it.
 
     The page lacks the program that draws its figures, which takes as long as all else of a report.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from endings import follow
 
 from faults.campaign import FINISHED, STAGES, Campaign
@@ -80,7 +81,7 @@ def kind_of(inside: Path) -> str:
     if parts[0] == "store":
         name = re.sub(r"^[\d-]+", "", parts[-1])
         return f"store/{parts[1]}/{name}"
-    if "progress" in parts or "done" in parts:
+    if {"progress", "done", "attempts"} & set(parts):
         return f"plan/{parts[-2]}"
     if "report" in parts:
         return f"report/{inside.suffix or inside.name}"
@@ -116,11 +117,13 @@ def only_error(ended: Ended, done: str) -> str:
     return ended.errors[0]
 
 
-def flip(path: Path, rng: random.Random, _: list[Path]) -> None:
-    data = bytearray(path.read_bytes())
-    for _ in range(rng.randint(1, 8) if data else 0):
-        data[rng.randrange(len(data))] ^= rng.randint(1, 255)
-    path.write_bytes(data)
+def flip(path: Path, rng: random.Random, alike: list[Path]) -> None:
+    """Change up to 8 bytes; half of the time those that are not zero, as padding is."""
+    data = np.fromfile(path, np.uint8)
+    content = np.flatnonzero(data) if rng.random() < 0.5 else np.arange(len(data))
+    for _ in range(rng.randint(1, 8) if len(content) else 0):
+        data[rng.choice(content)] ^= rng.randint(1, 255)
+    path.write_bytes(data.tobytes())
 
 
 def cut(path: Path, rng: random.Random, _: list[Path]) -> None:

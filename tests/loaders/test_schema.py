@@ -71,3 +71,14 @@ def test_a_missing_file_is_not_a_damaged_one(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_the_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match=f"{tmp_path} is damaged .*directory.*; delete it"):
         schema.read(tmp_path, Strict, "delete it")
+
+
+def test_a_file_with_a_digest_is_read_unless_a_value_was_altered(tmp_path: Path) -> None:
+    path = write(tmp_path, schema.with_digest({"name": "a", "place": Path("b"), "at": 0.5}))
+    values = {"name": "a", "place": "b", "at": 0.5}
+    assert schema.read_unaltered(path, "delete it") == values
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"1.5"))
+    with pytest.raises(DamagedFile, match=r"state\.json was altered; delete it"):
+        schema.read_unaltered(path, "delete it")
+    path.write_text('{"name": "a"}')
+    assert schema.read_unaltered(path, "delete it") == {"name": "a"}  # of an older version

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(DamagedFile, match=file.name):
         attempts.read(tmp_path)
+
+
+def test_an_altered_file_is_refused_and_an_older_one_is_not(tmp_path: Path) -> None:
+    with attempts.recorded(tmp_path, attempt()):
+        pass
+    (before,) = attempts.read(tmp_path)
+    (file,) = (tmp_path / attempts.FOLDER).iterdir()
+    values = json.loads(file.read_text()) | {"processes": 7}
+    file.write_text(json.dumps(values))
+    with pytest.raises(DamagedFile, match=f"{file.name} was altered; delete it"):
+        attempts.read(tmp_path)
+    del values["sha256"]
+    file.write_text(json.dumps(values))
+    assert attempts.read(tmp_path) == [dataclasses.replace(before, processes=7)]
 
 
 def test_failed_jobs_are_those_whose_log_ends_with_a_code_and_that_have_no_marker(

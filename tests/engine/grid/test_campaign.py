@@ -18,6 +18,7 @@ from engine.data import packs
 from engine.errors import RecipeError
 from engine.grid import campaign, markers, workflow
 from loaders.pack import MANIFEST
+from loaders.schema import DamagedFile
 
 folder = campaigns.folder
 
@@ -219,11 +220,12 @@ def test_plans_place_is_named_after_what_determines_the_results(
     places = [
         planned(folder, runs).path,
         planned(folder, runs, cores=8).path,  # changes nothing
+        planned(folder, runs, "train.checkpoint_minutes=0").path,  # nor does this
         planned(folder, runs, "seed=1").path,
         planned(folder, runs, "model.head.l2=0.02").path,
         planned(folder, runs, "dataset.sets=[outline,tinted]").path,
     ]
-    assert places[0] == places[1] and len(set(places)) == 4
+    assert places[0] == places[1] == places[2] and len(set(places)) == 4
     assert all(place.is_absolute() for place in places)
 
 
@@ -246,6 +248,11 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
     plan.path.parent.mkdir(parents=True)
     plan.path.write_text(json.dumps(values, default=str))
     assert campaign.read(plan.path) == plan
+    plan.path.write_bytes(workflow.plan_text(plan))
+    assert campaign.read(plan.path) == plan
+    plan.path.write_bytes(plan.path.read_bytes().replace(b"outline", b"tinted"))
+    with pytest.raises(DamagedFile, match=r"plan\.json was altered; run `rib campaign` again"):
+        campaign.read(plan.path)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +329,8 @@ def test_a_campaign_is_identified_without_any_methods_module(folder: Path, tmp_p
     assert place == tmp_path / "shapes"
     assert identified(f"runs={tmp_path / 'b'}") == (tmp_path / "b" / "shapes", plain)
     assert identified("seeds=1", "device=cpu")[1] == plain  # as it is anyway
+    assert identified("train.checkpoint_minutes=3")[1] == plain  # results do not depend on it
+    assert identified("train.snapshots=3")[1] != plain  # the report shows them
     assert identified("seed=1", "seeds=2") == identified("seeds=2", "seed=1") != (place, plain)
     alphas = folder / "alphas.yaml"
     alphas.write_text((folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.4"))

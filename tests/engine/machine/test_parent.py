@@ -89,6 +89,17 @@ def test_a_job_whose_campaign_is_gone_does_not_start() -> None:
         assert job.wait(10) == -signal.SIGKILL
 
 
+def test_a_job_follows_its_campaign_before_it_imports_anything_that_takes_time() -> None:
+    words = ("-X", "importtime", "-P", "-m", "engine.commands.job", "report", "--plan", "x")
+    command = [sys.executable, *words]
+    gone = os.environ | {parent.CAMPAIGN: f"{HOST} {os.getpid()} 1"}
+    job = subprocess.run(
+        command, cwd=ROOT, env=gone, capture_output=True, text=True, start_new_session=True
+    )
+    assert job.returncode == -signal.SIGKILL
+    assert "engine.machine.parent" in job.stderr and "engine.grid" not in job.stderr
+
+
 @pytest.mark.parametrize("leash", ["", "elsewhere 1 1"])
 def test_a_job_by_hand_or_elsewhere_follows_nobody(leash: str) -> None:
     with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:

@@ -288,6 +288,17 @@ def test_unreadable_predictions_are_refused(tmp_path):
         predictions.read(path)
 
 
+def test_an_error_of_arrow_is_a_single_line(tmp_path, monkeypatch):
+    def fail(*words, **options):
+        raise pa.ArrowInvalid(
+            "Couldn't deserialize thrift: no more data\nDeserializing page failed"
+        )
+
+    monkeypatch.setattr(predictions.pq, "ParquetFile", fail)
+    with pytest.raises(ValueError, match=r"data Deserializing page failed\): evaluate again"):
+        predictions.read(tmp_path / "a.parquet")
+
+
 def test_csv(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("wise_ft",))
     evaluations = [

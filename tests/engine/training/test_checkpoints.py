@@ -309,6 +309,18 @@ def test_files_keep_the_two_latest(tmp_path):
     assert not files.folder.exists() and files.newest() == 0
 
 
+def test_a_folder_in_place_of_a_marker_is_no_checkpoint(tmp_path):
+    files = CheckpointFiles(Store(tmp_path), "cell")
+    for step in (1, 2):
+        files.write(step, {"a": torch.zeros(1)}, "{}")
+    (marker,) = files.folder.glob("step000000002*/done.json")
+    marker.unlink()
+    marker.mkdir()
+    assert files.newest() == 1
+    files.write(2, {"a": torch.ones(1)}, "{}")
+    assert files.steps() == [2, 1] and files.newest() == 2
+
+
 def run_worker(
     grid: Grid, folder: Path, jobs: list[dict[str, Any]], ranks: int
 ) -> tuple[subprocess.CompletedProcess[str], list[Any]]:
