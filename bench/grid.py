@@ -76,8 +76,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def agree(engine: Table, plain: Table, images: Images) -> None:
-    """Raise AssertionError unless both tables have the same accuracies up to rounding: up to a point
-    or an image, and to a fifth of a point on average."""
+    """Raise AssertionError unless the accuracies of both tables agree up to rounding: within a point
+    or an image, and within a fifth of a point on average."""
     assert engine.keys() == plain.keys(), f"in one table alone: {engine.keys() ^ plain.keys()}"
     differences = {key: abs(engine[key] - plain[key]) for key in engine}
     worst = max(differences, key=lambda key: differences[key])
@@ -93,6 +93,8 @@ def _contest(grid: Grid) -> Contest:
     outcomes: dict[str, Outcome] = {}
     parts = Parts.measured(grid)
     alone = {f"{name}_ms": value for name, value in asdict(parts).items()}
+    print(f"alone: {', '.join(f'{name} {value:.3g}' for name, value in alone.items())}")
+    print(f"expected, engine: {grid.engine_counts}; plain: {grid.plain_counts}", flush=True)
 
     def entrant(name: str, program: Callable[[], Outcome], expected: float) -> Entrant:
         figures = {**alone, "predicted_s": expected / 1e3}
@@ -119,9 +121,9 @@ def _contest(grid: Grid) -> Contest:
 class Parts:
     """Processor milliseconds of what a grid is made of, each measured alone.
 
-    decode, forward, step: of an image (opened, resized and normalised; seen; trained on). encode: of
-    an image, into a pack. script, job, command: the start of the plain script, of an engine's job,
-    and of `rib campaign` itself.
+    decode: an image opened, resized and normalised; encode: put into a pack; forward: seen by the
+    model; step: trained on. script, job, command: the start of the plain script, of an engine's
+    job, and of `rib campaign` itself.
     """
 
     decode: float
