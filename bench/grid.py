@@ -24,7 +24,7 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,14 +59,18 @@ MOST_POINTS, MEAN_POINTS = 1.0, 0.2
 
 def gate(device: torch.device) -> None:
     """Both programs give the same table of a small column; the timed grids are compared as well."""
-    threads = torch.get_num_threads()
     with _drawn() as images:
         grid = Grid(images, "paper")
-        try:
-            plain = grid.plain(lambda command: plain_grid.main(command[2:]))
-        finally:
-            torch.set_num_threads(threads)
-        agree(grid.engine().table, plain.table, images)
+        agree(grid.engine().table, grid.plain(in_process).table, images)
+
+
+def in_process(command: Sequence[str]) -> None:
+    """Run a command of the plain script here, without the seconds that a process takes to start."""
+    threads = torch.get_num_threads()
+    try:
+        plain_grid.main(command[2:])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -76,8 +80,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def agree(engine: Table, plain: Table, images: Images) -> None:
-    """Raise AssertionError unless the accuracies of both tables agree up to rounding: within a point
-    or an image, and within a fifth of a point on average."""
+    """Raise AssertionError unless two tables have the same accuracies up to rounding: within a
+    point or an image, and within a fifth of a point on average."""
     assert engine.keys() == plain.keys(), f"in one table alone: {engine.keys() ^ plain.keys()}"
     differences = {key: abs(engine[key] - plain[key]) for key in engine}
     worst = max(differences, key=lambda key: differences[key])
@@ -170,7 +174,7 @@ class Parts:
         )
         return cls(
             1e3 * decode / images,
-            *(_processor_ms(part) / images for part in (encode, forward, step)),
+            *(_again_ms(part) / images for part in (encode, forward, step)),
             *(_processor_ms(partial(grid_programs.run, program)) for program in programs),
         )
 
@@ -187,11 +191,16 @@ class Parts:
 
 
 def _processor_ms(part: Callable[[], object]) -> float:
-    """Of the second of two runs, with the processes that it starts."""
-    part()
+    """Of a run, with the processes that it starts."""
     begin = processor_seconds()
     part()
     return 1e3 * (processor_seconds() - begin)
+
+
+def _again_ms(part: Callable[[], object]) -> float:
+    """Of the second of two runs."""
+    part()
+    return _processor_ms(part)
 
 
 @contextlib.contextmanager
