@@ -51,8 +51,8 @@ from loaders.benchmarks import emoji
 KERNELS = ()
 TITLES = {"paper": "released", "canonical": "canonical"}
 SETS, COLUMNS = ("twemoji", "noto-v1", "openmoji"), ("twemoji", "openmoji")
-CLASSES, RENDERINGS = 160, 2
-SIDE = 433  # pixels: about as many as in ImageNet's 500 x 375
+CLASSES, RENDERINGS = 120, 2
+DRAWN, SIDE = 64, 433  # pixels; enlarged, an image has as many as ImageNet's of 500 x 375
 # Sums round otherwise where batch norms are folded, which turns an image that stands on the edge.
 MOST_POINTS, MEAN_POINTS = 1.0, 0.2
 
@@ -213,11 +213,11 @@ def _emoji() -> Iterator[Images]:
         concepts = emoji.fetch(cache).choose(CLASSES, 0)
         for place in (UPSTREAM, *SETS):
             styles = emoji.UPSTREAM if place == UPSTREAM else (place,)
-            items = emoji.items(cache, styles, concepts, RENDERINGS, 0, SIDE)
+            items = emoji.items(cache, styles, concepts, RENDERINGS, 0, DRAWN)
             for number, item in enumerate(items):
                 folder = images.folder / "images" / place / concepts[item.label].name
                 folder.mkdir(parents=True, exist_ok=True)
-                picture = emoji.open_image(item.payload)
+                picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
         words = ("model=efficientnet_lite0", f"runs={images.folder / 'pre'}")
         request = Request(str(Grid(images, "canonical").file), words)
