@@ -107,7 +107,8 @@ def _contest(grid: Grid) -> Contest:
             outcomes[name] = outcome = program()
             figures.update(outcome.figures)
             if len(outcomes) == 2:
-                agree(*(each.table for each in outcomes.values()), grid.images)
+                first, second = (each.table for each in outcomes.values())
+                agree(first, second, grid.images)
 
         return Entrant(name, run, expected, figures=figures)
 
@@ -207,7 +208,7 @@ def _again_ms(part: Callable[[], object]) -> float:
 def _emoji() -> Iterator[Images]:
     """Sets of the demo as JPEG files of ImageNet's size, and the demo's model with its head."""
     with tempfile.TemporaryDirectory() as name:
-        settings = {"lr": 0.01, "epochs": 1, "batch_size": 32}
+        settings = {"lr": 1e-3, "epochs": 1, "batch_size": 32}  # the released rate
         images = Images(Path(name), SETS, COLUMNS, "tf_efficientnet_lite0", 64, settings)
         cache = cache_folder()
         concepts = emoji.fetch(cache).choose(CLASSES, 0)

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -59,14 +60,13 @@ class Cell:
             self.args.arch, num_classes=len(self.data(self.args.sets[0]).classes)
         )
         net.load_state_dict(state)
-        return net.eval().to(memory_format=torch.channels_last)
+        return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @cached_property
-    def transform(self) -> Callable:
+    def transform(self) -> Any:
         """timm's evaluation transform, in which the benchmark also trains."""
-        config = resolve_data_config(
-            pretrained_cfg=timm.get_pretrained_cfg(self.args.arch).to_dict()
-        )
+        known = timm.get_pretrained_cfg(self.args.arch)
+        config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {})
         return create_transform(
             self.args.image_size,
             interpolation=config["interpolation"],
