@@ -1,4 +1,5 @@
 # make demo | test | check | faults | bench | docs | constraints; each first does the missing set-up.
+# make demo MODEL=vit runs the demo's grid on a ViT.
 # make gate [TORCH=2.11.0 TRITON=3.6.0] compiles all kernels with another pair: 5 GB, some minutes.
 # make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON or .venv, whose torch sees a GPU.
 PYTHON ?= python3
@@ -10,8 +11,16 @@ SUDO_LINE := apt-get install -y --no-install-recommends
 
 .PHONY: demo test check faults setup bench gate gpu docs constraints clean
 
-demo: setup
-	@$(BIN)/rib campaign emoji --cores $(CORES)
+demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
+	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
+
+$(VENV)/demo-vit: $(VENV)/ready
+	@echo "set-up: onnx, which reads the ViT's weights"
+	@$(BIN)/python -m pip install -e '.[dinov2]'
+	@touch $@
+
+$(VENV)/demo-%:
+	@echo "MODEL=$*: the demo knows vit; without MODEL it takes EfficientNet-Lite0"; exit 2
 
 test: check
 	@$(PYTEST) -m slow

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -32,6 +32,7 @@ CASES = (
     "distill",
     "interpolate",
     "evaluation",
+    "grid",
     "transport",
     "bures",
 )
@@ -79,7 +80,7 @@ class Entrant:
 
     `work`: what its time is predicted from, or the milliseconds that its parts took by themselves.
     `share`: of that work, what `run` does where all of it would take too long; times are divided by
-    it, and the name says so.
+    it, and the name says so. `figures`: numbers that `run` writes down, for the JSON.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Entrant:
     load: Load | None = None
     over_prediction: float | None = None
     share: float = 1.0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Contest:
     """A subject of ours at one size against its peers, at least `rounds` times.
 
     Entrants of one contest disturb each other's caches: peers many times slower get their own.
-    processor_time: on a CPU, milliseconds of processor time, of all threads together.
+    processor_time: on a CPU, milliseconds of processor time, of all threads and ended processes
+    together. warm: whether all run once before they are timed.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Contest:
     peers: tuple[Entrant, ...]
     rounds: int = 5
     processor_time: bool = False
+    warm: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Row:
 
     measured, low, high: median and quartiles of the ratios of `rounds` paired runs; of_minima: the
     ratio of the two shortest times; roofline: predicted over median time of the subject, 1 at best;
-    rates: `Load.rates` of both, by name, where they have a load.
+    rates: `Load.rates` of both, by name, where they have a load; figures: likewise.
     """
 
     contest: str
@@ -129,6 +133,7 @@ class Row:
     roofline: float
     rounds: int
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -162,6 +167,7 @@ def hold(
         seconds=seconds,
         least=contest.rounds,
         processor_time=contest.processor_time,
+        warm=contest.warm,
     )
     times = [
         [ms / entrant.share for ms in measured]
@@ -173,7 +179,7 @@ def hold(
             subject_time / peer_time
             for subject_time, peer_time in zip(times[0], peer_times, strict=True)
         ]
-        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        low, median, high = _quartiles(ratios)
         subject_ms, peer_ms = statistics.median(times[0]), statistics.median(peer_times)
         timed = ((contest.subject, subject_ms), (peer, peer_ms))
         predicted = expected[0] / peer_expected
@@ -194,6 +200,13 @@ def hold(
                 roofline=expected[0] / subject_ms,
                 rounds=len(ratios),
                 rates={e.name: e.load.rates(ms, roofline) for e, ms in timed if e.load},
+                figures={e.name: e.figures for e, _ in timed if e.figures},
             )
         )
     return rows
+
+
+def _quartiles(ratios: Sequence[float]) -> Sequence[float]:
+    if len(ratios) == 1:
+        return [*ratios] * 3
+    return statistics.quantiles(ratios, n=4, method="inclusive")

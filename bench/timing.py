@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,18 +21,20 @@ def interleave(
     least: int = 5,
     most: int = 100,
     processor_time: bool = False,
+    warm: bool = True,
 ) -> list[list[float]]:
     """Milliseconds of every run, a number a round: A B C, C B A, A B C, ...
 
     Rounds go on until `seconds` have passed, at least `least` and at most `most` of them. On CUDA
     the L2 cache is flushed before each run and events take the time. processor_time: on a CPU, of
-    all threads together, which other work on the machine lengthens less.
+    all threads and ended processes together, which other work on the machine lengthens less. warm:
+    each run goes before the rounds too, untimed.
     """
     if device.type == "cuda":
         clock = _cuda_clock(device)
     else:
-        clock = _cpu_clock(time.process_time if processor_time else time.perf_counter)
-    for run in runs:
+        clock = _cpu_clock(processor_seconds if processor_time else time.perf_counter)
+    for run in runs if warm else ():
         for _ in range(3 if device.type == "cuda" else 1):
             run()
     times: list[list[float]] = [[] for _ in runs]
@@ -43,6 +46,12 @@ def interleave(
         for entrant in order:
             times[entrant].append(clock(runs[entrant]))
     return times
+
+
+def processor_seconds() -> float:
+    """Of this process, all its threads, and of the processes that it started and that ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def _cpu_clock(now: Callable[[], float]) -> Callable[[Run], float]:

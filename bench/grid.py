@@ -1,0 +1,251 @@
+"""A whole grid: `rib campaign` against a plain script that works as the benchmark's released code.
+
+The script (`bench/plain_grid.py`) runs a process for each cell and reads image files with torch's
+DataLoader, so every image is decoded again for each model that sees it. The engine decodes it once,
+and evaluates all models of a column on it together. Both get the same JPEG files, the same
+pre-trained model with its head, the same order of batches and the same settings, and two columns
+run at a time, on a thread each. Their tables of accuracy must agree, or nothing is timed.
+
+    released    seven methods, each as the released code has it; WiSE-FT at alpha 0.5
+    canonical   five of them as their papers have them; WiSE-FT at eleven alphas, EWC with a Fisher
+
+As in the release, the script evaluates the pre-trained model once, and LP-FT, WiSE-FT and soups
+load finished cells. A last look at the training set, which the release takes, is left out.
+
+Times are processor time of all processes, from the first command to the last: the engine's encoding
+and report are among them. The wall's seconds, and the images that were decoded and went through a
+model, stand beside them in the JSON. A prediction adds up such counts, which are known before
+anything runs, times what an image costs by itself, and the start of each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+
+from bench import grid_programs, plain_grid
+from bench.contest import Contest, Entrant, Scale
+from bench.grid_programs import METHODS, UPSTREAM, Counts, Grid, Images, Outcome, Table
+from bench.report import ROOT
+from bench.timing import processor_seconds
+from engine import models
+from engine.data import packs
+from engine.grid.build import Builder
+from engine.machine.files import cache_folder
+from engine.recipe.request import Request
+from engine.recipe.schema import ModelRecipe
+from loaders.benchmarks import emoji
+
+KERNELS = ()
+TITLES = {"paper": "released", "canonical": "canonical"}
+SETS, COLUMNS = ("twemoji", "noto-v1", "openmoji"), ("twemoji", "openmoji")
+CLASSES, RENDERINGS = 120, 2
+DRAWN, SIDE = 64, 433  # pixels; enlarged, an image has as many as ImageNet's of 500 x 375
+# Sums round otherwise where batch norms are folded, which turns an image that stands on the edge.
+MOST_POINTS, MEAN_POINTS = 1.0, 0.2
+
+
+def gate(device: torch.device) -> None:
+    """Both programs give the same table of a small column; the timed grids are compared as well."""
+    with _drawn() as images:
+        grid = Grid(images, "paper")
+        agree(grid.engine().table, grid.plain(in_process).table, images)
+
+
+def in_process(command: Sequence[str]) -> None:
+    """Run a command of the plain script here, without the seconds that a process takes to start."""
+    threads = torch.get_num_threads()
+    try:
+        plain_grid.main(command[2:])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    with _drawn() if scale.draws else _emoji() as images:
+        for variant in METHODS:
+            yield _contest(Grid(images, variant))
+
+
+def agree(engine: Table, plain: Table, images: Images) -> None:
+    """Raise AssertionError unless two tables have the same accuracies up to rounding: within a
+    point or an image, and within a fifth of a point on average."""
+    assert engine.keys() == plain.keys(), f"in one table alone: {engine.keys() ^ plain.keys()}"
+    differences = {key: abs(engine[key] - plain[key]) for key in engine}
+    worst = max(differences, key=lambda key: differences[key])
+    mean = sum(differences.values()) / len(differences)
+    most = max(MOST_POINTS, 100.1 / min(images.sizes.values()))
+    assert differences[worst] <= most and mean <= MEAN_POINTS, (
+        f"accuracies differ by {mean:.2f} points on average; {worst}: {engine[worst]:.2f} by the "
+        f"engine, {plain[worst]:.2f} by the plain script"
+    )
+
+
+def _contest(grid: Grid) -> Contest:
+    outcomes: dict[str, Outcome] = {}
+    parts = Parts.measured(grid)
+    alone = {f"{name}_ms": value for name, value in asdict(parts).items()}
+    print(f"alone: {', '.join(f'{name} {value:.3g}' for name, value in alone.items())}")
+    print(f"expected, engine: {grid.engine_counts}; plain: {grid.plain_counts}", flush=True)
+
+    def entrant(name: str, program: Callable[[], Outcome], expected: float) -> Entrant:
+        figures = {**alone, "predicted_s": expected / 1e3}
+
+        def run() -> None:
+            outcomes[name] = outcome = program()
+            figures.update(outcome.figures)
+            if len(outcomes) == 2:
+                first, second = (each.table for each in outcomes.values())
+                agree(first, second, grid.images)
+
+        return Entrant(name, run, expected, figures=figures)
+
+    return Contest(
+        f"grid {TITLES[grid.variant]}",
+        entrant("rib campaign", grid.engine, parts.engine_ms(grid)),
+        (entrant("a process a cell", grid.plain, parts.plain_ms(grid)),),
+        rounds=1,
+        processor_time=True,
+        warm=False,
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Processor milliseconds of what a grid is made of, each measured alone.
+
+    decode: an image opened, resized and normalised; encode: put into a pack; forward: seen by the
+    model; step: trained on. script, job, command: the start of the plain script, of an engine's
+    job, and of `rib campaign` itself.
+    """
+
+    decode: float
+    encode: float
+    forward: float
+    step: float
+    script: float
+    job: float
+    command: float
+
+    @classmethod
+    def measured(cls, grid: Grid) -> Parts:
+        words = grid.command(grid.images.folder / "none", "pre")[2:]
+        cell = plain_grid.Cell(plain_grid.parser().parse_args([*words, "--workers=0"]))
+        begin = time.process_time()
+        batches = list(cell.batches(grid.images.sets[0]))
+        decode = time.process_time() - begin
+        images = sum(len(x) for x, _ in batches)
+        net = cell.network(cell.start)
+        optimizer = torch.optim.SGD(net.parameters(), 1e-9, fused=True)
+
+        @torch.no_grad()
+        def forward() -> None:
+            for x, _ in batches:
+                net(x)
+
+        def step() -> None:
+            for x, y in batches:
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+
+        def encode() -> None:
+            recipe = replace(request.recipe(), runs=str(grid.images.folder / f"packs{time.time()}"))
+            packs.pack_of(recipe, grid.images.sets[0], cache_folder())
+
+        python, rib = sys.executable, str(ROOT / "engine" / "rib")
+        words = grid.words(grid.images.folder / "nothing")
+        request = Request(str(grid.file), tuple(words))
+        programs = (
+            [python, plain_grid.__file__, "--help"],
+            [python, "-c", "import deepspeed, engine.grid.jobs"],
+            [python, rib, "campaign", str(grid.file), *words, "--dry-run"],
+        )
+        return cls(
+            1e3 * decode / images,
+            *(_again_ms(part) / images for part in (encode, forward, step)),
+            *(_processor_ms(partial(grid_programs.run, program)) for program in programs),
+        )
+
+    def engine_ms(self, grid: Grid) -> float:
+        jobs = len(grid.plan.columns) + 2
+        return self.command + jobs * self.job + self._images_ms(grid.engine_counts, self.encode)
+
+    def plain_ms(self, grid: Grid) -> float:
+        return len(grid.cells) * self.script + self._images_ms(grid.plain_counts, self.decode)
+
+    def _images_ms(self, counts: Counts, decode: float) -> float:
+        seen = (counts.forward - counts.backward) * self.forward
+        return counts.decoded * decode + seen + counts.backward * self.step
+
+
+def _processor_ms(part: Callable[[], object]) -> float:
+    """Of a run, with the processes that it starts."""
+    begin = processor_seconds()
+    part()
+    return 1e3 * (processor_seconds() - begin)
+
+
+def _again_ms(part: Callable[[], object]) -> float:
+    """Of the second of two runs."""
+    part()
+    return _processor_ms(part)
+
+
+@contextlib.contextmanager
+def _emoji() -> Iterator[Images]:
+    """Sets of the demo as JPEG files of ImageNet's size, and the demo's model with its head."""
+    with tempfile.TemporaryDirectory() as name:
+        settings = {"lr": 1e-3, "epochs": 1, "batch_size": 32}  # the released rate
+        images = Images(Path(name), SETS, COLUMNS, "tf_efficientnet_lite0", 64, settings)
+        cache = cache_folder()
+        concepts = emoji.fetch(cache).choose(CLASSES, 0)
+        for place in (UPSTREAM, *SETS):
+            styles = emoji.UPSTREAM if place == UPSTREAM else (place,)
+            items = emoji.items(cache, styles, concepts, RENDERINGS, 0, DRAWN)
+            for number, item in enumerate(items):
+                folder = images.folder / "images" / place / concepts[item.label].name
+                folder.mkdir(parents=True, exist_ok=True)
+                picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
+                picture.save(folder / f"{number:05d}.jpg", quality=90)
+        words = ("model=efficientnet_lite0", f"runs={images.folder / 'pre'}")
+        request = Request(str(Grid(images, "canonical").file), words)
+        recipe = request.recipe("fine_tune", SETS[0])
+        base = Builder(request, recipe, torch.device("cpu")).base
+        save_file(base.state(), images.folder / "pre.safetensors")
+        yield images
+
+
+@contextlib.contextmanager
+def _drawn() -> Iterator[Images]:
+    """A column of eight classes of noisy patterns, and a small network with random weights."""
+    with tempfile.TemporaryDirectory() as name:
+        settings = {"lr": 0.02, "epochs": 2, "batch_size": 8}
+        sets = ("one", "two")
+        images = Images(Path(name), sets, sets[:1], "test_convnext", 32, settings)
+        rng = np.random.default_rng(0)
+        coarse = rng.integers(0, 256, (8, 6, 6, 3))
+        for place in (UPSTREAM, *images.sets):
+            for label, pattern in enumerate(coarse):
+                folder = images.folder / "images" / place / f"class-{label}"
+                folder.mkdir(parents=True)
+                for number in range(4):
+                    pixels = np.clip(pattern + rng.normal(0, 160, pattern.shape), 0, 255)
+                    picture = Image.fromarray(pixels.astype(np.uint8)).resize((48, 48))
+                    picture.save(folder / f"{number}.jpg", quality=90)
+        torch.manual_seed(0)
+        model = ModelRecipe(name=images.arch, arch=images.arch, image_size=images.image_size)
+        save_file(models.create(model, len(coarse)).state_dict(), images.folder / "pre.safetensors")
+        yield images
