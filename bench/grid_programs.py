@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from bench import plain_grid
 from bench.report import ROOT
 from engine.cost import estimate
@@ -186,7 +184,7 @@ class Grid:
                 "ewc": {"method": {"fisher_labels": "data", "fisher_scale": "mean"}},
             },
         }
-        file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        file.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
         return file
 
     def words(self, runs: Path) -> list[str]:

@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -170,7 +171,7 @@ class Bench:
             for x, y in files:
                 yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
-        loops: list[tuple[str, Callable[[], Run], int, dict[str, float]]] = [
+        loops: list[tuple[str, Callable[[], Run], int, dict[str, Any]]] = [
             (
                 "plain loop, in memory",
                 lambda: self.plain_loop(self.net(), self._slices),

@@ -74,7 +74,7 @@ def of_transport(n: int, m: int) -> None:
     bounds, of_columns = torch.tensor([0, n]), torch.tensor([0, m])
     sweep._sweep(apart(n, m, torch.int16), f, g, f.clone(), bounds)
     doubles = [torch.zeros(n).double() for _ in range(2)] + [torch.zeros(m).double() for _ in "ab"]
-    certified_pass.certified_pass(apart(n, m, torch.int16), *doubles, 1.0)
+    certified_pass.certified_pass(apart(n, m, torch.int16), *doubles, 1.0, single=True)
     progress._progress(doubles[0], doubles[2], log_s, doubles[3])
     which = torch.zeros(n, dtype=torch.int64)
     quantize._quantize(apart(n, m), f, apart(1, m), which)
