@@ -166,6 +166,7 @@ FORMATS: Mapping[str, Callable[..., str]] = {
     "plain1": rounded,
     "plain2": partial(rounded, digits=2),
     "plain3": partial(rounded, digits=3),
+    "small": lambda value: f"{value:.1e}",
     "interval": interval,  # signed, with NAME_low, NAME_high and NAME_error
     "span": span,  # the same without signs
     "half": half,  # half the interval's width, of NAME_low and NAME_high

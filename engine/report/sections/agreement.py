@@ -108,18 +108,18 @@ def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figur
         "percent of each set; the rest were never right.",
         _statement(results, model, data),
         pandas.DataFrame(rows),
-        _spec(),
+        _spec([*model.sets, results.record.upstream]),
     )
 
 
-def _spec() -> Spec:
+def _spec(sets: list[str]) -> Spec:
     """Stacked bars a method, a panel a set."""
     order = {"sort": list(SHARES.values()), "scale": {"domain": list(SHARES.values())}}
     legend = {"orient": "top", "title": None}
     return {
         "columns": 3,
         "spacing": 14,
-        "facet": {"field": "evaluated_on", "type": "nominal", "sort": None, "title": None},
+        "facet": {"field": "evaluated_on", "type": "nominal", "sort": sets, "title": None},
         "spec": {
             "width": 170,
             "height": {"step": 18},

@@ -123,6 +123,7 @@ def _table(matrix: Matrix) -> Table:
         "Every pair: its distance, the certified gap and the marginal error; none where the pair "
         "did not converge.",
         _pairs(matrix, once=True),
+        {"gap": "small", "marginal_error": "small"},
     )
 
 

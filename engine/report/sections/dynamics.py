@@ -32,7 +32,7 @@ def section(results: Results) -> Section | None:
     claims = [of_method.claim for of_method in curves if of_method.claim is not None]
     table = Table(
         "dynamics-claims",
-        "When robustness peaks and when downstream accuracy saturates, in optimizer steps; `fall`: "
+        "When robustness peaks and when downstream accuracy saturates, in optimizer steps; fall: "
         "OOD accuracy at the best earlier step less that at saturation, in points.",
         pandas.DataFrame(claims)
         .assign(method=[record.methods.get(claim.method, claim.method) for claim in claims])

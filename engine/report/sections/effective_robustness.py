@@ -151,7 +151,7 @@ def _statements(results: Results, known: Mapping[ModelOnSet, float]) -> list[str
         residual = probit(y) - probit(line.accuracy(x[None])[0])
         spread = float(((probit(y) - probit(y).mean()) ** 2).sum())
         share = f", R² {1 - float((residual**2).sum()) / spread:.2f}" if spread > 0 else ""
-        statements.append(f"{name}: slope {slope:.2f} on the probit scale{share}.")
+        statements.append(f"{name}: slope {signed(slope, 2)} on the probit scale{share}.")
     return statements
 
 
@@ -196,6 +196,7 @@ def _on_sets(results: Results) -> pandas.DataFrame:
 
 def _figure(results: Results, points: pandas.DataFrame) -> Figure:
     upstream = results.record.upstream
+    sets, group = list(results.models[0].sets), "method" if len(results.models) == 1 else "model"
     models = points[points["kind"] == "model"]
     high = models.iloc[models[NAME].astype(float).argmax()] if models[NAME].notna().any() else None
     alt = f"Accuracy on {upstream} against accuracy on each of {models['evaluated_on'].nunique()} "
@@ -212,11 +213,11 @@ def _figure(results: Results, points: pandas.DataFrame) -> Figure:
         "a model, dashed the trend line. Above the line is more robust than accuracy predicts.",
         alt,
         points,
-        _spec(upstream, "method" if len(results.models) == 1 else "model", set(points["kind"])),
+        _spec(upstream, sets, group, set(points["kind"])),
     )
 
 
-def _spec(upstream: str, group: str, kinds: Collection[str]) -> Spec:
+def _spec(upstream: str, sets: list[str], group: str, kinds: Collection[str]) -> Spec:
     """A panel a set: dots of models, rings of given models, and the line; a layer for each kind of
     row, since Vega warns of layers without any."""
     text = "format(100 * cumulativeNormal(datum.value), '.0f')"
@@ -245,7 +246,7 @@ def _spec(upstream: str, group: str, kinds: Collection[str]) -> Spec:
     return {
         "columns": 3,
         "spacing": 14,
-        "facet": {"field": "evaluated_on", "type": "nominal", "sort": None, "title": None},
+        "facet": {"field": "evaluated_on", "type": "nominal", "sort": sets, "title": None},
         "resolve": {"scale": {"x": "independent", "y": "independent"}},
         "spec": {
             "width": 190,

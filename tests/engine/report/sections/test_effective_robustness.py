@@ -8,6 +8,7 @@ from made_results import drawn, results, row
 from scipy.stats import norm
 from stores import SETS
 
+from engine.measures.standings import signed
 from engine.report.sections import effective_robustness
 
 CSV = "model,set,accuracy\n" + "".join(
@@ -42,7 +43,8 @@ def test_points_lines_and_table_are_those_of_the_measures(of_grid):
         slope, level = np.polyfit(x, y, 1)
         expected = slope * norm.ppf(ends["upstream"] / 100) + level
         np.testing.assert_allclose(ends["accuracy_probit"], expected, atol=1e-9)
-        assert any(text.startswith(f"{name}: slope {slope:.2f} ") for text in section.statements)
+        statement = f"{name}: slope {signed(slope, 2)} "
+        assert any(text.startswith(statement) for text in section.statements)
     means = section.tables[0].data
     values = [
         r.effective_robustness
