@@ -44,6 +44,13 @@ class Child:
 
     def wait(self, seconds: float = HANGS_S) -> Ended:
         """Its end. Raises FellShort, and kills it, where it takes longer on an idle machine."""
+        if (ended := self.ended(seconds)) is None:
+            end_all()
+            raise FellShort(f"it did not end within {patience(seconds):.0f} s")
+        return ended
+
+    def ended(self, seconds: float) -> Ended | None:
+        """Its end, if it comes within so many seconds of an idle machine."""
         end = time.monotonic() + patience(seconds)
         while time.monotonic() < end:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
@@ -53,8 +60,7 @@ class Child:
                 code = os.waitstatus_to_exitcode(status)
                 return Ended(code, text, usage.ru_utime + usage.ru_stime)
             time.sleep(0.02)
-        end_all()
-        raise FellShort(f"it did not end within {patience(seconds):.0f} s")
+        return None
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)

@@ -82,13 +82,16 @@ def started(
 def end(children: list[Child], rank: int) -> None:
     """Wait for the disturbed process, then for the others, which must not outlive it for long.
 
-    A rank without launcher learns of another's end when it hears from it next.
+    A rank learns of another's end when it hears from it next. Before the two have met it waits for
+    the other, for minutes; then the trial does what a launcher does, and ends it.
     """
     disturbed = children.pop(min(rank, len(children) - 1))
     ended = disturbed.wait()
     require("Traceback" not in ended.text, f"a traceback: {ended.text[-1500:]}")
     for child in children:
-        child.wait(ENDS_WITHIN_S)
+        if child.ended(ENDS_WITHIN_S) is None:
+            child.send(signal.SIGTERM)
+            child.wait(ENDS_WITHIN_S)
 
 
 def finish(campaign: Campaign, command: str, done: str) -> None:

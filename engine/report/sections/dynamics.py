@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas
 
 from engine.measures import dynamics
-from engine.measures.dynamics import Dynamics
+from engine.measures.dynamics import Claim, Dynamics
 from engine.measures.rows import Arm
 from engine.measures.standings import rounded, signed
 from engine.report import frames, specs
@@ -30,16 +30,6 @@ def section(results: Results) -> Section | None:
         by_model.setdefault(of_method.arm.model, []).append(of_method)
     titles = {of_method.arm: _title(of_method.arm, record.methods) for of_method in curves}
     claims = [of_method.claim for of_method in curves if of_method.claim is not None]
-    table = Table(
-        "dynamics-claims",
-        "When robustness peaks and when downstream accuracy saturates, in optimizer steps; fall: "
-        "OOD accuracy at the best earlier step less that at saturation, in points.",
-        pandas.DataFrame(claims)
-        .assign(method=[record.methods.get(claim.method, claim.method) for claim in claims])
-        .drop(columns=["alpha", "setting"])  # a claim's arm has none
-        .rename(columns={end: f"fall_{end}" for end in ("low", "high", "error")}),
-        {"peak_ood": "plain1", "saturation_ood": "plain1", "fall": "interval"},
-    )
     return Section(
         "dynamics",
         "Accuracy during fine-tuning",
@@ -48,7 +38,21 @@ def section(results: Results) -> Section | None:
         "is higher, by an interval that holds for all earlier steps together and lies above 0.",
         [_statement(of_method, titles[of_method.arm]) for of_method in curves],
         [_figure(model, of_model, titles, len(by_model)) for model, of_model in by_model.items()],
-        [table] if claims else [],
+        [_table(claims, record.methods)] if claims else [],
+    )
+
+
+def _table(claims: Sequence[Claim], methods: Mapping[str, str]) -> Table:
+    data = pandas.DataFrame(claims)
+    data["method"] = [methods.get(claim.method, claim.method) for claim in claims]
+    return Table(
+        "dynamics-claims",
+        "When robustness peaks and when downstream accuracy saturates, in optimizer steps; fall: "
+        "OOD accuracy at the best earlier step less that at saturation, in points.",
+        data.drop(columns=["alpha", "setting"]).rename(  # a claim's arm has none
+            columns={end: f"fall_{end}" for end in ("low", "high", "error")}
+        ),
+        {"peak_ood": "plain1", "saturation_ood": "plain1", "fall": "interval"},
     )
 
 

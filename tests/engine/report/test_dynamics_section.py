@@ -83,6 +83,14 @@ def test_figures_hold_every_point_and_can_be_drawn(tmp_path: Path):
         assert "pre" in text.split() and "80" in text.split() and "other sets" in text
 
 
+def test_a_model_that_learns_nothing_has_no_claim_and_no_table(tmp_path: Path):
+    rows = [row for row in evaluations(tmp_path) if row.method == PRE or row.setting == "step=1"]
+    still = [replace(row, path=rows[0].path) for row in rows]
+    section = section_of(still)
+    assert section is not None and section.tables == []
+    assert all(text.endswith("cannot saturate.") for text in section.statements)
+
+
 def test_each_pre_training_has_a_figure(tmp_path: Path):
     rows = evaluations(tmp_path)
     section = section_of([*rows, *(replace(row, model="vit_b16 x") for row in rows)])
