@@ -53,8 +53,9 @@ TITLES = {"paper": "released", "canonical": "canonical"}
 SETS, COLUMNS = ("twemoji", "noto-v1", "openmoji"), ("twemoji", "openmoji")
 CLASSES, RENDERINGS = 120, 2
 DRAWN, SIDE = 64, 433  # pixels; enlarged, an image has as many as ImageNet's of 500 x 375
-# Sums round otherwise where batch norms are folded, which turns an image that stands on the edge.
-MOST_POINTS, MEAN_POINTS = 1.0, 0.2
+# On the emoji model rounding moves weights by 1.3% of what fine-tuning does: so far is the script
+# from itself in another memory format, and 1.4% from the engine (bench/results/NOTES.md).
+MOST_POINTS, MEAN_POINTS = 5.0, 1.0
 
 
 def gate(device: torch.device) -> None:
@@ -80,14 +81,16 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def agree(engine: Table, plain: Table, images: Images) -> None:
-    """Raise AssertionError unless two tables have the same accuracies up to rounding: within a
-    point or an image, and within a fifth of a point on average."""
+    """Raise AssertionError unless two tables have the same accuracies up to rounding: the
+    pre-trained model's to an image, others to `MOST_POINTS`, and to `MEAN_POINTS` on average."""
     assert engine.keys() == plain.keys(), f"in one table alone: {engine.keys() ^ plain.keys()}"
     differences = {key: abs(engine[key] - plain[key]) for key in engine}
     worst = max(differences, key=lambda key: differences[key])
     mean = sum(differences.values()) / len(differences)
-    most = max(MOST_POINTS, 100.1 / min(images.sizes.values()))
-    assert differences[worst] <= most and mean <= MEAN_POINTS, (
+    image = 100.1 / min(images.sizes.values())
+    most = max(MOST_POINTS, image)
+    exact = all(value <= image for key, value in differences.items() if key[0] == "pre")
+    assert exact and differences[worst] <= most and mean <= MEAN_POINTS, (
         f"accuracies differ by {mean:.2f} points on average; {worst}: {engine[worst]:.2f} by the "
         f"engine, {plain[worst]:.2f} by the plain script"
     )

@@ -48,7 +48,7 @@ def test_a_contest_of_one_round_has_its_figures_in_its_row():
     assert row.figures == {"ours": {"decoded": 3}}
 
 
-def test_tables_agree_up_to_an_image_and_a_point(tmp_path):
+def test_tables_agree_up_to_an_image_of_the_pre_trained_model_and_points_of_others(tmp_path):
     small, large = (
         images(tmp_path / "a", upstream=50, one=50),
         images(tmp_path / "b", upstream=200, one=500),
@@ -58,8 +58,12 @@ def test_tables_agree_up_to_an_image_and_a_point(tmp_path):
     grid.agree(table, table | {key: 52.0}, small)
     with pytest.raises(AssertionError, match=r"'pre', .* 50\.00 by the engine, 52\.00"):
         grid.agree(table, table | {key: 52.0}, large)
-    with pytest.raises(AssertionError, match=r"by 0\.50 points on average"):
-        grid.agree(table, dict.fromkeys(table, 50.5), large)
+    trained = {("ewc", *key[1:]): value for key, value in table.items()}
+    grid.agree(trained, trained | {("ewc", *key[1:]): 54.0}, large)
+    with pytest.raises(AssertionError, match=r"'ewc', .* 50\.00 by the engine, 56\.00"):
+        grid.agree(trained, trained | {("ewc", *key[1:]): 56.0}, large)
+    with pytest.raises(AssertionError, match=r"by 1\.50 points on average"):
+        grid.agree(trained, dict.fromkeys(trained, 51.5), large)
     with pytest.raises(AssertionError, match="in one table alone"):
         grid.agree(table, {}, large)
 
