@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description="make faults")
     parser.add_argument("--minutes", type=float, default=15.0, help="of trials; default: 15")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=GROUPS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=GROUPS, default=list(KINDS), metavar="KIND")
     parser.add_argument(
         "--trials",
         type=float,
