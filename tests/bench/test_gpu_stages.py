@@ -33,13 +33,13 @@ def run(out, *words: str) -> tuple[int, dict]:
 
 def test_a_red_stage_stops_no_other_and_is_named_at_the_end(replaced, tmp_path, capfd):
     replaced += [stage("probe", "exit(3)", "print('next')"), stage("tests", "print('well')")]
-    status, found = run(tmp_path)
+    status, outcomes = run(tmp_path)
     assert status == 1 and capfd.readouterr().out.endswith("\nred: probe\n")
-    assert [outcome["state"] for outcome in found.values()] == ["red", "green"]
-    assert "exit status 3" in found["probe"]["why"][0]
+    assert [outcome["state"] for outcome in outcomes.values()] == ["red", "green"]
+    assert "exit status 3" in outcomes["probe"]["why"][0]
     assert (tmp_path / "probe.log").read_text() == "begun\nbegun\nnext\n"
-    status, found = run(tmp_path, "tests")
-    assert status == 0 and list(found) == ["tests"]
+    status, outcomes = run(tmp_path, "tests")
+    assert status == 0 and list(outcomes) == ["tests"]
 
 
 def test_a_stage_ends_with_its_time_and_leaves_no_process(replaced, tmp_path):
@@ -47,17 +47,17 @@ def test_a_stage_ends_with_its_time_and_leaves_no_process(replaced, tmp_path):
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(left)!r}).touch()"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     replaced += [stage("probe", program, "pass"), stage("tests", "pass")]
-    status, found = run(tmp_path, "--minutes", "0.01")
-    assert status == 1 and found["probe"]["seconds"] < 2.5 and not left.exists()
-    stopped, second = found["probe"]["why"]
+    status, outcomes = run(tmp_path, "--minutes", "0.01")
+    assert status == 1 and outcomes["probe"]["seconds"] < 2.5 and not left.exists()
+    stopped, second = outcomes["probe"]["why"]
     assert "stopped after" in stopped and "no time was left" in second
 
 
 def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tmp_path, capfd):
     replaced += [stage("engine", "exit(1)", needs=("no_such_package", "json", "other_package"))]
-    status, found = run(tmp_path)
+    status, outcomes = run(tmp_path)
     assert status == 1  # nothing ran
-    assert found["engine"] | {"seconds": 0} == {
+    assert outcomes["engine"] | {"seconds": 0} == {
         "state": "not run", "seconds": 0, "missing": ["no_such_package", "other_package"],
     }  # fmt: skip
     printed = capfd.readouterr().out
@@ -143,9 +143,9 @@ def test_the_programs_of_stages_run_on_a_cpu(tmp_path, monkeypatch):
     """Those left out start the bench, as `engine` does too, or pytest, whose tests need a GPU."""
     monkeypatch.setenv("PYTHONPATH", str(command.ROOT))
     names = ["probe", "engine", "profile"]
-    status, found = run(tmp_path, *names, "--small")
-    assert status == 0, found
-    assert {outcome["state"] for outcome in found.values()} == {"green"}
+    status, outcomes = run(tmp_path, *names, "--small")
+    assert status == 0, outcomes
+    assert {outcome["state"] for outcome in outcomes.values()} == {"green"}
     for file in ("probe.json", "evaluation-cpu.json", "engine.json", "profile.json"):
         assert json.loads((tmp_path / file).read_text())["machine"]["kind"] == "cpu"
     probe = json.loads((tmp_path / "probe.json").read_text())["items"]
