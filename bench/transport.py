@@ -75,7 +75,7 @@ def gate(device: torch.device) -> None:
     for actual, exact in zip(results, expected, strict=True):
         torch.testing.assert_close(actual.cpu().double(), exact, rtol=2e-5, atol=2e-5)
     upper = q[:, : shape[0]].triu()
-    square, same = upper + upper.triu(1).T, kappa[:1].expand(shape[0])
+    square, same = upper + upper.triu(1).T, kappa[:1].repeat(shape[0])
     exact = reference.row_sums(square, f.double(), f.double(), same.double())
     actual = symmetric_row_sums(*(tensor.to(device) for tensor in (square, f, f, same)))
     torch.testing.assert_close(actual.cpu().double(), exact, rtol=2e-5, atol=2e-5)

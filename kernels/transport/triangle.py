@@ -9,7 +9,8 @@ entries count for their own rows.
 
 A program writes its sums to a float32 buffer [blocks, n], whose number (k, i) is row i's sum over
 the columns of block k, and a second launch adds these up. There are no atomics: sums are the same
-every time.
+every time. The buffer takes n^2 / 16 bytes while no strip and no sparse plan is held, which are
+counted beside the copy (`store`) and are larger for up to 500,000 samples.
 
 q is rounded row by row, and the entry (i, j), rounded with the step of row i, stands for (j, i)
 too, which a reader of whole rows has rounded with the step of row j. The two costs differ by at
@@ -18,10 +19,11 @@ potentials for it, but no other bounds: the certificate reads whole rows, and bo
 whatever the potential is.
 
 Bytes moved: n^2 of an int16 copy (2 n^2 of a float32 one), half of what whole rows take, and
-8 n^2 / 128 of sums. Predicted, not measured, for n = 50,000 and int16 on an H100 (3.35 TB/s; 16
-exponentials a clock on each of 132 multiprocessors at 1.7 GHz): whole rows are 5.0 GB, 1.5 ms, and
-0.70 ms of exponentials; a triangle is 2.7 GB, 0.79 ms, and 0.35 ms of exponentials. Memory is the
-bound of both.
+n^2 / 8 of sums. Predicted, not measured, for n = 50,000 and int16 on an H100 (3.35 TB/s; 16
+exponentials and 128 instructions a clock on each of 132 multiprocessors at 1.7 GHz): whole rows are
+5.0 GB, 1.5 ms, and 0.70 ms of exponentials; a triangle is 2.8 GB, 0.84 ms, and 0.35 ms of
+exponentials. Its code for sm_90 has 16 instructions a cost, 0.69 ms of them, so that memory is the
+bound by little.
 
 Source: Feydy et al. 2019 (one-potential self terms).
 """
@@ -38,8 +40,10 @@ from torch.library import triton_op
 from kernels.launch import jit, launcher, rows_apart, tl
 from kernels.transport.sweep import row_sums
 
-_TILE = 128
-_TILE_WARPS = 8
+# 64 costs a thread and 110 registers: nine programs fit a multiprocessor, and the loads of some
+# hide behind the arithmetic of others. Of 128 x 128 costs and 8 warps, with half the partial sums,
+# two fit. Chosen by counting, not by a timing.
+_TILE, _TILE_WARPS = 64, 2
 _ROWS, _COLUMNS = 16, 128  # of partial sums that a program adds up at once
 _WARPS = 4
 
