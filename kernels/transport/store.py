@@ -153,8 +153,8 @@ def _beside(n: int, m: int, d: int, blocks: int, device: torch.device) -> int:
 
 
 def _strip_rows(m: int, device: torch.device) -> int:
-    """Rows of a float32 strip while the copy is made; on a GPU whole tiles, and no more numbers than
-    in a strip of the certificate unless `STRIP_ROWS` are."""
+    """Rows of a float32 strip while the copy is made: on a GPU as many whole tiles as a strip of
+    the certificate holds."""
     if device.type != "cuda":
         return STRIP_ROWS
     return max(STRIP_ROWS, CERTIFIED_STRIP["cuda"] // row_pitch(m, device) // ROWS * ROWS)
