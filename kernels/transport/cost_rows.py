@@ -3,35 +3,35 @@
     C_ij = max(||x_i||^2 + ||y_j||^2 - 2 x_i y_j + T[label x_i, label y_j], 0)
 
 A library's products, added up in blocks of 64 dimensions as `GroundCost.rounding` asks, read and
-write a strip of the costs once a block; the other terms are operators of their own, and to gather
-them by class the host waits. Here a program keeps a tile of costs in registers while the dimensions
-pass, and writes it once. Products are float32's fused multiply-adds, in whatever precision torch is
-allowed to multiply. A block's are chained and then added to the sum of the blocks before: no more
-roundings than `GroundCost.rounding` counts. Features lie by dimension, so that neighbours in memory
-are neighbours in the tile and every access is 16 bytes wide.
+write a strip of the costs once a block; the other terms are operators of their own, and the host
+waits for the number of classes. Here a program keeps a tile of costs in registers while the
+dimensions pass, and writes it once. Features lie by dimension, so that neighbours in memory are
+neighbours in the tile, and accesses are 16 bytes wide.
 
-Triton turns a sum plus a `tl.dot` that starts from zero into a chain from that sum, which would
-break the bound. Here the loop carries the sum of a block, which is left alone; `sums_blocks` tries
-out what was compiled.
+Products are float32's fused multiply-adds, whatever precision torch is allowed. Those of a block
+are chained, which rounds at most 64 times, and the block is added to those before: no more than
+`GroundCost.rounding` counts. Triton turns a sum plus a `tl.dot` that starts from zero into a chain
+from that sum, which would break the bound. Here the loop carries the sum of a block, which Triton
+leaves alone; `sums_blocks` tries out what was compiled.
 
-Why not TF32: three of its products would take a third of the time, but are known less well. In
-units u = 2^-24 of |x_k y_k|: a number is split into a part that is rounded to 11 bits and one that
-is cut to 11 bits, which leaves out 2 * 8 + 4 = 20. Tensor cores were measured, not documented, to
-cut what they add to the bits of the largest, 16 of the partial sum for 8 products, so 128 for the 8
-steps of a block. That makes 188 at 768 dimensions, where `GroundCost.rounding` counts 104. A copy
-in 16 bits may be off by 2.5e-5 of the mean cost at a tolerance of 1e-4 (`sinkhorn._copy`), which is
-419, and half of a step takes 256 of them: 163 are left. Every iteration would read 32-bit costs,
-twice the bytes.
+Three products in TF32 for each would take 0.4 of the time (495 TFLOP/s), but no bound of theirs is
+small enough. In units u = 2^-24 of |x_k y_k|, a number is split into 11 bits, rounded, and 11 bits
+that are cut: 2 * 8 + 4 = 20 are left out. How tensor cores round sums is not documented. If they
+cut what they add to the 24 bits of the largest, a step of 8 products is off by 16 of its sum, and
+the 8 steps of a block by 128. At 768 dimensions that makes 188, where `GroundCost.rounding` counts
+104. At a tolerance of 1e-4 a copy may be off by 2.5e-5 of the mean cost (`sinkhorn._copy`), 419 u,
+of which half a step of 16 bits takes 256: 163 are left, and iterations would read 32-bit costs,
+twice the bytes. With one bit more it would be 124, but nobody promises that bit.
 
-Predictions for 50,000 x 50,000 samples of 768 dimensions on an H100 (67 TFLOP/s, 3.35 TB/s), until
-16-bit costs are stored. Before: 98 strips of some 20 launches and a wait each; 12 products of a
-strip move 92 bytes a cost, 69 ms, and the rest 10, 7 ms. Now: 79 strips of 9 launches, without
-a wait; 3.8 TFLOP, 57 ms, and 10 bytes a cost, 7 ms. Of the instructions in
-the compiled loop 83% multiply (Triton 3.9, sm_90): at that share of the peak it is 69 ms + 7 ms, no
-less than the bound of what it replaces, which a library does not reach with 64 dimensions either.
-No GPU has timed it.
+Predicted, not measured, for 50,000 x 50,000 samples of 768 dimensions on an H100 (67 TFLOP/s, 3.35
+TB/s), until the 16 bits are stored. Before: 98 strips of some 20 launches and a wait each; products
+move 92 bytes a cost (69 ms; their 3.8 TFLOP take 57 ms), what follows 10 (7 ms): at least 76 ms.
+Now: 79 strips of 9 launches without a wait; 57 ms of arithmetic, and 6 bytes a cost in `quantize`
+(4 ms): 62 ms at the peak. Of the instructions of the compiled loop 83% multiply (Triton 3.9, both
+GPUs of `kernels.aot`), which makes 74 ms; below 80% of the peak the kernel would lose to a library
+that reaches all of its bandwidth.
 
-Source: Fasi, Higham, Mikaitis & Pranesh 2021 (how tensor cores add).
+Source: Fasi, Higham, Mikaitis & Pranesh 2021 (experiments on how tensor cores add).
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -49,8 +49,8 @@ INNER = 64  # dimensions multiplied in float32 before the sum is added to the ot
 ROWS = 128  # of a tile
 _COLUMNS = 128
 # Dimensions of a `tl.dot`, and how many of these a turn of the loop takes. Where one took 32, the
-# registers of an A100 would spill; where a turn took one, it would test for the end of a block twice
-# as often, and 78% of the instructions would multiply.
+# registers of an A100 would spill; where a turn took one, it would be tested for the end of a block
+# twice as often, and 78% of the instructions would multiply (Triton 3.9).
 _STEP, _STEPS = 16, 2
 _STAGES = 3
 _WARPS = 8
