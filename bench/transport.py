@@ -47,11 +47,12 @@ from kernels.transport.certificate import certify
 from kernels.transport.sinkhorn import Divergence, debiased, transport, unregularised
 from kernels.transport.store import COARSE, StoredCost, store
 from kernels.transport.sweep import sinkhorn_sweep
+from kernels.transport.triangle import symmetric_row_sums
 
 KERNELS = tuple(
     f"transport.{name}"
     for name in (
-        *("sweep", "sinkhorn", "certificate", "certified_pass"),
+        *("sweep", "triangle", "sinkhorn", "certificate", "certified_pass"),
         *("alternating", "blocks", "progress", "cost", "cost_rows", "store", "quantize"),
     )
 )
@@ -61,7 +62,7 @@ _STEPS = 20  # of peers that would take minutes at that size
 
 
 def gate(device: torch.device) -> None:
-    """The sweep against float64, on the path that is timed; values against a log-domain loop."""
+    """Sweeps against float64, on the path that is timed; values against a log-domain loop."""
     generator = torch.Generator().manual_seed(0)
     shape = (2048, 2100)
     q = torch.randint(-32768, 32767, shape, generator=generator).to(torch.int16)
@@ -73,6 +74,11 @@ def gate(device: torch.device) -> None:
     results = sinkhorn_sweep(*inputs)
     for actual, exact in zip(results, expected, strict=True):
         torch.testing.assert_close(actual.cpu().double(), exact, rtol=2e-5, atol=2e-5)
+    upper = q[:, : shape[0]].triu()
+    square, same = upper + upper.triu(1).T, kappa[:1].repeat(shape[0])
+    exact = reference.row_sums(square, f.double(), f.double(), same.double())
+    actual = symmetric_row_sums(*(tensor.to(device) for tensor in (square, f, f, same)))
+    torch.testing.assert_close(actual.cpu().double(), exact, rtol=2e-5, atol=2e-5)
     cost = Problem(2100, 10, device, d=16).cost()
     copied = store(cost, copy=COARSE)
     for rows, part in copied.parts():

@@ -35,6 +35,7 @@ from loaders.pack import (
     SAMPLES,
     Item,
     Pack,
+    digest_of,
     fingerprint_of,
     request_digests,
 )
@@ -252,6 +253,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     sha256 = {name: file_hash(folder / name) for name in (IMAGES, SAMPLES)}
     whole = {**manifest, "sha256": sha256}
     whole["fingerprint"] = fingerprint_of(whole)
+    whole["digest"] = digest_of(whole)
     (folder / MANIFEST).write_text(json.dumps(whole, indent=1))
     sync(folder / MANIFEST)
     sync(folder)

@@ -50,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     sha256: dict[str, str]
     fingerprint: str
+    digest: str = ""
     quality: int | None = None
     per_class: list[int] = []
     remarks: dict[str, str] = {}
@@ -194,6 +195,11 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     return digest({key: manifest[key] for key in keys})
 
 
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """The hash of the whole manifest; the fingerprint's leaves out what pixels do not need."""
+    return digest({key: value for key, value in manifest.items() if key != "digest"})
+
+
 def request_digests(
     manifest: Mapping[str, Any], items: Sequence[Item], on_error: str
 ) -> tuple[str, str]:
@@ -222,12 +228,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             )
         msgspec.convert(manifest, Manifest)
         sound = manifest["fingerprint"] == fingerprint_of(manifest)
+        # Packs of before there was a digest have none.
+        whole = manifest.get("digest") in (None, digest_of(manifest))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
     except msgspec.ValidationError as error:
         raise DamagedFile(f"{path}: altered ({error}); {_REMEDY}") from error
     if not sound:
         raise DamagedFile(f"{path}: altered: its fingerprint does not fit; {_REMEDY}")
+    if not whole:
+        raise DamagedFile(f"{path}: altered: its digest does not fit; {_REMEDY}")
     return manifest
 
 

@@ -38,6 +38,7 @@ from kernels.transport.newton import ascend, newton_point, newton_step
 from kernels.transport.progress import progress
 from kernels.transport.store import CERTIFIED_STRIP, StoredCost
 from kernels.transport.sweep import row_sums, sinkhorn_sweep, within
+from kernels.transport.triangle import symmetric_row_sums
 
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in about ten iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
@@ -218,13 +219,13 @@ class Potentials:
         return log_s, columns
 
     def _row_sums(self, f: Tensor, eps: float) -> Tensor:
-        """Logarithms of row sums, float32 [n]."""
+        """Logarithms of row sums, float32 [n], of a set against itself."""
         self.iterations += 1
         rows_f, columns_g, kappa = self._scaled(f, eps)
-        sums = [
-            row_sums(q, rows_f[rows], columns_g, kappa[rows]) for rows, q in self.stored.parts()
-        ]
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
+        if self.stored.q is not None:
+            return symmetric_row_sums(self.stored.q, rows_f, columns_g, kappa)
+        parts = self.stored.parts()
+        return torch.cat([row_sums(q, rows_f[rows], columns_g, kappa[rows]) for rows, q in parts])
 
     def _row_transform(self) -> Tensor:
         """f = min_j (C - g): with it no exponent is positive, and a row's largest is 0."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ _DROPPED = 1e-6  # of a row's mass: smaller entries are left out of the Hessian,
 _RIDGE = 1e-2  # of a column's mass, times the marginal error
 _INEXACT = 0.1  # residual of the linear system, of what it was; or the marginal error, if less
 _MOST_PRODUCTS = 2000
+_LOOK_EVERY = {
+    "cpu": 1,
+    "cuda": 8,
+}  # products: a look at the residual makes the host wait for a GPU
 _ASCENT = 1e-4  # of what the slope promises: the least rise of the dual that is a step
 _LEAST_STEP = 2.0**-20
 
@@ -47,12 +52,17 @@ class Point:
 
     @property
     def dual(self) -> float:
-        return float(self.f.mean() + self.g.mean())
+        return self._numbers[0]
 
     @property
     def error(self) -> float:
         """sum |c - b|"""
-        return float((self.columns - 1 / len(self.g)).abs().sum())
+        return self._numbers[1]
+
+    @cached_property
+    def _numbers(self) -> list[float]:
+        dual = self.f.mean() + self.g.mean()
+        return torch.stack([dual, (self.columns - 1 / len(self.g)).abs().sum()]).tolist()
 
 
 def newton_point(costs: GroundCost | StoredCost, g: Tensor, eps: float) -> Point:
@@ -117,19 +127,29 @@ def ascend(
 def _conjugate_gradients(
     product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor, tolerance: float
 ) -> Tensor:
-    """x with product(x) = right, preconditioned by the diagonal, to a relative residual."""
+    """x with product(x) = right, preconditioned by the diagonal, to a relative residual.
+
+    Every number stays on the device, and a residual of 0 stays 0, so that products beyond the
+    last that is needed do no harm.
+    """
     x, residual = torch.zeros_like(right), right
     scaled = residual / diagonal
-    direction, size = scaled, float(residual @ scaled)
+    direction, size = scaled, residual @ scaled
     enough = tolerance**2 * size
-    for _ in range(_MOST_PRODUCTS):
-        if size <= enough:
+    look_every = _LOOK_EVERY[right.device.type]
+    for number in range(_MOST_PRODUCTS):
+        if number % look_every == 0 and not size > enough:
             break
         image = product(direction)
-        length = size / float(direction @ image)
+        length = _quotient(size, direction @ image)
         x = x + length * direction
         residual = residual - length * image
         scaled = residual / diagonal
-        before, size = size, float(residual @ scaled)
-        direction = scaled + size / before * direction
+        before, size = size, residual @ scaled
+        direction = scaled + _quotient(size, before) * direction
     return x
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, or 0 where b is."""
+    return torch.where(b == 0, 0.0, a / b)

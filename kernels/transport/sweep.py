@@ -15,8 +15,8 @@ compiled by numba where it is installed, and reads 2 n m bytes (4 n m of a float
 On a GPU it is two launches, whatever n and m are: a program a row, then a program for some columns
 of a block. They read the matrix twice. Strips whose columns are added while they are in the L2
 cache would read it once, but in hundreds of launches, at 20 to 34 us of the host each. There are no
-atomics: sums are the same every time. Where row sums are all that is needed (`row_sums`, for self
-terms) it is one launch and one read.
+atomics: sums are the same every time. Where row sums are all that is needed (`row_sums`) it is one
+launch and one read, and for self terms half a read (`triangle`).
 
 Source: Cuturi 2013.
 """

@@ -25,6 +25,7 @@ from kernels.transport.cost_rows import sums_blocks
 from kernels.transport.sinkhorn import transport
 from kernels.transport.store import COARSE, SINGLE, beside_the_copy, store
 from kernels.transport.sweep import row_sums, sinkhorn_sweep
+from kernels.transport.triangle import _TILE, symmetric_row_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -234,6 +235,22 @@ def test_sweeps_equal_float64(dtype, shape):
             torch.testing.assert_close(actual.cpu().double(), expected, rtol=2e-5, atol=2e-5)
         sums = row_sums(rows, *on_device)
         torch.testing.assert_close(sums.cpu().double(), truth[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("n", [2, 128, 517, 3001])
+def test_sums_of_a_triangle_equal_float64_and_stay_the_same(dtype, n):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-32768, 32767, (n, n), generator=generator).to(dtype)
+    f, g = torch.randn(2, n, generator=generator) - 3
+    kappa = 30 / 65536 * (1 + torch.rand(n, generator=generator))
+    doubles = (tensor.double() for tensor in (f, g, kappa))
+    truth = reference.symmetric_row_sums(q, *doubles, tile=_TILE)
+    on_device = [tensor.to(CUDA) for tensor in (f, g, kappa)]
+    for rows in (q.to(CUDA), padded((n, n), on_device[0], dtype).copy_(q)):
+        sums = symmetric_row_sums(rows, *on_device)
+        torch.testing.assert_close(sums.cpu().double(), truth, rtol=2e-5, atol=2e-5)
+        assert torch.equal(sums, symmetric_row_sums(rows, *on_device))
 
 
 def sets(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, ClassGaussians]]:

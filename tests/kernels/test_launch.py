@@ -18,7 +18,15 @@ from triton.runtime.jit import create_function_from_signature
 
 from kernels import ewc, interpolation, launch, projection, tables
 from kernels.fisher import outer_squares
-from kernels.transport import blocks, certified_pass, cost_rows, progress, quantize, sweep
+from kernels.transport import (
+    blocks,
+    certified_pass,
+    cost_rows,
+    progress,
+    quantize,
+    sweep,
+    triangle,
+)
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="interpreted kernels are not compiled")
 
@@ -73,6 +81,7 @@ def of_transport(n: int, m: int) -> None:
     f, g, log_s = torch.zeros(n), torch.zeros(m), torch.zeros(n)
     bounds, of_columns = torch.tensor([0, n]), torch.tensor([0, m])
     sweep._sweep(apart(n, m, torch.int16), f, g, f.clone(), bounds)
+    triangle._symmetric_row_sums(apart(m, m, torch.int16), g, g, g)
     doubles = [torch.zeros(n).double() for _ in range(2)] + [torch.zeros(m).double() for _ in "ab"]
     certified_pass.certified_pass(apart(n, m, torch.int16), *doubles, 1.0, single=True)
     progress._progress(doubles[0], doubles[2], log_s, doubles[3])

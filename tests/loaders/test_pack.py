@@ -58,6 +58,14 @@ def edit_manifest(pack: Pack, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def remove_digest(pack: Pack) -> None:
+    """As packs were before there was one."""
+    path = pack.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest))
+
+
 def test_pack_holds_what_was_encoded(tmp_path: Path) -> None:
     pack = make(tmp_path / "p", [4, 1, 2, 7], extra={"split": "all"})
     assert np.array_equal(pack.pixels([2, 0]), np.stack([shrink(draw(2)), shrink(draw(4))]))
@@ -261,6 +269,10 @@ def test_altered_pixels_are_refused_at_the_first_read(tmp_path: Path, format: st
         ({"count": "8"}, r"altered \(Expected `int`, got `str` - at `\$.count`\); delete"),
         ({"skipped": [3]}, r"altered \(.*skipped"),
         ({"more": 1}, r"altered \(.*unknown field `more`"),
+        ({"extra": {"split": "val"}}, "altered: its digest does not fit; delete"),
+        ({"request": "0" * 64}, "altered: its digest"),
+        ({"skipped": [{"key": "image-9"}]}, "altered: its digest"),
+        ({"digest": ""}, "altered: its digest"),
     ],
 )
 def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -270,8 +282,15 @@ def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], me
         Pack.open(pack.folder)
 
 
+def test_packs_without_a_digest_stay_readable(tmp_path: Path) -> None:
+    pack = make(tmp_path / "p")
+    remove_digest(pack)
+    assert Pack.open(pack.folder).fingerprint == pack.fingerprint
+
+
 def test_count_must_fit(tmp_path: Path) -> None:
     pack = make(tmp_path / "p")
+    remove_digest(pack)
     edit_manifest(pack, count=7)
     with pytest.raises(ValueError, match="rows do not fit"):
         Pack.open(pack.folder)

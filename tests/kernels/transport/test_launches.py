@@ -11,7 +11,15 @@ from triton_interpreter import interpreted, run_interpreted
 pytest.importorskip("triton")
 from clouds import CLASSES, labelled, problem
 
-from kernels.transport import alternating, blocks, certified_pass, progress, quantize, sweep
+from kernels.transport import (
+    alternating,
+    blocks,
+    certified_pass,
+    progress,
+    quantize,
+    sweep,
+    triangle,
+)
 from kernels.transport import store as stored_copy
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import STRIP_ROWS, GroundCost
@@ -34,6 +42,9 @@ def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype, single):
         with counted(run=False) as counts:
             sweep._row_sums(q, f, g, kappa)
         assert counts.total == 1
+        with counted(run=False) as counts:
+            log_s = triangle._symmetric_row_sums(q, f, g, kappa)
+        assert log_s.shape == (n,) and counts.total == 2 and not counts.waits
         with counted(run=False) as counts:
             certified_pass.certified_pass(q, offset, step, price, retained, 1.0, single)
         assert len(counts.seen) == 2 and not counts.waits
@@ -64,7 +75,7 @@ def test_iterations_in_the_interpreter():
 def as_on_a_gpu(monkeypatch):
     """CPU tensors take the kernels, in the interpreter."""
     monkeypatch.setattr(alternating, "sinkhorn_sweep", sweep._sweep)
-    monkeypatch.setattr(alternating, "row_sums", lambda *inputs: sweep._row_sums(*inputs)[0])
+    monkeypatch.setattr(alternating, "symmetric_row_sums", triangle._symmetric_row_sums)
     monkeypatch.setattr(alternating, "block_step", blocks._block_step)
     monkeypatch.setattr(alternating, "progress", progress._progress)
 
@@ -81,8 +92,8 @@ def test_interpreted_iterations_give_the_values_of_the_cpu(symmetric, as_on_a_gp
     cost = self_problem(60) if symmetric else problem(60, 50)
     interpreted_solution = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
     with pytest.MonkeyPatch.context() as patch:
-        for name, module in (("sinkhorn_sweep", sweep), ("row_sums", sweep)):
-            patch.setattr(alternating, name, getattr(module, name))
+        patch.setattr(alternating, "sinkhorn_sweep", sweep.sinkhorn_sweep)
+        patch.setattr(alternating, "symmetric_row_sums", triangle.symmetric_row_sums)
         patch.setattr(alternating, "block_step", blocks.block_step)
         patch.setattr(alternating, "progress", progress.progress)
         expected = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from clouds import dense, problem
+from launches import counted
 
 from engine.transport.problems import Labelled, Options
 from engine.transport.solve import matrix
@@ -149,3 +150,22 @@ def test_a_step_that_goes_down_is_none():
     uphill, passes = ascend(cost, point, step, eps, 30)
     assert uphill is not None and uphill.dual > point.dual and passes <= 30
     assert ascend(cost, point, -step, eps, 30) == (None, 21)
+
+
+@pytest.mark.parametrize(("look_every", "waits"), [(1, 8), (4, 3), (8, 2)])
+def test_conjugate_gradients_wait_as_seldom_as_they_look(monkeypatch, look_every, waits):
+    """Seven eigenvalues are seven products; what is multiplied beyond them changes nothing."""
+    monkeypatch.setitem(newton._LOOK_EVERY, "cpu", look_every)
+    matrix = torch.diag(torch.arange(1.0, 8.0, dtype=torch.float64).repeat(5))
+    right = torch.linspace(-1, 1, 35, dtype=torch.float64)
+    with counted() as counts:
+        x = newton._conjugate_gradients(lambda v: matrix @ v, right, torch.ones(35).double(), 1e-9)
+    assert torch.allclose(x, torch.linalg.solve(matrix, right), rtol=1e-9, atol=0)
+    assert counts.waits.total() == waits, counts.waits
+
+
+def test_conjugate_gradients_stay_finite_beyond_the_solution(monkeypatch):
+    monkeypatch.setitem(newton._LOOK_EVERY, "cpu", 8)
+    right, ones = torch.tensor([1.0, 2.0, 0.0]).double(), torch.ones(3).double()
+    assert torch.equal(newton._conjugate_gradients(lambda v: v, right, ones, 0.0), right)
+    assert not newton._conjugate_gradients(lambda v: v, 0 * right, ones, 0.5).any()

@@ -61,7 +61,7 @@ def test_mass_between_classes_moves_at_once(monkeypatch):
 
 
 def test_a_self_term_sums_rows_until_it_has_converged(monkeypatch):
-    calls, sweep_of, rows_of = [], alternating.sinkhorn_sweep, alternating.row_sums
+    calls, sweep_of, rows_of = [], alternating.sinkhorn_sweep, alternating.symmetric_row_sums
 
     def sweeps(*inputs):
         log_s, columns = sweep_of(*inputs)
@@ -73,7 +73,7 @@ def test_a_self_term_sums_rows_until_it_has_converged(monkeypatch):
         return rows_of(*inputs)
 
     monkeypatch.setattr(alternating, "sinkhorn_sweep", sweeps)
-    monkeypatch.setattr(alternating, "row_sums", rows)
+    monkeypatch.setattr(alternating, "symmetric_row_sums", rows)
     x, labels = labelled(60, 0)
     table = bures_squared(class_gaussians(x, labels, CLASSES))
     cost = GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
