@@ -53,7 +53,7 @@ KERNELS = tuple(
     f"transport.{name}"
     for name in (
         *("sweep", "triangle", "sinkhorn", "certificate", "certified_pass"),
-        *("alternating", "blocks", "progress", "cost", "store", "quantize"),
+        *("alternating", "blocks", "progress", "cost", "cost_rows", "store", "quantize"),
     )
 )
 ERROR = 1e-4  # of the entropic value

@@ -238,11 +238,32 @@ def symmetric_row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, tile: int
     return (torch.where(within, p, 0.0).sum(1) + beyond.sum(1) + beyond.sum(0)).log()
 
 
+def cost_rows(
+    x: Tensor,
+    y: Tensor,
+    x_squares: Tensor,
+    y_squares: Tensor,
+    x_labels: Tensor,
+    y_labels: Tensor,
+    table: Tensor | None,
+) -> Tensor:
+    """Truth of `kernels.transport.cost_rows`, in float64."""
+    cost = x_squares[:, None] + y_squares - 2 * (x.double().T @ y.double())
+    if table is not None:
+        cost += table[x_labels][:, y_labels]
+    return cost.clamp_(min=0.0)
+
+
 def quantize(
     product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor
 ) -> list[Tensor]:
     """Truth of `kernels.transport.quantize`, in float64 if all are; the CPU runs it on few."""
-    cost = (product + (column_terms[which] + row_term[:, None])).clamp_(min=0.0)
+    cost = product + (column_terms[which] + row_term[:, None])
+    return quantize_costs(cost.clamp_(min=0.0))
+
+
+def quantize_costs(cost: Tensor) -> list[Tensor]:
+    """Truth of `kernels.transport.quantize.quantize_costs`; the cost is overwritten."""
     low, high = torch.aminmax(cost, dim=1)
     step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
     scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from kernels.transport.bures import RANGE, check_features
+from kernels.transport.cost_rows import INNER, by_dimension, cost_rows, sums_blocks
 
 STRIP_ROWS = 512
 # Of a set, at most. Fewer make a step between blocks cheaper, but unlike classes in one block cost
 # most of what it gains: 7 iterations became 32 for 3000 samples of 1000 classes that lie apart.
 _BLOCKS = 1024
 _LONGEST = 512  # samples of a block, where that makes no more of them than half of the most
-_INNER = 64  # dimensions multiplied in float32 before the sum is added to the others
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,18 @@ class GroundCost:
         table = self.table
         return table is None or (table.shape == table.T.shape and table.allclose(table.T))
 
+    @property
+    def by_kernel(self) -> bool:
+        """Whether costs in float32 are `cost_rows`'s: on a GPU."""
+        return self.x.x.is_cuda
+
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
+        if self.by_kernel and dtype == torch.float32:
+            x, y, rows = self.x, self.y, slice(start, stop)
+            features = by_dimension(x.x[rows]), self._y_by_dimension
+            squares, labels = (x.squares[rows], y.squares), (x.labels[rows], y.labels)
+            return cost_rows(*features, *squares, *labels, self.table)
         cost = self.products(start, stop, dtype=dtype)
         terms, which = self.columns(start, stop, dtype=dtype)
         cost += terms if len(terms) == 1 else terms[which]
@@ -140,7 +150,7 @@ class GroundCost:
         """-2 x_i y_j of some rows, [stop - start, m]; `out` may have more rows."""
         single = dtype == torch.float32
         x, y = self.x.x[start:stop].to(dtype), self._y_single if single else self.y.x.to(dtype)
-        inner = _INNER if single else x.shape[1]
+        inner = INNER if single else x.shape[1]
         product = x.new_empty(len(x), len(y)) if out is None else out[: len(x)]
         for k, (a, b) in enumerate(zip(x.split(inner, 1), y.split(inner, 1), strict=True)):
             product.addmm_(a, b.T, alpha=-2, beta=min(k, 1))
@@ -178,13 +188,14 @@ class GroundCost:
         the products of a block, two roundings of each for the input and the scale, two for every
         block that is added to what may be twice as large, and 12 for the other terms. That the
         product of a block is float32's and is summed before it is added is for the library to
-        decide: it is tried out on the shapes of a whole strip and of the last one, and nothing is
-        promised where it fails (reduced precision allowed).
+        decide, on a GPU for the compiler of `cost_rows`: it is tried out, a library's on the shapes
+        of a whole strip and of the last one, and nothing is promised where it fails (reduced
+        precision allowed).
         """
         if not self._sums_blocks:
             return math.inf
         unit = torch.finfo(torch.float32).eps / 2
-        count = _INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // _INNER) + 12
+        count = INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // INNER) + 12
         bound = count * (self.x.squares.mean() + self.y.squares.mean())
         if self.table is not None:
             bound += 4 * self.table.amax()
@@ -192,15 +203,21 @@ class GroundCost:
 
     @cached_property
     def _sums_blocks(self) -> bool:
+        device = self.x.x.device
+        if self.by_kernel:
+            return sums_blocks(device)
         (n, m), d = self.shape, self.x.x.shape[1]
         strips = {min(STRIP_ROWS, n), n % STRIP_ROWS} - {0}
-        blocks = {min(_INNER, d), d % _INNER} - {0}
-        device = self.x.x.device
+        blocks = {min(INNER, d), d % INNER} - {0}
         return all(_sums_block(rows, m, inner, d, device) for rows in strips for inner in blocks)
 
     @cached_property
     def _y_single(self) -> Tensor:
         return self.y.x.float()
+
+    @cached_property
+    def _y_by_dimension(self) -> Tensor:
+        return by_dimension(self.y.x)
 
 
 def most_blocks(n: int) -> int:

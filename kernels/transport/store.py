@@ -28,7 +28,8 @@ from torch import Tensor
 
 from kernels.launch import padded, row_pitch
 from kernels.transport.cost import STRIP_ROWS, GroundCost, most_blocks
-from kernels.transport.quantize import quantize
+from kernels.transport.cost_rows import ROWS
+from kernels.transport.quantize import quantize, quantize_costs
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +119,8 @@ def store(cost: GroundCost, *, copy: Copy = COARSE, memory: int | None = None) -
             *(n, m, held / 1e9, max(0, allowed - beside) / 1e9),
         )
     low, step, error = torch.empty(3, n, dtype=torch.float64, device=device)
-    for part in _packed(cost, copy):
+    for part in _packed(cost, copy, q):
         low[part.rows], step[part.rows], error[part.rows] = part.low, part.step, part.error
-        if q is not None:
-            q[part.rows] = part.q
     offset = low + (_STEPS + 1) // 2 * step if copy.held == torch.int16 else low
     slack = float(error.mean()) + (cost.rounding() if copy.computed == torch.float32 else 0.0)
     return StoredCost(cost, copy, q, offset, step, low, slack)
@@ -146,9 +145,19 @@ def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
 
 
 def _beside(n: int, m: int, d: int, blocks: int, device: torch.device) -> int:
-    strip = max(STRIP_ROWS * m, min(n * m, CERTIFIED_STRIP[device.type]))
+    pitch = row_pitch(m, device)
+    strip = max(STRIP_ROWS * pitch, min(n * pitch, CERTIFIED_STRIP[device.type]))
+    features = 4 * d * (pitch + min(n, _strip_rows(m, device)))
     plan = _ENTRY_BYTES * n * min(m, MOST_ENTRIES)
-    return 4 * m * d + 4 * 8 * strip + plan + 2 * 4 * blocks * m
+    return features + 4 * 8 * strip + plan + 2 * 4 * blocks * m
+
+
+def _strip_rows(m: int, device: torch.device) -> int:
+    """Rows of a float32 strip while the copy is made: on a GPU as many whole tiles as a strip of
+    the certificate holds."""
+    if device.type != "cuda":
+        return STRIP_ROWS
+    return max(STRIP_ROWS, CERTIFIED_STRIP["cuda"] // row_pitch(m, device) // ROWS * ROWS)
 
 
 class _Part(NamedTuple):
@@ -161,19 +170,33 @@ class _Part(NamedTuple):
     error: Tensor
 
 
-def _packed(cost: GroundCost, copy: Copy) -> Iterator[_Part]:
-    """Consecutive strips of the copy."""
+def _packed(cost: GroundCost, copy: Copy, held: Tensor | None = None) -> Iterator[_Part]:
+    """Consecutive strips of the copy, whose q are rows of `held` or, without it, fresh."""
     if copy.held == torch.int16:
-        yield from _quantized(cost)
+        for rows, q, low, step in (_by_kernel if cost.by_kernel else _by_product)(cost, held):
+            step = step.double()
+            yield _Part(rows, q, low.double(), step, _HALF_STEP * step)
         return
-    for rows, part in cost.strips(STRIP_ROWS, dtype=copy.computed):
+    single = copy.computed == torch.float32
+    height = _strip_rows(cost.shape[1], cost.x.x.device) if single else STRIP_ROWS
+    for rows, part in cost.strips(height, dtype=copy.computed):
         low, high = torch.aminmax(part, dim=1)
         part -= low[:, None]
+        q = part.float() if held is None else held[rows].copy_(part)
         low, error = low.double(), (high - low).double() * torch.finfo(torch.float32).eps
-        yield _Part(rows, part.float(), low, torch.ones_like(low), error)
+        yield _Part(rows, q, low, torch.ones_like(low), error)
 
 
-def _quantized(cost: GroundCost) -> Iterator[_Part]:
+def _by_kernel(cost: GroundCost, held: Tensor | None) -> Iterator[tuple]:
+    """(rows, q, low, step) of strips in 16 bits, two kernels each."""
+    height = _strip_rows(cost.shape[1], cost.x.x.device)
+    for rows, costs in cost.strips(height, dtype=torch.float32):
+        q = padded(costs.shape, costs, torch.int16) if held is None else held[rows]
+        yield rows, q, *quantize_costs(costs, q)
+
+
+def _by_product(cost: GroundCost, held: Tensor | None) -> Iterator[tuple]:
+    """(rows, q, low, step) of strips in 16 bits, from a library's product."""
     squares = cost.x.squares.float()
     # Fresh pages cost more.
     buffer = padded((min(STRIP_ROWS, len(squares)), cost.shape[1]), squares, torch.float32)
@@ -181,5 +204,5 @@ def _quantized(cost: GroundCost) -> Iterator[_Part]:
         rows = slice(start, min(start + STRIP_ROWS, len(squares)))
         product = cost.products(rows.start, rows.stop, dtype=torch.float32, out=buffer)
         columns, which = cost.columns(rows.start, rows.stop, dtype=torch.float32)
-        q, low, step = quantize(product, squares[rows], columns, which)
-        yield _Part(rows, q, low.double(), step.double(), _HALF_STEP * step.double())
+        q = padded(product.shape, product, torch.int16) if held is None else held[rows]
+        yield rows, q, *quantize(product, squares[rows], columns, which, q)

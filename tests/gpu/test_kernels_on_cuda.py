@@ -21,6 +21,7 @@ from kernels.projection import offset_products_, project_
 from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.transport.certificate import certify
 from kernels.transport.cost import GroundCost
+from kernels.transport.cost_rows import sums_blocks
 from kernels.transport.sinkhorn import transport
 from kernels.transport.store import COARSE, SINGLE, beside_the_copy, store
 from kernels.transport.sweep import row_sums, sinkhorn_sweep
@@ -287,6 +288,20 @@ def test_certificates_equal_those_of_the_cpu(copy, shape):
         torch.testing.assert_close(
             getattr(actual, name).cpu(), getattr(expected, name), rtol=1e-3, atol=1e-2
         )
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1), (37, 517, 65), (1000, 901, 768)])
+def test_costs_in_float32_are_within_their_bound_whatever_torch_allows(shape, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    n, m, d = shape
+    labels = [torch.arange(size, device=CUDA) % 7 for size in (n, m)]
+    table = randn(7, 7).abs()
+    cost = GroundCost(
+        randn(n, d), randn(m, d) + 0.3, labels_x=labels[0], labels_y=labels[1], table=table
+    )
+    assert sums_blocks(CUDA)
+    costs, exact = cost.rows(0, n, dtype=torch.float32), cost.rows(0, n)
+    assert (costs - exact).abs().mean() <= cost.rounding()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])

@@ -18,7 +18,15 @@ from triton.runtime.jit import create_function_from_signature
 
 from kernels import ewc, interpolation, launch, projection, tables
 from kernels.fisher import outer_squares
-from kernels.transport import blocks, certified_pass, progress, quantize, sweep, triangle
+from kernels.transport import (
+    blocks,
+    certified_pass,
+    cost_rows,
+    progress,
+    quantize,
+    sweep,
+    triangle,
+)
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="interpreted kernels are not compiled")
 
@@ -77,8 +85,10 @@ def of_transport(n: int, m: int) -> None:
     doubles = [torch.zeros(n).double() for _ in range(2)] + [torch.zeros(m).double() for _ in "ab"]
     certified_pass.certified_pass(apart(n, m, torch.int16), *doubles, 1.0, single=True)
     progress._progress(doubles[0], doubles[2], log_s, doubles[3])
-    which = torch.zeros(n, dtype=torch.int64)
-    quantize._quantize(apart(n, m), f, apart(1, m), which)
+    quantize._quantize(apart(n, m), apart(n, m, torch.int16))
+    labels = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
+    of_pairs = doubles[0], doubles[2], *labels, torch.zeros(n, m).double()
+    cost_rows.cost_rows(apart(m, n), apart(m, m), *of_pairs)
     blocks._block_step(apart(1, m), bounds, of_columns, torch.zeros(m, dtype=torch.int64))
 
 

@@ -11,11 +11,20 @@ from triton_interpreter import interpreted, run_interpreted
 pytest.importorskip("triton")
 from clouds import CLASSES, labelled, problem
 
-from kernels.transport import alternating, blocks, certified_pass, progress, sweep, triangle
+from kernels.transport import (
+    alternating,
+    blocks,
+    certified_pass,
+    progress,
+    quantize,
+    sweep,
+    triangle,
+)
+from kernels.transport import store as stored_copy
 from kernels.transport.bures import bures_squared, class_gaussians
-from kernels.transport.cost import GroundCost
+from kernels.transport.cost import STRIP_ROWS, GroundCost
 from kernels.transport.sinkhorn import transport
-from kernels.transport.store import SINGLE, store
+from kernels.transport.store import COARSE, SINGLE, store
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -39,6 +48,22 @@ def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype, single):
         with counted(run=False) as counts:
             certified_pass.certified_pass(q, offset, step, price, retained, 1.0, single)
         assert len(counts.seen) == 2 and not counts.waits
+
+
+@pytest.mark.parametrize(("copy", "most"), [(COARSE, 9), (SINGLE, 13)])
+def test_a_strip_of_the_copy_is_few_launches_and_no_wait(copy, most, monkeypatch):
+    monkeypatch.setattr(GroundCost, "by_kernel", True)
+    monkeypatch.setattr(stored_copy, "quantize_costs", quantize._quantize)
+    counts = []
+    for strips in (2, 3):
+        cost = problem(strips * STRIP_ROWS, 50)
+        with counted(run=False) as count:
+            store(cost, copy=copy)
+        assert count.launches["_cost_rows_kernel"] == strips + 1  # of which one tries it out
+        counts.append(count)
+    fewer, more = counts
+    assert more.total - fewer.total <= most, more.launches - fewer.launches
+    assert more.waits == fewer.waits
 
 
 @pytest.mark.slow

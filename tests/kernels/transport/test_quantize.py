@@ -9,7 +9,7 @@ from triton_interpreter import interpreted, run_interpreted
 
 from kernels import reference
 from kernels.transport import quantize as module
-from kernels.transport.quantize import _quantize, quantize
+from kernels.transport.quantize import _quantize, quantize, quantize_costs
 
 SHAPES = [(2, 1, 1), (3, 5, 2), (17, 2049, 3), (4, 4096, 1)]
 
@@ -20,6 +20,10 @@ def strip(n: int, m: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     row_term = 5 * torch.rand(n, generator=generator)
     column_terms = 5 * torch.rand(k, m, generator=generator)
     return product, row_term, column_terms, torch.randint(0, k, (n,), generator=generator)
+
+
+def finished(product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor) -> Tensor:
+    return (product + (column_terms[which] + row_term[:, None])).clamp(min=0.0)
 
 
 def check(packed: list[Tensor] | tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
@@ -46,7 +50,10 @@ def test_on_the_cpu(shape, least, monkeypatch):
         pytest.importorskip("numba")
     monkeypatch.setattr(module, "_COMPILE_FROM", least)
     product, *terms = strip(*shape)
-    check(quantize(product.clone(), *terms), (product, *terms))
+    q = torch.empty(shape[:2], dtype=torch.int16)
+    check((q, *quantize(product.clone(), *terms, q)), (product, *terms))
+    q = torch.empty_like(q)
+    check((q, *quantize_costs(finished(product, *terms), q)), (product, *terms))
 
 
 @pytest.mark.slow
@@ -57,7 +64,13 @@ def test_in_the_interpreter():
 @interpreted
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_interpreted_kernel(shape):
-    inputs = product, *terms = strip(*shape)
-    check(_quantize(*inputs), inputs)
-    apart = torch.full((shape[0], shape[1] + 64), torch.nan)[:, : shape[1]].copy_(product)
-    check(_quantize(apart, *terms), inputs)
+    inputs = strip(*shape)
+    cost = finished(*inputs)
+    n, m = cost.shape
+    q = torch.empty(cost.shape, dtype=torch.int16)
+    check((q, *_quantize(cost, q)), inputs)
+    apart = torch.full((n, m + 64), torch.nan)
+    apart[:, :m] = cost
+    wider = torch.full((n, m + 64), 77, dtype=torch.int16)
+    check((wider[:, :m], *_quantize(apart[:, :m], wider[:, :m])), inputs)
+    assert torch.equal(wider[:, :m], q) and (wider[:, m:] == 77).all()
