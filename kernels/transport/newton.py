@@ -129,27 +129,22 @@ def _conjugate_gradients(
 ) -> Tensor:
     """x with product(x) = right, preconditioned by the diagonal, to a relative residual.
 
-    Every number stays on the device, and a residual of 0 stays 0, so that products beyond the
-    last that is needed do no harm.
+    Every number stays on the device. A residual of 0 stays 0, so that products beyond the last that
+    is needed do no harm.
     """
     x, residual = torch.zeros_like(right), right
     scaled = residual / diagonal
     direction, size = scaled, residual @ scaled
-    enough = tolerance**2 * size
+    enough, least = tolerance**2 * size, torch.finfo(right.dtype).tiny  # 0 / least is 0
     look_every = _LOOK_EVERY[right.device.type]
     for number in range(_MOST_PRODUCTS):
         if number % look_every == 0 and not size > enough:
             break
         image = product(direction)
-        length = _quotient(size, direction @ image)
-        x = x + length * direction
-        residual = residual - length * image
+        length = size / (direction @ image + least)
+        x = torch.addcmul(x, length, direction)
+        residual = torch.addcmul(residual, length, image, value=-1)
         scaled = residual / diagonal
         before, size = size, residual @ scaled
-        direction = scaled + _quotient(size, before) * direction
+        direction = torch.addcmul(scaled, size / (before + least), direction)
     return x
-
-
-def _quotient(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, or 0 where b is."""
-    return torch.where(b == 0, 0.0, a / b)
