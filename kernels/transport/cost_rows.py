@@ -105,8 +105,9 @@ def _cost_rows_kernel(
     term = tl.load(x_squares + row, mask=row < n, other=0.0).to(tl.float32)[:, None]
     terms = tl.load(y_squares + column, mask=column < m, other=0.0).to(tl.float32)[None, :]
     if LABELLED:
-        of_row = tl.load(x_labels + row, mask=row < n, other=0)[:, None]
-        of_column = tl.load(y_labels + column, mask=column < m, other=0)[None, :]
+        # Places of 32 bits: with 64, older versions of Triton spill twice as many registers.
+        of_row = tl.load(x_labels + row, mask=row < n, other=0).to(tl.int32)[:, None]
+        of_column = tl.load(y_labels + column, mask=column < m, other=0).to(tl.int32)[None, :]
         terms += tl.load(table + of_row * classes + of_column).to(tl.float32)
     cost = tl.maximum((terms + term) - 2.0 * total, 0.0)
     into = costs + row.to(tl.int64)[:, None] * pitch + column[None, :]
