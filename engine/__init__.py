@@ -108,9 +108,9 @@ def campaign(name: str, *words: str, cores: int | None = None) -> Path:
 def results(name: str, *words: str) -> pandas.DataFrame:
     """Accuracies of a finished campaign, a row a model and set; needs pandas.
 
-    Columns as in `accuracy.csv`: model, method, variant, alpha, downstream (empty before
-    fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError where there is
-    no finished campaign as these words ask for it.
+    Columns as in `accuracy.csv`: model, method, variant, alpha, setting, downstream (empty
+    before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError where
+    there is no finished campaign as these words ask for it.
     """
     import dataclasses
 

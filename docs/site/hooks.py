@@ -35,6 +35,7 @@ SECTIONS = {  # of a recipe, by the class of `engine.recipe.schema` that holds i
 MODULES = {  # of the Python reference
     "engine": "The engine",
     "kernels": "Kernels",
+    "kernels.transport": "Optimal transport",
 }
 
 
