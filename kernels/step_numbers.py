@@ -23,11 +23,14 @@ def step_numbers(
     """The scalars of the twin's steps, fp32 on the device: a row for each parameter, or [1, n] for
     all. options: as the formulas below take them.
 
-    Raises ValueError for a step below 1 that the host knows, and for tensors that do not fit.
+    Raises ValueError for a step below 1 that the host knows, for tensors that do not fit, and for
+    steps of which some are tensors.
     """
     formula = _sgd_numbers if steps is None else _adamw_numbers
-    if isinstance(steps, Sequence) and isinstance(steps[0], Tensor):
-        steps = torch.stack([step for step in steps if isinstance(step, Tensor)])
+    if isinstance(steps, Sequence) and (tensors := [s for s in steps if isinstance(s, Tensor)]):
+        if len(tensors) < len(steps):
+            raise ValueError("steps are tensors and Python's numbers: give all of one kind")
+        steps = torch.stack(tensors)
     lr, steps = _read("lr", lr, device), _read("steps", steps, device)
     if isinstance(steps, Sequence) and min(steps) < 1:
         raise ValueError(f"step counts from 1, not {min(steps)}")

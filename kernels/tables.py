@@ -84,7 +84,19 @@ class Table:
         blocks = len(layout[0])
         aligned = all(address % 16 == 0 for address in addresses)
         options = {"ALIGNED": aligned, "BLOCK": BLOCK, "num_warps": WARPS}
-        return Table((_pointers(addresses, device), *layout, len(rows), blocks), options, blocks)
+        pointers = _pointers(addresses, device)
+        if _is_capturing(device):
+            _CAPTURED.append((pointers, *layout))
+        return Table((pointers, *layout, len(rows), blocks), options, blocks)
+
+
+# Tables that CUDA graphs read in every replay, which no cache may free.
+_CAPTURED: list[tuple[Tensor, ...]] = []
+
+
+def _is_capturing(device: torch.device) -> bool:
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
+    return on_gpu and torch.cuda.is_current_stream_capturing()
 
 
 @functools.lru_cache(maxsize=16)
@@ -117,7 +129,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda":
         return values.to(device)
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if _is_capturing(device):
         raise RuntimeError(
             "a CUDA graph cannot hold numbers of the host: give lr and steps as tensors on the "
             "device, and make one step with the same tensors and gradients before the capture"

@@ -219,7 +219,7 @@ def request_digests(
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(path.read_bytes(), parse_constant=str)  # JSON has no NaN
         version = manifest["format_version"]
         if version > FORMAT_VERSION:
             raise ValueError(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch._C import DisableTorchFunction
+from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from kernels import launch
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh"}
-_FREE |= {"squeeze_", "unsqueeze_"}
+_FREE |= {"squeeze_", "unsqueeze_", "detach_"}
 _WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
 _COPIES = {"_to_copy", "copy_"}
 _READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
@@ -82,6 +83,14 @@ class Counts(TorchDispatchMode):
         return self.launches.total()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # An operator of this package, and what an operator in it is made of, count as their parts.
+        definition = OPDEFS.get(func._name.removesuffix(".default"))
+        if definition or func.namespace == "aten":
+            with self:
+                parts = definition._init_fn if definition else func.decompose
+                result = parts(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         name = func.overloadpacket.__name__
         free = name in _FREE or func.is_view or (name == "dropout" and not args[2])
         if func.namespace == "aten" and not free and not _is_on_host(args, kwargs or {}):

@@ -103,7 +103,7 @@ class GroundCost:
         centre = x.mean(0, dtype=torch.float64)
         self.x = _cloud(x, labels_x, centre, math.sqrt(lam_x))
         self.y = _cloud(y, labels_y, centre, math.sqrt(lam_x))
-        self.table = None if table is None else lam_y * table.double()
+        self.table = None if table is None else (lam_y * table.double()).contiguous()
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if self.mean == 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
@@ -132,7 +132,8 @@ class GroundCost:
         return self.x.x.is_cuda
 
     def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Costs [stop - start, m] of some rows, computed in `dtype`; not negative."""
+        """Costs [stop - start, m] of some rows, computed in `dtype`; not negative. In float32 on a
+        GPU its rows lie apart."""
         if self.by_kernel and dtype == torch.float32:
             x, y, rows = self.x, self.y, slice(start, stop)
             features = by_dimension(x.x[rows]), self._y_by_dimension

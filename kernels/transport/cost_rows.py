@@ -23,13 +23,13 @@ the 8 steps of a block by 128. At 768 dimensions that makes 188, where `GroundCo
 of which half a step of 16 bits takes 256: 163 are left, and iterations would read 32-bit costs,
 twice the bytes. With one bit more it would be 124, but nobody promises that bit.
 
-Predicted, not measured, for 50,000 x 50,000 samples of 768 dimensions on an H100 (67 TFLOP/s, 3.35
+Predicted, not measured, for 50,000 x 50,000 samples of 768 dimensions on an H100 (67 TFLOP/s, 3.0
 TB/s), until the 16 bits are stored. Before: 98 strips of some 20 launches and a wait each; products
-move 92 bytes a cost (69 ms; their 3.8 TFLOP take 57 ms), what follows 10 (7 ms): at least 76 ms.
-Now: 79 strips of 9 launches without a wait; 57 ms of arithmetic, and 6 bytes a cost in `quantize`
-(4 ms): 62 ms at the peak. Of the instructions of the compiled loop 83% multiply (Triton 3.9, both
-GPUs of `kernels.aot`), which makes 74 ms; below 80% of the peak the kernel would lose to a library
-that reaches all of its bandwidth.
+move 92 bytes a cost (77 ms; their 3.8 TFLOP take 57 ms), what follows 10 to 14 (8 to 12 ms): at
+least 85 ms. Now: 79 strips of 9 launches without a wait; 57 ms of arithmetic, and 6 to 10 bytes a
+cost in `quantize` (5 to 8 ms): 62 to 65 ms at the peak. Of the instructions of the compiled loop
+83% multiply (Triton 3.9, both GPUs of `kernels.aot`), which makes 74 to 77 ms; below 75% of the
+peak the kernel would lose to a library that reaches all of its bandwidth.
 
 Source: Fasi, Higham, Mikaitis & Pranesh 2021 (experiments on how tensor cores add).
 """
@@ -72,9 +72,12 @@ def sums_blocks(device: torch.device) -> bool:
     y = torch.full((2, 2 * INNER), -0.5, device=device)
     nothing = torch.zeros(2, dtype=torch.float64, device=device)
     labels = torch.zeros(2, dtype=torch.int64, device=device)
-    costs = cost_rows(by_dimension(x), by_dimension(y), nothing, nothing, labels, labels, None)
+    rest = by_dimension(x), by_dimension(y), nothing, nothing, labels, labels
     expected = torch.tensor([INNER * number, 2.0**24 + INNER], device=device)
-    return bool((costs == expected[:, None]).all())
+    # Costs with label terms are a kernel of their own.
+    tables = None, nothing[:1, None]
+    costs = [cost_rows(*rest, table) for table in tables]
+    return bool((torch.stack(costs) == expected[:, None]).all())
 
 
 @jit(do_not_specialize=["n", "m", "d", "classes"])
@@ -84,8 +87,9 @@ def _cost_rows_kernel(
     LABELLED: tl.constexpr, INNER: tl.constexpr, STEP: tl.constexpr, STEPS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A tile a program. Only rows' ends are masked with what is a multiple of 16: accesses stay
-    wide, and what lies between rows is read into columns that are not stored, and overwritten."""
+    """A tile a program. Masks end at pitches, which are multiples of 16, so that accesses stay
+    wide. What lies between rows of x becomes rows that are not stored; what lies between rows of y
+    is stored between rows of the costs, where nobody reads it."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_rows, in_columns = (row < x_pitch)[None, :], (column < y_pitch)[None, :]
@@ -134,11 +138,12 @@ def cost_rows(
 
     x, y: float32 [d, n] and [d, m], as `by_dimension` gives them; x_squares, y_squares: float64
     [n], [m], squares of lengths; x_labels, y_labels: int64 [n], [m]; table: float64 [Kx, Ky], what
-    a pair of labels adds, or None.
+    a pair of labels adds, contiguous and of fewer than 2^31 numbers, or None.
     """
+    assert table is None or (table.is_contiguous() and table.numel() < 1 << 31), table
     (d, n), m = x.shape, y.shape[1]
     costs = padded((n, m), x, torch.float32)
-    added = y_squares if table is None else table.contiguous()
+    added = y_squares if table is None else table
     tensors = x, y, x_squares, y_squares, x_labels, y_labels, added, costs
     pitches = x.stride(0), y.stride(0), costs.stride(0)
     launcher(_cost_rows_kernel)[(-(-n // ROWS), -(-m // _COLUMNS))](

@@ -32,10 +32,8 @@ _DROPPED = 1e-6  # of a row's mass: smaller entries are left out of the Hessian,
 _RIDGE = 1e-2  # of a column's mass, times the marginal error
 _INEXACT = 0.1  # residual of the linear system, of what it was; or the marginal error, if less
 _MOST_PRODUCTS = 2000
-_LOOK_EVERY = {
-    "cpu": 1,
-    "cuda": 8,
-}  # products: a look at the residual makes the host wait for a GPU
+# Products between two looks at the residual, for which the host waits for a GPU.
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}
 _ASCENT = 1e-4  # of what the slope promises: the least rise of the dual that is a step
 _LEAST_STEP = 2.0**-20
 
@@ -129,8 +127,8 @@ def _conjugate_gradients(
 ) -> Tensor:
     """x with product(x) = right, preconditioned by the diagonal, to a relative residual.
 
-    Every number stays on the device. A residual of 0 stays 0, so that products beyond the last that
-    is needed do no harm.
+    Numbers stay on the device; the host looks at the residual every `_LOOK_EVERY` products. Those
+    beyond the tolerance only improve x, and a residual of 0 stays 0.
     """
     x, residual = torch.zeros_like(right), right
     scaled = residual / diagonal

@@ -2,7 +2,8 @@
 
 16-bit costs need a row's minimum, maximum and step: half a dozen passes as PyTorch's operators,
 each over a strip that no longer fits the cache. Here a row is read twice, the second time from
-cache, and written once; bytes moved: 6 a cost.
+cache where it fits, and written once; bytes moved: 6 a cost, or 10 on a GPU whose cache is smaller
+than the rows that its programs work on at once.
 
 On a GPU the strip is that of `cost_rows` (`quantize_costs`). On the CPU it is a library's product,
 to which norms and a label term are still to be added (`quantize`): two compiled loops take 0.11

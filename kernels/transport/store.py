@@ -137,7 +137,8 @@ def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
     """Bytes that making and solving an n x m cost of d dimensions takes at most, its copy held.
 
     The copy is counted as float32, and blocks as if there were as many as there may be; the sorted
-    features of both sets as float64, with a float32 copy and a temporary of each.
+    features of both sets as float64, with a float32 copy and a temporary of each. The table of
+    label distances is not counted.
     """
     return (
         16 * (n + m) * d + 4 * n * row_pitch(m, device) + _beside(n, m, d, most_blocks(n), device)
@@ -147,7 +148,7 @@ def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
 def _beside(n: int, m: int, d: int, blocks: int, device: torch.device) -> int:
     pitch = row_pitch(m, device)
     strip = max(STRIP_ROWS * pitch, min(n * pitch, CERTIFIED_STRIP[device.type]))
-    features = 4 * d * (pitch + min(n, _strip_rows(m, device)))
+    features = 4 * d * (pitch + row_pitch(min(n, _strip_rows(m, device)), device))
     plan = _ENTRY_BYTES * n * min(m, MOST_ENTRIES)
     return features + 4 * 8 * strip + plan + 2 * 4 * blocks * m
 

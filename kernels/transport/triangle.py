@@ -19,9 +19,9 @@ potentials for it, but no other bounds: the certificate reads whole rows, and bo
 whatever the potential is.
 
 Bytes moved: n^2 of an int16 copy (2 n^2 of a float32 one), half of what whole rows take, and
-n^2 / 8 of sums. Predicted, not measured, for n = 50,000 and int16 on an H100 (3.35 TB/s; 16
+n^2 / 8 of sums. Predicted, not measured, for n = 50,000 and int16 on an H100 (3.0 TB/s; 16
 exponentials and 128 instructions a clock on each of 132 multiprocessors at 1.7 GHz): whole rows are
-5.0 GB, 1.5 ms, and 0.70 ms of exponentials; a triangle is 2.8 GB, 0.84 ms, and 0.35 ms of
+5.0 GB, 1.7 ms, and 0.70 ms of exponentials; a triangle is 2.8 GB, 0.94 ms, and 0.35 ms of
 exponentials. Its code for sm_90 has 16 instructions a cost, 0.69 ms of them, so that memory is the
 bound by little.
 

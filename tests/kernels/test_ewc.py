@@ -294,6 +294,12 @@ def test_numbers_that_do_not_fit_are_refused_by_name(numbers, message):
         adamw_ewc_(*tensors, **({"lr": 0.1, "step": 1} | numbers))
 
 
+def test_steps_of_two_kinds_are_refused():
+    tensors = [[torch.zeros(3), torch.zeros(3)] for _ in range(4)]
+    with pytest.raises(ValueError, match="steps are tensors and Python's numbers"):
+        foreach_adamw_ewc_(*tensors, steps=[torch.tensor(3.0), 5], lr=0.1)
+
+
 def test_parameters_of_two_devices_are_refused():
     thetas = [torch.zeros(3), torch.zeros(3, device="meta")]
     with pytest.raises(ValueError, match="theta is on meta, but the first theta is on cpu"):
@@ -332,6 +338,14 @@ def test_a_graph_does_not_hold_memory_of_the_host(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="give lr and steps as tensors on the device"):
         tables.to_device(torch.zeros(3), CUDA)
+
+
+def test_tables_of_a_graph_are_held_when_the_cache_forgets_them(monkeypatch):
+    monkeypatch.setattr(tables, "_is_capturing", lambda device: True)
+    monkeypatch.setattr(tables, "_CAPTURED", captured := [])
+    pointers, *_ = tables.Table.of([[torch.zeros(3)]]).arguments
+    tables._pointers.cache_clear()
+    assert captured[0][0] is pointers and len(captured[0]) == 5
 
 
 @pytest.mark.slow

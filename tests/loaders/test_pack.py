@@ -273,6 +273,7 @@ def test_altered_pixels_are_refused_at_the_first_read(tmp_path: Path, format: st
         ({"request": "0" * 64}, "altered: its digest"),
         ({"skipped": [{"key": "image-9"}]}, "altered: its digest"),
         ({"digest": ""}, "altered: its digest"),
+        ({"extra": {"split": float("nan")}}, "altered: its digest"),
     ],
 )
 def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from launches import counted
-from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_interpreter import interpreted, run_interpreted
 
 pytest.importorskip("triton")
@@ -29,25 +28,25 @@ from kernels.transport.store import COARSE, SINGLE, store
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
-def test_a_sweep_of_fifty_thousand_samples_is_two_launches(dtype, single):
-    n = 50_000
-    with FakeTensorMode():
-        q = torch.empty(n, n, dtype=dtype)
-        f, g, kappa = torch.empty(3, n)
-        bounds = torch.arange(0, n + 1, 50)
-        offset, step, price, retained = torch.empty(4, n, dtype=torch.float64)
-        with counted(run=False) as counts:
-            log_s, columns = sweep._sweep(q, f, g, kappa, bounds)
-        assert (log_s.shape, columns.shape) == ((n,), (1000, n)) and counts.total == 2
-        with counted(run=False) as counts:
-            sweep._row_sums(q, f, g, kappa)
-        assert counts.total == 1
-        with counted(run=False) as counts:
-            log_s = triangle._symmetric_row_sums(q, f, g, kappa)
-        assert log_s.shape == (n,) and counts.total == 2 and not counts.waits
-        with counted(run=False) as counts:
-            certified_pass.certified_pass(q, offset, step, price, retained, 1.0, single)
-        assert len(counts.seen) == 2 and not counts.waits
+@pytest.mark.parametrize("n", [70, 3000])
+def test_a_sweep_is_two_launches(dtype, single, n):
+    q = torch.zeros(n, n, dtype=dtype)
+    f, g, kappa = torch.zeros(3, n)
+    bounds = torch.arange(0, n + 1, 10)
+    offset, step, price, retained = torch.zeros(4, n, dtype=torch.float64)
+    with counted(run=False) as counts:
+        log_s, columns = sweep._sweep(q, f, g, kappa, bounds)
+    assert (log_s.shape, columns.shape) == ((n,), (n // 10, n))
+    assert counts.total == 2 and not counts.waits
+    with counted(run=False) as counts:
+        sweep._row_sums(q, f, g, kappa)
+    assert counts.total == 1 and not counts.waits
+    with counted(run=False) as counts:
+        log_s = triangle._symmetric_row_sums(q, f, g, kappa)
+    assert log_s.shape == (n,) and counts.total == 2 and not counts.waits
+    with counted(run=False) as counts:
+        certified_pass.certified_pass(q, offset, step, price, retained, 1.0, single)
+    assert len(counts.seen) == 2 and counts.total <= 7 and not counts.waits
 
 
 @pytest.mark.parametrize(("copy", "most"), [(COARSE, 9), (SINGLE, 13)])
@@ -59,7 +58,7 @@ def test_a_strip_of_the_copy_is_few_launches_and_no_wait(copy, most, monkeypatch
         cost = problem(strips * STRIP_ROWS, 50)
         with counted(run=False) as count:
             store(cost, copy=copy)
-        assert count.launches["_cost_rows_kernel"] == strips + 1  # of which one tries it out
+        assert count.launches["_cost_rows_kernel"] == strips + 2  # of which two try it out
         counts.append(count)
     fewer, more = counts
     assert more.total - fewer.total <= most, more.launches - fewer.launches

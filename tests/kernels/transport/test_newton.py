@@ -169,3 +169,16 @@ def test_conjugate_gradients_stay_finite_beyond_the_solution(monkeypatch):
     right, ones = torch.tensor([1.0, 2.0, 0.0]).double(), torch.ones(3).double()
     assert torch.equal(newton._conjugate_gradients(lambda v: v, right, ones, 0.0), right)
     assert not newton._conjugate_gradients(lambda v: v, 0 * right, ones, 0.5).any()
+
+
+def test_a_product_of_the_linear_system_takes_ten_other_launches(monkeypatch):
+    monkeypatch.setitem(newton._LOOK_EVERY, "cpu", 8)
+    right, ones = torch.linspace(-1, 1, 35).double(), torch.ones(35).double()
+    matrix = torch.diag(torch.arange(1.0, 36.0, dtype=torch.float64))
+    totals = []
+    for products in (3, 4):
+        monkeypatch.setattr(newton, "_MOST_PRODUCTS", products)
+        with counted() as counts:
+            newton._conjugate_gradients(lambda v: matrix @ v, right, ones, 1e-9)
+        totals.append(counts.total)
+    assert totals[1] - totals[0] == 1 + 10
