@@ -22,6 +22,8 @@ BLOCK, WARPS = 1024, 4
 SIGNATURE = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
 SIGNATURE |= {"arrived": "*i32", "count": "i32", "blocks": "i32"}
 CONSTANTS = {"ALIGNED": True, "BLOCK": BLOCK}
+# Tables that CUDA graphs read in every replay, which no cache may free.
+_CAPTURED: list[tuple[Tensor, ...]] = []
 
 Row = list[Any]  # tensors, None for a role that is absent
 Columns = Mapping[str, Sequence[Tensor] | None]
@@ -88,10 +90,6 @@ class Table:
         if _is_capturing(device):
             _CAPTURED.append((pointers, *layout))
         return Table((pointers, *layout, len(rows), blocks), options, blocks)
-
-
-# Tables that CUDA graphs read in every replay, which no cache may free.
-_CAPTURED: list[tuple[Tensor, ...]] = []
 
 
 def _is_capturing(device: torch.device) -> bool:

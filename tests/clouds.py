@@ -29,3 +29,10 @@ def problem(n: int, m: int, seed: int = 0, shift: float = 0.3, **options) -> Gro
 
 def dense(cost: GroundCost) -> Tensor:
     return cost.rows(0, cost.shape[0])
+
+
+def self_problem(n: int) -> GroundCost:
+    """The cost between n samples and themselves."""
+    x, labels = labelled(n, 0)
+    table = bures_squared(class_gaussians(x, labels, CLASSES))
+    return GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)

@@ -140,7 +140,7 @@ def cost_rows(
     [n], [m], squares of lengths; x_labels, y_labels: int64 [n], [m]; table: float64 [Kx, Ky], what
     a pair of labels adds, contiguous and of fewer than 2^31 numbers, or None.
     """
-    assert table is None or (table.is_contiguous() and table.numel() < 1 << 31), table
+    assert table is None or (table.is_contiguous() and table.numel() < 1 << 31), "see `table`"
     (d, n), m = x.shape, y.shape[1]
     costs = padded((n, m), x, torch.float32)
     added = y_squares if table is None else table

@@ -8,7 +8,7 @@ from launches import counted
 from triton_interpreter import interpreted, run_interpreted
 
 pytest.importorskip("triton")
-from clouds import CLASSES, labelled, problem
+from clouds import problem, self_problem
 
 from kernels.transport import (
     alternating,
@@ -20,7 +20,6 @@ from kernels.transport import (
     triangle,
 )
 from kernels.transport import store as stored_copy
-from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import STRIP_ROWS, GroundCost
 from kernels.transport.sinkhorn import transport
 from kernels.transport.store import COARSE, SINGLE, store
@@ -77,12 +76,6 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(alternating, "symmetric_row_sums", triangle._symmetric_row_sums)
     monkeypatch.setattr(alternating, "block_step", blocks._block_step)
     monkeypatch.setattr(alternating, "progress", progress._progress)
-
-
-def self_problem(n: int) -> GroundCost:
-    x, labels = labelled(n, 0)
-    table = bures_squared(class_gaussians(x, labels, CLASSES))
-    return GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
 
 
 @interpreted

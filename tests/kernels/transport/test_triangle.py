@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clouds import CLASSES, labelled
+from clouds import self_problem
 from triton_interpreter import interpreted, run_interpreted
 
 from kernels import reference
 from kernels.transport import alternating, sweep, triangle
-from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import Transport, transport
 from kernels.transport.store import COARSE, beside_the_copy, store
-
-
-def self_problem(n: int) -> GroundCost:
-    x, labels = labelled(n, 0)
-    table = bures_squared(class_gaussians(x, labels, CLASSES))
-    return GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
 
 
 def inputs(n: int, dtype: torch.dtype) -> list[torch.Tensor]:
