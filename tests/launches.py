@@ -26,9 +26,11 @@ from torch.utils._pytree import tree_leaves
 from kernels import launch
 
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh"}
-_FREE |= {"squeeze_", "unsqueeze_", "detach_"}
+_FREE |= {"squeeze_", "unsqueeze_", "detach_", "_unsafe_view"}
 _WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
 _COPIES = {"_to_copy", "copy_"}
+# Not taken apart: on a GPU one kernel; and a copy in its parts that inference does not make.
+_WHOLE = {"scaled_dot_product_attention", "dropout"}
 _READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
 
 
@@ -85,13 +87,13 @@ class Counts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # An operator of this package, and what an operator in it is made of, count as their parts.
         definition = OPDEFS.get(func._name.removesuffix(".default"))
-        if definition or func.namespace == "aten":
+        name = func.overloadpacket.__name__
+        if definition or (func.namespace == "aten" and name not in _WHOLE):
             with self:
                 parts = definition._init_fn if definition else func.decompose
                 result = parts(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
-        name = func.overloadpacket.__name__
         free = name in _FREE or func.is_view or (name == "dropout" and not args[2])
         if func.namespace == "aten" and not free and not _is_on_host(args, kwargs or {}):
             (self.waits if name in _WAITS else self.launches)[name] += 1
