@@ -37,7 +37,7 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool:
         pending: deque[Future[Out]] = deque()
         try:
             for item in items:
@@ -55,8 +55,8 @@ def ordered_map(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends."""
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent of this spawned process, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from typing import Any
 from engine import models
 from engine.data import imagenet
 from engine.machine.files import digest
-from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
+from loaders.workers import follow_parent
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -47,7 +50,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     Raises ValueError where the pack was made with other options or of images that have changed.
     """
     dataset, model = recipe.dataset, recipe.model
-    folder = pack_folder(Path(recipe.runs), dataset, model, name)
+    folder = _folder_of(recipe, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder)
         _check_identity(pack, identity(dataset, model, name))
@@ -65,6 +68,35 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     return pack
 
 
+@contextlib.contextmanager
+def encoding_ahead(recipe: Recipe, names: Sequence[str], cache: Path) -> Iterator[None]:
+    """In the block, another process encodes those of the named sets that have no pack, from the
+    last on.
+
+    Whoever needs a pack in the meantime finds it, waits for it, or makes it first.
+    """
+    places = {name: _folder_of(recipe, name) for name in names}
+    missing = [name for name in reversed(names) if not (places[name] / MANIFEST).is_file()]
+    context = multiprocessing.get_context("spawn")
+    plain = dataclasses.replace(recipe, method=MethodRecipe())  # a user's own cannot be pickled
+    process = context.Process(target=_encode_each, args=(plain, missing, cache))
+    if missing:
+        process.start()
+    try:
+        yield
+    finally:
+        if missing:
+            process.terminate()
+            process.join()
+
+
+def _encode_each(recipe: Recipe, names: Sequence[str], cache: Path) -> None:
+    follow_parent()
+    with contextlib.suppress(ValueError, OSError):  # which the parent meets too, and reports
+        for name in names:
+            pack_of(recipe, name, cache)
+
+
 def make_pack(
     recipe: Recipe, name: str, content: Content, *, workers: int = 0, skip: bool = False
 ) -> Pack:
@@ -77,7 +109,7 @@ def make_pack(
     # Each worker first imports torch and timm, which is worth its time for a large set only.
     parallel = len(os.sched_getaffinity(0)) if len(content.items) > PARALLEL_FROM else 1
     return encode(
-        pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name),
+        _folder_of(recipe, name),
         name=name,
         items=content.items,
         open_image=content.open_image,
@@ -92,6 +124,10 @@ def make_pack(
         on_error="skip" if skip else "refuse",
         resume=content.large,
     )
+
+
+def _folder_of(recipe: Recipe, name: str) -> Path:
+    return pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name)
 
 
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:

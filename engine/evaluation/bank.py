@@ -14,6 +14,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook
@@ -72,46 +73,65 @@ class Forward:
         return part
 
 
+@dataclass
+class Loaded:
+    """The group of a run's models that is on the device, where the next set may find it.
+
+    bytes: about what it takes. load_s: seconds that a model of it took to load.
+    """
+
+    backbone: Folded | None = None
+    group: Group = ()
+    models: list[Model] = field(default_factory=list)
+    bytes: float = 0
+    load_s: float = 0
+
+
 class ModelBank:
     """The models of mixes, in groups that fit on the device; one group at a time is there."""
 
     def __init__(
-        self, run: Run, mixes: Group, parents: Mapping[str, Cell], slice_bytes: int
+        self,
+        run: Run,
+        mixes: Group,
+        parents: Mapping[str, Cell],
+        slice_bytes: int,
+        loaded: Loaded | None = None,
     ) -> None:
-        """`slice_bytes`: of a slice's images, which stay while several groups see them."""
+        """slice_bytes: of a slice's images, which stay while several groups see them. loaded: by an
+        earlier bank of the run."""
         self.run = run
         self.parents = parents
+        self._loaded = loaded or Loaded()
         members = {name for mix in mixes for name in mix}
         files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
-        largest = max(file.stat().st_size for file in files)
+        self._largest = max(file.stat().st_size for file in files)
         # Mixed parents are in memory twice, as files and as the rows that are averaged, and the
         # backbone takes the memory of one more model.
         extra = 2 * max(map(len, mixes)) + 1
-        free = free_memory(run.device)
+        free = free_memory(run.device) + self._loaded.bytes
         for available in (free, free - slice_bytes):
-            models = WEIGHTS_SHARE * available / largest - extra
+            models = WEIGHTS_SHARE * available / self._largest - extra
             self.groups = groups(mixes, max(1, int(ranks.least(models))))
             if len(self.groups) == 1:
                 break
-        self._group: Group = ()
-        self._models: list[Model] = []
-        self._load_s = 0.0
 
-    @functools.cached_property
+    def models(self, group: Group) -> list[Model]:
+        """The group's models, loaded to the device; the group before is freed."""
+        loaded = self._loaded
+        if not all(mix in loaded.group for mix in group):
+            loaded.group, loaded.models = (), []
+            loaded.backbone = loaded.backbone or self._backbone()
+            start = time.perf_counter()
+            loaded.models = _load(loaded.backbone, self.run, group, self.parents)
+            loaded.load_s = (time.perf_counter() - start) / len(group)
+            loaded.group, loaded.bytes = group, len(group) * self._largest
+        return [loaded.models[loaded.group.index(mix)] for mix in group]
+
     def _backbone(self) -> Folded:
         recipe, device = self.run.recipe, self.run.device
         form = Form.of_evaluation(recipe, device)
         return form.backbone(recipe.model, len(self.run.sets.classes), device)
-
-    def models(self, group: Group) -> list[Model]:
-        """The group's models, loaded to the device; the group before is freed."""
-        if group is not self._group:
-            self._group, self._models = (), []
-            backbone, start = self._backbone, time.perf_counter()
-            self._models = _load(backbone, self.run, group, self.parents)
-            self._load_s = (time.perf_counter() - start) / len(group)
-            self._group = group
-        return self._models
 
     def passes(self, slices: int, read_s: Callable[[], float]) -> list[Sequence[Group]]:
         """Groups that share a pass over the set: each has a pass, or one pass reloads them all.
@@ -124,7 +144,7 @@ class ModelBank:
         self.models(self.groups[0])
         count = sum(map(len, self.groups))
         read_again_s = (len(self.groups) - 1) * read_s()
-        load_again_s = (slices - 1) * count * self._load_s
+        load_again_s = (slices - 1) * count * self._loaded.load_s
         rereads = ranks.all_agree(read_again_s < load_again_s)
         log.info(
             "%d models do not fit together, so there are %d groups. Reading the set again would "

@@ -18,7 +18,7 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation import features
-from engine.evaluation.bank import Forward, ModelBank
+from engine.evaluation.bank import Forward, Loaded, ModelBank
 from engine.evaluation.batches import chunks, read, reduced, seconds_to_read
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
@@ -39,11 +39,13 @@ def evaluate(
     names: Iterable[str],
     split: str | Part,
     share: Share | None = None,
+    loaded: Loaded | None = None,
 ) -> None:
     """Make the missing predictions of every mix on every named set.
 
-    share: compute only these slices, and leave it to a later call without it to join them. Raises
-    FileNotFoundError where some are missing from a store that only finds.
+    share: compute only these slices, and leave it to a later call without it to join them. loaded:
+    the run's models that an earlier call left on the device, and where this call leaves its own.
+    Raises FileNotFoundError where some are missing from a store that only finds.
     """
     for name in names:
         labelled = run.sets[name]
@@ -55,7 +57,7 @@ def evaluate(
                 missing.append(mix)
         if missing:
             with run.threads():
-                _pass(run, missing, labelled, split, share)
+                _pass(run, missing, labelled, split, share, loaded)
 
 
 def find(run: Run, mix: Mix, name: str, split: str | Part) -> Artifact | None:
@@ -115,6 +117,7 @@ def _pass(
     labelled: LabelledSet,
     split: str | Part,
     share: Share | None,
+    loaded: Loaded | None,
 ) -> None:
     places = split.places if isinstance(split, Part) else labelled.split(split)
     cuts = slices(places, run.recipe.evaluate.batch_size)
@@ -131,7 +134,7 @@ def _pass(
     if probes:
         _from_features(run, probes, parents, labelled)
     if full:
-        _from_images(run, full, parents, labelled)
+        _from_images(run, full, parents, labelled, loaded)
 
 
 def _shares_base_backbone(run: Run, mix: Mix, parents: Mapping[str, Cell]) -> bool:
@@ -172,14 +175,19 @@ def _head(run: Run, cell: Cell, names: tuple[str, str]) -> list[torch.Tensor]:
 
 
 def _from_images(
-    run: Run, full: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
+    run: Run,
+    full: Sequence[Pending],
+    parents: Mapping[str, Cell],
+    labelled: LabelledSet,
+    loaded: Loaded | None,
 ) -> None:
     """All other models: every batch is read and normalised once for those on the device."""
     by_mix = {id(evaluation.mix): evaluation for evaluation in full}
     cuts, todo = full[0].cuts, _unfinished(full)
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
     slice_bytes = max(map(len, cuts)) * 3 * math.prod(labelled.pack.shape)
-    bank = ModelBank(run, [evaluation.mix for evaluation in full], parents, slice_bytes)
+    mixes = [evaluation.mix for evaluation in full]
+    bank = ModelBank(run, mixes, parents, slice_bytes, loaded)
     forward, reduction = Forward(run), Reduction(labelled, run.device)
     kind = Form.of_evaluation(run.recipe, run.device).precision
     places = np.concatenate([cuts[number] for number in todo])
@@ -193,8 +201,8 @@ def _from_images(
             for group in groups:
                 missing = [k for k, mix in enumerate(group) if number in by_mix[id(mix)].todo]
                 if missing:
-                    loaded = bank.models(group)
-                    nets = [loaded[k] for k in missing]
+                    models_of_group = bank.models(group)
+                    nets = [models_of_group[k] for k in missing]
                     rows = reduced(forward, nets, batches, kind, reduction)
                     _put(number, labelled, [by_mix[id(group[k])] for k in missing], rows)
 

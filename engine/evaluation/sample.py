@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.evaluation import budget, passes
+from engine.evaluation.bank import Loaded
 from engine.evaluation.budget import Drawn, Frame
 from engine.machine import ranks
 from engine.machine.files import digest
@@ -118,12 +119,20 @@ def seed_of(run: Run, name: str, split: str) -> list[int]:
 
 
 def evaluate_on(
-    run: Run, mixes: Iterable[Mix], name: str, split: str, sample: Sample | None
+    run: Run,
+    mixes: Iterable[Mix],
+    name: str,
+    split: str,
+    sample: Sample | None,
+    loaded: Loaded | None = None,
 ) -> None:
-    """Make the predictions of every mix on a sample of a set (None: on all of the split)."""
+    """Make the predictions of every mix on a sample of a set (None: on all of the split).
+
+    loaded: as of `passes.evaluate`.
+    """
     mixes = list(map(essential, mixes))
     if sample is None:
-        passes.evaluate(run, mixes, [name], split)
+        passes.evaluate(run, mixes, [name], split, loaded=loaded)
         return
     by_start: dict[int, list[tuple[Mix, str | Part | None]]] = {}
     for mix in mixes:
@@ -132,11 +141,11 @@ def evaluate_on(
     for start, group in sorted(by_start.items()):
         mixes = [mix for mix, _ in group]
         if sample.whole and not start:  # what has not begun is evaluated as without a budget
-            passes.evaluate(run, mixes, [name], split)
+            passes.evaluate(run, mixes, [name], split, loaded=loaded)
             continue
         new = [sample.since(start, sample.images)] if start < sample.images else []
         for part in new:
-            passes.evaluate(run, mixes, [name], part)
+            passes.evaluate(run, mixes, [name], part, loaded=loaded)
         for mix, source in group:
             if not (sample.whole and source == split):
                 _join(run, mix, name, sample, [*filter(None, [source]), *new])

@@ -6,10 +6,13 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from engine.data import packs
 from engine.data.sets import Sets
 from engine.evaluation import cka, features, passes, sample
+from engine.evaluation.bank import Loaded
 from engine.evaluation.sample import Sample
 from engine.grid import markers, products, progress
 from engine.grid.build import Builder
@@ -17,14 +20,12 @@ from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN, name_of
 from engine.grid.snapshots import Followed
+from engine.machine.files import cache_folder
 from engine.recipe.request import Request
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Entry, Mix
 from engine.store.shares import Share
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +59,25 @@ def prepare(plan: Plan, device: torch.device) -> None:
         progress.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
-    run = builder.run  # makes the base model
-    base = {run.base.name: 1.0}
-    for step, name in enumerate(names, start=1):
-        begin(step, name)
-        if run.recipe.evaluate.cka:
-            cka.check(run, name)
-        features.stored(run, run.base, run.sets[name])
-        for split in (sample.split_of(run.recipe, name), "holdout"):
-            passes.evaluate(run, [base], [name], split)
-        run.sets.release(name)
-    for name in plan.needed(run.recipe.dataset)[len(names) :]:
-        begin(len(names), name)
-        # Opened, and encoded if need be, before columns share it.
-        log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
+    dataset = builder.recipe.dataset
+    later = [name for name in plan.needed(dataset) if name != dataset.upstream]
+    # Another core encodes while this one computes.
+    ahead = later if torch.get_num_threads() > 1 else []
+    with packs.encoding_ahead(builder.recipe, ahead, cache_folder()):
+        run = builder.run  # makes the base model
+        base = {run.base.name: 1.0}
+        for step, name in enumerate(names, start=1):
+            begin(step, name)
+            if run.recipe.evaluate.cka:
+                cka.check(run, name)
+            features.stored(run, run.base, run.sets[name])
+            for split in (sample.split_of(run.recipe, name), "holdout"):
+                passes.evaluate(run, [base], [name], split)
+            run.sets.release(name)
+        for name in plan.needed(dataset)[len(names) :]:
+            begin(len(names), name)
+            # Opened, and encoded if need be, before columns share it.
+            log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
     for name, drawn in sample.draw_all(run).items():
         sample.evaluate_on(run, [base], name, drawn.split, drawn)
     predictions = products.predictions(run, [base], [], names)
@@ -88,9 +94,9 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for done, row in enumerate(rows, start=1):
         entries += row.entries()
         progress.advance(plan.path, name, done, len(rows) + 1)
-    run, samples = builder.run, sample.draw_all(builder.run)
+    run, samples, loaded = builder.run, sample.draw_all(builder.run), Loaded()
     for place in run.recipe.dataset.places:
-        _evaluate(run, entries, place, samples.get(place))
+        _evaluate(run, entries, place, samples.get(place), loaded)
     for row in rows:
         row.remove_snapshots()
     everywhere = products.predictions(run, *_mixes(entries), run.recipe.dataset.places)
@@ -166,10 +172,16 @@ def _cells(run: Run, rows: Sequence[Builder], entries: Sequence[Entry]) -> list[
     return [*(row.build().artifact for row in rows), *mixed]
 
 
-def _evaluate(run: Run, entries: Sequence[Entry], name: str, drawn: Sample | None) -> None:
+def _evaluate(
+    run: Run,
+    entries: Sequence[Entry],
+    name: str,
+    drawn: Sample | None,
+    loaded: Loaded | None = None,
+) -> None:
     """Evaluate models on a set, or on a sample of it, and free the set's memory."""
     mixes, compared = _mixes(entries)
-    sample.evaluate_on(run, mixes, name, sample.split_of(run.recipe, name), drawn)
+    sample.evaluate_on(run, mixes, name, sample.split_of(run.recipe, name), drawn, loaded)
     if run.recipe.evaluate.cka:
         cka.evaluate(run, compared, name)
     run.sets.release(name)

@@ -176,8 +176,10 @@ def _evaluations(
 
 def _models(plan: Plan, device: torch.device) -> Iterator[tuple[Run, Column, Arm, Entry]]:
     """Every model of every column."""
+    sets = None
     for column in plan.columns:
-        builder = builder_of(plan, device, column, finds_only=True)
+        builder = builder_of(plan, device, column, sets, finds_only=True)
+        sets = builder.sets  # opened once
         for seeded, method in product(builder.seeded(), plan.methods):
             row = seeded.row(method)
             model, variant = row.recipe.model.name, row.recipe.method.variant

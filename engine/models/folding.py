@@ -41,6 +41,9 @@ class Folded(nn.Module):
             net.set_submodule(name, getattr(norm, "act", nn.Identity()))
             layer = net.get_submodule(convolution)
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))  # type: ignore[union-attr]
+        places = [name for name, _ in self.named_parameters(remove_duplicate=False)]
+        self._is_tied = len(places) > len(list(self.parameters()))
+        self._names = {*places, *(name for name, _ in self.named_buffers())}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -49,7 +52,8 @@ class Folded(nn.Module):
         """Outputs for weights that `self.state` returned."""
         if self._caches:
             self.train().eval()  # empties the cache
-        return functional_call(self, dict(state), (x,), strict=True)
+        # Without `tie_weights` and `strict` it does not look through the whole network.
+        return functional_call(self, dict(state), (x,), tie_weights=self._is_tied)
 
     def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights that `given` takes, from a state dict of the network before folding.
@@ -73,7 +77,9 @@ class Folded(nn.Module):
             )
             kernel.copy_(folded)
             state[f"{convolution}.bias"] = bias
-        return {f"net.{name}": tensor for name, tensor in state.items()}
+        state = {f"net.{name}": tensor for name, tensor in state.items()}
+        assert self._is_tied or self._names <= state.keys(), self._names - state.keys()
+        return state
 
 
 def can_fold(net: nn.Module) -> bool:

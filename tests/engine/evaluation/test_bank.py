@@ -66,6 +66,28 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
     assert "do not fit" not in caplog.text and "run in parts" not in caplog.text
 
 
+def test_models_stay_loaded_from_set_to_set(fresh, mixes, expected, monkeypatch):
+    run, counted, loaded = fresh.builder().run, Counted(monkeypatch), bank.Loaded()
+    passes.evaluate(run, mixes, ["tinted", SET], "all", loaded=loaded)
+    assert counted.models == 6 and same(tables(fresh.builder(), mixes), expected)
+    # Fewer of them are found too; others take their place.
+    passes.evaluate(run, mixes[1:3], ["few"], "all", loaded=loaded)
+    assert counted.models == 6
+    passes.evaluate(run, [dict.fromkeys(mixes[0], 0.5)], [SET], "all", loaded=loaded)
+    assert counted.models == 7 and len(loaded.models) == 1
+
+
+def test_loaded_models_do_not_count_as_memory_in_use(grid, mixes, monkeypatch):
+    run, loaded = grid.builder().run, bank.Loaded()
+    parents = {name: passes.stored_cell(run.store, name) for mix in mixes for name in mix}
+    free = room_for_models(grid, mixes, 3)
+    monkeypatch.setattr(bank, "free_memory", lambda device: free - loaded.bytes)
+    for _ in range(2):
+        models = bank.ModelBank(run, mixes[:5], parents, 0, loaded)
+        assert [len(group) for group in models.groups] == [3, 2]
+        models.models(models.groups[0])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_cost_of_reading_is_that_of_the_images_to_read_on_every_rank(grid, monkeypatch, rank):
     """Each batch moves the clock by a second; two ranks are simulated in a group of one."""
@@ -190,7 +212,7 @@ def test_shares_of_memory_are_taken_after_the_set_has_its_own(fresh, mixes, monk
 def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     builder, held = grid.builder(), []
 
-    def evaluate_on(run, mixes, name, split, sample) -> None:
+    def evaluate_on(run, mixes, name, split, sample, loaded) -> None:
         run.sets.source(name)
         held.append(set(run.sets._sources))
 

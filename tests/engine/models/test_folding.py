@@ -70,6 +70,32 @@ def test_what_a_network_derives_from_its_weights_goes_with_them():
             torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_weight_that_is_missing_is_not_replaced_by_the_networks_own():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    del state["2.bias"]
+    with pytest.raises(AssertionError, match=r"2\.bias"):
+        Folded(net).state(state)
+
+
+def test_tied_weights_are_given_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    net, x = Tied().eval(), torch.randn(2, 3)
+    state = {k: v.detach() + 1 for k, v in net.state_dict().items() if k != "second.weight"}
+    folded = Folded(Tied().eval())
+    expected = x @ state["first.weight"].T + state["first.bias"]
+    expected = expected @ state["first.weight"].T + state["second.bias"]
+    torch.testing.assert_close(folded.given(folded.state(state), x), expected)
+
+
 def test_what_cannot_be_traced_stays_as_it_is():
     net = timm.create_model("mobilevit_xxs", num_classes=7)
     check(net, torch.randn(1, 3, 64, 64), norms_left=len(norms(net)))
