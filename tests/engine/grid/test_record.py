@@ -107,6 +107,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
 
     runs = f"runs={folder / 'runs'}"
     campaigns.run(folder)
+    capsys.readouterr()  # of the fixtures, where this is the first test
     assert metrics(runs) == (0, "")
     code, error = metrics(runs, "train.epochs=3")
     assert code == 2 and "but one with other settings; `rib campaign" in error
