@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas
 
 from engine.measures.standings import Line, Standings
@@ -94,6 +95,20 @@ def _point(label: str, name: str, downstream: float, others: float) -> dict[str,
     }
 
 
+def _between_steps(data: pandas.DataFrame) -> list[labels.Point]:
+    """Points on the lines of the curves, close to each other."""
+    between = []
+    for _, curve in data.dropna(subset="curve").groupby("curve"):
+        curve = curve.sort_values("alpha")
+        shares = np.linspace(0, len(curve) - 1, 12 * len(curve))
+        x, y = (
+            np.interp(shares, range(len(curve)), curve[column])
+            for column in ("on_downstream_set", "on_other_sets")
+        )
+        between += zip(x.tolist(), y.tolist(), strict=True)
+    return between
+
+
 def _spec(data: pandas.DataFrame) -> Spec:
     x = specs.number("on_downstream_set", "on the set fine-tuned on, %", zero=False, format="~r")
     y = specs.number("on_other_sets", "on the other sets, %", zero=False, format="~r")
@@ -103,7 +118,7 @@ def _spec(data: pandas.DataFrame) -> Spec:
     points = list(zip(data["on_downstream_set"], data["on_other_sets"], strict=True))
     steps_only = [point for point, has_name in zip(points, named, strict=True) if not has_name]
     names = {name: point for name, point in zip(data["name"], points, strict=True) if name}
-    sides = labels.sides(names, steps_only)
+    sides = labels.sides(names, [*steps_only, *_between_steps(data)])
     return {
         "height": 340,
         "encoding": {"x": x, "y": y, "tooltip": TOOLTIP},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas
 import pytest
 import reports
 import vl_convert
@@ -14,6 +15,7 @@ from engine.measures.distances import Matrix
 from engine.measures.metrics import PRE, improvements
 from engine.report import figures, frames, labels, sections, tables
 from engine.report.section import Section
+from engine.report.sections import trade_off
 from engine.report.tables import Results
 
 
@@ -100,6 +102,21 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
     assert list(data["alpha"].dropna()) == [0.0, 0.5, 1.0]
     names = [name for name in data["name"] if name]
     assert names == ["pre-trained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
+
+
+def test_names_beside_a_curve_do_not_lie_on_it():
+    """The curve leaves its named step to the right, and comes to it from the left below."""
+    steps = [(0.0, 0.0), (4.0, 9.0), (10.0, 9.0)]
+    data = pandas.DataFrame(
+        [trade_off._point(f"α = {k}", "a step" * (k == 1), *step) for k, step in enumerate(steps)]
+    ).assign(alpha=range(3), curve="WiSE-FT")
+    between = trade_off._between_steps(data)
+    assert {(0.0, 0.0), (10.0, 9.0)} <= set(between)
+    assert all(y == pytest.approx(min(9, x * 9 / 4)) for x, y in between)
+    beside_points_alone = labels.sides({"a step": steps[1]}, [steps[0], steps[2]])
+    assert beside_points_alone["right"] == ["a step"]
+    *_, name = trade_off._spec(data)["layer"]
+    assert name["mark"]["type"] == "text" and name["mark"]["align"] == "right"  # to the left
 
 
 def test_published_numbers_stand_beside_those_of_their_model_only(tmp_path, monkeypatch):
