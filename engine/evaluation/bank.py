@@ -35,6 +35,7 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 Group = Sequence[Mix]
 # Of the free memory; the rest is for images and for what cannot be foreseen.
 WEIGHTS_SHARE, ACTIVATIONS_SHARE = 0.5, 0.25
+KEPT_SHARE = 0.1  # of models between two sets: more could keep the next set out of the memory
 
 
 class Forward:
@@ -86,6 +87,9 @@ class Loaded:
     bytes: float = 0
     load_s: float = 0
 
+    def free(self) -> None:
+        self.group, self.models, self.bytes = (), [], 0
+
 
 class ModelBank:
     """The models of mixes, in groups that fit on the device; one group at a time is there."""
@@ -120,13 +124,19 @@ class ModelBank:
         """The group's models, loaded to the device; the group before is freed."""
         loaded = self._loaded
         if not all(mix in loaded.group for mix in group):
-            loaded.group, loaded.models = (), []
+            loaded.free()
             loaded.backbone = loaded.backbone or self._backbone()
             start = time.perf_counter()
             loaded.models = _load(loaded.backbone, self.run, group, self.parents)
             loaded.load_s = (time.perf_counter() - start) / len(group)
             loaded.group, loaded.bytes = group, len(group) * self._largest
         return [loaded.models[loaded.group.index(mix)] for mix in group]
+
+    def leave(self) -> None:
+        """Free the models unless they are small: the next set takes its memory before models."""
+        loaded = self._loaded
+        if loaded.bytes > KEPT_SHARE * (free_memory(self.run.device) + loaded.bytes):
+            loaded.free()
 
     def _backbone(self) -> Folded:
         recipe, device = self.run.recipe, self.run.device

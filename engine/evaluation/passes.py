@@ -44,7 +44,8 @@ def evaluate(
     """Make the missing predictions of every mix on every named set.
 
     share: compute only these slices, and leave it to a later call without it to join them. loaded:
-    the run's models that an earlier call left on the device, and where this call leaves its own.
+    the run's models that an earlier call left on the device, and where this call leaves its own if
+    they are small.
     Raises FileNotFoundError where some are missing from a store that only finds.
     """
     for name in names:
@@ -205,6 +206,7 @@ def _from_images(
                     nets = [models_of_group[k] for k in missing]
                     rows = reduced(forward, nets, batches, kind, reduction)
                     _put(number, labelled, [by_mix[id(group[k])] for k in missing], rows)
+    bank.leave()
 
 
 def _unfinished(evaluations: Sequence[Pending]) -> list[int]:
