@@ -45,13 +45,18 @@ def process(*words: str, **variables: str) -> Iterator[subprocess.Popen]:
     environment = {k: v for k, v in os.environ.items() if k not in parent.LAUNCHED}
     started = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=ROOT, env=environment | variables,
+        cwd=ROOT, env=environment | variables, preexec_fn=_heed_hangups,
     )  # fmt: skip
     try:
         yield started
     finally:
         started.kill()
         started.wait()
+
+
+def _heed_hangups() -> None:
+    """Which nohup lets every process below it ignore."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def line(started: subprocess.Popen) -> str:
