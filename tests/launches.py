@@ -29,7 +29,7 @@ _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias",
 _FREE |= {"squeeze_", "unsqueeze_", "detach_", "_unsafe_view"}
 _WAITS = {"nonzero", "equal", "unique_consecutive", "repeat_interleave", "segment_reduce"}
 _COPIES = {"_to_copy", "copy_"}
-# Not taken apart: on a GPU one kernel; and a copy in its parts that inference does not make.
+# Not taken apart: attention is one kernel on a GPU, and dropout's parts copy, though it does not.
 _WHOLE = {"scaled_dot_product_attention", "dropout"}
 _READS = {"tolist", "item", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy"}
 

@@ -77,17 +77,18 @@ def encoding_ahead(recipe: Recipe, names: Sequence[str], cache: Path) -> Iterato
     """
     places = {name: _folder_of(recipe, name) for name in names}
     missing = [name for name in reversed(names) if not (places[name] / MANIFEST).is_file()]
-    context = multiprocessing.get_context("spawn")
+    if not missing:
+        yield
+        return
     plain = dataclasses.replace(recipe, method=MethodRecipe())  # a user's own cannot be pickled
-    process = context.Process(target=_encode_each, args=(plain, missing, cache))
-    if missing:
-        process.start()
+    spawned = multiprocessing.get_context("spawn")
+    process = spawned.Process(target=_encode_each, args=(plain, missing, cache))
+    process.start()
     try:
         yield
     finally:
-        if missing:
-            process.terminate()
-            process.join()
+        process.terminate()
+        process.join()
 
 
 def _encode_each(recipe: Recipe, names: Sequence[str], cache: Path) -> None:

@@ -52,8 +52,9 @@ class Folded(nn.Module):
         """Outputs for weights that `self.state` returned."""
         if self._caches:
             self.train().eval()  # empties the cache
-        # Without `tie_weights` and `strict` it does not look through the whole network.
-        return functional_call(self, dict(state), (x,), tie_weights=self._is_tied)
+        # With both off it does not look through the whole network at every batch.
+        tied = self._is_tied
+        return functional_call(self, dict(state), (x,), tie_weights=tied, strict=tied)
 
     def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights that `given` takes, from a state dict of the network before folding.
@@ -78,7 +79,7 @@ class Folded(nn.Module):
             kernel.copy_(folded)
             state[f"{convolution}.bias"] = bias
         state = {f"net.{name}": tensor for name, tensor in state.items()}
-        assert self._is_tied or self._names <= state.keys(), self._names - state.keys()
+        assert self._is_tied or self._names == state.keys(), self._names ^ state.keys()
         return state
 
 

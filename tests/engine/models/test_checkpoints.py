@@ -250,7 +250,7 @@ def test_dinov2_graph_is_mapped_to_timms_names() -> None:
     onnx = pytest.importorskip("onnx", reason="the optional package that reads DINOv2's file")
     torch.manual_seed(0)
     arch = {"arch": "vit_small_patch14_dinov2", "image_size": 28}
-    net = models.create(ModelRecipe(name="d", **arch), 0)
+    net = models.create(ModelRecipe(name="d", **arch), 5)
     expected = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
     tensors, nodes = [], []
     for name, value in reversed(exported(expected).items()):  # whatever the order

@@ -70,12 +70,15 @@ def test_what_a_network_derives_from_its_weights_goes_with_them():
             torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_weight_that_is_missing_is_not_replaced_by_the_networks_own():
+@pytest.mark.parametrize("stray", [{}, {"3.bias": torch.zeros(2)}])
+def test_a_weight_that_is_missing_or_unknown_is_refused(stray):
+    """The network's own random weight must not take its place."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    del state["2.bias"]
-    with pytest.raises(AssertionError, match=r"2\.bias"):
-        Folded(net).state(state)
+    if not stray:
+        del state["2.bias"]
+    with pytest.raises(AssertionError, match=r"[23]\.bias"):
+        Folded(net).state(state | stray)
 
 
 def test_tied_weights_are_given_once():
@@ -94,6 +97,8 @@ def test_tied_weights_are_given_once():
     expected = x @ state["first.weight"].T + state["first.bias"]
     expected = expected @ state["first.weight"].T + state["second.bias"]
     torch.testing.assert_close(folded.given(folded.state(state), x), expected)
+    with pytest.raises(RuntimeError, match="Missing"):
+        folded.given(folded.state({"first.weight": state["first.weight"]}), x)
 
 
 def test_what_cannot_be_traced_stays_as_it_is():
