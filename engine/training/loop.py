@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from engine import models
@@ -29,7 +30,7 @@ from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import heads, optim, projection, prototypes, shards
+from engine.training import depthwise, heads, optim, projection, prototypes, shards
 from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
@@ -39,6 +40,8 @@ from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
 log = logging.getLogger(__name__)
+# Activations whose gradient needs their input: in place, autograd would keep a copy of it.
+_NEED_INPUT = (nn.Hardtanh, nn.Hardswish, nn.SiLU)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
 # How a head is made that needs no steps, by what `prepare` set as `problem`.
@@ -99,6 +102,11 @@ def initialize(method: Trained, run: Run) -> Any:
         )
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
+    for module in method.modules():
+        if isinstance(module, _NEED_INPUT):  # ReLU6 is a Hardtanh
+            module.inplace = False
+    if run.device.type == "cpu":
+        depthwise.use_small_maps(method)
     compiled.in_place(method.net, recipe.train.compile, run.device)
     # A single rank has nothing to shard: ZeRO would only copy weights and gradients.
     stage = recipe.train.zero_stage if ranks.world() > 1 else 0

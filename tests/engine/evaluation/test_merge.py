@@ -92,7 +92,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         logits = reference(actual, arch)(images(grid, "tinted", index, arch))
         truth = labels(grid, "tinted", index)
         p_true = logits.softmax(dim=1).gather(1, truth[:, None])[:, 0].detach().numpy()
-        np.testing.assert_allclose(table["p_true"].to_numpy(), p_true, rtol=1e-4, atol=1e-30)
+        np.testing.assert_allclose(table["p_true"].to_numpy(), p_true, rtol=1e-3, atol=1e-30)
 
 
 def test_paper_wise_ft_is_the_plain_mean_alone(grid):

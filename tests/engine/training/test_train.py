@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from grids import (
     grid,
     images,
     labels,
+    prepared,
     reference,
     same,
     torchrun,
@@ -34,6 +36,7 @@ from grids import (
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 from engine.errors import DivergedError
 from engine.evaluation import passes
@@ -41,6 +44,7 @@ from engine.grid.build import Builder
 from engine.recipe import modules
 from engine.recipe.schema import TrainRecipe
 from engine.training import fisher, loop, schedule
+from engine.training.depthwise import SmallMaps
 
 __all__ = ["grid"]
 EPOCHS, BATCH, WARMUP = 7, 12, 5  # 25 images: 12, 12 and 1 for up to six parts; 21 steps
@@ -113,6 +117,22 @@ def test_one_rank_equals_a_plain_loop(grid, name, stage, accumulation, clip):
     check_against_loop(grid, builder, weights(cell), name, clip)
     history = json.loads((cell.artifact.folder / "history.json").read_text())
     assert [entry["step"] for entry in history] == [3 * (i + 1) for i in range(EPOCHS)]
+
+
+def test_what_training_changes_in_a_network_leaves_its_gradients(grid):
+    made = prepared(grid, "model.arch=mobilenetv2_050")
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        trained = [p for p in made.method.parameters() if p.requires_grad]
+        return torch.autograd.grad(made.method(made.batch).sum(), trained)
+
+    before = gradients()
+    loop.close(loop.initialize(made.method, made.builder.run))
+    for expected, gradient in zip(before, gradients(), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    kinds = Counter(type(module) for module in made.method.modules())
+    assert kinds[SmallMaps] > 3 and kinds[nn.ReLU6] > 3
+    assert not any(m.inplace for m in made.method.modules() if isinstance(m, nn.ReLU6))
 
 
 KINDS_OF_METHOD = [
