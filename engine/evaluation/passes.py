@@ -81,10 +81,10 @@ def predicted(run: Run, mix: Mix, name: str, split: str | Part) -> Path:
     return artifact.checked(PART)
 
 
-def holdout_accuracy(run: Run, mix: Mix) -> float:
-    """Top-1 in percent of a mix on the downstream hold-out."""
+def holdout_accuracy(run: Run, mix: Mix, loaded: Loaded | None = None) -> float:
+    """Top-1 in percent of a mix on the downstream hold-out. loaded: as `evaluate`."""
     name = run.recipe.downstream
-    evaluate(run, [mix], [name], "holdout")
+    evaluate(run, [mix], [name], "holdout", loaded=loaded)
     table = pq.read_table(predicted(run, mix, name, "holdout"), columns=["label", "top1"])
     return 100 * float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy()))
 

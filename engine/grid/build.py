@@ -21,6 +21,7 @@ from engine import models
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
+from engine.evaluation.bank import Loaded
 from engine.grid import snapshots
 from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
@@ -73,6 +74,7 @@ class Builder(Context[Cell]):
         self.sets = sets or Sets(recipe, device, cache_folder())
         self.followed = followed or Followed()
         self.start = start
+        self._loaded = Loaded()
 
     @cached_property
     def run(self) -> Run:
@@ -235,7 +237,7 @@ class Builder(Context[Cell]):
         return zero_shot.head(clip, self.recipe.model.weights)
 
     def holdout_accuracy(self, mix: Mix) -> float:
-        return passes.holdout_accuracy(self.run, mix)
+        return passes.holdout_accuracy(self.run, mix, self._loaded)
 
     def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is made on the upstream set."""
@@ -287,6 +289,7 @@ class Builder(Context[Cell]):
         recipe = self.recipe
         if isinstance(method, Mixed):
             entries = method.entries(self)
+            self._loaded = Loaded()  # frees what hold-out accuracies left
             return lambda folder: cells.write_mixed(folder, recipe, entries, self._description())
         if isinstance(method, Merged):
             with self.run.threads():

@@ -25,7 +25,6 @@ from engine.grid.columns import Column
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN, name_of
 from engine.grid.jobs import builder_of
 from engine.grid.record import MissingColumn, Record, StoredSample
-from engine.machine.files import cache_folder
 from engine.measures import image_changes
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.recipe.request import Request
@@ -297,12 +296,17 @@ def _commit() -> str:
 
 
 def _contact_sheet(run: Run) -> bytes:
-    """A PNG of some concepts in every style."""
+    """A PNG of some concepts in every style, of each its first rendering."""
     dataset = run.recipe.dataset
-    artwork = emoji.fetch(cache_folder(), progress=False)
-    concepts = artwork.choose(dataset.classes, dataset.seed)
-    picked = [concepts[i] for i in np.linspace(0, len(concepts) - 1, 8).astype(int)]
-    sheet = emoji.contact_sheet(artwork, [*emoji.UPSTREAM, *dataset.sets], picked, 72)
+    picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
+    rows: dict[str, list[np.ndarray]] = {}
+    for name in dataset.places:
+        pack = run.sets[name].pack
+        for index in np.flatnonzero(np.isin(pack.labels, picked)).tolist():
+            style, _, rendering = str(pack.keys[index]).split("/")
+            if rendering == "0":
+                rows.setdefault(style, []).extend(pack.pixels([index]))
+    sheet = emoji.contact_sheet(rows)
     png = io.BytesIO()
     sheet.save(png, format="PNG")
     return png.getvalue()

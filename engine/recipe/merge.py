@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +23,7 @@ Layer = tuple[str, dict[str, Any]]  # where it comes from, and what it says
 
 def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
     """The recipe that the layers say together; a later layer wins. method: the options it has."""
-    merged = OmegaConf.structured(Recipe(method=method))
+    merged = copy.deepcopy(_defaults(type(method)))
     for source, values in layers:
         merged = add(merged, source, values)
     try:
@@ -33,6 +35,11 @@ def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
         raise RecipeError(f"recipe {name!r}: {error.full_key}: {_first_line(error)}") from error
     checks.check(recipe)
     return recipe
+
+
+@functools.cache  # made anew it takes five times as long, and a grid resolves many recipes
+def _defaults(options: type[MethodRecipe]) -> Any:
+    return OmegaConf.structured(Recipe(method=options()))
 
 
 def add(merged: Any, source: str, values: Any) -> Any:

@@ -16,7 +16,7 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, lru_cache
@@ -345,20 +345,19 @@ def open_image(payload: Payload) -> Image.Image:
     )
 
 
-def contact_sheet(
-    artwork: Artwork, styles: Sequence[str], concepts: Sequence[Concept], px: int = 72
-) -> Image.Image:
-    """Rows are styles, columns concepts: the first rendering of each, named at the left."""
-    margin, gap = 2 * px, px // 18
-    size = (margin + len(concepts) * (px + gap), len(styles) * (px + gap) + gap)
-    sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(px / 5)
-    for row, style in enumerate(styles):
+def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
+    """A row of images (uint8 [H, W, 3] of one size) for each style, named at its left."""
+    px = len(next(iter(rows.values()))[0])
+    font, gap = ImageFont.load_default(px / 5), px // 18
+    margin = math.ceil(max(map(font.getlength, rows))) + 4 * gap
+    columns = max(map(len, rows.values()))
+    sheet = Image.new("RGB", (margin + columns * (px + gap), len(rows) * (px + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (style, images) in enumerate(rows.items()):
         top = gap + row * (px + gap)
         pen.text((margin - 2 * gap, top + px / 2), style, "black", font, anchor="rm")
-        for column, concept in enumerate(concepts):
-            image = artwork.render(style, concept, 0, 0, px)
-            sheet.paste(image, (margin + column * (px + gap), top))
+        for column, image in enumerate(images):
+            sheet.paste(Image.fromarray(image), (margin + column * (px + gap), top))
     return sheet
 
 

@@ -220,10 +220,21 @@ def test_fingerprint_changes_with_all_that_changes_pixels(cache: Path):
     assert emoji.fingerprint(*base) == prints[0]
 
 
-def test_contact_sheet_and_credits_name_every_style(cache: Path):
-    artwork = emoji.Artwork(cache)
-    sheet = emoji.contact_sheet(artwork, list(emoji.STYLES), artwork.concepts()[:3], px=36)
-    assert sheet.width > 3 * 36 and sheet.height > 10 * 36
+def test_a_contact_sheet_has_a_row_of_images_for_each_style():
+    red, blue = np.zeros((2, 36, 36, 3), np.uint8)
+    red[..., 0] = blue[..., 2] = 255
+    sheet = np.asarray(emoji.contact_sheet({"noto": [red, blue, red], "twemoji": [blue, red]}))
+    margin = sheet.shape[1] - 3 * 38
+    assert len(sheet) == 2 * 38 + 2 and margin > 8
+    for row, images in enumerate(([red, blue, red], [blue, red])):
+        for column, image in enumerate(images):
+            top, left = 2 + 38 * row, margin + 38 * column
+            assert np.array_equal(sheet[top : top + 36, left : left + 36], image)
+        name = sheet[2 + 38 * row : 38 + 38 * row, :margin]
+        assert (name < 128).any() and (name[:, :4] == 255).all(), "cut off"
+
+
+def test_credits_name_every_style():
     rows = emoji.credits()
     assert [row["name"] for row in rows] == [*emoji.STYLES, "metadata"]
     assert all(row["licence"] and row["credit"] and row["url"] for row in rows)

@@ -16,6 +16,6 @@ def section(results: Results) -> Section | None:
     return Section(
         "contact-sheet",
         "What the sets look like",
-        "Samples of every set, drawn for this page; the models see the same drawings, smaller.",
+        "Images of every set, of the size that the models see.",
         pictures=[Picture(f"Contact sheet. {alt}.", png)],
     )
