@@ -231,7 +231,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     monkeypatch.setattr(jobs.progress, "advance", lambda *_: None)
     monkeypatch.setattr(jobs.markers, "leave", lambda *_: None)
     column = Column("outline", "outline")
-    jobs.column(SimpleNamespace(path=None, methods=()), column, grid.device)
+    jobs.column(SimpleNamespace(path=None, methods=(), columns=[column]), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not builder.sets._sources
 
