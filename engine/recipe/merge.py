@@ -22,7 +22,8 @@ Layer = tuple[str, dict[str, Any]]  # where it comes from, and what it says
 
 
 def merge(name: str, layers: Sequence[Layer], method: MethodRecipe) -> Recipe:
-    """The recipe that the layers say together; a later layer wins. method: the options it has."""
+    """The recipe that the layers say together; a later layer wins. method: its default options."""
+    assert method == type(method)(), method
     merged = copy.deepcopy(_defaults(type(method)))
     for source, values in layers:
         merged = add(merged, source, values)

@@ -115,7 +115,7 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
 
 @torch.no_grad()
 def _fit_in_basis(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
-    """As `fit`, in an orthonormal basis of the images; the head of that stays in float64."""
+    """As `fit`, by fitting a float64 head to the images in an orthonormal basis of theirs."""
     rows_n, device = problem.rows_n, head.weight.device
     features_nD = on_device(problem.features_ND[rows_n], device).double()
     basis_Dn, inputs_nn = torch.linalg.qr(features_nD.T)  # an image is a column of `inputs_nn`

@@ -26,8 +26,8 @@ def test_outputs_and_gradients_are_timms(size, kernel, stride, groups):
     for kind in (Conv2dSame, PaddedKernel):
         layer.__class__ = kind
         outputs = layer(images)
-        wanted = (images, layer.weight, layer.bias)
-        gradients = torch.autograd.grad(outputs.square().sum(), wanted)
+        inputs = (images, layer.weight, layer.bias)
+        gradients = torch.autograd.grad(outputs.square().sum(), inputs)
         results.append((outputs, *gradients))
     for timms, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, timms)
