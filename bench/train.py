@@ -295,8 +295,10 @@ class Bench:
     def in_memory(self) -> tuple[Tensor, Tensor]:
         """All normalised images and their labels, on the device."""
         builder = self.builder("fine_tune")
-        (batch,) = builder.sets.source(builder.recipe.downstream).batches([self.files.in_order])
-        return self.files.normalize(batch.images), batch.labels
+        target = builder.target
+        (batch,) = builder.sets.source(target.name).batches([self.files.in_order])
+        labels = target.labels[self.files.in_order].to(self.device)
+        return self.files.normalize(batch.images), labels
 
     def _slices(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.in_memory

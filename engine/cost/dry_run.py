@@ -188,8 +188,7 @@ class DryRun:
         key = str(recipe.method), size
         if key not in self._step_flops:
             numbers = np.zeros(size, np.int64)
-            images = torch.zeros(size, dtype=torch.int64)
-            batch = Batch(numbers, images, lambda: self._pixels(size, torch.uint8))
+            batch = Batch(numbers, torch.device("cpu"), lambda: self._pixels(size, torch.uint8))
             method.train()
             # Labels keep their content, because losses check them.
             method.targets_N = torch.zeros(1, dtype=torch.int64)

@@ -18,7 +18,7 @@ ALLOWED = {
     "train.compile": ("auto", "always", "never"),
     "evaluate.compile": ("auto", "always", "never", "cuda_graphs"),
     "evaluate.split": ("all", "holdout"),
-    "train.zero_stage": (0, 1, 2),
+    "train.zero_stage": (0, 1),
     "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),
     "method.variant": ("canonical", "paper"),
     "dataset.kind": ("folder", "emoji", "imagenet"),
