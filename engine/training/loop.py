@@ -2,8 +2,7 @@
 
 The batch is global: each rank takes its slice of the same seeded order, and samples, not ranks, are
 averaged, so the number of ranks changes only the time. Losses stay on the device and are read a few
-times an epoch; a loss that is not finite stops the run, and the error names the step and the file
-of the last good weights.
+times an epoch; a loss that is not finite stops the run, and the error names the step.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, heads, optim, projection, prototypes, shards
+from engine.training import depthwise, heads, norms, optim, projection, prototypes, shards
 from engine.training.checkpoints import Checkpoints, Progress
-from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
 from engine.training.throughput import Throughput
@@ -91,7 +89,7 @@ def prepare(method: Trained, run: Run, context: Context) -> None:
 def initialize(method: Trained, run: Run) -> Any:
     """A DeepSpeed engine around a prepared method, its penalty sharded like its parameters.
 
-    Raises ValueError for a batch that does not divide over the ranks.
+    Raises ValueError for a batch that does not divide over the ranks, and as `norms.synchronise`.
     """
     import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
 
@@ -102,6 +100,7 @@ def initialize(method: Trained, run: Run) -> Any:
             f"train.batch_size={recipe.train.batch_size} does not divide into {ranks.world()} "
             f"ranks x train.accumulation={recipe.train.accumulation}"
         )
+    norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
     for module in method.modules():
@@ -172,18 +171,15 @@ def epochs(
         return optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
 
     source = run.sets.source(recipe.downstream)
-    watch = Watch(run, method, _label(run))
+    watch = Watch(method, run.device, _label(run))
     tracked = Trackers(recipe.trackers, lambda: _subject(run))
-    norms = BatchNorms(method.train())
+    learning = norms.learning(method)
     penalty = optim.track(engine)
     progress = Progress()
     if checkpoints is not None:
         state = _state(engine, method, run, watch)
         progress = checkpoints.begin(state, run.device.type)
-    step, history = progress.step, progress.history
-    if step:
-        watch.count = progress.losses
-        watch.keep(step, rate(step - 1))
+    step, history, watch.count = progress.step, progress.history, progress.losses
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     bar = tqdm(total=total, initial=step, desc=_label(run), unit="step", leave=False, disable=quiet)
     with bar, tracked:
@@ -198,8 +194,10 @@ def epochs(
                     lr = rate(step)
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
-                norms.expect(share)
-                loss = engine(batch).sum() * share.weight
+                for norm in learning:
+                    norm.training = share.samples > 0  # a filler must not change statistics
+                with norms.remedy():
+                    loss = engine(batch).sum() * share.weight
                 engine.backward(loss)
                 engine.step()
                 watch.add(loss.detach())
@@ -223,7 +221,7 @@ def epochs(
                     if penalty is not None:  # which the optimizer adds to the loss
                         history[-1]["penalty"] = penalty() / of_epoch
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
-                    watch.keep(step, lr)
+                    watch.check_weights(step, lr)
                 if checkpoints is not None:
                     checkpoints.take(Progress(step, history, watch.count, ranks.world()))
     return history
