@@ -177,7 +177,7 @@ def _check_source(pack: Pack, root: Path) -> None:
     if root.is_dir() and folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
         raise ValueError(
             f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
-            "or use another runs=FOLDER, or give the new images another dataset.root="
+            "or delete that folder: the next command encodes the images again"
         )
 
 

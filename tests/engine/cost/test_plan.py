@@ -147,14 +147,6 @@ def test_alphas_and_variants_change_what_is_evaluated(folder: Path, tmp_path: Pa
     assert through[1] > through[0]  # the paper's probe moves tokens and norms: no shared features
 
 
-def test_a_fisher_of_more_images_than_there_are_is_refused(folder: Path, tmp_path: Path) -> None:
-    file = folder / "many.yaml"
-    methods = METHODS.replace("fisher_images: 9", "fisher_images: 99")
-    file.write_text((folder / "shapes.yaml").read_text() + methods)
-    with pytest.raises(ValueError, match="fisher_images=99, but the training split of upstream"):
-        estimate.of(campaign.plan(str(file), [f"runs={tmp_path}"], cores=1))
-
-
 @pytest.mark.slow
 def test_seeds_train_again_and_a_budget_thins_what_is_evaluated(
     folder: Path, tmp_path: Path

@@ -258,5 +258,9 @@ def test_a_set_that_changed_since_is_refused(user_grid):
     rows(user_grid, "A", "outline")
     picture = sorted((user_grid.folder / "outline" / "disc").iterdir())[0]
     shutil.copy(sorted((user_grid.folder / "tinted" / "disc").iterdir())[0], picture)
-    with pytest.raises(ValueError, match=r"the images in .*outline changed since"):
+    with pytest.raises(
+        ValueError, match=r"outline changed since .* or delete that folder"
+    ) as refused:
         rows(user_grid, "A", "outline")
+    shutil.rmtree(str(refused.value).split("changed since ")[1].split(" was made")[0])
+    rows(user_grid, "A", "outline")
