@@ -37,6 +37,7 @@ from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
 from engine.training import fisher, snapshots
+from engine.training.loop import warmup_steps
 from engine.training.schedule import total_steps
 from loaders.batch import Batch
 
@@ -399,6 +400,7 @@ class PlannedContext(Context[PlannedCell]):
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32
         else:
             steps = total_steps(train, seen)
+            warmup_steps(train, steps)  # refuses or warns before anything is trained
             seen *= train.epochs
             work = seen * (step_flops / train.batch_size)
             precision = self._form(training=True).precision

@@ -245,11 +245,17 @@ def _subject(run: Run) -> Subject:
 def warmup_steps(train: TrainRecipe, total: int) -> int:
     """Steps of the warm-up of a run of `total` steps: by default the benchmark's, at most a tenth.
 
-    A longer warm-up of the recipe is used, with a warning.
+    A longer warm-up of the recipe is used, with a warning; ValueError for one that never ends.
     """
     most = total // 10
     if train.warmup_steps is None:
         return min(WARMUP_STEPS, most)
+    if train.warmup_steps > total:
+        raise ValueError(
+            f"train.warmup_steps={train.warmup_steps}, but training has {total} steps, so its rate "
+            "would never reach optimizer.lr: set train.warmup_steps=null for a tenth of the steps, "
+            "or raise train.epochs"
+        )
     if train.warmup_steps > most and ranks.rank() == 0:
         _warn_of_warmup(train.warmup_steps, total)
     return train.warmup_steps
@@ -259,7 +265,7 @@ def warmup_steps(train: TrainRecipe, total: int) -> int:
 def _warn_of_warmup(steps: int, total: int) -> None:
     log.warning(
         f"train.warmup_steps={steps} is more than a tenth of the {total} steps of training; "
-        "leave it out for a tenth, or raise train.epochs"
+        "set train.warmup_steps=null for a tenth, or raise train.epochs"
     )
 
 

@@ -365,6 +365,13 @@ def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
     assert not caplog.records
 
 
+def test_a_warm_up_that_never_ends_is_refused_by_its_key():
+    with pytest.raises(
+        ValueError, match=r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
+    ):
+        loop.warmup_steps(TrainRecipe(warmup_steps=10), 6)
+
+
 def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, monkeypatch):
     """Sums of another number of threads round otherwise, under the same name."""
     threads: list[int] = []
