@@ -27,7 +27,7 @@ from engine.grid import failures, job_commands, markers, progress, slurm
 from engine.grid.campaign import Plan, check_users_methods
 from engine.grid.job_graph import REPORT, Job
 from engine.grid.sites import Site
-from engine.machine import memory, parent
+from engine.machine import environment, memory, parent
 from engine.machine.files import write_atomic
 from loaders import locks, schema
 
@@ -218,17 +218,9 @@ def _watch(command: Sequence[str], grids: Sequence[Grid]) -> None:
 
 
 def _environment(first: Grid) -> dict[str, str]:
-    """Snakemake's: with the campaign, without variables of the Slurm job that the command is in.
-
-    A campaign's jobs would take themselves for tasks of that job.
-    """
-    outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
+    """Snakemake's, and so that of the jobs."""
     ours = {JOBS: str(first.workflow), parent.CAMPAIGN: parent.campaign()}
-    return {**outer, **ours, **first.site.environment}
-
-
-def _of_slurm(variable: str) -> bool:
-    return variable.startswith("SLURM_") and variable != "SLURM_CONF"
+    return {**environment.of_jobs(), **ours, **first.site.environment}
 
 
 @contextlib.contextmanager
