@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine import models
 from engine.machine import compiled, pace, ranks
 from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.methods.objectives import Problem, Prototypes
 from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, heads, norms, optim, projection, prototypes, shards
+from engine.training import depthwise, norms, optim, projection, shards
 from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
@@ -42,11 +39,6 @@ log = logging.getLogger(__name__)
 _NEED_INPUT = (nn.Hardtanh, nn.Hardswish, nn.SiLU)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
-# How a head is made that needs no steps, by what `prepare` set as `problem`.
-MAKERS: dict[type, Callable[..., dict[str, float]]] = {
-    Problem: heads.fit,
-    Prototypes: prototypes.fit,
-}
 
 
 def fit(
@@ -64,9 +56,8 @@ def fit(
     for a loss that is not finite, PreemptedError as `Checkpoints.take`.
     """
     prepare(method, run, context)
-    if method.problem is not None:
-        make = MAKERS[type(method.problem)]
-        history = [make(models.head(method.net), method.problem, _label(run))]
+    if method.fits_head:
+        history = [method.fit_head(_label(run))]
     else:
         # Before the network is compiled, which counts no operations.
         throughput = Throughput(method.net, run) if run.recipe.trackers else None
