@@ -13,7 +13,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +21,9 @@ from tqdm import tqdm
 
 from engine import models
 from engine.machine import compiled, pace, ranks
-from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.methods.objectives import Problem, Prototypes
-from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
@@ -36,6 +33,7 @@ from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
 from engine.training.throughput import Throughput
+from engine.training.trackers import Trackers
 from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
@@ -173,7 +171,7 @@ def epochs(
 
     source = run.sets.source(recipe.downstream)
     watch = Watch(run, method, _label(run))
-    tracked = Trackers(recipe.trackers, lambda: _subject(run))
+    tracked = Trackers(recipe)
     norms = BatchNorms(method.train())
     penalty = optim.track(engine)
     progress = Progress()
@@ -237,11 +235,6 @@ def _state(engine: Any, method: Trained, run: Run, watch: Watch) -> TrainingStat
         sums["penalty"] = penalty
     # Under ZeRO each rank has the penalty of its partition.
     return TrainingState(engine, method, sums, ("penalty",) if run.recipe.train.zero_stage else ())
-
-
-def _subject(run: Run) -> Subject:
-    recipe = run.recipe
-    return Subject(recipe.campaign or "cells", _label(run), flat(recipe), Path(recipe.runs))
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:
