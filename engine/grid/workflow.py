@@ -12,11 +12,9 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from engine.grid.job_graph import REPORT, Job
 from engine.grid.sites import Site
 from engine.machine import environment, memory, parent
 from engine.machine.files import write_atomic
+from engine.store.artifacts import Store
 from loaders import locks, schema
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
@@ -150,7 +149,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _clean(plan: Plan) -> None:
-    store = plan.folder.parent / "store"
     done = plan.path.parent / markers.DONE
     markers.forget_misleading(plan)
     logs = plan.path.parent / failures.LOGS
@@ -159,10 +157,7 @@ def _clean(plan: Plan) -> None:
     for log in logs.glob(f"*{failures.SUFFIX}"):
         if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
             log.unlink()
-    for left_over in store.glob("*/.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
-                shutil.rmtree(left_over, ignore_errors=True)
+    Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
 
 
 def _show_jobs(command: Sequence[str], grids: Sequence[Grid]) -> None:
