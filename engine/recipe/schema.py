@@ -179,5 +179,5 @@ class Recipe:
     runs: str = "runs"  # folder of all outputs
     source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
     device: str = "auto"  # auto | cpu | cuda
-    trackers: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | trackio
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
     threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise

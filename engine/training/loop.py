@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.machine import compiled, pace, ranks
-from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
@@ -31,6 +28,7 @@ from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
 from engine.training.throughput import Throughput
+from engine.training.trackers import Trackers
 from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
@@ -163,7 +161,7 @@ def epochs(
 
     source = run.sets.source(recipe.downstream)
     watch = Watch(method, run.device, _label(run))
-    tracked = Trackers(recipe.trackers, lambda: _subject(run))
+    tracked = Trackers(recipe)
     learning = norms.learning(method)
     penalty = optim.track(engine)
     progress = Progress()
@@ -226,11 +224,6 @@ def _state(engine: Any, method: Trained, run: Run, watch: Watch) -> TrainingStat
         sums["penalty"] = penalty
     # Under ZeRO each rank has the penalty of its partition.
     return TrainingState(engine, method, sums, ("penalty",) if run.recipe.train.zero_stage else ())
-
-
-def _subject(run: Run) -> Subject:
-    recipe = run.recipe
-    return Subject(recipe.campaign or "cells", _label(run), flat(recipe), Path(recipe.runs))
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:
