@@ -12,8 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from engine import recipe
-from engine.commands.parser import parser as parser_of
+from engine import cli, recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -35,10 +34,9 @@ LAUNCHED = sorted({line for line in commands(r"engine/launch\.py|^rib train")})
 @pytest.mark.parametrize("line", RIB)
 def test_commands_in_the_documents_parse(line: str) -> None:
     words = shlex.split(line)
-    arguments, rest = parser_of(words[0]).parse_known_args(words)
-    assert all("=" in word and not word.startswith("-") for word in rest), rest
+    arguments = cli.parse(words)
     if words[0] == "campaign":
-        recipe.outline(arguments.name, [*arguments.overrides, *rest])
+        recipe.outline(arguments.name, arguments.overrides)
 
 
 @pytest.mark.parametrize("line", LAUNCHED)
