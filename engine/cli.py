@@ -75,7 +75,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if overrides and not hasattr(arguments, "overrides"):
         command.error(f"unrecognized arguments: {' '.join(overrides)}")
     if overrides:
-        arguments.overrides = [*overrides, *arguments.overrides]
+        arguments.overrides = [*arguments.overrides, *overrides]
     return arguments
 
 
