@@ -16,8 +16,9 @@ LAUNCH = "deepspeed engine/launch.py"
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("train", help="train a cell and evaluate it on every set")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="recipe=NAME, or NAME, first; recipe= lists them"
-    )
+        "overrides", nargs="*", metavar="key=value",
+        help="recipe=NAME, or NAME, first; recipe= lists them",
+    )  # fmt: skip
     parser.add_argument("--print", action="store_true", help="show the resolved recipe and stop")
     parser.set_defaults(run=run)
 
