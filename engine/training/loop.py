@@ -70,9 +70,11 @@ def fit(
         make = MAKERS[type(method.problem)]
         history = [make(models.head(method.net), method.problem, _label(run))]
     else:
+        # Before the network is compiled, which counts no operations.
+        throughput = Throughput(method.net, run) if run.recipe.trackers else None
         engine = initialize(method, run)
         try:
-            history = epochs(engine, method, run, snapshots, checkpoints)
+            history = epochs(engine, method, run, snapshots, checkpoints, throughput)
         finally:
             close(engine)
     return method.export(), json.dumps(history, indent=1)
@@ -154,8 +156,12 @@ def epochs(
     run: Run,
     snapshots: Snapshots | None = None,
     checkpoints: Checkpoints | None = None,
+    throughput: Throughput | None = None,
 ) -> list[dict[str, float]]:
-    """Train an initialised method by its recipe; returns the history, an entry an epoch."""
+    """Train an initialised method by its recipe; returns the history, an entry an epoch.
+
+    throughput: measures for the recipe's trackers.
+    """
     recipe = run.recipe
     positions = run.target.training(recipe)
     of_epoch = steps_an_epoch(recipe.train, len(positions))
@@ -168,7 +174,6 @@ def epochs(
     source = run.sets.source(recipe.downstream)
     watch = Watch(run, method, _label(run))
     tracked = Trackers(recipe.trackers, lambda: _subject(run))
-    throughput = Throughput(method.net, run) if tracked else None
     norms = BatchNorms(method.train())
     penalty = optim.track(engine)
     progress = Progress()

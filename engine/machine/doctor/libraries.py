@@ -22,6 +22,10 @@ NVIDIA, DISPLAY = "0x10de", "0x03"  # a PCI device's vendor, and the beginning o
 NO_GPU = Diagnosis(MISSING, "torch sees none; all runs on CPUs", needed=False)
 WITHOUT_GPU = Diagnosis(MISSING, "no GPU", needed=False)
 TORCH = "pip install --force-reinstall torch torchvision"
+TORCH_FOR_CUDA_12 = (
+    "pip install --force-reinstall 'torch>=2.9' torchvision "
+    "--index-url https://download.pytorch.org/whl/cu126"
+)
 _one_at_a_time = Lock()
 
 
@@ -84,12 +88,31 @@ def gpu() -> Diagnosis:
     if "error" in facts:
         return Diagnosis(WRONG, "torch cannot be imported", TORCH)
     if facts["cuda"] is None:
-        return Diagnosis(WRONG, f"torch {facts['version']} is a build for CPUs", TORCH)
+        detail = f"torch {facts['version']} is a build for CPUs"
+        return Diagnosis(WRONG, detail, _torch_for_driver())
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         hidden = f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides them"
         return Diagnosis(WRONG, hidden, "unset CUDA_VISIBLE_DEVICES")
     detail = "; ".join(facts["warnings"]) or f"torch for CUDA {facts['cuda']} sees none"
-    return Diagnosis(WRONG, detail, "a newer driver, or a torch for an older CUDA")
+    return Diagnosis(WRONG, detail, _torch_for_driver())
+
+
+def _torch_for_driver() -> str:
+    """The command that installs a torch whose CUDA the driver runs.
+
+    PyPI's torch is for CUDA 13, which needs driver 580; CUDA 12 needs 525 (NVIDIA's CUDA
+    Compatibility, table 1). torch 2.9 and later are for no older CUDA.
+    """
+    try:
+        versions = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        release = int(versions.partition(".")[0])
+    except (NoAnswer, ValueError):
+        return "see what nvidia-smi says"
+    if release >= 580:
+        return TORCH
+    if release >= 525:
+        return TORCH_FOR_CUDA_12
+    return "a driver from 525 on, which CUDA 12 needs"
 
 
 def bf16() -> Diagnosis:

@@ -8,9 +8,9 @@ import shutil
 
 from engine.machine.doctor.diagnosis import MISSING, OK, WRONG, Diagnosis
 from engine.machine.doctor.programs import NoAnswer, answer
+from engine.machine.slurm import MIN_JOB_AGE_S
 
 PLUGIN = "snakemake_executor_plugin_slurm"
-REMEMBERS_S = 3  # at least, for squeue to tell how a job ended
 UNCONFIGURED = "configuration source"  # what Slurm's programs lack on a machine of no cluster
 NONE = Diagnosis(MISSING, "not on a cluster's node", "use a login node", needed=False)
 RESTART = "ask the cluster's administrator whether slurmctld runs"
@@ -41,7 +41,7 @@ def accounting() -> Diagnosis:
     except NoAnswer as error:
         return _failed(error, "ask the cluster's administrator whether slurmdbd runs")
     age = settings.get("MinJobAge", "0")
-    if int(re.match(r"\d*", age)[0] or 0) < REMEMBERS_S:  # type: ignore[index]
+    if int(re.match(r"\d*", age)[0] or 0) < MIN_JOB_AGE_S:  # type: ignore[index]
         return Diagnosis(
             WRONG, f"no slurmdbd, and jobs are forgotten after {age}", "MinJobAge=300 in slurm.conf"
         )

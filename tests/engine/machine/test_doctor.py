@@ -222,6 +222,7 @@ def test_slurms_queue(
     assert seen.state == state and detail in seen.detail and seen.harmful == (state == WRONG)
 
 
+LEAST_S = 210  # below which `rib campaign --executor slurm` refuses, too: grid/test_sites.py
 DATABASE = "echo 'AccountingStorageType = accounting_storage/slurmdbd'"
 NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = {age} sec'"
 
@@ -233,6 +234,8 @@ NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = {age} se
         (DATABASE, "sleep 60", WRONG, "sacct does not answer within 0.3 s"),
         (DATABASE, "echo 'Connection refused' >&2; exit 1", WRONG, "Connection refused"),
         (NO_DATABASE.format(age=300), "exit 1", OK, "remembers a job for 300 sec"),
+        (NO_DATABASE.format(age=LEAST_S), "exit 1", OK, f"remembers a job for {LEAST_S} sec"),
+        (NO_DATABASE.format(age=LEAST_S - 1), "exit 1", WRONG, f"after {LEAST_S - 1} sec"),
         (NO_DATABASE.format(age=0), "exit 1", WRONG, "jobs are forgotten after 0 sec"),
     ],
 )
@@ -274,13 +277,39 @@ def test_the_driver(
     assert libraries.driver() == Diagnosis(OK, "570.86, 2 GPUs")
 
 
+CUDA_12 = (
+    "pip install --force-reinstall 'torch>=2.9' torchvision "
+    "--index-url https://download.pytorch.org/whl/cu126"
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "cure"),
+    [
+        ("580.65.06", libraries.TORCH),
+        ("579.99", CUDA_12),
+        ("525.60.13", CUDA_12),
+        ("470.256.02", "a driver from 525 on, which CUDA 12 needs"),
+    ],
+)
+def test_a_torch_is_named_that_fits_the_driver(
+    version: str, cure: str, programs_are: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NVIDIA's table: CUDA 13 runs from driver 580 on, CUDA 12 from 525 on."""
+    facts = NO_GPU | {"cuda": "13.2", "warnings": ["The NVIDIA driver is too old"]}
+    monkeypatch.setattr(libraries, "torch_facts", lambda: facts)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    programs_are(nvidia_smi=f"echo {version}; echo {version}")
+    assert libraries.gpu() == Diagnosis(WRONG, "The NVIDIA driver is too old", cure)
+
+
 @pytest.mark.parametrize(
     ("facts", "visible", "detail", "cure"),
     [
-        (NO_GPU | {"cuda": None}, None, "torch 2.9.0 is a build for CPUs", libraries.TORCH),
+        (NO_GPU | {"cuda": None}, None, "torch 2.9.0 is a build for CPUs", CUDA_12),
         (NO_GPU, "", "CUDA_VISIBLE_DEVICES= hides them", "unset CUDA_VISIBLE_DEVICES"),
-        (NO_GPU | {"warnings": ["The driver is too old"]}, None, "too old", "a newer driver"),
-        (NO_GPU, None, "torch for CUDA 12.8 sees none", "a newer driver"),
+        (NO_GPU | {"warnings": ["The driver is too old"]}, None, "too old", CUDA_12),
+        (NO_GPU | {"cuda": "13.2"}, None, "torch for CUDA 13.2 sees none", CUDA_12),
         ({"error": "no"}, None, "torch cannot be imported", libraries.TORCH),
     ],
 )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from grids import Grid, grid
 
 from engine.machine.trackers import KINDS, Subject, Trackers
 from engine.recipe.checks import TRACKERS
+from engine.training import throughput
 
 __all__ = ["grid"]
 
@@ -101,3 +104,39 @@ def test_training_is_tracked_and_its_cell_is_the_same(
     names = {name for values, _ in run.logged for name in values}
     assert names == {"train/loss", "train/lr", "train/images/s", "train/penalty"}
     assert run.closed == 1
+
+
+@pytest.fixture
+def mfu(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
+    """Trains with words on a chip of known peak; the shares of it that its tracker gets."""
+
+    def tracked(*words: str) -> list[float]:
+        run = Recorder()
+        module: Any = ModuleType("wandb")
+        module.init = lambda **_: run
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        monkeypatch.setattr(throughput, "peak_tflops", lambda name, kind: 1.0)
+        grid.build("trackers=[wandb]", "train.epochs=1", *words)
+        return [values["train/mfu"] for values, _ in run.logged if "train/mfu" in values]
+
+    return tracked
+
+
+def test_a_compiled_training_on_a_chip_of_known_peak_is_tracked(
+    mfu: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    assert all(0 < share < 1 for share in mfu("train.compile=always", "seed=21"))
+
+
+def test_a_network_whose_operations_cannot_be_counted_is_trained(
+    mfu: Callable[..., list[float]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(run: Callable[[], object]) -> float:
+        raise NotImplementedError("no meta kernel")
+
+    monkeypatch.setattr(throughput, "flops", refuse)
+    assert mfu("seed=22") == []
+    assert "trackers get no mfu: the operations cannot be counted (no meta kernel)" in caplog.text
