@@ -11,9 +11,10 @@ from engine.machine import ranks
 from engine.measures import bootstrap, metrics
 from engine.measures.predictions import SetPredictions
 from engine.measures.standings import rounded
-from engine.report import console, tracked
+from engine.report import console
 from engine.run import Run
 from engine.store.cells import Cell, Mix
+from engine.training import trackers
 
 
 def show(run: Run, cell: Cell) -> None:
@@ -35,7 +36,7 @@ def show(run: Run, cell: Cell) -> None:
         for when, mix in models.items():
             path = sample.predicted(run, mix, name, split, samples.get(name))
             accuracy[when][name] = bank.add(when, path).accuracy
-    tracked.accuracy(recipe, f"{recipe.method.title} on {downstream}", accuracy["after"])
+    trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
     draws = change_draws(banks)
     judged = [name for name in sets if name != downstream]
     rows = []

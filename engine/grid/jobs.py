@@ -15,7 +15,7 @@ from engine.data.sets import Sets
 from engine.evaluation import cka, features, passes, sample
 from engine.evaluation.bank import Loaded
 from engine.evaluation.sample import Sample
-from engine.grid import markers, products, progress
+from engine.grid import markers, products, progress, tracked
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.columns import Column
@@ -102,6 +102,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for place in run.recipe.dataset.places:
         _evaluate(run, entries, place, samples.get(place), loaded)
     for row in rows:
+        tracked.log(row.run, row.entries(), samples)
         row.remove_snapshots()
     everywhere = products.predictions(run, *_mixes(entries), run.recipe.dataset.places)
     markers.leave(plan, name, [*_cells(run, rows, entries), *everywhere])

@@ -15,12 +15,11 @@ from engine.errors import CampaignError
 from engine.grid import sites
 from engine.grid.resources import Resources
 from engine.grid.sites import Site
+from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
-LONGEST_CHECK_S = 180  # between two looks, after ever longer waits: a constant of the plugin
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
-ASK_S = 30
 RUN_ID = re.compile(r"SLURM run ID: (\S+)")
 
 
@@ -95,7 +94,7 @@ def site(
     would wait for ever, too.
     """
     sites.check_gpus(device, options.gpus_per_job)
-    if not cluster.accounting and cluster.remembers_s < LONGEST_CHECK_S + ASK_S:
+    if not cluster.accounting and cluster.remembers_s < MIN_JOB_AGE_S:
         raise CampaignError(
             f"Slurm forgets a finished job after {cluster.remembers_s} s (MinJobAge) and has no "
             "slurmdbd, so nobody can tell how a job ended; run the campaign inside an allocation "
@@ -126,12 +125,14 @@ def cancel(log: str) -> None:
     for run in RUN_ID.findall(log):
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # Snakemake has tried as well
             command = ["scancel", "--name", run]
-            subprocess.run(command, capture_output=True, timeout=ASK_S, check=False)
+            subprocess.run(command, capture_output=True, timeout=ANSWER_S, check=False)
 
 
 def _answer(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CampaignError(f"Slurm does not answer: {error}") from error
     if done.returncode:

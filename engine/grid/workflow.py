@@ -12,11 +12,9 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +25,9 @@ from engine.grid import failures, job_commands, markers, progress, slurm
 from engine.grid.campaign import Plan, check_users_methods
 from engine.grid.job_graph import REPORT, Job
 from engine.grid.sites import Site
-from engine.machine import memory, parent
+from engine.machine import environment, memory, parent
 from engine.machine.files import write_atomic
+from engine.store.artifacts import Store
 from loaders import locks, schema
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
@@ -150,7 +149,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _clean(plan: Plan) -> None:
-    store = plan.folder.parent / "store"
     done = plan.path.parent / markers.DONE
     markers.forget_misleading(plan)
     logs = plan.path.parent / failures.LOGS
@@ -159,10 +157,7 @@ def _clean(plan: Plan) -> None:
     for log in logs.glob(f"*{failures.SUFFIX}"):
         if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
             log.unlink()
-    for left_over in store.glob("*/.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
-                shutil.rmtree(left_over, ignore_errors=True)
+    Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
 
 
 def _show_jobs(command: Sequence[str], grids: Sequence[Grid]) -> None:
@@ -218,17 +213,9 @@ def _watch(command: Sequence[str], grids: Sequence[Grid]) -> None:
 
 
 def _environment(first: Grid) -> dict[str, str]:
-    """Snakemake's: with the campaign, without variables of the Slurm job that the command is in.
-
-    A campaign's jobs would take themselves for tasks of that job.
-    """
-    outer = {name: value for name, value in os.environ.items() if not _of_slurm(name)}
+    """Snakemake's, and so that of the jobs."""
     ours = {JOBS: str(first.workflow), parent.CAMPAIGN: parent.campaign()}
-    return {**outer, **ours, **first.site.environment}
-
-
-def _of_slurm(variable: str) -> bool:
-    return variable.startswith("SLURM_") and variable != "SLURM_CONF"
+    return {**environment.of_jobs(), **ours, **first.site.environment}
 
 
 @contextlib.contextmanager

@@ -33,11 +33,7 @@ def main(words: Sequence[str]) -> int:
     for heard in preemption.SCHEDULERS:
         signal.signal(heard, pass_on)
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the ranks as well
-    shared = {
-        "WORLD_SIZE": number,
-        "LOCAL_WORLD_SIZE": number,
-        parent.LAUNCH: parent.identity(os.getpid()),
-    }
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "RIB_LAUNCH": "1"}
     for rank in range(int(number)):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [sys.executable, "-P", "-m", module, *rest]

@@ -95,13 +95,9 @@ def _notes(results: Results) -> list[str]:
 def finish(plan: Plan, device: torch.device) -> Path:
     """A campaign's last job: record, tables and page; the page's path."""
     from engine.grid import make_record, progress  # the rest of this module needs no torch
-    from engine.recipe.request import Request
-    from engine.report import tracked
 
     run = record.write(plan.path.parent, make_record.record_of(plan, device))
     results = tables.results(run)
     path = write(run, results)
-    recipe = Request(plan.name, plan.overrides).recipe(plan.methods[0])
-    tracked.accuracies(recipe, results.summary.accuracy)
     progress.advance(plan.path, "report", 1, 1)
     return path

@@ -7,9 +7,12 @@ renamed; `done.json` holds the checksums and is the only proof that it is finish
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from loaders.schema import DamagedFile
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
 MARKER = "done.json"
+TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # the folder of an unfinished artefact
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,8 +92,8 @@ class Store:
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
 
-        Raises DamagedFile where a file of it is missing or has another size, and where the folder
-        is of another key.
+        Raises DamagedFile where it has no files, where one is missing or has another size, and
+        where the folder is of another key.
         """
         folder = self.place(kind, label, key)
         if not (folder / MARKER).is_file():
@@ -97,6 +101,8 @@ class Store:
         marker = _marker(folder)
         if not folder.name.endswith(digest({"format": marker.format, **marker.key})):
             raise DamagedFile(f"{folder} is of another key; {_again(folder)}")
+        if not marker.files:
+            raise DamagedFile(f"{folder} holds nothing but its marker; {_again(folder)}")
         for name, stored in marker.files.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != stored.bytes:
@@ -119,6 +125,11 @@ class Store:
         temporary.mkdir()
         try:
             build(temporary)
+            if not any(temporary.rglob("*")):
+                raise FileNotFoundError(
+                    f"the files that were written into {temporary} are gone; run the same command "
+                    "again"
+                )
             with room_for(folder / MARKER):
                 _finish(temporary, key)
             if folder.is_dir() and not (folder / MARKER).is_file():
@@ -133,6 +144,19 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(kind, folder.name, folder, key)
+
+    def remove_left_overs(self, older_than_s: float) -> None:
+        """Delete unfinished artefacts of processes that were killed, and nothing else.
+
+        A younger one may be in use. A link is not followed, and no other name is touched.
+        """
+        for kind in self.root.iterdir() if self.root.is_dir() else ():
+            for folder in kind.iterdir() if kind.is_dir() and not kind.is_symlink() else ():
+                if not TEMPORARY.fullmatch(folder.name) or folder.is_symlink():
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def check_makes(self, kind: str, label: str, key: Mapping[str, Any]) -> None:
         """Raise FileNotFoundError, naming the missing artefact, if none is made here."""

@@ -183,13 +183,15 @@ class Problems:
             import ot
         except ImportError as error:
             raise ValueError("exact transport needs POT: pip install POT") from error
-        dense = self.cost(a, b).rows(0, n).cpu().numpy()
+        cost = self.cost(a, b)
+        # In units of the mean cost: the tolerance of POT is absolute.
+        dense = (cost.rows(0, n) / cost.mean).cpu().numpy()
         weights = np.full(n, 1 / n), np.full(m, 1 / m)
         options = {"numItermax": EXACT_STEPS, "log": True}
         value, report = ot.emd2(*weights, dense, **options)  # pyright: ignore[reportAssignmentType]
         if report["warning"] is not None:
             return math.nan, math.nan, math.nan
-        return float(value), 0.0, 0.0
+        return cost.mean * float(value), 0.0, 0.0
 
     def bracketed(self, a: str, b: str) -> Certified:
         """Unregularised transport, the middle of its bounds, and their relative width."""

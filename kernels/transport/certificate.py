@@ -1,6 +1,6 @@
 """Bounds on optimal transport that hold whatever the solver did, from one float64 pass.
 
-They hold up to float64's rounding. Given any column potential g and any shares `retained` of the
+Given any column potential g and any shares `retained` of the
 columns, with uniform marginals a and b:
 
 - the row potential f that is exact for g (a soft-min of C - g) makes mean(f) + mean(g) the dual
@@ -13,8 +13,9 @@ columns, with uniform marginals a and b:
 - an upper bound of it: the cost of the same feasible plan;
 - the column update of g, so that the pass is itself an iteration.
 
-A pass whose sums are rounded to float32 knows each of them to a share r, and no bound takes a sum
-for more than it is known to be:
+A pass knows each of its sums to a share r, and no bound takes a sum for more than it is known to
+be. In float64 r is 2^-41 for an exponential and 2^-53 an addition, which matters where eps is many
+times the costs:
 
 - f of a row is off by at most r eps, and so is the dual value;
 - of column j at least (1 - r) c_j s_j of the computed c_j is there, and at most (1 + r) c_j s_j. It
@@ -25,9 +26,9 @@ for more than it is known to be:
 - costs are summed as C - f - g, and the potentials over the marginals: r of sum P s (C - f - g), of
   the lack times the potentials, and of the spread of g is all that rounding adds to a cost.
 
-For the 20 units of 2^-24 of `certified_pass` it widens the bracket of potentials near the optimum
-by 4e-6 of the value (the median of 157 small problems; 1.2e-5 at most), where 1e-4 is asked for
-(`tests/kernels/transport/test_rounding.py`).
+For float32 sums, 20 units of 2^-24 (`certified_pass`), it widens the bracket of potentials near
+the optimum by 4e-6 of the value (the median of 157 small problems; 1.2e-5 at most), where 1e-4 is
+asked for (`tests/kernels/transport/test_rounding.py`).
 
 The pass reads either exact costs or the stored copy. Entries of the copy are off by at most
 alpha_i + beta_j, and a plan has marginals a and b: the copy's values are off by at most
@@ -53,12 +54,12 @@ from kernels.transport.cost import GroundCost
 from kernels.transport.store import CERTIFIED_STRIP, StoredCost
 
 _COMPILE_FROM = 1 << 19  # costs, as in `kernels.transport.sweep`
+_EXPONENTIAL = 2.0**-41  # how far a float64 one is off, of itself
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Bounds of the entropic and of the unregularised problem, up to float64's rounding; potentials
-    in sorted order.
+    """Bounds of the entropic and of the unregularised problem; potentials in sorted order.
 
     dual: mean(f) + mean(g) on the costs that were read, `lower` but for their slack. slack: how far
     rounding, of the costs and of float32 sums, moves a bound.
@@ -87,8 +88,8 @@ class _Sums:
 
     With P the plan with exact rows and s the shares retained: hard_f_i = min_j (C_ij - g_j),
     lost_i = sum_j P_ij (1 - s_j), columns_j = sum_i P_ij, moved = sum_ij P_ij s_j (C_ij - g_j -
-    hard_f_i). rounding: each of these three is known to this share of itself, and f to this share
-    of eps.
+    hard_f_i). rounding: that of float32, to which share of itself each of these three is known,
+    and to which share of eps f is; float64's comes on top.
     """
 
     f: Tensor
@@ -134,7 +135,8 @@ def _bounds(
 ) -> Certificate:
     n, m = costs.shape
     cost, slack = (costs.cost, costs.slack) if isinstance(costs, StoredCost) else (costs, 0.0)
-    f, low, lost, r = sums.f, sums.hard_f, sums.lost, sums.rounding
+    f, low, lost = sums.f, sums.hard_f, sums.lost
+    r = sums.rounding + _EXPONENTIAL + max(n, m) * torch.finfo(f.dtype).eps / 2
     kept = sums.columns * retained
     held = ((1 - r) * kept).clamp(max=1 / m)
     ratio = torch.where(kept > 0, held / ((1 + r) * kept), 1.0)

@@ -58,7 +58,8 @@ class Cloud:
 class GroundCost:
     """The cost between every sample of two labelled sets, in strips of rows.
 
-    x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2. labels_x,
+    x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2; gradients do
+    not reach them. labels_x,
     labels_y: int64 [n], [m], numbering the rows and columns of `table` [Kx, Ky] (finite, not
     negative), whose entries are squared label distances; without labels the cost is between
     features alone. lam_x, lam_y: not negative, not both zero.
@@ -99,11 +100,12 @@ class GroundCost:
             raise ValueError("table of label distances holds NaN, infinity or negative numbers")
         if not (0 <= lam_x < float("inf") and 0 <= lam_y < float("inf")):
             raise ValueError(f"lam_x and lam_y must be finite, not negative: {lam_x}, {lam_y}")
+        x, y = x.detach(), y.detach()
         # Distances do not change, and rounding shrinks.
         centre = x.mean(0, dtype=torch.float64)
         self.x = _cloud(x, labels_x, centre, math.sqrt(lam_x))
         self.y = _cloud(y, labels_y, centre, math.sqrt(lam_x))
-        self.table = None if table is None else (lam_y * table.double()).contiguous()
+        self.table = None if table is None else (lam_y * table.detach().double()).contiguous()
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if self.mean == 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")

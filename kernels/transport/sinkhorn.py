@@ -34,6 +34,7 @@ _TYPICAL = 0.05  # eps, of the mean cost, from which the value is about the mean
 _ROUNDS = 4
 _FINE_BELOW = 0.005  # eps, of the mean cost: 16 bits are off by up to 0.3% of it
 _FIRST_BRACKET = 0.0125  # eps, of the mean cost
+_MOST = 1e6  # of the mean cost: larger eps and potentials leave too few digits to the costs
 _NEAR = 1e-3  # of the mean cost: brackets of what is less are measured against it
 
 
@@ -94,10 +95,16 @@ def transport(
     which no sweeps are begun; small problems still take a few exact passes. memory: bytes that may
     be taken (default: as many as it takes).
 
-    Raises ValueError for eps or tolerance that is not positive, a start that does not fit, a
-    symmetric cost that is not, and memory that cannot hold strips of the cost.
+    Raises ValueError for eps or tolerance that is not positive, eps above a million mean costs, a
+    start that does not fit, a symmetric cost that is not, and memory that cannot hold strips of the
+    cost.
     """
     _positive(eps=eps, tolerance=tolerance)
+    if eps > _MOST * cost.mean:
+        raise ValueError(
+            f"eps={eps:.3g} is more than a million times the mean cost, {cost.mean:.3g}: the value "
+            "is the mean cost then; give eps in the units of the cost"
+        )
     m = cost.shape[1]
     if symmetric and not cost.symmetric:
         raise ValueError(
@@ -108,6 +115,9 @@ def transport(
         if start.shape != (m,) or not start.isfinite().all():
             raise ValueError(f"start must be finite [{m}], not {list(start.shape)}")
         start = start.double()[cost.y.order]
+        start = start - start.mean()
+        if not start.abs().amax() < _MOST * cost.mean:  # what its rounding hides would be lost
+            start = None
     stored = store(cost, copy=_copy(cost, eps, tolerance), memory=memory)
     potentials = Potentials(stored, symmetric=symmetric, start=start, max_iterations=max_iterations)
     certificate = _certified(potentials, eps, tolerance)

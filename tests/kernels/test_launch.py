@@ -14,9 +14,9 @@ from triton_interpreter import INTERPRETING
 pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
-from triton.runtime.jit import create_function_from_signature
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from kernels import ewc, interpolation, launch, projection, tables
+from kernels import aot, ewc, interpolation, launch, projection, tables
 from kernels.fisher import outer_squares
 from kernels.transport import (
     blocks,
@@ -49,6 +49,17 @@ def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
     launch.Launcher(Kernel())[(3,)](tensor, 1, WARPS=2)
     launch.Launcher(Kernel())[(4,)](torch.zeros(1))
     assert calls == [("cuda:1", (3,), {"WARPS": 2}), ("cuda:0", (4,), {})]
+
+
+def test_kernels_ask_for_fused_multiply_adds(monkeypatch):
+    """Triton 3.10 fuses only where it is asked to."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    spec = next(spec for spec in aot.discover() if spec["name"].startswith("sinkhorn_sweep"))
+    assert aot.compile_for(spec, 90).fused > 0
+    options = {}
+    monkeypatch.setattr(JITFunction, "run", lambda *_, **given: options.update(given))
+    launch.launcher(spec["fn"])[(1,)](torch.zeros(1))
+    assert options["enable_fp_fusion"]
 
 
 def test_rows_are_padded_on_a_gpu_alone():

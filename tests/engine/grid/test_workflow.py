@@ -88,15 +88,24 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     assert not (plan.path.parent / "done").exists()
 
 
-def test_left_overs_go_only_when_they_are_old(folder: Path, tmp_path: Path) -> None:
-    """Another campaign, or a single cell, may be at work in the same store."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
-    old, young = (tmp_path / "store" / "cells" / name for name in (".old.1", ".young.2"))
-    for left_over in (old, young):
-        left_over.mkdir(parents=True)
-    os.utime(old, (time.time() - workflow.LEFT_OVER_S - 1,) * 2)
+def test_only_old_left_overs_of_the_engine_go(folder: Path, tmp_path: Path) -> None:
+    """Other campaigns may be at work in the same store, and users keep folders of theirs there."""
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path / 'runs'}"], 2)
+    store, elsewhere = tmp_path / "runs" / "store", tmp_path / "home"
+    name = ".ewc-few-0123456789abcdef.01234567"
+    old, young = store / "cells" / name, store / "cells" / name.replace("few", "tinted")
+    users = [store / "mine" / ".git", store / "cells" / ".cache", elsewhere / ".ssh"]
+    for path in (old, young, *users, elsewhere / name, elsewhere / "target"):
+        path.mkdir(parents=True)
+    (store / "features").symlink_to(elsewhere)
+    link = store / "cells" / name.replace("few", "link")
+    link.symlink_to(elsewhere / "target")
+    long_ago = time.time() - workflow.LEFT_OVER_S - 1
+    for path in (old, *users, elsewhere / name, elsewhere / "target"):
+        os.utime(path, (long_ago, long_ago))
     workflow._clean(plan)
     assert not old.exists() and young.exists()
+    assert all(path.exists() for path in (*users, elsewhere / name, elsewhere / "target", link))
 
 
 def test_markers_without_a_store_are_dropped(folder: Path, tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_exact_distances_equal_pot_on_the_dense_cost():
     assert distances.eps == 0 and not distances.values.diagonal().any()
 
 
+def test_exact_distances_scale_as_their_features_do():
+    pytest.importorskip("ot")
+    expected = matrix(SETS, CLASSES, Options(exact=True)).values
+    for scale in (1e-7, 1e-8):
+        scaled = {n: Labelled(scale * s.features.double(), s.labels) for n, s in SETS.items()}
+        values = matrix(scaled, CLASSES, Options(exact=True)).values
+        np.testing.assert_allclose(values / scale**2, expected, rtol=1e-6)
+
+
 def test_brackets_hold_exact_distances():
     pytest.importorskip("ot")
     exact = matrix(SETS, CLASSES, Options(exact=True)).values

@@ -94,6 +94,21 @@ def test_bounds_hold_for_any_potential():
         assert bounds.unregularised[0] <= bounds.unregularised[1]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bounds_hold_where_rounding_is_multiplied_by_a_huge_eps(compiled, monkeypatch):
+    if compiled:
+        pytest.importorskip("numba")
+        monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
+    cost = problem(300, 280)
+    stored = store(cost, copy=FINE)
+    for size in (1e6, 1e10, 1e14):  # the value is the mean cost less its variance / (2 eps)
+        zeros, ones = torch.zeros(280).double(), torch.ones(280).double()
+        bounds = certify(stored, zeros, size * cost.mean, ones)
+        assert bounds.lower <= cost.mean and bounds.upper >= (1 - 1 / size) * cost.mean
+    with pytest.raises(ValueError, match="more than a million times the mean cost"):
+        transport(cost, eps=1e7 * cost.mean)
+
+
 def exactly(cost: GroundCost, eps: float) -> float:
     """The entropic value by Sinkhorn's iterations in 40 digits, on features taken as exact."""
     with mpmath.workdps(40):

@@ -219,6 +219,22 @@ def test_stale_potentials_are_found_out():
         assert warm.iterations <= cold.iterations + 2
 
 
+@pytest.mark.parametrize("size", [1e30, 1e300])
+def test_a_start_beyond_all_costs_is_no_start(size):
+    cost = problem(30, 20)
+    expected = transport(cost, eps=0.1 * cost.mean)
+    for start in (torch.full((20,), size, dtype=torch.float64), size * torch.eye(20).double()[0]):
+        assert transport(cost, eps=0.1 * cost.mean, start=start).value == expected.value
+
+
+def test_gradients_do_not_reach_features():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    cost = GroundCost(x, x + 1)
+    plain = GroundCost(x.detach(), x.detach() + 1)
+    assert transport(cost, eps=1.0).value == transport(plain, eps=1.0).value
+    assert not bures_squared(class_gaussians(x, torch.arange(40) % 3, 3)).requires_grad
+
+
 def test_an_unconverged_run_is_no_number():
     cost = problem(200, 150)
     stopped = transport(cost, eps=0.01 * cost.mean, max_iterations=3)
