@@ -46,7 +46,7 @@ def checks(runs: Path) -> tuple[Check, ...]:
         ),
         Check("cache", "downloads of sets", places.cache),
         Check("hub cache", "downloaded weights", places.hub),
-        Check("FFCV", "source=ffcv", packages.ffcv, 70),
+        Check("FFCV", "JPEG packs decoded faster", packages.ffcv, 70),
         Check("apex", "optimizer.name=apex_adamw", packages.apex),
         Check("Slurm", "rib campaign --executor slurm", slurm.queue),
         Check("sacct", "how Slurm's jobs ended", slurm.accounting),
