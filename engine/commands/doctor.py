@@ -118,7 +118,7 @@ def checks(runs: Path, facts: Callable[[], Mapping[str, Any]]) -> list[Check]:
         Check("runs", "packs and results; rib plan says how much", lambda: place(runs, DEMO_GB)),
         Check("cache", "downloads of sets", cache),
         Check("hub cache", "downloaded weights", hub),
-        Check("FFCV", "source=ffcv", lambda: package("ffcv", "import ffcv", FFCV)),
+        Check("FFCV", "JPEG packs decoded faster", lambda: package("ffcv", "import ffcv", FFCV)),
         Check("apex", "optimizer.name=apex_adamw", lambda: package("apex", "import amp_C", APEX)),
         Check("Slurm", "rib campaign --executor slurm", slurm),
     ]
