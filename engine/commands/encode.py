@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
     parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     parser.add_argument("--all", action="store_true", help="every set that --source holds")
     parser.add_argument(
         "--source", type=Path, required=True, help="folder or .tar of the set; of all, with --all"
@@ -38,17 +40,18 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine import recipe
+    from engine.data import imagenet
 
-    # argparse gives the first word to the set, which --all has not.
-    if arguments.all and arguments.set and "=" in arguments.set:
-        arguments.overrides.insert(0, arguments.set)
-        arguments.set = None
     if bool(arguments.set) == arguments.all:
         raise ValueError("name a set to encode, or give --all, and not both")
+    if not arguments.source.exists():
+        raise ValueError(f"--source {arguments.source}: there is no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
+    if arguments.set:
+        imagenet.identity(resolved.dataset, arguments.set)  # raises for a wrong name
     if arguments.all:
         _encode_all(resolved, arguments)
     else:

@@ -26,6 +26,7 @@ from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.machine.files import digest
 from engine.machine.flops import flops
+from engine.methods import heads
 from engine.methods.base import Merged, Mixed, Trained
 from engine.methods.context import Context
 from engine.methods.first_head import first_head
@@ -37,6 +38,7 @@ from engine.recipe.request import Request
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
 from engine.training import fisher, snapshots
+from engine.training.loop import warmup_steps
 from engine.training.schedule import total_steps
 from loaders.batch import Batch
 
@@ -117,7 +119,7 @@ class DryRun:
         self.features: dict[tuple[str, ...], int] = {}
         self.predicted: set[tuple[object, ...]] = set()
         self._step_flops: dict[tuple[str, int], float] = {}
-        self.prepared: dict[str, tuple[float | None, float, Export]] = {}  # by what determines it
+        self.prepared: dict[str, tuple[bool, float, Export]] = {}  # by what determines it
         self._row = self._evaluated_on = ""
 
     def note(self, work: Work) -> None:
@@ -188,8 +190,7 @@ class DryRun:
         key = str(recipe.method), size
         if key not in self._step_flops:
             numbers = np.zeros(size, np.int64)
-            images = torch.zeros(size, dtype=torch.int64)
-            batch = Batch(numbers, images, lambda: self._pixels(size, torch.uint8))
+            batch = Batch(numbers, torch.device("cpu"), lambda: self._pixels(size, torch.uint8))
             method.train()
             # Labels keep their content, because losses check them.
             method.targets_N = torch.zeros(1, dtype=torch.int64)
@@ -393,13 +394,14 @@ class PlannedContext(Context[PlannedCell]):
             self.dry_run.note(Work(self.job, "cka", models * images, work, precision))
 
     def _train(self, method: Trained) -> PlannedCell:
-        problem_flops, step_flops, export = self._prepared(method)
+        fits_head, step_flops, export = self._prepared(method)
         train, seen, steps = self.recipe.train, len(self.target.training(self.recipe)), 0
-        if problem_flops is not None:
-            work = problem_flops
+        if fits_head:
+            work = heads.flops(seen, models.head(self.dry_run.net))
             precision = "fp32"  # fp64, whose peak on an A100's tensor cores is that of fp32
         else:
             steps = total_steps(train, seen)
+            warmup_steps(train, steps)  # refuses or warns before anything is trained
             seen *= train.epochs
             work = seen * (step_flops / train.batch_size)
             precision = self._form(training=True).precision
@@ -408,8 +410,8 @@ class PlannedContext(Context[PlannedCell]):
         backbone = self.base.backbone if export.shares_backbone else self.name
         return replace(_trained(self.name, backbone, export), steps=steps)
 
-    def _prepared(self, method: Trained) -> tuple[float | None, float, Export]:
-        """Operations of the problem that a method leaves, or of one of its steps, and its export.
+    def _prepared(self, method: Trained) -> tuple[bool, float, Export]:
+        """Whether a method fits a head, the operations of one of its steps, and its export.
 
         Cells that differ in learning rate, length or seed share them, because they would ask for
         the same artefacts; not where a method starts from cells of its column.
@@ -421,11 +423,8 @@ class PlannedContext(Context[PlannedCell]):
         if known is None or method.needs:
             method.prepare(self.network(self.base), self)
             method.to(self.device)
-            problem, flops_of_step = method.problem, 0.0
-            of_problem = None if problem is None else problem.flops(self.dry_run.classes)
-            if problem is None:
-                flops_of_step = self.dry_run.step_flops(method, recipe)
-            known = of_problem, flops_of_step, method.export()
+            fits = method.fits_head
+            known = fits, 0 if fits else self.dry_run.step_flops(method, recipe), method.export()
             self.dry_run.prepared[key] = known
         return known
 

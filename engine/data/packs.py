@@ -177,7 +177,7 @@ def _check_source(pack: Pack, root: Path) -> None:
     if root.is_dir() and folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
         raise ValueError(
             f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
-            "or use another runs=FOLDER, or give the new images another dataset.root="
+            "or delete that folder, and the same command encodes the images as they are now"
         )
 
 
@@ -202,7 +202,25 @@ def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     listing = folders.read(Path(dataset.root) / name)
     if listing.left_out:
         log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
+    _warn_of_shared_sources(dataset, name, {item.source for item in listing.items})
     return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
+
+
+def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
+    """Say which sets before this one have images of the same class and file name."""
+    before = dataset.known[: dataset.known.index(name)] if name in dataset.known else ()
+    for other in before:
+        with contextlib.suppress(ValueError):  # raised where that set is encoded
+            of_other = {item.source for item in folders.read(Path(dataset.root) / other).items}
+            if shared := sorted(sources & of_other):
+                log.warning(
+                    "%s and %s: %d images have the same class and file name, such as %s, and count "
+                    "as copies of one source image; rename them if they are not",
+                    other,
+                    name,
+                    len(shared),
+                    shared[0],
+                )
 
 
 def content_of(listing: Listing, name: str) -> Content:

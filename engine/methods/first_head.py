@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.methods import linear_probe, prototype
+from engine.methods import linear_probe
 from engine.recipe import schema
 
 
@@ -14,15 +14,13 @@ def first_head(probe: schema.Recipe) -> schema.Recipe:
     It sees the whole training split, and so do all cells that start from it, whatever part of a
     set (`dataset.train_images`, `shots`, `portion`) they train on.
     """
-    head, names = probe.model.head, {"name": probe.method.name, "title": probe.method.title}
-    method = linear_probe.Recipe(**names, module="linear_probe", l2=head.l2, anchor="zero")
-    if head.kind == "prototype":
-        method = prototype.Recipe(
-            name="prototype",
-            title="Class prototypes",
-            module="prototype",
-            scale=head.scale,
-        )
+    method = linear_probe.Recipe(
+        name=probe.method.name,
+        title=probe.method.title,
+        module="linear_probe",
+        l2=probe.model.head.l2,
+        anchor="zero",
+    )
     return replace(
         probe,
         dataset=replace(probe.dataset, train_images=0, shots=0, portion=1.0),

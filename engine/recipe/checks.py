@@ -18,7 +18,7 @@ ALLOWED = {
     "train.compile": ("auto", "always", "never"),
     "evaluate.compile": ("auto", "always", "never", "cuda_graphs"),
     "evaluate.split": ("all", "holdout"),
-    "train.zero_stage": (0, 1, 2),
+    "train.zero_stage": (0, 1),
     "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),
     "method.variant": ("canonical", "paper"),
     "dataset.kind": ("folder", "emoji", "imagenet"),
@@ -26,7 +26,6 @@ ALLOWED = {
     "dataset.objectnet_terms": ("test_only", "accepted"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
-    "model.head.kind": ("probe", "prototype"),
     "model.interpolation": (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
     "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
@@ -70,7 +69,6 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "model.crop": (0.05, 1),
     "model.projection": (0, _WIDTH),
     "model.head.l2": (0, _ANY, "low"),
-    "model.head.scale": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
     "dataset.classes": (0, _WIDTH),
@@ -123,11 +121,6 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
             "both take a part of the training images; give only one of them"
-        )
-    if recipe.model.head.kind != "probe" and not recipe.model.head.fit:
-        raise RecipeError(
-            f"model.head.kind={recipe.model.head.kind}: the weights of {recipe.model.name} include "
-            "a head; set model.head.fit=true to make another"
         )
     recipe.method.check(recipe)
     _check_names(recipe)

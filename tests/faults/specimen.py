@@ -17,7 +17,6 @@ import torch
 
 from engine import cli
 from engine.commands import grids
-from engine.commands.parser import parser
 from engine.evaluation import features
 from engine.grid import attempts, campaign, jobs, record
 from engine.grid.attempts import Attempt
@@ -84,7 +83,7 @@ class Specimen:
 
     @cached_property
     def grid(self) -> Grid:
-        arguments = parser("campaign").parse_args(["campaign", self.name, "--cores", "2"])
+        arguments = cli.parse(["campaign", self.name, "--cores", "2"])
         (grid,) = grids.grids_of(arguments, [self.plan])
         return grid
 

@@ -60,10 +60,12 @@ def test_print_shows_the_resolved_recipe_and_stops(
 
 def test_rib_train_is_launch(capsys: pytest.CaptureFixture) -> None:
     words = ["recipe=emoji/ewc", "--print", "seed=4"]
-    assert (cli.main(["train", *words]), train.launch(words)) == (0, 0)
+    for command in (cli.main(["train", *words]), cli.main(["train", "emoji/ewc", *words[1:]])):
+        assert command == 0
+    assert train.launch(words) == 0
     shown = capsys.readouterr().out
-    half = shown[: len(shown) // 2]
-    assert shown == half * 2 and "seed: 4" in half
+    part = shown[: len(shown) // 3]
+    assert shown == part * 3 and "seed: 4" in part
     assert cli.main(["train"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("rib train recipe=NAME") and "emoji/ewc" in shown

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -138,6 +139,34 @@ def test_a_foreign_config_is_refused_or_passed_over_with_a_word(user_grid, caplo
         descriptions.beside([file], None)
     assert descriptions.beside([file], VIT) == {file: None}
     assert "config.json was not written by timm" in caplog.text
+
+
+def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
+    import timm
+
+    folder = user_grid.folder / "made"
+
+    def described(arch: str | None = None, **options: Any) -> Any:
+        net = timm.create_model(VIT, num_classes=len(CLASSES), **options)
+        timm.models.save_for_hf(net, folder, model_config={"label_names": list(CLASSES)})
+        return descriptions.beside([folder / "model.safetensors"], arch)
+
+    assert descriptions.model_of(described(img_size=SIZE), None)[0] == VIT
+    for arch in (None, VIT):
+        with pytest.raises(ValueError, match=r"was made with global_pool=max, and the engine"):
+            described(arch, global_pool="max")
+    with pytest.raises(ValueError, match=r"was made with .*qk_norm=True"):
+        described(qk_norm=True)
+
+
+@pytest.mark.parametrize("arch", [None, ["test_vit"], 3])
+@pytest.mark.parametrize("file", ["config.json", "cell.json"])
+def test_an_architecture_that_is_no_text_is_refused_by_the_files_name(tmp_path, file, arch):
+    timms = {"architecture": arch, "pretrained_cfg": TIMMS}
+    cells = {"model": {"arch": arch}, "classes": list(CLASSES)}
+    (tmp_path / file).write_text(json.dumps(cells if file == "cell.json" else timms))
+    with pytest.raises(ValueError, match=rf"{file} was not written by .*name the model by --arch"):
+        descriptions.read(tmp_path / file)
 
 
 def test_classes_of_timms_file_are_used(user_grid, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -258,5 +259,9 @@ def test_a_set_that_changed_since_is_refused(user_grid):
     rows(user_grid, "A", "outline")
     picture = sorted((user_grid.folder / "outline" / "disc").iterdir())[0]
     shutil.copy(sorted((user_grid.folder / "tinted" / "disc").iterdir())[0], picture)
-    with pytest.raises(ValueError, match=r"the images in .*outline changed since"):
+    with pytest.raises(ValueError, match=r"the images in .*outline changed since") as caught:
         rows(user_grid, "A", "outline")
+    remedy = re.search(r"since (\S+) was made of them; .* or delete that folder", str(caught.value))
+    assert remedy is not None
+    shutil.rmtree(remedy[1])
+    assert rows(user_grid, "A", "outline")

@@ -154,6 +154,9 @@ def test_what_was_not_measured_is_not_claimed(results):
     assert "no hold-out" in text and "no hold-out" not in section(results, "maps").text
     seeds = " ".join(section(results, "how-to-read").statements)
     assert "another training seed is not in them" in seeds
+    photos = dataclasses.replace(results, record=dataclasses.replace(without, contact_sheet=""))
+    drawings = "another rendering of a drawing that it has seen"
+    assert drawings in seeds and drawings not in section(photos, "how-to-read").text
 
 
 def test_every_row_has_its_hyper_parameters(results):

@@ -16,9 +16,8 @@ from torch import nn
 
 from engine.errors import DivergedError
 from engine.grid.build import Builder
-from engine.methods import objectives
+from engine.methods import heads
 from engine.store.cells import Cell
-from engine.training import heads
 
 __all__ = ["grid"]
 L2 = 1e-3
@@ -54,11 +53,11 @@ def head_of(classes: int, width: int, seed: int = 0) -> nn.Linear:
 
 def problem_of(
     images: int, width: int, classes: int, l2: float = L2, scale: float = 1.0
-) -> objectives.Problem:
+) -> heads.Problem:
     generator = torch.Generator().manual_seed(images)
     x = scale * torch.randn(images, width, generator=generator)
     y = torch.randint(classes, (images,), generator=generator)
-    return objectives.Problem(x, y, torch.arange(images), l2)
+    return heads.Problem(x, y, torch.arange(images), l2)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +97,8 @@ def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(mo
 def test_only_the_images_of_the_split_take_part():
     every = problem_of(60, 5, 4)
     rows = torch.arange(60)[::3]
-    part = objectives.Problem(every.features_ND, every.labels_N, rows, L2)
-    alone = objectives.Problem(every.features_ND[rows], every.labels_N[rows], torch.arange(20), L2)
+    part = heads.Problem(every.features_ND, every.labels_N, rows, L2)
+    alone = heads.Problem(every.features_ND[rows], every.labels_N[rows], torch.arange(20), L2)
     first, second = head_of(4, 5), head_of(4, 5)
     heads.fit(first, part, "LP")
     heads.fit(second, alone, "LP")
@@ -110,7 +109,7 @@ def test_outputs_outside_the_mask_stay_and_the_others_are_fitted_as_if_alone():
     problem, places = problem_of(40, 5, 3), torch.tensor([0, 2, 5])
     mask = torch.zeros(6, dtype=torch.bool)
     mask[places] = True
-    masked = objectives.Problem(
+    masked = heads.Problem(
         problem.features_ND, places[problem.labels_N], problem.rows_n, L2, mask_C=mask
     )
     large, small = head_of(6, 5), head_of(3, 5)
@@ -121,9 +120,7 @@ def test_outputs_outside_the_mask_stay_and_the_others_are_fitted_as_if_alone():
     for name, tensor in large.state_dict().items():
         assert torch.equal(tensor[~mask], before[name][~mask])
         torch.testing.assert_close(tensor[mask], small.state_dict()[name], rtol=0, atol=1e-6)
-    wrong = objectives.Problem(
-        problem.features_ND, problem.labels_N, problem.rows_n, L2, mask_C=mask
-    )
+    wrong = heads.Problem(problem.features_ND, problem.labels_N, problem.rows_n, L2, mask_C=mask)
     with pytest.raises(DivergedError, match="LP on few: the head's loss is inf"):
         heads.fit(large, wrong, "LP on few")  # a label that the mask leaves out
 
@@ -132,7 +129,7 @@ def test_a_class_of_several_outputs_has_their_summed_probability():
     problem = problem_of(40, 5, 2)
     members = torch.tensor([[0, 2], [1, 1]])
     mask = torch.tensor([True, True, False])
-    grouped = objectives.Problem(
+    grouped = heads.Problem(
         problem.features_ND, problem.labels_N, problem.rows_n, 0.1, mask, members
     )
     head = head_of(3, 5)

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from engine.data import grouping
 from engine.errors import DivergedError
-from engine.methods.objectives import Problem
 from loaders.batch import on_device
 
 log = logging.getLogger(__name__)
@@ -40,6 +39,29 @@ MOST_ITERATIONS = 1000
 _STRIDE = 20  # iterations between two checks of the gradient
 _CHUNK = 8192  # images whose logits are in memory together
 _HISTORY = 20  # pairs of vectors, each as large as the head
+EVALUATIONS = 200  # of a fit, as plans assume: emoji-RIB's heads take 100 to 200 iterations
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """The fit of a head.
+
+    features_ND: float32, on the CPU, mapped from a file; labels_N: int64, in the head's order, on
+    the head's device; rows_n: int64, on the CPU, the training images. l2 > 0. mask_C: bool, True
+    for the outputs to fit, or None. members_GM: int64, the outputs of each class, or None.
+    """
+
+    features_ND: Tensor
+    labels_N: Tensor
+    rows_n: Tensor
+    l2: float
+    mask_C: Tensor | None = None
+    members_GM: Tensor | None = None
+
+
+def flops(images: int, head: nn.Linear) -> float:
+    """Operations of a fit. An evaluation takes the logits and the gradient of the weight."""
+    return EVALUATIONS * 4.0 * images * head.weight.numel()
 
 
 def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
