@@ -33,8 +33,8 @@ from engine.methods.first_head import first_head
 from engine.models import clip
 from engine.models.form import Form
 from engine.recipe import modules, varied
-from engine.recipe.catalogue import without_options
 from engine.recipe.request import Request
+from engine.recipe.resolve import without_options
 from engine.recipe.schema import Recipe
 from engine.store.cells import Entry, Export, Mix, essential
 from engine.training import fisher, snapshots

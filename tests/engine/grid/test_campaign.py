@@ -264,7 +264,10 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
         (["method=fine_tune"], r"several methods; choose them by methods=\[A,B\]"),
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[fine_tunes]"], "'fine_tunes' is no method of .*; did you mean 'fine_tune'"),
-        (["methods=fine_tune"], r"names no methods; write methods=\[fine_tune,linear_probe\]"),
+        (
+            ["methods=fine_tune"],
+            r"names no methods of .*; write methods=\[fine_tune,linear_probe\]",
+        ),
         (["methods=[]"], "names no methods"),
         (["dataset.sets=[outline]"], "needs two sets or more"),
         (["dataset.sets=[outline,outline]"], "names outline twice"),
