@@ -231,22 +231,23 @@ def _rows(
     run: Run, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
 ) -> list[ModelAccuracy]:
     """The models' rows on a set, from the store. Raises ValueError where their images differ."""
-    on_set: predictions.SetPredictions[int] = predictions.SetPredictions()
+    on_set = predictions.SetPredictions()
     mask, classes = answers(run.sets, name)
-    rows = []
-    for number, (model, alpha, mix) in enumerate(bank):
+    rows, right = [], []
+    for model, alpha, mix in bank:
         path = passes.predicted(run, mix, name, "all")
         try:
-            seen = on_set.add(number, path)
+            seen = on_set.add(path)
         except ValueError as error:
             at = "" if alpha is None else f" at alpha {alpha:.10g}"
             raise ValueError(f"{model}{at} on {name}: {error}") from error
         row = (model, alpha, name, len(seen.top1), seen.accuracy)
         rows.append(ModelAccuracy(*row, mask=mask, classes=classes))
+        right.append(on_set.by_source(seen.hit))
     if not intervals:
         return rows
-    sums = np.stack([on_set.sums(number, [0])[0] for number in range(len(rows))], axis=1)
-    ends = 100 * bootstrap.interval(bootstrap.means(on_set.sources, on_set.total, sums))
+    counts = bootstrap.counts(on_set.sources)
+    ends = 100 * bootstrap.interval(bootstrap.means(counts, on_set.total, np.stack(right, axis=1)))
     return [
         dataclasses.replace(row, low=low, high=high)
         for row, (low, high) in zip(rows, ends.T.tolist(), strict=True)
