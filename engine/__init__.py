@@ -119,7 +119,7 @@ def results(name: str, *words: str) -> pandas.DataFrame:
     from engine.grid import record
     from engine.measures import metrics
 
-    rows = metrics.gather(record.find(name, words).evaluations).accuracy
+    rows = metrics.gather(record.find(name, words).evaluations, draws=1).accuracy
     return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
 
 

@@ -93,7 +93,7 @@ def _rows(
     evaluations: Sequence[Evaluation], mask: str, classes: int, intervals: bool
 ) -> list[OnUsersSet]:
     """The rows of one set."""
-    grid = metrics.gather(evaluations)
+    grid = metrics.gather(evaluations, metrics.DRAWS if intervals else 1)
     before, *after = sorted(grid.accuracy, key=lambda row: row.method != PRE)
     ends: list[tuple[float | None, float | None]] = [(None, None)] * (1 + len(after))
     if intervals:
