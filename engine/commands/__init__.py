@@ -11,6 +11,7 @@ NAMES = (
     "train",
     "plan",
     "verify",
+    "bench",
     "download",
     "encode",
     "metrics",
