@@ -42,9 +42,9 @@ from bench.report import ROOT
 from bench.timing import processor_seconds
 from engine import models
 from engine.data import packs
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine.files import cache_folder
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
 
@@ -165,12 +165,12 @@ class Parts:
                 optimizer.step()
 
         def encode() -> None:
-            recipe = replace(request.recipe(), runs=str(grid.images.folder / f"packs{time.time()}"))
+            recipe = replace(cell.recipe, runs=str(grid.images.folder / f"packs{time.time()}"))
             packs.pack_of(recipe, grid.images.sets[0], cache_folder())
 
         python, rib = sys.executable, str(ROOT / "engine" / "rib")
         words = grid.words(grid.images.folder / "nothing")
-        request = Request(str(grid.file), tuple(words))
+        cell = cell_plan.resolve(str(grid.file), words)
         programs = (
             [python, plain_grid.__file__, "--help"],
             [python, "-c", "import deepspeed, engine.grid.jobs"],
@@ -224,9 +224,9 @@ def _emoji() -> Iterator[Images]:
                 picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
         words = ("model=efficientnet_lite0", f"runs={images.folder / 'pre'}")
-        request = Request(str(Grid(images, "canonical").file), words)
-        recipe = request.recipe("fine_tune", SETS[0])
-        base = Builder(request, recipe, torch.device("cpu")).base
+        file = str(Grid(images, "canonical").file)
+        cell = cell_plan.resolve(file, words, method="fine_tune", downstream=SETS[0])
+        base = Builder(cell, torch.device("cpu")).base
         save_file(base.state(), images.folder / "pre.safetensors")
         yield images
 

@@ -38,10 +38,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     first_line.show(f"reading the sets of {arguments.campaign}")
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
-    from engine.recipe.request import Request
     from engine.report import page
     from engine.report.sections import distances as section
     from engine.transport import problems, solve
@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = [*(word for word in arguments.sets if "=" in word), *arguments.overrides]
     if arguments.model:
         overrides.append(f"model={arguments.model}")
-    request = Request(arguments.campaign, tuple(overrides))
-    resolved = request.recipe()
+    cell = cell_plan.resolve(arguments.campaign, overrides, run_users=False)
+    resolved = cell.recipe
     every = resolved.dataset.places
     names = [word for word in arguments.sets if "=" not in word] or every
     for name in names:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             campaign = arguments.campaign
             raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
     solve.check_names(names)  # before a model is made
-    builder = Builder(request, resolved, ranks.start(resolved.device))
+    builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.evaluation import merge
@@ -74,6 +74,7 @@ def row_of_campaign(
     CampaignError where the campaign is not finished.
     """
     campaign = record.find(name, overrides)
+    plan = campaign.plan
     rows = campaign.record.evaluations
     for option, column, value in (
         ("--method", "method", method),
@@ -90,12 +91,10 @@ def row_of_campaign(
     row = rows[0]
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
-    command = " ".join(["rib campaign", name, *overrides])
-    remedy = f"delete {campaign.place} and run `{command}` again"
+    remedy = f"run `{plan.command}` again"
     mix = campaign.mix(row)
     parents = _parents(Store(campaign.store), mix, title, remedy)
-    resolved = recipe.load(name, overrides)
-    return Row(title, mix, parents, description_of(parents.values(), resolved))
+    return Row(title, mix, parents, description_of(parents.values(), plan.recipe))
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> Row:
