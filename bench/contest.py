@@ -25,7 +25,6 @@ from bench.timing import Run, interleave
 
 CASES = (
     "optimizer",
-    "training",
     "loader",
     "train",
     "fisher",

@@ -21,6 +21,7 @@ anything runs, times what an image costs by itself, and the start of each proces
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import tempfile
 import time
@@ -47,6 +48,9 @@ from engine.grid.build import Builder
 from engine.machine.files import cache_folder
 from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
+
+if importlib.util.find_spec("snakemake") is None:
+    raise ImportError("a campaign's jobs need snakemake")
 
 KERNELS = ()
 TITLES = {"paper": "released", "canonical": "canonical"}

@@ -29,7 +29,6 @@ timm's loop, and 45% of the data sheet's FLOP/s.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import tempfile
 import time
@@ -45,13 +44,12 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from timm.task import ClassificationTask
 from timm.utils.metrics import AverageMeter
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from bench import loader, photos
 from bench.contest import Contest, Entrant, Load, Scale
 from bench.roofline import Work
 from bench.terms import TERMS, Loss, fine_tune
-from bench.timing import Run
+from bench.timing import Run, peak_bytes
 from bench.vit import autocast
 from engine import models
 from engine.data.sets import Sets
@@ -295,8 +293,10 @@ class Bench:
     def in_memory(self) -> tuple[Tensor, Tensor]:
         """All normalised images and their labels, on the device."""
         builder = self.builder("fine_tune")
-        (batch,) = builder.sets.source(builder.recipe.downstream).batches([self.files.in_order])
-        return self.files.normalize(batch.images), batch.labels
+        target = builder.target
+        (batch,) = builder.sets.source(target.name).batches([self.files.in_order])
+        labels = target.labels[self.files.in_order].to(self.device)
+        return self.files.normalize(batch.images), labels
 
     def _slices(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.in_memory
@@ -319,7 +319,7 @@ class Bench:
         return run
 
     def _measured(self, build: Callable[[], Run]) -> tuple[Run, Load]:
-        run, peak = _peak_bytes(build, self.device)
+        run, peak = peak_bytes(build, self.device)
         return run, Load(self.images, self.images * self._flops, peak)
 
     def _work(self, nbytes: int) -> Work:
@@ -335,27 +335,6 @@ class Bench:
         """Of a forward and a backward pass of one image."""
         net, (x, _) = self.net().cpu(), self.in_memory
         return flops(lambda: net(x[:1].cpu()).sum().backward())
-
-
-def _peak_bytes(build: Callable[[], Run], device: torch.device) -> tuple[Run, float]:
-    """What was built, and the most bytes that tensors held until it had run once."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run = build()
-        run()
-        return run, torch.cuda.max_memory_allocated(device) - before
-    gc.collect()  # what is freed inside was not held inside
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run = build()
-        run()
-    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        most = max(most, held)
-    return run, most
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import kernels
-from kernels.launch import triton
+from kernels.launch import FUSED, triton
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 DEVICE = {80: "A100", 90: "H100"}
@@ -42,6 +42,7 @@ class Compiled:
     stack: int
     shared: int
     local_accesses: int
+    fused: int  # multiply-adds
     widest_load: int
     widest_store: int
     wide_loads: int
@@ -82,7 +83,7 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
         if name in divisible
     }
     source = ASTSource(fn, signature, constexprs=spec["constexprs"], attrs=attrs)
-    options = {key: spec[key] for key in ("num_warps", "num_stages") if key in spec}
+    options = FUSED | {key: spec[key] for key in ("num_warps", "num_stages") if key in spec}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     usage, code = _disassemble(built.asm["cubin"])
     loads = _widths(r"\b(?:LDG|LDGSTS)\.(\S+)", code)
@@ -94,6 +95,7 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
         stack=int(_field(r"STACK:(\d+)", usage)),
         shared=built.metadata.shared,
         local_accesses=len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        fused=len(re.findall(r"\b[DFH]FMA", code)),
         widest_load=max(loads, default=0),
         widest_store=max(stores, default=0),
         wide_loads=loads.count(16),

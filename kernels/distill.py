@@ -33,6 +33,7 @@ from kernels import reference
 from kernels.launch import jit, launcher, padded, row_pitch, rows_apart, tl
 
 ONE_READ_CLASSES = 4096
+_LOWEST = torch.finfo(torch.float32).min
 _LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -168,7 +169,9 @@ def _add_block(state, s, t, valid, inv_t, HAS_TEACHER: tl.constexpr):
         shrink = tl.exp((t_max - new_t) * inv_t)
         q = tl.exp((t - new_t) * inv_t)
         gap = tl.where(t > float("-inf"), q * ((t - new_t) - (s - new_s)), 0.0)
-        cross = shrink * (cross + t_sum * ((t_max - new_t) - (s_max - new_s))) + tl.sum(gap, 0)
+        # Before the first class that takes part both maxima may differ by more than float32 holds.
+        moved = tl.where(t_sum > 0, t_sum * ((t_max - new_t) - (s_max - new_s)), 0.0)
+        cross = shrink * (cross + moved) + tl.sum(gap, 0)
         t_sum = t_sum * shrink + tl.sum(q, 0)
         t_max = new_t
     total += tl.sum(tl.where(valid, s, 0.0), 0)
@@ -209,6 +212,7 @@ def _distill_kernel(
     HAS_TEACHER: tl.constexpr,
     HAS_MASK: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
+    LOWEST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     student += row * S_PITCH
@@ -221,7 +225,7 @@ def _distill_kernel(
         known = known & (tl.load(mask + label, mask=known, other=0) != 0)
     columns = tl.arange(0, BLOCK)
     # The maxima start finite: a wholly masked block must not give exp(-inf + inf).
-    state = (-1e30, 0.0, 0.0, -1e30, 0.0, 0.0, 0.0, 0.0)
+    state = (LOWEST, 0.0, 0.0, LOWEST, 0.0, 0.0, 0.0, 0.0)
     if CLASSES <= BLOCK:
         s, t, valid = _load_row(
             student, teacher, mask, columns, CLASSES, READ, HAS_TEACHER, HAS_MASK
@@ -250,7 +254,7 @@ def _distill_kernel(
                 ).to(gradient.dtype.element_ty)
                 tl.store(gradient + at, g, mask=at < WRITTEN)
     s_max, s_sum, s_sum_t, _, t_sum, cross, total, count = state
-    value = tl.log(s_sum) + s_max - (1.0 - smoothing) * label_logit
+    value = tl.log(s_sum) + (s_max - (1.0 - smoothing) * label_logit)
     if smoothing > 0.0:  # else a logit of -inf, whose class cannot be, would give 0 * inf
         value -= smoothing * total / count
     if HAS_TEACHER:
@@ -327,6 +331,7 @@ def _distill(
             HAS_TEACHER=teacher is not None,
             HAS_MASK=mask is not None,
             WITH_GRADIENT=with_gradient,
+            LOWEST=_LOWEST,
             **_launch_options(classes),
         )
     return loss, gradient
@@ -386,6 +391,7 @@ def specializations() -> list[dict[str, Any]]:
                     "HAS_TEACHER": teacher is not None,
                     "HAS_MASK": True,
                     "WITH_GRADIENT": True,
+                    "LOWEST": _LOWEST,
                 },
                 "num_warps": options["num_warps"],
                 "bytes_per_element": sum(read) + sizes[dtype],

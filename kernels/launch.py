@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,8 +24,20 @@ try:
 except ImportError:
     triton = tl = None
 
-__all__ = ["Launcher", "jit", "launcher", "padded", "row_pitch", "rows_apart", "tl", "triton"]
+__all__ = [
+    "FUSED",
+    "Launcher",
+    "jit",
+    "launcher",
+    "padded",
+    "row_pitch",
+    "rows_apart",
+    "tl",
+    "triton",
+]
 
+# Multiplications and additions become one instruction, which Triton 3.10 leaves off by default.
+FUSED = {"enable_fp_fusion": True}
 _ROW = 64  # elements: rows of a multiple begin 64 bytes apart or more, whatever their dtype
 
 
@@ -51,26 +63,26 @@ class Launcher:
     """
 
     kernel: Any
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **options: Any) -> None:
             with _current(arguments[0].device):
-                self.kernel[grid](*arguments, **options)
+                self.kernel[grid](*arguments, **self.options, **options)
 
         return launch
 
 
 def launcher(kernel: Any) -> Launcher:
-    """The object to index with a grid: traceable by torch.compile, or interpreted.
+    """The object to index with a grid: the kernel, or what torch.compile traces in its place.
 
-    Under TRITON_INTERPRET=1 kernels are not JITFunctions and torch refuses to wrap them; they are
-    then called as they are. Raises RuntimeError where Triton is missing.
+    Raises RuntimeError where Triton is missing.
     """
     if triton is None:
         raise RuntimeError("CUDA tensors need Triton's kernels: pip install triton")
-    return Launcher(
-        wrap_triton(kernel) if isinstance(kernel, triton.runtime.JITFunction) else kernel
-    )
+    if torch.compiler.is_compiling():  # then Inductor compiles it, with an option of its own
+        return Launcher(wrap_triton(kernel))
+    return Launcher(kernel, FUSED)
 
 
 def padded(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:

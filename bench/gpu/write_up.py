@@ -39,10 +39,12 @@ def written(folder: Path) -> str:
     if summary is None:
         raise ValueError(f"{folder} has no summary.json; run: make gpu OUT={folder}")
     probe, engine = _read(folder, "probe.json"), _read(folder, "engine.json")
+    headline = _read(folder, "headline.json")
     benches = [_read(folder, file.name) for file in sorted(folder.glob("*.json"))]
     contests = [results for results in benches if results and "case" in results]
-    machines = [results["machine"] for results in (probe, engine, *contests) if results]
+    machines = [results["machine"] for results in (headline, probe, engine, *contests) if results]
     parts = [_machine(machines), _stages(summary["stages"])]
+    parts += [_headline(headline["rows"])] if headline else []
     parts += [_probe(probe["items"])] if probe else []
     parts += [_contests(contests)] if contests else []
     parts += [_campaign(engine["parts"])] if engine else []
@@ -84,6 +86,13 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
 
     rows = [(n, o["state"], f"{o['seconds']:.0f}", why(o)) for n, o in stages.items()]
     return _table(("stage", "state", "s", "why"), rows)
+
+
+def _headline(rows: Iterable[Mapping[str, Any]]) -> str:
+    heads = ("ViT-B/16, bf16", "batch", "compiled", "images/s", "ms", "MFU", "peak MB")
+    keys = ("what", "batch", "compiled", "images_s", "ms", "mfu", "peak_mb")
+    lines = [[_number(row.get(key, "-")) for key in keys] for row in rows]
+    return _table(heads, lines)
 
 
 def _probe(items: Mapping[str, Mapping[str, Any]]) -> str:

@@ -16,8 +16,9 @@ LAUNCH = "deepspeed engine/launch.py"
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("train", help="train a cell and evaluate it on every set")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="recipe=NAME first; recipe= lists them"
-    )
+        "overrides", nargs="*", metavar="key=value",
+        help="recipe=NAME, or NAME, first; recipe= lists them",
+    )  # fmt: skip
     parser.add_argument("--print", action="store_true", help="show the resolved recipe and stop")
     parser.set_defaults(run=run)
 
@@ -51,10 +52,12 @@ def strip_launcher_words(words: list[str]) -> list[str]:
 
 
 def _start(overrides: Sequence[str], command: str, *, show: bool) -> int:
-    """Train the cell of `recipe=NAME`, or list recipes where no name is given.
+    """Train the cell of `recipe=NAME`, or of `NAME` before all else; list recipes without a name.
 
     show: print the resolved recipe in place of training.
     """
+    if overrides and "=" not in overrides[0]:
+        overrides = [f"recipe={overrides[0]}", *overrides[1:]]
     names = [word.partition("=")[2] for word in overrides if word.startswith("recipe=")]
     if not (overrides and all(names)):
         _list_recipes(command)

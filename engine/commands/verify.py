@@ -18,7 +18,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "verify", help="compare a pre-trained model with its published accuracies"
     )
     parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     parser.add_argument(
         "--campaign", default="imagenet_rib", help="its data sets are used; default: %(default)s"
     )
@@ -28,6 +30,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     quiet.libraries()
+    from engine import recipe as recipes
+
+    words = (f"model={arguments.model}", *arguments.overrides)
+    recipes.outline(arguments.campaign, words)  # most mistakes show before imports
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.data import imagenet
@@ -37,9 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from engine.machine import ranks
     from engine.machine.files import cache_folder
 
-    cell = cell_plan.resolve(
-        arguments.campaign, (f"model={arguments.model}", *arguments.overrides), run_users=False
-    )
+    cell = cell_plan.resolve(arguments.campaign, words, run_users=False)
     recipe = cell.recipe
     device = ranks.start(recipe.device)
     has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
@@ -59,7 +63,8 @@ def text(model: str, checks: Sequence[Check]) -> str:
 
     rows, lacks = [], []
     for check in checks:
-        row = [check.name, *[""] * 5, check.why_not]
+        name = check.name if check.split == "all" else f"{check.name} (hold-out)"
+        row = [name, *[""] * 5, check.why_not]
         if check.measured is not None:
             row[1:4] = f"{check.images:,}", f"{check.measured:.1f}", f"±{check.half_width:.1f}"
             if check.published is not None:

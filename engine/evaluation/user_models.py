@@ -22,7 +22,7 @@ from engine.data.sets import Sets, names_in_head, published_among_its_classes
 from engine.evaluation import passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap, metrics, predictions
+from engine.measures import bootstrap, predictions
 from engine.models import checkpoints, clip, formats
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.run import Run
@@ -50,7 +50,6 @@ class ModelAccuracy:
     accuracy: float
     low: float | None = None
     high: float | None = None
-    error: float = 0.0  # Monte-Carlo standard error of the interval's ends
     mask: str = "none"
     classes: int = 0
 
@@ -246,9 +245,9 @@ def _rows(
         rows.append(ModelAccuracy(*row, mask=mask, classes=classes))
     if not intervals:
         return rows
-    sums = np.stack([on_set.sums(number, [0]) for number in range(len(rows))], axis=-1)
-    draws = metrics.settled_draws({name: on_set}, {name: sums})
+    sums = np.stack([on_set.sums(number, [0])[0] for number in range(len(rows))], axis=1)
+    ends = 100 * bootstrap.interval(bootstrap.means(on_set.sources, on_set.total, sums))
     return [
-        dataclasses.replace(row, **bootstrap.ends(samples)._asdict())
-        for row, samples in zip(rows, draws.T, strict=True)
+        dataclasses.replace(row, low=low, high=high)
+        for row, (low, high) in zip(rows, ends.T.tolist(), strict=True)
     ]

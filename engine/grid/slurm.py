@@ -13,13 +13,12 @@ from pathlib import Path
 
 from engine.errors import CampaignError
 from engine.machine.files import write_atomic
+from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
-LONGEST_CHECK_S = 180  # between two looks, after ever longer waits: a constant of the plugin
 ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
-ASK_S = 30
 # Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
 # last word of its question is the name of the jobs.
 SACCT = """#!/bin/sh
@@ -93,7 +92,7 @@ def words(
     forgets a job that has ended, or it would wait for ever. Raises CampaignError where Slurm
     forgets too early.
     """
-    if not cluster.accounting and cluster.remembers_s < LONGEST_CHECK_S + ASK_S:
+    if not cluster.accounting and cluster.remembers_s < MIN_JOB_AGE_S:
         raise CampaignError(
             f"Slurm forgets a finished job after {cluster.remembers_s} s (MinJobAge) and has no "
             "slurmdbd, so nobody can tell how a job ended; run the campaign inside an allocation "
@@ -163,7 +162,9 @@ def _programs(place: Path) -> Path:
 
 def _answer(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CampaignError(f"Slurm does not answer: {error}") from error
     if done.returncode:

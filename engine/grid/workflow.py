@@ -24,7 +24,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, progress, sites, slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.sites import Options, Resources, Site
-from engine.machine import memory, parent
+from engine.machine import environment, memory, parent
 from engine.machine.files import write_atomic
 from engine.store.artifacts import Store
 from loaders import locks
@@ -36,7 +36,6 @@ LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 30  # between two questions whether Slurm is there
 FILE = "workflow.json"  # beside a plan: its jobs, and those of campaigns that run with it
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -188,15 +187,9 @@ def _slurm_away() -> Callable[[], str]:
 
 
 def _environment(where: Site, jobs: Path) -> dict[str, str]:
-    """Snakemake's: with the campaign, without variables of the launch or the Slurm job that the
-    command is in. A campaign's jobs would take themselves for its ranks."""
-    outer = {k: v for k, v in os.environ.items() if not _of_slurm(k) and k not in RANKS}
+    """Snakemake's, and so that of the jobs."""
     ours = {JOBS: str(jobs), parent.CAMPAIGN: parent.campaign()}
-    return {**outer, **ours, **where.environment}
-
-
-def _of_slurm(variable: str) -> bool:
-    return variable.startswith("SLURM_") and variable != "SLURM_CONF"
+    return {**environment.of_jobs(), **ours, **where.environment}
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import locale
 import os
 import select
 import signal
@@ -56,6 +57,8 @@ def guarded(
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
     with exit code 141.
     """
+    _use_utf8()
+    _open_streams()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars fill a log file with lines
     # On a busy machine, idle threads that spin cost up to ten times the work that they wait for.
@@ -81,11 +84,36 @@ def guarded(
         return 130
 
 
+def _use_utf8() -> None:
+    """Start this program again in UTF-8 mode where its locale has another encoding.
+
+    Python 3.15 has that mode by default. Programs that this one starts inherit it.
+    """
+    encoding = locale.getencoding().lower().replace("-", "")
+    if sys.flags.utf8_mode or encoding == "utf8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _open_streams() -> None:
+    """Open standard input, output and error on nothing where they are closed.
+
+    Else the next files that are opened would have their numbers, and prints of libraries in them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+
+
 def _explain(error: Exception, passing_code: int) -> int:
     """Print an error and return its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
-    line = f"error: {error}"
+    line = f"error: {_of_folder(error) or error}"
     print(line, file=sys.stderr)
     # torchrun prints at its end what its ranks wrote to these files.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -93,6 +121,23 @@ def _explain(error: Exception, passing_code: int) -> int:
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
         Path(file).write_text(json.dumps({"message": message}))
     return passing_code if isinstance(error, PASSING) else 2
+
+
+def _of_folder(error: Exception) -> str:
+    """Words for a folder that cannot be made, since something else has its name; else ""."""
+    if not isinstance(error, FileExistsError | NotADirectoryError) or not error.filename:
+        return ""
+    place = Path(error.filename)
+    while not os.path.lexists(place):
+        place = place.parent
+    if place.is_symlink() and not place.exists():
+        to = place.readlink()
+        return (
+            f"{place} is a link to {to}, which is not there; make that folder, or remove the link"
+        )
+    if place.is_file():
+        return f"{place} is a file, and a folder of that name is needed; move it away"
+    return ""
 
 
 def _in_users_method(error: BaseException | None) -> bool:

@@ -15,8 +15,16 @@ from loaders.files import sync
 
 
 def cache_folder() -> Path:
-    """Downloads that all runs of a user share: $RIB_CACHE, or ~/.cache/rib."""
-    return Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))
+    """Downloads that all runs of a user share: $RIB_CACHE, or ~/.cache/rib.
+
+    Raises ValueError for a user without a home folder.
+    """
+    if chosen := os.environ.get("RIB_CACHE"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "rib"
+    except RuntimeError as error:  # a container's user may be in no /etc/passwd
+        raise ValueError("this user has no home folder; set RIB_CACHE to a folder") from error
 
 
 def runtime_folder() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.methods import linear_probe, prototype
+from engine.methods import linear_probe
 from engine.recipe import schema
 
 
@@ -14,17 +14,13 @@ def first_head(cell: schema.Recipe) -> schema.Recipe:
     It sees the whole training split, and so do all cells that start from it, whatever part of a
     set (`dataset.train_images`, `shots`, `portion`) they train on.
     """
-    head = cell.model.head
-    method: schema.MethodRecipe = linear_probe.Recipe(
-        name="linear_probe", title="LP", module="linear_probe", l2=head.l2, anchor="zero"
+    method = linear_probe.Recipe(
+        name="linear_probe",
+        title="LP",
+        module="linear_probe",
+        l2=cell.model.head.l2,
+        anchor="zero",
     )
-    if head.kind == "prototype":
-        method = prototype.Recipe(
-            name="prototype",
-            title="Class prototypes",
-            module="prototype",
-            scale=head.scale,
-        )
     return replace(
         cell,
         downstream=cell.dataset.upstream,

@@ -98,6 +98,9 @@ class Method(Trained):
     def export(self) -> Export:
         weight, bias = models.head_names(self.net)
         state = self.net.state_dict()
-        self.text.logit_scale = nn.Parameter(self.log_scale_1[0].detach())
-        head = self.zero_shot_head(self.text.eval())
+        was_training = self.text.training
+        self.text.eval().logit_scale = self.log_scale_1[0].detach()  # where open_clip has it
+        head = self.zero_shot_head(self.text)
+        del self.text.logit_scale
+        self.text.train(was_training)
         return Export(state | {weight: head, bias: torch.zeros_like(state[bias])})

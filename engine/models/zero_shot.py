@@ -50,7 +50,11 @@ def classifier(
         tower = checkpoint_filter_fn(model.state_dict(), net)  # type: ignore[arg-type]
         tower["fc_norm.linear.weight"] = tower.pop("head.weight")
     source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
-    tower["head.weight"] = head(model, recipe.weights)
+    if torch.cuda.is_available():  # 80,000 sentences
+        tower["head.weight"] = head(model.to("cuda"), recipe.weights)
+        model.to("cpu")
+    else:
+        tower["head.weight"] = head(model, recipe.weights)
     tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
     models.load_state(net, tower, source)
     _check_tower(model, net, recipe)
@@ -87,24 +91,21 @@ def templates(open_clip: ModuleType, weights: WeightsRecipe) -> list[Callable[[s
 
 
 def head(model: Any, weights: WeightsRecipe) -> torch.Tensor:
-    """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids; moves model to the CPU.
+    """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids.
 
-    It needs the model's text tower alone.
+    model: its text tower alone is used, where it is; in eval mode.
     """
     open_clip = clip.package()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     unit_EC = open_clip.build_zero_shot_classifier(
-        model.to(device),
+        model,
         open_clip.get_tokenizer(weights.clip),
         open_clip.IMAGENET_CLASSNAMES,
         templates(open_clip, weights),
         num_classes_per_batch=CLASSES_AT_ONCE,
-        device=device,
+        device=model.logit_scale.device,
         use_tqdm=True,
     )
-    scale = model.logit_scale.detach().exp()
-    model.to("cpu")
-    return (scale * unit_EC.T).float().cpu()
+    return (model.logit_scale.detach().exp() * unit_EC.T).float().cpu()
 
 
 def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:

@@ -22,7 +22,7 @@ from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.users_options import options_class
 
 METHODS = "engine.methods"
-SHARED = ("base", "context", "objectives", "task_vectors")
+SHARED = ("base", "context", "heads", "objectives", "task_vectors")
 
 
 def available() -> list[str]:

@@ -32,20 +32,16 @@ class WeightsRecipe:
 class HeadRecipe:
     """How a backbone without a head for these classes gets it: from the upstream set's features.
 
-    A probe is fitted to its optimum (`engine.training.heads`), so it needs no learning rate. A
-    prototype is the mean feature of its class (`engine.training.prototypes`).
+    It is a linear probe, fitted to its optimum (`engine.methods.heads`), without a learning rate.
     """
 
     fit: bool = False  # False: the weights include the head
-    kind: str = "probe"  # of a head that is fitted: probe | prototype
-    l2: float = 1e-3  # probe: strength of the pull towards zero
-    scale: float = 100.0  # prototype: of its logits, as CLIP's exp(logit_scale)
+    l2: float = 1e-3  # strength of the pull towards zero
 
     @property
     def title(self) -> str:
         """What the head is called in reports; empty where the weights include it."""
-        names = {"probe": "linear probe", "prototype": "class-prototype head"}
-        return names[self.kind] if self.fit else ""
+        return "linear probe" if self.fit else ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,7 @@ class Recipe:
     seed: int = 0
     seeds: int = 1  # number of seeds, from `seed` upwards; the report shows means over them
     runs: str = "runs"  # folder of all outputs
-    source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
+    source: str = "auto"  # auto | resident | stream
     device: str = "auto"  # auto | cpu | cuda
-    trackers: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | trackio
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
     threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise

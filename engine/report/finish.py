@@ -93,11 +93,9 @@ def _notes(results: Results) -> list[str]:
 def finish(plan: Plan, device: torch.device) -> Path:
     """A campaign's last job: record, tables and page; the page's path."""
     from engine.grid import make_record, progress  # the rest of this module needs no torch
-    from engine.report import tracked
 
     run = record.write(plan.place, make_record.record_of(plan, device))
     results = tables.results(run)
     path = write(run, results)
-    tracked.accuracies(plan.recipe, results.summary.accuracy)
     progress.advance(plan.path, "report", 1, 1)
     return path

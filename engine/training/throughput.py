@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import nn
@@ -12,11 +13,14 @@ from engine.machine.flops import flops, peak_tflops
 from engine.machine.pace import Pace
 from engine.run import Run
 
+log = logging.getLogger(__name__)
+
 
 class Throughput:
     """Measures from one `read` to the next; a read must follow a wait for the device."""
 
     def __init__(self, net: nn.Module, run: Run) -> None:
+        """net: not compiled yet. Where its operations cannot be counted, there is no `mfu`."""
         recipe, device = run.recipe, run.device
         kind = precision.resolve(recipe.train.precision, device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -32,13 +36,17 @@ class Throughput:
         """`images/s` and, on a GPU whose peak is known, `mfu` of this rank since the last read."""
         rate = self._pace.read()
         values = {"images/s": rate}
-        if self._peak:
+        if self._per_image:
             values["mfu"] = rate * self._per_image / self._peak
         return values
 
 
 def _flops(net: nn.Module, size: int) -> float:
-    """Operations of an image's forward and backward pass."""
-    twin = copy.deepcopy(net).to("meta")
+    """Operations of an image's forward and backward pass; 0 where they cannot be counted."""
     images = torch.empty(2, 3, size, size, device="meta")  # batch norms need two
-    return flops(lambda: twin(images).sum().backward()) / 2
+    try:
+        twin = copy.deepcopy(net).to("meta")
+        return flops(lambda: twin(images).sum().backward()) / 2
+    except Exception as error:  # whatever a network raises without data, the training goes on
+        log.warning("trackers get no mfu: the operations cannot be counted (%s)", error)
+        return 0.0

@@ -18,7 +18,7 @@ from bench import __main__ as command
 from bench import contest, peers, report, roofline
 from bench.contest import Contest, Entrant, Row
 from bench.roofline import Roofline, Work
-from bench.timing import interleave
+from bench.timing import interleave, peak_bytes
 from engine.methods.objectives import Penalty
 from kernels.distill import distill_loss
 
@@ -136,7 +136,6 @@ def test_rows_without_a_load_have_no_rates():
 
 def test_peak_memory_of_tensors():
     """Two of three megabytes at once, one freed before the run and one after it."""
-    train = importlib.import_module("bench.train")
 
     def build():
         torch.empty(1_000_000, dtype=torch.uint8)  # freed at once
@@ -148,7 +147,7 @@ def test_peak_memory_of_tensors():
 
         return run
 
-    run, peak = train._peak_bytes(build, CPU)
+    run, peak = peak_bytes(build, CPU)
     assert 2_000_000 <= peak < 2_010_000 and run() is not None
 
 
@@ -297,7 +296,7 @@ sys.exit(code)
         [sys.executable, "-c", program], cwd=report.ROOT, capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
-    for name in ("optimizer", "training", "fisher", "distill", "interpolate"):
+    for name in ("optimizer", "fisher", "distill", "interpolate"):
         assert f"\n{name}\ncontest" in child.stdout or f"\n{name}\npeer skipped" in child.stdout
     assert "skipped: No module named" in child.stdout  # evaluation needs the engine
     assert "peer skipped: avalanche" in child.stdout

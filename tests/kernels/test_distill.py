@@ -291,6 +291,19 @@ def test_interpreted_kernel_takes_classes_that_cannot_be(lowest):
 
 
 @interpreted
+@pytest.mark.parametrize("classes", [12, 4100])
+def test_interpreted_kernel_takes_rows_of_low_logits_alone(classes):
+    student, teacher, labels, _ = case(3, classes, None)
+    student, teacher = student - 2e30, teacher - 2e31
+    student[:, 0] = teacher[:, 0] = torch.finfo(torch.float32).min
+    loss, gradient = distill._distill(student, teacher, labels, None, 2.0, 4.0, 0.0, True)
+    expected = reference.distill_loss(student.requires_grad_(), teacher, labels)
+    expected.sum().backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, student.grad)
+
+
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_interpreted_kernel_takes_a_teacher_of_another_dtype(dtype):
     student, teacher, labels, mask = case(4, 70, 30)

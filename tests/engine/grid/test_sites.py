@@ -140,8 +140,8 @@ def test_states_come_from_sacct_where_there_is_accounting(
 
 def test_a_queue_that_forgets_before_the_plugin_asks_again_is_refused(tmp_path: Path) -> None:
     """The plugin asks every 180 s in the end, and waits for ever for a job that is not listed."""
-    forgetful = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=180)
-    with pytest.raises(CampaignError, match=r"forgets a finished job after 180 s \(MinJobAge\)"):
+    forgetful = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=209)
+    with pytest.raises(CampaignError, match=r"forgets a finished job after 209 s \(MinJobAge\)"):
         words(forgetful, tmp_path)
     forgetful = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=2)
     assert "--slurm-status-command sacct" in words(forgetful, tmp_path)[0]

@@ -64,7 +64,7 @@ def followed(
     case, fit = Campaign(folder / "followed.yaml", runs), loop.fit
 
     def counted(method, run, *rest):
-        if method.problem is None and run.recipe.method.name == "fine_tune":
+        if not method.fits_head and run.recipe.method.name == "fine_tune":
             case.trained.append(run.recipe.downstream)
         return fit(method, run, *rest)
 

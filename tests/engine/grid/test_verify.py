@@ -88,3 +88,18 @@ def test_a_part_of_the_images_is_allowed_its_sampling_error() -> None:
     assert verify._sampling(resolved, "imagenet_c", 50_000, None) == 0
     nan = verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3)
     assert nan.differs
+
+
+def test_images_that_fitted_the_head_are_not_evaluated(
+    folder: Path, grid: grids.Grid, tmp_path: Path
+) -> None:
+    name, words = str(folder / "shapes.yaml"), (f"runs={tmp_path}",)
+    first = Builder(cell_plan.resolve(name, words), grid.device)
+    upstream = first.sets["upstream"]
+    check, *_ = verify.verify(first)
+    assert 0 < check.images == len(upstream.holdout) < len(upstream.labels)
+    assert "upstream (hold-out)" in command.text("tiny", [check])
+    whole = cell_plan.resolve(name, (*words, "dataset.holdout=0", "evaluate.split=all"))
+    check, *_ = verify.verify(Builder(whole, grid.device))
+    assert check.images == len(upstream.labels)
+    assert check.why_not == "its images fitted the head; dataset.holdout=0.25 keeps some apart"

@@ -157,6 +157,20 @@ def test_templates_and_names_are_drawn_from_all_of_a_class(grid, words, monkeypa
     assert set(drawn) == {t(name) for t in TEMPLATES for name in ("bar", "disc")}
 
 
+def test_an_export_during_training_leaves_the_method_as_it_is(grid, words, monkeypatch):
+    method, batch = batch_of(grid, words, [0, 9, 4])
+    names = [name for name, _ in method.named_parameters()]
+    before = method(batch)
+
+    def refuse(device: object) -> None:
+        raise AssertionError(f"the towers go to {device}")
+
+    monkeypatch.setattr(method.text, "to", refuse)
+    method.export()
+    assert method.text.training and [name for name, _ in method.named_parameters()] == names
+    assert torch.equal(method(batch), before)
+
+
 def test_other_models_ranks_and_accumulation_are_refused(grid, words, monkeypatch):
     with pytest.raises(RecipeError, match=r"text tower, and the model vit_tiny_random has none"):
         grid.builder("method=flyp")

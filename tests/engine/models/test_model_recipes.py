@@ -201,7 +201,7 @@ def test_a_step_of_every_method(name: str, variant: str) -> None:
         method.train()
         before = {n: p.detach().clone() for n, p in method.named_parameters()}
         pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
-        batch = Batch(np.arange(2), torch.tensor([0, 3]), lambda pixels=pixels: pixels)
+        batch = Batch(np.arange(2), pixels.device, lambda pixels=pixels: pixels)
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
         loss = method(batch)
         assert loss.shape == (2,) and loss.isfinite().all(), key

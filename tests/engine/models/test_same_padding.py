@@ -17,11 +17,12 @@ from engine.recipe.schema import ModelRecipe
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (7, 10), (1, 2), (2, 1), (1, 1)])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5, (3, 5)])
 @pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
-@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("groups", [1, 8])
 def test_outputs_and_gradients_are_timms(size, kernel, stride, groups):
     torch.manual_seed(0)
-    layer = Conv2dSame(6, 12, kernel, stride, groups=groups)
-    images = torch.randn(3, 6, *size).to(memory_format=torch.channels_last).requires_grad_()
+    # With fewer than 8 channels oneDNN may damage memory on processors without AVX-512.
+    layer = Conv2dSame(8, 16, kernel, stride, groups=groups)
+    images = torch.randn(3, 8, *size).to(memory_format=torch.channels_last).requires_grad_()
     results = []
     for kind in (Conv2dSame, PaddedKernel):
         layer.__class__ = kind

@@ -1,0 +1,94 @@
+"""How a command begins and ends where locale, streams, folders or the environment are odd."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.machine import entry, environment, files
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def ended(
+    code: str, before: Callable[[], object] | None = None, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The end of a command whose work is `code`."""
+    script = f"import sys\nfrom engine.machine import entry\ndef work():\n    {code}\n"
+    script += "sys.exit(entry.guarded(work))"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        preexec_fn=before,
+    )
+
+
+def test_text_is_utf8_in_every_locale(tmp_path: Path) -> None:
+    """Of files, of output, and of the programs that a command starts."""
+    file = tmp_path / "table.txt"
+    file.write_bytes("±7.9\n".encode())
+    started = (
+        f"__import__('subprocess').run(['cat', {str(file)!r}], capture_output=True, text=True)"
+    )
+    code = f"print(open({str(file)!r}).read() + {started}.stdout)"
+    done = ended(code, LC_ALL="C", PYTHONUTF8="0")  # ASCII
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "±7.9\n±7.9\n\n", b"")
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_are_nothing_but_silent(closed: tuple[int, ...], tmp_path: Path) -> None:
+    """A file that takes the number of a closed stream is not written to as if it were one."""
+    file = tmp_path / "result"
+    code = f"open({str(file)!r}, 'w').write('whole'); print('shown', flush=True)"
+    code += "; import subprocess; subprocess.run(['echo', 'of a program'], check=True)"
+    done = ended(code, before=lambda: [os.close(number) for number in closed])
+    assert (done.returncode, done.stderr) == (0, b"") and file.read_text() == "whole"
+    assert (done.stdout == b"shown\nof a program\n") == (1 not in closed)
+
+
+def test_a_folder_that_is_a_link_to_nowhere_or_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (link := tmp_path / "runs").symlink_to(tmp_path / "away")
+    (file := tmp_path / "file").touch()
+    for place in (link, file):
+        assert entry.guarded(lambda place=place: (place / "x").mkdir(parents=True)) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {link} is a link to {tmp_path / 'away'}, which is not there; make that folder, or "
+        "remove the link",
+        f"error: {file} is a file, and a folder of that name is needed; move it away",
+    ]
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers have, whose user is not in /etc/passwd."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("RIB_CACHE", "/cache")
+    assert files.cache_folder() == Path("/cache")
+    monkeypatch.delenv("RIB_CACHE")
+    with pytest.raises(ValueError, match="no home folder; set RIB_CACHE to a folder"):
+        files.cache_folder()
+
+
+def test_jobs_are_no_ranks_of_what_the_command_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    launchers = ("CROSS_RANK", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
+    of_slurm = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_ID")
+    for name in (*ranks, *launchers, *of_slurm):
+        monkeypatch.setenv(name, "1")
+    stay = {"SLURM_CONF": "/etc/slurm.conf", "RIB_CACHE": "/cache", "CUDA_VISIBLE_DEVICES": "3"}
+    for name, value in stay.items():
+        monkeypatch.setenv(name, value)
+    of_jobs = environment.of_jobs()
+    assert not of_jobs.keys() & {*ranks, *launchers, *of_slurm} and stay.items() <= of_jobs.items()
