@@ -185,7 +185,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     """Show what will be written. Raises ValueError if the disk has no room for it."""
-    from engine.cost.disk import size_bytes
+    from engine.data.packs import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
 
@@ -217,8 +217,8 @@ def _confirm(resolved: Recipe, yes: bool) -> None:
     """Show the choices for IN-C. Raises ValueError unless the user confirms the whole of it."""
     from dataclasses import replace
 
-    from engine.cost.disk import size_bytes
     from engine.data import imagenet
+    from engine.data.packs import size_bytes
 
     whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
     choices = [

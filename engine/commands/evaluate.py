@@ -115,7 +115,6 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path]) -> None:
     from engine.grid import own_sets, record
     from engine.machine import ranks
     from engine.measures import rows as tables
-    from engine.recipe.request import Request
     from engine.report import own_set
 
     for option in ("arch", "alphas", "classes"):
@@ -125,12 +124,10 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path]) -> None:
     run = record.find(arguments.campaign, overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
     _refuse_overwriting(files.values(), arguments.force)
-    request = Request(arguments.campaign, overrides)
     rows = own_sets.evaluate(
         run,
-        request,
         sets,
-        ranks.start(request.recipe().device),
+        ranks.start(run.plan.recipe.device),
         mask=arguments.mask,
         intervals=arguments.intervals,
     )

@@ -19,7 +19,6 @@ from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, dynamics, metrics, predictions
 from engine.measures.rows import PRE, Accuracy, Evaluation
-from engine.recipe.request import Request
 from engine.run import Run
 from engine.store.artifacts import Store
 
@@ -41,7 +40,6 @@ class OnUsersSet(Accuracy):
 
 def evaluate(
     campaign: FinishedCampaign,
-    request: Request,
     places: Mapping[str, Path],
     device: torch.device,
     *,
@@ -66,9 +64,9 @@ def evaluate(
     finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
     models = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
     mixes = [predictions.mix_of(row.path) for row in models]
-    resolved = request.recipe()
+    resolved = campaign.plan.recipe
     packs = {name: user_models.pack_at(resolved, place) for name, place in places.items()}
-    store = Store(Path(resolved.runs) / "store")
+    store = Store(campaign.store)
     cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
     head = export.description_of(cells.values(), resolved).classes or ()
     sets = Sets(resolved, device, cache_folder(), packs, head, mask)

@@ -40,6 +40,10 @@ class Recipe(schema.MethodRecipe):
 class Method(FrozenBackbone):
     recipe: Recipe
 
+    @property
+    def passes(self) -> float:
+        return 0.0 if self.recipe.variant == "canonical" else super().passes
+
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         head = models.head(net).requires_grad_(True)

@@ -35,7 +35,6 @@ ALLOWED = {
     "device": ("auto", "cpu", "cuda"),
 }
 TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`
-HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
 REMOVED = {  # keys of earlier versions, and what to do instead
     f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
     for name in ("epochs", "batch_size", "lr", "weight_decay")
@@ -59,7 +58,6 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "train.checkpoint_minutes": (0, _ANY),
     "evaluate.batch_size": (1, _BATCH),
     "evaluate.budget": (0, 1, "low"),
-    "evaluate.half_width": (0, _ANY, "low"),
     "evaluate.cka": (0, _ANY),
     "optimizer.lr": (0, _ANY, "low"),
     "optimizer.momentum": (0, 1, "high"),
@@ -90,8 +88,8 @@ def check(recipe: Recipe) -> None:
     for key, allowed in ALLOWED.items():
         value = attrgetter(key)(recipe)
         if value not in allowed:
-            valid = nearest(str(value), map(str, allowed)) + HINTS.get(key, "")
-            raise RecipeError(f"{key}={value!r} is not possible{valid}")
+            hint = nearest(str(value), map(str, allowed))
+            raise RecipeError(f"{key}={value!r} is not possible{hint}")
     for key, limits in RANGES.items():
         value = attrgetter(key)(recipe)
         if value is not None:

@@ -158,7 +158,6 @@ class EvaluateRecipe:
     compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
     split: str = "all"  # all | holdout: the images that training never sees
     budget: float = 1.0  # share of all images; each set gives equally many, a small set all
-    half_width: float | None = None  # points: stop early where every RI has this half-width
     cka: int = 0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
 
 
