@@ -50,8 +50,7 @@ def _rows(campaign: str) -> str:
     lines = [_about(campaign), ""]
     for name in recipe.methods_of(campaign):
         title = recipe.describe(f"{campaign}/{name}").partition(" as in the campaign ")[0]
-        settings = yaml.safe_dump(
-            catalogue.over(layer for _, layer in rows[name]), default_flow_style=True, width=1000
-        ).strip()
+        values = catalogue.over(layer for _, layer in rows[name])
+        settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
         lines.append(f"  {name:<24}{title:<16}{settings[1:-1]}".rstrip())
     return "\n".join(lines)

@@ -314,7 +314,7 @@ def read(path: Path) -> Plan:
         # A folder of runs that moved is where its plan is.
         rows = {name: cell_plan.of_plain(row).below(path.parents[3]) for name, row in plain}
         plan = msgspec.convert(values | {"rows": {}}, Plan, dec_hook=lambda kind, text: kind(text))
-    except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.ValidationError, RecipeError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
     return dataclasses.replace(plan, rows=rows, folder=path.parents[2], path=path)
 
