@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import io
 import os
 import statistics
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ from engine import models
 from engine.evaluation import user_models
 from engine.machine import memory
 from engine.recipe.schema import ModelRecipe
-from loaders import folders, trees
+from loaders import folders, jpeg, trees
 from loaders.batch import Source
 from loaders.pack import Pack
 from loaders.resident import Resident
@@ -57,24 +56,23 @@ from loaders.stream import Stream
 KERNELS = ()
 RESIDENT, STREAM = 1 / 10, 1 / 7  # of torchvision's time
 BATCH = 64
+FFCV_TOLERANCE = 4.0  # grey levels of 255 on average, of its fast DCT
 
 
 def gate(device: torch.device) -> None:
-    """All loaders give the same images: raw ones to rounding, JPEG ones as Pillow decodes them."""
+    """All loaders give the same images: raw ones to rounding, JPEGs nearly Pillow's."""
     with _bench(device, 40, 64, drawn=True, workers=1) as bench:
         expected = torch.cat(list(bench.packed(Resident(bench.raw, device), bench.in_order)))
-        readers: list[Literal["numpy", "ffcv"]] = ["numpy"]
-        if importlib.util.find_spec("ffcv"):
-            readers.append("ffcv")
-        for reader in readers:
-            streamed = bench.packed(Stream(bench.raw, device, reader=reader), bench.in_order)
-            assert torch.equal(torch.cat(list(streamed)), expected), f"stream, {reader}"
+        streamed = bench.packed(Stream(bench.raw, device), bench.in_order)
+        assert torch.equal(torch.cat(list(streamed)), expected), "stream"
         for name, batches in bench.peers().items():
             torch.testing.assert_close(torch.cat(list(batches())), expected, rtol=0, atol=1e-5,
                                        msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
         (batch,) = Stream(bench.jpeg, device).batches([np.arange(40)])
+        most = 0 if jpeg.decoder() == "pillow" else FFCV_TOLERANCE
         for pixels, blob in zip(batch.images, bench.blobs, strict=True):
-            assert np.array_equal(pixels.permute(1, 2, 0).cpu(), _decoded(blob)), "JPEG"
+            off = np.abs(pixels.permute(1, 2, 0).cpu().numpy().astype(int) - _decoded(blob)).mean()
+            assert off <= most, f"a JPEG is {off:.1f} grey levels off Pillow's"
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:

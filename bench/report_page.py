@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.grid.record import Record
-from engine.measures.metrics import Grid, Summary, improvements
+from engine.measures.metrics import Draws, Grid, Summary, improvements
 from engine.measures.rows import PRE, Accuracy, Behaviour, Comparison, Interval, Mri
 from engine.measures.standings import standings
 from engine.report import exports, headline, page, sections
@@ -44,7 +44,7 @@ def results(models: int, methods: int, sets: int, seed: int = 0) -> Results:
     ri = improvements(rows, names)
     mri = [Mri(*arm, x := float(np.mean([*of.values()])), x - 1, x + 1) for arm, of in ri.items()]
     intervals = [
-        Interval(*row.key, "accuracy", row.accuracy, row.accuracy - 1, row.accuracy + 1, 0.0)
+        Interval(*row.key, "accuracy", row.accuracy, row.accuracy - 1, row.accuracy + 1)
         for row in rows
     ]
     changed = tuple(Behaviour(*row.key, 60.0, 40.0, 5.0, 6.0, 3.0, 0.5) for row in rows)
@@ -67,7 +67,7 @@ def results(models: int, methods: int, sets: int, seed: int = 0) -> Results:
         [],
         {},
     )
-    grid = Grid(tuple(rows), (), (), (0,), {}, {}, {})
+    grid = Grid(tuple(rows), (), (), (0,), Draws({}, *[np.empty((0, 0))] * 6))
     return Results(grid, Summary(tuple(rows), tuple(mri)), arranged, sure, record)
 
 
@@ -75,9 +75,7 @@ def _comparisons(mri: list[Mri], sets: list[str]) -> list[Comparison]:
     def row(a: Mri, b: Mri, on: str) -> Comparison:
         d = a.mri - b.mri
         against = b.arm[1:4]
-        return Comparison(
-            *a.arm, *against, on, d, d - 1, d + 1, 0.0, None, None, 0.2, 0.0, 0.4, 0.0
-        )
+        return Comparison(*a.arm, *against, on, d, d - 1, d + 1, 0.2, 0.4)
 
     pairs = [(a, b) for a, b in combinations(mri, 2) if a.model == b.model]
     return [row(a, b, on) for on in ("", *sets) for a, b in pairs]

@@ -38,7 +38,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch
     numbers = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-gpus = [torch.cuda.get_device_properties(number) for number in numbers]
+    gpus = [torch.cuda.get_device_properties(number) for number in numbers]
 print(json.dumps({
     "version": torch.__version__,
     "cuda": torch.version.cuda or torch.version.hip,
@@ -114,11 +114,11 @@ def checks(runs: Path, facts: Callable[[], Mapping[str, Any]]) -> list[Check]:
             lambda: package("triton", "import triton", TRITON, needed=bool(facts()["gpus"])),
         ),
         Check("compiler", "Triton, torch.compile", lambda: compiler(facts())),
-        Check("cores", "decoding, and work on CPUs", lambda: Diagnosis(OK, cores())),
+        Check("cores", "decoding, and work on CPUs", cores),
         Check("runs", "packs and results; rib plan says how much", lambda: place(runs, DEMO_GB)),
         Check("cache", "downloads of sets", cache),
         Check("hub cache", "downloaded weights", hub),
-        Check("FFCV", "source=ffcv", lambda: package("ffcv", "import ffcv", FFCV)),
+        Check("FFCV", "JPEG packs decoded faster", lambda: package("ffcv", "import ffcv", FFCV)),
         Check("apex", "optimizer.name=apex_adamw", lambda: package("apex", "import amp_C", APEX)),
         Check("Slurm", "rib campaign --executor slurm", slurm),
     ]
@@ -194,12 +194,13 @@ def gpu(facts: Mapping[str, Any]) -> Diagnosis:
     if facts["gpus"]:
         lacks = [] if facts["bf16"] else ["no bf16, so trains in fp32"]
         lacks += [] if facts["nccl"] else ["no NCCL, so no cell on several GPUs"]
-        return Diagnosis(OK, "; ".join([*facts["gpus"], *lacks]))
+        return Diagnosis(OK, "; ".join([*facts["gpus"], *lacks, *facts["warnings"]]))
     try:
         driver = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     except NoAnswer as error:
         if shutil.which("nvidia-smi") is None:
-            return Diagnosis(MISSING, "no nvidia-smi; all runs on CPUs", needed=False)
+            cure = "apt-get install nvidia-driver, where there is a GPU of NVIDIA's"
+            return Diagnosis(MISSING, "no nvidia-smi; all runs on CPUs", cure, needed=False)
         return Diagnosis(WRONG, str(error), "reboot; then reinstall the driver")
     driver = driver.split()[0]
     if facts["error"]:
@@ -239,15 +240,16 @@ def compiler(facts: Mapping[str, Any]) -> Diagnosis:
     return Diagnosis(OK, program)
 
 
-def cores() -> str:
-    threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    return f"{len(os.sched_getaffinity(0))}; OMP_NUM_THREADS {threads}"
+def cores() -> Diagnosis:
+    threads = os.environ.get("OMP_NUM_THREADS")
+    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
+    return Diagnosis(OK, f"{len(os.sched_getaffinity(0))}{limit}")
 
 
 def place(folder: Path, least_gb: float, cure: str = "runs=ANOTHER_FOLDER") -> Diagnosis:
     """A folder that the engine writes to: whether it may, and how much room there is."""
     parents = (folder.absolute(), *folder.absolute().parents)
-    there = next(parent for parent in parents if parent.exists())
+    there = next(parent for parent in parents if os.path.lexists(parent))
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return Diagnosis(WRONG, f"{there} cannot be written to", cure)
     free = shutil.disk_usage(there).free / 1e9

@@ -24,9 +24,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
     )
     parser.add_argument("--all", action="store_true", help="every set that --source holds")
-    parser.add_argument(
-        "--source", type=Path, required=True, help="folder or .tar of the set; of all, with --all"
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--source", type=Path, help="folder or .tar of the set; of all, with --all")
+    images.add_argument(
+        "--beton", type=Path, help="a file of FFCV's own writer, of the model's size"
     )
+    parser.add_argument("--classes", type=Path, help="of --beton: a line for each label's class")
     parser.add_argument("--model", required=True, help="models of one transform share the pack")
     parser.add_argument("--dataset", default="imagenet_rib", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
@@ -44,10 +47,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     if bool(arguments.set) == arguments.all:
         raise ValueError("name a set to encode, or give --all, and not both")
-    if not arguments.source.exists():
+    if bool(arguments.beton) != bool(arguments.classes) or (arguments.beton and arguments.all):
+        raise ValueError("--beton FILE is of one set, and needs --classes FILE: a name a line")
+    if arguments.source and not arguments.source.exists():
         raise ValueError(f"--source {arguments.source}: there is no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
+    if arguments.beton:
+        return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
     if arguments.set:
@@ -83,6 +90,33 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.source} holds no set of {resolved.dataset.name}")
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
+    """Make a pack of a .beton file, where campaigns of this model and dataset look for the set."""
+    from engine import models
+    from engine.data import packs
+    from loaders.adopt import adopt
+
+    if name not in resolved.dataset.places:
+        known = ", ".join(resolved.dataset.places)
+        raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
+    pack = adopt(
+        beton,
+        packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name),
+        name=name,
+        classes=classes.read_text().splitlines(),
+        size=resolved.model.image_size,
+        transform_spec=models.transform(resolved.model).spec,
+        extra={
+            "identity": packs.identity(resolved.dataset, resolved.model, name),
+            "adopted": f"{beton.name}; resized by the program that wrote it",
+        },
+    )
+    print(
+        f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}, as {beton} "
+        "has them; that file is not needed any more"
+    )
 
 
 def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,36 +38,32 @@ def show(run: Run, cell: Cell) -> None:
             accuracy[when][name] = bank.add(when, path).accuracy
     trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
     draws = change_draws(banks)
+    judged = [name for name in sets if name != downstream]
     rows = []
     for name, bank in banks.items():
         before, after = accuracy["before"][name], accuracy["after"][name]
         numbers = f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
-        mark = "*" if name == downstream else ""
+        mark = "" if name in judged else "*"
         rows.append([name, f"{len(bank.images)}", *numbers, _half_width(draws[name], 1), mark])
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
-    judged = [name for name in sets if name != downstream]
     if downstream in sets and judged:
         ri = metrics.robustness_improvement(downstream, accuracy["after"], accuracy["before"], sets)
         width = _half_width(np.mean([draws[name] for name in judged], axis=0), 2)
-        print(f"RI {ri:+.2f} {width} points over the sets without *, which was trained on")
+        print(f"RI {ri:+.2f} {width} points, the mean change over the sets without *")
     print("±: half the width of the 95% interval over source images; all sets are drawn together")
     print(f"cell  {cell.artifact.folder}")
 
 
 def change_draws(banks: Mapping[str, SetPredictions[str]]) -> dict[str, np.ndarray]:
-    """Joint draws [B], by set, of the change from `before` to `after` in points.
-
-    There are so many that Monte-Carlo error leaves a `metrics.DIGIT` of their intervals, or
-    `metrics.MOST`.
-    """
-    columns = {
-        name: (bank.sums("after", [0]) - bank.sums("before", [0]))[:, :, None]
+    """Joint draws [B], by set, of the change from `before` to `after` in points."""
+    changes = {name: (b.sums("after", [0]) - b.sums("before", [0]))[0] for name, b in banks.items()}
+    return {
+        name: 100 * bootstrap.means(bank.sources, bank.total, changes[name][:, None])[:, 0]
         for name, bank in banks.items()
     }
-    return dict(zip(banks, metrics.settled_draws(banks, columns).T, strict=True))
 
 
 def _half_width(samples: np.ndarray, digits: int) -> str:
-    ends = bootstrap.ends(samples)
-    return f"±{rounded(ends.half_width, ends.error / math.sqrt(2), digits)}"
+    low, high = bootstrap.interval(samples)
+    return f"±{rounded((high - low) / 2, digits)}"

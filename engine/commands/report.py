@@ -26,6 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--figures", action="store_true", help="write figures as SVG and PDF too")
     parser.add_argument("--out", type=Path, help="folder of the report (default: the campaign's)")
+    parser.add_argument("--force", action="store_true", help="write into --out whatever it holds")
     metrics.add_models_csv(parser)
     parser.set_defaults(run=run)
 
@@ -34,10 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading the predictions of {', '.join(arguments.names)}")
     from engine.report import finish, tables
 
-    words = [word for word in arguments.names if "=" in word] + arguments.overrides
-    runs = [run for name in arguments.names if "=" not in name for run in _finished(name, words)]
-    if not runs:
-        raise CampaignError(f"no campaign is named; {REMEDY}")
+    runs = [run for name in arguments.names for run in _finished(name, arguments.overrides)]
     if len(runs) == 1 and arguments.out is None:
         with workflow.locked(runs[0].report.parent):
             results = tables.results(runs[0], arguments.models_csv)
@@ -45,10 +43,18 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")
     else:
+        if not arguments.force:
+            _check_free(arguments.out)
         path = finish.write_merged(
             arguments.out, runs, arguments.models_csv, figures=arguments.figures
         )
     print(f"report  {path.resolve()}")
+
+
+def _check_free(out: Path) -> None:
+    """Raises CampaignError where a common report would replace files."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CampaignError(f"--out {out} is not empty; name a new folder, or pass --force")
 
 
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.data import imagenet
 from engine.data.packs import pack_folder
 from engine.recipe.schema import Recipe
@@ -227,19 +227,15 @@ def _words(model: Mapping[str, Any]) -> list[str]:
 
 
 class _CellFile(msgspec.Struct, frozen=True):
-    """What a `cell.json` says of its model; older ones say neither."""
+    """What a `cell.json` says of its model."""
 
-    model: dict[str, Any] | None = None
-    classes: tuple[str, ...] = ()
+    model: dict[str, Any]
+    classes: tuple[str, ...]
 
 
 def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
     cell = schema.convert(values, _CellFile, file, "name the model by --arch")
-    if cell.model is not None:
-        return Description(file, cell.model, cell.classes)
-    # The description of an older cell is in its recipe.
-    runs = next(iter(file.resolve().parents[3:4]), Path())  # of runs/store/cells/NAME/cell.json
-    return of_recipe(file, recipe.load(str(file.with_name("recipe.yaml"))), runs)
+    return Description(file, cell.model, cell.classes)
 
 
 def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:

@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from typing import Any
 from engine import models
 from engine.data import imagenet
 from engine.machine.files import digest
-from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
-from loaders.workers import follow_parent
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -66,36 +64,6 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
         log.warning("%s: %s: %s", name, kind, names)
     _warn_of_skipped(pack)
     return pack
-
-
-@contextlib.contextmanager
-def encoding_ahead(recipe: Recipe, names: Sequence[str], cache: Path) -> Iterator[None]:
-    """In the block, another process encodes those of the named sets that have no pack, from the
-    last on.
-
-    Whoever needs a pack in the meantime finds it, waits for it, or makes it first.
-    """
-    places = {name: _folder_of(recipe, name) for name in names}
-    missing = [name for name in reversed(names) if not (places[name] / MANIFEST).is_file()]
-    if not missing:
-        yield
-        return
-    plain = dataclasses.replace(recipe, method=MethodRecipe())  # a user's own cannot be pickled
-    spawned = multiprocessing.get_context("spawn")
-    process = spawned.Process(target=_encode_each, args=(plain, missing, cache))
-    process.start()
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _encode_each(recipe: Recipe, names: Sequence[str], cache: Path) -> None:
-    follow_parent()
-    with contextlib.suppress(ValueError, OSError):  # which the parent meets too, and reports
-        for name in names:
-            pack_of(recipe, name, cache)
 
 
 def make_pack(
@@ -149,7 +117,7 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
     if name == imagenet.OBJECTNET and key.get("objectnet") == "paper":
-        key["Wheel"] = "paddle wheel"  # older packs, without this line, have a car wheel
+        key["Wheel"] = "paddle wheel"
     if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
         key["background"] = list(rgb.colour(dataset.background))
     return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}

@@ -18,7 +18,7 @@ import torch
 from engine.data.sets import Sets, names_in_head, published_among_its_classes
 from engine.evaluation import passes
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap, metrics
+from engine.measures import bootstrap
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import Accuracy, ModelOnSet
 from engine.recipe.schema import Recipe
@@ -45,9 +45,9 @@ class OnSet(Accuracy):
     """Top-1 accuracy of a model on a set in percent, a mean over the model's seeds.
 
     low, high: its 95% interval over source images (the population: `bootstrap`), or None. change:
-    from the first model's accuracy, in points, with its interval; None of the first model. error:
-    the Monte-Carlo standard error of the intervals' ends. classes: how many of the head's classes
-    are possible answers; mask: `none`, or `present` where only the set's classes are.
+    from the first model's accuracy, in points, with its interval; None of the first model. classes:
+    how many of the head's classes are possible answers; mask: `none`, or `present` where only the
+    set's classes are.
     """
 
     low: float | None = None
@@ -55,7 +55,6 @@ class OnSet(Accuracy):
     change: float | None = None
     change_low: float | None = None
     change_high: float | None = None
-    error: float = 0.0
     mask: str = "none"
     classes: int = 0
 
@@ -143,16 +142,21 @@ def _with_intervals(
 ) -> list[OnSet]:
     """The rows with the intervals of their accuracies and changes, from the same draws."""
     seeds = sorted({model.seed for model in models if model.row.downstream}) or [0]
-    sums = np.stack([bank.sums(key, seeds) for key in keys], axis=-1)
-    changes = sums - sums[..., :1]
-    name = rows[0].evaluated_on
-    draws = metrics.settled_draws({name: bank}, {name: np.concatenate([sums, changes], axis=-1)})
-    ends = [bootstrap.ends(samples) for samples in draws.T]
-    sure = []
-    for k, row in enumerate(rows):
-        (low, high, error), (change_low, change_high, of_change) = ends[k], ends[len(rows) + k]
-        row = replace(row, low=low, high=high, error=max(error, of_change))
-        if row.change is not None:
-            row = replace(row, change_low=change_low, change_high=change_high)
-        sure.append(row)
-    return sure
+    sums = np.stack([bank.sums(key, seeds) for key in keys], axis=-1)  # [seeds, sources, models]
+    weights = bootstrap.seed_weights(bootstrap.DRAWS, len(seeds))
+    draws = np.zeros((bootstrap.DRAWS, len(rows)), np.float32)
+    for weight, of_seed in zip(weights.T, sums, strict=True):
+        draws += 100 * weight[:, None] * bootstrap.means(bank.sources, bank.total, of_seed)
+    (low, high), (change_low, change_high) = (
+        bootstrap.interval(samples).tolist() for samples in (draws, draws - draws[:, :1])
+    )
+    return [
+        replace(
+            row,
+            low=low[k],
+            high=high[k],
+            change_low=change_low[k] if k else None,
+            change_high=change_high[k] if k else None,
+        )
+        for k, row in enumerate(rows)
+    ]

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from engine.evaluation import budget, passes
-from engine.evaluation.bank import Loaded
 from engine.evaluation.budget import Drawn, Frame
 from engine.machine import ranks
 from engine.machine.files import digest
@@ -124,15 +123,11 @@ def evaluate_on(
     name: str,
     split: str,
     sample: Sample | None,
-    loaded: Loaded | None = None,
 ) -> None:
-    """Make the predictions of every mix on a sample of a set (None: on all of the split).
-
-    loaded: as of `passes.evaluate`.
-    """
+    """Make the predictions of every mix on a sample of a set (None: on all of the split)."""
     mixes = list(map(essential, mixes))
     if sample is None:
-        passes.evaluate(run, mixes, [name], split, loaded=loaded)
+        passes.evaluate(run, mixes, [name], split)
         return
     by_start: dict[int, list[tuple[Mix, str | Part | None]]] = {}
     for mix in mixes:
@@ -141,11 +136,11 @@ def evaluate_on(
     for start, group in sorted(by_start.items()):
         mixes = [mix for mix, _ in group]
         if sample.whole and not start:  # what has not begun is evaluated as without a budget
-            passes.evaluate(run, mixes, [name], split, loaded=loaded)
+            passes.evaluate(run, mixes, [name], split)
             continue
         new = [sample.since(start, sample.images)] if start < sample.images else []
         for part in new:
-            passes.evaluate(run, mixes, [name], part, loaded=loaded)
+            passes.evaluate(run, mixes, [name], part)
         for mix, source in group:
             if not (sample.whole and source == split):
                 _join(run, mix, name, sample, [*filter(None, [source]), *new])

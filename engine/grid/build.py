@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,6 @@ from engine import models
 from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
-from engine.evaluation.bank import Loaded
 from engine.grid import snapshots
 from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
@@ -74,7 +72,6 @@ class Builder(Context[Cell]):
         self.sets = sets or Sets(recipe, device, cache_folder())
         self.followed = followed or Followed()
         self.start = start
-        self._loaded = Loaded()
 
     @cached_property
     def run(self) -> Run:
@@ -215,19 +212,13 @@ class Builder(Context[Cell]):
         return load_file(artifact.checked(FISHER))
 
     def _made_fisher(self, label: str, key: Mapping[str, Any]) -> Artifact:
-        name = self.store.place("fisher", label, key).name
-        files = CheckpointFiles(self.store, f"{name}-{ranks.rank()}-of-{ranks.world()}")
         with self.run.threads():
-            values = fisher.diagonal(self.run, key["images"], key["labels"], files)
+            values = fisher.diagonal(self.run, key["images"], key["labels"])
 
         def write(folder: Path) -> None:
             tensors.save(values, folder / FISHER)
 
-        artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
-        if ranks.rank() == 0:  # those of other numbers of ranks too
-            for folder in (self.store.root / "pending").glob(f"{name}-*-of-*"):
-                shutil.rmtree(folder, ignore_errors=True)
-        return artifact
+        return ranks.first(lambda: self.store.make("fisher", label, key, write))
 
     def clip(self) -> Any:
         model = self.recipe.model
@@ -237,7 +228,7 @@ class Builder(Context[Cell]):
         return zero_shot.head(clip, self.recipe.model.weights)
 
     def holdout_accuracy(self, mix: Mix) -> float:
-        return passes.holdout_accuracy(self.run, mix, self._loaded)
+        return passes.holdout_accuracy(self.run, mix)
 
     def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is made on the upstream set."""
@@ -289,7 +280,6 @@ class Builder(Context[Cell]):
         recipe = self.recipe
         if isinstance(method, Mixed):
             entries = method.entries(self)
-            self._loaded = Loaded()  # frees what hold-out accuracies left
             return lambda folder: cells.write_mixed(folder, recipe, entries, self._description())
         if isinstance(method, Merged):
             with self.run.threads():

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import torch
 
-from engine.data import packs
 from engine.data.sets import Sets
 from engine.evaluation import cka, features, passes, sample
-from engine.evaluation.bank import Loaded
 from engine.evaluation.sample import Sample
 from engine.grid import markers, products, progress, tracked
 from engine.grid.build import Builder
@@ -21,7 +19,6 @@ from engine.grid.campaign import Plan
 from engine.grid.columns import Column
 from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN, name_of
 from engine.grid.snapshots import Followed
-from engine.machine.files import cache_folder
 from engine.recipe.request import Request
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
@@ -61,24 +58,20 @@ def prepare(plan: Plan, device: torch.device) -> None:
 
     begin(0, builder.recipe.model.name)
     dataset = builder.recipe.dataset
-    later = [name for name in plan.needed(dataset) if name != dataset.upstream]
-    # Another core encodes while this one computes.
-    ahead = later if torch.get_num_threads() > 1 else []
-    with packs.encoding_ahead(builder.recipe, ahead, cache_folder()):
-        run = builder.run  # makes the base model
-        base = {run.base.name: 1.0}
-        for step, name in enumerate(names, start=1):
-            begin(step, name)
-            if run.recipe.evaluate.cka:
-                cka.check(run, name)
-            features.stored(run, run.base, run.sets[name])
-            for split in (sample.split_of(run.recipe, name), "holdout"):
-                passes.evaluate(run, [base], [name], split)
-            run.sets.release(name)
-        for name in plan.needed(dataset)[len(names) :]:
-            begin(len(names), name)
-            # Opened, and encoded if need be, before columns share it.
-            log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
+    run = builder.run  # makes the base model
+    base = {run.base.name: 1.0}
+    for step, name in enumerate(names, start=1):
+        begin(step, name)
+        if run.recipe.evaluate.cka:
+            cka.check(run, name)
+        features.stored(run, run.base, run.sets[name])
+        for split in (sample.split_of(run.recipe, name), "holdout"):
+            passes.evaluate(run, [base], [name], split)
+        run.sets.release(name)
+    for name in plan.needed(dataset)[len(names) :]:
+        begin(len(names), name)
+        # Opened, and encoded if need be, before columns share it.
+        log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
     for name, drawn in sample.draw_all(run).items():
         sample.evaluate_on(run, [base], name, drawn.split, drawn)
     predictions = products.predictions(run, [base], [], names)
@@ -98,9 +91,9 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         row.build()
         progress.advance(plan.path, name, done, len(rows) + 1)
     entries = [entry for row in rows for entry in row.entries()]
-    run, samples, loaded = builder.run, sample.draw_all(builder.run), Loaded()
+    run, samples = builder.run, sample.draw_all(builder.run)
     for place in run.recipe.dataset.places:
-        _evaluate(run, entries, place, samples.get(place), loaded)
+        _evaluate(run, entries, place, samples.get(place))
     for row in rows:
         tracked.log(row.run, row.entries(), samples)
         row.remove_snapshots()
@@ -182,11 +175,10 @@ def _evaluate(
     entries: Sequence[Entry],
     name: str,
     drawn: Sample | None,
-    loaded: Loaded | None = None,
 ) -> None:
     """Evaluate models on a set, or on a sample of it, and free the set's memory."""
     mixes, compared = _mixes(entries)
-    sample.evaluate_on(run, mixes, name, sample.split_of(run.recipe, name), drawn, loaded)
+    sample.evaluate_on(run, mixes, name, sample.split_of(run.recipe, name), drawn)
     if run.recipe.evaluate.cka:
         cka.evaluate(run, compared, name)
     run.sets.release(name)

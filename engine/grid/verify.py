@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.data import imagenet, packs
 from engine.evaluation import passes
 from engine.grid.build import Builder
-from engine.measures import bootstrap, metrics, predictions
+from engine.measures import bootstrap, predictions
 from engine.recipe.schema import Recipe
 from loaders.pack import MANIFEST
 
@@ -87,7 +87,8 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
         pack = run.sets[name].pack
         run.sets.release(name)
         images, is_imagenet = len(seen.top1), recipe.dataset.kind == "imagenet"
-        draws = metrics.settled_draws({name: bank}, {name: bank.sums(name, [0])[:, :, None]})
+        draws = bootstrap.means(bank.sources, bank.total, bank.sums(name, [0]).T)
+        low, high = (100 * bootstrap.interval(draws[:, 0])).tolist()
         check = Check(
             name,
             images,
@@ -95,7 +96,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             published,
             tolerance + _sampling(recipe, name, images, published),
             _why_not(recipe, name, published, fits_head and split == "all"),
-            bootstrap.ends(draws[:, 0]).half_width,
+            (high - low) / 2,
             imagenet.shortfall(recipe.dataset, name, pack) if is_imagenet else "",
             split,
         )

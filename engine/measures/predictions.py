@@ -156,10 +156,14 @@ class SetPredictions(Generic[Key]):
                 f"({_difference(images, self.images)}): evaluate both on the same pack"
             )
         top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
-        sums = np.bincount(self.codes, self.weights * (top1 == label), minlength=len(self.sources))
+        sums = self.by_source(top1 == label)
         self.correct.setdefault(key, {})[seed] = sums
         accuracy = float(100 * sums.sum() / self.total.sum())
         return ImagePredictions(top1, label, p_top1, self.weights, accuracy)
+
+    def by_source(self, case: np.ndarray) -> np.ndarray:
+        """[sources] weight of the images (bool [images]) that are in a case."""
+        return np.bincount(self.codes, self.weights * case, minlength=len(self.sources))
 
     def sums(self, key: Key, seeds: Sequence[int]) -> np.ndarray:
         """[seeds, sources] weight of correct images; the pre-trained model's is repeated."""

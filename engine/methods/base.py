@@ -14,7 +14,7 @@ from engine import models
 from engine.data import grouping
 from engine.errors import RecipeError
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty, Projection
+from engine.methods.objectives import Penalty
 from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.store.cells import Entry, Export
@@ -29,7 +29,6 @@ class Trained(nn.Module):
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
-    projection: Projection | None = None  # what the optimizer does after each step
     fits_head: bool = False
 
     def __init__(self, recipe: MethodRecipe) -> None:
@@ -64,6 +63,18 @@ class Trained(nn.Module):
         from kernels.distill import distill_loss  # torch.compile's seconds, not for a plan
 
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
+
+    def before_step(self) -> None:
+        """Called before each optimizer step; gradients are averaged over ranks, and not clipped."""
+
+    def after_step(self) -> None:
+        """Called after each optimizer step. It may change weights, on every rank alike."""
+
+    @property
+    def hooks_steps(self) -> bool:
+        """Whether a step is more than the optimizer's."""
+        hooks = type(self).before_step, type(self).after_step
+        return hooks != (Trained.before_step, Trained.after_step)
 
     def fit_head(self, label: str) -> dict[str, float]:
         """Make the head, the same on every rank; returns the history's entry.

@@ -1,4 +1,4 @@
-"""What a method sets beside its loss: a penalty or a projection in the optimizer's step."""
+"""What a method sets beside its loss: a penalty, which is part of the optimizer's step."""
 
 from __future__ import annotations
 
@@ -24,25 +24,3 @@ class Penalty:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise ValueError(f"the penalty's weight must be finite and >= 0, not {self.lam}")
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Selective projection decay (Tian et al. 2024) towards an anchor, by parameter name.
-
-    For each parameter theta with gradient g, after the optimizer's step to theta', where
-    sum(g * (theta - anchor)) > 0:
-
-        theta'' = theta' - lam r (theta' - anchor),
-        r = clamp((|theta' - anchor| - |theta - anchor|) / |theta' - anchor|, 0, 1)
-
-    lam = 1 brings a parameter that moved away back to its former distance. anchor: as in `Penalty`.
-    Raises ValueError unless lam is finite and not negative.
-    """
-
-    lam: float
-    anchor: Mapping[str, Tensor]
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"the projection's strength must be finite and >= 0, not {self.lam}")

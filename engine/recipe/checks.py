@@ -31,7 +31,7 @@ ALLOWED = {
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
     "model.weights.templates": ("full", "simple"),
     "model.weights.match": ("names", "order"),
-    "source": ("auto", "resident", "stream", "ffcv"),
+    "source": ("auto", "resident", "stream"),
     "device": ("auto", "cpu", "cuda"),
 }
 TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`

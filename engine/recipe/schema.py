@@ -177,7 +177,7 @@ class Recipe:
     seed: int = 0
     seeds: int = 1  # number of seeds, from `seed` upwards; the report shows means over them
     runs: str = "runs"  # folder of all outputs
-    source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
+    source: str = "auto"  # auto | resident | stream
     device: str = "auto"  # auto | cpu | cuda
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
     threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise

@@ -38,9 +38,9 @@ def _of_files(rows: Sequence[OnSet], sets: Sequence[str]) -> str:
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
         name = row.model.removesuffix(f"/{tensors.WEIGHTS}").removesuffix("/model.safetensors")
-        cell = f"{row.accuracy:.2f}"
+        cell = rounded(row.accuracy, 2)
         if row.low is not None and row.high is not None:
-            cell += f" ±{rounded((row.high - row.low) / 2, row.error, 2)}"
+            cell += f" ±{rounded((row.high - row.low) / 2, 2)}"
         label = name if row.alpha is None else f"{row.alpha:g}"
         lines.setdefault(label, {})[row.evaluated_on] = cell
     margin = min(LONGEST_NAME, max(map(len, ("classes", *lines))))
@@ -77,7 +77,7 @@ def _of_campaign(
         title += arm.setting and f" {arm.setting}"
         after = [by_set[name] for name in downstreams]
         after.append(fmean(after))
-        accuracy.append([title, *(f"{value:.1f}" for value in after)])
+        accuracy.append([title, *map(rounded, after)])
         change.append([title, *(table.number(value - before.accuracy) for value in after)])
     classes = "the set's" if before.mask == "present" else "all the head's"
     return console.text(
@@ -85,7 +85,7 @@ def _of_campaign(
         f"percent top-1 among {classes} {before.classes:,} classes after fine-tuning on the set "
         "that heads the column; below, the change from the pre-trained model in points.",
         ["", *map(table.set_head, downstreams), "mean"],
-        [["pre-trained", *[""] * len(downstreams), f"{before.accuracy:.1f}"]],
+        [["pre-trained", *[""] * len(downstreams), rounded(before.accuracy)]],
         accuracy,
         change,
     )

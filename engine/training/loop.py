@@ -23,7 +23,7 @@ from engine.methods.context import Context
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, norms, optim, projection, shards
+from engine.training import depthwise, norms, optim, shards
 from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
@@ -98,8 +98,9 @@ def initialize(method: Trained, run: Run) -> Any:
     if run.device.type == "cpu":
         depthwise.use_small_maps(method)
     compiled.in_place(method.net, recipe.train.compile, run.device)
-    # A single rank has nothing to shard: ZeRO would only copy weights and gradients.
-    stage = recipe.train.zero_stage if ranks.world() > 1 else 0
+    # A single rank has nothing to shard: ZeRO would only copy weights and gradients. And what a
+    # method does beside a step needs whole ones.
+    stage = 0 if ranks.world() == 1 or method.hooks_steps else recipe.train.zero_stage
     engine, *_ = deepspeed.initialize(
         model=method,
         optimizer=optimizer,
@@ -123,9 +124,6 @@ def initialize(method: Trained, run: Run) -> Any:
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
         method.penalty = None  # frees the whole: the optimizer has its part
-    if method.projection is not None:
-        projection.attach(engine, method.projection)
-        method.projection = None
     return engine
 
 
@@ -188,7 +186,11 @@ def epochs(
                 with norms.remedy():
                     loss = engine(batch).sum() * share.weight
                 engine.backward(loss)
+                if last:
+                    method.before_step()
                 engine.step()
+                if last:
+                    method.after_step()
                 watch.add(loss.detach())
                 pace.PROCESS.add(len(share.index))
                 if throughput is not None:

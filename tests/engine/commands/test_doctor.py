@@ -263,6 +263,7 @@ def test_a_driver_whose_gpus_torch_does_not_see(
 def test_gpus_and_what_they_lack(programs_are: Programs) -> None:
     assert doctor.gpu(GPU) == Diagnosis(OK, "A100, 80 GiB; A100, 80 GiB")
     assert "no bf16" in doctor.gpu(GPU | {"bf16": False}).detail
+    assert "sm_70 is" in doctor.gpu(GPU | {"warnings": ["sm_70 is not compatible"]}).detail
     programs_are(nvidia_smi="echo 'Driver/library version mismatch'; exit 18")
     assert "version mismatch" in doctor.gpu(NO_GPU).detail and doctor.gpu(NO_GPU).needed
 
@@ -273,6 +274,8 @@ def test_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert seen.state == WRONG and seen.cure == "make room, or runs=ANOTHER_FOLDER"
     (file := tmp_path / "file").touch()
     assert doctor.place(file / "runs", 0).detail == f"{file} cannot be written to"
+    (link := tmp_path / "link").symlink_to(tmp_path / "away")
+    assert doctor.place(link, 0).detail == f"{link} cannot be written to"
     monkeypatch.setenv("RIB_CACHE", str(file / "cache"))
     assert doctor.cache().cure == "export RIB_CACHE=ANOTHER_FOLDER"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(file / "hub"))

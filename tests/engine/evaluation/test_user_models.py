@@ -67,14 +67,14 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
         for with_intervals in (False, True)
     )
     ends = dict.fromkeys(("low", "high", "change_low", "change_high"))
-    assert [dataclasses.replace(row, **ends, error=0.0) for row in sure] == plain
+    assert [dataclasses.replace(row, **ends) for row in sure] == plain
     assert plain[0].low is None and "±" not in on_sets.text(plain)
     for row in sure:
         share = row.accuracy / 100
         expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
-        half = standings.rounded((row.high - row.low) / 2, row.error, 2)
+        half = standings.rounded((row.high - row.low) / 2, 2)
         assert f"{row.accuracy:.2f} ±{half}" in on_sets.text(sure)
 
 

@@ -178,6 +178,8 @@ def test_a_process_without_a_launcher_follows_nobody() -> None:
 
 MODULE = """
 import os, signal, sys, time
+from engine.machine import parent
+parent.follow_launcher()
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 sys.stdout.write(f"{[os.environ[name] for name in names]} {sys.argv[1]}\\n")
 sys.stdout.flush()
@@ -195,7 +197,10 @@ def test_our_launcher_ends_as_its_ranks_do(tmp_path: Path, how: str, code: int) 
         assert sorted([line(launcher), line(launcher)]) == [
             f"['{rank}', '{rank}', '2', '2'] {how}" for rank in range(2)
         ]
+        ranks = psutil.Process(launcher.pid).children()
         assert launcher.wait(5) == code
+        for rank in ranks:
+            until_ended(rank.pid, 4)
 
 
 def test_our_launcher_passes_a_schedulers_notice_on(tmp_path: Path) -> None:
