@@ -35,7 +35,7 @@ def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRec
     """The class of the options of the method that the layers name. Imports neither torch nor a
     user's file, whose options are those that the layers give.
 
-    planned: the layers are a planned recipe, which can be read after the user's file is gone. Raises
+    planned: the layers are a planned recipe, which can be read when the file is gone. Raises
     RecipeError, naming the layer, where no module is named, and where there is no such one.
     """
     sections = [(source, layer["method"]) for source, layer in layers if "method" in layer]
