@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "plan",
     "verify",
+    "bench",
     "download",
     "encode",
     "metrics",

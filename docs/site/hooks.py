@@ -102,9 +102,9 @@ def _comment(lines: list[str], field: ast.AnnAssign) -> str:
 
 
 def _commands() -> Iterator[str]:
-    for words in [[], *([name] for name in _names())]:
-        title = " ".join(["rib", *words])
-        program = [sys.executable, "-m", "engine.cli", *words, "--help"]
+    for command in [[], *([name] for name in _names())]:
+        title = " ".join(["rib", *command])
+        program = [sys.executable, "-m", "engine.cli", *command, "--help"]
         shown = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
         yield f"## `{title}`\n\n```text\n{shown.stdout.strip()}\n```\n"
 

@@ -18,13 +18,17 @@ from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
+from loaders.beton import size_of
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
+from loaders.writer import page_size_of
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
+JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
+SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
 @dataclass(frozen=True)
@@ -176,19 +180,19 @@ def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
 
 def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
     """Say which sets before this one have images of the same class and file name."""
-    before = dataset.known[: dataset.known.index(name)] if name in dataset.known else ()
-    for other in before:
+    shared: dict[str, set[str]] = {}
+    for other in dataset.known[: dataset.known.index(name)] if name in dataset.known else ():
         with contextlib.suppress(ValueError):  # raised where that set is encoded
-            of_other = {item.source for item in folders.read(Path(dataset.root) / other).items}
-            if shared := sorted(sources & of_other):
-                log.warning(
-                    "%s and %s: %d images have the same class and file name, such as %s, and count "
-                    "as copies of one source image; rename them if they are not",
-                    other,
-                    name,
-                    len(shared),
-                    shared[0],
-                )
+            listing = folders.read(Path(dataset.root) / other)
+            shared[other] = sources & {item.source for item in listing.items}
+    if named := {other: images for other, images in shared.items() if images}:
+        log.warning(
+            "%s: images have the class and file name of images in %s, such as %s; they count as "
+            "copies of one source image, so rename them if they are not",
+            name,
+            ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
+            min(min(images) for images in named.values()),
+        )
 
 
 def content_of(listing: Listing, name: str) -> Content:
@@ -219,3 +223,11 @@ CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
     "folder": _folder,
     "imagenet": _imagenet,
 }
+
+
+def size_bytes(recipe: Recipe, images: int) -> int:
+    """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
+    size = recipe.model.image_size
+    share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
+    nbytes = round(3 * size**2 * share)
+    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE

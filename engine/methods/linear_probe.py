@@ -26,6 +26,10 @@ PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 class Method(FrozenBackbone):
     recipe: Recipe
 
+    @property
+    def passes(self) -> float:
+        return 0.0 if self.recipe.variant == "canonical" else super().passes
+
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         head = models.head(net).requires_grad_(True)

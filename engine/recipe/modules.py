@@ -31,11 +31,12 @@ def is_users(module: str) -> bool:
     return module.endswith(".py")
 
 
-def options(layers: Sequence[Layer]) -> type[MethodRecipe]:
+def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRecipe]:
     """The class of the options of the method that the layers name. Imports neither torch nor a
     user's file, whose options are those that the layers give.
 
-    Raises RecipeError, naming the layer, where no module is named, and where there is no such one.
+    planned: the layers are a planned recipe, which can be read when the file is gone. Raises
+    RecipeError, naming the layer, where no module is named, and where there is no such one.
     """
     sections = [(source, layer["method"]) for source, layer in layers if "method" in layer]
     sections = [(source, each) for source, each in sections if isinstance(each, Mapping)]
@@ -49,7 +50,7 @@ def options(layers: Sequence[Layer]) -> type[MethodRecipe]:
             hint = nearest(module, OPTIONS)
             raise RecipeError(f"{source}: there is no method module {module!r}{hint}")
         return OPTIONS[module]
-    if not Path(module).is_file():
+    if not planned and not Path(module).is_file():
         raise RecipeError(
             f"{source}: method.module={module!r} is not a Python file; a relative path begins at "
             "the folder of its YAML file, or on the command line at the working directory"

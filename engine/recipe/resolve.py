@@ -122,7 +122,7 @@ def of_values(values: Mapping[str, Any]) -> Recipe:
 
     Raises RecipeError for values of no recipe.
     """
-    merged, options = _merged([("a stored recipe", values)])
+    merged, options = _merged([("a stored recipe", values)], planned=True)
     return typed.build(merged, Recipe, options, "a stored recipe")
 
 
@@ -151,10 +151,10 @@ def without_options(words: Sequence[str]) -> list[str]:
     return [w for w, key in keys if key.partition(".")[0] != "method" or key == VARIANT]
 
 
-def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], type]:
+def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str, Any], type]:
     """The values that the layers say together, and the class of the method's options."""
     values: dict[str, Any] = {}
-    options = modules.options(layers)
+    options = modules.options(layers, planned=planned)
     for source, layer in layers:
         typed.add(values, Recipe, options, layer, source)
     if layers[0][0] == TIMM:  # its head is for ImageNet's classes
