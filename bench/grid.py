@@ -34,9 +34,9 @@ from bench import plain_grid
 from bench.contest import Contest, Entrant, Scale
 from bench.grid_programs import METHODS, UPSTREAM, Grid, Images, Outcome, Table
 from engine import models
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine.files import cache_folder
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
 
@@ -133,9 +133,9 @@ def _emoji() -> Iterator[Images]:
                 picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
         words = ("model=efficientnet_lite0", f"runs={images.folder / 'pre'}")
-        request = Request(str(Grid(images, "canonical").file), words)
-        recipe = request.recipe("fine_tune", SETS[0])
-        base = Builder(request, recipe, torch.device("cpu")).base
+        file = str(Grid(images, "canonical").file)
+        cell = cell_plan.resolve(file, words, method="fine_tune", downstream=SETS[0])
+        base = Builder(cell, torch.device("cpu")).base
         save_file(base.state(), images.folder / "pre.safetensors")
         yield images
 

@@ -43,13 +43,13 @@ from bench.timing import Run, peak_bytes
 from bench.vit import autocast
 from engine import models
 from engine.data.sets import Sets
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import quiet, ranks
 from engine.machine.files import cache_folder
 from engine.machine.flops import flops
 from engine.methods.base import Trained
 from engine.recipe import modules
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
 from engine.training import loop, optim, schedule
 
@@ -175,11 +175,11 @@ class Bench:
         if recipe == "ewc":
             words.append(f"method.fisher_images={self.files.batch}")
         words += settings
-        request = Request(f"{campaign}/{recipe}", tuple(words))
-        resolved, pack = request.recipe(), self.files.raw
+        cell = cell_plan.resolve(f"{campaign}/{recipe}", words)
+        resolved, pack = cell.recipe, self.files.raw
         packs = {resolved.downstream: pack, resolved.dataset.upstream: pack}
         sets = Sets(resolved, self.device, cache_folder(), packs, pack.classes)
-        return Builder(request, resolved, self.device, sets)
+        return Builder(cell, self.device, sets)
 
     @contextlib.contextmanager
     def engine(self, builder: Builder) -> Iterator[tuple[Trained, Run]]:
@@ -243,8 +243,10 @@ class Bench:
     def in_memory(self) -> tuple[Tensor, Tensor]:
         """All normalised images and their labels, on the device."""
         builder = self.builder("fine_tune")
-        (batch,) = builder.sets.source(builder.recipe.downstream).batches([self.files.in_order])
-        return self.files.normalize(batch.images), batch.labels
+        target = builder.target
+        (batch,) = builder.sets.source(target.name).batches([self.files.in_order])
+        labels = target.labels[self.files.in_order].to(self.device)
+        return self.files.normalize(batch.images), labels
 
     def _slices(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.in_memory

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from loaders.batch import Batch, ReadPixels, Source, checked_index, on_device
+from loaders.batch import Batch, ReadPixels, Source, checked_index
 from loaders.pack import Pack
 from loaders.resident import Resident, fits
 from loaders.workers import read_ahead
@@ -49,8 +49,7 @@ class Stream:
                 consumer = torch.cuda.current_stream(self.device)
                 consumer.wait_event(copied)
                 images.record_stream(consumer)
-            labels = on_device(self.pack.labels[index], self.device)
-            yield Batch(index, labels, lambda images=images: images)
+            yield Batch(index, self.device, lambda images=images: images)
 
     def _produce(
         self, batches: Iterable[np.ndarray]

@@ -2,24 +2,3 @@
 
 Modules import torch, and whatever imports it, only when their command runs: `rib --help` is quick.
 """
-
-from __future__ import annotations
-
-NAMES = (
-    "campaign",
-    "sweep",
-    "train",
-    "plan",
-    "verify",
-    "bench",
-    "download",
-    "encode",
-    "metrics",
-    "report",
-    "distance",
-    "evaluate",
-    "export",
-    "recipes",
-    "doctor",
-    "completion",
-)

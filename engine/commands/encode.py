@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
     parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     parser.add_argument("--all", action="store_true", help="every set that --source holds")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--source", type=Path, help="folder or .tar of the set; of all, with --all")
@@ -41,21 +43,22 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine import recipe
+    from engine.data import imagenet
 
-    # argparse gives the first word to the set, which --all has not.
-    if arguments.all and arguments.set and "=" in arguments.set:
-        arguments.overrides.insert(0, arguments.set)
-        arguments.set = None
     if bool(arguments.set) == arguments.all:
         raise ValueError("name a set to encode, or give --all, and not both")
     if bool(arguments.beton) != bool(arguments.classes) or (arguments.beton and arguments.all):
         raise ValueError("--beton FILE is of one set, and needs --classes FILE: a name a line")
+    if arguments.source and not arguments.source.exists():
+        raise ValueError(f"--source {arguments.source}: there is no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
         return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
+    if arguments.set:
+        imagenet.identity(resolved.dataset, arguments.set)  # raises for a wrong name
     if arguments.all:
         _encode_all(resolved, arguments)
     else:
@@ -182,7 +185,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     """Show what will be written. Raises ValueError if the disk has no room for it."""
-    from engine.cost.disk import size_bytes
+    from engine.data.packs import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
 
@@ -214,8 +217,8 @@ def _confirm(resolved: Recipe, yes: bool) -> None:
     """Show the choices for IN-C. Raises ValueError unless the user confirms the whole of it."""
     from dataclasses import replace
 
-    from engine.cost.disk import size_bytes
     from engine.data import imagenet
+    from engine.data.packs import size_bytes
 
     whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
     choices = [

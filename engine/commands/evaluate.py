@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate", help="your own checkpoints, or a campaign's models, on your own sets"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"
@@ -64,17 +65,19 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    places, words = named_sets(arguments.sets)
-    if not places:
-        raise ValueError(f"--sets: there is no folder {words[0]}")
+    sets = named_sets(arguments.sets)
+    for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):
+        for place in places:  # before imports that take seconds
+            if not place.exists():
+                raise ValueError(f"--{option}: there is no {place}")
     first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
     if arguments.campaign:
-        _campaign(arguments, places, words)
+        _campaign(arguments, sets)
     else:
-        _models(arguments, places, words)
+        _models(arguments, sets)
 
 
-def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
+def _models(arguments: argparse.Namespace, sets: dict[str, Path]) -> None:
     from engine.data import descriptions
     from engine.evaluation import user_models
     from engine.machine import ranks
@@ -83,14 +86,11 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
     out = arguments.out or Path("accuracy.csv")
     _refuse_overwriting([out], arguments.force)
     alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
-    places, more = _paths(arguments.models)
-    if not places:
-        raise ValueError(f"--models: there is no file {more[0]}")
-    models = [descriptions.file_of(place) for place in places]
+    models = [descriptions.file_of(Path(place)) for place in arguments.models]
     beside = descriptions.beside(models, arguments.arch)
     arch, settings = descriptions.model_of(beside, arguments.arch)
     listed = arguments.classes and descriptions.listed(arguments.classes)
-    resolved = user_models.resolve(arch, [*settings, *arguments.overrides, *words, *more])
+    resolved = user_models.resolve(arch, [*settings, *arguments.overrides])
     rows = user_models.evaluate(
         resolved,
         models,
@@ -111,26 +111,23 @@ def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequenc
     ranks.stop()
 
 
-def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
+def _campaign(arguments: argparse.Namespace, sets: dict[str, Path]) -> None:
     from engine.grid import own_sets, record
     from engine.machine import ranks
     from engine.measures import rows as tables
-    from engine.recipe.request import Request
     from engine.report import own_set
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} is for --models; leave it out with --campaign")
-    overrides = (*arguments.overrides, *words)
+    overrides = tuple(arguments.overrides)
     run = record.find(arguments.campaign, overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
     _refuse_overwriting(files.values(), arguments.force)
-    request = Request(arguments.campaign, overrides)
     rows = own_sets.evaluate(
         run,
-        request,
         sets,
-        ranks.start(request.recipe().device),
+        ranks.start(run.plan.recipe.device),
         mask=arguments.mask,
         intervals=arguments.intervals,
     )
@@ -148,24 +145,18 @@ def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Seque
     ranks.stop()
 
 
-def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Sets by name, of words FOLDER or NAME=FOLDER, and the recipe's `key=value` words among them.
+def named_sets(words: Sequence[str]) -> dict[str, Path]:
+    """Sets by name, of words FOLDER or NAME=FOLDER.
 
     Raises ValueError for two sets of the same name, and for a name that cannot be part of a path.
     """
     from engine.recipe.checks import check_name
-    from engine.recipe.schema import Recipe
 
-    keys = {field.name for field in dataclasses.fields(Recipe)}
     places: dict[str, Path] = {}
-    settings = []
     for word in words:
         name, equals, folder = word.partition("=")
         if not equals or Path(word).exists():
             name, folder = Path(word).resolve().name, word
-        elif name.partition(".")[0] in keys or ("." in name and not Path(folder).exists()):
-            settings.append(word)
-            continue
         check_name("--sets", name)
         if name in places:
             raise ValueError(
@@ -173,7 +164,7 @@ def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
                 f"in --sets NAME={folder}"
             )
         places[name] = Path(folder)
-    return places, settings
+    return places
 
 
 def parse_alphas(text: str) -> list[float]:
@@ -208,9 +199,3 @@ def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:
             raise ValueError(
                 f"{file} is there already: --force replaces it, --out FILE writes elsewhere"
             )
-
-
-def _paths(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths, and the key=value words that argparse took for more of them."""
-    settings = [word for word in words if "=" in word and not Path(word).exists()]
-    return [Path(word) for word in words if word not in settings], settings

@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,20 @@ from typing import Any
 from engine import models
 from engine.data import imagenet
 from engine.machine.files import digest
-from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
+from loaders.beton import size_of
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
-from loaders.workers import follow_parent
+from loaders.writer import page_size_of
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
+JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
+SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
 @dataclass(frozen=True)
@@ -66,36 +68,6 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
         log.warning("%s: %s: %s", name, kind, names)
     _warn_of_skipped(pack)
     return pack
-
-
-@contextlib.contextmanager
-def encoding_ahead(recipe: Recipe, names: Sequence[str], cache: Path) -> Iterator[None]:
-    """In the block, another process encodes those of the named sets that have no pack, from the
-    last on.
-
-    Whoever needs a pack in the meantime finds it, waits for it, or makes it first.
-    """
-    places = {name: _folder_of(recipe, name) for name in names}
-    missing = [name for name in reversed(names) if not (places[name] / MANIFEST).is_file()]
-    if not missing:
-        yield
-        return
-    plain = dataclasses.replace(recipe, method=MethodRecipe())  # a user's own cannot be pickled
-    spawned = multiprocessing.get_context("spawn")
-    process = spawned.Process(target=_encode_each, args=(plain, missing, cache))
-    process.start()
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _encode_each(recipe: Recipe, names: Sequence[str], cache: Path) -> None:
-    follow_parent()
-    with contextlib.suppress(ValueError, OSError):  # which the parent meets too, and reports
-        for name in names:
-            pack_of(recipe, name, cache)
 
 
 def make_pack(
@@ -149,7 +121,7 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
     if name == imagenet.OBJECTNET and key.get("objectnet") == "paper":
-        key["Wheel"] = "paddle wheel"  # older packs, without this line, have a car wheel
+        key["Wheel"] = "paddle wheel"
     if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
         key["background"] = list(rgb.colour(dataset.background))
     return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
@@ -177,7 +149,7 @@ def _check_source(pack: Pack, root: Path) -> None:
     if root.is_dir() and folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
         raise ValueError(
             f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
-            "or use another runs=FOLDER, or give the new images another dataset.root="
+            "or delete that folder, and the same command encodes the images as they are now"
         )
 
 
@@ -202,7 +174,25 @@ def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     listing = folders.read(Path(dataset.root) / name)
     if listing.left_out:
         log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
+    _warn_of_shared_sources(dataset, name, {item.source for item in listing.items})
     return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
+
+
+def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
+    """Say which sets before this one have images of the same class and file name."""
+    before = dataset.known[: dataset.known.index(name)] if name in dataset.known else ()
+    for other in before:
+        with contextlib.suppress(ValueError):  # raised where that set is encoded
+            of_other = {item.source for item in folders.read(Path(dataset.root) / other).items}
+            if shared := sorted(sources & of_other):
+                log.warning(
+                    "%s and %s: %d images have the same class and file name, such as %s, and count "
+                    "as copies of one source image; rename them if they are not",
+                    other,
+                    name,
+                    len(shared),
+                    shared[0],
+                )
 
 
 def content_of(listing: Listing, name: str) -> Content:
@@ -233,3 +223,11 @@ CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
     "folder": _folder,
     "imagenet": _imagenet,
 }
+
+
+def size_bytes(recipe: Recipe, images: int) -> int:
+    """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
+    size = recipe.model.image_size
+    share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
+    nbytes = round(3 * size**2 * share)
+    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE

@@ -1,20 +1,17 @@
-"""A bank of models that see the same images: which fit on the device, and what is loaded again.
+"""A bank of models that see the same images, and which of them fit on the device together.
 
-Weights stay on the device as far as they fit. For a larger bank either the images are read once a
-group of models, or the groups are loaded again for every slice of the set; whichever is estimated
-to be faster. How many images go through a model at once depends on the memory and not on the bank,
-so a model's predictions do not depend on the models beside it. A matrix product of fewer rows may
-round otherwise, so the last bits of a probability can differ between machines of which only one
-cuts batches; the keys of artefacts do not say so. Batches are halved, so few sizes are possible.
+For a larger bank the images are read once a group of models. How many images go through a model at
+once depends on the memory and not on the bank, so a model's predictions do not depend on the models
+beside it. A matrix product of fewer rows may round otherwise, so the last bits of a probability can
+differ between machines of which only one cuts batches; the keys of artefacts do not say so. Batches
+are halved, so few sizes are possible.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook
@@ -35,7 +32,6 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 Group = Sequence[Mix]
 # Of the free memory; the rest is for images and for what cannot be foreseen.
 WEIGHTS_SHARE, ACTIVATIONS_SHARE = 0.5, 0.25
-KEPT_SHARE = 0.1  # of models between two sets: more could keep the next set out of the memory
 
 
 class Forward:
@@ -74,98 +70,30 @@ class Forward:
         return part
 
 
-@dataclass
-class Loaded:
-    """The group of a run's models that is on the device, where the next set may find it.
-
-    bytes: about what it takes. load_s: seconds that a model of it took to load.
-    """
-
-    backbone: Folded | None = None
-    group: Group = ()
-    models: list[Model] = field(default_factory=list)
-    bytes: float = 0
-    load_s: float = 0
-
-    def free(self) -> None:
-        self.group, self.models, self.bytes = (), [], 0
-
-
 class ModelBank:
     """The models of mixes, in groups that fit on the device; one group at a time is there."""
 
-    def __init__(
-        self,
-        run: Run,
-        mixes: Group,
-        parents: Mapping[str, Cell],
-        slice_bytes: int,
-        loaded: Loaded | None = None,
-    ) -> None:
-        """slice_bytes: of a slice's images, which stay while several groups see them. loaded: by an
-        earlier bank of the run."""
-        self.run = run
-        self.parents = parents
-        self._loaded = loaded or Loaded()
+    def __init__(self, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> None:
+        self._run, self._parents = run, parents
+        form = Form.of_evaluation(run.recipe, run.device)
+        self._backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
         members = {name for mix in mixes for name in mix}
         files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
-        self._largest = max(file.stat().st_size for file in files)
-        # Mixed parents are in memory twice, as files and as the rows that are averaged, and the
-        # backbone takes the memory of one more model.
-        extra = 2 * max(map(len, mixes)) + 1
-        free = free_memory(run.device) + self._loaded.bytes
-        for available in (free, free - slice_bytes):
-            models = WEIGHTS_SHARE * available / self._largest - extra
-            self.groups = groups(mixes, max(1, int(ranks.least(models))))
-            if len(self.groups) == 1:
-                break
+        largest = max(file.stat().st_size for file in files)
+        # Mixed parents are in memory twice, as files and as the rows that are averaged.
+        extra = 2 * max(map(len, mixes))
+        models = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
+        self.groups = groups(mixes, max(1, int(ranks.least(models))))
+        if len(self.groups) > 1:
+            log.info(
+                "%d models do not fit together: the set is read once for each of %d groups",
+                len(mixes),
+                len(self.groups),
+            )
 
-    def models(self, group: Group) -> list[Model]:
-        """The group's models, loaded to the device; the group before is freed."""
-        loaded = self._loaded
-        if not all(mix in loaded.group for mix in group):
-            loaded.free()
-            loaded.backbone = loaded.backbone or self._backbone()
-            start = time.perf_counter()
-            loaded.models = _load(loaded.backbone, self.run, group, self.parents)
-            loaded.load_s = (time.perf_counter() - start) / len(group)
-            loaded.group, loaded.bytes = group, len(group) * self._largest
-        return [loaded.models[loaded.group.index(mix)] for mix in group]
-
-    def leave(self) -> None:
-        """Free the models unless they are small: the next set takes its memory before models."""
-        loaded = self._loaded
-        if loaded.bytes > KEPT_SHARE * (free_memory(self.run.device) + loaded.bytes):
-            loaded.free()
-
-    def _backbone(self) -> Folded:
-        recipe, device = self.run.recipe, self.run.device
-        form = Form.of_evaluation(recipe, device)
-        return form.backbone(recipe.model, len(self.run.sets.classes), device)
-
-    def passes(self, slices: int, read_s: Callable[[], float]) -> list[Sequence[Group]]:
-        """Groups that share a pass over the set: each has a pass, or one pass reloads them all.
-
-        read_s: estimates the seconds that reading the whole set takes; called only for several
-        groups. The time of a load is measured on the first group. Ranks agree on the answer.
-        """
-        if len(self.groups) == 1:
-            return [self.groups]
-        self.models(self.groups[0])
-        count = sum(map(len, self.groups))
-        read_again_s = (len(self.groups) - 1) * read_s()
-        load_again_s = (slices - 1) * count * self._loaded.load_s
-        rereads = ranks.all_agree(read_again_s < load_again_s)
-        log.info(
-            "%d models do not fit together, so there are %d groups. Reading the set again would "
-            "take %.1f s, loading models again %.1f s: %s",
-            count,
-            len(self.groups),
-            read_again_s,
-            load_again_s,
-            "the set is read once a group" if rereads else "every slice is shown to all groups",
-        )
-        return [[group] for group in self.groups] if rereads else [self.groups]
+    def load(self, group: Group) -> list[Model]:
+        """The group's models on the device; those of another group must be free by now."""
+        return _load(self._backbone, self._run, group, self._parents)
 
 
 def groups(mixes: Sequence[Mix], size: int) -> list[Group]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 
 import numpy as np
 import torch
@@ -46,21 +43,6 @@ def read(
         reader = iter(bar)
         for positions in of_rank:
             yield itertools.islice(reader, len(positions))
-
-
-def seconds_to_read(run: Run, labelled: LabelledSet, places: np.ndarray) -> float:
-    """An estimate for the images at `places` (int64 [n]), the same on all ranks.
-
-    Each rank reads one batch, as far as there are batches; the slowest rank counts.
-    """
-    parts = chunks(run, places)
-    first = np.concatenate(parts[: ranks.world()])
-    start = time.perf_counter()
-    with closing(read(run, labelled, [first], "try")) as pieces:
-        for _ in next(pieces):
-            pass
-    slowest = -ranks.least(start - time.perf_counter())
-    return slowest * math.ceil(len(parts) / ranks.world())
 
 
 def reduced(

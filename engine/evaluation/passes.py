@@ -6,7 +6,6 @@ predictions of a model on a set are an artefact: they are made once, and metrics
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation import features
-from engine.evaluation.bank import Forward, Loaded, ModelBank
-from engine.evaluation.batches import chunks, read, reduced, seconds_to_read
+from engine.evaluation.bank import Forward, ModelBank
+from engine.evaluation.batches import chunks, read, reduced
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
@@ -29,7 +28,6 @@ from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Mix, essential
 from engine.store.pending import PART, Part, Pending, slices
-from engine.store.shares import Share
 from loaders.batch import on_device
 
 
@@ -38,14 +36,9 @@ def evaluate(
     mixes: Sequence[Mix],
     names: Iterable[str],
     split: str | Part,
-    share: Share | None = None,
-    loaded: Loaded | None = None,
 ) -> None:
     """Make the missing predictions of every mix on every named set.
 
-    share: compute only these slices, and leave it to a later call without it to join them. loaded:
-    the run's models that an earlier call left on the device, and where this call leaves its own if
-    they are small.
     Raises FileNotFoundError where some are missing from a store that only finds.
     """
     for name in names:
@@ -58,7 +51,7 @@ def evaluate(
                 missing.append(mix)
         if missing:
             with run.threads():
-                _pass(run, missing, labelled, split, share, loaded)
+                _pass(run, missing, labelled, split)
 
 
 def find(run: Run, mix: Mix, name: str, split: str | Part) -> Artifact | None:
@@ -81,10 +74,10 @@ def predicted(run: Run, mix: Mix, name: str, split: str | Part) -> Path:
     return artifact.checked(PART)
 
 
-def holdout_accuracy(run: Run, mix: Mix, loaded: Loaded | None = None) -> float:
-    """Top-1 in percent of a mix on the downstream hold-out. loaded: as `evaluate`."""
+def holdout_accuracy(run: Run, mix: Mix) -> float:
+    """Top-1 in percent of a mix on the downstream hold-out."""
     name = run.recipe.downstream
-    evaluate(run, [mix], [name], "holdout", loaded=loaded)
+    evaluate(run, [mix], [name], "holdout")
     table = pq.read_table(predicted(run, mix, name, "holdout"), columns=["label", "top1"])
     return 100 * float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy()))
 
@@ -117,16 +110,12 @@ def _pass(
     mixes: Sequence[dict[str, float]],
     labelled: LabelledSet,
     split: str | Part,
-    share: Share | None,
-    loaded: Loaded | None,
 ) -> None:
     places = split.places if isinstance(split, Part) else labelled.split(split)
     cuts = slices(places, run.recipe.evaluate.batch_size)
-    pending = [
-        Pending(run.store, mix, key_of(run, mix, labelled, split), cuts, share) for mix in mixes
-    ]
+    pending = [Pending(run.store, mix, key_of(run, mix, labelled, split), cuts) for mix in mixes]
     for evaluation in pending:
-        if not evaluation.todo and share is None:  # only the joining of its slices is left
+        if not evaluation.todo:  # only the joining of its slices is left
             evaluation.finish()
     pending = [evaluation for evaluation in pending if evaluation.todo]
     parents = {name: stored_cell(run.store, name) for each in pending for name in each.mix}
@@ -135,7 +124,7 @@ def _pass(
     if probes:
         _from_features(run, probes, parents, labelled)
     if full:
-        _from_images(run, full, parents, labelled, loaded)
+        _from_images(run, full, parents, labelled)
 
 
 def _shares_base_backbone(run: Run, mix: Mix, parents: Mapping[str, Cell]) -> bool:
@@ -176,37 +165,24 @@ def _head(run: Run, cell: Cell, names: tuple[str, str]) -> list[torch.Tensor]:
 
 
 def _from_images(
-    run: Run,
-    full: Sequence[Pending],
-    parents: Mapping[str, Cell],
-    labelled: LabelledSet,
-    loaded: Loaded | None,
+    run: Run, full: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
 ) -> None:
     """All other models: every batch is read and normalised once for those on the device."""
     by_mix = {id(evaluation.mix): evaluation for evaluation in full}
-    cuts, todo = full[0].cuts, _unfinished(full)
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
-    slice_bytes = max(map(len, cuts)) * 3 * math.prod(labelled.pack.shape)
-    mixes = [evaluation.mix for evaluation in full]
-    bank = ModelBank(run, mixes, parents, slice_bytes, loaded)
+    bank = ModelBank(run, [evaluation.mix for evaluation in full], parents)
     forward, reduction = Forward(run), Reduction(labelled, run.device)
     kind = Form.of_evaluation(run.recipe, run.device).precision
-    places = np.concatenate([cuts[number] for number in todo])
-    for groups in bank.passes(len(todo), lambda: seconds_to_read(run, labelled, places)):
-        pending = [by_mix[id(mix)] for group in groups for mix in group]
-        numbers = _unfinished(pending)
+    for group in bank.groups:
+        pending = [by_mix[id(mix)] for mix in group]
+        nets, numbers = bank.load(group), _unfinished(pending)
         label = f"{len(pending)} models on {labelled.name}"
-        pieces = read(run, labelled, [cuts[number] for number in numbers], label)
-        for number, piece in zip(numbers, pieces, strict=True):
-            batches = piece if len(groups) == 1 else list(piece)
-            for group in groups:
-                missing = [k for k, mix in enumerate(group) if number in by_mix[id(mix)].todo]
-                if missing:
-                    models_of_group = bank.models(group)
-                    nets = [models_of_group[k] for k in missing]
-                    rows = reduced(forward, nets, batches, kind, reduction)
-                    _put(number, labelled, [by_mix[id(group[k])] for k in missing], rows)
-    bank.leave()
+        pieces = read(run, labelled, [full[0].cuts[number] for number in numbers], label)
+        for number, batches in zip(numbers, pieces, strict=True):
+            missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
+            rows = reduced(forward, [nets[k] for k in missing], batches, kind, reduction)
+            _put(number, labelled, [pending[k] for k in missing], rows)
+        del nets  # before the next group is loaded
 
 
 def _unfinished(evaluations: Sequence[Pending]) -> list[int]:

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from engine.evaluation import budget, passes
-from engine.evaluation.bank import Loaded
 from engine.evaluation.budget import Drawn, Frame
 from engine.machine import ranks
 from engine.machine.files import digest
@@ -70,7 +69,7 @@ class Sample(Drawn):
 
 def is_drawn(recipe: Recipe) -> bool:
     """Whether a recipe evaluates a sample of each set, and not all of it."""
-    return recipe.evaluate.budget != 1 or recipe.evaluate.half_width is not None
+    return recipe.evaluate.budget != 1
 
 
 def split_of(recipe: Recipe, name: str) -> str:
@@ -95,8 +94,6 @@ def draw(run: Run, splits: Mapping[str, str]) -> dict[str, Sample]:
     sets = [name for name in splits if name in run.recipe.dataset.sets]
     frames = [framed[name][0] for name in sets]
     share = evaluate.budget
-    if evaluate.half_width is not None and share == budget.FIRST:
-        share = max(share, budget.least_share(frames))
     counts = dict(zip(sets, budget.allocate(frames, share), strict=True))
     most = max(counts.values())
     for name, (frame, index) in framed.items():
@@ -124,15 +121,11 @@ def evaluate_on(
     name: str,
     split: str,
     sample: Sample | None,
-    loaded: Loaded | None = None,
 ) -> None:
-    """Make the predictions of every mix on a sample of a set (None: on all of the split).
-
-    loaded: as of `passes.evaluate`.
-    """
+    """Make the predictions of every mix on a sample of a set (None: on all of the split)."""
     mixes = list(map(essential, mixes))
     if sample is None:
-        passes.evaluate(run, mixes, [name], split, loaded=loaded)
+        passes.evaluate(run, mixes, [name], split)
         return
     by_start: dict[int, list[tuple[Mix, str | Part | None]]] = {}
     for mix in mixes:
@@ -141,11 +134,11 @@ def evaluate_on(
     for start, group in sorted(by_start.items()):
         mixes = [mix for mix, _ in group]
         if sample.whole and not start:  # what has not begun is evaluated as without a budget
-            passes.evaluate(run, mixes, [name], split, loaded=loaded)
+            passes.evaluate(run, mixes, [name], split)
             continue
         new = [sample.since(start, sample.images)] if start < sample.images else []
         for part in new:
-            passes.evaluate(run, mixes, [name], part, loaded=loaded)
+            passes.evaluate(run, mixes, [name], part)
         for mix, source in group:
             if not (sample.whole and source == split):
                 _join(run, mix, name, sample, [*filter(None, [source]), *new])

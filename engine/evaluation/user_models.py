@@ -22,7 +22,7 @@ from engine.data.sets import Sets, names_in_head, published_among_its_classes
 from engine.evaluation import passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap, metrics, predictions
+from engine.measures import bootstrap, predictions
 from engine.models import checkpoints, clip, formats
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.run import Run
@@ -50,7 +50,6 @@ class ModelAccuracy:
     accuracy: float
     low: float | None = None
     high: float | None = None
-    error: float = 0.0  # Monte-Carlo standard error of the interval's ends
     mask: str = "none"
     classes: int = 0
 
@@ -232,23 +231,24 @@ def _rows(
     run: Run, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
 ) -> list[ModelAccuracy]:
     """The models' rows on a set, from the store. Raises ValueError where their images differ."""
-    on_set: predictions.SetPredictions[int] = predictions.SetPredictions()
+    on_set = predictions.SetPredictions()
     mask, classes = answers(run.sets, name)
-    rows = []
-    for number, (model, alpha, mix) in enumerate(bank):
+    rows, right = [], []
+    for model, alpha, mix in bank:
         path = passes.predicted(run, mix, name, "all")
         try:
-            seen = on_set.add(number, path)
+            seen = on_set.add(path)
         except ValueError as error:
             at = "" if alpha is None else f" at alpha {alpha:.10g}"
             raise ValueError(f"{model}{at} on {name}: {error}") from error
         row = (model, alpha, name, len(seen.top1), seen.accuracy)
         rows.append(ModelAccuracy(*row, mask=mask, classes=classes))
+        right.append(on_set.by_source(seen.hit))
     if not intervals:
         return rows
-    sums = np.stack([on_set.sums(number, [0]) for number in range(len(rows))], axis=-1)
-    draws = metrics.settled_draws({name: on_set}, {name: sums})
+    counts = bootstrap.counts(on_set.sources)
+    ends = 100 * bootstrap.interval(bootstrap.means(counts, on_set.total, np.stack(right, axis=1)))
     return [
-        dataclasses.replace(row, **bootstrap.ends(samples)._asdict())
-        for row, samples in zip(rows, draws.T, strict=True)
+        dataclasses.replace(row, low=low, high=high)
+        for row, (low, high) in zip(rows, ends.T.tolist(), strict=True)
     ]

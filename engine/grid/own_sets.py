@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine.data.sets import Sets
@@ -20,7 +19,6 @@ from engine.grid.record import FinishedCampaign
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, dynamics, metrics, predictions
 from engine.measures.rows import PRE, Accuracy, Evaluation
-from engine.recipe.request import Request
 from engine.run import Run
 from engine.store.artifacts import Store
 
@@ -30,21 +28,18 @@ class OnUsersSet(Accuracy):
     """A row's accuracy on a user's set, and its change from the pre-trained model's, in points.
 
     change_low, change_high: the change's 95% interval over source images (the population:
-    `bootstrap`), or None. error: the Monte-Carlo standard error of its ends. mask and classes: as
-    in `user_models.ModelAccuracy`.
+    `bootstrap`), or None. mask and classes: as in `user_models.ModelAccuracy`.
     """
 
     change: float | None = None
     change_low: float | None = None
     change_high: float | None = None
-    error: float = 0.0
     mask: str = "none"
     classes: int = 0
 
 
 def evaluate(
     campaign: FinishedCampaign,
-    request: Request,
     places: Mapping[str, Path],
     device: torch.device,
     *,
@@ -69,9 +64,9 @@ def evaluate(
     finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
     models = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
     mixes = [predictions.mix_of(row.path) for row in models]
-    resolved = request.recipe()
+    resolved = campaign.plan.recipe
     packs = {name: user_models.pack_at(resolved, place) for name, place in places.items()}
-    store = Store(Path(resolved.runs) / "store")
+    store = Store(campaign.store)
     cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
     head = export.description_of(cells.values(), resolved).classes or ()
     sets = Sets(resolved, device, cache_folder(), packs, head, mask)
@@ -96,16 +91,12 @@ def _rows(
     evaluations: Sequence[Evaluation], mask: str, classes: int, intervals: bool
 ) -> list[OnUsersSet]:
     """The rows of one set."""
-    grid = metrics.gather(evaluations)
-    ((name, bank),) = grid.predictions.items()
+    grid = metrics.gather(evaluations, metrics.DRAWS if intervals else 1)
     before, *after = sorted(grid.accuracy, key=lambda row: row.method != PRE)
-    ends: list[tuple[float | None, float | None, float]] = [(None, None, 0.0)] * (1 + len(after))
+    ends: list[tuple[float | None, float | None]] = [(None, None)] * (1 + len(after))
     if intervals:
-        start = bank.sums((before.arm, ""), grid.seeds)
-        sums = [bank.sums((row.arm, row.downstream), grid.seeds) - start for row in after]
-        columns = {name: np.stack(sums, axis=-1)}
-        draws = metrics.settled_draws(grid.predictions, columns)
-        ends[1:] = [bootstrap.ends(samples) for samples in draws.T]
+        draws = grid.draws.of([{row.cell: 1.0, before.cell: -1.0} for row in after])
+        ends[1:] = [(low, high) for low, high in bootstrap.interval(draws).T.tolist()]
     rows = []
     for row, end in zip([before, *after], ends, strict=True):
         change = None if row is before else row.accuracy - before.accuracy

@@ -32,12 +32,17 @@ class Method(Mixed):
     recipe: Recipe
     needs = ("fine_tune",)
 
+    @property
+    def mixes(self) -> int:
+        return len(self._alphas())
+
     def entries(self, context: Context) -> Sequence[Entry]:
-        alphas = {self.recipe.alpha}
-        if self.recipe.variant == "canonical":
-            alphas |= set(self.recipe.alphas)
         before, after = context.base.name, context.cell("fine_tune").name
         return [
             Entry({before: 1 - alpha, after: alpha}, alpha, alpha == self.recipe.alpha)
-            for alpha in sorted(alphas)
+            for alpha in sorted(self._alphas())
         ]
+
+    def _alphas(self) -> set[float]:
+        curve = self.recipe.alphas if self.recipe.variant == "canonical" else ()
+        return {self.recipe.alpha, *curve}

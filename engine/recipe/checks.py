@@ -18,7 +18,7 @@ ALLOWED = {
     "train.compile": ("auto", "always", "never"),
     "evaluate.compile": ("auto", "always", "never", "cuda_graphs"),
     "evaluate.split": ("all", "holdout"),
-    "train.zero_stage": (0, 1, 2),
+    "train.zero_stage": (0, 1),
     "optimizer.name": ("adamw", "sgd", "apex_adamw", "apex_sgd"),
     "method.variant": ("canonical", "paper"),
     "dataset.kind": ("folder", "emoji", "imagenet"),
@@ -26,7 +26,6 @@ ALLOWED = {
     "dataset.objectnet_terms": ("test_only", "accepted"),
     "dataset.pack_format": ("raw", "jpeg"),
     "dataset.undecodable": ("refuse", "skip"),
-    "model.head.kind": ("probe", "prototype"),
     "model.interpolation": (None, "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
     "model.crop_mode": (None, "center", "squash", "border"),
     "model.weights.source": ("timm", "open_clip", "pypi", "file", "random"),
@@ -35,8 +34,7 @@ ALLOWED = {
     "source": ("auto", "resident", "stream"),
     "device": ("auto", "cpu", "cuda"),
 }
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-HINTS = {"evaluate.precision": "; how sure RI is to be, in points, is evaluate.half_width"}
+TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`
 REMOVED = {  # keys of earlier versions, and what to do instead
     f"model.head.{name}": "; a head is fitted to its optimum: set model.head.l2 in its place"
     for name in ("epochs", "batch_size", "lr", "weight_decay")
@@ -60,7 +58,6 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "train.checkpoint_minutes": (0, _ANY),
     "evaluate.batch_size": (1, _BATCH),
     "evaluate.budget": (0, 1, "low"),
-    "evaluate.half_width": (0, _ANY, "low"),
     "evaluate.cka": (0, _ANY),
     "optimizer.lr": (0, _ANY, "low"),
     "optimizer.momentum": (0, 1, "high"),
@@ -70,7 +67,6 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "model.crop": (0.05, 1),
     "model.projection": (0, _WIDTH),
     "model.head.l2": (0, _ANY, "low"),
-    "model.head.scale": (0, _ANY, "low"),
     "model.weights.photos_right": (0, 20),
     "dataset.seed": _SEED,
     "dataset.classes": (0, _WIDTH),
@@ -92,8 +88,8 @@ def check(recipe: Recipe) -> None:
     for key, allowed in ALLOWED.items():
         value = attrgetter(key)(recipe)
         if value not in allowed:
-            valid = nearest(str(value), map(str, allowed)) + HINTS.get(key, "")
-            raise RecipeError(f"{key}={value!r} is not possible{valid}")
+            hint = nearest(str(value), map(str, allowed))
+            raise RecipeError(f"{key}={value!r} is not possible{hint}")
     for key, limits in RANGES.items():
         value = attrgetter(key)(recipe)
         if value is not None:
@@ -108,7 +104,7 @@ def check(recipe: Recipe) -> None:
             "name, or rgb(R,G,B) of 0 to 255"
         ) from error
     for name in recipe.trackers:
-        if name not in TRACKERS:
+        if name not in TRACKERS and ":" not in name:
             raise RecipeError(f"trackers: {name!r} is not known{nearest(name, TRACKERS)}")
     if 0 < recipe.evaluate.cka < FEWEST_FOR_CKA:
         raise RecipeError(
@@ -123,11 +119,6 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
             "both take a part of the training images; give only one of them"
-        )
-    if recipe.model.head.kind != "probe" and not recipe.model.head.fit:
-        raise RecipeError(
-            f"model.head.kind={recipe.model.head.kind}: the weights of {recipe.model.name} include "
-            "a head; set model.head.fit=true to make another"
         )
     recipe.method.check(recipe)
     _check_names(recipe)

@@ -8,6 +8,7 @@ where its method is built: `options` reads it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -21,7 +22,7 @@ from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.users_options import options_class
 
 METHODS = "engine.methods"
-SHARED = ("base", "context", "objectives", "task_vectors")
+SHARED = ("base", "context", "heads", "objectives", "task_vectors")
 
 
 def available() -> list[str]:
@@ -62,7 +63,8 @@ def find(module: str) -> ModuleType:
     Raises ValueError when there is no such method or the file lacks `Recipe` or `Method`.
     """
     if is_users(module):
-        method = _run(_file(module))
+        path = _file(module)
+        method = _run(path, path.stat().st_mtime_ns)
     elif module in available():
         method = importlib.import_module(f"{METHODS}.{module}")
     else:
@@ -83,7 +85,9 @@ def _file(module: str) -> Path:
     return path
 
 
-def _run(path: Path) -> ModuleType:
+@functools.cache
+def _run(path: Path, modified_ns: int) -> ModuleType:
+    """The module of a user's file, which a process runs once while the file stays as it is."""
     spec = importlib.util.spec_from_file_location(USERS_METHOD + path.stem, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

@@ -78,7 +78,7 @@ def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Reci
         layers.append((COMMAND_LINE, catalogue.parsed(word)))
     layers.append((COMMAND_LINE, {"downstream": upstream}))
     check_sections(layers)
-    return merge(dataset, layers, method_options(layers))
+    return merge(dataset, layers, MethodRecipe())
 
 
 def dump(recipe: Recipe) -> str:

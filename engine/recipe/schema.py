@@ -32,20 +32,16 @@ class WeightsRecipe:
 class HeadRecipe:
     """How a backbone without a head for these classes gets it: from the upstream set's features.
 
-    A probe is fitted to its optimum (`engine.training.heads`), so it needs no learning rate. A
-    prototype is the mean feature of its class (`engine.training.prototypes`).
+    It is a linear probe, fitted to its optimum (`engine.methods.heads`), without a learning rate.
     """
 
     fit: bool = False  # False: the weights include the head
-    kind: str = "probe"  # of a head that is fitted: probe | prototype
-    l2: float = 1e-3  # probe: strength of the pull towards zero
-    scale: float = 100.0  # prototype: of its logits, as CLIP's exp(logit_scale)
+    l2: float = 1e-3  # strength of the pull towards zero
 
     @property
     def title(self) -> str:
         """What the head is called in reports; empty where the weights include it."""
-        names = {"probe": "linear probe", "prototype": "class-prototype head"}
-        return names[self.kind] if self.fit else ""
+        return "linear probe" if self.fit else ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,6 @@ class EvaluateRecipe:
     compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
     split: str = "all"  # all | holdout: the images that training never sees
     budget: float = 1.0  # share of all images; each set gives equally many, a small set all
-    half_width: float | None = None  # points: stop early where every RI has this half-width
     cka: int = 0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
 
 
@@ -183,5 +178,5 @@ class Recipe:
     runs: str = "runs"  # folder of all outputs
     source: str = "auto"  # auto | resident | stream
     device: str = "auto"  # auto | cpu | cuda
-    trackers: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | trackio
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
     threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise

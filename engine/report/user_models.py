@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.evaluation.user_models import ModelAccuracy
 from engine.machine.files import room_for, write_atomic
+from engine.measures.rows import inert
 from engine.measures.standings import rounded
 from engine.report import console, table
 from engine.store import tensors
@@ -24,9 +25,10 @@ def write_csv(path: Path, rows: Sequence[ModelAccuracy]) -> None:
     writer.writerow(HEADS)
     for row in rows:
         alpha = "" if row.alpha is None else f"{row.alpha:.10g}"
-        ends = ["" if end is None else rounded(end, row.error, 6) for end in (row.low, row.high)]
+        ends = ["" if end is None else rounded(end, 6) for end in (row.low, row.high)]
         accuracy = f"{row.accuracy:.6f}"
-        writer.writerow([row.model, alpha, row.set, row.n, accuracy, *ends, row.mask, row.classes])
+        model, name = inert(row.model), inert(row.set)
+        writer.writerow([model, alpha, name, row.n, accuracy, *ends, row.mask, row.classes])
     with room_for(path):
         write_atomic(path, text.getvalue().encode())
 
@@ -40,9 +42,9 @@ def text(rows: Sequence[ModelAccuracy]) -> str:
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
         name = row.model.removesuffix(f"/{tensors.WEIGHTS}")  # a cell is named by its folder
-        cell = f"{row.accuracy:.2f}"
+        cell = rounded(row.accuracy, 2)
         if row.low is not None and row.high is not None:
-            cell += f" ±{rounded((row.high - row.low) / 2, row.error, 2)}"
+            cell += f" ±{rounded((row.high - row.low) / 2, 2)}"
         lines.setdefault(name if row.alpha is None else f"{row.alpha:.10g}", {})[row.set] = cell
     first = "model" if rows[0].alpha is None else "alpha"
     margin = min(LONGEST_NAME, max(map(len, ("classes", *lines))))

@@ -21,11 +21,9 @@ from kernels.projection import offset_products_, project_
 from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.transport.certificate import certify
 from kernels.transport.cost import GroundCost
-from kernels.transport.cost_rows import sums_blocks
 from kernels.transport.sinkhorn import transport
-from kernels.transport.store import COARSE, SINGLE, beside_the_copy, store
+from kernels.transport.store import beside_the_copy, store
 from kernels.transport.sweep import row_sums, sinkhorn_sweep
-from kernels.transport.triangle import _TILE, symmetric_row_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -226,31 +224,14 @@ def test_sweeps_equal_float64(dtype, shape):
     q = torch.randint(-32768, 32767, shape, generator=generator).to(dtype)
     f, g = (torch.randn(size, generator=generator) - 3 for size in shape)
     kappa = 30 / 65536 * (1 + torch.rand(n, generator=generator))
-    bounds = torch.tensor(sorted({0, 1, n // 2 + 1, n}))
-    truth = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double(), bounds)
+    truth = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
     on_device = [tensor.to(CUDA) for tensor in (f, g, kappa)]
     for rows in (q.to(CUDA), padded(shape, on_device[0], dtype).copy_(q)):
-        results = sinkhorn_sweep(rows, *on_device, bounds)
+        results = sinkhorn_sweep(rows, *on_device)
         for actual, expected in zip(results, truth, strict=True):
             torch.testing.assert_close(actual.cpu().double(), expected, rtol=2e-5, atol=2e-5)
         sums = row_sums(rows, *on_device)
         torch.testing.assert_close(sums.cpu().double(), truth[0], rtol=2e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
-@pytest.mark.parametrize("n", [2, 128, 517, 3001])
-def test_sums_of_a_triangle_equal_float64_and_stay_the_same(dtype, n):
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randint(-32768, 32767, (n, n), generator=generator).to(dtype)
-    f, g = torch.randn(2, n, generator=generator) - 3
-    kappa = 30 / 65536 * (1 + torch.rand(n, generator=generator))
-    doubles = (tensor.double() for tensor in (f, g, kappa))
-    truth = reference.symmetric_row_sums(q, *doubles, tile=_TILE)
-    on_device = [tensor.to(CUDA) for tensor in (f, g, kappa)]
-    for rows in (q.to(CUDA), padded((n, n), on_device[0], dtype).copy_(q)):
-        sums = symmetric_row_sums(rows, *on_device)
-        torch.testing.assert_close(sums.cpu().double(), truth, rtol=2e-5, atol=2e-5)
-        assert torch.equal(sums, symmetric_row_sums(rows, *on_device))
 
 
 def sets(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, ClassGaussians]]:
@@ -270,15 +251,15 @@ def test_label_distances_equal_those_of_the_cpu():
     assert torch.equal(within, within.T) and not within.diagonal().any()
 
 
-@pytest.mark.parametrize("copy", [COARSE, SINGLE], ids=["int16", "float32"])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 3), (37, 517), (1000, 9001)])
-def test_certificates_equal_those_of_the_cpu(copy, shape):
+def test_certificates_equal_those_of_the_cpu(dtype, shape):
     n, m = shape
     x, y, g = randn(n, 40), randn(m, 40) + 0.3, 8 * randn(m).double()
     retained = randn(m).double().abs().clamp_(0.1, 1.0)
     certificates = []
     for device in (CUDA, CPU):
-        stored = store(GroundCost(x.to(device), y.to(device)), copy=copy)
+        stored = store(GroundCost(x.to(device), y.to(device)), dtype)
         certificates.append(certify(stored, g.to(device), 4.0, retained.to(device)))
     actual, expected = certificates
     assert actual.dual == pytest.approx(expected.dual, rel=1e-4, abs=1e-3)
@@ -290,20 +271,6 @@ def test_certificates_equal_those_of_the_cpu(copy, shape):
         )
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1), (37, 517, 65), (1000, 901, 768)])
-def test_costs_in_float32_are_within_their_bound_whatever_torch_allows(shape, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    n, m, d = shape
-    labels = [torch.arange(size, device=CUDA) % 7 for size in (n, m)]
-    table = randn(7, 7).abs()
-    cost = GroundCost(
-        randn(n, d), randn(m, d) + 0.3, labels_x=labels[0], labels_y=labels[1], table=table
-    )
-    assert sums_blocks(CUDA)
-    costs, exact = cost.rows(0, n, dtype=torch.float32), cost.rows(0, n)
-    assert (costs - exact).abs().mean() <= cost.rounding()
-
-
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
 def test_transport_equals_that_of_the_cpu_and_brackets_overlap(share):
     solutions = []
@@ -312,7 +279,9 @@ def test_transport_equals_that_of_the_cpu_and_brackets_overlap(share):
         table = bures_squared(a, b)
         cost = GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table)
         solved = transport(cost, eps=share * cost.mean)
-        streamed = transport(cost, eps=share * cost.mean, memory=beside_the_copy(cost))
+        streamed = transport(
+            cost, eps=share * cost.mean, memory=beside_the_copy(*cost.shape, device)
+        )
         assert solved.converged and streamed.value == pytest.approx(solved.value, rel=1e-4)
         solutions.append(solved)
     actual, expected = solutions

@@ -14,8 +14,8 @@ from PIL import Image
 
 from engine import cli, recipe
 from engine.commands import verify as command
-from engine.cost.disk import size_bytes
 from engine.data import imagenet, packs
+from engine.data.packs import size_bytes
 from engine.grid import verify
 from loaders.resident import Resident
 from loaders.stream import Stream
@@ -185,7 +185,7 @@ def test_nothing_to_encode(rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert rib.encode_all(tmp_path) == 2
     assert "holds no set of imagenet_rib" in capsys.readouterr().err
     assert rib.encode_all(tmp_path / "absent") == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "absent: there is no such folder" in capsys.readouterr().err
     command = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
     for words in (command, ("encode", *command[3:])):
         assert cli.main(words) == 2

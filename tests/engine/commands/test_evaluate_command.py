@@ -137,13 +137,9 @@ def test_a_table_that_is_there_is_replaced_on_request_alone(user_grid, capsys, m
 def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd=name").mkdir()
-    places, settings = evaluate.named_sets(
-        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1", "modl.crop=1"]
-    )
-    assert places == {
+    assert evaluate.named_sets(["x/pictures", "b=y/pictures", "odd=name"]) == {
         "pictures": Path("x/pictures"), "b": Path("y/pictures"), "odd=name": Path("odd=name"),
     }  # fmt: skip
-    assert settings == ["runs=x", "model.crop=1", "modl.crop=1"], "a typo is the recipe's to name"
     with pytest.raises(
         ValueError, match=r"the same name, x/pictures and y/pictures: .* NAME=y/pictures"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -64,14 +65,14 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
         rows(user_grid, "AB", "outline", intervals=with_intervals)
         for with_intervals in (False, True)
     )
-    assert [dataclasses.replace(row, low=None, high=None, error=0.0) for row in sure] == plain
+    assert [dataclasses.replace(row, low=None, high=None) for row in sure] == plain
     assert plain[0].low is None and "±" not in report.text(plain)
     for row in sure:
         share = row.accuracy / 100
         expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
-        half = standings.rounded((row.high - row.low) / 2, row.error, 2)
+        half = standings.rounded((row.high - row.low) / 2, 2)
         assert f"{row.accuracy:.2f} ±{half}" in report.text(sure)
 
 
@@ -258,5 +259,9 @@ def test_a_set_that_changed_since_is_refused(user_grid):
     rows(user_grid, "A", "outline")
     picture = sorted((user_grid.folder / "outline" / "disc").iterdir())[0]
     shutil.copy(sorted((user_grid.folder / "tinted" / "disc").iterdir())[0], picture)
-    with pytest.raises(ValueError, match=r"the images in .*outline changed since"):
+    with pytest.raises(ValueError, match=r"the images in .*outline changed since") as caught:
         rows(user_grid, "A", "outline")
+    remedy = re.search(r"since (\S+) was made of them; .* or delete that folder", str(caught.value))
+    assert remedy is not None
+    shutil.rmtree(remedy[1])
+    assert rows(user_grid, "A", "outline")

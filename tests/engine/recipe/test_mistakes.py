@@ -36,7 +36,7 @@ from engine.errors import RecipeError
         ("emoji/ewc", ["dataset.background=whitish"], "background='whitish' is not possible"),
         ("emoji/ewc", ["dataset.background=rgb(0,0,256)"], "give a colour's name, or rgb(R,G,B)"),
         ("emoji/ewc", ["dataset.background=#808080"], "dataset.background"),
-        ("emoji/ewc", ["train.zero_stage=3"], "train.zero_stage=3 is not possible; valid: 0, 1, 2"),
+        ("emoji/ewc", ["train.zero_stage=2"], "train.zero_stage=2 is not possible; valid: 0, 1"),
         ("emoji/ewc", ["train.epochs=many"], "train.epochs: Value 'many' of type 'str' could not"),
         ("emoji/ewc", ["train.epochs=1.5"], "train.epochs: Value '1.5' of type 'float' could not"),
         ("emoji/ewc", ["train.clip=yes"], "train.clip: Value 'True' of type 'bool' could not"),

@@ -15,7 +15,6 @@ from engine.errors import RecipeError
 from engine.grid import campaign
 from engine.grid.columns import columns_of
 from engine.recipe import sweep
-from engine.recipe.request import Request
 
 EWC = recipe.load("emoji/ewc")
 VALUES = {
@@ -44,8 +43,8 @@ def test_each_combination_is_a_column_of_each_set_once(lists) -> None:
     varied = {key: values for key, values in lists.items() if len(values) > 1}
     made = []
     for column in columns:
-        assert [word.partition("=")[0] for word in column.overrides] == list(varied)
-        made.append((column.downstream, *(recipe.value_of(EWC, w) for w in column.overrides)))
+        assert list(column.settings) == list(varied)
+        made.append((column.downstream, *column.settings.values()))
     assert made == list(itertools.product(("twemoji", "noto-v1"), *varied.values()))
     assert len({column.name for column in columns}) == len(made) == len(set(made))
     constant = {word for word in words if word.partition("=")[0] not in varied}
@@ -60,14 +59,16 @@ def test_a_variant_is_the_cell_of_these_words_alone() -> None:
     """Down to the method's options, which its siblings do not get."""
     plan = planned("method.l2=0.1,0.2", "seed=3,4", name="emoji/linear_probe")
     column = plan.columns[-1]
-    assert column.overrides == ("method.l2=0.2", "seed=4") and column.setting == "method.l2=0.2"
-    request = Request(plan.name, (*plan.overrides, *column.overrides))
+    assert column.settings == {"method.l2": 0.2, "seed": 4} and column.setting == "method.l2=0.2"
     words = ["method.l2=0.2", "seed=4"]
     alone = recipe.load("emoji/linear_probe", words, downstream=column.downstream)
-    assert request.recipe("linear_probe", column.downstream) == alone
-    needed = request.for_needs(alone).recipe("linear_probe")
-    assert needed.method == recipe.load("emoji/linear_probe").method and needed.seed == 4
-    assert request.recipe("lora").method == recipe.load("emoji/lora").method
+    (cell,) = plan.cells(column)
+    assert cell.recipe == alone
+    tuned = planned("method.variant=paper", "method.alphas=[0.5]", "seed=3,4", name="emoji/wise_ft")
+    (cell,) = tuned.cells(tuned.columns[-1])
+    needed = cell.needs["fine_tune"].recipe
+    expected = recipe.load("emoji/fine_tune", ["method.variant=paper"])
+    assert needed.method == expected.method and needed.seed == 4
 
 
 @pytest.mark.parametrize(
@@ -91,9 +92,9 @@ def test_the_row_and_its_sets(name: str) -> None:
     words = ("method.lam=1,2", "downstream=[twemoji]", "model.mean=[0.4,0.5,0.5]")
     plan = planned(*words, name=name)
     assert plan.methods == ("ewc",) and plan.downstreams == ["twemoji"] and len(plan.columns) == 2
-    assert plan.folder == Path("runs/emoji-ewc-sweep-lam")
-    assert plan == planned(*words, "method=ewc", name="emoji")
-    assert campaign.identify(plan.name, plan.overrides)[0] == plan.folder
+    assert plan.folder.parent == Path("runs")
+    assert plan.folder.name.startswith("emoji-ewc-sweep-lam-")
+    assert campaign.text(plan) == campaign.text(planned(*words, "method=ewc", name="emoji"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe.request import Request
+from engine.grid import cell_plan
 
 ROWS = """\
 extends: emoji
@@ -59,14 +59,9 @@ def test_rows_are_selected_by_their_names(campaign):
 
 
 def test_what_a_row_needs_is_in_its_variant(campaign):
-    request = Request(campaign)
-    soup = request.recipe("named")
-    assert request.for_needs(soup).recipe("ewc").method.variant == "paper"
-    assert request.for_needs(soup).recipe("ewc").method.fisher_images == 400
-    third = request.recipe("third")
-    assert request.for_needs(third).recipe("fine_tune") == request.recipe("fine_tune")
-    again = request.for_needs(soup)
-    assert again.for_needs(again.recipe("lp_ft")) == again
+    soup = cell_plan.resolve(campaign, method="named")
+    ewc = soup.needs["ewc"].recipe.method
+    assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
 
 
 @pytest.mark.parametrize(

@@ -136,9 +136,12 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(
     assert "strength: 0.5" in capsys.readouterr().out
     assert recipe.load("emoji/fine_tune", [method]).method.name == "evil"
     plan = campaign.plan(grid, [runs], 1)
-    campaign.identify(grid, [runs])
-    assert cli.main(["plan", grid, runs]) == 2
-    assert f"to estimate it runs {tmp_path}/evil.py; read that file" in capsys.readouterr().err
-    assert cli.main(["metrics", grid, runs]) == 2 and not victim.exists()
-    campaign.check_users_methods(plan)  # as a campaign does when it begins
+    assert cli.main(["plan", grid, runs]) == 0
+    for executor in ("local", "slurm"):
+        cli.main(["campaign", grid, runs, "--dry-run", "--executor", executor])
+    assert cli.main(["metrics", grid, runs]) == 2
+    plan.path.parent.mkdir(parents=True)
+    plan.path.write_bytes(campaign.text(plan))
+    assert cli.main(["report", str(plan.folder)]) == 2 and not victim.exists()
+    campaign.plan(grid, [runs], 1, run_users=True)  # as a campaign does when it begins
     assert victim.exists()
