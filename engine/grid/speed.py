@@ -24,13 +24,13 @@ from safetensors.torch import save_file
 from engine import models
 from engine.data.sets import Sets
 from engine.evaluation import passes
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import precision
 from engine.machine.files import cache_folder
 from engine.machine.flops import flops, peak_tflops
 from engine.methods.base import Trained
 from engine.recipe import modules
-from engine.recipe.request import Request
 from engine.training import loop
 from loaders.encode import make
 from loaders.pack import Item, Pack
@@ -103,8 +103,8 @@ class Bench:
             "train.warmup_steps=0", f"train.batch_size={batch}", f"evaluate.batch_size={batch}",
             *([f"method.fisher_images={batch}"] if method == "ewc" else []),
         )  # fmt: skip
-        request = Request(f"imagenet_rib/{method}", words)
-        recipe = request.recipe()
+        cell = cell_plan.resolve(f"imagenet_rib/{method}", words)
+        recipe = cell.recipe
         size, images = recipe.model.image_size, self.steps * batch
         pack = self.pack or noise(self.folder / f"noise-{images}", size, images)
         if pack.shape != (size, size):
@@ -117,7 +117,7 @@ class Bench:
         save_file(models.create(recipe.model, len(pack.classes)).state_dict(), weights)
         packs = {recipe.downstream: pack, recipe.dataset.upstream: pack}
         sets = Sets(recipe, self.device, cache_folder(), packs, pack.classes)
-        return Builder(request, recipe, self.device, sets)
+        return Builder(cell, self.device, sets)
 
     def _training(self, method: str, batch: int) -> Speed:
         builder = self._builder(method, batch)

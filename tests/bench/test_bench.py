@@ -271,7 +271,7 @@ def test_it_runs_where_only_torch_triton_timm_and_numpy_are_installed():
     """In a process that cannot import anything else: kernels load, cases run or are skipped."""
     program = """
 import sys
-absent = {"numba", "deepspeed", "ot", "geomloss", "ott", "jax", "scipy", "avalanche", "omegaconf",
+absent = {"numba", "deepspeed", "ot", "geomloss", "ott", "jax", "scipy", "avalanche", "msgspec",
           "pyarrow", "snakemake", "ffcv", "resvg_py", "open_clip", "liger_kernel", "apex", "cv2"}
 class Absent:
     def find_spec(self, name, path=None, target=None):

@@ -202,7 +202,9 @@ def test_too_small_a_sample_is_refused():
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, math.nan, math.inf])
 def test_impossible_budgets_are_refused_by_name(value):
-    with pytest.raises(RecipeError, match=r"evaluate\.budget=\S+ must be above 0 and at most 1"):
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.budget=\S+ must be a number above 0 and at most 1"
+    ):
         budget.allocate([frame([5])], value)
     with pytest.raises(RecipeError, match=r"evaluate\.budget"):
         budget.next_look(1, 0, 0, 1, value)
@@ -212,7 +214,7 @@ def test_impossible_budgets_are_refused_by_name(value):
 
 @pytest.mark.parametrize("value", ["0", "0.0", "-1", ".inf"])
 def test_impossible_half_widths_are_refused_by_name(value):
-    with pytest.raises(RecipeError, match=r"evaluate\.half_width=\S+ must be above 0"):
+    with pytest.raises(RecipeError, match=r"evaluate\.half_width=\S+ must be a number above 0"):
         recipe.load("emoji/fine_tune", [f"evaluate.half_width={value}"])
 
 
