@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from kernels import aot, ewc, interpolation, launch, projection, tables
+from kernels import aot, ewc, interpolation, launch, tables
 from kernels.fisher import outer_squares
 from kernels.transport import certified_pass, quantize, sweep
 
@@ -101,11 +101,7 @@ def of_interpolation(outputs: int, _: int) -> None:
 def of_steps(count: int, size: int) -> None:
     """Parameters, as many and of the size, for other steps and rates."""
     columns = {name: [torch.zeros(size)] * count for name in ("theta", "grad", "m", "v", "a", "f")}
-    numbers = torch.zeros(count, 8)[: 1 if count == 16 else count]
-    ewc._launch(tables.rows(columns), torch.zeros(()), numbers)
-    rows = [row[:3] for row in tables.rows(columns)]
-    projection._products(rows, torch.zeros(2, count).double())
-    projection._draw_back(rows, torch.zeros(3, count).double(), 0.1 * count)
+    ewc._launch(tables.rows(columns), [[0.1 * count] * 8] * (1 if count == 16 else count))
 
 
 @pytest.mark.parametrize(
