@@ -17,7 +17,6 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from kernels import aot, ewc, interpolation, launch, tables
-from kernels.fisher import outer_squares
 from kernels.transport import certified_pass, quantize, sweep
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="interpreted kernels are not compiled")
@@ -88,11 +87,6 @@ def of_transport(n: int, m: int) -> None:
     quantize._quantize(apart(n, m, torch.float64), apart(n, m, torch.int16))
 
 
-def of_fisher(batch: int, tokens: int) -> None:
-    g, x = torch.zeros(batch, 64, 32), torch.zeros(batch, 64, 48)
-    outer_squares._outer_squares_cuda(g[:, :tokens], x[:, :tokens])
-
-
 def of_interpolation(outputs: int, _: int) -> None:
     parents, weights = torch.zeros(2, 4096), torch.zeros(outputs, 2)
     interpolation._interpolate(parents, weights, torch.zeros(outputs, 4096))
@@ -108,11 +102,10 @@ def of_steps(count: int, size: int) -> None:
     ("work", "sizes"),
     [
         (of_transport, [(1, 16), (37, 517), (64, 512), (16, 1)]),
-        (of_fisher, [(1, 64), (16, 64), (33, 64)]),
         (of_interpolation, [(16, 0), (9, 0), (11, 0)]),
         (of_steps, [(1, 5), (16, 64), (3, 16384), (2, 3000)]),
     ],
-    ids=["transport", "fisher", "interpolation", "steps"],
+    ids=["transport", "interpolation", "steps"],
 )
 def test_other_sizes_compile_nothing_anew(work, sizes, monkeypatch):
     monkeypatch.setattr(launch, "row_pitch", lambda columns, _: -(-columns // 64) * 64)
