@@ -111,7 +111,7 @@ def results(name: str, *words: str) -> pandas.DataFrame:
     from engine.grid import record
     from engine.measures import metrics
 
-    rows = metrics.gather(record.find(name, words).evaluations).accuracy
+    rows = metrics.gather(record.find(name, words).evaluations, draws=1).accuracy
     return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
 
 
@@ -154,27 +154,24 @@ def evaluate(
     """Accuracy (percent) of checkpoints of one architecture on sets, a row each; needs pandas.
 
     checkpoints: files, or folders of a cell or of timm. sets: by name, folders with
-    <class>/<image>. arch and classes: where nothing beside the checkpoints says them. Raises
-    ValueError as `rib evaluate` does.
+    <class>/<image>. arch and classes: where nothing beside the checkpoints says them. Columns as in
+    the file of `rib evaluate`. Raises ValueError as that command does.
     """
     import dataclasses
 
     import pandas
 
-    from engine.data import descriptions
     from engine.evaluation import user_models
     from engine.machine import ranks
 
-    files = [descriptions.file_of(Path(place)) for place in checkpoints]
-    beside = descriptions.beside(files, arch)
-    name, settings = descriptions.model_of(beside, arch)
-    recipe = user_models.resolve(name, [*settings, *words])
+    places = list(map(Path, checkpoints))
+    recipe, files, named = user_models.described(places, arch, words, classes)
     rows = user_models.evaluate(
         recipe,
         files,
         {name: Path(place) for name, place in sets.items()},
         ranks.pick_device(recipe.device),
-        classes=classes or descriptions.classes_of(beside),
+        classes=named,
         mask=mask,
     )
     return pandas.DataFrame([dataclasses.asdict(row) for row in rows])

@@ -28,7 +28,8 @@ from engine.grid.build import Builder
 from engine.grid.cell_plan import CellPlan
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
-from engine.recipe import catalogue, modules
+from engine.recipe import modules
+from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
 from loaders.batch import Batch
 
@@ -90,7 +91,7 @@ class Grid:
         """The builder of the cell that these overrides describe."""
         words = self.overrides(*extra)
         cell = cell_plan.resolve(self.recipe, words)
-        shared = [*catalogue.without_options(words), f"method.variant={cell.recipe.method.variant}"]
+        shared = [*without_options(words), f"method.variant={cell.recipe.method.variant}"]
         load = functools.partial(cell_plan.resolve, self.recipe, shared)
         return Builder(CellPlan(cell.recipe, AnyMethod(cell.needs, load)), self.device)
 

@@ -214,25 +214,16 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
 
 
 def _confirm(resolved: Recipe, yes: bool) -> None:
-    """Show the choices for IN-C. Raises ValueError unless the user confirms the whole of it."""
-    from dataclasses import replace
-
+    """Raise ValueError unless the user confirms the whole of IN-C."""
     from engine.data import imagenet
     from engine.data.packs import size_bytes
 
-    whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
-    choices = [
-        (f"{images:>9,} images, {kind}", size_bytes(replace(resolved, dataset=dataset), images))
-        for images in (whole, drawn)
-        for kind in ("raw", "jpeg")
-        for dataset in [replace(resolved.dataset, pack_format=kind)]
-    ]
-    print("imagenet_c, for each transform (the models of ImageNet-RIB have three):")
-    for text, needed in choices:
-        print(f"  {text:<24} about {needed / 1e9:6.1f} GB")
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ValueError("dataset.subsample=full is the whole of imagenet_c; add --yes to confirm")
-    if input("Encode the whole of it? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("not confirmed; dataset.subsample=50000 takes a balanced part")
+    size = size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
+    print(
+        f"dataset.subsample=full is all of imagenet_c, about {size / 1e9:.0f} GB for each of the "
+        "models' three transforms; dataset.subsample=50000 takes a balanced part"
+    )
+    if not yes and not sys.stdin.isatty():
+        raise ValueError("add --yes to encode all of imagenet_c")
+    if not yes and input("Encode all of it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("not confirmed")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.machine import first_line, quiet
 
+if TYPE_CHECKING:
+    from engine.evaluation.accuracies import OnSet
+
 MOST_ALPHAS = 1000  # of a range: each is a model in memory
+DECIMALS = 6  # of an alpha, as tables hold it
 AMONG = {
     "none": "among all of the head's classes",
     "present": "among the classes of the set (--mask present)",
@@ -71,78 +76,85 @@ def run(arguments: argparse.Namespace) -> None:
             if not place.exists():
                 raise ValueError(f"--{option}: there is no {place}")
     first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
-    if arguments.campaign:
-        _campaign(arguments, sets)
-    else:
-        _models(arguments, sets)
+    rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)
+    from engine.machine import ranks
+
+    if ranks.rank() == 0:
+        _write(rows, files)
+        print(text)
+        for file in dict.fromkeys(files.values()):
+            print(f"\ntable  {file.resolve()}")
+    ranks.stop()
 
 
-def _models(arguments: argparse.Namespace, sets: dict[str, Path]) -> None:
+def _models(
+    arguments: argparse.Namespace, sets: Mapping[str, Path]
+) -> tuple[list[OnSet], str, dict[str, Path]]:
+    """The rows, what the terminal shows of them, and the file of each set's rows."""
+    files = dict.fromkeys(sets, arguments.out or Path("accuracy.csv"))
+    _refuse_overwriting(files.values(), arguments.force)
+    alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
     from engine.data import descriptions
     from engine.evaluation import user_models
     from engine.machine import ranks
-    from engine.report import user_models as report
+    from engine.report import on_sets
 
-    out = arguments.out or Path("accuracy.csv")
-    _refuse_overwriting([out], arguments.force)
-    alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
-    models = [descriptions.file_of(Path(place)) for place in arguments.models]
-    beside = descriptions.beside(models, arguments.arch)
-    arch, settings = descriptions.model_of(beside, arguments.arch)
-    listed = arguments.classes and descriptions.listed(arguments.classes)
-    resolved = user_models.resolve(arch, [*settings, *arguments.overrides])
+    resolved, models, classes = user_models.described(
+        list(map(Path, arguments.models)),
+        arguments.arch,
+        arguments.overrides,
+        descriptions.listed(arguments.classes) if arguments.classes else None,
+    )
     rows = user_models.evaluate(
         resolved,
         models,
         sets,
         ranks.start(resolved.device),
-        classes=listed or descriptions.classes_of(beside),
+        classes=classes,
         alphas=alphas,
         mask=arguments.mask,
         intervals=arguments.intervals,
     )
-    if ranks.rank() == 0:
-        report.write_csv(out, rows)
-        if alphas is not None:
-            print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {resolved.model.arch}")
-        unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
-        print(f"percent top-1 {AMONG[arguments.mask]}{unsure}\n\n{report.text(rows)}")
-        print(f"\ntable  {out.resolve()}")
-    ranks.stop()
+    mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
+    unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
+    title = f"{mixed if alphas else ''}percent top-1 {AMONG[arguments.mask]}{unsure}"
+    return rows, f"{title}\n\n{on_sets.text(rows)}", files
 
 
-def _campaign(arguments: argparse.Namespace, sets: dict[str, Path]) -> None:
-    from engine.grid import own_sets, record
-    from engine.machine import ranks
-    from engine.measures import rows as tables
-    from engine.report import own_set
+def _campaign(
+    arguments: argparse.Namespace, sets: Mapping[str, Path]
+) -> tuple[list[OnSet], str, dict[str, Path]]:
+    """As `_models`."""
+    from engine.grid import record
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} is for --models; leave it out with --campaign")
-    overrides = tuple(arguments.overrides)
-    run = record.find(arguments.campaign, overrides)
+    run = record.find(arguments.campaign, arguments.overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
     _refuse_overwriting(files.values(), arguments.force)
-    rows = own_sets.evaluate(
-        run,
-        sets,
-        ranks.start(run.plan.recipe.device),
-        mask=arguments.mask,
-        intervals=arguments.intervals,
-    )
-    if ranks.rank() == 0:
-        for file in dict.fromkeys(files.values()):
-            of_file = [row for row in rows if files[row.evaluated_on] == file]
-            tables.write(file, own_sets.OnUsersSet, of_file)
-        for name in sets:
-            of_set = [row for row in rows if row.evaluated_on == name]
-            print(own_set.text(of_set, run.record.downstreams, run.record.methods))
-            print(f"\ntable  {files[name].resolve()}\n")
-        if arguments.intervals:
-            print("The 95% interval of every change, over source images, is in the table's file.")
-        print(f"RI and mRI of {run.report.parent.name} stay as they are: its own sets make them.")
-    ranks.stop()
+    from engine.grid import own_sets
+    from engine.machine import ranks
+    from engine.report import on_sets
+
+    options = {"mask": arguments.mask, "intervals": arguments.intervals}
+    rows = own_sets.evaluate(run, sets, ranks.start(run.plan.device), **options)
+    text = on_sets.text(rows, run.record.downstreams, run.record.methods)
+    if arguments.intervals:
+        text += "\nThe 95% interval of every change, over source images, is in the table's file."
+    name = run.report.parent.name
+    return rows, f"{text}\nRI and mRI of {name} stay as they are: its own sets make them.", files
+
+
+def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
+    """Write the rows as CSV, those of a set to its file. Raises OSError, naming the file."""
+    from engine.evaluation.accuracies import OnSet
+    from engine.machine.files import room_for
+    from engine.measures.rows import write
+
+    for file in dict.fromkeys(files.values()):
+        with room_for(file):
+            write(file, OnSet, [row for row in rows if files[row.evaluated_on] == file])
 
 
 def named_sets(words: Sequence[str]) -> dict[str, Path]:
@@ -178,7 +190,7 @@ def parse_alphas(text: str) -> list[float]:
         if not all(map(math.isfinite, numbers)):
             raise ValueError
         if separator == ",":
-            return list(dict.fromkeys(numbers))
+            return list(dict.fromkeys(round(number, DECIMALS) for number in numbers))
         start, stop, step = numbers
         if step <= 0 or stop < start:
             raise ValueError
@@ -189,7 +201,7 @@ def parse_alphas(text: str) -> list[float]:
         raise ValueError(
             f"alphas {text!r} are {steps + 1} models; at most {MOST_ALPHAS} are possible"
         )
-    return [round(start + number * step, 10) for number in range(steps + 1)]
+    return [round(start + number * step, DECIMALS) for number in range(steps + 1)]
 
 
 def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:

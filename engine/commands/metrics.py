@@ -45,9 +45,6 @@ def add_models_csv(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    if "=" in (arguments.compare or ""):  # an override after a bare --compare
-        arguments.overrides.append(arguments.compare)
-        arguments.compare = ""
     grids = recipe.each_model(arguments.name, arguments.overrides)
     recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
     first_line.show(f"reading the predictions of {arguments.name}")

@@ -33,10 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading the predictions of {', '.join(arguments.names)}")
     from engine.report import finish, tables
 
-    words = [word for word in arguments.names if "=" in word] + arguments.overrides
-    runs = [run for name in arguments.names if "=" not in name for run in _finished(name, words)]
-    if not runs:
-        raise CampaignError(f"no campaign is named; {REMEDY}")
+    runs = [run for name in arguments.names for run in _finished(name, arguments.overrides)]
     if len(runs) == 1 and arguments.out is None:
         with workflow.locked(runs[0].report.parent):
             results = tables.results(runs[0], arguments.models_csv)

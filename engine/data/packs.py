@@ -180,19 +180,19 @@ def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
 
 def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
     """Say which sets before this one have images of the same class and file name."""
-    before = dataset.known[: dataset.known.index(name)] if name in dataset.known else ()
-    for other in before:
+    shared: dict[str, set[str]] = {}
+    for other in dataset.known[: dataset.known.index(name)] if name in dataset.known else ():
         with contextlib.suppress(ValueError):  # raised where that set is encoded
-            of_other = {item.source for item in folders.read(Path(dataset.root) / other).items}
-            if shared := sorted(sources & of_other):
-                log.warning(
-                    "%s and %s: %d images have the same class and file name, such as %s, and count "
-                    "as copies of one source image; rename them if they are not",
-                    other,
-                    name,
-                    len(shared),
-                    shared[0],
-                )
+            listing = folders.read(Path(dataset.root) / other)
+            shared[other] = sources & {item.source for item in listing.items}
+    if named := {other: images for other, images in shared.items() if images}:
+        log.warning(
+            "%s: images have the class and file name of images in %s, such as %s; they count as "
+            "copies of one source image, so rename them if they are not",
+            name,
+            ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
+            min(min(images) for images in named.values()),
+        )
 
 
 def content_of(listing: Listing, name: str) -> Content:

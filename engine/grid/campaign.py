@@ -21,8 +21,8 @@ from engine.grid import cell_plan
 from engine.grid.cell_plan import CellPlan
 from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
-from engine.recipe import catalogue, modules
-from engine.recipe.catalogue import VARY
+from engine.recipe import modules, yaml_text
+from engine.recipe.campaigns import VARY
 from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
 from engine.store import artifacts
 from loaders import schema
@@ -259,8 +259,8 @@ def _settings(cell: CellPlan) -> dict[str, Any]:
 
 def _swept(overrides: Sequence[str], methods: Sequence[str]) -> list[str]:
     """The keys of a sweep, which varies a single row by the command line; none of other grids."""
-    words = [word for word in overrides if word.partition("=")[0] == VARY]
-    return list(catalogue.parsed(words[-1])[VARY]) if words and len(methods) == 1 else []
+    words = [word.partition("=")[2] for word in overrides if word.startswith(f"{VARY}=")]
+    return list(yaml_text.parse(words[-1], VARY)) if words and len(methods) == 1 else []
 
 
 def _title(
@@ -314,7 +314,7 @@ def read(path: Path) -> Plan:
         # A folder of runs that moved is where its plan is.
         rows = {name: cell_plan.of_plain(row).below(path.parents[3]) for name, row in plain}
         plan = msgspec.convert(values | {"rows": {}}, Plan, dec_hook=lambda kind, text: kind(text))
-    except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.ValidationError, RecipeError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
     return dataclasses.replace(plan, rows=rows, folder=path.parents[2], path=path)
 

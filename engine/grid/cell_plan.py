@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine import recipe
-from engine.recipe import catalogue, modules
-from engine.recipe.catalogue import VARIANT
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe import modules
+from engine.recipe.resolve import VARIANT, without_options
+from engine.recipe.schema import Recipe
 
 Scalar = bool | int | float | str
 
@@ -64,13 +62,12 @@ class CellPlan:
 
 
 def of_plain(values: Mapping[str, Any]) -> CellPlan:
-    """The cell of a file. No method's module is imported: its options are those of the file.
+    """The cell of a file. No method's module is imported: a user's options are those of the file.
 
-    Raises msgspec.ValidationError, KeyError and TypeError for what is no cell.
+    Raises RecipeError, KeyError and TypeError for what is no cell.
     """
     needs = {name: of_plain(need) for name, need in values["needs"].items()}
-    cell, method = msgspec.convert(values["recipe"], Recipe), _options(values["recipe"]["method"])
-    return CellPlan(dataclasses.replace(cell, method=method), needs)
+    return CellPlan(recipe.of_values(values["recipe"]), needs)
 
 
 def resolve(
@@ -98,7 +95,7 @@ def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool
         modules.method_of(cell)
     # A need is of the cell's variant and has none of the cell's options.
     variant = f"{VARIANT}={cell.method.variant}"
-    words = (*(w for w in catalogue.without_options(words) if w != variant), variant)
+    words = (*(w for w in without_options(words) if w != variant), variant)
 
     def load(method: str) -> Recipe:
         return recipe.load(name, words, method=method, downstream=cell.downstream)
@@ -115,11 +112,3 @@ def _with(cell: Recipe, settings: Mapping[str, Scalar]) -> Recipe:
             values = {section: dataclasses.replace(getattr(cell, section), **values)}
         cell = dataclasses.replace(cell, **values)
     return cell
-
-
-def _options(values: Mapping[str, Any]) -> MethodRecipe:
-    """A method's section with options of any method, which is a class of its own."""
-    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
-    names = [(name, Any, field(default=None)) for name in values if name not in shared]
-    kind = dataclasses.make_dataclass("Options", names, bases=(MethodRecipe,), frozen=True)
-    return kind(**values)

@@ -12,12 +12,12 @@ from engine import recipe
 from engine.errors import RecipeError, nearest
 from engine.grid.cell_plan import Scalar
 from engine.recipe import text
-from engine.recipe.catalogue import DOWNSTREAMS, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, VARY
 from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
-from engine.recipe.vary import SEED
 
 SECTIONS = ("optimizer", "train")  # what may vary: it changes training and nothing else
+SEED = "seed"
 KEYS = ("dataset.shots", "dataset.portion", "method.variant", SEED)
 FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # which make another method
 MOST = 10_000  # columns; more are a mistake in `vary`

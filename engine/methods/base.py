@@ -177,7 +177,8 @@ def siblings(
     """
     if modules.is_users(recipe.module) and not run_users:
         return []
-    recipes = [(name, load(name)) for name in modules.find(recipe.module).Method(recipe).needs]
+    method = modules.find(recipe.module).Method(modules.complete(recipe))
+    recipes = [(name, load(name)) for name in method.needs]
     for name, needed in recipes:
         readable = run_users or not modules.is_users(needed.method.module)
         if readable and issubclass(modules.find(needed.method.module).Method, Mixed):

@@ -7,25 +7,11 @@ theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. `canonical` evaluates
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from engine.measures.rows import DEFAULT_ALPHA
 from engine.methods.base import Mixed
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range
+from engine.recipe.options import WiSEFT as Recipe
 from engine.store.cells import Entry
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    alpha: float = DEFAULT_ALPHA  # the table's row, evaluated whether or not `alphas` holds it
-    alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
-
-    def check(self, cell: schema.Recipe) -> None:
-        for key, values in (("method.alpha", [self.alpha]), ("method.alphas", self.alphas)):
-            for value in values:
-                in_range(key, value, 0, 1)
 
 
 class Method(Mixed):

@@ -67,7 +67,7 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
     whole = ("--partial", "dataset.subsample=full")
     assert rib.encode("imagenet_c", rib.folder / "c", *whole) == 2
     printed = capsys.readouterr()
-    assert "3,750,000 images, raw" in printed.out and "add --yes to confirm" in printed.err
+    assert "is all of imagenet_c, about " in printed.out and "add --yes to enc" in printed.err
     assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
     labelled = rib.builder("dataset.subsample=full").sets["imagenet_c"]
@@ -96,8 +96,8 @@ def test_a_user_at_a_terminal_confirms_first(
     monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or answer)
     words = ("--partial", "dataset.subsample=full", "model.crop=0.5")
     assert rib.encode("imagenet_c", rib.folder / "c", *words) == code
-    assert questions == ["Encode the whole of it? [y/N] "]
-    assert ("dataset.subsample=50000 takes" in capsys.readouterr().err) == bool(code)
+    assert questions == ["Encode all of it? [y/N] "]
+    assert ("error: not confirmed" in capsys.readouterr().err) == bool(code)
 
 
 def test_an_interrupted_command_goes_on(

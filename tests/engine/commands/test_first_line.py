@@ -53,6 +53,7 @@ LATE = {
     "evaluate --models /nowhere --sets /tmp": "--models: there is no /nowhere",
     "distance twemojis": "'twemojis' is no set of emoji; did you mean 'twemoji'?",
     "verify resnet": "there is no model 'resnet'",
+    "report a=b": "there is no campaign 'a=b'",
     "campaign a=b/c.yaml --dry-run": "there is no recipe file a=b/c.yaml",
 }
 

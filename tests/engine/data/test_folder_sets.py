@@ -24,6 +24,6 @@ def test_images_of_the_same_name_in_two_sets_are_named(
         packs.CONTENT["folder"](dataset, name, tmp_path)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "a and b: 1 images have the same class and file name, such as dog/000, and count as copies "
-        "of one source image; rename them if they are not"
+        "b: images have the class and file name of images in a (1), such as dog/000; they count as "
+        "copies of one source image, so rename them if they are not"
     )

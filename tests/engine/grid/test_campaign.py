@@ -324,7 +324,10 @@ def test_other_words_have_a_folder_of_their_own(folder: Path, tmp_path: Path) ->
         (["method=fine_tune"], r"several methods; choose them by methods=\[A,B\]"),
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[fine_tunes]"], "'fine_tunes' is no method of .*; did you mean 'fine_tune'"),
-        (["methods=fine_tune"], r"names no methods; write methods=\[fine_tune,linear_probe\]"),
+        (
+            ["methods=fine_tune"],
+            r"names no methods of .*; write methods=\[fine_tune,linear_probe\]",
+        ),
         (["methods=[]"], "names no methods"),
         (["dataset.sets=[outline]"], "needs two sets or more"),
         (["dataset.sets=[outline,outline]"], "names outline twice"),

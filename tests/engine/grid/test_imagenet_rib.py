@@ -108,7 +108,7 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     reduced[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
     table = predictions_table(reduced, labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
-    predictions = SetPredictions[str]().add("x", tmp_path / "p.parquet")
+    predictions = SetPredictions().add(tmp_path / "p.parquet")
     assert predictions.accuracy == pytest.approx(100 / 15)
     assert 100 * hit.mean() != pytest.approx(100 / 15)
 
@@ -258,7 +258,7 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
         parts.append(row["top1"] == row["label"])
     expected = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
     assert len(hits) == 15
-    assert SetPredictions[str]().add("x", path).accuracy == pytest.approx(100 * expected)
+    assert SetPredictions().add(path).accuracy == pytest.approx(100 * expected)
 
 
 def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:

@@ -14,7 +14,6 @@ from engine import recipe
 from engine.errors import RecipeError
 from engine.grid import campaign
 from engine.grid.columns import columns_of
-from engine.recipe import sweep
 
 EWC = recipe.load("emoji/ewc")
 VALUES = {
@@ -71,22 +70,6 @@ def test_a_variant_is_the_cell_of_these_words_alone() -> None:
     assert needed.method == expected.method and needed.seed == 4
 
 
-@pytest.mark.parametrize(
-    ("value", "values"),
-    [
-        ("0.1,1,10", ["0.1", "1", "10"]),
-        ("[0.4,0.5,0.5]", ["[0.4,0.5,0.5]"]),
-        ("[1,2],[3,[4,5]],6", ["[1,2]", "[3,[4,5]]", "6"]),
-        ("{a: 1, b: 2}", ["{a: 1, b: 2}"]),
-        ("rgb(1,2,3),white", ["rgb(1,2,3)", "white"]),
-        ("'a,b',\"c,d\"", ["'a,b'", '"c,d"']),
-        ("", [""]),
-    ],
-)
-def test_commas_in_brackets_and_quotes_separate_nothing(value: str, values: list[str]) -> None:
-    assert sweep.split("key", value) == values
-
-
 @pytest.mark.parametrize("name", ["emoji/ewc", "recipe=emoji/ewc"])
 def test_the_row_and_its_sets(name: str) -> None:
     words = ("method.lam=1,2", "downstream=[twemoji]", "model.mean=[0.4,0.5,0.5]")
@@ -104,17 +87,16 @@ def test_the_row_and_its_sets(name: str) -> None:
         ("emoji/ewc nothing.lam=1,2", "nothing.lam cannot vary"),
         ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer, train can"),
         ("emoji/ewc method.module=lwf,ewc", "method.module cannot vary"),
-        ("emoji/ewc method.lam=1,two", "method.lam=two: .* could not be converted to Float"),
-        ("emoji/ewc train.epochs=1,2.5", "train.epochs=2.5: .* could not be converted"),
-        ("emoji/ewc seed=0,-1", "seed=-1 must be at least 0"),
-        ("emoji/ewc method.lam=1,nan", "method.lam must be a finite number"),
+        ("emoji/ewc method.lam=1,two", r"\(vary\): method.lam='two' must be a number"),
+        ("emoji/ewc train.epochs=1,2.5", "train.epochs=2.5 must be a whole number"),
+        ("emoji/ewc seed=0,-1", "seed=-1 must be a whole number of at least 0"),
+        ("emoji/ewc method.lam=1,.nan", "method.lam='nan' must be a number of at least 0"),
         ("emoji/ewc method.lam=1,2,1", "method.lam names 1.0 twice$"),
         ("emoji/ewc method.lam=1,1.0", "method.lam names 1.0 twice, as 1 and 1.0"),
         ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice; .* method.lam=A,B"),
         ("emoji/ewc method.lam=1,", "there is an empty value between commas"),
-        ("emoji/ewc method.lam=[1,2", r"\] is missing"),
         ("emoji/ewc method.lam=1", "nothing varies: .* engine/launch.py recipe=emoji/ewc"),
-        ("emoji/ewc optimizer.betas=[0.9,0.9],[0.8,0.9]", r"cannot be \[0.9, 0.9\]; values are"),
+        ("emoji/ewc optimizer.betas=[0.9,0.9],[0.8,0.9]", "nothing varies"),
         ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both say the seeds"),
         ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep is of one model"),
         ("emoji/ewc methods=[lwf] method.lam=1,2", "a sweep varies one row"),
