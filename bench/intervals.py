@@ -84,7 +84,7 @@ def campaign(number: int, draws: int) -> Grid:
     rng = np.random.default_rng(number)
     source = SPREAD["source"] * rng.normal(size=SOURCES)
     arms = [Arm("m", PRE, "", None), *(Arm("m", method, "canonical", None) for method in GAIN)]
-    names = [f"{number} {k}" for k in range(SOURCES)]
+    counts = bootstrap.counts([f"{number} {k}" for k in range(SOURCES)], draws)
     models = []
     for name in (*SETS, UPSTREAM):
         copy = SPREAD["copy"] * rng.normal(size=SOURCES)
@@ -113,7 +113,7 @@ def campaign(number: int, draws: int) -> Grid:
                     )
                 )
         joined = np.concatenate(sums, axis=1)
-        samples = bootstrap.means(names, np.ones(SOURCES), joined, draws).reshape(draws, -1, 4)
+        samples = bootstrap.means(counts, np.ones(SOURCES), joined).reshape(draws, -1, 4)
         for k, (evaluation, accuracy, shares) in enumerate(rows):
             drawn = samples[:, k, 0], samples[:, k, 1:]
             models.append(Model(evaluation, accuracy, shares, *drawn))

@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "plan",
     "verify",
+    "bench",
     "download",
     "encode",
     "metrics",
@@ -115,7 +116,7 @@ def _is_override(word: str) -> bool:
 
     A dotted key that is none counts too, so that the recipe can name the nearest.
     """
-    from engine.recipe.catalogue import OF_GRID
+    from engine.recipe.campaigns import OF_GRID
     from engine.recipe.schema import Recipe
 
     key, _, value = word.partition("=")

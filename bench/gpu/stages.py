@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MINUTES = 8.0
-ENGINE = ("timm", "deepspeed", "omegaconf", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm")
+ENGINE = ("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm")
 WORKERS = 4  # tests compile a kernel each, one after the other in a process
 
 

@@ -116,7 +116,8 @@ def _contests(contests: Iterable[Mapping[str, Any]]) -> str:
         for row in results["rows"]:
             target = "-" if row["target"] is None else _number(row["target"])
             times = _number(row["subject_ms"]), _number(row["peer_ms"])
-            ratios = _number(row["predicted"]), f"{_number(row['measured'])}, {row['rounds']}"
+            measured = f"{_number(row['measured'])}, {row['rounds']}"
+            ratios = _number(row["predicted"] or "-"), measured
             rows.append(
                 (row["contest"], row["peer"], *times, *ratios, f"{target} {row['verdict']}")
             )

@@ -51,10 +51,10 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name!r} is no set of {arguments.campaign}{nearest(name, every)}")
     quiet.libraries()
     first_line.show(f"reading the sets of {arguments.campaign}")
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
-    from engine.recipe.request import Request
     from engine.report import page
     from engine.report.sections import distances as section
     from engine.transport import problems, solve
@@ -65,10 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
     options = problems.Options(**{k: v for k, v in given.items() if v is not None})
-    request = Request(arguments.campaign, tuple(arguments.overrides))
-    resolved = request.recipe()
+    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
+    resolved = cell.recipe
     solve.check_names(names)  # before a model is made
-    builder = Builder(request, resolved, ranks.start(resolved.device))
+    builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"

@@ -185,7 +185,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     """Show what will be written. Raises ValueError if the disk has no room for it."""
-    from engine.cost.disk import size_bytes
+    from engine.data.packs import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
 
@@ -215,8 +215,8 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
 
 def _confirm(resolved: Recipe, yes: bool) -> None:
     """Raise ValueError unless the user confirms the whole of IN-C."""
-    from engine.cost.disk import size_bytes
     from engine.data import imagenet
+    from engine.data.packs import size_bytes
 
     size = size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
     print(

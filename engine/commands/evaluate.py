@@ -125,7 +125,6 @@ def _campaign(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """As `_models`."""
-    from engine import recipe
     from engine.grid import record
 
     for option in ("arch", "alphas", "classes"):
@@ -138,9 +137,8 @@ def _campaign(
     from engine.machine import ranks
     from engine.report import on_sets
 
-    resolved = recipe.load(arguments.campaign, arguments.overrides)
     options = {"mask": arguments.mask, "intervals": arguments.intervals}
-    rows = own_sets.evaluate(run, resolved, sets, ranks.start(resolved.device), **options)
+    rows = own_sets.evaluate(run, sets, ranks.start(run.plan.device), **options)
     text = on_sets.text(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
         text += "\nThe 95% interval of every change, over source images, is in the table's file."

@@ -72,8 +72,6 @@ def _of_campaign(arguments: argparse.Namespace) -> Row:
     campaign = record.find(arguments.source, arguments.overrides)
     evaluation = choice.choose(campaign.record.evaluations, vars(arguments))
     quiet.libraries()  # after the choice, since these imports take seconds
-    from engine import recipe
     from engine.grid import export
 
-    resolved = recipe.load(arguments.source, arguments.overrides)
-    return export.row_of_campaign(campaign, evaluation, resolved)
+    return export.row_of_campaign(campaign, evaluation)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from engine.evaluation import sample
@@ -29,22 +27,24 @@ def show(run: Run, cell: Cell) -> None:
         sample.evaluate_on(run, models.values(), name, split, samples.get(name))
     if ranks.rank():
         return
-    banks: dict[str, SetPredictions[str]] = {}
     accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    images, draws = {}, {}
     for name, split in splits.items():
-        bank = banks[name] = SetPredictions()
+        bank, right = SetPredictions(), {}
         for when, mix in models.items():
-            path = sample.predicted(run, mix, name, split, samples.get(name))
-            accuracy[when][name] = bank.add(when, path).accuracy
+            seen = bank.add(sample.predicted(run, mix, name, split, samples.get(name)))
+            accuracy[when][name] = seen.accuracy
+            right[when] = bank.by_source(seen.hit)
+        images[name] = len(bank.images)
+        draws[name] = change_draws(bank, right["after"] - right["before"])
     trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
-    draws = change_draws(banks)
     judged = [name for name in sets if name != downstream]
     rows = []
-    for name, bank in banks.items():
+    for name in splits:
         before, after = accuracy["before"][name], accuracy["after"][name]
         numbers = f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
         mark = "" if name in judged else "*"
-        rows.append([name, f"{len(bank.images)}", *numbers, _half_width(draws[name], 1), mark])
+        rows.append([name, f"{images[name]}", *numbers, _half_width(draws[name], 1), mark])
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
     if downstream in sets and judged:
@@ -55,13 +55,11 @@ def show(run: Run, cell: Cell) -> None:
     print(f"cell  {cell.artifact.folder}")
 
 
-def change_draws(banks: Mapping[str, SetPredictions[str]]) -> dict[str, np.ndarray]:
-    """Joint draws [B], by set, of the change from `before` to `after` in points."""
-    changes = {name: (b.sums("after", [0]) - b.sums("before", [0]))[0] for name, b in banks.items()}
-    return {
-        name: 100 * bootstrap.means(bank.sources, bank.total, changes[name][:, None])[:, 0]
-        for name, bank in banks.items()
-    }
+def change_draws(bank: SetPredictions, change: np.ndarray) -> np.ndarray:
+    """Draws [B] of the change in accuracy in points, from its sum over each source's images. All
+    sets are drawn together."""
+    counts = bootstrap.counts(bank.sources)
+    return 100 * bootstrap.means(counts, bank.total, change[:, None])[:, 0]
 
 
 def _half_width(samples: np.ndarray, digits: int) -> str:

@@ -8,7 +8,7 @@ import textwrap
 import yaml
 
 from engine import recipe
-from engine.recipe import catalogue
+from engine.recipe import campaigns, catalogue
 
 WIDTH = 100
 
@@ -46,10 +46,11 @@ def _about(campaign: str) -> str:
 
 
 def _rows(campaign: str) -> str:
-    rows = catalogue.read_campaign(catalogue.path_of("campaigns", campaign))["methods"]
+    rows = campaigns.read(campaign).rows
     lines = [_about(campaign), ""]
     for name in recipe.methods_of(campaign):
         title = recipe.describe(f"{campaign}/{name}").partition(" as in the campaign ")[0]
-        settings = yaml.safe_dump(rows[name] or {}, default_flow_style=True, width=1000).strip()
+        values = catalogue.over(layer for _, layer in rows[name])
+        settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
         lines.append(f"  {name:<24}{title:<16}{settings[1:-1]}".rstrip())
     return "\n".join(lines)

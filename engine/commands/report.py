@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.commands import metrics
 from engine.errors import CampaignError
-from engine.grid import campaign, workflow
+from engine.grid import campaign, outcomes, workflow
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.grid.campaign import Plan
     from engine.grid.record import FinishedCampaign
 
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
@@ -61,36 +59,33 @@ def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
     """The campaign in a folder, as far as it is finished, or those finished ones that a name and
     overrides stand for."""
     from engine import recipe
-    from engine.grid import record, stamp
+    from engine.grid import record
 
     folder = Path(name)
     if not folder.is_dir():
         return [record.find(name, model) for model in recipe.each_model(name, words)]
-    places = [path.parent for path in sorted(folder.glob(f"plans/*/{campaign.RECORD}"))]
-    if shown := stamp.plan_of(folder / campaign.REPORT):
-        places = [place for place in places if place.name == shown]
-    if len(places) > 1:
+    places = [path.parent for path in folder.glob(f"{campaign.PLANS}/*/{campaign.RECORD}")]
+    shown = [place for place in places if outcomes.is_shown(place)]
+    if len(places) > 1 and len(shown) != 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
+    places = shown or places
     return [record.read(places[0].resolve()) if places else _unfinished(folder)]
 
 
 def _unfinished(folder: Path) -> FinishedCampaign:
     """What is finished of the campaign in a folder that was begun last."""
+    import torch
+
     from engine.grid import make_record
     from engine.grid.record import FinishedCampaign
     from engine.machine import ranks
 
-    plans = sorted(folder.glob("plans/*/plan.json"), key=lambda path: path.stat().st_mtime_ns)
+    files = folder.glob(f"{campaign.PLANS}/*/{campaign.FILE}")
+    plans = sorted(files, key=lambda path: path.stat().st_mtime_ns)
     if not plans:
         raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
     plan = campaign.read(plans[-1].resolve())
-    device = ranks.pick_device(_device_of(plan))
-    return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.path.parent)
-
-
-def _device_of(plan: Plan) -> str:
-    """The device that the jobs of a plan were given, by the words of their commands."""
-    file = plan.path.parent / workflow.FILE
-    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
-    words = re.findall(r"--device (auto|cpu|cuda)\b", text)
-    return words[0] if words else "auto"
+    # A login node need not have the GPUs of the jobs.
+    is_auto = plan.device == "auto"
+    device = ranks.pick_device("auto") if is_auto else torch.device(plan.device)
+    return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

@@ -71,7 +71,6 @@ def _start(overrides: Sequence[str], command: str, *, show: bool) -> int:
 
 def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> int:
     from engine import recipe
-    from engine.recipe.request import Request
 
     if any(word.startswith("methods=") for word in overrides):
         raise ValueError(
@@ -79,24 +78,24 @@ def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> int:
         )
     recipe.outline(name, overrides)  # most mistakes show before imports that take seconds
     first_line.show(f"reading the recipe {name}")
-    request = Request(name, overrides)
-    resolved = request.recipe()
     if show:
-        print(recipe.dump(resolved), end="")
+        print(recipe.dump(recipe.load(name, overrides)), end="")
         return 0
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
 
-    device = ranks.start(resolved.device)
+    cell = cell_plan.resolve(name, overrides)
+    device = ranks.start(cell.recipe.device)
     from engine.commands import outcome
     from engine.store.alone import alone
 
-    for builder in Builder(request, resolved, device).seeded():
-        cell = builder.build()
-        with alone(builder.store, f"{cell.name}-evaluated"):
-            outcome.show(builder.run, cell)
+    for builder in Builder(cell, device).seeded():
+        trained = builder.build()
+        with alone(builder.store, f"{trained.name}-evaluated"):
+            outcome.show(builder.run, trained)
     ranks.stop()
     return 0
 

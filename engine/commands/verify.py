@@ -38,21 +38,20 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.data import imagenet
     from engine.data.sets import Sets
-    from engine.grid import verify
+    from engine.grid import cell_plan, verify
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.machine.files import cache_folder
-    from engine.recipe.request import Request
 
-    request = Request(arguments.campaign, words)
-    recipe = request.recipe()
+    cell = cell_plan.resolve(arguments.campaign, words, run_users=False)
+    recipe = cell.recipe
     device = ranks.start(recipe.device)
     has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
     lacks_upstream = not verify.encoded(recipe, [recipe.dataset.upstream])
     classes = imagenet.wnids() if has_head and lacks_upstream else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
-    checks = verify.verify(Builder(request, recipe, device, sets), arguments.tolerance)
+    checks = verify.verify(Builder(cell, device, sets), arguments.tolerance)
     print(text(recipe.model.name, checks))
     ranks.stop()
     return int(any(check.differs for check in checks))

@@ -18,13 +18,17 @@ from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
+from loaders.beton import size_of
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
+from loaders.writer import page_size_of
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
+JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
+SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
 @dataclass(frozen=True)
@@ -219,3 +223,11 @@ CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
     "folder": _folder,
     "imagenet": _imagenet,
 }
+
+
+def size_bytes(recipe: Recipe, images: int) -> int:
+    """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
+    size = recipe.model.image_size
+    share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
+    nbytes = round(3 * size**2 * share)
+    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE

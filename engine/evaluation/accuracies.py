@@ -109,46 +109,54 @@ def _check(sets: Sets, packs: Mapping[str, Pack]) -> None:
 
 def _rows(run: Run, models: Sequence[Model], name: str, intervals: bool) -> list[OnSet]:
     """The models' rows on a set, from the store; seeds of a model share a row."""
-    bank = SetPredictions[ModelOnSet]()
-    of_seeds: dict[ModelOnSet, list[float]] = {}
-    headline = {model.row: model.headline for model in models}
+    on_set = SetPredictions()
+    seeds: dict[ModelOnSet, list[Model]] = {}
+    accuracy: dict[tuple[ModelOnSet, int], float] = {}
+    right: dict[tuple[ModelOnSet, int], np.ndarray] = {}  # weights [sources] of right answers
     for model in models:
         try:
-            seen = bank.add(model.row, passes.predicted(run, model.mix, name, "all"), model.seed)
+            seen = on_set.add(passes.predicted(run, model.mix, name, "all"))
         except ValueError as error:
             row = replace(model.row, evaluated_on=name)
             raise ValueError(f"{' '.join(str(row).split())}: {error}") from error
-        of_seeds.setdefault(model.row, []).append(seen.accuracy)
-    labelled, images = run.sets[name], len(bank.codes)
+        seeds.setdefault(model.row, []).append(model)
+        key = model.row, model.seed
+        accuracy[key], right[key] = seen.accuracy, on_set.by_source(seen.hit)
+    labelled, images = run.sets[name], len(on_set.images)
     mask, classes = "none", len(run.sets.classes)
     if labelled.mask is not None:
         mask, classes = labelled.mask_rule, int(labelled.mask.sum())
-    means = [fmean(accuracies) for accuracies in of_seeds.values()]
-    rows = []
-    for model, mean in zip(of_seeds, means, strict=True):
-        key = replace(model, evaluated_on=name).key
-        change = mean - means[0] if rows else None
-        shown = headline[model]
-        row = OnSet(*key, images, mean, shown, change=change, mask=mask, classes=classes)
-        rows.append(row)
-    return _with_intervals(rows, bank, [*of_seeds], models) if intervals else rows
+    rows: list[OnSet] = []
+    for row, of_seeds in seeds.items():
+        mean = fmean(accuracy[row, model.seed] for model in of_seeds)
+        change = mean - rows[0].accuracy if rows else None
+        key, headline = replace(row, evaluated_on=name).key, of_seeds[0].headline
+        rows.append(OnSet(*key, images, mean, headline, change=change, mask=mask, classes=classes))
+    if not intervals:
+        return rows
+    columns = [np.stack([right[r, m.seed] for m in of], axis=1) for r, of in seeds.items()]
+    return _with_intervals(rows, on_set, columns)
 
 
 def _with_intervals(
-    rows: Sequence[OnSet],
-    bank: SetPredictions[ModelOnSet],
-    keys: Sequence[ModelOnSet],
-    models: Sequence[Model],
+    rows: Sequence[OnSet], on_set: SetPredictions, columns: Sequence[np.ndarray]
 ) -> list[OnSet]:
-    """The rows with the intervals of their accuracies and changes, from the same draws."""
-    seeds = sorted({model.seed for model in models if model.row.downstream}) or [0]
-    sums = np.stack([bank.sums(key, seeds) for key in keys], axis=-1)  # [seeds, sources, models]
-    weights = bootstrap.seed_weights(bootstrap.DRAWS, len(seeds))
-    draws = np.zeros((bootstrap.DRAWS, len(rows)), np.float32)
-    for weight, of_seed in zip(weights.T, sums, strict=True):
-        draws += 100 * weight[:, None] * bootstrap.means(bank.sources, bank.total, of_seed)
+    """The rows with the intervals of their accuracies and changes, from the same draws.
+
+    columns: of each row, the weights [sources, seeds] of right answers.
+    """
+    counts = bootstrap.counts(on_set.sources)
+    samples = bootstrap.means(counts, on_set.total, np.concatenate(columns, axis=1))
+    ends = np.cumsum([column.shape[1] for column in columns])[:-1]
+    draws = np.stack(
+        [
+            100 * (of_row * bootstrap.seed_weights(len(samples), of_row.shape[1])).sum(axis=1)
+            for of_row in np.split(samples, ends, axis=1)
+        ],
+        axis=1,
+    )
     (low, high), (change_low, change_high) = (
-        bootstrap.interval(samples).tolist() for samples in (draws, draws - draws[:, :1])
+        bootstrap.interval(each).tolist() for each in (draws, draws - draws[:, :1])
     )
     return [
         replace(

@@ -59,18 +59,15 @@ class Row:
         return next(iter(self.parents.values())).prompt() if len(self.parents) == 1 else None
 
 
-def row_of_campaign(campaign: FinishedCampaign, row: Evaluation, resolved: Recipe) -> Row:
-    """A row of a finished campaign's table. `resolved`: any cell's recipe of the campaign.
-
-    Raises ValueError where a cell is gone.
-    """
+def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
+    """A row of a finished campaign's table. Raises ValueError where a cell is gone."""
     name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
-    remedy = f"delete {campaign.place} and run `rib campaign` again, with the words of before"
+    remedy = f"run `{campaign.plan.command}` again"
     mix = campaign.mix(row)
     parents = _parents(Store(campaign.store), mix, title, remedy)
-    return Row(title, mix, parents, description_of(parents.values(), resolved))
+    return Row(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> Row:

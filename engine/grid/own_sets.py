@@ -18,13 +18,11 @@ from engine.grid import export
 from engine.grid.record import FinishedCampaign
 from engine.measures import dynamics, predictions
 from engine.measures.rows import PRE
-from engine.recipe.schema import Recipe
 from engine.store.artifacts import Store
 
 
 def evaluate(
     campaign: FinishedCampaign,
-    resolved: Recipe,
     places: Mapping[str, Path],
     device: torch.device,
     *,
@@ -46,7 +44,7 @@ def evaluate(
                 f"{name} is a set of the campaign, whose numbers are in {campaign.report}; give "
                 f"this set another name, as in --sets NAME={places[name]}"
             )
-    store = Store(campaign.store)
+    resolved, store = campaign.plan.recipe, Store(campaign.store)
     models = _models(campaign)
     cells = {name: passes.stored_cell(store, name) for model in models for name in model.mix}
     return accuracies.evaluate(

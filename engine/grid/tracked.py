@@ -24,7 +24,7 @@ def log(run: Run, entries: Sequence[Entry], samples: Mapping[str, Sample]) -> No
         for name in recipe.dataset.places:
             split = sample.split_of(recipe, name)
             path = sample.predicted(run, mix, name, split, samples.get(name))
-            by_set[name] = SetPredictions[str]().add(name, path).accuracy
+            by_set[name] = SetPredictions().add(path).accuracy
         return by_set
 
     headline = next(entry for entry in entries if entry.headline)

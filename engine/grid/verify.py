@@ -82,12 +82,13 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
         fits_head = name == recipe.dataset.upstream and recipe.model.head.fit
         split = "holdout" if fits_head and recipe.dataset.holdout else "all"
         passes.evaluate(run, [mix], [name], split)
-        bank = predictions.SetPredictions[str]()
-        seen = bank.add(name, passes.predicted(run, mix, name, split))
+        bank = predictions.SetPredictions()
+        seen = bank.add(passes.predicted(run, mix, name, split))
         pack = run.sets[name].pack
         run.sets.release(name)
         images, is_imagenet = len(seen.top1), recipe.dataset.kind == "imagenet"
-        draws = bootstrap.means(bank.sources, bank.total, bank.sums(name, [0]).T)
+        right = bank.by_source(seen.hit)[:, None]
+        draws = bootstrap.means(bootstrap.counts(bank.sources), bank.total, right)
         low, high = (100 * bootstrap.interval(draws[:, 0])).tolist()
         check = Check(
             name,

@@ -24,7 +24,7 @@ from scipy import special, stats
 
 DRAWS = 4000  # the ends of an interval are then known to about a hundredth of its width
 LEVEL = 0.95
-TOGETHER = 2048  # sources whose counts are in memory at a time
+TOGETHER = 2048  # sources whose counts are converted to floats at a time
 # A count for each 16 random bits, by the distribution function of a Poisson number of mean 1.
 _COUNT = stats.poisson.ppf((np.arange(1 << 16) + 0.5) / (1 << 16), 1).astype(np.uint8)
 
@@ -38,23 +38,18 @@ def counts(sources: Sequence[object] | np.ndarray, draws: int = DRAWS, seed: int
     return _COUNT[words.view(np.uint16)[:, :draws]]
 
 
-def means(
-    sources: Sequence[object] | np.ndarray,
-    total: np.ndarray,
-    sums: np.ndarray,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> np.ndarray:
+def means(counts: np.ndarray, total: np.ndarray, sums: np.ndarray) -> np.ndarray:
     """Draws (float32 [draws, K]) of the mean of K columns over the images of a set.
 
-    total [sources] is the weight of each source's images, and `sums` [sources, K] is a column's sum
-    over them. A draw without any of the set's images is replaced by all of them.
+    counts [sources, draws]: `counts` of the set's sources. total [sources] is the weight of each
+    source's images, and `sums` [sources, K] is a column's sum over them. A draw without any of the
+    set's images is replaced by all of them.
     """
     columns = np.column_stack([sums, total]).astype(np.float32)
-    totals = np.zeros((draws, columns.shape[1]), np.float32)
+    totals = np.zeros((counts.shape[1], columns.shape[1]), np.float32)
     for start in range(0, len(columns), TOGETHER):
         part = slice(start, start + TOGETHER)
-        totals += counts(sources[part], draws, seed).T.astype(np.float32) @ columns[part]
+        totals += counts[part].T.astype(np.float32) @ columns[part]
     totals[totals[:, -1] == 0] = columns.sum(axis=0)
     return totals[:, :-1] / totals[:, -1:]
 

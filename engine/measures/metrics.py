@@ -40,6 +40,7 @@ from engine.measures.rows import (
     SeedAccuracy,
 )
 
+TOGETHER = 64  # evaluations whose draws are made at a time
 Weights = Mapping[ModelOnSet, float]  # what each cell counts in a weighted sum
 
 
@@ -271,47 +272,55 @@ def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
 def _read(evaluations: Sequence[Evaluation], draws: int, seed: int) -> list[Model]:
     """All evaluations of one set. Models that were trained on the set may have seen a hold-out
     only, so they are read apart."""
-    of_set, on_downstream = SetPredictions[str](), SetPredictions[str]()
+    of_set, on_downstream = SetPredictions(), SetPredictions()
     before: dict[str, ImagePredictions] = {}
-    columns: dict[bool, list[np.ndarray]] = {False: [], True: []}
-    numbers: list[tuple[Evaluation, SeedAccuracy, Behaviour]] = []
-    ordered = sorted(evaluations, key=lambda row: (row.on_downstream, row.method != PRE))
-    for row in ordered:
-        bank = on_downstream if row.on_downstream else of_set
-        after = bank.add("", row.path, row.seed, row.model)
-        sums = np.full((len(bank.sources), 4), np.nan, np.float32)
-        sums[:, 0] = bank.by_source(after.hit)
-        shares = Agreement(None, None, None, None)
-        if row.method == PRE:
-            before[row.model] = after
-        elif row.model in before and (bank is of_set or bank.same_images(of_set)):
-            agreed = behaviour.agreement(before[row.model], after)
-            for k in range(3):
-                sums[:, 1 + k] = bank.by_source(agreed[:, k])
-            same, lost, gained = (100 * (after.weights @ agreed) / after.weights.sum()).tolist()
-            shares = Agreement(same, after.accuracy - gained, lost, gained)
-        error = behaviour.calibration_error(after, bank.codes)
-        accuracy = SeedAccuracy(*row.key, row.seed, len(after.label), after.accuracy)
-        columns[row.on_downstream].append(sums)
-        numbers.append((row, accuracy, Behaviour(*row.key, *shares, error)))
-    drawn: list[np.ndarray] = []
-    for bank, sums in zip((of_set, on_downstream), columns.values(), strict=True):
-        if sums:
-            joined = np.concatenate(sums, axis=1)
-            samples = bootstrap.means(bank.sources, bank.total, joined, draws, seed)
-            drawn += list(samples.reshape(draws, -1, 4).swapaxes(0, 1))
-    return [
-        Model(*of_model, sample[:, 0], sample[:, 1:])
-        for of_model, sample in zip(numbers, drawn, strict=True)
-    ]
+    models: list[Model] = []
+    ordered = sorted(evaluations, key=lambda row: row.method != PRE)
+    for bank, is_on in ((of_set, False), (on_downstream, True)):
+        rows = [row for row in ordered if row.on_downstream == is_on]
+        counts = np.empty(0)
+        for start in range(0, len(rows), TOGETHER):
+            numbers = [_numbers(r, bank, of_set, before) for r in rows[start : start + TOGETHER]]
+            counts = counts if start else bootstrap.counts(bank.sources, draws, seed)
+            sums = np.concatenate([of_model[-1] for of_model in numbers], axis=1)
+            samples = bootstrap.means(counts, bank.total, sums).T.reshape(-1, 4, draws).copy()
+            for (row, accuracy, shares, _), sample in zip(numbers, samples, strict=True):
+                models.append(Model(row, accuracy, shares, sample[0], sample[1:].T))
+    return models
+
+
+def _numbers(
+    row: Evaluation,
+    bank: SetPredictions,
+    of_set: SetPredictions,
+    before: dict[str, ImagePredictions],
+) -> tuple[Evaluation, SeedAccuracy, Behaviour, np.ndarray]:
+    """An evaluation's rows, and its sums [sources, 4] of right answers and of agreement with the
+    pre-trained model, which are NaN where that saw other images. Predictions of pre-trained models
+    are added to `before`."""
+    after = bank.add(row.path, row.model)
+    sums = np.full((len(bank.sources), 4), np.nan, np.float32)
+    sums[:, 0] = bank.by_source(after.hit)
+    shares = Agreement(None, None, None, None)
+    if row.method == PRE:
+        before[row.model] = after
+    elif row.model in before and (bank is of_set or bank.same_images(of_set)):
+        agreed = behaviour.agreement(before[row.model], after)
+        for k in range(3):
+            sums[:, 1 + k] = bank.by_source(agreed[:, k])
+        same, lost, gained = (100 * (after.weights @ agreed) / after.weights.sum()).tolist()
+        shares = Agreement(same, after.accuracy - gained, lost, gained)
+    error = behaviour.calibration_error(after, bank.codes)
+    accuracy = SeedAccuracy(*row.key, row.seed, len(after.label), after.accuracy)
+    return row, accuracy, Behaviour(*row.key, *shares, error), sums
 
 
 def _draws(cells: Mapping[ModelOnSet, Sequence[Model]], seeds: int) -> Draws:
     draws = len(next(iter(cells.values()))[0].right)
     weights = bootstrap.seed_weights(draws, seeds)
-    right = np.empty((draws, len(cells)), np.float32)
+    right = np.empty((draws, len(cells)), np.float32, order="F")  # a cell's draws side by side
     over_images = right if seeds == 1 else np.empty_like(right)
-    agreed = np.empty((draws, len(cells), 3), np.float32)
+    agreed = np.empty((draws, len(cells), 3), np.float32, order="F")
     by_seed = np.empty((seeds, len(cells)))
     for k, of_seeds in enumerate(cells.values()):
         ordered = sorted(of_seeds, key=lambda model: model.evaluation.seed)

@@ -71,9 +71,9 @@ def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
     assert row.predicted == pytest.approx(36 / 28) and row.rounds == 3
     assert row.low <= row.measured <= row.high and row.target == 1.35
-    peer = Entrant("theirs", int, Work(28), over_prediction=1.03)
-    (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
-    assert row.target == pytest.approx(1.03 * 36 / 28)
+    unknown = Entrant("theirs", int)
+    (row,) = contest.hold(Contest("c", subject, (unknown,), rounds=3), ROOFLINE, CPU, seconds=0)
+    assert row.predicted is None and " - " in report.table([row], heads=False)
 
 
 def test_the_time_of_a_part_is_scaled_to_the_whole(monkeypatch):
@@ -271,7 +271,7 @@ def test_it_runs_where_only_torch_triton_timm_and_numpy_are_installed():
     """In a process that cannot import anything else: kernels load, cases run or are skipped."""
     program = """
 import sys
-absent = {"numba", "deepspeed", "ot", "geomloss", "ott", "jax", "scipy", "avalanche", "omegaconf",
+absent = {"numba", "deepspeed", "ot", "geomloss", "ott", "jax", "scipy", "avalanche", "msgspec",
           "pyarrow", "snakemake", "ffcv", "resvg_py", "open_clip", "liger_kernel", "apex", "cv2"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -334,10 +334,10 @@ def test_gates_are_green(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", contest.CASES)
-def test_contests_run_and_predict(name):
+def test_contests_run(name):
     for held in contest.load(name).contests(CPU, contest.Scale(quick=True)):
         for each in contest.hold(held, ROOFLINE, CPU, seconds=0):
-            assert each.predicted > 0 and each.measured > 0
+            assert each.measured > 0 and (each.predicted is None or each.predicted > 0)
 
 
 def test_the_gpu_contests_of_transport_run_where_their_peers_are(monkeypatch):

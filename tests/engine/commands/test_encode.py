@@ -14,8 +14,8 @@ from PIL import Image
 
 from engine import cli, recipe
 from engine.commands import verify as command
-from engine.cost.disk import size_bytes
 from engine.data import imagenet, packs
+from engine.data.packs import size_bytes
 from engine.grid import verify
 from loaders.resident import Resident
 from loaders.stream import Stream

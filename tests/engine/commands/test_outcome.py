@@ -23,7 +23,7 @@ def test_every_set_that_ri_does_not_count_is_marked(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(outcome.sample, "draw", lambda *_: {})
     monkeypatch.setattr(outcome.sample, "evaluate_on", lambda *_: None)
     monkeypatch.setattr(outcome.sample, "predicted", predicted)
-    monkeypatch.setattr(outcome.tracked, "accuracy", lambda *_: None)
+    monkeypatch.setattr(outcome.trackers, "log_accuracies", lambda *_: None)
     dataset = SimpleNamespace(sets=["a", "b", "c"], upstream="up")
     method = SimpleNamespace(title="FT", variant="canonical")
     recipe = SimpleNamespace(dataset=dataset, downstream="a", method=method)

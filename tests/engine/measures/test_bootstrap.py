@@ -14,7 +14,8 @@ from engine.measures import bootstrap
 def draws(sums: np.ndarray, count: int = 1000, seed: int = 0) -> np.ndarray:
     """Draws of the mean of `sums` [seeds, sources], an image a source."""
     sources = sums.shape[1]
-    means = bootstrap.means(range(sources), np.ones(sources), sums.T, count, seed)
+    counts = bootstrap.counts(range(sources), count, seed)
+    means = bootstrap.means(counts, np.ones(sources), sums.T)
     return (means * bootstrap.seed_weights(count, len(sums))).sum(axis=1)
 
 
@@ -85,13 +86,16 @@ def test_a_sources_counts_follow_from_its_name_alone():
     together = bootstrap.counts(["a", "b", "c"], 50)
     assert (bootstrap.counts(["c", "a"], 50) == together[[2, 0]]).all()
     assert (bootstrap.counts(["a"], 50, seed=1) != together[:1]).any()
-    blocks = bootstrap.means(range(5000), np.ones(5000), np.arange(5000.0)[:, None], 7)
-    plain = bootstrap.counts(range(5000), 7).T.astype(float)
+    counts = bootstrap.counts(range(5000), 7)
+    blocks = bootstrap.means(counts, np.ones(5000), np.arange(5000.0)[:, None])
+    plain = counts.T.astype(float)
     assert blocks[:, 0] == pytest.approx(plain @ np.arange(5000) / plain.sum(axis=1), rel=1e-5)
 
 
 def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
-    assert (bootstrap.means(["one"], np.array([2.0]), np.array([[1.0]]), 200) == 0.5).all()
+    counts = bootstrap.counts(["one"], 200)
+    assert (counts == 0).any()
+    assert (bootstrap.means(counts, np.array([2.0]), np.array([[1.0]])) == 0.5).all()
 
 
 def test_p_is_that_of_a_normal_statistic_and_knows_what_has_no_spread():

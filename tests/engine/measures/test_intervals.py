@@ -142,14 +142,14 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
     """By brute force: sources of all sets drawn together, images of each taken in plain loops."""
     rng = np.random.default_rng(3)
     hits = {(name, when): rng.random(N) < 0.5 for name in "ab" for when in ("pre", "post")}
-    banks: dict = {}
+    draws = {}
     for name in "ab":
-        banks[name] = predictions.SetPredictions()
-        for key, when in (("before", "pre"), ("after", "post")):
+        bank, right = predictions.SetPredictions(), []
+        for when in ("pre", "post"):
             path = tmp_path / f"{name}{when}.parquet"
             pq.write_table(table(hits[name, when]), path)
-            banks[name].add(key, path)
-    draws = outcome.change_draws(banks)
+            right.append(bank.by_source(bank.add(path).hit))
+        draws[name] = outcome.change_draws(bank, right[1] - right[0])
     expected: dict = {name: [] for name in "ab"}
     for _ in range(4000):
         concepts = rng.integers(N // 2, size=N // 2)

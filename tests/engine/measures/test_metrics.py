@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stores import SETS, cell, grid, random_hits, several_seeds, table
 
 from engine.measures import comparisons, metrics, predictions
+from engine.measures import rows as csv_rows
 from engine.measures.rows import Accuracy
 from engine.measures.standings import standings
 from engine.report import certainty
@@ -324,6 +325,12 @@ def test_csv(tmp_path):
         "accuracy.csv",
         "mri.csv",
     ]
+
+
+def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_text(tmp_path):
+    row = Accuracy("=1+1", "pre", "", None, "", "", "-a", 1, -50.0)
+    text = csv_rows.write(tmp_path / "a.csv", Accuracy, [row]).read_text()
+    assert text.splitlines()[1] == "'=1+1,pre,,,,,'-a,1,-50.0,True"
 
 
 def in_settings(cells, *settings):

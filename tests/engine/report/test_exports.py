@@ -99,4 +99,4 @@ def test_a_figure_for_papers_has_whole_names(tmp_path):
     encoding = {"y": {"field": "method", "type": "nominal"}, "x": {"field": "mRI"}}
     figure = Figure("f", "", "", data, {"mark": "bar", "encoding": encoding})
     exports.write_figures(tmp_path, [Section("a", "A", figures=[figure])])
-    assert name in (tmp_path / "figures/f.svg").read_text()
+    assert f">{name}</text>" in (tmp_path / "figures/f.svg").read_text()

@@ -1,33 +1,16 @@
-"""How often a sample's intervals hold, and how many images they need.
-
-    python -m bench.coverage [RUNS/store] [--json FILE]
-
-draws samples of known populations again and again: of a set as large as ImageNet-C, made up, and of
-the predictions that a campaign stored. It times nothing, so it is no case of `python -m bench`;
-bench/results/coverage.json holds its results.
-"""
+"""Samples drawn again and again from sets whose answers are known: how often intervals hold."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from bench import report
 from engine.evaluation import budget
 from engine.evaluation.budget import Frame
-from engine.measures import predictions
 
 REPEATS = 1000
-MODELS = 12  # of a store; each has its own RI
-SETS_EVALUATED_LITTLE = 50  # a store's set with fewer models is of no use here
 
 
 @dataclass(frozen=True)
@@ -98,38 +81,6 @@ def corrupted(
         before, p_true, after[:, None], np.tile(label, groups), group, control=control
     )
     return corruptions, before, after
-
-
-def stored(store: Path, models: int = MODELS, *, control: bool = True) -> list[Population]:
-    """The sets of a campaign's store, with `models` of those that were evaluated on all of them."""
-    paths_of_set: dict[tuple[str, str], dict[str, Path]] = {}
-    for marker in sorted((store / "predictions").glob("*/done.json")):
-        key = json.loads(marker.read_text())["key"]
-        if "part" not in key:
-            mix = json.dumps(key["mix"])
-            paths_of_set.setdefault((key["pack"], str(key["split"])), {})[mix] = marker.parent
-    sets = [paths for paths in paths_of_set.values() if len(paths) >= SETS_EVALUATED_LITTLE]
-    if not sets:
-        raise ValueError(f"{store} holds no set that {SETS_EVALUATED_LITTLE} models were shown")
-    common = sorted(set.intersection(*map(set, sets)))
-    base = next((mix for mix in common if mix.startswith('{"linear_probe-upstream')), None)
-    if base is None:
-        raise ValueError(f"{store} holds no pre-trained model whose head was fitted upstream")
-    mixes = [mix for mix in common if mix != base]
-    chosen = [mixes[i] for i in np.linspace(0, len(mixes) - 1, models).astype(int)]
-    populations = []
-    for number, paths in enumerate(sets):
-        tables = [predictions.read(paths[mix]) for mix in (base, *chosen)]
-        label = tables[0]["label"].to_numpy()
-        before, *after = [table["top1"].to_numpy() == label for table in tables]
-        p_true = tables[0]["p_true"].to_numpy().astype(float)
-        group = np.zeros(len(label), np.int64)
-        populations.append(
-            population(
-                before, p_true, np.stack(after, 1), label, group, control=control, seed=number
-            )
-        )
-    return populations
 
 
 def stop(
@@ -216,61 +167,3 @@ class Draws:
             value += estimate.mean / len(self.populations)
             variance += estimate.variance / len(self.populations) ** 2
         return value, variance, sum(counts)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.coverage", description=__doc__)
-    parser.add_argument("stores", nargs="*", type=Path, metavar="RUNS/store")
-    parser.add_argument("--json", type=Path, help="all results, as a file")
-    options = parser.parse_args(arguments)
-    print(f"{REPEATS} repeats; 95% intervals of the mean change over the sets, in points")
-    rows = []
-    for control in (True, False):
-        sets = [corrupted(control=control)[0]]
-        rows += _show("75 x 50,000 made up", control, sets, models=1, widths=(0.5, 0.1))
-    for store in options.stores:
-        for control in (True, False):
-            sets = stored(store, control=control)
-            title, widths = f"{len(sets)} sets of a campaign", (5.0, 2.0, 1.0, 0.5, 0.1)
-            rows += _show(title, control, sets, models=MODELS, widths=widths)
-    if options.json:
-        about = report.machine(torch.device("cpu"))
-        report.write(options.json, {"machine": about, "repeats": REPEATS, "rows": rows})
-    return 0
-
-
-def _show(
-    title: str, control: bool, sets: Sequence[Population], models: int, widths: Sequence[float]
-) -> list[dict[str, Any]]:
-    total = sum(len(population.frame.order) for population in sets)
-    print(f"\n{title}: {total} images, {'with' if control else 'without'} the control variate")
-    about = {"population": title, "of": total, "control": control, "models": models}
-    rows = []
-    for share in (0.05, 0.25):
-        trials = [once(sets, share, model=m) for m in range(models)]
-        rows.append(about | {"budget": share} | _line(f"budget {share:g}", trials))
-    for width in widths:
-        trials = [stop(sets, width / 100, model=m) for m in range(models)]
-        images_known = float(np.mean([needed(sets, width / 100, m) for m in range(models)]))
-        more = f"; {images_known:.0f} with known variances and one look"
-        row = {"half_width": width, "images_with_known_variances": images_known}
-        rows.append(about | row | _line(f"to +-{width:g}", trials, more))
-    return rows
-
-
-def _line(what: str, trials: Sequence[Trial], more: str = "") -> dict[str, float]:
-    covered = [trial.covered for trial in trials]
-    mean, worst, images = (
-        np.mean(covered),
-        min(covered),
-        np.mean([trial.images for trial in trials]),
-    )
-    print(
-        f"  {what:<12} covered {mean:.1%} (worst model {worst:.1%}), {images:.0f} images{more}",
-        flush=True,
-    )
-    return {"covered": float(mean), "covered_worst_model": worst, "images": float(images)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
