@@ -7,8 +7,9 @@ A batched eigen-solver on a GPU takes matrices above 32 x 32 one by one, about 1
 
 two batched products each, of which the second adds the first term. They act on singular values s
 alone, by p(s) = 3/2 cs - 1/2 (cs)^3. If all s of X lie in [l, 1], then c^2 = 3 / (1 + l + l^2)
-makes p(l) = p(1), so that they lie in [p(l), 1] next: l grows by 2.6 a step while it is small, and its distance to 1 is squared at the
-end. c depends on l only, which is followed as one number, the same for all matrices.
+makes p(l) = p(1), so that they lie in [p(l), 1] next: l grows by 2.6 a step while it is small, and
+its distance to 1 is squared at the end. c depends on l only, which is followed as one number, the
+same for all matrices.
 
 The value is never above the true one, up to rounding, and below it by at most
 
