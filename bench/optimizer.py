@@ -202,7 +202,7 @@ def _in_the_loss(
 
 
 def _compiled(
-    twin: Callable[..., Any], tensors: list[Tensor], scalars: list[float], work: Work | float
+    twin: Callable[..., Any], tensors: list[Tensor], scalars: list[float], work: Work | None
 ) -> Entrant:
     """The same step written in torch, as torch.compile fuses it."""
     step = torch.compile(twin, dynamic=True)

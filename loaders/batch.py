@@ -18,14 +18,15 @@ ReadPixels = Callable[[np.ndarray, np.ndarray], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """b samples of a pack: `index` (int64 [b], their positions) and `labels` (int64 [b]).
+    """b samples of a pack, by `index` (int64 [b], their positions).
 
-    Labels and images are on the device. The images are gathered when `images` is first read, so
-    that work on cached features never touches a pixel.
+    It has no labels: a pack numbers its classes apart from any model's outputs (`Trained.targets`
+    gives those). Images are on the device, and are gathered when `images` is first read, so that
+    work on cached features never touches a pixel.
     """
 
     index: np.ndarray
-    labels: torch.Tensor
+    device: torch.device
     gather: Callable[[], torch.Tensor] = field(repr=False)
 
     @cached_property
@@ -36,7 +37,7 @@ class Batch:
     @cached_property
     def rows(self) -> torch.Tensor:
         """`index` on the device: int64 [b]."""
-        return on_device(self.index, self.labels.device)
+        return on_device(self.index, self.device)
 
     def __len__(self) -> int:
         return len(self.index)

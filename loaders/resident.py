@@ -31,7 +31,6 @@ class Resident:
     def __init__(self, pack: Pack, device: torch.device | str = "cpu") -> None:
         self.pack = pack
         self.device = torch.device(device)
-        self._labels = torch.from_numpy(pack.labels).to(self.device)
         self._pixels_NHWC = torch.empty(
             (len(pack), *pack.shape, 3), dtype=torch.uint8, device=self.device
         )
@@ -57,7 +56,7 @@ class Resident:
         for batch in batches:
             index = checked_index(batch, self.pack)
             rows = on_device(index, self.device)
-            yield Batch(index, self._labels[rows], lambda rows=rows: self._gather(rows))
+            yield Batch(index, self.device, lambda rows=rows: self._gather(rows))
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
         return self._pixels_NHWC.index_select(0, rows).permute(0, 3, 1, 2)

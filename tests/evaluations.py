@@ -66,7 +66,7 @@ def room_for_models(grid: Grid, mixes: list[cells.Mix], count: int) -> float:
     """Free bytes with which a bank holds `count` models of one or two parents."""
     name = next(iter(mixes[4]))
     size = (grid.runs / "store" / "cells" / name / "weights.safetensors").stat().st_size
-    return (count + 5 + 0.5) * size / bank.WEIGHTS_SHARE
+    return (count + 4 + 0.5) * size / bank.WEIGHTS_SHARE
 
 
 class Counted:

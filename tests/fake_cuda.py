@@ -74,7 +74,7 @@ def _fused_sgd(*_: Any, **__: Any) -> None:
 
 
 class _Images:
-    """A set's batches: images and labels on the GPU, without content."""
+    """A set's batches: images on the GPU, without content."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -82,10 +82,9 @@ class _Images:
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
         for index in batches:
             n, size = len(index), self.size
-            labels = torch.empty(n, dtype=torch.int64, device=CUDA)
             shape = (n, 3, size, size)
             gather = lambda shape=shape: torch.empty(shape, dtype=torch.uint8, device=CUDA)  # noqa: E731
-            yield Batch(index, labels, gather)
+            yield Batch(index, CUDA, gather)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """One rank of `test_optim.py`: trains under DeepSpeed and in a bare loop, and compares the weights.
 
 python zero_worker.py RESULTS, with RANK, WORLD_SIZE and the like set. Rank 0 writes a JSON object:
-configuration -> [largest relative error of a parameter, of the penalty's value]; of a projection
-the second number is 1 where it had nothing to do.
+configuration -> [largest relative error of a parameter, of the penalty's value].
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.methods.objectives import Penalty, Projection
+from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training import projection
 from engine.training.optim import attach, build
 
 STEPS, MICRO_BATCH, LAM = 5, 3, 0.5
@@ -123,48 +121,6 @@ def deepspeed_loop(options: OptimizerRecipe, stage: int, clip: float, data: Tens
     return weights, optimizer.value.item()
 
 
-def projected_bare_loop(options: OptimizerRecipe, clip: float, data: Tensor, lam: float):
-    """One process, a parameter at a time; also how many steps of a parameter were drawn back."""
-    model = make_model()
-    anchor = make_penalty(model, identity=True).anchor
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad and n != "unused"}
-    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    optimizer = kinds[options.name](named.values(), lr=options.lr, weight_decay=0.1)
-    if options.name == "sgd":
-        optimizer.param_groups[0]["momentum"] = options.momentum
-    drawn = 0
-    for step in data:
-        optimizer.zero_grad()
-        loss_of(model, step.flatten(0, 2)).backward()
-        if clip:
-            nn.utils.clip_grad_norm_(list(named.values()), clip)
-        before = {n: p.detach() - anchor[n] for n, p in named.items()}
-        optimizer.step()
-        for name, parameter in named.items():
-            offset = parameter.detach() - anchor[name]
-            if (parameter.grad * before[name]).sum() > 0:
-                ratio = float((offset.norm() - before[name].norm()) / offset.norm())
-                drawn += ratio > 1e-5
-                parameter.data -= lam * min(max(ratio, 0), 1) * offset
-    return {n: p.detach() for n, p in model.named_parameters()}, drawn
-
-
-def projected_loop(options: OptimizerRecipe, stage: int, clip: float, data: Tensor, lam: float):
-    model = make_model()
-    model.unused.requires_grad_(False)  # ZeRO would decay it, a bare optimizer skips it
-    anchor = make_penalty(model, identity=True).anchor
-    optimizer = build({n: p for n, p in model.named_parameters() if p.requires_grad}, options)
-    engine = initialize(model, optimizer, stage, clip, data)
-    projection.attach(engine, Projection(lam, anchor))
-    for step in data:
-        for inputs in step[:, dist.get_rank()]:
-            engine.backward(loss_of(engine, inputs))
-            engine.step()
-    weights = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
-    engine.destroy()
-    return weights
-
-
 def refuses_round_robin() -> str:
     """The refusal of `attach` where it cannot follow a configuration's partitions."""
     model = make_model()
@@ -175,7 +131,7 @@ def refuses_round_robin() -> str:
         optimizer=build(named, OptimizerRecipe(), penalty),
         config={
             "train_micro_batch_size_per_gpu": MICRO_BATCH,
-            "zero_optimization": {"stage": 2, "round_robin_gradients": True},
+            "zero_optimization": {"stage": 1, "round_robin_gradients": True},
             "zero_allow_untested_optimizer": True,
         },
     )
@@ -190,7 +146,7 @@ def main() -> None:
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
     results: dict[str, object] = {}
-    grid = itertools.product(("adamw", "sgd"), (0, 1, 2), (1, 3), (0.0, 0.5), (False, True))
+    grid = itertools.product(("adamw", "sgd"), (0, 1), (1, 3), (0.0, 0.5), (False, True))
     for name, stage, accumulation, clip, identity in grid:
         options = OptimizerRecipe(name=name, lr=0.02, weight_decay=0.1)
         data = batches(dist.get_world_size(), accumulation)
@@ -199,16 +155,6 @@ def main() -> None:
         error = max(((actual[n] - w).norm() / w.norm()).item() for n, w in expected.items())
         label = f"{name} stage {stage} accumulation {accumulation} clip {clip} {identity=}"
         results[label] = [error, abs(value / expected_value - 1)]
-    for name, stage, clip, lam in itertools.product(
-        ("adamw", "sgd"), (0, 1, 2), (0.0, 0.5), (1.5,)
-    ):
-        options = OptimizerRecipe(name=name, lr=0.05, weight_decay=0.1)
-        data = batches(dist.get_world_size(), 2)
-        expected, drawn = projected_bare_loop(options, clip, data, lam)
-        actual = projected_loop(options, stage, clip, data, lam)
-        error = max(((actual[n] - w).norm() / w.norm()).item() for n, w in expected.items())
-        label = f"{name} stage {stage} clip {clip} projected by {lam}"
-        results[label] = [error, float(drawn < 2)]  # a projection that is never seen is no test
     results["round_robin"] = refuses_round_robin()
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(results))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from engine import models
 from engine.data import imagenet
@@ -35,12 +36,13 @@ class Description:
     """What the file `source` says of a model.
 
     model: values of `models.description`, possibly not all. classes: those of the head in order,
-    None where the file does not name them.
+    None where the file does not name them. options: what timm's factory was given beside these.
     """
 
     source: Path
     model: Mapping[str, Any]
     classes: tuple[str, ...] | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def file_of(place: Path) -> Path:
@@ -89,8 +91,8 @@ def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Descript
     """The description beside each checkpoint, None where there is none.
 
     A `cell.json` describes the cell's weights only. arch: the user's name for the architecture, if
-    any. Raises ValueError naming a file that cannot be read; with `arch` a `config.json` of another
-    program is ignored.
+    any. Raises ValueError naming a file that cannot be read, or that tells of a model which the
+    engine builds otherwise; with `arch` a `config.json` of another program is ignored.
     """
     descriptions: dict[Path, Description | None] = {}
     for checkpoint in checkpoints:
@@ -105,7 +107,33 @@ def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Descript
                 if arch is None:
                     raise
                 log.warning("%s: images are transformed as timm does it for %s", error, arch)
+        if description := descriptions[checkpoint]:
+            _check_options(description)
     return descriptions
+
+
+def _check_options(description: Description) -> None:
+    options, arch = dict(description.options), str(description.model["arch"])
+    if options.get("global_pool") == _pool(arch):
+        del options["global_pool"]
+    if options:
+        words = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise ValueError(
+            f"{description.source} says that the model was made with {words}, and the engine makes "
+            f"{arch} without: it would be another model; evaluate it with timm's validate.py"
+        )
+
+
+def _pool(arch: str) -> str | None:
+    """How an architecture pools by default, where it says so."""
+    import timm
+
+    with torch.device("meta"):
+        net: Any = timm.create_model(arch)
+    pool = getattr(net, "global_pool", None) or getattr(
+        getattr(net, "head", None), "global_pool", None
+    )
+    return pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
 
 
 def read(file: Path) -> Description:
@@ -120,8 +148,8 @@ def read(file: Path) -> Description:
     try:
         seen = _of_cell(file, values) if file.name == CELL else _of_timm(file, values)
         named = all(isinstance(name, str) for name in seen.classes or ())
-        if not (isinstance(seen.model, Mapping) and named):
-            raise TypeError("a model of another form, or classes that are no texts")
+        if not (isinstance(seen.model["arch"], str) and named):
+            raise TypeError("an architecture or classes that are no texts")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(_not_written(file, error)) from error
     return seen
@@ -213,6 +241,10 @@ def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
 def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:
     config = values["pretrained_cfg"]
     names = values.get("label_names")  # a list in the head's order, if timm had class names
+    options = {"global_pool": values.get("global_pool"), **(values.get("model_args") or {})}
+    usual = {"img_size": options.get("img_size"), "num_classes": options.get("num_classes")}
+    usual |= {"in_chans": 3, "global_pool": None}
+    options = {k: v for k, v in options.items() if k not in usual or v != usual[k]}
     return Description(
         file,
         {
@@ -223,4 +255,5 @@ def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:
             **{key: config[key] for key in ("interpolation", "mean", "std")},
         },
         tuple(names) if isinstance(names, list) else None,
+        options,
     )

@@ -1,9 +1,10 @@
 """A bank of models that see the same images, and which of them fit on the device together.
 
-For a larger bank the images are read once a group of models. How many images go through a model at once depends on the memory and not on the bank,
-so a model's predictions do not depend on the models beside it. A matrix product of fewer rows may
-round otherwise, so the last bits of a probability can differ between machines of which only one
-cuts batches; the keys of artefacts do not say so. Batches are halved, so few sizes are possible.
+For a larger bank the images are read once a group of models. How many images go through a model at
+once depends on the memory and not on the bank, so a model's predictions do not depend on the models
+beside it. A matrix product of fewer rows may round otherwise, so the last bits of a probability can
+differ between machines of which only one cuts batches; the keys of artefacts do not say so. Batches
+are halved, so few sizes are possible.
 """
 
 from __future__ import annotations

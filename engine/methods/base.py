@@ -14,7 +14,7 @@ from engine import models
 from engine.data import grouping
 from engine.errors import RecipeError
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty, Problem, Projection, Prototypes
+from engine.methods.objectives import Penalty
 from engine.recipe import modules
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.store.cells import Entry, Export
@@ -24,17 +24,24 @@ from loaders.batch import Batch
 class Trained(nn.Module):
     """A method that trains: `prepare`, then `loss` for every batch, then `export`.
 
-    Where `prepare` sets `problem`, the head is made from it, in place of training on batches.
+    Where `prepare` sets `fits_head`, `fit_head` takes the place of training on batches.
     """
 
     needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
-    projection: Projection | None = None  # what the optimizer does after each step
-    problem: Problem | Prototypes | None = None  # how the head is made, in place of steps
+    fits_head: bool = False
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()
         self.recipe = recipe
+
+    @property
+    def passes(self) -> float:
+        """What an image of training costs, in forward passes through the model.
+
+        A backward pass counts two. 0: only the head is fitted, from features that are stored.
+        """
+        return 3.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Take the base model: freeze or wrap it, and get what the loss needs."""
@@ -64,6 +71,25 @@ class Trained(nn.Module):
         from kernels.distill import distill_loss  # torch.compile's seconds, not for a plan
 
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
+
+    def before_step(self) -> None:
+        """Called before each optimizer step; gradients are averaged over ranks, and not clipped."""
+
+    def after_step(self) -> None:
+        """Called after each optimizer step. It may change weights, on every rank alike."""
+
+    @property
+    def hooks_steps(self) -> bool:
+        """Whether a step is more than the optimizer's."""
+        hooks = type(self).before_step, type(self).after_step
+        return hooks != (Trained.before_step, Trained.after_step)
+
+    def fit_head(self, label: str) -> dict[str, float]:
+        """Make the head, the same on every rank; returns the history's entry.
+
+        label: names the cell in warnings and errors.
+        """
+        raise NotImplementedError
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """`loss` [b] under autocast; ValueError where it is not a number a sample."""
@@ -95,6 +121,10 @@ class Trained(nn.Module):
 class FrozenBackbone(Trained):
     """A trained method whose backbone stays in eval mode and takes no gradient."""
 
+    @property
+    def passes(self) -> float:
+        return 2.0  # the backward pass computes no gradient of the backbone's weights
+
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         self.net.requires_grad_(False)
@@ -109,6 +139,11 @@ class Mixed:
     """A method that trains nothing: it mixes the weights of finished cells."""
 
     needs: Sequence[str] = ()
+
+    @property
+    def mixes(self) -> int:
+        """How many mixes `entries` gives."""
+        return 1
 
     def __init__(self, recipe: MethodRecipe) -> None:
         self.recipe = recipe
@@ -142,7 +177,8 @@ def siblings(
     """
     if modules.is_users(recipe.module) and not run_users:
         return []
-    recipes = [(name, load(name)) for name in modules.find(recipe.module).Method(recipe).needs]
+    method = modules.find(recipe.module).Method(modules.complete(recipe))
+    recipes = [(name, load(name)) for name in method.needs]
     for name, needed in recipes:
         readable = run_users or not modules.is_users(needed.method.module)
         if readable and issubclass(modules.find(needed.method.module).Method, Mixed):

@@ -1,7 +1,7 @@
 """Linear probing: the head alone learns.
 
 `canonical` never touches the backbone, so the head is fitted to its optimum on features that were
-computed once (`engine.training.heads`). `l2` pulls it towards the base model's head, so that
+computed once (`engine.methods.heads`). `l2` pulls it towards the base model's head, so that
 outputs which the set lacks still compete with the set's; or towards zero, for the first head of a
 backbone.
 `paper` follows the released benchmark: patch embedding and blocks are frozen, while class token,
@@ -10,35 +10,25 @@ position embedding and final norms train with the head (on a ResNet: the head al
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from engine import models
-from engine.methods import objectives
+from engine.methods import heads
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range, one_of
+from engine.recipe.options import LinearProbe as Recipe
 from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    l2: float = 1e-3  # canonical: weight of the pull, as `engine.training.heads` defines it
-    anchor: str = "base"  # canonical: what l2 pulls towards | zero
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.l2", self.l2, 0, math.inf, "low")
-        one_of("method.anchor", self.anchor, ("base", "zero"))
-
-
 class Method(FrozenBackbone):
     recipe: Recipe
+
+    @property
+    def passes(self) -> float:
+        return 0.0 if self.recipe.variant == "canonical" else super().passes
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
@@ -47,7 +37,8 @@ class Method(FrozenBackbone):
             if self.recipe.anchor == "zero":
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
-            self.problem = objectives.Problem(
+            self.fits_head = True
+            self.problem = heads.Problem(
                 context.features(context.base, context.target, training=True),
                 self.targets_N,
                 torch.from_numpy(context.target.training(context.recipe)),
@@ -60,5 +51,8 @@ class Method(FrozenBackbone):
                 if name.split(".")[0] in PAPER_TRAINS:
                     parameter.requires_grad_(True)
 
+    def fit_head(self, label: str) -> dict[str, float]:
+        return heads.fit(models.head(self.net), self.problem, label)
+
     def export(self) -> Export:
-        return Export(self.net.state_dict(), shares_backbone=self.problem is not None)
+        return Export(self.net.state_dict(), shares_backbone=self.fits_head)

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -20,19 +21,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 State = dict[str, torch.Tensor]
+LIGHTNING = "model."  # where a LightningModule has its network as `self.model`
 
 
 def load(path: Path) -> State:
     """The state dict in a safetensors file, or in a checkpoint of plain tensors.
 
     A checkpoint may hold it under `state_dict` or `model`, beside what training needs. Prefixes of
-    names that DataParallel and torch.compile add are removed. Raises ValueError naming the file
-    where it holds anything else.
+    names that DataParallel, torch.compile and Lightning add are removed. Raises ValueError naming
+    the file where it holds anything else.
     """
     if path.suffix != ".safetensors":
         return plain_tensors(path, str(path))
     with _readable(path):
-        return timm.models.clean_state_dict(load_file(path))
+        return _clean(load_file(path))
 
 
 def names(path: Path) -> set[str]:
@@ -40,7 +42,13 @@ def names(path: Path) -> set[str]:
     if path.suffix != ".safetensors":
         return set(load(path))
     with _readable(path), safe_open(path, framework="pt") as file:
-        return set(timm.models.clean_state_dict(dict.fromkeys(file.keys())))
+        return set(_clean(dict.fromkeys(file.keys())))
+
+
+def _clean(state: dict[str, Any]) -> dict[str, Any]:
+    if all(name.startswith(LIGHTNING) for name in state):
+        state = {name.removeprefix(LIGHTNING): tensor for name, tensor in state.items()}
+    return timm.models.clean_state_dict(state)
 
 
 @contextmanager
@@ -75,7 +83,7 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
             raise ValueError(f"{source}: the name {name!r} of a tensor is no text")
         if what := _unusual(tensor):
             raise ValueError(f"{source}: {name} is {what}; save its values as a plain tensor")
-    return timm.models.clean_state_dict(state)
+    return _clean(state)
 
 
 def _refuse_compressed(file: Path | io.BytesIO) -> None:

@@ -92,8 +92,8 @@ class Store:
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
 
-        Raises DamagedFile where a file of it is missing or has another size, and where the folder
-        is of another key.
+        Raises DamagedFile where it has no files, where one is missing or has another size, and
+        where the folder is of another key.
         """
         folder = self.place(kind, label, key)
         if not (folder / MARKER).is_file():
@@ -101,6 +101,8 @@ class Store:
         marker = _marker(folder)
         if not folder.name.endswith(digest({"format": marker.format, **marker.key})):
             raise DamagedFile(f"{folder} is of another key; {_again(folder)}")
+        if not marker.files:
+            raise DamagedFile(f"{folder} holds nothing but its marker; {_again(folder)}")
         for name, stored in marker.files.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != stored.bytes:
@@ -123,6 +125,11 @@ class Store:
         temporary.mkdir()
         try:
             build(temporary)
+            if not any(temporary.rglob("*")):
+                raise FileNotFoundError(
+                    f"the files that were written into {temporary} are gone; run the same command "
+                    "again"
+                )
             with room_for(folder / MARKER):
                 _finish(temporary, key)
             if folder.is_dir() and not (folder / MARKER).is_file():

@@ -47,8 +47,8 @@ class Progress:
 class Checkpoints(Writer):
     """Takes a cell's checkpoints. Every rank calls every method; the first rank writes.
 
-    Leaving the context waits for the last file. A training that diverged leaves none: it would
-    diverge again.
+    Leaving the context waits for the last file. What is not finite is not written, so those of a
+    training that diverged hold its last good weights.
     """
 
     def __init__(self, files: CheckpointFiles, minutes: float, before: float = math.inf) -> None:
@@ -111,6 +111,8 @@ class Checkpoints(Writer):
         return -int(ranks.least(-wish))
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: str) -> None:
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            return  # the training is about to end
         try:
             self._files.write(step, tensors, facts)
         except OSError as error:  # training itself needs no room
@@ -124,5 +126,9 @@ class Checkpoints(Writer):
     ) -> None:
         self._stack.close()
         super().__exit__(kind, error, trace)
-        if isinstance(error, DivergedError) and ranks.rank() == 0:
-            self._files.remove()
+        if isinstance(error, DivergedError) and (steps := self._files.steps()):
+            log.warning(
+                "the last good weights are in the checkpoint of step %d in %s",
+                steps[0],
+                self._files.folder,
+            )

@@ -21,17 +21,21 @@ log = logging.getLogger(__name__)
 def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     """E[(d log p(y|x) / d theta)^2] by parameter name (float32), from per-example gradients.
 
-    images: how many of the upstream training split, drawn with a seed; 0 takes all of them.
+    images: how many of the upstream training split, drawn with a seed; all where it has no more,
+    and for 0.
     labels: `model` draws y from the model's prediction (the Fisher), `data` takes the true label.
     Each rank takes a share of the batches; labels are drawn alike on any number of ranks, so that
-    only sums round otherwise. files: of this rank among so many, where its sums are stored every
-    `train.checkpoint_minutes`; from the last of them the pass goes on, bit for bit. Raises
-    ValueError for any other `labels`, and as `drawn`.
+    only sums round otherwise. Raises ValueError for any other `labels`.
     """
     if labels not in ("model", "data"):
         raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
     upstream = run.upstream
     positions = drawn(upstream, images)
+    if images > len(positions):
+        log.warning(
+            f"method.fisher_images={images}: all {len(positions)} training images of "
+            f"{upstream.name} are taken, which has no more"
+        )
     net = run.network(run.base)
     normalize = models.Normalize(run.recipe.model, run.device)
     size = run.recipe.train.batch_size
@@ -57,13 +61,8 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
 
 
 def drawn(upstream: LabelledSet, images: int) -> np.ndarray:
-    """Positions (int64, sorted) of the images; ValueError where the training split has fewer."""
+    """Positions (int64, sorted) of so many images of the training split; 0 and more: all of it."""
     positions = upstream.split("train")
-    if images > len(positions):
-        raise ValueError(
-            f"method.fisher_images={images}, but the training split of {upstream.name} has "
-            f"{len(positions)} images"
-        )
-    if not images:
+    if not images or images >= len(positions):
         return positions
     return np.sort(np.random.default_rng(0).permutation(positions)[:images])

@@ -2,8 +2,7 @@
 
 The batch is global: each rank takes its slice of the same seeded order, and samples, not ranks, are
 averaged, so the number of ranks changes only the time. Losses stay on the device and are read a few
-times an epoch; a loss that is not finite stops the run, and the error names the step and the file
-of the last good weights.
+times an epoch; a loss that is not finite stops the run, and the error names the step.
 """
 
 from __future__ import annotations
@@ -12,30 +11,24 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine import models
 from engine.machine import compiled, pace, ranks
-from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.methods.objectives import Problem, Prototypes
-from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, heads, optim, projection, prototypes
+from engine.training import depthwise, norms, optim
 from engine.training.checkpoints import Checkpoints, Progress
-from engine.training.norms import BatchNorms
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
 from engine.training.throughput import Throughput
+from engine.training.trackers import Trackers
 from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
@@ -44,11 +37,6 @@ log = logging.getLogger(__name__)
 _NEED_INPUT = (nn.Hardtanh, nn.Hardswish, nn.SiLU)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
-# How a head is made that needs no steps, by what `prepare` set as `problem`.
-MAKERS: dict[type, Callable[..., dict[str, float]]] = {
-    Problem: heads.fit,
-    Prototypes: prototypes.fit,
-}
 
 
 def fit(
@@ -66,9 +54,8 @@ def fit(
     for a loss that is not finite, PreemptedError as `Checkpoints.take`.
     """
     prepare(method, run, context)
-    if method.problem is not None:
-        make = MAKERS[type(method.problem)]
-        history = [make(models.head(method.net), method.problem, _label(run))]
+    if method.fits_head:
+        history = [method.fit_head(_label(run))]
     else:
         # Before the network is compiled, which counts no operations.
         throughput = Throughput(method.net, run) if run.recipe.trackers else None
@@ -91,7 +78,7 @@ def prepare(method: Trained, run: Run, context: Context) -> None:
 def initialize(method: Trained, run: Run) -> Any:
     """A DeepSpeed engine around a prepared method, its penalty sharded like its parameters.
 
-    Raises ValueError for a batch that does not divide over the ranks.
+    Raises ValueError for a batch that does not divide over the ranks, and as `norms.synchronise`.
     """
     import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
 
@@ -102,6 +89,7 @@ def initialize(method: Trained, run: Run) -> Any:
             f"train.batch_size={recipe.train.batch_size} does not divide into {ranks.world()} "
             f"ranks x train.accumulation={recipe.train.accumulation}"
         )
+    norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
     for module in method.modules():
@@ -110,8 +98,9 @@ def initialize(method: Trained, run: Run) -> Any:
     if run.device.type == "cpu":
         depthwise.use_small_maps(method)
     compiled.in_place(method.net, recipe.train.compile, run.device)
-    # A single rank has nothing to shard: ZeRO would only copy weights and gradients.
-    stage = recipe.train.zero_stage if ranks.world() > 1 else 0
+    # A single rank has nothing to shard: ZeRO would only copy weights and gradients. And what a
+    # method does beside a step needs whole ones.
+    stage = 0 if ranks.world() == 1 or method.hooks_steps else recipe.train.zero_stage
     engine, *_ = deepspeed.initialize(
         model=method,
         optimizer=optimizer,
@@ -135,9 +124,6 @@ def initialize(method: Trained, run: Run) -> Any:
     if method.penalty is not None:
         optim.attach(engine, method.penalty)
         method.penalty = None  # frees the whole: the optimizer has its part
-    if method.projection is not None:
-        projection.attach(engine, method.projection)
-        method.projection = None
     return engine
 
 
@@ -172,18 +158,15 @@ def epochs(
         return optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
 
     source = run.sets.source(recipe.downstream)
-    watch = Watch(run, method, _label(run))
-    tracked = Trackers(recipe.trackers, lambda: _subject(run))
-    norms = BatchNorms(method.train())
+    watch = Watch(method, run.device, _label(run))
+    tracked = Trackers(recipe)
+    learning = norms.learning(method)
     penalty = optim.track(engine)
     progress = Progress()
     if checkpoints is not None:
         state = _state(engine, method, watch)
         progress = checkpoints.begin(state, run.device.type)
-    step, history = progress.step, progress.history
-    if step:
-        watch.count = progress.losses
-        watch.keep(step, rate(step - 1))
+    step, history, watch.count = progress.step, progress.history, progress.losses
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     bar = tqdm(total=total, initial=step, desc=_label(run), unit="step", leave=False, disable=quiet)
     with bar, tracked:
@@ -198,10 +181,16 @@ def epochs(
                     lr = rate(step)
                     for group in engine.optimizer.param_groups:
                         group["lr"] = lr
-                norms.expect(share)
-                loss = engine(batch).sum() * share.weight
+                for norm in learning:
+                    norm.training = share.samples > 0  # a filler must not change statistics
+                with norms.remedy():
+                    loss = engine(batch).sum() * share.weight
                 engine.backward(loss)
+                if last:
+                    method.before_step()
                 engine.step()
+                if last:
+                    method.after_step()
                 watch.add(loss.detach())
                 pace.PROCESS.add(len(share.index))
                 if throughput is not None:
@@ -223,7 +212,7 @@ def epochs(
                     if penalty is not None:  # which the optimizer adds to the loss
                         history[-1]["penalty"] = penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
-                    watch.keep(step, lr)
+                    watch.check_weights(step, lr)
                 if checkpoints is not None:
                     checkpoints.take(Progress(step, history, watch.count, ranks.world()))
     return history
@@ -234,19 +223,20 @@ def _state(engine: Any, method: Trained, watch: Watch) -> TrainingState:
     return TrainingState(engine, method, {"loss": watch.sum})
 
 
-def _subject(run: Run) -> Subject:
-    recipe = run.recipe
-    return Subject(recipe.campaign or "cells", _label(run), flat(recipe), Path(recipe.runs))
-
-
 def warmup_steps(train: TrainRecipe, total: int) -> int:
     """Steps of the warm-up of a run of `total` steps: by default the benchmark's, at most a tenth.
 
-    A longer warm-up of the recipe is used, with a warning.
+    A longer warm-up of the recipe is used, with a warning; ValueError for one that never ends.
     """
     most = total // 10
     if train.warmup_steps is None:
         return min(WARMUP_STEPS, most)
+    if train.warmup_steps > total:
+        raise ValueError(
+            f"train.warmup_steps={train.warmup_steps}, but training has {total} steps, so its rate "
+            "would never reach optimizer.lr: set train.warmup_steps=null for a tenth of the steps, "
+            "or raise train.epochs"
+        )
     if train.warmup_steps > most and ranks.rank() == 0:
         _warn_of_warmup(train.warmup_steps, total)
     return train.warmup_steps
@@ -256,7 +246,7 @@ def warmup_steps(train: TrainRecipe, total: int) -> int:
 def _warn_of_warmup(steps: int, total: int) -> None:
     log.warning(
         f"train.warmup_steps={steps} is more than a tenth of the {total} steps of training; "
-        "leave it out for a tenth, or raise train.epochs"
+        "set train.warmup_steps=null for a tenth, or raise train.epochs"
     )
 
 

@@ -1,6 +1,6 @@
 """Which part of which parameter each tensor of the optimizer holds.
 
-DeepSpeed hands an optimizer one flat fp32 partition per parameter group (ZeRO stages 1 and 2) or
+DeepSpeed hands an optimizer one flat fp32 partition per parameter group (ZeRO stage 1) or
 the parameters themselves (stage 0).
 """
 
@@ -52,7 +52,7 @@ def pieces(engine: Any) -> Pieces:
     """The pieces that this rank's optimizer holds inside a DeepSpeed engine.
 
     Raises ValueError for `round_robin_gradients`, and for optimizer wrappers other than ZeRO
-    stage 0 in fp32, 1 or 2.
+    stage 0 in fp32 or 1.
     """
     named = trained(engine)
     zero = engine.optimizer
@@ -61,7 +61,7 @@ def pieces(engine: Any) -> Pieces:
     if not hasattr(zero, "single_partition_of_fp32_groups"):
         raise ValueError(
             f"nothing can be added to a step inside {type(zero).__name__} over "
-            f"{type(inner(engine)).__name__}: use ZeRO stage 1 or 2, or stage 0 in fp32"
+            f"{type(inner(engine)).__name__}: use ZeRO stage 1, or stage 0 in fp32"
         )
     if zero.round_robin_gradients:
         raise ValueError("a step cannot follow round_robin_gradients: leave it out of the config")

@@ -29,8 +29,7 @@ def steps(count: int, total: int) -> list[int]:
 class Snapshots(Writer):
     """Copies a method's export at chosen optimizer steps and hands it to `write`, in a thread.
 
-    Every rank calls `take`; the first writes, since after a step all ranks hold whole weights (ZeRO
-    stages 0 to 2).
+    Every rank calls `take`; the first writes, since after a step all ranks hold whole weights.
     """
 
     def __init__(self, at: Collection[int], write: Write) -> None:

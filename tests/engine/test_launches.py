@@ -62,13 +62,13 @@ def a_step(grid, name, monkeypatch, *words):
     builder, method = was.builder, was.method
     # These read the loss and the weights, a few times an epoch.
     monkeypatch.setattr(watch.Watch, "look", lambda *_: 0.0)
-    monkeypatch.setattr(watch.Watch, "keep", lambda *_: None)
+    monkeypatch.setattr(watch.Watch, "check_weights", lambda *_: None)
     track = optim.track
     monkeypatch.setattr(optim, "track", lambda engine: track(engine) and (lambda: 0.0))
     with on_fake_gpu(builder) as run:
         moved(method)
         method.autocast = run.autocast
-        method.penalty, method.projection = moved(method.penalty), moved(method.projection)
+        method.penalty = moved(method.penalty)
         if hasattr(method, "teacher"):
             method.teacher = features.teacher(run, run.base, run.target)
         engine = loop.initialize(method, run)
@@ -98,8 +98,8 @@ def test_traced_batches_wait_for_nothing(grid):
     builder = prepared(grid, *FORM).builder
     with on_fake_gpu(builder) as run:
         labelled, cell = run.target, run.base
-        bank = ModelBank(run, [{cell.name: 1.0}], {cell.name: cell}, 0)
-        nets = bank.models(bank.groups[0])
+        bank = ModelBank(run, [{cell.name: 1.0}], {cell.name: cell})
+        nets = bank.load(bank.groups[0])
         forward, reduction = Forward(run), Reduction(labelled, CUDA)
         kind = Form.of_evaluation(run.recipe, CUDA).precision
         counts = []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import multiprocessing
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine import models
-from engine.data import imagenet, packs
+from engine.data import imagenet
 from engine.data.holdout import units_of
 from engine.data.packs import pack_folder
 from engine.data.sets import Sets, names_in_head, split, to_head
 from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
-from loaders.pack import MANIFEST, Pack
+from loaders.pack import Pack
 from loaders.stream import Stream
 
 CPU = torch.device("cpu")
@@ -47,32 +45,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def opened(recipe: Recipe) -> Sets:
     return Sets(recipe, CPU, Path("/nonexistent"))
-
-
-def test_packs_are_encoded_ahead_by_another_process(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(recipe, runs=str(tmp_path))
-    names = ("upstream", *recipe.dataset.sets)
-    places = [packs.pack_folder(tmp_path, recipe.dataset, recipe.model, n) for n in names]
-    damaged = tmp_path / "damaged"
-    shutil.copytree(recipe.dataset.root, damaged)
-    other = dataclasses.replace(recipe.dataset, root=str(damaged))
-    next((damaged / "few").rglob("*.png")).write_bytes(b"none")
-    with packs.encoding_ahead(recipe, names, tmp_path):
-        first = packs.pack_of(recipe, names[0], tmp_path)  # maybe at the same time
-        until = time.monotonic() + 60
-        while not all((place / MANIFEST).is_file() for place in places):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-    assert Pack.open(places[0]).fingerprint == first.fingerprint
-    with packs.encoding_ahead(recipe, names, tmp_path):  # has nothing to do
-        assert not multiprocessing.active_children()
-    broken = dataclasses.replace(recipe, dataset=other)
-    with (
-        pytest.raises(ValueError, match="not an image"),
-        packs.encoding_ahead(broken, ["few"], tmp_path),
-    ):
-        packs.pack_of(broken, "few", tmp_path)
-    assert not multiprocessing.active_children()
 
 
 def test_labels_of_a_smaller_set_count_the_heads_classes(recipe: Recipe) -> None:

@@ -81,7 +81,9 @@ def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None
         backbone(model(tmp_path / "own.safetensors", match="order"), tmp_path)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod."]
+)
 @pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
 def test_checkpoints_as_training_scripts_write_them(
     wrapped: str, prefix: str, tmp_path: Path

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from damage import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.machine import files
 from engine.machine.files import digest
-from engine.store import artifacts
+from engine.store import artifacts, tensors
 from engine.store.artifacts import MARKER, Store
 from loaders.schema import DamagedFile
 
@@ -275,3 +276,25 @@ def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
         store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
     assert not list((tmp_path / "cells").iterdir())
     store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
+
+
+def test_an_artefact_without_its_files_is_none(tmp_path: Path) -> None:
+    """A clean-up of another machine, whose clock is ahead, took the temporary folder's content."""
+    store = Store(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run the same command again"):
+        store.make("cells", "ft", KEY, lambda folder: None)
+    assert store.find("cells", "ft", KEY) is None
+    folder = store.make("cells", "ft", KEY, fill).folder
+    marker = json.loads((folder / MARKER).read_text())
+    (folder / MARKER).write_text(json.dumps(marker | {"files": {}}))
+    with pytest.raises(DamagedFile, match="holds nothing but its marker; delete"):
+        store.find("cells", "ft", KEY)
+
+
+def test_the_umask_decides_who_may_read_tensors(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        tensors.save({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o640

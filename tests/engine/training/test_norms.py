@@ -1,41 +1,66 @@
-"""Batch norms on two ranks against the same on one: outputs, gradients and statistics."""
+"""Batch norms that learn: on several ranks they are torch's, or refused by the key to set."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
+import dataclasses
 
 import pytest
-from grids import environment, torchrun
+import torch
+from grids import CONV, Grid, grid, prepared
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
 from engine.machine import ranks
-from engine.training.norms import BatchNorms
+from engine.run import Run
+from engine.training import norms
+
+__all__ = ["grid"]
+LEARN = (f"model.arch={CONV}", "train.freeze_batchnorm=false")
 
 
-@pytest.mark.slow
-def test_two_ranks_normalise_by_the_statistics_of_all_samples(tmp_path):
-    """One sample leaves the second rank a filler; three are shared out unevenly."""
-    results = tmp_path / "results.json"
-    worker = str(Path(__file__).parents[2].joinpath("norms_worker.py"))
-    command = torchrun(2, worker, str(results))
-    process = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=200
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    errors = json.loads(results.read_text())
-    assert errors.keys() == {"1", "3", "8"}
-    for samples, worst in errors.items():
-        assert max(worst) < 1e-5, (samples, worst, errors)
+GPU = torch.device("cuda")  # nothing computes on it
 
 
-def test_a_batch_norm_of_an_unknown_kind_is_refused_by_name(monkeypatch):
+def on(device: torch.device, run: Run) -> Run:
+    return dataclasses.replace(run, device=device)
+
+
+def test_several_gpus_train_torchs_synchronised_batch_norms(grid: Grid, monkeypatch):
+    made = prepared(grid, *LEARN, "train.batch_size=5")
+    before = dict(made.method.named_parameters())
+    kinds = [type(norm) for norm in norms.learning(made.method)]
+    assert BatchNormAct2d in kinds
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    norms.synchronise(made.method, on(GPU, made.builder.run))
+    after = norms.learning(made.method)
+    assert len(after) == len(kinds) and all(isinstance(norm, nn.SyncBatchNorm) for norm in after)
+    assert sum(isinstance(norm, SyncBatchNormAct) for norm in after) == kinds.count(BatchNormAct2d)
+    parameters = dict(made.method.named_parameters())
+    assert parameters.keys() == before.keys()
+    assert all(parameters[name] is before[name] for name in before)
+
+
+def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkeypatch):
     class Renorm(nn.BatchNorm2d):
         pass
 
-    BatchNorms(Renorm(4))  # alone it does what it does
+    made = prepared(grid, *LEARN)
+    few = prepared(grid, *LEARN, "train.batch_size=24")  # and then one image
+    frozen = prepared(grid, f"model.arch={CONV}")
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    with pytest.raises(ValueError, match=r"cannot share the statistics of Renorm.*=true"):
-        BatchNorms(Renorm(4))
-    BatchNorms(Renorm(4).eval())
+    norms.synchronise(frozen.method, frozen.builder.run)
+    with pytest.raises(ValueError, match=r"on GPUs only: set train\.freeze_batchnorm=true"):
+        norms.synchronise(made.method, made.builder.run)
+    with pytest.raises(
+        ValueError, match=r"has 1 of the 2 images that the ranks need.*another train\.batch_size"
+    ):
+        norms.synchronise(few.method, on(GPU, few.builder.run))
+    made.method.net = Renorm(4)
+    with pytest.raises(ValueError, match=r"statistics of Renorm.*freeze_batchnorm=true"):
+        norms.synchronise(made.method, on(GPU, made.builder.run))
+
+
+def test_a_batch_of_one_image_names_the_key_to_set(grid: Grid):
+    """The last of 25 images, on a map of a single pixel."""
+    with pytest.raises(ValueError, match=r"one pixel: set train\.freeze_batchnorm=true"):
+        grid.build(*LEARN, "train.batch_size=24", "train.epochs=1")

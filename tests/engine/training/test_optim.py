@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.methods.objectives import Penalty, Projection
+from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training import optim, projection
+from engine.training import optim
 from engine.training.optim import EWCSGD, EWCAdamW, build, learning_rate
 from engine.training.shards import Piece, whole
 
@@ -78,10 +78,10 @@ def launch(world: int, results: Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_deepspeed_equals_a_bare_loop_with_a_penalty_or_a_projection(world, tmp_path):
+def test_deepspeed_equals_a_bare_loop_with_a_penalty(world, tmp_path):
     results = launch(world, tmp_path / "results.json")
     assert "round_robin_gradients" in results.pop("round_robin")
-    assert len(results) == 48 + 12
+    assert len(results) == 32
     wrong = {label: errors for label, errors in results.items() if max(errors) > 1e-6}
     assert not wrong
 
@@ -243,85 +243,6 @@ def test_an_engine_that_ewc_cannot_follow_is_refused():
     with pytest.raises(ValueError, match="nothing can be added to a step inside object"):
         optim.attach(engine, penalty)
     optim.attach(engine, dataclasses.replace(penalty, lam=0.0))
-
-
-def projected(named: dict[str, nn.Parameter], options: OptimizerRecipe, lam: float, anchor: dict):
-    optimizer = build(named, options)
-    projection.Projector(optimizer, whole(named), Projection(lam, anchor), is_sharded=False)
-    return optimizer
-
-
-@pytest.mark.parametrize("options", [ADAMW, dataclasses.replace(SGD, momentum=0.0)])
-def test_a_projection_brings_back_only_what_leads_away_against_the_gradient(options):
-    """Gradients are set by hand: of four tensors, one has each of the cases."""
-    names = ("back", "away", "at anchor", "no gradient")
-    start = {name: torch.full((3,), 2.0) for name in names} | {"at anchor": torch.ones(3)}
-    anchor = {name: torch.ones(3) for name in names}
-    moved = {}
-    for lam in (0.0, 0.5, 1.0):
-        named = {name: nn.Parameter(start[name].clone()) for name in names}
-        optimizer = projected(named, options, lam, anchor)
-        if options.name == "adamw":  # a first moment that leads away from the anchor
-            for parameter in named.values():
-                parameter.grad = torch.full((3,), -5.0)
-            optimizer.param_groups[0]["lr"] = 0.0
-            optimizer.step()
-            optimizer.param_groups[0]["lr"] = options.lr
-        for name, sign in zip(names, (0.1, -0.1, 0.1, None), strict=True):
-            named[name].grad = None if sign is None else torch.full((3,), sign)
-        optimizer.step()
-        moved[lam] = {name: p.detach()[0].item() for name, p in named.items()}
-    free, half, full = moved.values()
-    if options.name == "adamw":  # momentum leads away, though the gradient says back
-        assert free["back"] > 2 and full["back"] == pytest.approx(2.0, abs=1e-6)
-        assert half["back"] == pytest.approx((free["back"] + 2) / 2, abs=1e-6)
-    else:  # the step leads back by itself, and nothing is taken
-        assert free["back"] == full["back"] < 2
-    for name in names[1:]:
-        assert free[name] == half[name] == full[name], name
-    assert free["away"] > 2 and free["no gradient"] == 2
-
-
-@pytest.mark.parametrize("options", [ADAMW, SGD])
-def test_a_projection_of_no_strength_is_not_there(options):
-    model, named, penalty = linear()
-    optimizer = build(named, options)
-    engine = SimpleNamespace(module=model, optimizer=optimizer)
-    projection.attach(engine, Projection(0.0, penalty.anchor))
-    assert not optimizer._optimizer_step_post_hooks
-    projection.attach(engine, Projection(0.5, penalty.anchor))
-    assert optimizer._optimizer_step_post_hooks
-    with pytest.raises(ValueError, match="anchor has no parameter 'weight'"):
-        projection.attach(engine, Projection(0.5, {}))
-    with pytest.raises(ValueError, match="must be finite and >= 0, not -1"):
-        Projection(-1.0, {})
-
-
-def test_a_projection_follows_channels_last():
-    ends = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        named = dict(model.named_parameters())
-        anchor = {name: torch.rand(p.shape) for name, p in named.items()}
-        model.to(memory_format=layout)  # type: ignore[call-overload]
-        optimizer = projected(named, ADAMW, 1.0, anchor)
-        for _ in range(6):
-            optimizer.zero_grad()
-            model(torch.arange(150.0).reshape(2, 3, 5, 5).cos()).square().sum().backward()
-            optimizer.step()
-        ends.append(named)
-    for name, expected in ends[0].items():
-        torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_partition_of_padding_alone_projects_nothing():
-    flat = torch.ones(4, requires_grad=True)
-    flat.grad = torch.ones(4)
-    optimizer = build({"flat": flat}, SGD)
-    projection.Projector(optimizer, {flat: []}, Projection(1.0, {"far": torch.ones(2)}), False)
-    optimizer.step()
-    assert flat.tolist() == pytest.approx([1 - SGD.lr] * 4)
 
 
 def test_a_piece_is_a_range_of_a_parameter_in_a_partition():

@@ -29,7 +29,6 @@ from grids import (
     labels,
     prepared,
     reference,
-    same,
     torchrun,
     weights,
 )
@@ -144,15 +143,8 @@ KINDS_OF_METHOD = [
     ["method=lwf", "downstream=few", *words_of("adamw", 1, 1, 0.0)],
     [f"model.arch={CONV}", *words_of("sgd", 1, 3, 0.3)],  # frozen batch norms
 ]
-# 18 and 7 images. A rate at which training does not amplify rounding: few values meet in a norm.
 FREE = [f"model.arch={CONV}", "model.image_size=64", "train.freeze_batchnorm=false"]
-GENTLE = [*FREE, "train.batch_size=18", "train.epochs=2", "optimizer.lr=1e-4"]
-FREE_NORMS = [
-    [*words_of("sgd", 0, 1, 0.0), *GENTLE],
-    [*words_of("sgd", 1, 3, 0.3), *GENTLE],
-    [*words_of("adamw", 1, 1, 0.0), *GENTLE],
-]
-UNEVEN = [*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"]
+REFUSED = [[*words_of("sgd", 0, 1, 0.0), "train.batch_size=13"], FREE]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +163,7 @@ def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]
         place = Path("store") / kind / name
         shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=ignored)
     jobs = [words_of(*configuration) for configuration in GRID]
-    jobs += [*KINDS_OF_METHOD, *FREE_NORMS, UNEVEN]
+    jobs += [*KINDS_OF_METHOD, *REFUSED]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
     worker = Path(__file__).parents[2].joinpath("grid_worker.py")
@@ -216,23 +208,6 @@ def test_two_ranks_equal_one_rank_for_every_kind_of_method(grid, two_ranks):
             assert distance(two, {"prompt": cell.prompt()}) < 1e-5
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one_rank_where_batch_norms_learn(grid, two_ranks):
-    for words, folder in zip(FREE_NORMS, two_ranks[-1 - len(FREE_NORMS) : -1], strict=True):
-        builder, cell = grid.build(*words)
-        before, of_one_rank = builder.base.state(), weights(cell)
-        of_two_ranks = load_file(Path(folder) / "weights.safetensors")
-        buffers = [name for name in of_one_rank if "running_" in name or "num_batches" in name]
-        assert buffers and all(not torch.equal(before[n], of_one_rank[n]) for n in buffers)
-        assert (
-            distance({n: of_two_ranks[n] for n in buffers}, {n: of_one_rank[n] for n in buffers})
-            < 1e-5
-        ), words
-        assert distance(of_two_ranks, of_one_rank) < 1e-5, words
-        counts = [name for name in buffers if "num_batches" in name]
-        assert all(torch.equal(of_two_ranks[name], of_one_rank[name]) for name in counts)
-
-
 def test_a_filler_touches_no_statistics(grid):
     """A batch of one image in three micro-batches: two of them are fillers."""
     words = ("train.epochs=1", "train.batch_size=24", "train.accumulation=3")
@@ -243,8 +218,9 @@ def test_a_filler_touches_no_statistics(grid):
 
 
 @pytest.mark.slow
-def test_two_ranks_refuse_a_batch_that_does_not_divide(two_ranks):
-    assert "train.batch_size=13 does not divide into 2 ranks" in two_ranks[-1]
+def test_two_ranks_refuse_a_batch_that_does_not_divide_and_batch_norms_that_learn(two_ranks):
+    assert "train.batch_size=13 does not divide into 2 ranks" in two_ranks[-2]
+    assert "on GPUs only: set train.freeze_batchnorm=true" in two_ranks[-1]
 
 
 @pytest.mark.slow
@@ -336,7 +312,7 @@ def test_the_order_depends_on_seed_and_epoch():
     assert orders[1, 1] == tuple(shares(30, 1, 1, fake_run(1, 30, 1))[0][0].index)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1])
 def test_a_lone_rank_shards_nothing_and_times_nothing(grid, stage):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
     builder = grid.builder(f"train.zero_stage={stage}")
@@ -387,6 +363,13 @@ def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
     caplog.clear()
     assert loop.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3
     assert not caplog.records
+
+
+def test_a_warm_up_that_never_ends_is_refused_by_its_key():
+    with pytest.raises(
+        ValueError, match=r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
+    ):
+        loop.warmup_steps(TrainRecipe(warmup_steps=10), 6)
 
 
 def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, monkeypatch):
@@ -444,26 +427,5 @@ def test_a_rate_that_is_far_too_high_stops_with_step_and_rate(diverging, stage):
 def test_a_last_step_that_spoils_the_weights_leaves_no_cell(diverging):
     """The only loss is that of the first step, and it is finite."""
     words = ("train.epochs=1", "train.batch_size=25", "train.warmup_steps=0")
-    with pytest.raises(DivergedError, match=r"a weight is not finite by step 1 .*first epoch"):
+    with pytest.raises(DivergedError, match="a weight is not finite by step 1 "):
         diverging.build("optimizer.lr=1e39", *words)
-
-
-def test_a_later_divergence_keeps_the_last_good_weights(diverging, tmp_path):
-    file = tmp_path / "late.py"
-    file.write_text(
-        "from engine.methods.base import Trained\n"
-        "from engine.recipe.schema import MethodRecipe as Recipe\n"
-        "class Method(Trained):\n"
-        "    seen = 0\n"
-        "    def loss(self, batch):\n"
-        "        self.seen += 1\n"
-        "        return super().loss(batch) * (float('nan') if self.seen > 7 else 1)\n"
-    )
-    words = [f"method.module={file}", "method.name=late", "method.title=Late"]
-    with pytest.raises(DivergedError, match=r"the last good .* of step 6, in .*late-outline-step6"):
-        diverging.build(*words, "train.epochs=4")
-    (saved,) = (tmp_path / "diverged").iterdir()
-    good = {n.removeprefix("net."): t for n, t in load_file(saved).items()}
-    before = diverging.builder().base.state()
-    assert good.keys() == before.keys() and not same(good, before)
-    assert all(torch.isfinite(tensor).all() for tensor in good.values())

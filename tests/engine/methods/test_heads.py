@@ -1,0 +1,223 @@
+"""Fitted heads against an independent solver, formulas in NumPy, and what a cell keeps of a fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from grids import CLASSES, Grid, grid, labels, same, weights
+from plain_losses import PLACES
+from scipy.optimize import minimize
+from torch import nn
+
+from engine.errors import DivergedError
+from engine.grid.build import Builder
+from engine.methods import heads
+from engine.store.cells import Cell
+
+__all__ = ["grid"]
+L2 = 1e-3
+
+
+def objective(
+    theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float, anchor: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """The objective and its gradient for weights with the bias as last column, flat float64."""
+    x1 = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    change = theta - anchor
+    logits = x1 @ theta.reshape(-1, x1.shape[1]).T
+    logits -= logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    rows = np.arange(len(y))
+    wrong = np.exp(log_p)
+    wrong[rows, y] -= 1
+    gradient = (wrong.T @ x1 / len(x)).ravel() + l2 * change
+    return -log_p[rows, y].mean() + l2 / 2 * change @ change, gradient
+
+
+def flat(weight: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
+    """float64, with the bias as last column."""
+    weight_and_bias = torch.cat([weight.detach(), bias.detach()[:, None]], dim=1)
+    return weight_and_bias.double().numpy().ravel()
+
+
+def head_of(classes: int, width: int, seed: int = 0) -> nn.Linear:
+    """A head in float64, so that nothing of a fit is rounded away."""
+    torch.manual_seed(seed)
+    return nn.Linear(width, classes).double()
+
+
+def problem_of(
+    images: int, width: int, classes: int, l2: float = L2, scale: float = 1.0
+) -> heads.Problem:
+    generator = torch.Generator().manual_seed(images)
+    x = scale * torch.randn(images, width, generator=generator)
+    y = torch.randint(classes, (images,), generator=generator)
+    return heads.Problem(x, y, torch.arange(images), l2)
+
+
+@pytest.mark.parametrize(
+    ("images", "width", "classes", "l2", "scale"),
+    [(60, 5, 4, 1e-3, 1.0), (9, 40, 3, 1e-3, 5.0), (60, 5, 4, 1e-1, 0.1), (200, 3, 2, 1e-4, 1.0)],
+)
+def test_a_fit_is_the_optimum_that_another_solver_reaches(images, width, classes, l2, scale):
+    problem, head = problem_of(images, width, classes, l2, scale), head_of(classes, width)
+    anchor = flat(head.weight, head.bias)
+    result = heads.fit(head, problem, "LP")
+    x, y = problem.features_ND.double().numpy(), problem.labels_N.numpy()
+    value, gradient = objective(flat(head.weight, head.bias), x, y, l2, anchor)
+    assert np.linalg.norm(gradient) <= result["tolerance"] == math.sqrt(2 * l2 * heads.EXCESS)
+    assert result["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
+    assert result["loss"] == pytest.approx(value, rel=1e-12)
+    options = {"gtol": 1e-10, "ftol": 0, "maxiter": 10_000, "maxfun": 100_000}
+    by_scipy = minimize(
+        objective, anchor, (x, y, l2, anchor), "L-BFGS-B", jac=True, options=options
+    )
+    assert value - by_scipy.fun <= 2 * heads.EXCESS
+    # Strong convexity: an objective that is `excess` too high is no farther than this.
+    farthest = math.sqrt(2 * heads.EXCESS / l2)
+    assert np.linalg.norm(flat(head.weight, head.bias) - by_scipy.x) <= 2 * farthest
+
+
+def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(monkeypatch):
+    problem = problem_of(60, 5, 4)
+    whole, again, pieces = (head_of(4, 5) for _ in range(3))
+    heads.fit(whole, problem, "LP")
+    heads.fit(again, problem, "LP")
+    assert same(whole.state_dict(), again.state_dict())
+    monkeypatch.setattr(heads, "_CHUNK", 7)
+    heads.fit(pieces, problem, "LP")
+    torch.testing.assert_close(pieces.weight, whole.weight, rtol=0, atol=1e-5)
+
+
+def test_only_the_images_of_the_split_take_part():
+    every = problem_of(60, 5, 4)
+    rows = torch.arange(60)[::3]
+    part = heads.Problem(every.features_ND, every.labels_N, rows, L2)
+    alone = heads.Problem(every.features_ND[rows], every.labels_N[rows], torch.arange(20), L2)
+    first, second = head_of(4, 5), head_of(4, 5)
+    heads.fit(first, part, "LP")
+    heads.fit(second, alone, "LP")
+    assert same(first.state_dict(), second.state_dict())
+
+
+def test_outputs_outside_the_mask_stay_and_the_others_are_fitted_as_if_alone():
+    problem, places = problem_of(40, 5, 3), torch.tensor([0, 2, 5])
+    mask = torch.zeros(6, dtype=torch.bool)
+    mask[places] = True
+    masked = heads.Problem(
+        problem.features_ND, places[problem.labels_N], problem.rows_n, L2, mask_C=mask
+    )
+    large, small = head_of(6, 5), head_of(3, 5)
+    small.load_state_dict({name: tensor[places] for name, tensor in large.state_dict().items()})
+    before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
+    heads.fit(large, masked, "LP")
+    heads.fit(small, problem, "LP")
+    for name, tensor in large.state_dict().items():
+        assert torch.equal(tensor[~mask], before[name][~mask])
+        torch.testing.assert_close(tensor[mask], small.state_dict()[name], rtol=0, atol=1e-6)
+    wrong = heads.Problem(problem.features_ND, problem.labels_N, problem.rows_n, L2, mask_C=mask)
+    with pytest.raises(DivergedError, match="LP on few: the head's loss is inf"):
+        heads.fit(large, wrong, "LP on few")  # a label that the mask leaves out
+
+
+def test_a_class_of_several_outputs_has_their_summed_probability():
+    problem = problem_of(40, 5, 2)
+    members = torch.tensor([[0, 2], [1, 1]])
+    mask = torch.tensor([True, True, False])
+    grouped = heads.Problem(
+        problem.features_ND, problem.labels_N, problem.rows_n, 0.1, mask, members
+    )
+    head = head_of(3, 5)
+    first = [tensor.detach().clone() for tensor in head.parameters()]
+    result = heads.fit(head, grouped, "LP")
+    pull = sum(((p - p0) ** 2).sum() for p, p0 in zip(head.parameters(), first, strict=True))
+    p_NC = head(problem.features_ND.double()).softmax(dim=1)
+    p_NG = torch.stack([p_NC[:, 0] + p_NC[:, 2], p_NC[:, 1]], dim=1)
+    loss = nn.functional.nll_loss(p_NG.log(), problem.labels_N) + 0.05 * pull
+    assert result["loss"] == pytest.approx(loss.item(), rel=1e-9)
+    gradients = torch.autograd.grad(loss, list(head.parameters()))
+    assert math.hypot(*(g.norm() for g in gradients)) <= result["tolerance"]
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 1), (5, 1), (1, 3), (2, 2)])
+def test_tiny_sets_and_a_single_class_have_an_optimum_too(images, classes):
+    head = head_of(classes, 6)
+    result = heads.fit(head, problem_of(images, 6, classes), "LP")
+    assert result["gradient_norm"] <= result["tolerance"]
+    assert (result["iterations"] == 0) == (classes == 1)  # one class: nothing to learn
+
+
+def test_a_fit_that_does_not_converge_warns_and_says_so_in_its_history(monkeypatch, caplog):
+    monkeypatch.setattr(heads, "MOST_ITERATIONS", heads._STRIDE)
+    result = heads.fit(head_of(4, 50), problem_of(60, 50, 4, l2=1e-6), "LP on few")
+    assert result["gradient_norm"] > result["tolerance"]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "LP on few: the head has not converged. After 20 iterations" in record.getMessage()
+
+
+def test_features_that_are_not_finite_are_refused():
+    problem = problem_of(9, 5, 4)
+    problem.features_ND[3, 2] = torch.nan
+    with pytest.raises(DivergedError, match=r"LP: the head's loss is nan"):
+        heads.fit(head_of(4, 5), problem, "LP")
+
+
+def gradient_norm_of(
+    grid: Grid, builder: Builder, head: list[torch.Tensor], anchor: list[torch.Tensor]
+) -> float:
+    """Of the objective over the set's classes, on the features that the head was fitted to."""
+    places = PLACES if builder.target.name == "few" else list(range(len(CLASSES)))
+    index = builder.target.split("train")
+    x = builder.features(builder.base, builder.target, training=True)[index].double().numpy()
+    y = np.searchsorted(places, labels(grid, builder.target.name, index).numpy())
+    parts = (flat(*(tensor[places] for tensor in tensors)) for tensors in (head, anchor))
+    return float(np.linalg.norm(objective(next(parts), x, y, L2, next(parts))[1]))
+
+
+ROUNDED = 1e-5  # norm of the gradient at an optimum whose weights are rounded to float32
+
+
+def head(cell: Cell) -> list[torch.Tensor]:
+    state = cell.state()
+    return [state["head.weight"], state["head.bias"]]
+
+
+def test_a_base_models_head_is_at_its_optimum_and_its_history_says_so(grid):
+    builder = grid.builder("method=linear_probe", "downstream=upstream")
+    base = grid.builder().base
+    zero = [torch.zeros_like(tensor) for tensor in head(base)]
+    assert gradient_norm_of(grid, builder, head(base), zero) < ROUNDED
+    (history,) = json.loads((base.artifact.folder / "history.json").read_text())
+    assert set(history) == {"iterations", "loss", "gradient_norm", "tolerance"}
+    assert history["gradient_norm"] <= history["tolerance"] and history["iterations"] > 0
+    regularised = grid.builder("model.head.l2=0.1").base
+    assert regularised.name != base.name and head(regularised)[0].norm() < head(base)[0].norm()
+
+
+@pytest.mark.parametrize("downstream", ["outline", "few"])
+def test_a_canonical_probe_is_at_its_optimum_and_leaves_other_outputs_alone(grid, downstream):
+    builder, cell = grid.build("method=linear_probe", f"downstream={downstream}")
+    before, after = head(builder.base), head(cell)
+    assert gradient_norm_of(grid, builder, after, before) < ROUNDED
+    assert gradient_norm_of(grid, builder, before, before) > 100 * ROUNDED
+    absent = [i for i in range(len(CLASSES)) if downstream == "few" and i not in PLACES]
+    for start, end in zip(before, after, strict=True):
+        assert torch.equal(start[absent], end[absent])
+
+
+def test_a_seed_and_settings_of_steps_change_nothing_about_a_fitted_head(grid):
+    words = ("seed=7", "train.epochs=1", "optimizer.lr=0.5", "train.accumulation=5")
+    cells = [grid.build("method=linear_probe", *more)[1] for more in ((), words)]
+    assert same(weights(cells[0]), weights(cells[1]))
+
+
+def test_a_probe_from_zero_forgets_the_base_models_head(grid):
+    builder, cell = grid.build("method=linear_probe", "method.anchor=zero")
+    zero = [torch.zeros_like(tensor) for tensor in head(cell)]
+    assert gradient_norm_of(grid, builder, head(cell), zero) < ROUNDED
