@@ -101,9 +101,10 @@ class Bench:
             f"model={self.model}", *self.words, "model.weights.source=file", "model.head.fit=false",
             f"model.weights.path={weights}", f"runs={self.folder / 'runs'}", "train.epochs=1",
             "train.warmup_steps=0", f"train.batch_size={batch}", f"evaluate.batch_size={batch}",
-            *([f"method.fisher_images={batch}"] if method == "ewc" else []),
         )  # fmt: skip
         cell = cell_plan.resolve(f"imagenet_rib/{method}", words)
+        if hasattr(cell.recipe.method, "fisher_images"):  # the Fisher itself is not timed
+            cell = cell.on(cell.recipe.downstream, {"method.fisher_images": batch})
         recipe = cell.recipe
         size, images = recipe.model.image_size, self.steps * batch
         pack = self.pack or noise(self.folder / f"noise-{images}", size, images)

@@ -158,7 +158,9 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
     for stage in ("prepare", "column"):
         monkeypatch.setattr(jobs, stage, begin)
     monkeypatch.setattr(last_job, "finish", begin)
-    monkeypatch.setattr(campaign, "read", lambda path: argparse.Namespace(path=path, column=str))
+    column = argparse.Namespace(job=f"column-{SET}")
+    plan = argparse.Namespace(device="cpu", modules={}, columns=[column])
+    monkeypatch.setattr(campaign, "read", lambda path: plan)
     yield observed
     for name, place in flags.items():
         place.allow_tf32 = before[name]
@@ -170,13 +172,12 @@ def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
     assert tf32 == {"matmul": False, "cudnn": False}
 
 
-@pytest.mark.parametrize("stage", ["prepare", "column", "report"])
-def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("name", ["prepare", f"column-{SET}", "report"])
+def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, name: str) -> None:
     threads = torch.get_num_threads()
     try:
         with pytest.raises(Started):
-            words = ["--plan", str(tmp_path / "plan.json"), "--column", SET, "--device", "cpu"]
-            job.run(job.parser().parse_args([stage, *words]))
+            job.run(job.parser().parse_args([name, "--plan", str(tmp_path / "plan.json")]))
     finally:
         torch.set_num_threads(threads)
     assert tf32 == {"matmul": False, "cudnn": False}
