@@ -32,7 +32,6 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
         "contact_sheet": "",
         "holdout": False,
         "distances": None,
-        "samples": {},
         "evaluations": list(evaluations),
         "files": {},
     }

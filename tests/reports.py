@@ -89,7 +89,6 @@ def _record(
         "contact_sheet": base64.b64encode(_png()).decode(),
         "holdout": True,
         "distances": Matrix(places, apart, errors, errors, 0.5).plain(),
-        "samples": {},
         "evaluations": list(evaluations),
         "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
         "classes": CLASSES,

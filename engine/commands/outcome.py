@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.evaluation import sample
+from engine.evaluation import passes, splits
 from engine.machine import ranks
 from engine.measures import bootstrap, metrics
 from engine.measures.predictions import SetPredictions
@@ -21,18 +21,18 @@ def show(run: Run, cell: Cell) -> None:
     sets, downstream = recipe.dataset.sets, recipe.downstream
     headline = next(entry for entry in cell.entries if entry.headline)
     models: dict[str, Mix] = {"before": {run.base.name: 1.0}, "after": headline.mix}
-    splits = {name: sample.split_of(recipe, name) for name in [*sets, recipe.dataset.upstream]}
-    samples = sample.draw(run, splits)
-    for name, split in splits.items():
-        sample.evaluate_on(run, models.values(), name, split, samples.get(name))
+    names = [*sets, recipe.dataset.upstream]
+    places = {name: splits.split_of(recipe, name) for name in names}
+    for name, split in places.items():
+        passes.evaluate(run, list(models.values()), [name], split)
     if ranks.rank():
         return
     accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     images, draws = {}, {}
-    for name, split in splits.items():
+    for name, split in places.items():
         bank, right = SetPredictions(), {}
         for when, mix in models.items():
-            seen = bank.add(sample.predicted(run, mix, name, split, samples.get(name)))
+            seen = bank.add(passes.predicted(run, mix, name, split))
             accuracy[when][name] = seen.accuracy
             right[when] = bank.by_source(seen.hit)
         images[name] = len(bank.images)
@@ -40,7 +40,7 @@ def show(run: Run, cell: Cell) -> None:
     trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
     judged = [name for name in sets if name != downstream]
     rows = []
-    for name in splits:
+    for name in places:
         before, after = accuracy["before"][name], accuracy["after"][name]
         numbers = f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
         mark = "" if name in judged else "*"

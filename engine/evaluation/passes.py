@@ -27,7 +27,7 @@ from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Mix, essential
-from engine.store.pending import PART, Part, Pending, slices
+from engine.store.pending import PART, Pending, slices
 from loaders.batch import on_device
 
 
@@ -35,7 +35,7 @@ def evaluate(
     run: Run,
     mixes: Sequence[Mix],
     names: Iterable[str],
-    split: str | Part,
+    split: str,
 ) -> None:
     """Make the missing predictions of every mix on every named set.
 
@@ -54,13 +54,13 @@ def evaluate(
                 _pass(run, missing, labelled, split)
 
 
-def find(run: Run, mix: Mix, name: str, split: str | Part) -> Artifact | None:
+def find(run: Run, mix: Mix, name: str, split: str) -> Artifact | None:
     """A mix's predictions on a set, or None if it was not evaluated."""
     key = key_of(run, essential(mix), run.sets[name], split)
     return run.store.find("predictions", *key)
 
 
-def predicted(run: Run, mix: Mix, name: str, split: str | Part) -> Path:
+def predicted(run: Run, mix: Mix, name: str, split: str) -> Path:
     """Parquet file of a mix's predictions on a set.
 
     Raises FileNotFoundError if it was not evaluated, ValueError if the file was altered since.
@@ -83,12 +83,9 @@ def holdout_accuracy(run: Run, mix: Mix) -> float:
 
 
 def key_of(
-    run: Run, mix: Mapping[str, float], labelled: LabelledSet, split: str | Part
+    run: Run, mix: Mapping[str, float], labelled: LabelledSet, split: str
 ) -> tuple[str, dict[str, Any]]:
     """Label and key of the artefact that holds an essential mix's predictions."""
-    if isinstance(split, Part):
-        label, key = key_of(run, mix, labelled, split.split)
-        return f"{split.name}-{label}", key | {"part": split.name}
     recipe = run.recipe
     split = split if len(labelled.holdout) else "all"
     key = {
@@ -109,10 +106,9 @@ def _pass(
     run: Run,
     mixes: Sequence[dict[str, float]],
     labelled: LabelledSet,
-    split: str | Part,
+    split: str,
 ) -> None:
-    places = split.places if isinstance(split, Part) else labelled.split(split)
-    cuts = slices(places, run.recipe.evaluate.batch_size)
+    cuts = slices(labelled.split(split), run.recipe.evaluate.batch_size)
     pending = [Pending(run.store, mix, key_of(run, mix, labelled, split), cuts) for mix in mixes]
     for evaluation in pending:
         if not evaluation.todo:  # only the joining of its slices is left

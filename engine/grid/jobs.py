@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from engine.data.sets import Sets
-from engine.evaluation import cka, features, passes, sample
-from engine.evaluation.sample import Sample
+from engine.evaluation import cka, features, passes, splits
 from engine.grid import progress, tracked
 from engine.grid.build import Builder
 from engine.grid.campaign import PREPARE, Plan
@@ -19,7 +18,7 @@ from engine.grid.columns import Column
 from engine.grid.snapshots import Followed
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Entry, Mix
+from engine.store.cells import Entry
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +59,13 @@ def prepare(plan: Plan, device: torch.device) -> None:
         if run.recipe.evaluate.cka:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
-        for split in (sample.split_of(run.recipe, name), "holdout"):
+        for split in (splits.split_of(run.recipe, name), "holdout"):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
     for name in plan.needed(dataset)[len(names) :]:
         begin(len(names), name)
         # Opened, and encoded if need be, before columns share it.
         log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
-    for name, drawn in sample.draw_all(run).items():
-        sample.evaluate_on(run, [base], name, drawn.split, drawn)
     begin(len(names) + 1)
 
 
@@ -83,20 +80,20 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         row.build()
         progress.advance(plan.path, name, done, len(rows) + 1)
     entries = [entry for row in rows for entry in row.entries()]
-    run, samples = rows[0].run, sample.draw_all(rows[0].run)
+    run = rows[0].run
     for place in run.recipe.dataset.places:
-        _evaluate(run, entries, place, samples.get(place))
+        _evaluate(run, entries, place)
     for row in rows:
-        tracked.log(row.run, row.entries(), samples)
+        tracked.log(row.run, row.entries())
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
 
 
-def _evaluate(run: Run, entries: Sequence[Entry], name: str, drawn: Sample | None) -> None:
-    """Evaluate models on a set, or on a sample of it, and free the set's memory."""
-    mixes: Iterable[Mix] = [entry.mix for entry in entries]
-    sample.evaluate_on(run, mixes, name, sample.split_of(run.recipe, name), drawn)
+def _evaluate(run: Run, entries: Sequence[Entry], name: str) -> None:
+    """Evaluate models on a set, and free the set's memory."""
+    mixes = [entry.mix for entry in entries]
+    passes.evaluate(run, mixes, [name], splits.split_of(run.recipe, name))
     if run.recipe.evaluate.cka:
         cka.evaluate(run, [entry.mix for entry in entries if entry.headline], name)
     run.sets.release(name)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import logging
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,12 @@ import numpy as np
 
 from engine.data import imagenet, thumbnails
 from engine.errors import CampaignError
-from engine.evaluation import cka, passes, sample
-from engine.evaluation.sample import Sample
+from engine.evaluation import cka, passes, splits
 from engine.grid import attempts, outcomes, snapshots, verify
 from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.jobs import builders
-from engine.grid.record import MissingColumn, Record, StoredSample
+from engine.grid.record import MissingColumn, Record
 from engine.measures import image_changes, predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.recipe.schema import MethodRecipe
@@ -50,15 +49,8 @@ def record_of(plan: Plan, device: torch.device) -> Record:
     """
     run = _shared(plan, device)
     dataset, root = run.recipe.dataset, run.store.root
-    samples = sample.draw_all(run)
-    evaluations = list(_evaluations(plan, device, samples))
+    evaluations = list(_evaluations(plan, device))
     files = dict.fromkeys(row.path for row in evaluations)
-    stored = {}
-    for name, drawn in samples.items():
-        path = passes.predicted(run, {run.base.name: 1.0}, name, drawn.split)
-        files[path] = None
-        seed = sample.seed_of(run, name, drawn.split)
-        stored[name] = StoredSample(str(path.relative_to(root)), drawn.images, seed)
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji = dataset.kind == "emoji"
     return Record(
@@ -72,7 +64,6 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
-        samples=stored,
         evaluations=[
             dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
@@ -113,7 +104,7 @@ def _is_finished(plan: Plan, column: Column, device: torch.device) -> bool:
     alone = dataclasses.replace(plan, columns=(column,))
     run = _shared(alone, device)
     try:
-        for _ in _evaluations(alone, device, sample.draw_all(run)):
+        for _ in _evaluations(alone, device):
             pass
         for _ in _cka(alone, device) if run.recipe.evaluate.cka else ():
             pass
@@ -155,18 +146,16 @@ def _shared(plan: Plan, device: torch.device) -> Run:
     return builder.run
 
 
-def _evaluations(
-    plan: Plan, device: torch.device, samples: Mapping[str, Sample]
-) -> Iterator[Evaluation]:
+def _evaluations(plan: Plan, device: torch.device) -> Iterator[Evaluation]:
     """The pre-trained model on every set, then every model of every column on every set."""
     run = _shared(plan, device)
     names = run.recipe.dataset.places
     for name in names:
-        path = _predicted(run, {run.base.name: 1.0}, name, samples)
+        path = _predicted(run, {run.base.name: 1.0}, name)
         yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
     for run, column, arm, entry in _models(plan, device):
         for name in names:
-            path, seed = _predicted(run, entry.mix, name, samples), run.recipe.seed
+            path, seed = _predicted(run, entry.mix, name), run.recipe.seed
             yield Evaluation(*arm, column.downstream, name, path, seed, entry.headline)
 
 
@@ -194,9 +183,8 @@ def _cka(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
             yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
 
 
-def _predicted(run: Run, mix: Mix, name: str, samples: Mapping[str, Sample]) -> Path:
-    split = sample.split_of(run.recipe, name)
-    return sample.predicted(run, mix, name, split, samples.get(name))
+def _predicted(run: Run, mix: Mix, name: str) -> Path:
+    return passes.predicted(run, mix, name, splits.split_of(run.recipe, name))
 
 
 def _distances(run: Run) -> dict[str, Any] | None:

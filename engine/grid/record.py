@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CampaignError
-from engine.evaluation.budget import Drawn, frame_of
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
 from engine.machine import files
@@ -29,15 +28,6 @@ from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 AS_BEFORE = "with the words of before"
-
-
-@dataclass(frozen=True)
-class StoredSample:
-    """A set's sample of `images`; `path`: the pre-trained model's predictions, which order it."""
-
-    path: str
-    images: int
-    seed: list[int]
 
 
 @dataclass(frozen=True)
@@ -54,8 +44,7 @@ class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
     sets: those that RI is measured on. downstreams: those fine-tuned on. methods: key to title, in
-    table order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. samples: by
-    set, empty where all images were seen. cka: a row a
+    table order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
     `evaluate.cka`. sweep: by setting, the values of the keys that a sweep varies beside the seed;
     None of other campaigns. classes: of the head, in order, by names for people; older files have
@@ -75,7 +64,6 @@ class Record:
     contact_sheet: str
     holdout: bool
     distances: dict[str, Any] | None
-    samples: dict[str, StoredSample]
     evaluations: list[Evaluation]
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
@@ -127,15 +115,6 @@ class FinishedCampaign:
         Raises DamagedFile as `evaluations`.
         """
         return predictions.mix_of(self._checked(str(evaluation.path)))
-
-    @functools.cached_property
-    def samples(self) -> dict[str, Drawn]:
-        """The samples, by set. Raises DamagedFile as `evaluations`."""
-        samples = {}
-        for name, stored in self.record.samples.items():
-            frame, index = frame_of(predictions.read(self._checked(stored.path)), stored.seed)
-            samples[name] = Drawn(frame, stored.images, index)
-        return samples
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
     def _checked(self, name: str) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.evaluation import sample
+from engine.evaluation import passes, splits
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.training import snapshots
@@ -79,15 +79,11 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
     without = [snapshot for snapshot in taken if snapshot.weights(run) is None]
     if not without:
         return []
-    samples = sample.draw_all(run)
-    splits = {name: sample.split_of(run.recipe, name) for name in run.recipe.dataset.places}
+    places = {name: splits.split_of(run.recipe, name) for name in run.recipe.dataset.places}
 
     def evaluated(snapshot: Snapshot) -> bool:
         mix = {snapshot.name(run.store): 1.0}
-        return all(
-            sample.find(run, mix, name, split, samples.get(name)) is not None
-            for name, split in splits.items()
-        )
+        return all(passes.find(run, mix, name, split) is not None for name, split in places.items())
 
     return [snapshot for snapshot in without if not evaluated(snapshot)]
 

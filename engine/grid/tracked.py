@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from engine.evaluation import sample
-from engine.evaluation.sample import Sample
+from engine.evaluation import passes, splits
 from engine.machine import ranks
 from engine.measures.predictions import SetPredictions
 from engine.run import Run
@@ -13,7 +12,7 @@ from engine.store.cells import Entry, Mix
 from engine.training import trackers
 
 
-def log(run: Run, entries: Sequence[Entry], samples: Mapping[str, Sample]) -> None:
+def log(run: Run, entries: Sequence[Entry]) -> None:
     """Log accuracies of a cell's headline model, and of the pre-trained one, on every set."""
     recipe = run.recipe
     if not recipe.trackers or ranks.rank() > 0:
@@ -22,8 +21,8 @@ def log(run: Run, entries: Sequence[Entry], samples: Mapping[str, Sample]) -> No
     def accuracies(mix: Mix) -> dict[str, float]:
         by_set = {}
         for name in recipe.dataset.places:
-            split = sample.split_of(recipe, name)
-            path = sample.predicted(run, mix, name, split, samples.get(name))
+            split = splits.split_of(recipe, name)
+            path = passes.predicted(run, mix, name, split)
             by_set[name] = SetPredictions().add(path).accuracy
         return by_set
 

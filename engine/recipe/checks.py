@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from engine.errors import RecipeError, nearest
-from engine.recipe import typed
-from engine.recipe.schema import DatasetRecipe, Part, Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 
 TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
@@ -65,11 +64,6 @@ def check_name(key: str, name: str) -> None:
             f"{key}: {name!r:.150} cannot be part of a path; use at most "
             f"{_NAME_BYTES} bytes, without slashes, braces, line ends or a leading '.'"
         )
-
-
-def check_budget(budget: float) -> None:
-    """Raise RecipeError for a budget that is not in (0, 1]."""
-    typed.converted(Part, budget, "evaluate.budget")
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -185,7 +185,6 @@ class EvaluateRecipe:
     # auto: on a GPU; cuda_graphs: always, and replayed
     compile: Literal["auto", "always", "never", "cuda_graphs"] = "auto"
     split: Literal["all", "holdout"] = "all"  # holdout: the images that training never sees
-    budget: Part = 1.0  # share of all images; each set gives equally many, a small set all
     cka: Count = (
         0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.grid import campaign, half_widths, outcomes, record
+from engine.grid import campaign, outcomes, record
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
@@ -33,8 +33,6 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
     figure as SVG and PDF."""
     folder = run.report
     with outcomes.sealed(run.place):
-        for sampled in results.samples.values():
-            half_widths.write(folder, sampled.intervals)
         return write_into(folder, results, figures=figures)
 
 
@@ -79,11 +77,8 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
 
 
 def _notes(results: Results) -> list[str]:
-    """What a reader must know before any number: what was sampled, and what is missing."""
-    notes = [
-        f"{label}: {sampled.note}" if label else sampled.note
-        for label, sampled in results.samples.items()
-    ]
+    """What a reader must know before any number: what is missing."""
+    notes = []
     if missing := results.record.missing:
         names = ", ".join(dict.fromkeys(column.column for column in missing))
         notes.append(f"models fine-tuned on {names} are not in this report")

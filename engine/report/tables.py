@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation.budget import Drawn
-from engine.grid import half_widths
-from engine.grid.half_widths import HalfWidth
 from engine.grid.record import FinishedCampaign, MissingColumn, Record
 from engine.machine.files import digest
 from engine.measures import image_changes, metrics, model_rows
@@ -23,20 +20,9 @@ from engine.report.certainty import Certainty
 
 
 @dataclass(frozen=True)
-class SampledCampaign:
-    """The samples of a campaign, by set that RI is measured on and upstream, and how far its
-    numbers may be from those of all images."""
-
-    samples: Mapping[str, Drawn]
-    intervals: Sequence[HalfWidth]
-    note: str
-
-
-@dataclass(frozen=True)
 class Results:
     """What a report shows. record: of one campaign, or several as one (`merged`). changes: images
-    that most rows gained or lost. samples: of each campaign that was evaluated
-    on a sample of its images, by the campaign's name, which is empty in a report of one."""
+    that most rows gained or lost."""
 
     grid: Grid
     summary: Summary
@@ -44,7 +30,6 @@ class Results:
     sure: Certainty
     record: Record
     changes: Sequence[ImageChange] = ()
-    samples: Mapping[str, SampledCampaign] = field(default_factory=dict)
 
     @property
     def lines(self) -> Iterator[tuple[Standings, Line]]:
@@ -57,8 +42,7 @@ def results(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
 
     models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
     """
-    samples = _samples([""], [run])
-    return _results(run.record, run.evaluations, models_csv, samples)
+    return _results(run.record, run.evaluations, models_csv)
 
 
 def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:
@@ -108,7 +92,6 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         distances=first.distances if len(runs) == 1 else None,
         cka=_cka(labels, records, disagreeing),
         sweep=first.sweep if len(runs) == 1 else None,
-        samples={name: stored for record in records for name, stored in record.samples.items()},
         attempts=[
             dataclasses.replace(attempt, campaign=label)
             for label, record in zip(labels, records, strict=True)
@@ -120,8 +103,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         },
         missing=list(_missing(labels, records, downstreams)),
     )
-    samples = _samples(labels, runs)
-    return _results(record, list(rows.values()), models_csv, samples)
+    return _results(record, list(rows.values()), models_csv)
 
 
 def _missing(
@@ -142,24 +124,10 @@ def _missing(
                 yield MissingColumn(name, f"not a column of {', '.join(without)}", label)
 
 
-def _samples(labels: Sequence[str], runs: Sequence[FinishedCampaign]) -> dict[str, SampledCampaign]:
-    samples = {}
-    for label, run in zip(labels, runs, strict=True):
-        if not run.samples:
-            continue
-        record = run.record
-        drawn = {name: run.samples[name] for name in record.sets}  # the budget is a share of these
-        intervals = half_widths.half_widths(run.evaluations, drawn, record.sets, record.downstreams)
-        note = half_widths.note(intervals, drawn)
-        samples[label] = SampledCampaign(run.samples, intervals, note)
-    return samples
-
-
 def _results(
     record: Record,
     evaluations: Sequence[Evaluation],
     models_csv: Path | None,
-    samples: Mapping[str, SampledCampaign] | None = None,
 ) -> Results:
     models_given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations)
@@ -176,7 +144,7 @@ def _results(
         grid, summary, record.sets, record.upstream, record.downstreams, models_given
     )
     changes = image_changes.most_changed(evaluations)
-    return Results(grid, summary, models, sure, record, changes, samples or {})
+    return Results(grid, summary, models, sure, record, changes)
 
 
 def _labels(names: Sequence[str]) -> list[str]:

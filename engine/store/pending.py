@@ -12,7 +12,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,6 @@ from loaders.schema import DamagedFile
 
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing
-
-
-@dataclass(frozen=True)
-class Part:
-    """Positions in the pack (int64, ascending) of a part of `split`; its `name` determines them."""
-
-    split: str
-    places: np.ndarray
-    name: str
 
 
 def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:

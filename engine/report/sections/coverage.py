@@ -1,4 +1,4 @@
-"""What is not in the numbers: missing columns and cells, failed jobs, sampled sets, distances."""
+"""What is not in the numbers: missing columns and cells, failed jobs, distances."""
 
 from __future__ import annotations
 
@@ -23,15 +23,12 @@ def section(results: Results) -> Section | None:
     arms = list(dict.fromkeys(arm for arm, *_ in cells if arm.method != PRE))
     expected = [(arm, i, j) for arm in arms for i in record.downstreams for j in places]
     missing = [cell for cell in expected if cell not in cells]
-    sampled = _sampled(results)
     seeds = len(results.grid.seeds)
     statements = [
         f"{len(expected) - len(missing):,} of {len(expected):,} cells (model, method, set "
         "fine-tuned on, set evaluated on) were trained and evaluated, each with "
         f"{seeds} training seed{'s' * (seeds > 1)}.",
-        f"{len(record.samples)} of {len(places)} sets were evaluated on a sample of their images."
-        if sampled
-        else "Every set was evaluated on all of its images"
+        "Every set was evaluated on all of its images"
         + (
             "; a model's own set on those that are held out of its training."
             if record.holdout
@@ -73,19 +70,10 @@ def section(results: Results) -> Section | None:
                 "Attempts at jobs that did not finish them, and why.",
                 _named([_failed(attempt) for attempt in failed]),
             ),
-            ("sampled-sets", "Images that were evaluated of each sampled set.", sampled),
-            (
-                "half-widths",
-                "How far RI (mRI, where no set is named) of a sample may be from that of all "
-                "images, in points to either side, with 95%.",
-                _half_widths(results),
-            ),
         )
         if rows
     ]
-    return Section(
-        "coverage", "What was left out, and what was sampled", statements=statements, tables=tables
-    )
+    return Section("coverage", "What was left out", statements=statements, tables=tables)
 
 
 def _failed(attempt: Attempt) -> dict[str, Any]:
@@ -96,29 +84,6 @@ def _failed(attempt: Attempt) -> dict[str, Any]:
         "hours": round(attempt.hours, 3),
         "why": attempt.failure,
     }
-
-
-def _sampled(results: Results) -> list[dict[str, Any]]:
-    return _named(
-        [
-            {"campaign": label, "set": name, "images_evaluated": each.images, "of": len(each.index)}
-            for label, sampled in results.samples.items()
-            for name, each in sampled.samples.items()
-        ]
-    )
-
-
-def _half_widths(results: Results) -> list[dict[str, Any]]:
-    methods = results.record.methods
-    return _named(
-        [
-            {"campaign": label, "model": row.model, "method": methods.get(row.method, row.method)}
-            | {"variant": row.variant, "alpha": row.alpha, "setting": row.setting}
-            | {"downstream": row.downstream, "half_width": row.half_width}
-            for label, sampled in results.samples.items()
-            for row in sampled.intervals
-        ]
-    )
 
 
 def _named(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

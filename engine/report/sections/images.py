@@ -36,7 +36,7 @@ def section(results: Results) -> Section | None:
         "Which images were gained and lost",
         "An image is gained by a model that is right about it where the pre-trained model was "
         "wrong, and lost the other way round. Shown are those that most models agree on.",
-        [*_sampled(results), *_without(results, shown)],
+        _without(results, shown),
         tables=[table],
         galleries=_galleries(changes, classes, shown),
     )
@@ -59,14 +59,6 @@ def _row(results: Results, change: ImageChange) -> dict[str, Any]:
             for key, count in sorted(change.by_method.items(), key=lambda item: (-item[1], item[0]))
         ),
     }
-
-
-def _sampled(results: Results) -> list[str]:
-    names = [change.evaluated_on for change in results.changes]
-    sampled = [name for name in dict.fromkeys(names) if name in results.record.samples]
-    if not sampled:
-        return []
-    return [f"Of {', '.join(sampled)} only the images of the sample were looked at."]
 
 
 def _without(results: Results, shown: Mapping[tuple[str, int], bytes]) -> list[str]:

@@ -114,12 +114,13 @@ def test_shares_of_memory_are_taken_after_the_set_has_its_own(fresh, mixes, monk
 def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     builder, held = grid.builder(), []
 
-    def evaluate_on(run, mixes, name, split, sample) -> None:
+    def evaluate(run, mixes, names, split) -> None:
+        (name,) = names
         run.sets.source(name)
         held.append(set(run.sets._sources))
 
     monkeypatch.setattr(jobs, "builders", lambda *_: [builder])
-    monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
+    monkeypatch.setattr(jobs.passes, "evaluate", evaluate)
     monkeypatch.setattr(jobs.progress, "advance", lambda *_: None)
     column = Column("outline", "outline")
     monkeypatch.setattr(builder, "build", lambda: None)

@@ -302,8 +302,6 @@ EVALUATE = {
     "precision": "bf16",
     "compile": "always",
     "split": "holdout",
-    "budget": 0.5,
-    "half_width": 0.5,
     "cka": 8,
 }
 CHANGES = [

@@ -72,9 +72,9 @@ def files(report: Path) -> dict[str, bytes]:
     [
         (),
         ("seeds=2",),
-        ("dataset.holdout=0", "evaluate.split=all", "evaluate.budget=0.5"),
+        ("dataset.holdout=0", "evaluate.split=all"),
     ],
-    ids=["plain", "seeds", "sample"],
+    ids=["plain", "seeds", "all images"],
 )
 def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
     folder: Path, grid: grids.Grid, tmp_path: Path, words: tuple[str, ...]

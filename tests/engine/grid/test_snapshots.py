@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.evaluation import sample
 from engine.grid import campaign, jobs, make_record
 from engine.training import loop
 
@@ -151,7 +150,7 @@ def test_an_interrupted_column_finds_its_snapshots(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "evaluate_on", stop)
+        patch.setattr(jobs, "_evaluate", stop)
         with pytest.raises(Stopped):
             followed.run()
     assert followed.trained == ["outline"]

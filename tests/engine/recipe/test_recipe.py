@@ -94,7 +94,6 @@ OPTIONS = {  # default, and what the key may hold
     "evaluate.precision": ("auto", "auto or fp32 or bf16"),
     "evaluate.compile": ("auto", "auto or always or never or cuda_graphs"),
     "evaluate.split": ("all", "all or holdout"),
-    "evaluate.budget": (1.0, "a number above 0 and at most 1"),
     "evaluate.cka": (0, "a whole number of at least 0"),
     "downstream": ("???", "a text"),
     "seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import made_results
-import numpy as np
 import pytest
 import reports
 
-from engine.evaluation import budget
-from engine.evaluation.budget import Drawn
 from engine.grid.attempts import Attempt
-from engine.grid.record import FinishedCampaign, MissingColumn
+from engine.grid.record import MissingColumn
 from engine.report import finish, tables
 from engine.report.section import Section
 from engine.report.sections import coverage, what_was_run
@@ -89,29 +86,3 @@ def test_campaigns_without_a_common_column_are_refused(tmp_path):
     ]
     with pytest.raises(ValueError, match="no set in common that they fine-tune on"):
         tables.merged(runs)
-
-
-def test_a_merged_report_tells_the_sample_of_each_campaign(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    frame = budget.stratify(
-        np.arange(40) % 2 == 0, rng.random(40), np.arange(40) % 5, np.zeros(40, int), np.ones(40),
-        seed=[0],
-    )  # fmt: skip
-    drawn = {name: Drawn(frame, 30, np.arange(40)) for name in (*reports.SETS, "up")}
-    runs = [reports.finished(tmp_path, name, model=name, seed=k) for k, name in enumerate("ab")]
-    monkeypatch.setattr(
-        FinishedCampaign,
-        "samples",
-        property(lambda run: drawn if run.record.name == "b" else {}),
-    )
-    results = tables.merged(runs)
-    section = coverage.section(results)
-    rows = table(section, "sampled-sets")
-    assert rows[0] == {"campaign": "b", "set": "flat", "images_evaluated": 30, "of": 40}
-    widths = table(section, "half-widths")
-    assert {row["campaign"] for row in widths} == {"b"} and min(
-        row["half_width"] for row in widths
-    ) > 0
-    assert set(row["downstream"] for row in widths) == {*reports.SETS, ""}
-    page = finish.write_into(tmp_path / "out", results).read_text()
-    assert "Incomplete: b: a sample, 90 of 120 images (75.0%)" in page

@@ -64,14 +64,6 @@ def test_images_for_which_there_was_no_room_are_counted(tmp_path):
     )
 
 
-def test_a_sampled_set_says_so(tmp_path):
-    made = results(tmp_path)
-    made.record.samples["mono"] = None  # type: ignore[assignment]
-    section = images.section(made)
-    assert section is not None
-    assert section.statements[0] == "Of mono only the images of the sample were looked at."
-
-
 def test_records_without_classes_have_no_such_section(tmp_path):
     assert images.section(results(tmp_path, classes=[])) is None
 
