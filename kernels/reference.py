@@ -76,19 +76,17 @@ def adamw_ewc_(
     anchor: Tensor | None,
     fisher: Tensor | None,
     scalars: Tensor,
-    with_value: bool = True,
-) -> Tensor | None:
-    """Truth of `kernels.ewc.adamw_ewc_`, which the CPU runs; returns the penalty's value, fp64.
+) -> None:
+    """Truth of `kernels.ewc.adamw_ewc_`.
 
     scalars [8]: lam, 1 - lr weight_decay, lr / (1 - beta1^t), 1 - beta1, beta2, 1 - beta2,
     (1 - beta2^t)^-1/2, eps.
     """
     lam, decay, step_size, one_minus_beta1, beta2, one_minus_beta2, v_scale, eps = scalars.unbind()
-    grad, penalty = _with_penalty(theta, grad, anchor, fisher, lam, with_value)
+    grad = _with_penalty(theta, grad, anchor, fisher, lam)
     exp_avg.add_(one_minus_beta1 * (grad - exp_avg))
     exp_avg_sq.mul_(beta2).add_(one_minus_beta2 * grad * grad)
     theta.mul_(decay).sub_(step_size * exp_avg / (exp_avg_sq.sqrt() * v_scale + eps))
-    return penalty
 
 
 def sgd_ewc_(
@@ -98,49 +96,24 @@ def sgd_ewc_(
     anchor: Tensor | None,
     fisher: Tensor | None,
     scalars: Tensor,
-    with_value: bool = True,
-) -> Tensor | None:
-    """Truth of `kernels.ewc.sgd_ewc_`, which the CPU runs; returns the penalty's value, fp64.
+) -> None:
+    """Truth of `kernels.ewc.sgd_ewc_`.
 
     scalars [4]: lam, weight_decay, momentum, lr.
     """
     lam, weight_decay, momentum, lr = scalars.unbind()
-    grad, penalty = _with_penalty(theta, grad, anchor, fisher, lam, with_value)
+    grad = _with_penalty(theta, grad, anchor, fisher, lam)
     momentum_buffer.mul_(momentum).add_(grad + weight_decay * theta)
     theta.sub_(lr * momentum_buffer)
-    return penalty
 
 
 def _with_penalty(
-    theta: Tensor,
-    grad: Tensor,
-    anchor: Tensor | None,
-    fisher: Tensor | None,
-    lam: Tensor,
-    with_value: bool,
-) -> tuple[Tensor, Tensor | None]:
+    theta: Tensor, grad: Tensor, anchor: Tensor | None, fisher: Tensor | None, lam: Tensor
+) -> Tensor:
     if anchor is None:
-        return grad, None
-    distance = theta - anchor
-    pull = lam * distance if fisher is None else lam * fisher * distance
-    value = 0.5 * (pull * distance).sum(dtype=torch.float64) if with_value else None
-    return grad + pull, value
-
-
-def offset_products(theta: Tensor, anchor: Tensor, grad: Tensor | None) -> Tensor:
-    """Truth of `kernels.projection.offset_products_` for a parameter, which the CPU runs."""
-    offset = theta - anchor
-    factors = (offset,) if grad is None else (grad, offset)
-    return torch.stack([(factor * offset).sum(dtype=torch.float64) for factor in factors])
-
-
-def project_(theta: Tensor, anchor: Tensor, sums: Tensor, lam: float) -> None:
-    """Truth of `kernels.projection.project_` for a parameter, which the CPU runs."""
-    ascent, before, after = sums[0], sums[1].sqrt(), sums[2].sqrt()
-    ratio = ((after - before) / after).clamp(0, 1)
-    # Also where the offset is 0 and the ratio no number: nothing is there to draw back.
-    ratio = torch.where((ascent > 0) & (after > 0), ratio, 0.0)
-    theta.sub_((theta - anchor) * (lam * ratio).to(theta.dtype))
+        return grad
+    pull = lam * (theta - anchor)
+    return grad + (pull if fisher is None else fisher * pull)
 
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:

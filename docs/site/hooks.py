@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from mkdocs.structure.files import File, Files
 
 from engine.recipe import schema
-from engine.recipe.typed import words
+from engine.recipe.typed import words as type_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE_OF = {
@@ -73,7 +73,7 @@ def _recipe() -> Iterator[str]:
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         for field in node.body:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                cells = [f"`{field.target.id}`", words(types[field.target.id])]
+                cells = [f"`{field.target.id}`", type_in_words(types[field.target.id])]
                 cells += [_default(field.value), _comment(lines, field)]
                 yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         yield ""

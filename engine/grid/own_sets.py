@@ -33,9 +33,9 @@ def evaluate(
 
     Snapshots are left out: their weights may be gone.
 
-    `resolved`: any cell's recipe of the campaign. `places`: by name, folders with <class>/<image>,
-    or packs. Raises ValueError for a name of the campaign's sets, classes that the head lacks, and
-    missing predictions; FileNotFoundError for missing cells.
+    `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a name of the
+    campaign's sets, classes that the head lacks, and missing predictions; FileNotFoundError for
+    missing cells.
     """
     record = campaign.record
     for name in places:

@@ -21,6 +21,8 @@ from engine.recipe.typed import COMMAND_LINE, Layer
 
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
+TIMM = "timm"  # where the section of a model comes from that has no file
+IMAGENET_CLASSES = 1000
 
 
 def load(
@@ -96,8 +98,9 @@ def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Reci
     Raises RecipeError as `load` does.
     """
     chosen = {"model": model, "dataset": dataset, "method": "fine_tune"}
-    paths = {key: path_of(GROUPS[key], name) for key, name in chosen.items()}
-    layers: list[Layer] = [(str(path), {key: catalogue.read(path)}) for key, path in paths.items()]
+    layers = [
+        layer for key, name in chosen.items() for layer in _section(key, GROUPS[key], [("", name)])
+    ]
     values, options = _merged([*layers, *((COMMAND_LINE, typed.parsed(w)) for w in overrides)])
     values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
     return _checked(typed.build(values, Recipe, options, f"recipe {dataset!r}"))
@@ -154,6 +157,9 @@ def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str
     options = modules.options(layers, planned=planned)
     for source, layer in layers:
         typed.add(values, Recipe, options, layer, source)
+    if layers[0][0] == TIMM:  # its head is for ImageNet's classes
+        is_imagenet = values["dataset"].get("kind") == "imagenet"
+        values["model"]["head"].setdefault("fit", not is_imagenet)
     return values, options
 
 
@@ -202,12 +208,27 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
         else:
             base, layers = section, []
     if base is not None:
-        path = path_of(group, str(base))
-        layers.insert(0, (str(path), catalogue.read(path)))
+        of_timm = _timm_model(str(base)) if key == "model" else None
+        path = Path(TIMM) if of_timm else path_of(group, str(base))
+        layers.insert(0, (str(path), of_timm or catalogue.read(path)))
     return [
         (source, with_absolute_module({key: section}, Path(source).parent))
         for source, section in layers
     ]
+
+
+def _timm_model(name: str) -> dict[str, Any] | None:
+    """The section of a timm architecture with weights, such as `mobilenetv3_small_100`; None for
+    names that a file of `recipes/models` has, or timm has not."""
+    if catalogue.is_path(name) or name in catalogue.names("models"):
+        return None
+    import timm  # late: it loads torch, which no recipe of a file needs
+
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.has_weights:
+        return None
+    head = {} if config.num_classes == IMAGENET_CLASSES else {"fit": True}
+    return {"name": name, "arch": name, "image_size": config.input_size[-1], "head": head}
 
 
 def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:

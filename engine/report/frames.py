@@ -117,7 +117,7 @@ def chosen_on_own_set(results: Results) -> str:
         str(results.record.methods.get(method, method))
         for by_method in rows
         for method, options in by_method.items()
-        if options.get("select") == "greedy"
+        if "select=greedy" in str(options.get("options")).split(", ")
     )
     if not names:
         return ""

@@ -23,7 +23,7 @@ from engine.methods.context import Context
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, norms, optim, shards
+from engine.training import depthwise, norms, optim
 from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
@@ -164,7 +164,7 @@ def epochs(
     penalty = optim.track(engine)
     progress = Progress()
     if checkpoints is not None:
-        state = _state(engine, method, run, watch)
+        state = _state(engine, method, watch)
         progress = checkpoints.begin(state, run.device.type)
     step, history, watch.count = progress.step, progress.history, progress.losses
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
@@ -210,7 +210,7 @@ def epochs(
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
                     if penalty is not None:  # which the optimizer adds to the loss
-                        history[-1]["penalty"] = penalty() / of_epoch
+                        history[-1]["penalty"] = penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     watch.check_weights(step, lr)
                 if checkpoints is not None:
@@ -218,14 +218,9 @@ def epochs(
     return history
 
 
-def _state(engine: Any, method: Trained, run: Run, watch: Watch) -> TrainingState:
+def _state(engine: Any, method: Trained, watch: Watch) -> TrainingState:
     """What a checkpoint of this training holds."""
-    sums = {"loss": watch.sum}
-    penalty = getattr(shards.inner(engine), "value", None)
-    if penalty is not None:
-        sums["penalty"] = penalty
-    # Under ZeRO each rank has the penalty of its partition.
-    return TrainingState(engine, method, sums, ("penalty",) if run.recipe.train.zero_stage else ())
+    return TrainingState(engine, method, {"loss": watch.sum})
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:

@@ -7,7 +7,7 @@ state is its parameters and buffers, trained or not; a plain attribute is no sta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,17 +33,16 @@ class TrainingState:
         engine: Any,
         method: Trained,
         sums: Mapping[str, Tensor],
-        partial: Collection[str] = (),
     ) -> None:
-        """sums: scalars on the engine's device, of this rank. partial: those of them that add up
-        over the ranks; of the rest, each rank has the same or a mean is taken over ranks."""
+        """sums: scalars on the engine's device, of this rank; another number of ranks goes on from
+        their mean."""
         self._module = dict(method.named_parameters()) | dict(method.named_buffers())
         self._trained = shards.trained(engine)
         self._pieces = shards.pieces(engine)
         self._optimizer = shards.inner(engine)
         self._is_sharded = self._optimizer is not engine.optimizer
         self._device = engine.device
-        self._sums, self._partial = sums, partial
+        self._sums = sums
 
     @torch.no_grad()
     def copy(self) -> dict[str, Tensor]:
@@ -68,10 +67,7 @@ class TrainingState:
                 generator.set_state(rows[ranks.rank() % len(rows)].clone())
         for name, value in self._sums.items():
             rows = state[SUMS + name]
-            if len(rows) == ranks.world():
-                value.copy_(rows[ranks.rank()])
-            else:
-                value.copy_(rows.sum() / ranks.world() if name in self._partial else rows.mean())
+            value.copy_(rows[ranks.rank()] if len(rows) == ranks.world() else rows.mean())
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._module.items():

@@ -43,7 +43,7 @@ def test_all_tests_of_the_gpu_are_collected():
     (command,) = next(s for s in stages(Path(), "cuda", small=False) if s.name == "tests").commands
     collected = python(*command, "-n", "0", "--collect-only", "-qq")
     assert collected.returncode == 0, collected.stdout[-2000:]
-    assert sum(map(int, re.findall(r"\.py: (\d+)$", collected.stdout, re.MULTILINE))) > 100
+    assert sum(map(int, re.findall(r"\.py: (\d+)$", collected.stdout, re.MULTILINE))) > 50
 
 
 @pytest.mark.slow

@@ -99,6 +99,6 @@ def test_recipes_are_a_short_table_and_a_campaigns_rows(capsys: pytest.CaptureFi
     assert any(line.split()[:2] == ["emoji_shots", "emoji-RIB"] for line in lines)
     assert cli.main(["recipes", "emoji_variants"]) == 0
     shown = capsys.readouterr().out
-    assert "ewc_paper               EWC             base: ewc, method: {variant: paper}\n" in shown
+    assert "ewc_paper               EWC (paper)     base: ewc, method: {variant: paper}\n" in shown
     assert cli.main(["recipes", "emoj"]) == 2
     assert "no campaign 'emoj'; did you mean 'emoji'?" in capsys.readouterr().err

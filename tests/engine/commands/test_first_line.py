@@ -60,11 +60,13 @@ LATE = {
 
 def test_arguments_are_checked_before_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nsys.modules['torch'] = None\nfrom engine import cli\n"
+        "import sys\nfrom engine import cli\n"
         "for words in sys.argv[1:]: print(cli.main(words.split()), file=sys.stderr)"
     )
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
     done = subprocess.run(
-        [sys.executable, "-c", code, *LATE], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", code, *LATE], cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
     )  # fmt: skip
     errors = [line for line in done.stderr.splitlines() if line == "2" or line[:7] == "error: "]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +24,6 @@ from torch import nn
 from engine import cli
 from engine.grid import record
 from engine.recipe import load
-from engine.store import artifacts
-from engine.store.cells import CELL
-from loaders.files import file_hash
 
 folder, grid = campaigns.folder, grids.grid
 MORE = "  soup: {method: {members: [pre, fine_tune, linear_probe]}}\n  visual_prompt: {}\n"
@@ -78,7 +74,7 @@ def finished(folder: Path, grid: grids.Grid) -> Finished:
     (folder / "cropped.yaml").write_text(model)
     Path(finished.words[0]).write_text(text.replace("model.yaml", "cropped.yaml"))
     name = Path(finished.words[0]).stem
-    campaigns.run(folder, *finished.words[2:], name=name)
+    campaigns.run(folder, *finished.words[1:], name=name)
     return finished
 
 
@@ -144,39 +140,18 @@ def test_a_cells_folder_is_exported_as_its_row_is(finished: Finished, tmp_path: 
 
 
 @pytest.mark.slow
-def test_older_cells_take_classes_and_transform_from_the_recipe_and_its_pack(
+def test_classes_are_named_by_a_file_of_as_many_lines(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Their cell.json names neither; without the pack, a file must list the classes."""
-    choice = ("--method", "soup", "--set", "few")
-    expected = (finished.export(tmp_path / "now", *choice) / "config.json").read_text()
-    shutil.copytree(finished.folder / "exported", tmp_path / "runs")
-    for file in (tmp_path / "runs" / "store" / "cells").glob(f"*/{CELL}"):
-        old = json.loads(file.read_text())
-        del old["classes"], old["model"]
-        file.write_text(json.dumps(old))
-        marker = file.with_name(artifacts.MARKER)
-        values = json.loads(marker.read_text())
-        values["files"][CELL]["sha256"] = file_hash(file)
-        marker.write_text(json.dumps(values))
-    old = ["export", finished.words[0], f"runs={tmp_path / 'runs'}", *choice]
-    assert cli.main([*old, "--out", str(tmp_path / "old")]) == 0
-    assert (tmp_path / "old" / "config.json").read_text() == expected
-    (cell,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-few-*")
-    assert cli.main(["export", str(cell), "--out", str(tmp_path / "cell")]) == 0
-    assert json.loads((tmp_path / "cell" / "config.json").read_text())["label_names"]
-
-    shutil.rmtree(tmp_path / "runs" / "packs")
-    again = [*old, "--out", str(tmp_path / "again")]
-    assert cli.main(again) == 2
-    assert "name the head's classes; give them by --classes FILE" in capsys.readouterr().err
     names = tmp_path / "names.txt"
     names.write_text("\n".join(CLASSES[:-1]))
-    assert cli.main([*again, "--classes", str(names)]) == 2
+    words = ("--method", "soup", "--set", "few", "--classes", str(names))
+    out = tmp_path / "soup"
+    assert cli.main(["export", *finished.words, "--out", str(out), *words]) == 2
     assert "4 class names for the 5 outputs" in capsys.readouterr().err
-    names.write_text("\n".join(CLASSES))
-    assert cli.main([*again, "--classes", str(names)]) == 0
-    assert (tmp_path / "again" / "config.json").read_text() == expected
+    names.write_text("vwxyz".replace("", "\n").strip())
+    config = json.loads((finished.export(out, *words) / "config.json").read_text())
+    assert config["label_names"] == list("vwxyz")
 
 
 @pytest.mark.slow
@@ -232,9 +207,7 @@ def test_a_parent_that_is_gone_is_named_with_what_makes_it_anew(
     finally:
         (tmp_path / "away").rename(cell)
     shown = capsys.readouterr().err
-    assert (
-        f"no finished cell {cell.name}" in shown and f"delete {finished.run.place} and run" in shown
-    )
+    assert f"no finished cell {cell.name}" in shown and "; run `rib campaign " in shown
 
 
 def test_a_campaign_that_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

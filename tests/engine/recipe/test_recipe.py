@@ -95,7 +95,6 @@ OPTIONS = {  # default, and what the key may hold
     "evaluate.compile": ("auto", "auto or always or never or cuda_graphs"),
     "evaluate.split": ("all", "all or holdout"),
     "evaluate.budget": (1.0, "a number above 0 and at most 1"),
-    "evaluate.half_width": (None, "a number above 0 or null"),
     "evaluate.cka": (0, "a whole number of at least 0"),
     "downstream": ("???", "a text"),
     "seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),
@@ -331,3 +330,16 @@ def test_a_stored_recipe_is_read_back_as_it_was(name: str) -> None:
 def test_a_word_is_read_as_its_key_holds_it(word: str, key: str, value: object) -> None:
     read = attrgetter(key)(recipe.load("emoji/ewc", [word]))
     assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "mobilenetv3_small_100.lamb_in1k"])
+def test_an_architecture_of_timm_is_a_model_by_its_name(name: str) -> None:
+    model = recipe.load("emoji/ewc", [f"model={name}"]).model
+    assert (model.name, model.arch, model.weights.source) == (name, name, "timm")
+    assert model.image_size == 224 and model.head.fit
+    assert not recipe.load("emoji/ewc", [f"model={name}", "model.head.fit=false"]).model.head.fit
+    whole = recipe.load("imagenet_rib", [f"model={name}"], method="ewc").model
+    assert not whole.head.fit and recipe.of_sections(name, "imagenet_rib").model == whole
+    for unknown in ("mobilenetv3_smal_100", "test_vit_none", "vit_tiny_patch16_512"):
+        with pytest.raises(RecipeError, match=f"there is no model '{unknown}'"):
+            recipe.load("emoji/ewc", [f"model={unknown}"])

@@ -124,10 +124,9 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(
     assert train.launch(["recipe=emoji/fine_tune", method, "--print"]) == 0
     assert "strength: 2" in capsys.readouterr().out
     assert recipe.load("emoji/fine_tune", [method]).method.name == "evil"
-    plan = campaign.plan(grid, [runs], 1)
-    campaign.identify(grid, [runs])
-    assert cli.main(["plan", grid, runs]) == 2
-    assert f"to estimate it runs {tmp_path}/evil.py; read that file" in capsys.readouterr().err
+    campaign.plan(grid, [runs], 1)
+    campaign.asked(grid, [runs])
+    assert cli.main(["plan", grid, runs]) == 0  # from counts, without the method
     assert cli.main(["metrics", grid, runs]) == 2 and not victim.exists()
-    campaign.check_users_methods(plan)  # as a campaign does when it begins
+    campaign.plan(grid, [runs], 1, run_users=True)  # as a campaign does when it begins
     assert victim.exists()

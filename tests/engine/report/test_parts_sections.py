@@ -20,7 +20,7 @@ from engine.report.sections import portions, shots, trade_off, upstream
 
 N = 400
 RECORD = Record(
-    "", "c", [*stores.SETS], [*stores.SETS], "up", {"fine_tune": "FT", "ewc": "EWC"}, {}, [], "",
+    "c", [*stores.SETS], [*stores.SETS], "up", {"fine_tune": "FT", "ewc": "EWC"}, {}, [], "",
     False, None, {}, False, [], {},
 )  # fmt: skip
 

@@ -225,7 +225,9 @@ def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robus
 
 
 def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
-    settings = results.record.settings | {"Rows": {"ewc": {"select": "greedy"}, "fine_tune": {}}}
+    settings = results.record.settings | {
+        "Rows": {"ewc": {"options": "select=greedy, members=['pre']"}, "fine_tune": {}}
+    }
     record = dataclasses.replace(results.record, settings=settings)
     marked = dataclasses.replace(results, record=record)
     note = "EWC & co: chosen by accuracy on the images held out of the set fine-tuned on"
