@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     """The estimate of one model's grid: its work by part, and what it comes to."""
-    from engine.grid.estimate import START_H, cpu, hours
+    from engine.grid.estimate import cpu, hours
     from engine.report import console
 
     plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns
@@ -76,12 +76,12 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             console.text(title, heads, rows),
             "",
             *_times([estimate], devices),
-            f"           predicted, with {60 * START_H:.0f} minutes of start-up a job; not counted "
-            "are reading images,",
-            "           Fishers, CKA, greedy choices, distances and the report",
-            f"jobs       {len(plan.jobs)}: what all share, {len(columns)} columns, the report",
-            f"memory     about {estimate.memory_gb:.0f} GB a job",
-            f"disk       {_size(sum(estimate.disk.values()))}: {disk}",
+            f"{shown[-1].name:<12}{_time(estimate.hours(shown[-1], 1))}",
+            "            predicted; not counted are the start of jobs, reading images, Fishers,",
+            "            CKA, greedy choices, distances and the report",
+            f"jobs        {len(plan.jobs)}: what all share, {len(columns)} columns, the report",
+            f"memory      about {estimate.memory_gb:.0f} GB a job",
+            f"disk        {_size(sum(estimate.disk.values()))}: {disk}",
         ]
     )
 
@@ -92,7 +92,7 @@ def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str
     lines = []
     for device in devices:
         each = [sum(estimate.hours(device, number) for estimate in estimates) for number in GPUS]
-        lines.append(f"{device.name:<11}{', '.join(map(_time, each))} on {gpus} GPUs")
+        lines.append(f"{device.name:<12}{', '.join(map(_time, each))} on {gpus} GPUs")
     return lines
 
 

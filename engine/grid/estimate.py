@@ -1,6 +1,7 @@
 """What a campaign will cost, from counts: images x passes x operations of one forward pass.
 
-Left out: reading images, Fishers, CKA, the choices of greedy soups, distances and the report.
+Left out: a job's start-up, reading images, Fishers, CKA, the choices of greedy soups, distances and
+the report.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from loaders.benchmarks import emoji
 from loaders.pack import MANIFEST, Pack
 
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
-START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MFU = 0.4  # share of the peak that a campaign reaches
 CORE_TFLOPS = 0.026  # that the demo reached on a core of an Intel Xeon at 2.1 GHz
 PROCESS_GB = 3.0  # Python, torch, numba and compiled code
@@ -92,11 +92,11 @@ class Estimate:
     disk: dict[str, float]
 
     def prepare_hours(self, device: Device) -> float:
-        return START_H + _hours(self.shared, device)
+        return _hours(self.shared, device)
 
     def column_hours(self, device: Device, gpus: int = 1) -> float:
         """Hours of the longest column, whose job has so many GPUs."""
-        return START_H + max(_hours(parts, device) for parts in self.columns) / gpus
+        return max(_hours(parts, device) for parts in self.columns) / gpus
 
     def hours(self, device: Device, gpus: int) -> float:
         """Hours of the campaign on so many GPUs, of which a job has several if columns are few."""
@@ -123,7 +123,7 @@ class Estimate:
 
 
 def hours(parts: list[Part], device: Device) -> float:
-    """Hours of parts that one GPU does one after the other, without a job's start-up."""
+    """Hours of parts that are done one after the other."""
     return _hours(tuple(parts), device)
 
 

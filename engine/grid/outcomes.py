@@ -139,6 +139,8 @@ def reason(place: Path, job: str, out_of_memory: bool = False) -> str:
         state = slurm.state(last.slurm)
         if state not in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
             return f"was ended by Slurm: {state}{REMEDIES.get(state, '')}"
+    if code is None and last and last.ended is None and last.slurm:
+        return "was killed, and Slurm does not say by what"
     if code is None:
         return f"failed{words}" if words else ""
     if code > SIGNALLED:

@@ -14,8 +14,9 @@ from engine.grid import slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 
 SLURM_CORES = 4  # of a job: images are read beside the work
-MARGIN = 3  # of the predicted time, start-up included: a job that asks for too little is ended
-REPORT_MIN = 120  # distances between the sets, bootstrap
+START_H = 5 / 60  # of a job: imports, compilation, a slow file system
+MARGIN = 3  # of the predicted time and the start: a job that asks for too little is ended
+REPORT_H = 35 / 60  # distances between the sets, bootstrap
 Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
 
 
@@ -140,14 +141,14 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
     memory = {"mem_mb": math.ceil(1000 * (options.gigabytes or costs.memory_gb))}
 
     def minutes(hours: float) -> dict[str, int]:
-        asked = MARGIN * hours if options.hours is None else options.hours
+        asked = MARGIN * (START_H + hours) if options.hours is None else options.hours
         return {"runtime": math.ceil(60 * asked)}
 
     prepare_h, column_h = costs.prepare_hours(device), costs.column_hours(device, max(1, gpus))
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
         COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},
-        REPORT: {"threads": cores, **memory, **minutes(REPORT_MIN / 60 / MARGIN)},
+        REPORT: {"threads": cores, **memory, **minutes(REPORT_H)},
     }
 
 

@@ -18,6 +18,7 @@ from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 PLUGIN = "snakemake_executor_plugin_slurm"
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
 ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
+WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # what Slurm writes into such a job's output
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
 # Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
 # last word of its question is the name of the jobs.
@@ -132,12 +133,24 @@ def cancel(place: Path) -> None:
 def state(job: str) -> str:
     """What Slurm says of a job that has ended, such as TIMEOUT; empty where it has forgotten it."""
     with contextlib.suppress(CampaignError):
-        match = re.search(r"JobState=(\w+)", _answer("scontrol", "show", "job", job))
-        return match[1] if match else ""
+        return _with_memory(_answer("scontrol", "show", "job", job))
     with contextlib.suppress(CampaignError):
         command = ("sacct", "-X", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
         return " ".join(_answer(*command).split()[:1])
     return ""
+
+
+def _with_memory(job: str) -> str:
+    """The state in Slurm's description of a job; a job without memory may only be FAILED there, and
+    its output, to which Slurm writes, says more."""
+    facts = dict(re.findall(r"^ *(JobState|StdOut)=(.+)", job, re.MULTILINE))
+    state = facts.get("JobState", "").partition(" ")[0]
+    output = Path(facts.get("StdOut", ""))
+    if state == "FAILED" and output.is_file():
+        text = output.read_text(errors="replace")
+        if any(words in text for words in WITHOUT_MEMORY):
+            return "OUT_OF_MEMORY"
+    return state
 
 
 def answers() -> bool:

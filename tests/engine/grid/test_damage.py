@@ -58,7 +58,7 @@ DAMAGED = {
     "shapes/plans/*/evaluations.json": (*JSON, swap),
     "shapes/plans/*/plan.json": (empty, more),
     "shapes/plans/*/progress/report.json": (cut,),
-    "shapes/plans/*/done/column-few": (Path.unlink,),
+    "shapes/plans/*/done/report": (Path.unlink,),
     "shapes/plans/*/report.sha256": (empty,),
     "shapes/report/table.txt": (empty,),
     "shapes/report/accuracy.csv": (flip,),

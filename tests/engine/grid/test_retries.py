@@ -138,3 +138,18 @@ def test_slurms_state_of_a_killed_job_is_told(
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "column-few.exit").write_text("137\n")
     assert outcomes.reason(tmp_path, "column-few") == told
+    (tmp_path / "logs" / "column-few.exit").unlink()
+    assert outcomes.reason(tmp_path, "column-few").startswith("was ")
+
+
+def test_a_job_without_memory_is_told_by_slurms_words_in_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "a log" / "4.log"
+    output.parent.mkdir()
+    output.write_text("slurmstepd: error: Exceeded job memory limit\n")
+    job = f"JobId=4 JobName=x\n   JobState=FAILED Reason=NonZeroExitCode\n   StdOut={output}\n"
+    monkeypatch.setattr(slurm, "_answer", lambda *_: job)
+    assert slurm.state("4") == "OUT_OF_MEMORY"
+    output.write_text("error: x\n")
+    assert slurm.state("4") == "FAILED"

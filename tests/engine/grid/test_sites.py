@@ -107,7 +107,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder: Path, tmp_pat
     asked = sites.resources(options, where, plan)
     costs = estimate.of(plan)
     hours = costs.column_hours(estimate.cpu(4))
-    assert asked["column"]["runtime"] == -(-60 * 3 * hours // 1) == 16
+    assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
     assert asked["report"]["runtime"] == 120
     assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
     given = dataclasses.replace(options, hours=1.5, gigabytes=2)

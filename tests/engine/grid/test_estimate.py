@@ -1,0 +1,78 @@
+"""What a campaign will cost, by counts that a reader can repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import campaigns
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine import cli
+from engine.grid import campaign, estimate
+from engine.grid.estimate import Device
+
+folder = campaigns.folder
+IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
+
+
+@pytest.fixture(scope="module")
+def counted(folder: Path) -> estimate.Estimate:
+    return estimate.of(campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'none'}"]))
+
+
+def test_training_and_evaluation_are_images_times_passes(counted: estimate.Estimate) -> None:
+    """FT: an image forward and backward; LP: features alone; WiSE-FT: its three mixes."""
+    assert counted.images == IMAGES
+    everywhere = sum(IMAGES.values())
+    for column, parts in zip(counted.plan.columns, counted.columns, strict=True):
+        training, probe, evaluation = parts
+        images = 2 * round(0.75 * IMAGES[column.downstream])
+        assert (training.name, training.images) == ("training: FT", images)
+        assert training.operations == 3 * images * counted.forward
+        assert probe.name == "training: LP" and probe.operations == 0 == probe.steps
+        assert evaluation.images == (1 + 3) * everywhere
+        assert evaluation.operations == evaluation.images * counted.forward
+    (shared,) = counted.shared
+    assert shared.images == everywhere
+
+
+def test_operations_are_those_of_one_forward_pass(counted: estimate.Estimate) -> None:
+    classes = 1000  # of a folder that is not read
+    net = timm.create_model("test_vit", num_classes=classes, img_size=32).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 3, 32, 32))
+    # The attention of the meta device counts two small products more.
+    assert counted.forward == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert counted.parameters == sum(p.numel() for p in net.parameters())
+
+
+def test_gpus_take_columns_and_then_share_them(counted: estimate.Estimate) -> None:
+    device = Device("any", 1e-9, 1e-9)
+    prepare, column = counted.prepare_hours(device), counted.column_hours(device)
+    assert counted.hours(device, 1) == pytest.approx(prepare + 3 * column)
+    assert counted.hours(device, 2) == pytest.approx(prepare + 2 * column)
+    assert counted.hours(device, 3) == pytest.approx(prepare + column)
+    assert counted.hours(device, 6) == pytest.approx(prepare + column / 2)
+
+
+def test_precision_follows_the_device(counted: estimate.Estimate) -> None:
+    device = Device("any", bf16=4.0, fp32=1.0)
+    assert device.hours(3600e12, "auto") == 0.25 and device.hours(3600e12, "fp32") == 1
+    assert estimate.cpu(2).hours(1e12, "auto") == estimate.cpu(2).hours(1e12, "fp32")
+
+
+def test_a_plan_is_one_screen_for_gpus_and_this_machine(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["plan", str(folder / "shapes.yaml"), f"runs={folder / 'none'}"]
+    assert cli.main([*words, "--tflops", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 25
+    for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
+        assert text in shown, text
+    for wrong in (["--mfu", "0"], ["--mfu", "1.5"], ["--tflops", "0"]):
+        assert cli.main([*words, *wrong]) == 2
+        assert "--mfu must be above 0" in capsys.readouterr().err
