@@ -30,7 +30,7 @@ STEPS = {
     "lwf": 472,
     "visual_prompt": 374,
     "lora": 472,
-    "spd": 504,
+    "spd": 569,
 }
 A_BATCH = 152  # of evaluation; 68 are copies to bf16
 
@@ -69,6 +69,9 @@ def a_step(grid, name, monkeypatch, *words):
         moved(method)
         method.autocast = run.autocast
         method.penalty = moved(method.penalty)
+        if name == "spd":  # its lists hold the parameters that were there before
+            method.thetas = [p for p in method.net.parameters() if p.requires_grad]
+            method.anchors = [theta.detach().clone() for theta in method.thetas]
         if hasattr(method, "teacher"):
             method.teacher = features.teacher(run, run.base, run.target)
         engine = loop.initialize(method, run)

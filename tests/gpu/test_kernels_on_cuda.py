@@ -17,7 +17,6 @@ from kernels.fisher import fisher_diagonal
 from kernels.fisher.outer_squares import outer_squares
 from kernels.interpolation import interpolate
 from kernels.launch import padded
-from kernels.projection import offset_products_, project_
 from kernels.transport.bures import ClassGaussians, bures_squared, class_gaussians
 from kernels.transport.certificate import certify
 from kernels.transport.cost import GroundCost
@@ -86,23 +85,6 @@ def test_one_ewc_step_of_many_tensors_equals_a_launch_each(misaligned):
             adamw_ewc_(*row, step=1, **options)
     for row, right in zip(together, alone, strict=True):
         assert all(map(torch.equal, row, right))
-
-
-def test_selective_projection_equals_that_of_the_cpu():
-    rows = [randn(3, size).unbind() for size in (0, 3, 1024, 100_003)]
-    ends = []
-    for device in (CUDA, CPU):
-        columns = zip(*rows, strict=True)
-        thetas, anchors, grads = ([t.to(device, copy=True) for t in column] for column in columns)
-        sums = torch.full((3, len(rows)), float("nan"), dtype=torch.float64, device=device)
-        offset_products_(thetas, anchors, grads, out=sums[:2])
-        for theta, anchor in zip(thetas, anchors, strict=True):
-            theta.add_(theta - anchor, alpha=0.3)
-        offset_products_(thetas, anchors, out=sums[2:])
-        project_(thetas, anchors, sums, 0.8)
-        ends.append([sums.cpu(), *(theta.cpu() for theta in thetas)])
-    for actual, expected in zip(*ends, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
