@@ -69,6 +69,9 @@ def test_a_file_that_is_none_is_named_and_not_read(
         (cli.main, "encode", "imagenet_a", "--source", f"{x}.tar", "--model", "vit_tiny_random"),
     ):
         code, line = ended(command, words)
+        if special is endless and words[-1] == "--print" and f"method.module={x}.py" in words:
+            assert code == 0  # a user's file is not read where its recipe is only shown
+            continue
         assert code == 2 and f"{x}." in line, line
 
 

@@ -45,14 +45,12 @@ def test_most_mistakes_are_told_without_torch(module: str, tmp_path: Path) -> No
 LATE = {
     "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: there is no such",
     "encode imagenet_q --source / --model resnet18": "'imagenet_q' is no set of ImageNet-RIB",
-    "encode imagenet_a --source / --model resnet": "there is no model 'resnet'",
     "download imagenet_a --to x": "add --accept to accept these terms",
     "download imagenet_q --to x": "there is no source of 'imagenet_q'",
     "export emoji --method soup --out new": "holds no finished run of emoji",
     "evaluate --models / --sets /nowhere": "--sets: there is no /nowhere",
     "evaluate --models /nowhere --sets /tmp": "--models: there is no /nowhere",
     "distance twemojis": "'twemojis' is no set of emoji; did you mean 'twemoji'?",
-    "verify resnet": "there is no model 'resnet'",
     "report a=b": "there is no campaign 'a=b'",
     "campaign a=b/c.yaml --dry-run": "there is no recipe file a=b/c.yaml",
 }

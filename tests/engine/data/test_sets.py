@@ -100,10 +100,7 @@ def test_image_that_does_not_decode_is_named(
     pack = opened(moved)["outline"].pack
     assert opened(moved)["outline"].pack.fingerprint == pack.fingerprint
     message = "outline lacks 1 of 35 images, which cannot be decoded: disc/0.png ("
-    assert [message in record.getMessage() for record in caplog.records] == [
-        True,
-        True,
-    ]  # made, then found
+    assert sum(message in record.getMessage() for record in caplog.records) == 2  # made, found
     assert [image["key"] for image in pack.manifest["skipped"]] == ["disc/0.png"]
     assert pack.folder != pack_folder(tmp_path, dataset, recipe.model, "outline")
 
@@ -128,6 +125,7 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
     for background, level in (("white", 255), ("black", 0)):
         assert (packs[background].pixels([place]) == level).all()
     messages = [record.getMessage() for record in caplog.records]
+    messages = [message for message in messages if "file name of images in" not in message]
     which = "2 images, such as disc/0.png, disc/1.png"
     assert messages == [
         "outline: left out, no <class>/<image>: disc/notes.txt",
