@@ -94,7 +94,7 @@ def test_every_requirement_is_pinned_but_those_that_fit_the_machine() -> None:
 def test_targets_of_make_in_the_documents_are_there() -> None:
     named = set[str]()
     for block, text in texts():
-        named.update(re.findall(r"^make ([a-z-]+)", block, re.M))
-        named.update(re.findall("`make ([a-z-]+)", text))
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+        named.update(re.findall(r"^make ([a-z0-9-]+)", block, re.M))
+        named.update(re.findall("`make ([a-z0-9-]+)", text))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert named <= targets, named - targets
