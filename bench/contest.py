@@ -25,7 +25,6 @@ from bench.timing import Run, interleave
 
 CASES = (
     "optimizer",
-    "training",
     "loader",
     "train",
     "fisher",
@@ -75,20 +74,18 @@ class Load:
 
 @dataclass(frozen=True)
 class Entrant:
-    """Something to time. For a peer, `target` is the greatest time ratio the subject may show, and
-    `over_prediction` the same as a multiple of the predicted ratio.
+    """Something to time. For a peer, `target` is the greatest time ratio the subject may show.
 
-    `work`: what its time is predicted from, or the milliseconds that its parts took by themselves.
+    `work`: what its time is predicted from, where that is known from bytes and FLOPs.
     `share`: of that work, what `run` does where all of it would take too long; times are divided by
     it, and the name says so. `figures`: numbers that `run` writes down, for the JSON.
     """
 
     name: str
     run: Run
-    work: Work | float
+    work: Work | None = None
     target: float | None = None
     load: Load | None = None
-    over_prediction: float | None = None
     share: float = 1.0
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -124,13 +121,13 @@ class Row:
     peer: str
     subject_ms: float
     peer_ms: float
-    predicted: float
+    predicted: float | None
     measured: float
     low: float
     high: float
     of_minima: float
     target: float | None
-    roofline: float
+    roofline: float | None
     rounds: int
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -158,9 +155,7 @@ def hold(
 ) -> list[Row]:
     """Times a contest, a row for each peer. Predictions are made before anything runs."""
     entrants = (contest.subject, *contest.peers)
-    expected = [
-        roofline.milliseconds(e.work) if isinstance(e.work, Work) else e.work for e in entrants
-    ]
+    expected = [e.work and roofline.milliseconds(e.work) for e in entrants]
     times = interleave(
         [entrant.run for entrant in entrants],
         device,
@@ -182,8 +177,7 @@ def hold(
         low, median, high = _quartiles(ratios)
         subject_ms, peer_ms = statistics.median(times[0]), statistics.median(peer_times)
         timed = ((contest.subject, subject_ms), (peer, peer_ms))
-        predicted = expected[0] / peer_expected
-        over = peer.over_prediction
+        predicted = expected[0] / peer_expected if expected[0] and peer_expected else None
         rows.append(
             Row(
                 contest=contest.name,
@@ -196,8 +190,8 @@ def hold(
                 low=low,
                 high=high,
                 of_minima=min(times[0]) / min(peer_times),
-                target=peer.target if over is None else predicted * over,
-                roofline=expected[0] / subject_ms,
+                target=peer.target,
+                roofline=expected[0] / subject_ms if expected[0] else None,
                 rounds=len(ratios),
                 rates={e.name: e.load.rates(ms, roofline) for e, ms in timed if e.load},
                 figures={e.name: e.figures for e, _ in timed if e.figures},

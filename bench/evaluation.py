@@ -1,33 +1,19 @@
 """A bank of models in one pass over a set, against a pass a model.
 
-The peer is how WiSE-FT curves are made: for each of A alphas, merge on the CPU, open a new loader,
-run over the whole set. Reading a set takes d and one forward pass over it f, each timed by itself;
-with readers that run ahead of the model the gain is
-
-    A max(d, f) / max(d, A f)
-
-as long as reading and computing do not compete. On a CPU they do: w readers and t computing threads
-share the cores, so that no two parts take less than (w d + t f) / cores. Raw shards that fit are
-read whole before the model starts, so that nothing overlaps: A (d + f) against d + A f. From a
-folder of photos our pass encodes a pack, which decodes each photo once as reading does, and
-computes after that. The target is this gain, less 10%.
-
-What the formula leaves out stands beside it, timed by itself: making the bank, merging the models
-one by one, encoding. On raw pixels a pass takes at most 2% more than the forward passes alone; 10
-probes take an eighth of 10 passes.
+The peer is how WiSE-FT curves are made: for each of 11 alphas, merge on the CPU, open a new loader,
+run over the whole set. Reading alone and the forward passes alone stand beside it: a pass can be no
+faster than the slower of the two. From a folder of photos our pass encodes a pack first. Ten heads
+on one backbone are set against ten passes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -43,21 +29,19 @@ from bench.contest import Contest, Entrant, Load, Scale
 from engine import models
 from engine.data.sets import Sets
 from engine.evaluation import passes, user_models
-from engine.evaluation.bank import Model, ModelBank
 from engine.machine import memory, precision
 from engine.machine.files import cache_folder
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
 from engine.store import tensors
 from engine.store.artifacts import Store
-from engine.store.cells import CELL, Cell, Mix, essential
+from engine.store.cells import CELL, Cell, Mix
 from loaders.pack import Pack
 from loaders.stream import open_source
 
 KERNELS = ("interpolation",)
 ALPHAS = [k / 10 for k in range(11)]
 PROBES = 10
-AGREEMENT, ABOVE_FORWARD, OF_PASSES = 1.10, 1.02, 1 / 8
 READERS = 2  # threads of a stream, as the engine has them
 ROUNDS = 2
 SOURCES = {"files": "resident", "jpeg": "stream", "raw": "resident"}
@@ -96,53 +80,26 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def _alphas(bench: Bench) -> Contest:
-    count, images = len(ALPHAS), len(bench.pack)
-    read, forward = _seconds(bench.reading), _seconds(lambda: bench.forwards([bench.net]))
-    together = bench.in_turn if bench.storage == "raw" else bench.together
-    once = (bench.in_turn if bench.storage == "files" else together)(read, count * forward)
-    each = count * together(read, forward)
-
-    def alone(name: str, run: Callable[[], object], seconds: float | None = None) -> Entrant:
-        expected = _seconds(run) if seconds is None else seconds
-        return Entrant(name, run, 1e3 * expected)
-
-    nets = [bench.net] * count
-    above = ABOVE_FORWARD if bench.storage == "raw" else None
-    forwards = partial(bench.forwards, nets)
-    peers = [
-        Entrant(
-            "a pass each", bench.a_pass_each, 1e3 * each, AGREEMENT * once / each, Load(images)
-        ),
-        replace(alone("reading alone", bench.reading, read), load=Load(images)),
-        Entrant(f"{count} forwards alone", forwards, 1e3 * count * forward, above, Load(images)),
-        alone("making the bank", bench.make_bank),
-        alone(f"merging {count} models", lambda: [None for _ in bench.merged()]),
-    ]
-    if bench.storage == "files":
-        peers.append(alone("encoding", lambda: bench.encode("again")))
+    count, load = len(ALPHAS), Load(len(bench.pack))
+    forwards = partial(bench.forwards, [bench.net] * count)
     return Contest(
-        f"{count} alphas {bench.storage} {images}",
-        Entrant("one pass", bench.one_pass, 1e3 * once),
-        tuple(peers),
+        f"{count} alphas {bench.storage} {len(bench.pack)}",
+        Entrant("one pass", bench.one_pass, load=load),
+        (
+            Entrant("a pass each", bench.a_pass_each, load=load),
+            Entrant("reading alone", bench.reading, load=load),
+            Entrant(f"{count} forwards alone", forwards, load=load),
+        ),
         rounds=ROUNDS,
     )
 
 
 def _probes(bench: Bench) -> Contest:
     probes = bench.probes()
-    forward = _seconds(lambda: bench.forwards([bench.net]))
-    a_pass = bench.in_turn(_seconds(bench.reading), forward)
     return Contest(
         f"{PROBES} probes x {len(bench.pack)}",
-        Entrant("one backbone", lambda: bench.shared_backbone(probes), 1e3 * a_pass),
-        (
-            Entrant(
-                f"{PROBES} passes",
-                lambda: bench.a_pass_a_probe(probes),
-                1e3 * PROBES * a_pass,
-                OF_PASSES,
-            ),
-        ),
+        Entrant("one backbone", lambda: bench.shared_backbone(probes)),
+        (Entrant(f"{PROBES} passes", lambda: bench.a_pass_a_probe(probes)),),
         rounds=ROUNDS,
     )
 
@@ -197,13 +154,6 @@ class Bench:
         first, second = self.parents
         return [{first: 1 - alpha, second: alpha} for alpha in ALPHAS]
 
-    def make_bank(self) -> Sequence[Model]:
-        """The models of all alphas on the device, as the engine makes them before its pass."""
-        bank = ModelBank(self.on(self.pack), list(map(essential, self.mixes)), self.parents, 0)
-        in_bank = bank.models(bank.groups[0])
-        self._wait()
-        return in_bank
-
     def merged(self) -> Iterator[None]:
         """Each alpha's weights in the model, by turns: merged on the CPU."""
         first, second = (load_file(file) for file in self.files)
@@ -249,7 +199,7 @@ class Bench:
         self._wait()
 
     @torch.no_grad()
-    def forwards(self, models: Sequence[Model]) -> None:
+    def forwards(self, models: Sequence[nn.Module]) -> None:
         """Passes of models over normalised images in memory."""
         with precision.autocast("auto", self.device):
             for model in models:
@@ -265,18 +215,6 @@ class Bench:
     def normalised(self) -> list[Tensor]:
         normalize = models.Normalize(self.model, self.device)
         return [normalize(pixels) for pixels in self.read()]
-
-    def together(self, read: float, forward: float) -> float:
-        """Seconds that reading and computing take at once, from what each takes alone."""
-        if self.device.type == "cuda":
-            return max(read, forward)
-        readers = 1 if self.storage == "files" else READERS
-        work = readers * read + torch.get_num_threads() * forward
-        return max(read, forward, work / (os.cpu_count() or 1))
-
-    @staticmethod
-    def in_turn(read: float, forward: float) -> float:
-        return read + forward
 
     def probes(self) -> list[Cell]:
         """Heads of their own on the first checkpoint's backbone."""
@@ -341,13 +279,3 @@ def _bench(
         for file in files:
             save_file(models.create(recipe.model, photos.CLASSES).state_dict(), file)
         yield Bench(folder, storage, recipe, device, files)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """Median of three runs, after one."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])

@@ -96,7 +96,7 @@ def _loop(model: vit.FlatViT) -> Entrant:
     return Entrant("loop, one image each", run, work)
 
 
-def _avalanche(model: vit.FlatViT, work: Work | float) -> list[Entrant]:
+def _avalanche(model: vit.FlatViT, work: Work | None) -> list[Entrant]:
     importances = peers.avalanche_fisher(model.net, model.images, model.labels)
     if importances is None:
         return []

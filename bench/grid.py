@@ -14,39 +14,34 @@ load finished cells. A last look at the training set, which the release takes, i
 
 Times are processor time of all processes, from the first command to the last: the engine's encoding
 and report are among them. The wall's seconds, and the images that were decoded and went through a
-model, stand beside them in the JSON. A prediction adds up such counts, which are known before
-anything runs, times what an image costs by itself, and the start of each process.
+model, stand beside them in the JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import importlib.util
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from bench import grid_programs, plain_grid
+from bench import plain_grid
 from bench.contest import Contest, Entrant, Scale
-from bench.grid_programs import METHODS, UPSTREAM, Counts, Grid, Images, Outcome, Table
-from bench.report import ROOT
-from bench.timing import processor_seconds
+from bench.grid_programs import METHODS, UPSTREAM, Grid, Images, Outcome, Table
 from engine import models
-from engine.data import packs
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine.files import cache_folder
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
+
+if importlib.util.find_spec("snakemake") is None:
+    raise ImportError("a campaign's jobs need snakemake")
 
 KERNELS = ()
 TITLES = {"paper": "released", "canonical": "canonical"}
@@ -54,7 +49,7 @@ SETS, COLUMNS = ("twemoji", "noto-v1", "openmoji"), ("twemoji", "openmoji")
 CLASSES, RENDERINGS = 120, 2
 DRAWN, SIDE = 64, 433  # pixels; enlarged, an image has as many as ImageNet's of 500 x 375
 # On the emoji model rounding moves weights by 1.3% of what fine-tuning does: so far is the script
-# from itself in another memory format, and 1.4% from the engine (bench/results/NOTES.md).
+# from itself in another memory format, and 1.4% from the engine.
 MOST_POINTS, MEAN_POINTS = 5.0, 1.0
 
 
@@ -98,13 +93,9 @@ def agree(engine: Table, plain: Table, images: Images) -> None:
 
 def _contest(grid: Grid) -> Contest:
     outcomes: dict[str, Outcome] = {}
-    parts = Parts.measured(grid)
-    alone = {f"{name}_ms": value for name, value in asdict(parts).items()}
-    print(f"alone: {', '.join(f'{name} {value:.3g}' for name, value in alone.items())}")
-    print(f"expected, engine: {grid.engine_counts}; plain: {grid.plain_counts}", flush=True)
 
-    def entrant(name: str, program: Callable[[], Outcome], expected: float) -> Entrant:
-        figures = {**alone, "predicted_s": expected / 1e3}
+    def entrant(name: str, program: Callable[[], Outcome]) -> Entrant:
+        figures: dict[str, float] = {}
 
         def run() -> None:
             outcomes[name] = outcome = program()
@@ -113,98 +104,16 @@ def _contest(grid: Grid) -> Contest:
                 first, second = (each.table for each in outcomes.values())
                 agree(first, second, grid.images)
 
-        return Entrant(name, run, expected, figures=figures)
+        return Entrant(name, run, figures=figures)
 
     return Contest(
         f"grid {TITLES[grid.variant]}",
-        entrant("rib campaign", grid.engine, parts.engine_ms(grid)),
-        (entrant("a process a cell", grid.plain, parts.plain_ms(grid)),),
+        entrant("rib campaign", grid.engine),
+        (entrant("a process a cell", grid.plain),),
         rounds=1,
         processor_time=True,
         warm=False,
     )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Processor milliseconds of what a grid is made of, each measured alone.
-
-    decode: an image opened, resized and normalised; encode: put into a pack; forward: seen by the
-    model; step: trained on. script, job, command: the start of the plain script, of an engine's
-    job, and of `rib campaign` itself.
-    """
-
-    decode: float
-    encode: float
-    forward: float
-    step: float
-    script: float
-    job: float
-    command: float
-
-    @classmethod
-    def measured(cls, grid: Grid) -> Parts:
-        words = grid.command(grid.images.folder / "none", "pre")[2:]
-        cell = plain_grid.Cell(plain_grid.parser().parse_args([*words, "--workers=0"]))
-        begin = time.process_time()
-        batches = list(cell.batches(grid.images.sets[0]))
-        decode = time.process_time() - begin
-        images = sum(len(x) for x, _ in batches)
-        net = cell.network(cell.start)
-        optimizer = torch.optim.SGD(net.parameters(), 1e-9, fused=True)
-
-        @torch.no_grad()
-        def forward() -> None:
-            for x, _ in batches:
-                net(x)
-
-        def step() -> None:
-            for x, y in batches:
-                optimizer.zero_grad()
-                F.cross_entropy(net(x), y).backward()
-                optimizer.step()
-
-        def encode() -> None:
-            recipe = replace(request.recipe(), runs=str(grid.images.folder / f"packs{time.time()}"))
-            packs.pack_of(recipe, grid.images.sets[0], cache_folder())
-
-        python, rib = sys.executable, str(ROOT / "engine" / "rib")
-        words = grid.words(grid.images.folder / "nothing")
-        request = Request(str(grid.file), tuple(words))
-        programs = (
-            [python, plain_grid.__file__, "--help"],
-            [python, "-c", "import deepspeed, engine.grid.jobs"],
-            [python, rib, "campaign", str(grid.file), *words, "--dry-run"],
-        )
-        return cls(
-            1e3 * decode / images,
-            *(_again_ms(part) / images for part in (encode, forward, step)),
-            *(_processor_ms(partial(grid_programs.run, program)) for program in programs),
-        )
-
-    def engine_ms(self, grid: Grid) -> float:
-        jobs = len(grid.plan.columns) + 2
-        return self.command + jobs * self.job + self._images_ms(grid.engine_counts, self.encode)
-
-    def plain_ms(self, grid: Grid) -> float:
-        return len(grid.cells) * self.script + self._images_ms(grid.plain_counts, self.decode)
-
-    def _images_ms(self, counts: Counts, decode: float) -> float:
-        seen = (counts.forward - counts.backward) * self.forward
-        return counts.decoded * decode + seen + counts.backward * self.step
-
-
-def _processor_ms(part: Callable[[], object]) -> float:
-    """Of a run, with the processes that it starts."""
-    begin = processor_seconds()
-    part()
-    return 1e3 * (processor_seconds() - begin)
-
-
-def _again_ms(part: Callable[[], object]) -> float:
-    """Of the second of two runs."""
-    part()
-    return _processor_ms(part)
 
 
 @contextlib.contextmanager
@@ -224,9 +133,9 @@ def _emoji() -> Iterator[Images]:
                 picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
         words = ("model=efficientnet_lite0", f"runs={images.folder / 'pre'}")
-        request = Request(str(Grid(images, "canonical").file), words)
-        recipe = request.recipe("fine_tune", SETS[0])
-        base = Builder(request, recipe, torch.device("cpu")).base
+        file = str(Grid(images, "canonical").file)
+        cell = cell_plan.resolve(file, words, method="fine_tune", downstream=SETS[0])
+        base = Builder(cell, torch.device("cpu")).base
         save_file(base.state(), images.folder / "pre.safetensors")
         yield images
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from bench import plain_grid
 from bench.report import ROOT
-from engine.cost import estimate
-from engine.grid import campaign
+from engine.grid import campaign, estimate
 
 METHODS = {
     "paper": ("fine_tune", "linear_probe", "ewc", "lwf", "lp_ft", "wise_ft", "soup"),
@@ -208,9 +207,10 @@ class Grid:
     @cached_property
     def engine_counts(self) -> Counts:
         """Of a campaign, as `rib plan` counts them; every image is decoded into a pack once."""
-        work = estimate.of(self.plan).work
-        learned = sum(each.images for each in work if each.kind in ("training", "fisher"))
-        every = sum(each.images for each in work)
+        by_name = estimate.of(self.plan).by_name()
+        images = {name: sum(part.images for part in parts) for name, parts in by_name.items()}
+        learned = sum(images[name] for name in images if name.startswith("training"))
+        every = sum(images.values())
         return Counts(sum(self.images.sizes.values()), every, learned)
 
     @cached_property

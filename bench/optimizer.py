@@ -20,9 +20,8 @@ from bench.contest import Contest, Entrant, Scale
 from bench.roofline import Work
 from kernels import reference
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
-from kernels.projection import offset_products_, project_
 
-KERNELS = ("ewc", "projection")
+KERNELS = ("ewc",)
 LAM, LR, DECAY = 0.5, 1e-3, 0.05
 # The twin's numbers for AdamW's third step.
 _SCALARS = [LAM, 1 - LR * DECAY, LR / (1 - 0.9**3), 0.1, 0.999, 0.001, (1 - 0.999**3) ** -0.5, 1e-8]
@@ -49,10 +48,10 @@ def gate(device: torch.device) -> None:
         theta, grad, *state, anchor, fisher = actual
         if name == "adamw":
             _ewc_adamw(theta, grad, state, anchor, fisher)
-            reference.adamw_ewc_(*truth, scalars=_double(_SCALARS), with_value=False)
+            reference.adamw_ewc_(*truth, scalars=_double(_SCALARS))
         else:
             _ewc_sgd(theta, grad, state[0], anchor, fisher)
-            reference.sgd_ewc_(*truth, scalars=_double(_SGD_SCALARS), with_value=False)
+            reference.sgd_ewc_(*truth, scalars=_double(_SGD_SCALARS))
         torch.testing.assert_close(actual.cpu().double(), truth, rtol=1e-6, atol=1e-6)
     whole = inputs.to(device, copy=True)
     columns = [list(row.split([7, numel - 7])) for row in whole]
@@ -61,13 +60,6 @@ def gate(device: torch.device) -> None:
     theta, grad, *state, anchor, fisher = alone
     _ewc_adamw(theta, grad, state, anchor, fisher)
     torch.testing.assert_close(whole, alone, rtol=1e-6, atol=1e-6)
-    theta, anchor, grad = (list(row.split([7, numel - 7])) for row in inputs[:3].to(device))
-    truth = [tensor.double() for tensor in theta]
-    sums = _projected(theta, anchor, grad)
-    for row in zip(truth, anchor, sums.unbind(1), strict=True):
-        reference.project_(*row, LAM)
-    for actual, exact in zip(theta, truth, strict=True):
-        torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -76,7 +68,6 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         yield from _adamw(numel, f"EWC-AdamW {millions}M", device)
         yield from _sgd(numel, f"EWC-SGD {millions}M", device)
     yield _apart(vit.tensor_sizes(scale.quick), device)
-    yield _projection(vit.tensor_sizes(scale.quick), device)
 
 
 def _adamw(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
@@ -133,39 +124,6 @@ def _apart(sizes: list[int], device: torch.device) -> Contest:
         Entrant("foreach_adamw_ewc_", ewc, Work(36 * numel)),
         (Entrant("torch AdamW, fused", fused.step, Work(28 * numel)),),
     )
-
-
-def _projection(sizes: list[int], device: torch.device) -> Contest:
-    """SPD beside a step: 12 bytes a parameter for the sums before it and 8 for those after it.
-
-    Nothing is stepped between them, so nothing is drawn back, which would be 12 more.
-    """
-    numel = sum(sizes)
-    theta, anchor, grad = (list(torch.randn(numel, device=device).split(sizes)) for _ in range(3))
-
-    @torch.no_grad()
-    def by_operators() -> None:
-        for row in zip(theta, anchor, grad, strict=True):
-            sums = reference.offset_products(*row)
-            after = reference.offset_products(*row[:2], None)
-            reference.project_(*row[:2], torch.cat([sums, after]), LAM)
-
-    return Contest(
-        f"SPD {len(sizes)} tensors",
-        Entrant(
-            "offset_products_, project_", lambda: _projected(theta, anchor, grad), Work(20 * numel)
-        ),
-        # The sums before a step 40 and after it 24, drawing back 32.
-        (Entrant("torch, a tensor at a time", by_operators, Work(96 * numel)),),
-    )
-
-
-def _projected(theta: list[Tensor], anchor: list[Tensor], grad: list[Tensor]) -> Tensor:
-    sums = theta[0].new_empty(3, len(theta), dtype=torch.float64)
-    offset_products_(theta, anchor, grad, out=sums[:2])
-    offset_products_(theta, anchor, out=sums[2:])
-    project_(theta, anchor, sums, LAM)
-    return sums
 
 
 def _sgd(numel: int, name: str, device: torch.device) -> Iterator[Contest]:
@@ -244,7 +202,7 @@ def _in_the_loss(
 
 
 def _compiled(
-    twin: Callable[..., Any], tensors: list[Tensor], scalars: list[float], work: Work | float
+    twin: Callable[..., Any], tensors: list[Tensor], scalars: list[float], work: Work | None
 ) -> Entrant:
     """The same step written in torch, as torch.compile fuses it."""
     step = torch.compile(twin, dynamic=True)
@@ -252,7 +210,7 @@ def _compiled(
 
     @torch.no_grad()
     def run() -> None:
-        step(*tensors, scalars=numbers, with_value=False)
+        step(*tensors, scalars=numbers)
 
     return Entrant("the twin, torch.compile", run, work)
 

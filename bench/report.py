@@ -75,7 +75,7 @@ def table(rows: Iterable[Row], *, heads: bool = True) -> str:
     for row in rows:
         target = "-" if row.target is None else f"{row.target:.2f}"
         times = f"{_short(row.subject_ms)} / {_short(row.peer_ms)}"
-        ratios = f"{row.predicted:.2f}", f"{row.measured:.2f}"
+        ratios = _ratio(row.predicted), f"{row.measured:.2f}"
         lines.append((row.contest, row.peer, times, *ratios, target, row.verdict))
     return "\n".join(
         "  ".join(
@@ -87,7 +87,7 @@ def table(rows: Iterable[Row], *, heads: bool = True) -> str:
 
 
 def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
-    """The same as a Markdown table (bench/results/NOTES.md), with quartiles and rounds."""
+    """The same as a Markdown table with quartiles and rounds."""
     names: tuple[str, ...] = (
         "contest",
         "peer",
@@ -103,7 +103,7 @@ def markdown(rows: Iterable[Row], *, heads: bool = True) -> str:
         target = "-" if row.target is None else f"{row.target:.2f}"
         times = _short(row.subject_ms), _short(row.peer_ms)
         lines.append(
-            (row.contest, row.peer, *times, f"{row.predicted:.2f}", measured, target, row.verdict)
+            (row.contest, row.peer, *times, _ratio(row.predicted), measured, target, row.verdict)
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -161,6 +161,10 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return value
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _short(milliseconds: float) -> str:

@@ -14,30 +14,20 @@ next one diverges, and less than the file that timm's script writes. On the CPU 
 12 steps, of ViT-B 8: in the hundreds that users take, that copy weighs less still.
 
 On CUDA all run under bf16 autocast, and ours is compiled; timm's loop runs as it is and compiled.
-Utilisation counts the FLOPs of a forward and a backward pass, whatever else a method does;
-predictions add the optimizer's bytes, and nothing for the files. Peak memory is what tensors held
-at most, from building the model to the end of an epoch, without the loaders' processes.
-
-A checkpoint an epoch is far more than the one in ten minutes that recipes take by default. Its
-contest therefore allows 2% of ten minutes, however short the epoch is.
-
-Targets: on the CPU no slower than the plain loop in memory, within 3% of noise, which for EWC is
-beside what its anchor and Fisher cost to read (the prediction); on an H100 1.3 times as fast as
-timm's loop, and 45% of the data sheet's FLOP/s.
+Utilisation counts the FLOPs of a forward and a backward pass, whatever else a method does. Peak
+memory is what tensors held at most, from building the model to the end of an epoch, without the
+loaders' processes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -45,37 +35,30 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from timm.task import ClassificationTask
 from timm.utils.metrics import AverageMeter
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from bench import loader, photos
 from bench.contest import Contest, Entrant, Load, Scale
-from bench.roofline import Work
 from bench.terms import TERMS, Loss, fine_tune
-from bench.timing import Run
+from bench.timing import Run, peak_bytes
 from bench.vit import autocast
 from engine import models
 from engine.data.sets import Sets
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import quiet, ranks
 from engine.machine.files import cache_folder
 from engine.machine.flops import flops
 from engine.methods.base import Trained
 from engine.recipe import modules
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
-from engine.store.checkpoints import CheckpointFiles
 from engine.training import loop, optim, schedule
-from engine.training.checkpoints import Checkpoints
 
 KERNELS = ()
-NOISE, OVER_TIMM = 1.03, 1 / 1.3
-CHECKPOINTS = 0.02  # of the time between two of them
 LR, MOMENTUM = 1e-3, 0.9
 METHODS = {"FT": "fine_tune", "EWC": "ewc", "LwF": "lwf"}
 # The gate takes few steps: in the warm-up they would hardly move a weight, and what LwF adds is a
 # hundredth of the cross-entropy's pull. EWC's is as strong as that from the second step on.
 GATED = {"fine_tune": (), "ewc": (), "lwf": ("method.weight=100",)}
-SGD, SGD_UNFUSED, EWC = 20, 32, 8  # bytes an optimizer step moves for a parameter
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -122,7 +105,6 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
                 name = f"{method} {title} {size} px x {batch}"
                 rivals = peers if method == "FT" else peers[::2]  # in memory, and timm's
                 yield bench.contest(name, method, recipe, rivals, engines)
-            yield bench.checkpoints(f"FT {title} {size} px x {batch}", engines)
 
 
 @dataclass
@@ -146,22 +128,7 @@ class Bench:
         with self.engine(builder):
             pass  # teacher logits and Fisher are in the store from now on
         run, load = self._measured(lambda: engines.enter_context(self.engine(builder))[1])
-        work = self._work(SGD + (EWC if recipe == "ewc" else 0))
-        return Contest(name, Entrant(title, run, work, load=load), peers, rounds=3)
-
-    def checkpoints(self, name: str, engines: contextlib.ExitStack) -> Contest:
-        """Fine-tuning with one checkpoint an epoch, until it is on disk, against none."""
-        builder = self.builder("fine_tune")
-        plain = engines.enter_context(self.engine(builder))[1]
-        plain()
-        begin = time.perf_counter()
-        plain()
-        epoch_s = time.perf_counter() - begin
-        saving = engines.enter_context(self.engine(builder, due_s=0.6 * epoch_s))[1]
-        work = self._work(SGD)
-        target = 1 + CHECKPOINTS * 60 * builder.recipe.train.checkpoint_minutes / epoch_s
-        peer = Entrant("FT without checkpoints", plain, work, target=target)
-        return Contest(name, Entrant("FT, a checkpoint an epoch", saving, work), (peer,), rounds=5)
+        return Contest(name, Entrant(title, run, load=load), peers, rounds=3)
 
     def peers(self, gpu: bool) -> tuple[Entrant, ...]:
         files = self.files.torchvision()
@@ -171,28 +138,19 @@ class Bench:
             for x, y in files:
                 yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
-        loops: list[tuple[str, Callable[[], Run], int, dict[str, Any]]] = [
-            (
-                "plain loop, in memory",
-                lambda: self.plain_loop(self.net(), self._slices),
-                SGD,
-                {} if gpu else {"over_prediction": NOISE},
-            ),
-            ("plain loop, files", lambda: self.plain_loop(self.net(), on_device), SGD, {}),
-            (
-                "timm's loop",
-                lambda: self.timm_loop(self.net(), lambda: timms),
-                SGD_UNFUSED,
-                {"target": OVER_TIMM} if gpu else {},
-            ),
-        ]
+        loops: dict[str, Callable[[], Run]] = {
+            "plain loop, in memory": lambda: self.plain_loop(self.net(), self._slices),
+            "plain loop, files": lambda: self.plain_loop(self.net(), on_device),
+            "timm's loop": lambda: self.timm_loop(self.net(), lambda: timms),
+        }
         if gpu:
-            compiled = partial(self.timm_loop, batches=lambda: timms, compiled=True)
-            loops.append(("timm's loop, compiled", lambda: compiled(self.net()), SGD_UNFUSED, {}))
+            loops["timm's loop, compiled"] = lambda: self.timm_loop(
+                self.net(), lambda: timms, compiled=True
+            )
         entrants = []
-        for name, build, nbytes, goal in loops:
+        for name, build in loops.items():
             run, load = self._measured(build)
-            entrants.append(Entrant(name, run, self._work(nbytes), load=load, **goal))
+            entrants.append(Entrant(name, run, load=load))
         return tuple(entrants)
 
     @property
@@ -217,30 +175,20 @@ class Bench:
         if recipe == "ewc":
             words.append(f"method.fisher_images={self.files.batch}")
         words += settings
-        request = Request(f"{campaign}/{recipe}", tuple(words))
-        resolved, pack = request.recipe(), self.files.raw
+        cell = cell_plan.resolve(f"{campaign}/{recipe}", words)
+        resolved, pack = cell.recipe, self.files.raw
         packs = {resolved.downstream: pack, resolved.dataset.upstream: pack}
         sets = Sets(resolved, self.device, cache_folder(), packs, pack.classes)
-        return Builder(request, resolved, self.device, sets)
+        return Builder(cell, self.device, sets)
 
     @contextlib.contextmanager
-    def engine(self, builder: Builder, due_s: float | None = None) -> Iterator[tuple[Trained, Run]]:
-        """The recipe's method, prepared, and its epoch, with a checkpoint after `due_s` seconds."""
+    def engine(self, builder: Builder) -> Iterator[tuple[Trained, Run]]:
+        """The recipe's method, prepared, and its epoch."""
         method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
         loop.prepare(method, builder.run, builder)
         engine = loop.initialize(method, builder.run)
-        files = CheckpointFiles(builder.store, "bench")
-
-        def epoch() -> None:
-            with contextlib.ExitStack() as stack:
-                taking = None
-                if due_s is not None:
-                    files.remove()  # else the epoch would go on from its end
-                    taking = stack.enter_context(Checkpoints(files, due_s / 60))
-                loop.epochs(engine, method, builder.run, checkpoints=taking)
-
         try:
-            yield method, self._waited(epoch)
+            yield method, self._waited(lambda: loop.epochs(engine, method, builder.run))
         finally:
             loop.close(engine)
 
@@ -321,43 +269,14 @@ class Bench:
         return run
 
     def _measured(self, build: Callable[[], Run]) -> tuple[Run, Load]:
-        run, peak = _peak_bytes(build, self.device)
+        run, peak = peak_bytes(build, self.device)
         return run, Load(self.images, self.images * self._flops, peak)
-
-    def _work(self, nbytes: int) -> Work:
-        steps = self.images / self.files.batch
-        return Work(steps * nbytes * self._parameters, self.images * self._flops)
-
-    @cached_property
-    def _parameters(self) -> int:
-        return sum(p.numel() for p in self.net().parameters())
 
     @cached_property
     def _flops(self) -> float:
         """Of a forward and a backward pass of one image."""
         net, (x, _) = self.net().cpu(), self.in_memory
         return flops(lambda: net(x[:1].cpu()).sum().backward())
-
-
-def _peak_bytes(build: Callable[[], Run], device: torch.device) -> tuple[Run, float]:
-    """What was built, and the most bytes that tensors held until it had run once."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run = build()
-        run()
-        return run, torch.cuda.max_memory_allocated(device) - before
-    gc.collect()  # what is freed inside was not held inside
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run = build()
-        run()
-    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        most = max(most, held)
-    return run, most
 
 
 @contextlib.contextmanager

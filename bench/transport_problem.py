@@ -56,7 +56,7 @@ class Problem:
 
     def dense(self) -> np.ndarray:
         """The cost in float32, as fast as we can build it, for solvers that want a matrix."""
-        return self.cost().rows(0, self.n, dtype=torch.float32).numpy()
+        return self.cost().rows(0, self.n).float().numpy()
 
     def dense_double(self) -> np.ndarray:
         """The cost as POT's users build it. Rows and columns are sorted by class, as `dense`."""

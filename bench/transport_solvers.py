@@ -15,7 +15,6 @@ from bench import peers
 from bench.roofline import Work
 from bench.transport_problem import Problem
 from kernels.transport.alternating import Potentials
-from kernels.transport.cost import STRIP_ROWS
 from kernels.transport.store import StoredCost, store
 
 
@@ -58,7 +57,7 @@ def two_products(problem: Problem) -> Solver:
     def solve(k: int) -> Tensor:
         cost = problem.cost()
         kernel = cost.x.x.new_empty(cost.shape, dtype=torch.bfloat16)
-        for rows, part in cost.strips(STRIP_ROWS, dtype=torch.float32):
+        for rows, part in cost.strips(512):
             kernel[rows] = part.div_(-problem.eps).exp_()
         v = kernel.new_ones(problem.n)
         for _ in range(k):

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.contest import Scale
+from engine.machine.flops import flops
 
 CLASSES = 1000
+ARCHITECTURES = {"ViT-S": "vit_small_patch16_224", "ViT-B": "vit_base_patch16_224"}
 
 
 @dataclass(frozen=True)
 class FlatViT:
-    """net: parameters and gradients are views of theta and grad, fp32 [P]; flops: of a forward and
-    backward pass of one image."""
+    """net: parameters and gradients are views of theta and grad, fp32 [P]. Of one image: flops of a
+    forward and backward pass, forward_flops of the former alone."""
 
     net: nn.Module
     kind: str
@@ -26,6 +27,7 @@ class FlatViT:
     images: Tensor
     labels: Tensor
     flops: float
+    forward_flops: float
 
     @property
     def batch(self) -> int:
@@ -40,18 +42,19 @@ class FlatViT:
         return replace(self, images=self.images[:images], labels=self.labels[:images])
 
 
-def build(device: torch.device, scale: Scale) -> FlatViT:
-    """ViT-S/16 at 224 px with 64 images (CUDA: 256) and 1000 classes; quick: a toy of 64 px."""
+def build(device: torch.device, scale: Scale, kind: str = "ViT-S") -> FlatViT:
+    """A ViT/16 at 224 px with 64 images (CUDA: 256) and 1000 classes; quick: a toy of 64 px."""
     torch.manual_seed(0)
     if scale.quick:
         kind, size, batch = "toy ViT", 64, 8
         net = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, num_classes=CLASSES)
     else:
-        kind, size, batch = "ViT-S", 224, 256 if device.type == "cuda" else 64
-        net = timm.create_model("vit_small_patch16_224", num_classes=CLASSES)
+        size, batch = 224, 256 if device.type == "cuda" else 64
+        net = timm.create_model(ARCHITECTURES[kind], num_classes=CLASSES)
     batch = scale.batch or batch
-    with FlopCounterMode(display=False) as counter:
-        net(torch.randn(1, 3, size, size)).sum().backward()
+    image = torch.randn(1, 3, size, size)
+    forward_flops = flops(lambda: net(image))
+    both_flops = flops(lambda: net(image).sum().backward())
     net = net.to(device).eval()
     parameters = list(net.parameters())
     theta = torch.cat([p.detach().flatten() for p in parameters])
@@ -67,7 +70,8 @@ def build(device: torch.device, scale: Scale) -> FlatViT:
         grad=grad,
         images=torch.randn(batch, 3, size, size, device=device),
         labels=torch.randint(CLASSES, (batch,), device=device),
-        flops=counter.get_total_flops(),
+        flops=both_flops,
+        forward_flops=forward_flops,
     )
 
 
@@ -76,7 +80,7 @@ def tensor_sizes(quick: bool) -> list[int]:
     if quick:
         return [4096, 16, 1 << 16, 1000]
     with torch.device("meta"):
-        return [p.numel() for p in timm.create_model("vit_small_patch16_224").parameters()]
+        return [p.numel() for p in timm.create_model(ARCHITECTURES["ViT-S"]).parameters()]
 
 
 def autocast(device: torch.device) -> torch.autocast:

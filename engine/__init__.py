@@ -16,7 +16,6 @@ when it is called: `import engine` is quick and brings no torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,13 +51,12 @@ def load_recipe(name: str, *words: str) -> Recipe:
 
 def train(name: str, *words: str) -> Cell:
     """The cell of a recipe: found in its store, or trained now. Raises as `load_recipe`."""
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
-    from engine.recipe.request import Request
 
-    request = Request(name, words)
-    resolved = request.recipe()
-    return Builder(request, resolved, ranks.start(resolved.device)).build()
+    cell = cell_plan.resolve(name, words)
+    return Builder(cell, ranks.start(cell.recipe.device)).build()
 
 
 def load_cell(folder: str | Path) -> nn.Module:
@@ -90,19 +88,13 @@ def load_cell(folder: str | Path) -> nn.Module:
     return models.load_state(net, load_file(weights), str(weights)).eval()
 
 
-def campaign(name: str, *words: str, cores: int | None = None) -> Path:
-    """Run what is missing of a campaign, to its report page. Raises CampaignError as `rib` says."""
-    from engine.grid import campaign as grid
-    from engine.grid import half_widths, job_graph, markers, sites, workflow
+def campaign(name: str, *words: str, cores: int = 0) -> Path:
+    """Run what is missing of a campaign, to its report page, as `rib campaign` does; of several
+    models to their common page. cores: 0: all. Raises CampaignError as `rib` says."""
+    from engine.commands import campaign as command
+    from engine.grid.sites import Options
 
-    count = cores or len(os.sched_getaffinity(0))
-    plan = None
-    for plan in half_widths.sequential_plans(name, words, count):
-        if not markers.finished(plan):
-            jobs = job_graph.columns(plan)
-            workflow.run([workflow.Grid(plan, jobs, sites.local(plan, jobs, count))])
-    assert plan is not None, "a campaign has a plan"
-    return grid.report_page(plan)
+    return command.complete(name, words, Options(cores=cores))
 
 
 def results(name: str, *words: str) -> pandas.DataFrame:
@@ -119,7 +111,7 @@ def results(name: str, *words: str) -> pandas.DataFrame:
     from engine.grid import record
     from engine.measures import metrics
 
-    rows = metrics.gather(record.find(name, words).evaluations).accuracy
+    rows = metrics.gather(record.find(name, words).evaluations, draws=1).accuracy
     return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
 
 
@@ -162,27 +154,24 @@ def evaluate(
     """Accuracy (percent) of checkpoints of one architecture on sets, a row each; needs pandas.
 
     checkpoints: files, or folders of a cell or of timm. sets: by name, folders with
-    <class>/<image>. arch and classes: where nothing beside the checkpoints says them. Raises
-    ValueError as `rib evaluate` does.
+    <class>/<image>. arch and classes: where nothing beside the checkpoints says them. Columns as in
+    the file of `rib evaluate`. Raises ValueError as that command does.
     """
     import dataclasses
 
     import pandas
 
-    from engine.data import descriptions
     from engine.evaluation import user_models
     from engine.machine import ranks
 
-    files = [descriptions.file_of(Path(place)) for place in checkpoints]
-    beside = descriptions.beside(files, arch)
-    name, settings = descriptions.model_of(beside, arch)
-    recipe = user_models.resolve(name, [*settings, *words])
+    places = list(map(Path, checkpoints))
+    recipe, files, named = user_models.described(places, arch, words, classes)
     rows = user_models.evaluate(
         recipe,
         files,
         {name: Path(place) for name, place in sets.items()},
         ranks.pick_device(recipe.device),
-        classes=classes or descriptions.classes_of(beside),
+        classes=named,
         mask=mask,
     )
     return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
@@ -198,14 +187,13 @@ def distances(
     """
     import pandas
 
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
-    from engine.recipe.request import Request
     from engine.transport import problems, solve
 
-    request = Request(name, words)
-    resolved = request.recipe()
-    run = Builder(request, resolved, ranks.pick_device(resolved.device)).run
-    names = list(sets or resolved.dataset.places)
+    cell = cell_plan.resolve(name, words)
+    run = Builder(cell, ranks.pick_device(cell.recipe.device)).run
+    names = list(sets or cell.recipe.dataset.places)
     matrix = solve.distances(run, names, problems.Options(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)

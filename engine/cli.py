@@ -1,42 +1,170 @@
-"""`rib`: the engine from the command line."""
+"""`rib`: the engine from the command line.
+
+A command is a module of `engine.commands`. The recipe's `key=value` words are taken off before
+argparse sees the rest, so they may stand anywhere, and no list of an option swallows them.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
+from engine.errors import nearest
 from engine.machine import entry
 
+COMMANDS = (
+    "campaign",
+    "sweep",
+    "train",
+    "plan",
+    "verify",
+    "bench",
+    "download",
+    "encode",
+    "metrics",
+    "report",
+    "distance",
+    "evaluate",
+    "export",
+    "recipes",
+    "doctor",
+)
+COMPLETION = "completion"  # the one command that is about the others, and stands here
+NO_SPACE = """
+_rib() {
+  _shtab_rib "$@"
+  [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace  # the value follows
+}
+complete -o bashdefault -F _rib rib"""
 DOCTOR = "doctor"  # the command that tells which package hides ours, and so runs all the same
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `rib` with these words."""
     words = list(sys.argv[1:] if argv is None else argv)
-    name = next((word for word in words if not word.startswith("-")), "")
-    return entry.guarded(lambda: _run(name, words), may_be_hidden=name == DOCTOR)
-
-
-def _run(name: str, words: Sequence[str]) -> int | None:
-    # Imported late: `guarded` first checks that no other package hides ours.
-    from engine.commands.parser import parser as parser_of
-
-    parser = parser_of(name)
-    arguments, rest = parser.parse_known_args(words)
-    # argparse takes no positional words after an option, but key=value words may stand anywhere,
-    # and so may --debug.
-    if arguments.debug or "--debug" in rest:
+    if "--debug" in words:
         os.environ[entry.DEBUG] = "1"
-        rest = [word for word in rest if word != "--debug"]
-    wrong = [word for word in rest if word.startswith("-") or "=" not in word]
-    if wrong or (rest and not hasattr(arguments, "overrides")):
-        wrong = wrong or rest
-        late = "" if wrong[0].startswith("-") else " (names come before options)"
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}{late}")
-    if rest:
-        arguments.overrides += rest
+        words = [word for word in words if word != "--debug"]
+    return entry.guarded(lambda: _run(words), may_be_hidden=words[:1] == [DOCTOR])
+
+
+def _run(words: Sequence[str]) -> int | None:
+    arguments = parse(words)
     return arguments.run(arguments)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The words as the command's function takes them; `overrides` are the key=value words.
+
+    Raises SystemExit, as argparse does, after `--help` and for words that cannot be.
+    """
+    name = next(iter(words), "")
+    known = (*COMMANDS, COMPLETION)
+    whole, commands = parser((name,) if name in known else known)
+    if name not in commands:
+        if name and not name.startswith("-"):
+            whole.error(f"there is no command {name!r}{nearest(name, known)}")
+        return whole.parse_args(words)
+    command = commands[name]
+    command.allow_abbrev = False  # a value is told from a setting by its option
+    rest, overrides = _split(command, words[1:])
+    arguments = command.parse_intermixed_args(rest)
+    if overrides and not hasattr(arguments, "overrides"):
+        command.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if overrides:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
+
+
+def parser(
+    names: Sequence[str] = (*COMMANDS, COMPLETION),
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `rib`, and those of the named commands, by name."""
+    whole = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
+    whole.add_argument("--version", action="version", version=f"rib {_version()}")
+    whole.add_argument("--debug", action="store_true", help="show the traceback behind an error")
+    group = whole.add_subparsers(required=True, metavar="COMMAND")
+    for name in names:
+        if name == COMPLETION:
+            _add_completion(group)
+        else:
+            importlib.import_module(f"engine.commands.{name}").add(group)
+    return whole, group.choices
+
+
+def _split(command: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words for argparse, and the recipe's `key=value` words.
+
+    The word after an option of a single value is that value, whatever it looks like.
+    """
+    options = command._option_string_actions  # argparse has no other way to ask
+    with_value = {option for option, action in options.items() if action.nargs is None}
+    rest: list[str] = []
+    overrides: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        taken = before not in with_value and "=" in word and _is_override(word)
+        (overrides if taken else rest).append(word)
+    return rest, overrides
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word sets a recipe's key, such as `train.epochs=1`, and is no path or NAME=FOLDER.
+
+    A dotted key that is none counts too, so that the recipe can name the nearest.
+    """
+    from engine.recipe.campaigns import OF_GRID
+    from engine.recipe.schema import Recipe
+
+    key, _, value = word.partition("=")
+    section = key.partition(".")[0]
+    if not section.isidentifier() or os.path.exists(word):
+        return False
+    is_key = section in Recipe.__annotations__ or section in OF_GRID
+    return is_key or (section != key and not os.path.exists(value))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("rib-engine")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a checkout that is not installed"
+
+
+def _add_completion(group: argparse._SubParsersAction) -> None:
+    command = group.add_parser(COMPLETION, help="write a script by which a shell completes words")
+    command.add_argument("shell", choices=("bash", "zsh", "fish"))
+    command.set_defaults(run=lambda arguments: print(completion(arguments.shell)))
+
+
+def completion(shell: str) -> str:
+    """A script that completes commands, options, and the names and keys of recipes.
+
+    It holds the names as they are now, so the shell starts no program of ours.
+    """
+    import shtab
+
+    from engine import recipe
+    from engine.recipe.resolve import flat
+
+    cell, _ = recipe.outline("emoji/ewc", ())
+    benchmark, _ = recipe.outline("imagenet_rib", [f"model={cell.model.name}"])
+    campaigns, models = recipe.names("campaigns"), recipe.names("models")
+    sets = list(dict.fromkeys([*cell.dataset.known, *benchmark.dataset.known]))
+    words = {name: campaigns for name in ("name", "names", "campaign", "source")}
+    words |= {"model": models, "models": models, "set": sets, "sets": sets}
+    words |= {"dataset": recipe.names("datasets"), "method": recipe.names("methods")}
+    words["overrides"] = [f"{key}=" for key in flat(cell)]
+    whole, commands = parser()
+    for name, command in commands.items():
+        for action in command._actions:
+            action.choices = action.choices or words.get(action.dest)
+            if name in ("sweep", "train") and action.dest in ("name", "overrides"):
+                action.choices = [*recipe.names(), *words.get(action.dest, [])]
+    return shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else "")
 
 
 if __name__ == "__main__":

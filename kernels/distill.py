@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from kernels import reference
-from kernels.launch import jit, launcher, padded, row_pitch, rows_apart, tl
+from kernels.launch import jit, launcher, tl
 
 ONE_READ_CLASSES = 4096
 _LOWEST = torch.finfo(torch.float32).min
@@ -141,16 +141,15 @@ def _load_row(
     mask,
     columns,
     CLASSES: tl.constexpr,
-    READ: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
-    """Columns of a row, of which READ may be read; -inf where a class takes no part."""
+    """Columns of a row; -inf where a class takes no part."""
     valid = columns < CLASSES
-    s = tl.load(student + columns, mask=columns < READ, other=0.0).to(tl.float32)
+    s = tl.load(student + columns, mask=valid, other=0.0).to(tl.float32)
     t = s
     if HAS_TEACHER:
-        t = tl.load(teacher + columns, mask=columns < READ, other=0.0).to(tl.float32)
+        t = tl.load(teacher + columns, mask=valid, other=0.0).to(tl.float32)
     if HAS_MASK:
         valid = valid & (tl.load(mask + columns, mask=valid, other=0) != 0)
     return tl.where(valid, s, float("-inf")), tl.where(valid, t, float("-inf")), valid
@@ -203,11 +202,6 @@ def _distill_kernel(
     kl_weight,
     smoothing,
     CLASSES: tl.constexpr,
-    S_PITCH: tl.constexpr,
-    T_PITCH: tl.constexpr,
-    G_PITCH: tl.constexpr,
-    READ: tl.constexpr,
-    WRITTEN: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -215,9 +209,9 @@ def _distill_kernel(
     LOWEST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    student += row * S_PITCH
-    teacher += row * T_PITCH
-    gradient += row * G_PITCH
+    student += row * CLASSES
+    teacher += row * CLASSES
+    gradient += row * CLASSES
     label = tl.load(labels + row)
     known = (label >= 0) & (label < CLASSES)
     label_logit = tl.load(student + label, mask=known, other=0.0).to(tl.float32)
@@ -227,32 +221,28 @@ def _distill_kernel(
     # The maxima start finite: a wholly masked block must not give exp(-inf + inf).
     state = (LOWEST, 0.0, 0.0, LOWEST, 0.0, 0.0, 0.0, 0.0)
     if CLASSES <= BLOCK:
-        s, t, valid = _load_row(
-            student, teacher, mask, columns, CLASSES, READ, HAS_TEACHER, HAS_MASK
-        )
+        s, t, valid = _load_row(student, teacher, mask, columns, CLASSES, HAS_TEACHER, HAS_MASK)
         state = _add_block(state, s, t, valid, inv_t, HAS_TEACHER)
         if WITH_GRADIENT:
             is_label = columns == label
             g = _gradient(
                 state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER
             ).to(gradient.dtype.element_ty)
-            tl.store(gradient + columns, g, mask=columns < WRITTEN)
+            tl.store(gradient + columns, g, mask=columns < CLASSES)
     else:
         for start in tl.range(0, CLASSES, BLOCK, num_stages=3):
             s, t, valid = _load_row(
-                student, teacher, mask, start + columns, CLASSES, READ, HAS_TEACHER, HAS_MASK
+                student, teacher, mask, start + columns, CLASSES, HAS_TEACHER, HAS_MASK
             )
             state = _add_block(state, s, t, valid, inv_t, HAS_TEACHER)
         if WITH_GRADIENT:
             for start in tl.range(0, CLASSES, BLOCK, num_stages=3):
                 at = start + columns
-                s, t, valid = _load_row(
-                    student, teacher, mask, at, CLASSES, READ, HAS_TEACHER, HAS_MASK
-                )
+                s, t, valid = _load_row(student, teacher, mask, at, CLASSES, HAS_TEACHER, HAS_MASK)
                 g = _gradient(
                     state, s, t, valid, at == label, inv_t, kl_weight, smoothing, HAS_TEACHER
                 ).to(gradient.dtype.element_ty)
-                tl.store(gradient + at, g, mask=at < WRITTEN)
+                tl.store(gradient + at, g, mask=at < CLASSES)
     s_max, s_sum, s_sum_t, _, t_sum, cross, total, count = state
     value = tl.log(s_sum) + (s_max - (1.0 - smoothing) * label_logit)
     if smoothing > 0.0:  # else a logit of -inf, whose class cannot be, would give 0 * inf
@@ -267,16 +257,6 @@ def _launch_options(classes: int) -> dict[str, int]:
     block = 1 << max(classes - 1, 1).bit_length()
     block = block if block <= ONE_READ_CLASSES else 2048
     return {"BLOCK": block, "num_warps": 8 if block > 1024 else 4}
-
-
-def _readable(logits: Tensor, width: int) -> bool:
-    """Whether each row lies within `width` numbers of memory that is the tensor's."""
-    batch, classes = logits.shape
-    if width == classes:
-        return True
-    last = logits.storage_offset() + (batch - 1) * logits.stride(0) + width
-    room = logits.untyped_storage().nbytes() // logits.element_size()
-    return logits.stride(0) >= width and last <= room
 
 
 @triton_op(
@@ -297,21 +277,13 @@ def _distill(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The losses fp32 [B] and d loss_b / d student_b [B, C] in the student's dtype (or [0]).
-
-    Logits' rows may lie apart, as those of a head padded to a multiple of 64 classes do; then no
-    access is narrow. On a GPU the gradient's rows always do.
-    """
-    student = rows_apart(student)
-    given = student if teacher is None else rows_apart(teacher)
+    """The losses fp32 [B] and d loss_b / d student_b [B, C] in the student's dtype (or [0])."""
+    student = student.contiguous()
+    given = student if teacher is None else teacher.contiguous()
     batch, classes = student.shape
     loss = student.new_empty(batch, dtype=torch.float32)
-    gradient = (
-        padded(student.shape, student, student.dtype) if with_gradient else student.new_empty(0)
-    )
+    gradient = torch.empty_like(student) if with_gradient else student.new_empty(0)
     if batch:
-        whole = -(-classes // 64) * 64
-        wide = _readable(student, whole) and _readable(given, whole)
         launcher(_distill_kernel)[(batch,)](
             student,
             given,
@@ -323,11 +295,6 @@ def _distill(
             kl_weight,
             label_smoothing,
             CLASSES=classes,
-            S_PITCH=student.stride(0),
-            T_PITCH=given.stride(0),
-            G_PITCH=gradient.stride(0),
-            READ=whole if wide else classes,
-            WRITTEN=row_pitch(classes, student.device),
             HAS_TEACHER=teacher is not None,
             HAS_MASK=mask is not None,
             WITH_GRADIENT=with_gradient,
@@ -354,21 +321,19 @@ _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
     sizes = {"fp32": 4, "bf16": 2, "fp16": 2}
-    kinds = [(c, d, d, False) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
-    kinds += [(21843, d, d, True) for d in sizes]
+    kinds = [(c, d, d) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
     # Under autocast the student's logits are bf16 and the stored teacher's fp32.
-    kinds += [(c, "bf16", "fp32", False) for c in (10, 200, 1000, ONE_READ_CLASSES)]
-    kinds += [(1000, "bf16", None, False)]
+    kinds += [(c, "bf16", "fp32") for c in (10, 200, 1000, ONE_READ_CLASSES)]
+    kinds += [(1000, "bf16", None)]
     specs = []
-    for classes, dtype, teacher, apart in kinds:
+    for classes, dtype, teacher in kinds:
         options = _launch_options(classes)
-        whole = -(-classes // 64) * 64
         a_thread = options["BLOCK"] // (32 * options["num_warps"])
         name = dtype if teacher == dtype else f"{dtype}, teacher {teacher}".lower()
         read = [sizes[d] for d in (dtype, teacher) if d]
         specs.append(
             {
-                "name": f"distill[{classes}{', padded' if apart else ''}] {name}",
+                "name": f"distill[{classes}] {name}",
                 "fn": _distill_kernel,
                 "signature": {
                     "student": f"*{dtype}",
@@ -383,10 +348,6 @@ def specializations() -> list[dict[str, Any]]:
                 },
                 "constexprs": {
                     "CLASSES": classes,
-                    **dict.fromkeys(("S_PITCH", "T_PITCH"), whole if apart else classes),
-                    "G_PITCH": whole,
-                    "READ": whole if apart else classes,
-                    "WRITTEN": whole,
                     "BLOCK": options["BLOCK"],
                     "HAS_TEACHER": teacher is not None,
                     "HAS_MASK": True,
@@ -395,9 +356,8 @@ def specializations() -> list[dict[str, Any]]:
                 },
                 "num_warps": options["num_warps"],
                 "bytes_per_element": sum(read) + sizes[dtype],
-                "aligned": all(
-                    (apart or classes * n % 16 == 0) and a_thread * n >= 16 for n in read
-                ),
+                # A row that is no multiple of 16 bytes begins anywhere.
+                "aligned": all(classes * n % 16 == 0 and a_thread * n >= 16 for n in read),
                 "streams": (len(read), 1),
             }
         )

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-BLOCK_ITERATIONS, BLOCK_CHANGE = 50, 1e-3  # of `block_step`, which need not be exact
-
 
 def distill_loss(
     student: Tensor,
@@ -78,19 +76,17 @@ def adamw_ewc_(
     anchor: Tensor | None,
     fisher: Tensor | None,
     scalars: Tensor,
-    with_value: bool = True,
-) -> Tensor | None:
-    """Truth of `kernels.ewc.adamw_ewc_`, which the CPU runs; returns the penalty's value, fp64.
+) -> None:
+    """Truth of `kernels.ewc.adamw_ewc_`.
 
     scalars [8]: lam, 1 - lr weight_decay, lr / (1 - beta1^t), 1 - beta1, beta2, 1 - beta2,
     (1 - beta2^t)^-1/2, eps.
     """
     lam, decay, step_size, one_minus_beta1, beta2, one_minus_beta2, v_scale, eps = scalars.unbind()
-    grad, penalty = _with_penalty(theta, grad, anchor, fisher, lam, with_value)
+    grad = _with_penalty(theta, grad, anchor, fisher, lam)
     exp_avg.add_(one_minus_beta1 * (grad - exp_avg))
     exp_avg_sq.mul_(beta2).add_(one_minus_beta2 * grad * grad)
     theta.mul_(decay).sub_(step_size * exp_avg / (exp_avg_sq.sqrt() * v_scale + eps))
-    return penalty
 
 
 def sgd_ewc_(
@@ -100,49 +96,24 @@ def sgd_ewc_(
     anchor: Tensor | None,
     fisher: Tensor | None,
     scalars: Tensor,
-    with_value: bool = True,
-) -> Tensor | None:
-    """Truth of `kernels.ewc.sgd_ewc_`, which the CPU runs; returns the penalty's value, fp64.
+) -> None:
+    """Truth of `kernels.ewc.sgd_ewc_`.
 
     scalars [4]: lam, weight_decay, momentum, lr.
     """
     lam, weight_decay, momentum, lr = scalars.unbind()
-    grad, penalty = _with_penalty(theta, grad, anchor, fisher, lam, with_value)
+    grad = _with_penalty(theta, grad, anchor, fisher, lam)
     momentum_buffer.mul_(momentum).add_(grad + weight_decay * theta)
     theta.sub_(lr * momentum_buffer)
-    return penalty
 
 
 def _with_penalty(
-    theta: Tensor,
-    grad: Tensor,
-    anchor: Tensor | None,
-    fisher: Tensor | None,
-    lam: Tensor,
-    with_value: bool,
-) -> tuple[Tensor, Tensor | None]:
+    theta: Tensor, grad: Tensor, anchor: Tensor | None, fisher: Tensor | None, lam: Tensor
+) -> Tensor:
     if anchor is None:
-        return grad, None
-    distance = theta - anchor
-    pull = lam * distance if fisher is None else lam * fisher * distance
-    value = 0.5 * (pull * distance).sum(dtype=torch.float64) if with_value else None
-    return grad + pull, value
-
-
-def offset_products(theta: Tensor, anchor: Tensor, grad: Tensor | None) -> Tensor:
-    """Truth of `kernels.projection.offset_products_` for a parameter, which the CPU runs."""
-    offset = theta - anchor
-    factors = (offset,) if grad is None else (grad, offset)
-    return torch.stack([(factor * offset).sum(dtype=torch.float64) for factor in factors])
-
-
-def project_(theta: Tensor, anchor: Tensor, sums: Tensor, lam: float) -> None:
-    """Truth of `kernels.projection.project_` for a parameter, which the CPU runs."""
-    ascent, before, after = sums[0], sums[1].sqrt(), sums[2].sqrt()
-    ratio = ((after - before) / after).clamp(0, 1)
-    # Also where the offset is 0 and the ratio no number: nothing is there to draw back.
-    ratio = torch.where((ascent > 0) & (after > 0), ratio, 0.0)
-    theta.sub_((theta - anchor) * (lam * ratio).to(theta.dtype))
+        return grad
+    pull = lam * (theta - anchor)
+    return grad + (pull if fisher is None else fisher * pull)
 
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
@@ -176,47 +147,19 @@ def bures_squared(
     return out
 
 
-def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
+def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     """Truth of `kernels.transport.sweep`, in float64 if f is; the CPU runs it on small sets.
 
     Strips of 32 rows stay in cache; numbers below the smallest normal one would be slow.
     """
-    log_s = torch.empty_like(f)
-    columns = g.new_zeros(len(bounds) - 1, len(g))
-    for into, begin, end in zip(columns, bounds.tolist(), bounds[1:].tolist(), strict=False):
-        for start in range(begin, end, 32):
-            rows = slice(start, min(start + 32, end))
-            p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
-            s = p.sum(1)
-            log_s[rows] = s.log()
-            into += torch.mv(p.T, s.reciprocal())
+    log_s, columns = torch.empty_like(f), torch.zeros_like(g, dtype=torch.float64)
+    for start in range(0, len(q), 32):
+        rows = slice(start, start + 32)
+        p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
+        s = p.sum(1)
+        log_s[rows] = s.log()
+        columns += p.T @ s.reciprocal()
     return [log_s, columns]
-
-
-def block_step(
-    columns: Tensor, of_rows: Tensor, of_columns: Tensor, block: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Truth of `kernels.transport.blocks.block_step`, which the CPU runs."""
-    n, m = int(of_rows[-1]), columns.shape[1]
-    ratio = (columns.sum(0, dtype=torch.float64) * (m / n)).clamp_(min=1e-30)
-    rows, sizes = of_rows.diff(), of_columns.diff()
-    lengths = sizes.expand(len(columns), -1).contiguous()
-    plan = columns / ratio.to(columns.dtype)
-    mass = torch.segment_reduce(plan, "sum", lengths=lengths, axis=1)
-    a, b = rows.to(mass), sizes.to(mass) * (n / m)
-    v = torch.ones_like(b)
-    for _ in range(BLOCK_ITERATIONS):
-        u = a / (mass @ v).clamp_(1e-25, 1e25)
-        before, v = v, b / (u @ mass).clamp_(1e-25, 1e25)
-        if (v / before - 1).abs().amax() < BLOCK_CHANGE:
-            break
-    return ratio, v.double().log()[block] - ratio.log()
-
-
-def progress(f: Tensor, g: Tensor, log_s: Tensor, ratio: Tensor) -> Tensor:
-    """Truth of `kernels.transport.progress.progress`, which the CPU runs."""
-    dual, off = f.mean() + g.mean(), (ratio - 1).abs().mean()
-    return torch.stack([log_s.abs().amax().double(), dual, off])
 
 
 def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
@@ -229,41 +172,8 @@ def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
     return log_s
 
 
-def symmetric_row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, tile: int = 1) -> Tensor:
-    """Truth of `kernels.transport.triangle`, whose tiles on the diagonal count for rows alone."""
-    block = torch.arange(len(q)) // tile
-    above, within = block[:, None] < block, block[:, None] == block
-    p = torch.exp(f[:, None] + g - kappa[:, None] * q)
-    beyond = torch.where(above, p, 0.0)
-    return (torch.where(within, p, 0.0).sum(1) + beyond.sum(1) + beyond.sum(0)).log()
-
-
-def cost_rows(
-    x: Tensor,
-    y: Tensor,
-    x_squares: Tensor,
-    y_squares: Tensor,
-    x_labels: Tensor,
-    y_labels: Tensor,
-    table: Tensor | None,
-) -> Tensor:
-    """Truth of `kernels.transport.cost_rows`, in float64."""
-    cost = x_squares[:, None] + y_squares - 2 * (x.double().T @ y.double())
-    if table is not None:
-        cost += table[x_labels][:, y_labels]
-    return cost.clamp_(min=0.0)
-
-
-def quantize(
-    product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor
-) -> list[Tensor]:
-    """Truth of `kernels.transport.quantize`, in float64 if all are; the CPU runs it on few."""
-    cost = product + (column_terms[which] + row_term[:, None])
-    return quantize_costs(cost.clamp_(min=0.0))
-
-
-def quantize_costs(cost: Tensor) -> list[Tensor]:
-    """Truth of `kernels.transport.quantize.quantize_costs`; the cost is overwritten."""
+def quantize(cost: Tensor) -> list[Tensor]:
+    """Truth of `kernels.transport.quantize`, which the CPU runs; the cost is overwritten."""
     low, high = torch.aminmax(cost, dim=1)
     step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
     scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])

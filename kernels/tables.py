@@ -20,10 +20,8 @@ from kernels.launch import jit, tl
 BLOCK, WARPS = 1024, 4
 # Types of the arguments that a kernel takes first, for the ahead-of-time gate.
 SIGNATURE = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
-SIGNATURE |= {"arrived": "*i32", "count": "i32", "blocks": "i32"}
+SIGNATURE |= {"count": "i32"}
 CONSTANTS = {"ALIGNED": True, "BLOCK": BLOCK}
-# Tables that CUDA graphs read in every replay, which no cache may free.
-_CAPTURED: list[tuple[Tensor, ...]] = []
 
 Row = list[Any]  # tensors, None for a role that is absent
 Columns = Mapping[str, Sequence[Tensor] | None]
@@ -86,29 +84,17 @@ class Table:
         blocks = len(layout[0])
         aligned = all(address % 16 == 0 for address in addresses)
         options = {"ALIGNED": aligned, "BLOCK": BLOCK, "num_warps": WARPS}
-        pointers = _pointers(addresses, device)
-        if _is_capturing(device):
-            _CAPTURED.append((pointers, *layout))
-        return Table((pointers, *layout, len(rows), blocks), options, blocks)
-
-
-def _is_capturing(device: torch.device) -> bool:
-    on_gpu = device.type == "cuda" and torch.cuda.is_available()
-    return on_gpu and torch.cuda.is_current_stream_capturing()
+        return Table((_pointers(addresses, device), *layout, len(rows)), options, blocks)
 
 
 @functools.lru_cache(maxsize=16)
 def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Which program works on what: owners int32 [programs], a program's parameter; firsts int32
-    [T], a parameter's first program; sizes int64 [T]; arrived int32 [T], how many programs of a
-    launch are done with the parameter (or with all, in its first number), 0 between launches.
-
-    An empty tensor has a program too, so that its sums are written.
-    """
-    blocks = np.maximum(-(-np.array(sizes) // BLOCK), 1)
+    [T], a parameter's first program; sizes int64 [T]."""
+    blocks = -(-np.array(sizes) // BLOCK)
     owners = np.repeat(np.arange(len(sizes)), blocks).astype(np.int32)
     firsts = (np.cumsum(blocks) - blocks).astype(np.int32)
-    arrays = owners, firsts, np.array(sizes), np.zeros(len(sizes), np.int32)
+    arrays = owners, firsts, np.array(sizes)
     return tuple(to_device(torch.from_numpy(array), device) for array in arrays)
 
 
@@ -122,16 +108,10 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor's copy on the device, for which the host does not wait.
 
     torch gives pinned memory to nobody else before the copies from it are done, so a next call
-    cannot overwrite what is still to be copied. A CUDA graph would copy anew from that memory
-    in each replay, so RuntimeError is raised while a graph is captured.
+    cannot overwrite what is still to be copied.
     """
     if device.type != "cuda":
         return values.to(device)
-    if _is_capturing(device):
-        raise RuntimeError(
-            "a CUDA graph cannot hold numbers of the host: give lr and steps as tensors on the "
-            "device, and make one step with the same tensors and gradients before the capture"
-        )
     return values.pin_memory().to(device, non_blocking=True)
 
 
@@ -150,14 +130,3 @@ def place(owners, firsts, sizes, BLOCK: tl.constexpr):
     number = tl.load(owners + tl.program_id(0))
     start = (tl.program_id(0) - tl.load(firsts + number)).to(tl.int64) * BLOCK
     return number, start, tl.load(sizes + number) - start
-
-
-@jit
-def sum_in_order(partials, first, count, BLOCK: tl.constexpr):
-    """The float64 sum of what `count` programs stored, in one order, so that it is repeatable."""
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, count, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        stored = tl.load(partials + first + at, mask=at < count, other=0.0, cache_modifier=".cg")
-        total += stored.to(tl.float64)
-    return tl.sum(total, 0)

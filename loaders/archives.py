@@ -7,17 +7,29 @@ written has its name only once it is whole.
 from __future__ import annotations
 
 import gzip
+import lzma
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from loaders import zip_cipher
-from loaders.files import sync
+from loaders.files import sync, whole
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
+# What zipfile and its decompressors raise for bytes that are no archive. An OSError is bz2's.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zlib.error,
+)
 
 
 class ArchiveError(ValueError):
@@ -35,14 +47,11 @@ def to_tar(archive: Path, path: Path) -> None:
             archive.replace(path)
             return
     fresh = archive.with_name(f"{archive.name}.tar")
-    try:
-        with gzip.open(archive, "rb") as packed, fresh.open("wb") as plain:
+    with whole(fresh), gzip.open(archive, "rb") as packed, fresh.open("wb") as plain:
+        try:
             shutil.copyfileobj(packed, plain, _CHUNK)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        fresh.unlink()
-        raise ArchiveError(
-            f"{archive} is damaged ({error}); remove it, and get it again"
-        ) from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _damaged(archive, error) from error
     sync(fresh)
     fresh.replace(path)
     archive.unlink()
@@ -90,23 +99,29 @@ def _unzip_member(
         return
     try:
         content = zip_cipher.read(opened, member, password)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except zip_cipher.PasswordError:
+        raise
+    except NotImplementedError as error:
+        raise ArchiveError(
+            f"{archive}: {name} is compressed in a way that Python cannot read ({error}); unpack "
+            "the archive with 7z, and give the folder of the images by --from"
+        ) from error
+    except _DAMAGE as error:
         raise ArchiveError(
             f"{archive}: {name} cannot be read ({error}); remove the archive, and get it again"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
+    with whole(part):
+        part.write_bytes(content)
     part.replace(path)
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
-        raise ArchiveError(
-            f"{archive} is damaged ({error}); remove it, and get it again"
-        ) from error
+    except (*_DAMAGE, NotImplementedError) as error:
+        raise _damaged(archive, error) from error
 
 
 def _damaged(archive: Path, error: Exception) -> ArchiveError:

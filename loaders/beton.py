@@ -13,14 +13,14 @@ files they hold the `tag`, which ties a file to its pack.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from loaders import jpeg
 
 VERSION = 2
 JPEG, RAW = 0, 1
@@ -219,20 +219,15 @@ class Beton:
                     raise ValueError(f"{self.path}: ends inside sample {sample}; {_REMEDY}")
                 yield pixels.data
 
-    def decode(self, sample: int, blob: bytes) -> np.ndarray:
-        """uint8 [H, W, 3] of the blob of `sample`. Raises ValueError where it is no such image."""
-        row = self.rows[sample]
-        shape = (int(row["height"]), int(row["width"]), 3)
-        if row["mode"] == RAW:
-            return np.frombuffer(blob, np.uint8).reshape(shape)
+    def decode(self, sample: int, blob: bytes, out: np.ndarray) -> None:
+        """Write the pixels of a JPEG sample to `out` (uint8 [H, W, 3], contiguous).
+
+        Raises ValueError where the blob is no such image.
+        """
         try:
-            with Image.open(io.BytesIO(blob), formats=["JPEG"]) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:
+            jpeg.decode(blob, out)
+        except ValueError as error:
             raise ValueError(f"{self.path}: sample {sample}: {error}; {_REMEDY}") from error
-        if pixels.shape != shape:
-            raise ValueError(f"{self.path}: sample {sample} is {pixels.shape}, not {shape}")
-        return pixels
 
 
 def _up(offset: int, page_size: int) -> int:

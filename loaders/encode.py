@@ -114,8 +114,47 @@ def encode(
     was written before an error or a stop is there for the next call with the same images. OSError
     names the full disk, or the image that the disk or the network did not deliver.
     """
-    out = Path(out)
     on_white = rgb.colour(background) == rgb.colour(rgb.WHITE)
+    return make(
+        out,
+        name=name,
+        items=items,
+        encoder=_Encoder(open_image, transform, format, quality, background),
+        transform_spec=transform_spec,
+        classes=classes,
+        source_fingerprint=source_fingerprint,
+        extra={**(extra or {}), **({} if on_white else {"background": background})},
+        format=format,
+        quality=quality,
+        workers=workers,
+        on_error=on_error,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def make(
+    out: Path,
+    *,
+    name: str,
+    items: Sequence[Item],
+    encoder: Callable[[Item], Stored | str],
+    transform_spec: Mapping[str, Any],
+    classes: Sequence[str],
+    source_fingerprint: str,
+    extra: Mapping[str, Any],
+    format: Literal["raw", "jpeg"],
+    quality: int = 90,
+    workers: int = 1,
+    on_error: Literal["refuse", "skip"] = "refuse",
+    resume: bool = False,
+    progress: bool = True,
+) -> Pack:
+    """The pack `out` of what `encoder(item)` gives: bytes to be stored, or why there are none.
+
+    As `encode`, which gives it an encoder of images.
+    """
+    out = Path(out)
     _check_request(items, classes, format, quality, workers, on_error)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -125,7 +164,7 @@ def encode(
         "format": format,
         "quality": quality if format == "jpeg" else None,
         "source_fingerprint": source_fingerprint,
-        "extra": {**(extra or {}), **({} if on_white else {"background": background})},
+        "extra": dict(extra),
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +184,6 @@ def encode(
         try:
             with closing(PackWriter(temporary, items, MODES[format], journal)) as writer:
                 writer.resume(done)
-                encoder = _Encoder(open_image, transform, format, quality, background)
                 with (
                     closing(ordered_map(encoder, items[len(done) :], workers)) as results,
                     tqdm(

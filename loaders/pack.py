@@ -23,6 +23,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from loaders import jpeg
 from loaders.beton import JPEG, RAW, Beton
 from loaders.files import canonical, digest, file_hash
 from loaders.schema import DamagedFile
@@ -76,7 +77,7 @@ class Pack:
 
     `shape`: (H, W). `classes`: the class names that labels count. `labels`: int64 [N]. `sources`:
     str [N], the source image that copies share. `keys`: str [N], unique. `fingerprint`: hash of all
-    that determines pixels, labels, classes and transform.
+    that determines pixels, labels, classes and transform, the decoder of JPEGs included.
     """
 
     folder: Path
@@ -129,7 +130,7 @@ class Pack:
             shape=(manifest["height"], manifest["width"]),
             format=manifest["format"],
             classes=tuple(manifest["classes"]),
-            fingerprint=manifest["fingerprint"],
+            fingerprint=_pixels_of(manifest),
             manifest=manifest,
             labels=np.ascontiguousarray(samples["label"]),
             sources=samples["source"],
@@ -170,7 +171,7 @@ class Pack:
             return
         for sample, blob, pixels in zip(index, self.shard.blobs(index), out, strict=True):
             self._check(sample, blob)
-            pixels[...] = self.shard.decode(sample, blob)
+            self.shard.decode(sample, blob, pixels)
 
     def pixels(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [b, H, W, 3], the images of the samples `index`; see `read`."""
@@ -193,6 +194,14 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """The hash of all that determines pixels, labels, classes and transform of a pack."""
     keys = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
     return digest({key: manifest[key] for key in keys})
+
+
+def _pixels_of(manifest: Mapping[str, Any]) -> str:
+    """The manifest's fingerprint; where another decoder than Pillow gives the pixels, with it."""
+    fingerprint, decoder = manifest["fingerprint"], jpeg.decoder()
+    if manifest["format"] == "raw" or decoder == "pillow":
+        return fingerprint
+    return digest({"pack": fingerprint, "decoder": decoder})
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import grids
@@ -11,8 +10,7 @@ import pytest
 import torch
 
 from engine.commands import job
-from engine.grid import campaign, job_graph, jobs, markers, workflow
-from engine.report import finish as last_job
+from engine.grid import campaign, jobs, outcomes, workflow
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -56,35 +54,48 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
     """
     ran: list[str] = []
 
-    def watch(command: object, grids: Sequence[workflow.Grid]) -> None:
-        (plan,) = [grid.plan for grid in grids]
-        marker_folder, device = plan.path.parent / markers.DONE, torch.device("cpu")
-        work: dict[str, Callable[[], object]] = {
-            job_graph.PREPARE: lambda: jobs.prepare(plan, device)
-        }
-        for column in plan.columns:
-            work[f"{job_graph.COLUMN}-{column.name}"] = partial(jobs.column, plan, column, device)
-        work[job_graph.REPORT] = lambda: job.report(plan, device)
-        before = len(ran)
-        for name, do in work.items():
-            is_column = name.startswith(job_graph.COLUMN)
-            after = ran[before:] if not is_column else [x for x in ran[before:] if x == "prepare"]
-            if after or not (marker_folder / name).is_file():
-                (marker_folder / name).unlink(missing_ok=True)
-                do()
-                ran.append(name)
-                (marker_folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (marker_folder / name).touch()
+    def watch(words: object, plans: Sequence[campaign.Plan], *_: object) -> None:
+        for planned in plans:
+            plan, before = campaign.read(planned.path), len(ran)
+            for name in plan.jobs:
+                new = ran[before:] if name == campaign.REPORT else ran[before : before + 1]
+                if "prepare" in new or (name == campaign.REPORT and new) or not _done(plan, name):
+                    _marker(plan, name).unlink(missing_ok=True)
+                    do(plan, name)
+                    ran.append(name)
+                    _marker(plan, name).parent.mkdir(parents=True, exist_ok=True)
+                    _marker(plan, name).touch()
 
     patch.setattr(workflow, "_watch", watch)
     return ran
 
 
+def _marker(plan: campaign.Plan, name: str) -> Path:
+    return plan.place / outcomes.DONE / name
+
+
+def _done(plan: campaign.Plan, name: str) -> bool:
+    return _marker(plan, name).is_file()
+
+
+def do(plan: campaign.Plan, name: str) -> None:
+    """A job of a plan, in this process."""
+    device = torch.device("cpu")
+    if name == campaign.PREPARE:
+        jobs.prepare(plan, device)
+    elif name == campaign.REPORT:
+        job.report(plan, device)
+    else:
+        (column,) = [column for column in plan.columns if column.job == name]
+        jobs.column(plan, column, device)
+
+
 def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     """The report's folder of a campaign that was run in this process."""
-    plan = campaign.plan(str(folder / f"{name}.yaml"), [f"runs={folder / 'runs'}", *words], 2)
-    device = torch.device("cpu")
-    jobs.prepare(plan, device)
-    for column in plan.columns:
-        jobs.column(plan, column, device)
-    return last_job.finish(plan, device).parent
+    file = str(folder / f"{name}.yaml")
+    plan = campaign.plan(file, [f"runs={folder / 'runs'}", *words], 2, run_users=True)
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    plan.path.write_bytes(campaign.text(plan))
+    for name in plan.jobs:
+        do(plan, name)
+    return plan.report

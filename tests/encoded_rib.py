@@ -13,8 +13,8 @@ import torch
 from grids import Grid
 
 from engine import cli
+from engine.grid import cell_plan
 from engine.grid.build import Builder
-from engine.recipe.request import Request
 
 RECIPE = """\
 model: vit_tiny_random
@@ -56,8 +56,8 @@ class Rib:
 
     def builder(self, *words: str) -> Builder:
         """The builder of the recipe's cell; `words` come last and win."""
-        request = Request(str(self.folder / "rib.yaml"), (*self.words, *words))
-        return Builder(request, request.recipe(), self.device)
+        cell = cell_plan.resolve(str(self.folder / "rib.yaml"), (*self.words, *words))
+        return Builder(cell, self.device)
 
 
 @pytest.fixture(scope="module")

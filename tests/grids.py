@@ -11,7 +11,7 @@ import atexit
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
+from engine.grid import cell_plan
 from engine.grid.build import Builder
+from engine.grid.cell_plan import CellPlan
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
 from engine.recipe import modules
-from engine.recipe.request import Request
+from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
 from loaders.batch import Batch
 
@@ -46,6 +48,20 @@ optimizer: {name: sgd, lr: 0.02}
 train: {epochs: 2, batch_size: 12, warmup_steps: 2, freeze_batchnorm: true}
 evaluate: {batch_size: 8}
 """
+
+
+class AnyMethod(dict):
+    """The cells that a cell needs, and others of its column, which tests ask for beside them."""
+
+    def __init__(self, needs: Mapping[str, CellPlan], load: Callable[..., CellPlan]) -> None:
+        super().__init__(needs)
+        self.load = load
+
+    def __contains__(self, method: object) -> bool:
+        return True
+
+    def __missing__(self, method: str) -> CellPlan:
+        return self.load(method=method)
 
 
 @dataclass(frozen=True)
@@ -73,8 +89,11 @@ class Grid:
 
     def builder(self, *extra: str) -> Builder:
         """The builder of the cell that these overrides describe."""
-        request = Request(self.recipe, self.overrides(*extra))
-        return Builder(request, request.recipe(), self.device)
+        words = self.overrides(*extra)
+        cell = cell_plan.resolve(self.recipe, words)
+        shared = [*without_options(words), f"method.variant={cell.recipe.method.variant}"]
+        load = functools.partial(cell_plan.resolve, self.recipe, shared)
+        return Builder(CellPlan(cell.recipe, AnyMethod(cell.needs, load)), self.device)
 
     def build(self, *extra: str) -> tuple[Builder, Cell]:
         """That cell, trained now if it was not before."""

@@ -22,7 +22,6 @@ TITLES = {"fine_tune": "FT", "lwf": "LwF"}
 def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
     """A record of evaluations on the sets `SETS` and the upstream set `up`."""
     defaults: dict[str, Any] = {
-        "asked": "",
         "name": "made-up",
         "sets": list(SETS),
         "downstreams": list(SETS),
@@ -34,7 +33,6 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
         "holdout": False,
         "distances": None,
         "samples": {},
-        "sequential": False,
         "evaluations": list(evaluations),
         "files": {},
     }

@@ -79,7 +79,6 @@ def _record(
     apart = np.abs(np.subtract.outer(np.arange(len(places)), np.arange(len(places)))).astype(float)
     errors = np.full_like(apart, 1e-5)
     return {
-        "asked": "",
         "name": name,
         "sets": list(sets),
         "downstreams": list(sets),
@@ -91,7 +90,6 @@ def _record(
         "holdout": True,
         "distances": Matrix(places, apart, errors, errors, 0.5).plain(),
         "samples": {},
-        "sequential": False,
         "evaluations": list(evaluations),
         "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
         "classes": CLASSES,

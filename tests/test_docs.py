@@ -12,41 +12,61 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from engine import recipe
-from engine.commands.parser import parser as parser_of
+from engine import cli, recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
-def commands(program: str) -> Iterator[str]:
-    """What follows `program` in the lines of all code blocks, a trailing comment cut off."""
+def texts() -> Iterator[tuple[str, str]]:
+    """Of each document, its code blocks, and the text around them."""
     for document in DOCUMENTS:
-        for block in re.findall(r"^```(?:\w*)\n(.*?)^```", document.read_text(), re.M | re.S):
-            for line in block.replace("\\\n", " ").splitlines():
-                if match := re.search(rf"(?:^|\s)(?:{program})\s+(.*)", line.partition(" # ")[0]):
-                    yield match[1].strip()
+        text = document.read_text()
+        blocks = re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.M | re.S)
+        rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        yield "".join(blocks).replace("\\\n", " "), rest
 
 
-RIB = sorted({line for line in commands("^rib")})
-LAUNCHED = sorted({line for line in commands(r"engine/launch\.py|^rib train")})
+def commands(program: str) -> list[str]:
+    """What follows `program` in the lines of code blocks; a trailing comment and the file that
+    takes the output are cut off."""
+    lines = [re.split(r" # | > ", line)[0] for block, _ in texts() for line in block.splitlines()]
+    found = (re.search(rf"(?:^|\s)(?:{program})\s+(.*)", line) for line in lines)
+    return sorted({match[1].strip() for match in found if match})
 
 
-@pytest.mark.parametrize("line", RIB)
+def mentions() -> list[str]:
+    """What follows `rib` in words that the text sets as code."""
+    codes = (" ".join(code.split()) for _, text in texts() for code in re.findall("`(.+?)`", text))
+    return sorted({code.removeprefix("rib ") for code in codes if code.startswith("rib ")})
+
+
+LAUNCHED = commands(r"engine/launch\.py|^rib train")
+USERS_FILE = re.compile(r"\b\w+\.yaml")
+
+
+@pytest.mark.parametrize("line", commands("^rib"))
 def test_commands_in_the_documents_parse(line: str) -> None:
-    words = shlex.split(line)
-    arguments, rest = parser_of(words[0]).parse_known_args(words)
-    assert all("=" in word and not word.startswith("-") for word in rest), rest
-    if words[0] == "campaign":
-        recipe.outline(arguments.name, [*arguments.overrides, *rest])
+    arguments = cli.parse(shlex.split(line))
+    if line.startswith("campaign ") and not USERS_FILE.search(line):
+        recipe.outline(arguments.name, arguments.overrides)
+
+
+@pytest.mark.parametrize("line", mentions())
+def test_commands_in_the_text_have_such_options(line: str) -> None:
+    name, *words = line.split()
+    _, parsers = cli.parser((name,))
+    known = parsers[name].format_help()
+    assert all(word in known for word in words if word.startswith("--"))
 
 
 @pytest.mark.parametrize("line", LAUNCHED)
 def test_cells_in_the_documents_resolve(line: str) -> None:
     words = shlex.split(line)
     names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
-    for name in filter(lambda name: name and name != "NAME", names):
-        recipe.outline(name, [word for word in words if not word.startswith("recipe=")])
+    for name in names if not USERS_FILE.search(line) else ():
+        if name not in ("", "NAME"):
+            recipe.outline(name, [word for word in words if not word.startswith("recipe=")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -69,3 +89,12 @@ def test_every_requirement_is_pinned_but_those_that_fit_the_machine() -> None:
     lines = (ROOT / "constraints.txt").read_text().split()
     pinned = {canonicalize_name(line.partition("==")[0]) for line in lines}
     assert names - pinned <= {"torch", "torchvision", "triton", "onnx"}
+
+
+def test_targets_of_make_in_the_documents_are_there() -> None:
+    named = set[str]()
+    for block, text in texts():
+        named.update(re.findall(r"^make ([a-z-]+)", block, re.M))
+        named.update(re.findall("`make ([a-z-]+)", text))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert named <= targets, named - targets

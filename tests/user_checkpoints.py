@@ -47,7 +47,7 @@ def rows(
     overrides = [f"runs={user_grid.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
     overrides += ["evaluate.batch_size=8", *words]
     files = [user_grid.folder / f"{name}.{suffix}" for name in models]
-    places, _ = evaluate.named_sets([str(user_grid.folder / name) for name in sets.split()])
+    places = evaluate.named_sets([str(user_grid.folder / name) for name in sets.split()])
     settings = user_models.resolve(arch, overrides)
     return user_models.evaluate(
         settings, files, places, user_grid.device, **{"classes": CLASSES} | options

@@ -3,7 +3,7 @@
 The jobs run in this process, one after the other, as the workflow would start them; it ends before
 the report. OUT/engine.json has the seconds of each part as soon as it is done: a row's are all that
 its cell took, from loading to storing, torch.compile for the first of its kind included. Images a
-second and MFU are of that time; operations are counted by `engine.cost`.
+second and MFU are of that time; operations are counted by `engine.grid.estimate`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from PIL import Image
 
 from bench import report, roofline
 from bench.gpu import program
-from engine.cost import estimate
-from engine.cost.dry_run import Work
-from engine.grid import campaign, jobs
+from engine.grid import campaign, estimate, jobs
 from engine.grid.campaign import Plan
+from engine.grid.estimate import Part
 from engine.machine import quiet, ranks
 
 DOWNSTREAM, UPSTREAM = ("first", "second"), "upstream"
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peak = roofline.measure(device, options.small)
     results: dict[str, Any] = {"machine": report.machine(device), "parts": []}
 
-    def timed(part: str, run: Callable[[], object], works: Iterable[Work] = ()) -> None:
+    def timed(part: str, run: Callable[[], object], works: Iterable[Part] = ()) -> None:
         begin = time.perf_counter()
         run()
         if device.type == "cuda":
@@ -83,15 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as name:
         plan = planned(Path(name), device, options.small)
-        works = estimate.of(plan).work
+        columns = estimate.of(plan).columns
         timed("prepare", lambda: jobs.prepare(plan, device))
-        for column in plan.columns:
-            of_column = [work for work in works if work.job == column.name]
-            builder = jobs.builder_of(plan, device, column)
-            for method in plan.methods:
-                training = [w for w in of_column if w.kind == "training" and w.row == method]
-                timed(f"{method} on {column.name}", builder.row(method).entries, training)
-            evaluation = [work for work in of_column if work.kind == "evaluation"]
+        for column, of_column in zip(plan.columns, columns, strict=True):
+            for method, row in zip(plan.methods, jobs.builders(plan, device, column), strict=True):
+                name = f"training: {row.recipe.method.title}"
+                training = [part for part in of_column if part.name == name]
+                timed(f"{method} on {column.name}", row.entries, training)
+            evaluation = [part for part in of_column if part.name == "evaluation"]
             evaluate = functools.partial(jobs.column, plan, column, device)
             timed(f"evaluation of {column.name}", evaluate, evaluation)
     ranks.stop()
@@ -124,11 +122,11 @@ def _draw(folder: Path, style: int, classes: int, images: int) -> None:
             picture.resize((256, 256), Image.Resampling.NEAREST).save(place / f"{number}.jpg")
 
 
-def _rates(works: Iterable[Work], seconds: float, peak: roofline.Roofline) -> dict[str, float]:
+def _rates(works: Iterable[Part], seconds: float, peak: roofline.Roofline) -> dict[str, float]:
     """Images a second and MFU of planned work; empty where nothing passes through a model."""
     images = flops = 0.0
     for work in works:
-        images, flops = images + work.images, flops + work.flops
+        images, flops = images + work.images, flops + work.operations
     if not images:
         return {}
     rate = flops / seconds / 1e9 / peak.peak_gflop_s

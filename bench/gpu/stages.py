@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MINUTES = 8.0
-ENGINE = ("timm", "deepspeed", "omegaconf", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm")
+ENGINE = ("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm")
+WORKERS = 4  # tests compile a kernel each, one after the other in a process
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,33 @@ class Stage:
 
 
 def stages(out: Path, device: str, small: bool) -> list[Stage]:
-    """All stages, in their order. small: sizes with which a CPU takes seconds."""
+    """All stages, what is worth most first. small: sizes with which a CPU takes seconds."""
     where = ("--device", device, "--out", str(out), *(["--small"] if small else []))
     timed = ("--device", device, "--out", str(out), "--drawn")
     timed += ("--quick", "--seconds", "0") if small else ("--seconds", "5")
-    report = f"--junitxml={out / 'tests.xml'}"
-    # A test that hangs shows where it does; the stage's end ends it.
-    hangs = ("-o", "faulthandler_timeout=120")
+    # Each test's line and failure are printed at once (tests/gpu/conftest.py), so the log has them
+    # whatever ends the stage. A test that hangs shows where it does.
+    pytest = ("-m", "pytest", "tests/gpu", "-v", "-o", "faulthandler_timeout=120")
+    pytest += ("--continue-on-collection-errors",)
+    if importlib.util.find_spec("xdist"):
+        pytest += ("-n", str(WORKERS))
     triton = ("triton",) if device == "cuda" else ()
 
     def bench(*cases: str) -> tuple[str, ...]:
         return ("-m", "bench", *cases, *timed)
 
+    def program(name: str) -> tuple[str, ...]:
+        return ("-m", f"bench.gpu.{name}", *where)
+
     return [
-        Stage("probe", (("-m", "bench.gpu.probe", *where),), ("numpy",)),
-        Stage("tests", (("-m", "pytest", "tests/gpu", "-v", *hangs, report),), ("pytest", *triton)),
+        Stage("training", (program("headline"), bench("train")), ("numpy", "timm", *triton)),
+        Stage("tests", (pytest,), ("pytest", *triton)),
+        Stage("optimizer", (bench("optimizer"),), ("numpy", "timm", *triton)),
         Stage("kernels", (bench("distill", "fisher", "interpolate"),), ("numpy", *triton)),
         Stage("transport", (bench("transport", "bures"),), ("numpy", *triton)),
-        Stage("optimizer", (bench("optimizer"),), ("numpy", "timm", *triton)),
-        Stage("training", (bench("training", "train"),), ("numpy", "timm", *triton)),
-        Stage("engine", (("-m", "bench.gpu.campaign", *where), bench("evaluation")), ENGINE),
-        Stage("profile", (("-m", "bench.gpu.profile", *where),), ("timm", *triton)),
+        Stage("probe", (program("probe"),), ("numpy",)),
+        Stage("engine", (program("campaign"), bench("evaluation")), ENGINE),
+        Stage("profile", (program("profile"),), ("timm", *triton)),
     ]
 
 

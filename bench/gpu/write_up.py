@@ -39,10 +39,12 @@ def written(folder: Path) -> str:
     if summary is None:
         raise ValueError(f"{folder} has no summary.json; run: make gpu OUT={folder}")
     probe, engine = _read(folder, "probe.json"), _read(folder, "engine.json")
+    headline = _read(folder, "headline.json")
     benches = [_read(folder, file.name) for file in sorted(folder.glob("*.json"))]
     contests = [results for results in benches if results and "case" in results]
-    machines = [results["machine"] for results in (probe, engine, *contests) if results]
+    machines = [results["machine"] for results in (headline, probe, engine, *contests) if results]
     parts = [_machine(machines), _stages(summary["stages"])]
+    parts += [_headline(headline["rows"])] if headline else []
     parts += [_probe(probe["items"])] if probe else []
     parts += [_contests(contests)] if contests else []
     parts += [_campaign(engine["parts"])] if engine else []
@@ -86,6 +88,13 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(("stage", "state", "s", "why"), rows)
 
 
+def _headline(rows: Iterable[Mapping[str, Any]]) -> str:
+    heads = ("ViT-B/16, bf16", "batch", "compiled", "images/s", "ms", "MFU", "peak MB")
+    keys = ("what", "batch", "compiled", "images_s", "ms", "mfu", "peak_mb")
+    lines = [[_number(row.get(key, "-")) for key in keys] for row in rows]
+    return _table(heads, lines)
+
+
 def _probe(items: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, entry in items.items():
@@ -107,7 +116,8 @@ def _contests(contests: Iterable[Mapping[str, Any]]) -> str:
         for row in results["rows"]:
             target = "-" if row["target"] is None else _number(row["target"])
             times = _number(row["subject_ms"]), _number(row["peer_ms"])
-            ratios = _number(row["predicted"]), f"{_number(row['measured'])}, {row['rounds']}"
+            measured = f"{_number(row['measured'])}, {row['rounds']}"
+            ratios = _number(row["predicted"] or "-"), measured
             rows.append(
                 (row["contest"], row["peer"], *times, *ratios, f"{target} {row['verdict']}")
             )

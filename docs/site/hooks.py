@@ -12,9 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mkdocs.structure.files import File, Files
+
+from engine.recipe import schema
+from engine.recipe.typed import words as type_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE_OF = {
@@ -65,12 +68,12 @@ def _recipe() -> Iterator[str]:
     lines = source.splitlines()
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     for name, prefix in SECTIONS.items():
-        node = classes[name]
+        node, types = classes[name], get_type_hints(getattr(schema, name), include_extras=True)
         yield f"## `{prefix.rstrip('.') or 'top level'}`\n\n{ast.get_docstring(node) or ''}\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         for field in node.body:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                cells = [f"`{field.target.id}`", f"`{ast.unparse(field.annotation)}`"]
+                cells = [f"`{field.target.id}`", type_in_words(types[field.target.id])]
                 cells += [_default(field.value), _comment(lines, field)]
                 yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         yield ""
@@ -99,9 +102,9 @@ def _comment(lines: list[str], field: ast.AnnAssign) -> str:
 
 
 def _commands() -> Iterator[str]:
-    for words in [[], *([name] for name in _names())]:
-        title = " ".join(["rib", *words])
-        program = [sys.executable, "-m", "engine.cli", *words, "--help"]
+    for command in [[], *([name] for name in _names())]:
+        title = " ".join(["rib", *command])
+        program = [sys.executable, "-m", "engine.cli", *command, "--help"]
         shown = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
         yield f"## `{title}`\n\n```text\n{shown.stdout.strip()}\n```\n"
 
@@ -117,14 +120,9 @@ def _methods() -> Iterator[str]:
     for path in sorted((ROOT / "engine/methods").glob("*.py")):
         tree = ast.parse(path.read_text())
         names = {getattr(node, "name", "") for node in tree.body}
-        names |= {
-            t.id
-            for n in tree.body
-            if isinstance(n, ast.Assign)
-            for t in n.targets
-            if isinstance(t, ast.Name)
-        }
-        if {"Recipe", "Method"} <= names:
+        assigned = [n.targets[0] for n in tree.body if isinstance(n, ast.Assign)]
+        names |= {target.id for target in assigned if isinstance(target, ast.Name)}
+        if "Method" in names:
             yield f"## `{path.stem}`\n\n{ast.get_docstring(tree)}\n"
 
 

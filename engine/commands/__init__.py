@@ -2,23 +2,3 @@
 
 Modules import torch, and whatever imports it, only when their command runs: `rib --help` is quick.
 """
-
-from __future__ import annotations
-
-NAMES = (
-    "campaign",
-    "sweep",
-    "train",
-    "plan",
-    "verify",
-    "download",
-    "encode",
-    "metrics",
-    "report",
-    "distance",
-    "evaluate",
-    "export",
-    "recipes",
-    "doctor",
-    "completion",
-)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from engine.commands.grids import grids_of
 from engine.errors import CampaignError
-from engine.grid import campaign, markers, workflow
-from engine.grid.job_graph import SHAPES
+from engine.grid import campaign, outcomes, sites, workflow
+from engine.grid.sites import Options
 from engine.machine import first_line
 from engine.recipe.schema import Recipe
-from loaders.schema import DamagedFile
-
-SLURM_CORES = 4  # of a job: images are read beside the work
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -39,11 +34,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="slurm: each job is a Slurm job; the command stays on a login node, in tmux or nohup",
     )  # fmt: skip
     parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a job shares")
-    parser.add_argument(
-        "--shape", choices=("auto", *SHAPES), default="auto",
-        help="columns: a job trains a column and evaluates it; split: training a column and "
-        "evaluating all columns on a set are jobs; default: what several GPUs end sooner by",
-    )  # fmt: skip
     slurm = parser.add_argument_group("with --executor slurm")
     slurm.add_argument("--partition", default="", help="default: Slurm's")
     slurm.add_argument("--account", default="", help="default: Slurm's")
@@ -54,40 +44,84 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    start(arguments)
+
+
+def start(arguments: argparse.Namespace) -> Path | None:
+    """Run the campaign of a command line; the page of its report, None of a dry run."""
+    if arguments.cores is not None and arguments.cores < 1:
+        raise ValueError(f"--cores {arguments.cores}: at least one is needed")
+    options = Options(
+        arguments.executor,
+        arguments.cores or 0,
+        arguments.gpus_per_job,
+        arguments.profile,
+        arguments.partition,
+        arguments.account,
+        arguments.time,
+        arguments.mem,
+        arguments.retries,
+        arguments.requeue,
+    )
+    if arguments.dry_run:
+        dry_run(arguments.name, arguments.overrides, options)
+        return None
+    return complete(arguments.name, arguments.overrides, options)
+
+
+def dry_run(name: str, words: Sequence[str], options: Options) -> None:
+    """Show what would run. Raises CampaignError in the end where sets could not be encoded."""
+    options = sites.checked(options)
+    plans = _plans(name, words, options)
+    faults = _faults_of_sets(name, plans)
+    workflow.run(list(plans), options, dry_run=True)
+    if faults:
+        raise CampaignError("; ".join(faults))
+
+
+def complete(name: str, words: Sequence[str], options: Options) -> Path:
+    """Run what is missing of a campaign's grids, all models at once, and show their tables.
+
+    Returns the page of the report, of several models the common one. Raises CampaignError where a
+    grid fails, after the others have gone on as far as they can.
+    """
+    options = sites.checked(options)
+    plans = _plans(name, words, options)
+    if faults := _faults_of_sets(name, plans):
+        raise CampaignError("; ".join(faults))
+    missing = [plan for plan in plans if not outcomes.finished(plan)]
+    for plan in plans:
+        if plan not in missing:
+            print(f"{plan.name} is finished; nothing to do.")
+    failure = None
+    if missing:
+        # Users' method files run now, for what only they can say or refuse.
+        to_run = [
+            campaign.plan(name, plans[plan], options.cores, run_users=True) for plan in missing
+        ]
+        try:
+            workflow.run(to_run, options)
+        except CampaignError as error:
+            failure = error
+    finished = [plan for plan in plans if plan not in missing or outcomes.finished(plan)]
+    for plan in finished:
+        show(plan.page)
+    if failure:
+        raise failure
+    return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
+
+
+def _plans(name: str, words: Sequence[str], options: Options) -> dict[campaign.Plan, Sequence[str]]:
+    """The plan of each model, with the words that make it."""
     from engine import recipe
 
-    _check(arguments)
-    grids = recipe.each_model(arguments.name, arguments.overrides)
-    recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
-    first_line.show(f"reading the campaign {arguments.name}")
-    faults = _faults_of_sets(arguments, grids)
-    if faults and not arguments.dry_run:
-        raise CampaignError("; ".join(faults))
-    _run(arguments, grids)
-    if faults:  # of a dry run
-        raise CampaignError("; ".join(faults))
+    grids = recipe.each_model(name, words)
+    recipe.methods_of(name, grids[0])  # a wrong name shows before imports
+    first_line.show(f"reading the campaign {name}")
+    return {campaign.plan(name, grid, options.cores): grid for grid in grids}
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Fill in `--cores`, and refuse options that have no effect beside the chosen ones."""
-    on_slurm = arguments.executor == "slurm"
-    if arguments.cores is None:  # inside an allocation these are fewer than the machine's
-        arguments.cores = SLURM_CORES if on_slurm else len(os.sched_getaffinity(0))
-    if on_slurm and arguments.profile:
-        raise ValueError("--profile brings an executor of its own; leave --executor out")
-    profile = arguments.profile
-    if profile and not (profile / "config.yaml").is_file():
-        raise CampaignError(f"--profile {profile}: there is no {profile / 'config.yaml'}")
-    for name in ("partition", "account", "time", "mem", "requeue") if not on_slurm else ():
-        if getattr(arguments, name):
-            raise ValueError(f"--{name} is an option of --executor slurm")
-    for name in ("time", "mem"):
-        value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"--{name} {value:g}: it must be above 0")
-
-
-def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]]) -> list[str]:
+def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
     """Why sets are not encoded and cannot be, each reason once.
 
     A grid takes days and opens a set only when its turn comes, so sets are checked first. All
@@ -97,10 +131,9 @@ def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]
 
     faults: dict[str, None] = {}
     commands: dict[Path, str] = {}
-    for words in grids:
-        plan = campaign.plan(arguments.name, words, arguments.cores)  # mistakes come first
-        resolved = recipe.load(arguments.name, words)
-        if resolved.dataset.kind == "emoji" or _finished(arguments.name, words):
+    for plan, words in plans.items():
+        resolved = plan.recipe
+        if resolved.dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
             continue
         from engine.grid import verify
 
@@ -110,7 +143,7 @@ def _faults_of_sets(arguments: argparse.Namespace, grids: Sequence[Sequence[str]
         if resolved.dataset.kind == "folder":
             faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
         else:
-            model = recipe.model_of(arguments.name)
+            model = recipe.model_of(name)
             words = [*([f"model={model}"] if model else []), *words]
             for folder, command in _encode_commands(resolved, missing, words).items():
                 commands.setdefault(folder, command)
@@ -147,64 +180,19 @@ def _encode_commands(
     return commands
 
 
-def _finished(name: str, words: Sequence[str]) -> bool:
+def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
+    """The page of a common report of all models' grids, written unless there is one of these."""
     from engine.grid import record
-
-    try:
-        record.find(name, words)
-    except (CampaignError, DamagedFile):
-        return False
-    return True
-
-
-def _run(arguments: argparse.Namespace, models: Sequence[Sequence[str]]) -> None:
-    """Run the grids of all models at once, a look of their evaluation after the other.
-
-    Raises CampaignError where one fails, after the others have gone on as far as they can.
-    """
-    from engine.grid import half_widths
-
-    looks = [
-        half_widths.sequential_plans(arguments.name, words, arguments.cores) for words in models
-    ]
-    pages: dict[Path, bool] = {}  # and whether it is new
-    faults = []
-    while plans := {plan.path: (plan, look) for look in looks if (plan := next(look, None))}:
-        to_run = [plan for plan, _ in plans.values() if not markers.finished(plan)]
-        if arguments.dry_run:
-            workflow.run(grids_of(arguments, [plan for plan, _ in plans.values()]), dry_run=True)
-            return
-        for plan, _ in plans.values():
-            if plan not in to_run:
-                print(f"{plan.name} is finished; nothing to do.")
-        try:
-            if to_run:
-                workflow.run(grids_of(arguments, to_run))
-        except CampaignError as error:
-            faults.append(str(error))
-        looks = []
-        for plan, look in plans.values():
-            if plan not in to_run or markers.finished(plan):
-                pages[campaign.report_page(plan)] = plan in to_run
-                looks.append(look)
-    for page in pages:
-        show(page)
-    if faults:
-        raise CampaignError("; ".join(faults))
-    if len(models) > 1:
-        _show_merged(arguments.name, models, pages)
-
-
-def _show_merged(name: str, models: Sequence[Sequence[str]], pages: Mapping[Path, bool]) -> None:
-    """Write a common report of all models' grids, unless there is one of these, and say where."""
-    from engine.grid import record
+    from engine.machine.files import digest
     from engine.report import finish
 
-    folder = next(iter(pages)).parents[2] / f"{Path(name).stem}-models" / campaign.REPORT
+    of_plans = digest([plan.place.name for plan in plans])[:8]
+    folder = plans[0].folder.parent / f"{Path(name).stem}-models-{of_plans}" / campaign.REPORT
     page = folder / campaign.PAGE
-    if any(pages.values()) or not page.is_file():
-        page = finish.write_merged(folder, [record.find(name, words) for words in models])
+    if is_new or not page.is_file():
+        page = finish.write_merged(folder, [record.read(plan.place) for plan in plans])
     print(f"all models  {page.resolve()}")
+    return page
 
 
 def show(page: Path) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("distance", help="optimal transport distances between sets")
-    parser.add_argument("sets", nargs="*", metavar="SET | key=value", help="default: all sets")
+    parser.add_argument("sets", nargs="*", metavar="SET", help="default: all sets")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
     parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
     parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")
@@ -32,16 +35,26 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--tolerance", type=float, help="of the certified duality gap")
     parser.add_argument("--bracket", type=float, help="unregularised, to this relative width")
     parser.add_argument("--exact", action="store_true", help="unregularised, for small sets")
-    parser.set_defaults(run=run, overrides=[])
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from engine import recipe
+
+    if arguments.model:
+        arguments.overrides.append(f"model={arguments.model}")
+    outline, _ = recipe.outline(arguments.campaign, arguments.overrides)
+    every = outline.dataset.places
+    names = arguments.sets or every
+    for name in names:  # before imports that take seconds
+        if name not in every:
+            raise ValueError(f"{name!r} is no set of {arguments.campaign}{nearest(name, every)}")
     quiet.libraries()
     first_line.show(f"reading the sets of {arguments.campaign}")
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
-    from engine.recipe.request import Request
     from engine.report import page
     from engine.report.sections import distances as section
     from engine.transport import problems, solve
@@ -52,19 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
     options = problems.Options(**{k: v for k, v in given.items() if v is not None})
-    overrides = [*(word for word in arguments.sets if "=" in word), *arguments.overrides]
-    if arguments.model:
-        overrides.append(f"model={arguments.model}")
-    request = Request(arguments.campaign, tuple(overrides))
-    resolved = request.recipe()
-    every = resolved.dataset.places
-    names = [word for word in arguments.sets if "=" not in word] or every
-    for name in names:
-        if name not in every:
-            campaign = arguments.campaign
-            raise ValueError(f"{name!r} is no set of {campaign}{nearest(name, every)}")
+    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
+    resolved = cell.recipe
     solve.check_names(names)  # before a model is made
-    builder = Builder(request, resolved, ranks.start(resolved.device))
+    builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
     key = digest({"sets": names, "options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"

@@ -1,18 +1,75 @@
-"""`rib doctor`: what this machine has, what it lacks, what that is for, and what to do about it."""
+"""`rib doctor`: what this machine has and lacks, what that is for, and the command that cures it.
+
+A package that is broken, hidden or slow is imported by a process of its own, never by this one.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
 import shutil
+import subprocess
 import sys
-import textwrap
+import sysconfig
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from engine.machine.doctor import libraries, packages, places, programs, slurm
-from engine.machine.doctor.diagnosis import OK, Check, Diagnosis, examine
+from engine.machine.entry import PACKAGES, ROOT
+from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 
+OK, MISSING, WRONG = "ok", "missing", "wrong"
+IMPORT_S = 120
 DEMO_GB = 2  # `rib plan emoji` says 1.05
-MARGIN = " " * 20  # of a line's rest in a terminal
+PIP = "pip install --force-reinstall"
+TORCH = f"{PIP} torch torchvision"
+CUDA_12 = f"{PIP} 'torch>=2.9' torchvision --index-url https://download.pytorch.org/whl/cu126"
+FFCV = "apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install ffcv==1.0.2"
+APEX = "pip uninstall apex; build https://github.com/NVIDIA/apex"  # PyPI's is another project
+DEEPSPEED, TRITON = f"{PIP} 'deepspeed>=0.18'", f"{PIP} triton"
+TORCH_PROBE = """
+import json, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch
+    numbers = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    gpus = [torch.cuda.get_device_properties(number) for number in numbers]
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": torch.version.cuda or torch.version.hip,
+    "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus],
+    "bf16": bool(gpus) and torch.cuda.is_bf16_supported(including_emulation=False),
+    "nccl": torch.distributed.is_available() and torch.distributed.is_nccl_available(),
+    "warnings": [str(each.message).splitlines()[0] for each in caught],
+}))
+"""
+
+
+class Diagnosis(NamedTuple):
+    """How something is. detail: its version, or what is the matter. cure: a command.
+
+    needed: whether this machine's work is impossible while it is not ok.
+    """
+
+    state: str
+    detail: str
+    cure: str = ""
+    needed: bool = True
+
+
+class Check(NamedTuple):
+    name: str
+    purpose: str
+    look: Callable[[], Diagnosis]
+
+
+class NoAnswer(Exception):
+    """A program failed, or did not answer in time; the message says which and how."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -23,63 +80,225 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def checks(runs: Path) -> tuple[Check, ...]:
-    """What is looked at, from the ground up."""
-    imports_s = libraries.IMPORT_S + 10  # more than a check waits itself
-    return (
-        Check("engine", "the engine itself", lambda: packages.ours("engine")),
-        Check("kernels", "fast operators", lambda: packages.ours("kernels")),
-        Check("loaders", "packs and images", lambda: packages.ours("loaders")),
-        Check("torch", "trains and evaluates", libraries.torch, imports_s),
-        Check("DeepSpeed", "steps, and cells shared by GPUs", libraries.deepspeed, imports_s),
-        Check("compiler", "DeepSpeed's operator, torch.compile, Triton", programs.compiler),
-        Check("Python.h", "DeepSpeed's operator, Triton", programs.headers),
-        Check("driver", "GPUs", libraries.driver),
-        Check("GPU", "hours in place of days", libraries.gpu, imports_s),
-        Check("bf16", "precision on a GPU", libraries.bf16, imports_s),
-        Check("NCCL", "several GPUs a cell", libraries.nccl, imports_s),
-        Check("Triton", "kernels on a GPU", libraries.triton, imports_s),
-        Check(
-            "runs",
-            "packs and results; rib plan says how much",
-            lambda: places.runs(runs, least_gb=DEMO_GB),
-        ),
-        Check("cache", "downloads of sets", places.cache),
-        Check("hub cache", "downloaded weights", places.hub),
-        Check("FFCV", "source=ffcv", packages.ffcv, 70),
-        Check("apex", "optimizer.name=apex_adamw", packages.apex),
-        Check("Slurm", "rib campaign --executor slurm", slurm.queue),
-        Check("sacct", "how Slurm's jobs ended", slurm.accounting),
-        Check("plugin", "Snakemake on Slurm", slurm.plugin),
-        Check("Chromium", "the report's tests only", programs.chromium),
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     print(f"Python {sys.version.split()[0]}, {sys.prefix}\n", flush=True)
-    harmful = []
-    for check, diagnosis in examine(checks(arguments.runs)):
-        print(_wrapped(line(check, diagnosis)), flush=True)
-        harmful += [check.name] if diagnosis.harmful else []
-    if harmful:
-        print(f"\nneeded here and not ok: {', '.join(harmful)}")
-        return 1
-    print("\nall that is needed here is ok")
-    return 0
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        torch = pool.submit(torch_facts)
+        listed = checks(arguments.runs, torch.result)
+        harmful = []
+        for check, diagnosis in zip(listed, pool.map(_looked, listed), strict=True):
+            state, detail, cure, needed = diagnosis
+            purpose = check.purpose + ", optional" * (not needed and state != OK)
+            cure = f"; cure: {cure}" if cure else ""
+            print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
+            harmful += [check.name] * (needed and state != OK)
+    bad = f"needed here and not ok: {', '.join(harmful)}"
+    print(f"\n{bad if harmful else 'all that is needed here is ok'}")
+    return 1 if harmful else 0
 
 
-def line(check: Check, diagnosis: Diagnosis) -> str:
-    """A check as a line: its state, its name, what is the matter, what it is for, and the cure."""
-    optional = "" if diagnosis.needed or diagnosis.state == OK else ", optional"
-    text = f"{diagnosis.state:<9}{check.name:<11}{diagnosis.detail} ({check.purpose}{optional})"
-    return f"{text}; cure: {diagnosis.cure}" if diagnosis.cure else text
+def checks(runs: Path, facts: Callable[[], Mapping[str, Any]]) -> list[Check]:
+    """What is looked at, from the ground up. facts: see `torch_facts`."""
+    return [
+        *(Check(name, "a package of ours", lambda name=name: ours(name)) for name in PACKAGES),
+        Check("torch", "trains and evaluates", lambda: torch(facts())),
+        Check(
+            "DeepSpeed",
+            "steps, and cells shared by GPUs",
+            lambda: package("deepspeed", "import deepspeed", DEEPSPEED, needed=True),
+        ),
+        Check("GPU", "hours in place of days", lambda: gpu(facts())),
+        Check(
+            "Triton",
+            "kernels on a GPU",
+            lambda: package("triton", "import triton", TRITON, needed=bool(facts()["gpus"])),
+        ),
+        Check("compiler", "Triton, torch.compile", lambda: compiler(facts())),
+        Check("cores", "decoding, and work on CPUs", cores),
+        Check("runs", "packs and results; rib plan says how much", lambda: place(runs, DEMO_GB)),
+        Check("cache", "downloads of sets", cache),
+        Check("hub cache", "downloaded weights", hub),
+        Check("FFCV", "JPEG packs decoded faster", lambda: package("ffcv", "import ffcv", FFCV)),
+        Check("apex", "optimizer.name=apex_adamw", lambda: package("apex", "import amp_C", APEX)),
+        Check("Slurm", "rib campaign --executor slurm", slurm),
+    ]
 
 
-def _wrapped(text: str) -> str:
-    """A line as wide as the terminal; elsewhere, where programs may read it, as it is."""
-    if not sys.stdout.isatty():
-        return text
-    width = max(60, shutil.get_terminal_size().columns)
-    return textwrap.fill(
-        text, width, subsequent_indent=MARGIN, break_long_words=False, break_on_hyphens=False
-    )
+def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
+    """What a program writes to its standard output. given: its standard input.
+
+    Raises NoAnswer where it fails or takes longer.
+    """
+    name = Path(command[0]).name
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, errors="replace", timeout=seconds
+        )
+    except OSError as error:
+        raise NoAnswer(f"{name} does not start: {error.strerror}") from error
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"{name} does not answer within {seconds:g} s") from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
+        raise NoAnswer(f"{name} ends with exit code {done.returncode}: {last}")
+    return done.stdout
+
+
+def imported(code: str) -> str:
+    """What a process of this Python prints that runs `code`; NoAnswer as `answer`."""
+    return answer(sys.executable, "-P", "-c", code, seconds=IMPORT_S)
+
+
+def ours(name: str) -> Diagnosis:
+    """Whether `import NAME` brings our package, and whether another one is installed as well."""
+    spec = importlib.util.find_spec(name)
+    folder = next(iter(spec.submodule_search_locations or [spec.origin]), "") if spec else ""
+    owners = importlib.metadata.packages_distributions().get(name, [])
+    others = sorted(set(owners) - {"rib-engine"})
+    cure = f"pip uninstall {' '.join(others)}" if others else "use a fresh virtual environment"
+    if not folder or Path(folder).resolve() != ROOT / name:
+        return Diagnosis(WRONG, f"{folder or 'nothing'} hides ours, {ROOT / name}", cure)
+    if others:
+        detail = f"{', '.join(others)} is installed too, and hidden by ours"
+        return Diagnosis(WRONG, detail, cure, needed=False)
+    return Diagnosis(OK, folder)
+
+
+def torch_facts() -> dict[str, Any]:
+    """What torch says of itself and of this machine's GPUs; `error` where it cannot be imported."""
+    try:
+        return {"error": "", **json.loads(imported(TORCH_PROBE))}
+    except (NoAnswer, ValueError) as error:
+        return {"error": str(error), "gpus": []}
+
+
+def torch(facts: Mapping[str, Any]) -> Diagnosis:
+    if facts["error"]:
+        return Diagnosis(WRONG, facts["error"], TORCH)
+    return Diagnosis(OK, f"{facts['version']}, CUDA {facts['cuda'] or 'none'}")
+
+
+def package(name: str, code: str, cure: str, *, needed: bool = False) -> Diagnosis:
+    """A package by the code that imports what we use of it."""
+    if importlib.util.find_spec(name) is None:
+        return Diagnosis(MISSING, "not installed", cure, needed)
+    try:
+        imported(code)
+        return Diagnosis(OK, importlib.metadata.version(name))
+    except (NoAnswer, importlib.metadata.PackageNotFoundError) as error:
+        return Diagnosis(WRONG, str(error), cure, needed)
+
+
+def gpu(facts: Mapping[str, Any]) -> Diagnosis:
+    """The GPUs that torch sees, and why it sees none where there is a driver."""
+    if facts["gpus"]:
+        lacks = [] if facts["bf16"] else ["no bf16, so trains in fp32"]
+        lacks += [] if facts["nccl"] else ["no NCCL, so no cell on several GPUs"]
+        return Diagnosis(OK, "; ".join([*facts["gpus"], *lacks, *facts["warnings"]]))
+    try:
+        driver = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    except NoAnswer as error:
+        if shutil.which("nvidia-smi") is None:
+            cure = "apt-get install nvidia-driver, where there is a GPU of NVIDIA's"
+            return Diagnosis(MISSING, "no nvidia-smi; all runs on CPUs", cure, needed=False)
+        return Diagnosis(WRONG, str(error), "reboot; then reinstall the driver")
+    driver = driver.split()[0]
+    if facts["error"]:
+        return Diagnosis(WRONG, "torch cannot be imported", torch_for(driver))
+    if facts["cuda"] is None:
+        detail = f"driver {driver}, but torch {facts['version']} is a build for CPUs"
+        return Diagnosis(WRONG, detail, torch_for(driver))
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        detail = f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides them"
+        return Diagnosis(WRONG, detail, "unset CUDA_VISIBLE_DEVICES")
+    why = "".join(f"; {warning}" for warning in facts["warnings"])
+    detail = f"torch for CUDA {facts['cuda']} sees none with driver {driver}{why}"
+    return Diagnosis(WRONG, detail, torch_for(driver))
+
+
+def torch_for(driver: str) -> str:
+    """The command that installs a torch whose CUDA this version of NVIDIA's driver runs.
+
+    PyPI's torch is for CUDA 13, which needs driver 580; CUDA 12 needs 525 (NVIDIA's CUDA
+    Compatibility, table 1). torch 2.9 and later are for no older CUDA.
+    """
+    release = int(driver.partition(".")[0])
+    old = CUDA_12 if release >= 525 else "a driver from 525 on, which CUDA 12 needs"
+    return TORCH if release >= 580 else old
+
+
+def compiler(facts: Mapping[str, Any]) -> Diagnosis:
+    """The C++ compiler and Python's headers, tried on a program of a line."""
+    program = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or "g++"
+    headers = f"-I{sysconfig.get_path('include')}"
+    try:
+        code = "#include <cmath>\n#include <Python.h>\n"
+        answer(program, headers, "-x", "c++", "-fsyntax-only", "-", given=code)
+    except NoAnswer as error:
+        cure = "apt-get install g++ python3-dev"
+        return Diagnosis(WRONG, str(error), cure, needed=bool(facts["gpus"]))
+    return Diagnosis(OK, program)
+
+
+def cores() -> Diagnosis:
+    threads = os.environ.get("OMP_NUM_THREADS")
+    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
+    return Diagnosis(OK, f"{len(os.sched_getaffinity(0))}{limit}")
+
+
+def place(folder: Path, least_gb: float, cure: str = "runs=ANOTHER_FOLDER") -> Diagnosis:
+    """A folder that the engine writes to: whether it may, and how much room there is."""
+    parents = (folder.absolute(), *folder.absolute().parents)
+    there = next(parent for parent in parents if os.path.lexists(parent))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return Diagnosis(WRONG, f"{there} cannot be written to", cure)
+    free = shutil.disk_usage(there).free / 1e9
+    if free < least_gb:
+        detail = f"{folder}: {free:.1f} GB free, of {least_gb:g} needed"
+        return Diagnosis(WRONG, detail, f"make room, or {cure}")
+    return Diagnosis(OK, f"{folder}: {free:.0f} GB free")
+
+
+def cache() -> Diagnosis:
+    from engine.machine.files import cache_folder  # late: another package may hide `loaders`
+
+    return place(cache_folder(), 1, "export RIB_CACHE=ANOTHER_FOLDER")
+
+
+def hub() -> Diagnosis:
+    from huggingface_hub import constants
+
+    there = place(Path(constants.HF_HUB_CACHE), 1, "export HF_HUB_CACHE=ANOTHER_FOLDER")
+    offline = "; offline, so only what is there" if constants.HF_HUB_OFFLINE else ""
+    return there._replace(detail=there.detail + offline)
+
+
+def slurm() -> Diagnosis:
+    """Slurm's partitions, who tells how a job ended, and Snakemake's plugin."""
+    if shutil.which("sinfo") is None:
+        return Diagnosis(MISSING, "not on a cluster's node", "use a login node", needed=False)
+    try:
+        names = dict.fromkeys(answer("sinfo", "--noheader", "--format", "%R").split())
+        settings = answer("scontrol", "show", "config")
+        if has_database := re.search(r"^AccountingStorageType *= *.*slurmdbd", settings, re.M):
+            answer("sacct", "--noheader", "--allocations", "--format", "JobID")
+    except NoAnswer as error:
+        if "configuration source" in str(error):  # Slurm's programs on a machine of no cluster
+            return Diagnosis(MISSING, "its programs alone", "use a login node", needed=False)
+        return Diagnosis(WRONG, str(error), "ask the cluster's administrator")
+    age = re.search(r"^MinJobAge *= *(\d+)", settings, re.M)
+    if not has_database and (age is None or int(age[1]) < MIN_JOB_AGE_S):
+        forgets = f"no slurmdbd, and jobs are forgotten after {age[1] if age else '?'} s"
+        return Diagnosis(WRONG, forgets, "MinJobAge=300 in slurm.conf")
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        cure = "pip install 'snakemake-executor-plugin-slurm>=2.8,<3'"
+        return Diagnosis(MISSING, "Snakemake's plugin is not installed", cure)
+    return Diagnosis(OK, f"partitions {', '.join(names) or 'none'}")
+
+
+def _looked(check: Check) -> Diagnosis:
+    try:
+        return check.look()
+    except Exception as error:  # a broken package can raise anything
+        reason = f"the check failed: {type(error).__name__}: {error}"
+        return Diagnosis(WRONG, reason, "report this line")

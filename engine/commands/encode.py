@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
     parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--all", action="store_true", help="every set that --source holds")
     parser.add_argument(
-        "--source", type=Path, required=True, help="folder or .tar of the set; of all, with --all"
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
     )
+    parser.add_argument("--all", action="store_true", help="every set that --source holds")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--source", type=Path, help="folder or .tar of the set; of all, with --all")
+    images.add_argument(
+        "--beton", type=Path, help="a file of FFCV's own writer, of the model's size"
+    )
+    parser.add_argument("--classes", type=Path, help="of --beton: a line for each label's class")
     parser.add_argument("--model", required=True, help="models of one transform share the pack")
     parser.add_argument("--dataset", default="imagenet_rib", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
@@ -38,17 +43,22 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     from engine import recipe
+    from engine.data import imagenet
 
-    # argparse gives the first word to the set, which --all has not.
-    if arguments.all and arguments.set and "=" in arguments.set:
-        arguments.overrides.insert(0, arguments.set)
-        arguments.set = None
     if bool(arguments.set) == arguments.all:
         raise ValueError("name a set to encode, or give --all, and not both")
+    if bool(arguments.beton) != bool(arguments.classes) or (arguments.beton and arguments.all):
+        raise ValueError("--beton FILE is of one set, and needs --classes FILE: a name a line")
+    if arguments.source and not arguments.source.exists():
+        raise ValueError(f"--source {arguments.source}: there is no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
+    if arguments.beton:
+        return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
     if resolved.dataset.kind != "imagenet":
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
+    if arguments.set:
+        imagenet.identity(resolved.dataset, arguments.set)  # raises for a wrong name
     if arguments.all:
         _encode_all(resolved, arguments)
     else:
@@ -80,6 +90,33 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.source} holds no set of {resolved.dataset.name}")
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
+    """Make a pack of a .beton file, where campaigns of this model and dataset look for the set."""
+    from engine import models
+    from engine.data import packs
+    from loaders.adopt import adopt
+
+    if name not in resolved.dataset.places:
+        known = ", ".join(resolved.dataset.places)
+        raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
+    pack = adopt(
+        beton,
+        packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name),
+        name=name,
+        classes=classes.read_text().splitlines(),
+        size=resolved.model.image_size,
+        transform_spec=models.transform(resolved.model).spec,
+        extra={
+            "identity": packs.identity(resolved.dataset, resolved.model, name),
+            "adopted": f"{beton.name}; resized by the program that wrote it",
+        },
+    )
+    print(
+        f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}, as {beton} "
+        "has them; that file is not needed any more"
+    )
 
 
 def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Namespace) -> None:
@@ -148,7 +185,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     """Show what will be written. Raises ValueError if the disk has no room for it."""
-    from engine.cost.disk import size_bytes
+    from engine.data.packs import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
 
@@ -177,25 +214,16 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
 
 
 def _confirm(resolved: Recipe, yes: bool) -> None:
-    """Show the choices for IN-C. Raises ValueError unless the user confirms the whole of it."""
-    from dataclasses import replace
-
-    from engine.cost.disk import size_bytes
+    """Raise ValueError unless the user confirms the whole of IN-C."""
     from engine.data import imagenet
+    from engine.data.packs import size_bytes
 
-    whole, drawn = imagenet.SIZES[imagenet.IMAGENET_C].images, 50_000
-    choices = [
-        (f"{images:>9,} images, {kind}", size_bytes(replace(resolved, dataset=dataset), images))
-        for images in (whole, drawn)
-        for kind in ("raw", "jpeg")
-        for dataset in [replace(resolved.dataset, pack_format=kind)]
-    ]
-    print("imagenet_c, for each transform (the models of ImageNet-RIB have three):")
-    for text, needed in choices:
-        print(f"  {text:<24} about {needed / 1e9:6.1f} GB")
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ValueError("dataset.subsample=full is the whole of imagenet_c; add --yes to confirm")
-    if input("Encode the whole of it? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("not confirmed; dataset.subsample=50000 takes a balanced part")
+    size = size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
+    print(
+        f"dataset.subsample=full is all of imagenet_c, about {size / 1e9:.0f} GB for each of the "
+        "models' three transforms; dataset.subsample=50000 takes a balanced part"
+    )
+    if not yes and not sys.stdin.isatty():
+        raise ValueError("add --yes to encode all of imagenet_c")
+    if not yes and input("Encode all of it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("not confirmed")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.machine import first_line, quiet
 
+if TYPE_CHECKING:
+    from engine.evaluation.accuracies import OnSet
+
 MOST_ALPHAS = 1000  # of a range: each is a model in memory
+DECIMALS = 6  # of an alpha, as tables hold it
 AMONG = {
     "none": "among all of the head's classes",
     "present": "among the classes of the set (--mask present)",
@@ -24,7 +28,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate", help="your own checkpoints, or a campaign's models, on your own sets"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"
@@ -64,108 +70,105 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    places, words = named_sets(arguments.sets)
-    if not places:
-        raise ValueError(f"--sets: there is no folder {words[0]}")
+    sets = named_sets(arguments.sets)
+    for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):
+        for place in places:  # before imports that take seconds
+            if not place.exists():
+                raise ValueError(f"--{option}: there is no {place}")
     first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
-    if arguments.campaign:
-        _campaign(arguments, places, words)
-    else:
-        _models(arguments, places, words)
+    rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)
+    from engine.machine import ranks
+
+    if ranks.rank() == 0:
+        _write(rows, files)
+        print(text)
+        for file in dict.fromkeys(files.values()):
+            print(f"\ntable  {file.resolve()}")
+    ranks.stop()
 
 
-def _models(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
+def _models(
+    arguments: argparse.Namespace, sets: Mapping[str, Path]
+) -> tuple[list[OnSet], str, dict[str, Path]]:
+    """The rows, what the terminal shows of them, and the file of each set's rows."""
+    files = dict.fromkeys(sets, arguments.out or Path("accuracy.csv"))
+    _refuse_overwriting(files.values(), arguments.force)
+    alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
     from engine.data import descriptions
     from engine.evaluation import user_models
     from engine.machine import ranks
-    from engine.report import user_models as report
+    from engine.report import on_sets
 
-    out = arguments.out or Path("accuracy.csv")
-    _refuse_overwriting([out], arguments.force)
-    alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
-    places, more = _paths(arguments.models)
-    if not places:
-        raise ValueError(f"--models: there is no file {more[0]}")
-    models = [descriptions.file_of(place) for place in places]
-    beside = descriptions.beside(models, arguments.arch)
-    arch, settings = descriptions.model_of(beside, arguments.arch)
-    listed = arguments.classes and descriptions.listed(arguments.classes)
-    resolved = user_models.resolve(arch, [*settings, *arguments.overrides, *words, *more])
+    resolved, models, classes = user_models.described(
+        list(map(Path, arguments.models)),
+        arguments.arch,
+        arguments.overrides,
+        descriptions.listed(arguments.classes) if arguments.classes else None,
+    )
     rows = user_models.evaluate(
         resolved,
         models,
         sets,
         ranks.start(resolved.device),
-        classes=listed or descriptions.classes_of(beside),
+        classes=classes,
         alphas=alphas,
         mask=arguments.mask,
         intervals=arguments.intervals,
     )
-    if ranks.rank() == 0:
-        report.write_csv(out, rows)
-        if alphas is not None:
-            print(f"(1 - alpha) {models[0]} + alpha {models[1]}, {resolved.model.arch}")
-        unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
-        print(f"percent top-1 {AMONG[arguments.mask]}{unsure}\n\n{report.text(rows)}")
-        print(f"\ntable  {out.resolve()}")
-    ranks.stop()
+    mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
+    unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
+    title = f"{mixed if alphas else ''}percent top-1 {AMONG[arguments.mask]}{unsure}"
+    return rows, f"{title}\n\n{on_sets.text(rows)}", files
 
 
-def _campaign(arguments: argparse.Namespace, sets: dict[str, Path], words: Sequence[str]) -> None:
-    from engine.grid import own_sets, record
-    from engine.machine import ranks
-    from engine.measures import rows as tables
-    from engine.recipe.request import Request
-    from engine.report import own_set
+def _campaign(
+    arguments: argparse.Namespace, sets: Mapping[str, Path]
+) -> tuple[list[OnSet], str, dict[str, Path]]:
+    """As `_models`."""
+    from engine.grid import record
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} is for --models; leave it out with --campaign")
-    overrides = (*arguments.overrides, *words)
-    run = record.find(arguments.campaign, overrides)
+    run = record.find(arguments.campaign, arguments.overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
     _refuse_overwriting(files.values(), arguments.force)
-    request = Request(arguments.campaign, overrides)
-    rows = own_sets.evaluate(
-        run,
-        request,
-        sets,
-        ranks.start(request.recipe().device),
-        mask=arguments.mask,
-        intervals=arguments.intervals,
-    )
-    if ranks.rank() == 0:
-        for file in dict.fromkeys(files.values()):
-            of_file = [row for row in rows if files[row.evaluated_on] == file]
-            tables.write(file, own_sets.OnUsersSet, of_file)
-        for name in sets:
-            of_set = [row for row in rows if row.evaluated_on == name]
-            print(own_set.text(of_set, run.record.downstreams, run.record.methods))
-            print(f"\ntable  {files[name].resolve()}\n")
-        if arguments.intervals:
-            print("The 95% interval of every change, over source images, is in the table's file.")
-        print(f"RI and mRI of {run.report.parent.name} stay as they are: its own sets make them.")
-    ranks.stop()
+    from engine.grid import own_sets
+    from engine.machine import ranks
+    from engine.report import on_sets
+
+    options = {"mask": arguments.mask, "intervals": arguments.intervals}
+    rows = own_sets.evaluate(run, sets, ranks.start(run.plan.device), **options)
+    text = on_sets.text(rows, run.record.downstreams, run.record.methods)
+    if arguments.intervals:
+        text += "\nThe 95% interval of every change, over source images, is in the table's file."
+    name = run.report.parent.name
+    return rows, f"{text}\nRI and mRI of {name} stay as they are: its own sets make them.", files
 
 
-def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Sets by name, of words FOLDER or NAME=FOLDER, and the recipe's `key=value` words among them.
+def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
+    """Write the rows as CSV, those of a set to its file. Raises OSError, naming the file."""
+    from engine.evaluation.accuracies import OnSet
+    from engine.machine.files import room_for
+    from engine.measures.rows import write
+
+    for file in dict.fromkeys(files.values()):
+        with room_for(file):
+            write(file, OnSet, [row for row in rows if files[row.evaluated_on] == file])
+
+
+def named_sets(words: Sequence[str]) -> dict[str, Path]:
+    """Sets by name, of words FOLDER or NAME=FOLDER.
 
     Raises ValueError for two sets of the same name, and for a name that cannot be part of a path.
     """
     from engine.recipe.checks import check_name
-    from engine.recipe.schema import Recipe
 
-    keys = {field.name for field in dataclasses.fields(Recipe)}
     places: dict[str, Path] = {}
-    settings = []
     for word in words:
         name, equals, folder = word.partition("=")
         if not equals or Path(word).exists():
             name, folder = Path(word).resolve().name, word
-        elif name.partition(".")[0] in keys or ("." in name and not Path(folder).exists()):
-            settings.append(word)
-            continue
         check_name("--sets", name)
         if name in places:
             raise ValueError(
@@ -173,7 +176,7 @@ def named_sets(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
                 f"in --sets NAME={folder}"
             )
         places[name] = Path(folder)
-    return places, settings
+    return places
 
 
 def parse_alphas(text: str) -> list[float]:
@@ -187,7 +190,7 @@ def parse_alphas(text: str) -> list[float]:
         if not all(map(math.isfinite, numbers)):
             raise ValueError
         if separator == ",":
-            return list(dict.fromkeys(numbers))
+            return list(dict.fromkeys(round(number, DECIMALS) for number in numbers))
         start, stop, step = numbers
         if step <= 0 or stop < start:
             raise ValueError
@@ -198,7 +201,7 @@ def parse_alphas(text: str) -> list[float]:
         raise ValueError(
             f"alphas {text!r} are {steps + 1} models; at most {MOST_ALPHAS} are possible"
         )
-    return [round(start + number * step, 10) for number in range(steps + 1)]
+    return [round(start + number * step, DECIMALS) for number in range(steps + 1)]
 
 
 def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:
@@ -208,9 +211,3 @@ def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:
             raise ValueError(
                 f"{file} is there already: --force replaces it, --out FILE writes elsewhere"
             )
-
-
-def _paths(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths, and the key=value words that argparse took for more of them."""
-    settings = [word for word in words if "=" in word and not Path(word).exists()]
-    return [Path(word) for word in words if word not in settings], settings

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from engine.grid import choice, record
 from engine.machine import first_line, quiet
+
+if TYPE_CHECKING:
+    from engine.grid.export import Row
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -15,9 +20,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="CAMPAIGN | CELL",
         help="a finished campaign, or a folder of runs/store/cells",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the campaign")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="of the campaign"
+    )
     parser.add_argument("--method", help="of the campaign's table, or pre: the pre-trained model")
-    parser.add_argument("--set", help="that it was fine-tuned on")
+    parser.add_argument("--set", dest="downstream", help="that it was fine-tuned on")
     parser.add_argument("--setting", help="of what a campaign varies, as train.epochs=2")
     parser.add_argument("--alpha", type=float, help="of WiSE-FT's several")
     parser.add_argument("--seed", type=int, help="of a campaign's several")
@@ -32,27 +39,14 @@ def run(arguments: argparse.Namespace) -> None:
     if out.exists() and not (arguments.force and out.is_dir()):
         raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
     first_line.show(f"reading {arguments.source}")
-    quiet.libraries()
+    if (folder / "cell.json").is_file():
+        row = _of_cell(folder.resolve(), arguments)
+    else:
+        row = _of_campaign(arguments)
     from engine.data import descriptions
     from engine.grid import export
-    from engine.store.cells import CELL
     from engine.store.tensors import PROMPT
 
-    if (folder / CELL).is_file():
-        of_grid = (arguments.method, arguments.set, arguments.setting, arguments.seed)
-        if arguments.overrides or set(of_grid) != {None}:
-            raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
-        row = export.row_of_cell(folder.resolve(), arguments.alpha)
-    else:
-        row = export.row_of_campaign(
-            arguments.source,
-            arguments.overrides,
-            method=arguments.method,
-            downstream=arguments.set,
-            setting=arguments.setting,
-            alpha=arguments.alpha,
-            seed=arguments.seed,
-        )
     classes = descriptions.listed(arguments.classes) if arguments.classes else ()
     count = export.write(row, out, classes)
     print(f"{row.title}, {count} classes: {out}")
@@ -62,3 +56,22 @@ def run(arguments: argparse.Namespace) -> None:
             f"the tensor in {out / PROMPT} to every normalised image"
         )
     print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
+
+
+def _of_cell(folder: Path, arguments: argparse.Namespace) -> Row:
+    others = [column for column in choice.OPTIONS if column != "alpha"]
+    if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
+        raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
+    quiet.libraries()
+    from engine.grid import export
+
+    return export.row_of_cell(folder, arguments.alpha)
+
+
+def _of_campaign(arguments: argparse.Namespace) -> Row:
+    campaign = record.find(arguments.source, arguments.overrides)
+    evaluation = choice.choose(campaign.record.evaluations, vars(arguments))
+    quiet.libraries()  # after the choice, since these imports take seconds
+    from engine.grid import export
+
+    return export.row_of_campaign(campaign, evaluation)

@@ -12,18 +12,13 @@ import logging
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.grid import attempts, campaign, job_graph, markers
-from engine.grid.attempts import Attempt
-from engine.grid.campaign import Plan
-from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, REPORT, TRAIN
+from engine.grid import attempts, campaign, outcomes
+from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.machine import entry, quiet
-from engine.store.shares import share_of
-
-STAGES = (PREPARE, COLUMN, TRAIN, EVALUATE, REPORT)
 
 if TYPE_CHECKING:
     import torch
@@ -38,61 +33,49 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that say what a job does and to which plan."""
+    """The words that name a job and its plan."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("job", help="prepare, column-NAME or report")
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--column", help="of `column` and `train`")
-    parser.add_argument("--rows", nargs="*", default=[], help="of `train`: default all")
-    parser.add_argument("--set", help="of `evaluate`: the models of all columns on this set")
-    parser.add_argument("--share", type=share_of, help="of `evaluate`: K/N, a share of the slices")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    started = time.time()
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    job, is_column = arguments.job, arguments.job not in (PREPARE, REPORT)
+    stage = COLUMN if is_column else job
+    is_launcher = is_column and arguments.ranks > 1 and "RANK" not in os.environ
+    if is_launcher:
+        _become_ranks(arguments.ranks, campaign.read(arguments.plan).device)
+    with attempts.recorded(arguments.plan.parent, job, stage, time.time()) as note:
+        _compute(job, campaign.read(arguments.plan), note)
+
+
+def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
+    campaign.check_modules(plan)
     logging.info("importing torch")  # for seconds
     import torch
 
+    from engine.grid import jobs
     from engine.machine import precision, ranks
     from engine.machine.device_name import device_name
 
-    if arguments.ranks > 1 and "RANK" not in os.environ:
-        _become_ranks(arguments.ranks, arguments.device)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
-    plan = campaign.read(arguments.plan)
-    if arguments.stage == REPORT:
+    if job == REPORT:
         precision.no_tf32()
-        chosen = arguments.device
-        device = ranks.pick_device("auto") if chosen == "auto" else torch.device(chosen)
-        report(plan, device)
+        auto = plan.device == "auto"
+        report(plan, ranks.pick_device("auto") if auto else torch.device(plan.device))
         return
-    device = ranks.start(arguments.device, gpu=_free_gpu(arguments.device))
-    of = arguments.column or arguments.set or ""
-    name = job_graph.name_of(arguments.stage, of, arguments.rows, arguments.share)
-    worker = device_name(device)
-    attempt = Attempt(name, arguments.stage, started, None, worker, ranks.world())
-    place = arguments.plan.parent
-    with attempts.recorded(place, attempt) if ranks.rank() == 0 else nullcontext():
-        _compute(plan, arguments, device)
-    ranks.stop()
-
-
-def _compute(plan: Plan, arguments: argparse.Namespace, device: torch.device) -> None:
-    from engine.grid import jobs
-
-    if arguments.stage == PREPARE:
+    device = ranks.start(plan.device, gpu=_free_gpu(plan.device))
+    note(device_name(device), ranks.world())
+    if job == PREPARE:
         jobs.prepare(plan, device)
-    elif arguments.stage == EVALUATE:
-        jobs.evaluate(plan, arguments.set, device, arguments.share)
-    elif arguments.stage == TRAIN:
-        jobs.train(plan, plan.column(arguments.column), device, arguments.rows)
     else:
-        jobs.column(plan, plan.column(arguments.column), device)
+        (column,) = [column for column in plan.columns if column.job == job]
+        jobs.column(plan, column, device)
+    ranks.stop()
 
 
 def report(plan: Plan, device: torch.device) -> None:
@@ -104,7 +87,7 @@ def report(plan: Plan, device: torch.device) -> None:
         finish.finish(plan, device)
         jobs.remove_snapshots(plan, device)
     except (ValueError, OSError):
-        markers.forget(plan)
+        outcomes.forget(plan.place)
         raise
 
 

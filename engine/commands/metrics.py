@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from engine.commands.campaign import show
@@ -46,9 +45,6 @@ def add_models_csv(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    if "=" in (arguments.compare or ""):  # an override after a bare --compare
-        arguments.overrides.append(arguments.compare)
-        arguments.compare = ""
     grids = recipe.each_model(arguments.name, arguments.overrides)
     recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
     first_line.show(f"reading the predictions of {arguments.name}")
@@ -70,15 +66,11 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         results = tables.results(campaign, arguments.models_csv)
         path = finish.write(campaign, results)
     show(path)
-    sure, against = results.sure, arguments.compare or None
-    if against is not None:
-        sets, downstreams = campaign.record.sets, campaign.record.downstreams
-        rows = certainty.compared(results.grid, results.summary, sets, against, downstreams)
-        sure = replace(sure, comparisons=rows)
+    sure = results.sure
     for model in results.models:
         if arguments.intervals:
             print(f"\n{certainty.interval_table(model, sure)}")
         if arguments.compare is not None:
-            print(f"\n{certainty.comparison_table(model, sure, against)}")
+            print(f"\n{certainty.comparison_table(model, sure, arguments.compare or None)}")
         if arguments.behaviour:
             print(f"\n{certainty.behaviour_table(model, sure)}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import numpy as np
 
 from engine.evaluation import sample
@@ -12,9 +9,10 @@ from engine.machine import ranks
 from engine.measures import bootstrap, metrics
 from engine.measures.predictions import SetPredictions
 from engine.measures.standings import rounded
-from engine.report import console, tracked
+from engine.report import console
 from engine.run import Run
 from engine.store.cells import Cell, Mix
+from engine.training import trackers
 
 
 def show(run: Run, cell: Cell) -> None:
@@ -29,45 +27,41 @@ def show(run: Run, cell: Cell) -> None:
         sample.evaluate_on(run, models.values(), name, split, samples.get(name))
     if ranks.rank():
         return
-    banks: dict[str, SetPredictions[str]] = {}
     accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    images, draws = {}, {}
     for name, split in splits.items():
-        bank = banks[name] = SetPredictions()
+        bank, right = SetPredictions(), {}
         for when, mix in models.items():
-            path = sample.predicted(run, mix, name, split, samples.get(name))
-            accuracy[when][name] = bank.add(when, path).accuracy
-    tracked.accuracy(recipe, f"{recipe.method.title} on {downstream}", accuracy["after"])
-    draws = change_draws(banks)
+            seen = bank.add(sample.predicted(run, mix, name, split, samples.get(name)))
+            accuracy[when][name] = seen.accuracy
+            right[when] = bank.by_source(seen.hit)
+        images[name] = len(bank.images)
+        draws[name] = change_draws(bank, right["after"] - right["before"])
+    trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
+    judged = [name for name in sets if name != downstream]
     rows = []
-    for name, bank in banks.items():
+    for name in splits:
         before, after = accuracy["before"][name], accuracy["after"][name]
         numbers = f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
-        mark = "*" if name == downstream else ""
-        rows.append([name, f"{len(bank.images)}", *numbers, _half_width(draws[name], 1), mark])
+        mark = "" if name in judged else "*"
+        rows.append([name, f"{images[name]}", *numbers, _half_width(draws[name], 1), mark])
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
-    judged = [name for name in sets if name != downstream]
     if downstream in sets and judged:
         ri = metrics.robustness_improvement(downstream, accuracy["after"], accuracy["before"], sets)
         width = _half_width(np.mean([draws[name] for name in judged], axis=0), 2)
-        print(f"RI {ri:+.2f} {width} points over the sets without *, which was trained on")
+        print(f"RI {ri:+.2f} {width} points, the mean change over the sets without *")
     print("±: half the width of the 95% interval over source images; all sets are drawn together")
     print(f"cell  {cell.artifact.folder}")
 
 
-def change_draws(banks: Mapping[str, SetPredictions[str]]) -> dict[str, np.ndarray]:
-    """Joint draws [B], by set, of the change from `before` to `after` in points.
-
-    There are so many that Monte-Carlo error leaves a `metrics.DIGIT` of their intervals, or
-    `metrics.MOST`.
-    """
-    columns = {
-        name: (bank.sums("after", [0]) - bank.sums("before", [0]))[:, :, None]
-        for name, bank in banks.items()
-    }
-    return dict(zip(banks, metrics.settled_draws(banks, columns).T, strict=True))
+def change_draws(bank: SetPredictions, change: np.ndarray) -> np.ndarray:
+    """Draws [B] of the change in accuracy in points, from its sum over each source's images. All
+    sets are drawn together."""
+    counts = bootstrap.counts(bank.sources)
+    return 100 * bootstrap.means(counts, bank.total, change[:, None])[:, 0]
 
 
 def _half_width(samples: np.ndarray, digits: int) -> str:
-    ends = bootstrap.ends(samples)
-    return f"±{rounded(ends.half_width, ends.error / math.sqrt(2), digits)}"
+    low, high = bootstrap.interval(samples)
+    return f"±{rounded((high - low) / 2, digits)}"

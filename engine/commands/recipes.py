@@ -1,18 +1,56 @@
-"""`rib recipes`: the names of campaigns, models, data sets, methods and recipes."""
+"""`rib recipes`: the names of campaigns, models, data sets and methods, or a campaign's rows."""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
+
+import yaml
 
 from engine import recipe
+from engine.recipe import campaigns, catalogue
+
+WIDTH = 100
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("recipes", help="list campaigns, models, methods and data sets")
+    parser.add_argument("name", nargs="?", metavar="CAMPAIGN", help="list its rows")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for group in ("campaigns", "models", "datasets", "methods"):
-        print(f"{group}: {', '.join(recipe.names(group))}")
-    print(f"recipes: {', '.join(recipe.names())}")
+    print(_rows(arguments.name) if arguments.name else _everything())
+
+
+def _everything() -> str:
+    lines = ["campaigns (rib recipes CAMPAIGN lists the rows of one)"]
+    for name in recipe.names("campaigns"):
+        about = textwrap.shorten(_about(name), WIDTH - 26, placeholder=" ...")
+        lines.append(f"  {name:<24}{about}")
+    for group in ("models", "datasets", "methods"):
+        names = textwrap.fill(", ".join(recipe.names(group)), WIDTH - 2)
+        lines += ["", group, textwrap.indent(names, "  ")]
+    return "\n".join(lines)
+
+
+def _about(campaign: str) -> str:
+    """The comment at the head of a campaign's file, up to its first command or empty line."""
+    lines = catalogue.path_of("campaigns", campaign).read_text().splitlines()
+    text = []
+    for line in lines:
+        if not line.startswith("# ") or line.startswith("#   "):
+            break
+        text.append(line.removeprefix("# "))
+    return " ".join(text)
+
+
+def _rows(campaign: str) -> str:
+    rows = campaigns.read(campaign).rows
+    lines = [_about(campaign), ""]
+    for name in recipe.methods_of(campaign):
+        title = recipe.describe(f"{campaign}/{name}").partition(" as in the campaign ")[0]
+        values = catalogue.over(layer for _, layer in rows[name])
+        settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
+        lines.append(f"  {name:<24}{title:<16}{settings[1:-1]}".rstrip())
+    return "\n".join(lines)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.commands import metrics
 from engine.errors import CampaignError
-from engine.grid import campaign, workflow
+from engine.grid import campaign, outcomes, workflow
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.grid.campaign import Plan
     from engine.grid.record import FinishedCampaign
 
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
@@ -26,6 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--figures", action="store_true", help="write figures as SVG and PDF too")
     parser.add_argument("--out", type=Path, help="folder of the report (default: the campaign's)")
+    parser.add_argument("--force", action="store_true", help="write into --out whatever it holds")
     metrics.add_models_csv(parser)
     parser.set_defaults(run=run)
 
@@ -34,10 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading the predictions of {', '.join(arguments.names)}")
     from engine.report import finish, tables
 
-    words = [word for word in arguments.names if "=" in word] + arguments.overrides
-    runs = [run for name in arguments.names if "=" not in name for run in _finished(name, words)]
-    if not runs:
-        raise CampaignError(f"no campaign is named; {REMEDY}")
+    runs = [run for name in arguments.names for run in _finished(name, arguments.overrides)]
     if len(runs) == 1 and arguments.out is None:
         with workflow.locked(runs[0].report.parent):
             results = tables.results(runs[0], arguments.models_csv)
@@ -45,46 +41,51 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")
     else:
+        if not arguments.force:
+            _check_free(arguments.out)
         path = finish.write_merged(
             arguments.out, runs, arguments.models_csv, figures=arguments.figures
         )
     print(f"report  {path.resolve()}")
 
 
+def _check_free(out: Path) -> None:
+    """Raises CampaignError where a common report would replace files."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CampaignError(f"--out {out} is not empty; name a new folder, or pass --force")
+
+
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
     """The campaign in a folder, as far as it is finished, or those finished ones that a name and
     overrides stand for."""
     from engine import recipe
-    from engine.grid import record, stamp
+    from engine.grid import record
 
     folder = Path(name)
     if not folder.is_dir():
         return [record.find(name, model) for model in recipe.each_model(name, words)]
-    places = [path.parent for path in sorted(folder.glob(f"plans/*/{campaign.RECORD}"))]
-    if shown := stamp.plan_of(folder / campaign.REPORT):
-        places = [place for place in places if place.name == shown]
-    if len(places) > 1:
+    places = [path.parent for path in folder.glob(f"{campaign.PLANS}/*/{campaign.RECORD}")]
+    shown = [place for place in places if outcomes.is_shown(place)]
+    if len(places) > 1 and len(shown) != 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
+    places = shown or places
     return [record.read(places[0].resolve()) if places else _unfinished(folder)]
 
 
 def _unfinished(folder: Path) -> FinishedCampaign:
     """What is finished of the campaign in a folder that was begun last."""
+    import torch
+
     from engine.grid import make_record
     from engine.grid.record import FinishedCampaign
     from engine.machine import ranks
 
-    plans = sorted(folder.glob("plans/*/plan.json"), key=lambda path: path.stat().st_mtime_ns)
+    files = folder.glob(f"{campaign.PLANS}/*/{campaign.FILE}")
+    plans = sorted(files, key=lambda path: path.stat().st_mtime_ns)
     if not plans:
         raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
     plan = campaign.read(plans[-1].resolve())
-    device = ranks.pick_device(_device_of(plan))
-    return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.path.parent)
-
-
-def _device_of(plan: Plan) -> str:
-    """The device that the jobs of a plan were given, by the words of their commands."""
-    file = plan.path.parent / workflow.FILE
-    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
-    words = re.findall(r"--device (auto|cpu|cuda)\b", text)
-    return words[0] if words else "auto"
+    # A login node need not have the GPUs of the jobs.
+    is_auto = plan.device == "auto"
+    device = ranks.pick_device("auto") if is_auto else torch.device(plan.device)
+    return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

@@ -40,10 +40,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
-    from engine.grid import campaign
 
     arguments.name, arguments.overrides = recipe.words_of_sweep(arguments.name, arguments.overrides)
-    campaign_command.run(arguments)
-    folder, _ = campaign.identify(arguments.name, arguments.overrides)
-    if not arguments.dry_run:
-        print(f"table   {(folder / campaign.REPORT / 'sweep.csv').resolve()}, and sweep.parquet")
+    page = campaign_command.start(arguments)
+    if page is not None:
+        print(f"table   {page.with_name('sweep.csv').resolve()}, and sweep.parquet")

@@ -16,8 +16,9 @@ LAUNCH = "deepspeed engine/launch.py"
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("train", help="train a cell and evaluate it on every set")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="recipe=NAME first; recipe= lists them"
-    )
+        "overrides", nargs="*", metavar="key=value",
+        help="recipe=NAME, or NAME, first; recipe= lists them",
+    )  # fmt: skip
     parser.add_argument("--print", action="store_true", help="show the resolved recipe and stop")
     parser.set_defaults(run=run)
 
@@ -51,10 +52,12 @@ def strip_launcher_words(words: list[str]) -> list[str]:
 
 
 def _start(overrides: Sequence[str], command: str, *, show: bool) -> int:
-    """Train the cell of `recipe=NAME`, or list recipes where no name is given.
+    """Train the cell of `recipe=NAME`, or of `NAME` before all else; list recipes without a name.
 
     show: print the resolved recipe in place of training.
     """
+    if overrides and "=" not in overrides[0]:
+        overrides = [f"recipe={overrides[0]}", *overrides[1:]]
     names = [word.partition("=")[2] for word in overrides if word.startswith("recipe=")]
     if not (overrides and all(names)):
         _list_recipes(command)
@@ -68,7 +71,6 @@ def _start(overrides: Sequence[str], command: str, *, show: bool) -> int:
 
 def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> int:
     from engine import recipe
-    from engine.recipe.request import Request
 
     if any(word.startswith("methods=") for word in overrides):
         raise ValueError(
@@ -76,24 +78,24 @@ def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> int:
         )
     recipe.outline(name, overrides)  # most mistakes show before imports that take seconds
     first_line.show(f"reading the recipe {name}")
-    request = Request(name, overrides)
-    resolved = request.recipe()
     if show:
-        print(recipe.dump(resolved), end="")
+        print(recipe.dump(recipe.load(name, overrides)), end="")
         return 0
     quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
 
-    device = ranks.start(resolved.device)
+    cell = cell_plan.resolve(name, overrides)
+    device = ranks.start(cell.recipe.device)
     from engine.commands import outcome
     from engine.store.alone import alone
 
-    for builder in Builder(request, resolved, device).seeded():
-        cell = builder.build()
-        with alone(builder.store, f"{cell.name}-evaluated"):
-            outcome.show(builder.run, cell)
+    for builder in Builder(cell, device).seeded():
+        trained = builder.build()
+        with alone(builder.store, f"{trained.name}-evaluated"):
+            outcome.show(builder.run, trained)
     ranks.stop()
     return 0
 

@@ -18,7 +18,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "verify", help="compare a pre-trained model with its published accuracies"
     )
     parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
     parser.add_argument(
         "--campaign", default="imagenet_rib", help="its data sets are used; default: %(default)s"
     )
@@ -28,25 +30,28 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     quiet.libraries()
+    from engine import recipe as recipes
+
+    words = (f"model={arguments.model}", *arguments.overrides)
+    recipes.outline(arguments.campaign, words)  # most mistakes show before imports
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.data import imagenet
     from engine.data.sets import Sets
-    from engine.grid import verify
+    from engine.grid import cell_plan, verify
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.machine.files import cache_folder
-    from engine.recipe.request import Request
 
-    request = Request(arguments.campaign, (f"model={arguments.model}", *arguments.overrides))
-    recipe = request.recipe()
+    cell = cell_plan.resolve(arguments.campaign, words, run_users=False)
+    recipe = cell.recipe
     device = ranks.start(recipe.device)
     has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
     lacks_upstream = not verify.encoded(recipe, [recipe.dataset.upstream])
     classes = imagenet.wnids() if has_head and lacks_upstream else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
-    checks = verify.verify(Builder(request, recipe, device, sets), arguments.tolerance)
+    checks = verify.verify(Builder(cell, device, sets), arguments.tolerance)
     print(text(recipe.model.name, checks))
     ranks.stop()
     return int(any(check.differs for check in checks))
@@ -58,7 +63,8 @@ def text(model: str, checks: Sequence[Check]) -> str:
 
     rows, lacks = [], []
     for check in checks:
-        row = [check.name, *[""] * 5, check.why_not]
+        name = check.name if check.split == "all" else f"{check.name} (hold-out)"
+        row = [name, *[""] * 5, check.why_not]
         if check.measured is not None:
             row[1:4] = f"{check.images:,}", f"{check.measured:.1f}", f"±{check.half_width:.1f}"
             if check.published is not None:

@@ -25,7 +25,7 @@ from engine.machine.files import write_atomic
 from loaders import archives, download, locks
 from loaders.benchmarks import devkit
 from loaders.download import DownloadError, Progress
-from loaders.files import file_hash
+from loaders.files import file_hash, whole
 
 ARRIVING = ".downloads"
 RECORD = "downloads.json"
@@ -133,7 +133,8 @@ def take(target: Target, folder: Path, record: Record) -> bool:
     try:
         os.link(path, fresh)
     except OSError:  # on another file system
-        shutil.copyfile(path, fresh)
+        with whole(fresh):
+            shutil.copyfile(path, fresh)
     fresh.replace(target.archive)
     _note(target, str(path.absolute()), record)
     return True

@@ -12,18 +12,19 @@ import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
-from timm.data.imagenet_info import ImageNetInfo
 
-from engine.data import grouping
 from engine.errors import nearest
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders import trees
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
+
+if TYPE_CHECKING:
+    from timm.data.imagenet_info import ImageNetInfo
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
@@ -68,6 +69,8 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     """
     _check_name(name)
     if name == OBJECTNET:
+        from engine.data import grouping
+
         listing = objectnet.read(source, name, wnids_by_name(), dataset.objectnet)
         position = {wnid: i for i, wnid in enumerate(wnids())}
         grouping.members(listing.classes, position)  # raises for classes that share an output
@@ -174,9 +177,16 @@ def wnids(subset: str = "") -> tuple[str, ...]:
     return tuple(data.decode().split())
 
 
+def _info() -> ImageNetInfo:
+    """timm's names of the classes; other questions about sets need neither timm nor its torch."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return ImageNetInfo("imagenet-1k")
+
+
 def wnids_by_name() -> dict[str, str]:
     """Class names, with all their synonyms, to wnids; a name that two classes have is left out."""
-    info = ImageNetInfo("imagenet-1k")
+    info = _info()
     names = {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
     counts = Counter(names.values())
     return {name: wnid for wnid, name in names.items() if counts[name] == 1}
@@ -184,7 +194,7 @@ def wnids_by_name() -> dict[str, str]:
 
 def synonyms() -> dict[str, str]:
     """Every name of a class, such as `great white shark`, to the first wnid that has it."""
-    info = ImageNetInfo("imagenet-1k")
+    info = _info()
     words: dict[str, str] = {}
     for wnid in wnids():
         for word in info.label_name_to_description(wnid).split(", "):
@@ -197,7 +207,7 @@ def readable(classes: Sequence[str]) -> list[str]:
     not enough; any other as it is."""
     if tuple(classes) != wnids():
         return list(classes)
-    info = ImageNetInfo("imagenet-1k")
+    info = _info()
     names = {wnid: info.label_name_to_description(wnid).split(", ")[0] for wnid in classes}
     counts = Counter(names.values())
     return [f"{name} ({wnid})" if counts[name] > 1 else name for wnid, name in names.items()]

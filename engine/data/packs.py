@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -17,13 +18,17 @@ from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
+from loaders.beton import size_of
 from loaders.encode import encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
+from loaders.writer import page_size_of
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
+JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
+SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def _check_source(pack: Pack, root: Path) -> None:
     if root.is_dir() and folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
         raise ValueError(
             f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
-            "or delete that folder: the next command encodes the images again"
+            "or delete that folder, and the same command encodes the images as they are now"
         )
 
 
@@ -169,7 +174,25 @@ def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
     listing = folders.read(Path(dataset.root) / name)
     if listing.left_out:
         log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
+    _warn_of_shared_sources(dataset, name, {item.source for item in listing.items})
     return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
+
+
+def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
+    """Say which sets before this one have images of the same class and file name."""
+    shared: dict[str, set[str]] = {}
+    for other in dataset.known[: dataset.known.index(name)] if name in dataset.known else ():
+        with contextlib.suppress(ValueError):  # raised where that set is encoded
+            listing = folders.read(Path(dataset.root) / other)
+            shared[other] = sources & {item.source for item in listing.items}
+    if named := {other: images for other, images in shared.items() if images}:
+        log.warning(
+            "%s: images have the class and file name of images in %s, such as %s; they count as "
+            "copies of one source image, so rename them if they are not",
+            name,
+            ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
+            min(min(images) for images in named.values()),
+        )
 
 
 def content_of(listing: Listing, name: str) -> Content:
@@ -200,3 +223,11 @@ CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
     "folder": _folder,
     "imagenet": _imagenet,
 }
+
+
+def size_bytes(recipe: Recipe, images: int) -> int:
+    """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
+    size = recipe.model.image_size
+    share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
+    nbytes = round(3 * size**2 * share)
+    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE

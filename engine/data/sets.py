@@ -180,7 +180,7 @@ class Sets:
         """Where the images of a set come from: device memory, or a stream."""
         if name not in self._sources:
             mode = self.recipe.source
-            if imagenet.is_whole_c(self.recipe.dataset, name) and mode != "ffcv":
+            if imagenet.is_whole_c(self.recipe.dataset, name):
                 mode = "stream"
             self._sources[name] = open_source(
                 self[name].pack,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import msgspec
 
 from engine.data import imagenet
 from engine.errors import RecipeError, nearest
@@ -18,13 +16,12 @@ FILE = catalogue.ROOT / "sources.yaml"
 UNPACK = ("tar", "zip", "labels")
 
 
-@dataclass(frozen=True)
-class SetFile:
+class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file of a set; `bytes` is 0, and checksums are empty, where none is published."""
 
-    name: str = MISSING
+    name: str
     unpack: str = "tar"  # tar: plain or gzip | zip | labels: ImageNet's development kit
-    addresses: list[str] = field(default_factory=list)  # tried in turn; none: behind a form
+    addresses: list[str] = []  # tried in turn; none: behind a form
     bytes: int = 0
     sha256: str = ""
     md5: str = ""
@@ -44,20 +41,19 @@ class SetFile:
         return folder / f"{self.name.removesuffix('.gz').removesuffix('.tar')}.tar"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A set: its authors' page, its terms in a line, and its files.
 
     form: how its files are got where the user must get them. password: who tells the password of
     its zip file. folders: further names of a folder that holds the set.
     """
 
-    page: str = MISSING
-    terms: str = MISSING
+    page: str
+    terms: str
+    files: list[SetFile]
     form: str = ""
     password: str = ""
-    folders: list[str] = field(default_factory=list)
-    files: list[SetFile] = MISSING
+    folders: list[str] = []
 
 
 def read(path: Path = FILE) -> dict[str, Source]:
@@ -80,10 +76,9 @@ def _source(path: Path, name: str, values: Any) -> Source:
             f"{path}: {name!r} is no set of ImageNet-RIB{nearest(name, imagenet.SIZES)}"
         )
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Source), values)
-        source: Any = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise RecipeError(f"{path}: {name}: {str(error).splitlines()[0]}") from error
+        source = msgspec.convert(values, Source)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{path}: {name}: {error}") from error
     for file in source.files:
         where = f"{path}: {name}: {file.name}"
         if Path(file.name).name != file.name or file.name.startswith("."):

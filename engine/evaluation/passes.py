@@ -28,7 +28,6 @@ from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Mix, essential
 from engine.store.pending import PART, Part, Pending, slices
-from engine.store.shares import Share
 from loaders.batch import on_device
 
 
@@ -37,12 +36,10 @@ def evaluate(
     mixes: Sequence[Mix],
     names: Iterable[str],
     split: str | Part,
-    share: Share | None = None,
 ) -> None:
     """Make the missing predictions of every mix on every named set.
 
-    share: compute only these slices, and leave it to a later call without it to join them. Raises
-    FileNotFoundError where some are missing from a store that only finds.
+    Raises FileNotFoundError where some are missing from a store that only finds.
     """
     for name in names:
         labelled = run.sets[name]
@@ -54,7 +51,7 @@ def evaluate(
                 missing.append(mix)
         if missing:
             with run.threads():
-                _pass(run, missing, labelled, split, share)
+                _pass(run, missing, labelled, split)
 
 
 def find(run: Run, mix: Mix, name: str, split: str | Part) -> Artifact | None:
@@ -113,15 +110,12 @@ def _pass(
     mixes: Sequence[dict[str, float]],
     labelled: LabelledSet,
     split: str | Part,
-    share: Share | None,
 ) -> None:
     places = split.places if isinstance(split, Part) else labelled.split(split)
     cuts = slices(places, run.recipe.evaluate.batch_size)
-    pending = [
-        Pending(run.store, mix, key_of(run, mix, labelled, split), cuts, share) for mix in mixes
-    ]
+    pending = [Pending(run.store, mix, key_of(run, mix, labelled, split), cuts) for mix in mixes]
     for evaluation in pending:
-        if not evaluation.todo and share is None:  # only the joining of its slices is left
+        if not evaluation.todo:  # only the joining of its slices is left
             evaluation.finish()
     pending = [evaluation for evaluation in pending if evaluation.todo]
     parents = {name: stored_cell(run.store, name) for each in pending for name in each.mix}

@@ -69,7 +69,7 @@ class Sample(Drawn):
 
 def is_drawn(recipe: Recipe) -> bool:
     """Whether a recipe evaluates a sample of each set, and not all of it."""
-    return recipe.evaluate.budget != 1 or recipe.evaluate.half_width is not None
+    return recipe.evaluate.budget != 1
 
 
 def split_of(recipe: Recipe, name: str) -> str:
@@ -94,8 +94,6 @@ def draw(run: Run, splits: Mapping[str, str]) -> dict[str, Sample]:
     sets = [name for name in splits if name in run.recipe.dataset.sets]
     frames = [framed[name][0] for name in sets]
     share = evaluate.budget
-    if evaluate.half_width is not None and share == budget.FIRST:
-        share = max(share, budget.least_share(frames))
     counts = dict(zip(sets, budget.allocate(frames, share), strict=True))
     most = max(counts.values())
     for name, (frame, index) in framed.items():

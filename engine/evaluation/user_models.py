@@ -9,50 +9,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine import models, recipe
 from engine.data import descriptions, imagenet
 from engine.data.packs import pack_of
-from engine.data.sets import Sets, names_in_head, published_among_its_classes
-from engine.evaluation import passes
+from engine.evaluation import accuracies
+from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap, metrics, predictions
+from engine.measures.rows import ModelOnSet
 from engine.models import checkpoints, clip, formats
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
 log = logging.getLogger(__name__)
 CLIP = {"visual.proj", "logit_scale"}  # tensors that only open_clip's checkpoints have
-
-
-@dataclass(frozen=True)
-class ModelAccuracy:
-    """A model's top-1 accuracy in percent on a set of n images; alpha where it is interpolated.
-
-    low, high: the optional 95% interval over source images (the population: `bootstrap`). classes:
-    how many of the head's classes are possible answers; mask: `none`, or `present` where only the
-    set's classes are.
-    """
-
-    model: str
-    alpha: float | None
-    set: str
-    n: int
-    accuracy: float
-    low: float | None = None
-    high: float | None = None
-    error: float = 0.0  # Monte-Carlo standard error of the interval's ends
-    mask: str = "none"
-    classes: int = 0
 
 
 def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
@@ -69,6 +45,24 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     return recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
 
 
+def described(
+    places: Sequence[Path],
+    arch: str | None,
+    overrides: Sequence[str],
+    classes: Sequence[str] | None = None,
+) -> tuple[Recipe, list[Path], Sequence[str] | None]:
+    """The recipe of checkpoints, their files, and the head's classes if anything names them.
+
+    places: files, or folders of a cell or of timm. arch, classes: the user's, for what nothing
+    beside the checkpoints says. Raises ValueError as `descriptions` does, and as `resolve`.
+    """
+    files = [descriptions.file_of(place) for place in places]
+    beside = descriptions.beside(files, arch)
+    name, settings = descriptions.model_of(beside, arch)
+    resolved = resolve(name, [*settings, *overrides])
+    return resolved, files, classes or descriptions.classes_of(beside)
+
+
 def evaluate(
     resolved: Recipe,
     files: Sequence[Path],
@@ -79,7 +73,7 @@ def evaluate(
     alphas: Sequence[float] | None = None,
     mask: str = "none",
     intervals: bool = False,
-) -> list[ModelAccuracy]:
+) -> list[OnSet]:
     """Accuracy of every model on every set; with alphas, of (1 - alpha) first + alpha second.
 
     `sets`: by name, folders with <class>/<image>, or packs; their classes are found among the
@@ -96,43 +90,18 @@ def evaluate(
     if len({cell.name for cell in cells.values()}) < len(files):
         raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
     head = _head(_outputs(resolved.model, cells), classes, files)
-    packs = {name: pack_at(resolved, place) for name, place in sets.items()}
-    opened = Sets(resolved, device, cache_folder(), packs, head, mask)
-    check(opened, packs)
-    run = Run(resolved, device, opened, store, next(iter(cells.values())), shares_features=False)
-    bank = _bank([cell.name for cell in cells.values()], list(map(str, files)), alphas)
-    rows = []
-    for name in packs:
-        passes.evaluate(run, [mix for _, _, mix in bank], [name], "all")
-        rows += _rows(run, bank, name, intervals)
-        opened.release(name)
-    return rows
-
-
-def check(sets: Sets, packs: Mapping[str, Pack]) -> None:
-    """Find every set's classes in the head, before any set is evaluated.
-
-    Raises ValueError for classes that the head lacks; logs where published accuracies have a mask.
-    """
-    for name, pack in packs.items():
-        classes = names_in_head(pack.classes, sets.classes)
-        unmasked = sets[name].mask_rule == "none"
-        if unmasked and published_among_its_classes(pack, classes):
-            log.info(
-                "%s: any of the head's %d classes can be an answer; published accuracies are among "
-                "the set's %d classes (--mask benchmark)",
-                name,
-                len(sets.classes),
-                len(classes),
-            )
-
-
-def answers(sets: Sets, name: str) -> tuple[str, int]:
-    """The mask rule of a set, `none` where it masks nothing, and the number of possible classes."""
-    labelled = sets[name]
-    if labelled.mask is None:
-        return "none", len(sets.classes)
-    return labelled.mask_rule, int(labelled.mask.sum())
+    return accuracies.evaluate(
+        resolved,
+        store,
+        _models({file: cell.name for file, cell in cells.items()}, alphas),
+        {name: pack_at(resolved, place) for name, place in sets.items()},
+        device,
+        base=next(iter(cells.values())),
+        classes=head,
+        mask=mask,
+        intervals=intervals,
+        shares_features=False,
+    )
 
 
 def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
@@ -219,36 +188,14 @@ def _head(outputs: int, classes: Sequence[str] | None, files: Sequence[Path]) ->
     )
 
 
-def _bank(
-    names: Sequence[str], files: Sequence[str], alphas: Sequence[float] | None
-) -> list[tuple[str, float | None, Mix]]:
+def _models(cells: Mapping[Path, str], alphas: Sequence[float] | None) -> list[Model]:
+    """The files as models, or with alphas their interpolations."""
+
+    def row(model: str, alpha: float | None = None) -> ModelOnSet:
+        return ModelOnSet(model, "", "", alpha, "", "", "")
+
     if alphas is None:
-        return [(file, None, {name: 1.0}) for name, file in zip(names, files, strict=True)]
-    first, second = names
-    return [(" + ".join(files), a, {first: 1 - a, second: a}) for a in alphas]
-
-
-def _rows(
-    run: Run, bank: Sequence[tuple[str, float | None, Mix]], name: str, intervals: bool
-) -> list[ModelAccuracy]:
-    """The models' rows on a set, from the store. Raises ValueError where their images differ."""
-    on_set: predictions.SetPredictions[int] = predictions.SetPredictions()
-    mask, classes = answers(run.sets, name)
-    rows = []
-    for number, (model, alpha, mix) in enumerate(bank):
-        path = passes.predicted(run, mix, name, "all")
-        try:
-            seen = on_set.add(number, path)
-        except ValueError as error:
-            at = "" if alpha is None else f" at alpha {alpha:.10g}"
-            raise ValueError(f"{model}{at} on {name}: {error}") from error
-        row = (model, alpha, name, len(seen.top1), seen.accuracy)
-        rows.append(ModelAccuracy(*row, mask=mask, classes=classes))
-    if not intervals:
-        return rows
-    sums = np.stack([on_set.sums(number, [0]) for number in range(len(rows))], axis=-1)
-    draws = metrics.settled_draws({name: on_set}, {name: sums})
-    return [
-        dataclasses.replace(row, **bootstrap.ends(samples)._asdict())
-        for row, samples in zip(rows, draws.T, strict=True)
-    ]
+        return [Model(row(str(file)), {name: 1.0}) for file, name in cells.items()]
+    first, second = cells.values()
+    both = " + ".join(map(str, cells))
+    return [Model(row(both, a), {first: 1 - a, second: a}) for a in alphas]

@@ -1,16 +1,19 @@
 """When each job of a campaign ran, on what, and how it ended: a file an attempt, beside the plan.
 
-A job runs several times where it failed or was interrupted. Imports no torch.
+A job runs several times where it failed or was interrupted. An attempt that failed says why in its
+own words; one that left no end was killed. Imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from engine.errors import FirstRankError
 from engine.machine.files import write_atomic
 from loaders import schema
 
@@ -23,7 +26,7 @@ KILLED = "it left no end: it was killed, or is at work"
 class Attempt:
     """An attempt at a job. started, ended: seconds since 1970; a process that was killed leaves no
     end. device: its name; processes: how many worked, one a GPU. error: why it failed, or empty.
-    campaign: only in a report of several.
+    slurm: its number in Slurm's queue. campaign: only in a report of several.
     """
 
     job: str
@@ -33,6 +36,7 @@ class Attempt:
     device: str
     processes: int = 1
     error: str = ""
+    slurm: str = ""
     campaign: str = ""
 
     @property
@@ -47,18 +51,36 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def recorded(place: Path, attempt: Attempt) -> Iterator[None]:
-    """Keep a file of an attempt, which starts now, in the folder of the plan."""
-    path = place / FOLDER / f"{attempt.job}-{attempt.started * 1000:.0f}.json"
-    _write(path, attempt)
+def recorded(
+    place: Path, job: str, stage: str, started: float
+) -> Iterator[Callable[[str, int], None]]:
+    """Keep a file of an attempt in the folder of the plan; what it gives notes the device and the
+    number of processes.
+
+    Of several ranks the first one is kept, and any other that fails with an error of its own.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    path = place / FOLDER / f"{job}-{started * 1000:.0f}{f'-{rank}' if rank else ''}.json"
+    attempt = Attempt(job, stage, started, None, "", slurm=os.environ.get("SLURM_JOB_ID", ""))
+
+    def note(device: str, processes: int) -> None:
+        nonlocal attempt
+        attempt = replace(attempt, device=device, processes=processes)
+        if rank == 0:
+            _write(path, attempt)
+
+    if rank == 0:
+        _write(path, attempt)
     error = ""
     try:
-        yield
+        yield note
     except BaseException as problem:
-        error = (str(problem) or type(problem).__name__)[:LONGEST]
+        is_own = rank == 0 or not isinstance(problem, FirstRankError | KeyboardInterrupt)
+        error = (str(problem) or type(problem).__name__)[:LONGEST] if is_own else ""
         raise
     finally:
-        _write(path, replace(attempt, ended=time.time(), error=error))
+        if rank == 0 or error:
+            _write(path, replace(attempt, ended=time.time(), error=error))
 
 
 def read(place: Path) -> list[Attempt]:

@@ -21,18 +21,17 @@ from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.grid import snapshots
+from engine.grid.cell_plan import CellPlan
 from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
-from engine.methods.base import Merged, Mixed, Trained, siblings
+from engine.methods.base import Merged, Mixed, Trained
 from engine.methods.context import Context
 from engine.methods.first_head import first_head
 from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
-from engine.recipe.request import Request
-from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
@@ -54,8 +53,7 @@ class Builder(Context[Cell]):
 
     def __init__(
         self,
-        request: Request,
-        recipe: Recipe,
+        cell: CellPlan,
         device: torch.device,
         sets: Sets | None = None,
         followed: Followed | None = None,
@@ -65,8 +63,8 @@ class Builder(Context[Cell]):
         """followed: whose training leaves snapshots. start: the model to start from, where that is
         not the recipe's pre-trained model. store: where artefacts are found or made, by default
         below the recipe's `runs`."""
-        self.request = request
-        self.recipe = recipe
+        self.plan = cell
+        self.recipe = recipe = cell.recipe
         self.device = device
         self.store = store or Store(Path(recipe.runs) / "store")
         self.sets = sets or Sets(recipe, device, cache_folder())
@@ -141,7 +139,7 @@ class Builder(Context[Cell]):
                 *self.upstream.split_key(recipe.dataset)[2:],
             ],
             "method": {k: v for k, v in method.items() if k != "title"},
-            "needs": [self.sibling(name).key() for name, _ in self._needs()],
+            "needs": [self.sibling(name).key() for name in self.plan.needs],
             "optimizer": dataclasses.asdict(recipe.optimizer),
             "train": train | {"compile": False} | form.key,
             "seed": recipe.seed,
@@ -152,15 +150,21 @@ class Builder(Context[Cell]):
     def seeded(self) -> list[Builder]:
         """The builder of each training seed that the recipe asks for."""
         seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.seeds)
-        return [self._of(dataclasses.replace(self.recipe, seed=seed)) for seed in seeds]
+        return [self.of(self.plan.seeded(seed)) for seed in seeds]
 
-    def row(self, method: str) -> Builder:
-        """The builder of a row of the campaign's table, in the same column."""
-        return self._beside(self.request, method)
+    def of(self, cell: CellPlan) -> Builder:
+        """The builder of another cell, with the same sets and store."""
+        return Builder(cell, self.device, self.sets, self.followed, store=self.store)
 
     def sibling(self, method: str, seed: int | None = None) -> Builder:
-        """The builder of a method in the same column that the cell needs: in its variant."""
-        return self._beside(self.request.for_needs(self.recipe), method, seed)
+        """The builder of a method in the same column that the cell needs."""
+        if method not in self.plan.needs:
+            raise ValueError(
+                f"method {self.recipe.method.name} asks for the cell of {method!r}, which is not "
+                "among the `needs` of its class; add it there"
+            )
+        need = self.plan.needs[method]
+        return self.of(need if seed is None else need.seeded(seed))
 
     def cell(self, method: str, *, seed: int | None = None) -> Cell:
         """The cell of a method that the cell needs, made now if there is none."""
@@ -237,11 +241,8 @@ class Builder(Context[Cell]):
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit:
             return Cell(backbone)
-        probe = first_head(self.request.recipe("linear_probe", dataset.upstream))
-        start = Cell(backbone)
-        return Builder(
-            self.request, probe, self.device, self.sets, start=start, store=self.store
-        ).build()
+        head, start = CellPlan(first_head(self.recipe)), Cell(backbone)
+        return Builder(head, self.device, self.sets, start=start, store=self.store).build()
 
     @property
     def _follows_training(self) -> bool:
@@ -323,17 +324,3 @@ class Builder(Context[Cell]):
         """Whether the cells of its mixes are still there, on every rank."""
         names = {name for entry in cell.entries for name in entry.mix}
         return ranks.all_agree(all(cells.find(self.store, name) for name in names))
-
-    def _needs(self) -> list[tuple[str, Recipe]]:
-        """The methods that the cell needs. Raises RecipeError where one of them mixes cells."""
-        return siblings(self.recipe.method, lambda name: self.sibling(name).recipe)
-
-    def _beside(self, request: Request, method: str, seed: int | None = None) -> Builder:
-        recipe = request.recipe(method, self.recipe.downstream)
-        recipe = dataclasses.replace(recipe, seed=self.recipe.seed if seed is None else seed)
-        return Builder(request, recipe, self.device, self.sets, self.followed, store=self.store)
-
-    def _of(self, recipe: Recipe) -> Builder:
-        return Builder(
-            self.request, recipe, self.device, self.sets, self.followed, store=self.store
-        )

@@ -1,55 +1,115 @@
-"""A campaign: the whole grid of one model, planned before anything runs.
+"""A campaign's plan: the whole grid of one model, resolved before anything runs.
 
-Every cell is resolved first, so that a mistake shows before any work is done. The markers of
-artefacts tell what is finished; `engine.grid.workflow` runs the rest.
+The plan's file holds each row's recipe and each column's settings. Jobs, reports, exports and
+evaluations read that file and no other, so that a recipe that changes later changes no campaign.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine import recipe
-from engine.errors import RecipeError
+from engine.errors import CampaignError, RecipeError
+from engine.grid import cell_plan
+from engine.grid.cell_plan import CellPlan
 from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
-from engine.recipe import catalogue, modules
-from engine.recipe.catalogue import VARY
-from engine.recipe.request import Request
+from engine.recipe import modules, yaml_text
+from engine.recipe.campaigns import VARY
 from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
 from engine.store import artifacts
 from loaders import schema
 from loaders.files import file_hash
+from loaders.schema import DamagedFile
 
-REPORT, PAGE, TABLE = "report", "index.html", "table.txt"
+PREPARE, COLUMN, REPORT = "prepare", "column", "report"  # jobs, and rules of the workflow
+PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
+PLANS, FILE = "plans", "plan.json"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
+# Words with these keys change where and how a campaign runs, and not what it says.
+OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What a campaign will do; `folder` holds its plan, progress, log and report.
+    """What a campaign will do; `folder` holds its plans and its report.
 
-    methods: the rows of its table. sets: those that RI is measured on. columns: those fine-tuned
-    on, in every setting.
+    command: the line that makes this plan. rows: of its table, by name, each on the first column.
+    columns: those fine-tuned on, in every setting. device: of all jobs, cpu | cuda | auto (what a
+    job sees). asked: the digest of the words and files that it was made of, by which its record is
+    found without torch. is_sweep: whether the command varies a single row. modules: SHA-256 of
+    users' method files, by path. path: of the plan's file, in a folder that is named after
+    everything that determines the results.
     """
 
     name: str
-    overrides: tuple[str, ...]
-    methods: tuple[str, ...]
-    sets: tuple[str, ...]
+    command: str
+    rows: Mapping[str, CellPlan]
     columns: tuple[Column, ...]
     folder: Path
     threads: int
-    seeds: int = 1
-    path: Path = Path()  # on disk, in a folder named after everything that determines the results
+    device: str
+    asked: str
+    is_sweep: bool = False
+    modules: Mapping[str, str] = field(default_factory=dict)
+    path: Path = Path()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What all rows share: the first row's recipe."""
+        return next(iter(self.rows.values())).recipe
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The rows' names, in table order."""
+        return tuple(self.rows)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that RI is measured on."""
+        return tuple(self.recipe.dataset.sets)
+
+    @property
+    def seeds(self) -> int:
+        return self.recipe.seeds
+
+    @property
+    def place(self) -> Path:
+        """The folder of the plan's file, with all that its jobs leave beside the store."""
+        return self.path.parent
+
+    @property
+    def report(self) -> Path:
+        """The folder of the campaign's report."""
+        return self.folder / REPORT
+
+    @property
+    def page(self) -> Path:
+        return self.report / PAGE
 
     @property
     def downstreams(self) -> list[str]:
         """The sets that are fine-tuned on."""
         return list(dict.fromkeys(column.downstream for column in self.columns))
+
+    @property
+    def jobs(self) -> list[str]:
+        """The names of all jobs, in their order."""
+        return [PREPARE, *(column.job for column in self.columns), REPORT]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the progress bar: a set each, upstream, the model; the cells of each column and
+        their evaluation; the report."""
+        of_column = len(self.rows) * self.seeds + 1
+        return len(self.sets) + 2 + of_column * len(self.columns) + 1
 
     def needed(self, dataset: DatasetRecipe) -> list[str]:
         """The sets that a campaign reads: those that it evaluates on, then those that it only
@@ -60,42 +120,66 @@ class Plan:
         """The column of this name."""
         return next(column for column in self.columns if column.name == name)
 
+    def cells(self, column: Column) -> Iterator[CellPlan]:
+        """The cells of a column: all rows with the first seed, then with the next."""
+        on = [row.on(column.downstream, column.settings) for row in self.rows.values()]
+        first = on[0].recipe.seed
+        for seed in range(first, first + self.seeds):
+            yield from (cell.seeded(seed) for cell in on)
 
-def plan(name: str, overrides: Sequence[str], cores: int) -> Plan:
-    """Resolve every cell of a campaign. No user's method runs; see `check_users_methods`.
 
-    Raises RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
+def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool = False) -> Plan:
+    """Resolve every cell of a campaign.
+
+    run_users: whether users' method files may run, which is needed to run the campaign. Raises
+    RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
     """
     grid = recipe.grid_keys(name, overrides)
     if cores < 1:
         raise RecipeError(f"--cores {cores}: at least one is needed")
     methods = recipe.methods_of(name, overrides)
     _check_words(overrides, methods)
-    cells = [recipe.load(name, overrides, method=method) for method in methods]
-    for cell in cells:
-        _check_siblings(Request(name, tuple(overrides)), cell)
-    sets = tuple(cells[0].dataset.sets)
-    if len(sets) < 2:
-        raise RecipeError(f"dataset.sets={list(sets)}: a campaign needs two sets or more")
+    rows = {
+        method: cell_plan.resolve(name, overrides, method=method, run_users=run_users)
+        for method in methods
+    }
+    cells = [row.recipe for row in rows.values()]
+    shared = cells[0]
+    if len(shared.dataset.sets) < 2:
+        sets = list(shared.dataset.sets)
+        raise RecipeError(f"dataset.sets={sets}: a campaign needs two sets or more")
     columns = columns_of(grid, cells)
-    if cells[0].dataset.holdout and cells[0].evaluate.split != "holdout":
+    if shared.dataset.holdout and shared.evaluate.split != "holdout":
         raise RecipeError(
-            f"dataset.holdout={cells[0].dataset.holdout:g}: a campaign judges cells on the same "
+            f"dataset.holdout={shared.dataset.holdout:g}: a campaign judges cells on the same "
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
-    folder = _folder(name, overrides, methods, cells[0])
-    identity = _identity(cells, [_settings(cell) for cell in cells], grid.given)
+    keys = _swept(overrides, methods)
+    files = {
+        cell.recipe.method.module: file_hash(Path(cell.recipe.method.module))
+        for row in rows.values()
+        for cell in row.all()
+        if modules.is_users(cell.recipe.method.module)
+    }
+    identity = _identity(rows, columns, files)
+    folder = Path(shared.runs) / _title(name, overrides, methods, shared, keys, identity)
     return Plan(
         name,
-        tuple(overrides),
-        tuple(methods),
-        sets,
+        recipe.sweep_command(name, overrides) if keys else _command(name, overrides),
+        rows,
         columns,
         folder,
-        threads=max(cells[0].threads, cores // len(columns)),
-        seeds=cells[0].seeds,
-        path=folder.resolve() / "plans" / identity / "plan.json",
+        max(shared.threads, cores // len(columns)),
+        shared.device,
+        asked(name, overrides)[1],
+        bool(keys),
+        files,
+        folder.resolve() / PLANS / identity / FILE,
     )
+
+
+def _command(name: str, overrides: Sequence[str]) -> str:
+    return shlex.join(["rib", "campaign", name, *overrides])
 
 
 def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
@@ -118,91 +202,128 @@ def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
             )
 
 
-def check_users_methods(plan: Plan) -> None:
-    """Run the files of users' methods, for what only they can refuse, before any work is done.
-
-    Raises RecipeError as `plan` does, and where a method's `check` refuses its cell.
-    """
-    request = Request(plan.name, plan.overrides)
-    for method in plan.methods:
-        cell = request.recipe(method)
-        if modules.is_users(cell.method.module):
-            modules.method_of(cell)
-        _check_siblings(request, cell, run_users=True)
-
-
-def _check_siblings(request: Request, cell: Recipe, *, run_users: bool = False) -> None:
-    """Raise RecipeError if a method is made of methods that do not exist or do not train."""
-    from engine.methods import base  # imports torch, which a finished campaign does not need
-
-    request = request.for_needs(cell)
-    for _, sibling in base.siblings(cell.method, request.recipe, run_users=run_users):
-        _check_siblings(request, sibling, run_users=run_users)
+def _identity(
+    rows: Mapping[str, CellPlan], columns: Sequence[Column], files: Mapping[str, str]
+) -> str:
+    """The digest of all that determines a campaign's results."""
+    return digest(
+        {
+            "format": artifacts.FORMAT,
+            "rows": {name: _settings(row) for name, row in rows.items()},
+            "columns": [[column.downstream, dict(column.settings)] for column in columns],
+            "modules": {Path(name).name: sha256 for name, sha256 in files.items()},
+        }
+    )
 
 
-def identify(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
-    """A campaign's folder and a digest of its files and words, by which its record is found.
+def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
+    """The folder of runs that some words name, and a digest of them and their files.
 
     Imports no method's module, and so no torch.
     """
     methods = recipe.methods_of(name, overrides)
     _check_words(overrides, methods)
     outlines = [recipe.outline(name, overrides, method) for method in methods]
-    cells = [cell for cell, _ in outlines]
-    settings = [_settings(cell) | {"own": _by_name(section)} for cell, section in outlines]
-    folder = _folder(name, overrides, methods, cells[0])
-    return folder, _identity(cells, settings, recipe.grid_keys(name, overrides).given)
+    files = [
+        Path(section["module"]) for _, section in outlines if modules.is_users(section["module"])
+    ]
+    digest_of = digest(
+        {
+            "cells": [_settings(CellPlan(cell)) for cell, _ in outlines],
+            "options": [
+                {key: value for key, value in section.items() if key != "module"}
+                for _, section in outlines
+            ],
+            "files": [file_hash(Path(file)) for file in files],
+            **recipe.grid_keys(name, overrides).given,
+        }
+    )
+    return Path(outlines[0][0].runs), digest_of
 
 
-def _identity(
-    cells: Sequence[Recipe], settings: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]
-) -> str:
-    modules = [Path(cell.method.module) for cell in cells if cell.method.module.endswith(".py")]
-    hashes = [file_hash(path) for path in modules]
-    return digest({"format": artifacts.FORMAT, "cells": list(settings), "files": hashes, **grid})
+def _settings(cell: CellPlan) -> dict[str, Any]:
+    """The part of a cell that can change results; paths, trackers and checkpoints cannot.
 
-
-def _settings(cell: Recipe) -> dict[str, Any]:
-    """The part of a cell's recipe that can change results; paths and checkpoints cannot."""
-    values = dataclasses.asdict(cell)
-    del values["runs"], values["campaign"]
-    # Not left out: identities of campaigns that ran with the default stay as they are.
+    A user's method is named by its file's name and content, which say what it needs: only where
+    the file runs is that known.
+    """
+    values = dataclasses.asdict(cell.recipe)
+    for key in ("runs", "campaign", "trackers", "downstream"):
+        del values[key]
     values["train"]["checkpoint_minutes"] = TrainRecipe.checkpoint_minutes
-    return values | {"method": _by_name(values["method"])}
+    if modules.is_users(cell.recipe.method.module):
+        module = Path(cell.recipe.method.module).name
+        return {**values, "method": {**values["method"], "module": module}}
+    return values | {"needs": {name: _settings(need) for name, need in cell.needs.items()}}
 
 
-def _by_name(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's section. A user's module is named by its file name; its content is hashed."""
-    module = str(section["module"])
-    return {**section, "module": Path(module).name if module.endswith(".py") else module}
-
-
-def swept(overrides: Sequence[str], methods: Sequence[str]) -> list[str]:
+def _swept(overrides: Sequence[str], methods: Sequence[str]) -> list[str]:
     """The keys of a sweep, which varies a single row by the command line; none of other grids."""
-    words = [word for word in overrides if word.partition("=")[0] == VARY]
-    return list(catalogue.parsed(words[-1])[VARY]) if words and len(methods) == 1 else []
+    words = [word.partition("=")[2] for word in overrides if word.startswith(f"{VARY}=")]
+    return list(yaml_text.parse(words[-1], VARY)) if words and len(methods) == 1 else []
 
 
-def _folder(name: str, overrides: Sequence[str], methods: Sequence[str], cell: Recipe) -> Path:
-    """The campaign's folder. Grids of other models than the file's name theirs, and sweeps their
-    row and keys, so that they leave the report of the whole grid alone."""
+def _title(
+    name: str,
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    cell: Recipe,
+    swept: Sequence[str],
+    identity: str,
+) -> str:
+    """The name of the campaign's folder.
+
+    Words that change the results have a folder of their own, so that they leave the report of the
+    campaign's file alone.
+    """
     words = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
     is_default = not words or words[-1] == recipe.model_of(name)
     title = [Path(name).stem, *([] if is_default else [cell.model.name])]
-    if keys := swept(overrides, methods):
-        title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in keys)]
-    return Path(cell.runs) / "-".join(title)
+    if swept:
+        title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
+    if any(word.partition("=")[0] not in OUTSIDE for word in overrides):
+        title.append(identity[:8])
+    return "-".join(title)
+
+
+def text(plan: Plan) -> bytes:
+    """The plan as its file, which `read` reads."""
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    del values["path"]
+    return schema.with_digest(
+        values
+        | {
+            "rows": {name: row.plain() for name, row in plan.rows.items()},
+            "columns": [dataclasses.asdict(column) for column in plan.columns],
+            "folder": str(plan.folder.resolve()),
+        }
+    )
 
 
 def read(path: Path) -> Plan:
-    """A plan from its file on disk. Raises DamagedFile and FileNotFoundError, which name it."""
+    """A plan from its file on disk; no recipe and no method's module is read.
+
+    Raises DamagedFile and FileNotFoundError, which name the file.
+    """
     remedy = "run `rib campaign` again, which writes it anew"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
-    plan = schema.convert(schema.read_unaltered(path, remedy), Plan, path, remedy)
-    return dataclasses.replace(plan, path=path)
+    values = schema.read_unaltered(path, remedy)
+    try:
+        plain = values.pop("rows").items()
+        # A folder of runs that moved is where its plan is.
+        rows = {name: cell_plan.of_plain(row).below(path.parents[3]) for name, row in plain}
+        plan = msgspec.convert(values | {"rows": {}}, Plan, dec_hook=lambda kind, text: kind(text))
+    except (msgspec.ValidationError, RecipeError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+    return dataclasses.replace(plan, rows=rows, folder=path.parents[2], path=path)
 
 
-def report_page(plan: Plan) -> Path:
-    """The HTML page of the campaign's report."""
-    return plan.folder / REPORT / PAGE
+def check_modules(plan: Plan) -> None:
+    """Raise CampaignError where a user's method file is not as it was planned."""
+    for name, sha256 in plan.modules.items():
+        if not Path(name).is_file() or file_hash(Path(name)) != sha256:
+            raise CampaignError(
+                f"{name} is not as it was when the campaign was planned: put it back, or start the "
+                "campaign again, which plans with the new file"
+            )

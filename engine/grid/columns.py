@@ -5,37 +5,47 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError, nearest
+from engine.grid.cell_plan import Scalar
 from engine.recipe import text
-from engine.recipe.catalogue import DOWNSTREAMS, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, VARY
 from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
-from engine.recipe.vary import SEED
 
 SECTIONS = ("optimizer", "train")  # what may vary: it changes training and nothing else
+SEED = "seed"
 KEYS = ("dataset.shots", "dataset.portion", "method.variant", SEED)
 FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # which make another method
 MOST = 10_000  # columns; more are a mistake in `vary`
 LONGEST = 200  # bytes of a column's name, of which files of up to 255 are named
-Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class Column:
     """All methods, fine-tuned on a set in a setting: a job.
 
-    name: can name a file. setting: as `engine.measures.rows.Arm`. overrides: the words of what
-    varies: those of the setting, and of a seed, over which numbers are means.
+    name: can name a file. setting: as `engine.measures.rows.Arm`. settings: the values of the keys
+    that vary, and of a seed, over which numbers are means.
     """
 
     name: str
     downstream: str
     setting: str = ""
-    overrides: tuple[str, ...] = ()
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def job(self) -> str:
+        """The name of its job."""
+        return f"column-{self.name}"
+
+    @property
+    def varied(self) -> dict[str, Scalar]:
+        """The settings but the seed."""
+        return {key: value for key, value in self.settings.items() if key != SEED}
 
 
 def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
@@ -77,7 +87,7 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     except RecipeError as error:
         raise RecipeError(f"{source} (vary): {error}") from error
     columns = tuple(
-        Column(",".join([name, *words]), name, _without_seed(words), words)
+        Column(",".join([name, *words]), name, _without_seed(words), _typed(words, cells[0]))
         for name, words in itertools.product(downstreams, settings)
     )
     for column in columns:
@@ -127,6 +137,10 @@ def _check_twice(words: Sequence[str], cell: Recipe) -> None:
             same = "" if before == value else f", as {before} and {value}"
             raise RecipeError(f"{key} names {text(typed)} twice{same}")
         values[typed] = value
+
+
+def _typed(words: Sequence[str], cell: Recipe) -> dict[str, Scalar]:
+    return {word.partition("=")[0]: recipe.value_of(cell, word) for word in words}
 
 
 def _without_seed(words: Sequence[str]) -> str:

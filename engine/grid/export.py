@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.evaluation import merge
-from engine.grid import record
+from engine.grid.choice import check_choice
+from engine.grid.record import FinishedCampaign
 from engine.machine.files import room_for
-from engine.measures.rows import PRE
+from engine.measures.rows import PRE, Evaluation
 from engine.models import clip
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells, tensors
@@ -58,44 +59,15 @@ class Row:
         return next(iter(self.parents.values())).prompt() if len(self.parents) == 1 else None
 
 
-def row_of_campaign(
-    name: str,
-    overrides: Sequence[str],
-    *,
-    method: str | None,
-    downstream: str | None,
-    setting: str | None,
-    alpha: float | None,
-    seed: int | None,
-) -> Row:
-    """The row of a finished campaign's table that these values choose.
-
-    Raises ValueError, naming the option, where there is no such row or more than one;
-    CampaignError where the campaign is not finished.
-    """
-    campaign = record.find(name, overrides)
-    rows = campaign.record.evaluations
-    for option, column, value in (
-        ("--method", "method", method),
-        ("--set", "downstream", downstream),
-        ("--setting", "setting", setting),
-        ("--alpha", "alpha", alpha),
-        ("--seed", "seed", seed),
-    ):
-        valid = dict.fromkeys(getattr(row, column) for row in rows)
-        if column == "setting" and value is None and "" in valid:
-            value = ""  # the plain grid; every other setting has a name
-        _check_choice(option, value, list(valid))
-        rows = [row for row in rows if value is None or getattr(row, column) == value]
-    row = rows[0]
+def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
+    """A row of a finished campaign's table. Raises ValueError where a cell is gone."""
+    name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
-    command = " ".join(["rib campaign", name, *overrides])
-    remedy = f"delete {campaign.place} and run `{command}` again"
+    remedy = f"run `{campaign.plan.command}` again"
     mix = campaign.mix(row)
     parents = _parents(Store(campaign.store), mix, title, remedy)
-    resolved = recipe.load(name, overrides)
-    return Row(title, mix, parents, description_of(parents.values(), resolved))
+    return Row(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> Row:
@@ -106,7 +78,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     """
     cell = Cell(Artifact("cells", folder.name, folder, {}))
     entries = {entry.alpha: entry for entry in cell.entries}
-    _check_choice("--alpha", alpha, list(entries))
+    check_choice("--alpha", alpha, list(entries))
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))
     title = folder.name if entry.alpha is None else f"{folder.name} at alpha {entry.alpha:g}"
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
@@ -201,15 +173,3 @@ def _parents(store: Store, mix: Mix, title: str, remedy: str) -> dict[str, Cell]
             )
         parents[name] = cell
     return parents
-
-
-def _check_choice(option: str, value: object, valid: Sequence[object]) -> None:
-    """Raise ValueError unless `value` is valid, or None where there is no choice."""
-    if value in valid or (value is None and len(valid) == 1):
-        return
-    if valid in ([None], [""]):
-        raise ValueError(f"{option} {value}: this row has none; leave the option out")
-    shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in valid)
-    if value is None:
-        raise ValueError(f"there is more than one such row: add {option}, one of {shown}")
-    raise ValueError(f"there is no row of {option} {value}, only of {shown}")

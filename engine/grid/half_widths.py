@@ -7,27 +7,16 @@ their weights.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import recipe
 from engine.evaluation import budget
 from engine.evaluation.budget import Drawn
-from engine.grid import campaign
-from engine.machine.files import write_atomic
 from engine.measures import metrics, predictions, rows
 from engine.measures.rows import PRE, Arm, Evaluation, OfArm
-from loaders import schema
-
-if TYPE_CHECKING:
-    from engine.recipe.schema import Recipe
-
-FILE = "half_width.json"  # beside a plan: share of the sets' images seen, widest interval of a RI
 
 
 @dataclass(frozen=True)
@@ -43,14 +32,11 @@ def half_widths(
     samples: Mapping[str, Drawn],
     sets: Sequence[str],
     downstreams: Sequence[str] = (),
-    *,
-    sequential: bool,
 ) -> list[HalfWidth]:
     """The intervals of every RI on `sets`, and of mRI of arms that have all columns.
     downstreams: as in `metrics.summarise`.
 
-    `sequential`: whether sampling stops as soon as they are narrow, which makes them wider. Each
-    interval alone holds with 95%; training seeds are taken as given.
+    Each interval alone holds with 95%; training seeds are taken as given.
     """
     downstreams = downstreams or sets
     variances: dict[Arm, dict[str, float]] = {}  # of each RI, and of mRI under ""
@@ -66,7 +52,7 @@ def half_widths(
                 in_ri = len(downstreams) * weights[downstream]
                 of_arm[downstream] += float(variance) * in_ri**2
             of_arm[""] += float(of_mean) * total**2
-    z = 100 * budget.quantile(budget.LOOKS if sequential else 1)
+    z = 100 * budget.quantile(1)
     intervals = []
     for arm, of_arm in variances.items():
         trained = {row.downstream for row in evaluations if row.arm == arm}
@@ -90,55 +76,9 @@ def note(intervals: Sequence[HalfWidth], samples: Mapping[str, Drawn]) -> str:
     )
 
 
-def write(
-    folder: Path, place: Path, intervals: Sequence[HalfWidth], samples: Mapping[str, Drawn]
-) -> None:
-    """`half_widths.csv` beside the report, and the widest of a RI beside the plan (in `place`)."""
+def write(folder: Path, intervals: Sequence[HalfWidth]) -> None:
+    """`half_widths.csv` in the folder of a report."""
     rows.write(folder / "half_widths.csv", HalfWidth, intervals)
-    assert intervals, "a campaign has columns, and each a RI"
-    widest = max(row.half_width for row in intervals if row.downstream)
-    seen, total = _seen(samples)
-    write_atomic(place / FILE, json.dumps([seen / total, widest]).encode())
-
-
-def sequential_plans(name: str, overrides: Sequence[str], cores: int) -> Iterator[campaign.Plan]:
-    """The plans that a campaign has to run, one after the other.
-
-    Without `evaluate.half_width` there is one. With it, each sees more images than the last and
-    takes over what that evaluated, until the intervals of RI are no wider than `half_width` or
-    `evaluate.budget` is reached. A plan that is known to be too wide is not run again.
-    """
-    evaluate = recipe.load(name, overrides).evaluate
-    if evaluate.half_width is None:
-        yield campaign.plan(name, overrides, cores)
-        return
-    share = width = 0.0
-    for number in range(1, budget.LOOKS + 1):
-        share = budget.next_look(number, share, width, evaluate.half_width, evaluate.budget)
-        plan = campaign.plan(name, [*overrides, f"evaluate.budget={share}"], cores)
-        is_last = share == evaluate.budget
-        if is_last or not _too_wide(plan, evaluate.half_width):
-            yield plan
-            if is_last or not _too_wide(plan, evaluate.half_width):
-                return
-        share, width = _result(plan)
-
-
-def users_words(plan: campaign.Plan, resolved: Recipe) -> tuple[str, ...]:
-    """The user's overrides, without the budget that `sequential_plans` adds."""
-    return plan.overrides if resolved.evaluate.half_width is None else plan.overrides[:-1]
-
-
-def _too_wide(plan: campaign.Plan, half_width: float) -> bool:
-    """Whether the plan has a report, and an interval in it is wider."""
-    return (plan.path.parent / FILE).is_file() and _result(plan)[1] > half_width
-
-
-def _result(plan: campaign.Plan) -> tuple[float, float]:
-    """Of a plan's report: the share of the images seen, and the widest interval of a RI."""
-    file = plan.path.parent / FILE
-    remedy = "delete it and run the campaign again"
-    return schema.read(file, tuple[float, float], remedy)  # pyright: ignore[reportArgumentType]
 
 
 def _seen(samples: Mapping[str, Drawn]) -> tuple[int, int]:

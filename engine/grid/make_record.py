@@ -8,26 +8,22 @@ import io
 import logging
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import recipe
 from engine.data import imagenet, thumbnails
 from engine.errors import CampaignError
 from engine.evaluation import cka, passes, sample
 from engine.evaluation.sample import Sample
-from engine.grid import attempts, campaign, failures, half_widths, verify
-from engine.grid.campaign import Plan
+from engine.grid import attempts, outcomes, snapshots, verify
+from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
-from engine.grid.job_graph import COLUMN, EVALUATE, PREPARE, TRAIN, name_of
-from engine.grid.jobs import builder_of
+from engine.grid.jobs import builders
 from engine.grid.record import MissingColumn, Record, StoredSample
-from engine.measures import image_changes
+from engine.measures import image_changes, predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
-from engine.recipe.request import Request
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
@@ -63,39 +59,30 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         files[path] = None
         seed = sample.seed_of(run, name, drawn.split)
         stored[name] = StoredSample(str(path.relative_to(root)), drawn.images, seed)
-    words = half_widths.users_words(plan, run.recipe)
-    sweep = _sweep(plan)
-    command = " ".join(["rib campaign", plan.name, *words])
-    if sweep is not None:
-        command = recipe.sweep_command(plan.name, words)
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji = dataset.kind == "emoji"
     return Record(
-        asked=campaign.identify(plan.name, words)[1],
         name=plan.name,
         sets=list(plan.sets),
         downstreams=plan.downstreams,
         upstream=dataset.upstream,
-        methods={
-            method: Request(plan.name, plan.overrides).recipe(method).method.title
-            for method in plan.methods
-        },
-        settings=_settings(run, plan, command, seeds) | {"Rows": _rows(plan)},
+        methods={name: row.recipe.method.title for name, row in plan.rows.items()},
+        settings=_settings(run, plan, seeds) | {"Rows": _rows(plan)},
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
         samples=stored,
-        sequential=run.recipe.evaluate.half_width is not None,
         evaluations=[
             dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
-        sweep=sweep,
+        sweep={c.setting: c.varied for c in plan.columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
         thumbnails=_thumbnails(run, evaluations),
-        attempts=attempts.read(plan.path.parent),
+        attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
+        artifacts=_artifacts(run, evaluations),
     )
 
 
@@ -109,10 +96,8 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
     lacking = [column for column in plan.columns if not _is_finished(plan, column, device)]
     unfinished = {column.downstream for column in lacking}
     finished = tuple(c for c in plan.columns if c.downstream not in unfinished)
-    place = plan.path.parent
-    reasons = failures.by_job(place)
     missing = [
-        MissingColumn(column.name, _reason(column, reasons))
+        MissingColumn(column.name, _reason(plan, column))
         for column in plan.columns
         if column.downstream in unfinished
     ]
@@ -137,19 +122,31 @@ def _is_finished(plan: Plan, column: Column, device: torch.device) -> bool:
     return True
 
 
-def _reason(column: Column, failed: Mapping[str, str]) -> str:
+def _reason(plan: Plan, column: Column) -> str:
     """Why a column is missing: the failure of a job that it needs, or that none failed."""
-    training = name_of(TRAIN, column.name)
-    needed = (PREPARE, name_of(COLUMN, column.name), training)
-    for job, why in failed.items():
-        if job in needed or job.startswith((f"{training}.", f"{EVALUATE}-")):
-            return f"{job} {why}"
+    for job in (PREPARE, column.job):
+        if why := outcomes.reason(plan.place, job):
+            return f"{job} {why.replace(outcomes.WORDS, ': ')}"
     return "its jobs have not all run"
+
+
+def _artifacts(run: Run, evaluations: Sequence[Evaluation]) -> list[str]:
+    """The cells, predictions and CKA that the campaign's numbers and exports are made of.
+
+    Weights of snapshots are removed on purpose and are left out.
+    """
+    folders = {row.path.parent for row in evaluations}
+    names = {name for row in evaluations for name in predictions.mix_of(row.path)}
+    found = [cells.find(run.store, name) for name in names]
+    folders |= {
+        cell.artifact.folder for cell in found if cell and cell.artifact.kind != snapshots.KIND
+    }
+    return sorted(folder.relative_to(run.store.root).as_posix() for folder in folders)
 
 
 def _shared(plan: Plan, device: torch.device) -> Run:
     """What all columns share, as the store holds it."""
-    builder = builder_of(plan, device, finds_only=True)
+    builder = builders(plan, device, plan.columns[0], finds_only=True)[0]
     encoded = verify.encoded(builder.recipe, builder.recipe.dataset.places)
     if missing := [name for name in builder.recipe.dataset.places if name not in encoded]:
         raise FileNotFoundError(
@@ -177,14 +174,15 @@ def _models(plan: Plan, device: torch.device) -> Iterator[tuple[Run, Column, Arm
     """Every model of every column."""
     sets = None
     for column in plan.columns:
-        builder = builder_of(plan, device, column, sets, finds_only=True)
-        sets = builder.sets  # opened once
-        for seeded, method in product(builder.seeded(), plan.methods):
-            row = seeded.row(method)
+        rows = builders(plan, device, column, sets, finds_only=True)
+        sets = rows[0].sets  # opened once
+        for number, row in enumerate(rows):
+            seed, method = divmod(number, len(plan.rows))
+            run, method = rows[seed * len(plan.rows)].run, plan.methods[method]
             model, variant = row.recipe.model.name, row.recipe.method.variant
             for entry in row.entries():
                 setting = ",".join(filter(None, (column.setting, entry.setting)))
-                yield seeded.run, column, Arm(model, method, variant, entry.alpha, setting), entry
+                yield run, column, Arm(model, method, variant, entry.alpha, setting), entry
 
 
 def _cka(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -213,22 +211,7 @@ def _distances(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _sweep(plan: Plan) -> dict[str, dict[str, Any]] | None:
-    """By setting, the values of the keys that a sweep varies beside the seed."""
-    if not campaign.swept(plan.overrides, plan.methods):
-        return None
-    row = recipe.load(plan.name, plan.overrides, method=plan.methods[0])
-    return {
-        column.setting: {
-            word.partition("=")[0]: recipe.value_of(row, word)
-            for word in column.setting.split(",")
-            if word
-        }
-        for column in plan.columns
-    }
-
-
-def _settings(run: Run, plan: Plan, command: str, seeds: Sequence[int]) -> dict[str, Any]:
+def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
     """What the page shows of the settings, by heading."""
     resolved = run.recipe
     model, first, last = resolved.model, seeds[0], seeds[-1]
@@ -237,7 +220,7 @@ def _settings(run: Run, plan: Plan, command: str, seeds: Sequence[int]) -> dict[
     about = (model.arch, f"{model.image_size} px", model.head.title)
     packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed(resolved.dataset)}
     return {
-        "Command": command,
+        "Command": plan.command,
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
         "Classes": len(run.sets.classes),
         "Training": (
@@ -273,8 +256,8 @@ def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
     """By method, the settings of its row: its options, the optimizer's and the training's."""
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     rows = {}
-    for name in plan.methods:
-        resolved = Request(plan.name, plan.overrides).recipe(name)
+    for name, row in plan.rows.items():
+        resolved = row.recipe
         options = dataclasses.asdict(resolved.method)
         rows[name] = {
             "variant": resolved.method.variant,

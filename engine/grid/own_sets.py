@@ -6,58 +6,36 @@ The campaign's numbers stay as they are: a new set is no part of RI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from engine.data.sets import Sets
-from engine.evaluation import passes, user_models
+from engine.evaluation import accuracies, passes, user_models
+from engine.evaluation.accuracies import Model, OnSet
 from engine.grid import export
 from engine.grid.record import FinishedCampaign
-from engine.machine.files import cache_folder
-from engine.measures import bootstrap, dynamics, metrics, predictions
-from engine.measures.rows import PRE, Accuracy, Evaluation
-from engine.recipe.request import Request
-from engine.run import Run
+from engine.measures import dynamics, predictions
+from engine.measures.rows import PRE
 from engine.store.artifacts import Store
-
-
-@dataclass(frozen=True)
-class OnUsersSet(Accuracy):
-    """A row's accuracy on a user's set, and its change from the pre-trained model's, in points.
-
-    change_low, change_high: the change's 95% interval over source images (the population:
-    `bootstrap`), or None. error: the Monte-Carlo standard error of its ends. mask and classes: as
-    in `user_models.ModelAccuracy`.
-    """
-
-    change: float | None = None
-    change_low: float | None = None
-    change_high: float | None = None
-    error: float = 0.0
-    mask: str = "none"
-    classes: int = 0
 
 
 def evaluate(
     campaign: FinishedCampaign,
-    request: Request,
     places: Mapping[str, Path],
     device: torch.device,
     *,
     mask: str = "none",
     intervals: bool = False,
-) -> list[OnUsersSet]:
+) -> list[OnSet]:
     """Every row of a finished campaign on every set; the pre-trained model comes first.
 
     Snapshots are left out: their weights may be gone.
 
-    `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a name of the
-    campaign's sets, classes that the head lacks, and missing predictions; FileNotFoundError for
-    missing cells.
+    `resolved`: any cell's recipe of the campaign. `places`: by name, folders with <class>/<image>,
+    or packs. Raises ValueError for a name of the campaign's sets, classes that the head lacks, and
+    missing predictions; FileNotFoundError for missing cells.
     """
     record = campaign.record
     for name in places:
@@ -66,50 +44,32 @@ def evaluate(
                 f"{name} is a set of the campaign, whose numbers are in {campaign.report}; give "
                 f"this set another name, as in --sets NAME={places[name]}"
             )
-    finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
-    models = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
-    mixes = [predictions.mix_of(row.path) for row in models]
-    resolved = request.recipe()
-    packs = {name: user_models.pack_at(resolved, place) for name, place in places.items()}
-    store = Store(Path(resolved.runs) / "store")
-    cells = {name: passes.stored_cell(store, name) for mix in mixes for name in mix}
-    head = export.description_of(cells.values(), resolved).classes or ()
-    sets = Sets(resolved, device, cache_folder(), packs, head, mask)
-    user_models.check(sets, packs)
-    base = next(
-        name for row, mix in zip(models, mixes, strict=True) if row.method == PRE for name in mix
+    resolved, store = campaign.plan.recipe, Store(campaign.store)
+    models = _models(campaign)
+    cells = {name: passes.stored_cell(store, name) for model in models for name in model.mix}
+    return accuracies.evaluate(
+        resolved,
+        store,
+        models,
+        {name: user_models.pack_at(resolved, place) for name, place in places.items()},
+        device,
+        base=cells[next(iter(models[0].mix))],
+        classes=export.description_of(cells.values(), resolved).classes or (),
+        mask=mask,
+        intervals=intervals,
     )
-    run = Run(resolved, device, sets, store, cells[base])
-    rows = []
-    for name in packs:
-        passes.evaluate(run, mixes, [name], "all")
-        evaluations = [
-            replace(row, evaluated_on=name, path=passes.predicted(run, mix, name, "all"))
-            for row, mix in zip(models, mixes, strict=True)
-        ]
-        rows += _rows(evaluations, *user_models.answers(sets, name), intervals)
-        sets.release(name)
-    return rows
 
 
-def _rows(
-    evaluations: Sequence[Evaluation], mask: str, classes: int, intervals: bool
-) -> list[OnUsersSet]:
-    """The rows of one set."""
-    grid = metrics.gather(evaluations)
-    ((name, bank),) = grid.predictions.items()
-    before, *after = sorted(grid.accuracy, key=lambda row: row.method != PRE)
-    ends: list[tuple[float | None, float | None, float]] = [(None, None, 0.0)] * (1 + len(after))
-    if intervals:
-        start = bank.sums((before.arm, ""), grid.seeds)
-        sums = [bank.sums((row.arm, row.downstream), grid.seeds) - start for row in after]
-        columns = {name: np.stack(sums, axis=-1)}
-        draws = metrics.settled_draws(grid.predictions, columns)
-        ends[1:] = [bootstrap.ends(samples) for samples in draws.T]
-    rows = []
-    for row, end in zip([before, *after], ends, strict=True):
-        change = None if row is before else row.accuracy - before.accuracy
-        rows.append(
-            OnUsersSet(*row.key, row.n, row.accuracy, row.headline, change, *end, mask, classes)
+def _models(campaign: FinishedCampaign) -> list[Model]:
+    """The rows' models, each once, though each was evaluated on many sets."""
+    finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
+    rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
+    return [
+        Model(
+            replace(row.cell, evaluated_on=""),
+            predictions.mix_of(row.path),
+            row.seed,
+            row.headline,
         )
-    return rows
+        for row in sorted(rows, key=lambda row: row.method != PRE)
+    ]

@@ -7,20 +7,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine.grid import failures, markers
+from engine.grid import outcomes
 from engine.grid.campaign import Plan
-from engine.grid.job_graph import Job
 from engine.machine import pace
 from engine.machine.files import write_atomic
 from loaders import schema
 from loaders.schema import DamagedFile
 
+FOLDER = "progress"  # beside a plan
 POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
 RUNNING, WAITING, DONE, FAILED = "running", "waiting", "done", "failed"
@@ -42,15 +42,15 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
     """Write how far a job of the plan at `path` is, and what it does, for the progress bar."""
     state = State(done, total, time.time(), doing, pace.PROCESS.read())
-    write_atomic(path.parent / "progress" / f"{name}.json", msgspec.json.encode(state))
+    write_atomic(path.parent / FOLDER / f"{name}.json", msgspec.json.encode(state))
 
 
-def counts(place: Path, jobs: Sequence[Job]) -> Counter[str]:
+def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
     """How many jobs of the plan in the folder `place` are running, waiting, done or failed.
 
-    A job has a marker when it is done, and a log from its start, whose last line tells a failure.
+    A job has a log from its start.
     """
-    return Counter(_state(place, job.name) for job in jobs)
+    return Counter(_state(place, job) for job in jobs)
 
 
 def text(states: Counter[str], doing: str, rate: float = 0.0) -> str:
@@ -61,49 +61,53 @@ def text(states: Counter[str], doing: str, rate: float = 0.0) -> str:
     return "; ".join(filter(None, [", ".join(parts), images, doing]))
 
 
-def show(process: subprocess.Popen, grids: Sequence[tuple[Plan, Sequence[Job]]]) -> None:
-    """Show a bar of all jobs of the grids until the process that runs them ends."""
+def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str] = str) -> None:
+    """Show a bar of all jobs of the plans until the process that runs them ends.
+
+    watch: what it says beside the bar is shown, once each time that it changes.
+    """
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 
-    total = sum(job.steps for _, jobs in grids for job in jobs)
+    total = sum(plan.steps for plan in plans)
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
-    shown = time.monotonic()
-    title = f"{grids[0][0].name} grid" + (f" of {len(grids)} models" if len(grids) > 1 else "")
-    state = text(_counts(grids), "")
+    shown, said = time.monotonic(), ""
+    title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")
+    state = text(_counts(plans), "")
     with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=state) as bar:
         while process.poll() is None:
-            states = [state for plan, _ in grids for state in _states(plan.path.parent)]
+            states = [state for plan in plans for state in _states(plan)]
             bar.n = min(total, sum(state.done for state in states))
             if time.monotonic() - shown >= interval:
-                _describe(bar, grids, states)
+                _describe(bar, plans, states)
                 bar.refresh()
                 shown = time.monotonic()
+            if said != (says := watch()):
+                bar.write(says, file=sys.stderr)
+                said = says
             time.sleep(POLL_S)
-        _describe(bar, grids, [])
+        _describe(bar, plans, [])
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _describe(
-    bar: Any, grids: Sequence[tuple[Plan, Sequence[Job]]], states: Sequence[State]
-) -> None:
+def _describe(bar: Any, plans: Sequence[Plan], states: Sequence[State]) -> None:
     latest = max(states, key=lambda state: state.at, default=None)
-    bar.set_postfix_str(text(_counts(grids), latest.doing if latest else ""), refresh=False)
+    bar.set_postfix_str(text(_counts(plans), latest.doing if latest else ""), refresh=False)
 
 
-def _counts(grids: Sequence[tuple[Plan, Sequence[Job]]]) -> Counter[str]:
-    return sum((counts(plan.path.parent, jobs) for plan, jobs in grids), Counter())
+def _counts(plans: Sequence[Plan]) -> Counter[str]:
+    return sum((counts(plan.place, plan.jobs) for plan in plans), Counter())
 
 
-def _state(place: Path, name: str) -> str:
-    if (place / markers.DONE / name).is_file():
+def _state(place: Path, job: str) -> str:
+    if outcomes.is_done(place, job):
         return DONE
-    log = place / failures.LOGS / f"{name}{failures.SUFFIX}"
-    if not log.is_file():
+    if not (place / outcomes.LOGS / f"{job}{outcomes.LOG}").is_file():
         return WAITING
-    return FAILED if failures.exit_code(log) is not None else RUNNING
+    return RUNNING if outcomes.exit_code(place, job) is None else FAILED
 
 
-def _states(place: Path) -> Iterator[State]:
-    for path in (place / "progress").glob("*.json"):
-        with contextlib.suppress(DamagedFile):  # it moves the bar only, and the job writes it anew
-            yield schema.read(path, State, "delete it")
+def _states(plan: Plan) -> Iterator[State]:
+    for job in plan.jobs:
+        # A damaged file moves the bar only, and the job writes it anew.
+        with contextlib.suppress(DamagedFile, FileNotFoundError):
+            yield schema.read(plan.place / FOLDER / f"{job}.json", State, "delete it")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,20 +53,18 @@ class MissingColumn:
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
-    asked: the digest by `campaign.identify` of the user's words. sets: those that RI is measured
-    on. downstreams: those fine-tuned on. methods: key to title, in table order. files: SHA-256 of
-    each path. contact_sheet: a PNG in base64, or empty. samples: by set, empty where all images
-    were seen. sequential: whether sampling stopped once intervals were narrow. cka: a row a
+    sets: those that RI is measured on. downstreams: those fine-tuned on. methods: key to title, in
+    table order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. samples: by
+    set, empty where all images were seen. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
     `evaluate.cka`. sweep: by setting, the values of the keys that a sweep varies beside the seed;
     None of other campaigns. classes: of the head, in order, by names for people; older files have
     none. thumbnails: WebP files in base64 by set, where its images may be shown
     (`dataset.thumbnails`), and place of the image in its pack. attempts: at the campaign's jobs but
     the report's; older files have none. missing: columns that are not in it, of a campaign that has
-    not finished.
+    not finished. artifacts: folders of the store that the numbers and the rows' models are made of.
     """
 
-    asked: str
     name: str
     sets: list[str]
     downstreams: list[str]
@@ -76,7 +76,6 @@ class Record:
     holdout: bool
     distances: dict[str, Any] | None
     samples: dict[str, StoredSample]
-    sequential: bool
     evaluations: list[Evaluation]
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
@@ -85,6 +84,7 @@ class Record:
     thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     missing: list[MissingColumn] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""
@@ -110,6 +110,11 @@ class FinishedCampaign:
         names = dict.fromkeys(str(row.path) for row in rows)
         paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
         return [dataclasses.replace(row, path=paths[str(row.path)]) for row in rows]
+
+    @functools.cached_property
+    def plan(self) -> campaign.Plan:
+        """What was planned. Raises as `campaign.read`."""
+        return campaign.read(self.place / campaign.FILE)
 
     @property
     def store(self) -> Path:
@@ -173,28 +178,22 @@ def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
-    """The finished run of a campaign with these settings; of several, the last.
+    """The finished run of a campaign with these settings.
 
-    Raises CampaignError where there is none, DamagedFile where only a damaged record may be it.
+    Raises CampaignError where there is none, DamagedFile where its record is damaged.
     """
-    folder, identity = campaign.identify(name, overrides)
-    records = sorted(
-        folder.glob(f"plans/*/{campaign.RECORD}"), key=lambda path: -path.stat().st_mtime_ns
-    )
-    damaged: DamagedFile | None = None
+    runs, asked = campaign.asked(name, overrides)
+    pattern = f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}/*/{campaign.RECORD}"
+    records = sorted(runs.glob(pattern), key=lambda path: -path.stat().st_mtime_ns)
     for file in records:
-        try:
-            run = read(file.parent.resolve())
-        except DamagedFile as error:
-            damaged = damaged or error
-            continue
-        if run.record.asked == identity:
-            return run
-    if damaged is not None:
-        raise damaged
-    command = " ".join(["rib campaign", name, *overrides])
+        place = file.parent.resolve()
+        remedy = "run `rib campaign` again, which writes it anew"
+        plan = schema.read_unaltered(place / campaign.FILE, remedy)
+        if plan.get("asked") == asked:
+            return read(place)
+    command = shlex.join(["rib", "campaign", name, *overrides])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
-        f"{folder} holds no finished run of {name} with these settings{differs}; `{command}` "
+        f"{runs} holds no finished run of {name} with these settings{differs}; `{command}` "
         "finishes it, and evaluates nothing again"
     )

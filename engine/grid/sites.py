@@ -2,76 +2,167 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.grid import resources
-from engine.grid.campaign import Plan
-from engine.grid.job_graph import Job
-from engine.grid.resources import Resources
-from engine.recipe.request import Request
+from engine.errors import CampaignError
+from engine.grid import slurm
+from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
+
+SLURM_CORES = 4  # of a job: images are read beside the work
+MARGIN = 3  # of the predicted time, start-up included: a job that asks for too little is ended
+REPORT_MIN = 120  # distances between the sets, bootstrap
+Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user says of where a campaign runs.
+
+    cores: 0: all of this machine, on Slurm 4 of each job. hours, gigabytes: of each job; None: as
+    predicted. partition, account: empty: Slurm's own.
+    """
+
+    executor: str = "local"
+    cores: int = 0
+    gpus_per_job: int = 1
+    profile: Path | None = None
+    partition: str = ""
+    account: str = ""
+    hours: float | None = None
+    gigabytes: float | None = None
+    retries: int = 2
+    requeue: bool = False
 
 
 @dataclass(frozen=True)
 class Site:
-    """How Snakemake runs the jobs.
+    """How Snakemake runs the jobs of some campaigns.
 
     device: cpu | cuda, of all jobs; auto: a job takes what it sees. words: of Snakemake's command
     line, and environment: more variables for it. ranks: processes of a job, each with a GPU.
-    on_slurm: whether jobs live in a queue that must be emptied in the end.
     """
 
     device: str
-    resources: Mapping[str, Resources]
     words: tuple[str, ...]
     ranks: int = 1
     on_slurm: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def local(
-    plan: Plan, jobs: Sequence[Job], cores: int, gpus_per_job: int = 1, *, plans: int = 1
-) -> Site:
-    """This machine: each job takes its GPUs, and so many run at once as there are GPUs for.
+def checked(options: Options) -> Options:
+    """The options with their number of cores.
 
-    plans: those that share its cores. Raises ValueError where the recipe's device, or so many GPUs,
-    are not there.
+    Raises ValueError and CampaignError for those that are impossible, or have no effect beside the
+    chosen ones.
     """
+    on_slurm, folder = options.executor == "slurm", options.profile
+    if on_slurm and folder:
+        raise ValueError("--profile brings an executor of its own; leave --executor out")
+    if folder and not (folder / "config.yaml").is_file():
+        raise CampaignError(f"--profile {folder}: there is no {folder / 'config.yaml'}")
+    if options.gpus_per_job < 1:
+        raise ValueError(f"--gpus-per-job {options.gpus_per_job}: at least one is needed")
+    given = {
+        "partition": options.partition,
+        "account": options.account,
+        "time": options.hours,
+        "mem": options.gigabytes,
+        "requeue": options.requeue,
+    }
+    for name, value in given.items() if not on_slurm else ():
+        if value:
+            raise ValueError(f"--{name} is an option of --executor slurm")
+    for name in ("time", "mem"):
+        value = given[name]
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name} {value:g}: it must be above 0")
+    # Inside an allocation a process has fewer cores than the machine.
+    cores = options.cores or (SLURM_CORES if on_slurm else len(os.sched_getaffinity(0)))
+    return dataclasses.replace(options, cores=cores)
+
+
+def of(options: Options, plans: Sequence[Plan]) -> Site:
+    """The site of campaigns that run together.
+
+    Raises ValueError where the recipe's device, or so many GPUs, are not there; CampaignError as
+    `slurm.cluster`.
+    """
+    device, ranks = plans[0].recipe.device, options.gpus_per_job
+    if options.profile:
+        _check_gpus(device, ranks)
+        words = ("--cores", str(options.cores), "--profile", str(options.profile.resolve()))
+        return Site(device, words, ranks)
+    if options.executor == "slurm":
+        cluster = slurm.cluster(options.partition)
+        device = slurm.device(device, cluster)
+        _check_gpus(device, ranks)
+        words, environment = slurm.words(
+            cluster,
+            plans[0].place,
+            partition=options.partition,
+            account=options.account,
+            retries=options.retries,
+            requeue=options.requeue,
+        )
+        return Site(device, words, ranks, on_slurm=True, environment=environment)
     import torch
 
-    from engine.machine import ranks
+    from engine.machine import ranks as processes
 
-    device = ranks.pick_device(device_of(plan)).type
+    device = processes.pick_device(device).type
+    _check_gpus(device, ranks)
     there = torch.cuda.device_count() if device == "cuda" else 0
-    check_gpus(device, gpus_per_job)
-    if device == "cuda" and gpus_per_job > there:
-        raise ValueError(f"--gpus-per-job {gpus_per_job}: there are {there} GPUs")
-    needs = resources.local(plan, jobs, max(1, cores // plans), gpus_per_job if there else 0)
-    words = ("--cores", str(cores), "--resources", f"gpu={there}")
-    return Site(device, needs, words, gpus_per_job)
+    if device == "cuda" and ranks > there:
+        raise ValueError(f"--gpus-per-job {ranks}: there are {there} GPUs")
+    return Site(device, ("--cores", str(options.cores), "--resources", f"gpu={there}"), ranks)
 
 
-def profile(
-    device: str, needs: Mapping[str, Resources], folder: Path, cores: int, gpus_per_job: int
-) -> Site:
-    """What a user's Snakemake profile says, whose executor may take `needs` into account.
+def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
+    """What the jobs of each stage use or ask for. plans: those that share this machine's cores."""
+    gpus = 0 if site.device == "cpu" else site.ranks
+    if options.executor == "local" and not options.profile:
+        cores = max(1, options.cores // plans)
+        return {
+            PREPARE: {"threads": cores, "gpu": min(gpus, 1)},
+            COLUMN: {"threads": min(plan.threads, options.cores), "gpu": gpus},
+            REPORT: {"threads": cores},
+        }
+    from engine.grid import estimate
 
-    device: auto | cpu | cuda; `auto` is resolved where a job runs.
-    """
-    check_gpus(device, gpus_per_job)
-    words = ("--cores", str(cores), "--profile", str(folder.resolve()))
-    return Site(device, needs, words, gpus_per_job)
+    costs = estimate.of(plan)
+    cores = options.cores if site.on_slurm else plan.threads
+    device = estimate.A100 if gpus else estimate.cpu(cores)
+    memory = {"mem_mb": math.ceil(1000 * (options.gigabytes or costs.memory_gb))}
+
+    def minutes(hours: float) -> dict[str, int]:
+        asked = MARGIN * hours if options.hours is None else options.hours
+        return {"runtime": math.ceil(60 * asked)}
+
+    prepare_h, column_h = costs.prepare_hours(device), costs.column_hours(device, max(1, gpus))
+    return {
+        PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
+        COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},
+        REPORT: {"threads": cores, **memory, **minutes(REPORT_MIN / 60 / MARGIN)},
+    }
 
 
-def device_of(plan: Plan) -> str:
-    """The device of a campaign's recipe: auto | cpu | cuda."""
-    return Request(plan.name, plan.overrides).recipe(plan.methods[0]).device
+def text(asked: Resources) -> str:
+    """For people: `1 GPU, 4 cores, 12.0 GB, 95 min`."""
+    gpu, cores = asked.get("gpu", 0), asked["threads"]
+    parts = [
+        f"{gpu} GPU" + "s" * (gpu > 1) if gpu else "",
+        f"{cores} core" + "s" * (cores > 1),
+        f"{asked['mem_mb'] / 1000:.1f} GB" if "mem_mb" in asked else "",
+        f"{asked['runtime']} min" if "runtime" in asked else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
-def check_gpus(device: str, gpus_per_job: int) -> None:
-    """Raise ValueError for a number of GPUs that no job can have on this device."""
-    if gpus_per_job < 1:
-        raise ValueError(f"--gpus-per-job {gpus_per_job}: at least one is needed")
-    if gpus_per_job > 1 and device == "cpu":
-        raise ValueError(f"--gpus-per-job {gpus_per_job}: the jobs run on CPUs")
+def _check_gpus(device: str, number: int) -> None:
+    if number > 1 and device == "cpu":
+        raise ValueError(f"--gpus-per-job {number}: the jobs run on CPUs")

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import CampaignError
-from engine.grid import sites
-from engine.grid.resources import Resources
-from engine.grid.sites import Site
+from engine.machine.files import write_atomic
 from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
+ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
-RUN_ID = re.compile(r"SLURM run ID: (\S+)")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user asks of Slurm; empty: Slurm's own default."""
-
-    partition: str = ""
-    account: str = ""
-    gpus_per_job: int = 1
-    requeue: bool = False
-    retries: int = 2
+# Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
+# last word of its question is the name of the jobs.
+SACCT = """#!/bin/sh
+for name; do :; done
+exec squeue --format='%i|%T' --states=all --noheader --name "$name"
+"""
 
 
 @dataclass(frozen=True)
@@ -84,48 +77,87 @@ def device(chosen: str, cluster: Cluster) -> str:
     return "cpu" if chosen == "cpu" or not cluster.has_gpus else "cuda"
 
 
-def site(
-    options: Options, cluster: Cluster, device: str, needs: Mapping[str, Resources], place: Path
-) -> Site:
-    """The site of a campaign whose plan is in the folder `place`.
+def words(
+    cluster: Cluster,
+    place: Path,
+    *,
+    partition: str = "",
+    account: str = "",
+    retries: int = 0,
+    requeue: bool = False,
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Snakemake's words and environment for a campaign whose plan is in the folder `place`.
 
-    Where there is no slurmdbd `squeue` is asked for the state of jobs: the plugin would wait for
-    ever for an answer of `sacct`. It must ask before Slurm forgets a job that has ended, or it
-    would wait for ever, too.
+    Where there is no slurmdbd `squeue` is asked for the state of jobs. It must ask before Slurm
+    forgets a job that has ended, or it would wait for ever. Raises CampaignError where Slurm
+    forgets too early.
     """
-    sites.check_gpus(device, options.gpus_per_job)
     if not cluster.accounting and cluster.remembers_s < MIN_JOB_AGE_S:
         raise CampaignError(
             f"Slurm forgets a finished job after {cluster.remembers_s} s (MinJobAge) and has no "
             "slurmdbd, so nobody can tell how a job ended; run the campaign inside an allocation "
             "(sbatch -N1 -c8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
         )
-    given, environment = {"slurm_partition": options.partition}, {}
+    given, environment = {"slurm_partition": partition}, {}
     if cluster.accounting:
-        given["slurm_account"] = options.account
-    elif options.account:  # the plugin would ask the accounting whether there is such an account
-        environment["SBATCH_ACCOUNT"] = options.account
+        given["slurm_account"] = account
+    else:
+        environment["PATH"] = os.pathsep.join([str(_programs(place)), os.environ.get("PATH", "")])
+        if account:  # the plugin would ask the accounting whether there is such an account
+            environment["SBATCH_ACCOUNT"] = account
     # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
     defaults = [f"{name}={value!r}" for name, value in given.items() if value]
-    words = [
-        *("--executor", "slurm", "--retries", str(options.retries)),
+    words = (
+        *("--executor", "slurm", "--retries", str(retries)),
         *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),
         *("--slurm-init-seconds-before-status-checks", str(FIRST_CHECK_S)),
         *("--slurm-status-command", "sacct" if cluster.accounting else "squeue"),
-        *("--slurm-logdir", str(place / "slurm")),
+        *("--slurm-status-attempts", str(ATTEMPTS)),
+        *("--slurm-logdir", str(place / "slurm"), "--slurm-jobname-prefix", _prefix(place)),
         *("--default-resources", *defaults),
-        "--slurm-requeue" if options.requeue else "--slurm-no-requeue",
-    ]
-    ranks = options.gpus_per_job
-    return Site(device, needs, tuple(words), ranks, on_slurm=True, environment=environment)
+        "--slurm-requeue" if requeue else "--slurm-no-requeue",
+    )
+    return words, environment
 
 
-def cancel(log: str) -> None:
-    """Empty the queue of the jobs that this log of Snakemake's submitted."""
-    for run in RUN_ID.findall(log):
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # Snakemake has tried as well
-            command = ["scancel", "--name", run]
-            subprocess.run(command, capture_output=True, timeout=ANSWER_S, check=False)
+def cancel(place: Path) -> None:
+    """Empty the queue of the jobs of the campaign whose plan is in the folder `place`."""
+    with contextlib.suppress(CampaignError):  # Snakemake has tried as well
+        lines = _answer("squeue", "--me", "--noheader", "--format", "%i %j").splitlines()
+        jobs = [line.split()[0] for line in lines if line.split()[1].startswith(_prefix(place))]
+        if jobs:
+            _answer("scancel", *jobs)
+
+
+def state(job: str) -> str:
+    """What Slurm says of a job that has ended, such as TIMEOUT; empty where it has forgotten it."""
+    with contextlib.suppress(CampaignError):
+        match = re.search(r"JobState=(\w+)", _answer("scontrol", "show", "job", job))
+        return match[1] if match else ""
+    with contextlib.suppress(CampaignError):
+        command = ("sacct", "-X", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
+        return " ".join(_answer(*command).split()[:1])
+    return ""
+
+
+def answers() -> bool:
+    """Whether the controller is there."""
+    try:
+        return " UP" in _answer("scontrol", "ping")
+    except CampaignError:
+        return False
+
+
+def _prefix(place: Path) -> str:
+    """Begins the name in the queue of the jobs that this process started."""
+    return f"rib-{place.name}-{os.getpid()}"
+
+
+def _programs(place: Path) -> Path:
+    sacct = place / "bin" / "sacct"
+    write_atomic(sacct, SACCT.encode())
+    sacct.chmod(0o755)
+    return sacct.parent
 
 
 def _answer(*command: str) -> str:

@@ -95,10 +95,10 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
 def remove_weights(run: Run, evaluated: Sequence[Snapshot]) -> None:
     """Remove the weights of snapshots whose predictions are all there.
 
-    They stay where the recipe keeps them, and where a later sample may need them.
+    They stay where the recipe keeps them.
     """
     recipe = run.recipe
-    if recipe.train.keep_snapshots or recipe.evaluate.half_width is not None:
+    if recipe.train.keep_snapshots:
         return
     for snapshot in evaluated:
         if artifact := snapshot.weights(run):

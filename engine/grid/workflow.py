@@ -11,109 +11,81 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from engine.errors import CampaignError
-from engine.grid import failures, job_commands, markers, progress, slurm
-from engine.grid.campaign import Plan, check_users_methods
-from engine.grid.job_graph import REPORT, Job
-from engine.grid.sites import Site
+from engine.grid import campaign, outcomes, progress, sites, slurm
+from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
+from engine.grid.sites import Options, Resources, Site
 from engine.machine import environment, memory, parent
 from engine.machine.files import write_atomic
 from engine.store.artifacts import Store
-from loaders import locks, schema
+from loaders import locks
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
-FILE = "workflow.json"  # beside a plan: its jobs, and those of grids that run with it
+PING_S = 30  # between two questions whether Slurm is there
+FILE = "workflow.json"  # beside a plan: its jobs, and those of campaigns that run with it
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A plan, its jobs, and where they run.
-
-    priorities: by job; of those that could start, that of the highest number does. None: equal.
-    """
-
-    plan: Plan
-    jobs: Sequence[Job]
-    site: Site
-    priorities: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def place(self) -> Path:
-        """The folder of the plan, with markers and logs of its jobs."""
-        return self.plan.path.parent
-
-    @property
-    def workflow(self) -> Path:
-        """The file with the jobs of all grids, where this one is the first."""
-        return self.place / FILE
-
-    @property
-    def commands(self) -> dict[str, str]:
-        """The command of each job."""
-        return job_commands.commands(self.plan, self.jobs, self.site)
-
-    def plain(self) -> dict[str, dict[str, Any]]:
-        """What `workflow.smk` reads of each job."""
-        commands = self.commands
-        return {
-            job.name: {
-                "stage": job.stage,
-                "after": job.after,
-                "command": commands[job.name],
-                "resources": self.site.resources[job.name].plain(),
-                "priority": self.priorities.get(job.name, 0),
-            }
-            for job in self.jobs
-        }
-
-
-def run(grids: Sequence[Grid], *, dry_run: bool = False) -> None:
-    """Run what is missing of campaigns, all at once, on the first one's site.
+def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> None:
+    """Run what is missing of campaigns, all at once.
 
     Raises CampaignError when a job fails; campaigns that do not wait for it are finished first.
     """
-    first, site = grids[0], grids[0].site
+    where = sites.of(options, plans)
+    plans = [dataclasses.replace(plan, device=where.device) for plan in plans]
+    asked = [sites.resources(options, where, plan, len(plans)) for plan in plans]
+    if dry_run:
+        for plan, resources in zip(plans, asked, strict=True):
+            _show_jobs(plan, resources)
+        return
+    root = plans[0].place.parent
+    grids = {relative(plan.place, root): plan for plan in plans}
     with contextlib.ExitStack() as stack:
-        for grid in grids:
-            stack.enter_context(locked(grid.plan.folder))
-            write_atomic(grid.plan.path, plan_text(grid.plan))
-        jobs = {relative(grid.place, first.place): grid.plain() for grid in grids}
-        write_atomic(first.workflow, json.dumps(jobs, indent=1).encode())
-        command = [
+        for plan in plans:
+            stack.enter_context(locked(plan.folder))
+            outcomes.begin(plan)
+            Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
+            write_atomic(plan.path, campaign.text(plan))
+        settings = {
+            grid: {
+                "columns": [column.name for column in plan.columns],
+                "command": command(plan, where),
+                "resources": resources,
+            }
+            for (grid, plan), resources in zip(grids.items(), asked, strict=True)
+        }
+        file = plans[0].place / FILE
+        write_atomic(file, json.dumps(settings, indent=1).encode())
+        words = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            *("--directory", str(first.place)),
-            *(["--jobs", str(sum(map(len, jobs.values())))] if site.on_slurm else []),
-            *(["--keep-going"] if len(grids) > 1 else []),
-            *site.words,
+            *("--directory", str(root)),
+            *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.on_slurm else []),
+            *(["--keep-going"] if len(plans) > 1 else []),
+            *where.words,
         ]
-        if dry_run:
-            _show_jobs(command, grids)
-            return
-        for grid in grids:
-            check_users_methods(grid.plan)
-        for grid in grids:
-            _clean(grid.plan)
-        _watch(command, grids)
+        _watch(words, plans, where, _environment(where, file))
 
 
-def plan_text(plan: Plan) -> bytes:
-    """The plan as its file, which `campaign.read` reads."""
-    return schema.with_digest(dataclasses.asdict(plan))
+def command(plan: Plan, where: Site) -> str:
+    """A line for a shell that runs a job of the plan, but for the job's name, its last word."""
+    # -P: the working folder is the user's and may hold packages of our names.
+    program = [sys.executable, "-P", "-m", "engine.commands.job", "--plan", str(plan.path)]
+    ranks = ["--ranks", str(where.ranks)] if where.ranks > 1 else []
+    return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join([*program, *ranks])}"
 
 
 def relative(place: Path, root: Path) -> str:
@@ -148,74 +120,76 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _clean(plan: Plan) -> None:
-    done = plan.path.parent / markers.DONE
-    markers.forget_misleading(plan)
-    logs = plan.path.parent / failures.LOGS
-    for left in logs.glob(f"*{failures.USER_ERROR}"):  # the user may have mended it
-        left.unlink()
-    for log in logs.glob(f"*{failures.SUFFIX}"):
-        if not (done / log.stem).is_file():  # of an earlier run, which did not finish the job
-            log.unlink()
-    Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
+def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
+    """What would run. Nothing of a user's runs, and nothing is written."""
+    begun = not outcomes.is_done(plan.place, REPORT)
+    names = [job for job in plan.jobs if not (begun and outcomes.is_done(plan.place, job))]
+    width = max(map(len, names))
+    stages = {job: job if job in (PREPARE, REPORT) else COLUMN for job in names}
+    lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
+    print(f"{plan.folder.name}: {len(names)} jobs would run", *lines, sep="\n  ")
+    print(f"a column trains {', '.join(plan.methods)}")
 
 
-def _show_jobs(command: Sequence[str], grids: Sequence[Grid]) -> None:
-    first = grids[0]
-    done = subprocess.run(
-        [*command, "--dry-run"], capture_output=True, text=True, env=_environment(first)
-    )
-    output = done.stdout + done.stderr
-    if done.returncode:
-        why = output.strip().splitlines()[-1]
-        raise CampaignError(f"{first.plan.name} cannot be planned: {why}")
-    outputs = set(re.findall(r"^ +output: (.+)$", output, re.MULTILINE))
-    for grid in grids:
-        folder = Path(relative(grid.place, first.place), markers.DONE)
-        names = [job.name for job in grid.jobs if str(folder / job.name) in outputs]
-        width = max(map(len, names), default=0)
-        lines = [f"{name:<{width}}  {grid.site.resources[name].text()}" for name in names]
-        print(f"{grid.plan.folder.name}: {len(names)} jobs would run", *lines, sep="\n  ")
-        print(f"a column trains {', '.join(grid.plan.methods)}")
-
-
-def _watch(command: Sequence[str], grids: Sequence[Grid]) -> None:
-    site, log_path = grids[0].site, grids[0].place / "campaign.log"
+def _watch(
+    words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
+) -> None:
+    log_path = plans[0].place / "campaign.log"
     killed = memory.out_of_memory_kills()
     with log_path.open("ab") as log, _interrupted_by(ENDING):
-        start = log.tell()
         process = subprocess.Popen(
-            command,
+            words,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=_environment(grids[0]),
+            env=environment,
             preexec_fn=parent.follow,
         )
         try:
-            progress.show(process, [(grid.plan, grid.jobs) for grid in grids])
+            progress.show(process, plans, _slurm_away() if where.on_slurm else str)
         finally:
-            _end(process, CANCEL_S if site.on_slurm else GRACE_S)
-            if site.on_slurm and process.returncode:
-                slurm.cancel(failures.tail(log_path, start))
-    if process.returncode or not all((g.place / markers.DONE / REPORT).is_file() for g in grids):
-        text, out_of_memory = failures.tail(log_path, start), memory.out_of_memory_kills() > killed
-        reasons = [
-            reason
-            for grid in grids
-            for reason in failures.report(
-                text, grid.place, grid.commands, grids[0].place, out_of_memory=out_of_memory
-            )
-        ]
-        reasons = reasons or [failures.of_snakemake(text, process.returncode)]
+            _end(process, CANCEL_S if where.on_slurm else GRACE_S)
+            if where.on_slurm and process.returncode:
+                slurm.cancel(plans[0].place)
+    if process.returncode or not all(outcomes.is_done(plan.place, REPORT) for plan in plans):
+        out_of_memory = memory.out_of_memory_kills() > killed
+        reasons = []
+        for plan in plans:
+            jobs = {job: f"\n  alone: {command(plan, where)} {job}" for job in plan.jobs}
+            for job, text in outcomes.failures(plan, out_of_memory=out_of_memory):
+                reasons.append(text + jobs[job])
+        if not reasons:
+            code = process.returncode
+            how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
+            reasons = [f"the workflow {how}; last words: {_last_line(log_path)}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
-def _environment(first: Grid) -> dict[str, str]:
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next(filter(None, reversed(lines)), "nothing")
+
+
+def _slurm_away() -> Callable[[], str]:
+    """A watch that says when Slurm does not answer for some time, and when it is back."""
+    asked, failed = time.monotonic(), 0
+
+    def watch() -> str:
+        nonlocal asked, failed
+        if time.monotonic() - asked > PING_S:
+            failed = 0 if slurm.answers() else failed + 1
+            asked = time.monotonic()
+        away = "Slurm does not answer: its jobs go on, and so will this command once it is back"
+        return away if failed > 1 else ""
+
+    return watch
+
+
+def _environment(where: Site, jobs: Path) -> dict[str, str]:
     """Snakemake's, and so that of the jobs."""
-    ours = {JOBS: str(first.workflow), parent.CAMPAIGN: parent.campaign()}
-    return {**environment.of_jobs(), **ours, **first.site.environment}
+    ours = {JOBS: str(jobs), parent.CAMPAIGN: parent.campaign()}
+    return {**environment.of_jobs(), **ours, **where.environment}
 
 
 @contextlib.contextmanager

@@ -1,98 +1,118 @@
-# The jobs of one or more grids as a workflow; what a job waits for, asks for and runs stands in a
-# file. Cells and predictions are artefacts with markers of their own and are not declared here, so
-# that an interruption deletes nothing: a job that runs again finds what it had finished.
+# A campaign's jobs: what all columns share, a column each, the report. Cells and predictions are
+# artefacts with markers of their own and are not declared here, so that an interruption deletes
+# nothing: a job that runs again finds what it had finished.
 import json
 import os
+import shlex
 from pathlib import Path
 
 envvars: "RIB_WORKFLOW"
 
-# By the folder of its plan, each grid's jobs by name. Folders are relative to Snakemake's: the path
-# to that may hold its wildcards' braces.
-grids = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text())
+# By the folder of its plan, each campaign's columns, and what its jobs run and ask for. Folders are
+# relative to Snakemake's: the path to that may hold its wildcards' braces.
+GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text())
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
-# The last line tells how a job ended, which Snakemake does not. Code 2 is an error of the user's (see
-# engine/machine/entry.py), in which another attempt would end too. Snakemake deletes the log before
-# that, so a copy stays, and the attempt ends with it at once.
+# The exit code says whether another attempt would end in the same error (2) or a signal came.
 JOB = (
-    "if test -f {params.user_error:q}; then cp {params.user_error:q} {log:q}; exit 2; fi; "
+    "if test \"$(cat {params.exit:q} 2>/dev/null)\" = 2; then exit 2; fi; rm -f {params.exit:q}; "
     "(export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
-    "{params.command}) > {log:q} 2>&1 || (code=$?; echo \"exit code $code\" >> {log:q}; "
-    "test $code != 2 || cp {log:q} {params.user_error:q}; exit $code)"
+    "{params.command}) > {log:q} 2>&1 || (code=$?; echo $code > {params.exit:q}; exit $code)"
 )
 FINAL_MIN = 5  # for an attempt that ends at once, so that Slurm fits it in beside longer jobs
 
 
-def marker(place, name):
-    return str(Path(place, "done", name))
+def exit_file(stage):
+    return lambda wildcards: str(Path(wildcards.grid, "logs", f"{job(stage, wildcards)}.exit"))
 
 
-def planned(place, *path):
-    """What the file says of a job, as a function of the job's name."""
-
-    def of(wildcards):
-        value = grids[place][wildcards.job]
-        for key in path:
-            value = value[key]
-        return value
-
-    return of
+def job(stage, wildcards):
+    return f"column-{wildcards.column}" if stage == "column" else stage
 
 
-def before(place):
-    """Markers of the jobs that a job waits for."""
-    return lambda wildcards: [marker(place, name) for name in grids[place][wildcards.job]["after"]]
+def command(stage):
+    """The job's program, with its column as a last word."""
+    return lambda wildcards: f"{GRIDS[wildcards.grid]['command']} {shlex.quote(job(stage, wildcards))}"
 
 
-def user_error(place):
-    """The copy of its log that a job leaves which ended in an error of the user's."""
-    return lambda wildcards: str(Path(place, "logs", f"{wildcards.job}.user-error"))
-
-
-def resources_of(place):
-    """Snakemake's resources of a job; an attempt after a failure may take longer."""
+def resources_of(stage):
+    """What a job asks for; an attempt after a failure may take longer."""
 
     def amount(name):
         def of(wildcards, attempt):
-            once = grids[place][wildcards.job]["resources"].get(name, 0)
+            once = GRIDS[wildcards.grid]["resources"][stage].get(name, 0)
             if name != "runtime":
                 return once
-            is_final = Path(user_error(place)(wildcards)).is_file()
+            file = Path(exit_file(stage)(wildcards))
+            is_final = file.is_file() and file.read_text().strip() == "2"
             return min(once, FINAL_MIN) if is_final else once * attempt
 
         return of
 
-    names = set().union(*(job["resources"] for job in grids[place].values())) - {"threads"}
-    return {name: amount(name) for name in names}
+    asked = {name for grid in GRIDS.values() for name in grid["resources"][stage]}
+    return {name: amount(name) for name in asked - {"threads"}}
+
+
+def threads_of(stage):
+    return lambda wildcards: GRIDS[wildcards.grid]["resources"][stage]["threads"]
+
+
+wildcard_constraints:
+    column="[^/]+",
 
 
 rule all:
     input:
-        [marker(place, name) for place, jobs in grids.items() for name in jobs]
+        expand("{grid}/done/report", grid=GRIDS),
 
 
-# A rule a stage, by whose name a profile can say more of its jobs: column, or column_1 in the second
-# grid.
-for number, (place, jobs) in enumerate(grids.items()):
-    for stage in dict.fromkeys(job["stage"] for job in jobs.values()):
+rule prepare:
+    output:
+        touch("{grid}/done/prepare"),
+    log:
+        "{grid}/logs/prepare.log",
+    threads: threads_of("prepare")
+    resources:
+        **resources_of("prepare"),
+    params:
+        command=command("prepare"),
+        exit=exit_file("prepare"),
+    shell:
+        JOB
 
-        rule:
-            name:
-                stage + (f"_{number}" if number else "")
-            input:
-                before(place)
-            output:
-                touch(marker(place, "{job}"))
-            log:
-                str(Path(place, "logs", "{job}.log"))
-            wildcard_constraints:
-                job=f"{stage}(-[^/]+)?"
-            priority: planned(place, "priority")
-            threads: planned(place, "resources", "threads")
-            resources:
-                **resources_of(place)
-            params:
-                command=planned(place, "command"),
-                user_error=user_error(place),
-            shell:
-                JOB
+
+rule column:
+    input:
+        "{grid}/done/prepare",
+    output:
+        touch("{grid}/done/column-{column}"),
+    log:
+        "{grid}/logs/column-{column}.log",
+    threads: threads_of("column")
+    resources:
+        **resources_of("column"),
+    params:
+        command=command("column"),
+        exit=exit_file("column"),
+    shell:
+        JOB
+
+
+rule report:
+    input:
+        lambda wildcards: expand(
+            "{grid}/done/column-{column}",
+            grid=wildcards.grid,
+            column=GRIDS[wildcards.grid]["columns"],
+        ),
+    output:
+        touch("{grid}/done/report"),
+    log:
+        "{grid}/logs/report.log",
+    threads: threads_of("report")
+    resources:
+        **resources_of("report"),
+    params:
+        command=command("report"),
+        exit=exit_file("report"),
+    shell:
+        JOB

@@ -1,9 +1,10 @@
-"""Starts the ranks of a job on this machine and ends with them.
+"""Starts the ranks of a job on this machine.
 
 python -P -m engine.machine.launcher NUMBER MODULE [WORDS ...]
 
 It needs no torch, and its exit code tells how a rank ended, as a shell's does: 137 for one that was
-killed by SIGKILL. (torchrun ends with 1, and its store listens on all interfaces.)
+killed by SIGKILL. (torchrun ends with 1, and its store listens on all interfaces.) When it ends,
+ranks that still work end too: they follow it (`parent.follow_launcher`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Sequence
 from engine.machine import parent, preemption
 
 POLL_S = 0.1
-GRACE_S = 10  # for the ranks beside one that failed
 
 
 def main(words: Sequence[str]) -> int:
@@ -28,16 +28,13 @@ def main(words: Sequence[str]) -> int:
     ranks: list[subprocess.Popen] = []
 
     def pass_on(*_: object) -> None:
-        _send(ranks, signal.SIGTERM)
+        for rank in ranks:
+            rank.terminate()  # nothing where it has ended
 
     for heard in preemption.SCHEDULERS:
         signal.signal(heard, pass_on)
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the ranks as well
-    shared = {
-        "WORLD_SIZE": number,
-        "LOCAL_WORLD_SIZE": number,
-        parent.LAUNCH: parent.identity(os.getpid()),
-    }
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "RIB_LAUNCH": "1"}
     for rank in range(int(number)):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [sys.executable, "-P", "-m", module, *rest]
@@ -45,25 +42,10 @@ def main(words: Sequence[str]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
         if code := next(filter(None, codes), 0):
-            _end(ranks)
             return 128 - code if code < 0 else code
         if None not in codes:
             return 0
         time.sleep(POLL_S)
-
-
-def _send(ranks: Sequence[subprocess.Popen], number: signal.Signals) -> None:
-    for rank in ranks:
-        rank.send_signal(number)  # nothing where it has ended
-
-
-def _end(ranks: Sequence[subprocess.Popen]) -> None:
-    """End all ranks; those that wait for one that failed would do so for hours."""
-    end = time.monotonic() + GRACE_S
-    _send(ranks, signal.SIGTERM)
-    while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
-        time.sleep(POLL_S)
-    _send(ranks, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -26,31 +26,11 @@ def keep_pages() -> None:
         mallopt(TOP_PAD, 2**26)
 
 
-def out_of_memory_kills(
-    groups: Path = Path("/proc/self/cgroup"),
-    mount: Path = Path("/sys/fs/cgroup"),
-    vmstat: Path = Path("/proc/vmstat"),
-) -> int:
-    """How many processes the kernel has killed because memory ran out.
+def out_of_memory_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel has killed since its start because memory ran out.
 
-    Those of this process's control group, which its children share, or of the whole machine where
-    the group has no such count.
+    Those of control groups, as of containers and Slurm's jobs, count as well.
     """
-    for line in groups.read_text().splitlines() if groups.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, name = mount, "memory.events"
-        elif "memory" in controllers.split(","):
-            top, name = mount / "memory", "memory.oom_control"
-        else:
-            continue
-        # A container sees its group at the mount, but may be told its path outside of it.
-        for file in (top / path.lstrip("/") / name, top / name):
-            if (count := _count(file, "oom_kill")) is not None:
-                return count
-    return _count(vmstat, "oom_kill") or 0
-
-
-def _count(file: Path, key: str) -> int | None:
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [key]), None)
+    lines = vmstat.read_text().splitlines() if vmstat.is_file() else []
+    counts = dict(line.split() for line in lines)
+    return int(counts.get("oom_kill", 0))

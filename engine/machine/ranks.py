@@ -9,11 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,10 +17,8 @@ import torch.distributed as dist
 
 from engine.errors import FirstRankError
 from engine.machine import memory, precision, rendezvous
-from loaders import locks
 
 T = TypeVar("T")
-BUILDS_WITHIN_S, LOADS_WITHIN_S = 300, 60  # time another program may need for DeepSpeed's op
 
 
 def pick_device(device: str) -> torch.device:
@@ -51,13 +45,12 @@ def present(device: torch.device) -> torch.device:
 def start(device: str = "auto", gpu: int = 0) -> torch.device:
     """Join the process group and return this rank's device; a lone process takes GPU `gpu`.
 
-    Raises ValueError as `pick_device` does, where a CPU's machine has no C++ compiler, which
-    DeepSpeed needs, and where Slurm's tasks do not find each other.
+    Raises ValueError as `pick_device` does, and where Slurm's tasks do not find each other.
     """
     use_gpu = pick_device(device).type == "cuda"
     if not use_gpu:
         memory.keep_pages()
-        _prepare_cpu_build()
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rendezvous.complete_environment(gpu)
     local = int(os.environ["LOCAL_RANK"])
     if use_gpu:
@@ -69,56 +62,12 @@ def start(device: str = "auto", gpu: int = 0) -> torch.device:
     if not dist.is_initialized():
         import deepspeed  # imported late: DS_ACCELERATOR is read at import
 
-        if not use_gpu:
-            _load_cpu_op()
+        # An operator that only inference on several ranks uses, compiled for 40 s on a CPU.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         rendezvous.join(chosen)
         with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints where tables go
             deepspeed.init_distributed(verbose=False)  # takes the group that is there
     return chosen
-
-
-def _prepare_cpu_build() -> None:
-    """Set the environment in which DeepSpeed compiles its operator for a CPU."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if os.access(sys.prefix, os.W_OK):  # compiled code fits the torch of this environment only
-        extensions = str(Path(sys.prefix) / "torch_extensions")
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", extensions)
-    if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
-        raise ValueError("no C++ compiler found; DeepSpeed needs one on a CPU: install g++")
-    programs = Path(sys.executable).parent
-    if (programs / "ninja").is_file():  # another version of ninja would build everything again
-        os.environ["PATH"] = os.pathsep.join([str(programs), os.environ.get("PATH", "")])
-
-
-def _load_cpu_op() -> None:
-    """Load DeepSpeed's operator for a CPU, which is compiled once (40 s), a process at a time.
-
-    torch guards a build by a plain file. A killed process leaves that file behind, and all later
-    processes would wait for ever. We hold a lock of ours, so such a file is either
-    left over or belongs to another program, which gets time to finish.
-    """
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils import cpp_extension
-
-    default = cpp_extension.get_default_build_root()
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
-    with locks.held(root / ".rib.lock", lambda: None):
-        for lock in root.glob("**/deepspeed_shm_comm/lock"):
-            built = any(lock.parent.glob("*.so"))
-            _remove_old(lock, LOADS_WITHIN_S if built else BUILDS_WITHIN_S)
-        accelerator = get_accelerator()
-        assert accelerator is not None
-        builder = accelerator.create_op_builder("ShareMemCommBuilder")
-        if builder is not None and builder.is_compatible(verbose=False):
-            builder.load(verbose=False)
-
-
-def _remove_old(lock: Path, age_s: float) -> None:
-    """Wait until a lock file is gone or has reached an age in seconds; then remove it."""
-    with contextlib.suppress(FileNotFoundError):
-        while time.time() - lock.stat().st_mtime < age_s:
-            time.sleep(0.2)
-        lock.unlink()
 
 
 def rank() -> int:

@@ -10,222 +10,80 @@ the pre-trained model are fixed.
 
 It is a Poisson bootstrap (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams"):
 each draw weights each source by an independent Poisson number of mean 1, and a mean is a ratio of
-two weighted sums. Its variance is that of drawing with replacement, and sets may share sources in
-any pattern.
+two weighted sums. Its variance is that of drawing with replacement. How often a source comes up
+follows from its name alone, so that statistics of any sets are paired, whichever are drawn first.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+from scipy import special, stats
 
-from engine.measures import parallel
-from engine.measures.predictions import SetPredictions
-
+DRAWS = 4000  # the ends of an interval are then known to about a hundredth of its width
 LEVEL = 0.95
-TAIL = (1 - LEVEL) / 2
-COUNTS, TOGETHER = 1 << 20, 4096  # the most counts, and the most draws, of a generator
-WIDENED = 4096  # sources whose counts are converted to floats at a time
-CERTAIN = 4.0  # an estimated p lies within this many standard errors of the true p
-_POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])
-STEPS = np.round(2**16 * _POISSON).astype(np.uint16)  # a count: the steps up to 16 random bits
+TOGETHER = 2048  # sources whose counts are converted to floats at a time
+# A count for each 16 random bits, by the distribution function of a Poisson number of mean 1.
+_COUNT = stats.poisson.ppf((np.arange(1 << 16) + 0.5) / (1 << 16), 1).astype(np.uint8)
 
 
-def means(
-    by_set: Mapping[str, SetPredictions[Any]],
-    columns: Mapping[str, np.ndarray],
-    *,
-    resamples: int,
-    seed: int,
-    start: int = 0,
-) -> dict[str, np.ndarray]:
-    """Draws [resamples - start, K], from number `start` on, of K means over the images of each set
-    (float64).
+def counts(sources: Sequence[object] | np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """uint8 [sources, draws]: how often each source comes up in each draw."""
+    words = np.empty((len(sources), -(-draws // 4)), np.uint64)
+    for row, source in zip(words, sources, strict=True):
+        key = hashlib.blake2b(f"{seed} {source}".encode(), digest_size=16).digest()
+        row[:] = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(len(row))
+    return _COUNT[words.view(np.uint16)[:, :draws]]
 
-    `columns[name]` [seeds, sources, K] are sums per source, in the rows of `by_set[name]`; a mean
-    is their sum over the weight of the set's images, averaged over training seeds. Draw b is of the
-    same sources and seeds in all sets, whatever `start` and `resamples` are. A draw without any of
-    a set's images is replaced by all of them.
+
+def means(counts: np.ndarray, total: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """Draws (float32 [draws, K]) of the mean of K columns over the images of a set.
+
+    counts [sources, draws]: `counts` of the set's sources. total [sources] is the weight of each
+    source's images, and `sums` [sources, K] is a column's sum over them. A draw without any of the
+    set's images is replaced by all of them.
     """
-    (seeds,) = {column.shape[0] for column in columns.values()}
-    sampler = _Sampler({name: by_set[name] for name in columns}, seeds, seed, {})
-
-    def block(first: int) -> list[np.ndarray]:
-        draws = sampler.draws(max(first, start), min(first + sampler.together, resamples))
-        return [
-            draws.over_seeds([draws.mean(name, sums) for sums in columns[name]]) for name in columns
-        ]
-
-    blocks = parallel.each(block, sampler.blocks(start, resamples))
-    return {name: np.concatenate([part[k] for part in blocks]) for k, name in enumerate(columns)}
+    columns = np.column_stack([sums, total]).astype(np.float32)
+    totals = np.zeros((counts.shape[1], columns.shape[1]), np.float32)
+    for start in range(0, len(columns), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        totals += counts[part].T.astype(np.float32) @ columns[part]
+    totals[totals[:, -1] == 0] = columns.sum(axis=0)
+    return totals[:, :-1] / totals[:, -1:]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """B draws of the sources of several sets, and of S seeds; statistics of the same draws are
-    paired.
+def interval(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Both ends [2, ...] of the percentile interval of draws [B, ...]; NaN draws are left out."""
+    tail = (1 - level) / 2
+    quantile = np.nanquantile if np.isnan(samples).any() else np.quantile
+    return quantile(samples, (tail, 1 - tail), axis=0)
 
-    counts: uint8 [B, sources], how often each was drawn; sets: for each set, the columns of its
-    sources in `counts`, and the weight of their images; weights: float64 [B, S] of the seeds.
+
+def p_values(values: np.ndarray, samples: np.ndarray, by_seed: np.ndarray) -> np.ndarray:
+    """Two-sided p [K] of "the difference is 0", of K paired differences.
+
+    values [K]: the differences. samples [B, K]: their draws over source images, seeds as they are.
+    by_seed [S, K]: the difference of each seed. The statistic is Student's, with the variance over
+    images and that over seeds, and Welch's degrees of freedom; for one seed it is the normal's.
     """
-
-    sets: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    counts: np.ndarray
-    weights: np.ndarray
-
-    def mean(self, name: str, sums: np.ndarray) -> np.ndarray:
-        """Draws [B, K] of K means (float64) from sums per source [sources, K] of a set.
-
-        Products have the precision of the sums: float32 is twice as fast and exact for integers;
-        float64 keeps the digits of small differences that `tails` needs.
-        """
-        places, weight = self.sets[name]
-        columns = np.concatenate([sums, weight[:, None].astype(sums.dtype)], axis=1)
-        totals = np.zeros((len(self.counts), columns.shape[1]))
-        for start in range(0, len(places), WIDENED):
-            part = slice(start, start + WIDENED)
-            totals += self.counts[:, places[part]].astype(columns.dtype) @ columns[part]
-        totals[totals[:, -1] == 0] = columns.sum(axis=0)
-        return totals[:, :-1] / totals[:, -1:]
-
-    def first(self, count: int) -> Draws:
-        """The first `count` draws."""
-        return replace(self, counts=self.counts[:count], weights=self.weights[:count])
-
-    def over_seeds(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """[B, ...] mean over seeds of values [B, ...], one array a seed."""
-        if len(values) == 1:
-            return values[0]
-        return np.einsum("bs,sb...->b...", self.weights, np.stack(values))
+    seeds = len(by_seed)
+    images = samples.var(axis=0, dtype=np.float64)
+    among = by_seed.var(axis=0, ddof=1) / seeds if seeds > 1 else np.zeros_like(images)
+    error = np.sqrt(images + among)
+    apart = np.abs(values)
+    no_error = error < 1e-5  # points: what rounding leaves of draws that are all the same
+    t = apart / np.where(no_error, 1, error)
+    p = 2 * special.ndtr(-t)
+    if seeds > 1:
+        freedom = (seeds - 1) * (error**2 / np.maximum(among, 1e-12)) ** 2
+        p = 2 * stats.t.sf(t, freedom)
+    return np.where(apart < 1e-9, 1.0, np.where(no_error, 0.0, p))
 
 
-def draw(
-    by_set: Mapping[str, SetPredictions[Any]],
-    *,
-    resamples: int,
-    seeds: int,
-    seed: int,
-    beside: Mapping[str, SetPredictions[Any]] | None = None,
-) -> Draws:
-    """Draws that are held in memory: a byte for each draw and source.
-
-    beside: sets whose sources are drawn too. Draws of sets without further sources are then those
-    that `beside` has by itself, and are paired with them.
-    """
-    sampler = _Sampler(by_set, seeds, seed, beside or {})
-    blocks = parallel.each(
-        lambda first: sampler.draws(first, min(first + sampler.together, resamples)),
-        sampler.blocks(0, resamples),
-    )
-    return replace(
-        blocks[0],
-        counts=np.concatenate([block.counts for block in blocks]),
-        weights=np.concatenate([block.weights for block in blocks]),
-    )
-
-
-class _Sampler:
-    """Makes draws by their number, in blocks that share a generator."""
-
-    def __init__(
-        self,
-        by_set: Mapping[str, SetPredictions[Any]],
-        seeds: int,
-        seed: int,
-        beside: Mapping[str, SetPredictions[Any]],
-    ) -> None:
-        drawn = [of_set.sources for of_set in (*by_set.values(), *beside.values())]
-        sources = np.unique(np.concatenate(drawn))
-        self.sets = {
-            name: (np.searchsorted(sources, of_set.sources), of_set.total)
-            for name, of_set in by_set.items()
-        }
-        self.sources, self.seeds, self.seed = len(sources), seeds, seed
-        self.together = min(TOGETHER, max(32, COUNTS // self.sources))
-
-    def blocks(self, start: int, stop: int) -> range:
-        """The first draw of each block that holds draws `start` to `stop`."""
-        return range(start - start % self.together, stop, self.together)
-
-    def draws(self, start: int, stop: int) -> Draws:
-        """Draws `start` to `stop` of one block."""
-        first = start - start % self.together
-        rows = slice(start - first, stop - first)
-        for_counts, for_seeds = (np.random.SFC64([self.seed, first, k]) for k in (0, 1))
-        words = for_counts.random_raw(-(-self.together * self.sources // 4)).view(np.uint16)
-        words = words[: self.together * self.sources].reshape(self.together, self.sources)[rows]
-        counts = np.zeros(words.shape, np.uint8)
-        for step in STEPS:
-            counts += words >= step
-        weights = _seed_weights(np.random.Generator(for_seeds), self.together, self.seeds)
-        return Draws(self.sets, counts, weights[rows])
-
-
-class Ends(NamedTuple):
-    """The percentile interval that holds the middle 95% of draws, and the larger Monte-Carlo
-    standard error of its two ends."""
-
-    low: float
-    high: float
-    error: float
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
-
-def ends(samples: np.ndarray, tail: float = TAIL) -> Ends:
-    """The percentile interval of samples [B], which leaves the share `tail` out at either side.
-
-    The rank of an end is binomial, so its error is half the distance between the samples a standard
-    deviation of that rank below and above.
-    """
-    ordered = np.sort(samples)
-
-    def at(level: float) -> float:
-        """The quantile of the sorted samples, as `numpy.quantile` but much faster."""
-        rank = min(max(level, 0.0), 1.0) * (len(ordered) - 1)
-        below = ordered[int(rank)]
-        return float(below + (rank % 1) * (ordered[math.ceil(rank)] - below))
-
-    step = math.sqrt(tail * (1 - tail) / len(ordered))
-    errors = [(at(level + step) - at(level - step)) / 2 for level in (tail, 1 - tail)]
-    return Ends(at(tail), at(1 - tail), max(errors))
-
-
-class PValue(NamedTuple):
-    """A p-value (or an array of them) and its Monte-Carlo standard error."""
-
-    p: Any
-    error: Any
-
-
-def tails(samples: np.ndarray) -> np.ndarray:
-    """How many of samples [B, ...] are <= 0, and how many >= 0: int64 [2, ...]."""
-    rounded = samples.round(9)  # rounding errors may turn a difference of 0 into 1e-15
-    return np.stack([(rounded <= 0).sum(axis=0), (rounded >= 0).sum(axis=0)])
-
-
-def p_value(counts: np.ndarray, draws: np.ndarray | int) -> PValue:
-    """Two-sided p of "the statistic is 0" from the `tails` [2, ...] of its draws: the level at
-    which the percentile interval just reaches 0. It is never below 2 / (draws + 1).
-
-    The error is the distance to the upper end of Wilson's interval of `CERTAIN` standard errors,
-    divided by `CERTAIN`: it is above 0 even where no draw lies in the tail.
-    """
-    share = (np.minimum(counts[0], counts[1]) + 1) / (np.asarray(draws) + 1)
-    wide = CERTAIN**2 / draws
-    middle = share + wide / 2
-    high = (middle + np.sqrt(wide * (share * (1 - share) + wide / 4))) / (1 + wide)
-    return PValue(np.minimum(1.0, 2 * share), 2 * (high - share) / CERTAIN)
-
-
-def _seed_weights(rng: np.random.Generator, rows: int, seeds: int) -> np.ndarray:
-    """[rows, seeds] weights of the seeds, which add up to 1 in each row.
+def seed_weights(draws: int, seeds: int) -> np.ndarray:
+    """[draws, seeds] weights of the training seeds, which add up to 1 in each draw.
 
     Drawing few seeds with replacement makes intervals too narrow, so the weights are normal
     deviates over a chi: for numbers x of the seeds, the weighted sum is distributed as
@@ -233,8 +91,9 @@ def _seed_weights(rng: np.random.Generator, rows: int, seeds: int) -> np.ndarray
     interval is Student's.
     """
     if seeds == 1:
-        return np.ones((rows, 1))
-    deviates = rng.standard_normal((rows, seeds))
+        return np.ones((draws, 1), np.float32)
+    rng = np.random.default_rng(0)
+    deviates = rng.standard_normal((draws, seeds))
     deviates -= deviates.mean(axis=1, keepdims=True)
-    chi = np.sqrt(rng.chisquare(seeds - 1, (rows, 1)) / (seeds - 1))
-    return 1 / seeds + deviates / (chi * np.sqrt(seeds * (seeds - 1)))
+    chi = np.sqrt(rng.chisquare(seeds - 1, (draws, 1)) / (seeds - 1))
+    return (1 / seeds + deviates / (chi * np.sqrt(seeds * (seeds - 1)))).astype(np.float32)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.machine.files import write_atomic
+from engine.measures.rows import inert
 
 _ARRAYS = ("values", "gaps", "marginal_errors")
 
@@ -88,7 +89,7 @@ def write_csv(path: Path, matrix: Matrix) -> None:
 
 def _write_rows(path: Path, rows: Sequence[Sequence[str | float]]) -> None:
     def cell(x: str | float) -> str:
-        return x if isinstance(x, str) else "" if math.isnan(x) else repr(float(x))
+        return inert(x) if isinstance(x, str) else "" if math.isnan(x) else repr(float(x))
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[cell(x) for x in row] for row in rows])

@@ -30,10 +30,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.measures import bootstrap, metrics
-from engine.measures.metrics import Grid
-from engine.measures.predictions import SetPredictions
-from engine.measures.rows import PRE, Arm, OfArm
+from engine.measures import bootstrap
+from engine.measures.metrics import Grid, Weights
+from engine.measures.rows import PRE, Arm, ModelOnSet, OfArm
 
 QUANTITIES = ("downstream", "ood", "upstream")
 SATURATED = 0.95  # of the total rise
@@ -58,15 +57,14 @@ def of_cell(arm: Arm) -> Arm:
 
 @dataclass(frozen=True)
 class Point(OfArm):
-    """A curve's value in percent at a step, its 95% interval, and the Monte-Carlo standard error of
-    the interval's ends. `quantity`: downstream | ood | upstream."""
+    """A curve's value in percent at a step, and its 95% interval. `quantity`: downstream | ood |
+    upstream."""
 
     quantity: str
     step: int
     value: float
     low: float
     high: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,7 @@ class Claim(OfArm):
     """The claim about one method, as the module defines it.
 
     `peak`, `saturation` and `best` are steps, beside them their OOD accuracies in percent; `fall`
-    is in points, `low` and `high` its interval, `error` the Monte-Carlo standard error of its ends.
-    holds: whether `low` is above 0.
+    is in points, `low` and `high` its interval. holds: whether `low` is above 0.
     """
 
     peak: int
@@ -86,7 +83,6 @@ class Claim(OfArm):
     fall: float
     low: float
     high: float
-    error: float
     holds: bool
 
 
@@ -112,8 +108,6 @@ def dynamics(
     sets: Sequence[str],
     upstream: str,
     downstreams: Sequence[str] = (),
-    *,
-    seed: int = 0,
 ) -> list[Dynamics]:
     """The dynamics of every method that has snapshots; empty where none has.
 
@@ -128,7 +122,7 @@ def dynamics(
         if (step := step_of(arm)) is not None:
             steps.setdefault(of_cell(arm), []).append(step)
     return [
-        _of_arm(grid, arm, sorted(of_arm), sets, upstream, trained_on, seed)
+        _of_arm(grid, arm, sorted(of_arm), sets, upstream, trained_on)
         for arm, of_arm in steps.items()
     ]
 
@@ -143,7 +137,7 @@ def claim(arm: Arm, steps: Sequence[int], values: np.ndarray, draws: np.ndarray)
     saturation = int(np.argmax(rise >= SATURATED * rise.max()))
     best, peak = int(np.argmax(ood[:saturation])), int(np.argmax(ood))
     samples = draws[:, 1, best] - draws[:, 1, saturation]
-    low, high, error = bootstrap.ends(samples, bootstrap.TAIL / saturation)
+    low, high = bootstrap.interval(samples, 1 - (1 - bootstrap.LEVEL) / saturation).tolist()
     return Claim(
         *arm,
         peak=steps[peak],
@@ -154,7 +148,6 @@ def claim(arm: Arm, steps: Sequence[int], values: np.ndarray, draws: np.ndarray)
         fall=float(ood[best] - ood[saturation]),
         low=low,
         high=high,
-        error=error,
         holds=low > 0,
     )
 
@@ -166,62 +159,38 @@ def _of_arm(
     sets: Sequence[str],
     upstream: str,
     trained_on: Sequence[str],
-    seed: int,
 ) -> Dynamics:
+    images = {row.cell: row.n for row in grid.accuracy}
     arms = [arm.before, *(arm._replace(setting=setting(step, arm.setting)) for step in steps)]
     steps = [0, *steps]
-    columns = {name: _downstream_and_ood(grid, name, arms, trained_on, len(sets)) for name in sets}
-    columns[upstream] = np.mean(
-        [_sums(grid.predictions[upstream], grid, arms, name) for name in trained_on], axis=0
-    )
-
-    def curves(means: Sequence[np.ndarray]) -> np.ndarray:
-        """[B, 3, steps] in percent, from the means [B, 2 * steps] of each set and of upstream."""
-        *of_sets, of_upstream = means
-        both = np.sum(of_sets, axis=0).reshape(-1, 2, len(steps))
-        return 100 * np.concatenate([both, of_upstream[:, None]], axis=1)
-
-    def draw(start: int, stop: int) -> np.ndarray:
-        means = bootstrap.means(grid.predictions, columns, resamples=stop, seed=seed, start=start)
-        return curves(list(means.values()))
-
-    draws = metrics.settle(draw, lambda draws: draws.reshape(len(draws), -1))
-    totals = {name: grid.predictions[name].total.sum() for name in columns}
-    values = curves(
-        [sums.mean(axis=0).sum(axis=0)[None] / totals[name] for name, sums in columns.items()]
-    )[0]
+    for name in trained_on:
+        if images[_cell(arms[0], name, name)] != images[_cell(arms[1], name, name)]:
+            raise ValueError(
+                f"models fine-tuned on {name} and the pre-trained model saw different images of "
+                "it: evaluate all of them on the same split"
+            )
+    pairs = [(i, j) for i in trained_on for j in sets if i != j]
+    of_quantity = ([(i, i) for i in trained_on], pairs, [(i, upstream) for i in trained_on])
+    sums = [_mean(arm, places) for places in of_quantity for arm in arms]
+    values = grid.values(sums).reshape(3, -1)
+    draws = grid.draws.of(sums).reshape(-1, 3, len(arms))
+    low, high = bootstrap.interval(draws)
     points = [
-        Point(*arm, quantity, step, float(values[q, k]), *bootstrap.ends(draws[:, q, k]))
+        Point(*arm, quantity, step, *map(float, (values[q, k], low[q, k], high[q, k])))
         for q, quantity in enumerate(QUANTITIES)
         for k, step in enumerate(steps)
     ]
     return Dynamics(arm, tuple(points), claim(arm, steps, values[:2], draws[:, :2]))
 
 
-def _downstream_and_ood(
-    grid: Grid, name: str, arms: Sequence[Arm], trained_on: Sequence[str], sets: int
-) -> np.ndarray:
-    """[seeds, sources, 2 * arms]: what a set adds to the downstream curve and to the OOD curve."""
-    elsewhere, n = grid.predictions[name], len(trained_on)
-    columns = [column for column in trained_on if column != name]
-    ood = sum(_sums(elsewhere, grid, arms, column) for column in columns) / (n * (sets - 1))
-    if name not in trained_on:
-        return np.concatenate([np.zeros_like(ood), ood], axis=-1)
-    on_it = grid.downstream_predictions[name]
-    if not on_it.same_images(elsewhere):
-        raise ValueError(
-            f"models fine-tuned on {name} and the pre-trained model saw different images of it: "
-            "evaluate all of them on the same split"
-        )
-    before = elsewhere.sums((arms[0], ""), grid.seeds)[:, :, None]
-    after = np.stack([on_it.sums((arm, name), grid.seeds) for arm in arms[1:]], axis=-1)
-    downstream = np.concatenate([before, after], axis=-1) / n
-    return np.concatenate([downstream, ood], axis=-1)
+def _mean(arm: Arm, places: Sequence[tuple[str, str]]) -> Weights:
+    """The mean accuracy of an arm's models over pairs of sets trained and evaluated on."""
+    weights: dict[ModelOnSet, float] = {}
+    for downstream, name in places:
+        cell = _cell(arm, downstream, name)
+        weights[cell] = weights.get(cell, 0.0) + 1 / len(places)
+    return weights
 
 
-def _sums(
-    of_set: SetPredictions[metrics.Key], grid: Grid, arms: Sequence[Arm], downstream: str
-) -> np.ndarray:
-    """[seeds, sources, arms] weight of correct images of the models fine-tuned on a set."""
-    sums = [of_set.sums((arm, "" if arm.method == PRE else downstream), grid.seeds) for arm in arms]
-    return np.stack(sums, axis=-1)
+def _cell(arm: Arm, downstream: str, name: str) -> ModelOnSet:
+    return ModelOnSet(*arm, "" if arm.method == PRE else downstream, name)

@@ -23,7 +23,6 @@ CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infin
 # What a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
 PRE_TRAINED = "pre-trained models"
-EVERY = "models, pre-trained or fine-tuned on other sets"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Trend:
 
     cells: the grid's models that are measured against it, on this set. fitted: those of them that
     it is fitted over; empty where `given`, float64 [2, F] of upstream and shifted accuracy in
-    percent, takes their place. basis: `GIVEN`, `PRE_TRAINED` or `EVERY`.
+    percent, takes their place. basis: `GIVEN` or `PRE_TRAINED`.
     """
 
     cells: tuple[ModelOnSet, ...]
@@ -97,13 +96,10 @@ def trends(
     """The trend line of each of `sets`; left out are sets with too few models for one.
 
     A line describes models that nobody made robust to the set. It is therefore fitted over the
-    first of these that has three models: the rows that the user gave (`models`), the grid's
-    pre-trained models, the grid's models that were not trained on the set. Interpolations (arms
-    with an alpha) are measured against it but not fitted, nor are settings beside the setting ""
-    where a campaign has that.
+    rows that the user gave (`models`), or else over the grid's pre-trained models, and never over
+    fine-tuned ones, which are measured against it.
     """
-    has_plain = any(cell.method != PRE and not cell.setting for cell in known)
-    by_set = {}
+    known, by_set = dict.fromkeys(known), {}
     for name in sets:
         cells = tuple(
             cell
@@ -111,15 +107,11 @@ def trends(
             if cell.evaluated_on == name != cell.downstream and at(cell, upstream) in known
         )
         pre_trained = tuple(cell for cell in cells if cell.method == PRE)
-        every = tuple(
-            cell for cell in cells if cell.alpha is None and not (has_plain and cell.setting)
-        )
         given = models.points(name) if models else np.empty((2, 0))
         nobody = np.empty((2, 0))
         options = [
             Trend(cells, (), given, GIVEN),
             Trend(cells, pre_trained, nobody, PRE_TRAINED),
-            Trend(cells, every, nobody, EVERY),
         ]
         enough = [trend for trend in options if trend.models >= MODELS_FOR_A_TREND]
         if cells and enough:

@@ -17,15 +17,16 @@ mRI the mean over `downstreams`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from engine.measures import behaviour, bootstrap, parallel, rows
+from engine.measures.bootstrap import DRAWS
 from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import (
     PRE,
@@ -38,14 +39,9 @@ from engine.measures.rows import (
     Mri,
     SeedAccuracy,
 )
-from engine.measures.source_sums import SourceSums
 
-RESAMPLES = 1000  # at first
-MOST = 1 << 16  # draws that are in memory at a time
-DIGIT = 0.1  # points: what tables print, and so what ends of intervals are drawn to
-NOT_KNOWN = Agreement(None, None, None, None)
-Key = tuple[Arm, str]  # arm and downstream set
-Weights = Mapping[str, Mapping[str, float]]  # by the set evaluated on, then by downstream set
+TOGETHER = 64  # evaluations whose draws are made at a time
+Weights = Mapping[ModelOnSet, float]  # what each cell counts in a weighted sum
 
 
 @dataclass(frozen=True)
@@ -58,24 +54,68 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A grid's predictions, read and checked once, and reduced to what all statistics start from.
+class Draws:
+    """Joint bootstrap draws of every cell's numbers in percent, a column a cell (`place`).
 
-    `predictions`: by set, those of models trained elsewhere. `downstream_predictions`: those of
-    models trained on the set; RI never uses them, and they may be of a hold-out only.
-    `source_sums`: by cell and seed, in the rows of the cell's set.
+    accuracy, same_top1, lost, gained: float32 [B, cells], over images and seeds; NaN where a cell
+    has no agreement. over_images: accuracy with the seeds as they are. by_seed: float64 [S, cells],
+    accuracy of each seed.
     """
+
+    place: Mapping[ModelOnSet, int]
+    accuracy: np.ndarray
+    same_top1: np.ndarray
+    lost: np.ndarray
+    gained: np.ndarray
+    over_images: np.ndarray
+    by_seed: np.ndarray
+
+    @property
+    def both_right(self) -> np.ndarray:
+        return self.accuracy - self.gained
+
+    def matrix(self, sums: Sequence[Weights]) -> sparse.csc_array:
+        """The weights [cells, K] of K weighted sums: `draws.accuracy @ matrix` are their draws."""
+        rows = [self.place[cell] for weights in sums for cell in weights]
+        columns = np.repeat(np.arange(len(sums)), [len(weights) for weights in sums])
+        values = np.array([w for weights in sums for w in weights.values()], np.float64)
+        shape = (len(self.place), len(sums))
+        return sparse.csc_array((values, (np.array(rows, int), columns)), shape=shape)
+
+    def of(self, sums: Sequence[Weights]) -> np.ndarray:
+        """Draws [B, K] of K weighted sums of accuracies."""
+        return self.accuracy @ self.matrix(sums)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An evaluation's numbers, and draws (float32 [B] or [B, 3], shares) of its accuracy and its
+    agreement with the pre-trained model."""
+
+    evaluation: Evaluation
+    accuracy: SeedAccuracy
+    behaviour: Behaviour
+    right: np.ndarray
+    agreed: np.ndarray
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid's predictions, read and checked once, and reduced to a row a cell and its draws."""
 
     accuracy: tuple[Accuracy, ...]
     behaviour: tuple[Behaviour, ...]
     by_seed: tuple[SeedAccuracy, ...]
     seeds: tuple[int, ...]
-    predictions: Mapping[str, SetPredictions[Key]]
-    downstream_predictions: Mapping[str, SetPredictions[Key]]
-    source_sums: Mapping[ModelOnSet, Mapping[int, SourceSums]]
+    draws: Draws
+
+    def values(self, sums: Sequence[Weights]) -> np.ndarray:
+        """K weighted sums [K] of accuracies."""
+        known = {row.cell: row.accuracy for row in self.accuracy}
+        return np.array([math.fsum(w * known[c] for c, w in of.items()) for of in sums])
 
 
-def gather(evaluations: Sequence[Evaluation]) -> Grid:
+def gather(evaluations: Sequence[Evaluation], draws: int = DRAWS, seed: int = 0) -> Grid:
     """Read every evaluation once; rows come in the order of the evaluations.
 
     Raises ValueError for duplicates, cells that lack a seed that others have, arms that are the
@@ -87,34 +127,30 @@ def gather(evaluations: Sequence[Evaluation]) -> Grid:
     by_set: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
         by_set.setdefault(evaluation.evaluated_on, []).append(evaluation)
-    predictions: dict[str, SetPredictions[Key]] = {}
-    downstream_predictions: dict[str, SetPredictions[Key]] = {}
-    source_sums: dict[ModelOnSet, dict[int, SourceSums]] = {}
-    numbers: dict[ModelOnSet, list[tuple[SeedAccuracy, Behaviour]]] = {}
-    for name, results in zip(by_set, parallel.each(_read, by_set.values()), strict=True):
-        if results.elsewhere.first is not None:
-            predictions[name] = results.elsewhere
-        if results.downstream.first is not None:
-            downstream_predictions[name] = results.downstream
-        for evaluation, sums, accuracy, changed in results.rows:
-            source_sums.setdefault(evaluation.cell, {})[evaluation.seed] = sums
-            numbers.setdefault(evaluation.cell, []).append((accuracy, changed))
-    accuracies, behaviours, by_seed = [], [], []
-    for cell in dict.fromkeys(evaluation.cell for evaluation in evaluations):
-        of_seeds = numbers[cell]
-        of_cell = [accuracy for accuracy, _ in of_seeds]
-        mean = fmean(row.accuracy for row in of_cell)
-        accuracies.append(Accuracy(*cell.key, of_cell[0].n, mean, headline[cell.arm]))
-        behaviours.append(_mean([changed for _, changed in of_seeds]))
-        by_seed += of_cell
+    read = parallel.each(lambda rows: _read(rows, draws, seed), by_set.values())
+    models = {model.evaluation: model for of_set in read for model in of_set}
+    return grid_of([models[row] for row in evaluations], headline, seeds)
+
+
+def grid_of(
+    models: Sequence[Model], headline: Mapping[Arm, bool], seeds: Sequence[int] = (0,)
+) -> Grid:
+    """The grid of models on sets, each trained with all `seeds`; rows come in their order."""
+    cells: dict[ModelOnSet, list[Model]] = {}
+    for model in models:
+        cells.setdefault(model.evaluation.cell, []).append(model)
+    accuracies, behaviours = [], []
+    for cell, of_seeds in cells.items():
+        mean = fmean(model.accuracy.accuracy for model in of_seeds)
+        n = of_seeds[0].accuracy.n
+        accuracies.append(Accuracy(*cell.key, n, mean, headline[cell.arm]))
+        behaviours.append(_mean([model.behaviour for model in of_seeds]))
     return Grid(
         tuple(accuracies),
         tuple(behaviours),
-        tuple(by_seed),
-        seeds,
-        predictions,
-        downstream_predictions,
-        source_sums,
+        tuple(model.accuracy for of_seeds in cells.values() for model in of_seeds),
+        tuple(seeds),
+        _draws(cells, len(seeds)),
     )
 
 
@@ -123,10 +159,9 @@ def summarise(
     sets: Sequence[str],
     downstreams: Sequence[str] = (),
     *,
-    seed: int = 0,
+    draws: int = DRAWS,
 ) -> Summary:
-    """Accuracies, and mRI on `sets` with intervals (the population meant: `bootstrap`), from as
-    many draws as `settle` makes.
+    """Accuracies, and mRI on `sets` with intervals (the population meant: `bootstrap`).
 
     downstreams: the sets fine-tuned on; empty: `sets`. Sets evaluated on but not among `sets` (the
     upstream set) are reported, never part of RI. Raises ValueError for an incomplete grid, and all
@@ -135,7 +170,7 @@ def summarise(
     if len(sets) < 2 or len(set(sets)) != len(sets):
         raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
     downstreams = downstreams or sets
-    grid = evaluations if isinstance(evaluations, Grid) else gather(evaluations)
+    grid = evaluations if isinstance(evaluations, Grid) else gather(evaluations, draws)
     ri = improvements(grid.accuracy, sets, downstreams)
     missing = [
         f"{arm} was not fine-tuned on {', '.join(i for i in downstreams if i not in columns)}"
@@ -144,14 +179,13 @@ def summarise(
     ]
     if missing:
         raise ValueError(f"the grid is incomplete: {'; '.join(missing)}. Finish the campaign")
-    mri = []
-    if arms := list(ri):
-        headline = {row.arm: row.headline for row in grid.accuracy}
-        weights = weights_in_mri(sets, downstreams)
-        draws = settle(lambda start, stop: sum_draws(grid, arms, weights, start, stop, seed))
-        for arm, samples in zip(arms, draws.T, strict=True):
-            value = math.fsum(ri[arm].values()) / len(downstreams)
-            mri.append(Mri(*arm, value, *bootstrap.ends(samples), headline[arm]))
+    headline = {row.arm: row.headline for row in grid.accuracy}
+    sums = [in_mri(arm, sets, downstreams) for arm in ri]
+    ends = bootstrap.interval(grid.draws.of(sums)).T
+    mri = [
+        Mri(*arm, math.fsum(columns.values()) / len(downstreams), low, high, headline[arm])
+        for (arm, columns), (low, high) in zip(ri.items(), ends.tolist(), strict=True)
+    ]
     return Summary(grid.accuracy, tuple(mri), grid.by_seed if len(grid.seeds) > 1 else ())
 
 
@@ -190,100 +224,38 @@ def robustness_improvement(
     return math.fsum(changes) / len(changes)
 
 
-def settle(
-    draw: Callable[[int, int], np.ndarray],
-    statistics: Callable[[np.ndarray], np.ndarray] = lambda draws: draws,
-) -> np.ndarray:
-    """Draws [B, ...] of `draw(start, stop)`: B is doubled until Monte-Carlo error leaves a `DIGIT`
-    of the intervals of `statistics(draws)` [B, K], or there are `MOST`."""
-    draws = draw(0, RESAMPLES)
-    while len(draws) < MOST:
-        errors = [bootstrap.ends(samples).error for samples in statistics(draws).T]
-        if max(errors, default=0.0) <= DIGIT / 2:
-            break
-        draws = np.concatenate([draws, draw(len(draws), min(2 * len(draws), MOST))])
-    return draws
+def in_ri(arm: Arm, downstream: str, sets: Sequence[str]) -> dict[ModelOnSet, float]:
+    """What each cell counts in an arm's RI of a downstream set."""
+    others = [name for name in sets if name != downstream]
+    after = {ModelOnSet(*arm, downstream, name): 1 / len(others) for name in others}
+    return after | {ModelOnSet(*arm.before, "", name): -1 / len(others) for name in others}
 
 
-def settled_draws(
-    by_set: Mapping[str, SetPredictions[Any]], columns: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Draws [B, K], as many as `settle` makes, of means in percent, set after set, of columns as
-    `bootstrap.means` takes them."""
-
-    def draw(start: int, stop: int) -> np.ndarray:
-        draws = bootstrap.means(by_set, columns, resamples=stop, seed=0, start=start)
-        return 100 * np.concatenate(list(draws.values()), axis=1)
-
-    return settle(draw)
+def in_mri(arm: Arm, sets: Sequence[str], downstreams: Sequence[str]) -> dict[ModelOnSet, float]:
+    """What each cell counts in an arm's mRI."""
+    weights: dict[ModelOnSet, float] = {}
+    for downstream in downstreams:
+        for cell, weight in in_ri(arm, downstream, sets).items():
+            weights[cell] = weights.get(cell, 0.0) + weight / len(downstreams)
+    return weights
 
 
-def weights_in_mri(sets: Sequence[str], downstreams: Sequence[str]) -> Weights:
-    """What a change in accuracy on each of `sets` counts in mRI, of each model trained elsewhere.
-    Sets on which there is no such model are left out."""
+def in_mean(arm: Arm, name: str, downstreams: Sequence[str]) -> dict[ModelOnSet, float]:
+    """What each cell counts in the mean accuracy on a set, over an arm's models that were trained
+    on other sets."""
+    elsewhere = [downstream for downstream in downstreams if downstream != name]
+    return {ModelOnSet(*arm, i, name): 1 / len(elsewhere) for i in elsewhere}
+
+
+def weights_in_mri(sets: Sequence[str], downstreams: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By set, then by downstream set, what a change in accuracy counts in mRI. Sets on which no
+    model trained elsewhere is measured are left out."""
     others = {i: len(sets) - (i in sets) for i in downstreams}
     return {
         name: {i: 1 / (len(downstreams) * n) for i, n in others.items() if i != name}
         for name in sets
         if any(i != name for i in downstreams)
     }
-
-
-def weights_in_means(sets: Sequence[str], downstreams: Sequence[str]) -> Weights:
-    """The same in the mean change on a set, over the models trained elsewhere."""
-    return {
-        name: dict.fromkeys(weights, 1 / len(weights))
-        for name, weights in weights_in_mri(sets, downstreams).items()
-    }
-
-
-def change_draws(
-    grid: Grid, arms: Sequence[Arm], weights: Weights, start: int, stop: int, seed: int
-) -> np.ndarray:
-    """Joint bootstrap draws [stop - start, sets of `weights`, arms] of the weighted sums of changes
-    on each set, in points. They are linear in the set's sums per source, hence one matrix product a
-    set."""
-    columns = {name: _changes(grid, name, arms, of_set) for name, of_set in weights.items()}
-    draws = bootstrap.means(grid.predictions, columns, resamples=stop, seed=seed, start=start)
-    return np.stack(list(draws.values()), axis=1)
-
-
-def sum_draws(
-    grid: Grid, arms: Sequence[Arm], weights: Weights, start: int, stop: int, seed: int
-) -> np.ndarray:
-    """Draws [stop - start, arms] of `change_draws`, summed over the sets: mRI by the weights that
-    it has. Sets that hold equally many images of the same sources share a matrix product."""
-    by_set = grid.predictions
-    columns: dict[str, np.ndarray] = {}
-    for name, of_set in weights.items():
-        alike = (known for known in columns if _same_sources(by_set[name], by_set[known]))
-        shared = next(alike, name)
-        columns[shared] = columns.get(shared, 0) + _changes(grid, name, arms, of_set)
-    draws = bootstrap.means(by_set, columns, resamples=stop, seed=seed, start=start)
-    return np.sum(list(draws.values()), axis=0)
-
-
-def _same_sources(a: SetPredictions[Key], b: SetPredictions[Key]) -> bool:
-    """Whether two sets hold equally many images of the same sources."""
-    return np.array_equal(a.sources, b.sources) and np.array_equal(a.total, b.total)
-
-
-def _changes(
-    grid: Grid, name: str, arms: Sequence[Arm], weights: Mapping[str, float]
-) -> np.ndarray:
-    """[seeds, sources, arms] change on a set: the sum over the models trained on the sets of
-    `weights`, in points. Models of equal weight are added up before it multiplies them."""
-    predictions, seeds = grid.predictions[name], grid.seeds
-    changes: Any = 0
-    for weight in dict.fromkeys(weights.values()):
-        trained_on = [downstream for downstream, w in weights.items() if w == weight]
-        of_arms = [
-            np.sum([predictions.sums((arm, i), seeds) for i in trained_on], axis=0)
-            - len(trained_on) * predictions.sums((arm.before, ""), seeds)
-            for arm in arms
-        ]
-        changes = changes + np.stack(of_arms, axis=-1) * (100 * weight)
-    return changes
 
 
 def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
@@ -297,38 +269,74 @@ def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-class _SetResults(NamedTuple):
-    """A set's evaluations: predictions of models trained elsewhere and on the set, and of each
-    evaluation its sums and rows."""
+def _read(evaluations: Sequence[Evaluation], draws: int, seed: int) -> list[Model]:
+    """All evaluations of one set. Models that were trained on the set may have seen a hold-out
+    only, so they are read apart."""
+    of_set, on_downstream = SetPredictions(), SetPredictions()
+    before: dict[str, ImagePredictions] = {}
+    models: list[Model] = []
+    ordered = sorted(evaluations, key=lambda row: row.method != PRE)
+    for bank, is_on in ((of_set, False), (on_downstream, True)):
+        rows = [row for row in ordered if row.on_downstream == is_on]
+        counts = np.empty(0)
+        for start in range(0, len(rows), TOGETHER):
+            numbers = [_numbers(r, bank, of_set, before) for r in rows[start : start + TOGETHER]]
+            counts = counts if start else bootstrap.counts(bank.sources, draws, seed)
+            sums = np.concatenate([of_model[-1] for of_model in numbers], axis=1)
+            samples = bootstrap.means(counts, bank.total, sums).T.reshape(-1, 4, draws).copy()
+            for (row, accuracy, shares, _), sample in zip(numbers, samples, strict=True):
+                models.append(Model(row, accuracy, shares, sample[0], sample[1:].T))
+    return models
 
-    elsewhere: SetPredictions[Key]
-    downstream: SetPredictions[Key]
-    rows: list[tuple[Evaluation, SourceSums, SeedAccuracy, Behaviour]]
+
+def _numbers(
+    row: Evaluation,
+    bank: SetPredictions,
+    of_set: SetPredictions,
+    before: dict[str, ImagePredictions],
+) -> tuple[Evaluation, SeedAccuracy, Behaviour, np.ndarray]:
+    """An evaluation's rows, and its sums [sources, 4] of right answers and of agreement with the
+    pre-trained model, which are NaN where that saw other images. Predictions of pre-trained models
+    are added to `before`."""
+    after = bank.add(row.path, row.model)
+    sums = np.full((len(bank.sources), 4), np.nan, np.float32)
+    sums[:, 0] = bank.by_source(after.hit)
+    shares = Agreement(None, None, None, None)
+    if row.method == PRE:
+        before[row.model] = after
+    elif row.model in before and (bank is of_set or bank.same_images(of_set)):
+        agreed = behaviour.agreement(before[row.model], after)
+        for k in range(3):
+            sums[:, 1 + k] = bank.by_source(agreed[:, k])
+        same, lost, gained = (100 * (after.weights @ agreed) / after.weights.sum()).tolist()
+        shares = Agreement(same, after.accuracy - gained, lost, gained)
+    error = behaviour.calibration_error(after, bank.codes)
+    accuracy = SeedAccuracy(*row.key, row.seed, len(after.label), after.accuracy)
+    return row, accuracy, Behaviour(*row.key, *shares, error), sums
 
 
-def _read(evaluations: Sequence[Evaluation]) -> _SetResults:
-    """Read all evaluations of one set."""
-    results = _SetResults(SetPredictions(), SetPredictions(), [])
-    pre_trained: dict[str, ImagePredictions] = {}
-    for row in sorted(evaluations, key=lambda row: row.method != PRE):
-        of_set = results.downstream if row.on_downstream else results.elsewhere
-        after = of_set.add((row.arm, row.downstream), row.path, row.seed, row.model)
-        before = pre_trained.get(row.model)
-        if row.method == PRE:
-            pre_trained[row.model] = after
-        elif row.on_downstream and before and not of_set.same_images(results.elsewhere):
-            before = None
-        agreement = behaviour.agreement(before, after) if before else NOT_KNOWN
-        error = behaviour.calibration_error(after)
-        results.rows.append(
-            (
-                row,
-                SourceSums.of(of_set, before, after),
-                SeedAccuracy(*row.key, row.seed, len(after.label), after.accuracy),
-                Behaviour(*row.key, *agreement, error),
-            )
-        )
-    return results
+def _draws(cells: Mapping[ModelOnSet, Sequence[Model]], seeds: int) -> Draws:
+    draws = len(next(iter(cells.values()))[0].right)
+    weights = bootstrap.seed_weights(draws, seeds)
+    right = np.empty((draws, len(cells)), np.float32, order="F")  # a cell's draws side by side
+    over_images = right if seeds == 1 else np.empty_like(right)
+    agreed = np.empty((draws, len(cells), 3), np.float32, order="F")
+    by_seed = np.empty((seeds, len(cells)))
+    for k, of_seeds in enumerate(cells.values()):
+        ordered = sorted(of_seeds, key=lambda model: model.evaluation.seed)
+        by_seed[:, k] = [model.accuracy.accuracy for model in ordered]
+        if len(ordered) == 1:  # the pre-trained model has no seeds
+            right[:, k] = over_images[:, k] = 100 * ordered[0].right
+            agreed[:, k] = 100 * ordered[0].agreed
+            continue
+        samples = np.stack([model.right for model in ordered], axis=1)
+        over_images[:, k] = 100 * samples.mean(axis=1)
+        right[:, k] = 100 * (samples * weights).sum(axis=1)
+        agreements = np.stack([model.agreed for model in ordered], axis=1)
+        agreed[:, k] = 100 * (agreements * weights[:, :, None]).sum(axis=1)
+    place = {cell: k for k, cell in enumerate(cells)}
+    same, lost, gained = np.moveaxis(agreed, 2, 0)
+    return Draws(place, right, same, lost, gained, over_images, by_seed)
 
 
 def _mean(of_seeds: Sequence[Behaviour]) -> Behaviour:

@@ -11,12 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from engine.measures import bootstrap, metrics
-from engine.measures.bootstrap import Ends
+from engine.measures import bootstrap
 from engine.measures.metrics import Grid
-from engine.measures.rows import Arm, Mri
+from engine.measures.rows import Arm, ModelOnSet, Mri
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Point:
 
     rest: what else its setting says. value: infinite for `dataset.shots=0`, which is all images.
     mri: in points. downstream: mean accuracy in percent over the sets trained on, each on its
-    images for evaluation, with its interval; None where these sets are not evaluated.
+    images for evaluation, with the ends of its interval; None where these are not evaluated.
     """
 
     arm: Arm
@@ -33,7 +30,7 @@ class Point:
     value: float
     mri: Mri
     downstream: float | None
-    downstream_ends: Ends | None
+    downstream_ends: tuple[float, float] | None
 
 
 def points(grid: Grid, mri: Sequence[Mri], key: str) -> tuple[Point, ...]:
@@ -71,33 +68,22 @@ def _series(arm: Arm, key: str) -> Arm:
 
 def _downstream(
     grid: Grid, arms: Sequence[Arm]
-) -> tuple[Sequence[float | None], Sequence[Ends | None]]:
+) -> tuple[Sequence[float | None], Sequence[tuple[float, float] | None]]:
     """By arm, mean accuracy over the sets that it was trained on, and its interval; None where no
     arm was evaluated on such a set.
 
     Raises ValueError where arms were not evaluated on the same of these sets.
     """
-    by_arm: dict[Arm, dict[str, float]] = {arm: {} for arm in arms}
+    by_arm: dict[Arm, list[ModelOnSet]] = {arm: [] for arm in arms}
     for row in grid.accuracy:
         if row.on_downstream and row.arm in by_arm:
-            by_arm[row.arm][row.downstream] = row.accuracy
-    names = list(by_arm[arms[0]])
-    if any(set(columns) != set(names) for columns in by_arm.values()):
+            by_arm[row.arm].append(row.cell)
+    if len({frozenset(cell.downstream for cell in cells) for cells in by_arm.values()}) > 1:
         raise ValueError(
             f"{', '.join(map(str, arms))} were not all trained and evaluated on the same sets"
         )
-    if not names:
+    if not by_arm[arms[0]]:
         return [None] * len(arms), [None] * len(arms)
-    of_sets = grid.downstream_predictions
-    columns = {
-        name: np.stack([of_sets[name].sums((arm, name), grid.seeds) for arm in arms], axis=-1)
-        for name in names
-    }
-
-    def draw(start: int, stop: int) -> np.ndarray:
-        draws = bootstrap.means(of_sets, columns, resamples=stop, seed=0, start=start)
-        return 100 * np.mean([*draws.values()], axis=0)
-
-    ends = [bootstrap.ends(samples) for samples in metrics.settle(draw).T]
-    means = [float(np.mean([*by_arm[arm].values()])) for arm in arms]
-    return means, [Ends(max(e.low, 0.0), min(e.high, 100.0), e.error) for e in ends]
+    sums = [dict.fromkeys(cells, 1 / len(cells)) for cells in by_arm.values()]
+    ends = bootstrap.interval(grid.draws.of(sums)).clip(0, 100)
+    return grid.values(sums).tolist(), [(low, high) for low, high in ends.T.tolist()]

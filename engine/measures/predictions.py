@@ -7,9 +7,8 @@ the same images, and damaged predictions are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,6 @@ SCHEMA = pa.schema(
 )
 GROUP = pa.field("group", pa.string())  # where parts of the set count alike
 WEIGHT = pa.field("weight", pa.float64())  # of a sample's images in the accuracy of their set
-Key = TypeVar("Key", bound=Hashable)
 
 
 def read(path: Path) -> pa.Table:
@@ -117,20 +115,15 @@ class ImagePredictions(NamedTuple):
         return self.top1 == self.label
 
 
-class SetPredictions(Generic[Key]):
-    """All evaluations of one set: for each, and each of its training seeds, the weight of correct
-    images per source (float64).
-
-    `sources` (sorted, unique) name the rows of `total` and of every array in `correct`; `codes` are
-    the rows of the images.
-    """
+class SetPredictions:
+    """The images that all evaluations of a set share: `sources` (sorted, unique), the weight of
+    each source's images (`total`), and each image's place among the sources (`codes`)."""
 
     def __init__(self) -> None:
         self.first: Path | None = None
-        self.correct: dict[Key, dict[int, np.ndarray]] = {}
         self._packs: dict[str, tuple[bytes | None, Path]] = {}
 
-    def add(self, key: Key, path: Path, seed: int = 0, model: str = "") -> ImagePredictions:
+    def add(self, path: Path, model: str = "") -> ImagePredictions:
         """Read the predictions of an evaluation.
 
         `model`: the pre-trained model behind it; each model may have a pack with other pixels.
@@ -156,24 +149,14 @@ class SetPredictions(Generic[Key]):
                 f"({_difference(images, self.images)}): evaluate both on the same pack"
             )
         top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
-        sums = np.bincount(self.codes, self.weights * (top1 == label), minlength=len(self.sources))
-        self.correct.setdefault(key, {})[seed] = sums
-        accuracy = float(100 * sums.sum() / self.total.sum())
+        accuracy = float(100 * self.by_source(top1 == label).sum() / self.total.sum())
         return ImagePredictions(top1, label, p_top1, self.weights, accuracy)
 
-    def sums(self, key: Key, seeds: Sequence[int]) -> np.ndarray:
-        """[seeds, sources] weight of correct images; the pre-trained model's is repeated."""
-        by_seed = self.correct[key]
-        if by_seed.keys() == set(seeds):
-            return np.stack([by_seed[seed] for seed in seeds])
-        return np.stack([*by_seed.values()] * len(seeds))
+    def by_source(self, case: np.ndarray) -> np.ndarray:
+        """[sources] weight of the images (bool [images]) that are in a case."""
+        return np.bincount(self.codes, self.weights * case, minlength=len(self.sources))
 
-    @property
-    def sampled(self) -> bool:
-        """Whether the images are a sample, with weights of their own."""
-        return WEIGHT.name in self.images.column_names
-
-    def same_images(self, predictions: SetPredictions[Key]) -> bool:
+    def same_images(self, predictions: SetPredictions) -> bool:
         """Whether both are of the same images."""
         return self.images.equals(predictions.images)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -152,14 +151,12 @@ class Mri(OfArm):
     mri: float
     mri_low: float
     mri_high: float
-    error: float = 0.0  # Monte-Carlo standard error of an end of the interval
     headline: bool = True  # as `Accuracy`
 
 
 @dataclass(frozen=True)
 class Interval(ModelOnSet):
-    """A number (percent or points), its 95% interval, and the Monte-Carlo standard error of the
-    interval's ends.
+    """A number (percent or points) and its 95% interval.
 
     `quantity`: `accuracy` of a cell; `RI` of a downstream set; `mRI`, where both sets are empty.
     """
@@ -168,18 +165,15 @@ class Interval(ModelOnSet):
     value: float
     low: float
     high: float
-    error: float
 
 
 @dataclass(frozen=True)
 class Comparison(OfArm):
-    """The difference of two arms of a model in a setting, in points, its 95% interval, and the
-    Monte-Carlo standard error of the interval's ends.
+    """The difference of two arms of a model in a setting, in points, and its 95% interval.
 
     `evaluated_on` is empty for mRI. On a set, `difference` is that of mean accuracy over the models
-    trained elsewhere, `better` and `worse` count source images, and `p` is McNemar's (of a sample,
-    by bootstrap). `p_corrected` is Holm's over mRI, or over all sets. `p_error` and
-    `p_corrected_error` are Monte-Carlo standard errors, 0 where p is exact.
+    trained elsewhere. `p` is of the paired difference (`bootstrap.p_values`), `p_corrected` Holm's
+    over mRI, or over all sets.
     """
 
     against_method: str
@@ -189,13 +183,8 @@ class Comparison(OfArm):
     difference: float
     low: float
     high: float
-    error: float
-    better: int | None
-    worse: int | None
     p: float
-    p_error: float
     p_corrected: float
-    p_corrected_error: float
 
     @property
     def against(self) -> Arm:
@@ -216,8 +205,6 @@ class Comparison(OfArm):
             difference=-self.difference,
             low=-self.high,
             high=-self.low,
-            better=self.worse,
-            worse=self.better,
         )
 
 
@@ -230,8 +217,8 @@ def of_main_table(rows: Sequence[Mri]) -> list[Mri]:
 
 
 def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
-    """Write rows of a dataclass as CSV, atomically: percent and points with six decimals, ends of
-    intervals and p-values with the decimals that their draws support."""
+    """Write rows of a dataclass as CSV, atomically: percent and points with six decimals, p-values
+    with three digits."""
     names = [field.name for field in fields(kind)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -241,22 +228,16 @@ def write(path: Path, kind: type, rows: Sequence[Any]) -> Path:
     return path
 
 
-def decimals(error: float, most: int) -> int:
-    """Decimals that a number of this Monte-Carlo standard error has, `most` at most: a unit of the
-    last decimal is two errors or more. Below 0 where not even whole numbers are known."""
-    return most if error == 0 else min(most, math.floor(-math.log10(2 * error)))
-
-
 def _plain(row: Any, name: str) -> object:
     value = getattr(row, name)
+    if isinstance(value, str):
+        return inert(value)
     if not isinstance(value, float):
         return value
-    if name.endswith("error"):
-        return f"{value:.2g}"
-    if name in ("p", "p_corrected"):
-        known = decimals(getattr(row, f"{name}_error"), 300)
-        digits = known + 1 + math.floor(math.log10(value)) if value else 1
-        return f"{value:.{min(3, max(1, digits))}g}"
-    if name.endswith(("low", "high")):
-        return round(value, decimals(row.error, 6))
-    return round(value, 6)
+    return f"{value:.3g}" if name in ("p", "p_corrected") else round(value, 6)
+
+
+def inert(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula: one that begins like a formula gets an
+    apostrophe before it, as the OWASP advises."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
 from statistics import fmean
 
 from engine.measures.metrics import Accuracy, Arm, Mri, improvements
-from engine.measures.rows import DEFAULT_ALPHA, decimals, of_main_table
+from engine.measures.rows import DEFAULT_ALPHA, of_main_table
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,14 @@ def counted(noun: str, number: int, written: str = "") -> str:
     return f"{written or number} {noun}{'s' * (number != 1)}"
 
 
-def rounded(value: float, error: float = 0.0, digits: int = 1) -> str:
-    """With as many decimals as its Monte-Carlo standard error leaves, `digits` at most."""
-    known = decimals(error, digits)
-    return f"{round(value, known) + 0.0:.{max(known, 0)}f}"
+def rounded(value: float, digits: int = 1) -> str:
+    """With so many decimals, halves away from zero as charts round them: -6.25 is -6.3."""
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0)
 
 
-def signed(value: float, digits: int = 1, error: float = 0.0) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """`rounded` with its sign: `+1.2`, `−1.2` (a true minus) or `0.0`, never a negative zero."""
-    text = rounded(value, error, digits)
+    text = rounded(value, digits)
     return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
 
 

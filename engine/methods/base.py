@@ -35,6 +35,14 @@ class Trained(nn.Module):
         super().__init__()
         self.recipe = recipe
 
+    @property
+    def passes(self) -> float:
+        """What an image of training costs, in forward passes through the model.
+
+        A backward pass counts two. 0: only the head is fitted, from features that are stored.
+        """
+        return 3.0
+
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Take the base model: freeze or wrap it, and get what the loss needs."""
         self.net = net
@@ -113,6 +121,10 @@ class Trained(nn.Module):
 class FrozenBackbone(Trained):
     """A trained method whose backbone stays in eval mode and takes no gradient."""
 
+    @property
+    def passes(self) -> float:
+        return 2.0  # the backward pass computes no gradient of the backbone's weights
+
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         self.net.requires_grad_(False)
@@ -127,6 +139,11 @@ class Mixed:
     """A method that trains nothing: it mixes the weights of finished cells."""
 
     needs: Sequence[str] = ()
+
+    @property
+    def mixes(self) -> int:
+        """How many mixes `entries` gives."""
+        return 1
 
     def __init__(self, recipe: MethodRecipe) -> None:
         self.recipe = recipe
@@ -160,7 +177,8 @@ def siblings(
     """
     if modules.is_users(recipe.module) and not run_users:
         return []
-    recipes = [(name, load(name)) for name in modules.find(recipe.module).Method(recipe).needs]
+    method = modules.find(recipe.module).Method(modules.complete(recipe))
+    recipes = [(name, load(name)) for name in method.needs]
     for name, needed in recipes:
         readable = run_users or not modules.is_users(needed.method.module)
         if readable and issubclass(modules.find(needed.method.module).Method, Mixed):

@@ -7,30 +7,12 @@ identity in place of F and no 1/2. The optimizer folds the pull into its step.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from torch import nn
 
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.methods.objectives import Penalty
-from engine.recipe import schema
-from engine.recipe.checks import in_range, one_of
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    lam: float = 1.0
-    fisher_images: int = 0  # of the upstream set's training split; 0: all of them
-    fisher_labels: str = "model"  # model: sampled from its prediction | data: the empirical Fisher
-    fisher_scale: str = "none"  # none | mean: divide by its mean, so that lambda has one unit
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.lam", self.lam, 0, math.inf)
-        in_range("method.fisher_images", self.fisher_images, 0, math.inf)
-        one_of("method.fisher_labels", self.fisher_labels, ("model", "data"))
-        one_of("method.fisher_scale", self.fisher_scale, ("none", "mean"))
+from engine.recipe.options import EWC as Recipe
 
 
 class Method(Trained):

@@ -12,38 +12,20 @@ the vision tower under the zero-shot head of the tuned text tower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine import models
-from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import clip, zero_shot
 from engine.models.fp32_head import logits
-from engine.recipe import schema
+from engine.recipe.options import FLYP as Recipe
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    def check(self, cell: schema.Recipe) -> None:
-        if cell.model.weights.source != "open_clip":
-            raise RecipeError(
-                f"FLYP trains CLIP's text tower, and the model {cell.model.name} has none: take "
-                "a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
-            )
-        if cell.train.accumulation > 1:
-            raise RecipeError(
-                f"train.accumulation={cell.train.accumulation}: FLYP contrasts all images of a "
-                "batch with one another, so it must not be cut; set train.accumulation=1"
-            )
 
 
 class Method(Trained):

@@ -11,9 +11,6 @@ optimizer folds the pull into its step.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -21,20 +18,7 @@ from engine import models
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.methods.objectives import Penalty
-from engine.recipe import schema
-from engine.recipe.checks import in_range, one_of
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    alpha: float = 0.1
-    head: str = "shared"  # shared: pulled to its pre-trained values | new: to zero, by beta
-    beta: float = 0.01
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.alpha", self.alpha, 0, math.inf)
-        in_range("method.beta", self.beta, 0, math.inf)
-        one_of("method.head", self.head, ("shared", "new"))
+from engine.recipe.options import L2SP as Recipe
 
 
 class Method(Trained):

@@ -10,9 +10,6 @@ position embedding and final norms train with the head (on a ResNet: the head al
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -20,25 +17,18 @@ from engine import models
 from engine.methods import heads
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range, one_of
+from engine.recipe.options import LinearProbe as Recipe
 from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    l2: float = 1e-3  # canonical: weight of the pull, as `engine.methods.heads` defines it
-    anchor: str = "base"  # canonical: what l2 pulls towards | zero
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.l2", self.l2, 0, math.inf, "low")
-        one_of("method.anchor", self.anchor, ("base", "zero"))
-
-
 class Method(FrozenBackbone):
     recipe: Recipe
+
+    @property
+    def passes(self) -> float:
+        return 0.0 if self.recipe.variant == "canonical" else super().passes
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -13,24 +13,12 @@ residual blocks of a convolutional model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from engine.methods.task_vectors import TaskVectors, Vector
-from engine.recipe import schema
-from engine.recipe.checks import in_range
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    alpha: float = 0.5  # the scale of the first block
-    beta: float = 0.5  # what the scale of the last block has in addition
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.alpha", self.alpha, 0, 1)
-        in_range("method.beta", self.beta, 0, 1)
+from engine.recipe.options import LiNeS as Recipe
 
 
 class Method(TaskVectors):

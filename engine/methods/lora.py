@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +17,10 @@ from torch import nn
 from engine import models
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range
+from engine.recipe.options import LoRA as Recipe
 from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    rank: int = 8
-    scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
-    train_head: bool = True  # canonical: the head learns beside the factors
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.rank", self.rank, 1, math.inf)
-        in_range("method.scale", self.scale, -math.inf, math.inf)
 
 
 class LowRank(nn.Module):

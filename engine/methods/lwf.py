@@ -7,27 +7,13 @@ backbone runs once a set, and its head on each batch's features.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range
+from engine.recipe.options import LwF as Recipe
 from loaders.batch import Batch
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    weight: float = 1.0
-    temperature: float = 2.0
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.weight", self.weight, 0, math.inf)
-        in_range("method.temperature", self.temperature, 0, math.inf, "low")
 
 
 class Method(Trained):

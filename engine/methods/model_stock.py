@@ -12,39 +12,19 @@ with `seeds` seeds. A cosine below 0 counts as 0, which leaves the tensor as it 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from engine.errors import RecipeError
 from engine.methods.context import Context, Parent
 from engine.methods.task_vectors import TaskVectors, Vector
-from engine.recipe import schema
-from engine.recipe.checks import in_range
+from engine.recipe.options import ModelStock as Recipe
 
-# Between two seeds of a member. The seeds of a campaign are at most so many (`checks.RANGES`) and
+# Between two seeds of a member. The seeds of a campaign are at most so many (`schema.Thousand`) and
 # consecutive, so no model is a member of the stocks of two of them, and intervals over seeds see
 # independent stocks.
 APART = 1000
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    members: list[str] = field(default_factory=lambda: ["fine_tune"])
-    seeds: int = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.seeds", self.seeds, 1, math.inf)
-        if len(set(self.members)) * self.seeds < 2:
-            raise RecipeError(
-                f"method.members={self.members} with method.seeds={self.seeds}: Model Stock needs "
-                "two models or more; raise method.seeds or name more members"
-            )
-        if len(set(self.members)) < len(self.members):
-            raise RecipeError(f"method.members={self.members} names a member twice")
 
 
 class Method(TaskVectors):

@@ -8,29 +8,12 @@ refused without a hold-out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from engine.errors import RecipeError
 from engine.methods.base import Mixed
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import one_of
+from engine.recipe.options import NO_HOLDOUT
+from engine.recipe.options import Soup as Recipe
 from engine.store.cells import Entry
-
-_NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    select: str = "uniform"  # uniform | greedy
-    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
-
-    def check(self, cell: schema.Recipe) -> None:
-        one_of("method.select", self.select, ("uniform", "greedy"))
-        if not self.members:
-            raise RecipeError("method.members is empty; name at least one method or `pre`")
-        if self.select == "greedy" and not cell.dataset.holdout:
-            raise RecipeError(_NO_HOLDOUT)
 
 
 def uniform(members: Sequence[str]) -> dict[str, float]:
@@ -48,7 +31,7 @@ class Method(Mixed):
     def entries(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
-            raise ValueError(f"{_NO_HOLDOUT}; {context.target.name} holds none out")
+            raise ValueError(f"{NO_HOLDOUT}; {context.target.name} holds none out")
         cells = [
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members

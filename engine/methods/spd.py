@@ -14,8 +14,6 @@ is independent of it.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,18 +21,9 @@ from torch import nn
 
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range
+from engine.recipe.options import SPD as Recipe
 
 LISTS: Any = torch  # whose operations on lists of tensors have no types
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    lam: float = 1.0  # 1: exactly back to the distance before the step
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.lam", self.lam, 0, math.inf)
 
 
 class Method(Trained):

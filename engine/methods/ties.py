@@ -8,33 +8,13 @@ of those trimmed numbers that have this sign. `density=1.0 elect=false` is task 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from engine.errors import RecipeError
 from engine.methods.task_vectors import TaskVectors, Vector
-from engine.recipe import schema
-from engine.recipe.checks import in_range
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
-    density: float = 0.2  # share of each task vector's numbers, over all parameters together
-    elect: bool = True  # False: the trimmed vectors are added
-    scale: float = 1.0
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.density", self.density, 0, 1, "low")
-        in_range("method.scale", self.scale, 0, math.inf)
-        if not self.members or len(set(self.members)) < len(self.members):
-            raise RecipeError(
-                f"method.members={self.members}: name at least one method, and none twice"
-            )
+from engine.recipe.options import TIES as Recipe
 
 
 class Method(TaskVectors):

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from engine.errors import RecipeError
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
-from engine.recipe import schema
-from engine.recipe.checks import in_range
+from engine.recipe.options import VisualPrompt as Recipe
 from engine.store.cells import Export
 from loaders.batch import Batch
-
-
-@dataclass(frozen=True)
-class Recipe(schema.MethodRecipe):
-    frame_at_224: int = 30  # pixels; scaled with the image size
-
-    def check(self, cell: schema.Recipe) -> None:
-        in_range("method.frame_at_224", self.frame_at_224, 1, 111)
-        size = cell.model.image_size
-        if not 0 < 2 * self.width(size) < size:
-            raise RecipeError(
-                f"method.frame_at_224={self.frame_at_224}: a frame of {self.width(size)} px does "
-                f"not fit an image of {size} px"
-            )
-
-    def width(self, image_size: int) -> int:
-        """Of the frame, in pixels."""
-        return round(self.frame_at_224 * image_size / 224)
 
 
 class Method(FrozenBackbone):

@@ -1,14 +1,31 @@
-"""What a campaign's file says of its grid, beside the recipe of a cell: columns and what varies."""
+"""What a campaign says of its grid, beside the recipe of a cell: columns and what varies.
+
+The words of `rib sweep` say the same of a single row:
+
+    imagenet_rib/ewc method.lam=0.1,1 seed=0,1 downstream=imagenet_a,imagenet_r
+    imagenet_rib methods=[ewc] vary={method.lam: [0.1, 1], seed: [0, 1]} downstreams=[...]
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import RecipeError
-from engine.recipe import catalogue
-from engine.recipe.catalogue import COMMAND_LINE, DOWNSTREAMS, VARY
+from engine.recipe import campaigns, catalogue, typed, yaml_text
+from engine.recipe.campaigns import DOWNSTREAMS, OF_GRID, SELECTION, VARY
+from engine.recipe.typed import COMMAND_LINE, text
+
+RECIPE = "recipe="
+_KEY = re.compile(r"\w+(\.\w+)*")
+_REMEDIES = {
+    SELECTION: "a sweep varies one row; name it, as in emoji/ewc",
+    VARY: "a sweep varies every key with several values, as in optimizer.lr=1e-4,1e-3",
+    "recipe": "name the recipe first, as in rib sweep recipe=emoji/ewc",
+}
 
 
 @dataclass(frozen=True)
@@ -38,28 +55,87 @@ def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
 
     Raises RecipeError for values of another form.
     """
-    file = catalogue.path_of("campaigns", campaign)
-    values = catalogue.read_campaign(file)
-    given = {word.partition("=")[0]: word for word in overrides}
-    by_words = [key for key in (DOWNSTREAMS, VARY) if key in given]
+    of_campaign = campaigns.read(campaign)
+    values, words = of_campaign.values, dict(map(typed.key_and_value, overrides))
+    by_words = [key for key in (DOWNSTREAMS, VARY) if key in words]
     for key in by_words:
-        values |= catalogue.parsed(given[key])
-    downstreams, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
-    if downstreams is not None and (
-        not downstreams
-        or not isinstance(downstreams, list)
-        or not all(isinstance(name, str) for name in downstreams)
-    ):
-        raise RecipeError(f"{file}: {DOWNSTREAMS} must list sets, as in {DOWNSTREAMS}: [A, B]")
+        values[key] = yaml_text.parse(words[key], f"override {f'{key}={words[key]}'!r:.200}")
+    sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
+    keys = GridKeys(str(of_campaign.file), sets, vary, by_words)
+    if sets is not None and not (sets and isinstance(sets, list) and all(map(_is_text, sets))):
+        source = keys.source(DOWNSTREAMS)
+        raise RecipeError(f"{source}: {DOWNSTREAMS} must list sets, as in {DOWNSTREAMS}: [A, B]")
     if not isinstance(vary, dict):
-        raise RecipeError(f"{file}: {VARY} must hold `KEY: [1, 2]` lines")
-    vary = {
-        key: list(map(_number, values)) if isinstance(values, list) else values
-        for key, values in vary.items()
-    }
-    return GridKeys(str(file), downstreams, vary, by_words)
+        raise RecipeError(f"{keys.source(VARY)}: {VARY} must hold `KEY: [1, 2]` lines")
+    return keys
 
 
-def _number(value: Any) -> Any:
-    """The number that a text is: PyYAML, which reads files, takes 1e-5 for a text."""
-    return catalogue.parsed(f"value={value}")["value"] if isinstance(value, str) else value
+def words_of_sweep(name: str, words: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The campaign and its overrides; name: `CAMPAIGN/ROW`, which may follow `recipe=`.
+
+    Raises RecipeError where no row is named or no key has several values, and for a key that is
+    given twice, an empty value and several models.
+    """
+    pairs = [typed.key_and_value(word) for word in words]
+    keys = [key for key, _ in pairs]
+    for key, value in pairs:
+        if key in _REMEDIES:
+            raise RecipeError(f"{key}={value}: {_REMEDIES[key]}")
+        if keys.count(key) > 1:
+            raise RecipeError(f"{key} is given twice; write its values as {key}=A,B")
+        if not _KEY.fullmatch(key):
+            raise RecipeError(f"{key!r} is no key of a recipe")
+    given = dict(pairs)
+    campaign, row = _row(name.removeprefix(RECIPE), given.pop("method", None))
+    overrides, vary = [f"{SELECTION}=[{row}]"], []
+    for key, value in given.items():
+        is_one = "," not in value or any(sign in value for sign in "[{(\"'")
+        if key in ("downstream", DOWNSTREAMS):
+            overrides.append(f"{DOWNSTREAMS}={value if value.startswith('[') else f'[{value}]'}")
+        elif key == "model" and (not is_one or value.startswith("[") or value == "all"):
+            raise RecipeError(f"model={value}: a sweep is of one model; run a sweep for each")
+        elif is_one:
+            overrides.append(f"{key}={value}")
+        elif all(each.strip() for each in value.split(",")):
+            vary.append(f"{key}: [{value}]")
+        else:
+            raise RecipeError(f"{key}={value}: there is an empty value between commas")
+    if not vary:
+        raise RecipeError(
+            f"nothing varies: give a key several values, as in optimizer.lr=1e-4,1e-3, or train "
+            f"one cell by engine/launch.py recipe={campaign}/{row}"
+        )
+    return campaign, (*overrides, f"{VARY}={{{', '.join(vary)}}}")
+
+
+def sweep_command(campaign: str, overrides: Sequence[str]) -> str:
+    """The `rib sweep` line that `words_of_sweep` reads as these."""
+    (row,) = campaigns.methods_of(campaign, overrides)
+    grid = grid_keys(campaign, overrides)
+    words = [word for word in overrides if word.partition("=")[0] not in OF_GRID]
+    words += [f"{key}={','.join(map(text, values))}" for key, values in grid.vary.items()]
+    if DOWNSTREAMS in grid.by_words:
+        words.append(f"downstream={','.join(grid.downstreams or ())}")
+    return shlex.join(["rib", "sweep", f"{campaign}/{row}", *words])
+
+
+def _row(name: str, method: str | None) -> tuple[str, str]:
+    """The campaign and the row that a sweep's first word, or `method=ROW` beside it, names."""
+    campaign, row = name, method
+    if name not in catalogue.names("campaigns") and not catalogue.is_path(name):
+        campaign, _, row = name.rpartition("/")
+        if not campaign:
+            catalogue.path_of("campaigns", name)  # raises, naming the nearest
+        if method not in (None, row):
+            raise RecipeError(f"method={method}: {name} names the row {row}; leave one of them out")
+    rows = campaigns.methods_of(campaign)
+    if row is None and len(rows) > 1:
+        raise RecipeError(
+            f"a sweep varies one row of {campaign}: name it, as in {campaign}/{rows[0]}; there are "
+            f"{', '.join(rows)}"
+        )
+    return campaign, campaigns.methods_of(campaign, [f"{SELECTION}=[{row or rows[0]}]"])[0]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

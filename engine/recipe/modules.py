@@ -2,32 +2,28 @@
 
 It is imported by name, so that recipes depend on no method. It defines `Recipe` (its options) and
 `Method` (built as `Method(recipe)`), which follows `engine.methods.base`. A user's file runs only
-where its method is built: `options` reads it.
+where its method does: until then its options are what the recipe gives, unchecked.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
-import pkgutil
+import keyword
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine.errors import USERS_METHOD, nearest
+from engine.errors import USERS_METHOD, RecipeError, nearest
+from engine.recipe import typed
+from engine.recipe.options import OPTIONS
 from engine.recipe.schema import MethodRecipe, Recipe
-from engine.recipe.users_options import options_class
-
-METHODS = "engine.methods"
-SHARED = ("base", "context", "heads", "objectives", "task_vectors")
-
-
-def available() -> list[str]:
-    """Names of the methods that come with the engine."""
-    methods = importlib.import_module(METHODS)
-    return sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if m.name not in SHARED)
+from engine.recipe.typed import Layer
+from loaders.files import file_hash
 
 
 def is_users(module: str) -> bool:
@@ -35,55 +31,87 @@ def is_users(module: str) -> bool:
     return module.endswith(".py")
 
 
-def options(module: str) -> MethodRecipe:
-    """The default options of a method. A user's file is read and not run.
+def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRecipe]:
+    """The class of the options of the method that the layers name. Imports neither torch nor a
+    user's file, whose options are those that the layers give.
 
-    Raises ValueError when there is no such method, or its options cannot be read.
+    planned: the layers are a planned recipe, which can be read when the file is gone. Raises
+    RecipeError, naming the layer, where no module is named, and where there is no such one.
     """
-    if is_users(module):
-        return options_class(_file(module))()
-    return find(module).Recipe()
+    sections = [(source, layer["method"]) for source, layer in layers if "method" in layer]
+    sections = [(source, each) for source, each in sections if isinstance(each, Mapping)]
+    named = [(source, str(each["module"])) for source, each in sections if each.get("module")]
+    if not named:
+        source = sections[0][0] if sections else layers[0][0]
+        raise RecipeError(f"{source}: method.module has no value; set it")
+    source, module = named[-1]
+    if not is_users(module):
+        if module not in OPTIONS:
+            hint = nearest(module, OPTIONS)
+            raise RecipeError(f"{source}: there is no method module {module!r}{hint}")
+        return OPTIONS[module]
+    if not planned and not Path(module).is_file():
+        raise RecipeError(
+            f"{source}: method.module={module!r} is not a Python file; a relative path begins at "
+            "the folder of its YAML file, or on the command line at the working directory"
+        )
+    return _as_given(tuple(sorted({str(name) for _, section in sections for name in section})))
+
+
+def complete(method: MethodRecipe) -> MethodRecipe:
+    """A method's options as its module defines them. This runs a user's file.
+
+    Raises RecipeError, as `typed.add`, for what the recipe gives and the module does not allow, and
+    ValueError as `find`.
+    """
+    if not is_users(method.module):
+        return method
+    kind, values = find(method.module).Recipe, {}
+    typed.add(values, kind, kind, vars(method), method.module, "method.")
+    return typed.build(values, kind, kind, method.module)
 
 
 def method_of(recipe: Recipe) -> Any:
     """The method of a cell, built with its options. This runs a user's file.
 
-    Raises ValueError as `find` does, and RecipeError where the method's `check` refuses the cell.
+    Raises RecipeError as `complete`, and where the options' `check` refuses the cell.
     """
-    module = find(recipe.method.module)
-    options = module.Recipe(**vars(recipe.method))
+    options = complete(recipe.method)
     options.check(dataclasses.replace(recipe, method=options))
-    return module.Method(options)
+    return find(options.module).Method(options)
 
 
 def find(module: str) -> ModuleType:
-    """The module of a method: a name of `available()`, or a path to a .py file, which is run.
+    """The module of a method, which is imported; a user's file is run, once for each content.
 
-    Raises ValueError when there is no such method or the file lacks `Recipe` or `Method`.
+    Raises ValueError for a file without `Method`, or a `Recipe` that extends `MethodRecipe`.
     """
     if is_users(module):
-        method = _run(_file(module))
-    elif module in available():
-        method = importlib.import_module(f"{METHODS}.{module}")
+        method = _run(Path(module), file_hash(Path(module)))
     else:
-        raise ValueError(f"there is no method module {module!r}{nearest(module, available())}")
+        method = importlib.import_module(f"engine.methods.{module}")
     for name in ("Recipe", "Method"):
         if not hasattr(method, name):
             raise ValueError(f"{module} does not define {name}; see CONTRIBUTING.md")
+    if not issubclass(method.Recipe, MethodRecipe):
+        raise ValueError(f"{module}: Recipe does not extend engine.recipe.schema.MethodRecipe")
     return method
 
 
-def _file(module: str) -> Path:
-    path = Path(module)
-    if not path.is_file():
-        raise ValueError(
-            f"method.module={module!r} is not a Python file; a relative path begins at the folder "
-            "of its YAML file, or on the command line at the working directory"
-        )
-    return path
+@functools.cache  # classes of the same options are one, so that recipes compare equal
+def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
+    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
+    fields = [(name, Any, None) for name in names if name not in shared and _is_field(name)]
+    return dataclasses.make_dataclass("Recipe", fields, bases=(MethodRecipe,), frozen=True)
 
 
-def _run(path: Path) -> ModuleType:
+def _is_field(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
+@functools.cache
+def _run(path: Path, content: str) -> ModuleType:
+    """The module in a file. content: its hash, so that a file that changed runs again."""
     spec = importlib.util.spec_from_file_location(USERS_METHOD + path.stem, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

@@ -12,20 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from engine.errors import RecipeError, nearest
+from engine.recipe import campaigns, catalogue, checks, modules, typed, yaml_text
+from engine.recipe.campaigns import SELECTION, Campaign
+from engine.recipe.catalogue import GROUPS, path_of, with_absolute_module
+from engine.recipe.schema import Recipe
+from engine.recipe.typed import COMMAND_LINE, Layer
 
-from engine.errors import RecipeError
-from engine.recipe import catalogue, table_rows
-from engine.recipe.catalogue import (
-    COMMAND_LINE,
-    GROUPS,
-    SELECTION,
-    path_of,
-    read,
-    with_absolute_module,
-)
-from engine.recipe.merge import Layer, check_sections, merge, method_options
-from engine.recipe.schema import MethodRecipe, Recipe
+VARIANT = "method.variant"
+DOWNSTREAM = "downstream"
+TIMM = "timm"  # where the section of a model comes from that has no file
+IMAGENET_CLASSES = 1000
 
 
 def load(
@@ -39,29 +36,60 @@ def load(
 
     `method` and `downstream` choose another cell of the same campaign. Overrides of `method.*`
     belong to the recipe's method, or to the row that `methods=[ROW]` alone selects. They are left
-    out of another method's cell, but not `method.variant`, which every method has.
+    out of another method's cell, but not `method.variant`, which every method has. A user's method
+    is not run: its options are as the recipe gives them (`modules.complete` adds the rest).
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
-    layers = _layers(name, overrides, method, downstream)
-    return merge(name, layers, method_options(layers))
+    file, top = _top(name)
+    choices = dict(map(typed.key_and_value, overrides))
+    if method is not None:
+        top = _without_other_method(top, method)
+    campaign_name = str(choices.get("campaign", top.get("campaign", "")))
+    campaign, rows = _campaign(campaign_name, overrides)
+    if method is not None and not (SELECTION in choices and rows == [method]):
+        overrides = without_options(overrides)
+        choices = dict(map(typed.key_and_value, overrides))
+
+    layers: list[Layer] = []
+    for key, group in GROUPS.items():
+        given = [(COMMAND_LINE, choices)] if key in choices else [(str(file), top)]
+        given = given if key in given[0][1] else campaign.layers
+        sections = [(source, layer[key]) for source, layer in given if key in layer]
+        if key == "method":
+            section = sections[-1][1] if sections else None
+            is_method = isinstance(section, Mapping) and section.get("name") == method
+            row = None if is_method else method or section or next(iter(rows), None)
+            if isinstance(row, str):
+                sections = [(COMMAND_LINE, campaign.base(row))]
+        if not sections:
+            raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
+        layers += _section(key, group, sections)
+    layers += [(source, _settings(layer)) for source, layer in campaign.layers]
+    layers += campaign.settings(row) if isinstance(row, str) else ()
+    layers.append((str(file), _settings(top)))
+    layers += [
+        (COMMAND_LINE, with_absolute_module(typed.parsed(word), Path()))
+        for word in overrides
+        if word.partition("=")[0] not in (*GROUPS, *campaigns.OF_GRID, "campaign")
+    ]
+    layers.append((COMMAND_LINE, {"campaign": campaign_name}))
+    values, options = _merged(layers)
+    sets = values["dataset"].get("sets") or ()
+    is_whole = file is None and "method" not in top and DOWNSTREAM not in choices
+    if downstream is None and is_whole and sets and values.get(DOWNSTREAM) not in sets:
+        downstream = sets[0]
+    if downstream is not None:
+        values[DOWNSTREAM] = downstream
+    return _checked(typed.build(values, Recipe, options, f"recipe {name!r}"))
 
 
 def outline(
     name: str, overrides: Sequence[str], method: str | None = None
 ) -> tuple[Recipe, dict[str, Any]]:
-    """A cell without its method's options, and its method section as it stands.
-
-    It imports no method's module, and so no torch. Raises RecipeError as `load` does, but not for a
-    method's options.
-    """
-    layers = _layers(name, overrides, method, None)
-    section = catalogue.merged(name, *(values.get("method", {}) for _, values in layers))
-    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
-    for _, values in layers:
-        if "method" in values:
-            values["method"] = {k: v for k, v in values["method"].items() if k in shared}
-    return merge(name, layers, MethodRecipe()), section
+    """A cell, and its method section as plain values."""
+    recipe = load(name, overrides, method=method)
+    return recipe, dataclasses.asdict(recipe.method)
 
 
 def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -70,20 +98,37 @@ def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Reci
     Raises RecipeError as `load` does.
     """
     chosen = {"model": model, "dataset": dataset, "method": "fine_tune"}
-    paths = {key: path_of(GROUPS[key], name) for key, name in chosen.items()}
-    layers = [(str(path), {key: read(path)}) for key, path in paths.items()]
-    upstream = dict(layers[1][1]["dataset"]).get("upstream", "upstream")
-    for word in overrides:
-        catalogue.key_and_value(word)
-        layers.append((COMMAND_LINE, catalogue.parsed(word)))
-    layers.append((COMMAND_LINE, {"downstream": upstream}))
-    check_sections(layers)
-    return merge(dataset, layers, method_options(layers))
+    layers = [
+        layer for key, name in chosen.items() for layer in _section(key, GROUPS[key], [("", name)])
+    ]
+    values, options = _merged([*layers, *((COMMAND_LINE, typed.parsed(w)) for w in overrides)])
+    values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
+    return _checked(typed.build(values, Recipe, options, f"recipe {dataset!r}"))
+
+
+def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
+    """A resolved recipe with the values of these words.
+
+    Raises RecipeError for an unknown key, a wrong type or an impossible value.
+    """
+    values, options = dataclasses.asdict(recipe), type(recipe.method)
+    for word in words:
+        typed.add(values, Recipe, options, typed.parsed(word), "")
+    return _checked(typed.build(values, Recipe, options, "recipe"))
+
+
+def of_values(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of which `dataclasses.asdict` made these values, perhaps by way of JSON.
+
+    Raises RecipeError for values of no recipe.
+    """
+    merged, options = _merged([("a stored recipe", values)], planned=True)
+    return typed.build(merged, Recipe, options, "a stored recipe")
 
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+    return yaml_text.dump(dataclasses.asdict(recipe))
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
@@ -99,82 +144,47 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return values(dataclasses.asdict(recipe), "")
 
 
-def _layers(
-    name: str, overrides: Sequence[str], method: str | None, downstream: str | None
-) -> list[Layer]:
-    """The layers of a recipe, in the order in which they are merged."""
-    file, top = _top(name)
-    words = [catalogue.key_and_value(word) for word in overrides]
-    choices = dict(words)
-    if method is not None:
-        top = _without_other_method(top, method)
-    campaign_name = choices.get("campaign", top.get("campaign"))
-    campaign_file = path_of("campaigns", str(campaign_name)) if campaign_name else None
-    campaign = catalogue.read_campaign(campaign_file) if campaign_file else {}
-    per_method = campaign.pop("methods", None) or {}
-    for key in ("models", catalogue.DOWNSTREAMS, catalogue.VARY):
-        campaign.pop(key, None)
-    if not isinstance(per_method, dict):
-        raise RecipeError(f"{campaign_file}: methods must hold `NAME: {{}}` lines")
-    selected = catalogue.select(choices.get(SELECTION), list(per_method), str(campaign_name))
-    if method is not None and not (SELECTION in choices and selected == [method]):
-        words = list(map(catalogue.key_and_value, catalogue.without_options(overrides)))
-        choices = dict(words)
+def without_options(words: Sequence[str]) -> list[str]:
+    """The words but those of a method's own options, which no other method has; `method.variant`
+    is every method's."""
+    keys = [(word, word.partition("=")[0]) for word in words]
+    return [w for w, key in keys if key.partition(".")[0] != "method" or key == VARIANT]
 
-    layers: list[Layer] = []
-    row: str | None = None  # of the campaign's table
-    for key, group in GROUPS.items():
-        chosen = choices.get(key, top.get(key, campaign.get(key)))
-        if key == "method":
-            is_method = isinstance(chosen, Mapping) and chosen.get("name") == method
-            chosen = chosen if is_method else method or chosen or next(iter(selected), None)
-        if chosen is None:
-            raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
-        if isinstance(chosen, Mapping):
-            path, section = (file if file and key in top else campaign_file), dict(chosen)
-            assert path is not None, "a section stands in a file"
-            if base := section.pop("extends", None):
-                base_path = path_of(group, str(base))
-                layers.append(_section(base_path, key, read(base_path)))
-        else:
-            if key == "method":
-                row = str(chosen)
-                chosen = table_rows.method_of(per_method, row, str(campaign_file))
-            path = path_of(group, str(chosen))
-            section = read(path)
-        layers.append(_section(path, key, section))
-    if campaign_file:
-        layers.append((str(campaign_file), _settings(campaign)))
-    if campaign_file and row is not None:
-        layers += table_rows.settings_of(per_method, row, str(campaign_file))
-    if file is not None:
-        layers.append((str(file), _settings(top)))
-    rest = [f"{key}={value}" for key, value in words if key not in (*GROUPS, *catalogue.OF_GRID)]
-    layers += [
-        (COMMAND_LINE, with_absolute_module(catalogue.parsed(word), Path())) for word in rest
-    ]
-    layers.append((COMMAND_LINE, {"campaign": str(campaign_name or "")}))
-    check_sections(layers)
-    is_whole = file is None and "method" not in top
-    if downstream is None and is_whole and "downstream" not in choices:
-        downstream = _first_column(layers)
-    if downstream is not None:
-        layers.append((COMMAND_LINE, {"downstream": downstream}))
-    return layers
+
+def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str, Any], type]:
+    """The values that the layers say together, and the class of the method's options."""
+    values: dict[str, Any] = {}
+    options = modules.options(layers, planned=planned)
+    for source, layer in layers:
+        typed.add(values, Recipe, options, layer, source)
+    if layers[0][0] == TIMM:  # its head is for ImageNet's classes
+        is_imagenet = values["dataset"].get("kind") == "imagenet"
+        values["model"]["head"].setdefault("fit", not is_imagenet)
+    return values, options
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    checks.check(recipe)
+    return recipe
 
 
 def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     """The recipe's file and what it says; no file for a campaign, or a recipe that it makes."""
-    campaigns = catalogue.names("campaigns")
-    if name in campaigns:
+    if name in catalogue.names("campaigns"):
         return None, {"campaign": name}
-    campaign, _, method = name.rpartition("/")
-    is_made = campaign in campaigns and not (catalogue.ROOT / f"{name}.yaml").is_file()
-    if is_made and method in catalogue.methods_of(campaign):
-        return None, {"campaign": campaign, "method": method}
+    campaign, _, row = name.rpartition("/")
+    is_made = campaign in catalogue.names("campaigns") and name not in catalogue.names()
+    if is_made and row in campaigns.read(campaign).rows:
+        return None, {"campaign": campaign, "method": row}
+    if not catalogue.is_path(name) and name not in catalogue.names():
+        raise RecipeError(f"there is no recipe {name!r}{nearest(name, campaigns.names())}")
     file = path_of("", name)
-    top = read(file)
-    return (None, {"campaign": name}) if "methods" in top else (file, top)
+    top = catalogue.read(file)
+    return (None, {"campaign": name}) if SELECTION in top else (file, top)
+
+
+def _campaign(name: str, overrides: Sequence[str]) -> tuple[Campaign, list[str]]:
+    return campaigns.selected(name, overrides) if name else (Campaign("", Path()), [])
 
 
 def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
@@ -185,25 +195,43 @@ def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
     return {k: v for k, v in top.items() if k not in ("method", "optimizer", "train")}
 
 
-def _section(path: Path, key: str, section: Any) -> Layer:
-    return str(path), with_absolute_module({key: section}, path.parent)
+def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Layer]:
+    """The layers of a model, data set or method: the file that is named last, or that `extends`
+    names, and what is said after it."""
+    layers: list[Layer] = []
+    base: str | None = None
+    for source, section in given:
+        if isinstance(section, Mapping):
+            base = section.get("extends", base if layers else None)
+            section = {name: value for name, value in section.items() if name != "extends"}
+            layers.append((source, section))
+        else:
+            base, layers = section, []
+    if base is not None:
+        of_timm = _timm_model(str(base)) if key == "model" else None
+        path = Path(TIMM) if of_timm else path_of(group, str(base))
+        layers.insert(0, (str(path), of_timm or catalogue.read(path)))
+    return [
+        (source, with_absolute_module({key: section}, Path(source).parent))
+        for source, section in layers
+    ]
+
+
+def _timm_model(name: str) -> dict[str, Any] | None:
+    """The section of a timm architecture with weights, such as `mobilenetv3_small_100`; None for
+    names that a file of `recipes/models` has, or timm has not."""
+    if catalogue.is_path(name) or name in catalogue.names("models"):
+        return None
+    import timm  # late: it loads torch, which no recipe of a file needs
+
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.has_weights:
+        return None
+    head = {} if config.num_classes == IMAGENET_CLASSES else {"fit": True}
+    return {"name": name, "arch": name, "image_size": config.input_size[-1], "head": head}
 
 
 def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says beside the campaign, model, data set and method that it names."""
-    return {k: v for k, v in layer.items() if k != "campaign" and k not in GROUPS}
-
-
-def _first_column(layers: Sequence[Layer]) -> str | None:
-    """The downstream set of a whole campaign's first cell, where its files name no other.
-
-    It is the first of the sets that the command line leaves. None where no layer names sets.
-    """
-    sets: Any = None
-    downstream = None
-    for _, values in layers:
-        sets = values.get("dataset", {}).get("sets", sets)
-        downstream = values.get("downstream", downstream)
-    if not isinstance(sets, list) or not sets or downstream in sets:
-        return None
-    return str(sets[0])
+    """What a file says of a cell beside the campaign, model, data set and method that it names."""
+    elsewhere = ("campaign", "models", *GROUPS, *campaigns.OF_GRID)
+    return {key: value for key, value in layer.items() if key not in elsewhere}

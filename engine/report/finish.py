@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.grid import campaign, half_widths, record, stamp
+from engine.grid import campaign, half_widths, outcomes, record
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
@@ -32,12 +32,10 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
     """Write tables and page into the campaign's report; the page's path. figures: also every
     figure as SVG and PDF."""
     folder = run.report
-    for sampled in results.samples.values():
-        drawn = {name: sampled.samples[name] for name in run.record.sets}
-        half_widths.write(folder, run.place, sampled.intervals, drawn)
-    path = write_into(folder, results, figures=figures)
-    stamp.write(folder, run.place.name)
-    return path
+    with outcomes.sealed(run.place):
+        for sampled in results.samples.values():
+            half_widths.write(folder, sampled.intervals)
+        return write_into(folder, results, figures=figures)
 
 
 def write_merged(
@@ -95,13 +93,9 @@ def _notes(results: Results) -> list[str]:
 def finish(plan: Plan, device: torch.device) -> Path:
     """A campaign's last job: record, tables and page; the page's path."""
     from engine.grid import make_record, progress  # the rest of this module needs no torch
-    from engine.recipe.request import Request
-    from engine.report import tracked
 
-    run = record.write(plan.path.parent, make_record.record_of(plan, device))
+    run = record.write(plan.place, make_record.record_of(plan, device))
     results = tables.results(run)
     path = write(run, results)
-    recipe = Request(plan.name, plan.overrides).recipe(plan.methods[0])
-    tracked.accuracies(recipe, results.summary.accuracy)
     progress.advance(plan.path, "report", 1, 1)
     return path

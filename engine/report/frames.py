@@ -21,11 +21,11 @@ def of_line(model: Standings, line: Line) -> dict[str, Any]:
 
 
 def ends(results: Results, name: str, *key: Any) -> dict[str, float]:
-    """Columns NAME_low, NAME_high and NAME_error of `Certainty.interval(*key)`, if known."""
+    """Columns NAME_low and NAME_high of `Certainty.interval(*key)`, if known."""
     known = results.sure.interval(*key)
     if known is None:
         return {}
-    return {f"{name}_low": known.low, f"{name}_high": known.high, f"{name}_error": known.error}
+    return dict(zip((f"{name}_low", f"{name}_high"), known, strict=True))
 
 
 def ranking(results: Results) -> pandas.DataFrame:
@@ -41,7 +41,6 @@ def ranking(results: Results) -> pandas.DataFrame:
             "mRI": mri.mri,
             "mRI_low": mri.mri_low,
             "mRI_high": mri.mri_high,
-            "mRI_error": mri.error,
             **({} if line.downstream is None else {"on_downstream_set": line.downstream}),
             "on_other_sets": line.ood,
             "change_upstream": line.upstream,
@@ -108,6 +107,24 @@ def reference(model: Standings) -> Mapping[str, Any]:
             name: accuracy[label] for name, label in published["sets"].items() if label in accuracy
         }
     return entry
+
+
+def chosen_on_own_set(results: Results) -> str:
+    """A sentence that names the methods whose models were chosen by the very images that their
+    accuracy on the set fine-tuned on is of; empty where there are none."""
+    rows = [of for key, of in results.record.settings.items() if key.split(",")[0] == "Rows"]
+    names = dict.fromkeys(
+        str(results.record.methods.get(method, method))
+        for by_method in rows
+        for method, options in by_method.items()
+        if "select=greedy" in str(options.get("options")).split(", ")
+    )
+    if not names:
+        return ""
+    return (
+        f" {', '.join(names)}: chosen by accuracy on the images held out of the set fine-tuned on, "
+        "so that its accuracy there is too good."
+    )
 
 
 def label(results: Results, model: Standings) -> str:

@@ -21,7 +21,7 @@ def heading(title: str, results: Results) -> str:
 
 
 def finding(model: Standings) -> str:
-    """The result in one sentence: the best method, its mRI and interval, and plain fine-tuning."""
+    """The result in one sentence: the highest mRI, its interval, and plain fine-tuning's mRI."""
     ranked = model.ranked()
     if not ranked:
         return "No method has been fine-tuned on every set yet."
@@ -30,16 +30,20 @@ def finding(model: Standings) -> str:
         n = len(model.sets) - 1
         where = f"the {counted('set', n, words(n))} a model was not fine-tuned on"
     line = ranked[0]
-    best = line.mri
-    ends = range_text(best.mri_low, best.mri_high, best.error)
-    verb = "gains most" if best.mri > 0 else "loses least"
-    text = f"{line.title} {verb} on {where}: {signed(best.mri)} points (95% interval {ends})"
+    ends = f"95% interval {range_text(line.mri.mri_low, line.mri.mri_high)}"
+    points = f"{signed(line.mri.mri)} points on {where} ({ends}"
+    if len(ranked) == 1:
+        return f"{line.title} has an mRI of {points})."
+    text = (
+        f"{line.title} has the highest of {words(len(ranked))} mRIs, {points}, not corrected for "
+        "the choice of the highest)"
+    )
     plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
-    if plain is line and len(ranked) > 1:
-        return f"{text}, ahead of {ranked[1].title} at {signed(ranked[1].mri.mri)}."
-    if plain is None or plain is line:
+    if plain is None:
         return f"{text}."
-    return f"{text}, against {signed(plain.mri.mri)} for plain fine-tuning."
+    if plain is line:
+        return f"{text}; the next is {ranked[1].title} with {signed(ranked[1].mri.mri)}."
+    return f"{text}; plain fine-tuning has {signed(plain.mri.mri)}."
 
 
 def lead(results: Results) -> str:

@@ -36,13 +36,14 @@ class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
     formats: by column, how it is shown (`display.FORMATS`). Columns without a format are shown as
-    they are.
+    they are. best: columns whose largest number is bold in LaTeX.
     """
 
     name: str
     caption: str
     data: pandas.DataFrame
     formats: Mapping[str, str] = field(default_factory=dict)
+    best: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

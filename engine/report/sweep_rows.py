@@ -73,7 +73,6 @@ def summary(results: Results) -> pandas.DataFrame:
                 "mRI": mri.mri,
                 "mRI_low": mri.mri_low,
                 "mRI_high": mri.mri_high,
-                "mRI_error": mri.error,
                 **{f"RI {name}": line.ri[name] for name in model.downstreams},
                 **({} if line.downstream is None else {"on_downstream_set": line.downstream}),
             }

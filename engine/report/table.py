@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from engine.measures.standings import Line, Standings, counted, signed
+from engine.measures.standings import Line, Standings, counted, rounded, signed
 from engine.report import console
 
 ABSENT = "-"
@@ -31,7 +31,7 @@ def _of_model(standing: Standings) -> str:
             [
                 line.title,
                 *improvements(line, columns),
-                span(line.mri.mri_low, line.mri.mri_high, line.mri.error),
+                span(line.mri.mri_low, line.mri.mri_high),
             ]
             for line in standing.lines
         ],
@@ -43,9 +43,9 @@ def set_head(name: str) -> str:
     return re.sub("[-_]", " ", name.replace("imagenet", "IN"))
 
 
-def number(value: float | None, error: float = 0.0) -> str:
+def number(value: float | None) -> str:
     """`standings.signed` in ASCII, and `ABSENT` for None."""
-    return ABSENT if value is None else signed(value, error=error).replace("−", "-")
+    return ABSENT if value is None else signed(value).replace("−", "-")
 
 
 def measured_on(standing: Standings) -> str:
@@ -70,7 +70,7 @@ def accuracies_before(standing: Standings) -> list[str]:
     """The pre-trained model's accuracy on each set that is fine-tuned on, in percent; `ABSENT`
     where the set is only trained on."""
     accuracies = map(standing.before.get, standing.downstreams)
-    return [ABSENT if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies]
+    return [ABSENT if accuracy is None else rounded(accuracy) for accuracy in accuracies]
 
 
 def improvements(line: Line, columns: Sequence[str]) -> list[str]:
@@ -78,6 +78,6 @@ def improvements(line: Line, columns: Sequence[str]) -> list[str]:
     return [*(number(line.ri[name]) for name in columns), number(line.mri.mri)]
 
 
-def span(low: float, high: float, error: float) -> str:
-    """An interval; error: the Monte-Carlo standard error of its ends."""
-    return f"[{number(low, error)}, {number(high, error)}]"
+def span(low: float, high: float) -> str:
+    """An interval."""
+    return f"[{number(low)}, {number(high)}]"

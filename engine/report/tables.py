@@ -106,7 +106,6 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         credits=list({digest(row): row for record in records for row in record.credits}.values()),
         holdout=all(record.holdout for record in records),
         distances=first.distances if len(runs) == 1 else None,
-        sequential=any(record.sequential for record in records),
         cka=_cka(labels, records, disagreeing),
         sweep=first.sweep if len(runs) == 1 else None,
         samples={name: stored for record in records for name, stored in record.samples.items()},
@@ -150,9 +149,7 @@ def _samples(labels: Sequence[str], runs: Sequence[FinishedCampaign]) -> dict[st
             continue
         record = run.record
         drawn = {name: run.samples[name] for name in record.sets}  # the budget is a share of these
-        intervals = half_widths.half_widths(
-            run.evaluations, drawn, record.sets, record.downstreams, sequential=record.sequential
-        )
+        intervals = half_widths.half_widths(run.evaluations, drawn, record.sets, record.downstreams)
         note = half_widths.note(intervals, drawn)
         samples[label] = SampledCampaign(run.samples, intervals, note)
     return samples

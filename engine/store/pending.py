@@ -24,7 +24,6 @@ from engine.machine import ranks
 from engine.machine.files import room_for, write_atomic
 from engine.measures import predictions
 from engine.store.artifacts import Store
-from engine.store.shares import Share
 from loaders.schema import DamagedFile
 
 PART = "part-00000.parquet"
@@ -49,8 +48,7 @@ def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 class Pending:
     """A model's predictions on a set while they come in slice by slice.
 
-    todo: numbers of the slices that are missing, of all or of a share. Every rank calls every
-    method; rank 0 writes.
+    todo: numbers of the slices that are missing. Every rank calls every method; rank 0 writes.
     """
 
     def __init__(
@@ -59,28 +57,20 @@ class Pending:
         mix: Mapping[str, float],
         name: tuple[str, Mapping[str, Any]],
         cuts: Sequence[np.ndarray],
-        share: Share | None = None,
     ) -> None:
-        """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions.
-
-        share: leave all other slices to other processes; the artefact is then made by a later
-        process, without a share, which finds the slices of all.
-        """
+        """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
         self.store, self.mix, self.cuts = store, mix, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
         self._folder = store.root / "pending" / store.place("predictions", *name).name
-        self._is_share = share is not None
-        numbers = range(len(cuts)) if share is None else sorted(share.slices(len(cuts)))
-        self.todo = {k for k in numbers if not ranks.all_agree(self._file(k).is_file())}
+        self.todo = {k for k in range(len(cuts)) if not ranks.all_agree(self._file(k).is_file())}
 
     def put(self, number: int, table: pa.Table) -> None:
         """Store the predictions of slice `number`: in a file, unless it is the only slice.
 
-        The last slice finishes the artefact, unless this is a share. Raises OSError naming the file
-        where the disk is full.
+        The last slice finishes the artefact. Raises OSError naming the file where the disk is full.
         """
-        if len(self.cuts) == 1 and not self._is_share:
+        if len(self.cuts) == 1:
             self._only_slice = table
         else:
             file = self._file(number)
@@ -90,7 +80,7 @@ class Pending:
                 )
             )
         self.todo.discard(number)
-        if not self.todo and not self._is_share:
+        if not self.todo:
             self.finish()
 
     def finish(self) -> None:

@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,17 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.machine import compiled, pace, ranks
-from engine.machine.trackers import Subject, Trackers
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe.resolve import flat
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import norms, optim, shards
+from engine.training import norms, optim
 from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
 from engine.training.throughput import Throughput
+from engine.training.trackers import Trackers
 from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
@@ -159,12 +157,12 @@ def epochs(
 
     source = run.sets.source(recipe.downstream)
     watch = Watch(method, run.device, _label(run))
-    tracked = Trackers(recipe.trackers, lambda: _subject(run))
+    tracked = Trackers(recipe)
     learning = norms.learning(method)
     penalty = optim.track(engine)
     progress = Progress()
     if checkpoints is not None:
-        state = _state(engine, method, run, watch)
+        state = _state(engine, method, watch)
         progress = checkpoints.begin(state, run.device.type)
     step, history, watch.count = progress.step, progress.history, progress.losses
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
@@ -210,7 +208,7 @@ def epochs(
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
                     if penalty is not None:  # which the optimizer adds to the loss
-                        history[-1]["penalty"] = penalty() / of_epoch
+                        history[-1]["penalty"] = penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     watch.check_weights(step, lr)
                 if checkpoints is not None:
@@ -218,19 +216,9 @@ def epochs(
     return history
 
 
-def _state(engine: Any, method: Trained, run: Run, watch: Watch) -> TrainingState:
+def _state(engine: Any, method: Trained, watch: Watch) -> TrainingState:
     """What a checkpoint of this training holds."""
-    sums = {"loss": watch.sum}
-    penalty = getattr(shards.inner(engine), "value", None)
-    if penalty is not None:
-        sums["penalty"] = penalty
-    # Under ZeRO each rank has the penalty of its partition.
-    return TrainingState(engine, method, sums, ("penalty",) if run.recipe.train.zero_stage else ())
-
-
-def _subject(run: Run) -> Subject:
-    recipe = run.recipe
-    return Subject(recipe.campaign or "cells", _label(run), flat(recipe), Path(recipe.runs))
+    return TrainingState(engine, method, {"loss": watch.sum})
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:

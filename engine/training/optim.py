@@ -97,13 +97,8 @@ class Shard(NamedTuple):
 
 
 class _EWC(Optimizer):
-    """The common part of the EWC optimizers: shards by tensor, and a step over all tensors.
+    """The common part of the EWC optimizers: shards by tensor, and a step over all tensors."""
 
-    value: None, or an fp32 or fp64 scalar on the parameters' device to which every step adds the
-    penalty's value before it; the caller zeroes it, and sums it over ranks under ZeRO.
-    """
-
-    value: Tensor | None = None
     _shards: Mapping[Tensor, Shard] = MappingProxyType({})
     _lam = 0.0
     _moments: tuple[str, ...]  # state that starts at zero
@@ -135,10 +130,21 @@ class _EWC(Optimizer):
             fishers = [shard.fisher for shard in shards if shard.fisher is not None]
             tensors = [in_memory_order(row, thetas) for row in (thetas, grads, *moments, anchors)]
             options = {name: value for name, value in group.items() if name in self.defaults}
-            options |= {"lam": self._lam, "penalty": self.value}
+            options["lam"] = self._lam
             options["fishers"] = in_memory_order(fishers, thetas) if fishers else None
             self._update(thetas, tensors, options)
         return loss
+
+    @torch.no_grad()
+    def penalty(self) -> Tensor:
+        """lam / 2 sum F (theta - anchor)^2 of what this rank holds, a float64 scalar."""
+        total = 0.0
+        for theta, (anchor, fisher) in self._shards.items():
+            squares = (theta - anchor).square_()
+            total = total + (squares if fisher is None else squares.mul_(fisher)).sum(
+                dtype=torch.float64
+            )
+        return self._lam / 2 * torch.as_tensor(total)
 
     def _state(self, thetas: list[Tensor], name: str) -> list[Tensor]:
         """State laid out as its tensors are; that of a checkpoint may be laid out otherwise."""
@@ -220,19 +226,15 @@ def attach(engine: Any, penalty: Penalty) -> None:
 
 
 def track(engine: Any) -> Callable[[], float] | None:
-    """Sums the penalty of every step from now on; None where the optimizer has no penalty.
-
-    The function returned gives the sum since its last call, the same on every rank.
-    """
+    """The function that reads the penalty as it is now, the same on every rank, which all call;
+    None where the optimizer has no penalty."""
     optimizer = shards.inner(engine)
     if not isinstance(optimizer, _EWC):
         return None
-    value = optimizer.value = torch.zeros((), device=engine.device)
 
     def read() -> float:
-        total = value.clone()
-        value.zero_()
-        if optimizer is not engine.optimizer:  # each rank steps its partition
+        total = optimizer.penalty()
+        if optimizer is not engine.optimizer:  # each rank has its partition's
             dist.all_reduce(total)
         return total.item()
 

@@ -32,7 +32,7 @@ from kernels.transport.store import most_bytes
 log = logging.getLogger(__name__)
 
 LABEL_DISTANCES = ("gaussian", "means", "none")
-EXACT_COSTS = 25_000_000  # 5000 x 5000: 1.2 GB and some seconds
+EXACT_COSTS = 100_000_000  # 10,000 x 10,000: 4.8 GB and half a minute
 EXACT_STEPS = 10**7  # of network simplex
 _EXACT_BYTES = 48  # a cost: dense in float64, with a temporary, and as POT's arcs; 40 were measured
 

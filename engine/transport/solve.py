@@ -118,7 +118,10 @@ def _remedy(options: Options, gap: float) -> str:
         return "the network simplex took too many steps: sample fewer, or bracket=1e-3 for exact"
     if options.bracket is not None:
         return f"its bracket is {gap:.1e} wide: allow more than bracket={options.bracket:g}"
-    return f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, or a larger eps"
+    return (
+        f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, "
+        "take a larger eps, or bracket=1e-3"
+    )
 
 
 class _Solver:

@@ -11,6 +11,7 @@ Source: Walker & Ni 2011.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,36 +19,50 @@ import torch
 from torch import Tensor
 
 _MEMORY = 8  # differences
+_SLACK = 1e-6  # of the dual value: rounding of float32 sums
 _DEPENDENT = 1e-12  # singular values of the scaled equations, of the largest
 
 
 class Anderson:
-    """The last steps, and the images T(g) of the points they started from."""
+    """The last steps, and the images T(g) of the points they started from, in two rings.
+
+    Where T ascends a dual value, `guarded` takes no combination that lowers it.
+    """
 
     def __init__(self) -> None:
-        self.steps: list[Tensor] = []
-        self.images: list[Tensor] = []
+        self._count = 0
+        self._best = -math.inf
+        self._products = np.zeros((_MEMORY + 1, _MEMORY + 1))
 
     def add(self, point: Tensor, step: Tensor) -> Tensor:
-        """The products of the last steps, float64 [k, k], of which this is the last."""
-        self.steps = [*self.steps, step][-_MEMORY - 1 :]
-        self.images = [*self.images, point + step][-_MEMORY - 1 :]
-        steps = torch.stack(self.steps)
-        return steps @ steps.T
+        """The products of the last steps with this one, float64 [9]."""
+        if not self._count:
+            self._steps, self._images = step.new_zeros(2, _MEMORY + 1, len(step))
+        self._last = self._count % (_MEMORY + 1)
+        self._count += 1
+        self._steps[self._last] = step
+        torch.add(point, step, out=self._images[self._last])
+        return self._steps @ step
 
-    def drop(self) -> None:
-        """Forgets the last step."""
-        self.steps.pop()
-        self.images.pop()
+    def guarded(self, dual: float, products: Sequence[float]) -> tuple[Tensor, bool]:
+        """The next point, and whether the last one was good: if not, the plain image of the one
+        before it is next, and what was added is forgotten. dual: that of the last point."""
+        if self._count > 1 and not dual >= self._best - _SLACK * abs(self._best):
+            self._count = 0
+            return self._images[self._last - 1], False
+        self._best = max(self._best, dual)
+        return self.combined(products), True
 
     def combined(self, products: Sequence[float]) -> Tensor:
-        """The next point; products: what `add` returned, row after row."""
-        k = len(self.images)
-        if k == 1:
-            return self.images[0]
-        weights = _weights(np.array(products).reshape(k, k))
-        images = torch.stack(self.images)
-        return torch.from_numpy(weights).to(images.device, non_blocking=True) @ images
+        """The next point; products: what `add` returned."""
+        self._products[self._last] = self._products[:, self._last] = products
+        if self._count == 1:
+            return self._images[self._last]
+        ages = range(min(self._count, _MEMORY + 1))
+        order = [(self._last - age) % (_MEMORY + 1) for age in reversed(ages)]
+        weights = np.zeros(_MEMORY + 1)
+        weights[order] = _weights(self._products[np.ix_(order, order)])
+        return torch.from_numpy(weights).to(self._images.device, non_blocking=True) @ self._images
 
 
 def _weights(products: np.ndarray) -> np.ndarray:

@@ -13,28 +13,13 @@ columns, with uniform marginals a and b:
 - an upper bound of it: the cost of the same feasible plan;
 - the column update of g, so that the pass is itself an iteration.
 
-A pass knows each of its sums to a share r, and no bound takes a sum for more than it is known to
-be. In float64 r is 2^-41 for an exponential and 2^-53 an addition, which matters where eps is many
-times the costs:
-
-- f of a row is off by at most r eps, and so is the dual value;
-- of column j at least (1 - r) c_j s_j of the computed c_j is there, and at most (1 + r) c_j s_j. It
-  is scaled until what is left is a number that is known, the first of them or b_j if that is less,
-  so that what columns lack, and the cost of the mass put back, is known in float64;
-- what rows lack is summed as mass that leaves, not as the difference of two sums, so that its error
-  is a share of itself; mass whose row is not known is put back at the largest price;
-- costs are summed as C - f - g, and the potentials over the marginals: r of sum P s (C - f - g), of
-  the lack times the potentials, and of the spread of g is all that rounding adds to a cost.
-
-For float32 sums, 20 units of 2^-24 (`certified_pass`), it widens the bracket of potentials near
-the optimum by 4e-6 of the value (the median of 157 small problems; 1.2e-5 at most), where 1e-4 is
-asked for (`tests/kernels/transport/test_rounding.py`).
+Sums are known to 2^-41 of themselves for an exponential and 2^-53 an addition. Bounds are widened
+by what that makes of the potentials and costs, which shows where eps is many times the costs.
 
 The pass reads either exact costs or the stored copy. Entries of the copy are off by at most
 alpha_i + beta_j, and a plan has marginals a and b: the copy's values are off by at most
 `slack` = mean(alpha) + mean(beta), which every bound allows for. So the pass need not repeat the
-product of the features, which takes as long as everything else together (3.6 of 6 CPU-seconds for
-10k x 10k samples of 768 dimensions).
+product of the features, which takes most of the time.
 
 Sources: Altschuler, Weed & Rigollet 2017, algorithm 2 (rounding); Peyré & Cuturi 2019, section 3.1
 (c-transforms).
@@ -49,9 +34,9 @@ import torch
 from torch import Tensor
 
 from kernels.threads import HAS_NUMBA, spread
-from kernels.transport.certified_pass import ROUNDING, certified_pass
+from kernels.transport.certified_pass import certified_pass
 from kernels.transport.cost import GroundCost
-from kernels.transport.store import CERTIFIED_STRIP, StoredCost
+from kernels.transport.store import STRIP, StoredCost
 
 _COMPILE_FROM = 1 << 19  # costs, as in `kernels.transport.sweep`
 _EXPONENTIAL = 2.0**-41  # how far a float64 one is off, of itself
@@ -62,7 +47,7 @@ class Certificate:
     """Bounds of the entropic and of the unregularised problem; potentials in sorted order.
 
     dual: mean(f) + mean(g) on the costs that were read, `lower` but for their slack. slack: how far
-    rounding, of the costs and of float32 sums, moves a bound.
+    rounding, of the costs and of sums, moves a bound.
     marginal_error: sum |c - b| of the plan with exact rows. f float64 [n]: the row potential that
     is exact for g; next_g float64 [m]: g after a column update.
     """
@@ -88,8 +73,7 @@ class _Sums:
 
     With P the plan with exact rows and s the shares retained: hard_f_i = min_j (C_ij - g_j),
     lost_i = sum_j P_ij (1 - s_j), columns_j = sum_i P_ij, moved = sum_ij P_ij s_j (C_ij - g_j -
-    hard_f_i). rounding: that of float32, to which share of itself each of these three is known,
-    and to which share of eps f is; float64's comes on top.
+    hard_f_i).
     """
 
     f: Tensor
@@ -98,7 +82,6 @@ class _Sums:
     columns: Tensor
     hard_g: Tensor
     moved: float
-    rounding: float = 0.0
 
 
 def relative_gap(lower: float, upper: float, least: float = 0.0) -> float:
@@ -136,40 +119,40 @@ def _bounds(
     n, m = costs.shape
     cost, slack = (costs.cost, costs.slack) if isinstance(costs, StoredCost) else (costs, 0.0)
     f, low, lost = sums.f, sums.hard_f, sums.lost
-    r = sums.rounding + _EXPONENTIAL + max(n, m) * torch.finfo(f.dtype).eps / 2
     kept = sums.columns * retained
-    held = ((1 - r) * kept).clamp(max=1 / m)
-    ratio = torch.where(kept > 0, held / ((1 + r) * kept), 1.0)
+    held = kept.clamp(max=1 / m)
+    ratio = torch.where(kept > 0, held / kept, 1.0)
     level, mass = float(g.mean()), 1 - float(lost.sum())
     paid = float(kept @ (g - level)) + level * mass
     moved = sums.moved + float(low.mean() - lost @ low)
-    potential = float(f.mean() - lost @ f) + eps * (1 - r) * float(kept @ retained.log())
+    potential = float(f.mean() - lost @ f) + eps * float(kept @ retained.log())
+    known = _EXPONENTIAL + max(n, m) * torch.finfo(f.dtype).eps / 2
     off = sums.moved + float(lost @ (f.abs() + low.abs() + abs(level)))
-    slack_of_sums = r * (off + float(kept @ (g - level).abs()) + eps)
+    rounding = known * (off + float(kept @ (g - level).abs()) + eps)
     # p log p is at least -1 / e, so that taking off p (1 - ratio) adds at most (1 - ratio) / e.
     entropy, completed = float((1 - ratio).sum()) / (math.e * m), 0.0
-    columns_lack, rows_lack = 1 / m - held, (1 - r) * lost
+    columns_lack = 1 / m - held
     lack = float(columns_lack.sum())
     if lack > 0:
         # Mass that columns lack beyond what leaves rows by `retained`: of which rows is not known.
-        more = max(0.0, lack - float(rows_lack.sum()))
+        more = max(0.0, lack - float(lost.sum()))
         prices = cost.times(columns_lack) / lack
-        completed = float(rows_lack @ prices) + more * float(prices.amax())
-        entropy += _entropy(rows_lack) + _entropy(columns_lack)
+        completed = float(lost @ prices) + more * float(prices.amax())
+        entropy += _entropy(lost) + _entropy(columns_lack)
         # What is spread over n samples, at most 1 / n each, is not far from uniform.
         entropy += more * math.log(min(n, 1 / more)) if more > 0 else 0.0
         entropy -= (1 - lack) * math.log1p(-lack) if lack < 1 else 0.0
     dual = float(f.mean() + g.mean())
     hard_lower = float(low.mean() + sums.hard_g.mean()) - slack
-    added = paid + completed + slack + slack_of_sums
+    added = paid + completed + slack + rounding
     used = sums.columns > 0  # a column out of reach of every row holds no mass
     # Rounding must not turn the bounds round: they meet to 1e-16 once an iteration has converged.
     return Certificate(
         dual=dual,
-        lower=dual - slack - r * eps,
+        lower=dual - slack - known * eps,
         upper=max(potential + added + eps * entropy, dual),
         unregularised=(hard_lower, max(moved + added, hard_lower)),
-        slack=slack + slack_of_sums,
+        slack=slack + rounding,
         marginal_error=float((sums.columns - 1 / m).abs().sum()),
         f=f,
         next_g=torch.where(used, g - eps * (m * sums.columns).log(), g),
@@ -188,7 +171,7 @@ def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained
     columns, hard_g = torch.zeros_like(g), torch.full_like(g, torch.inf)
     moved = torch.zeros((), dtype=torch.float64, device=g.device)
     leaving = 1 - retained
-    for rows, part in costs.strips(max(1, CERTIFIED_STRIP[g.device.type] // m)):
+    for rows, part in costs.strips(max(1, STRIP[g.device.type] // m)):
         reduced = part - g
         hard_f[rows] = low = reduced.amin(1)
         torch.minimum(hard_g, part.sub_(low[:, None]).amin(0), out=hard_g)
@@ -204,22 +187,16 @@ def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained
 
 
 def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:
-    """In the precision that the copy was computed in, whose slack is more than that of sums."""
     q, (n, m) = stored.q, stored.shape
     assert q is not None, "the copy is not held"
-    single = stored.copy.computed == torch.float32
     f, hard_f, lost, moved, columns, hard_g = certified_pass(
-        q, stored.offset, stored.step, g, retained, eps, single
+        q, stored.offset, stored.step, g, retained, eps
     )
     share = 1 / (n * m)
-    total = float(moved.sum()) * share
-    rounding = ROUNDING if single else 0.0
-    return _Sums(f, hard_f, lost * share, columns * share, hard_g, total, rounding)
+    return _Sums(f, hard_f, lost * share, columns * share, hard_g, float(moved.sum()) * share)
 
 
 def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:
-    """In float64: on the CPU float32 sums take the same time (3.6 ns a cost, one thread), since
-    conversions cost what narrower polynomials save."""
     from kernels.transport import loops
 
     q, (n, m) = stored.q, stored.shape

@@ -2,8 +2,8 @@
 
     C_ij = lam_x ||x_i - y_j||^2 + lam_y T[label x_i, label y_j]
 
-Samples are sorted by class, so that a strip of rows needs few rows of T, and sums over blocks tell
-the mass that goes from class to class.
+Samples are sorted by class. Products are float64's, so that costs are exact up to its rounding; an
+A100 and an H100 multiply in float64 as fast as in float32, a CPU half as fast.
 """
 
 from __future__ import annotations
@@ -11,19 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kernels.transport.bures import RANGE, check_features
-from kernels.transport.cost_rows import INNER, by_dimension, cost_rows, sums_blocks
-
-STRIP_ROWS = 512
-# Of a set, at most. Fewer make a step between blocks cheaper, but unlike classes in one block cost
-# most of what it gains: 7 iterations became 32 for 3000 samples of 1000 classes that lie apart.
-_BLOCKS = 1024
-_LONGEST = 512  # samples of a block, where that makes no more of them than half of the most
 
 
 @dataclass(frozen=True)
@@ -36,19 +28,11 @@ class Cloud:
     squares: Tensor
     labels: Tensor
 
-    @cached_property
-    def bounds(self) -> Tensor:
-        """Where blocks begin and end, int64 on the CPU: classes, or parts of large ones, or several
-        where there are too many.
-
-        Blocks of at least 2 n / k samples, cut into parts of at most so many, are at most k.
-        """
-        n = len(self.labels)
-        ends = self.labels.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-        longest, least = max(_LONGEST, -(-2 * n // _BLOCKS)), 1
-        while len(bounds := _cut(ends, least, longest)) > _BLOCKS + 1:
-            least = min(2 * least, longest)
-        return torch.tensor(bounds)
+    def class_means(self, classes: int) -> tuple[Tensor, Tensor]:
+        """Means and shares of the samples, float64 [classes, d] and [classes]; 0 without any."""
+        counts = torch.bincount(self.labels, minlength=classes).to(self.x)
+        sums = self.x.new_zeros(classes, self.x.shape[1]).index_add_(0, self.labels, self.x)
+        return sums / counts.clamp(min=1)[:, None], counts / len(self.x)
 
     def unsorted(self, values: Tensor) -> Tensor:
         """Values per sample in the caller's order."""
@@ -128,51 +112,21 @@ class GroundCost:
         table = self.table
         return table is None or (table.shape == table.T.shape and table.allclose(table.T))
 
-    @property
-    def by_kernel(self) -> bool:
-        """Whether costs in float32 are `cost_rows`'s: on a GPU."""
-        return self.x.x.is_cuda
-
-    def rows(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Costs [stop - start, m] of some rows, computed in `dtype`; not negative. In float32 on a
-        GPU its rows lie apart."""
-        if self.by_kernel and dtype == torch.float32:
-            x, y, rows = self.x, self.y, slice(start, stop)
-            features = by_dimension(x.x[rows]), self._y_by_dimension
-            squares, labels = (x.squares[rows], y.squares), (x.labels[rows], y.labels)
-            return cost_rows(*features, *squares, *labels, self.table)
-        cost = self.products(start, stop, dtype=dtype)
-        terms, which = self.columns(start, stop, dtype=dtype)
-        cost += terms if len(terms) == 1 else terms[which]
-        cost += self.x.squares[start:stop].to(dtype)[:, None]
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Costs float64 [stop - start, m] of some rows; not negative."""
+        x, y, part = self.x, self.y, slice(start, stop)
+        if self.table is None:
+            cost = y.squares.repeat(len(x.x[part]), 1)
+        else:
+            cost = self.table[x.labels[part]].index_select(1, y.labels).add_(y.squares)
+        cost.addmm_(x.x[part], y.x.T, alpha=-2).add_(x.squares[part, None])
         return cost.clamp_(min=0.0)
 
-    def products(
-        self, start: int, stop: int, *, dtype: torch.dtype, out: Tensor | None = None
-    ) -> Tensor:
-        """-2 x_i y_j of some rows, [stop - start, m]; `out` may have more rows."""
-        single = dtype == torch.float32
-        x, y = self.x.x[start:stop].to(dtype), self._y_single if single else self.y.x.to(dtype)
-        inner = INNER if single else x.shape[1]
-        product = x.new_empty(len(x), len(y)) if out is None else out[: len(x)]
-        for k, (a, b) in enumerate(zip(x.split(inner, 1), y.split(inner, 1), strict=True)):
-            product.addmm_(a, b.T, alpha=-2, beta=min(k, 1))
-        return product
-
-    def columns(self, start: int, stop: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """||y_j||^2 plus label terms, [k, m] for the k classes of some rows, and which of
-        them a row has."""
-        classes, which = self.x.labels[start:stop].unique_consecutive(return_inverse=True)
-        terms = self.y.squares.to(dtype).expand(len(classes), -1)
-        if self.table is not None:
-            terms = self.table[classes].to(dtype)[:, self.y.labels].add_(terms)
-        return terms, which
-
-    def strips(self, rows: int, *, dtype: torch.dtype = torch.float64) -> Iterator[tuple]:
+    def strips(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """(slice, costs) of consecutive rows."""
         for start in range(0, self.shape[0], rows):
             stop = min(start + rows, self.shape[0])
-            yield slice(start, stop), self.rows(start, stop, dtype=dtype)
+            yield slice(start, stop), self.rows(start, stop)
 
     def times(self, columns: Tensor) -> Tensor:
         """sum_j C_ij columns_j, float64 [n], in O((n + m) d)."""
@@ -182,75 +136,6 @@ class GroundCost:
             by_class = columns.new_zeros(self.table.shape[1]).index_add_(0, self.y.labels, columns)
             product += (self.table @ by_class)[self.x.labels]
         return product
-
-    def rounding(self) -> float:
-        """How far any plan's cost is off, at most, when `rows` computes in float32; or infinity.
-
-        A sum of k products in any order is off by at most k u sum |x_k y_k| (u = 2^-24), and
-        2 |x| |y| <= ||x||^2 + ||y||^2, whose sum over a plan is that of its marginals. Counted are
-        the products of a block, two roundings of each for the input and the scale, two for every
-        block that is added to what may be twice as large, and 12 for the other terms. That the
-        product of a block is float32's and is summed before it is added is for the library to
-        decide, on a GPU for the compiler of `cost_rows`: it is tried out, a library's on the shapes
-        of a whole strip and of the last one, and nothing is promised where it fails (reduced
-        precision allowed).
-        """
-        if not self._sums_blocks:
-            return math.inf
-        unit = torch.finfo(torch.float32).eps / 2
-        count = INNER + 2 + 2 + 2 * -(-self.x.x.shape[1] // INNER) + 12
-        bound = count * (self.x.squares.mean() + self.y.squares.mean())
-        if self.table is not None:
-            bound += 4 * self.table.amax()
-        return 1.01 * unit * float(bound)
-
-    @cached_property
-    def _sums_blocks(self) -> bool:
-        device = self.x.x.device
-        if self.by_kernel:
-            return sums_blocks(device)
-        (n, m), d = self.shape, self.x.x.shape[1]
-        strips = {min(STRIP_ROWS, n), n % STRIP_ROWS} - {0}
-        blocks = {min(INNER, d), d % INNER} - {0}
-        return all(_sums_block(rows, m, inner, d, device) for rows in strips for inner in blocks)
-
-    @cached_property
-    def _y_single(self) -> Tensor:
-        return self.y.x.float()
-
-    @cached_property
-    def _y_by_dimension(self) -> Tensor:
-        return by_dimension(self.y.x)
-
-
-def most_blocks(n: int) -> int:
-    """Of n samples, at most."""
-    return min(n, _BLOCKS)
-
-
-def _cut(ends: list[int], least: int, longest: int) -> list[int]:
-    """Bounds of blocks of whole classes, at least `least` samples, in parts of up to `longest`."""
-    bounds = [0]
-    for end in ends:
-        start = bounds[-1]
-        if end - start >= least or end == ends[-1]:
-            parts = -(-(end - start) // longest)
-            bounds += [start + (end - start) * k // parts for k in range(1, parts + 1)]
-    return bounds
-
-
-def _sums_block(rows: int, columns: int, inner: int, d: int, device: torch.device) -> bool:
-    # 18 bits, and sums of 24: a product of fewer bits, or one that rounds them, would show.
-    number = 1 + 2.0**-17
-    # Columns of a wider matrix, as `rows` has them.
-    a = torch.full((rows, d), number, device=device)[:, :inner]
-    b = torch.ones(columns, d, device=device)[:, :inner]
-    # To 2^24 each product, added alone, would be rounded up to 2.
-    large = torch.tensor([0.0, 2.0**24], device=device)[:, None, None].repeat(1, rows, columns)
-    for start in large:
-        start.addmm_(a, b.T)
-    right = (large[0] == inner * number) & (large[1] == 2.0**24 + 2 * -(-inner // 2))
-    return bool(right.all())
 
 
 def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor, scale: float) -> Cloud:

@@ -15,8 +15,7 @@ from kernels.threads import compiled
 
 INFINITE = 1e300  # compiled code may assume that there are no infinities
 
-_F32, _F64, _I16, _I32, _I64 = numba.float32, numba.float64, numba.int16, numba.int32, numba.int64
-_LEAST = _F32(2.0**-126)  # above 0
+_F32, _F64, _I32, _I64 = numba.float32, numba.float64, numba.int32, numba.int64
 
 
 def _bits_as(kind: Any, bits: Any) -> Any:
@@ -32,22 +31,18 @@ def _bits_as(kind: Any, bits: Any) -> Any:
     return as_float
 
 
-def _rounded(name: str) -> Any:
-    """LLVM's `floor` or `rint` of a float32."""
+@intrinsic
+def _floor(typing, x):
+    """LLVM's, of a float32; Python's gives an integer."""
 
-    @intrinsic
-    def rounded(typing, x):
-        def generate(context, builder, signature, arguments):
-            function = builder.module.declare_intrinsic(f"llvm.{name}", [arguments[0].type])
-            return builder.call(function, arguments)
+    def generate(context, builder, signature, arguments):
+        function = builder.module.declare_intrinsic("llvm.floor", [arguments[0].type])
+        return builder.call(function, arguments)
 
-        return _F32(_F32), generate
-
-    return rounded
+    return _F32(_F32), generate
 
 
 _single, _double = _bits_as(_F32, _I32), _bits_as(_F64, _I64)
-_floor, _rint = _rounded("floor"), _rounded("rint")
 
 
 @numba.njit(fastmath=True, inline="always")
@@ -57,7 +52,7 @@ def _exp32(x):
     of it: numba widens integers to 64 bits, which AVX2 cannot turn into floats.
     """
     power = min(max(x * _F32(1.4426950408889634), _F32(-126.0)), _F32(127.0))
-    whole = _floor(power)
+    whole = _floor(power)  # pyright: ignore[reportCallIssue]
     rest = power - whole
     value = _F32(1.8775767e-3)
     value = value * rest + _F32(8.9893397e-3)
@@ -90,21 +85,19 @@ def _exp64(x):
 
 
 @compiled(fastmath=True)
-def sweep(q, f, g, kappa, bounds, log_s, columns, row):
-    """`sinkhorn_sweep` into log_s and columns; row: float32 [m] to work in."""
+def sweep(q, f, g, kappa, log_s, columns, row):
+    """`sinkhorn_sweep` into log_s and columns, float32 from 0; row: float32 [m] to work in."""
     m = q.shape[1]
-    for block in range(len(bounds) - 1):
-        into = columns[block]
-        for i in range(bounds[block], bounds[block + 1]):
-            potential, scale, total = f[i], kappa[i], _F32(0.0)
-            for j in range(m):
-                value = _exp32(potential + g[j] - scale * _F32(q[i, j]))
-                row[j] = value
-                total += value
-            log_s[i] = math.log(total)
-            weight = _F32(1.0) / total
-            for j in range(m):
-                into[j] += weight * row[j]
+    for i in range(len(f)):
+        potential, scale, total = f[i], kappa[i], _F32(0.0)
+        for j in range(m):
+            value = _exp32(potential + g[j] - scale * _F32(q[i, j]))
+            row[j] = value
+            total += value
+        log_s[i] = math.log(total)
+        weight = _F32(1.0) / total
+        for j in range(m):
+            columns[j] += weight * row[j]
 
 
 @compiled(fastmath=True)
@@ -164,22 +157,3 @@ def certify(
         moved[i] = weight * moved_total
         for j in range(m):
             columns[j] += weight * plan[j]
-
-
-@compiled(fastmath=True)
-def quantize(product, row_term, column_terms, which, q, low, step):
-    """`quantize` into q, low and step."""
-    n, m = product.shape
-    for i in range(n):
-        row, columns, term = product[i], column_terms[which[i]], row_term[i]
-        smallest = largest = max(row[0] + (columns[0] + term), _F32(0.0))
-        for j in range(m):
-            value = max(row[j] + (columns[j] + term), _F32(0.0))
-            row[j] = value
-            smallest = min(smallest, value)
-            largest = max(largest, value)
-        low[i] = smallest
-        step[i] = max((largest - smallest) / _F32(65535.0), _LEAST)
-        inverse = _F32(1.0) / step[i]
-        for j in range(m):
-            q[i, j] = _I16(_rint((row[j] - smallest) * inverse) - _F32(32768.0))

@@ -5,10 +5,11 @@ A batched eigen-solver on a GPU takes matrices above 32 x 32 one by one, about 1
 
     X <- (3 / 2) c X - (1 / 2) c^3 (X X^T) X,     X_0 = M / ||M||_F,
 
-two batched products each. They act on singular values s alone, by p(s) = 3/2 cs - 1/2 (cs)^3.
-If all s of X lie in [l, 1], then c^2 = 3 / (1 + l + l^2) makes p(l) = p(1), so that they lie in
-[p(l), 1] next: l grows by 2.6 a step while it is small, and its distance to 1 is squared at the
-end. c depends on l only, which is followed as one number, the same for all matrices.
+two batched products each, of which the second adds the first term. They act on singular values s
+alone, by p(s) = 3/2 cs - 1/2 (cs)^3. If all s of X lie in [l, 1], then c^2 = 3 / (1 + l + l^2)
+makes p(l) = p(1), so that they lie in [p(l), 1] next: l grows by 2.6 a step while it is small, and
+its distance to 1 is squared at the end. c depends on l only, which is followed as one number, the
+same for all matrices.
 
 The value is never above the true one, up to rounding, and below it by at most
 
@@ -35,14 +36,14 @@ def nuclear_norms(matrices: Tensor) -> Tensor:
 
     It takes about 45 products of r x r by r x s matrices for each, in float64.
     """
-    m = matrices.double()
-    if m.shape[-2] > m.shape[-1]:
+    m = matrices.double().flatten(0, -3) if matrices.ndim > 2 else matrices.double()[None]
+    if m.shape[1] > m.shape[2]:
         m = m.mT
-    length = torch.linalg.matrix_norm(m)[..., None, None]
+    length = torch.linalg.matrix_norm(m)[:, None, None]
     x = m / length.clamp(min=torch.finfo(torch.float64).tiny)
-    for c in scales(m.shape[-2]):
-        x = 1.5 * c * x - (0.5 * c**3) * ((x @ x.mT) @ x)
-    return (x * m).sum((-2, -1))
+    for c in scales(m.shape[1]):
+        x = torch.baddbmm(x, x @ x.mT, x, beta=1.5 * c, alpha=-0.5 * c**3)
+    return (x * m).sum((1, 2)).reshape(matrices.shape[:-2])
 
 
 def scales(rank: int) -> list[float]:

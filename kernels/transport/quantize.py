@@ -1,13 +1,8 @@
-"""From a strip of float32 costs to 16 bits in two readings.
+"""From a strip of costs to 16 bits in two readings.
 
 16-bit costs need a row's minimum, maximum and step: half a dozen passes as PyTorch's operators,
-each over a strip that no longer fits the cache. Here a row is read twice, the second time from
-cache where it fits, and written once; bytes moved: 6 a cost, or 10 on a GPU whose cache is smaller
-than the rows that its programs work on at once.
-
-On a GPU the strip is that of `cost_rows` (`quantize_costs`). On the CPU it is a library's product,
-to which norms and a label term are still to be added (`quantize`): two compiled loops take 0.11
-CPU-seconds for 10k x 10k samples, beside 2 for their product at 768 dimensions.
+which a strip in a CPU's cache can bear (85 ms of the second that 5000 x 5000 costs of 768
+dimensions take to compute). A GPU reads a row twice and writes it once: 18 bytes a cost.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -21,44 +16,22 @@ from torch.library import triton_op
 
 from kernels import reference
 from kernels.launch import jit, launcher, tl
-from kernels.threads import HAS_NUMBA
 
-_COMPILE_FROM = 1 << 18  # costs of a strip: fewer do not repay importing numba
 _COLUMNS = 2048
 _WARPS = 4
 _LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
 
 
-def quantize(
-    product: Tensor, row_term: Tensor, column_terms: Tensor, which: Tensor, q: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fills q, int16 [n, m], and gives low and step, float32 [n]: low_i + step_i (q_ij + 32768) is
-    up to half a step the cost max(product_ij + column_terms[which_i, j] + row_term_i, 0).
+def quantize(cost: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills q, int16 [n, m], and gives low and step, float64 [n]: low_i + step_i (q_ij + 32768) is
+    up to half a step cost_ij.
 
-    product: float32 [n, m], which may be overwritten; row_term: float32 [n];
-    column_terms: float32 [k, m];
-    which: int64 [n] in [0, k).
-    """
-    if not (HAS_NUMBA and product.device.type == "cpu" and product.numel() >= _COMPILE_FROM):
-        filled, low, step = reference.quantize(product, row_term, column_terms, which)
-        q.copy_(filled)
-        return low, step
-    from kernels.transport import loops
-
-    low, step = torch.empty(2, len(product))
-    tensors = product, row_term, column_terms, which, q, low, step
-    loops.quantize(*(tensor.numpy() for tensor in tensors))
-    return low, step
-
-
-def quantize_costs(cost: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Fills q and gives low and step, as `quantize`, of float32 costs [n, m] that are finished; on
-    a GPU rows of both may lie apart. The costs may be overwritten.
+    cost: float64 [n, m], which may be overwritten. On a GPU rows of q may lie apart.
     """
     if cost.is_cuda:
         low, step = _quantize(cost, q)
         return low, step
-    filled, low, step = reference.quantize_costs(cost)
+    filled, low, step = reference.quantize(cost)
     q.copy_(filled)
     return low, step
 
@@ -67,11 +40,7 @@ def quantize_costs(cost: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_kernel(
     costs, q, low, step, pitch, q_pitch, m, LEAST: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """A row a program, whose end alone is masked: see `kernels.transport.sweep`.
-
-    Quotients are rounded correctly, by `div_rn`: Triton's own division of float32 is off by up to
-    two units in the last place, of 65535 steps by a hundredth of a step.
-    """
+    """A row a program, whose end alone is masked: see `kernels.transport.sweep`."""
     row = tl.program_id(0).to(tl.int64)
     line, into = costs + row * pitch, q + row * q_pitch
     whole = m // COLUMNS * COLUMNS
@@ -85,10 +54,10 @@ def _quantize_kernel(
         largest = tl.maximum(largest, cost)
     least = tl.min(smallest, 0)
     spread = tl.max(largest, 0) - least  # pyright: ignore[reportOperatorIssue]
-    scale = tl.maximum(tl.div_rn(spread, 65535.0), LEAST)
+    scale = tl.maximum(spread / 65535.0, LEAST)
     tl.store(low + row, least)
     tl.store(step + row, scale)
-    inverse = tl.div_rn(1.0, scale)
+    inverse = 1.0 / scale
     for start in tl.range(0, whole, COLUMNS, num_stages=3):
         at = start + tl.arange(0, COLUMNS)
         steps = tl.floor((tl.load(line + at) - least) * inverse + 0.5) - 32768.0
@@ -116,11 +85,11 @@ def specializations() -> list[dict[str, Any]]:
         {
             "name": "quantize",
             "fn": _quantize_kernel,
-            "signature": dict.fromkeys(("costs", "low", "step"), "*fp32")
+            "signature": dict.fromkeys(("costs", "low", "step"), "*fp64")
             | {"q": "*i16"}
             | dict.fromkeys(("pitch", "q_pitch", "m"), "i32"),
             "constexprs": {"LEAST": _LEAST, "COLUMNS": _COLUMNS},
             "num_warps": _WARPS,
-            "bytes_per_element": 6,
+            "bytes_per_element": 18,
         }
     ]

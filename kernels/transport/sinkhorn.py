@@ -1,8 +1,7 @@
 """Entropic optimal transport between labelled sets, each value with the bounds it is known to.
 
 Sinkhorn's iterations run on a 16-bit copy of the cost (`store`), one read an iteration
-(`sweep`), accelerated under a safeguard (`alternating`), or by Newton's method where eps is small
-(`newton`); an exact float64 pass (`certificate`) then
+(`sweep`), accelerated under a safeguard (`alternating`); an exact float64 pass (`certificate`) then
 bounds the value, or hands back an exact update to go on from. A result is accepted when the
 certified relative duality gap is below the tolerance, and is NaN otherwise: an unconverged run
 never passes for a distance.
@@ -18,13 +17,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from kernels.transport.alternating import Potentials
 from kernels.transport.anderson import Anderson
 from kernels.transport.certificate import Certificate, certify, relative_gap
 from kernels.transport.cost import GroundCost
-from kernels.transport.store import COARSE, FINE, SINGLE, Copy, StoredCost, store
+from kernels.transport.store import StoredCost, store
 
 _WORTH_A_PASS = 0.7  # of the gap before it
 _CHEAP = 1 << 20  # costs: so many are passed over exactly in a few milliseconds
@@ -45,8 +45,8 @@ class Transport:
     estimate: the dual value of  min <P, C> + eps KL(P || a b^T). lower, upper: bounds of the
     problem that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
     upper. converged: whether the gap is within the tolerance. marginal_error: sum |P^T 1 - b| with
-    exact rows. iterations: reads of the stored cost by sweeps or by Newton's method; each
-    certificate, of which there are one to a few, is one more.
+    exact rows. iterations: reads of the stored cost by sweeps; each certificate, of which there are
+    one to a few, is one more.
     f, g: float64 potentials in the order of the samples given.
     """
 
@@ -118,7 +118,7 @@ def transport(
         start = start - start.mean()
         if not start.abs().amax() < _MOST * cost.mean:  # what its rounding hides would be lost
             start = None
-    stored = store(cost, copy=_copy(cost, eps, tolerance), memory=memory)
+    stored = store(cost, _dtype(cost, eps, tolerance), memory=memory)
     potentials = Potentials(stored, symmetric=symmetric, start=start, max_iterations=max_iterations)
     certificate = _certified(potentials, eps, tolerance)
     return _result(
@@ -148,7 +148,7 @@ def unregularised(
     """
     _positive(tolerance=tolerance)
     near = _NEAR * cost.mean
-    stored = store(cost, copy=FINE, memory=memory)
+    stored = store(cost, torch.float32, memory=memory)
     potentials = Potentials(stored, symmetric=False, start=None, max_iterations=max_iterations)
     eps = _FIRST_BRACKET * cost.mean
     before, bounds, exact = math.inf, (0.0, math.inf), False  # costs are not negative
@@ -205,16 +205,14 @@ def left_for_across(aa: Transport, bb: Transport, tolerance: float) -> float:
     return max(tolerance / 3, tolerance - gaps / least if least > 0 else 0.0)
 
 
-def _copy(cost: GroundCost, eps: float, tolerance: float) -> Copy:
-    """The fastest copy that can be iterated and, most likely, certified on."""
+def _dtype(cost: GroundCost, eps: float, tolerance: float) -> torch.dtype:
+    """Of the fastest copy that can be iterated and, most likely, certified on."""
     if math.prod(cost.shape) <= _CHEAP or eps < _FINE_BELOW * cost.mean:
-        return FINE
-    # The value is at most the mean, and goes down with eps; a gap holds twice the slack.
-    allowed = tolerance * cost.mean * min(1.0, eps / (_TYPICAL * cost.mean)) ** 0.5 / 4
-    rounding = cost.rounding()
-    # Half of a 16-bit step, where the costs of a row spread over twice their mean.
-    coarse = rounding + cost.mean / 2**16
-    return COARSE if coarse <= allowed else SINGLE if rounding <= allowed else FINE
+        return torch.float32
+    # The value is at most the mean, and goes down with eps; a gap holds twice the slack: half of a
+    # 16-bit step, where the costs of a row spread over twice their mean.
+    allowed = tolerance * min(1.0, eps / (_TYPICAL * cost.mean)) ** 0.5 / 4
+    return torch.int16 if allowed >= 2.0**-16 else torch.float32
 
 
 def _certified(

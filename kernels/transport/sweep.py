@@ -8,15 +8,15 @@ column sums can be added while the row is in cache. With p_ij = b_j exp((f_i + g
     c_j = sum_i a_i p_ij / s_i  (the column sums with the new f)
 
 and g_j <- g_j - eps log(c_j / b_j) completes the iteration. The old f stabilises the
-exponential, so no maximum is searched. Column sums are kept apart by blocks of rows (classes),
-which costs nothing and tells how much mass goes from block to block. On the CPU the loop is
-compiled by numba where it is installed, and reads 2 n m bytes (4 n m of a float32 copy).
+exponential, so no maximum is searched. Column sums are float32's for `PART` rows and float64's for
+all. On the CPU the loop is compiled by numba where it is installed, and reads 2 n m bytes (4 n m of
+a float32 copy).
 
-On a GPU it is two launches, whatever n and m are: a program a row, then a program for some columns
-of a block. They read the matrix twice. Strips whose columns are added while they are in the L2
-cache would read it once, but in hundreds of launches, at 20 to 34 us of the host each. There are no
-atomics: sums are the same every time. Where row sums are all that is needed (`row_sums`) it is one
-launch and one read, and for self terms half a read (`triangle`).
+On a GPU it is three launches, whatever n and m are: a program a row, then a program for some
+columns of `PART` rows, and the sum of their sums. They read the matrix twice. Strips whose columns
+are added while they are in the L2 cache would read it once, but in hundreds of launches, at 20 to
+34 us of the host each. There are no atomics: sums are the same every time. Where row sums are all
+that is needed (`row_sums`) it is one launch and one read.
 
 Source: Cuturi 2013.
 """
@@ -35,28 +35,27 @@ from kernels.launch import jit, launcher, rows_apart, tl
 from kernels.threads import HAS_NUMBA, spread
 
 _COMPILE_FROM = 1 << 19  # costs: what importing numba (half a second) would have to repay
+PART = 512  # rows that float32 adds up
 _ROWS = 4
 _COLUMNS = 512
 _ROW_BLOCK = 2048
 _WARPS = 4
 
 
-def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
-    """Row sums' logarithms, float32 [n], and column sums of the plan with the new f, float32 [k, m]
-    for each of k blocks of rows.
+def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+    """Row sums' logarithms, float32 [n], and column sums of the plan with the new f, float64 [m].
 
     q: int16 or float32 [n, m]; kappa: float32 [n], step over eps; f: float32 [n], the row
     potentials less the cost's offset, over eps; g: float32 [m], the column potentials over eps
-    plus log b; so that p_ij = exp(f_i + g_j - kappa_i q_ij). bounds: int64 [k + 1] on the CPU,
-    rising from 0 to n: where blocks begin and end. A block's sums are sum_i p_ij / s_i: the caller
-    multiplies them by a. Sums that overflow come back as infinity or NaN. On a GPU bounds may be
-    there too, which spares a copy, and rows of q may lie apart (`kernels.launch.padded`).
+    plus log b; so that p_ij = exp(f_i + g_j - kappa_i q_ij). Column sums are sum_i p_ij / s_i: the
+    caller multiplies them by a. Sums that overflow come back as infinity or NaN. On a GPU rows of q
+    may lie apart (`kernels.launch.padded`).
     """
     if q.is_cuda:
-        return _sweep(q, f, g, kappa, bounds)
+        return _sweep(q, f, g, kappa)
     if _compiled(q):
-        return _on_threads(q, f, g, kappa, bounds)
-    return reference.sinkhorn_sweep(q, f, g, kappa, bounds)
+        return _on_threads(q, f, g, kappa)
+    return reference.sinkhorn_sweep(q, f, g, kappa)
 
 
 def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
@@ -72,58 +71,31 @@ def _compiled(q: Tensor) -> bool:
     return HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM
 
 
-def within(bounds: Tensor, rows: slice) -> tuple[slice, Tensor]:
-    """The blocks that some rows lie in, and their bounds counted from the first of the rows."""
-    first = int(torch.searchsorted(bounds, rows.start, right=True)) - 1
-    last = int(torch.searchsorted(bounds, rows.stop))
-    return slice(first, last), bounds[first : last + 1].clamp(rows.start, rows.stop) - rows.start
-
-
-def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
+def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     from kernels.transport import loops
 
-    threads = min(torch.get_num_threads(), len(q))
-    rows = -(-len(q) // threads)
-    log_s = torch.empty_like(f)
+    log_s, columns = torch.empty_like(f), torch.zeros(-(-len(q) // PART), len(g))
 
-    def work(start: int) -> tuple[slice, Tensor]:
-        part = slice(start, min(start + rows, len(q)))
-        blocks, inside = within(bounds, part)
-        columns = torch.zeros(len(inside) - 1, len(g))
-        tensors = (
-            q[part],
-            f[part],
-            g,
-            kappa[part],
-            inside,
-            log_s[part],
-            columns,
-            torch.empty_like(g),
-        )
+    def work(part: int) -> None:
+        rows = slice(part * PART, (part + 1) * PART)
+        tensors = q[rows], f[rows], g, kappa[rows], log_s[rows], columns[part], torch.empty_like(g)
         loops.sweep(*(tensor.numpy() for tensor in tensors))
-        return blocks, columns
 
-    if threads == 1:
-        return [log_s, work(0)[1]]
-    columns = torch.zeros(len(bounds) - 1, len(g))
-    for blocks, part in spread(work, [(start,) for start in range(0, len(q), rows)], threads):
-        columns[blocks] += part
-    return [log_s, columns]
+    spread(work, [(part,) for part in range(len(columns))], torch.get_num_threads())
+    return [log_s, columns.sum(0, dtype=torch.float64)]
 
 
 def _rows_on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
     from kernels.transport import loops
 
-    threads = min(torch.get_num_threads(), len(q))
-    rows = -(-len(q) // threads)
     log_s = torch.empty_like(f)
 
     def work(start: int) -> None:
-        part = slice(start, start + rows)
-        tensors = q[part], f[part], g, kappa[part], log_s[part]
+        rows = slice(start, start + PART)
+        tensors = q[rows], f[rows], g, kappa[rows], log_s[rows]
         loops.row_sums(*(tensor.numpy() for tensor in tensors))
 
-    spread(work, [(start,) for start in range(0, len(q), rows)], threads)
+    spread(work, [(start,) for start in range(0, len(q), PART)], torch.get_num_threads())
     return log_s
 
 
@@ -180,24 +152,25 @@ def _added_rows(
     return tl.sum(added, 0)
 
 
-@jit(do_not_specialize=["m"])
+@jit(do_not_specialize=["n", "m"])
 def _columns_kernel(
-    q, f, g, kappa, bounds, columns, pitch, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    q, f, g, kappa, columns, pitch, n, m,
+    PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of a block of rows a program; f is what makes rows' sums 1."""
-    block = tl.program_id(1)
+    """Some columns of PART rows a program; f is what makes rows' sums 1."""
+    part = tl.program_id(1)
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     price = tl.load(g + at, mask=at < m, other=float("-inf"))
-    first = tl.load(bounds + block).to(tl.int32)
-    stop = tl.load(bounds + block + 1).to(tl.int32)
-    into = columns + block.to(tl.int64) * pitch + at
+    first = part * PART
+    stop = tl.minimum(first + PART, n)
+    into = columns + part.to(tl.int64) * pitch + at
     if (tl.program_id(0) + 1) * COLUMNS <= m:
         tl.store(
             into, _added_rows(q, f, kappa, price, pitch, at, m, first, stop, ROWS, COLUMNS, False)
         )
     else:
-        part = _added_rows(q, f, kappa, price, pitch, at, m, first, stop, ROWS, COLUMNS, True)
-        tl.store(into, part, mask=at < m)
+        added = _added_rows(q, f, kappa, price, pitch, at, m, first, stop, ROWS, COLUMNS, True)
+        tl.store(into, added, mask=at < m)
 
 
 @triton_op("rib::row_sums", mutates_args=())
@@ -214,25 +187,26 @@ def _row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
 
 
 @triton_op("rib::sinkhorn_sweep", mutates_args=())
-def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, bounds: Tensor) -> list[Tensor]:
+def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     log_s, shares = _row_sums(q, f, g, kappa)
     q, g, kappa = rows_apart(q), g.contiguous(), kappa.contiguous()
-    m, pitch = q.shape[1], q.stride(0)
-    columns = g.new_empty(len(bounds) - 1, pitch)
+    (n, m), pitch = q.shape, q.stride(0)
+    columns = g.new_empty(-(-n // PART), pitch)
     launcher(_columns_kernel)[(-(-m // _COLUMNS), len(columns))](
-        *(q, shares, g, kappa, bounds.to(q.device, non_blocking=True), columns, pitch, m),
+        *(q, shares, g, kappa, columns, pitch, n, m),
+        PART=PART,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         num_warps=_WARPS,
     )
-    return [log_s, columns[:, :m]]
+    return [log_s, columns[:, :m].sum(0, dtype=torch.float64)]
 
 
 def specializations() -> list[dict[str, Any]]:
     """What the ahead-of-time gate compiles; see `kernels.aot`."""
-    tiles = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK}
-    floats = ("f", "g", "kappa", "log_s", "shares", "columns")
-    kinds = dict.fromkeys(floats, "*fp32") | {"bounds": "*i64", "pitch": "i32", "m": "i32"}
+    tiles = {"PART": PART, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK}
+    kinds = dict.fromkeys(("f", "g", "kappa", "log_s", "shares", "columns"), "*fp32")
+    kinds |= dict.fromkeys(("pitch", "n", "m"), "i32")
     return [
         {
             "name": f"{name} {kind}",

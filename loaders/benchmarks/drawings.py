@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 
 from loaders import registry
@@ -67,6 +66,8 @@ class SvgDrawings:
         return icon["body"], flip
 
     def draw(self, code: str, px: int) -> Image.Image:
+        import resvg_py  # late: all else here works without it
+
         icon, flip = self._resolve(code)
         left, top, width, height = (
             icon.get(key, self._set.get(key, default))

@@ -18,7 +18,7 @@ from bench import __main__ as command
 from bench import contest, peers, report, roofline
 from bench.contest import Contest, Entrant, Row
 from bench.roofline import Roofline, Work
-from bench.timing import interleave
+from bench.timing import interleave, peak_bytes
 from engine.methods.objectives import Penalty
 from kernels.distill import distill_loss
 
@@ -71,9 +71,9 @@ def test_predictions_are_bytes_and_flops_over_the_measured_rates():
     (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
     assert row.predicted == pytest.approx(36 / 28) and row.rounds == 3
     assert row.low <= row.measured <= row.high and row.target == 1.35
-    peer = Entrant("theirs", int, Work(28), over_prediction=1.03)
-    (row,) = contest.hold(Contest("c", subject, (peer,), rounds=3), ROOFLINE, CPU, seconds=0)
-    assert row.target == pytest.approx(1.03 * 36 / 28)
+    unknown = Entrant("theirs", int)
+    (row,) = contest.hold(Contest("c", subject, (unknown,), rounds=3), ROOFLINE, CPU, seconds=0)
+    assert row.predicted is None and " - " in report.table([row], heads=False)
 
 
 def test_the_time_of_a_part_is_scaled_to_the_whole(monkeypatch):
@@ -136,7 +136,6 @@ def test_rows_without_a_load_have_no_rates():
 
 def test_peak_memory_of_tensors():
     """Two of three megabytes at once, one freed before the run and one after it."""
-    train = importlib.import_module("bench.train")
 
     def build():
         torch.empty(1_000_000, dtype=torch.uint8)  # freed at once
@@ -148,7 +147,7 @@ def test_peak_memory_of_tensors():
 
         return run
 
-    run, peak = train._peak_bytes(build, CPU)
+    run, peak = peak_bytes(build, CPU)
     assert 2_000_000 <= peak < 2_010_000 and run() is not None
 
 
@@ -272,7 +271,7 @@ def test_it_runs_where_only_torch_triton_timm_and_numpy_are_installed():
     """In a process that cannot import anything else: kernels load, cases run or are skipped."""
     program = """
 import sys
-absent = {"numba", "deepspeed", "ot", "geomloss", "ott", "jax", "scipy", "avalanche", "omegaconf",
+absent = {"numba", "deepspeed", "ot", "geomloss", "ott", "jax", "scipy", "avalanche", "msgspec",
           "pyarrow", "snakemake", "ffcv", "resvg_py", "open_clip", "liger_kernel", "apex", "cv2"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -297,7 +296,7 @@ sys.exit(code)
         [sys.executable, "-c", program], cwd=report.ROOT, capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
-    for name in ("optimizer", "training", "fisher", "distill", "interpolate"):
+    for name in ("optimizer", "fisher", "distill", "interpolate"):
         assert f"\n{name}\ncontest" in child.stdout or f"\n{name}\npeer skipped" in child.stdout
     assert "skipped: No module named" in child.stdout  # evaluation needs the engine
     assert "peer skipped: avalanche" in child.stdout
@@ -335,10 +334,10 @@ def test_gates_are_green(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", contest.CASES)
-def test_contests_run_and_predict(name):
+def test_contests_run(name):
     for held in contest.load(name).contests(CPU, contest.Scale(quick=True)):
         for each in contest.hold(held, ROOFLINE, CPU, seconds=0):
-            assert each.predicted > 0 and each.measured > 0
+            assert each.measured > 0 and (each.predicted is None or each.predicted > 0)
 
 
 def test_the_gpu_contests_of_transport_run_where_their_peers_are(monkeypatch):

@@ -10,7 +10,7 @@ from bench.gpu import __main__ as command
 from bench.gpu import write_up
 from bench.gpu.stages import Stage, chosen, stages
 
-NAMES = ["probe", "tests", "kernels", "transport", "optimizer", "training", "engine", "profile"]
+NAMES = ["training", "tests", "optimizer", "kernels", "transport", "probe", "engine", "profile"]
 PROGRAM = "print('begun'); "
 
 
@@ -73,7 +73,7 @@ def test_stages_are_those_of_the_page_and_others_are_refused(tmp_path, capsys):
     page = (command.ROOT / "docs" / "gpu.md").read_text()
     assert all(f"| `{name}` |" in page for name in NAMES)
     assert command.main(["speed", "--device", "cpu", "--out", str(tmp_path)]) == 2
-    assert "no stage speed; there are probe, tests" in capsys.readouterr().out
+    assert "no stage speed; there are training, tests" in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_stages_say_so(monkeypatch, tmp_path, capsys):
@@ -98,10 +98,12 @@ def results(tmp_path):
     bench = {"case": "optimizer", "machine": MACHINE, "gate": "green", "rows": [row]}
     items = {"eigvalsh": {"us": 12.345, "took_s": 1.0, "predicted": "1.4 ms"}}
     parts = [{"part": "ewc on first", "seconds": 2.0, "images_s": 4321.0, "mfu": 0.41}]
+    headline = {"what": "FT", "batch": 64, "compiled": True, "ms": 15.04, "mfu": 0.451}
     states = {"probe": {"state": "green", "seconds": 9.6}}
     states["engine"] = {"state": "red", "seconds": 480.0, "why": ["stopped after 480 s"]}
     for name, content in {
         "summary": {"device": "cuda", "stages": states},
+        "headline": {"machine": MACHINE, "rows": [headline]},
         "probe": {"machine": MACHINE, "items": items},
         "optimizer-nvidia-h100": bench,
         "engine": {"machine": MACHINE, "parts": parts},
@@ -120,6 +122,7 @@ def test_results_enter_a_page_between_its_marks(results, tmp_path):
     assert "old" not in text and text.count("NVIDIA H100; torch 2.11") == 1
     for line in (
         "| engine | red | 480 | stopped after 480 s |",
+        "| FT | 64 | True | - | 15 | 0.451 | - |",
         "| eigvalsh | us 12.3 | 1.4 ms |",
         "| EWC | torch | 1.23 | 1 | 1.29 | 1.23, 5 | - - |",
         "| ewc on first | 2 | 4.32e+03 | 0.41 |",

@@ -41,10 +41,10 @@ def test_processor_time_holds_that_of_ended_processes():
 
 
 def test_a_contest_of_one_round_has_its_figures_in_its_row():
-    subject = Entrant("ours", lambda: None, 1.0, figures={"decoded": 3})
-    held = Contest("c", subject, (Entrant("theirs", lambda: None, 2.0),), rounds=1, warm=False)
+    subject = Entrant("ours", lambda: None, figures={"decoded": 3})
+    held = Contest("c", subject, (Entrant("theirs", lambda: None),), rounds=1, warm=False)
     (row,) = contest.hold(held, Roofline(1.0, 1.0), CPU, seconds=0)
-    assert row.rounds == 1 and row.low == row.measured == row.high and row.predicted == 0.5
+    assert row.rounds == 1 and row.low == row.measured == row.high and row.predicted is None
     assert row.figures == {"ours": {"decoded": 3}}
 
 

@@ -30,7 +30,7 @@ STEPS = {
     "lwf": 472,
     "visual_prompt": 374,
     "lora": 472,
-    "spd": 473,
+    "spd": 504,
 }
 A_BATCH = 152  # of evaluation; 68 are copies to bf16
 

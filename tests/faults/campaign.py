@@ -16,10 +16,8 @@ import pytest
 
 from engine import cli
 from engine.commands import train
-from engine.grid import campaign as planning
 from engine.grid import workflow
 from engine.machine import quiet, ranks
-from engine.recipe.request import Request
 from engine.report import page
 from engine.store import pending
 from faults.children import Child, Ended, before_change, die, fork
@@ -54,15 +52,6 @@ class Campaign:
         self.recipe.write_text(text.partition("methods:")[0] + "method: ewc\n")
         self.changes: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        self._resolve()
-
-    def _resolve(self) -> None:
-        """Resolve the recipes of all cells here, so that no forked process has to."""
-        planned = planning.plan(str(self.file), self.words("")[2:], cores=2)
-        for column in planned.columns:
-            request = Request(planned.name, planned.overrides + column.overrides)
-            for method in planned.methods:
-                request.recipe(method, column.downstream)
 
     def run_undisturbed(self) -> None:
         """What most trials are compared with; those of `read` need only the drawings."""

@@ -18,10 +18,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from engine.commands import report
 from engine.data.packs import pack_of
 from engine.evaluation import cka, features, passes
-from engine.grid import attempts, campaign, make_record, markers, progress, record, workflow
+from engine.grid import (
+    attempts,
+    campaign,
+    make_record,
+    outcomes,
+    progress,
+    record,
+    sites,
+    workflow,
+)
+from engine.grid.sites import Options
 from engine.machine.files import cache_folder
 from engine.measures import predictions
 from engine.models import checkpoints
@@ -47,9 +56,8 @@ def pack(specimen: Specimen, path: Path) -> Any:
 
 def marker(specimen: Specimen, path: Path) -> Any:
     """The campaign is finished, or its jobs look for what is there."""
-    if not markers.finished(specimen.plan):
-        markers.forget_misleading(specimen.plan)
-    markers.leave(specimen.plan, path.name, [])
+    if not outcomes.finished(specimen.plan):
+        outcomes.begin(specimen.plan)
 
 
 def evaluations(specimen: Specimen, path: Path) -> Any:
@@ -63,13 +71,13 @@ def plan(specimen: Specimen, path: Path) -> Any:
 
 
 def jobs(specimen: Specimen, path: Path) -> Any:
-    return report._device_of(specimen.plan), json.loads(_written_anew(specimen, path))
+    return json.loads(_written_anew(specimen, path))
 
 
 def _written_anew(specimen: Specimen, path: Path) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflow, "_watch", lambda *_: None)
-        workflow.run([specimen.grid])
+        workflow.run([specimen.plan], sites.checked(Options(cores=2)))
     return path.read_bytes()
 
 
@@ -84,7 +92,7 @@ def bar(specimen: Specimen, path: Path) -> None:
             return next(self.polls)
 
     progress.POLL_S = progress.LOG_EVERY_S = 0
-    progress.show(cast(Any, Process()), [(specimen.plan, specimen.grid.jobs)])
+    progress.show(cast(Any, Process()), [specimen.plan])
     progress.advance(specimen.plan.path, path.stem, 1, 1)
 
 
@@ -97,7 +105,7 @@ def shown(specimen: Specimen, path: Path) -> Any:
 
     Writing takes seconds and reads none of them, so it is done only where a folder is in the way.
     """
-    if not markers.finished(specimen.plan):
+    if not outcomes.finished(specimen.plan):
         if not path.is_dir():
             return None
         finish.write(specimen.finished, specimen.results)

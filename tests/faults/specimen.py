@@ -16,15 +16,11 @@ import pytest
 import torch
 
 from engine import cli
-from engine.commands import grids
-from engine.commands.parser import parser
 from engine.evaluation import features
 from engine.grid import attempts, campaign, jobs, record
-from engine.grid.attempts import Attempt
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
-from engine.grid.workflow import Grid
 from engine.measures import predictions
 from engine.models.form import Form
 from engine.report import tables
@@ -33,7 +29,6 @@ from engine.store import cells, pending
 from engine.store.artifacts import MARKER, Artifact, Store
 from engine.store.checkpoints import CheckpointFiles
 from engine.store.pending import PART, Pending
-from engine.store.shares import Share
 from engine.training.checkpoints import Progress
 from engine.transport import solve
 from faults.campaign import EWC, Campaign, jobs_in_this_process
@@ -83,15 +78,9 @@ class Specimen:
         return campaign.plan(self.name, self.words, cores=2)
 
     @cached_property
-    def grid(self) -> Grid:
-        arguments = parser("campaign").parse_args(["campaign", self.name, "--cores", "2"])
-        (grid,) = grids.grids_of(arguments, [self.plan])
-        return grid
-
-    @cached_property
     def builder(self) -> Builder:
         """Of the first column; it makes nothing."""
-        return jobs.builder_of(self.plan, CPU, self.plan.columns[0], finds_only=True)
+        return jobs.builders(self.plan, CPU, self.plan.columns[0], finds_only=True)[0]
 
     @cached_property
     def finished(self) -> FinishedCampaign:
@@ -128,15 +117,13 @@ class Specimen:
         for step in (1, 2):
             facts = json.dumps(dataclasses.asdict(Progress(step)))
             CheckpointFiles(self.store, UNFINISHED).write(step, state, facts)
-        table, slices = self.table, self.slices(Share(0, 1))
-        for number, cut in enumerate(slices.cuts):
+        table, slices = self.table, self.slices()
+        for number, cut in list(enumerate(slices.cuts))[:-1]:  # the last would finish them
             rows = np.searchsorted(table["index"].to_numpy(), cut)
             slices.put(number, table.take(rows))
         self.feature_slices()
         solve._Solved(self.solved).update(SOLVED)
-        with attempts.recorded(
-            self.plan.path.parent, Attempt("prepare", "prepare", 0, None, "cpu")
-        ):
+        with attempts.recorded(self.plan.place, "prepare", "prepare", 0):
             pass
 
     @cached_property
@@ -144,12 +131,12 @@ class Specimen:
         """The predictions that `slices` are of."""
         return predictions.read(self.some("predictions/ewc-*").checked(PART))
 
-    def slices(self, share: Share | None = None) -> Pending:
+    def slices(self) -> Pending:
         """Predictions that come in slice by slice."""
         artifact = self.some("predictions/ewc-*")
         key = {**artifact.key, "unfinished": True}
         cuts = pending.slices(self.table["index"].to_numpy(), SIZE)
-        return Pending(self.store, key["mix"], ("ewc-unfinished", key), cuts, share)
+        return Pending(self.store, key["mix"], ("ewc-unfinished", key), cuts)
 
     def feature_slices(self) -> list[Path]:
         """Files with features that come in slice by slice."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from engine.machine import workers
 from engine.transport.problems import Labelled, Options
 from engine.transport.solve import matrix

@@ -10,7 +10,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from triton_interpreter import interpreted, run_interpreted
 
-from kernels import distill, launch, reference
+from kernels import distill, reference
 from kernels.distill import distill_loss
 
 
@@ -230,28 +230,6 @@ def test_interpreted_kernel_equals_float64(shape, options, dtype, nan_filled):
         rtol=rounding,
         atol=2e-6 if dtype.itemsize == 4 else 1e-5,
     )
-
-
-@interpreted
-@pytest.mark.parametrize("classes", [10, 70, 4100])
-@pytest.mark.parametrize("room", [0, 63])
-def test_interpreted_kernel_takes_rows_that_lie_apart(classes, room, nan_filled, monkeypatch):
-    """A head padded to a multiple of 64 classes; and one whose last row ends with the memory."""
-    for module in (launch, distill):
-        monkeypatch.setattr(module, "row_pitch", lambda columns, _: -(-columns // 64) * 64)
-    student, teacher, labels, mask = case(3, classes, classes // 2)
-    pitch = -(-classes // 64) * 64
-    held = torch.full((2, 2 * pitch + classes + room), torch.nan)
-    apart = held.as_strided((2, 3, classes), (held.stride(0), pitch, 1))
-    apart[0], apart[1] = student.masked_fill(~mask, torch.inf), teacher
-    assert distill._readable(apart[1], pitch) == (room > 0)
-    loss, gradient = distill._distill(apart[0], apart[1], labels, mask, 2.0, 4.0, 0.1, True)
-    student.requires_grad_()
-    expected = reference.distill_loss(student, teacher, labels, mask=mask, label_smoothing=0.1)
-    expected.sum().backward()
-    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient, student.grad, rtol=1e-5, atol=2e-6)
-    assert gradient.stride() == (pitch, 1)
 
 
 @interpreted

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from fake_cuda import CUDA, fake_gpu
-from launches import counted
 from torch import Tensor
-from triton_interpreter import INTERPRETING, interpreted, run_interpreted
 
-from kernels import projection, tables
 from kernels.projection import offset_products_, project_
 
 SIZES = [0, 1, 1023, 1024, 0, 1025, 3000, 7]
 LAM = 0.8
-
-
-def misaligned(tensor: Tensor) -> Tensor:
-    """The same numbers, one element past an aligned address."""
-    return torch.full((tensor.numel() + 2,), float("nan"))[1:-1].copy_(tensor)
 
 
 def parameters() -> list[list[Tensor]]:
@@ -53,7 +43,7 @@ def truth(rows: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
 def run(rows: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
     """As `truth`, by the functions under test, into sums that are full of NaN."""
     thetas, anchors, grads, stepped = (list(column) for column in zip(*rows, strict=True))
-    ends = [misaligned(t) if t.data_ptr() % 16 else t.clone() for t in stepped]
+    ends = [t.clone() for t in stepped]
     sums = torch.full((3, len(rows)), float("nan"), dtype=torch.float64)
     offset_products_(thetas, anchors, grads, out=sums[:2])
     offset_products_(ends, anchors, out=sums[2:])
@@ -63,11 +53,10 @@ def run(rows: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
 
 def assert_equal_to_truth(rows: list[list[Tensor]]) -> None:
     expected_sums, expected = truth(rows)
-    for _ in range(2):  # what a launch leaves behind must not show in the next
-        sums, ends = run(rows)
-        torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-5)
-        for actual, exact in zip(ends, expected, strict=True):
-            torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=1e-6)
+    sums, ends = run(rows)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-5)
+    for actual, exact in zip(ends, expected, strict=True):
+        torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=1e-6)
     drawn = [not torch.equal(end, row[3]) for end, row in zip(ends, rows, strict=True)]
     assert 2 <= sum(drawn) < len(rows) - 2, "this test sees too few of the cases"
 
@@ -97,61 +86,3 @@ def test_nothing_is_taken():
     out = torch.empty(3, 0, dtype=torch.float64)
     offset_products_([], [], [], out=out[:2])
     project_([], [], out, LAM)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"grads": []}, "grad: 0 are given for 1 parameters"),
-        ({"anchors": [torch.zeros(4)]}, r"anchor is \[4\] on cpu, but theta is \[3\]"),
-        ({"thetas": [torch.zeros(3).double()]}, "theta must be float32"),
-        ({"out": torch.zeros(2, 1)}, r"out must be contiguous float64 \[2, 1\], not torch.float32"),
-        ({"out": torch.zeros(1, 1).double()}, r"out must be contiguous float64 \[2, 1\]"),
-        ({"out": torch.zeros(2, 1, device="meta").double()}, "out is on meta, but theta is on cpu"),
-    ],
-)
-def test_what_does_not_fit_is_refused_by_name(change, message):
-    arguments = {name: [torch.zeros(3)] for name in ("thetas", "anchors", "grads")}
-    with pytest.raises(ValueError, match=message):
-        offset_products_(**(arguments | {"out": torch.zeros(2, 1).double()} | change))
-
-
-@pytest.mark.skipif(INTERPRETING, reason="counts what is not run")
-def test_on_a_gpu_it_is_three_launches_and_no_wait():
-    with fake_gpu():
-        columns = [[torch.empty(s, device=CUDA) for s in (0, 6, 2001)] for _ in range(3)]
-        before, after, sums = (
-            torch.empty(rows, 3, dtype=torch.float64, device=CUDA) for rows in (2, 1, 3)
-        )
-        for _ in range(2):  # the second finds the tables of addresses
-            with counted(run=False) as counts:
-                offset_products_(*columns, out=before)
-                offset_products_(*columns[:2], out=after)
-                project_(*columns[:2], sums, LAM)
-    tables._layout.cache_clear()  # of tensors without content
-    tables._pointers.cache_clear()
-    assert counts.launches == {"_products_kernel": 2, "_project_kernel": 1} and not counts.waits
-
-
-@pytest.mark.slow
-def test_kernels_in_the_interpreter():
-    run_interpreted(__file__)
-
-
-@pytest.fixture
-def by_kernel(monkeypatch):
-    """CPU tensors take the kernels, in the interpreter."""
-    monkeypatch.setattr(projection, "_products_on_cpu", projection._products)
-    monkeypatch.setattr(projection, "_draw_back_on_cpu", projection._draw_back)
-
-
-@interpreted
-@pytest.mark.parametrize("aligned", [True, False])
-def test_interpreted_kernels_equal_float64(aligned, by_kernel):
-    rows = parameters()
-    assert_equal_to_truth(rows if aligned else [[misaligned(t) for t in row] for row in rows])
-
-
-@interpreted
-def test_interpreted_kernels_spread_a_nan_to_its_parameter_alone(by_kernel):
-    assert_a_nan_spreads()

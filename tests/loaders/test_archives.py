@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from damage import full_disk
 from zip_crypto import encrypted
 
 from loaders import archives, trees
 from loaders.archives import ArchiveError
+from loaders.files import NotWritten
 from loaders.zip_cipher import PasswordError
 
 MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(300)}
@@ -125,3 +129,45 @@ def test_an_empty_zip_file_is_refused(tmp_path: Path) -> None:
     archive.write_bytes(zipped({}))
     with pytest.raises(ArchiveError, match="holds no files"):
         list(archives.unzip(archive, folder))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path: Path, method: int) -> None:
+    archive, packed = tmp_path / "a.zip", io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as opened:
+        opened.writestr("a/b.png", b"pixels" * 9)
+    whole = packed.getvalue()
+    for place in range(len(whole)):
+        archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with contextlib.suppress(ArchiveError):
+            archives.needs_password(archive)
+            list(archives.unzip(archive, tmp_path / str(place)))
+        shutil.rmtree(tmp_path / "a.zip.unpacked", ignore_errors=True)
+
+
+def test_a_compression_that_python_cannot_read_is_named_with_a_way_out(tmp_path: Path) -> None:
+    """Deflate64, which Windows uses for large files, has the number 9."""
+    archive = tmp_path / "a.zip"
+    whole = bytearray(zipped({"a/b.png": bytes(99)}))
+    whole[8] = whole[whole.index(b"PK\x01\x02") + 10] = 9
+    archive.write_bytes(whole)
+    with pytest.raises(ArchiveError, match=r"a/b\.png is compressed in a way .* unpack the .* 7z"):
+        list(archives.unzip(archive, tmp_path / "set"))
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path, name: str) -> None:
+    archive, target = tmp_path / name, tmp_path / "set" / "content"
+    big = {"a/b.png": bytes(9000)}
+    archive.write_bytes(zipped(big) if name == "a.zip" else gzip.compress(tar(big)))
+    before = files_below(tmp_path)
+    with full_disk(), pytest.raises(NotWritten, match=r"could not be written .*make room in"):
+        if name == "a.zip":
+            list(archives.unzip(archive, target))
+        else:
+            archives.to_tar(archive, target)
+    assert files_below(tmp_path) == before
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

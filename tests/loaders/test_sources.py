@@ -1,4 +1,4 @@
-"""Resident and Stream give the same batches; damage never reaches FFCV."""
+"""Resident and Stream give the same batches."""
 
 from __future__ import annotations
 
@@ -13,47 +13,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from tiny_packs import COUNT, SHAPE, draw, make
 
-from loaders import resident, stream
+from loaders import resident
 from loaders.batch import Batch
-from loaders.encode import encode
-from loaders.pack import Item, Pack
+from loaders.pack import Pack
 from loaders.resident import Resident, fits, free_in_groups
-from loaders.stream import FFCV_JPEG_TOLERANCE, FfcvPixels, Stream, open_source
-
-COUNT, SHAPE = 61, (9, 14)
-
-
-def draw(seed: int) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(SHAPE[::-1], Image.Resampling.BICUBIC)
-
-
-def make(out: Path, format: str = "raw") -> Pack:
-    return encode(
-        out,
-        name="tiny",
-        items=[Item(i % 7, f"s{i}", f"image-{i}", i) for i in range(COUNT)],
-        open_image=draw,
-        transform=np.asarray,
-        transform_spec={},
-        classes=list("abcdefg"),
-        source_fingerprint="",
-        format=format,
-        progress=False,
-    )
+from loaders.stream import Stream, open_source
 
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pack]:
     folder = tmp_path_factory.mktemp("packs")
     return {format: make(folder / format, format) for format in ("raw", "jpeg")}
-
-
-@pytest.fixture(scope="module")
-def ffcv() -> None:
-    pytest.importorskip("ffcv", exc_type=ImportError)
 
 
 def uneven(seed: int, epochs: int = 2) -> list[np.ndarray]:
@@ -94,95 +66,13 @@ def test_resident_gathers_only_when_images_are_read(packs: dict[str, Pack]) -> N
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), workers=st.integers(1, 4))
 @pytest.mark.parametrize("format", ["raw", "jpeg"])
-def test_numpy_stream_is_resident(
-    packs: dict[str, Pack], format: str, seed: int, workers: int
-) -> None:
+def test_stream_is_resident(packs: dict[str, Pack], format: str, seed: int, workers: int) -> None:
     positions = uneven(seed)
-    streamed = Stream(packs[format], workers=workers, reader="numpy").batches(iter(positions))
+    streamed = Stream(packs[format], workers=workers).batches(iter(positions))
     require_equal(list(streamed), list(Resident(packs[format]).batches(positions)), positions)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ffcv")
-def test_ffcv_stream_is_resident(packs: dict[str, Pack]) -> None:
-    for workers in (1, 3):
-        source = Stream(packs["raw"], workers=workers, reader="ffcv")
-        assert isinstance(source._read, FfcvPixels)
-        for seed in range(10):
-            positions = uneven(seed)
-            expected = list(Resident(packs["raw"]).batches(positions))
-            require_equal(list(source.batches(positions)), expected, positions)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ffcv")
-def test_ffcv_keeps_torch_threads_and_the_random_state(packs: dict[str, Pack]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    np.random.seed(0)
-    expected = np.random.RandomState(0).rand()
-    list(Stream(packs["raw"], workers=3, reader="ffcv").batches([np.arange(9)]))
-    assert torch.get_num_threads() == 2 and np.random.rand() == expected
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ffcv")
-def test_ffcv_decodes_jpeg_within_its_tolerance(packs: dict[str, Pack]) -> None:
-    out = np.zeros((COUNT, *SHAPE, 3), np.uint8)
-    index = np.arange(COUNT)
-    FfcvPixels(packs["jpeg"])(index, out)
-    difference = np.abs(out.astype(int) - packs["jpeg"].pixels(index))
-    assert 0 < difference.mean() < FFCV_JPEG_TOLERANCE / 2 and difference.max() <= 16
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ffcv")
-def test_damage_is_refused_before_ffcv_reads_it(tmp_path: Path) -> None:
-    pack = make(tmp_path / "p")
-    with pack.beton.open("r+b") as file:
-        file.seek(int(pack.shard.rows["pointer"][33]))
-        file.write(b"\0\1\2")
-    source = Stream(Pack.open(pack.folder), reader="ffcv")
-    with pytest.raises(ValueError, match="image-33"):
-        list(source.batches(np.arange(COUNT).reshape(-1, 1)))
-    source.pack._verified[:] = True  # every sample was read, and then the file is cut
-    with pack.beton.open("r+b") as file:
-        file.truncate(1000)
-    with pytest.raises(ValueError, match="changed after it was opened"):
-        list(source.batches([np.arange(3)]))
-    with pytest.raises(ValueError, match="changed after it was opened"):
-        Stream(source.pack, reader="ffcv")
-
-
-def test_damage_is_not_taken_for_a_failure_of_ffcv(tmp_path: Path) -> None:
-    pack = make(tmp_path / "p")
-    with pack.beton.open("r+b") as file:
-        file.seek(int(pack.shard.rows["pointer"][-1]))
-        file.write(b"\0\1\2")
-    with pytest.raises(ValueError, match="image-60"):
-        Stream(Pack.open(pack.folder), reader="ffcv")
-
-
-def test_jpeg_is_streamed_by_pillow(packs: dict[str, Pack]) -> None:
-    assert Stream(packs["jpeg"])._read == packs["jpeg"].read
-
-
-@pytest.mark.parametrize("failure", [ImportError("no opencv"), RuntimeError("decodes wrongly")])
-def test_ffcv_is_used_where_it_is_chosen_and_nowhere_else(
-    packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
-    def fail(pack: Pack) -> None:
-        raise failure
-
-    monkeypatch.setattr(stream, "FfcvPixels", fail)
-    (batch,) = open_source(packs["raw"], mode="stream").batches([np.array([3])])
-    assert batch.images.shape[0] == 1
-    with pytest.raises(RuntimeError, match=f"{failure}.*; source=stream reads it without FFCV"):
-        open_source(packs["raw"], mode="ffcv")
-
-
-@pytest.mark.parametrize("make_source", [Resident, lambda pack: Stream(pack, reader="numpy")])
+@pytest.mark.parametrize("make_source", [Resident, lambda pack: Stream(pack)])
 @pytest.mark.parametrize("bad", [[COUNT], [-1], [0.5], [[1]]])
 def test_index_outside_the_pack_is_refused(packs, make_source, bad) -> None:
     with pytest.raises(IndexError, match="tiny"):
@@ -190,7 +80,7 @@ def test_index_outside_the_pack_is_refused(packs, make_source, bad) -> None:
 
 
 def test_stuck_reader_times_out(packs: dict[str, Pack]) -> None:
-    source = Stream(packs["raw"], reader="numpy", timeout_s=0.1)
+    source = Stream(packs["raw"], timeout_s=0.1)
     release = threading.Event()
     source._read = lambda index, out: release.wait() and None
     with pytest.raises(TimeoutError, match=r"images.beton: no batch in 0.1 s"):
@@ -203,7 +93,7 @@ def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
     script = (
         "import sys, threading, numpy; from loaders.pack import Pack; "
         "from loaders.stream import Stream; "
-        "source = Stream(Pack.open(sys.argv[1]), reader='numpy', timeout_s=0.1); "
+        "source = Stream(Pack.open(sys.argv[1]), timeout_s=0.1); "
         "source._read = lambda index, out: threading.Event().wait(); "
         "list(source.batches([numpy.arange(3)]))"
     )
@@ -224,9 +114,8 @@ def test_open_source_chooses_by_memory(
     assert not fits(pack) and isinstance(open_source(pack), Stream)
     assert isinstance(open_source(pack, mode="resident"), Resident)
     assert "tiny: resident on cpu" in caplog.text and "tiny: streamed on cpu" in caplog.text
-    for call in (lambda: open_source(pack, mode="disk"), lambda: Stream(pack, reader="webp")):
-        with pytest.raises(ValueError, match=r"disk|webp"):
-            call()
+    with pytest.raises(ValueError, match="disk"):
+        open_source(pack, mode="disk")
     with pytest.raises(ValueError, match="workers=0"):
         Stream(pack, workers=0)
 

@@ -11,8 +11,8 @@ import pandas
 from engine.measures import correlation
 from engine.measures.correlation import Correlation
 from engine.measures.rows import Arm
-from engine.measures.standings import Standings, signed
-from engine.report import display, frames, specs
+from engine.measures.standings import Standings
+from engine.report import frames, specs
 from engine.report.section import Figure, Section, Table
 from engine.report.specs import Spec
 from engine.report.tables import Results
@@ -49,9 +49,10 @@ def section(results: Results) -> Section | None:
             Table(
                 "cka-accuracy",
                 "Spearman's correlation, over the fine-tuned models, of mean CKA with the change "
-                "in accuracy on a set; 95% intervals by bootstrap over the fine-tuned models.",
-                relations,
-                dict.fromkeys(("spearman", "low", "high"), "signed2"),
+                "in accuracy on a set; p by permutation of the fine-tuned models; 95% intervals by "
+                "bootstrap over them, where there are ten or more.",
+                relations.drop(columns="text"),
+                dict.fromkeys(("spearman", "low", "high"), "signed2") | {"p": "p"},
             ),
             Table("cka", "CKA of each block, a mean over training seeds.", blocks),
         ],
@@ -107,22 +108,23 @@ def _relations(
             *((name, of_model[of_model["evaluated_on"] == name]) for name in places),
             ("all sets", of_model),
         ]:
-            units, spearman = _spearman(part)
+            related = _spearman(part)
             rows.append(
-                {"model": model.model, "evaluated_on": name, "fine_tuned_models": units}
-                | {"spearman": spearman.value, "low": spearman.ends.low, "high": spearman.ends.high}
+                {"model": model.model, "evaluated_on": name, "fine_tuned_models": related.units}
+                | {"spearman": related.value, "p": related.p}
+                | {"low": related.low, "high": related.high, "text": str(related)}
             )
     return pandas.DataFrame(rows)
 
 
-def _spearman(cells: pandas.DataFrame) -> tuple[int, Correlation]:
-    """How many fine-tuned models have all sets, and the coefficient over them."""
+def _spearman(cells: pandas.DataFrame) -> Correlation:
+    """The coefficient over the fine-tuned models that have all sets."""
     keys = ["model", "method", "variant", "downstream"]
     units = [part[["cka", "change"]].to_numpy() for _, part in cells.groupby(keys, sort=False)]
     most = max(map(len, units), default=0)
     whole = [values for values in units if len(values) == most and not np.isnan(values).any()]
     x, y = np.stack(whole).transpose(2, 0, 1) if whole else np.zeros((2, 0, 0))
-    return len(whole), correlation.spearman(x, y)
+    return correlation.spearman(x, y)
 
 
 def _statements(
@@ -139,11 +141,7 @@ def _relation(row: Any) -> str:
     count = f"over {row['fine_tuned_models']} fine-tuned models"
     if math.isnan(row["spearman"]):
         return f"Mean CKA or the change in accuracy does not vary {count}: no correlation"
-    text = f"Mean CKA and change in accuracy: Spearman {signed(row['spearman'], 2)}"
-    if math.isnan(row["low"]):
-        return f"{text}, {count}, too few for an interval"
-    ends = display.range_text(row["low"], row["high"], 0.0, digits=2)
-    return f"{text} (95% interval {ends}), {count}"
+    return f"Mean CKA and change in accuracy: Spearman {row['text']}, {count}"
 
 
 def _by_depth(results: Results, model: Standings, blocks: pandas.DataFrame) -> Figure:

@@ -31,7 +31,12 @@ def section(results: Results) -> Section | None:
         f"{seeds} training seed{'s' * (seeds > 1)}.",
         f"{len(record.samples)} of {len(places)} sets were evaluated on a sample of their images."
         if sampled
-        else "Every set was evaluated on all of its images that are not trained on.",
+        else "Every set was evaluated on all of its images"
+        + (
+            "; a model's own set on those that are held out of its training."
+            if record.holdout
+            else "; nothing is held out, so a model's own set on those that it was trained on."
+        ),
     ]
     matrix = record.matrix()
     if matrix is None:

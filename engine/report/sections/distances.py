@@ -32,16 +32,8 @@ def section(results: Results) -> Section | None:
         return None
     upstream = results.record.upstream
     points = forgetting.points(results.models[0], matrix.row(upstream), upstream)
-    statements = []
-    if points:
-        try:
-            statements.append(
-                f"Distance and forgetting: {forgetting.correlation(points)}; in brackets 95% "
-                "bootstrap intervals over the sets."
-            )
-        except ValueError as error:
-            statements.append(f"{str(error).capitalize()}.")
-    scatter = [_scatter(points, upstream, statements[0])] if points else []
+    statements = [forgetting.statement(points)] if points else []
+    scatter = [_scatter(points, upstream, *statements)] if points else []
     return Section(
         "distances",
         "Is what is far forgotten more?",

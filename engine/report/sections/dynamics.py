@@ -50,7 +50,7 @@ def _table(claims: Sequence[Claim], methods: Mapping[str, str]) -> Table:
         "When robustness peaks and when downstream accuracy saturates, in optimizer steps; fall: "
         "OOD accuracy at the best earlier step less that at saturation, in points.",
         data.drop(columns=["alpha", "setting"]).rename(  # a claim's arm has none
-            columns={end: f"fall_{end}" for end in ("low", "high", "error")}
+            columns={end: f"fall_{end}" for end in ("low", "high")}
         ),
         {"peak_ood": "plain1", "saturation_ood": "plain1", "fall": "interval"},
     )
@@ -65,7 +65,7 @@ def _statement(curves: Dynamics, title: str) -> str:
     name, claim = f"{title} of {curves.arm.model}", curves.claim
     if claim is None:
         return f"{name}: downstream accuracy does not rise, so that it cannot saturate."
-    low, high = (signed(-end, error=claim.error) for end in (claim.high, claim.low))
+    low, high = (signed(-end) for end in (claim.high, claim.low))
     return (
         f"{name}: OOD accuracy is highest {_at(claim.peak)} ({rounded(claim.peak_ood)}%), "
         f"downstream accuracy reaches 95% of its rise {_at(claim.saturation)}. Robustness falls "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from engine.measures import effective_robustness, intervals
+from engine.measures import intervals
 from engine.measures.effective_robustness import Trend, at, probit
 from engine.measures.rows import PRE, Arm, ModelOnSet
 from engine.measures.standings import signed
@@ -31,10 +31,10 @@ TOOLTIP = [
 
 
 def section(results: Results) -> Section | None:
+    if all(row.effective_robustness is None for row in results.sure.behaviour):
+        return None  # no line: too few models, or all of the same accuracy upstream
     known = {row.cell: row.accuracy for row in results.grid.accuracy}
     points = _points(results, known)
-    if points.empty:
-        return None
     upstream = results.record.upstream
     best = _means(results)
     return Section(
@@ -108,7 +108,7 @@ def _points(results: Results, known: Mapping[ModelOnSet, float]) -> pandas.DataF
             ]
         rows += [row | {"evaluated_on": name} for row in on_set]
     data = pandas.DataFrame(rows)
-    for column in ("upstream", "accuracy") if rows else ():
+    for column in ("upstream", "accuracy"):
         data[f"{column}_probit"] = probit(data[column].to_numpy())
     return data
 
@@ -122,12 +122,6 @@ def _basis(trends: Mapping[str, Trend]) -> str:
         f"The line of {', '.join(names)} is fitted over {models} {basis}."
         for (basis, models), names in by_basis.items()
     ]
-    if any(basis == effective_robustness.EVERY for basis, _ in by_basis):
-        texts.append(
-            "With fewer than three pre-trained models, and none given by --models-csv, a line "
-            "includes the fine-tuned models themselves: it compares methods with each other, not "
-            "with models that were only trained upstream."
-        )
     return " ".join(texts)
 
 

@@ -28,23 +28,22 @@ def section(results: Results) -> Section | None:
         return None
     sure = results.sure
     data = pandas.DataFrame([row for model in models for row in _against_best(results, model)])
-    formats = {"difference": "interval", "corrected_p": "corrected_p"}
-    formats |= dict.fromkeys(SHARES, "half") | {intervals.ROBUSTNESS: "signed_half"}
-    overall = [row for row in sure.comparisons if not row.evaluated_on]
+    formats = {"difference": "interval", "corrected_p": "p"}
+    formats |= dict.fromkeys(SHARES, "half")
     return Section(
         "how-sure",
         "How sure",
         "Differences are paired: both methods see the same draw of images. The population is "
-        f"{sure.population}. p is corrected for {counted('comparison', sure.family)} (Holm)."
-        f"{certainty.threshold_note(overall)}",
+        f"{sure.population}. p is of the paired bootstrap, corrected for "
+        f"{counted('comparison', sure.family)} (Holm).",
         figures=[_figure(results, model, data) for model in models],
         tables=[
             Table(
                 "how-sure",
                 "Each method's mRI less that of the best. On the other sets: percent of images "
                 "with the same answer before and after, answers lost and gained; expected "
-                "calibration error in points; accuracy above what the trend over the models here "
-                "predicts from accuracy upstream; ± is half the width of a 95% interval.",
+                "calibration error in points, debiased and without an interval; ± is half "
+                "the width of a 95% interval.",
                 data,
                 {name: kind for name, kind in formats.items() if name in data},
             ),
@@ -65,15 +64,13 @@ def _against_best(results: Results, model: Standings) -> list[dict[str, Any]]:
                 "difference": test.difference,
                 "difference_low": test.low,
                 "difference_high": test.high,
-                "difference_error": test.error,
                 "corrected_p": test.p_corrected,
-                "corrected_p_error": test.p_corrected_error,
             }
-        for name in (*SHARES, intervals.ROBUSTNESS):
+        for name in SHARES:
             row |= {name: means[line.arm][name]} | frames.ends(results, name, name, line.arm)
         rows.append(row)
-    order = ["difference", "difference_low", "difference_high", "difference_error"]
-    order = ["model", "method", "variant", *order, "corrected_p", "corrected_p_error"]
+    order = ["difference", "difference_low", "difference_high", "corrected_p"]
+    order = ["model", "method", "variant", *order]
     return [{name: row.get(name) for name in [*order, *row]} for row in rows]
 
 
@@ -105,21 +102,16 @@ def _pairs(results: Results) -> Table:
             "difference": row.difference,
             "difference_low": row.low,
             "difference_high": row.high,
-            "difference_error": row.error,
-            "better": row.better,
-            "worse": row.worse,
             "p": row.p,
-            "p_error": row.p_error,
             "corrected_p": row.p_corrected,
-            "corrected_p_error": row.p_corrected_error,
         }
         for row in results.sure.comparisons
     ]
-    data = pandas.DataFrame(rows).astype({"better": "Int64", "worse": "Int64"})
+    data = pandas.DataFrame(rows)
     return Table(
         "comparisons",
         "Every two methods: difference in mRI, or in mean accuracy on a set, in points with its "
-        "95% interval; source images of which one gets more right; p, and corrected for all.",
+        "95% interval; p, and corrected for all comparisons of mRI, or of all sets.",
         data,
-        {"difference": "interval", "p": "p", "corrected_p": "corrected_p"},
+        {"difference": "interval", "p": "p", "corrected_p": "p"},
     )

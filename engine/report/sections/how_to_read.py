@@ -9,6 +9,15 @@ from engine.report import frames, table
 from engine.report.section import Section
 from engine.report.tables import Results
 
+DRAWINGS = (
+    "Of emoji-RIB: a class is a concept, of which each style has a single drawing in some "
+    "renderings (background, scale, shift, rotation). A held-out image of a set that a model was "
+    "trained on is another rendering of a drawing that it has seen, so accuracy on the set "
+    "fine-tuned on and on upstream is not accuracy on new drawings. RI is: it counts the other "
+    "sets alone, whose drawings are other vendors'. All drawings of a concept are one source "
+    "image, so the intervals are about other concepts, drawn in these styles."
+)
+
 
 def section(results: Results) -> Section | None:
     models, sure = results.models, results.sure
@@ -38,6 +47,8 @@ def section(results: Results) -> Section | None:
         "so take a difference of a point or two between methods as unproven until several seeds "
         "agree.",
     ]
+    if results.record.contact_sheet:  # of emoji-RIB alone
+        statements.append(DRAWINGS)
     if any(frames.reference(model) for model in models):
         statements.append(f"Published numbers: {recipe.published()['source']}.")
     return Section("how-to-read", "How to read this", statements=statements)

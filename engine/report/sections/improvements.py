@@ -40,6 +40,7 @@ def section(results: Results) -> Section | None:
         figures=[_figure(results, model, data, end) for model in results.models if model.lines],
         tables=[
             _before(results),
+            *(_paper(results, model, data) for model in results.models if model.lines),
             Table(
                 "robustness-improvement",
                 "RI of every method and set fine-tuned on, with its 95% interval.",
@@ -62,6 +63,22 @@ def _figure(results: Results, model: Standings, data: pandas.DataFrame, end: flo
         f"{least['downstream']}) to {most['RI']:+.1f} ({most['method']} on {most['downstream']}).",
         rows.drop(columns=["model", "variant"]),
         specs.heat_map("downstream", "method", "RI", end, TOOLTIP, legend=True),
+    )
+
+
+def _paper(results: Results, model: Standings, data: pandas.DataFrame) -> Table:
+    """A row a method, a column a set, as papers print it."""
+    wide = frames.where(data, model=model.model).pivot_table(
+        "RI", "method", "downstream", sort=False
+    )
+    wide = wide[[*model.downstreams]].assign(mRI=[line.mri.mri for line in model.lines])
+    columns = list(map(str, wide.columns))
+    return Table(
+        frames.slug("paper", *[model.model] * (len(results.models) > 1)),
+        f"RI in points by set fine-tuned on, and mRI{frames.label(results, model)}.",
+        wide.reset_index().rename_axis(columns=None),
+        dict.fromkeys(columns, "signed1"),
+        columns,
     )
 
 

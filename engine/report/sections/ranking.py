@@ -58,7 +58,8 @@ def section(results: Results) -> Section | None:
                 "mRI with its 95% interval; mean accuracy in percent "
                 + ("on the set fine-tuned on and on the others" if judged else "on the sets")
                 + f"; mean change in points on {results.record.upstream}"
-                + ("; the published mRI." if published else "."),
+                + ("; the published mRI." if published else ".")
+                + (frames.chosen_on_own_set(results) if judged else ""),
                 data,
                 {name: kind for name, kind in FORMATS.items() if name in data},
             )

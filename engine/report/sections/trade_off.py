@@ -36,7 +36,7 @@ def section(results: Results) -> Section | None:
         "What adapting costs elsewhere",
         "Up is more robust, right is better adapted."
         + " A curve interpolates weights from the pre-trained model (α = 0) to the fine-tuned one "
-        "(α = 1), a dot a step of α." * curves,
+        "(α = 1), a dot a step of α." * curves + frames.chosen_on_own_set(results),
         figures=[_figure(results, model) for model in models],
     )
 

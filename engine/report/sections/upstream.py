@@ -109,7 +109,7 @@ def _statement(results: Results, model: Standings, line: Line) -> str:
     if not all(name in published for name in model.sets):
         return f"{text} {_on_slides()}"
     slides = fmean(published[name][0] - published[name][1] for name in model.sets)
-    agrees = ends is not None and (ends.high < 0 if slides < 0 else ends.low > 0)
+    agrees = ends is not None and (ends[1] < 0 if slides < 0 else ends[0] > 0)
     return (
         f"{text} On the slides it is {signed(slides)}: a {'loss' if slides < 0 else 'gain'} in "
         f"this run too: {str(agrees).lower()}."

@@ -32,7 +32,11 @@ def section(results: Results) -> Section | None:
         for key, values in by_method.items()
     ]
     if listed:
-        caption = "Every method's settings as its recipe resolves them."
+        caption = (
+            "Every method's settings as its recipe resolves them. A method that takes no steps, "
+            "such as a mix of finished cells or a probe that is fitted to its optimum, does not "
+            "use those of optimizer and training."
+        )
         tables.append(Table("hyper-parameters", caption, pandas.DataFrame(listed)))
     attempts = [attempt for attempt in results.record.attempts if attempt.ended is not None]
     if attempts:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from engine import cli, recipe
 from engine.commands import verify as command
-from engine.cost.disk import size_bytes
 from engine.data import imagenet, packs
+from engine.data.packs import size_bytes
 from engine.grid import verify
 from loaders.resident import Resident
 from loaders.stream import Stream
@@ -67,7 +67,7 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(
     whole = ("--partial", "dataset.subsample=full")
     assert rib.encode("imagenet_c", rib.folder / "c", *whole) == 2
     printed = capsys.readouterr()
-    assert "3,750,000 images, raw" in printed.out and "add --yes to confirm" in printed.err
+    assert "is all of imagenet_c, about " in printed.out and "add --yes to enc" in printed.err
     assert rib.encode("imagenet_c", rib.folder / "c", *whole, "--yes") == 0
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
     labelled = rib.builder("dataset.subsample=full").sets["imagenet_c"]
@@ -96,8 +96,8 @@ def test_a_user_at_a_terminal_confirms_first(
     monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or answer)
     words = ("--partial", "dataset.subsample=full", "model.crop=0.5")
     assert rib.encode("imagenet_c", rib.folder / "c", *words) == code
-    assert questions == ["Encode the whole of it? [y/N] "]
-    assert ("dataset.subsample=50000 takes" in capsys.readouterr().err) == bool(code)
+    assert questions == ["Encode all of it? [y/N] "]
+    assert ("error: not confirmed" in capsys.readouterr().err) == bool(code)
 
 
 def test_an_interrupted_command_goes_on(
@@ -185,7 +185,7 @@ def test_nothing_to_encode(rib: Rib, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert rib.encode_all(tmp_path) == 2
     assert "holds no set of imagenet_rib" in capsys.readouterr().err
     assert rib.encode_all(tmp_path / "absent") == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "absent: there is no such folder" in capsys.readouterr().err
     command = ("encode", "imagenet_a", "--all", "--source", str(tmp_path), "--model", "resnet18")
     for words in (command, ("encode", *command[3:])):
         assert cli.main(words) == 2

@@ -12,9 +12,14 @@ from user_checkpoints import user_grid
 from engine import cli
 from engine.commands import evaluate
 from engine.evaluation import user_models
-from engine.report import user_models as report
+from engine.evaluation.accuracies import OnSet
+from engine.report import on_sets
 
 __all__ = ["grid", "user_grid"]
+
+
+def row(model: str, name: str, n: int, accuracy: float) -> OnSet:
+    return OnSet(model, "", "", None, "", "", name, n, accuracy)
 
 
 @pytest.mark.parametrize(
@@ -58,24 +63,14 @@ def test_alphas_that_are_too_many():
     assert len(evaluate.parse_alphas("0.001:1:0.001")) == 1000
 
 
-def test_alphas_close_together_keep_their_lines(tmp_path):
-    near = [
-        user_models.ModelAccuracy("A + B", 0.123456788 + k * 1e-9, "s", 5, 10.0 + k)
-        for k in range(2)
-    ]
-    report.write_csv(tmp_path / "a.csv", near)
-    for text in (report.text(near), (tmp_path / "a.csv").read_text()):
-        assert "0.123456788" in text and "0.123456789" in text
-
-
 def test_the_table_fits_a_hundred_columns_and_loses_nothing():
     sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
     many = [
-        user_models.ModelAccuracy("/data/" + "x" * 60 + m, None, name, 50000, 10.0 + i)
+        row("/data/" + "x" * 60 + m, name, 50000, 10.0 + i)
         for i, name in enumerate(sets)
         for m in "AB"
     ]
-    text = report.text(many)
+    text = on_sets.text(many)
     assert max(map(len, text.splitlines())) <= 100
     assert all(f"{10.0 + i:.2f}" in text for i in range(9)) and text.count("50,000") == 9
     assert "xA  " in text and "xB  " in text
@@ -83,18 +78,15 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
 
 def test_files_of_one_name_have_a_line_each():
     places = ["run1/best.safetensors", "run2/best.safetensors"]
-    accuracies = [
-        user_models.ModelAccuracy(place, None, "few", 10, 10.0 + i)
-        for i, place in enumerate(places)
-    ]
-    lines = report.text(accuracies).splitlines()[-2:]
+    accuracies = [row(place, "few", 10, 10.0 + i) for i, place in enumerate(places)]
+    lines = on_sets.text(accuracies).splitlines()[-2:]
     assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
 
 
 def test_a_csv_without_a_place_is_named(tmp_path):
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(OSError, match=r"a\.csv cannot be written"):
-        report.write_csv(tmp_path / "a.csv", [user_models.ModelAccuracy("A", None, "s", 5, 10.0)])
+        evaluate._write([row("A", "s", 5, 10.0)], {"s": tmp_path / "a.csv"})
 
 
 def test_the_command_prints_a_table_and_writes_csv(user_grid, capsys, monkeypatch, tmp_path):
@@ -109,12 +101,17 @@ def test_the_command_prints_a_table_and_writes_csv(user_grid, capsys, monkeypatc
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
     with (user_grid.folder / "accuracy.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["alpha"], row["set"]) for row in rows[:4]] == [
-        ("0", "outline"), ("0.5", "outline"), ("1", "outline"), ("0", "small"),
+    assert [(row["alpha"], row["evaluated_on"]) for row in rows[:4]] == [
+        ("0.0", "outline"), ("0.5", "outline"), ("1.0", "outline"), ("0.0", "small"),
     ]  # fmt: skip
     for row in rows:
         assert f"{float(row['accuracy']):.2f} ±" in printed
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+    for row, first in zip(rows[1:3], rows[:1] * 2, strict=True):
+        moved = float(row["accuracy"]) - float(first["accuracy"])
+        assert float(row["change"]) == pytest.approx(moved, abs=1e-5)
+        assert float(row["change_low"]) <= moved <= float(row["change_high"])
+    assert rows[0]["change"] == rows[0]["change_low"] == ""
 
 
 def test_a_table_that_is_there_is_replaced_on_request_alone(user_grid, capsys, monkeypatch):
@@ -137,13 +134,9 @@ def test_a_table_that_is_there_is_replaced_on_request_alone(user_grid, capsys, m
 def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd=name").mkdir()
-    places, settings = evaluate.named_sets(
-        ["x/pictures", "b=y/pictures", "odd=name", "runs=x", "model.crop=1", "modl.crop=1"]
-    )
-    assert places == {
+    assert evaluate.named_sets(["x/pictures", "b=y/pictures", "odd=name"]) == {
         "pictures": Path("x/pictures"), "b": Path("y/pictures"), "odd=name": Path("odd=name"),
     }  # fmt: skip
-    assert settings == ["runs=x", "model.crop=1", "modl.crop=1"], "a typo is the recipe's to name"
     with pytest.raises(
         ValueError, match=r"the same name, x/pictures and y/pictures: .* NAME=y/pictures"
     ):

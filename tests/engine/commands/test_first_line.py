@@ -42,6 +42,39 @@ def test_most_mistakes_are_told_without_torch(module: str, tmp_path: Path) -> No
     assert code == 2 and line.startswith("error: ") and "unknown key 'train.epoch'" in line
 
 
+LATE = {
+    "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: there is no such",
+    "encode imagenet_q --source / --model resnet18": "'imagenet_q' is no set of ImageNet-RIB",
+    "encode imagenet_a --source / --model resnet": "there is no model 'resnet'",
+    "download imagenet_a --to x": "add --accept to accept these terms",
+    "download imagenet_q --to x": "there is no source of 'imagenet_q'",
+    "export emoji --method soup --out new": "holds no finished run of emoji",
+    "evaluate --models / --sets /nowhere": "--sets: there is no /nowhere",
+    "evaluate --models /nowhere --sets /tmp": "--models: there is no /nowhere",
+    "distance twemojis": "'twemojis' is no set of emoji; did you mean 'twemoji'?",
+    "verify resnet": "there is no model 'resnet'",
+    "report a=b": "there is no campaign 'a=b'",
+    "campaign a=b/c.yaml --dry-run": "there is no recipe file a=b/c.yaml",
+}
+
+
+def test_arguments_are_checked_before_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom engine import cli\n"
+        "for words in sys.argv[1:]: print(cli.main(words.split()), file=sys.stderr)"
+    )
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *LATE], cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if line == "2" or line[:7] == "error: "]
+    assert errors[1::2] == ["2"] * len(LATE), done.stderr
+    for error, message in zip(errors[::2], LATE.values(), strict=True):
+        assert message in error
+
+
 @pytest.mark.slow
 def test_a_campaign_is_planned_without_timm() -> None:
     """Which takes as long as torch: its import, and that of torch.compile beside it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,10 +70,10 @@ def test_a_column_on_two_ranks_is_close_to_that_on_one(
         words = [f"runs={tmp_path / str(number)}", "methods=[fine_tune]"]
         plan = campaign.plan(str(folder / "shapes.yaml"), words, 1)
         plan.path.parent.mkdir(parents=True)
-        plan.path.write_text(json.dumps(dataclasses.asdict(plan), default=str))
+        plan.path.write_bytes(campaign.text(plan))
         jobs.prepare(plan, torch.device("cpu"))
-        command = [sys.executable, "-m", "engine.commands.job", "column", "--column", "few"]
-        options = ["--plan", str(plan.path), "--device", "cpu", "--ranks", str(number)]
+        command = [sys.executable, "-m", "engine.commands.job", "column-few"]
+        options = ["--plan", str(plan.path), "--ranks", str(number)]
         environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
         process = subprocess.run(
             [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True,

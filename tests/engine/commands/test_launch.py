@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from engine import cli, recipe
 from engine.commands import train
 from engine.errors import FirstRankError
-from engine.machine import entry, ranks, rendezvous
+from engine.machine import entry, ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
@@ -62,10 +60,12 @@ def test_print_shows_the_resolved_recipe_and_stops(
 
 def test_rib_train_is_launch(capsys: pytest.CaptureFixture) -> None:
     words = ["recipe=emoji/ewc", "--print", "seed=4"]
-    assert (cli.main(["train", *words]), train.launch(words)) == (0, 0)
+    for command in (cli.main(["train", *words]), cli.main(["train", "emoji/ewc", *words[1:]])):
+        assert command == 0
+    assert train.launch(words) == 0
     shown = capsys.readouterr().out
-    half = shown[: len(shown) // 2]
-    assert shown == half * 2 and "seed: 4" in half
+    part = shown[: len(shown) // 3]
+    assert shown == part * 3 and "seed: 4" in part
     assert cli.main(["train"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("rib train recipe=NAME") and "emoji/ewc" in shown
@@ -217,33 +217,16 @@ def test_device_cuda_without_a_gpu_is_refused(
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"no C\+\+ compiler found.*install g\+\+"):
-        ranks.start("cpu")
-
-
-def test_the_ninja_beside_python_comes_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Whatever PATH says: two versions would discard each other's build, half a minute each."""
-    for name in ("env", "system"):
-        (tmp_path / name).mkdir()
-        for program in ("ninja", "g++"):
-            (tmp_path / name / program).touch(mode=0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "env" / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path / "system"))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-
-    def stop(gpu: int) -> None:
-        raise InterruptedError("before a group is joined")
-
-    monkeypatch.setattr(rendezvous, "complete_environment", stop)
-    with pytest.raises(InterruptedError):
-        ranks.start("cpu")
-    assert shutil.which("ninja") == str(tmp_path / "env" / "ninja")
+@pytest.mark.slow
+def test_a_cpu_needs_no_compiler(tmp_path: Path) -> None:
+    """DeepSpeed would compile an operator that nobody calls, for 40 s."""
+    code = "from engine.machine import ranks; print(ranks.start('cpu')); ranks.stop()"
+    environment = grids.environment() | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "PATH": ""}
+    done = subprocess.run(
+        [PYTHON, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "cpu\n"), done.stderr
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize(("visible", "local"), [(1, 0), (8, 3)])
@@ -303,57 +286,6 @@ def test_launch_is_never_hidden(tmp_path: Path) -> None:
     code = f"import runpy, sys; sys.argv = ['x', 'recipe=']; runpy.run_path({LAUNCH!r})"
     code += "; import importlib.util as u; print(u.find_spec('evaluate'), u.find_spec('table'))"
     assert run([PYTHON, "-c", code], tmp_path).stdout.strip().endswith("None None")
-
-
-def lock(folder: Path, age_s: float) -> Path:
-    path = folder / "py3_cpu" / "deepspeed_shm_comm" / "lock"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    (path.parent / "deepspeed_shm_comm.so").touch()
-    os.utime(path, (time.time() - age_s,) * 2)
-    return path
-
-
-def loaded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[bool]:
-    """What `_load_cpu_op` loads, without a compiler: whether the lock was gone by then."""
-    import deepspeed.accelerator
-
-    calls: list[bool] = []
-
-    class Builder:
-        def is_compatible(self, verbose: bool) -> bool:
-            return True
-
-        def load(self, verbose: bool) -> None:
-            calls.append(not list(folder.rglob("lock")))
-
-    class Accelerator:
-        def create_op_builder(self, name: str) -> Builder:
-            return Builder()
-
-    monkeypatch.setattr(deepspeed.accelerator, "get_accelerator", Accelerator)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
-    ranks._load_cpu_op()
-    return calls
-
-
-def test_lock_of_a_killed_build_does_not_hang(
-    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    lock(tmp_path, age_s=ranks.LOADS_WITHIN_S + 1)
-    started = time.monotonic()
-    assert loaded(monkeypatch, tmp_path) == [True]
-    assert time.monotonic() - started < 10
-
-
-def test_lock_of_another_programs_build_is_waited_for(
-    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    path = lock(tmp_path, age_s=0)
-    monkeypatch.setattr(ranks, "LOADS_WITHIN_S", 0.7)
-    started = time.monotonic()
-    assert loaded(monkeypatch, tmp_path) == [True] and not path.exists()
-    assert time.monotonic() - started > 0.6
 
 
 STARTS = {

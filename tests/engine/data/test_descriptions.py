@@ -60,7 +60,9 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, caplog)
                 user_grid, monkeypatch, "--models", str(model),
                 "--sets", "outline", "few", "tinted", "--mask", "present",
             )  # fmt: skip
-            assert {row["set"]: float(row["accuracy"]) for row in rows} == pytest.approx(expected)
+            assert {row["evaluated_on"]: float(row["accuracy"]) for row in rows} == pytest.approx(
+                expected
+            )
         warned = "weights.safetensors alone, as timm loads it, is another model"
         assert (warned in caplog.text) == (method == "visual_prompt")
 
@@ -74,7 +76,7 @@ def test_a_prompt_changes_answers_and_must_fit(grid, user_grid, monkeypatch, cap
     (drowned,) = rib(user_grid, monkeypatch, *call)
     (folder / "prompt.safetensors").unlink()
     (bare,) = rib(user_grid, monkeypatch, *call)
-    assert drowned["accuracy"] == "20.000000" != bare["accuracy"]
+    assert drowned["accuracy"] == "20.0" != bare["accuracy"]
     save_file({"prompt": torch.zeros(3, 8, 8)}, folder / "prompt.safetensors")
     assert cli.main(["evaluate", *call, f"runs={user_grid.runs}", "--force"]) == 2
     assert "not a prompt for images of 32 px" in capsys.readouterr().err

@@ -172,9 +172,9 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_pat
     ("words", "message"),
     [
         (["dataset.shots=2", "dataset.portion=0.5"], r"dataset\.shots=2 and dataset\.portion=0\.5"),
-        (["dataset.shots=-1"], r"dataset\.shots=-1 must be at least 0"),
-        (["dataset.portion=0"], r"dataset\.portion=0\.0 must be above 0 and at most 1"),
-        (["dataset.portion=1.5"], r"dataset\.portion=1\.5 must be above 0 and at most 1"),
+        (["dataset.shots=-1"], r"dataset\.shots=-1 must be a whole number of at least 0"),
+        (["dataset.portion=0"], r"dataset\.portion=0 must be a number above 0 and at most 1"),
+        (["dataset.portion=1.5"], r"dataset\.portion=1\.5 must be a number above 0 and at most 1"),
     ],
 )
 def test_impossible_parts_are_refused(grid: Grid, words: list[str], message: str):

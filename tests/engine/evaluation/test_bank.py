@@ -118,12 +118,14 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         run.sets.source(name)
         held.append(set(run.sets._sources))
 
-    monkeypatch.setattr(jobs, "builder_of", lambda *_: builder)
+    monkeypatch.setattr(jobs, "builders", lambda *_: [builder])
     monkeypatch.setattr(jobs.sample, "evaluate_on", evaluate_on)
     monkeypatch.setattr(jobs.progress, "advance", lambda *_: None)
-    monkeypatch.setattr(jobs.markers, "leave", lambda *_: None)
     column = Column("outline", "outline")
-    jobs.column(SimpleNamespace(path=None, methods=(), columns=[column]), column, grid.device)
+    monkeypatch.setattr(builder, "build", lambda: None)
+    monkeypatch.setattr(builder, "entries", list)
+    monkeypatch.setattr(builder, "remove_snapshots", lambda: None)
+    jobs.column(SimpleNamespace(path=None, columns=[column]), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not builder.sets._sources
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 
 import numpy as np
 import pytest
+import sampled_sets
 
-from bench import coverage
 from engine import recipe
 from engine.errors import RecipeError
 from engine.evaluation import budget
@@ -203,7 +202,9 @@ def test_too_small_a_sample_is_refused():
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, math.nan, math.inf])
 def test_impossible_budgets_are_refused_by_name(value):
-    with pytest.raises(RecipeError, match=r"evaluate\.budget=\S+ must be above 0 and at most 1"):
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.budget=\S+ must be a number above 0 and at most 1"
+    ):
         budget.allocate([frame([5])], value)
     with pytest.raises(RecipeError, match=r"evaluate\.budget"):
         budget.next_look(1, 0, 0, 1, value)
@@ -213,7 +214,7 @@ def test_impossible_budgets_are_refused_by_name(value):
 
 @pytest.mark.parametrize("value", ["0", "0.0", "-1", ".inf"])
 def test_impossible_half_widths_are_refused_by_name(value):
-    with pytest.raises(RecipeError, match=r"evaluate\.half_width=\S+ must be above 0"):
+    with pytest.raises(RecipeError, match=r"evaluate\.half_width=\S+ must be a number above 0"):
         recipe.load("emoji/fine_tune", [f"evaluate.half_width={value}"])
 
 
@@ -231,23 +232,13 @@ def test_quantiles_are_those_of_the_normal_distribution():
     assert budget.quantile(5) == pytest.approx(2.575829, abs=1e-6)
 
 
-def test_a_store_without_a_pre_trained_model_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(coverage, "SETS_EVALUATED_LITTLE", 1)
-    folder = tmp_path / "store" / "predictions" / "one"
-    folder.mkdir(parents=True)
-    key = {"mix": {"fine_tune-few-0": 1.0}, "pack": "p", "split": "all"}
-    (folder / "done.json").write_text(json.dumps({"key": key}))
-    with pytest.raises(ValueError, match="store holds no pre-trained model"):
-        coverage.stored(tmp_path / "store")
-
-
 @pytest.fixture(scope="module")
-def small() -> coverage.Population:
-    return coverage.corrupted(groups=10, sources=2000, classes=100)[0]
+def small() -> sampled_sets.Population:
+    return sampled_sets.corrupted(groups=10, sources=2000, classes=100)[0]
 
 
 def test_real_variance_is_what_samples_show_and_estimates_say(small):
-    draws = coverage.Draws([small], 2000, 0)
+    draws = sampled_sets.Draws([small], 2000, 0)
     value, variance, images = draws.look(np.arange(2000), 0.1)
     (true,) = small.variance(images)
     assert value.mean() == pytest.approx(small.mean[0], abs=4 * (true / 2000) ** 0.5)
@@ -257,21 +248,21 @@ def test_real_variance_is_what_samples_show_and_estimates_say(small):
 
 @pytest.mark.parametrize("half_width", [0.02, 0.01])
 def test_intervals_hold_in_spite_of_stopping(small, half_width):
-    stopped = coverage.stop([small], half_width, repeats=1000)
+    stopped = sampled_sets.stop([small], half_width, repeats=1000)
     assert stopped.covered >= 0.93
     assert stopped.images < 20_000
-    assert coverage.once([small], 0.1, repeats=1000).covered >= 0.93
+    assert sampled_sets.once([small], 0.1, repeats=1000).covered >= 0.93
 
 
 def test_control_variate_saves_images(small):
-    without = coverage.corrupted(groups=10, sources=2000, classes=100, control=False)[0]
-    assert coverage.needed([small], 0.01) < 0.6 * coverage.needed([without], 0.01)
+    without = sampled_sets.corrupted(groups=10, sources=2000, classes=100, control=False)[0]
+    assert sampled_sets.needed([small], 0.01) < 0.6 * sampled_sets.needed([without], 0.01)
 
 
 @pytest.mark.slow
 def test_coverage_at_the_size_of_imagenet_c():
-    populations = [coverage.corrupted()[0]]
+    populations = [sampled_sets.corrupted()[0]]
     for half_width, most in ((0.005, 40_000), (0.001, 600_000)):
-        stopped = coverage.stop(populations, half_width)
+        stopped = sampled_sets.stop(populations, half_width)
         assert stopped.covered >= 0.93 and stopped.images < most
-    assert coverage.once(populations, 0.05).covered >= 0.93
+    assert sampled_sets.once(populations, 0.05).covered >= 0.93

@@ -78,7 +78,7 @@ def test_the_pre_trained_model_has_its_full_accuracy_on_a_sample(fresh):
     sample.evaluate_on(builder.run, [mix], "tinted", "all", subset)
     part, whole = (
         predictions.SetPredictions().add(
-            "base", sample.predicted(builder.run, mix, "tinted", "all", images)
+            sample.predicted(builder.run, mix, "tinted", "all", images)
         )
         for images in (subset, None)
     )
@@ -233,7 +233,7 @@ def test_groups_count_alike_in_a_sample(fresh):
         assert weights[members].sum() / weights.sum() == pytest.approx(share)
     part, whole = (
         predictions.SetPredictions().add(
-            "base", sample.predicted(builder.run, base, "tinted", "all", images)
+            sample.predicted(builder.run, base, "tinted", "all", images)
         )
         for images in (subset, None)
     )

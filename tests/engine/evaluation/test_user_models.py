@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from user_checkpoints import checkpoint, rows, user_grid
 from engine.data import imagenet
 from engine.evaluation import passes, user_models
 from engine.measures import standings
-from engine.report import user_models as report
+from engine.report import on_sets
 
 __all__ = ["grid", "user_grid"]
 
@@ -38,15 +39,16 @@ def accuracy(state: dict[str, torch.Tensor], user_grid: Grid, name: str, mask: s
 def test_interpolated_checkpoints_are_those_of_timm(user_grid, mask):
     a, b = (load_file(user_grid.folder / f"{name}.safetensors") for name in "AB")
     evaluated = rows(user_grid, "AB", "outline few", alphas=[0.0, 0.3, 1.0], mask=mask)
-    assert {(row.set, row.mask, row.classes) for row in evaluated} == {
+    assert {(row.evaluated_on, row.mask, row.classes) for row in evaluated} == {
         ("outline", "none", 5), ("few", mask, 3 if mask == "present" else 5)
     }  # fmt: skip
-    assert [(row.alpha, row.set, row.n) for row in evaluated] == [
+    assert [(row.alpha, row.evaluated_on, row.n) for row in evaluated] == [
         (alpha, name, n) for name, n in (("outline", 35), ("few", 21)) for alpha in (0.0, 0.3, 1.0)
     ]
     for row in evaluated:
         mixed = {k: (1 - row.alpha) * a[k].double() + row.alpha * b[k].double() for k in a}
-        assert row.accuracy == pytest.approx(accuracy(mixed, user_grid, row.set, mask)), row
+        expected = accuracy(mixed, user_grid, row.evaluated_on, mask)
+        assert row.accuracy == pytest.approx(expected), row
     assert len({row.accuracy for row in evaluated}) > 2
 
 
@@ -64,15 +66,16 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
         rows(user_grid, "AB", "outline", intervals=with_intervals)
         for with_intervals in (False, True)
     )
-    assert [dataclasses.replace(row, low=None, high=None, error=0.0) for row in sure] == plain
-    assert plain[0].low is None and "±" not in report.text(plain)
+    ends = dict.fromkeys(("low", "high", "change_low", "change_high"))
+    assert [dataclasses.replace(row, **ends) for row in sure] == plain
+    assert plain[0].low is None and "±" not in on_sets.text(plain)
     for row in sure:
         share = row.accuracy / 100
         expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
-        half = standings.rounded((row.high - row.low) / 2, row.error, 2)
-        assert f"{row.accuracy:.2f} ±{half}" in report.text(sure)
+        half = standings.rounded((row.high - row.low) / 2, 2)
+        assert f"{row.accuracy:.2f} ±{half}" in on_sets.text(sure)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
@@ -93,7 +96,7 @@ def test_a_pack_is_taken_as_it_is(user_grid):
     shutil.move(pack, user_grid.folder / "packed")
     shutil.rmtree(user_grid.folder / "outline")
     (row,) = rows(user_grid, "A", "packed")
-    assert row.accuracy == first[0].accuracy and row.set == "packed"
+    assert row.accuracy == first[0].accuracy and row.evaluated_on == "packed"
     with pytest.raises(ValueError, match=r"packed: made with another transform .*crop: 1.0, not"):
         rows(user_grid, "A", "packed", "model.crop=0.9")
 
@@ -118,8 +121,12 @@ def test_the_heads_classes_are_named_or_refused(user_grid):
 def test_neither_the_order_of_sets_nor_that_of_their_folders_is_of_consequence(user_grid):
     """The head's order is not the alphabet's, and a set has fewer classes."""
     head = ("ring", "bar", "square", "disc", "cross")
-    first = {row.set: row for row in rows(user_grid, "A", "outline few tinted", classes=head)}
-    again = {row.set: row for row in rows(user_grid, "A", "tinted few outline", classes=head)}
+    first = {
+        row.evaluated_on: row for row in rows(user_grid, "A", "outline few tinted", classes=head)
+    }
+    again = {
+        row.evaluated_on: row for row in rows(user_grid, "A", "tinted few outline", classes=head)
+    }
     assert first == again and len({row.accuracy for row in first.values()}) > 1
     drawn, truth = (make(user_grid, "outline", np.arange(35)) for make in (images, labels))
     renamed = dict(zip(CLASSES, ("z", "y", "x", "w", "v"), strict=True))  # the alphabet upside down
@@ -173,7 +180,7 @@ def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(user_grid, caplog
             (r.mask, r.classes) for r in rows(user_grid, "I", "hard part", classes=None, mask=mask)
         ]
 
-    caplog.set_level("INFO", "engine.evaluation.user_models")
+    caplog.set_level("INFO", "engine.evaluation.accuracies")
     assert masks("benchmark") == [("present", 200), ("none", 1000)]
     assert "--mask benchmark" not in caplog.text
     assert masks("none") == [("none", 1000)] * 2
@@ -250,7 +257,9 @@ def test_a_mix_whose_answers_are_no_numbers_is_named(user_grid):
         state |= {k: v.fill_(variance) for k, v in state.items() if k.endswith("running_var")}
         state["classifier.bias"] += variance
         save_file(state, user_grid.folder / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=r"C\.\w+ \+ .*D\.\w+ at alpha -3 on outline: .* are NaN"):
+    with pytest.raises(
+        ValueError, match=r"C\.\w+ \+ .*D\.\w+ alpha=-3, evaluated on outline: .* are NaN"
+    ):
         rows(user_grid, "CD", "outline", arch=CONV, alphas=[0.5, -3.0])
 
 
@@ -258,9 +267,9 @@ def test_a_set_that_changed_since_is_refused(user_grid):
     rows(user_grid, "A", "outline")
     picture = sorted((user_grid.folder / "outline" / "disc").iterdir())[0]
     shutil.copy(sorted((user_grid.folder / "tinted" / "disc").iterdir())[0], picture)
-    with pytest.raises(
-        ValueError, match=r"outline changed since .* or delete that folder"
-    ) as refused:
+    with pytest.raises(ValueError, match=r"the images in .*outline changed since") as caught:
         rows(user_grid, "A", "outline")
-    shutil.rmtree(str(refused.value).split("changed since ")[1].split(" was made")[0])
-    rows(user_grid, "A", "outline")
+    remedy = re.search(r"since (\S+) was made of them; .* or delete that folder", str(caught.value))
+    assert remedy is not None
+    shutil.rmtree(remedy[1])
+    assert rows(user_grid, "A", "outline")

@@ -16,6 +16,7 @@ from user_checkpoints import checkpoint, rows, user_grid
 from engine import models
 from engine.errors import RecipeError
 from engine.evaluation import user_models
+from engine.evaluation.accuracies import OnSet
 from engine.models import clip
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
@@ -63,7 +64,7 @@ def of_open_clip(user_grid: Grid, model: torch.nn.Module) -> tuple[torch.Tensor,
         return model.encode_image(pixels_NCHW, normalize=True), model.logit_scale.exp() * head_EC
 
 
-def check(user_grid: Grid, row: user_models.Row, logits: torch.Tensor) -> None:
+def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
     """A row and the newest stored predictions against logits [35, 5] that open_clip computed."""
     paths = (user_grid.runs / "store" / "predictions").glob("*/*.parquet")
     stored = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns)).to_pydict()

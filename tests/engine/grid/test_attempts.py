@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from engine.grid import attempts, failures
-from engine.grid.attempts import Attempt
+from engine.errors import FirstRankError
+from engine.grid import attempts
 from loaders.schema import DamagedFile
 
 
-def attempt(started: float = 100.0) -> Attempt:
-    return Attempt("column-few", "column", started, None, "A100", 2)
+def recorded(place: Path, started: float = 100.0) -> AbstractContextManager:
+    return attempts.recorded(place, "column-few", "column", started)
 
 
 def test_an_attempt_ends_with_its_error_or_without(tmp_path: Path) -> None:
-    with attempts.recorded(tmp_path, attempt()):
+    with recorded(tmp_path) as note:
+        note("A100", 2)
         (begun,) = attempts.read(tmp_path)
         assert begun.ended is None and begun.failure == attempts.KILLED and begun.hours == 0
-    with pytest.raises(ValueError, match="no room"), attempts.recorded(tmp_path, attempt(200.0)):
+        assert (begun.device, begun.processes) == ("A100", 2)
+    with pytest.raises(ValueError, match="no room"), recorded(tmp_path, 200.0):
         raise ValueError("no room" + "x" * 1000)
     first, second = attempts.read(tmp_path)
     assert first.error == first.failure == "" and first.ended is not None
@@ -29,8 +32,22 @@ def test_an_attempt_ends_with_its_error_or_without(tmp_path: Path) -> None:
     assert second.error == ("no room" + "x" * 1000)[: attempts.LONGEST]
 
 
+def test_of_several_ranks_the_one_with_an_error_is_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with recorded(tmp_path):
+        pass
+    with pytest.raises(FirstRankError), recorded(tmp_path):
+        raise FirstRankError("the first rank failed")
+    assert not attempts.read(tmp_path)
+    with pytest.raises(ValueError, match="no GPU"), recorded(tmp_path):
+        raise ValueError("no GPU")
+    assert [attempt.error for attempt in attempts.read(tmp_path)] == ["no GPU"]
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    with attempts.recorded(tmp_path, attempt()):
+    with recorded(tmp_path):
         pass
     (file,) = (tmp_path / attempts.FOLDER).iterdir()
     file.write_text("[]")
@@ -39,7 +56,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_altered_file_is_refused_and_an_older_one_is_not(tmp_path: Path) -> None:
-    with attempts.recorded(tmp_path, attempt()):
+    with recorded(tmp_path):
         pass
     (before,) = attempts.read(tmp_path)
     (file,) = (tmp_path / attempts.FOLDER).iterdir()
@@ -50,15 +67,3 @@ def test_an_altered_file_is_refused_and_an_older_one_is_not(tmp_path: Path) -> N
     del values["sha256"]
     file.write_text(json.dumps(values))
     assert attempts.read(tmp_path) == [dataclasses.replace(before, processes=7)]
-
-
-def test_failed_jobs_are_those_whose_log_ends_with_a_code_and_that_have_no_marker(
-    tmp_path: Path,
-) -> None:
-    for folder in (failures.LOGS, "done"):
-        (tmp_path / folder).mkdir()
-    logs = {"a": "error: no room\nexit code 2\n", "b": "error: x\nexit code 2\n", "c": "at work\n"}
-    for name, text in logs.items():
-        (tmp_path / failures.LOGS / f"{name}.log").write_text(text)
-    (tmp_path / "done" / "b").touch()
-    assert failures.by_job(tmp_path) == {"a": "failed (exit code 2): error: no room"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 import shutil
@@ -15,8 +14,8 @@ from campaigns import METHODS, SETS
 
 from engine import cli, recipe
 from engine.data import packs
-from engine.errors import RecipeError
-from engine.grid import campaign, markers, workflow
+from engine.errors import CampaignError, RecipeError
+from engine.grid import campaign, outcomes, workflow
 from loaders.pack import MANIFEST
 from loaders.schema import DamagedFile
 
@@ -31,7 +30,7 @@ def test_plan_holds_the_whole_grid(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, f"runs={tmp_path}")
     assert (plan.methods, plan.sets) == (METHODS, SETS)
     assert plan.folder == tmp_path / "shapes" and not plan.folder.exists()
-    assert not markers.finished(plan)
+    assert not outcomes.finished(plan)
 
 
 def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
@@ -40,7 +39,6 @@ def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) ->
     for words, name in (
         ((), "shapes"),
         ((f"model={model}",), "shapes"),
-        (("model.head.l2=0.02",), "shapes"),
         ((f"model={renamed}",), "shapes-other"),
     ):
         assert planned(folder, f"runs={tmp_path}", *words).folder == tmp_path / name
@@ -51,13 +49,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the grids that would have run; from then on they count as finished."""
     names: list[str] = []
 
-    def run(grids: list[workflow.Grid], **_: object) -> None:
-        names.extend(grid.plan.folder.name for grid in grids)
+    def run(plans: list[campaign.Plan], *_: object, **__: object) -> None:
+        names.extend(plan.folder.name for plan in plans)
 
     monkeypatch.setattr(workflow, "run", run)
-    monkeypatch.setattr(markers, "finished", lambda plan: plan.folder.name in names)
+    monkeypatch.setattr(outcomes, "finished", lambda plan: plan.folder.name in names)
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
-    monkeypatch.setattr("engine.commands.campaign._show_merged", lambda *_: None)
+    monkeypatch.setattr("engine.commands.campaign._merged", lambda *_: None)
     return names
 
 
@@ -169,12 +167,6 @@ def test_a_part_of_the_methods(folder: Path, tmp_path: Path) -> None:
     assert recipe.load(name, words).method.name == "wise_ft"
     probe = recipe.load(name, words, method="linear_probe")
     assert probe.train.epochs == 2, "a sibling has the campaign's settings"
-    assert campaign.identify(name, words) != campaign.identify(name, words[:1])
-
-
-def test_a_campaign_looked_for_refuses_the_words_that_a_plan_refuses(folder: Path) -> None:
-    with pytest.raises(RecipeError, match="a campaign trains several methods"):
-        campaign.identify(str(folder / "shapes.yaml"), ["method.alpha=0.3"])
 
 
 def test_a_folder_spelled_otherwise_is_the_same_campaign(
@@ -203,8 +195,6 @@ def test_a_users_method_lies_beside_its_yaml(
         (place / "shapes.yaml").write_text(text)
         plans.append(campaign.plan(str(place / "shapes.yaml"), [f"runs={tmp_path}"], 1))
     assert plans[0].path == plans[1].path
-    name, words = str(tmp_path / "a" / "shapes.yaml"), [f"runs={tmp_path}"]
-    assert campaign.identify(name, words) == campaign.identify(name.replace("/a/", "/b/"), words)
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 1), (8, 2)])
@@ -220,7 +210,7 @@ def test_plans_place_is_named_after_what_determines_the_results(
     places = [
         planned(folder, runs).path,
         planned(folder, runs, cores=8).path,  # changes nothing
-        planned(folder, runs, "train.checkpoint_minutes=0").path,  # nor does this
+        planned(folder, runs, "train.checkpoint_minutes=0", "trackers=[wandb]").path,  # nor these
         planned(folder, runs, "seed=1").path,
         planned(folder, runs, "model.head.l2=0.02").path,
         planned(folder, runs, "dataset.sets=[outline,tinted]").path,
@@ -243,16 +233,86 @@ def test_plan_knows_the_content_of_a_users_method(folder: Path, tmp_path: Path) 
 
 
 def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
-    plan = planned(folder, f"runs={tmp_path}", "seed=2")
-    values = dataclasses.asdict(plan) | {"python": "p", "cwd": "/"}
+    """With typed settings and all recipes, whatever becomes of the files that it was made of."""
+    for name in ("shapes.yaml", "model.yaml", "data.yaml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    words = ("vary={optimizer.lr: [1e-5, 1], seed: [3]}", "trackers=[wandb]")
+    plan = planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
     plan.path.parent.mkdir(parents=True)
-    plan.path.write_text(json.dumps(values, default=str))
-    assert campaign.read(plan.path) == plan
-    plan.path.write_bytes(workflow.plan_text(plan))
-    assert campaign.read(plan.path) == plan
+    plan.path.write_bytes(campaign.text(plan))
+    for file in tmp_path.glob("*.yaml"):
+        file.unlink()
+    again = campaign.read(plan.path)
+    assert campaign.text(again) == plan.path.read_bytes()
+    assert (again.columns, again.path, again.threads) == (plan.columns, plan.path, plan.threads)
+    first, second, *_ = again.columns
+    assert (first.settings, first.varied) == (
+        {"optimizer.lr": 1e-5, "seed": 3},
+        {"optimizer.lr": 1e-5},
+    )
+    assert isinstance(second.settings["optimizer.lr"], float)
+    for before, after in zip(plan.cells(second), again.cells(second), strict=True):
+        assert dataclasses.asdict(before.recipe) == dataclasses.asdict(after.recipe)
+        assert before.recipe.optimizer.lr == 1 and before.recipe.seed == 3
+        assert before.needs.keys() == after.needs.keys()
     plan.path.write_bytes(plan.path.read_bytes().replace(b"outline", b"tinted"))
     with pytest.raises(DamagedFile, match=r"plan\.json was altered; run `rib campaign` again"):
         campaign.read(plan.path)
+    with pytest.raises(FileNotFoundError, match=r"plan\.json is missing; run `rib campaign` again"):
+        campaign.read(tmp_path / "plan.json")
+
+
+def test_a_needed_method_is_part_of_the_plan(folder: Path, tmp_path: Path) -> None:
+    """In the row's variant and setting, without the row's options."""
+    words = [f"runs={tmp_path}", "methods=[wise_ft]", "method.alphas=[0.5]", "method.variant=paper"]
+    file = tmp_path / "mine.yaml"
+    paths = set()
+    for rate in (0.02, 0.03):
+        text = (folder / "shapes.yaml").read_text()
+        changed = f"fine_tune: {{optimizer: {{lr: {rate}}}}}"
+        file.write_text(text.replace("fine_tune: {}", changed))
+        plan = campaign.plan(str(file), words)
+        paths.add(plan.path)
+        (cell,) = plan.cells(plan.columns[1])
+        (needed,) = cell.needs.values()
+        assert needed.recipe.optimizer.lr == rate and needed.recipe.downstream == "tinted"
+        assert needed.recipe.method.variant == "paper"
+        assert not hasattr(needed.recipe.method, "alphas")
+    assert len(paths) == 2
+
+
+def test_a_users_method_that_changed_after_planning_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    module = tmp_path / "mine.py"
+    module.write_text("raise SystemExit('it was imported')\n")
+    module.write_text(
+        "from engine.methods.fine_tune import Method, Recipe\nraise SystemExit('it was imported')\n"
+    )
+    text = (folder / "shapes.yaml").read_text()
+    section = f"{{method: {{name: mine, title: Mine, module: {module}}}}}"
+    (tmp_path / "shapes.yaml").write_text(text.replace("fine_tune: {}", f"fine_tune: {section}"))
+    plan = planned(tmp_path, f"runs={tmp_path}")
+    plan.path.parent.mkdir(parents=True)
+    plan.path.write_bytes(campaign.text(plan))
+    plan = campaign.read(plan.path)  # which does not run the file
+    campaign.check_modules(plan)
+    module.write_text(module.read_text() + "# changed\n")
+    with pytest.raises(
+        CampaignError, match=r"mine\.py is not as it was when the campaign was planned"
+    ):
+        campaign.check_modules(plan)
+
+
+def test_other_words_have_a_folder_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """So that they leave the plain campaign's report alone."""
+    plain = planned(folder, f"runs={tmp_path}", "trackers=[wandb]", "device=cpu").folder
+    assert plain == tmp_path / "shapes"
+    folders = {
+        planned(folder, f"runs={tmp_path}", *words).folder
+        for words in (["seeds=5"], ["methods=[wise_ft]"], ["methods=[wise_ft]", "seeds=5"])
+    }
+    assert len(folders) == 3 and all(f.name.startswith("shapes-") for f in folders)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +324,10 @@ def test_plan_on_disk_is_read_back(folder: Path, tmp_path: Path) -> None:
         (["method=fine_tune"], r"several methods; choose them by methods=\[A,B\]"),
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[fine_tunes]"], "'fine_tunes' is no method of .*; did you mean 'fine_tune'"),
-        (["methods=fine_tune"], r"names no methods; write methods=\[fine_tune,linear_probe\]"),
+        (
+            ["methods=fine_tune"],
+            r"names no methods of .*; write methods=\[fine_tune,linear_probe\]",
+        ),
         (["methods=[]"], "names no methods"),
         (["dataset.sets=[outline]"], "needs two sets or more"),
         (["dataset.sets=[outline,outline]"], "names outline twice"),
@@ -319,29 +382,3 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert "emoji" in shown and "efficientnet_lite0" in shown and "wise_ft" in shown
-
-
-def test_a_campaign_is_identified_without_any_methods_module(folder: Path, tmp_path: Path) -> None:
-    def identified(*words: str, name: str = str(folder / "shapes.yaml")) -> tuple[Path, str]:
-        return campaign.identify(name, [f"runs={tmp_path}", *words])
-
-    place, plain = identified()
-    assert place == tmp_path / "shapes"
-    assert identified(f"runs={tmp_path / 'b'}") == (tmp_path / "b" / "shapes", plain)
-    assert identified("seeds=1", "device=cpu")[1] == plain  # as it is anyway
-    assert identified("train.checkpoint_minutes=3")[1] == plain  # results do not depend on it
-    assert identified("train.snapshots=3")[1] != plain  # the report shows them
-    assert identified("seed=1", "seeds=2") == identified("seeds=2", "seed=1") != (place, plain)
-    alphas = folder / "alphas.yaml"
-    alphas.write_text((folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.4"))
-    assert identified(name=str(alphas))[1] != plain, "a method's own option"
-
-    module = tmp_path / "mine.py"
-    module.write_text("raise SystemExit('it was imported')")
-    own_method = folder / "mine.yaml"
-    section = f"{{fine_tune: {{method: {{module: '{module}'}}}}}}"
-    own_method.write_text((folder / "shapes.yaml").read_text().partition("methods:")[0])
-    own_method.write_text(f"{own_method.read_text()}methods: {section}\n")
-    before = identified(name=str(own_method))
-    module.write_text("raise SystemExit('and changed')")
-    assert identified(name=str(own_method)) != before

@@ -10,8 +10,7 @@ import pytest
 from campaigns import METHODS, SETS
 from grids import grid
 
-from engine.cost import estimate
-from engine.grid import campaign, record
+from engine.grid import record
 
 __all__ = ["grid"]
 
@@ -40,15 +39,3 @@ def test_the_record_has_the_blocks_of_every_headline_model(folder: Path):
     assert "How far the features moved" in page.read_text()
     campaigns.run(folder)
     assert record.find(str(folder / "shapes.yaml"), words[:1]).record.cka is None
-
-
-def test_a_plan_counts_a_pass_of_the_pre_trained_model_and_of_each_headline_model(folder: Path):
-    words = [f"runs={folder / 'runs'}"]
-    counted = estimate.of(campaign.plan(str(folder / "shapes.yaml"), [*words, *WORDS], cores=1))
-    works = [work for work in counted.work if work.kind == "cka"]
-    assert {work.images for work in works} == {6 * (1 + len(METHODS))}
-    assert len(works) == len(SETS) * (len(SETS) + 1)
-    images = sum(work.images for work in works)
-    assert sum(work.flops for work in works) == pytest.approx(images * counted.forward_flops)
-    without = estimate.of(campaign.plan(str(folder / "shapes.yaml"), words, cores=1))
-    assert [work for work in counted.work if work.kind != "cka"] == list(without.work)

@@ -11,9 +11,8 @@ import campaigns
 import grids
 import pytest
 
-from engine.grid import export, record
+from engine.grid import cell_plan, export, record
 from engine.grid.build import Builder
-from engine.recipe.request import Request
 from engine.store import cells
 
 pytestmark = pytest.mark.slow
@@ -81,9 +80,11 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
 ) -> None:
     """The first head starts from the backbone, as in every other column."""
     name, words = str(folder / "shapes.yaml"), (f"runs={folder / 'runs'}",)
-    request = Request(name, words)
     builders = [
-        Builder(request, request.recipe("linear_probe", downstream), grid.device)
+        Builder(
+            cell_plan.resolve(name, words, method="linear_probe", downstream=downstream),
+            grid.device,
+        )
         for downstream in ("outline", "upstream")
     ]
     on_outline, on_upstream = builders

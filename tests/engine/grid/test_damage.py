@@ -58,8 +58,8 @@ DAMAGED = {
     "shapes/plans/*/evaluations.json": (*JSON, swap),
     "shapes/plans/*/plan.json": (empty, more),
     "shapes/plans/*/progress/report.json": (cut,),
-    "shapes/plans/*/done/column-few": (flip,),
-    "shapes/report/plan": (empty,),
+    "shapes/plans/*/done/column-few": (Path.unlink,),
+    "shapes/plans/*/report.sha256": (empty,),
     "shapes/report/table.txt": (empty,),
     "shapes/report/accuracy.csv": (flip,),
 }

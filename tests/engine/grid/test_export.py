@@ -25,7 +25,6 @@ from torch import nn
 from engine import cli
 from engine.grid import record
 from engine.recipe import load
-from engine.report import finish as last_job
 from engine.store import artifacts
 from engine.store.cells import CELL
 from loaders.files import file_hash
@@ -72,19 +71,14 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, grid: grids.Grid) -> Finished:
-    from engine.grid import campaign, jobs
-
     finished = Finished(folder)
     text = (folder / "shapes.yaml").read_text().replace("0.0, 0.5", "0.0, 0.25") + MORE
     # Neither mean nor crop are the architecture's: both must come from the exported folder.
     model = (folder / "model.yaml").read_text() + "crop: 0.8\nstd: [0.2, 0.3, 0.4]\n"
     (folder / "cropped.yaml").write_text(model)
     Path(finished.words[0]).write_text(text.replace("model.yaml", "cropped.yaml"))
-    plan = campaign.plan(finished.words[0], finished.words[1:], 1)
-    jobs.prepare(plan, grid.device)
-    for column in plan.columns:
-        jobs.column(plan, column, grid.device)
-    last_job.finish(plan, grid.device)
+    name = Path(finished.words[0]).stem
+    campaigns.run(folder, *finished.words[2:], name=name)
     return finished
 
 

@@ -21,13 +21,13 @@ from engine.commands import outcome
 from engine.data import grouping, imagenet, packs, sets
 from engine.evaluation import passes
 from engine.evaluation.reduction import predictions_table
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
 from engine.recipe import modules
-from engine.recipe.request import Request
 from engine.store import tensors
 from engine.store.cells import Cell
 
@@ -108,7 +108,7 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     reduced[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
     table = predictions_table(reduced, labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
-    predictions = SetPredictions[str]().add("x", tmp_path / "p.parquet")
+    predictions = SetPredictions().add(tmp_path / "p.parquet")
     assert predictions.accuracy == pytest.approx(100 / 15)
     assert 100 * hit.mean() != pytest.approx(100 / 15)
 
@@ -258,14 +258,14 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
         parts.append(row["top1"] == row["label"])
     expected = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
     assert len(hits) == 15
-    assert SetPredictions[str]().add("x", path).accuracy == pytest.approx(100 * expected)
+    assert SetPredictions().add(path).accuracy == pytest.approx(100 * expected)
 
 
 def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
-    request = Request("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
-    builder = Builder(request, request.recipe(), rib.device)
+    stage = cell_plan.resolve("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
+    builder = Builder(stage, rib.device)
     cell = builder.build()
     path = cell.artifact.file(tensors.WEIGHTS)
     tuned = ("model.head.fit=false", "model.weights.source=file", f"model.weights.path={path}")

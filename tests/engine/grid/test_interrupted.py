@@ -207,7 +207,6 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
 ):
     """Three groups of two see every slice; of the first slice, only the last group is left."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    monkeypatch.setattr(passes, "seconds_to_read", lambda *_: 1e9)
     with monkeypatch.context() as patch:
         stop_after(patch, 2 * 2 * 2)  # two groups of two models, two batches
         with pytest.raises(Stopped):

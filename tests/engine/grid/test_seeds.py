@@ -73,5 +73,5 @@ def test_a_plan_knows_its_seeds_and_less_than_one_is_refused(folder):
     name = str(folder / "shapes.yaml")
     assert campaign.plan(name, [], 2).seeds == 1
     assert campaign.plan(name, ["seeds=3"], 2).seeds == 3
-    with pytest.raises(RecipeError, match="seeds=0 must be at least 1"):
+    with pytest.raises(RecipeError, match="seeds=0 must be a whole number of at least 1"):
         campaign.plan(name, ["seeds=0"], 2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import os
 import stat
 import subprocess
 import sys
@@ -13,24 +16,16 @@ import torch
 
 from engine import cli
 from engine.errors import CampaignError
-from engine.grid import campaign, job_commands, job_graph, sites, slurm
+from engine.grid import campaign, estimate, sites, slurm, workflow
 from engine.grid.campaign import Plan
-from engine.grid.resources import Resources
+from engine.grid.sites import Options, Site
 
 folder = campaigns.folder
-
-
-@pytest.fixture
-def plan(folder: Path, tmp_path: Path) -> Plan:
-    return plan_of(folder, tmp_path)
+CLUSTER = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=300)
 
 
 def plan_of(folder: Path, runs: Path, device: str = "cpu") -> Plan:
     return campaign.plan(str(folder / "shapes.yaml"), [f"runs={runs}", f"device={device}"], 8)
-
-
-def local(plan: Plan, gpus: int = 1) -> sites.Site:
-    return sites.local(plan, job_graph.columns(plan), 2, gpus)
 
 
 def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
@@ -42,29 +37,38 @@ def test_a_gpu_runs_a_column_and_the_report_none(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see_gpus(monkeypatch, 8)
-    plan = plan_of(folder, tmp_path, "auto")
-    site = sites.local(plan, job_graph.columns(plan), 8)
-    assert site.device == "cuda" and site.words == ("--cores", "8", "--resources", "gpu=8")
-    column = Resources(plan.threads, 1)
-    columns = {f"column-{name}": column for name in plan.sets}
-    assert site.resources == {"prepare": Resources(8, 1), **columns, "report": Resources(8)}
-    beside = sites.local(plan, job_graph.columns(plan), 8, plans=2)
-    assert beside.resources["prepare"].threads == 4, "two plans prepare side by side"
-    shared = sites.local(plan, job_graph.columns(plan), 8, gpus_per_job=4)
-    assert shared.ranks == 4 and shared.resources["column-few"].gpu == 4
-    assert shared.resources["prepare"].gpu == 1
+    plan, options = plan_of(folder, tmp_path, "auto"), Options(cores=8)
+    where = sites.of(options, [plan])
+    assert where.device == "cuda" and where.words == ("--cores", "8", "--resources", "gpu=8")
+    asked = sites.resources(options, where, plan)
+    assert asked == {
+        "prepare": {"threads": 8, "gpu": 1},
+        "column": {"threads": plan.threads, "gpu": 1},
+        "report": {"threads": 8},
+    }
+    beside = sites.resources(options, where, plan, plans=2)
+    assert beside["prepare"]["threads"] == 4, "two plans prepare side by side"
+    options = dataclasses.replace(options, gpus_per_job=4)
+    where = sites.of(options, [plan])
+    asked = sites.resources(options, where, plan)
+    assert where.ranks == 4 and asked["column"]["gpu"] == 4 and asked["prepare"]["gpu"] == 1
+    command = workflow.command(plan, where)
+    assert command.endswith("--ranks 4") and " -P " in command
 
 
 def test_the_device_of_a_recipe_is_obeyed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see_gpus(monkeypatch, 2)
-    site = local(plan_of(folder, tmp_path, "cpu"))
-    assert site.device == "cpu" and not any(job.gpu for job in site.resources.values())
+    plan = plan_of(folder, tmp_path, "cpu")
+    where = sites.of(Options(cores=2), [plan])
+    assert where.device == "cpu"
+    asked = sites.resources(Options(cores=2), where, plan)
+    assert not any(stage.get("gpu") for stage in asked.values())
     see_gpus(monkeypatch, 0)
-    assert local(plan_of(folder, tmp_path, "auto")).device == "cpu"
+    assert sites.of(Options(cores=2), [plan_of(folder, tmp_path, "auto")]).device == "cpu"
     with pytest.raises(ValueError, match="torch sees no GPU"):
-        local(plan_of(folder, tmp_path, "cuda"))
+        sites.of(Options(cores=2), [plan_of(folder, tmp_path, "cuda")])
 
 
 @pytest.mark.parametrize(
@@ -81,51 +85,76 @@ def test_gpus_that_are_not_there(
 ) -> None:  # fmt: skip
     see_gpus(monkeypatch, 2)
     with pytest.raises(ValueError, match=message):
-        local(plan_of(folder, tmp_path, device), gpus)
+        sites.of(sites.checked(Options(gpus_per_job=gpus)), [plan_of(folder, tmp_path, device)])
 
 
-def test_commands_name_device_and_ranks(plan: Plan) -> None:
-    site = sites.Site("cuda", {}, (), ranks=4)
-    graph = job_graph.columns(plan)
-    commands = job_commands.commands(plan, graph, site)
-    assert list(commands) == [job.name for job in graph]
-    assert all("--device cuda" in command and " -P " in command for command in commands.values())
-    with_ranks = [name for name, command in commands.items() if "--ranks 4" in command]
-    assert with_ranks == [f"column-{name}" for name in plan.sets]
+@pytest.mark.parametrize("gpus", [9, 64])
+def test_jobs_of_many_gpus_on_slurm(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    monkeypatch.setattr(slurm, "cluster", lambda partition: CLUSTER)
+    options = sites.checked(Options(executor="slurm", gpus_per_job=gpus))
+    plan = plan_of(folder, tmp_path, "auto")
+    where = sites.of(options, [plan])
+    asked = sites.resources(options, where, plan)
+    assert where.ranks == asked["column"]["gpu"] == gpus and where.on_slurm
 
 
-CLUSTER = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=300)
-NEEDS = {"prepare": Resources(1), "report": Resources(1)}
+def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder: Path, tmp_path: Path) -> None:
+    """Start-up counts, and the user's hours and GB come first."""
+    plan, where = plan_of(folder, tmp_path), Site("cpu", (), on_slurm=True)
+    options = sites.checked(Options(executor="slurm"))
+    asked = sites.resources(options, where, plan)
+    costs = estimate.of(plan)
+    hours = costs.column_hours(estimate.cpu(4))
+    assert asked["column"]["runtime"] == -(-60 * 3 * hours // 1) == 16
+    assert asked["report"]["runtime"] == 120
+    assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
+    given = dataclasses.replace(options, hours=1.5, gigabytes=2)
+    for stage in sites.resources(given, where, plan).values():
+        assert stage == {"threads": 4, "mem_mb": 2000, "runtime": 90} | (
+            {"gpu": 0} if "gpu" in stage else {}
+        )
+        assert sites.text(stage) == "4 cores, 2.0 GB, 90 min"
 
 
-def words(options: slurm.Options, cluster: slurm.Cluster) -> str:
-    return " ".join(slurm.site(options, cluster, "cuda", NEEDS, Path("/p")).words)
+def words(cluster: slurm.Cluster, place: Path, **options: object) -> tuple[str, dict[str, str]]:
+    given, environment = slurm.words(cluster, place, **options)  # type: ignore[arg-type]
+    return " ".join(given), environment
 
 
-def test_states_come_from_sacct_where_there_is_accounting() -> None:
-    assert "--slurm-status-command sacct" in words(slurm.Options(), CLUSTER)
+def test_states_come_from_sacct_where_there_is_accounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, environment = words(CLUSTER, tmp_path)
+    assert "--slurm-status-command sacct" in text and not environment
     without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=300)
-    assert "--slurm-status-command squeue" in words(slurm.Options(), without)
+    text, environment = words(without, tmp_path)
+    assert "--slurm-status-command squeue" in text
+    assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
+    fake(tmp_path, squeue='echo "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tmp_path}:/bin")
+    said = subprocess.run(["sacct", "-X", "--name", "a-b"], capture_output=True, text=True)
+    assert said.stdout.split() == ["--format=%i|%T", "--states=all", "--noheader", "--name", "a-b"]
 
 
-def test_a_queue_that_forgets_before_the_plugin_asks_again_is_refused() -> None:
+def test_a_queue_that_forgets_before_the_plugin_asks_again_is_refused(tmp_path: Path) -> None:
     """The plugin asks every 180 s in the end, and waits for ever for a job that is not listed."""
     forgetful = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=209)
     with pytest.raises(CampaignError, match=r"forgets a finished job after 209 s \(MinJobAge\)"):
-        words(slurm.Options(), forgetful)
+        words(forgetful, tmp_path)
     forgetful = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=2)
-    assert "--slurm-status-command sacct" in words(slurm.Options(), forgetful)
+    assert "--slurm-status-command sacct" in words(forgetful, tmp_path)[0]
 
 
-def test_partition_account_and_requeue() -> None:
-    options = slurm.Options("long", "lab", 2, requeue=True, retries=5)
-    text = words(options, CLUSTER)
+def test_partition_account_and_requeue(tmp_path: Path) -> None:
+    given = {"partition": "long", "account": "lab", "retries": 5, "requeue": True}
+    text, _ = words(CLUSTER, tmp_path, **given)
     assert "--default-resources slurm_partition='long' slurm_account='lab' --slurm-requeue" in text
     assert "--retries 5" in text
     without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=300)
-    site = slurm.site(options, without, "cuda", NEEDS, Path("/p"))
-    assert site.environment == {"SBATCH_ACCOUNT": "lab"} and "lab" not in " ".join(site.words)
-    assert site.ranks == 2 and site.on_slurm
+    text, environment = words(without, tmp_path, **given)
+    assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
 
 
 @pytest.mark.parametrize(
@@ -175,12 +204,30 @@ def test_a_cluster_is_read_from_slurms_own_words(
 
 
 def test_the_queue_is_emptied_of_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled')
+    """Of no other campaign's jobs, those of a copy with the same plan included."""
+    place = tmp_path / "4faa"
+    mine, other = f"rib-4faa-{os.getpid()}_1-2", f"rib-4faa-{os.getpid() + 1}_1-2"
+    queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'"
+    fake(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    slurm.cancel("noise\nSLURM run ID: 4f-aa\nJob 3 has been submitted\n")
-    assert (tmp_path / "cancelled").read_text() == "--name 4f-aa\n"
-    slurm.cancel("nothing was submitted")
-    assert (tmp_path / "cancelled").read_text() == "--name 4f-aa\n"
+    assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
+    slurm.cancel(place)
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+    fake(tmp_path, squeue="true")
+    slurm.cancel(place)
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+
+
+def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 40)
+    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
+    told = []
+    watch = workflow._slurm_away()
+    for answers in (True, False, False, False, True):
+        monkeypatch.setattr(slurm, "answers", lambda answers=answers: answers)
+        told.append(watch())
+    assert [bool(text) for text in told] == [False, False, True, True, False]
+    assert told[2].startswith("Slurm does not answer: its jobs go on")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import campaigns
@@ -10,8 +11,7 @@ import pytest
 import torch
 
 from engine import cli
-from engine.commands import report
-from engine.grid import campaign, jobs, workflow
+from engine.grid import attempts, campaign, jobs, make_record
 
 folder, grid = campaigns.folder, grids.grid
 CPU = torch.device("cpu")
@@ -22,39 +22,48 @@ def test_finished_columns_are_reported_and_the_others_named(
     folder: Path, grid: grids.Grid, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'partial'}"], 1)
-    place = plan.path.parent
-    with workflow.locked(plan.folder):
-        place.mkdir(parents=True)
-        plan.path.write_bytes(workflow.plan_text(plan))
-        jobs.prepare(plan, CPU)
-    (place / workflow.FILE).write_text('{"command": "job prepare --device cpu"}')
-    (place / "logs").mkdir()
-    (place / "logs" / "column-few.log").write_text("error: no room\nexit code 2\n")
+    plan.path.parent.mkdir(parents=True)
+    plan.path.write_bytes(campaign.text(plan))
+    jobs.prepare(plan, CPU)
+    with (
+        pytest.raises(ValueError, match="no room"),
+        attempts.recorded(plan.place, "column-few", "column", 1),
+    ):
+        raise ValueError("no room")
     assert cli.main(["report", str(plan.folder)]) == 2
     error = capsys.readouterr().err
-    assert "no column of" in error and "column-few failed (exit code 2): error: no room" in error
+    assert "no column of" in error and "column-few failed: no room" in error
 
     for column in plan.columns[:2]:
         jobs.column(plan, column, CPU)
-    assert cli.main(["report", str(plan.folder)]) == 0
-    shown = plan.folder / campaign.REPORT
+    moved = plan.folder.rename(plan.folder.with_name("moved"))
+    assert cli.main(["report", str(moved)]) == 0
+    shown = moved / campaign.REPORT
     rows = (shown / "tables" / "missing-columns.csv").read_text().splitlines()
-    assert rows[1:] == ["few,column-few failed (exit code 2): error: no room"]
+    assert rows[1:] == ["few,column-few failed: no room"]
     accuracy = (shown / "accuracy.csv").read_text()
     assert ",outline,few," in accuracy and ",few,outline," not in accuracy
     assert "models fine-tuned on few are not in this report" in (shown / "index.html").read_text()
-    assert not (place / campaign.RECORD).exists()  # the campaign still counts as unfinished
+    assert not list(moved.glob(f"plans/*/{campaign.RECORD}"))  # it still counts as unfinished
 
 
-def test_the_device_is_read_where_the_jobs_file_is_damaged(folder: Path, tmp_path: Path) -> None:
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_the_plan_tells_the_device_on_a_machine_without_gpus(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is resolved again: the recipes of before are gone."""
+    for name in ("shapes.yaml", "model.yaml", "data.yaml"):
+        (tmp_path / name).write_text((folder / name).read_text().replace("device: cpu", ""))
+    plan = campaign.plan(str(tmp_path / "shapes.yaml"), [f"runs={tmp_path / 'runs'}"], 1)
     plan.path.parent.mkdir(parents=True)
-    file = plan.path.parent / workflow.FILE
-    assert report._device_of(plan) == "auto"
-    file.write_bytes(b'\xfe{"command": "job prepare --device cpu"}')
-    assert report._device_of(plan) == "cpu"
+    plan.path.write_bytes(campaign.text(dataclasses.replace(plan, device="cuda")))
+    for file in tmp_path.glob("*.yaml"):
+        file.unlink()
+    used = []
 
+    def of_finished_columns(plan: campaign.Plan, device: torch.device) -> None:
+        used.append(device.type)
+        raise FileNotFoundError("nothing is finished")
 
-def test_a_plan_that_is_missing_is_named_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"plan\.json is missing; run `rib campaign` again"):
-        campaign.read(tmp_path / "plan.json")
+    monkeypatch.setattr(make_record, "of_finished_columns", of_finished_columns)
+    assert cli.main(["report", str(plan.folder)]) == 2 and used == ["cuda"]

@@ -14,9 +14,8 @@ import torch
 
 from engine import models, recipe
 from engine.commands import verify as command
-from engine.grid import verify
+from engine.grid import cell_plan, verify
 from engine.grid.build import Builder
-from engine.recipe.request import Request
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 
@@ -37,8 +36,8 @@ def builder(folder: Path, grid: grids.Grid, published: dict[str, float], runs: P
     tensors.save(net.state_dict(), weights)
     file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
     file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
-    request = Request(str(folder / "shapes.yaml"), (f"model={file}", f"runs={runs}"))
-    return Builder(request, request.recipe(), grid.device)
+    words = (f"model={file}", f"runs={runs}")
+    return Builder(cell_plan.resolve(str(folder / "shapes.yaml"), words), grid.device)
 
 
 def test_measured_and_published_are_compared(
@@ -89,3 +88,18 @@ def test_a_part_of_the_images_is_allowed_its_sampling_error() -> None:
     assert verify._sampling(resolved, "imagenet_c", 50_000, None) == 0
     nan = verify.Check("imagenet_a", 5, float("nan"), 10.0, 0.3)
     assert nan.differs
+
+
+def test_images_that_fitted_the_head_are_not_evaluated(
+    folder: Path, grid: grids.Grid, tmp_path: Path
+) -> None:
+    name, words = str(folder / "shapes.yaml"), (f"runs={tmp_path}",)
+    first = Builder(cell_plan.resolve(name, words), grid.device)
+    upstream = first.sets["upstream"]
+    check, *_ = verify.verify(first)
+    assert 0 < check.images == len(upstream.holdout) < len(upstream.labels)
+    assert "upstream (hold-out)" in command.text("tiny", [check])
+    whole = cell_plan.resolve(name, (*words, "dataset.holdout=0", "evaluate.split=all"))
+    check, *_ = verify.verify(Builder(whole, grid.device))
+    assert check.images == len(upstream.labels)
+    assert check.why_not == "its images fitted the head; dataset.holdout=0.25 keeps some apart"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import fcntl
 import json
 import os
@@ -22,10 +21,10 @@ from engine import recipe
 from engine.commands import job as engine_job
 from engine.errors import CampaignError
 from engine.evaluation import features, passes
-from engine.grid import campaign, jobs, products, progress, workflow
-from engine.grid.job_graph import Job
+from engine.grid import campaign, jobs, outcomes, progress, workflow
 from engine.machine import pace
 from engine.report import finish as last_job
+from engine.store.artifacts import Store
 
 folder = campaigns.folder
 
@@ -75,9 +74,8 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
     for name in ("prepare", "column-few"):
         (plan.path.parent / "done" / name).mkdir(parents=True)
-    values = dataclasses.asdict(plan)
-    plan.path.write_text(json.dumps(values, default=str))
-    arguments = argparse.Namespace(stage="report", plan=plan.path, set=None, device="cpu", ranks=1)
+    plan.path.write_bytes(campaign.text(plan))
+    arguments = argparse.Namespace(job="report", plan=plan.path, ranks=1)
 
     def finish(*_: object) -> None:
         raise FileNotFoundError("few was not evaluated; run the campaign again")
@@ -88,9 +86,8 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     assert not (plan.path.parent / "done").exists()
 
 
-def test_only_old_left_overs_of_the_engine_go(folder: Path, tmp_path: Path) -> None:
+def test_only_old_left_overs_of_the_engine_go(tmp_path: Path) -> None:
     """Other campaigns may be at work in the same store, and users keep folders of theirs there."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path / 'runs'}"], 2)
     store, elsewhere = tmp_path / "runs" / "store", tmp_path / "home"
     name = ".ewc-few-0123456789abcdef.01234567"
     old, young = store / "cells" / name, store / "cells" / name.replace("few", "tinted")
@@ -100,10 +97,10 @@ def test_only_old_left_overs_of_the_engine_go(folder: Path, tmp_path: Path) -> N
     (store / "features").symlink_to(elsewhere)
     link = store / "cells" / name.replace("few", "link")
     link.symlink_to(elsewhere / "target")
-    long_ago = time.time() - workflow.LEFT_OVER_S - 1
+    long_ago = time.time() - 61
     for path in (old, *users, elsewhere / name, elsewhere / "target"):
         os.utime(path, (long_ago, long_ago))
-    workflow._clean(plan)
+    Store(store).remove_left_overs(60)
     assert not old.exists() and young.exists()
     assert all(path.exists() for path in (*users, elsewhere / name, elsewhere / "target", link))
 
@@ -114,10 +111,10 @@ def test_markers_without_a_store_are_dropped(folder: Path, tmp_path: Path) -> No
     marker.parent.mkdir(parents=True)
     marker.touch()
     (tmp_path / "store").mkdir()
-    workflow._clean(plan)
+    outcomes.begin(plan)
     assert marker.exists()
     (tmp_path / "store").rmdir()
-    workflow._clean(plan)
+    outcomes.begin(plan)
     assert not marker.exists()
 
 
@@ -127,55 +124,53 @@ def test_a_run_begins_without_the_logs_of_jobs_that_an_earlier_run_did_not_finis
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
     place = plan.path.parent
     (tmp_path / "store").mkdir()
-    left = ("done/prepare", "logs/prepare.log", "logs/column-few.log", "logs/column-few.user-error")
+    left = ("done/prepare", "logs/prepare.log", "logs/column-few.log", "logs/column-few.exit")
     for name in left:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()
-    workflow._clean(plan)
+    outcomes.begin(plan)
     assert [path.name for path in (place / "logs").iterdir()] == ["prepare.log"]
-
-
-JOBS = [
-    Job("prepare", "prepare", steps=4),
-    *(Job(f"column-{name}", "column", name, steps=3) for name in "st"),
-    Job("report", "report"),
-]
 
 
 @pytest.mark.slow
 def test_progress_in_a_log_file_is_a_few_lines(folder: Path, tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\nfrom pathlib import Path\n"
-        "from engine.grid import campaign, job_graph, progress\n"
-        "columns = tuple(campaign.Column(name, name) for name in 'st')\n"
-        "path = Path(sys.argv[1]) / 'plan.json'\n"
-        "plan = campaign.Plan('x', (), ('a', 'b'), ('s', 't'), columns, Path('.'), 1, 1, path)\n"
+        "from engine.grid import campaign, progress\n"
+        "plan = campaign.read(Path(sys.argv[1]))\n"
         "progress.POLL_S = 0.1\n"
         "process = subprocess.Popen(['sleep', '1'])\n"
-        "progress.show(process, [(plan, job_graph.columns(plan))])"
+        "progress.show(process, [plan])"
     )
-    progress.advance(tmp_path / "plan.json", "column-s", 2, 3)
-    progress.advance(tmp_path / "plan.json", "prepare", 1, 4, "preparing t")
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
+    progress.advance(plan.path, "column-few", 2, 4)
+    progress.advance(plan.path, "prepare", 1, 5, "preparing few")
+    progress.advance(plan.path, "train-few", 3, 4)  # of another version: no job of this plan
+    plan.path.write_bytes(campaign.text(plan))
+    command = [sys.executable, "-c", code, str(plan.path)]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     states = [line for line in process.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert "4 waiting" in states[0]
-    assert 1 <= len(states) <= 3 and "11/11" in states[-1] and "4 waiting" in states[-1]
+    assert "5 waiting" in states[0]
+    total = 5 + 3 * 4 + 1
+    assert 1 <= len(states) <= 3 and f"{total}/{total}" in states[-1] and "5 waiting" in states[-1]
+    assert sum(state.done for state in progress._states(plan)) == 3
 
 
 def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path: Path) -> None:
     for name, content in (
         ("done/prepare", ""),
         ("logs/prepare.log", "all is there\n"),
-        ("logs/column-s.log", "error: x\nexit code 2\n"),
+        ("logs/column-s.log", "error: x\n"),
+        ("logs/column-s.exit", "2\n"),
         ("logs/column-t.log", ""),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    states = progress.counts(tmp_path, JOBS)
+    jobs = ["prepare", "column-s", "column-t", "report"]
+    states = progress.counts(tmp_path, jobs)
     assert states == {"done": 1, "failed": 1, "running": 1, "waiting": 1}
     assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
-    assert progress.text(progress.counts(tmp_path / "new", JOBS), "") == "4 waiting"
+    assert progress.text(progress.counts(tmp_path / "new", jobs), "") == "4 waiting"
     assert progress.text(states, "", 1234.4).endswith("1 failed; 1,234 images/s")
 
 
@@ -189,8 +184,8 @@ def test_a_state_has_the_pace_since_the_last(
     for images in (100, 30):
         pace.PROCESS.add(images)
         progress.advance(tmp_path / "plan.json", "column-s", 1, 3)
-        (state,) = progress._states(tmp_path)
-        rates.append(state.rate)
+        file = tmp_path / progress.FOLDER / "column-s.json"
+        rates.append(json.loads(file.read_text())["rate"])
     assert rates == [25.0, 15.0]
 
 
@@ -201,11 +196,9 @@ def test_prepare_tells_what_it_is_at(
     monkeypatch.setattr(progress, "advance", lambda path, *state: states.append(state))
     monkeypatch.setattr(passes, "evaluate", lambda *_: None)
     monkeypatch.setattr(features, "stored", lambda *_: None)
-    for name in ("cells_of", "predictions"):
-        monkeypatch.setattr(products, name, lambda *_: ())
     cell = recipe.load(str(folder / "shapes.yaml"), method="fine_tune")
     builder = MagicMock(recipe=cell, run=MagicMock(recipe=cell))
-    monkeypatch.setattr(jobs, "builder_of", lambda plan, device: builder)
+    monkeypatch.setattr(jobs, "builders", lambda *_: [builder])
     jobs.prepare(
         campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2), torch.device("cpu")
     )

@@ -13,7 +13,6 @@ import pytest
 from engine.machine import entry, environment, files
 
 ROOT = Path(__file__).resolve().parents[3]
-LATIN = {"LC_ALL": "C", "PYTHONUTF8": "0"}  # a locale of ASCII, and Python does not pass over it
 
 
 def ended(
@@ -39,7 +38,7 @@ def test_text_is_utf8_in_every_locale(tmp_path: Path) -> None:
         f"__import__('subprocess').run(['cat', {str(file)!r}], capture_output=True, text=True)"
     )
     code = f"print(open({str(file)!r}).read() + {started}.stdout)"
-    done = ended(code, **LATIN)
+    done = ended(code, LC_ALL="C", PYTHONUTF8="0")  # ASCII
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "±7.9\n±7.9\n\n", b"")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.machine import parent
@@ -64,40 +65,49 @@ def line(started: subprocess.Popen) -> str:
     return started.stdout.readline().strip()
 
 
+def lives(pid: int) -> bool:
+    """Whether a process has not ended; a zombie has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def until_ended(pid: int, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while parent.birth(pid):
+    while lives(pid):
         assert time.monotonic() < end, f"{pid} lives after {seconds} s"
         time.sleep(0.02)
 
 
-def test_a_process_that_ended_has_no_birth() -> None:
-    with process("-c", "") as ended:
-        before = parent.birth(ended.pid)
-        until_ended(ended.pid, 10)  # a zombie
-    assert before and not parent.birth(ended.pid)
-    assert parent.birth(os.getpid()) == parent.birth(os.getpid()) != before
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that has ended."""
+    with process("-c", "") as started:
+        started.wait()
+    return started.pid
 
 
 def test_a_job_ends_with_its_campaign() -> None:
     with process("-c", "import time; time.sleep(60)") as campaign:
-        leash = f"{HOST} {parent.identity(campaign.pid)}"
+        leash = f"{HOST} {campaign.pid}"
         with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:
             assert line(job) == "at work"
             campaign.kill()
             assert job.wait(2) == -signal.SIGKILL
 
 
-def test_a_job_whose_campaign_is_gone_does_not_start() -> None:
-    """Its number may be another process's by now."""
-    with process("-c", JOB, **{parent.CAMPAIGN: f"{HOST} {os.getpid()} 1"}) as job:
+def test_a_job_whose_campaign_is_gone_does_not_start(ended: int) -> None:
+    with process("-c", JOB, **{parent.CAMPAIGN: f"{HOST} {ended}"}) as job:
         assert job.wait(10) == -signal.SIGKILL
 
 
-def test_a_job_follows_its_campaign_before_it_imports_anything_that_takes_time() -> None:
+def test_a_job_follows_its_campaign_before_it_imports_anything_that_takes_time(
+    ended: int,
+) -> None:
     words = ("-X", "importtime", "-P", "-m", "engine.commands.job", "report", "--plan", "x")
     command = [sys.executable, *words]
-    gone = os.environ | {parent.CAMPAIGN: f"{HOST} {os.getpid()} 1"}
+    gone = os.environ | {parent.CAMPAIGN: f"{HOST} {ended}"}
     job = subprocess.run(
         command, cwd=ROOT, env=gone, capture_output=True, text=True, start_new_session=True
     )
@@ -105,7 +115,7 @@ def test_a_job_follows_its_campaign_before_it_imports_anything_that_takes_time()
     assert "engine.machine.parent" in job.stderr and "engine.grid" not in job.stderr
 
 
-@pytest.mark.parametrize("leash", ["", "elsewhere 1 1"])
+@pytest.mark.parametrize("leash", ["", "elsewhere 1"])
 def test_a_job_by_hand_or_elsewhere_follows_nobody(leash: str) -> None:
     with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:
         assert line(job) == "at work"
@@ -123,7 +133,7 @@ def test_a_rank_ends_with_the_command_above_its_launcher(number: signal.Signals)
         rank, launcher = map(int, line(command).split())
         command.send_signal(number)
         until_ended(launcher, 2)
-        assert parent.birth(rank)
+        assert lives(rank)
         until_ended(rank, 3)
 
 
@@ -162,12 +172,14 @@ def test_a_process_without_a_launcher_follows_nobody() -> None:
         rank, _ = map(int, line(shell).split())
         shell.kill()
         time.sleep(0.3)
-        assert parent.birth(rank)
+        assert lives(rank)
         os.kill(rank, signal.SIGKILL)
 
 
 MODULE = """
 import os, signal, sys, time
+from engine.machine import parent
+parent.follow_launcher()
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 sys.stdout.write(f"{[os.environ[name] for name in names]} {sys.argv[1]}\\n")
 sys.stdout.flush()
@@ -185,7 +197,10 @@ def test_our_launcher_ends_as_its_ranks_do(tmp_path: Path, how: str, code: int) 
         assert sorted([line(launcher), line(launcher)]) == [
             f"['{rank}', '{rank}', '2', '2'] {how}" for rank in range(2)
         ]
+        ranks = psutil.Process(launcher.pid).children()
         assert launcher.wait(5) == code
+        for rank in ranks:
+            until_ended(rank.pid, 4)
 
 
 def test_our_launcher_passes_a_schedulers_notice_on(tmp_path: Path) -> None:

@@ -1,24 +1,20 @@
-"""Processes that meet: by which variables, on which port, through which interface."""
+"""Processes that meet: by which variables, and on which port."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from grids import RANK_VARIABLES, environment
 
-from engine.machine import network, rendezvous, slurm_step
+from engine.machine import rendezvous
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = {
@@ -31,12 +27,14 @@ STEP = {
 }
 # The environment of a batch script on two tasks, which is a process on its own.
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+OTHERS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "RIB_LAUNCH", "SLURM_RESTART_COUNT")
 
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment without variables of ranks, which is as before after the test."""
-    for name in (*RANK_VARIABLES, *network.VARIABLES, *STEP, *BATCH):
+    for name in (*RANK_VARIABLES, *OTHERS, *STEP, *BATCH):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return monkeypatch
@@ -49,24 +47,52 @@ def ranks_of(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> dict[str, 
     return {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 
 
+def forget(names: Sequence[str]) -> None:
+    for name in names:
+        os.environ.pop(name, None)
+
+
 def test_only_tasks_of_a_step_of_several_are_ranks(bare: pytest.MonkeyPatch) -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}
     for variables in ({}, BATCH, {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}):
         with bare.context() as patch:
             assert ranks_of(patch, variables) == alone
-            for name in alone:
-                del os.environ[name]
+            forget(list(alone))
     several = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    assert ranks_of(bare, STEP) == several
+    assert several.items() <= ranks_of(bare, STEP).items()
 
 
 def test_a_launchers_variables_are_left_alone(bare: pytest.MonkeyPatch) -> None:
     variables = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "head"}
-    assert ranks_of(bare, STEP | variables) == variables
+    assert ranks_of(bare, STEP | variables | {"CROSS_RANK": "1", "LOCAL_SIZE": "4"}) == variables
+
+
+def test_launches_of_deepspeed_on_one_host_have_ports_of_their_own(
+    bare: pytest.MonkeyPatch,
+) -> None:
+    """deepspeed gives every launch the same one."""
+    given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "CROSS_RANK": "0"}
+    ports = set()
+    for launcher in (4711, 4712):
+        bare.setattr(os, "getppid", lambda launcher=launcher: launcher)
+        variables = ranks_of(bare, LAUNCHED | given | {"LOCAL_SIZE": "2"})
+        assert variables["MASTER_ADDR"] == "127.0.0.1"
+        ports.add(variables["MASTER_PORT"])
+    assert len(ports) == 2 and all(1024 < int(port) < 32768 for port in ports)
+
+
+def test_ports_differ_by_job_step_and_restart(bare: pytest.MonkeyPatch) -> None:
+    ports = set()
+    for variable in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
+        for number in range(8, 11):
+            with bare.context() as patch:
+                ports.add(ranks_of(patch, STEP | {variable: str(number)})["MASTER_PORT"])
+                forget([*RANK_VARIABLES, "LOCAL_WORLD_SIZE"])
+    assert len(ports) == 9 and all(1024 < int(port) < 32768 for port in ports)
 
 
 def test_ranks_without_an_address(bare: pytest.MonkeyPatch) -> None:
-    ranks_of(bare, {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head"})
+    ranks_of(bare, LAUNCHED | {"MASTER_ADDR": "head"})
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but MASTER_PORT not set; use torchrun"):
         rendezvous.join(torch.device("cpu"))
 
@@ -77,78 +103,13 @@ def test_several_hosts_without_slurms_commands(bare: pytest.MonkeyPatch, tmp_pat
         ranks_of(bare, STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[1-2]"})
 
 
-def test_ports_differ_by_job_step_and_restart(bare: pytest.MonkeyPatch) -> None:
-    firsts = set()
-    for variable in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
-        for number in range(1, 4):
-            with bare.context() as patch:
-                patch.setenv(variable, str(number))
-                ports = rendezvous.candidates(slurm_step.step_name())
-            assert len(set(ports)) == rendezvous.CANDIDATES
-            assert all(1024 < port < 32768 for port in ports)
-            firsts.add(ports[0])
-    assert len(firsts) == 9
-
-
-@contextlib.contextmanager
-def busy(port: int, greeting: bytes) -> Iterator[None]:
-    """Another program on a port, which sends a greeting, or nothing, to each connection."""
-    with socket.create_server(("127.0.0.1", port)) as server:
-
-        def talk() -> None:
-            with contextlib.suppress(OSError):
-                while greeting:
-                    server.accept()[0].sendall(greeting)
-
-        thread = threading.Thread(target=talk, daemon=True)
-        thread.start()
-        yield
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-
-
-def test_busy_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent program, one that speaks, and the greeting of another step hold the first three."""
-    monkeypatch.setattr(rendezvous, "ANSWER_S", 0.2)
-    ports = rendezvous.candidates(f"rib {os.getpid()}")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(busy(ports[0], b""))
-        stack.enter_context(busy(ports[1], b"SSH-2.0\r\n"))
-        stack.enter_context(rendezvous.greeting("127.0.0.1", ports[2:], "rib 6.0.0", 1))
-        stack.enter_context(rendezvous.greeting("127.0.0.1", ports, "rib 7.0.0", 4242))
-        assert rendezvous.ask("127.0.0.1", ports, "rib 7.0.0") == 4242
-
-
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "MEET", datetime.timedelta(seconds=0.3))
-    ports = rendezvous.candidates(f"rib nobody {os.getpid()}")
-    with pytest.raises(ValueError, match=r"rank 0 did not answer at 127\.0\.0\.1.*MASTER_ADDR"):
-        rendezvous.ask("127.0.0.1", ports, "rib 7.0.0")
-
-
-def test_interfaces_are_those_of_the_machine() -> None:
-    names = psutil.net_if_addrs()
-    assert network.interface_of("127.0.0.1") == network.interface_of("127.0.1.1") == "lo"
-    assert network.interface_of("192.0.2.77") == ""  # nobody has a documentation address
-    for name, entries in names.items():
-        for entry in entries:
-            if entry.family == socket.AF_INET and not entry.address.startswith("127."):
-                assert network.interface_of(entry.address) == name
-
-
-def test_the_users_interface_stays(bare: pytest.MonkeyPatch) -> None:
-    bare.setenv("GLOO_SOCKET_IFNAME", "ib0")
-    network.choose_interface("", same_host=True)
-    assert [os.environ[name] for name in network.VARIABLES] == ["ib0", "lo"]
-
-
-def test_a_first_host_that_knows_itself_as_loopback(bare: pytest.MonkeyPatch) -> None:
-    """As Debian's 127.0.1.1: the interface is that of the default route."""
-    routes = {"127.0.1.1": "127.0.0.1", network.BEYOND: "10.9.8.7"}
-    bare.setattr(network, "local_address", routes.__getitem__)
-    bare.setattr(network, "interface_of", {"10.9.8.7": "eth7"}.__getitem__)
-    network.choose_interface("127.0.1.1", same_host=False)
-    assert [os.environ[name] for name in network.VARIABLES] == ["eth7", "eth7"]
+def test_a_port_that_is_taken_is_named(bare: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        number = busy.getsockname()[1]
+        alone = STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)}
+        ranks_of(bare, alone)
+        with pytest.raises(OSError, match=f"port {number}, for the ranks to meet: .*in use"):
+            rendezvous.join(torch.device("cpu"))
 
 
 WORKER = """
@@ -194,9 +155,8 @@ def test_tasks_of_a_step_meet_on_the_loopback_and_then_wait_long() -> None:
     """The second works for longer than the time to meet, as a rank does that encodes a set."""
     job = STEP | {"SLURM_JOB_ID": str(os.getpid())}
     tasks = [job | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, job]
-    assert [result[0] for result in meet(tasks, 6, 8)] == [3, 3]
-    (_, places), _ = meet(tasks, 20, 0)
-    assert set(places) <= {"127.0.0.1"}
+    (total, places), (same, _) = meet(tasks, 6, 8)
+    assert total == same == 3 and set(places) <= {"127.0.0.1"}
 
 
 @pytest.mark.slow

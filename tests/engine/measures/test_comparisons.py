@@ -1,4 +1,4 @@
-"""Paired tests between methods, against SciPy, brute force and laws."""
+"""Paired tests between methods, against brute force and laws."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from stores import SETS, grid, random_hits, several_seeds
 
 from engine.measures import comparisons, metrics
@@ -17,25 +18,9 @@ from engine.measures.rows import Arm
 FT, LWF, EWC = (Arm("lite0", name, "canonical", None) for name in ("fine_tune", "lwf", "ewc"))
 
 
-@settings(deadline=None)
-@given(st.integers(0, 300), st.integers(0, 300))
-def test_sign_test_is_scipys_exact_binomial_test(better, worse):
-    stats = pytest.importorskip("scipy.stats")
-    n = better + worse
-    expected = stats.binomtest(better, n, 0.5).pvalue if n else 1.0
-    assert comparisons.sign_test(better, worse) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("counts", [(1_000_000, 1_003_000), (900_000, 901_000), (0, 5000)])
-def test_sign_test_of_millions(counts):
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(counts[0], sum(counts), 0.5).pvalue
-    assert comparisons.sign_test(*counts) == pytest.approx(expected, rel=1e-6, abs=1e-300)
-
-
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_is_its_definition(p):
-    corrected = comparisons.holm(p)
+    corrected = comparisons.holm(np.array(p))
     for k, value in enumerate(p):
         # Rejected at level a: all that are smaller, in order, lie below a over how many are left.
         smaller = sorted(p)[: sorted(p).index(value) + 1]
@@ -44,41 +29,29 @@ def test_holm_is_its_definition(p):
 
 
 def test_holm_by_hand():
-    assert comparisons.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert comparisons.holm([]).shape == (0,)
+    p = np.array([0.01, 0.04, 0.03, 0.005])
+    assert comparisons.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_false_findings_among_many_comparisons_are_rare_only_with_correction():
-    rng = np.random.default_rng(0)
-    findings = np.zeros(2)
-    for _ in range(300):
-        p = [
-            comparisons.sign_test(*np.bincount(rng.integers(0, 2, 80), minlength=2))
-            for _ in "x" * 20
-        ]
-        findings += min(p) < 0.05, min(comparisons.holm(p)) < 0.05
-    assert findings[0] > 100 and findings[1] <= 0.07 * 300
-
-
-def test_with_two_sets_and_an_image_a_source_the_test_on_a_set_is_mcnemars(tmp_path):
-    stats = pytest.importorskip("scipy.stats")
-    source = [f"s{i:03}" for i in range(60)]
-    cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"), ("a", "b"), source=source)
-    rows = comparisons.compare(metrics.gather(cells), [(FT, LWF)], ("a", "b"))
-    assert [row.evaluated_on for row in rows] == ["", "a", "b"]
-    hit = {}
-    for cell in cells:
-        data = pq.read_table(cell.path)
-        hit[cell.method, cell.downstream, cell.evaluated_on] = (
-            data["top1"].to_numpy() == data["label"].to_numpy()
-        )
-    for row, downstream in zip(rows[1:], "ba", strict=True):
-        first, second = (hit[m, downstream, row.evaluated_on] for m in ("fine_tune", "lwf"))
-        counts = int((first & ~second).sum()), int((~first & second).sum())
-        assert (row.better, row.worse) == counts
-        assert row.p == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
-        assert row.difference == pytest.approx(100 * (first.mean() - second.mean()))
-        assert row.low <= row.difference <= row.high
+def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tmp_path):
+    """70 sources gain an image, 15 lose two and 15 three: the mean is -0.05, and a sign test says
+    that the method is better."""
+    net = np.repeat([1, -2, -3], [70, 15, 15])
+    better = (np.arange(3) < np.maximum(net, 0)[:, None]).ravel()
+    worse = (np.arange(3) < np.maximum(-net, 0)[:, None]).ravel()
+    source = np.repeat([f"s{k:03}" for k in range(100)], 3)
+    cells = grid(
+        tmp_path,
+        lambda method, *_: better if method == "fine_tune" else worse,
+        ("fine_tune", "lwf"),
+        source=source,
+    )
+    rows = comparisons.compare(metrics.gather(cells), [(FT, LWF)], SETS)
+    assert [row.evaluated_on for row in rows] == ["", *SETS]
+    for row in rows:
+        assert row.difference == pytest.approx(-100 * 0.05 / 3) and row.low < 0 < row.high
+        assert row.p > 0.5 and row.p_corrected > 0.5
+    assert stats.binomtest(70, 100).pvalue < 1e-4
 
 
 def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
@@ -88,26 +61,19 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     mri = {row.method: row.mri for row in metrics.summarise(read, SETS).mri}
     assert overall.difference == pytest.approx(mri["fine_tune"] - mri["lwf"])
     assert overall.difference == pytest.approx(np.mean([row.difference for row in on_sets]))
-    change = {}
+    hit = {}
     for cell in cells:
         data = pq.read_table(cell.path)
-        hit = data["top1"].to_numpy() == data["label"].to_numpy()
-        change[cell.method, cell.downstream, cell.evaluated_on] = hit.astype(float)
-    net = np.mean(
-        [
-            change["fine_tune", i, j] - change["lwf", i, j]
-            for i, j in itertools.permutations(SETS, 2)
-        ],
-        axis=0,
-    )
+        right = data["top1"].to_numpy() == data["label"].to_numpy()
+        hit[cell.method, cell.downstream, cell.evaluated_on] = right.astype(float)
+    pairs = itertools.permutations(SETS, 2)
+    net = np.mean([hit["fine_tune", i, j] - hit["lwf", i, j] for i, j in pairs], axis=0)
     by_source = 100 * net.reshape(30, 2).mean(1)
     rng = np.random.default_rng(1)
-    loop = [rng.choice(by_source, 30).mean() for _ in range(10_000)]
+    loop = np.array([rng.choice(by_source, 30).mean() for _ in range(10_000)])
     expected = np.quantile(loop, (0.025, 0.975))
-    assert (overall.low, overall.high) == pytest.approx(expected, abs=0.5)
-    assert overall.p == pytest.approx(
-        2 * min(np.mean(np.array(loop) <= 0), np.mean(np.array(loop) >= 0)), abs=0.03
-    )
+    assert (overall.low, overall.high) == pytest.approx(expected, abs=0.6)
+    assert overall.p == pytest.approx(2 * min(np.mean(loop <= 0), np.mean(loop >= 0)), abs=0.03)
 
 
 def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
@@ -122,11 +88,11 @@ def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
     read = metrics.gather(cells)
     rows = comparisons.compare(read, comparisons.all_pairs([FT, LWF, EWC]), SETS)
     equal, worse, also = (row for row in rows if not row.evaluated_on)
-    assert (equal.difference, equal.low, equal.high, equal.p, equal.p_corrected) == (0, 0, 0, 1, 1)
+    assert (equal.difference, equal.p, equal.p_corrected) == (0, 1, 1)
+    assert (equal.low, equal.high) == pytest.approx((0, 0), abs=1e-4)
     assert worse.p_corrected < 0.05 > also.p_corrected and worse.high < 0 and also.high < 0
     on_sets = [row for row in rows if row.evaluated_on]
-    assert [row.better for row in on_sets] == [0] * 9
-    assert all((row.worse > 10) == (row.against == EWC) for row in on_sets)
+    assert all((row.p_corrected < 0.05) == (row.against == EWC) for row in on_sets)
     assert all(row.swapped().swapped() == row for row in rows)
     assert worse.swapped().arm == EWC and worse.swapped().low == -worse.high > 0
 
@@ -144,50 +110,7 @@ def test_copies_of_images_are_no_evidence(tmp_path):
         )
         compared.append(comparisons.compare(metrics.gather(cells), [(FT, LWF)], SETS))
     for single, ten in zip(*compared, strict=True):
-        assert (ten.better, ten.worse, ten.p) == (single.better, single.worse, single.p)
-        assert (ten.low, ten.high) == pytest.approx((single.low, single.high))
-
-
-def test_enough_draws_for_the_corrected_p_of_many_pairs(tmp_path):
-    names = [f"m{k}" for k in range(12)]
-    strength = {name: k / 11 for k, name in enumerate(names)}
-    rank = np.random.default_rng(0).random(60)
-    cells = grid(tmp_path, lambda method, *_: rank < strength.get(method, 0.5), names)
-    arms = [Arm("lite0", name, "canonical", None) for name in names]
-    pairs = comparisons.all_pairs(arms)
-    assert len(pairs) == 66
-    overall = [
-        row
-        for row in comparisons.compare(metrics.gather(cells), pairs, SETS)
-        if not row.evaluated_on
-    ]
-    extreme = next(row for row in overall if (row.method, row.against_method) == ("m0", "m11"))
-    assert extreme.p_corrected < 0.02
-
-
-def test_draws_are_made_until_other_draws_would_not_change_a_claim(tmp_path, monkeypatch):
-    """One of these fifteen p lies so near the threshold that a million draws do not decide it."""
-    rng = np.random.default_rng(2)
-    names = [f"m{k}" for k in range(6)]
-    strength = {"pre": 0.4} | {name: 0.4 + 0.05 * k for k, name in enumerate(names)}
-    cells = grid(tmp_path, lambda method, *_: rng.random(60) < strength[method], names)
-    read = metrics.gather(cells)
-    pairs = comparisons.all_pairs([Arm("lite0", name, "canonical", None) for name in names])
-    ends, draws = [], metrics.sum_draws
-    monkeypatch.setattr(metrics, "sum_draws", lambda *words: ends.append(words[4]) or draws(*words))
-
-    def tests(seed):
-        rows = comparisons.compare(read, pairs, SETS, seed=seed)
-        assert all(row.p_error == row.p_corrected_error == 0 for row in rows if row.evaluated_on)
-        overall = [row for row in rows if not row.evaluated_on]
-        near = [comparisons.undecided(row.p_corrected, row.p_corrected_error) for row in overall]
-        return [None if n else row.p_corrected < 0.05 for n, row in zip(near, overall, strict=True)]
-
-    first, second = tests(0), tests(1)
-    assert max(ends) == comparisons.MOST
-    assert first == second and first.count(None) == 1 and {True, False} < set(first)
-    monkeypatch.setattr(comparisons, "MOST", comparisons.FIRST)
-    assert tests(0).count(None) > 1
+        assert (ten.low, ten.high, ten.p) == pytest.approx((single.low, single.high, single.p))
 
 
 def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):

@@ -1,4 +1,4 @@
-"""Spearman's coefficient against SciPy's, and its interval over units."""
+"""Correlations of few units against SciPy's, their exact p, and when there is an interval."""
 
 from __future__ import annotations
 
@@ -6,43 +6,49 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from engine.measures import bootstrap
-from engine.measures.correlation import spearman
+from engine.measures.correlation import pearson, spearman
 
 
-@given(st.integers(0, 2**31), st.integers(1, 9), st.integers(3, 6))
-def test_the_coefficient_is_scipys_with_ties(seed, units, width):
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.integers(2, 5), st.integers(3, 6))
+def test_the_coefficients_are_scipys_with_ties(seed, units, width):
     x, y = np.random.default_rng(seed).integers(0, 6, (2, units, width)).astype(float)
-    value = spearman(x, y, resamples=10).value
+    found = spearman(x, y), pearson(x, y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        assert math.isnan(value)
+        assert all(math.isnan(each.value) for each in found)
     else:
-        assert value == pytest.approx(stats.spearmanr(x.ravel(), y.ravel()).statistic)
+        expected = stats.spearmanr(x.ravel(), y.ravel()), stats.pearsonr(x.ravel(), y.ravel())
+        assert [each.value for each in found] == pytest.approx([e.statistic for e in expected])
 
 
-def test_the_interval_draws_whole_units():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(2, 5, 4))
-    units = np.random.default_rng(0).integers(0, 5, (300, 5))
-    drawn = [stats.spearmanr(x[u].ravel(), y[u].ravel()).statistic for u in units]
-    assert spearman(x, y, resamples=300).ends == pytest.approx(bootstrap.ends(np.array(drawn)))
+def test_three_points_in_order_prove_nothing():
+    for found in (spearman, pearson):
+        three = found(np.array([1.0, 2, 3]), np.array([1.0, 2, 3]))
+        assert three.value == pytest.approx(1) and three.p == pytest.approx(1 / 3)
+        assert math.isnan(three.low) and str(three) == "+1.00 (p 0.333)"
 
 
-def test_copies_of_a_unit_do_not_narrow_the_interval():
-    rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(2, 8, 1))
-    alone = spearman(x, y)
-    copied = spearman(np.repeat(x, 6, axis=1), np.repeat(y, 6, axis=1))
-    assert copied.value == pytest.approx(alone.value)
-    assert copied.ends.half_width == pytest.approx(alone.ends.half_width)
+def test_p_of_eight_units_is_exact():
+    x, y = np.random.default_rng(1).normal(size=(2, 8))
+    test = stats.permutation_test(
+        (x,), lambda x: stats.spearmanr(x, y).statistic, permutation_type="pairings",
+        n_resamples=400, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert spearman(x, y).p == pytest.approx(test.pvalue, abs=0.08)
+    assert spearman(np.arange(8.0), np.arange(8.0)).p == pytest.approx(2 / math.factorial(8))
 
 
-def test_too_few_units_have_no_interval_and_too_few_values_no_coefficient():
-    value, ends = spearman(np.array([[1.0, 2], [3, 4]]), np.array([[2.0, 4], [6, 9]]))
-    assert value == pytest.approx(1) and math.isnan(ends.low)
+def test_copies_of_a_unit_change_neither_p_nor_interval():
+    x, y = np.random.default_rng(2).normal(size=(2, 12, 1))
+    alone, copied = spearman(x, y), spearman(*(np.repeat(v, 6, axis=1) for v in (x, y)))
+    numbers = [(c.value, c.p, c.low, c.high) for c in (alone, copied)]
+    assert numbers[0] == pytest.approx(numbers[1]) and alone.low < alone.value < alone.high
+
+
+def test_what_does_not_vary_or_is_too_few_has_no_coefficient():
     assert math.isnan(spearman(np.ones((1, 2)), np.ones((1, 2))).value)
-    assert math.isnan(spearman(np.ones((4, 2)), np.arange(8.0).reshape(4, 2)).value)
+    assert math.isnan(pearson(np.full(4, 0.1 + 0.2), np.arange(4.0)).value)

@@ -81,20 +81,9 @@ def test_draws_have_their_number_as_centre(tmp_path, downstreams):
     """The mean over a bootstrap's draws is near the number that it estimates."""
     read = metrics.gather(with_columns(tmp_path, downstreams))
     summary = metrics.summarise(read, SETS, downstreams)
-    arms = [row.arm for row in summary.mri]
-    in_mri = metrics.weights_in_mri(SETS, downstreams)
-    draws = metrics.sum_draws(read, arms, in_mri, 0, 4000, 0)
-    assert draws.mean(axis=0) == pytest.approx([row.mri for row in summary.mri], abs=0.5)
-    apart = metrics.change_draws(read, arms, in_mri, 0, 4000, 0).sum(axis=1)
-    assert apart == pytest.approx(draws)
-    in_means = metrics.weights_in_means(SETS, downstreams)
-    assert set(in_means) == {j for j in SETS if any(i != j for i in downstreams)}
-    of_sets = metrics.change_draws(read, arms, in_means, 0, 4000, 0).mean(axis=0)
-    accuracies = {row.cell: row.accuracy for row in read.accuracy}
-    at = {(c.arm, c.downstream, c.evaluated_on): value for c, value in accuracies.items()}
-    for (k, arm), (j, name) in itertools.product(enumerate(arms), enumerate(in_means)):
-        changes = [at[arm, i, name] - at[arm.before, "", name] for i in downstreams if i != name]
-        assert of_sets[j, k] == pytest.approx(fmean(changes), abs=0.5)
+    sums = [metrics.in_mri(row.arm, SETS, downstreams) for row in summary.mri]
+    assert read.values(sums) == pytest.approx([row.mri for row in summary.mri])
+    assert read.draws.of(sums).mean(axis=0) == pytest.approx(read.values(sums), abs=0.5)
 
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
@@ -106,9 +95,7 @@ def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     expected = by_hand(read.accuracy, downstreams)
     assert overall.difference == pytest.approx(expected["fine_tune"] - expected["lwf"])
     assert overall.low < overall.difference < overall.high
-    assert [row.evaluated_on for row in on_sets] == list(
-        metrics.weights_in_means(SETS, downstreams)
-    )
+    assert [row.evaluated_on for row in on_sets] == list(metrics.weights_in_mri(SETS, downstreams))
     for row in on_sets:
         assert row.low <= row.difference <= row.high
     trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
@@ -143,8 +130,6 @@ def test_weights_of_a_column_add_up_to_its_share_of_mri(count, picked):
     for downstream in downstreams:
         share = sum(of_set.get(downstream, 0) for of_set in weights.values())
         assert share == pytest.approx(1 / len(downstreams))
-    for of_set in metrics.weights_in_means(sets, downstreams).values():
-        assert sum(of_set.values()) == pytest.approx(1)
 
 
 def test_effects_of_columns_in_and_outside_the_sets_are_weighed_apart():

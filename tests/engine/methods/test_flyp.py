@@ -13,7 +13,6 @@ from grids import CLASSES, SIZE, Grid, grid, labels, listing, prepared, weights
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.cost.dry_run import PlannedContext
 from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods import flyp
@@ -180,30 +179,3 @@ def test_other_models_ranks_and_accumulation_are_refused(grid, words, monkeypatc
     monkeypatch.setattr(ranks, "world", lambda: 2)
     with pytest.raises(ValueError, match="it trains on one rank"):
         prepared(grid, *words)
-
-
-def test_a_dry_run_counts_both_towers(grid, words):
-    from types import SimpleNamespace
-
-    from engine.cost.dry_run import DryRun
-    from engine.grid.columns import Column
-    from engine.recipe.request import Request
-
-    builder = grid.builder(*words)
-    request = Request(grid.recipe, grid.overrides(*words))
-    plan = SimpleNamespace(
-        name=grid.recipe,
-        overrides=request.overrides,
-        methods=["flyp"],
-        columns=[Column("outline", "outline")],
-    )
-    sets = {name: builder.sets[name] for name in ("upstream", "outline")}
-    # open_clip builds its own towers on the CPU only; the recipes' are timm's.
-    dry_run = DryRun(plan, sets, len(CLASSES), torch.device("cpu"))  # type: ignore[arg-type]
-    context = PlannedContext(dry_run, builder.recipe, plan.columns[0])
-    flops = {}
-    for name in ("fine_tune", "flyp"):
-        cell = context.cell(name)
-        assert cell.state()["head.weight"].shape == (len(CLASSES), TINY["embed_dim"])
-        flops[name] = dry_run.work[-1].flops
-    assert flops["flyp"] > 1.2 * flops["fine_tune"]  # a text tower of half the width

@@ -107,7 +107,7 @@ def test_lora_of_a_convolutional_model_sits_on_its_pointwise_convolutions(grid):
 def test_lora_refuses_what_it_cannot_adapt(grid):
     with pytest.raises(ValueError, match="exists for ViTs only; use variant=canonical"):
         prepared(grid, f"model.arch={CONV}", "method=lora", "method.variant=paper")
-    with pytest.raises(ValueError, match=r"method.rank=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"method.rank=0 must be a whole number of at least 1"):
         prepared(grid, "method=lora", "method.rank=0")
 
 

@@ -238,7 +238,7 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
     assert same(drawn, fisher.diagonal(builder.run, 0, "model"))  # seeded
     with pytest.raises(ValueError, match=r"method.fisher_labels='guess': `model` or `data`"):
         builder.fisher(0, "guess")
-    with pytest.raises(ValueError, match=r"method.lam=-1.0 must be at least 0"):
+    with pytest.raises(ValueError, match=r"method.lam=-1 must be a number of at least 0"):
         prepared(grid, "method=ewc", "method.lam=-1")
 
 

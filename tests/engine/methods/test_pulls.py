@@ -123,9 +123,9 @@ def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (("method=l2sp", "method.alpha=-1"), r"method\.alpha=-1\.0 must be at least 0"),
+        (("method=l2sp", "method.alpha=-1"), r"method\.alpha=-1 must be a number of at least 0"),
         (("method=l2sp", "method.head=old"), r"method\.head='old' is not possible"),
-        (("method=spd", "method.lam=-0.1"), r"method\.lam=-0\.1 must be at least 0"),
+        (("method=spd", "method.lam=-0.1"), r"method\.lam=-0\.1 must be a number of at least 0"),
     ],
 )
 def test_impossible_options_are_refused(grid, choice, message):

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from huggingface_hub.errors import HTTPError
+from torch import nn
 
 from engine import models, recipe
-from engine.cost.dry_run import DryRun
 from engine.data import packs
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
-from engine.grid import campaign
 from engine.methods.base import Trained
 from engine.models import checkpoints
 from engine.recipe import modules
-from engine.recipe.schema import MethodRecipe, ModelRecipe
+from engine.recipe.schema import MethodRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import Store
 from loaders.batch import Batch
 
@@ -144,19 +147,31 @@ def test_the_header_gives_the_command_the_hours_and_the_published_mri() -> None:
     assert all(len(same) == 1 for same in hours_of_shape.values()), "one shape, one number of hours"
 
 
-def steps(name: str, variant: str) -> DryRun:
-    """The benchmark's campaign on random weights and sets of grey images of 64 px."""
-    words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
-    words += (f"method.variant={variant}",)
-    plan = campaign.plan("imagenet_rib", words, cores=1)
+class Untrained:
+    """What a method is given, of random weights and a set of grey images of 64 px."""
+
+    device, autocast = torch.device("cpu"), torch.autocast("cpu", enabled=False)
     labels = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
-    everything = np.arange(len(labels))
-    labelled = LabelledSet(
-        "any", labels, torch.from_numpy(labels), None, everything, np.zeros(0, int)
-    )  # type: ignore[arg-type]
-    places = ["imagenet_val", *plan.sets]
-    torch.manual_seed(0)
-    return DryRun(plan, dict.fromkeys(places, labelled), CLASSES, torch.device("cpu"))
+
+    def __init__(self, resolved: Recipe, net: nn.Module) -> None:
+        self.recipe, self.net = resolved, net
+        everything = np.arange(len(self.labels))
+        self.target = self.upstream = LabelledSet(
+            "any", self.labels, torch.from_numpy(self.labels), None, everything, np.zeros(0, int)
+        )  # type: ignore[arg-type]
+        self.base = SimpleNamespace(name="base", state=net.state_dict, prompt=lambda: None)
+
+    def features(self, *_: object, **__: object) -> torch.Tensor:
+        return torch.zeros(len(self.labels), models.head(self.net).in_features)
+
+    def logits(self, *_: object) -> Callable[[np.ndarray], torch.Tensor]:
+        return lambda index: torch.zeros(len(index), CLASSES)
+
+    def fisher(self, *_: object) -> dict[str, torch.Tensor]:
+        return {name: torch.ones(()) for name, _ in self.net.named_parameters()}
+
+    def cell(self, *_: object, **__: object) -> SimpleNamespace:
+        return self.base
 
 
 STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
@@ -166,21 +181,23 @@ STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILI
 @pytest.mark.parametrize(("name", "variant"), STEPS)
 def test_a_step_of_every_method(name: str, variant: str) -> None:
     """Each architecture as it is, on images of 64 px: fewer tokens, the same layers."""
-    dry_run = steps(name, variant)
-    planned = dry_run.context(dry_run.recipe)
+    words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
+    words += (f"method.variant={variant}",)
+    torch.manual_seed(0)
+    net = models.create(recipe.load("imagenet_rib", words).model, CLASSES).eval()
     trained = 0
-    for key in dry_run.plan.methods:
-        cell = planned.sibling(key)
+    for key in recipe.methods_of("imagenet_rib"):
+        cell = recipe.load("imagenet_rib", words, method=key)
         method = modules.find(cell.method.module).Method(cell.method)
         if not isinstance(method, Trained):
             continue
-        context = dry_run.context(cell)
+        context: Any = Untrained(cell, net)
         assert cell.method.variant == variant
         if (key, variant, name[:6]) == ("lora", "paper", "resnet"):
             with pytest.raises(ValueError, match="exists for ViTs only"):
-                method.prepare(planned.network(planned.base), context)
+                method.prepare(copy.deepcopy(net), context)
             continue
-        method.prepare(planned.network(planned.base), context)
+        method.prepare(copy.deepcopy(net), context)
         method.train()
         before = {n: p.detach().clone() for n, p in method.named_parameters()}
         pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
@@ -193,8 +210,8 @@ def test_a_step_of_every_method(name: str, variant: str) -> None:
         moved = {n for n, p in method.named_parameters() if not torch.equal(p, before[n])}
         frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
         assert moved and not moved & frozen, key
-        net = models.create(dry_run.recipe.model, CLASSES)
-        models.load_state(net, method.export().state, key)
+        again = models.create(cell.model, CLASSES)
+        models.load_state(again, method.export().state, key)
         trained += 1
     assert trained == (6 if (name, variant) == ("resnet18", "paper") else 7)
 

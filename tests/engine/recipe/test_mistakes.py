@@ -35,34 +35,49 @@ from engine.errors import RecipeError
         ("emoji/ewc", ["device=gpu"], "device='gpu' is not possible; did you mean 'cpu'?"),
         ("emoji/ewc", ["dataset.background=whitish"], "background='whitish' is not possible"),
         ("emoji/ewc", ["dataset.background=rgb(0,0,256)"], "give a colour's name, or rgb(R,G,B)"),
-        ("emoji/ewc", ["dataset.background=#808080"], "dataset.background"),
-        ("emoji/ewc", ["train.zero_stage=2"], "train.zero_stage=2 is not possible; valid: 0, 1"),
-        ("emoji/ewc", ["train.epochs=many"], "train.epochs: Value 'many' of type 'str' could not"),
-        ("emoji/ewc", ["train.epochs=1.5"], "train.epochs: Value '1.5' of type 'float' could not"),
-        ("emoji/ewc", ["train.clip=yes"], "train.clip: Value 'True' of type 'bool' could not"),
-        ("emoji/ewc", ["train.epochs=0"], "train.epochs=0 must be at least 1"),
-        ("emoji/ewc", ["train.epochs="], "train.epochs: Incompatible value 'None'"),
-        ("emoji/ewc", ["runs="], "runs: Incompatible value 'None'"),
+        ("emoji/ewc", ["train.zero_stage=3"], "train.zero_stage=3 is not possible; valid: 0, 1"),
+        ("emoji/ewc", ["train.epochs=many"], "train.epochs='many' must be a whole number of"),
+        ("emoji/ewc", ["train.epochs=1.5"], "train.epochs=1.5 must be a whole number of"),
+        ("emoji/ewc", ["train.clip=yes"], "the command line: train.clip=True must be a number"),
+        ("emoji/ewc", ["train.epochs=0"], "train.epochs=0 must be a whole number of at least 1"),
+        ("emoji/ewc", ["train.epochs="], "train.epochs has no value; it must be a whole number"),
+        ("emoji/ewc", ["runs="], "runs='' must be a text, not an empty one"),
         ("emoji/ewc", ["train=3"], "train must hold `key: value` lines, not 3"),
         ("emoji/ewc", ["train.epochs=[1"], "override 'train.epochs=[1' is not valid YAML"),
         ("emoji/ewc", ["train.epochs"], "not an override; write key=value"),
         ("emoji/ewc", ["=1"], "not an override"),
-        ("emoji/ewc", ["seed=${nope}"], "'seed=${nope}': `${...}` is not resolved"),
-        ("emoji/ewc", ["dataset.holdout=1"], "dataset.holdout=1.0 must be at least 0 and below 1"),
+        ("emoji/ewc", ["seed=${nope}"], "`${...}` is not resolved; write the value itself"),
+        (
+            "emoji/ewc",
+            ["dataset.holdout=1"],
+            "dataset.holdout=1 must be a number of at least 0 and below 1",
+        ),
         ("emoji/ewc", ["dataset.sets=[a,b]"], "'a' is no emoji style; valid: "),
         ("emoji", ["dataset.sets=[twemoji,twemojo]"], "'twemojo' is no emoji style; did you mean"),
         ("emoji/ewc", ["dataset.sets=[openmoji]"], "downstream='twemoji' is not a set of emoji"),
         ("emoji/ewc", ["dataset.sets=[twemoji,twemoji]"], "dataset.sets names twemoji twice"),
-        ("emoji/ewc", ["dataset.sets={a: b}"], "the command line: dataset.sets: a list stands for"),
-        ("emoji/ewc", ["dataset.sets=[[twemoji]]"], "dataset.sets: ['twemoji'] cannot be an elem"),
-        ("emoji/soup", ["method.members=[[ewc]]"], "method.members: ['ewc'] cannot be an element"),
+        (
+            "emoji/ewc",
+            ["dataset.sets={a: b}"],
+            "the command line: dataset.sets={'a': 'b'} must be a list",
+        ),
+        (
+            "emoji/ewc",
+            ["dataset.sets=[[twemoji]]"],
+            "dataset.sets=[['twemoji']] must be a list, each a text",
+        ),
+        (
+            "emoji/soup",
+            ["method.members=[[ewc]]"],
+            "method.members=[['ewc']] must be a list, each a text",
+        ),
         ("emoji/ewc", ["dataset.sets=[twemoji,'a{b}']"], "'a{b}' cannot be part of a path"),
         ("emoji/ewc", [f"model.name={'x' * 101}"], "use at most 100 bytes, without slashes"),
         ("emoji/ewc", [f"{'a.' * 20}a=1"], "is not an override"),
-        ("emoji/ewc", ["model.interpolation=banana"], "valid: None, bicubic, bilinear, box, ham"),
-        ("emoji/ewc", ["model.image_size=999999"], "must be at least 1 and at most 4096"),
-        ("emoji/ewc", ["train.batch_size=999999"], "must be at least 1 and at most 65536"),
-        ("emoji/ewc", ["dataset.classes=999999"], "must be at least 0 and at most 100000"),
+        ("emoji/ewc", ["model.interpolation=banana"], "valid: bicubic, bilinear, box, ham"),
+        ("emoji/ewc", ["model.image_size=999999"], "of at least 1 and at most 4096"),
+        ("emoji/ewc", ["train.batch_size=999999"], "of at least 1 and at most 65536"),
+        ("emoji/ewc", ["dataset.classes=999999"], "of at least 0 and at most 100000"),
         ("emoji/ewc", ["dataset.train_sets=[twemoji]"], "dataset.train_sets names twemoji twice"),
         ("emoji/ewc", ["dataset.train_sets=[a/b]"], "dataset.train_sets: 'a/b' cannot be part of"),
         ("emoji/ewc", ["dataset.train_sets=[oil]"], "dataset.train_sets: 'oil' is no emoji style"),
@@ -76,13 +91,39 @@ from engine.errors import RecipeError
         ("emoji/soup", ["method.members=[]"], "method.members is empty"),
         ("emoji/greedy_soup", ["dataset.holdout=0"], "hold-out; set dataset.holdout above 0"),
         ("emoji/visual_prompt", ["model.image_size=2"], "0 px does not fit an image of 2 px"),
-        ("emoji/ewc", ["model.mean=[0.5,0.5]"], "model.mean=[0.5, 0.5] must be three numbers"),
-        ("emoji/ewc", ["model.mean=[0,0,2]"], "model.mean=2.0 must be at least 0 and at most 1"),
-        ("emoji/ewc", ["model.std=[1,1,0]"], "model.std=0.0 must be above 0"),
-        ("emoji/ewc", ["model.crop=1.5"], "model.crop=1.5 must be at least 0.05 and at most 1"),
+        (
+            "emoji/ewc",
+            ["model.mean=[0.5,0.5]"],
+            "model.mean=[0.5, 0.5] must be a list, each a number",
+        ),
+        ("emoji/ewc", ["model.mean=[0,0,2]"], "at least 0 and at most 1, 3 of them or null"),
+        (
+            "emoji/ewc",
+            ["model.std=[1,1,0]"],
+            "model.std=[1, 1, 0] must be a list, each a number above 0",
+        ),
+        (
+            "emoji/ewc",
+            ["model.crop=1.5"],
+            "model.crop=1.5 must be a number of at least 0.05 and at most 1",
+        ),
         ("emoji/ewc", ["seed=9223372036854775808"], "at most 9223372036854775807"),
         ("emoji/ewc", ["dataset.seed=9223372036854775808"], "at most 9223372036854775807"),
-        ("emoji/wise_ft", ["method.alphas=[0.5,1.5]"], "method.alphas=1.5 must be at least 0"),
+        (
+            "emoji/ewc",
+            ["trackers=[wandp]"],
+            "trackers: 'wandp' is not known; did you mean 'wandb'?",
+        ),
+        ("emoji/ewc", ["train.freeze_batchnorm=1"], "train.freeze_batchnorm=1 must be true or fal"),
+        ("emoji/ewc", ["train.warmup_steps=1" + "0" * 20], "train.warmup_steps=1"),
+        ("emoji", ["methods=[ewc,ewcc]"], "methods: 'ewcc' is no method of emoji; did you mean"),
+        ("emoji", ["methods=ewc"], "methods names no methods of emoji; write methods=[fine_tune,"),
+        ("emoji/ewc", ["method.module=first_head"], "no method module 'first_head'; valid"),
+        (
+            "emoji/wise_ft",
+            ["method.alphas=[0.5,1.5]"],
+            "method.alphas=[0.5, 1.5] must be a list, each a number of",
+        ),
     ],
 )
 def test_mistake_on_the_command_line(name: str, words: list[str], message: str) -> None:
@@ -107,25 +148,19 @@ def test_mistake_on_the_command_line(name: str, words: list[str], message: str) 
 )
 def test_a_number_out_of_range_names_its_key(word: str) -> None:
     key = word.partition("=")[0]
-    with pytest.raises(RecipeError, match=rf"^{re.escape(key)}=\S+ must be (at least|above)"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"^the command line: {re.escape(key)}=.+ must be a .*(of at least|above)",
+    ):
         recipe.load("emoji/ewc", [word])
 
 
 @pytest.mark.parametrize("word", ["method.l2=0", "method.l2=-1", "method.l2=.inf"])
 def test_a_probe_refuses_what_has_no_single_optimum(word: str) -> None:
-    with pytest.raises(RecipeError, match=r"method.l2=\S+ must be above 0"):
+    with pytest.raises(RecipeError, match=r"method.l2=\S+ must be a number above 0"):
         recipe.load("emoji/linear_probe", [word])
     with pytest.raises(RecipeError, match=r"method.anchor='bace' .* did you mean 'base'"):
         recipe.load("emoji/linear_probe", ["method.anchor=bace"])
-
-
-@pytest.mark.parametrize("key", ["epochs", "batch_size", "lr", "weight_decay"])
-def test_a_key_of_the_head_that_is_gone_names_the_new_one(key: str, tmp_path: Path) -> None:
-    model = write(tmp_path / "mine.yaml", f"name: a\narch: b\nhead: {{fit: true, {key}: 1}}\n")
-    for words, source in ([f"model.head.{key}=1"], "the command line"), ([f"model={model}"], model):
-        message = rf"{re.escape(source)}: unknown key 'model.head.{key}'; .* set model.head.l2"
-        with pytest.raises(RecipeError, match=message):
-            recipe.load("emoji/ewc", words)
 
 
 @pytest.mark.parametrize("word", ["method.temperature=0", "method.weight=-1", "method.weight=.inf"])
@@ -146,7 +181,7 @@ def test_lwf_refuses_what_is_no_distillation(word: str) -> None:
             "'train.epoch'; did you mean 'train.epochs'",
         ),
         ("campaign: emoji\nmethod: ewc\ntrain: 3", "train must hold `key: value` lines"),
-        ("campaign: emoji\nmethod: ewc\nseed: two", "seed: Value 'two' of type 'str'"),
+        ("campaign: emoji\nmethod: ewc\nseed: two", "seed='two' must be a whole number"),
         ("model: vit_tiny_random\nmethod: ewc", "names no dataset; add `dataset=NAME`"),
         ("dataset: emoji\nmethod: ewc", "names no model; add `model=NAME`"),
         ("model: vit_tiny_random\ndataset: emoji", "names no method; add `method=NAME`"),
@@ -188,8 +223,3 @@ def test_methods_of_what_is_no_campaign(tmp_path: Path) -> None:
     path = write(tmp_path / "own.yaml", "campaign: emoji\nmethod: ewc\n")
     with pytest.raises(RecipeError, match="is no campaign; it needs `methods:`"):
         recipe.methods_of(path)
-
-
-def test_a_number_of_points_for_precision_is_refused_with_the_right_key() -> None:
-    with pytest.raises(RecipeError, match=r"evaluate.precision='0.1' .*evaluate.half_width"):
-        recipe.load("emoji", ["evaluate.precision=0.1"])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,91 +15,95 @@ from recipe_files import write
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe.schema import Recipe
+from engine.recipe import typed
+from engine.recipe.schema import MethodRecipe, Recipe
 
-OPTIONS = {
-    "campaign": "",
-    "model.name": "???",
-    "model.arch": "???",
-    "model.image_size": 224,
-    "model.weights.source": "timm",
-    "model.weights.package": "",
-    "model.weights.version": "",
-    "model.weights.sha256": "",
-    "model.weights.member": "",
-    "model.weights.path": "",
-    "model.weights.clip": "",
-    "model.weights.tag": "",
-    "model.weights.templates": "full",
-    "model.weights.match": "names",
-    "model.weights.photos_right": 0,
-    "model.head.fit": False,
-    "model.head.l2": 1e-3,
-    "model.mean": None,
-    "model.std": None,
-    "model.interpolation": None,
-    "model.crop": None,
-    "model.crop_mode": None,
-    "model.channels_last": False,
-    "model.projection": 0,
-    "dataset.name": "???",
-    "dataset.kind": "folder",
-    "dataset.root": "",
-    "dataset.upstream": "upstream",
-    "dataset.sets": "???",
-    "dataset.train_sets": [],
-    "dataset.classes": 0,
-    "dataset.renderings": 1,
-    "dataset.source_px": 128,
-    "dataset.seed": 0,
-    "dataset.holdout": 0.25,
-    "dataset.train_images": 0,
-    "dataset.shots": 0,
-    "dataset.portion": 1.0,
-    "dataset.pack_format": "raw",
-    "dataset.objectnet": "corrected",
-    "dataset.objectnet_terms": "test_only",
-    "dataset.subsample": "50000",
-    "dataset.undecodable": "refuse",
-    "dataset.background": "white",
-    "dataset.thumbnails": False,
-    "method.name": "???",
-    "method.title": "???",
-    "method.module": "???",
-    "method.variant": "canonical",
-    "optimizer.name": "adamw",
-    "optimizer.lr": 1e-3,
-    "optimizer.momentum": 0.9,
-    "optimizer.betas": (0.9, 0.999),
-    "optimizer.eps": 1e-8,
-    "optimizer.weight_decay": 0.0,
-    "train.epochs": 10,
-    "train.batch_size": 64,
-    "train.accumulation": 1,
-    "train.warmup_steps": None,
-    "train.clip": 0.0,
-    "train.freeze_batchnorm": False,
-    "train.zero_stage": 1,
-    "train.precision": "auto",
-    "train.compile": "auto",
-    "train.snapshots": 0,
-    "train.keep_snapshots": False,
-    "train.checkpoint_minutes": 10.0,
-    "evaluate.batch_size": 256,
-    "evaluate.precision": "auto",
-    "evaluate.compile": "auto",
-    "evaluate.split": "all",
-    "evaluate.budget": 1.0,
-    "evaluate.half_width": None,
-    "evaluate.cka": 0,
-    "downstream": "???",
-    "seed": 0,
-    "seeds": 1,
-    "runs": "runs",
-    "source": "auto",
-    "device": "auto",
-    "trackers": [],
-    "threads": 1,
+OPTIONS = {  # default, and what the key may hold
+    "campaign": ("", "a text"),
+    "model.name": ("???", "a text"),
+    "model.arch": ("???", "a text"),
+    "model.image_size": (224, "a whole number of at least 1 and at most 4096"),
+    "model.weights.source": ("timm", "timm or open_clip or pypi or file or random"),
+    "model.weights.package": ("", "a text"),
+    "model.weights.version": ("", "a text"),
+    "model.weights.sha256": ("", "a text"),
+    "model.weights.member": ("", "a text"),
+    "model.weights.path": ("", "a text"),
+    "model.weights.clip": ("", "a text"),
+    "model.weights.tag": ("", "a text"),
+    "model.weights.templates": ("full", "full or simple"),
+    "model.weights.match": ("names", "names or order"),
+    "model.weights.photos_right": (0, "a whole number of at least 0 and at most 20"),
+    "model.head.fit": (False, "true or false"),
+    "model.head.l2": (0.001, "a number above 0"),
+    "model.mean": (None, "a list, each a number of at least 0 and at most 1, 3 of them or null"),
+    "model.std": (None, "a list, each a number above 0, 3 of them or null"),
+    "model.interpolation": (
+        None,
+        "nearest or bilinear or bicubic or box or hamming or lanczos or null",
+    ),
+    "model.crop": (None, "a number of at least 0.05 and at most 1 or null"),
+    "model.crop_mode": (None, "center or squash or border or null"),
+    "model.channels_last": (False, "true or false"),
+    "model.projection": (0, "a whole number of at least 0 and at most 100000"),
+    "model.published": ({}, "`key: value` lines"),
+    "dataset.name": ("???", "a text"),
+    "dataset.kind": ("folder", "folder or emoji or imagenet"),
+    "dataset.root": ("", "a text"),
+    "dataset.upstream": ("upstream", "a text"),
+    "dataset.sets": ("???", "a list, each a text"),
+    "dataset.train_sets": ([], "a list, each a text"),
+    "dataset.classes": (0, "a whole number of at least 0 and at most 100000"),
+    "dataset.renderings": (1, "a whole number of at least 1 and at most 1000"),
+    "dataset.source_px": (128, "a whole number of at least 1 and at most 4096"),
+    "dataset.seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),
+    "dataset.holdout": (0.25, "a number of at least 0 and below 1"),
+    "dataset.train_images": (0, "a whole number of at least 0"),
+    "dataset.shots": (0, "a whole number of at least 0"),
+    "dataset.portion": (1.0, "a number above 0 and at most 1"),
+    "dataset.pack_format": ("raw", "raw or jpeg"),
+    "dataset.objectnet": ("corrected", "corrected or paper"),
+    "dataset.objectnet_terms": ("test_only", "test_only or accepted"),
+    "dataset.subsample": ("50000", "a text"),
+    "dataset.undecodable": ("refuse", "refuse or skip"),
+    "dataset.background": ("white", "a text"),
+    "dataset.thumbnails": (False, "true or false"),
+    "method.name": ("???", "a text"),
+    "method.title": ("???", "a text"),
+    "method.module": ("???", "a text"),
+    "method.variant": ("canonical", "canonical or paper"),
+    "optimizer.name": ("adamw", "adamw or sgd or apex_adamw or apex_sgd"),
+    "optimizer.lr": (0.001, "a number above 0"),
+    "optimizer.momentum": (0.9, "a number of at least 0 and below 1"),
+    "optimizer.betas": ((0.9, 0.999), "a list, each a number of at least 0 and below 1, 2 of them"),
+    "optimizer.eps": (1e-08, "a number of at least 0"),
+    "optimizer.weight_decay": (0.0, "a number of at least 0"),
+    "train.epochs": (10, "a whole number of at least 1 and at most 100000"),
+    "train.batch_size": (64, "a whole number of at least 1 and at most 65536"),
+    "train.accumulation": (1, "a whole number of at least 1 and at most 65536"),
+    "train.warmup_steps": (None, "a whole number of at least 0 or null"),
+    "train.clip": (0.0, "a number of at least 0"),
+    "train.freeze_batchnorm": (False, "true or false"),
+    "train.zero_stage": (1, "0 or 1"),
+    "train.precision": ("auto", "auto or fp32 or bf16"),
+    "train.compile": ("auto", "auto or always or never"),
+    "train.snapshots": (0, "a whole number of at least 0 and at most 1000"),
+    "train.keep_snapshots": (False, "true or false"),
+    "train.checkpoint_minutes": (10.0, "a number of at least 0"),
+    "evaluate.batch_size": (256, "a whole number of at least 1 and at most 65536"),
+    "evaluate.precision": ("auto", "auto or fp32 or bf16"),
+    "evaluate.compile": ("auto", "auto or always or never or cuda_graphs"),
+    "evaluate.split": ("all", "all or holdout"),
+    "evaluate.budget": (1.0, "a number above 0 and at most 1"),
+    "evaluate.cka": (0, "a whole number of at least 0"),
+    "downstream": ("???", "a text"),
+    "seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),
+    "seeds": (1, "a whole number of at least 1 and at most 1000"),
+    "runs": ("runs", "a text, not an empty one"),
+    "source": ("auto", "auto or resident or stream"),
+    "device": ("auto", "auto or cpu or cuda"),
+    "trackers": ([], "a list, each a text"),
+    "threads": (1, "a whole number of at least 1 and at most 1024"),
 }
 METHOD = """
 from __future__ import annotations
@@ -111,17 +119,18 @@ Method = Trained
 """
 
 
-def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flattened: dict[str, object] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flattened |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flattened
+def options(kind: type, made: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, str]]]:
+    for name, inner in typed.hints(kind, MethodRecipe).items():
+        if dataclasses.is_dataclass(inner):
+            yield from options(inner, getattr(made, name), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", (getattr(made, name), typed.words(inner))
 
 
 def test_options_are_these() -> None:
-    """The public options: whoever changes a name or a default changes it here too, on purpose."""
-    assert flat(dataclasses.asdict(Recipe())) == OPTIONS
+    """The public options: whoever changes a name, a default or a range changes it here too, on
+    purpose."""
+    assert dict(options(Recipe, Recipe())) == OPTIONS
 
 
 @pytest.mark.parametrize("name", [n for n in recipe.names() if not n.endswith("pre_fine_tune")])
@@ -210,8 +219,6 @@ def test_own_method_by_path(tmp_path: Path) -> None:
         loaded = recipe.load("emoji/fine_tune", words).method
         assert (loaded.name, type(loaded).__name__) == ("sharp", "Recipe")
         assert loaded.sharpness == (0.75 if len(words) > 1 else 0.25)  # type: ignore[attr-defined]
-    with pytest.raises(RecipeError, match=r"did you mean 'method\.sharpness'"):
-        recipe.load("emoji/fine_tune", [f"method={method}", "method.sharpnes=1"])
     inline = write(tmp_path / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
     assert recipe.load(inline).method.title == "Sharp"
     assert recipe.load(inline, method="lwf") == recipe.load("emoji", method="lwf")
@@ -240,25 +247,6 @@ def test_own_method_lies_beside_the_file_that_names_it(
 
 def held(section: str) -> dict:
     return {"method": yaml.safe_load(section)}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x = 1\n", "does not define Recipe"),
-        ("class Recipe: pass\n", "does not define Method"),
-        (None, "is not a Python file"),
-    ],
-)
-def test_own_method_that_is_none(tmp_path: Path, text: str | None, message: str) -> None:
-    module = tmp_path / "broken.py"
-    if text is not None:
-        module.write_text(text)
-    section = f"name: a\ntitle: A\nmodule: {module}\n"
-    path = write(tmp_path / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
-    with pytest.raises(RecipeError, match=message) as caught:
-        recipe.load(path)
-    assert path in str(caught.value) and str(module) in str(caught.value)
 
 
 def test_a_campaign_that_extends_itself(tmp_path: Path) -> None:
@@ -292,3 +280,66 @@ def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path: Path) -> Non
     assert recipe.methods_of(str(file), []) == ["ewc", "wise_ft"]
     cell = recipe.load(str(file), method="ewc")
     assert (cell.method.lam, cell.method.fisher_images) == (7.0, 400)  # type: ignore[attr-defined]
+
+
+VARIED = [
+    ("optimizer.lr=0.001",),
+    ("optimizer.lr=1e-05", "train.epochs=2"),
+    ("optimizer.name=sgd", "train.warmup_steps=0", "train.freeze_batchnorm=false"),
+    ("method.variant=paper",),
+    ("seed=7", "train.epochs=2"),
+    (),
+]
+
+
+@pytest.mark.parametrize("words", VARIED, ids=map(str, VARIED))
+def test_a_recipe_with_other_values_is_what_these_words_load(words: tuple[str, ...]) -> None:
+    base = recipe.load("emoji", method="ewc")
+    assert recipe.varied(base, words) == recipe.load("emoji", words, method="ewc")
+    assert recipe.value_of(base, "model.head.l2=1") == 1.0
+    with pytest.raises(
+        RecipeError, match=r"^unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"
+    ):
+        recipe.varied(base, ["optimizer.lrr=1"])
+
+
+@pytest.mark.parametrize("name", recipe.names("campaigns"))
+def test_a_stored_recipe_is_read_back_as_it_was(name: str) -> None:
+    for method in recipe.methods_of(name):
+        resolved = recipe.load(name, method=method)
+        stored = json.loads(json.dumps(dataclasses.asdict(resolved)))
+        assert recipe.of_values(stored) == resolved
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("runs=exp #2", "runs", "exp #2"),
+        ("runs=a: b", "runs", "a: b"),
+        ("dataset.subsample=1e3", "dataset.subsample", "1e3"),
+        ("model.weights.version=1.10", "model.weights.version", "1.10"),
+        ("dataset.root=", "dataset.root", ""),
+        ("dataset.background=#808080", "dataset.background", "#808080"),
+        ("trackers=tensorboard", "trackers", ["tensorboard"]),
+        ("dataset.sets=twemoji,openmoji", "dataset.sets", ["twemoji", "openmoji"]),
+        ("model.mean=null", "model.mean", None),
+        ("optimizer={lr: 1, betas: [0, 0]}", "optimizer.betas", (0.0, 0.0)),
+        ("model.published.imagenet_a=80", "model.published", {"imagenet_a": 80.0}),
+    ],
+)
+def test_a_word_is_read_as_its_key_holds_it(word: str, key: str, value: object) -> None:
+    read = attrgetter(key)(recipe.load("emoji/ewc", [word]))
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "mobilenetv3_small_100.lamb_in1k"])
+def test_an_architecture_of_timm_is_a_model_by_its_name(name: str) -> None:
+    model = recipe.load("emoji/ewc", [f"model={name}"]).model
+    assert (model.name, model.arch, model.weights.source) == (name, name, "timm")
+    assert model.image_size == 224 and model.head.fit
+    assert not recipe.load("emoji/ewc", [f"model={name}", "model.head.fit=false"]).model.head.fit
+    whole = recipe.load("imagenet_rib", [f"model={name}"], method="ewc").model
+    assert not whole.head.fit and recipe.of_sections(name, "imagenet_rib").model == whole
+    for unknown in ("mobilenetv3_smal_100", "test_vit_none", "vit_tiny_patch16_512"):
+        with pytest.raises(RecipeError, match=f"there is no model '{unknown}'"):
+            recipe.load("emoji/ewc", [f"model={unknown}"])

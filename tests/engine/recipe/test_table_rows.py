@@ -8,7 +8,7 @@ import pytest
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe.request import Request
+from engine.grid import cell_plan
 
 ROWS = """\
 extends: emoji
@@ -59,14 +59,9 @@ def test_rows_are_selected_by_their_names(campaign):
 
 
 def test_what_a_row_needs_is_in_its_variant(campaign):
-    request = Request(campaign)
-    soup = request.recipe("named")
-    assert request.for_needs(soup).recipe("ewc").method.variant == "paper"
-    assert request.for_needs(soup).recipe("ewc").method.fisher_images == 400
-    third = request.recipe("third")
-    assert request.for_needs(third).recipe("fine_tune") == request.recipe("fine_tune")
-    again = request.for_needs(soup)
-    assert again.for_needs(again.recipe("lp_ft")) == again
+    soup = cell_plan.resolve(campaign, method="named")
+    ewc = soup.needs["ewc"].recipe.method
+    assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +71,8 @@ def test_what_a_row_needs_is_in_its_variant(campaign):
         ("{base: ewc_paper}", r"rows.yaml \(methods.x\): ewc_paper has a base itself"),
         ("{base: ewc, methd: {lam: 1}}", r"rows.yaml \(methods.x\): unknown key 'methd'"),
         ("ewc", r"rows.yaml \(methods.x\) must hold `key: value` lines, not 'ewc'"),
+        ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pre-trained model's name"),
+        ("{}\n  a/b: {base: ewc}", r"rows.yaml: methods: 'a/b' cannot be part of a path"),
     ],
 )
 def test_a_row_that_cannot_be_is_refused(campaign, row, message):
@@ -83,3 +80,33 @@ def test_a_row_that_cannot_be_is_refused(campaign, row, message):
     file.write_text(f"{ROWS}  x: {row}\n")
     with pytest.raises(RecipeError, match=message):
         recipe.load(campaign, method="x")
+
+
+def test_an_own_method_is_a_row_beside_those_of_the_campaign(tmp_path, monkeypatch):
+    """By its path, on the command line or in a list, or under a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bit_fit.yaml").write_text("name: bit_fit\ntitle: BitFit\nmodule: fine_tune\n")
+    (tmp_path / "listed.yaml").write_text("extends: emoji\nmethods: [ewc, bit_fit.yaml]\n")
+    (tmp_path / "named.yaml").write_text(
+        "extends: emoji\nmethods:\n  mine: {base: bit_fit.yaml, train: {epochs: 1}}\n"
+    )
+    for name, words in (("emoji", ["methods=[ewc,bit_fit.yaml]"]), ("listed.yaml", [])):
+        assert recipe.methods_of(name, words) == ["ewc", "bit_fit"]
+        row = recipe.load(name, words, method="bit_fit")
+        assert (row.method.name, row.method.title, row.train.epochs) == ("bit_fit", "BitFit", 3)
+    row = recipe.load("named.yaml", method="mine")
+    assert recipe.methods_of("named.yaml")[-1] == "mine" and row.train.epochs == 1
+    assert row.method.title == "BitFit, train.epochs 1"
+    with pytest.raises(RecipeError, match=r"base: there is no recipe file nowhere\.yaml"):
+        recipe.load("emoji", ["methods=[nowhere.yaml]"])
+
+
+def test_a_mistake_in_a_campaign_that_is_extended_names_that_file(tmp_path):
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text("extends: emoji\ntrain: {epoch: 1}\nmethods: {ewc: {method: {lam: -1}}}\n")
+    over.write_text(f"extends: {base}\nmethods: [fine_tune, ewc]\n")
+    with pytest.raises(RecipeError, match=r"base\.yaml: unknown key 'train\.epoch'"):
+        recipe.load(str(over), method="fine_tune")
+    base.write_text(base.read_text().replace("epoch:", "epochs:"))
+    with pytest.raises(RecipeError, match=r"base\.yaml \(methods\.ewc\): method\.lam=-1 must be"):
+        recipe.load(str(over), method="ewc")

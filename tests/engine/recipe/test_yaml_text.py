@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,35 +17,28 @@ from loaders.files import MOST
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
 )
-MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
-    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)
-)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "more than 100,000 values"),
-        (MERGE_BOMB, "more than 100,000 values"),
-        ("a: &a [1, *a]", r"\*a stands inside &a itself"),
-        ("a: &a {b: {c: *a}}", r"\*a stands inside &a itself"),
-        ("a: *b", "undefined alias"),
-        ("[" * 100_000, "more than 16 lists and mappings"),
+        (BOMB, "anchors and aliases are not read"),
+        ("- {<<: {a: 1}}\n- {<<: 1, <<: 2}", "the key '<<' stands twice"),
+        ("a: &a [1, *a]", "anchors and aliases are not read"),
+        ("a: *b", "anchors and aliases are not read"),
+        ("[" * 100_000, "nesting|more than 16 lists and mappings"),
         ("a: " + "{a: " * 100_000, "more than 16 lists and mappings"),
         ("- " * 100_000, "more than 16 lists and mappings"),
         ("a: " + "1" * 5000, "is not valid YAML: Exceeds the limit"),
-        ("a: " + "1:" * 6000 + "1", "more than 10,000 characters"),
-        ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
-        ("a: !!binary aGVsbG8=", "neither text nor a number"),
-        ("a: !!set {b, c}", "neither text nor a number"),
-        ("1: a", "the key 1 of the file is no text"),
-        ("a: {b: {null: 3}}", "the key None of a.b is no text"),
+        ("a: !!python/object/apply:os.system [id]", "the tag .*os.system is not read"),
+        ("a: !!binary aGVsbG8=", "the tag .*binary is not read"),
+        ("1: a", "the key '1' is no text"),
+        ("a: {b: {null: 3}}", "the key 'null' is no text.* line 1, column 9"),
         ("{[a]: b}", "is not valid YAML"),
-        ("a: [x, '${oc.env:HOME}']", r"a: `\$\{...\}` is not resolved"),
+        ("a: [x, '${oc.env:HOME}']", r"`\$\{...\}` is not resolved"),
         ("a: \x00", "is not valid YAML"),
-        ('a: "b\\0"', "a: a character that stands in no text"),
-        ('a: "\\ud800"', "a: a character that stands in no text"),
-        ("a: {b: -0x" + "f" * 9000 + "}", r"a\.b: a number of more than 64 bits"),
+        ('a: "b\\0"', "a character that stands in no text"),
+        ('a: "\\ud800"', "invalid Unicode|a character that stands in no text"),
         ("a: {b: 1, c: 2, b: 1}", "the key 'b' stands twice"),
     ],
 )
@@ -77,11 +69,24 @@ def test_what_is_no_small_file_is_refused_unread(tmp_path: Path) -> None:
             yaml_text.read(path)
 
 
-def test_aliases_and_dates_are_plain_values() -> None:
-    text = "a: &a {b: [1, 2.5, true, null]}\nc: *a\nd: {<<: *a, e: 2026-13-01}"
-    shared = {"b": [1, 2.5, True, None]}
-    expected = {"a": shared, "c": shared, "d": {**shared, "e": "2026-13-01"}}
-    assert yaml_text.parse(text, "x") == expected
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("-.5", -0.5),
+        ("1_000", 1000),
+        ("yes", True),
+        ("~", None),
+        ("2026-13-01", "2026-13-01"),
+        ("1:30", "1:30"),
+        ("010", "010"),
+        ("'5'", "5"),
+        ("1" * 9000 + "x", "1" * 9000 + "x"),
+    ],
+)
+def test_a_value_is_a_number_or_a_text(text: str, value: object) -> None:
+    read = yaml_text.parse(f"a: {text}", "x")["a"]
+    assert read == value and type(read) is type(value)
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)
@@ -94,11 +99,11 @@ VALUES = st.recursive(
 
 @settings(max_examples=40, deadline=None)
 @given(VALUES)
-def test_what_yaml_writes_is_read_as_pyyaml_reads_it(values: object) -> None:
-    text = yaml.safe_dump(values, allow_unicode=True)
+def test_what_is_written_is_read_as_it_was(values: object) -> None:
+    text = yaml_text.dump(values)
     if "${" in text:
         return
     try:
-        assert yaml_text.parse(text, "x") == values
+        assert repr(yaml_text.parse(text, "x")) == repr(values)
     except RecipeError as error:
         assert "lists and mappings inside each other" in str(error)

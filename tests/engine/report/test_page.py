@@ -101,7 +101,6 @@ def test_sections_come_in_order(report):
         "Robustness improvement, set by set",
         "Where it helps and where it hurts",
         "What adapting costs elsewhere",
-        "Robustness beyond accuracy",
         "What is forgotten upstream",
         "What became of single answers",
         "Which images were gained and lost",

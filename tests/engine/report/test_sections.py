@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import made_results
 import numpy as np
 import pandas
 import pytest
 import reports
+import stores
 import vl_convert
 
 from engine import recipe
@@ -154,6 +156,9 @@ def test_what_was_not_measured_is_not_claimed(results):
     assert "no hold-out" in text and "no hold-out" not in section(results, "maps").text
     seeds = " ".join(section(results, "how-to-read").statements)
     assert "another training seed is not in them" in seeds
+    photos = dataclasses.replace(results, record=dataclasses.replace(without, contact_sheet=""))
+    drawings = "another rendering of a drawing that it has seen"
+    assert drawings in seeds and drawings not in section(photos, "how-to-read").text
 
 
 def test_every_row_has_its_hyper_parameters(results):
@@ -204,3 +209,38 @@ def test_a_name_stands_where_it_covers_no_other_name_or_point():
     assert "left one" not in sides["right"] and far not in sides["right"]
     assert {name for names in sides.values() for name in names} == {"left one", "right one", far}
     assert labels.sides({"alone": (3.0, 3.0)})["right"] == ["alone"]
+
+
+def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robustness(tmp_path):
+    evaluations = stores.grid(
+        tmp_path,
+        lambda method, downstream, on: np.arange(60) % 7 < (7 if on == "up" else 3),
+        tuple(made_results.TITLES),
+    )
+    several = [dataclasses.replace(row, model=f"m{k}") for k in range(3) for row in evaluations]
+    for rows in (evaluations, several):
+        results = tables._results(made_results.record(rows), rows, None)
+        keys = [built.key for built in sections.of(results)]
+        assert "ranking" in keys and "effective-robustness" not in keys
+
+
+def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
+    settings = results.record.settings | {
+        "Rows": {"ewc": {"options": "select=greedy, members=['pre']"}, "fine_tune": {}}
+    }
+    record = dataclasses.replace(results.record, settings=settings)
+    marked = dataclasses.replace(results, record=record)
+    note = "EWC & co: chosen by accuracy on the images held out of the set fine-tuned on"
+    assert note in section(marked, "ranking").tables[0].caption
+    assert note in section(marked, "trade-off").text
+    assert "chosen by" not in section(results, "trade-off").text
+
+
+def test_images_that_a_model_trained_on_are_said_to_be_evaluated(results):
+    without = dataclasses.replace(results.record, holdout=False)
+    said = {
+        of.record.holdout: " ".join(section(of, "coverage").statements)
+        for of in (results, dataclasses.replace(results, record=without))
+    }
+    assert "nothing is held out" in said[False] and "not trained on" not in said[False]
+    assert "those that are held out of its training" in said[True]

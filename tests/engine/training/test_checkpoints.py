@@ -40,10 +40,10 @@ from interruptions import (
 from safetensors.torch import load_file
 
 from engine.errors import DivergedError, PreemptedError
+from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.grid.snapshots import Followed
 from engine.machine import preemption
-from engine.recipe.request import Request
 from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
@@ -230,10 +230,10 @@ def test_a_training_that_diverged_leaves_its_last_good_weights(fresh, caplog):
 
 def followed(grid: Grid, *words: str) -> Builder:
     """A builder whose training leaves snapshots after steps 1, 2 and (at its end) 6."""
-    request = Request(grid.recipe, grid.overrides("train.snapshots=3", *words))
-    recipe = request.recipe()
+    cell = cell_plan.resolve(grid.recipe, grid.overrides("train.snapshots=3", *words))
+    recipe = cell.recipe
     snapshots = Followed([recipe.method.name], recipe.dataset.sets)
-    return Builder(request, recipe, grid.device, followed=snapshots)
+    return Builder(cell, grid.device, followed=snapshots)
 
 
 def snapshots_of(grid: Grid) -> dict[str, dict[str, torch.Tensor]]:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from engine.grid import cell_plan
 from engine.grid import snapshots as snapshots_in_store
 from engine.grid.build import Builder
 from engine.grid.snapshots import Followed
 from engine.recipe import modules
-from engine.recipe.request import Request
 from engine.store.cells import Cell
 from engine.training import loop, snapshots
 
@@ -53,10 +53,10 @@ def runs_of(grid: Grid) -> str:
 def with_snapshots(grid: Grid, *words: str) -> tuple[Builder, Cell]:
     """A cell that is trained now, with three snapshots, of which the last is the cell."""
     words = (runs_of(grid), "train.snapshots=3", *words)
-    request = Request(grid.recipe, grid.overrides(*words))
-    recipe = request.recipe()
+    planned = cell_plan.resolve(grid.recipe, grid.overrides(*words))
+    recipe = planned.recipe
     followed = Followed([recipe.method.name], recipe.dataset.sets)
-    builder = Builder(request, recipe, grid.device, followed=followed)
+    builder = Builder(planned, grid.device, followed=followed)
     for kind in ("cells", snapshots_in_store.KIND):
         for folder in (builder.store.root / kind).glob(f"{recipe.method.name}-*"):
             shutil.rmtree(folder)

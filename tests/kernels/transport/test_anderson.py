@@ -22,7 +22,7 @@ def test_weights_make_the_combined_step_least(k):
 def test_steps_that_repeat_each_other_give_a_finite_point():
     anderson, point = Anderson(), torch.zeros(3, dtype=torch.float64)
     for step in (torch.ones(3).double(), torch.ones(3).double(), torch.zeros(3).double()):
-        point = anderson.combined(anderson.add(point, step).flatten().tolist())
+        point = anderson.combined(anderson.add(point, step).tolist())
         assert point.isfinite().all()
 
 
@@ -31,7 +31,7 @@ def test_steps_that_overflowed_leave_the_plain_image():
     for size in (1.0, 1e200):
         step = torch.full((3,), size, dtype=torch.float64)
         products = anderson.add(torch.ones(3).double(), step)
-    point = anderson.combined(products.flatten().tolist())
+    point = anderson.combined(products.tolist())
     assert torch.equal(point, 1 + step)
 
 
@@ -41,5 +41,20 @@ def test_a_linear_map_is_solved_in_as_many_steps_as_it_has_eigenvalues():
     right = torch.linspace(1, 2, 20, dtype=torch.float64)
     anderson, g = Anderson(), torch.zeros(20, dtype=torch.float64)
     for _ in range(6):
-        g = anderson.combined(anderson.add(g, values * g + right - g).flatten().tolist())
+        g = anderson.combined(anderson.add(g, values * g + right - g).tolist())
     torch.testing.assert_close(g, right / (1 - values), rtol=1e-6, atol=0)
+
+
+def test_a_combination_that_lowers_the_dual_gives_way_to_the_plain_image():
+    anderson, point = Anderson(), torch.zeros(3, dtype=torch.float64)
+    images = []
+    for dual in (0.0, 1.0, 2.0):
+        step = torch.rand(3, generator=torch.Generator().manual_seed(int(dual))).double()
+        images.append(point + step)
+        point, rose = anderson.guarded(dual, anderson.add(point, step).tolist())
+        assert rose
+    point, rose = anderson.guarded(1.0, anderson.add(point, torch.ones(3).double()).tolist())
+    assert not rose and torch.equal(point, images[-1])
+    for dual in (1.0, float("nan")):  # the history begins anew, and with it the guard
+        point, rose = anderson.guarded(dual, anderson.add(point, torch.ones(3).double()).tolist())
+        assert rose == (dual == 1.0)

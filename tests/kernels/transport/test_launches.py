@@ -10,57 +10,42 @@ from triton_interpreter import interpreted, run_interpreted
 pytest.importorskip("triton")
 from clouds import problem, self_problem
 
-from kernels.transport import (
-    alternating,
-    blocks,
-    certified_pass,
-    progress,
-    quantize,
-    sweep,
-    triangle,
-)
+from kernels.transport import alternating, certified_pass, quantize, sweep
 from kernels.transport import store as stored_copy
-from kernels.transport.cost import STRIP_ROWS, GroundCost
 from kernels.transport.sinkhorn import transport
-from kernels.transport.store import COARSE, SINGLE, store
+from kernels.transport.store import store
 
 
-@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
 @pytest.mark.parametrize("n", [70, 3000])
-def test_a_sweep_is_two_launches(dtype, single, n):
+def test_a_sweep_is_three_launches(dtype, n):
     q = torch.zeros(n, n, dtype=dtype)
     f, g, kappa = torch.zeros(3, n)
-    bounds = torch.arange(0, n + 1, 10)
     offset, step, price, retained = torch.zeros(4, n, dtype=torch.float64)
     with counted(run=False) as counts:
-        log_s, columns = sweep._sweep(q, f, g, kappa, bounds)
-    assert (log_s.shape, columns.shape) == ((n,), (n // 10, n))
-    assert counts.total == 2 and not counts.waits
+        log_s, columns = sweep._sweep(q, f, g, kappa)
+    assert (log_s.shape, columns.shape) == ((n,), (n,))
+    assert counts.total == 3 and not counts.waits
     with counted(run=False) as counts:
         sweep._row_sums(q, f, g, kappa)
     assert counts.total == 1 and not counts.waits
     with counted(run=False) as counts:
-        log_s = triangle._symmetric_row_sums(q, f, g, kappa)
-    assert log_s.shape == (n,) and counts.total == 2 and not counts.waits
-    with counted(run=False) as counts:
-        certified_pass.certified_pass(q, offset, step, price, retained, 1.0, single)
-    assert len(counts.seen) == 2 and counts.total <= 7 and not counts.waits
+        certified_pass.certified_pass(q, offset, step, price, retained, 1.0)
+    assert len(counts.seen) == 2 and counts.total <= 5 and not counts.waits
 
 
-@pytest.mark.parametrize(("copy", "most"), [(COARSE, 9), (SINGLE, 13)])
-def test_a_strip_of_the_copy_is_few_launches_and_no_wait(copy, most, monkeypatch):
-    monkeypatch.setattr(GroundCost, "by_kernel", True)
-    monkeypatch.setattr(stored_copy, "quantize_costs", quantize._quantize)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_a_strip_of_the_copy_is_few_launches_and_no_wait(dtype, monkeypatch):
+    monkeypatch.setattr(stored_copy, "quantize", quantize._quantize)
+    monkeypatch.setitem(stored_copy.STRIP, "cpu", 50 * 64)
     counts = []
     for strips in (2, 3):
-        cost = problem(strips * STRIP_ROWS, 50)
+        cost = problem(strips * 64, 50)
         with counted(run=False) as count:
-            store(cost, copy=copy)
-        assert count.launches["_cost_rows_kernel"] == strips + 2  # of which two try it out
+            store(cost, dtype)
         counts.append(count)
     fewer, more = counts
-    assert more.total - fewer.total <= most, more.launches - fewer.launches
+    assert more.total - fewer.total <= 16, more.launches - fewer.launches
     assert more.waits == fewer.waits
 
 
@@ -73,9 +58,7 @@ def test_iterations_in_the_interpreter():
 def as_on_a_gpu(monkeypatch):
     """CPU tensors take the kernels, in the interpreter."""
     monkeypatch.setattr(alternating, "sinkhorn_sweep", sweep._sweep)
-    monkeypatch.setattr(alternating, "symmetric_row_sums", triangle._symmetric_row_sums)
-    monkeypatch.setattr(alternating, "block_step", blocks._block_step)
-    monkeypatch.setattr(alternating, "progress", progress._progress)
+    monkeypatch.setattr(alternating, "row_sums", lambda *inputs: sweep._row_sums(*inputs)[0])
 
 
 @interpreted
@@ -85,9 +68,7 @@ def test_interpreted_iterations_give_the_values_of_the_cpu(symmetric, as_on_a_gp
     interpreted_solution = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alternating, "sinkhorn_sweep", sweep.sinkhorn_sweep)
-        patch.setattr(alternating, "symmetric_row_sums", triangle.symmetric_row_sums)
-        patch.setattr(alternating, "block_step", blocks.block_step)
-        patch.setattr(alternating, "progress", progress.progress)
+        patch.setattr(alternating, "row_sums", sweep.row_sums)
         expected = transport(cost, eps=0.05 * cost.mean, symmetric=symmetric)
     assert interpreted_solution.converged and interpreted_solution.value == pytest.approx(
         expected.value, rel=1e-5
@@ -99,7 +80,7 @@ def test_interpreted_iterations_give_the_values_of_the_cpu(symmetric, as_on_a_gp
 @pytest.mark.parametrize(("symmetric", "most"), [(False, 19), (True, 10)])
 def test_interpreted_iterations_are_few_launches_and_one_wait(symmetric, most, as_on_a_gpu):
     """On a GPU an iteration of a pair is one launch more: Anderson's weights are copied there."""
-    stored = store(self_problem(60) if symmetric else problem(60, 50), copy=SINGLE)
+    stored = store(self_problem(60) if symmetric else problem(60, 50), torch.float32)
     eps = 0.05 * stored.cost.mean
     counts = []
     for iterations in (12, 13):

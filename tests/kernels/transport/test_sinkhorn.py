@@ -12,12 +12,12 @@ import torch
 from clouds import CLASSES, D, dense, labelled, problem
 
 from kernels import reference
-from kernels.transport import certificate, quantize, sinkhorn, sweep
+from kernels.transport import certificate, sinkhorn, sweep
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.certificate import relative_gap
-from kernels.transport.cost import STRIP_ROWS, GroundCost
+from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import debiased, transport, unregularised
-from kernels.transport.store import COARSE, beside_the_copy
+from kernels.transport.store import beside_the_copy
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.01])
@@ -51,7 +51,7 @@ def test_against_pot(share):
 
 @pytest.mark.slow
 def test_the_compiled_path_from_end_to_end_against_pot(monkeypatch):
-    """16-bit copies, compiled quantization, sweeps and passes, at a size that is iterated on."""
+    """16-bit copies, compiled sweeps and passes, at a size that is iterated on."""
     pytest.importorskip("numba")
     ot = pytest.importorskip("ot")
     passes, plain = [], certificate._compiled_pass
@@ -61,12 +61,12 @@ def test_the_compiled_path_from_end_to_end_against_pot(monkeypatch):
     )
     cost = problem(2100, 2000)
     n, m = cost.shape
-    assert n * m >= sweep._COMPILE_FROM and m * STRIP_ROWS >= quantize._COMPILE_FROM
+    assert n * m >= sweep._COMPILE_FROM
     a, b, matrix = np.full(n, 1 / n), np.full(m, 1 / m), dense(cost).numpy()
     exact = ot.emd2(a, b, matrix, numItermax=10**7)
     for share in (0.5, 0.1, 0.05):  # below, POT takes thousands of iterations
         eps = share * cost.mean
-        assert sinkhorn._copy(cost, eps, 1e-4) == COARSE
+        assert sinkhorn._dtype(cost, eps, 1e-4) == torch.int16
         plan = ot.sinkhorn(a, b, matrix, eps, stopThr=1e-10, numItermax=1500)
         used = plan[plan > 0]
         expected = (plan * matrix).sum() + eps * (used * np.log(used * n * m)).sum()
@@ -192,7 +192,7 @@ def test_a_start_saves_iterations_and_streaming_changes_nothing():
     warm = transport(cost, eps=eps, start=cold.g)
     assert warm.iterations < cold.iterations / 2
     assert warm.value == pytest.approx(cold.value, rel=1e-6)
-    streamed = transport(cost, eps=eps, memory=beside_the_copy(cost))
+    streamed = transport(cost, eps=eps, memory=beside_the_copy(300, 200, torch.device("cpu")))
     assert streamed.value == pytest.approx(cold.value, rel=1e-7)
 
 
@@ -224,7 +224,8 @@ def test_a_start_beyond_all_costs_is_no_start(size):
     cost = problem(30, 20)
     expected = transport(cost, eps=0.1 * cost.mean)
     for start in (torch.full((20,), size, dtype=torch.float64), size * torch.eye(20).double()[0]):
-        assert transport(cost, eps=0.1 * cost.mean, start=start).value == expected.value
+        solved = transport(cost, eps=0.1 * cost.mean, start=start)
+        assert solved.value == pytest.approx(expected.value, rel=1e-6)
 
 
 def test_gradients_do_not_reach_features():

@@ -75,7 +75,8 @@ def test_correlations_are_scipys_over_all_sets_and_on_each(of_grid):
     data, table = section.figures[1].data, section.tables[0].data
     overall = row(table, evaluated_on="all sets")
     assert overall["spearman"] == pytest.approx(spearmanr(data["cka"], data["change"]).statistic)
-    assert overall["fine_tuned_models"] == 6 and overall["low"] < overall["high"]
+    assert overall["fine_tuned_models"] == 6 and 0 < overall["p"] <= 1
+    assert np.isnan(overall["low"])  # too few for an interval
     on_a = data[data["evaluated_on"] == "a"]
     expected = spearmanr(on_a["cka"], on_a["change"]).statistic
     assert row(table, evaluated_on="a")["spearman"] == pytest.approx(expected)

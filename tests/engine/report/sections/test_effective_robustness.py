@@ -11,15 +11,27 @@ from stores import SETS
 from engine.measures.standings import signed
 from engine.report.sections import effective_robustness
 
-CSV = "model,set,accuracy\n" + "".join(
-    f"m{k},up,{x}\nm{k},a,{y}\n"
-    for k, (x, y) in enumerate([(20, 10), (50, 35), (80, 75), (95, 90)])
-)
+GIVEN = {
+    "a": [(20, 10), (50, 35), (80, 75), (95, 90)],
+    "b": [(20, 15), (50, 30), (95, 80)],
+    "c": [(20, 5), (50, 45), (95, 85)],
+}
+
+
+def written(path):
+    """A file of users' models: the line of `a` has four, the others three."""
+    lines = {"model,set,accuracy": None}
+    for name, models in GIVEN.items():
+        for x, y in models:
+            lines |= {f"m{x},up,{x}": None, f"m{x},{name},{y}": None}
+    path.write_text("\n".join(lines))
+    return path
 
 
 @pytest.fixture(scope="module")
 def of_grid(tmp_path_factory):
-    return results(tmp_path_factory.mktemp("grid"))
+    folder = tmp_path_factory.mktemp("grid")
+    return results(folder, written(folder / "models.csv"))
 
 
 def test_points_lines_and_table_are_those_of_the_measures(of_grid):
@@ -38,8 +50,7 @@ def test_points_lines_and_table_are_those_of_the_measures(of_grid):
     for name in SETS:
         on_set = data[data["evaluated_on"] == name]
         ends = on_set[on_set["kind"] == "line"]
-        spots = on_set[on_set["kind"] == "model"]
-        x, y = (norm.ppf(spots[column] / 100) for column in ("upstream", "accuracy"))
+        x, y = norm.ppf(np.array(GIVEN[name]).T / 100)
         slope, level = np.polyfit(x, y, 1)
         expected = slope * norm.ppf(ends["upstream"] / 100) + level
         np.testing.assert_allclose(ends["accuracy_probit"], expected, atol=1e-9)
@@ -71,30 +82,21 @@ def test_means_on_a_set_have_intervals(of_grid):
     assert table["effective_robustness_low"].notna().all()
 
 
-def test_the_section_states_what_a_line_is_fitted_over(of_grid, tmp_path):
-    text = effective_robustness.section(of_grid).text
-    assert "The line of a, b, c is fitted over 5 models, pre-trained or fine-tuned" in text
-    assert "none given by --models-csv" in text
-    file = tmp_path / "models.csv"
-    file.write_text(CSV)
-    section = effective_robustness.section(results(tmp_path / "given", file))
+def test_the_section_states_what_a_line_is_fitted_over(of_grid):
+    section = effective_robustness.section(of_grid)
     assert "The line of a is fitted over 4 models given by the user." in section.text
-    assert "The line of b, c is fitted over 5 models, pre-trained or fine-tuned" in section.text
+    assert "The line of b, c is fitted over 3 models given by the user." in section.text
     data = section.figures[0].data
-    assert (data["kind"] == "given").sum() == 4
-    x, y = norm.ppf(np.array([[20, 50, 80, 95], [10, 35, 75, 90]]) / 100)
-    slope, level = np.polyfit(x, y, 1)
-    line = data[(data["kind"] == "line") & (data["evaluated_on"] == "a")]
-    np.testing.assert_allclose(line["accuracy_probit"], slope * line["upstream_probit"] + level)
+    assert (data["kind"] == "given").sum() == 4 + 3 + 3
 
 
 def test_the_figure_can_be_drawn_and_has_its_points(of_grid):
     section = effective_robustness.section(of_grid)
     (svg,) = drawn(section).values()
-    assert svg.count('aria-roledescription="point"') == 15
+    assert svg.count('aria-roledescription="point"') == 15 + 10
     assert "on the set, %" in svg
 
 
-def test_a_grid_without_an_upstream_set_has_no_section(of_grid, tmp_path):
-    of_grid = results(tmp_path, upstream="elsewhere")
-    assert effective_robustness.section(of_grid) is None
+def test_without_models_that_nothing_made_robust_there_is_no_section(tmp_path):
+    """Two fine-tuned methods on three sets make 14 models, and none of them counts for a line."""
+    assert effective_robustness.section(results(tmp_path)) is None

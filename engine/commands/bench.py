@@ -1,0 +1,93 @@
+"""`rib bench`: images a second, memory and MFU of training and evaluation, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.machine import first_line, quiet
+
+if TYPE_CHECKING:
+    from engine.grid.speed import Speed
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("bench", help="how fast a model trains and is evaluated here")
+    parser.add_argument("model", help="a model of recipes/models, or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
+    )
+    parser.add_argument("--batch", default="64,256", help="sizes; default: %(default)s")
+    parser.add_argument(
+        "--methods", default="fine_tune,ewc,lwf", help="that train; default: %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=20, help="of a timed epoch; default: %(default)s"
+    )
+    parser.add_argument("--pack", type=Path, help="a pack's folder; default: random pixels")
+    parser.add_argument("--json", type=Path, help="the rows and the machine, as a file too")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    sizes = arguments.batch.split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
+        given = f"--batch {arguments.batch} --steps {arguments.steps}"
+        raise ValueError(f"{given}: numbers above 0, as 64,256 and 20")
+    quiet.libraries()
+    os.environ["RIB_PROGRESS"] = "off"  # a bar costs time
+    first_line.show(f"reading the model {arguments.model}")
+    import torch
+
+    from engine import recipe
+    from engine.grid.speed import Bench
+    from engine.machine import ranks
+    from engine.machine.device_name import device_name
+    from loaders.pack import Pack
+
+    methods = arguments.methods.split(",")
+    words = [f"model={arguments.model}", *arguments.overrides]
+    device = ranks.start(recipe.load(f"imagenet_rib/{methods[0]}", words).device)
+    machine = f"{device_name(device)}, torch {torch.__version__}"
+    pack = Pack.open(arguments.pack) if arguments.pack else None
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(
+            Path(folder), arguments.model, arguments.overrides, device, arguments.steps, pack
+        )
+        for row in bench.measure(methods, [int(size) for size in sizes]):
+            rows.append(row)
+            first_line.show(f"{row.what}, batch {row.batch}: {row.images_s:.0f} images/s")
+            if arguments.json:  # as soon as it is known
+                content = {"machine": machine, "rows": [asdict(row) for row in rows]}
+                arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    ranks.stop()
+    print(text(arguments.model, machine, rows))
+
+
+def text(model: str, machine: str, rows: list[Speed]) -> str:
+    """The rows as a table."""
+    from engine.report import console
+
+    title = (
+        f"{model} on {machine}. The plain loops are PyTorch's, on images that wait on the device.\n"
+        "MFU: of the GPU's data sheet, or of the best matrix product measured here."
+    )
+    heads = ("", "batch", "images/s", "ms a step", "MFU", "peak MB")
+    cells = [
+        (
+            row.what,
+            str(row.batch),
+            f"{row.images_s:.1f}",
+            f"{row.ms:.1f}",
+            f"{row.mfu:.2f}",
+            "-" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+        )
+        for row in rows
+    ]
+    return console.text(title, heads, cells)

@@ -1,1 +1,0 @@
-"""What a campaign takes: its jobs run on tensors without content, and their work is counted."""

@@ -1,0 +1,170 @@
+"""Models on sets: the accuracy of each on each, wherever the models and the sets come from.
+
+A model is a mix of a store's cells with the row that it is in tables: of a campaign, or a user's
+file. A set is a pack under a name: of a benchmark, or a user's folder. Nothing is trained, and what
+an earlier command predicted is found.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from engine.data.sets import Sets, names_in_head, published_among_its_classes
+from engine.evaluation import passes
+from engine.machine.files import cache_folder
+from engine.measures import bootstrap
+from engine.measures.predictions import SetPredictions
+from engine.measures.rows import Accuracy, ModelOnSet
+from engine.recipe.schema import Recipe
+from engine.run import Run
+from engine.store.artifacts import Store
+from engine.store.cells import Cell, Mix
+from loaders.pack import Pack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A mix of cells, its row in tables (without a set), and the seed of its training."""
+
+    row: ModelOnSet
+    mix: Mix
+    seed: int = 0
+    headline: bool = True
+
+
+@dataclass(frozen=True)
+class OnSet(Accuracy):
+    """Top-1 accuracy of a model on a set in percent, a mean over the model's seeds.
+
+    low, high: its 95% interval over source images (the population: `bootstrap`), or None. change:
+    from the first model's accuracy, in points, with its interval; None of the first model. classes:
+    how many of the head's classes are possible answers; mask: `none`, or `present` where only the
+    set's classes are.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    change: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
+    mask: str = "none"
+    classes: int = 0
+
+
+def evaluate(
+    resolved: Recipe,
+    store: Store,
+    models: Sequence[Model],
+    packs: Mapping[str, Pack],
+    device: torch.device,
+    *,
+    base: Cell,
+    classes: Sequence[str],
+    mask: str = "none",
+    intervals: bool = False,
+    shares_features: bool = True,
+) -> list[OnSet]:
+    """Accuracy of every model on every set, set after set.
+
+    base: the pre-trained model; shares_features: whether models of its backbone are evaluated from
+    its stored features. classes: the head's, in order. mask: as of `Sets`. Raises ValueError for
+    classes that the head lacks, and naming a model whose answers are no numbers.
+    """
+    sets = Sets(resolved, device, cache_folder(), packs, classes, mask)
+    _check(sets, packs)
+    run = Run(resolved, device, sets, store, base, shares_features=shares_features)
+    rows = []
+    for name in packs:
+        passes.evaluate(run, [model.mix for model in models], [name], "all")
+        rows += _rows(run, models, name, intervals)
+        sets.release(name)
+    return rows
+
+
+def _check(sets: Sets, packs: Mapping[str, Pack]) -> None:
+    """Find every set's classes in the head, before any set is evaluated.
+
+    Raises ValueError for classes that the head lacks; logs where published accuracies have a mask.
+    """
+    for name, pack in packs.items():
+        classes = names_in_head(pack.classes, sets.classes)
+        unmasked = sets[name].mask_rule == "none"
+        if unmasked and published_among_its_classes(pack, classes):
+            log.info(
+                "%s: any of the head's %d classes can be an answer; published accuracies are among "
+                "the set's %d classes (--mask benchmark)",
+                name,
+                len(sets.classes),
+                len(classes),
+            )
+
+
+def _rows(run: Run, models: Sequence[Model], name: str, intervals: bool) -> list[OnSet]:
+    """The models' rows on a set, from the store; seeds of a model share a row."""
+    on_set = SetPredictions()
+    seeds: dict[ModelOnSet, list[Model]] = {}
+    accuracy: dict[tuple[ModelOnSet, int], float] = {}
+    right: dict[tuple[ModelOnSet, int], np.ndarray] = {}  # weights [sources] of right answers
+    for model in models:
+        try:
+            seen = on_set.add(passes.predicted(run, model.mix, name, "all"))
+        except ValueError as error:
+            row = replace(model.row, evaluated_on=name)
+            raise ValueError(f"{' '.join(str(row).split())}: {error}") from error
+        seeds.setdefault(model.row, []).append(model)
+        key = model.row, model.seed
+        accuracy[key], right[key] = seen.accuracy, on_set.by_source(seen.hit)
+    labelled, images = run.sets[name], len(on_set.images)
+    mask, classes = "none", len(run.sets.classes)
+    if labelled.mask is not None:
+        mask, classes = labelled.mask_rule, int(labelled.mask.sum())
+    rows: list[OnSet] = []
+    for row, of_seeds in seeds.items():
+        mean = fmean(accuracy[row, model.seed] for model in of_seeds)
+        change = mean - rows[0].accuracy if rows else None
+        key, headline = replace(row, evaluated_on=name).key, of_seeds[0].headline
+        rows.append(OnSet(*key, images, mean, headline, change=change, mask=mask, classes=classes))
+    if not intervals:
+        return rows
+    columns = [np.stack([right[r, m.seed] for m in of], axis=1) for r, of in seeds.items()]
+    return _with_intervals(rows, on_set, columns)
+
+
+def _with_intervals(
+    rows: Sequence[OnSet], on_set: SetPredictions, columns: Sequence[np.ndarray]
+) -> list[OnSet]:
+    """The rows with the intervals of their accuracies and changes, from the same draws.
+
+    columns: of each row, the weights [sources, seeds] of right answers.
+    """
+    counts = bootstrap.counts(on_set.sources)
+    samples = bootstrap.means(counts, on_set.total, np.concatenate(columns, axis=1))
+    ends = np.cumsum([column.shape[1] for column in columns])[:-1]
+    draws = np.stack(
+        [
+            100 * (of_row * bootstrap.seed_weights(len(samples), of_row.shape[1])).sum(axis=1)
+            for of_row in np.split(samples, ends, axis=1)
+        ],
+        axis=1,
+    )
+    (low, high), (change_low, change_high) = (
+        bootstrap.interval(each).tolist() for each in (draws, draws - draws[:, :1])
+    )
+    return [
+        replace(
+            row,
+            low=low[k],
+            high=high[k],
+            change_low=change_low[k] if k else None,
+            change_high=change_high[k] if k else None,
+        )
+        for k, row in enumerate(rows)
+    ]

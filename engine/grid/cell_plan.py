@@ -1,0 +1,114 @@
+"""A cell as it was planned: its recipe, and the recipes of the cells that it needs.
+
+Nothing is resolved once a cell is planned, so a file that changes later changes no cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import recipe
+from engine.recipe import modules
+from engine.recipe.resolve import VARIANT, without_options
+from engine.recipe.schema import Recipe
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A resolved recipe. needs: by method, the cells of its column that its method asks for."""
+
+    recipe: Recipe
+    needs: Mapping[str, CellPlan] = field(default_factory=dict)
+
+    def on(self, downstream: str, settings: Mapping[str, Scalar]) -> CellPlan:
+        """The cell on a set, with other values of some keys (`optimizer.lr`, `seed`).
+
+        A method's own options are not those of the methods that it needs.
+        """
+        shared = {
+            key: value
+            for key, value in settings.items()
+            if not key.startswith("method.") or key == VARIANT
+        }
+        needs = {name: need.on(downstream, shared) for name, need in self.needs.items()}
+        changed = dataclasses.replace(self.recipe, downstream=downstream)
+        return CellPlan(_with(changed, settings), needs)
+
+    def below(self, runs: Path) -> CellPlan:
+        """The cell, with this folder of all outputs."""
+        needs = {name: need.below(runs) for name, need in self.needs.items()}
+        return CellPlan(dataclasses.replace(self.recipe, runs=str(runs)), needs)
+
+    def seeded(self, seed: int) -> CellPlan:
+        """The cell, and those that it needs, with another training seed."""
+        return self.on(self.recipe.downstream, {"seed": seed})
+
+    def all(self) -> Iterator[CellPlan]:
+        """The cell and all that it needs, directly or not."""
+        yield self
+        for need in self.needs.values():
+            yield from need.all()
+
+    def plain(self) -> dict[str, Any]:
+        """The cell as JSON; `of_plain` reads it."""
+        needs = {name: need.plain() for name, need in self.needs.items()}
+        return {"recipe": dataclasses.asdict(self.recipe), "needs": needs}
+
+
+def of_plain(values: Mapping[str, Any]) -> CellPlan:
+    """The cell of a file. No method's module is imported: a user's options are those of the file.
+
+    Raises RecipeError, KeyError and TypeError for what is no cell.
+    """
+    needs = {name: of_plain(need) for name, need in values["needs"].items()}
+    return CellPlan(recipe.of_values(values["recipe"]), needs)
+
+
+def resolve(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    method: str | None = None,
+    downstream: str | None = None,
+    run_users: bool = True,
+) -> CellPlan:
+    """The cell of a recipe, as `recipe.load`.
+
+    run_users: whether users' files may run, without which nobody knows what their methods need.
+    Raises RecipeError as `recipe.load`, where a needed method mixes cells, and, where users' files
+    may run, what a user's `check` refuses.
+    """
+    cell = recipe.load(name, overrides, method=method, downstream=downstream)
+    return _with_needs(name, tuple(overrides), cell, run_users)
+
+
+def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool) -> CellPlan:
+    from engine.methods import base  # imports torch
+
+    if run_users and modules.is_users(cell.method.module):
+        modules.method_of(cell)
+    # A need is of the cell's variant and has none of the cell's options.
+    variant = f"{VARIANT}={cell.method.variant}"
+    words = (*(w for w in without_options(words) if w != variant), variant)
+
+    def load(method: str) -> Recipe:
+        return recipe.load(name, words, method=method, downstream=cell.downstream)
+
+    needs = base.siblings(cell.method, load, run_users=run_users)
+    return CellPlan(cell, {n: _with_needs(name, words, need, run_users) for n, need in needs})
+
+
+def _with(cell: Recipe, settings: Mapping[str, Scalar]) -> Recipe:
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        values: dict[str, Any] = {name: value}
+        if section:
+            values = {section: dataclasses.replace(getattr(cell, section), **values)}
+        cell = dataclasses.replace(cell, **values)
+    return cell

@@ -1,0 +1,154 @@
+"""What became of a campaign's jobs: done, failed in their own words, or killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.grid import attempts, record, slurm
+from engine.grid.attempts import Attempt
+from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
+from engine.machine.files import write_atomic
+from engine.store.artifacts import MARKER
+from loaders.files import file_hash
+from loaders.schema import DamagedFile
+
+DONE, LOGS, LOG, EXIT = "done", "logs", ".log", ".exit"  # beside a plan
+FINAL = 2  # exit code of an error in which another attempt would end too
+SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum writes them
+SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
+WORDS = "\n  last words: "
+REMEDIES = {
+    "TIMEOUT": " (give more hours by --time)",
+    "OUT_OF_MEMORY": " (give more by --mem)",
+    "CANCELLED": " (somebody, or the cluster, cancelled it)",
+}
+
+
+def is_done(place: Path, job: str) -> bool:
+    """Whether a job of the plan in the folder `place` is done."""
+    return (place / DONE / job).is_file()
+
+
+def exit_code(place: Path, job: str) -> int | None:
+    """The exit code of a job that failed, as far as it has one."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((place / LOGS / f"{job}{EXIT}").read_text())
+    return None
+
+
+@contextlib.contextmanager
+def sealed(place: Path) -> Iterator[None]:
+    """Note the files of a report that are written now beside its plan, which is in `place`.
+
+    Files that other plans left in the same report go, and a user's own files stay.
+    """
+    report = place.parents[1] / REPORT
+    before = _files(report)
+    yield
+    written = {name: path for name, path in _files(report).items() if path != before.get(name)}
+    for other in place.parent.glob(f"*/{SHOWN}"):
+        for name, sha256 in _sealed(other.parent).items() if other.parent != place else ():
+            if name not in written and _is(report / name, sha256):
+                (report / name).unlink()
+    lines = [f"{file_hash(report / name)}  {name}" for name in sorted(written)]
+    write_atomic(place / SHOWN, "\n".join(lines).encode())
+
+
+def _files(report: Path) -> dict[str, int]:
+    """The files of a report, with numbers that change when they are written anew."""
+    files = [path for path in report.rglob("*") if path.is_file()]
+    return {path.relative_to(report).as_posix(): path.stat().st_ino for path in files}
+
+
+def _sealed(place: Path) -> dict[str, str]:
+    """SHA-256 of the files of a plan's report; empty where no seal can be read."""
+    try:
+        lines = (place / SHOWN).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_hash(path) == sha256
+
+
+def is_shown(place: Path) -> bool:
+    """Whether the report beside the plans is that of the plan in the folder `place`, and whole."""
+    report, files = place.parents[1] / REPORT, _sealed(place)
+    return {PAGE, TABLE} <= files.keys() and all(
+        _is(report / name, sha256) for name, sha256 in files.items()
+    )
+
+
+def finished(plan: Plan) -> bool:
+    """Whether all jobs are done, nothing that they left is gone, and the campaign's folder shows
+    this plan's report."""
+    try:
+        campaign = record.read(plan.place)
+    except (OSError, DamagedFile):
+        return False
+    return (
+        is_done(plan.place, REPORT)
+        and is_shown(plan.place)
+        and all((campaign.store / name / MARKER).is_file() for name in campaign.record.artifacts)
+        and all((campaign.store / name).is_file() for name in campaign.record.files)
+    )
+
+
+def begin(plan: Plan) -> None:
+    """Forget how jobs ended in earlier runs. If all of them were done, something is gone or
+    damaged, so they run again; they find the rest in the store."""
+    place = plan.place
+    if is_done(place, REPORT) or not (plan.folder.parent / "store").is_dir():
+        forget(place)
+    for left in (place / LOGS).glob("*"):
+        if left.suffix == EXIT or not is_done(place, left.stem):
+            left.unlink()
+
+
+def forget(place: Path) -> None:
+    """Let the next run visit all jobs of a plan again."""
+    shutil.rmtree(place / DONE, ignore_errors=True)
+
+
+def failures(plan: Plan, *, out_of_memory: bool = False) -> Iterator[tuple[str, str]]:
+    """Each job that failed, and some lines for people: what happened, its words, its log.
+
+    out_of_memory: whether the kernel has killed a process of this machine for want of memory.
+    """
+    for job in plan.jobs:
+        log = plan.place / LOGS / f"{job}{LOG}"
+        if not is_done(plan.place, job) and (how := reason(plan.place, job, out_of_memory)):
+            yield job, f"{job} {how}" + (f"\n  its log: {log}" if log.is_file() else "")
+
+
+def reason(place: Path, job: str, out_of_memory: bool = False) -> str:
+    """How a job's last attempt failed, and its own words; empty where it has not failed."""
+    last = _last_attempt(place, job)
+    code = exit_code(place, job)
+    words = f"{WORDS}{last.error}" if last and last.error else ""
+    if code == os.EX_TEMPFAIL:
+        return "was ended by a signal in its training, and goes on from its last checkpoint"
+    if last and last.ended is None and last.slurm:
+        state = slurm.state(last.slurm)
+        if state not in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
+            return f"was ended by Slurm: {state}{REMEDIES.get(state, '')}"
+    if code is None:
+        return f"failed{words}" if words else ""
+    if code > SIGNALLED:
+        name = signal.Signals(code - SIGNALLED).name
+        memory = name == "SIGKILL" and out_of_memory
+        return f"was killed ({name})" + (", because the machine ran out of memory" * memory)
+    return f"failed (exit code {code}){words}"
+
+
+def _last_attempt(place: Path, job: str) -> Attempt | None:
+    """A job's last attempt; of several ranks', one that says why."""
+    of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
+    return max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)

@@ -1,0 +1,231 @@
+"""How fast a model trains and is evaluated here: the engine's loop and pass, on random weights.
+
+Times depend on neither weights nor labels, so nothing is downloaded. A plain loop, timm's model
+with PyTorch's fused SGD on images that wait on the device, is timed beside them, under the same
+autocast.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from engine import models
+from engine.data.sets import Sets
+from engine.evaluation import passes
+from engine.grid import cell_plan
+from engine.grid.build import Builder
+from engine.machine import precision
+from engine.machine.files import cache_folder
+from engine.machine.flops import flops, peak_tflops
+from engine.methods.base import Trained
+from engine.recipe import modules
+from engine.training import loop
+from loaders.encode import make
+from loaders.pack import Item, Pack
+from loaders.writer import Stored
+
+CLASSES, RUNS, LR = 100, 3, 1e-4
+EVALUATION, PLAIN_TRAINING, PLAIN_EVALUATION = "evaluation", "plain training", "plain evaluation"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one step of `batch` images; ms: milliseconds. mfu: operations of the model's passes over
+    those that the device can do in that time. peak_mb: the most that tensors held, on a GPU."""
+
+    what: str
+    batch: int
+    ms: float
+    images_s: float
+    mfu: float
+    peak_mb: float | None
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Random pixels as a sample's bytes."""
+
+    size: int
+
+    def __call__(self, item: Item) -> Stored:
+        pixels = np.random.default_rng(item.payload).integers(0, 256, 3 * self.size**2, np.uint8)
+        blob = pixels.tobytes()
+        return Stored(blob, zlib.crc32(blob), (self.size, self.size), "")
+
+
+def noise(folder: Path, size: int, images: int) -> Pack:
+    """A raw pack of random pixels, `size` x `size`, in `CLASSES` classes by turns."""
+    return make(
+        folder, name="noise", items=[Item(i % CLASSES, str(i), str(i), i) for i in range(images)],
+        encoder=_Noise(size), transform_spec={}, classes=[f"class {i}" for i in range(CLASSES)],
+        source_fingerprint="", extra={}, format="raw", progress=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is timed, in a folder of its own. words: of the recipe. pack: in place of noise."""
+
+    folder: Path
+    model: str
+    words: Sequence[str]
+    device: torch.device
+    steps: int
+    pack: Pack | None = None
+
+    def measure(self, methods: Sequence[str], batches: Sequence[int]) -> Iterator[Speed]:
+        """A row as soon as it is known. Raises RecipeError for words that do not fit, ValueError
+        for a method that does not train by steps and a pack of another size or of too few images.
+        """
+        for batch in batches:
+            for method in methods:
+                yield self._training(method, batch)
+            yield self._evaluation(batch)
+            yield from self._plain(batch)
+
+    def _builder(self, method: str, batch: int) -> Builder:
+        weights = self.folder / "weights.safetensors"
+        words = (
+            f"model={self.model}", *self.words, "model.weights.source=file", "model.head.fit=false",
+            f"model.weights.path={weights}", f"runs={self.folder / 'runs'}", "train.epochs=1",
+            "train.warmup_steps=0", f"train.batch_size={batch}", f"evaluate.batch_size={batch}",
+            *([f"method.fisher_images={batch}"] if method == "ewc" else []),
+        )  # fmt: skip
+        cell = cell_plan.resolve(f"imagenet_rib/{method}", words)
+        recipe = cell.recipe
+        size, images = recipe.model.image_size, self.steps * batch
+        pack = self.pack or noise(self.folder / f"noise-{images}", size, images)
+        if pack.shape != (size, size):
+            raise ValueError(f"{pack.folder} has images of {pack.shape}; the model needs {size}")
+        if len(pack) < batch:
+            raise ValueError(
+                f"{pack.folder} has {len(pack)} images: too few for a batch of {batch}"
+            )
+        torch.manual_seed(0)
+        save_file(models.create(recipe.model, len(pack.classes)).state_dict(), weights)
+        packs = {recipe.downstream: pack, recipe.dataset.upstream: pack}
+        sets = Sets(recipe, self.device, cache_folder(), packs, pack.classes)
+        return Builder(cell, self.device, sets)
+
+    def _training(self, method: str, batch: int) -> Speed:
+        builder = self._builder(method, batch)
+        trained = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+        if not isinstance(trained, Trained):
+            raise ValueError(f"{method} mixes finished cells: it has no training of its own")
+        loop.prepare(trained, builder.run, builder)
+        engine = loop.initialize(trained, builder.run)
+        images = batch * (len(builder.target.training(builder.recipe)) // batch)
+        try:
+            run = partial(loop.epochs, engine, trained, builder.run)
+            return self._timed(method, builder, batch, images, run, backward=True)
+        finally:
+            loop.close(engine)
+
+    def _evaluation(self, batch: int) -> Speed:
+        builder = self._builder("fine_tune", batch)
+        run = replace(builder.run, shares_features=False)
+
+        def evaluate() -> None:
+            shutil.rmtree(run.store.root / "predictions", ignore_errors=True)
+            passes.evaluate(run, [{run.base.name: 1.0}], [run.recipe.downstream], "all")
+
+        images = len(builder.target.labels)
+        return self._timed(EVALUATION, builder, batch, images, evaluate, backward=False)
+
+    def _plain(self, batch: int) -> Iterator[Speed]:
+        builder = self._builder("fine_tune", batch)
+        recipe, size = builder.recipe, builder.recipe.model.image_size
+        net = models.create(recipe.model, CLASSES).to(self.device)
+        x = torch.randn(batch, 3, size, size, device=self.device)
+        y = torch.arange(batch, device=self.device) % CLASSES
+        optimizer = torch.optim.SGD(net.parameters(), LR, 0.9, fused=True)
+
+        def training() -> None:
+            net.train()
+            for _ in range(self.steps):
+                optimizer.zero_grad()
+                with precision.autocast(recipe.train.precision, self.device):
+                    loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                optimizer.step()
+
+        @torch.inference_mode()
+        def evaluation() -> None:
+            net.eval()
+            for _ in range(self.steps):
+                with precision.autocast(recipe.evaluate.precision, self.device):
+                    net(x).argmax(1)
+
+        images = self.steps * batch
+        yield self._timed(PLAIN_TRAINING, builder, batch, images, training, backward=True)
+        yield self._timed(PLAIN_EVALUATION, builder, batch, images, evaluation, backward=False)
+
+    def _timed(
+        self,
+        what: str,
+        builder: Builder,
+        batch: int,
+        images: int,
+        run: Callable[[], object],
+        *,
+        backward: bool,
+    ) -> Speed:
+        """The median of some runs after one, which compiles and makes what a method needs."""
+        on_gpu, times = self.device.type == "cuda", []
+        for number in range(1 + RUNS):
+            if on_gpu and number == 1:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            begin = time.perf_counter()
+            run()
+            if on_gpu:
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - begin)
+        rate = images / statistics.median(times[1:])
+        kind = precision.resolve(builder.recipe.train.precision, self.device)
+        done = rate * _operations(builder, backward)
+        return Speed(
+            what=what,
+            batch=batch,
+            ms=1e3 * batch / rate,
+            images_s=rate,
+            mfu=done / peak(self.device, kind),
+            peak_mb=torch.cuda.max_memory_allocated(self.device) / 1e6 if on_gpu else None,
+        )
+
+
+def _operations(builder: Builder, backward: bool) -> float:
+    """Of an image's forward pass, and its backward pass."""
+    model = builder.recipe.model
+    net = models.create(model, CLASSES).to("meta")
+    image = torch.empty(1, 3, model.image_size, model.image_size, device="meta")
+    net.eval()  # a batch norm needs two images in training
+    return flops(lambda: net(image).sum().backward() if backward else net(image))
+
+
+@cache
+def peak(device: torch.device, kind: str) -> float:
+    """Operations a second: the data sheet's of a known GPU, else of the best product seen here."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if known := peak_tflops(name, kind):
+        return 1e12 * known
+    side = 4096 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the product
+        times.append(time.perf_counter() - begin)
+    return 2 * side**3 / min(times)

@@ -1,1 +1,0 @@
-"""What `rib doctor` looks at. Nothing here imports a library that may be broken, hidden or slow."""

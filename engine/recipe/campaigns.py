@@ -1,0 +1,236 @@
+"""What the file of a campaign says, over the campaigns that it extends.
+
+    methods:
+      ewc: {method: {lam: 1.0}}
+      ewc_paper: {base: ewc, method: {variant: paper}}
+
+A row of `methods` is a method, or a method once more under another name: it has the settings of its
+base in this campaign, and over them its settings. A row that is a path is named as that file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine.errors import RecipeError, nearest
+from engine.recipe import catalogue, yaml_text
+from engine.recipe.catalogue import is_path, lines, over, path_of, with_absolute_module
+from engine.recipe.checks import check_name
+from engine.recipe.typed import COMMAND_LINE, Layer, key_and_value
+
+SELECTION = "methods"  # key that selects methods of a campaign on the command line
+DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
+OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
+ALL_MODELS = "model=all"
+BASE, TITLE = "base", "title"
+PRE_TRAINED = "pre"  # the pre-trained model in tables, and among the members of a soup
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """name: or path. layers: what its files say, the extended one's first. rows: likewise of each
+    row of the table, in the table's order."""
+
+    name: str
+    file: Path
+    layers: tuple[Layer, ...] = ()
+    rows: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What its files say together, but for the rows."""
+        return over(layer for _, layer in self.layers)
+
+    def base(self, row: str) -> str:
+        """The method, of `recipes/methods` or a path, that a row trains.
+
+        Raises RecipeError for a base that is not a method itself.
+        """
+        base = self._of_row(row).get(BASE)
+        if base is None:
+            return row
+        if BASE in self._of_row(base):
+            raise RecipeError(
+                f"{self.file} (methods.{row}): {base} has a base itself: set base to that"
+            )
+        try:
+            path_of("methods", str(base))
+        except RecipeError as error:
+            raise RecipeError(f"{self.file} (methods.{row}): base: {error}") from error
+        return str(base)
+
+    def settings(self, row: str) -> list[Layer]:
+        """What the files set for a row: for its base, for itself, and its title."""
+        base = self.base(row)
+        rows = [base, row] if base != row else [row]
+        layers: list[Layer] = [
+            (source, _settings(layer)) for name in rows for source, layer in self._row(name)
+        ]
+        title = self._of_row(row).get(TITLE)
+        if title is None and base != row:
+            title = self._of_row(base).get(TITLE) or catalogue.read(path_of("methods", base))[TITLE]
+            title = _title_with_settings(str(title), _settings(self._of_row(row)))
+        if title is not None:
+            layers.append((f"{self.file} (methods.{row})", {"method": {TITLE: title}}))
+        return layers
+
+    def select(self, entries: Any, source: str) -> tuple[Campaign, list[str]]:
+        """The campaign with what `methods: [A, {B: SETTINGS}, path.yaml]` sets and adds, and the
+        names of these rows, in table order."""
+        if not isinstance(entries, list) or not entries:
+            raise RecipeError(
+                f"{source}: {SELECTION} names no methods of {self.name}; write {SELECTION}="
+                f"[{','.join(list(self.rows)[:2])}]"
+            )
+        rows, names = dict(self.rows), set()
+        for entry in entries:
+            for key, settings in (entry if isinstance(entry, dict) else {entry: None}).items():
+                name, layer = _row(str(key), settings, source)
+                if name not in rows and BASE not in layer:
+                    raise RecipeError(
+                        f"{source}: {SELECTION}: {name!r} is no method of {self.name}"
+                        f"{nearest(name, self.rows)}"
+                    )
+                rows[name] = (*rows.get(name, ()), (f"{source} (methods.{name})", layer))
+                names.add(name)
+        return replace(self, rows=rows), [name for name in rows if name in names]
+
+    def _row(self, name: str) -> tuple[Layer, ...]:
+        return self.rows.get(name, ())
+
+    def _of_row(self, name: str) -> dict[str, Any]:
+        return over(layer for _, layer in self._row(name))
+
+
+def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
+    """A campaign by its name or path. extending: the campaigns that extend it.
+
+    Raises RecipeError where it is among them, for rows of another form, and for a list that names
+    no method of the extended campaign.
+    """
+    path = path_of("campaigns", name)
+    if path.resolve() in extending:
+        raise RecipeError(f"{path}: a campaign cannot extend itself")
+    values = catalogue.read(path)
+    base, methods = values.pop("extends", None), values.pop(SELECTION, None)
+    campaign = read(str(base), (*extending, path.resolve())) if base else Campaign(name, path)
+    rows = campaign.rows
+    if isinstance(methods, list) and base:
+        changed, names = campaign.select(methods, str(path))
+        rows = {name: changed.rows[name] for name in names}
+    elif isinstance(methods, dict):
+        rows = dict(rows)
+        for key, settings in methods.items():
+            row, layer = _row(key, settings, str(path))
+            rows[row] = (*rows.get(row, ()), (f"{path} (methods.{row})", layer))
+    elif methods is not None:
+        raise RecipeError(f"{path}: {SELECTION} must hold `NAME: {{}}` lines")
+    return Campaign(name, path, (*campaign.layers, (str(path), values)), rows)
+
+
+def selected(name: str, overrides: Sequence[str]) -> tuple[Campaign, list[str]]:
+    """A campaign and its rows, in table order: all, or those that `methods=[A,B]` names.
+
+    Raises RecipeError for an unknown campaign or method.
+    """
+    campaign = read(name)
+    selection = dict(map(key_and_value, overrides)).get(SELECTION)
+    if selection is None:
+        return campaign, list(campaign.rows)
+    entries = yaml_text.parse(selection, f"override '{SELECTION}={selection}'")
+    return campaign.select(entries, COMMAND_LINE)
+
+
+def methods_of(campaign: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The names of the rows of `selected`; RecipeError as there, and for a file without methods."""
+    grid, names = selected(campaign, overrides)
+    if not grid.rows:
+        raise RecipeError(
+            f"{grid.file} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
+        )
+    return names
+
+
+def names(group: str = "") -> list[str]:
+    """Names of the files of a group (`models`, `methods`...); without a group, of all recipes.
+
+    A campaign makes the recipe CAMPAIGN/METHOD for each of its methods.
+    """
+    made = [] if group else catalogue.names("campaigns")
+    rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).rows}
+    return sorted(rows.union(catalogue.names(group)))
+
+
+def describe(name: str) -> str:
+    """What a recipe does: the first comment line of its file, or its method and campaign."""
+    path = catalogue.ROOT / f"{name}.yaml"
+    if path.is_file():
+        return path.read_text().splitlines()[0].removeprefix("#").strip()
+    campaign, _, row = name.rpartition("/")
+    grid = read(campaign)
+    title = over(layer for _, layer in grid.settings(row)).get("method", {}).get(TITLE)
+    title = title or catalogue.read(path_of("methods", row))[TITLE]
+    return f"{title} as in the campaign {campaign}"
+
+
+def model_of(campaign: str) -> str | None:
+    """The model that a campaign names."""
+    model = read(campaign).values.get("model")
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def each_model(campaign: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of each grid: `model=[A,B]` stands for these models, `model=all` for every
+    model that the campaign lists.
+
+    Raises RecipeError where the campaign lists none, and for a list that is empty or names a model
+    twice.
+    """
+    word = next((w for w in overrides if w == ALL_MODELS or w.startswith("model=[")), None)
+    if word is None:
+        return [tuple(overrides)]
+    if word == ALL_MODELS:
+        models = read(campaign).values.get("models")
+        if not isinstance(models, list) or not models:
+            raise RecipeError(
+                f"{ALL_MODELS}: {campaign} has no list `models:`; name models, as in model=[A,B]"
+            )
+    else:
+        models = yaml_text.parse(key_and_value(word)[1], f"override {word!r:.200}")
+        if not models or len(set(map(str, models))) < len(models):
+            raise RecipeError(f"{word}: name one or more models, each once, as in model=[A,B]")
+    return [
+        tuple(f"model={model}" if each == word else each for each in overrides) for model in models
+    ]
+
+
+def _row(key: str, settings: Any, source: str) -> tuple[str, Mapping[str, Any]]:
+    """The name of a row, and what a file says of it."""
+    name = Path(key).stem if is_path(key) else key
+    check_name(f"{source}: {SELECTION}", name)
+    if name == PRE_TRAINED:
+        raise RecipeError(
+            f"{source}: {SELECTION}: {name!r} is the pre-trained model's name in every table; give "
+            "the row another"
+        )
+    layer = lines(settings or {}, f"{source} (methods.{name})")
+    layer = {BASE: key, **layer} if is_path(key) else layer
+    return name, with_absolute_module(layer, Path(source).parent)
+
+
+def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in layer.items() if key not in (BASE, TITLE)}
+
+
+def _title_with_settings(title: str, settings: Mapping[str, Any]) -> str:
+    """A base's title with what a row sets: `EWC (paper), lam 10`."""
+    values = dict(settings.get("method") or {})
+    if variant := values.pop("variant", None):
+        title += f" ({variant})"
+    for section, keys in settings.items():
+        if section != "method":
+            values |= {f"{section}.{key}": value for key, value in lines(keys, section).items()}
+    return ", ".join([title, *(f"{key} {value}" for key, value in values.items())])

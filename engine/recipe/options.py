@@ -1,0 +1,171 @@
+"""The options of the engine's methods, by module, beside what every method has.
+
+They stand here and not beside the methods so that a recipe is read without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from engine.errors import RecipeError
+from engine.recipe.schema import (
+    Count,
+    MethodRecipe,
+    NotNegative,
+    Number,
+    Part,
+    Positive,
+    Recipe,
+    Unit,
+)
+
+NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
+
+
+@dataclass(frozen=True)
+class EWC(MethodRecipe):
+    lam: NotNegative = 1.0
+    fisher_images: Count = 0  # of the upstream set's training split; 0: all of them
+    # model: sampled from its prediction; data: the empirical Fisher
+    fisher_labels: Literal["model", "data"] = "model"
+    # mean: divide by its mean, so that lambda has one unit
+    fisher_scale: Literal["none", "mean"] = "none"
+
+
+@dataclass(frozen=True)
+class FLYP(MethodRecipe):
+    def check(self, cell: Recipe) -> None:
+        if cell.model.weights.source != "open_clip":
+            raise RecipeError(
+                f"FLYP trains CLIP's text tower, and the model {cell.model.name} has none: take "
+                "a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
+            )
+        if cell.train.accumulation > 1:
+            raise RecipeError(
+                f"train.accumulation={cell.train.accumulation}: FLYP contrasts all images of a "
+                "batch with one another, so it must not be cut; set train.accumulation=1"
+            )
+
+
+@dataclass(frozen=True)
+class L2SP(MethodRecipe):
+    alpha: NotNegative = 0.1
+    head: Literal["shared", "new"] = "shared"  # shared: as all; new: pulled to zero, by beta
+    beta: NotNegative = 0.01
+
+
+@dataclass(frozen=True)
+class LinearProbe(MethodRecipe):
+    l2: Positive = 1e-3  # canonical: weight of the pull, as `engine.methods.heads` defines it
+    anchor: Literal["base", "zero"] = "base"  # canonical: what l2 pulls towards
+
+
+@dataclass(frozen=True)
+class LiNeS(MethodRecipe):
+    alpha: Unit = 0.5  # the scale of the first block
+    beta: Unit = 0.5  # what the scale of the last block has in addition
+
+
+@dataclass(frozen=True)
+class LoRA(MethodRecipe):
+    rank: Number = 8
+    scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
+    train_head: bool = True  # canonical: the head learns beside the factors
+
+
+@dataclass(frozen=True)
+class LwF(MethodRecipe):
+    weight: NotNegative = 1.0
+    temperature: Positive = 2.0
+
+
+@dataclass(frozen=True)
+class ModelStock(MethodRecipe):
+    members: list[str] = field(default_factory=lambda: ["fine_tune"])
+    seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
+
+    def check(self, cell: Recipe) -> None:
+        if len(set(self.members)) * self.seeds < 2:
+            raise RecipeError(
+                f"method.members={self.members} with method.seeds={self.seeds}: Model Stock needs "
+                "two models or more; raise method.seeds or name more members"
+            )
+        if len(set(self.members)) < len(self.members):
+            raise RecipeError(f"method.members={self.members} names a member twice")
+
+
+@dataclass(frozen=True)
+class Soup(MethodRecipe):
+    select: Literal["uniform", "greedy"] = "uniform"
+    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
+
+    def check(self, cell: Recipe) -> None:
+        if not self.members:
+            raise RecipeError("method.members is empty; name at least one method or `pre`")
+        if self.select == "greedy" and not cell.dataset.holdout:
+            raise RecipeError(NO_HOLDOUT)
+
+
+@dataclass(frozen=True)
+class SPD(MethodRecipe):
+    lam: NotNegative = 1.0  # 1: exactly back to the distance before the step
+
+
+@dataclass(frozen=True)
+class TIES(MethodRecipe):
+    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+    density: Part = 0.2  # share of each task vector's numbers, over all parameters together
+    elect: bool = True  # False: the trimmed vectors are added
+    scale: NotNegative = 1.0
+
+    def check(self, cell: Recipe) -> None:
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise RecipeError(
+                f"method.members={self.members}: name at least one method, and none twice"
+            )
+
+
+@dataclass(frozen=True)
+class VisualPrompt(MethodRecipe):
+    # Pixels; scaled with the image size.
+    frame_at_224: Annotated[int, Meta(ge=1, le=111)] = 30
+
+    def check(self, cell: Recipe) -> None:
+        size = cell.model.image_size
+        if not 0 < 2 * self.width(size) < size:
+            raise RecipeError(
+                f"method.frame_at_224={self.frame_at_224}: a frame of {self.width(size)} px does "
+                f"not fit an image of {size} px"
+            )
+
+    def width(self, image_size: int) -> int:
+        """Of the frame, in pixels."""
+        return round(self.frame_at_224 * image_size / 224)
+
+
+@dataclass(frozen=True)
+class WiSEFT(MethodRecipe):
+    alpha: Unit = 0.5  # the table's row, evaluated whether or not `alphas` holds it
+    alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
+
+
+OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
+    "ewc": EWC,
+    "fine_tune": MethodRecipe,
+    "flyp": FLYP,
+    "l2sp": L2SP,
+    "linear_probe": LinearProbe,
+    "lines": LiNeS,
+    "lora": LoRA,
+    "lp_ft": MethodRecipe,
+    "lwf": LwF,
+    "model_stock": ModelStock,
+    "soup": Soup,
+    "spd": SPD,
+    "ties": TIES,
+    "visual_prompt": VisualPrompt,
+    "wise_ft": WiSEFT,
+}

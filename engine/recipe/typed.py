@@ -1,0 +1,255 @@
+"""Layers of plain values become the typed sections of a recipe, or an error that names the layer.
+
+What a key may hold is its type: `msgspec` converts and checks the value, and `words` says the type
+in an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from engine.errors import RecipeError, nearest
+from engine.recipe import yaml_text
+from engine.recipe.schema import MISSING, MethodRecipe, Recipe
+
+Layer = tuple[str, Mapping[str, Any]]  # where it comes from, and what it says
+COMMAND_LINE = "the command line"
+
+
+class Word(str):
+    """A value of the command line: YAML, but the text itself where its key holds a text."""
+
+
+def add(
+    values: dict[str, Any],
+    kind: type,
+    options: type[MethodRecipe],
+    layer: Any,
+    source: str,
+    prefix: str = "",
+) -> None:
+    """Set the keys of a layer in `values`, the nested values of a section of this kind.
+
+    options: of the method. Raises RecipeError, naming the layer's source, for an unknown key and
+    for a value that its key cannot hold.
+    """
+    types_of = hints(kind, options)
+    if isinstance(layer, Word):
+        layer = yaml_text.parse(str(layer), source)
+    if not isinstance(layer, Mapping):
+        raise _error(source, f"{prefix[:-1]} must hold `key: value` lines, not {layer!r:.100}")
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if name not in types_of:
+            raise _error(source, f"unknown key {key!r}{_nearest_key(key, options)}")
+        if dataclasses.is_dataclass(types_of[name]):
+            add(values.setdefault(name, {}), types_of[name], options, value, source, f"{key}.")
+            continue
+        value = converted(types_of[name], value, key, source)
+        is_lines = isinstance(value, dict) and isinstance(values.get(name), dict)
+        values[name] = {**values[name], **value} if is_lines else value
+
+
+def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], source: str) -> Any:
+    """A section of this kind with these values, and defaults for the rest.
+
+    Raises RecipeError, naming the source, for a key without a value.
+    """
+
+    def section(values: Mapping[str, Any], kind: type, prefix: str) -> Any:
+        inner = {
+            name: section(values.get(name, {}), typing.cast(type, each), f"{prefix}{name}.")
+            for name, each in hints(kind, options).items()
+            if dataclasses.is_dataclass(each)
+        }
+        made = kind(**{**values, **inner})
+        for name, value in vars(made).items():
+            if value == MISSING:
+                key = f"{prefix}{name}"
+                raise RecipeError(f"{source}: {key} has no value; add `{key}=VALUE`")
+        return made
+
+    return section(values, kind, "")
+
+
+def value_of(recipe: Recipe, word: str) -> Any:
+    """The value that a word gives its key, in the key's type. Raises RecipeError as `add`."""
+    values: Any = {}
+    add(values, Recipe, type(recipe.method), parsed(word), "")
+    while isinstance(values, dict):
+        (values,) = values.values()
+    return values
+
+
+def parsed(word: str) -> dict[str, Any]:
+    """The nested sections that an override such as `train.epochs=1` stands for."""
+    key, value = key_and_value(word)
+    values: Any = Word(value)
+    for name in reversed(key.split(".")):
+        values = {name: values}
+    return values
+
+
+def key_and_value(word: str) -> tuple[str, str]:
+    """The two sides of an override. RecipeError where it is no `key=value`."""
+    key, equals, value = word.partition("=")
+    if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
+        raise RecipeError(
+            f"{word!r:.200} is not an override; write key=value, such as train.epochs=1"
+        )
+    return key, value
+
+
+def text(value: Any) -> str:
+    """A value as a recipe writes it: the shortest text that is read as the same value."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@functools.cache
+def hints(kind: type, options: type[MethodRecipe]) -> dict[str, Any]:
+    """The types of a section's keys; of a method's section, those of its options."""
+    of_kind = typing.get_type_hints(kind, include_extras=True)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    return {name: options if of_kind[name] is MethodRecipe else of_kind[name] for name in fields}
+
+
+def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
+    """A value in the type of its key; RecipeError where that is impossible."""
+    given = value
+    if isinstance(value, Word):
+        if _plain(kind) is str:
+            value = str(value)
+        else:
+            value = yaml_text.parse(str(value), f"override {f'{key}={value}'!r:.200}")
+        if _is_list(kind) and isinstance(value, str | int | float):
+            value = yaml_text.parse(f"[{given}]", source)
+    if isinstance(value, Mapping):  # of words such as model.published.imagenet_a=80
+        value = {
+            name: yaml_text.parse(str(each), source) if isinstance(each, Word) else each
+            for name, each in value.items()
+        }
+    for attempt in (value, _texts(value)):
+        try:
+            result = msgspec.convert(attempt, kind)
+        except msgspec.ValidationError:
+            continue
+        if _is_of_64_bits(result):
+            return result
+    if value is None:
+        raise _error(source, f"{key} has no value; it must be {words(kind)}")
+    choices = _choices(kind)
+    if choices and isinstance(value, str | int | float):
+        raise _error(source, f"{key}={value!r} is not possible{nearest(str(value), choices)}")
+    raise _error(source, f"{key}={value!r:.100} must be {words(kind)}")
+
+
+def _error(source: str, what: str) -> RecipeError:
+    return RecipeError(f"{source}: {what}" if source else what)
+
+
+def words(kind: Any) -> str:
+    """What a key of this type may hold: `a number of at least 0 and below 1`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return words(arguments[0]) + _limits(arguments[1])
+    if origin is Literal:
+        return " or ".join(map(text, arguments))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if each is type(None) else words(each) for each in arguments)
+    if origin in (list, tuple):
+        count = f", {len(arguments)} of them" if origin is tuple else ""
+        return f"a list, each {words(arguments[0])}{count}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    is_lines = origin is dict or dataclasses.is_dataclass(kind)
+    return "`key: value` lines" if is_lines else names.get(kind, str(kind))
+
+
+def _limits(meta: msgspec.Meta) -> str:
+    if meta.min_length is not None and meta.min_length == meta.max_length:
+        return f", {meta.min_length} of them"
+    low = [f"of at least {meta.ge}"] if meta.ge is not None else []
+    low += [f"above {meta.gt}"] if meta.gt is not None else []
+    high = [f"at most {meta.le}"] if meta.le is not None else []
+    high += [f"below {meta.lt}"] if meta.lt is not None else []
+    empty = ", not an empty one" if meta.min_length == 1 else ""
+    return " ".join(["", " and ".join([*low, *high])]).rstrip() + empty
+
+
+def _plain(kind: Any) -> Any:
+    """A type without its limits."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
+def _members(kind: Any) -> Sequence[Any]:
+    """The types that a union is of, without null; the type alone, where it is none."""
+    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
+        return [kind]
+    return [each for each in typing.get_args(kind) if each is not type(None)]
+
+
+def _is_list(kind: Any) -> bool:
+    return any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
+
+
+def _choices(kind: Any) -> list[str]:
+    """The texts of what a key chooses from; none for other keys."""
+    return [
+        text(choice)
+        for each in _members(kind)
+        if typing.get_origin(each) is Literal
+        for choice in typing.get_args(each)
+    ]
+
+
+def _texts(value: Any) -> Any:
+    """Numbers as their texts, for keys that hold texts: YAML takes `version: 1.0` for a number."""
+    if isinstance(value, list):
+        return [_texts(each) for each in value]
+    return str(value) if type(value) in (int, float) else value
+
+
+def _is_of_64_bits(value: Any) -> bool:
+    """Whether a value's numbers are finite, and none is an integer that no file could hold."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_of_64_bits, value))
+    if isinstance(value, int):
+        return abs(value) < 2**64
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _nearest_key(key: str, options: type[MethodRecipe]) -> str:
+    """`; did you mean 'train.epochs'?`: the keys whose last word is nearest to this key's.
+
+    Keys of the same section come first; where no word is near, the section's keys are listed.
+    """
+    section, _, word = key.rpartition(".")
+    known: dict[str, list[str]] = {}
+    for name in sorted(_keys(Recipe, options), key=lambda name: name.count(".")):
+        known.setdefault(name.rpartition(".")[2], []).append(name)
+
+    def siblings(last: str) -> list[str]:
+        return [name for name in known[last] if name.rpartition(".")[0] == section]
+
+    of_section = list(filter(siblings, known))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    close = close or difflib.get_close_matches(word, of_section, n=1)
+    if not close:
+        return f"; valid: {', '.join(sorted(of_section))}"
+    return f"; did you mean {' or '.join(map(repr, siblings(close[0]) or known[close[0]]))}?"
+
+
+def _keys(kind: type, options: type[MethodRecipe], prefix: str = "") -> Iterator[str]:
+    """Every key of a section, those of its sections with the section's name before them."""
+    for name, each in hints(kind, options).items():
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(each):
+            yield from _keys(typing.cast(type, each), options, f"{prefix}{name}.")

@@ -1,0 +1,185 @@
+"""Where numbers go besides the terminal: TensorBoard, Weights & Biases, Trackio, or a user's class.
+
+`trackers=[wandb]` asks for them; without it there are none. A cell has one run: its training and,
+later, its evaluation log to it. What a tracker does wrong must not cost a training: it is left out
+from then on, with a warning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from engine.machine import ranks
+from engine.machine.files import digest
+from engine.measures import metrics
+from engine.recipe.resolve import flat
+from engine.recipe.schema import MethodRecipe, Recipe
+
+log = logging.getLogger(__name__)
+PROJECT = "rib"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a run is about.
+
+    group: the campaign. name: of people's, like those of no other run of the group. id: the same
+    whenever the cell's recipe and folder of results are. config: the resolved recipe. folder: of
+    results.
+    """
+
+    group: str
+    name: str
+    id: str
+    config: Mapping[str, Any]
+    folder: Path
+
+
+class Tracker(Protocol):
+    """A run in a tracker, made of a `Subject`; one with the same id goes on."""
+
+    def log(self, values: Mapping[str, float], step: int | None) -> None:
+        """step: of the training; None after it."""
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `<folder>/tensorboard/<group>/<name>`."""
+
+    def __init__(self, subject: Subject) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        parts = [re.sub(r"[^\w.-]+", "-", part) for part in (subject.group, subject.name)]
+        folder = subject.folder.joinpath("tensorboard", *parts)
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+        text = "\n".join(f"    {key}: {value}" for key, value in subject.config.items())
+        self._writer.add_text("recipe", text)
+
+    def log(self, values: Mapping[str, float], step: int | None) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class OfModule:
+    """A run of the project `rib` of Weights & Biases, or of Trackio, which has the same interface.
+
+    WANDB_MODE=offline is for nodes without a network. `trackio show` displays Trackio's.
+    """
+
+    def __init__(self, module: str, subject: Subject, **options: Any) -> None:
+        subject.folder.mkdir(parents=True, exist_ok=True)
+        self._run = importlib.import_module(module).init(
+            project=PROJECT,
+            group=subject.group,
+            name=subject.name,
+            config=dict(subject.config),
+            resume="allow",
+            **options,
+        )
+
+    def log(self, values: Mapping[str, float], step: int | None) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def wandb(subject: Subject) -> Tracker:
+    folder = str(subject.folder)
+    return OfModule("wandb", subject, id=subject.id, dir=folder, reinit="create_new")
+
+
+def trackio(subject: Subject) -> Tracker:
+    return OfModule("trackio", subject, embed=False)  # a run goes on by its name
+
+
+KINDS: dict[str, Callable[[Subject], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": wandb,
+    "trackio": trackio,
+}
+
+
+class Trackers:
+    """The run of a cell in each of its recipe's trackers; a context manager that closes them.
+
+    Only rank 0 has any.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._trackers: dict[str, Tracker] = {}
+        for name in recipe.trackers if ranks.rank() == 0 else ():
+            tracker = self._softly(name, lambda name=name: _kind(name)(subject(recipe)))
+            if tracker is not None:
+                self._trackers[name] = tracker
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._softly(name, tracker.close)
+
+    def __bool__(self) -> bool:
+        return bool(self._trackers)
+
+    def log(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """values: by name, such as `train/loss`."""
+        for name, tracker in list(self._trackers.items()):
+            self._softly(name, lambda tracker=tracker: tracker.log(values, step))
+
+    def _softly(self, name: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except Exception as error:  # whatever a tracker raises, the training goes on
+            self._trackers.pop(name, None)
+            cure = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
+            log.warning("trackers=%s goes on without it: %s%s", name, error, cure)
+            return None
+
+
+def _kind(name: str) -> Callable[[Subject], Tracker]:
+    """What makes a run; a name of `module:Class` is a user's, from a module that Python finds."""
+    module, is_users, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute) if is_users else KINDS[name]
+
+
+def subject(recipe: Recipe) -> Subject:
+    """The run of a recipe's cell. Its name has the method's options, learning rate and seed."""
+    config = flat(recipe)
+    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
+    options = {
+        field.name: getattr(recipe.method, field.name)
+        for field in dataclasses.fields(recipe.method)
+        if field.name not in shared
+    }
+    options |= {"lr": recipe.optimizer.lr, "seed": recipe.seed}
+    words = " ".join(f"{key}={value}" for key, value in options.items())
+    of_cell = {key: value for key, value in config.items() if key not in ("runs", "trackers")}
+    number = digest([of_cell, str(Path(recipe.runs).resolve())])
+    name = f"{recipe.method.title} on {recipe.downstream} {words} {number[:6]}"
+    return Subject(recipe.campaign or "cells", name, number, config, Path(recipe.runs))
+
+
+def log_accuracies(recipe: Recipe, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """Log a cell's accuracies (percent) by set, before and after training, and its RI (points)."""
+    if not recipe.trackers:
+        return
+    values = {f"accuracy/{name}": value for name, value in after.items()}
+    values |= {f"accuracy before/{name}": value for name, value in before.items()}
+    if any(name != recipe.downstream for name in recipe.dataset.sets):
+        sets = recipe.dataset.sets
+        values["RI"] = metrics.robustness_improvement(recipe.downstream, after, before, sets)
+    with Trackers(recipe) as trackers:
+        trackers.log(values)

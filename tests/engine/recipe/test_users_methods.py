@@ -1,0 +1,132 @@
+"""A user's method: to show it runs nothing of it, and it is checked where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import campaigns
+import pytest
+
+from engine import cli, recipe
+from engine.commands import train
+from engine.grid import campaign
+from engine.recipe import modules
+from engine.recipe.options import OPTIONS, Soup
+from engine.recipe.schema import Recipe
+
+folder = campaigns.folder
+METHOD = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+import msgspec
+from engine.methods.base import Trained
+from engine.methods.soup import Recipe as Soup
+from engine.recipe.schema import MethodRecipe
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    strength: Annotated[float, msgspec.Meta(gt=0)] = 0.5
+    kind: Literal["near", "far"] = "near"
+    steps: int | None = None
+
+    def check(self, cell):
+        if cell.train.epochs > 50:
+            raise ValueError("too long for this method")
+
+Method = Trained
+"""
+
+
+def cell(tmp_path: Path, text: str, *words: str) -> Recipe:
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\nsteps: 3\n")
+    return recipe.load("emoji/fine_tune", [f"method={tmp_path}/mine.yaml", *words])
+
+
+def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path: Path) -> None:
+    shown = cell(tmp_path, METHOD, "method.strength=2")
+    shared = {"name": "mine", "title": "Mine", "module": f"{tmp_path}/mine.py"}
+    shared["variant"] = "canonical"
+    assert dataclasses.asdict(shown.method) == shared | {"steps": 3, "strength": 2}
+    assert shown == cell(tmp_path, METHOD, "method.strength=2")
+    options = {"strength": 2.0, "kind": "near", "steps": 3}
+    assert dataclasses.asdict(modules.method_of(shown).recipe) == shared | options
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        (
+            METHOD,
+            "method.strenght=2",
+            r"mine.py: unknown key 'method.strenght'; .*'method.strength'",
+        ),
+        (METHOD, "method.strength=0", r"mine.py: method.strength=0 must be a number above 0"),
+        (METHOD, "method.kind=nar", r"method.kind='nar' is not possible; did you mean 'near'"),
+        (METHOD, "train.epochs=60", "too long for this method"),
+        ("x = 1\n", "seed=1", r"mine.py does not define Recipe; see CONTRIBUTING.md"),
+        ("class Recipe: pass\n", "seed=1", "mine.py does not define Method"),
+        ("class Recipe: pass\nMethod = Recipe", "seed=1", "Recipe does not extend engine.recipe"),
+    ],
+)
+def test_what_its_module_refuses(tmp_path: Path, text: str, words: str, message: str) -> None:
+    shown = cell(tmp_path, text, words)
+    with pytest.raises(ValueError, match=message):
+        modules.method_of(shown)
+
+
+def test_its_file_runs_once_for_each_content(tmp_path: Path) -> None:
+    runs = f"open({str(tmp_path / 'runs')!r}, 'a').write('.')\n"
+    shown = cell(tmp_path, METHOD + runs)
+    for text in (METHOD + runs, METHOD + runs + "more = 1\n"):
+        Path(shown.method.module).write_text(text)
+        assert modules.find(shown.method.module) is modules.find(shown.method.module)
+    assert (tmp_path / "runs").read_text() == ".."
+
+
+def test_every_method_of_the_engine_has_its_options() -> None:
+    for name, options in OPTIONS.items():
+        assert modules.find(name).Recipe is options
+    methods = Path(modules.find("ewc").__file__ or "").parent.glob("*.py")
+    defined = ("\nclass Method(", "\nMethod = ")
+    assert set(OPTIONS) == {p.stem for p in methods if any(d in p.read_text() for d in defined)}
+
+
+def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path: Path) -> None:
+    shown = cell(tmp_path, METHOD.replace("(MethodRecipe)", "(Soup)"), "method.members=[ewc]")
+    method = modules.method_of(shown).recipe
+    assert isinstance(method, Soup) and method.members == ["ewc"] and method.select == "uniform"
+
+
+BOOBY_TRAP = """
+from dataclasses import dataclass
+open({victim!r}, "w").close()
+from engine.methods.fine_tune import Method
+from engine.recipe.schema import MethodRecipe
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    strength: float = 0.5
+"""
+
+
+def test_to_show_a_strangers_recipe_runs_nothing_of_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    victim = tmp_path / "victim"
+    (tmp_path / "evil.py").write_text(BOOBY_TRAP.format(victim=str(victim)))
+    (tmp_path / "evil.yaml").write_text("name: evil\ntitle: Evil\nmodule: evil.py\nstrength: 2\n")
+    text = (folder / "shapes.yaml").read_text()
+    grid = str(tmp_path / "grid.yaml")
+    Path(grid).write_text(text.replace("fine_tune: {}", f"{tmp_path}/evil.yaml: {{}}"))
+    method, runs = f"method={tmp_path}/evil.yaml", f"runs={tmp_path / 'runs'}"
+    assert train.launch(["recipe=emoji/fine_tune", method, "--print"]) == 0
+    assert "strength: 2" in capsys.readouterr().out
+    assert recipe.load("emoji/fine_tune", [method]).method.name == "evil"
+    campaign.plan(grid, [runs], 1)
+    campaign.asked(grid, [runs])
+    assert cli.main(["plan", grid, runs]) == 0  # from counts, without the method
+    assert cli.main(["metrics", grid, runs]) == 2 and not victim.exists()
+    campaign.plan(grid, [runs], 1, run_users=True)  # as a campaign does when it begins
+    assert victim.exists()

@@ -1,0 +1,94 @@
+"""A .beton of FFCV's writer as a pack: its samples as they are, and what does not fit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loaders.adopt import adopt
+from loaders.beton import JPEG, RAW, Beton, BetonWriter
+from loaders.pack import Pack
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+
+
+def blobs(mode: int) -> list[bytes]:
+    if mode == RAW:
+        return [pixels.tobytes() for pixels in IMAGES]
+    files = [io.BytesIO() for _ in IMAGES]
+    for pixels, file in zip(IMAGES, files, strict=True):
+        Image.fromarray(pixels).save(file, "JPEG")
+    return [file.getvalue() for file in files]
+
+
+def written(path: Path, mode: int, sides: tuple[int, ...] = (8,) * 5) -> Path:
+    writer = BetonWriter(path, len(IMAGES))
+    for number, (blob, side) in enumerate(zip(blobs(mode), sides, strict=True)):
+        writer.add(blob, mode=mode, height=side, width=8, label=number % 3)
+    writer.finish()
+    writer.close()
+    return path
+
+
+def adopted(file: Path, classes: str = "abc", size: int = 8) -> Pack:
+    return adopt(
+        file, file.with_name("pack"), name="mine", classes=list(classes), size=size,
+        transform_spec={"size": size}, extra={"adopted": file.name}, progress=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [RAW, JPEG])
+def test_the_samples_are_copied_as_they_are(tmp_path: Path, mode: int) -> None:
+    file = written(tmp_path / "a.beton", mode)
+    before = file.read_bytes()
+    pack = adopted(file)
+    assert list(pack.shard.blobs(range(5))) == blobs(mode) and file.read_bytes() == before
+    assert pack.labels.tolist() == [0, 1, 2, 0, 1] and pack.classes == ("a", "b", "c")
+    assert len(set(pack.keys)) == 5 and pack.manifest["extra"] == {"adopted": "a.beton"}
+    if mode == RAW:
+        assert np.array_equal(pack.pixels(range(5)), IMAGES)
+    assert adopted(file).fingerprint == pack.fingerprint, "the second call finds it"
+
+
+def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.beton", JPEG)
+    with pytest.raises(ValueError, match=r"sample 2 has label 2, and --classes names 2"):
+        adopted(file, classes="ab")
+    with pytest.raises(ValueError, match=r"8 x 8 pixels, not 9 x 9; .*model.image_size=8"):
+        adopted(file, size=9)
+    file = written(tmp_path / "b.beton", JPEG, (8, 8, 8, 7, 8))
+    with pytest.raises(ValueError, match=r"sample 3 has 7 x 8 pixels"):
+        adopted(file)
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_jpeg_of_another_size_than_its_row_says_is_refused(tmp_path: Path) -> None:
+    """FFCV's decoder would leave a part of the pixels as they were."""
+    file = written(tmp_path / "a.beton", JPEG, (16,) * 5)
+    rows = Beton.open(file).rows
+    assert (rows["height"] == 16).all()
+    wide = bytearray(file.read_bytes())
+    for n in range(5):
+        wide[24 + 2 * 1041 + 24 * n + 1] = 16  # the row's width
+    file.write_bytes(wide)
+    with pytest.raises(ValueError, match=r"a/00000000 is a JPEG of \(8, 8\), not \(16, 16\)"):
+        adopted(file, size=16)
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.slow
+def test_a_file_of_ffcvs_own_writer(tmp_path: Path) -> None:
+    pytest.importorskip("ffcv", exc_type=ImportError)
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    images = [(pixels, number % 3) for number, pixels in enumerate(IMAGES)]
+    DatasetWriter(str(tmp_path / "a.beton"), fields, num_workers=1).from_indexed_dataset(images)
+    pack = adopted(tmp_path / "a.beton")
+    assert pack.labels.tolist() == [0, 1, 2, 0, 1]
+    assert np.array_equal(pack.pixels(range(5)), IMAGES)

@@ -1,0 +1,101 @@
+"""JPEG packs by FFCV's decoder and by Pillow: pixels, names of results, damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_packs import SHAPE, draw, make
+
+from loaders import jpeg
+from loaders.pack import Pack
+from loaders.stream import Stream
+
+
+def blob_of(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture
+def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "_imdecode", lambda: None)
+
+
+@pytest.fixture(params=["ffcv", "pillow"])
+def decoder(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "pillow":
+        request.getfixturevalue("pillow")
+    elif jpeg.decoder() != "ffcv":
+        pytest.skip("FFCV is not built here")
+    yield request.param
+
+
+def test_pixels_are_those_of_pillow_or_near_them(decoder: str) -> None:
+    for seed in range(20):
+        blob, out = blob_of(draw(seed)), np.zeros((*SHAPE, 3), np.uint8)
+        jpeg.decode(blob, out)
+        expected = np.asarray(Image.open(io.BytesIO(blob)))
+        difference = np.abs(out.astype(int) - expected)
+        assert difference.mean() < 2 and difference.max() <= 16
+        assert decoder == "ffcv" or not difference.any()
+
+
+def test_results_of_another_decoder_have_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if jpeg.decoder() != "ffcv":
+        pytest.skip("FFCV is not built here")
+    folders = [make(tmp_path / format, format).folder for format in ("raw", "jpeg")]
+    first = [Pack.open(folder).fingerprint for folder in folders]
+    monkeypatch.setattr(jpeg, "_imdecode", lambda: None)
+    second = [Pack.open(folder).fingerprint for folder in folders]
+    assert first[0] == second[0] and first[1] != second[1]
+    assert second[1] == Pack.open(folders[1]).manifest["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [b"no image", blob_of(draw(0))[:200], blob_of(draw(0).resize((99, 99))),
+     blob_of(draw(0).convert("CMYK"))[:-300]],
+    ids=["text", "cut", "larger", "CMYK"],
+)  # fmt: skip
+def test_what_is_no_such_image_is_refused(decoder: str, blob: bytes) -> None:
+    with pytest.raises(ValueError):
+        jpeg.decode(blob, np.zeros((*SHAPE, 3), np.uint8))
+
+
+def test_an_altered_sample_is_named_before_it_is_decoded(decoder: str, tmp_path: Path) -> None:
+    pack = make(tmp_path / "p", "jpeg")
+    with pack.beton.open("r+b") as file:
+        file.seek(int(pack.shard.rows["pointer"][33]) + 100)
+        file.write(b"\0\1\2")
+    with pytest.raises(ValueError, match=r"sample 33 \(image-33\) were altered"):
+        list(Stream(Pack.open(pack.folder)).batches(np.arange(61).reshape(-1, 1)))
+    pack._verified[:] = True  # every sample was read, and then the file is cut
+    with pack.beton.open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match="changed after it was opened"):
+        pack.pixels([3])
+
+
+def test_a_library_that_cannot_be_opened_is_named_and_pillow_decodes(tmp_path: Path) -> None:
+    (tmp_path / "ffcv").mkdir()
+    (tmp_path / "ffcv" / "__init__.py").write_text("raise SystemError('it is never imported')")
+    (tmp_path / "ffcv" / "_libffcv.cpython.so").write_text("no library")
+    program = (
+        "import logging; logging.basicConfig(); from loaders import jpeg; print(jpeg.decoder())"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(jpeg.__file__).parents[1]}"}
+    child = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert child.stdout == "pillow\n" and "FFCV's library cannot be used" in child.stderr
