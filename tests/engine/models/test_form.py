@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -147,13 +148,17 @@ def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
     assert tf32 == {"matmul": False, "cudnn": False}
 
 
-@pytest.mark.parametrize("stage", ["prepare", "column", "report"])
-def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("name", ["prepare", "column-outline", "report"])
+def test_a_job_turns_tf32_off(
+    tf32: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    plan = SimpleNamespace(device="cpu", columns=[SimpleNamespace(job="column-outline")])
+    monkeypatch.setattr(job.campaign, "read", lambda path: plan)
+    monkeypatch.setattr(job.campaign, "check_modules", lambda plan: None)
     threads = torch.get_num_threads()
     try:
         with pytest.raises(Started):
-            words = ["--plan", str(tmp_path / "plan.json"), "--column", SET, "--device", "cpu"]
-            job.run(job.parser().parse_args([stage, *words]))
+            job.run(job.parser().parse_args([name, "--plan", str(tmp_path / "plan.json")]))
     finally:
         torch.set_num_threads(threads)
     assert tf32 == {"matmul": False, "cudnn": False}
