@@ -93,7 +93,8 @@ class Grid:
         program = [sys.executable, str(ROOT / "engine" / "rib"), "campaign", str(self.file)]
         seconds = run([*program, "--cores", str(CORES), *self.words(runs)])
         table = {}
-        with (runs / self.file.stem / "report" / "accuracy.csv").open() as file:
+        (report,) = runs.glob(f"{self.file.stem}*/report/accuracy.csv")
+        with report.open() as file:
             for row in csv.DictReader(file):
                 key = (
                     row["method"],

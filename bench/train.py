@@ -168,6 +168,7 @@ class Bench:
             f"runs={self.weights.parent / 'runs'}",
             "source=resident",
             "train.epochs=1",
+            "train.warmup_steps=0",
             f"train.batch_size={self.files.batch}",
             f"optimizer.lr={LR}",
             f"optimizer.momentum={MOMENTUM}",
