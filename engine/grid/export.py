@@ -21,7 +21,7 @@ from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.evaluation import merge
 from engine.grid.choice import check_choice
-from engine.grid.record import AS_BEFORE, FinishedCampaign
+from engine.grid.record import FinishedCampaign
 from engine.machine.files import room_for
 from engine.measures.rows import PRE, Evaluation
 from engine.models import clip
@@ -64,7 +64,7 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
     name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
-    remedy = f"run `rib campaign` again, {AS_BEFORE}"
+    remedy = f"run `{campaign.plan.command}` again"
     mix = campaign.mix(row)
     parents = _parents(Store(campaign.store), mix, title, remedy)
     return Row(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))

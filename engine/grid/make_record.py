@@ -73,7 +73,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         classes=imagenet.readable(run.sets.classes),
         thumbnails=_thumbnails(run, evaluations),
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
-        artifacts=_artifacts(run, evaluations),
+        artifacts=_artifacts(plan, device, run, evaluations),
     )
 
 
@@ -121,17 +121,22 @@ def _reason(plan: Plan, column: Column) -> str:
     return "its jobs have not all run"
 
 
-def _artifacts(run: Run, evaluations: Sequence[Evaluation]) -> list[str]:
+def _artifacts(
+    plan: Plan, device: torch.device, run: Run, evaluations: Sequence[Evaluation]
+) -> list[str]:
     """The cells, predictions and CKA that the campaign's numbers and exports are made of.
 
     Weights of snapshots are removed on purpose and are left out.
     """
     folders = {row.path.parent for row in evaluations}
     names = {name for row in evaluations for name in predictions.mix_of(row.path)}
-    found = [cells.find(run.store, name) for name in names]
+    parents = [cells.find(run.store, name) for name in names]
     folders |= {
-        cell.artifact.folder for cell in found if cell and cell.artifact.kind != snapshots.KIND
+        cell.artifact.folder for cell in parents if cell and cell.artifact.kind != snapshots.KIND
     }
+    for column in plan.columns:  # a mix has no weights, and a cell all the same
+        rows = builders(plan, device, column, run.sets, finds_only=True)
+        folders |= {row.build().artifact.folder for row in rows}
     return sorted(folder.relative_to(run.store.root).as_posix() for folder in folders)
 
 

@@ -100,7 +100,7 @@ def test_campaign_ends_with_its_tables_and_page(whole: Path) -> None:
         "accuracy", "headline",
     ]  # fmt: skip
     arm = ["model", "method", "variant", "alpha", "setting"]
-    assert list(mri[0]) == [*arm, "mri", "mri_low", "mri_high", "error", "headline"]
+    assert list(mri[0]) == [*arm, "mri", "mri_low", "mri_high", "headline"]
     places = {*SETS, "upstream"}
     before = [row for row in accuracy if row["method"] == "pre"]
     assert {row["evaluated_on"] for row in before} == places

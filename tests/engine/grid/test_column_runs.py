@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import campaigns
 import grids
 import pytest
 
-from engine.grid import cell_plan, export, record
+from engine.grid import cell_plan, choice, export, record
 from engine.grid.build import Builder
 from engine.store import cells
 
@@ -119,12 +118,13 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
     in_plain = of(plain, "downstream", "few")
     of_setting = {setting: of(accuracy, "setting", setting) for setting in settings}
     assert of_setting["optimizer.lr=0.02"] == in_plain != of_setting["optimizer.lr=0.001"]
-    choice: dict[str, Any] = dict.fromkeys(("alpha", "seed"))
-    choice |= {"method": "fine_tune", "downstream": "few"}
-    source, words = str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"]
+    values = {**dict.fromkeys(choice.OPTIONS), "method": "fine_tune", "downstream": "few"}
+    finished = record.find(str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"])
+    evaluations = finished.record.evaluations
     with pytest.raises(ValueError, match=r"add --setting, one of optimizer.lr=0.02, optimizer.lr"):
-        export.row_of_campaign(source, words, setting=None, **choice)
-    row = export.row_of_campaign(source, words, setting="optimizer.lr=0.001", **choice)
+        choice.choose(evaluations, values)
+    chosen = choice.choose(evaluations, values | {"setting": "optimizer.lr=0.001"})
+    row = export.row_of_campaign(finished, chosen)
     assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in new}
     text = (report / "table.txt").read_text()
     assert all(f"{title}, lr={lr}" in text for title in ("FT", "LP") for lr in ("0.02", "0.001"))

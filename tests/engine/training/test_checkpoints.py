@@ -369,7 +369,7 @@ TWO_RANKS = [
     [
         f"model.arch={CONV}",
         "model.image_size=64",
-        "train.freeze_batchnorm=false",
+        "train.freeze_batchnorm=true",
         "train.batch_size=18",
         "optimizer.lr=1e-4",
     ],
