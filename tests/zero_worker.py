@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from engine.methods.objectives import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training.optim import attach, build
+from engine.training.optim import attach, build, track
 
 STEPS, MICRO_BATCH, LAM = 5, 3, 0.5
 
@@ -69,21 +69,23 @@ def bare_loop(options: OptimizerRecipe, clip: float, data: Tensor, identity: boo
         weight_decay=options.weight_decay,
         **{name: getattr(options, name) for name in names},
     )
-    total = 0.0
+
+    def value() -> Tensor:
+        total = torch.zeros(())
+        for name, parameter in named.items():
+            fisher = 1.0 if penalty.fisher is None else penalty.fisher[name]
+            pull = fisher * (parameter - penalty.anchor[name]).square()
+            total = total + penalty.lam / 2 * pull.sum()
+        return total
+
     for step in data:
         optimizer.zero_grad()
         loss_of(model, step.flatten(0, 2)).backward()
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
-        value = torch.zeros(())
-        for name, parameter in named.items():
-            fisher = 1.0 if penalty.fisher is None else penalty.fisher[name]
-            pull = fisher * (parameter - penalty.anchor[name]).square()
-            value = value + penalty.lam / 2 * pull.sum()
-        value.backward()
-        total += value.item()
+        value().backward()
         optimizer.step()
-    return {n: p.detach() for n, p in model.named_parameters()}, total
+    return {n: p.detach() for n, p in model.named_parameters()}, value().item()
 
 
 def initialize(model: nn.Module, optimizer, stage: int, clip: float, data: Tensor):
@@ -109,16 +111,16 @@ def deepspeed_loop(options: OptimizerRecipe, stage: int, clip: float, data: Tens
     optimizer = build(named, options, penalty)
     engine = initialize(model, optimizer, stage, clip, data)
     attach(engine, penalty)
-    optimizer.value = torch.zeros((), dtype=torch.float64)
     for step in data:
         for inputs in step[:, dist.get_rank()]:
             engine.backward(loss_of(engine, inputs))
             engine.step()
-    if stage:
-        dist.all_reduce(optimizer.value)
+    penalty_now = track(engine)
+    assert penalty_now is not None
+    value = penalty_now()
     weights = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
     engine.destroy()
-    return weights, optimizer.value.item()
+    return weights, value
 
 
 def refuses_round_robin() -> str:
