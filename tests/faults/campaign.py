@@ -155,7 +155,7 @@ class Campaign:
 
     def numbers(self) -> dict[str, bytes]:
         """The content of all tables of the report."""
-        report = self.runs / "shapes" / "report"
+        (report,) = self.runs.glob("shapes*/report")
         paths = [*report.glob("*.csv"), *report.glob("table.txt")]
         return {path.name: path.read_bytes() for path in paths}
 

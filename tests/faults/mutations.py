@@ -38,7 +38,7 @@ VALUES: list[Any] = [
 ]
 REMEDY = re.compile(r"\b(delete|remove|run|encode|move|give|choose|set|make|update)\b")
 # What of a finished campaign is deleted too, so that more than its report is read again.
-LOST = ("", "", "shapes/report", "shapes", "store/predictions", "store/distances", "store/cells")
+LOST = ("", "", "shapes*/report", "shapes*", "store/predictions", "store/distances", "store/cells")
 
 
 def mutate(campaign: Campaign, rng: random.Random) -> str:
@@ -55,9 +55,10 @@ def mutate(campaign: Campaign, rng: random.Random) -> str:
     change(path, rng, kinds[kind])
     done = f"{change.__name__} of {path.relative_to(campaign.runs)}, campaign {stage:.0%} done"
     lost = rng.choice(LOST) if stage == FINISHED else ""
-    if lost and not path.is_relative_to(campaign.runs / lost):
-        shutil.rmtree(campaign.runs / lost)
-        done += f", {lost} deleted"
+    for folder in campaign.runs.glob(lost) if lost else ():
+        if not path.is_relative_to(folder):
+            shutil.rmtree(folder)
+            done += f", {folder.name} deleted"
     if stage == FINISHED and not lost and rng.random() < 0.5:
         heal(campaign, "metrics", path, done)
     heal(campaign, "campaign", path, done)

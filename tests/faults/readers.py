@@ -199,13 +199,13 @@ def solved(specimen: Specimen, path: Path) -> Any:
 MODEL = ("done.json", cells.CELL, tensors.WEIGHTS, tensors.PROMPT)
 READERS: Mapping[str, Reader] = {
     **dict.fromkeys(("packs/images.beton", "packs/manifest.json", "packs/samples.npy"), pack),
-    "plan/done": marker,
+    **dict.fromkeys(("plan/done", "plan/report.sha256"), marker),
     "plan/evaluations.json": evaluations,
     "plan/plan.json": plan,
     "plan/workflow.json": jobs,
     "plan/progress": bar,
     "plan/attempts": attempt,
-    **{f"report/{name}": shown for name in (".csv", ".html", ".parquet", ".tex", ".txt", "plan")},
+    **{f"report/{name}": shown for name in (".csv", ".html", ".parquet", ".tex", ".txt")},
     **{
         f"store/{kind}/{name}": cell
         for kind in ("cells", "snapshots")

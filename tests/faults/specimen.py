@@ -129,11 +129,11 @@ class Specimen:
     @cached_property
     def table(self) -> pa.Table:
         """The predictions that `slices` are of."""
-        return predictions.read(self.some("predictions/ewc-*").checked(PART))
+        return predictions.read(self.some("predictions/ewc-*-on-upstream-*").checked(PART))
 
     def slices(self) -> Pending:
         """Predictions that come in slice by slice."""
-        artifact = self.some("predictions/ewc-*")
+        artifact = self.some("predictions/ewc-*-on-upstream-*")
         key = {**artifact.key, "unfinished": True}
         cuts = pending.slices(self.table["index"].to_numpy(), SIZE)
         return Pending(self.store, key["mix"], ("ewc-unfinished", key), cuts)

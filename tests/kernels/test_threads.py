@@ -15,8 +15,8 @@ SWEEP = """
 import numpy as np
 from kernels.transport import loops
 q, g = np.zeros((2, 3), np.int16), np.zeros(3, np.float32)
-columns = np.zeros((1, 3), np.float32)
-loops.sweep(q, g[:2], g, g[:2], np.array([0, 2]), g[:2].copy(), columns, g.copy())
+columns = np.zeros(3, np.float32)
+loops.sweep(q, g[:2], g, g[:2], g[:2].copy(), columns, g.copy())
 assert np.allclose(columns, 2 / 3)
 print(sum(loops.sweep.stats.cache_hits.values()))
 """

@@ -13,16 +13,15 @@ from engine.commands import outcome
 def test_every_set_that_ri_does_not_count_is_marked(tmp_path, monkeypatch, capsys):
     hits = random_hits()
 
-    def predicted(run, mix, name, split, sampled):
+    def predicted(run, mix, name, split):
         path = tmp_path / f"{next(iter(mix))}-{name}.parquet"
         if not path.exists():
             pq.write_table(table(hits("", "", name)), path)
         return path
 
-    monkeypatch.setattr(outcome.sample, "split_of", lambda *_: "all")
-    monkeypatch.setattr(outcome.sample, "draw", lambda *_: {})
-    monkeypatch.setattr(outcome.sample, "evaluate_on", lambda *_: None)
-    monkeypatch.setattr(outcome.sample, "predicted", predicted)
+    monkeypatch.setattr(outcome.splits, "split_of", lambda *_: "all")
+    monkeypatch.setattr(outcome.passes, "evaluate", lambda *_: None)
+    monkeypatch.setattr(outcome.passes, "predicted", predicted)
     monkeypatch.setattr(outcome.trackers, "log_accuracies", lambda *_: None)
     dataset = SimpleNamespace(sets=["a", "b", "c"], upstream="up")
     method = SimpleNamespace(title="FT", variant="canonical")

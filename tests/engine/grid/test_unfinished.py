@@ -12,6 +12,7 @@ import torch
 
 from engine import cli
 from engine.grid import attempts, campaign, jobs, make_record
+from engine.machine import ranks
 
 folder, grid = campaigns.folder, grids.grid
 CPU = torch.device("cpu")
@@ -24,6 +25,7 @@ def test_finished_columns_are_reported_and_the_others_named(
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'partial'}"], 1)
     plan.path.parent.mkdir(parents=True)
     plan.path.write_bytes(campaign.text(plan))
+    ranks.start("cpu")
     jobs.prepare(plan, CPU)
     with (
         pytest.raises(ValueError, match="no room"),

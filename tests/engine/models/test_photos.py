@@ -60,7 +60,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path: Path) -> N
 
     net = models.load_state(models.create(resolved.model, 1000), state, backbone.name).eval()
     normalize = models.Normalize(resolved.model, torch.device("cpu"))
-    for source in (Resident(pack), Stream(pack), Stream(pack, reader="numpy")):
+    for source in (Resident(pack), Stream(pack)):
         (batch,) = source.batches([np.arange(len(pack))])
         with torch.inference_mode():
             actual = net(normalize(batch.images))

@@ -108,7 +108,7 @@ def test_sections_come_in_order(report):
         "What the sets look like",
         "How to read this",
         "The methods",
-        "What was left out, and what was sampled",
+        "What was left out",
         "What was run",
         "Credits",
     ]

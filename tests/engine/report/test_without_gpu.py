@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.grid import campaign, jobs
-from engine.machine import compiled, precision
+from engine.machine import compiled, precision, ranks
 from engine.report import finish
 from engine.run import Run
 
@@ -28,6 +28,7 @@ def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
     monkeypatch.setattr(compiled, "resolve", lambda *_: "never")
     words = [f"runs={tmp_path}", "methods=[fine_tune]", "dataset.sets=[few,tinted]"]
     plan = campaign.plan(str(folder / "shapes.yaml"), words, 2)
+    ranks.start("cpu")
     jobs.prepare(plan, torch.device("cpu"))
     for column in plan.columns:
         jobs.column(plan, column, torch.device("cpu"))

@@ -151,7 +151,7 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    tracked.log(builder.run, cell.entries, {})  # as a campaign's column does
+    tracked.log(builder.run, cell.entries)  # as a campaign's column does
     assert run.logged[-1][0] == values
 
 
