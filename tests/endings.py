@@ -55,7 +55,7 @@ def follow(line: str, damaged: Path) -> None:
         return
     named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)
     if named is None:
-        assert "run the campaign again" in line or "run `rib campaign` again" in line, line
+        assert re.search("run (the campaign|`rib campaign.*`) again", line), line
         return
     target = Path(named[1]) if named[1].startswith("/") else damaged
     target = target.parent if named[1] == "the folder" else target
