@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+INHERITED = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 
 
 @pytest.fixture
@@ -20,7 +22,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True)
+    # as from a shell: the make that runs the tests hands its own options down, and counts levels
+    shell = {name: value for name, value in os.environ.items() if name not in INHERITED}
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, env=shell)
 
 
 def test_clean_keeps_results_and_says_how_to_remove_them(checkout: Path) -> None:
