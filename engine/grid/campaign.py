@@ -43,10 +43,9 @@ class Plan:
 
     command: the line that makes this plan. rows: of its table, by name, each on the first column.
     columns: those fine-tuned on, in every setting. device: of all jobs, cpu | cuda | auto (what a
-    job sees). asked: the digest of the words and files that it was made of, by which its record is
-    found without torch. is_sweep: whether the command varies a single row. modules: SHA-256 of
-    users' method files, by path. path: of the plan's file, in a folder that is named after
-    everything that determines the results.
+    job sees). is_sweep: whether the command varies a single row. modules: SHA-256 of users' method
+    files, by path. path: of the plan's file, in a folder that is named after everything that
+    determines the results.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Plan:
     folder: Path
     threads: int
     device: str
-    asked: str
     is_sweep: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     path: Path = Path()
@@ -129,7 +127,7 @@ class Plan:
 
 
 def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool = False) -> Plan:
-    """Resolve every cell of a campaign.
+    """Resolve every cell of a campaign. Imports no torch.
 
     run_users: whether users' method files may run, which is needed to run the campaign. Raises
     RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
@@ -171,7 +169,6 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
         folder,
         max(shared.threads, cores // len(columns)),
         shared.device,
-        asked(name, overrides)[1],
         bool(keys),
         files,
         folder.resolve() / PLANS / identity / FILE,
@@ -214,31 +211,6 @@ def _identity(
             "modules": {Path(name).name: sha256 for name, sha256 in files.items()},
         }
     )
-
-
-def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
-    """The folder of runs that some words name, and a digest of them and their files.
-
-    Imports no method's module, and so no torch.
-    """
-    methods = recipe.methods_of(name, overrides)
-    _check_words(overrides, methods)
-    outlines = [recipe.outline(name, overrides, method) for method in methods]
-    files = [
-        Path(section["module"]) for _, section in outlines if modules.is_users(section["module"])
-    ]
-    digest_of = digest(
-        {
-            "cells": [_settings(CellPlan(cell)) for cell, _ in outlines],
-            "options": [
-                {key: value for key, value in section.items() if key != "module"}
-                for _, section in outlines
-            ],
-            "files": [file_hash(Path(file)) for file in files],
-            **recipe.grid_keys(name, overrides).given,
-        }
-    )
-    return Path(outlines[0][0].runs), digest_of
 
 
 def _settings(cell: CellPlan) -> dict[str, Any]:

@@ -161,15 +161,13 @@ def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
 
     Raises CampaignError where there is none, DamagedFile where its record is damaged.
     """
-    runs, asked = campaign.asked(name, overrides)
-    pattern = f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}/*/{campaign.RECORD}"
-    records = sorted(runs.glob(pattern), key=lambda path: -path.stat().st_mtime_ns)
-    for file in records:
-        place = file.parent.resolve()
-        remedy = "run `rib campaign` again, which writes it anew"
-        plan = schema.read_unaltered(place / campaign.FILE, remedy)
-        if plan.get("asked") == asked:
-            return read(place)
+    plan = campaign.plan(name, overrides)
+    runs, folders = plan.folder.parent, f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}"
+    # Words that say what is so anyway name another folder, and the same plan.
+    for same in (plan.place, *runs.resolve().glob(f"{folders}/{plan.place.name}")):
+        if (same / campaign.RECORD).is_file():
+            return read(same)
+    records = any(runs.glob(f"{folders}/*/{campaign.RECORD}"))
     command = shlex.join(["rib", "campaign", name, *overrides])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
