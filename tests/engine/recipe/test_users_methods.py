@@ -9,7 +9,6 @@ import campaigns
 import pytest
 
 from engine import cli, recipe
-from engine.commands import train
 from engine.errors import RecipeError
 from engine.grid import campaign, cell_plan
 from engine.recipe import modules
@@ -135,7 +134,7 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(
     grid = str(tmp_path / "grid.yaml")
     Path(grid).write_text(text.replace("fine_tune: {}", f"{tmp_path}/evil.yaml: {{}}"))
     method, runs = f"method={tmp_path}/evil.yaml", f"runs={tmp_path / 'runs'}"
-    assert train.launch(["recipe=emoji/fine_tune", method, "--print"]) == 0
+    assert cli.main(["train", "recipe=emoji/fine_tune", method, "--print"]) == 0
     assert "strength: 2" in capsys.readouterr().out
     assert recipe.load("emoji/fine_tune", [method]).method.name == "evil"
     campaign.plan(grid, [runs], 1)
