@@ -11,7 +11,6 @@ from engine.recipe.catalogue import ROOT as ROOT
 from engine.recipe.catalogue import published as published
 from engine.recipe.grid_keys import GridKeys as GridKeys
 from engine.recipe.grid_keys import grid_keys as grid_keys
-from engine.recipe.grid_keys import sweep_command as sweep_command
 from engine.recipe.grid_keys import words_of_sweep as words_of_sweep
 from engine.recipe.resolve import dump as dump
 from engine.recipe.resolve import load as load
