@@ -20,7 +20,6 @@ from engine.errors import CampaignError
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
 from engine.machine import files
-from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
 from loaders import schema
@@ -94,6 +93,8 @@ class FinishedCampaign:
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
         """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
+        from engine.measures import parallel  # late, as below: planning reads no numbers
+
         rows = self.record.evaluations
         names = dict.fromkeys(str(row.path) for row in rows)
         paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
@@ -114,6 +115,8 @@ class FinishedCampaign:
 
         Raises DamagedFile as `evaluations`.
         """
+        from engine.measures import predictions
+
         return predictions.mix_of(self._checked(str(evaluation.path)))
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
