@@ -185,6 +185,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "lp_ft": LPFT,
     "lwf": LwF,
     "model_stock": ModelStock,
+    "mono_soup": MethodRecipe,
     "soup": Soup,
     "spd": SPD,
     "ties": TIES,
