@@ -84,14 +84,6 @@ def load(
     return _checked(typed.build(values, Recipe, options, f"recipe {name!r}"))
 
 
-def outline(
-    name: str, overrides: Sequence[str], method: str | None = None
-) -> tuple[Recipe, dict[str, Any]]:
-    """A cell, and its method section as plain values."""
-    recipe = load(name, overrides, method=method)
-    return recipe, dataclasses.asdict(recipe.method)
-
-
 def of_sections(
     model: str, dataset: str, overrides: Sequence[str] = (), *, method: str = "fine_tune"
 ) -> Recipe:
