@@ -109,6 +109,11 @@ class ModelStock(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class MonoSoup(MethodRecipe):
+    needs = ("fine_tune",)
+
+
+@dataclass(frozen=True)
 class Soup(MethodRecipe):
     has_weights = False
     select: Literal["uniform", "greedy"] = "uniform"
@@ -185,7 +190,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "lp_ft": LPFT,
     "lwf": LwF,
     "model_stock": ModelStock,
-    "mono_soup": MethodRecipe,
+    "mono_soup": MonoSoup,
     "soup": Soup,
     "spd": SPD,
     "ties": TIES,
