@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from engine.errors import RecipeError
 from engine.recipe.schema import (
+    BelowOne,
     Count,
     MethodRecipe,
     NotNegative,
@@ -136,6 +137,15 @@ class SPD(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class StrongFineTune(MethodRecipe):
+    layer_decay: Part = 1.0  # what the rate of a layer is of that of the next; 1: all alike
+    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: the last weights
+    label_smoothing: BelowOne = 0.0
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution of shares; 0: no mixing
+    hflip: Unit = 0.0  # how probably an image is mirrored
+
+
+@dataclass(frozen=True)
 class TIES(MethodRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
     density: Part = 0.2  # share of each task vector's numbers, over all parameters together
@@ -193,6 +203,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "mono_soup": MonoSoup,
     "soup": Soup,
     "spd": SPD,
+    "strong_fine_tune": StrongFineTune,
     "ties": TIES,
     "visual_prompt": VisualPrompt,
     "wise_ft": WiSEFT,
