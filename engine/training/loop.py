@@ -23,7 +23,7 @@ from engine.methods.context import Context
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, norms, optim
+from engine.training import norms, optim
 from engine.training.checkpoints import Checkpoints, Progress
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.snapshots import Snapshots
@@ -95,8 +95,6 @@ def initialize(method: Trained, run: Run) -> Any:
     for module in method.modules():
         if isinstance(module, _NEED_INPUT):  # ReLU6 is a Hardtanh
             module.inplace = False
-    if run.device.type == "cpu":
-        depthwise.use_small_maps(method)
     compiled.in_place(method.net, recipe.train.compile, run.device)
     # A single rank has nothing to shard: ZeRO would only copy weights and gradients. And what a
     # method does beside a step needs whole ones.
