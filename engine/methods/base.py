@@ -135,34 +135,24 @@ class FrozenBackbone(Trained):
         return self
 
 
-class Mixed:
-    """A method that trains nothing: it mixes the weights of finished cells."""
+class Derived:
+    """A method that trains nothing: it makes models of finished cells."""
 
     needs: Sequence[str] = ()
+
+    def __init__(self, recipe: MethodRecipe) -> None:
+        self.recipe = recipe
 
     @property
     def mixes(self) -> int:
-        """How many mixes `entries` gives."""
-        return 1
+        """How many mixes `make` gives; 0 where it gives a model with weights of its own."""
+        return 0
 
-    def __init__(self, recipe: MethodRecipe) -> None:
-        self.recipe = recipe
+    def make(self, context: Context) -> Export | Sequence[Entry]:
+        """A model as a plain state dict of its architecture, or mixes of the cells' weights.
 
-    def entries(self, context: Context) -> Sequence[Entry]:
-        """The mixes to evaluate; exactly one of them is the headline."""
-        raise NotImplementedError
-
-
-class Merged:
-    """A method that trains nothing: it makes a cell with weights of its own from finished cells."""
-
-    needs: Sequence[str] = ()
-
-    def __init__(self, recipe: MethodRecipe) -> None:
-        self.recipe = recipe
-
-    def merge(self, context: Context) -> Export:
-        """The new model as a plain state dict of its architecture."""
+        Mixes are averaged where they are evaluated; exactly one of them is the headline.
+        """
         raise NotImplementedError
 
 
@@ -177,13 +167,19 @@ def siblings(
     """
     if modules.is_users(recipe.module) and not run_users:
         return []
-    method = modules.find(recipe.module).Method(modules.complete(recipe))
-    recipes = [(name, load(name)) for name in method.needs]
+    recipes = [(name, load(name)) for name in _built(recipe).needs]
     for name, needed in recipes:
-        readable = run_users or not modules.is_users(needed.method.module)
-        if readable and issubclass(modules.find(needed.method.module).Method, Mixed):
+        if modules.is_users(needed.method.module) and not run_users:
+            continue
+        method = _built(needed.method)
+        if isinstance(method, Derived) and method.mixes:
             raise RecipeError(
                 f"{recipe.name} needs {name}, which mixes cells and has no weights: "
                 "name methods that train or merge"
             )
     return recipes
+
+
+def _built(recipe: MethodRecipe) -> Trained | Derived:
+    """The method of a recipe, unchecked. This runs a user's file."""
+    return modules.find(recipe.module).Method(modules.complete(recipe))
