@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.methods.task_vectors import TaskVectors, Vector
-from engine.recipe.schema import MethodRecipe
-
-Recipe = MethodRecipe
+from engine.recipe.options import MonoSoup as Recipe
 
 
 class Method(TaskVectors):
-    needs = ("fine_tune",)
+    recipe: Recipe
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         (tuned,) = vectors
