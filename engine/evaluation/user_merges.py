@@ -25,14 +25,14 @@ from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import merge, passes, user_models
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.methods.base import Merged, Mixed
+from engine.methods.base import Derived
 from engine.models import clip
 from engine.recipe import modules
 from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Mix, essential
+from engine.store.cells import Cell, Export, Mix, essential
 
 log = logging.getLogger(__name__)
 MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
@@ -187,7 +187,7 @@ def _options(
 def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
     """The file that a method means by each cell that it asks for."""
     method = modules.find(options.module).Method
-    if not issubclass(method, Mixed | Merged):
+    if not issubclass(method, Derived):
         raise ValueError(
             f"{options.name} trains; only a method that makes models of finished ones can merge: "
             "soup, greedy_soup, wise_ft, lines, model_stock, mono_soup, ties, task_arithmetic"
@@ -212,9 +212,10 @@ def _made(
     cells: by file.
     """
     method = modules.find(options.module).Method(options)
-    if isinstance(method, Merged):
-        return {k: tensor.cpu() for k, tensor in method.merge(context).state.items()}, {}
-    (mix,) = (entry.mix for entry in method.entries(context) if entry.headline)
+    made = method.make(context)
+    if isinstance(made, Export):
+        return {k: tensor.cpu() for k, tensor in made.state.items()}, {}
+    (mix,) = (entry.mix for entry in made if entry.headline)
     files = {cell.name: file for file, cell in cells.items()}
     # By file: sums run in the order of names, and cells of a store have their names in the path.
     of_files = {files[name]: weight for name, weight in essential(mix).items()}
