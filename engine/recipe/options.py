@@ -132,11 +132,6 @@ class Soup(MethodRecipe):
 
 
 @dataclass(frozen=True)
-class MonoSoup(MethodRecipe):
-    needs = ("fine_tune",)
-
-
-@dataclass(frozen=True)
 class SPD(MethodRecipe):
     lam: NotNegative = 1.0  # 1: exactly back to the distance before the step
 
