@@ -158,7 +158,7 @@ class Builder(Context):
         if method not in self.plan.needs:
             raise ValueError(
                 f"method {self.recipe.method.name} asks for the cell of {method!r}, which is not "
-                "among the `needs` of its class; add it there"
+                "among the `needs` of its Recipe; add it there"
             )
         need = self.plan.needs[method]
         return self.of(need if seed is None else need.seeded(seed))

@@ -5,18 +5,16 @@ The rest of the engine never asks which method it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from engine import models
 from engine.data import grouping
-from engine.errors import RecipeError
 from engine.methods.context import Context
 from engine.methods.objectives import Penalty
-from engine.recipe import modules
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.schema import MethodRecipe
 from engine.store.cells import Entry, Export
 from loaders.batch import Batch
 
@@ -27,7 +25,6 @@ class Trained(nn.Module):
     Where `prepare` sets `fits_head`, `fit_head` takes the place of training on batches.
     """
 
-    needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
     fits_head: bool = False
 
@@ -138,8 +135,6 @@ class FrozenBackbone(Trained):
 class Derived:
     """A method that trains nothing: it makes models of finished cells."""
 
-    needs: Sequence[str] = ()
-
     def __init__(self, recipe: MethodRecipe) -> None:
         self.recipe = recipe
 
@@ -154,32 +149,3 @@ class Derived:
         Mixes are averaged where they are evaluated; exactly one of them is the headline.
         """
         raise NotImplementedError
-
-
-def siblings(
-    recipe: MethodRecipe, load: Callable[[str], Recipe], *, run_users: bool = True
-) -> list[tuple[str, Recipe]]:
-    """The methods that a cell needs: the name by which it asks for each, and what `load` resolves
-    that to.
-
-    run_users: whether users' files may run; without, what they need stays unknown. Raises
-    RecipeError for a needed method that mixes cells, and so has no weights.
-    """
-    if modules.is_users(recipe.module) and not run_users:
-        return []
-    recipes = [(name, load(name)) for name in _built(recipe).needs]
-    for name, needed in recipes:
-        if modules.is_users(needed.method.module) and not run_users:
-            continue
-        method = _built(needed.method)
-        if isinstance(method, Derived) and method.mixes:
-            raise RecipeError(
-                f"{recipe.name} needs {name}, which mixes cells and has no weights: "
-                "name methods that train or merge"
-            )
-    return recipes
-
-
-def _built(recipe: MethodRecipe) -> Trained | Derived:
-    """The method of a recipe, unchecked. This runs a user's file."""
-    return modules.find(recipe.module).Method(modules.complete(recipe))

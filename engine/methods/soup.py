@@ -28,10 +28,6 @@ class Method(Derived):
     def mixes(self) -> int:
         return 1
 
-    @property
-    def needs(self) -> Sequence[str]:
-        return [name for name in self.recipe.members if name != "pre"]
-
     def make(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
@@ -40,7 +36,7 @@ class Method(Derived):
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members
         ]
-        for cell in map(context.cell, self.needs) if len(set(cells)) > 1 else ():
+        for cell in map(context.cell, self.recipe.needs) if len(set(cells)) > 1 else ():
             if cell.prompt() is not None:
                 raise ValueError(f"{cell.name} has an input prompt and cannot be averaged")
         return [Entry(uniform(self._greedy(cells, context) if greedy else cells))]

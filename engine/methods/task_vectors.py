@@ -25,8 +25,8 @@ class TaskVectors(Derived):
     """
 
     def members(self, context: Context) -> Sequence[Cell]:
-        """The cells to merge: those of `needs`."""
-        return [context.cell(name) for name in self.needs]
+        """The cells to merge: those that the recipe needs."""
+        return [context.cell(name) for name in self.recipe.needs]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         """What to add to each parameter of the pre-trained model `net`, from the task vectors."""

@@ -16,7 +16,6 @@ from engine.store.cells import Entry
 
 class Method(Derived):
     recipe: Recipe
-    needs = ("fine_tune",)
 
     @property
     def mixes(self) -> int:

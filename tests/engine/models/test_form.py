@@ -14,7 +14,7 @@ from grids import CONV, VIT, Grid, grid, prepared
 from user_checkpoints import checkpoint
 
 from engine import cli, models
-from engine.commands import job, train
+from engine.commands import job
 from engine.errors import RecipeError
 from engine.evaluation import features, passes, user_models
 from engine.grid import campaign, jobs
@@ -145,7 +145,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
 
 def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
     with pytest.raises(Started):
-        train.launch(["recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
+        cli.main(["train", "recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
     assert tf32 == {"matmul": False, "cudnn": False}
 
 
