@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.pool import ThreadPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -76,7 +76,9 @@ def read_ahead(items: Generator[Out, None, None], timeout_s: float, silence: str
     end = object()
     # Its thread is a daemon, unlike an executor's: a stuck read does not hold up the exit.
     with ThreadPool(1) as pool:
-        ahead = deque(pool.apply_async(next, (items, end)) for _ in range(_BATCHES_AHEAD))
+        ahead: deque[Any] = deque(
+            pool.apply_async(next, (items, end)) for _ in range(_BATCHES_AHEAD)
+        )
         try:
             while (item := ahead.popleft().get(timeout_s)) is not end:
                 ahead.append(pool.apply_async(next, (items, end)))
