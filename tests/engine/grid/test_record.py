@@ -198,15 +198,6 @@ def test_a_record_that_was_altered_is_refused_by_name(
         record.read(run.place)
 
 
-def test_a_record_without_a_digest_is_read_as_before(tmp_path: Path) -> None:
-    run = reports.finished(tmp_path, downstreams=list(reports.SETS))
-    file = run.place / "evaluations.json"
-    values = json.loads(file.read_text())
-    del values["sha256"], values["downstreams"]
-    file.write_text(json.dumps(values))
-    assert record.read(run.place).record == run.record
-
-
 def test_all_models_of_a_campaign_are_looked_for(folder: Path, tmp_path: Path, capsys) -> None:
     several = folder / "several.yaml"
     text = (folder / "shapes.yaml").read_text()
