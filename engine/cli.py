@@ -30,6 +30,7 @@ COMMANDS = (
     "distance",
     "evaluate",
     "export",
+    "merge",
     "recipes",
     "doctor",
 )

@@ -132,28 +132,20 @@ class FrozenBackbone(Trained):
         return self
 
 
-class Mixed:
-    """A method that trains nothing: it mixes the weights of finished cells."""
+class Derived:
+    """A method that trains nothing: it makes models of finished cells."""
+
+    def __init__(self, recipe: MethodRecipe) -> None:
+        self.recipe = recipe
 
     @property
     def mixes(self) -> int:
-        """How many mixes `entries` gives."""
-        return 1
+        """How many mixes `make` gives; 0 where it gives a model with weights of its own."""
+        return 0
 
-    def __init__(self, recipe: MethodRecipe) -> None:
-        self.recipe = recipe
+    def make(self, context: Context) -> Export | Sequence[Entry]:
+        """A model as a plain state dict of its architecture, or mixes of the cells' weights.
 
-    def entries(self, context: Context) -> Sequence[Entry]:
-        """The mixes to evaluate; exactly one of them is the headline."""
-        raise NotImplementedError
-
-
-class Merged:
-    """A method that trains nothing: it makes a cell with weights of its own from finished cells."""
-
-    def __init__(self, recipe: MethodRecipe) -> None:
-        self.recipe = recipe
-
-    def merge(self, context: Context) -> Export:
-        """The new model as a plain state dict of its architecture."""
+        Mixes are averaged where they are evaluated; exactly one of them is the headline.
+        """
         raise NotImplementedError

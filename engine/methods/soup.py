@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.methods.base import Mixed
+from engine.methods.base import Derived
 from engine.methods.context import Context
 from engine.recipe.options import NO_HOLDOUT
 from engine.recipe.options import Soup as Recipe
@@ -21,10 +21,14 @@ def uniform(members: Sequence[str]) -> dict[str, float]:
     return {name: members.count(name) / len(members) for name in members}
 
 
-class Method(Mixed):
+class Method(Derived):
     recipe: Recipe
 
-    def entries(self, context: Context) -> Sequence[Entry]:
+    @property
+    def mixes(self) -> int:
+        return 1
+
+    def make(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
             raise ValueError(f"{NO_HOLDOUT}; {context.target.name} holds none out")

@@ -126,6 +126,11 @@ class Soup(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class MonoSoup(MethodRecipe):
+    needs = ("fine_tune",)
+
+
+@dataclass(frozen=True)
 class SPD(MethodRecipe):
     lam: NotNegative = 1.0  # 1: exactly back to the distance before the step
 
@@ -185,6 +190,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "lp_ft": LPFT,
     "lwf": LwF,
     "model_stock": ModelStock,
+    "mono_soup": MonoSoup,
     "soup": Soup,
     "spd": SPD,
     "ties": TIES,
