@@ -1,4 +1,4 @@
-# make demo | test | check | faults | bench | docs | constraints; each first does the missing set-up.
+# make demo | test | check | exhaustive | faults | bench | docs | constraints; each first does the missing set-up.
 # make demo MODEL=vit runs the demo's grid on a ViT.
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
@@ -19,7 +19,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check avx2 faults setup bench gate gpu docs audit constraints clean
+.PHONY: demo test check exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -32,13 +32,16 @@ $(VENV)/demo-%:
 	@echo "MODEL=$*: the demo knows vit; without MODEL it takes EfficientNet-Lite0"; exit 2
 
 test: check
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m "slow and not exhaustive"
+
+exhaustive: setup
+	@$(PYTEST) -m exhaustive
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not exhaustive"
 
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
