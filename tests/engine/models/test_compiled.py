@@ -176,6 +176,15 @@ def test_who_compiles() -> None:
     assert "forward" not in vars(compiled.in_place(net, "auto", CPU))
 
 
+def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with AVX2 that reads code of one with AVX-512 leaves half of its results unset."""
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
+    compiled.in_place(net, "always", CPU)
+    assert torch.compiler.config.cache_key_tag == "AVX2"
+
+
 def test_the_graph_of_a_compiled_cell_is_another_artefact(grid: Grid) -> None:
     keys = [grid.builder(word).key() for word in ("train.compile=auto", "train.compile=never")]
     assert keys[0] == keys[1] != grid.builder("train.compile=always").key()
