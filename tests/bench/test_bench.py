@@ -24,6 +24,11 @@ from kernels.distill import distill_loss
 
 CPU = torch.device("cpu")
 ROOFLINE = Roofline(copy_gb_s=10.0, matmul_gflop_s=100.0)
+OF_THE_ENGINE = ("loader", "train", "evaluation", "grid")  # kernels have tests of their own
+CASES = [
+    pytest.param(name, marks=() if name in OF_THE_ENGINE else pytest.mark.exhaustive)
+    for name in contest.CASES
+]
 
 
 def row(**change) -> Row:
@@ -327,13 +332,13 @@ def test_every_case_is_listed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", contest.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_gates_are_green(name):
     contest.load(name).gate(CPU)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", contest.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_contests_run(name):
     for held in contest.load(name).contests(CPU, contest.Scale(quick=True)):
         for each in contest.hold(held, ROOFLINE, CPU, seconds=0):
