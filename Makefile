@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 SUDO_LINE := apt-get install -y --no-install-recommends
 
 LOG := $(VENV)/setup.log
@@ -19,7 +19,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
+.PHONY: demo test check lint exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -31,17 +31,19 @@ $(VENV)/demo-vit: $(VENV)/ready
 $(VENV)/demo-%:
 	@echo "MODEL=$*: the demo knows vit; without MODEL it takes EfficientNet-Lite0"; exit 2
 
-test: check
-	@$(PYTEST) -m "slow and not exhaustive"
+test: lint
+	@$(PYTEST) -m "not exhaustive"
 
-exhaustive: setup
-	@$(PYTEST) -m exhaustive
+check: lint
+	@$(PYTEST) -m "not slow and not exhaustive"
 
-check: setup
+lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
-	@$(PYTEST) -m "not slow and not exhaustive"
+
+exhaustive: setup
+	@$(PYTEST) -m exhaustive
 
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)

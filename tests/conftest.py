@@ -4,6 +4,8 @@ import contextlib
 import functools
 import signal
 
+import pytest
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs beside it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -19,3 +21,10 @@ with contextlib.suppress(ImportError):
 
     # The same script for every page that has figures; it takes over a second.
     vl_convert.javascript_bundle = functools.cache(vl_convert.javascript_bundle)
+
+LONGEST = ("test_slurm.py", "test_campaign_runs.py", "test_launches.py", "test_faults.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take minutes come first, so that workers end together."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
