@@ -48,8 +48,8 @@ exhaustive: setup
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
-# Convolutions, formats and features, on the instructions that most processors have.
-AVX2_TESTS := tests/engine/models/test_form.py tests/engine/models/test_same_padding.py
+# Forms and backbones, on the instructions that most processors have.
+AVX2_TESTS := tests/engine/models/test_form.py tests/engine/models/test_backbone.py
 
 faults: setup
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults

@@ -33,6 +33,7 @@ DOWNSTREAM, UPSTREAM = ("first", "second"), "upstream"
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
+    "mono_soup",
 )  # fmt: skip
 CAMPAIGN = """\
 model: {folder}/model.yaml

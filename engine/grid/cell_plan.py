@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import recipe
+from engine.errors import RecipeError
 from engine.recipe import modules
 from engine.recipe.resolve import VARIANT, without_options
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import MethodRecipe, Recipe
 
 Scalar = bool | int | float | str
 
@@ -89,19 +90,28 @@ def resolve(
 
 
 def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool) -> CellPlan:
-    from engine.methods import base  # imports torch
-
-    if run_users and modules.is_users(cell.method.module):
-        modules.method_of(cell)
+    runs = run_users and modules.is_users(cell.method.module)
+    options = modules.checked(cell) if runs else cell.method
     # A need is of the cell's variant and has none of the cell's options.
     variant = f"{VARIANT}={cell.method.variant}"
     words = (*(w for w in without_options(words) if w != variant), variant)
+    needs = {}
+    for method in options.needs:
+        need = recipe.load(name, words, method=method, downstream=cell.downstream)
+        if not _has_weights(need.method, run_users):
+            raise RecipeError(
+                f"{options.name} needs {method}, which mixes cells and has no weights: "
+                "name methods that train or merge"
+            )
+        needs[method] = _with_needs(name, words, need, run_users)
+    return CellPlan(cell, needs)
 
-    def load(method: str) -> Recipe:
-        return recipe.load(name, words, method=method, downstream=cell.downstream)
 
-    needs = base.siblings(cell.method, load, run_users=run_users)
-    return CellPlan(cell, {n: _with_needs(name, words, need, run_users) for n, need in needs})
+def _has_weights(method: MethodRecipe, run_users: bool) -> bool:
+    """Whether a method's cells have weights; of a user's, its file knows."""
+    if modules.is_users(method.module):
+        return not (run_users and hasattr(modules.find(method.module).Method, "entries"))
+    return method.has_weights
 
 
 def _with(cell: Recipe, settings: Mapping[str, Scalar]) -> Recipe:

@@ -20,7 +20,7 @@ from engine.grid.campaign import Plan
 from engine.grid.cell_plan import CellPlan
 from engine.machine.files import digest
 from engine.machine.flops import PEAKS, flops
-from engine.methods.base import Mixed, Trained
+from engine.methods.base import Derived
 from engine.recipe import modules
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.training.schedule import total_steps
@@ -177,10 +177,8 @@ def _of_cell(cell: CellPlan, images: int, forward: float) -> tuple[Part | None, 
     method = None
     if not modules.is_users(recipe.method.module):
         method = modules.method_of(recipe)
-    if isinstance(method, Mixed):
-        return None, method.mixes, 0
-    if method is not None and not isinstance(method, Trained):  # made of finished cells
-        return None, 1, 1
+    if isinstance(method, Derived):
+        return None, method.mixes or 1, 0 if method.mixes else 1
     passes = FULL_PASSES if method is None else method.passes
     train, dataset = recipe.train, recipe.dataset
     seen = round(images * (1 - dataset.holdout) * dataset.portion)

@@ -59,6 +59,16 @@ class Row:
         return next(iter(self.parents.values())).prompt() if len(self.parents) == 1 else None
 
 
+@dataclass(frozen=True)
+class MergedRow(Row):
+    """A model that no store holds, with its tensors."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self.tensors)
+
+
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
     """A row of a finished campaign's table. Raises ValueError where a cell is gone."""
     name = campaign.record.name

@@ -20,7 +20,6 @@ from engine.errors import CampaignError
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
 from engine.machine import files
-from engine.measures import parallel, predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
 from loaders import schema
@@ -94,6 +93,8 @@ class FinishedCampaign:
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
         """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
+        from engine.measures import parallel  # late, as below: planning reads no numbers
+
         rows = self.record.evaluations
         names = dict.fromkeys(str(row.path) for row in rows)
         paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
@@ -114,6 +115,8 @@ class FinishedCampaign:
 
         Raises DamagedFile as `evaluations`.
         """
+        from engine.measures import predictions
+
         return predictions.mix_of(self._checked(str(evaluation.path)))
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
@@ -161,15 +164,13 @@ def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
 
     Raises CampaignError where there is none, DamagedFile where its record is damaged.
     """
-    runs, asked = campaign.asked(name, overrides)
-    pattern = f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}/*/{campaign.RECORD}"
-    records = sorted(runs.glob(pattern), key=lambda path: -path.stat().st_mtime_ns)
-    for file in records:
-        place = file.parent.resolve()
-        remedy = "run `rib campaign` again, which writes it anew"
-        plan = schema.read_unaltered(place / campaign.FILE, remedy)
-        if plan.get("asked") == asked:
-            return read(place)
+    plan = campaign.plan(name, overrides)
+    runs, folders = plan.folder.parent, f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}"
+    # Words that say what is so anyway name another folder, and the same plan.
+    for same in (plan.place, *runs.resolve().glob(f"{folders}/{plan.place.name}")):
+        if (same / campaign.RECORD).is_file():
+            return read(same)
+    records = any(runs.glob(f"{folders}/*/{campaign.RECORD}"))
     command = shlex.join(["rib", "campaign", name, *overrides])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(

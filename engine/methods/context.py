@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Parent)
 
 
 class Context(Protocol[C]):
-    """What `prepare`, `entries` and `merge` are given. Artefacts are made once, and then read."""
+    """What `prepare` and `make` are given. Artefacts are made once, and then read."""
 
     recipe: Recipe
     device: torch.device

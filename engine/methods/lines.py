@@ -23,7 +23,6 @@ from engine.recipe.options import LiNeS as Recipe
 
 class Method(TaskVectors):
     recipe: Recipe
-    needs = ("fine_tune",)
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         (tuned,) = vectors

@@ -30,14 +30,10 @@ APART = 1000
 class Method(TaskVectors):
     recipe: Recipe
 
-    @property
-    def needs(self) -> Sequence[str]:
-        return self.recipe.members
-
     def members(self, context: Context) -> Sequence[Parent]:
         first = context.recipe.seed
         seeds = [first + APART * number for number in range(self.recipe.seeds)]
-        return [context.cell(name, seed=seed) for name in self.needs for seed in seeds]
+        return [context.cell(name, seed=seed) for name in self.recipe.members for seed in seeds]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         return {name: stocked([vector[name] for vector in vectors]) for name in vectors[0]}

@@ -5,6 +5,7 @@ They stand here and not beside the methods so that a recipe is read without torc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -65,6 +66,7 @@ class LinearProbe(MethodRecipe):
 
 @dataclass(frozen=True)
 class LiNeS(MethodRecipe):
+    needs = ("fine_tune",)
     alpha: Unit = 0.5  # the scale of the first block
     beta: Unit = 0.5  # what the scale of the last block has in addition
 
@@ -74,6 +76,11 @@ class LoRA(MethodRecipe):
     rank: Number = 8
     scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
     train_head: bool = True  # canonical: the head learns beside the factors
+
+
+@dataclass(frozen=True)
+class LPFT(MethodRecipe):
+    needs = ("linear_probe",)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,10 @@ class ModelStock(MethodRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune"])
     seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
 
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
+
     def check(self, cell: Recipe) -> None:
         if len(set(self.members)) * self.seeds < 2:
             raise RecipeError(
@@ -99,14 +110,24 @@ class ModelStock(MethodRecipe):
 
 @dataclass(frozen=True)
 class Soup(MethodRecipe):
+    has_weights = False
     select: Literal["uniform", "greedy"] = "uniform"
     members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return [name for name in self.members if name != "pre"]
 
     def check(self, cell: Recipe) -> None:
         if not self.members:
             raise RecipeError("method.members is empty; name at least one method or `pre`")
         if self.select == "greedy" and not cell.dataset.holdout:
             raise RecipeError(NO_HOLDOUT)
+
+
+@dataclass(frozen=True)
+class MonoSoup(MethodRecipe):
+    needs = ("fine_tune",)
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,10 @@ class TIES(MethodRecipe):
     density: Part = 0.2  # share of each task vector's numbers, over all parameters together
     elect: bool = True  # False: the trimmed vectors are added
     scale: NotNegative = 1.0
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
 
     def check(self, cell: Recipe) -> None:
         if not self.members or len(set(self.members)) < len(self.members):
@@ -148,6 +173,8 @@ class VisualPrompt(MethodRecipe):
 
 @dataclass(frozen=True)
 class WiSEFT(MethodRecipe):
+    needs = ("fine_tune",)
+    has_weights = False
     alpha: Unit = 0.5  # the table's row, evaluated whether or not `alphas` holds it
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
@@ -160,9 +187,10 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "linear_probe": LinearProbe,
     "lines": LiNeS,
     "lora": LoRA,
-    "lp_ft": MethodRecipe,
+    "lp_ft": LPFT,
     "lwf": LwF,
     "model_stock": ModelStock,
+    "mono_soup": MonoSoup,
     "soup": Soup,
     "spd": SPD,
     "ties": TIES,

@@ -17,9 +17,13 @@ from torch import Tensor
 from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.training import shards
-from engine.training.writer import to_host
 
 MODULE, OPTIMIZER, RANDOM, SUMS = "module/", "optimizer/", "random/", "sums/"
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the CPU. From a GPU it is queued, into page-locked memory, and not awaited."""
+    return tensor.detach().to("cpu", non_blocking=True, copy=True)
 
 
 class TrainingState:
@@ -41,13 +45,13 @@ class TrainingState:
         self._pieces = shards.pieces(engine)
         self._optimizer = shards.inner(engine)
         self._is_sharded = self._optimizer is not engine.optimizer
-        self._device = engine.device
+        self.device = engine.device
         self._sums = sums
 
     @torch.no_grad()
     def copy(self) -> dict[str, Tensor]:
         """The state on the CPU, by name, on the first rank; empty on the rest, which must call it
-        too. From a GPU, copies are queued and not awaited (`writer.to_host`)."""
+        too. From a GPU, copies are queued and not awaited (`to_host`)."""
         copies = {}
         for name, tensor in self._tensors():
             if ranks.rank() == 0:
@@ -76,14 +80,14 @@ class TrainingState:
         for key, name, tensor in optimizer:
             yield f"{OPTIMIZER}{key}/{name}", tensor
         for name, generator in self._generators().items():
-            yield RANDOM + name, _of_ranks(generator.get_state().to(self._device))
+            yield RANDOM + name, _of_ranks(generator.get_state().to(self.device))
         for name, value in self._sums.items():
             yield SUMS + name, _of_ranks(value)
 
     def _generators(self) -> dict[str, torch.Generator]:
         generators = {"cpu": torch.default_generator}
-        if self._device.type == "cuda":
-            generators["cuda"] = torch.cuda.default_generators[self._device.index]
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.default_generators[self.device.index]
         return generators
 
     def _as_held(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -102,7 +106,7 @@ class TrainingState:
             for key, like in keys.items():
                 is_scalar = like.dim() == 0  # a count of steps
                 shape = like.shape if is_scalar else parameter.shape
-                whole = torch.zeros(shape, dtype=like.dtype, device=self._device)
+                whole = torch.zeros(shape, dtype=like.dtype, device=self.device)
                 for holder, piece in held[name]:
                     part = self._optimizer.state[holder][key]
                     if is_scalar:

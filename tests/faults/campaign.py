@@ -15,7 +15,6 @@ import grids
 import pytest
 
 from engine import cli
-from engine.commands import train
 from engine.grid import workflow
 from engine.machine import quiet, ranks
 from engine.report import page
@@ -127,7 +126,7 @@ class Campaign:
         shared = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return [
             self._fork(
-                partial(train.launch, self.cell_words),
+                partial(cli.main, ["train", *self.cell_words]),
                 f"log.{number}",
                 at if number == rank else NEVER,
                 act,

@@ -29,7 +29,7 @@ from engine.store import cells, pending
 from engine.store.artifacts import MARKER, Artifact, Store
 from engine.store.checkpoints import CheckpointFiles
 from engine.store.pending import PART, Pending
-from engine.training.checkpoints import Progress
+from engine.training.saving import Progress
 from engine.transport import solve
 from faults.campaign import EWC, Campaign, jobs_in_this_process
 from faults.children import fork

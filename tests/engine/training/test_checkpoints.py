@@ -48,7 +48,8 @@ from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
-from engine.training import checkpoints
+from engine.training import saving
+from engine.training.training_state import TrainingState
 
 __all__ = ["grid"]
 METHODS = [
@@ -179,7 +180,7 @@ def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, m
 
 def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
     clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
     unhurried(monkeypatch)
     written, write = [], CheckpointFiles.write
 
@@ -193,7 +194,7 @@ def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
 
 
 def test_without_checkpoints_none_is_written_and_signals_are_left_alone(fresh, monkeypatch):
-    monkeypatch.setattr(checkpoints, "Checkpoints", None)
+    monkeypatch.setattr(TrainingState, "copy", None)
     monkeypatch.setattr(preemption, "noticed", None)
     fresh.build("train.checkpoint_minutes=0")
     assert not stored(fresh)
