@@ -279,10 +279,8 @@ def test_ended_commands_leave_an_empty_queue(
 
 
 def test_each_job_has_a_gpu_of_its_own(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
-    """Slurm gives them; that torch sees none on this machine ends the campaign, and the second
-    attempt, which asks for five minutes, only says it again."""
-    words = ("device=cuda", "--time", "1", "--retries", "1")
-    with rib(cluster, folder, tmp_path, *words) as process:
+    """Slurm gives them; that torch sees none on this machine ends the campaign."""
+    with rib(cluster, folder, tmp_path, "device=cuda", "--time", "1", "--retries", "0") as process:
         name = name_in_queue(cluster, process, tmp_path)
         end, given = time.monotonic() + 60, r"GRES=gpu:1\(IDX:\d\)"
         while not re.search(given, cluster.ask("scontrol", "show", "job", "--details")):
@@ -290,10 +288,8 @@ def test_each_job_has_a_gpu_of_its_own(cluster: Cluster, folder: Path, tmp_path:
             time.sleep(0.1)
         shown = process.communicate(timeout=200)[0]
     assert "device=cuda" in shown and process.returncode == 2
-    assert [re.findall(r"TimeLimit=(\S+)", job) for job in of_campaign(cluster, name)] == [
-        ["01:00:00"],
-        ["00:05:00"],
-    ]
+    (job,) = of_campaign(cluster, name)
+    assert "TimeLimit=01:00:00" in job
     step = ["srun", "-n2", "--gpus-per-task=1", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
     assert sorted(cluster.ask(*step).split()) in (["0", "1"], ["0", "0"])  # one node, or two
 
