@@ -19,7 +19,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check lint exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
+.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -31,19 +31,23 @@ $(VENV)/demo-vit: $(VENV)/ready
 $(VENV)/demo-%:
 	@echo "MODEL=$*: the demo knows vit; without MODEL it takes EfficientNet-Lite0"; exit 2
 
-test: lint
-	@$(PYTEST) -m "not exhaustive"
+# Types are checked beside the tests: that takes a core for a minute.
+check: setup
+	@$(MAKE) --no-print-directory -j lint tests MARKS="not slow and not exhaustive"
 
-check: lint
-	@$(PYTEST) -m "not slow and not exhaustive"
+test: setup
+	@$(MAKE) --no-print-directory -j lint tests MARKS="not exhaustive"
+
+exhaustive: setup
+	@$(MAKE) --no-print-directory tests MARKS=exhaustive
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-exhaustive: setup
-	@$(PYTEST) -m exhaustive
+tests: setup
+	@$(PYTEST) -m "$(MARKS)"
 
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
