@@ -145,6 +145,8 @@ KINDS_OF_METHOD = [
     ["method=visual_prompt", *words_of("sgd", 1, 3, 0.0)],
     ["method=linear_probe", *words_of("adamw", 0, 1, 0.0)],
     ["method=lwf", "downstream=few", *words_of("adamw", 1, 1, 0.0)],
+    ["method=strong_fine_tune", *words_of("adamw", 1, 1, 0.3)],
+    ["method=strong_fine_tune", "method.ema=0", *words_of("adamw", 1, 1, 0.0)],
     [f"model.arch={CONV}", *words_of("sgd", 1, 3, 0.3)],  # frozen batch norms
 ]
 FREE = [f"model.arch={CONV}", "model.image_size=64", "train.freeze_batchnorm=false"]
