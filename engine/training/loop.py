@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine.machine import compiled, pace, ranks
+from engine.machine import pace, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
+from engine.models import compiled
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
