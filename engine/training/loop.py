@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine.machine import pace, ranks
+from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import compiled
@@ -186,7 +186,6 @@ def epochs(
                 if last:
                     method.after_step()
                 watch.add(loss.detach())
-                pace.PROCESS.add(len(share.index))
                 if throughput is not None:
                     throughput.add(len(share.index))
                 if not last:
