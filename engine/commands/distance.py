@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
+    from engine.otdd import problems, solve
     from engine.report import page
     from engine.report.sections import distances as section
-    from engine.transport import problems, solve
 
     given = {
         field.name: getattr(arguments, field.name, None)

@@ -19,12 +19,12 @@ from engine.grid.jobs import builders
 from engine.grid.record import MissingColumn, Record
 from engine.measures import predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.otdd import problems, solve
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
 from engine.store.cells import Entry, Mix
-from engine.transport import problems, solve
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
 from loaders.schema import DamagedFile

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
-from engine.transport import side_by_side
-from engine.transport.problems import Labelled, Options
-from engine.transport.solve import matrix
+from engine.otdd import side_by_side
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.solve import matrix
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")

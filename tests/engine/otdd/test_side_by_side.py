@@ -11,10 +11,10 @@ import pytest
 import torch
 from distance_runs import run_of
 
-from engine.transport import problems, solve
-from engine.transport.problems import Labelled, Options
-from engine.transport.side_by_side import side_by_side, workers
-from engine.transport.solve import matrix
+from engine.otdd import problems, solve
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.side_by_side import side_by_side, workers
+from engine.otdd.solve import matrix
 from kernels.transport.store import beside_the_copy, most_bytes
 
 CPU = torch.device("cpu")
