@@ -378,15 +378,22 @@ TWO_RANKS = [
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_path):
+@pytest.mark.parametrize(
+    "configurations",
+    [TWO_RANKS[:2], pytest.param(TWO_RANKS[2:], marks=pytest.mark.exhaustive)],
+    ids=["AdamW and EWC", "others"],
+)
+def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(
+    grid, fresh, tmp_path, configurations
+):
     """Interrupted before step 3 (of 4 or 6) on two ranks, and on one rank for two to go on."""
-    grid.builder(*TWO_RANKS[-1]).base  # noqa: B018
+    grid.builder(*configurations[-1]).base  # noqa: B018
     places = {}
     for name in ("whole", "two", "two to one", "one to two"):
         places[name] = Grid(grid.folder, tmp_path / name, grid.device)
         shutil.copytree(grid.runs, places[name].runs, ignore=shutil.ignore_patterns("fine_tune-*"))
     jobs = []
-    for words in TWO_RANKS:
+    for words in configurations:
         interrupted(places["one to two"], 3, *words)
         common = {"words": words, "step": 3}
         jobs += [
@@ -398,8 +405,8 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
         ]
     process, results = run_worker(grid, tmp_path, jobs, ranks=2)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
-    for number, words in enumerate(TWO_RANKS):
+    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(configurations)
+    for number, words in enumerate(configurations):
         whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         last = whole[1][-1]
         assert whole[1] == list(range(1, last + 1))
