@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
 
 
-class Builder(Context[Cell]):
+class Builder(Context):
     """Makes the cell of a recipe (`build`). To its method it is the `Context`."""
 
     def __init__(

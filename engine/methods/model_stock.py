@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.methods.context import Context, Parent
+from engine.methods.context import Context
 from engine.methods.task_vectors import TaskVectors, Vector
 from engine.recipe.options import ModelStock as Recipe
+from engine.store.cells import Cell
 
 # Between two seeds of a member. The seeds of a campaign are at most so many (`schema.Thousand`) and
 # consecutive, so no model is a member of the stocks of two of them, and intervals over seeds see
@@ -30,7 +31,7 @@ APART = 1000
 class Method(TaskVectors):
     recipe: Recipe
 
-    def members(self, context: Context) -> Sequence[Parent]:
+    def members(self, context: Context) -> Sequence[Cell]:
         first = context.recipe.seed
         seeds = [first + APART * number for number in range(self.recipe.seeds)]
         return [context.cell(name, seed=seed) for name in self.recipe.members for seed in seeds]

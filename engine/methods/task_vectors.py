@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.methods.base import Derived
-from engine.methods.context import Context, Parent
-from engine.store.cells import Export
+from engine.methods.context import Context
+from engine.store.cells import Cell, Export
 
 Vector = Mapping[str, Tensor]  # fp32, by parameter name
 
@@ -24,7 +24,7 @@ class TaskVectors(Derived):
     the pre-trained model's values.
     """
 
-    def members(self, context: Context) -> Sequence[Parent]:
+    def members(self, context: Context) -> Sequence[Cell]:
         """The cells to merge: those that the recipe needs."""
         return [context.cell(name) for name in self.recipe.needs]
 

@@ -96,28 +96,19 @@ class TrainingState:
                 yield key, piece.name, tensor
 
     def _gathered(self) -> Iterator[tuple[str, str, Tensor]]:
-        """The optimizer's state put together on the first rank, a tensor at a time."""
-        held = {name: [] for name in self._trained}
-        for holder, pieces in self._pieces.items():
-            for piece in pieces:
-                held[piece.name].append((holder, piece))
+        """The optimizer's state, put together by DeepSpeed, a tensor at a time."""
+        from deepspeed.utils import safe_get_full_optimizer_state  # late, as in `loop.initialize`
+
         keys = _state_of(self._optimizer, next(iter(self._pieces)))  # on every rank the same
         for name, parameter in self._trained.items():
             for key, like in keys.items():
-                is_scalar = like.dim() == 0  # a count of steps
-                shape = like.shape if is_scalar else parameter.shape
-                whole = torch.zeros(shape, dtype=like.dtype, device=self.device)
-                for holder, piece in held[name]:
-                    part = self._optimizer.state[holder][key]
-                    if is_scalar:
-                        whole.copy_(part)
-                    else:
-                        piece.cut(whole).copy_(piece.inside(part))
-                # A place is held by a single rank, and is zero on the rest.
-                dist.reduce(whole, 0, dist.ReduceOp.MAX if is_scalar else dist.ReduceOp.SUM)
+                is_count = like.dim() == 0  # of steps, the same on every rank
+                whole = like if is_count else safe_get_full_optimizer_state(parameter, key)
+                assert whole is not None, name
                 yield key, name, whole
 
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
+        """By hand: DeepSpeed's setters know the optimizer's state only after a first step."""
         by_parameter: dict[str, dict[str, Tensor]] = {name: {} for name in self._trained}
         for label, tensor in state.items():
             if label.startswith(OPTIMIZER):
