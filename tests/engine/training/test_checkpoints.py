@@ -432,5 +432,4 @@ def test_a_signal_to_a_single_rank_stops_all_after_the_same_step(grid, fresh, tm
     process, results = run_worker(grid, tmp_path, [job], ranks=2)
     assert process.returncode != 0
     assert results[0][0].startswith("a signal ended training after step 3;"), process.stderr[-3000:]
-    process, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
-    assert results[0][1] == [4, 5, 6], process.stderr[-3000:]
+    assert resumed(fresh, *words)[1] == [4, 5, 6]
