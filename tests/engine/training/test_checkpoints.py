@@ -55,6 +55,8 @@ __all__ = ["grid"]
 METHODS = [
     ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
     ("method=ewc", "method.fisher_images=5"),
+]
+MORE = [
     ("method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.weight_decay=0.1"),
     ("method=lwf", "train.accumulation=3", "train.clip=0.3"),
     ("method=lora", "optimizer.name=adamw"),
@@ -94,7 +96,11 @@ def check_same(cell: Cell, plain: Cell) -> None:
     )
 
 
-@pytest.mark.parametrize("words", METHODS, ids=lambda words: "-".join(words)[7:50])
+@pytest.mark.parametrize(
+    "words",
+    [*METHODS, *(pytest.param(words, marks=pytest.mark.slow) for words in MORE)],
+    ids=lambda words: "-".join(words)[7:50],
+)
 def test_a_resumed_training_is_bit_equal_to_one_that_was_left_alone(grid, fresh, words):
     _, plain = grid.build(*words, "train.checkpoint_minutes=0")
     for step in (2, 4):  # in the first epoch of two, and in the second, or at its end
