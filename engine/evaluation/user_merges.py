@@ -160,9 +160,8 @@ def merged(
         raise ValueError(f"{options.title} chooses nothing: leave --holdout out")
     described = Description(files[0], models.description(resolved.model), tuple(head))
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
-    return MergedModel(
-        f"{options.title} of {parts or ', '.join(map(str, files))}", state, mix, described
-    )
+    made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
+    return MergedModel(f"{options.title} of {made_of}", state, mix, described)
 
 
 def _options(

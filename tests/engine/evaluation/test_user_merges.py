@@ -80,6 +80,8 @@ def test_merged_files_are_the_campaigns_merged_cell(grid, method, members, words
     cells = [builder.cell(name) for name in members]
     actual = merged(grid, method, cells, builder.base, *words)
     assert same(dict(actual.state), weights(cell)) and actual.mix == {}
+    folders = [str(each.artifact.folder / "weights.safetensors") for each in (*cells, builder.base)]
+    assert actual.title.endswith(f"of {', '.join(folders[:-1])} from {folders[-1]}")
     assert actual.description.classes == tuple(builder.sets.classes)
 
 
