@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="how fast a model trains and is evaluated here")
     parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--batch", default="64,256", help="sizes; default: %(default)s")
     parser.add_argument(
         "--methods", default="fine_tune,ewc,lwf", help="that train; default: %(default)s"

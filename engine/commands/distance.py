@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("distance", help="optimal transport distances between sets")
     parser.add_argument("sets", nargs="*", metavar="SET", help="default: all sets")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
     parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
     parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")

@@ -28,9 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate", help="your own checkpoints, or a campaign's models, on your own sets"
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"

@@ -20,9 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="CAMPAIGN | CELL",
         help="a finished campaign, or a folder of runs/store/cells",
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="of the campaign"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the campaign")
     parser.add_argument("--method", help="of the campaign's table, or pre: the pre-trained model")
     parser.add_argument("--set", dest="downstream", help="that it was fine-tuned on")
     parser.add_argument("--setting", help="of what a campaign varies, as train.epochs=2")

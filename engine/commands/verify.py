@@ -18,9 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "verify", help="compare a pre-trained model with its published accuracies"
     )
     parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument(
         "--campaign", default="imagenet_rib", help="its data sets are used; default: %(default)s"
     )

@@ -20,7 +20,6 @@ from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures.rows import ModelOnSet
 from engine.models import checkpoints, clip, formats
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import Store
@@ -203,12 +202,8 @@ def _head(outputs: int, classes: Sequence[str] | None, files: Sequence[Path]) ->
 
 def _models(cells: Mapping[Path, str], alphas: Sequence[float] | None) -> list[Model]:
     """The files as models, or with alphas their interpolations."""
-
-    def row(model: str, alpha: float | None = None) -> ModelOnSet:
-        return ModelOnSet(model, "", "", alpha, "", "", "")
-
     if alphas is None:
-        return [Model(row(str(file)), {name: 1.0}) for file, name in cells.items()]
+        return [Model.named(str(file), {name: 1.0}) for file, name in cells.items()]
     first, second = cells.values()
     both = " + ".join(map(str, cells))
-    return [Model(row(both, a), {first: 1 - a, second: a}) for a in alphas]
+    return [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]

@@ -115,7 +115,9 @@ def _reason(plan: Plan, column: Column) -> str:
     return "its jobs have not all run"
 
 
-def _artifacts(run: Run, models: Sequence[Model], evaluations: Sequence[Evaluation]) -> list[str]:
+def _artifacts(
+    run: Run, models: Sequence[GridModel], evaluations: Sequence[Evaluation]
+) -> list[str]:
     """The cells, predictions and CKA that the campaign's numbers and exports are made of.
 
     Weights of snapshots are removed on purpose and are left out.
@@ -141,7 +143,7 @@ def _shared(plan: Plan, device: torch.device) -> Run:
     return builder.run
 
 
-def _evaluations(run: Run, models: Sequence[Model]) -> Iterator[Evaluation]:
+def _evaluations(run: Run, models: Sequence[GridModel]) -> Iterator[Evaluation]:
     """The pre-trained model of a run on every set, then every model on every set."""
     names = run.recipe.dataset.places
     for name in names:
@@ -155,7 +157,7 @@ def _evaluations(run: Run, models: Sequence[Model]) -> Iterator[Evaluation]:
             yield Evaluation(*model.arm, *at, path, recipe.seed, entry.headline)
 
 
-class Model(NamedTuple):
+class GridModel(NamedTuple):
     """An entry of a cell: what made it, and its arm in tables. cell: its folder."""
 
     run: Run
@@ -164,7 +166,7 @@ class Model(NamedTuple):
     cell: Path
 
 
-def _models(plan: Plan, device: torch.device) -> Iterator[Model]:
+def _models(plan: Plan, device: torch.device) -> Iterator[GridModel]:
     """Every model of every column, which must be there."""
     sets = None
     for column in plan.columns:
@@ -177,10 +179,10 @@ def _models(plan: Plan, device: torch.device) -> Iterator[Model]:
             for entry in row.entries():
                 setting = ",".join(filter(None, (column.setting, entry.setting)))
                 arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
-                yield Model(run, arm, entry, cell)
+                yield GridModel(run, arm, entry, cell)
 
 
-def _cka(models: Sequence[Model]) -> Iterator[dict[str, Any]]:
+def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
     """CKA by block of every headline model on every set."""
     for run, arm, entry, _ in models:
         for name in run.recipe.dataset.places if entry.headline else ():
