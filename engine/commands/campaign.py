@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -51,18 +52,8 @@ def start(arguments: argparse.Namespace) -> Path | None:
     """Run the campaign of a command line; the page of its report, None of a dry run."""
     if arguments.cores is not None and arguments.cores < 1:
         raise ValueError(f"--cores {arguments.cores}: at least one is needed")
-    options = Options(
-        arguments.executor,
-        arguments.cores or 0,
-        arguments.gpus_per_job,
-        arguments.profile,
-        arguments.partition,
-        arguments.account,
-        arguments.time,
-        arguments.mem,
-        arguments.retries,
-        arguments.requeue,
-    )
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    options = Options(**{**given, "cores": arguments.cores or 0})
     if arguments.dry_run:
         dry_run(arguments.name, arguments.overrides, options)
         return None

@@ -152,8 +152,9 @@ def _size(target: Target) -> int:
             response = responses.open_at(address)
         except responses.ERRORS:
             continue
-        with response.stream:
-            return response.total or 0
+        if response is not None:  # the whole file, where a server has it
+            with response.stream:
+                return response.total or 0
     return target.file.bytes
 
 

@@ -181,7 +181,7 @@ def _options(
         if SEEDS in options:  # a file is of one seed
             words.append(f"method.{SEEDS}=1")
         cell = recipe.varied(cell, words)
-    return modules.method_of(cell).recipe
+    return modules.checked(cell)
 
 
 def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:

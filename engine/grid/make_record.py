@@ -9,7 +9,7 @@ import logging
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -47,9 +47,9 @@ def record_of(plan: Plan, device: torch.device) -> Record:
     Nothing but the distances between sets is made. Raises FileNotFoundError where something is
     missing, DamagedFile where it was altered.
     """
-    run = _shared(plan, device)
+    run, models = _shared(plan, device), list(_models(plan, device))
     dataset, root = run.recipe.dataset, run.store.root
-    evaluations = list(_evaluations(plan, device))
+    evaluations = list(_evaluations(run, models))
     files = dict.fromkeys(row.path for row in evaluations)
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji = dataset.kind == "emoji"
@@ -68,12 +68,12 @@ def record_of(plan: Plan, device: torch.device) -> Record:
             dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
-        cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
+        cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep={c.setting: c.varied for c in plan.columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
         thumbnails=_thumbnails(run, evaluations),
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
-        artifacts=_artifacts(plan, device, run, evaluations),
+        artifacts=_artifacts(run, models, evaluations),
     )
 
 
@@ -101,13 +101,11 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 
 def _is_finished(plan: Plan, column: Column, device: torch.device) -> bool:
     """Whether all of a column is trained and evaluated."""
-    alone = dataclasses.replace(plan, columns=(column,))
-    run = _shared(alone, device)
+    run = _shared(plan, device)
     try:
-        for _ in _evaluations(alone, device):
-            pass
-        for _ in _cka(alone, device) if run.recipe.evaluate.cka else ():
-            pass
+        models = list(_models(dataclasses.replace(plan, columns=(column,)), device))
+        list(_evaluations(run, models))
+        list(_cka(models) if run.recipe.evaluate.cka else ())
     except FileNotFoundError:
         return False
     return True
@@ -121,22 +119,18 @@ def _reason(plan: Plan, column: Column) -> str:
     return "its jobs have not all run"
 
 
-def _artifacts(
-    plan: Plan, device: torch.device, run: Run, evaluations: Sequence[Evaluation]
-) -> list[str]:
+def _artifacts(run: Run, models: Sequence[Model], evaluations: Sequence[Evaluation]) -> list[str]:
     """The cells, predictions and CKA that the campaign's numbers and exports are made of.
 
     Weights of snapshots are removed on purpose and are left out.
     """
-    folders = {row.path.parent for row in evaluations}
+    # A mix has no weights, and is a cell all the same.
+    folders = {row.path.parent for row in evaluations} | {model.cell for model in models}
     names = {name for row in evaluations for name in predictions.mix_of(row.path)}
     parents = [cells.find(run.store, name) for name in names]
     folders |= {
         cell.artifact.folder for cell in parents if cell and cell.artifact.kind != snapshots.KIND
     }
-    for column in plan.columns:  # a mix has no weights, and a cell all the same
-        rows = builders(plan, device, column, run.sets, finds_only=True)
-        folders |= {row.build().artifact.folder for row in rows}
     return sorted(folder.relative_to(run.store.root).as_posix() for folder in folders)
 
 
@@ -151,39 +145,50 @@ def _shared(plan: Plan, device: torch.device) -> Run:
     return builder.run
 
 
-def _evaluations(plan: Plan, device: torch.device) -> Iterator[Evaluation]:
-    """The pre-trained model on every set, then every model of every column on every set."""
-    run = _shared(plan, device)
+def _evaluations(run: Run, models: Sequence[Model]) -> Iterator[Evaluation]:
+    """The pre-trained model of a run on every set, then every model on every set."""
     names = run.recipe.dataset.places
     for name in names:
         path = _predicted(run, {run.base.name: 1.0}, name)
         yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
-    for run, column, arm, entry in _models(plan, device):
+    for model in models:
+        recipe, entry = model.run.recipe, model.entry
         for name in names:
-            path, seed = _predicted(run, entry.mix, name), run.recipe.seed
-            yield Evaluation(*arm, column.downstream, name, path, seed, entry.headline)
+            path = _predicted(model.run, entry.mix, name)
+            at = recipe.downstream, name
+            yield Evaluation(*model.arm, *at, path, recipe.seed, entry.headline)
 
 
-def _models(plan: Plan, device: torch.device) -> Iterator[tuple[Run, Column, Arm, Entry]]:
-    """Every model of every column."""
+class Model(NamedTuple):
+    """An entry of a cell: what made it, and its arm in tables. cell: its folder."""
+
+    run: Run
+    arm: Arm
+    entry: Entry
+    cell: Path
+
+
+def _models(plan: Plan, device: torch.device) -> Iterator[Model]:
+    """Every model of every column, which must be there."""
     sets = None
     for column in plan.columns:
         rows = builders(plan, device, column, sets, finds_only=True)
         sets = rows[0].sets  # opened once
         for number, row in enumerate(rows):
-            seed, method = divmod(number, len(plan.rows))
-            run, method = rows[seed * len(plan.rows)].run, plan.methods[method]
-            model, variant = row.recipe.model.name, row.recipe.method.variant
+            place, recipe = number % len(plan.rows), row.recipe
+            run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
+            cell = row.build().artifact.folder
             for entry in row.entries():
                 setting = ",".join(filter(None, (column.setting, entry.setting)))
-                yield run, column, Arm(model, method, variant, entry.alpha, setting), entry
+                arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
+                yield Model(run, arm, entry, cell)
 
 
-def _cka(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
-    """CKA by block of every headline model of every column on every set."""
-    for run, column, arm, entry in _models(plan, device):
+def _cka(models: Sequence[Model]) -> Iterator[dict[str, Any]]:
+    """CKA by block of every headline model on every set."""
+    for run, arm, entry, _ in models:
         for name in run.recipe.dataset.places if entry.headline else ():
-            cell = ModelOnSet(*arm, column.downstream, name)
+            cell = ModelOnSet(*arm, run.recipe.downstream, name)
             blocks = cka.stored(run, entry.mix, name)
             yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
 

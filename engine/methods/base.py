@@ -5,7 +5,8 @@ The rest of the engine never asks which method it runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ class Trained(nn.Module):
     """
 
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
+    rates: Mapping[str, float] = MappingProxyType({})  # shares of the rate, by parameter; 1 if none
     fits_head: bool = False
 
     def __init__(self, recipe: MethodRecipe) -> None:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from engine.errors import RecipeError
 from engine.recipe.schema import (
+    BelowOne,
     Count,
     MethodRecipe,
     NotNegative,
@@ -109,6 +110,11 @@ class ModelStock(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class MonoSoup(MethodRecipe):
+    needs = ("fine_tune",)
+
+
+@dataclass(frozen=True)
 class Soup(MethodRecipe):
     has_weights = False
     select: Literal["uniform", "greedy"] = "uniform"
@@ -126,13 +132,17 @@ class Soup(MethodRecipe):
 
 
 @dataclass(frozen=True)
-class MonoSoup(MethodRecipe):
-    needs = ("fine_tune",)
+class SPD(MethodRecipe):
+    lam: NotNegative = 1.0  # 1: exactly back to the distance before the step
 
 
 @dataclass(frozen=True)
-class SPD(MethodRecipe):
-    lam: NotNegative = 1.0  # 1: exactly back to the distance before the step
+class StrongFineTune(MethodRecipe):
+    layer_decay: Part = 1.0  # what the rate of a layer is of that of the next; 1: all alike
+    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: the last weights
+    label_smoothing: BelowOne = 0.0
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution of shares; 0: no mixing
+    hflip: Unit = 0.0  # how probably an image is mirrored
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "mono_soup": MonoSoup,
     "soup": Soup,
     "spd": SPD,
+    "strong_fine_tune": StrongFineTune,
     "ties": TIES,
     "visual_prompt": VisualPrompt,
     "wise_ft": WiSEFT,

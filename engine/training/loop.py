@@ -89,7 +89,7 @@ def initialize(method: Trained, run: Run) -> Any:
         )
     norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
-    optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
+    optimizer = optim.build(parameters, recipe.optimizer, method.penalty, method.rates)
     for module in method.modules():
         if isinstance(module, _NEED_INPUT):  # ReLU6 is a Hardtanh
             module.inplace = False
@@ -172,8 +172,7 @@ def epochs(
                 last = number % recipe.train.accumulation == 0
                 if last:
                     lr = rate(step)
-                    for group in engine.optimizer.param_groups:
-                        group["lr"] = lr
+                    optim.set_rate(engine.optimizer, lr)
                 for norm in learning:
                     norm.training = share.samples > 0  # a filler must not change statistics
                 with norms.remedy():

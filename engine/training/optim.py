@@ -25,6 +25,8 @@ from engine.training import shards
 from engine.training.shards import Pieces, in_memory_order
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
+SHARE = "lr_scale"  # key of a group
+
 
 def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
     """The rate of optimizer step `step` (from 0) of `total`: linear warm-up, then half a cosine.
@@ -40,9 +42,15 @@ def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
 
 
 def build(
-    parameters: Mapping[str, Tensor], options: OptimizerRecipe, penalty: Penalty | None = None
+    parameters: Mapping[str, Tensor],
+    options: OptimizerRecipe,
+    penalty: Penalty | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> Optimizer:
-    """The optimizer over named parameters, in one group; an EWC optimizer for a weight above 0.
+    """The optimizer over named parameters; an EWC optimizer for a weight above 0.
+
+    rates: by name, the share of the learning rate that a parameter has; 1 where none is given. The
+    parameters of a share are a group with this `lr_scale`, as timm calls it.
 
     EWC optimizers step only after `attach` (or `penalise`) has given them anchor and Fisher. A
     weight of 0 gives the plain optimizer, so that it equals fine-tuning bit for bit.
@@ -53,6 +61,8 @@ def build(
     tensors = list(parameters.values())
     if not tensors:
         raise ValueError("there is nothing to optimise: no parameter requires a gradient")
+    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+    groups = _groups(parameters, rates, options.lr)
     name = options.name.removeprefix("apex_")
     settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     if name == "adamw":
@@ -70,12 +80,29 @@ def build(
             raise ValueError(
                 f"a penalty has its own fused step: use name={name}, not {options.name}"
             )
-        return penalised(tensors, **settings)
+        return penalised(groups, **settings)
     if name != options.name:
         settings |= {"adam_w_mode": True} if name == "adamw" else {}
-        return _apex(apex)(tensors, **settings)
-    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-    return plain(tensors, fused=fused, **settings)
+        return _apex(apex)(groups, **settings)
+    return plain(groups, fused=fused, **settings)
+
+
+def _groups(
+    parameters: Mapping[str, Tensor], rates: Mapping[str, float], lr: float
+) -> list[dict[str, Any]]:
+    """The parameters of each share of the rate, in the order of the first of each."""
+    of_share: dict[float, list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        of_share.setdefault(rates.get(name, 1.0), []).append(parameter)
+    return [
+        {"params": tensors, SHARE: share, "lr": share * lr} for share, tensors in of_share.items()
+    ]
+
+
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(SHARE, 1.0)
 
 
 def _apex(name: str) -> Callable[..., Optimizer]:

@@ -45,7 +45,7 @@ class Campaign:
         self.runs.parent.mkdir(parents=True)
         grids.draw(folder / "images")
         (folder / "model.yaml").write_text(campaigns.MODEL)
-        (folder / "data.yaml").write_text(campaigns.DATA.format(folder=folder))
+        (folder / "data.yaml").write_text(campaigns.DATA.format(images=folder / "images"))
         text = campaigns.GRID.format(folder=folder)
         self.file.write_text(text + EWC)
         self.recipe.write_text(text.partition("methods:")[0] + "method: ewc\n")

@@ -26,6 +26,7 @@ from engine.report.sections import (
     shots,
     sweep,
     trade_off,
+    tuning,
     upstream,
     upstream_change,
     what_was_run,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     models.section,
+    tuning.section,
     ranking.section,
     how_sure.section,
     improvements.section,

@@ -288,29 +288,31 @@ STARTS = {
 }
 
 
-def trained_cell(runs: Path) -> Path:
-    (folder,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
-    return folder
-
-
 @pytest.mark.slow
-def test_every_way_to_start_gives_the_same_cell(grid: grids.Grid, tmp_path: Path) -> None:
-    """Under the same name, with the same weights; from another working folder, one of them."""
-    for way, command in STARTS.items():
+@pytest.mark.parametrize(
+    "ways",
+    [("several",), pytest.param(("python", "deepspeed", "torchrun"), marks=pytest.mark.exhaustive)],
+)
+def test_every_way_to_start_gives_the_same_cell(
+    ways: tuple[str, ...], grid: grids.Grid, tmp_path: Path
+) -> None:
+    """Under the same name, with the same weights; from another working folder."""
+    _, alone = grid.build()
+    expected = grids.weights(alone)
+    for way in ways:
         words = list(grid.overrides(f"runs={way}", "device=cpu"))
-        process = run([*command, f"recipe={grid.recipe}", *words], tmp_path)
+        process = run([*STARTS[way], f"recipe={grid.recipe}", *words], tmp_path)
         assert process.returncode == 0, process.stderr[-3000:]
         assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
         assert process.stdout.count("percent top-1") == 1  # one rank speaks
-    cells = {way: trained_cell(tmp_path / way) for way in STARTS}
-    assert len({cell.name for cell in cells.values()}) == 1
-    weights = {way: load_file(cell / "weights.safetensors") for way, cell in cells.items()}
-    assert grids.same(weights["deepspeed"], weights["python"])
-    for two_ranks in ("torchrun", "several"):
-        assert grids.distance(weights[two_ranks], weights["python"]) < 1e-5
-        assert not grids.same(weights[two_ranks], weights["python"]), "sums of two ranks round"
-    saved = recipe.load(str(cells["python"] / "recipe.yaml"))  # beside the result, and a recipe
-    assert (saved.runs, saved.downstream) == ("python", "outline")
+        (cell,) = (tmp_path / way / "store" / "cells").glob("fine_tune-outline-*")
+        weights = load_file(cell / "weights.safetensors")
+        assert cell.name == alone.name
+        assert grids.distance(weights, expected) < 1e-5
+        is_alone = way in ("python", "deepspeed")
+        assert grids.same(weights, expected) == is_alone, "sums of two ranks round"
+        saved = recipe.load(str(cell / "recipe.yaml"))  # beside the result, and a recipe
+        assert (saved.runs, saved.downstream) == (way, "outline")
 
 
 @pytest.mark.slow

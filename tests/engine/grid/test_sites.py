@@ -110,7 +110,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder: Path, tmp_pat
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
     assert asked["report"]["runtime"] == 120
     assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
-    given = dataclasses.replace(options, hours=1.5, gigabytes=2)
+    given = dataclasses.replace(options, time=1.5, mem=2)
     for stage in sites.resources(given, where, plan).values():
         assert stage == {"threads": 4, "mem_mb": 2000, "runtime": 90} | (
             {"gpu": 0} if "gpu" in stage else {}

@@ -49,24 +49,6 @@ def test_the_way_to_another_grid_has_no_braces_of_snakemake(tmp_path: Path) -> N
         workflow.relative(root.parents[2] / "{x}" / "plans" / "b", root)
 
 
-def test_killed_campaign_frees_its_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom engine.grid import workflow\n"
-        "with workflow.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(CampaignError, match=rf"process {process.pid}"),
-            workflow.locked(tmp_path),
-        ):
-            pass
-        process.kill()
-    with workflow.locked(tmp_path):
-        pass
-
-
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def test_depths_follow_each_family_of_models():
     with torch.device("meta"):
         clip = timm.create_model("vit_base_patch16_clip_224.openai", num_classes=2)
     assert lines.relative_depths(clip)["norm_pre.weight"] == 0
-    with pytest.raises(ValueError, match=r"layers of Linear, which LiNeS scales"):
+    with pytest.raises(ValueError, match=r"layers of Linear; take one of timm's models"):
         lines.relative_depths(torch.nn.Linear(2, 2))
 
 

@@ -23,6 +23,7 @@ from engine.recipe.schema import ModelRecipe
 __all__ = ["grid"]
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
+ARCHS = [VIT, *(pytest.param(a, marks=pytest.mark.exhaustive) for a in (CONV, "test_resnet"))]
 ALWAYS = ("train.compile=always", "evaluate.compile=always")
 
 
@@ -52,7 +53,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs: list[str]) -> None:
     recipe = ModelRecipe(name="m", arch=arch, image_size=64)
     nets = [compiled.in_place(models.create(recipe, 5), "always", CPU) for _ in range(3)]
@@ -64,7 +65,7 @@ def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs:
         assert len(graphs) == count
 
 
-@pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_the_graph_says_what_the_model_says(arch: str, graphs: list[str]) -> None:
     recipe = ModelRecipe(name="m", arch=arch, image_size=64)
     plain, traced = (models.create(recipe, 5).eval() for _ in range(2))

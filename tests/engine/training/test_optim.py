@@ -73,7 +73,7 @@ def launch(world: int, results: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_deepspeed_equals_a_bare_loop_with_a_penalty(world, tmp_path):
     results = launch(world, tmp_path / "results.json")
     assert "round_robin_gradients" in results.pop("round_robin")
