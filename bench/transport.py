@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench.contest import Contest, Entrant, Scale, tried
 from kernels.transport.alternating import Potentials
@@ -54,16 +53,17 @@ class Problem:
             self.features.append((moved[labels] + 0.7 * noise * scale).to(device))
             self.labels.append(labels.to(device))
         samples = zip(self.features, self.labels, strict=True)
-        self.gaussians = [class_gaussians(x, labels, classes) for x, labels in samples]
+        gaussians = [class_gaussians(x, labels, classes) for x, labels in samples]
+        pairs = {(0, 1): gaussians, (0, 0): gaussians[:1], (1, 1): gaussians[1:]}
+        self.tables = {
+            sides: bures_squared(pair[0], pair[1] if len(pair) > 1 else None, means_only=True)
+            for sides, pair in pairs.items()
+        }
         self.eps = EPS * self.cost().mean
-
-    def table(self, left: int = 0, right: int = 1) -> Tensor:
-        pair = self.gaussians[left], self.gaussians[right] if left != right else None
-        return bures_squared(*pair, means_only=True)
 
     def cost(self, left: int = 0, right: int = 1) -> GroundCost:
         labels = {"labels_x": self.labels[left], "labels_y": self.labels[right]}
-        table = self.table(left, right)
+        table = self.tables[left, right]
         return GroundCost(self.features[left], self.features[right], **labels, table=table)
 
     def solve(self) -> float:
@@ -77,7 +77,7 @@ class Problem:
 
         x, y = (features.numpy().astype(dtype) for features in self.features)
         labels_x, labels_y = (labels.numpy() for labels in self.labels)
-        return ot.dist(x, y) + self.table().numpy().astype(dtype)[labels_x][:, labels_y]
+        return ot.dist(x, y) + self.tables[0, 1].numpy().astype(dtype)[labels_x][:, labels_y]
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -207,7 +207,8 @@ def _debiased(problem: Problem) -> Iterator[Contest]:
         from flash_sinkhorn import SamplesLoss  # pyright: ignore[reportMissingImports]
 
         # Its label distances are one square matrix, the second set's classes after the first's.
-        halves = [[problem.table(i, j) for j in range(2)] for i in range(2)]
+        tables = problem.tables
+        halves = [tables[0, 0], tables[0, 1]], [tables[0, 1].T, tables[1, 1]]
         table = torch.cat([torch.cat(half, 1) for half in halves])
         blur, weights = math.sqrt(problem.eps), {"lambda_x": 1.0, "lambda_y": 1.0}
         loss = SamplesLoss("sinkhorn", blur=blur, debias=True, label_cost_matrix=table.float(),

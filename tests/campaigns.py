@@ -5,6 +5,7 @@ It is run once in a test run: `finished` is a copy of what it left.
 
 from __future__ import annotations
 
+import csv
 import functools
 import os
 import shutil
@@ -128,6 +129,12 @@ def _marker(plan: campaign.Plan, name: str) -> Path:
 
 def _done(plan: campaign.Plan, name: str) -> bool:
     return _marker(plan, name).is_file()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def do(plan: campaign.Plan, name: str) -> None:

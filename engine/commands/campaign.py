@@ -102,14 +102,16 @@ def complete(name: str, words: Sequence[str], options: Options) -> Path:
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
-def _plans(name: str, words: Sequence[str], options: Options) -> dict[campaign.Plan, Sequence[str]]:
+def _plans(
+    name: str, words: Sequence[str], options: Options
+) -> Mapping[campaign.Plan, Sequence[str]]:
     """The plan of each model, with the words that make it."""
     from engine import recipe
 
     grids = recipe.each_model(name, words)
-    recipe.methods_of(name, grids[0])  # a wrong name shows before imports
+    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
     first_line.show(f"reading the campaign {name}")
-    return {campaign.plan(name, grid, options.cores): grid for grid in grids}
+    return plans
 
 
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
@@ -128,9 +130,8 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
             continue
         from engine.grid import verify
 
-        needed = plan.needed(resolved.dataset)
-        encoded = verify.encoded(resolved, needed)
-        missing = [name for name in needed if name not in encoded]
+        encoded = verify.encoded(resolved, plan.needed)
+        missing = [name for name in plan.needed if name not in encoded]
         if resolved.dataset.kind == "folder":
             faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import nearest
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 from engine.machine.files import digest
 
 if TYPE_CHECKING:
@@ -49,14 +49,13 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:  # before imports that take seconds
         if name not in every:
             raise ValueError(f"{name!r} is no set of {arguments.campaign}{nearest(name, every)}")
-    quiet.libraries()
     first_line.show(f"reading the sets of {arguments.campaign}")
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
+    from engine.otdd import problems, solve
     from engine.report import page
     from engine.report.sections import distances as section
-    from engine.transport import problems, solve
 
     given = {
         field.name: getattr(arguments, field.name, None)

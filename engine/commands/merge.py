@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -41,7 +41,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out, base, holdout = arguments.out, arguments.base, arguments.holdout
     if out.exists() and not (arguments.force and out.is_dir()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -52,7 +52,6 @@ def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> None:
         print(recipe.dump(resolved), end="")
         return
     first_line.show(f"reading the recipe {name}")
-    quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.grid import cell_plan
     from engine.grid.build import Builder

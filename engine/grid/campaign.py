@@ -23,7 +23,7 @@ from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
 from engine.recipe import modules
 from engine.recipe.campaigns import VARY
-from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
+from engine.recipe.schema import Recipe, TrainRecipe
 from engine.store import artifacts
 from loaders import schema
 from loaders.files import file_hash
@@ -109,14 +109,11 @@ class Plan:
         of_column = len(self.rows) * self.seeds + 1
         return len(self.sets) + 2 + of_column * len(self.columns) + 1
 
-    def needed(self, dataset: DatasetRecipe) -> list[str]:
+    @property
+    def needed(self) -> list[str]:
         """The sets that a campaign reads: those that it evaluates on, then those that it only
         fine-tunes on."""
-        return list(dict.fromkeys([*dataset.places, *self.downstreams]))
-
-    def column(self, name: str) -> Column:
-        """The column of this name."""
-        return next(column for column in self.columns if column.name == name)
+        return list(dict.fromkeys([*self.recipe.dataset.places, *self.downstreams]))
 
     def cells(self, column: Column) -> Iterator[CellPlan]:
         """The cells of a column: all rows with the first seed, then with the next."""

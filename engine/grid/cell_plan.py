@@ -15,7 +15,7 @@ from engine import recipe
 from engine.errors import RecipeError
 from engine.recipe import modules
 from engine.recipe.resolve import VARIANT, without_options
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.schema import Recipe
 
 Scalar = bool | int | float | str
 
@@ -98,20 +98,13 @@ def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool
     needs = {}
     for method in options.needs:
         need = recipe.load(name, words, method=method, downstream=cell.downstream)
-        if not _has_weights(need.method, run_users):
+        if not (modules.complete(need.method) if run_users else need.method).has_weights:
             raise RecipeError(
                 f"{options.name} needs {method}, which mixes cells and has no weights: "
                 "name methods that train or merge"
             )
         needs[method] = _with_needs(name, words, need, run_users)
     return CellPlan(cell, needs)
-
-
-def _has_weights(method: MethodRecipe, run_users: bool) -> bool:
-    """Whether a method's cells have weights; of a user's, its file knows."""
-    if modules.is_users(method.module):
-        return not (run_users and hasattr(modules.find(method.module).Method, "entries"))
-    return method.has_weights
 
 
 def _with(cell: Recipe, settings: Mapping[str, Scalar]) -> Recipe:

@@ -136,7 +136,7 @@ def of(plan: Plan) -> Estimate:
     """
     recipe = plan.recipe
     dataset, kind = recipe.dataset, recipe.evaluate.precision
-    images = {name: images_of(recipe, name) for name in plan.needed(dataset)}
+    images = {name: images_of(recipe, name) for name in plan.needed}
     classes = len(imagenet.wnids()) if dataset.kind == "imagenet" else dataset.classes or 1000
     arch = (recipe.model.arch, recipe.model.image_size, recipe.model.projection)
     parameters, width, forward = _network(*arch, classes)

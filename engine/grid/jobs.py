@@ -54,7 +54,6 @@ def prepare(plan: Plan, device: torch.device) -> None:
         progress.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
-    dataset = builder.recipe.dataset
     run = builder.run  # makes the base model
     base = {run.base.name: 1.0}
     for step, name in enumerate(names, start=1):
@@ -65,7 +64,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         for split in (splits.split_of(run.recipe, name), "holdout"):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
-    for name in plan.needed(dataset)[len(names) :]:
+    for name in plan.needed[len(names) :]:
         begin(len(names), name)
         # Opened, and encoded if need be, before columns share it.
         log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import logging
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from engine.data import imagenet, thumbnails
 from engine.errors import CampaignError
@@ -21,14 +17,14 @@ from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.jobs import builders
 from engine.grid.record import MissingColumn, Record
-from engine.measures import image_changes, predictions
+from engine.measures import predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.otdd import problems, solve
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
 from engine.store.cells import Entry, Mix
-from engine.transport import problems, solve
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -61,7 +57,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(run, plan, seeds) | {"Rows": _rows(plan)},
         credits=emoji.credits() if is_emoji else [],
-        contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
+        contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if is_emoji else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
         evaluations=[
@@ -71,7 +67,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep={c.setting: c.varied for c in plan.columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
-        thumbnails=_thumbnails(run, evaluations),
+        thumbnails=thumbnails.of_changes(run.sets, dataset, evaluations),
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
         artifacts=_artifacts(run, models, evaluations),
     )
@@ -216,7 +212,7 @@ def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
     is_range = list(seeds) == list(range(first, last + 1))
     several = f"{first} to {last}" if is_range else ", ".join(map(str, seeds))
     about = (model.arch, f"{model.image_size} px", model.head.title)
-    packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed(resolved.dataset)}
+    packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed}
     return {
         "Command": plan.command,
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
@@ -231,23 +227,6 @@ def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
         "Commit": _commit(),
         "Data fingerprints": ", ".join(f"{k} {v}" for k, v in packs.items()),
     }
-
-
-def _thumbnails(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
-    """Of the sets whose images a report may show, those that most rows gain or lose, set by set as
-    far as there is room."""
-    dataset, left = run.recipe.dataset, thumbnails.ROOM
-    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places if dataset.thumbnails}
-    for change in image_changes.most_changed(evaluations) if shown else ():
-        of_set, image = shown[change.evaluated_on], str(change.index)
-        if image not in of_set:
-            (pixels,) = run.sets[change.evaluated_on].pack.pixels([change.index])
-            file = thumbnails.webp(pixels)
-            left -= len(file)
-            if left < 0:
-                break
-            of_set[image] = base64.b64encode(file).decode()
-    return shown
 
 
 def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -274,20 +253,3 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _contact_sheet(run: Run) -> bytes:
-    """A PNG of some concepts in every style, of each its first rendering."""
-    dataset = run.recipe.dataset
-    picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
-    rows: dict[str, list[np.ndarray]] = {}
-    for name in dataset.places:
-        pack = run.sets[name].pack
-        for index in np.flatnonzero(np.isin(pack.labels, picked)).tolist():
-            style, _, rendering = str(pack.keys[index]).split("/")
-            if rendering == "0":
-                rows.setdefault(style, []).extend(pack.pixels([index]))
-    sheet = emoji.contact_sheet(rows)
-    png = io.BytesIO()
-    sheet.save(png, format="PNG")
-    return png.getvalue()

@@ -17,7 +17,8 @@ from torch import nn
 from torch.func import functional_call
 
 from engine import models
-from engine.machine import compiled, precision
+from engine.machine import precision
+from engine.models import compiled
 from engine.recipe.schema import ModelRecipe, Recipe
 
 

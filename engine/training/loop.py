@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine.machine import compiled, pace, ranks
+from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
+from engine.models import compiled
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
@@ -184,7 +185,6 @@ def epochs(
                 if last:
                     method.after_step()
                 watch.add(loss.detach())
-                pace.PROCESS.add(len(share.index))
                 if throughput is not None:
                     throughput.add(len(share.index))
                 if not last:

@@ -23,6 +23,7 @@ from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.measures import predictions
 from engine.models.form import Form
+from engine.otdd import solve
 from engine.report import tables
 from engine.report.tables import Results
 from engine.store import cells, pending
@@ -30,7 +31,6 @@ from engine.store.artifacts import MARKER, Artifact, Store
 from engine.store.checkpoints import CheckpointFiles
 from engine.store.pending import PART, Pending
 from engine.training.saving import Progress
-from engine.transport import solve
 from faults.campaign import EWC, Campaign, jobs_in_this_process
 from faults.children import fork
 from faults.mutations import files_by_kind

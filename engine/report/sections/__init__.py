@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.report.sections import (
     agreement,
+    barrier,
     cka,
     contact_sheet,
     coverage,
@@ -44,6 +45,7 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     improvements.section,
     maps.section,
     trade_off.section,
+    barrier.section,
     effective_robustness.section,
     upstream_change.section,
     dynamics.section,

@@ -6,7 +6,6 @@ What a finished campaign says is asked of `finished`, whose jobs ran in this pro
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from pathlib import Path
 import campaigns
 import grids
 import pytest
-from campaigns import SETS
+from campaigns import SETS, rows
 
 from engine import cli, recipe
 from engine.commands import job
@@ -75,11 +74,6 @@ def until(condition: Callable[[], object], process: subprocess.Popen, what: str)
     while not condition():
         assert process.poll() is None and time.monotonic() < end, f"no {what}"
         time.sleep(0.05)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_program_runs_all_ready_made_methods_to_one_complete_table(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from statistics import fmean
 
 import campaigns
 import grids
 import pytest
+from campaigns import rows
 
 from engine.grid import cell_plan, choice, export, record
 from engine.grid.build import Builder
@@ -22,11 +22,6 @@ SETS, METHODS = campaigns.SETS, campaigns.METHODS
 def written(folder: Path, name: str, text: str) -> None:
     whole = (folder / "shapes.yaml").read_text()
     (folder / f"{name}.yaml").write_text(whole + text)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, finished: Path) -> None:

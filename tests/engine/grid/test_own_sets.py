@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -38,11 +37,6 @@ def evaluate(folder: Path, *words: str) -> int:
         return cli.main([*command, f"runs={folder / 'runs'}"])
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def report(folder: Path) -> Path:
     return folder / "runs" / "shapes" / "report"
 
@@ -75,8 +69,8 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
     assert {path: path.read_bytes() for path in before} == before
     assert sorted((finished / "runs" / "store" / "cells").iterdir()) == cells
 
-    rows = read(report(finished) / "accuracy-on-other.csv")
-    in_campaign = read(report(finished) / "accuracy.csv")
+    rows = campaigns.rows(report(finished) / "accuracy-on-other.csv")
+    in_campaign = campaigns.rows(report(finished) / "accuracy.csv")
     key = ("model", "method", "variant", "alpha", "downstream")
     assert {tuple(row[k] for k in key) for row in rows} == {
         tuple(row[k] for k in key) for row in in_campaign
@@ -100,20 +94,20 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
                 if (row["method"], row["alpha"], row["downstream"]) == (method, alpha, downstream)
             ]  # fmt: skip
             assert stored == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
-    assert len(read(report(finished) / "accuracy-on-new.csv")) == len(rows)
+    assert len(campaigns.rows(report(finished) / "accuracy-on-new.csv")) == len(rows)
 
 
 def test_a_mask_is_named(finished, tmp_path):
     out, place = tmp_path / "masked.csv", f"masked={finished}/mine/few"
     assert evaluate(finished, "--sets", place, "--mask", "present", "--out", str(out)) == 0
-    assert {(row["mask"], row["classes"]) for row in read(out)} == {("present", "3")}
+    assert {(row["mask"], row["classes"]) for row in campaigns.rows(out)} == {("present", "3")}
 
 
 def test_intervals_are_those_of_changes(finished):
     out = finished / "sure.csv"
     words = ("--sets", f"sure={finished}/mine/new", "--intervals", "--out", str(out))
     assert evaluate(finished, *words) == 0
-    for row in read(out)[1:]:
+    for row in campaigns.rows(out)[1:]:
         low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
         assert low <= change <= high
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])

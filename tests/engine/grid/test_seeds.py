@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import campaigns
 import grids
 import pytest
-from campaigns import run
+from campaigns import rows, run
 from grids import Grid
 
 from engine import cli
@@ -17,11 +14,6 @@ from engine.grid import campaign
 
 folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 KEY = ("method", "alpha", "downstream", "evaluated_on")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from torch._dynamo.utils import counters
 
 from engine import models
 from engine.evaluation import passes
-from engine.machine import compiled, precision
+from engine.machine import precision
+from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
 
 __all__ = ["grid"]

@@ -253,22 +253,6 @@ def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
     assert all(pq.read_table(p).equals(t) for p, t in zip(paths, two, strict=True))
 
 
-@pytest.mark.slow
-def test_the_launcher_trains_on_two_ranks_what_a_builder_builds(grid, tmp_path):
-    launch = str(Path(__file__).parents[3] / "engine" / "launch.py")
-    alone = Grid(grid.folder, tmp_path / "runs", grid.device)
-    words = alone.overrides("train.batch_size=12", "device=cpu")
-    command = torchrun(2, launch, f"recipe={grid.recipe}", *words)
-    process = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
-    _, cell = grid.build("train.batch_size=12")
-    (folder,) = (tmp_path / "runs" / "store" / "cells").glob("fine_tune-outline-*")
-    assert distance(load_file(folder / "weights.safetensors"), weights(cell)) < 1e-5
-
-
 def fake_run(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
     settings = SimpleNamespace(batch_size=batch_size, accumulation=accumulation)
     return SimpleNamespace(recipe=SimpleNamespace(seed=seed, train=settings))
