@@ -62,7 +62,7 @@ setup(
         "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "POT>=0.9.5",
             "geomloss>=0.3",
             "open_clip_torch>=3",

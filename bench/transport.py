@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench.contest import Contest, Entrant, Scale, tried
 from kernels.transport.alternating import Potentials

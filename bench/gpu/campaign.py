@@ -29,6 +29,7 @@ SETS = ("upstream", "first", "second")
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
+    "mono_soup",
 )  # fmt: skip
 CAMPAIGN = """\
 model: {{extends: file, arch: {arch}, image_size: {size}, weights: {{source: random}}, head: {{fit: true}}}}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.speed import Speed
@@ -39,7 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
         given = f"--batch {arguments.batch} --steps {arguments.steps}"
         raise ValueError(f"{given}: numbers above 0, as 64,256 and 20")
-    quiet.libraries()
     os.environ["RIB_PROGRESS"] = "off"  # a bar costs time
     first_line.show(f"reading the model {arguments.model}")
     import torch

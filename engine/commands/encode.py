@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.recipe.schema import Recipe
@@ -41,7 +41,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     from engine import recipe
     from engine.data import imagenet
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.evaluation.accuracies import OnSet
@@ -68,7 +68,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sets = named_sets(arguments.sets)
     for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):

@@ -86,10 +86,8 @@ def evaluate(
     if alphas is not None and len(files) != 2:
         raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
     store = Store(Path(resolved.runs) / "store")
-    cells = {file: cell_of(resolved.model, store, file) for file in files}
-    if len({cell.name for cell in cells.values()}) < len(files):
-        raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
-    head = _head(_outputs(resolved.model, cells), classes, files)
+    cells = cells_of(resolved.model, store, files)
+    head = head_of(resolved.model, cells, classes)
     return accuracies.evaluate(
         resolved,
         store,
@@ -102,6 +100,21 @@ def evaluate(
         intervals=intervals,
         shares_features=False,
     )
+
+
+def cells_of(model: ModelRecipe, store: Store, files: Sequence[Path]) -> dict[Path, Cell]:
+    """Checkpoints as artefacts, by file. Raises ValueError as `cell_of`, and for equal weights."""
+    cells = {file: cell_of(model, store, file) for file in files}
+    if len({cell.name for cell in cells.values()}) < len(files):
+        raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
+    return cells
+
+
+def head_of(
+    model: ModelRecipe, cells: Mapping[Path, Cell], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The classes of the models' heads, in order. Raises ValueError as `evaluate`."""
+    return _head(_outputs(model, cells), classes, list(cells))
 
 
 def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
@@ -120,7 +133,7 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
                 hint = "; is it open_clip's (--arch open_clip:NAME)?" if CLIP & names else ""
                 raise ValueError(
                     f"{file} has no {weight}: it is of another architecture than {model.arch}, or "
-                    f"has no head to evaluate{hint}"
+                    f"has no head{hint}"
                 )
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
@@ -164,7 +177,7 @@ def _outputs(model: ModelRecipe, cells: Mapping[Path, Cell]) -> int:
     for file, count in counts.items():
         if count != outputs:
             raise ValueError(
-                f"{file} has {count} classes, {first} has {outputs}: evaluate them apart"
+                f"{file} has {count} classes, {first} has {outputs}: take only models of one head"
             )
     return outputs
 

@@ -19,6 +19,12 @@ from bench.timing import interleave
 
 CPU = torch.device("cpu")
 PEER = Entrant("theirs", int)
+OF_THE_ENGINE = ("loader", "train", "evaluation")  # kernels have tests of their own
+CASES = [
+    pytest.param(name, marks=() if name in OF_THE_ENGINE else pytest.mark.exhaustive)
+    for name in contest.CASES
+    if name != "grid"
+]
 
 
 @pytest.fixture
@@ -132,7 +138,7 @@ def test_every_case_is_listed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in contest.CASES if name != "grid"])
+@pytest.mark.parametrize("name", CASES)
 def test_contests_run(name):
     for current in contest.cases(name)(CPU, Scale(quick=True)):
         for row in contest.hold(current, CPU, seconds=0):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.report.sections import (
     agreement,
+    barrier,
     cka,
     contact_sheet,
     coverage,
@@ -26,6 +27,7 @@ from engine.report.sections import (
     shots,
     sweep,
     trade_off,
+    tuning,
     upstream,
     upstream_change,
     what_was_run,
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
 
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     models.section,
+    tuning.section,
     ranking.section,
     how_sure.section,
     improvements.section,
     maps.section,
     trade_off.section,
+    barrier.section,
     effective_robustness.section,
     upstream_change.section,
     dynamics.section,

@@ -101,6 +101,7 @@ def test_sections_come_in_order(report):
         "Robustness improvement, set by set",
         "Where it helps and where it hurts",
         "What adapting costs elsewhere",
+        "Between the pre-trained model and the fine-tuned one",
         "What is forgotten upstream",
         "What became of single answers",
         "Which images were gained and lost",

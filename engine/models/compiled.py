@@ -39,6 +39,8 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
         return net
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled
+    if device.type == "cpu":
+        _keep_instruction_sets_apart()
     replayed = option == CUDA_GRAPHS
     eager = type(net).forward
     compiled = torch.compile(eager, mode="reduce-overhead" if replayed else None)
@@ -55,3 +57,12 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
 
     net.forward = forward  # type: ignore[method-assign]
     return net
+
+
+def _keep_instruction_sets_apart() -> None:
+    """Give each instruction set of CPUs entries of its own in Inductor's cache on disk.
+
+    Its keys do not hold the set (torch 2.13), though its code steps by the width of a vector: code
+    of an AVX-512 processor, built on one with AVX2, leaves every second vector unwritten.
+    """
+    torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()

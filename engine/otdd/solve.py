@@ -26,11 +26,11 @@ import numpy as np
 from engine.evaluation import features
 from engine.machine import ranks
 from engine.machine.files import room_for, write_atomic
-from engine.machine.workers import side_by_side, workers
 from engine.measures.distances import Matrix
+from engine.otdd.problems import Cloud, Labelled, Options, Pair, Problems
+from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.transport.problems import Cloud, Labelled, Options, Pair, Problems
 from loaders.resident import free_memory
 from loaders.schema import DamagedFile
 

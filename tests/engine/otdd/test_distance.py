@@ -20,13 +20,13 @@ from engine.machine import ranks
 from engine.measures.distances import Matrix, write_csv
 from engine.measures.metrics import Arm, Mri
 from engine.measures.standings import Line, Standings
+from engine.otdd import problems, solve
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.solve import matrix
 from engine.report import forgetting
 from engine.report.forgetting import Point
 from engine.report.sections import distances as section
 from engine.store import artifacts
-from engine.transport import problems, solve
-from engine.transport.problems import Labelled, Options
-from engine.transport.solve import matrix
 
 CLASSES, D = 4, 6
 folder, grid = campaigns.folder, grids.grid

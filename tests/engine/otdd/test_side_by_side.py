@@ -11,11 +11,10 @@ import pytest
 import torch
 from distance_runs import run_of
 
-from engine.machine import workers
-from engine.machine.workers import side_by_side
-from engine.transport import problems, solve
-from engine.transport.problems import Labelled, Options
-from engine.transport.solve import matrix
+from engine.otdd import problems, solve
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.side_by_side import side_by_side, workers
+from engine.otdd.solve import matrix
 from kernels.transport.store import beside_the_copy, most_bytes
 
 CPU = torch.device("cpu")
@@ -97,12 +96,12 @@ def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
 
 
 def test_as_many_at_once_as_cores_problems_and_memory_allow(cores, caplog):
-    assert workers.workers(36, 100, 1000, CPU) == 2
-    assert workers.workers(1, 100, 1000, CPU) == 1
+    assert workers(36, 100, 1000, CPU) == 2
+    assert workers(1, 100, 1000, CPU) == 1
     assert not caplog.records
     with caplog.at_level("INFO"):
-        assert workers.workers(36, 600, 1000, CPU) == 1
-        assert workers.workers(36, 2000, 1000, CPU) == 1  # it may run, and read its costs again
+        assert workers(36, 600, 1000, CPU) == 1
+        assert workers(36, 2000, 1000, CPU) == 1  # it may run, and read its costs again
     assert "1 at once, not 2" in caplog.text
 
 

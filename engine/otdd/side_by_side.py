@@ -11,13 +11,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 from engine.machine import ranks
+from engine.machine.threads import threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,14 +97,3 @@ def _pooled(
         pool.shutdown(cancel_futures=True)
     if error is not None:
         raise error
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` CPU threads; Python threads that begin meanwhile inherit the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
