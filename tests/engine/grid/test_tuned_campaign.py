@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from statistics import fmean
 
 import campaigns
 import grids
 import pytest
+from campaigns import rows
 
 pytestmark = pytest.mark.slow
-folder, grid, SETS = campaigns.folder, grids.grid, campaigns.SETS
+folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
+SETS = campaigns.SETS
 DOWNSTREAMS = ("outline", "few")
 TUNED = "downstreams: [outline, few]\nvary: {optimizer.lr: [0.02, 0.5]}\n"
 ROWS = "  strong: {base: strong_fine_tune, title: FT (strong), optimizer: {lr: 0.5}}\n"
@@ -19,13 +20,8 @@ PLAIN = {"FT": "optimizer.lr=0.02", "FT (strong)": "optimizer.lr=0.5"}
 KEYS = {"FT": "fine_tune", "FT (strong)": "strong", "WiSE-FT": "wise_ft"}
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_each_method_has_the_rate_that_is_best_on_the_hold_out(
-    folder: Path, grid: grids.Grid
+    folder: Path, finished: Path
 ) -> None:
     whole = (folder / "shapes.yaml").read_text().replace("  linear_probe: {}\n", ROWS)
     (folder / "tuned.yaml").write_text(whole + TUNED)
