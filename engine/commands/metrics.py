@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     from engine.grid import record
-    from engine.report import certainty, finish, tables
+    from engine.report import finish, terminal
+    from engine.report.results import of_campaign
 
     campaign = record.find(arguments.name, words)
     methods = campaign.record.methods
@@ -63,14 +64,13 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             f"{arguments.name} has no method {arguments.compare!r}; it has {', '.join(methods)}"
         )
     with workflow.locked(campaign.report.parent):
-        results = tables.results(campaign, arguments.models_csv)
+        results = of_campaign(campaign, arguments.models_csv)
         path = finish.write(campaign, results)
     show(path)
-    sure = results.sure
     for model in results.models:
         if arguments.intervals:
-            print(f"\n{certainty.interval_table(model, sure)}")
+            print(f"\n{terminal.intervals(results, model)}")
         if arguments.compare is not None:
-            print(f"\n{certainty.comparison_table(model, sure, arguments.compare or None)}")
+            print(f"\n{terminal.comparisons(results, model, arguments.compare or None)}")
         if arguments.behaviour:
-            print(f"\n{certainty.behaviour_table(model, sure)}")
+            print(f"\n{terminal.behaviour(results, model)}")

@@ -31,12 +31,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading the predictions of {', '.join(arguments.names)}")
-    from engine.report import finish, tables
+    from engine.report import finish
+    from engine.report.results import of_campaign
 
     runs = [run for name in arguments.names for run in _finished(name, arguments.overrides)]
     if len(runs) == 1 and arguments.out is None:
         with workflow.locked(runs[0].report.parent):
-            results = tables.results(runs[0], arguments.models_csv)
+            results = of_campaign(runs[0], arguments.models_csv)
             path = finish.write(runs[0], results, figures=arguments.figures)
     elif arguments.out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")

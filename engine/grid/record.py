@@ -20,7 +20,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
 from engine.machine import files
-from engine.measures import parallel, predictions
+from engine.measures import predictions
 from engine.measures.distances import Matrix
 from engine.measures.rows import DEFAULT_ALPHA, Evaluation
 from loaders import schema
@@ -96,7 +96,7 @@ class FinishedCampaign:
         """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
         rows = self.record.evaluations
         names = dict.fromkeys(str(row.path) for row in rows)
-        paths = dict(zip(names, parallel.each(self._checked, names), strict=True))
+        paths = {name: self._checked(name) for name in names}
         return [dataclasses.replace(row, path=paths[str(row.path)]) for row in rows]
 
     @functools.cached_property
