@@ -101,11 +101,11 @@ def test_the_story_comes_first_and_the_rest_is_folded(report):
     keys = re.findall(r'<section id="([^"]*)"', html)
     assert keys == [
         *("ranking", "trade-off", "how-sure", "improvements", "maps", "upstream-change"),
-        *("distances", "images", "explorer", "contact-sheet", "how-to-read", "methods"),
+        *("barrier", "distances", "images", "explorer", "contact-sheet", "how-to-read", "methods"),
         *("coverage", "settings", "credits"),
     ]
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
-    assert is_folded == [False, False] + [True] * 13
+    assert is_folded == [False, False] + [True] * 14
 
 
 def test_headings_say_what_was_found(report):
