@@ -13,33 +13,29 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 from scipy import stats
 
 from engine.measures import behaviour, bootstrap, comparisons, intervals, metrics
-from engine.measures.effective_robustness import GIVEN, Trend, above_trend
-from engine.measures.metrics import Grid, Model, Weights
+from engine.measures.effective_robustness import above_trend, trends
+from engine.measures.metrics import ROBUSTNESS, Grid, Means, Read
+from engine.measures.model_rows import ModelRows
 from engine.measures.predictions import ImagePredictions
-from engine.measures.rows import (
-    PRE,
-    Agreement,
-    Arm,
-    Behaviour,
-    Evaluation,
-    ModelOnSet,
-    SeedAccuracy,
-)
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.tables import rows
 
 SETS = tuple(f"set {k}" for k in range(8))
 UPSTREAM = "up"
 SOURCES = 160
 SPREAD = {"source": 1.0, "copy": 0.6, "model": 0.8}  # of the effects on an answer
 GAIN = {"a": 0.0, "b": 0.3, "same as b": 0.3, "c": 0.4}  # of the methods, in strength
-GIVEN_MODELS = np.array([[40.0, 60.0, 80.0], [20.0, 42.0, 63.0]])  # upstream, shifted accuracy
+# Accuracy upstream and on each set of the models that trend lines are fitted over.
+GIVEN = pandas.DataFrame({UPSTREAM: [40.0, 60.0, 80.0], **{k: [20.0, 42, 63] for k in SETS}})
 
 
 @functools.cache
@@ -85,100 +81,92 @@ def campaign(number: int, draws: int) -> Grid:
     source = SPREAD["source"] * rng.normal(size=SOURCES)
     arms = [Arm("m", PRE, "", None), *(Arm("m", method, "canonical", None) for method in GAIN)]
     counts = bootstrap.counts([f"{number} {k}" for k in range(SOURCES)], draws)
-    models = []
+    names = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES]
+    evaluations, numbers, samples = [], [], []
     for name in (*SETS, UPSTREAM):
         copy = SPREAD["copy"] * rng.normal(size=SOURCES)
-        sums, rows = [], []
-        before = None
+        sums, before = [], None
         for arm in arms:
             for downstream in [""] if arm.method == PRE else SETS:
-                cell = ModelOnSet(*arm, downstream, name)
                 noise = SPREAD["model"] * rng.normal(size=SOURCES)
                 right = strength(arm.method, downstream, name) + source + copy + noise > 0
                 top1 = np.where(right, 0, rng.integers(1, 3, SOURCES))
                 images = ImagePredictions(top1, np.zeros_like(top1), top1, np.ones(SOURCES), 0.0)
+                measured = behaviour.of_images(images, before)
                 before = before or images
-                agreed = behaviour.agreement(before, images)
-                sums.append(np.column_stack([images.hit, agreed]))
-                accuracy, same, lost, gained = (100 * sums[-1].mean(axis=0)).tolist()
-                numbers = Agreement(same, accuracy - gained, lost, gained)
-                if arm.method == PRE:
-                    numbers = Agreement(None, None, None, None)
-                    sums[-1] = np.column_stack([images.hit, np.full((SOURCES, 3), np.nan)])
-                rows.append(
-                    (
-                        Evaluation(*cell.key, Path()),
-                        SeedAccuracy(*cell.key, 0, SOURCES, accuracy),
-                        Behaviour(*cell.key, *numbers, 0.0),
-                    )
-                )
+                sums.append(np.column_stack([*measured.values()]))
+                means = 100 * sums[-1].mean(axis=0)
+                numbers.append({"n": SOURCES, **dict(zip(names, means, strict=True))})
+                evaluations.append(Evaluation(*arm, downstream, name, Path()))
         joined = np.concatenate(sums, axis=1)
-        samples = bootstrap.means(counts, np.ones(SOURCES), joined).reshape(draws, -1, 4)
-        for k, (evaluation, accuracy, shares) in enumerate(rows):
-            drawn = samples[:, k, 0], samples[:, k, 1:]
-            models.append(Model(evaluation, accuracy, shares, *drawn))
-    return metrics.grid_of(models, dict.fromkeys(arms, True))
+        drawn = bootstrap.means(counts, np.ones(SOURCES), joined)
+        samples.append(100 * drawn.reshape(draws, -1, len(names)))
+    columns = np.concatenate(samples, axis=1)
+    of_measures = {name: np.asfortranarray(columns[:, :, k]) for k, name in enumerate(names)}
+    grid = metrics.grid_of(Read(evaluations, numbers, of_measures, {}), (0,), SETS, UPSTREAM, SETS)
+    return above_trend(grid, trends(grid, ModelRows(UPSTREAM, GIVEN)))
 
 
-def total(weights: Weights) -> float:
-    """A weighted sum of true accuracies, in percent or points."""
-    return sum(weight * true_accuracy(cell) for cell, weight in weights.items())
-
-
-def truths(grid: Grid, trends: Mapping[str, Trend]) -> dict[tuple[str, ModelOnSet], float]:
-    """Of every interval of a campaign the true number, by quantity and cell."""
-    cells = [row.cell for row in grid.accuracy]
-    truth = {("accuracy", cell): true_accuracy(cell) for cell in cells}
-    arms = list(dict.fromkeys(cell.arm for cell in cells if cell.method != PRE))
-    for arm in arms:
-        truth |= {("RI", ModelOnSet(*arm, i, "")): total(metrics.in_ri(arm, i, SETS)) for i in SETS}
-        truth["mRI", ModelOnSet(*arm, "", "")] = total(metrics.in_mri(arm, SETS, SETS))
-        for i in SETS:
-            cell = ModelOnSet(*arm, i, UPSTREAM)
-            before = ModelOnSet(*arm.before, "", UPSTREAM)
-            truth[intervals.CHANGE, cell] = true_accuracy(cell) - true_accuracy(before)
-    for cell in cells:
-        if cell.method != PRE:
-            truth |= {(name, cell): share for name, share in true_shares(cell).items()}
-    for trend in trends.values():
-        residuals = trend.residuals(lambda cell: np.array([true_accuracy(cell)]), UPSTREAM)
-        truth |= {(intervals.ROBUSTNESS, cell): float(x[0]) for cell, x in residuals.items()}
-    return truth
+def true(means: Means, measure: str = "accuracy") -> np.ndarray:
+    """The true values of weighted means of accuracies or agreements."""
+    cells = means.grid.cells
+    keys = [
+        ModelOnSet(row.model, row.method, row.variant, None, "", row.downstream, row.evaluated_on)
+        for row in rows(cells)
+    ]
+    if measure == "accuracy":
+        values = [true_accuracy(key) for key in keys]
+    else:
+        values = [np.nan if key.method == PRE else true_shares(key)[measure] for key in keys]
+    return np.array(values) @ means.weights
 
 
 def covered(number: int, draws: int) -> dict[str, list[bool]]:
     """Of a campaign, by kind of interval, which hold the truth; of tests, which claim falsely."""
     grid = campaign(number, draws)
-    cells = [row.cell for row in grid.accuracy]
-    trends = {}
-    for name in SETS:
-        on_set = tuple(cell for cell in cells if cell.evaluated_on == name != cell.downstream)
-        trends[name] = Trend(on_set, (), GIVEN_MODELS, GIVEN)
-    summary = metrics.summarise(grid, SETS)
-    behaviours = above_trend(grid.behaviour, grid.accuracy, trends, UPSTREAM)
-    truth = truths(grid, trends)
+    cells = grid.cells
+    each = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
+    trained = cells[(cells["method"] != PRE) & (cells["evaluated_on"] == UPSTREAM)]
+    change = grid.mean(trained, ["arm", "downstream"], of="change")
+    numbers = {"accuracy": each, "RI": grid.ri, "mRI": grid.mri, intervals.CHANGE: change}
     held: dict[str, list[bool]] = {}
-    for row in intervals.intervals(grid, summary, behaviours, SETS, UPSTREAM, trends=trends):
-        if (row.quantity, row.cell) in truth:
-            value = truth[row.quantity, row.cell]
-            held.setdefault(row.quantity, []).append(row.low <= value <= row.high)
-    arms = [row.arm for row in summary.mri]
-    tests = comparisons.compare(grid, comparisons.all_pairs(arms), SETS)
+    for kind, means in numbers.items():
+        table = means.table("x", clip=kind == "accuracy")
+        held[kind] = _holds(table, true(means))
+    for measure in behaviour.OF_CHANGES:
+        truth = true(each, measure)
+        table = each.table("x", measure, clip=True)
+        held[measure] = _holds(table, truth[~np.isnan(truth)])
+    accuracy = true(each)[None]
+    known = cells[ROBUSTNESS].notna().to_numpy()
+    truth = np.full(len(cells), np.nan)
+    for trend in trends(grid, ModelRows(UPSTREAM, GIVEN)).values():
+        truth[trend.cells] = trend.residuals(accuracy)[0]
+    held[ROBUSTNESS] = _holds(each.table("x", ROBUSTNESS), truth[known])
+    arms = [arm for arm in grid.arms if arm.method != PRE]
+    tests = comparisons.compare(grid, comparisons.all_pairs(arms))
+    on_sets = grid.mean(grid.elsewhere, ["arm", "evaluated_on"])
+    values = dict(zip(grid.mri.keys["arm"], true(grid.mri), strict=True))
+    keys = zip(on_sets.keys["arm"], on_sets.keys["evaluated_on"], strict=True)
+    of_sets = dict(zip(keys, true(on_sets), strict=True))
     claims: dict[str, bool] = {}
-    for row in tests:
-        kind = "difference on a set" if row.evaluated_on else "difference in mRI"
+    for row in rows(tests):
+        name = row.evaluated_on
+        kind = "difference on a set" if name else "difference in mRI"
         left, right = (
-            metrics.in_mean(arm, row.evaluated_on, SETS)
-            if row.evaluated_on
-            else metrics.in_mri(arm, SETS, SETS)
-            for arm in (row.arm, row.against)
+            of_sets[arm, name] if name else values[arm] for arm in (row.arm, row.against)
         )
-        value = total(left) - total(right)
-        held.setdefault(kind, []).append(row.low <= value <= row.high)
-        if {row.method, row.against_method} == {"b", "same as b"}:
+        value = left - right
+        holds = row.difference_low <= value <= row.difference_high
+        held.setdefault(kind, []).append(holds)
+        if {grid.arms[row.arm].method, grid.arms[row.against].method} == {"b", "same as b"}:
             held.setdefault(f"equal, p < 0.05: {kind}", []).append(row.p < 0.05)
             claims[kind] = claims.get(kind, False) or row.p_corrected < 0.05
     return held | {f"equal, corrected p < 0.05: {kind}": [claim] for kind, claim in claims.items()}
+
+
+def _holds(table: pandas.DataFrame, truth: np.ndarray) -> list[bool]:
+    return ((table["x_low"] <= truth) & (truth <= table["x_high"])).tolist()
 
 
 def calibration(repeats: int, images: int = SOURCES) -> list[tuple[float, float, float]]:

@@ -104,15 +104,13 @@ def results(name: str, *words: str) -> pandas.DataFrame:
     before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError where
     there is no finished campaign as these words ask for it.
     """
-    import dataclasses
-
-    import pandas
-
     from engine.grid import record
     from engine.measures import metrics
 
-    rows = metrics.gather(record.find(name, words).evaluations, draws=1).accuracy
-    return pandas.DataFrame([dataclasses.asdict(row) for row in rows])
+    run = record.find(name, words)
+    asked = run.record.sets, run.record.upstream, run.record.downstreams
+    grid = metrics.gather(run.evaluations, *asked, draws=1)
+    return grid.cells[[*metrics.KEY, "n", "accuracy", "headline"]]
 
 
 def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pandas.DataFrame:

@@ -12,9 +12,9 @@ from stores import SETS, grid, random_hits
 
 from engine.grid.record import Record
 from engine.measures.rows import Evaluation
-from engine.report import figures, tables
+from engine.report import charts
+from engine.report.results import Results, of_record
 from engine.report.section import Section
-from engine.report.tables import Results
 
 TITLES = {"fine_tune": "FT", "lwf": "LwF"}
 
@@ -41,13 +41,18 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
 def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:
     """Results of two methods with random hits; `values`: of the record."""
     evaluations = grid(folder, random_hits(), tuple(TITLES))
-    return tables._results(record(evaluations, **values), evaluations, models_csv)
+    return of_record(record(evaluations, **values), evaluations, models_csv)
+
+
+def of_evaluations(evaluations: Sequence[Evaluation], **values: Any) -> Results:
+    """Results of evaluations on the sets of `record`; `values`: of it."""
+    return of_record(record(evaluations, **values), evaluations)
 
 
 def drawn(section: Section) -> dict[str, str]:
     """Every figure of a section as SVG, by its name."""
     return {
-        figure.name: vl_convert.vegalite_to_svg(figures.whole(figure, width=600))
+        figure.name: vl_convert.vegalite_to_svg(charts.drawn(figure, width=600))
         for figure in section.figures
     }
 

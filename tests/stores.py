@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import predictions
+from engine.measures import behaviour, metrics, predictions
 from engine.measures.rows import PRE, Evaluation
 
+OTHERS = (*behaviour.OF_CHANGES, *behaviour.OF_SETS)
 SETS = ("a", "b", "c")
 Hits = Callable[[str, str, str], np.ndarray]  # method, downstream, evaluated on -> bool [N]
 
@@ -72,3 +75,48 @@ def several_seeds(
 def random_hits(n: int = 60, seed: int = 0) -> Hits:
     rng = np.random.default_rng(seed)
     return lambda method, downstream, on: rng.random(n) < (0.4 if method == PRE else 0.5)
+
+
+def gather(
+    evaluations: Sequence[Evaluation],
+    sets: Sequence[str] = SETS,
+    downstreams: Sequence[str] = (),
+    **options,
+) -> metrics.Grid:
+    """The grid of evaluations, with the upstream set `up`."""
+    return metrics.gather(evaluations, sets, "up", downstreams, **options)
+
+
+def mri(evaluations: Sequence[Evaluation] | metrics.Grid, **options) -> pandas.DataFrame:
+    """A row an arm: mri, and its ends, mri_low and mri_high."""
+    is_grid = isinstance(evaluations, metrics.Grid)
+    of_grid = evaluations if is_grid else gather(evaluations, **options)
+    return of_grid.named(of_grid.mri.table("mri"))
+
+
+def rows(table: pandas.DataFrame) -> list[Any]:
+    """The table's rows, with its columns as attributes."""
+    return list(table.itertuples(index=False))
+
+
+def synthetic(
+    cells: Sequence[Any],
+    sets: Sequence[str],
+    upstream: str = "up",
+    downstreams: Sequence[str] = (),
+    spread: float = 1.0,
+) -> metrics.Grid:
+    """A grid of chosen accuracies: (model, method, variant, alpha, setting, downstream,
+    evaluated on, accuracy), or with `headline` after these. Draws are as far apart as `spread`."""
+    evaluations, numbers = [], []
+    for cell in cells:
+        headline = cell[8] if len(cell) > 8 else True
+        row: Any = *cell[:7], Path(), 0, headline
+        evaluations.append(Evaluation(*row))
+        numbers.append({"n": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)})
+    accuracy = np.array([row["accuracy"] for row in numbers])
+    noise = np.random.default_rng(0).standard_normal((200, len(cells)))
+    names = ["accuracy", *behaviour.OF_CHANGES]
+    draws = dict.fromkeys(names, (accuracy + spread * noise).astype(np.float32))
+    read = metrics.Read(evaluations, numbers, draws, {})
+    return metrics.grid_of(read, (0,), sets, upstream, downstreams or sets)

@@ -63,7 +63,7 @@ def test_files_that_differ_in_names_alone_are_of_one_kind() -> None:
         "shapes/plans/1f/progress/report.json": "plan/progress",
         "shapes/plans/1f/plan.json": "plan/plan.json",
         "shapes/report/plan": "report/plan",
-        "shapes/report/tables/agreement.csv": "report/.csv",
+        "shapes/report/tables/explorer.csv": "report/.csv",
     }
     assert {path: kind_of(Path(path)) for path in paths} == paths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,13 +146,15 @@ def _campaign(
 
 def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
     """Write the rows as CSV, those of a set to its file. Raises OSError, naming the file."""
-    from engine.evaluation.accuracies import OnSet
-    from engine.machine.files import room_for
-    from engine.measures.rows import write
+    import pandas
 
-    for file in dict.fromkeys(files.values()):
+    from engine.machine.files import room_for
+    from engine.measures.tables import write_csv
+
+    table = pandas.DataFrame(map(dataclasses.asdict, rows))
+    for file, of_file in table.groupby(table["evaluated_on"].map(files), sort=False):
         with room_for(file):
-            write(file, OnSet, [row for row in rows if files[row.evaluated_on] == file])
+            write_csv(file, of_file)
 
 
 def named_sets(words: Sequence[str]) -> dict[str, Path]:

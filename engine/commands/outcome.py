@@ -8,8 +8,8 @@ from engine.evaluation import passes, splits
 from engine.machine import ranks
 from engine.measures import bootstrap, metrics
 from engine.measures.predictions import SetPredictions
-from engine.measures.standings import rounded
 from engine.report import console
+from engine.report.text import rounded
 from engine.run import Run
 from engine.store.cells import Cell, Mix
 from engine.training import trackers

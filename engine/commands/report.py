@@ -17,7 +17,7 @@ from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
-    from engine.report.tables import Results
+    from engine.report.results import Results
 
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
 
@@ -67,33 +67,33 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{record.name} has no method {arguments.compare!r}; it has "
                 f"{', '.join(record.methods)}"
             )
-    from engine.report import finish, tables
+    from engine.report import finish, merged
+    from engine.report.results import of_campaign
 
     if out:
-        results = tables.merged(runs, arguments.models_csv)
+        results = merged.merged(runs, arguments.models_csv)
         path = finish.write_into(out, results, figures=arguments.figures)
         _show(path, results, arguments)
         return
     for run in runs:
         with workflow.locked(run.report.parent):
-            results = tables.results(run, arguments.models_csv)
+            results = of_campaign(run, arguments.models_csv)
             path = finish.write(run, results, figures=arguments.figures)
         _show(path, results, arguments)
 
 
 def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
     """Print the table of a report, and the tables that were asked for."""
-    from engine.report import certainty
+    from engine.report import terminal
 
     show(page)
-    sure = results.sure
     for model in results.models:
         if arguments.intervals:
-            print(f"\n{certainty.interval_table(model, sure)}")
+            print(f"\n{terminal.intervals(results, model)}")
         if arguments.compare is not None:
-            print(f"\n{certainty.comparison_table(model, sure, arguments.compare or None)}")
+            print(f"\n{terminal.comparisons(results, model, arguments.compare or None)}")
         if arguments.behaviour:
-            print(f"\n{certainty.behaviour_table(model, sure)}")
+            print(f"\n{terminal.behaviour(results, model)}")
 
 
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:

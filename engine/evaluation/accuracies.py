@@ -20,7 +20,7 @@ from engine.evaluation import passes
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap
 from engine.measures.predictions import SetPredictions
-from engine.measures.rows import Accuracy, ModelOnSet
+from engine.measures.rows import ModelOnSet
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -46,15 +46,19 @@ class Model:
 
 
 @dataclass(frozen=True)
-class OnSet(Accuracy):
-    """Top-1 accuracy of a model on a set in percent, a mean over the model's seeds.
+class OnSet(ModelOnSet):
+    """Top-1 accuracy of a model on a set in percent, over `n` images; a mean over the model's
+    seeds.
 
-    low, high: its 95% interval over source images (the population: `bootstrap`), or None. change:
-    from the first model's accuracy, in points, with its interval; None of the first model. classes:
-    how many of the head's classes are possible answers; mask: `none`, or `present` where only the
-    set's classes are.
+    headline: whether tables show the model's row. low, high: its 95% interval over source images
+    (the population: `bootstrap`), or None. change: from the first model's accuracy, in points, with
+    its interval; None of the first model. classes: how many of the head's classes are possible
+    answers; mask: `none`, or `present` where only the set's classes are.
     """
 
+    n: int
+    accuracy: float
+    headline: bool = True
     low: float | None = None
     high: float | None = None
     change: float | None = None

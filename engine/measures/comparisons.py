@@ -8,79 +8,52 @@ chance alone, hence Holm's correction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import pandas
 
-from engine.measures import bootstrap, metrics
-from engine.measures.metrics import Grid, Weights
-from engine.measures.rows import Arm, Comparison
+from engine.measures.metrics import Grid, Means
+from engine.measures.rows import Arm
 
 SIGNIFICANT = 0.05
 
 
-def compare(
-    grid: Grid,
-    pairs: Sequence[tuple[Arm, Arm]],
-    sets: Sequence[str],
-    downstreams: Sequence[str] = (),
-) -> tuple[Comparison, ...]:
+def compare(grid: Grid, pairs: Sequence[tuple[Arm, Arm]]) -> pandas.DataFrame:
     """Each pair's difference in mRI, then in mean accuracy on each of the sets that a model was
-    trained elsewhere than on; the population: `bootstrap`. downstreams: as in `metrics.summarise`.
+    trained elsewhere than on; the population: `bootstrap`.
 
-    p is corrected over all pairs for mRI, and over all pairs and sets for sets. Raises ValueError
-    for a pair of different pre-trained models or settings, or an arm that lacks a column.
+    Columns: arm and against (places in `Grid.arms`), evaluated_on (empty: mRI), difference in
+    points and its ends, p, and p_corrected by Holm: over all pairs for mRI, over all pairs and sets
+    for sets. Raises ValueError for a pair of different pre-trained models or settings.
     """
-    if not pairs:
-        return ()
-    downstreams = downstreams or sets
-    ri = metrics.improvements(grid.accuracy, sets, downstreams)
-    arms = list(dict.fromkeys(arm for pair in pairs for arm in pair))
-    for arm in arms:
-        if set(ri.get(arm, ())) != set(downstreams):
-            raise ValueError(f"{arm} was not fine-tuned on every set: it has no mRI to compare")
     for arm, against in pairs:
         if arm.model != against.model:
             raise ValueError(f"{arm} and {against} start from different pre-trained models")
         if arm.setting != against.setting:
             raise ValueError(f"{arm} and {against} have different settings")
-    on_sets = list(metrics.weights_in_mri(sets, downstreams))
-    overall = _rows(grid, pairs, [""], lambda arm, _: metrics.in_mri(arm, sets, downstreams))
-    return (
-        *overall,
-        *_rows(grid, pairs, on_sets, lambda arm, name: metrics.in_mean(arm, name, downstreams)),
+    rows = grid.elsewhere
+    on_sets = grid.mean(rows, ["arm", "evaluated_on"])
+    overall = Means(grid, grid.mri.keys.assign(evaluated_on=""), grid.mri.weights)
+    names = [name for name in grid.sets if (rows["evaluated_on"] == name).any()]
+    return pandas.concat(
+        [_family(overall, pairs, [""]), _family(on_sets, pairs, names)], ignore_index=True
     )
 
 
-def _rows(
-    grid: Grid,
-    pairs: Sequence[tuple[Arm, Arm]],
-    names: Sequence[str],
-    weights: Callable[[Arm, str], Weights],
-) -> list[Comparison]:
-    """A family of tests: a row a pair and name, of the difference of two weighted sums."""
-    arms = list(dict.fromkeys(arm for pair in pairs for arm in pair))
-    sums = [weights(arm, name) for arm in arms for name in names]
-    keys = {key: k for k, key in enumerate(itertools.product(arms, names))}
-    tests = [(arm, against, name) for arm, against in pairs for name in names]
-    left = [keys[arm, name] for arm, _, name in tests]
-    right = [keys[against, name] for _, against, name in tests]
-
-    def differences(values: np.ndarray) -> np.ndarray:
-        return values[..., left] - values[..., right]
-
-    matrix, draws = grid.draws.matrix(sums), grid.draws
-    values = differences(grid.values(sums))
-    low, high = bootstrap.interval(differences(draws.accuracy @ matrix))
-    p = bootstrap.p_values(
-        values, differences(draws.over_images @ matrix), differences(draws.by_seed @ matrix)
-    )
-    numbers = np.stack([values, low, high, p, holm(p)], axis=1).tolist()
-    rows = []
-    for (arm, against, name), (value, low, high, p, corrected) in zip(tests, numbers, strict=True):
-        other = against.method, against.variant, against.alpha
-        rows.append(Comparison(*arm, *other, name, value, low, high, p, corrected))
-    return rows
+def _family(
+    means: Means, pairs: Sequence[tuple[Arm, Arm]], names: Sequence[str]
+) -> pandas.DataFrame:
+    """A family of tests: a row a pair and name, of the difference of two means."""
+    number = {arm: k for k, arm in enumerate(means.grid.arms)}
+    place = {key: k for k, key in enumerate(means.keys.itertuples(index=False, name=None))}
+    tests = [(number[a], number[b], name) for a, b in pairs for name in names]
+    keys = pandas.DataFrame(tests, columns=["arm", "against", "evaluated_on"])
+    left = means.pick(np.array([place[arm, name] for arm, _, name in tests], int))
+    right = means.pick(np.array([place[arm, name] for _, arm, name in tests], int))
+    apart = left.less(right, keys)
+    p = apart.p()
+    return apart.table("difference").assign(p=p, p_corrected=holm(p))
 
 
 def all_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:

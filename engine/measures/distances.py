@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 
-from engine.machine.files import write_atomic
-from engine.measures.rows import inert
+from engine.measures import tables
 
 _ARRAYS = ("values", "gaps", "marginal_errors")
 
@@ -69,31 +66,24 @@ class Matrix:
         return cls(tuple(plain["names"]), **arrays, eps=plain["eps"], samples=plain["samples"])
 
 
+def pairs(matrix: Matrix) -> pandas.DataFrame:
+    """A row a pair of sets, each once: distance, gap and marginal error, NaN where the pair did not
+    converge, and eps."""
+    names, (i, j) = np.array(matrix.names, object), np.triu_indices(len(matrix.names), 1)
+    columns = {"distance": matrix.values, "gap": matrix.gaps}
+    columns["marginal_error"] = matrix.marginal_errors
+    return pandas.DataFrame(
+        {"set": names[i], "other": names[j], **{k: v[i, j] for k, v in columns.items()}}
+    ).assign(eps=matrix.eps)
+
+
 def write_csv(path: Path, matrix: Matrix) -> None:
-    """Write the matrix, a set a row and a column, and in a second file, whose name ends in
-    `_pairs`, a row a pair with its gap and marginal error.
-
-    A pair that did not converge has no value in either.
-    """
-    names = matrix.names
-    rows = [[name, *values] for name, values in zip(names, matrix.values, strict=True)]
-    _write_rows(path, [["", *names], *rows])
-    columns = (matrix.values, matrix.gaps, matrix.marginal_errors)
-    pairs = [
-        [names[i], names[j], *(column[i, j] for column in columns), matrix.eps]
-        for i, j in combinations(range(len(names)), 2)
-    ]
-    heads = ["set", "other", "distance", "gap", "marginal_error", "eps"]
-    _write_rows(path.with_stem(f"{path.stem}_pairs"), [heads, *pairs])
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str | float]]) -> None:
-    def cell(x: str | float) -> str:
-        return inert(x) if isinstance(x, str) else "" if math.isnan(x) else repr(float(x))
-
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[cell(x) for x in row] for row in rows])
-    write_atomic(path, text.getvalue().encode())
+    """Write the matrix, a set a row and a column, and `pairs` in a second file, whose name ends in
+    `_pairs`."""
+    square = pandas.DataFrame(matrix.values, columns=list(matrix.names))
+    square.insert(0, "", list(matrix.names))
+    tables.write_csv(path, square, digits=None)
+    tables.write_csv(path.with_stem(f"{path.stem}_pairs"), pairs(matrix), digits=None)
 
 
 def _worst(errors: np.ndarray) -> str:

@@ -26,13 +26,13 @@ The claim of ImageNet-RIB's slides, made precise:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import pandas
 
 from engine.measures import bootstrap
-from engine.measures.metrics import Grid, Weights
-from engine.measures.rows import PRE, Arm, ModelOnSet, OfArm
+from engine.measures.metrics import Grid, Means
+from engine.measures.rows import Arm
 
 QUANTITIES = ("downstream", "ood", "upstream")
 SATURATED = 0.95  # of the total rise
@@ -55,142 +55,90 @@ def of_cell(arm: Arm) -> Arm:
     return arm._replace(setting=arm.setting.rpartition(",")[0])
 
 
-@dataclass(frozen=True)
-class Point(OfArm):
-    """A curve's value in percent at a step, and its 95% interval. `quantity`: downstream | ood |
-    upstream."""
+def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
+    """Of every arm that has snapshots: the arm without a step, its curves and its claim.
 
-    quantity: str
-    step: int
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Claim(OfArm):
-    """The claim about one method, as the module defines it.
-
-    `peak`, `saturation` and `best` are steps, beside them their OOD accuracies in percent; `fall`
-    is in points, `low` and `high` its interval. holds: whether `low` is above 0.
-    """
-
-    peak: int
-    peak_ood: float
-    saturation: int
-    saturation_ood: float
-    best: int
-    fall: float
-    low: float
-    high: float
-    holds: bool
-
-
-@dataclass(frozen=True)
-class Dynamics:
-    """The curves of a method on a pre-trained model; its arm has no setting.
-
-    points: by quantity, then by step, the first of step 0. claim: None where downstream accuracy
-    does not rise.
-    """
-
-    arm: Arm
-    points: tuple[Point, ...]
-    claim: Claim | None
-
-    def curve(self, quantity: str) -> list[Point]:
-        """The points of a quantity, by step."""
-        return [point for point in self.points if point.quantity == quantity]
-
-
-def dynamics(
-    grid: Grid,
-    sets: Sequence[str],
-    upstream: str,
-    downstreams: Sequence[str] = (),
-) -> list[Dynamics]:
-    """The dynamics of every method that has snapshots; empty where none has.
-
-    downstreams: the sets fine-tuned on, of which those among `sets` count; empty: `sets`.
+    Curves: a row a quantity of `QUANTITIES` and step, the first of step 0, with the value in
+    percent and the ends of its interval (`low`, `high`). Of the sets fine-tuned on, those among the
+    grid's `sets` count. Claim: a row (`claim`), or none where downstream accuracy does not rise.
 
     Raises ValueError where a model and the pre-trained model saw different images of the set that
     the model is fine-tuned on, since a curve then has no common start.
     """
-    trained_on = [name for name in downstreams or sets if name in sets]
     steps: dict[Arm, list[int]] = {}
-    for arm in dict.fromkeys(row.arm for row in grid.accuracy if row.downstream in trained_on):
+    for arm in grid.arms:
         if (step := step_of(arm)) is not None:
             steps.setdefault(of_cell(arm), []).append(step)
-    return [
-        _of_arm(grid, arm, sorted(of_arm), sets, upstream, trained_on)
-        for arm, of_arm in steps.items()
-    ]
+    return [(arm, *_of_arm(grid, arm, sorted(of_arm))) for arm, of_arm in steps.items()]
 
 
-def claim(arm: Arm, steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> Claim | None:
+def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas.DataFrame:
     """The claim from curves [2, steps] of downstream and OOD accuracy, and their draws
-    [B, 2, steps], all in percent; None where downstream accuracy does not rise."""
+    [B, 2, steps], all in percent; without a row where downstream accuracy does not rise.
+
+    `peak`, `saturation` and `best` are steps, beside them their OOD accuracies in percent; `fall`
+    is in points, beside it the ends of its interval. holds: whether the lower end is above 0.
+    """
     downstream, ood = values
     rise = downstream - downstream[0]
     if rise.max() <= 0:
-        return None
+        return pandas.DataFrame()
     saturation = int(np.argmax(rise >= SATURATED * rise.max()))
     best, peak = int(np.argmax(ood[:saturation])), int(np.argmax(ood))
     samples = draws[:, 1, best] - draws[:, 1, saturation]
     low, high = bootstrap.interval(samples, 1 - (1 - bootstrap.LEVEL) / saturation).tolist()
-    return Claim(
-        *arm,
-        peak=steps[peak],
-        peak_ood=float(ood[peak]),
-        saturation=steps[saturation],
-        saturation_ood=float(ood[saturation]),
-        best=steps[best],
-        fall=float(ood[best] - ood[saturation]),
-        low=low,
-        high=high,
-        holds=low > 0,
-    )
+    row = {
+        "peak": steps[peak],
+        "peak_ood": float(ood[peak]),
+        "saturation": steps[saturation],
+        "saturation_ood": float(ood[saturation]),
+        "best": steps[best],
+        "fall": float(ood[best] - ood[saturation]),
+        "fall_low": low,
+        "fall_high": high,
+        "holds": low > 0,
+    }
+    return pandas.DataFrame([row])
 
 
 def _of_arm(
-    grid: Grid,
-    arm: Arm,
-    steps: Sequence[int],
-    sets: Sequence[str],
-    upstream: str,
-    trained_on: Sequence[str],
-) -> Dynamics:
-    images = {row.cell: row.n for row in grid.accuracy}
-    arms = [arm.before, *(arm._replace(setting=setting(step, arm.setting)) for step in steps)]
-    steps = [0, *steps]
-    for name in trained_on:
-        if images[_cell(arms[0], name, name)] != images[_cell(arms[1], name, name)]:
+    grid: Grid, arm: Arm, steps: Sequence[int]
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    arms = [grid.arms.index(arm._replace(setting=setting(step, arm.setting))) for step in steps]
+    trained_on = [name for name in grid.downstreams if name in grid.sets]
+    cells = grid.cells
+    cells = cells[cells["arm"].isin(arms) & cells["downstream"].isin(trained_on)]
+    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
+    for name, n, before in zip(
+        on_downstream["downstream"], on_downstream["n"], on_downstream["before"], strict=True
+    ):
+        if grid.cells["n"].iloc[before] != n:
             raise ValueError(
                 f"models fine-tuned on {name} and the pre-trained model saw different images of "
                 "it: evaluate all of them on the same split"
             )
-    pairs = [(i, j) for i in trained_on for j in sets if i != j]
-    of_quantity = ([(i, i) for i in trained_on], pairs, [(i, upstream) for i in trained_on])
-    sums = [_mean(arm, places) for places in of_quantity for arm in arms]
-    values = grid.values(sums).reshape(3, -1)
-    draws = grid.draws.of(sums).reshape(-1, 3, len(arms))
-    low, high = bootstrap.interval(draws)
-    points = [
-        Point(*arm, quantity, step, *map(float, (values[q, k], low[q, k], high[q, k])))
-        for q, quantity in enumerate(QUANTITIES)
-        for k, step in enumerate(steps)
-    ]
-    return Dynamics(arm, tuple(points), claim(arm, steps, values[:2], draws[:, :2]))
+    others = cells[cells["evaluated_on"].isin(grid.sets) & ~cells.index.isin(on_downstream.index)]
+    on_upstream = cells[cells["evaluated_on"] == grid.upstream]
+    values, draws, rows = [], [], []
+    for name, of in zip(QUANTITIES, (on_downstream, others, on_upstream), strict=True):
+        first = of[of["arm"] == arms[0]]
+        for means in (grid.mean(first, ["arm"], of="before"), grid.mean(of, ["arm"])):
+            at = _in_order(means, arms)
+            values.append(at.values())
+            draws.append(at.draws())
+            rows.append(at.table("value").assign(quantity=name))
+        rows[-2]["step"], rows[-1]["step"] = 0, list(steps)
+    points = pandas.concat(rows, ignore_index=True).rename(
+        columns={"value_low": "low", "value_high": "high"}
+    )
+    shape = len(QUANTITIES), 1 + len(steps)
+    all_values = np.concatenate(values).reshape(shape)
+    all_draws = np.concatenate(draws, axis=1).reshape(-1, *shape)
+    columns = ["quantity", "step", "value", "low", "high"]
+    return points[columns], claim([0, *steps], all_values[:2], all_draws[:, :2])
 
 
-def _mean(arm: Arm, places: Sequence[tuple[str, str]]) -> Weights:
-    """The mean accuracy of an arm's models over pairs of sets trained and evaluated on."""
-    weights: dict[ModelOnSet, float] = {}
-    for downstream, name in places:
-        cell = _cell(arm, downstream, name)
-        weights[cell] = weights.get(cell, 0.0) + 1 / len(places)
-    return weights
-
-
-def _cell(arm: Arm, downstream: str, name: str) -> ModelOnSet:
-    return ModelOnSet(*arm, "" if arm.method == PRE else downstream, name)
+def _in_order(means: Means, arms: Sequence[int]) -> Means:
+    """The means in the order of these arms, as far as they have one."""
+    place = {arm: k for k, arm in enumerate(means.keys["arm"])}
+    return means.pick(np.array([place[arm] for arm in arms if arm in place]))

@@ -9,14 +9,15 @@ upstream accuracy shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
+from engine.measures.metrics import ROBUSTNESS, Grid
 from engine.measures.model_rows import ModelRows
-from engine.measures.rows import PRE, Accuracy, Behaviour, ModelOnSet
+from engine.measures.rows import PRE
 
 MODELS_FOR_A_TREND = 3
 CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infinite
@@ -49,95 +50,72 @@ class Line:
         return 100 * special.ndtr(self.slope * probit(upstream) + self.level)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trend:
     """The trend line of a set.
 
-    cells: the grid's models that are measured against it, on this set. fitted: those of them that
-    it is fitted over; empty where `given`, float64 [2, F] of upstream and shifted accuracy in
-    percent, takes their place. basis: `GIVEN` or `PRE_TRAINED`.
+    cells, upstream: the rows of the grid that are measured against it, and those of the same models
+    on the upstream set. fitted: which of them it is fitted over; none where `given`, float64 [2, F]
+    of upstream and shifted accuracy in percent, takes their place. basis: `GIVEN` or `PRE_TRAINED`.
     """
 
-    cells: tuple[ModelOnSet, ...]
-    fitted: tuple[ModelOnSet, ...]
+    cells: np.ndarray
+    upstream: np.ndarray
+    fitted: np.ndarray
     given: np.ndarray
     basis: str
 
-    @property
-    def models(self) -> int:
-        """How many models the line is fitted over."""
-        return len(self.fitted) + self.given.shape[1]
+    def points(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Upstream and shifted accuracy [B, F] of what the line is fitted over, from that of all
+        cells [B, cells]. What the user gave is the same in all draws."""
+        if self.basis == GIVEN:
+            return self.given[:1], self.given[1:]
+        return accuracy[:, self.upstream[self.fitted]], accuracy[:, self.cells[self.fitted]]
 
-    def line(self, accuracy: Callable[[ModelOnSet], np.ndarray], upstream: str) -> Line:
-        """The line of each draw; `accuracy` gives a cell's draws [B] in percent. Accuracies that
-        the user gave are the same in all draws."""
-        if not self.fitted:
-            return Line.fit(*self.given[:, None])
-        x = np.stack([accuracy(at(cell, upstream)) for cell in self.fitted], axis=1)
-        return Line.fit(x, np.stack([accuracy(cell) for cell in self.fitted], axis=1))
+    def line(self, accuracy: np.ndarray) -> Line:
+        """The line of each draw, from the accuracy of all cells [B, cells] in percent."""
+        return Line.fit(*self.points(accuracy))
 
-    def residuals(
-        self, accuracy: Callable[[ModelOnSet], np.ndarray], upstream: str
-    ) -> dict[ModelOnSet, np.ndarray]:
-        """Effective robustness [B] in points of every cell, by `line`; NaN where there is none."""
-        line = self.line(accuracy, upstream)
-        return {
-            cell: accuracy(cell) - line.accuracy(accuracy(at(cell, upstream))[:, None])[:, 0]
-            for cell in self.cells
-        }
+    def residuals(self, accuracy: np.ndarray) -> np.ndarray:
+        """Effective robustness [B, its cells] in points; NaN where there is no line."""
+        predicted = self.line(accuracy).accuracy(accuracy[:, self.upstream])
+        return accuracy[:, self.cells] - predicted
 
 
-def trends(
-    known: Collection[ModelOnSet],
-    sets: Sequence[str],
-    upstream: str,
-    models: ModelRows | None = None,
-) -> dict[str, Trend]:
-    """The trend line of each of `sets`; left out are sets with too few models for one.
+def trends(grid: Grid, models: ModelRows | None = None) -> dict[str, Trend]:
+    """The trend line of each of the sets; left out are sets with too few models for one.
 
     A line describes models that nobody made robust to the set. It is therefore fitted over the
     rows that the user gave (`models`), or else over the grid's pre-trained models, and never over
     fine-tuned ones, which are measured against it.
     """
-    known, by_set = dict.fromkeys(known), {}
-    for name in sets:
-        cells = tuple(
-            cell
-            for cell in known
-            if cell.evaluated_on == name != cell.downstream and at(cell, upstream) in known
-        )
-        pre_trained = tuple(cell for cell in cells if cell.method == PRE)
+    cells, by_set = grid.cells, {}
+    elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
+    for name in grid.sets:
+        on_set = cells[elsewhere & (cells["evaluated_on"] == name)]
+        places, upstream = on_set.index.to_numpy(), on_set["on_upstream"].to_numpy()
+        fitted = np.flatnonzero(on_set["method"] == PRE)
         given = models.points(name) if models else np.empty((2, 0))
-        nobody = np.empty((2, 0))
-        options = [
-            Trend(cells, (), given, GIVEN),
-            Trend(cells, pre_trained, nobody, PRE_TRAINED),
-        ]
-        enough = [trend for trend in options if trend.models >= MODELS_FOR_A_TREND]
-        if cells and enough:
-            by_set[name] = enough[0]
+        if not len(places):
+            continue
+        if given.shape[1] >= MODELS_FOR_A_TREND:
+            by_set[name] = Trend(places, upstream, fitted[:0], given, GIVEN)
+        elif len(fitted) >= MODELS_FOR_A_TREND:
+            by_set[name] = Trend(places, upstream, fitted, np.empty((2, 0)), PRE_TRAINED)
     return by_set
 
 
-def above_trend(
-    rows: Sequence[Behaviour],
-    accuracy: Sequence[Accuracy],
-    by_set: Mapping[str, Trend],
-    upstream: str,
-) -> tuple[Behaviour, ...]:
-    """Rows with their effective robustness against the `trends` of their set; None where it has
-    none, or the fitted models have the same upstream accuracy."""
-    known = {row.cell: np.array([row.accuracy]) for row in accuracy}
-    values: dict[ModelOnSet, float] = {}
+def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
+    """The grid with every cell's effective robustness against the trend line of its set. Lines over
+    models of the grid are fitted again in every draw."""
+    if not by_set:
+        return grid
+    accuracy, samples = grid.cells["accuracy"].to_numpy(float)[None], grid.draws["accuracy"]
+    values, draws = np.full(len(grid.cells), np.nan), np.full_like(samples, np.nan)
     for trend in by_set.values():
-        residuals = trend.residuals(known.__getitem__, upstream)
-        values |= {cell: float(x[0]) for cell, x in residuals.items() if not np.isnan(x[0])}
-    return tuple(replace(row, effective_robustness=values.get(row.cell)) for row in rows)
-
-
-def at(cell: ModelOnSet, name: str) -> ModelOnSet:
-    """The same model on another set."""
-    return replace(cell, evaluated_on=name)
+        values[trend.cells] = trend.residuals(accuracy)[0]
+        draws[:, trend.cells] = trend.residuals(samples)
+    return grid.with_measure(ROBUSTNESS, values, draws)
 
 
 def probit(percent: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.measures import parallel, predictions
+from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
 
 GAINED, LOST = "gained", "lost"
@@ -46,20 +46,35 @@ def most_changed(evaluations: Sequence[Evaluation], most: int = MOST) -> list[Im
     """
     by_set: dict[tuple[str, str], list[Evaluation]] = {}
     for row in evaluations:
-        if row.method == PRE or (row.headline and not row.on_downstream):
+        if is_counted(row):
             by_set.setdefault((row.model, row.evaluated_on), []).append(row)
-    changes = parallel.each(lambda rows: _of_set(rows, most), by_set.values())
-    return [change for of_set in changes for change in of_set]
+    changes = []
+    for rows in by_set.values():
+        answers = [predictions.answers(row.path) for row in rows]
+        changes += of_set(rows, answers[0][:2], [top1 for _, _, top1 in answers], most)
+    return changes
 
 
-def _of_set(rows: Sequence[Evaluation], most: int) -> list[ImageChange]:
-    """Those of a model on a set."""
-    (before,) = [row for row in rows if row.method == PRE]
-    after = [row for row in rows if row.method != PRE]
+def is_counted(row: Evaluation) -> bool:
+    """Whether it is of a pre-trained model, or of a row of tables that was fine-tuned on another
+    set."""
+    return row.method == PRE or (row.headline and not row.on_downstream)
+
+
+def of_set(
+    rows: Sequence[Evaluation],
+    images: tuple[np.ndarray, np.ndarray],
+    answers: Sequence[np.ndarray],
+    most: int = MOST,
+) -> list[ImageChange]:
+    """Those of a model on a set, of rows that are counted. images: index and label [N] of each;
+    answers: by row, its top-1 classes [N]."""
+    (pre,) = [k for k, row in enumerate(rows) if row.method == PRE]
+    before, after = rows[pre], [row for row in rows if row.method != PRE]
     if not after:
         return []
-    index_N, label_N, before_N = predictions.answers(before.path)
-    after_RN = np.stack([predictions.answers(row.path)[2] for row in after])
+    (index_N, label_N), before_N = images, answers[pre]
+    after_RN = np.stack([top1 for row, top1 in zip(rows, answers, strict=True) if row != before])
     was_right_N, is_right_RN = before_N == label_N, after_RN == label_N
     changes = []
     for change, changed_RN in (
@@ -71,7 +86,7 @@ def _of_set(rows: Sequence[Evaluation], most: int) -> list[ImageChange]:
             if not count_N[image]:
                 break
             changed = np.flatnonzero(changed_RN[:, image])
-            answers = Counter(after_RN[changed, image].tolist())
+            given = Counter(after_RN[changed, image].tolist())
             changes.append(
                 ImageChange(
                     before.model,
@@ -80,7 +95,7 @@ def _of_set(rows: Sequence[Evaluation], most: int) -> list[ImageChange]:
                     int(index_N[image]),
                     int(label_N[image]),
                     int(before_N[image]),
-                    max(answers, key=lambda answer: (answers[answer], -answer)),
+                    max(given, key=lambda answer: (given[answer], -answer)),
                     int(count_N[image]),
                     len(after),
                     Counter(after[row].method for row in changed),

@@ -3,6 +3,10 @@
 Evaluation keeps one row an image for every model, so every number of a report can be computed,
 checked and re-sampled later without a GPU. This module is that step, and needs no torch.
 
+A grid is one table and one matrix: a row a model and set with its measures, and joint bootstrap
+draws of them (`bootstrap`), a column a row. Every further number is a weighted mean of rows
+(`Means`), taken of the values and of the draws alike; an interval is two quantiles of the draws.
+
 ImageNet-RIB's definitions, with n downstream sets and A_i^(j) the accuracy in percent on set j of
 the model fine-tuned on set i: RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the
 mean of RI_i over i. Each set is left out once, so the mean OOD accuracy after fine-tuning,
@@ -16,204 +20,273 @@ mRI the mean over `downstreams`.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
+import pandas
 from scipy import sparse
 
-from engine.measures import behaviour, bootstrap, parallel, rows
+from engine.measures import behaviour, bootstrap, image_changes
 from engine.measures.bootstrap import DRAWS
+from engine.measures.image_changes import ImageChange
 from engine.measures.predictions import ImagePredictions, SetPredictions
-from engine.measures.rows import (
-    PRE,
-    Accuracy,
-    Agreement,
-    Arm,
-    Behaviour,
-    Evaluation,
-    ModelOnSet,
-    Mri,
-    SeedAccuracy,
-)
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 
 TOGETHER = 64  # evaluations whose draws are made at a time
-Weights = Mapping[ModelOnSet, float]  # what each cell counts in a weighted sum
+KEY = [*Arm._fields, "downstream", "evaluated_on"]
+ROBUSTNESS = "effective_robustness"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Accuracies and mRI; `by_seed` is empty unless cells were trained with several seeds."""
-
-    accuracy: tuple[Accuracy, ...]
-    mri: tuple[Mri, ...]
-    by_seed: tuple[SeedAccuracy, ...] = ()
+def measures() -> list[str]:
+    """A cell's measures beside its accuracy, in the order of their columns."""
+    of_images = (name for name in behaviour.OF_IMAGES if name != "accuracy")
+    return [*of_images, *behaviour.OF_CHANGES, *behaviour.OF_SETS, ROBUSTNESS]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Joint bootstrap draws of every cell's numbers in percent, a column a cell (`place`).
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A grid's predictions, read and checked once.
 
-    accuracy, same_top1, lost, gained: float32 [B, cells], over images and seeds; NaN where a cell
-    has no agreement. over_images: accuracy with the seeds as they are. by_seed: float64 [S, cells],
-    accuracy of each seed.
+    sets: those of RI. downstreams: those fine-tuned on. seeds: of the training.
+
+    cells: a row a model and set, over the mean of its seeds: `KEY`, headline (whether tables show
+    the arm), n (images), accuracy and the other measures in percent or points, NaN where a cell has
+    none. Beside them whole numbers: arm, the place in `arms`; before and on_upstream, the rows of
+    the pre-trained model on the same set and of the same model upstream, -1 where there is none.
+
+    draws: by measure, float32 [B, cells], over images and seeds. over_images: of accuracy with the
+    seeds as they are. by_seed: float64 [S, cells], accuracy of each seed; trained: the same as a
+    table, a row a cell and seed. changes: the images that most rows gained or lost.
     """
 
-    place: Mapping[ModelOnSet, int]
-    accuracy: np.ndarray
-    same_top1: np.ndarray
-    lost: np.ndarray
-    gained: np.ndarray
+    sets: tuple[str, ...]
+    upstream: str
+    downstreams: tuple[str, ...]
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    cells: pandas.DataFrame
+    draws: Mapping[str, np.ndarray]
     over_images: np.ndarray
     by_seed: np.ndarray
+    trained: pandas.DataFrame
+    changes: Sequence[ImageChange] = ()
 
-    @property
-    def both_right(self) -> np.ndarray:
-        return self.accuracy - self.gained
+    @functools.cached_property
+    def elsewhere(self) -> pandas.DataFrame:
+        """The cells that count in RI: fine-tuned models on the sets of RI but their own."""
+        cells = self.cells
+        counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
+        return cells[counts & (cells["downstream"] != cells["evaluated_on"])]
 
-    def matrix(self, sums: Sequence[Weights]) -> sparse.csc_array:
-        """The weights [cells, K] of K weighted sums: `draws.accuracy @ matrix` are their draws."""
-        rows = [self.place[cell] for weights in sums for cell in weights]
-        columns = np.repeat(np.arange(len(sums)), [len(weights) for weights in sums])
-        values = np.array([w for weights in sums for w in weights.values()], np.float64)
-        shape = (len(self.place), len(sums))
-        return sparse.csc_array((values, (np.array(rows, int), columns)), shape=shape)
+    def mean(
+        self,
+        cells: pandas.DataFrame,
+        by: Sequence[str],
+        weight: pandas.Series | None = None,
+        *,
+        of: str = "after",
+    ) -> Means:
+        """The mean over each group of cells, of equal weight where none is given.
 
-    def of(self, sums: Sequence[Weights]) -> np.ndarray:
-        """Draws [B, K] of K weighted sums of accuracies."""
-        return self.accuracy @ self.matrix(sums)
+        of: `after` of the cells, `before` of the pre-trained models beside them, or `change`.
+        """
+        groups = cells.groupby(list(by), sort=False)
+        if weight is None:
+            weight = 1 / groups["n"].transform("size")
+        group, weights = groups.ngroup().to_numpy(), weight.to_numpy(float)
+        parts = []
+        if of != "before":
+            parts.append((weights, cells.index.to_numpy()))
+        if of != "after":
+            parts.append((weights if of == "before" else -weights, cells["before"].to_numpy()))
+        values, places = (np.concatenate(part) for part in zip(*parts, strict=True))
+        at = (places, np.tile(group, len(parts)))
+        matrix = sparse.csc_array((values, at), shape=(len(self.cells), groups.ngroups))
+        keys = cells.drop_duplicates(list(by))[list(by)].reset_index(drop=True)
+        return Means(self, keys, matrix)
+
+    @functools.cached_property
+    def ri(self) -> Means:
+        """RI, by arm and set fine-tuned on."""
+        return self.mean(self.elsewhere, ["arm", "downstream"], of="change")
+
+    @functools.cached_property
+    def mri(self) -> Means:
+        """mRI by arm."""
+        others = self.elsewhere.groupby(["arm", "downstream"])["n"].transform("size")
+        weight = 1 / (len(self.downstreams) * others)
+        return self.mean(self.elsewhere, ["arm"], weight, of="change")
+
+    def named(self, table: pandas.DataFrame) -> pandas.DataFrame:
+        """The table with the columns of its arms in place of their numbers."""
+        arms = pandas.DataFrame([self.arms[k] for k in table["arm"]], columns=Arm._fields)
+        arms = arms.astype({"alpha": float})
+        return pandas.concat([arms, table.drop(columns="arm").reset_index(drop=True)], axis=1)
+
+    def with_measure(self, name: str, values: np.ndarray, draws: np.ndarray | None) -> Grid:
+        """The grid with a measure's values [cells] and draws [B, cells]."""
+        cells = self.cells.assign(**{name: values})
+        more = {} if draws is None else {name: draws}
+        columns = {k: v for k, v in vars(self).items() if k in self.__dataclass_fields__}
+        return Grid(**columns | {"cells": cells, "draws": {**self.draws, **more}})
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """K weighted means of a grid's cells: the columns that name them [K rows], and what each cell
+    counts, [cells, K]."""
+
+    grid: Grid
+    keys: pandas.DataFrame
+    weights: sparse.csc_array
+
+    def values(self, measure: str = "accuracy") -> np.ndarray:
+        """[K]; NaN where a cell lacks the measure."""
+        return self.grid.cells[measure].to_numpy(float) @ self.weights
+
+    def draws(self, measure: str = "accuracy") -> np.ndarray:
+        """float32 [B, K]."""
+        return (self.grid.draws[measure] @ self.weights).astype(np.float32)
+
+    def table(
+        self, name: str, measure: str = "accuracy", *, clip: bool = False
+    ) -> pandas.DataFrame:
+        """Keys, NAME and the ends of its 95% interval, of the means that have no cell without the
+        measure. The ends are NAME_low and NAME_high, without a unit that NAME ends in (`_pct`,
+        `_pts`). clip: to 0 and 100."""
+        values = self.values(measure)
+        known = np.flatnonzero(~np.isnan(values))
+        low = high = np.full(len(known), np.nan)
+        if measure in self.grid.draws and len(known):
+            low, high = bootstrap.interval(self.pick(known).draws(measure))
+        if clip:
+            low, high = low.clip(0, 100), high.clip(0, 100)
+        keys = self.keys.iloc[known].reset_index(drop=True)
+        base = name.removesuffix("_pct").removesuffix("_pts")
+        return keys.assign(**{name: values[known], f"{base}_low": low, f"{base}_high": high})
+
+    def pick(self, places: np.ndarray) -> Means:
+        """The means at these places."""
+        return Means(self.grid, self.keys.iloc[places], self.weights[:, places])
+
+    def less(self, other: Means, keys: pandas.DataFrame) -> Means:
+        """The differences to as many other means, in pairs."""
+        return Means(self.grid, keys, self.weights - other.weights)
+
+    def p(self) -> np.ndarray:
+        """Two-sided p [K] of "the mean accuracy is 0", of paired differences."""
+        over_images = self.grid.over_images @ self.weights
+        return bootstrap.p_values(self.values(), over_images, self.grid.by_seed @ self.weights)
 
 
 @dataclass(frozen=True)
-class Model:
-    """An evaluation's numbers, and draws (float32 [B] or [B, 3], shares) of its accuracy and its
-    agreement with the pre-trained model."""
+class Read:
+    """Evaluations of a grid's models, in order: their numbers (n, and by measure in percent), and
+    by measure draws, float32 [B, rows] in percent. changes: by model and set, as of `Grid`."""
 
-    evaluation: Evaluation
-    accuracy: SeedAccuracy
-    behaviour: Behaviour
-    right: np.ndarray
-    agreed: np.ndarray
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A grid's predictions, read and checked once, and reduced to a row a cell and its draws."""
-
-    accuracy: tuple[Accuracy, ...]
-    behaviour: tuple[Behaviour, ...]
-    by_seed: tuple[SeedAccuracy, ...]
-    seeds: tuple[int, ...]
-    draws: Draws
-
-    def values(self, sums: Sequence[Weights]) -> np.ndarray:
-        """K weighted sums [K] of accuracies."""
-        known = {row.cell: row.accuracy for row in self.accuracy}
-        return np.array([math.fsum(w * known[c] for c, w in of.items()) for of in sums])
+    evaluations: Sequence[Evaluation]
+    numbers: list[dict[str, float]]
+    draws: Mapping[str, np.ndarray]
+    changes: dict[tuple[str, str], list[ImageChange]]
 
 
-def gather(evaluations: Sequence[Evaluation], draws: int = DRAWS, seed: int = 0) -> Grid:
-    """Read every evaluation once; rows come in the order of the evaluations.
-
-    Raises ValueError for duplicates, cells that lack a seed that others have, arms that are the
-    headline on some sets only, unreadable or NaN predictions, and evaluations of one set that saw
-    different images.
-    """
-    seeds = _check_cells(evaluations)
-    headline = _headlines(evaluations)
-    by_set: dict[str, list[Evaluation]] = {}
-    for evaluation in evaluations:
-        by_set.setdefault(evaluation.evaluated_on, []).append(evaluation)
-    read = parallel.each(lambda rows: _read(rows, draws, seed), by_set.values())
-    models = {model.evaluation: model for of_set in read for model in of_set}
-    return grid_of([models[row] for row in evaluations], headline, seeds)
-
-
-def grid_of(
-    models: Sequence[Model], headline: Mapping[Arm, bool], seeds: Sequence[int] = (0,)
-) -> Grid:
-    """The grid of models on sets, each trained with all `seeds`; rows come in their order."""
-    cells: dict[ModelOnSet, list[Model]] = {}
-    for model in models:
-        cells.setdefault(model.evaluation.cell, []).append(model)
-    accuracies, behaviours = [], []
-    for cell, of_seeds in cells.items():
-        mean = fmean(model.accuracy.accuracy for model in of_seeds)
-        n = of_seeds[0].accuracy.n
-        accuracies.append(Accuracy(*cell.key, n, mean, headline[cell.arm]))
-        behaviours.append(_mean([model.behaviour for model in of_seeds]))
-    return Grid(
-        tuple(accuracies),
-        tuple(behaviours),
-        tuple(model.accuracy for of_seeds in cells.values() for model in of_seeds),
-        tuple(seeds),
-        _draws(cells, len(seeds)),
-    )
-
-
-def summarise(
-    evaluations: Sequence[Evaluation] | Grid,
+def gather(
+    evaluations: Sequence[Evaluation],
     sets: Sequence[str],
+    upstream: str = "",
     downstreams: Sequence[str] = (),
     *,
     draws: int = DRAWS,
-) -> Summary:
-    """Accuracies, and mRI on `sets` with intervals (the population meant: `bootstrap`).
+    seed: int = 0,
+) -> Grid:
+    """Read every evaluation once; cells come in the order of the evaluations.
 
-    downstreams: the sets fine-tuned on; empty: `sets`. Sets evaluated on but not among `sets` (the
-    upstream set) are reported, never part of RI. Raises ValueError for an incomplete grid, and all
-    that `gather` refuses.
+    sets: those that RI is measured on. downstreams: those fine-tuned on; empty: `sets`. Sets
+    evaluated on but not among `sets` are reported, never part of RI.
+
+    Raises ValueError for fewer than two sets, duplicates, an incomplete grid, cells that lack a
+    seed that others have, arms that are the headline on some sets only, unreadable or NaN
+    predictions, and evaluations of one set that saw different images.
     """
-    if len(sets) < 2 or len(set(sets)) != len(sets):
-        raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
-    downstreams = downstreams or sets
-    grid = evaluations if isinstance(evaluations, Grid) else gather(evaluations, draws)
-    ri = improvements(grid.accuracy, sets, downstreams)
-    missing = [
-        f"{arm} was not fine-tuned on {', '.join(i for i in downstreams if i not in columns)}"
-        for arm, columns in ri.items()
-        if len(columns) < len(downstreams)
-    ]
-    if missing:
-        raise ValueError(f"the grid is incomplete: {'; '.join(missing)}. Finish the campaign")
-    headline = {row.arm: row.headline for row in grid.accuracy}
-    sums = [in_mri(arm, sets, downstreams) for arm in ri]
-    ends = bootstrap.interval(grid.draws.of(sums)).T
-    mri = [
-        Mri(*arm, math.fsum(columns.values()) / len(downstreams), low, high, headline[arm])
-        for (arm, columns), (low, high) in zip(ri.items(), ends.tolist(), strict=True)
-    ]
-    return Summary(grid.accuracy, tuple(mri), grid.by_seed if len(grid.seeds) > 1 else ())
+    seeds = _check_cells(evaluations)
+    _check_complete(evaluations, sets, downstreams or sets)
+    by_set: dict[str, list[int]] = {}
+    for k, row in enumerate(evaluations):
+        by_set.setdefault(row.evaluated_on, []).append(k)
+    names = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES]
+    shape = draws, len(evaluations)
+    columns = {name: np.empty(shape, np.float32, order="F") for name in names}
+    read = Read(evaluations, [{}] * len(evaluations), columns, {})
+    for places in by_set.values():
+        _read(read, places, seed)
+    return grid_of(read, seeds, sets, upstream, downstreams or sets)
 
 
-def improvements(
-    accuracy: Iterable[Accuracy], sets: Sequence[str], downstreams: Sequence[str] = ()
-) -> dict[Arm, dict[str, float]]:
-    """RI in points per arm and downstream set (empty: `sets`); columns that were not run are left
-    out.
-
-    Raises ValueError, naming the cell, where a model in use was not evaluated on one of `sets`.
-    """
-    grid: dict[Arm, dict[str, dict[str, float]]] = {}
-    for row in accuracy:
-        grid.setdefault(row.arm, {}).setdefault(row.downstream, {})[row.evaluated_on] = row.accuracy
-    before = {arm.model: columns[""] for arm, columns in grid.items() if arm.method == PRE}
-    ri: dict[Arm, dict[str, float]] = {}
-    for arm, columns in grid.items():
-        trained_on = [name for name in downstreams or sets if name in columns]
-        if arm.method == PRE or not trained_on:
-            continue
-        _check_evaluated(f"{arm.model} {PRE}", before.get(arm.model, {}), sets)
-        for downstream in trained_on:
-            _check_evaluated(f"{arm} fine-tuned on {downstream}", columns[downstream], sets)
-        ri[arm] = {
-            name: robustness_improvement(name, columns[name], before[arm.model], sets)
-            for name in trained_on
-        }
-    return ri
+def grid_of(
+    read: Read,
+    seeds: Sequence[int],
+    sets: Sequence[str],
+    upstream: str,
+    downstreams: Sequence[str],
+) -> Grid:
+    """The grid of evaluations that were read, each cell trained with all `seeds`."""
+    numbers = pandas.DataFrame(read.numbers)
+    places: dict[ModelOnSet, list[int]] = {}
+    for k, row in enumerate(read.evaluations):
+        places.setdefault(row.cell, []).append(k)
+    for of_cell in places.values():
+        of_cell.sort(key=lambda k: read.evaluations[k].seed)
+    number = {cell: k for k, cell in enumerate(places)}
+    arms = {arm: k for k, arm in enumerate(dict.fromkeys(cell.arm for cell in places))}
+    first = np.array([of_cell[0] for of_cell in places.values()])
+    by_seed = np.array(  # the pre-trained model has no seeds
+        [of_cell * len(seeds) if len(of_cell) == 1 else of_cell for of_cell in places.values()]
+    )
+    cells = pandas.DataFrame([cell.key for cell in places], columns=KEY).astype({"alpha": float})
+    cells["headline"] = [read.evaluations[k].headline for k in first]
+    cells["n"] = numbers["n"].to_numpy()[first]
+    for name in numbers.columns.drop("n"):
+        cells[name] = numbers[name].to_numpy(float)[by_seed].mean(axis=1)
+    cells[ROBUSTNESS] = np.nan
+    cells["arm"] = [arms[cell.arm] for cell in places]
+    befores = [ModelOnSet(*cell.arm.before, "", cell.evaluated_on) for cell in places]
+    cells["before"] = [number.get(cell, -1) for cell in befores]
+    uppers = [ModelOnSet(*cell.arm, cell.downstream, upstream) for cell in places]
+    cells["on_upstream"] = [number.get(cell, -1) for cell in uppers]
+    trained = pandas.DataFrame([row.key for row in read.evaluations], columns=KEY)
+    trained["seed"] = [row.seed for row in read.evaluations]
+    trained["headline"] = [row.headline for row in read.evaluations]
+    trained["n"], trained["accuracy"] = numbers["n"], numbers["accuracy"]
+    trained = trained.iloc[np.concatenate([*places.values()])].astype({"alpha": float})
+    draws, over_images = dict(read.draws), read.draws["accuracy"]
+    if len(seeds) > 1:
+        weights = bootstrap.seed_weights(len(over_images), len(seeds))
+        over_images = sum(over_images[:, of_seed] for of_seed in by_seed.T) / len(seeds)
+        for name, of_rows in read.draws.items():
+            pairs = zip(by_seed.T, weights.T, strict=True)
+            drawn = sum(of_rows[:, of_seed] * weight[:, None] for of_seed, weight in pairs)
+            draws[name] = np.asfortranarray(drawn)
+    return Grid(
+        tuple(sets),
+        upstream,
+        tuple(downstreams),
+        tuple(seeds),
+        tuple(arms),
+        cells,
+        draws,
+        np.asarray(over_images),
+        numbers["accuracy"].to_numpy(float)[by_seed.T],
+        trained.reset_index(drop=True),
+        [
+            change
+            for key in dict.fromkeys((row.model, row.evaluated_on) for row in read.evaluations)
+            for change in read.changes.get(key, ())
+        ],
+    )
 
 
 def robustness_improvement(
@@ -224,132 +297,65 @@ def robustness_improvement(
     return math.fsum(changes) / len(changes)
 
 
-def in_ri(arm: Arm, downstream: str, sets: Sequence[str]) -> dict[ModelOnSet, float]:
-    """What each cell counts in an arm's RI of a downstream set."""
-    others = [name for name in sets if name != downstream]
-    after = {ModelOnSet(*arm, downstream, name): 1 / len(others) for name in others}
-    return after | {ModelOnSet(*arm.before, "", name): -1 / len(others) for name in others}
-
-
-def in_mri(arm: Arm, sets: Sequence[str], downstreams: Sequence[str]) -> dict[ModelOnSet, float]:
-    """What each cell counts in an arm's mRI."""
-    weights: dict[ModelOnSet, float] = {}
-    for downstream in downstreams:
-        for cell, weight in in_ri(arm, downstream, sets).items():
-            weights[cell] = weights.get(cell, 0.0) + weight / len(downstreams)
-    return weights
-
-
-def in_mean(arm: Arm, name: str, downstreams: Sequence[str]) -> dict[ModelOnSet, float]:
-    """What each cell counts in the mean accuracy on a set, over an arm's models that were trained
-    on other sets."""
-    elsewhere = [downstream for downstream in downstreams if downstream != name]
-    return {ModelOnSet(*arm, i, name): 1 / len(elsewhere) for i in elsewhere}
-
-
-def weights_in_mri(sets: Sequence[str], downstreams: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By set, then by downstream set, what a change in accuracy counts in mRI. Sets on which no
-    model trained elsewhere is measured are left out."""
-    others = {i: len(sets) - (i in sets) for i in downstreams}
-    return {
-        name: {i: 1 / (len(downstreams) * n) for i, n in others.items() if i != name}
-        for name in sets
-        if any(i != name for i in downstreams)
-    }
-
-
-def write_csv(folder: Path, summary: Summary) -> tuple[Path, ...]:
-    """Write `accuracy.csv`, `mri.csv` and, where there are several seeds, `seeds.csv`."""
-    paths = [
-        rows.write(folder / "accuracy.csv", Accuracy, summary.accuracy),
-        rows.write(folder / "mri.csv", Mri, summary.mri),
-    ]
-    if summary.by_seed:
-        paths.append(rows.write(folder / "seeds.csv", SeedAccuracy, summary.by_seed))
-    return tuple(paths)
-
-
-def _read(evaluations: Sequence[Evaluation], draws: int, seed: int) -> list[Model]:
-    """All evaluations of one set. Models that were trained on the set may have seen a hold-out
-    only, so they are read apart."""
+def _read(read: Read, places: Sequence[int], seed: int) -> None:
+    """All evaluations of one set, at these places. Models that were trained on the set may have
+    seen a hold-out only, so they are read apart."""
     of_set, on_downstream = SetPredictions(), SetPredictions()
     before: dict[str, ImagePredictions] = {}
-    models: list[Model] = []
-    ordered = sorted(evaluations, key=lambda row: row.method != PRE)
+    answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}  # by model
+    first = sorted(places, key=lambda k: read.evaluations[k].method != PRE)
     for bank, is_on in ((of_set, False), (on_downstream, True)):
-        rows = [row for row in ordered if row.on_downstream == is_on]
+        of_bank = [k for k in first if read.evaluations[k].on_downstream == is_on]
         counts = np.empty(0)
-        for start in range(0, len(rows), TOGETHER):
-            numbers = [_numbers(r, bank, of_set, before) for r in rows[start : start + TOGETHER]]
+        for start in range(0, len(of_bank), TOGETHER):
+            together, sums = of_bank[start : start + TOGETHER], []
+            for k in together:
+                row = read.evaluations[k]
+                after = bank.add(row.path, row.model)
+                read.numbers[k], by_source = _numbers(row, after, bank, of_set, before)
+                sums.append(by_source)
+                if image_changes.is_counted(row):
+                    top1 = after.top1.astype(np.int32)
+                    answers.setdefault(row.model, []).append((row, top1))
+            draws = len(read.draws["accuracy"])
             counts = counts if start else bootstrap.counts(bank.sources, draws, seed)
-            sums = np.concatenate([of_model[-1] for of_model in numbers], axis=1)
-            samples = bootstrap.means(counts, bank.total, sums).T.reshape(-1, 4, draws).copy()
-            for (row, accuracy, shares, _), sample in zip(numbers, samples, strict=True):
-                models.append(Model(row, accuracy, shares, sample[0], sample[1:].T))
-    return models
+            columns = np.concatenate(sums, axis=1)
+            samples = bootstrap.means(counts, bank.total, columns).reshape(draws, len(together), -1)
+            for number, of_measure in enumerate(read.draws.values()):
+                of_measure[:, together] = 100 * samples[:, :, number]
+    for model, of_model in answers.items():
+        images = of_set.images["index"].to_numpy(), of_set.images["label"].to_numpy()
+        counted, top1 = zip(*of_model, strict=True)
+        key = model, counted[0].evaluated_on
+        read.changes[key] = image_changes.of_set(counted, images, top1)
 
 
 def _numbers(
     row: Evaluation,
+    after: ImagePredictions,
     bank: SetPredictions,
     of_set: SetPredictions,
     before: dict[str, ImagePredictions],
-) -> tuple[Evaluation, SeedAccuracy, Behaviour, np.ndarray]:
-    """An evaluation's rows, and its sums [sources, 4] of right answers and of agreement with the
-    pre-trained model, which are NaN where that saw other images. Predictions of pre-trained models
-    are added to `before`."""
-    after = bank.add(row.path, row.model)
-    sums = np.full((len(bank.sources), 4), np.nan, np.float32)
-    sums[:, 0] = bank.by_source(after.hit)
-    shares = Agreement(None, None, None, None)
+) -> tuple[dict[str, float], np.ndarray]:
+    """An evaluation's numbers, and its sums [sources, measures] over the images of each source.
+    Predictions of pre-trained models are added to `before`."""
+    same_images = bank is of_set or bank.same_images(of_set)
+    measured = behaviour.of_images(
+        after, before.get(row.model) if row.method != PRE and same_images else None
+    )
     if row.method == PRE:
         before[row.model] = after
-    elif row.model in before and (bank is of_set or bank.same_images(of_set)):
-        agreed = behaviour.agreement(before[row.model], after)
-        for k in range(3):
-            sums[:, 1 + k] = bank.by_source(agreed[:, k])
-        same, lost, gained = (100 * (after.weights @ agreed) / after.weights.sum()).tolist()
-        shares = Agreement(same, after.accuracy - gained, lost, gained)
-    error = behaviour.calibration_error(after, bank.codes)
-    accuracy = SeedAccuracy(*row.key, row.seed, len(after.label), after.accuracy)
-    return row, accuracy, Behaviour(*row.key, *shares, error), sums
-
-
-def _draws(cells: Mapping[ModelOnSet, Sequence[Model]], seeds: int) -> Draws:
-    draws = len(next(iter(cells.values()))[0].right)
-    weights = bootstrap.seed_weights(draws, seeds)
-    right = np.empty((draws, len(cells)), np.float32, order="F")  # a cell's draws side by side
-    over_images = right if seeds == 1 else np.empty_like(right)
-    agreed = np.empty((draws, len(cells), 3), np.float32, order="F")
-    by_seed = np.empty((seeds, len(cells)))
-    for k, of_seeds in enumerate(cells.values()):
-        ordered = sorted(of_seeds, key=lambda model: model.evaluation.seed)
-        by_seed[:, k] = [model.accuracy.accuracy for model in ordered]
-        if len(ordered) == 1:  # the pre-trained model has no seeds
-            right[:, k] = over_images[:, k] = 100 * ordered[0].right
-            agreed[:, k] = 100 * ordered[0].agreed
-            continue
-        samples = np.stack([model.right for model in ordered], axis=1)
-        over_images[:, k] = 100 * samples.mean(axis=1)
-        right[:, k] = 100 * (samples * weights).sum(axis=1)
-        agreements = np.stack([model.agreed for model in ordered], axis=1)
-        agreed[:, k] = 100 * (agreements * weights[:, :, None]).sum(axis=1)
-    place = {cell: k for k, cell in enumerate(cells)}
-    same, lost, gained = np.moveaxis(agreed, 2, 0)
-    return Draws(place, right, same, lost, gained, over_images, by_seed)
-
-
-def _mean(of_seeds: Sequence[Behaviour]) -> Behaviour:
-    """The mean over seeds."""
-    columns = zip(*(row.agreement for row in of_seeds), strict=True)
-    means = Agreement(*(None if None in column else fmean(column) for column in columns))
-    error = fmean(row.calibration_error for row in of_seeds)
-    return Behaviour(*of_seeds[0].key, *means, error)
+    sums = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
+    means = (100 * sums.sum(axis=0) / bank.total.sum()).tolist()
+    numbers = {"n": len(after.label), **dict(zip(measured, means, strict=True))}
+    numbers |= {name: of(after, bank.codes) for name, of in behaviour.OF_SETS.items()}
+    return numbers, sums.astype(np.float32)
 
 
 def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
     """The seeds that every cell was trained with."""
     paths: dict[ModelOnSet, dict[int, Path]] = {}
+    headline: dict[Arm, bool] = {}
     for row in evaluations:
         pre_trained = row.method == PRE
         if pre_trained != (row.downstream == ""):
@@ -363,6 +369,11 @@ def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
         if row.seed in by_seed:
             raise ValueError(f"{row.cell} is given twice: {by_seed[row.seed]} and {row.path}")
         by_seed[row.seed] = row.path
+        if headline.setdefault(row.arm, row.headline) != row.headline:
+            raise ValueError(
+                f"{row.arm} is the headline of its method for some sets or seeds only: a table's "
+                "row shows one alpha, so name the same one as headline for all of them"
+            )
     trained = {cell: set(by_seed) for cell, by_seed in paths.items() if cell.method != PRE}
     seeds = set[int]().union(*trained.values())
     for cell, seeds_of_cell in trained.items():
@@ -374,20 +385,32 @@ def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
     return tuple(sorted(seeds)) or (0,)
 
 
-def _headlines(evaluations: Sequence[Evaluation]) -> dict[Arm, bool]:
-    """By arm, whether tables show it."""
-    headline: dict[Arm, bool] = {}
+def _check_complete(
+    evaluations: Sequence[Evaluation], sets: Sequence[str], downstreams: Sequence[str]
+) -> None:
+    """That every arm was fine-tuned on all `downstreams` and evaluated on all `sets`, and the
+    pre-trained model wherever models of it were."""
+    if len(sets) < 2 or len(set(sets)) != len(sets):
+        raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
+    seen: dict[Arm, dict[str, set[str]]] = {}
+    places: dict[str, dict[str, None]] = {}  # by pre-trained model, where models of it were seen
     for row in evaluations:
-        if headline.setdefault(row.arm, row.headline) != row.headline:
+        seen.setdefault(row.arm, {}).setdefault(row.downstream, set()).add(row.evaluated_on)
+        places.setdefault(row.model, {})[row.evaluated_on] = None
+    for arm, columns in seen.items():
+        of_arm = downstreams if arm.method != PRE else [""]
+        if missing := [name for name in of_arm if name not in columns]:
             raise ValueError(
-                f"{row.arm} is the headline of its method for some sets or seeds only: a table's "
-                "row shows one alpha, so name the same one as headline for all of them"
+                f"the grid is incomplete: {arm} was not fine-tuned on {', '.join(missing)}. "
+                "Finish the campaign"
             )
-    return headline
-
-
-def _check_evaluated(model: str, accuracy: Mapping[str, float], sets: Sequence[str]) -> None:
-    if missing := [name for name in sets if name not in accuracy]:
-        raise ValueError(
-            f"{model} was not evaluated on {', '.join(missing)}: evaluate it there first"
-        )
+        if arm.before not in seen:
+            raise ValueError(f"{arm.before} was not evaluated, and {arm} was: evaluate it first")
+        for downstream in of_arm:
+            expected = sets if downstream else dict.fromkeys([*sets, *places[arm.model]])
+            if missing := [name for name in expected if name not in columns[downstream]]:
+                trained = f" fine-tuned on {downstream}" if downstream else ""
+                raise ValueError(
+                    f"{arm}{trained} was not evaluated on {', '.join(missing)}: evaluate it there "
+                    "first"
+                )

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas
 
 from engine.errors import nearest
 
-COLUMNS = ("model", "set", "accuracy")
+COLUMNS = ["model", "set", "accuracy"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelRows:
-    """Accuracy in percent by model and set; every model has the upstream set and a further one."""
+    """Accuracy in percent, a row a model and a column a set; every model has the upstream set and a
+    further one."""
 
-    source: str
     upstream: str
-    accuracy: dict[str, dict[str, float]]
+    accuracy: pandas.DataFrame
 
     def points(self, name: str) -> np.ndarray:
         """float64 [2, F]: accuracy upstream and on a set, of the models that have both."""
-        rows = [sets for sets in self.accuracy.values() if name in sets]
-        return np.array([[sets[on] for sets in rows] for on in (self.upstream, name)])
+        if name not in self.accuracy:
+            return np.empty((2, 0))
+        return self.accuracy[[self.upstream, name]].dropna().to_numpy().T
 
 
 def read(path: Path, sets: Sequence[str], upstream: str) -> ModelRows:
@@ -38,49 +38,49 @@ def read(path: Path, sets: Sequence[str], upstream: str) -> ModelRows:
     row that is given twice, and a model without the upstream set or without any other.
     """
     places = (upstream, *sets)
-    accuracy: dict[str, dict[str, float]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise ValueError(
-                    f"{path} lacks the column {', '.join(missing)}: its first line must name "
-                    f"{', '.join(COLUMNS)}"
-                )
-            for row in reader:
-                model, name, percent = _checked(row, f"{path}, line {reader.line_num}", places)
-                if name in accuracy.setdefault(model, {}):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {model} on {name} is given twice; leave "
-                        "one of the rows"
-                    )
-                accuracy[model][name] = percent
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = pandas.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
+    except pandas.errors.EmptyDataError:
+        rows = pandas.DataFrame()
+    except (OSError, UnicodeDecodeError, pandas.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read as a CSV file in UTF-8 ({error})") from error
-    if not accuracy:
+    if missing := [name for name in COLUMNS if name not in rows]:
+        raise ValueError(
+            f"{path} lacks the column {', '.join(missing)}: its first line must name "
+            f"{', '.join(COLUMNS)}"
+        )
+    rows = rows[COLUMNS].fillna("").apply(lambda column: column.str.strip())
+    rows = rows[(rows != "").any(axis=1)]
+    percent = pandas.to_numeric(rows["accuracy"], errors="coerce")
+    for wrong, why in (
+        (rows["model"] == "", lambda row: "the model has no name"),
+        (
+            ~rows["set"].isin(places),
+            lambda row: f"the campaign has no set {row.set!r}{nearest(row.set, places)}",
+        ),
+        (
+            ~percent.between(0, 100),
+            lambda row: f"accuracy {row.accuracy!r} is no number from 0 to 100 (percent)",
+        ),
+        (
+            rows.duplicated(["model", "set"]),
+            lambda row: f"{row.model} on {row.set} is given twice; leave one of the rows",
+        ),
+    ):
+        if wrong.any():
+            line = int(wrong.to_numpy().argmax())
+            at = int(rows.index.to_numpy()[line]) + 2
+            raise ValueError(f"{path}, line {at}: {why(rows.iloc[line])}")
+    if rows.empty:
         raise ValueError(f"{path} holds no models: give a line for each model and set")
-    if max(max(sets.values()) for sets in accuracy.values()) <= 1:
+    if percent.max() <= 1:
         raise ValueError(f"{path}: every accuracy is at most 1; give percent, from 0 to 100")
-    for model, on in accuracy.items():
-        if upstream not in on or len(on) < 2:
-            lacks = "any other set" if upstream in on else f"the upstream set, {upstream}"
+    table = rows.assign(accuracy=percent).pivot(index="model", columns="set", values="accuracy")
+    for model, of_model in table.iterrows():
+        known = set(of_model.dropna().index)
+        if upstream not in known or len(known) < 2:
+            lacks = "any other set" if upstream in known else f"the upstream set, {upstream}"
             raise ValueError(f"{path}: {model} has no accuracy on {lacks}; add that row")
-    return ModelRows(path.name, upstream, accuracy)
-
-
-def _checked(
-    row: dict[str, str | None], place: str, places: Sequence[str]
-) -> tuple[str, str, float]:
-    """Model, set and accuracy of a row."""
-    model, name, text = ((row[column] or "").strip() for column in COLUMNS)
-    if not model:
-        raise ValueError(f"{place}: the model has no name")
-    if name not in places:
-        raise ValueError(f"{place}: the campaign has no set {name!r}{nearest(name, places)}")
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = math.nan
-    if not 0 <= percent <= 100:
-        raise ValueError(f"{place}: accuracy {text!r} is no number from 0 to 100 (percent)")
-    return model, name, percent
+    return ModelRows(upstream, table)

@@ -14,37 +14,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-IMAGE = ("index", "source", "label", "group", "weight")
+IMAGE = ("index", "source", "label", "group")
 PROBABILITIES = ("p_top1", "p_true", "margin")
 SCHEMA = pa.schema(
     [("index", pa.int64()), ("source", pa.string()), ("label", pa.int64()), ("top1", pa.int64())]
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # where parts of the set count alike
-WEIGHT = pa.field("weight", pa.float64())  # of a sample's images in the accuracy of their set
 
 
 def read(path: Path) -> pa.Table:
     """Predictions of one evaluation, in the order of their index.
 
-    `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and,
-    where corruptions and severities are to count alike, `group` ("corruption/severity"), and where
-    they are a sample of the set, `weight`.
+    `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and, where
+    corruptions and severities are to count alike, `group` ("corruption/severity").
     Raises ValueError naming the file for anything unreadable, absent, null, NaN or duplicated.
     """
     parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not parts:
         raise ValueError(f"{path} holds no Parquet part: evaluate again")
     try:
-        table = pa.concat_tables(
-            [pq.ParquetFile(part, page_checksum_verification=True).read() for part in parts]
-        )
-        schema = SCHEMA
-        for extra in (GROUP, WEIGHT):
-            if extra.name in table.column_names:
-                schema = schema.append(extra)
+        tables = [
+            pq.ParquetFile(part, page_checksum_verification=True).read(use_threads=False)
+            for part in parts
+        ]
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+        schema = SCHEMA.append(GROUP) if GROUP.name in table.column_names else SCHEMA
         schema = schema.with_metadata(table.schema.metadata)
-        table = table.select(schema.names).cast(schema).combine_chunks()
+        if not table.schema.equals(schema):
+            table = table.select(schema.names).cast(schema)
+        table = table.combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(
             f"{path} is no prediction table ({_line(error)}): evaluate again"
@@ -53,7 +52,7 @@ def read(path: Path) -> pa.Table:
         raise ValueError(f"{path} holds no predictions: evaluate again")
     for name in table.column_names:
         bad = table[name].null_count
-        if name in (*PROBABILITIES, WEIGHT.name):
+        if name in PROBABILITIES:
             bad += int(np.isnan(table[name].drop_null().to_numpy()).sum())
         if bad:
             raise ValueError(f"{path}: {bad} of {len(table)} values of '{name}' are NaN or null")
@@ -162,12 +161,8 @@ class SetPredictions:
 
 
 def weights(images: pa.Table) -> np.ndarray:
-    """Weight of each image (float64): 1, or what makes severities, then corruptions, count alike.
-
-    Images of a sample bring their own.
-    """
-    if WEIGHT.name in images.column_names:
-        return images[WEIGHT.name].to_numpy()
+    """Weight of each image (float64): 1, or what makes severities, then corruptions, count the
+    same."""
     if "group" not in images.column_names:
         return np.ones(len(images))
     names, group, size = np.unique(

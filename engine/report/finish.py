@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas
+
 from engine.grid import campaign, outcomes, record
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
-from engine.measures import distances, metrics
-from engine.report import (
-    certainty,
-    exports,
-    headline,
-    page,
-    sections,
-    sweep_rows,
-    table,
-    tables,
-)
+from engine.measures import distances
+from engine.measures.intervals import intervals
+from engine.measures.metrics import KEY, measures
+from engine.measures.tables import write_csv
+from engine.report import exports, headline, merged, page, sections, terminal
+from engine.report.results import Results, of_campaign
 from engine.report.sections import sweep
-from engine.report.tables import Results
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +27,8 @@ if TYPE_CHECKING:
 def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
     """Write tables and page into the campaign's report; the page's path. figures: also every
     figure as SVG and PDF."""
-    folder = run.report
     with outcomes.sealed(run.place):
-        return write_into(folder, results, figures=figures)
+        return write_into(run.report, results, figures=figures)
 
 
 def write_merged(
@@ -44,45 +39,73 @@ def write_merged(
     figures: bool = False,
 ) -> Path:
     """Write one report of several campaigns into a folder; the page's path. models_csv: as in
-    `tables.results`."""
-    return write_into(folder, tables.merged(runs, models_csv), figures=figures)
+    `results.of_campaign`."""
+    return write_into(folder, merged.merged(runs, models_csv), figures=figures)
 
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
     """Write a report into a folder; the page's path."""
-    metrics.write_csv(folder, results.summary)
-    certainty.write_csv(folder, results.sure)
-    files = [*("accuracy.csv", "mri.csv"), *certainty.FILES]
-    matrix = results.record.matrix()
+    files = {name: write_csv(folder / name, table) for name, table in tables(results).items()}
+    names, record, warnings = list(files), results.record, []
+    matrix = record.matrix()
     if matrix is not None:
         distances.write_csv(folder / "distances.csv", matrix)
-        files += ["distances.csv", "distances_pairs.csv"]
-    warnings = []
-    if results.record.sweep is not None:
-        files += sweep_rows.write(folder, results)
+        names += ["distances.csv", "distances_pairs.csv"]
+    if record.sweep is not None:
+        data = sweep.rows(results)
+        write_csv(folder / "sweep.csv", data)
+        write_atomic(folder / "sweep.parquet", data.to_parquet(index=False))
+        names += ["sweep.csv", "sweep.parquet"]
         warnings.append(sweep.SELECTION)
     made = sections.of(results)
     exports.write_tables(folder, made)
     if figures:
         exports.write_figures(folder, made)
-    title = f"{Path(results.record.name).stem}: what fine-tuning does to robustness"
+    title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
     heading, lead = headline.heading(title, results), headline.lead(results)
     notes = _notes(results)
     incomplete = [f"Incomplete: {note}." for note in notes]
-    content = page.Page(title, heading, lead, made, incomplete, files)
+    content = page.Page(title, heading, lead, made, incomplete, names)
     path = page.write(folder / campaign.PAGE, content)
-    text = table.table(results.models, [*notes, *warnings]) + "\n"
+    text = terminal.table(results, [*notes, *warnings]) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path
 
 
+def tables(results: Results) -> dict[str, pandas.DataFrame]:
+    """The report's CSV files by name; docs/numbers.md says what their columns are."""
+    grid = results.grid
+    mri = grid.named(grid.mri.table("mri").assign(headline=_headline(results)))
+    files = {"accuracy.csv": grid.cells[[*KEY, "n", "accuracy", "headline"]], "mri.csv": mri}
+    if len(grid.seeds) > 1:
+        files["seeds.csv"] = grid.trained[[*KEY, "seed", "n", "accuracy"]]
+    files["intervals.csv"] = intervals(grid)
+    files["comparisons.csv"] = _comparisons(results)
+    files["behaviour.csv"] = grid.cells[[*KEY, *measures()]]
+    return files
+
+
+def _headline(results: Results) -> list[bool]:
+    by_arm = dict(zip(results.grid.cells["arm"], results.grid.cells["headline"], strict=True))
+    return [bool(by_arm[arm]) for arm in results.grid.mri.keys["arm"]]
+
+
+def _comparisons(results: Results) -> pandas.DataFrame:
+    names = {f"difference_{name}": name for name in ("low", "high")}
+    rows = results.comparisons.rename(columns={"difference_pts": "difference", **names})
+    against = results.grid.named(rows[["against"]].rename(columns={"against": "arm"}))
+    table = results.grid.named(rows.drop(columns="against"))
+    for k, name in enumerate(("method", "variant", "alpha"), start=5):
+        table.insert(k, f"against_{name}", against[name])
+    return table
+
+
 def _notes(results: Results) -> list[str]:
     """What a reader must know before any number: what is missing."""
-    notes = []
-    if missing := results.record.missing:
-        names = ", ".join(dict.fromkeys(column.column for column in missing))
-        notes.append(f"models fine-tuned on {names} are not in this report")
-    return notes
+    missing = dict.fromkeys(column.column for column in results.record.missing)
+    if not missing:
+        return []
+    return [f"models fine-tuned on {', '.join(missing)} are not in this report"]
 
 
 def finish(plan: Plan, device: torch.device) -> Path:
@@ -90,7 +113,6 @@ def finish(plan: Plan, device: torch.device) -> Path:
     from engine.grid import make_record, progress  # the rest of this module needs no torch
 
     run = record.write(plan.place, make_record.record_of(plan, device))
-    results = tables.results(run)
-    path = write(run, results)
+    path = write(run, of_campaign(run))
     progress.advance(plan.path, "report", 1, 1)
     return path

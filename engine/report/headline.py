@@ -2,96 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from engine.measures.standings import Standings, counted, signed
-from engine.report import certainty, table
-from engine.report.display import range_text
-from engine.report.tables import Results
-
-FINE_TUNE = "fine_tune"
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.tables import rows
+from engine.report.results import FINE_TUNE, Results
+from engine.report.text import counted, ends, listed, signed, words
 
 
 def heading(title: str, results: Results) -> str:
     """The finding of a report with one model, or its title."""
     if results.record.sweep is not None:
-        return _of_sweep(results)
-    return finding(results.models[0]) if len(results.models) == 1 else title
+        (method,) = results.record.methods.values()
+        values = results.shown["mRI_pts"]
+        return (  # no variant is named: mRI is measured on the test sets
+            f"{method} in {counted('variant', len(values), words(len(values)))}: mRI from "
+            f"{signed(values.min())} to {signed(values.max())} points."
+        )
+    return finding(results, results.models[0]) if len(results.models) == 1 else title
 
 
-def finding(model: Standings) -> str:
+def finding(results: Results, model: str) -> str:
     """The result in one sentence: the highest mRI, its interval, and plain fine-tuning's mRI."""
-    ranked = model.ranked()
-    if not ranked:
+    ranked = results.ranked(model)
+    if ranked.empty:
         return "No method has been fine-tuned on every set yet."
-    where = table.measured_on(model)
-    if set(model.downstreams) == set(model.sets):
-        n = len(model.sets) - 1
+    where = measured_on(results)
+    if results.is_square:
+        n = len(results.grid.sets) - 1
         where = f"the {counted('set', n, words(n))} a model was not fine-tuned on"
-    line = ranked[0]
-    ends = f"95% interval {range_text(line.mri.mri_low, line.mri.mri_high)}"
-    points = f"{signed(line.mri.mri)} points on {where} ({ends}"
+    best = ranked.iloc[0]
+    interval = f"95% interval {ends(best['mRI_low'], best['mRI_high'])}"
+    points = f"{signed(best['mRI_pts'])} points on {where} ({interval}"
     if len(ranked) == 1:
-        return f"{line.title} has an mRI of {points})."
+        return f"{best['method']} has an mRI of {points})."
     text = (
-        f"{line.title} has the highest of {words(len(ranked))} mRIs, {points}, not corrected for "
-        "the choice of the highest)"
+        f"{best['method']} has the highest of {words(len(ranked))} mRIs, {points}, not corrected "
+        "for the choice of the highest)"
     )
-    plain = next((row for row in ranked if row.arm.method == FINE_TUNE), None)
-    if plain is None:
-        return f"{text}."
-    if plain is line:
-        return f"{text}; the next is {ranked[1].title} with {signed(ranked[1].mri.mri)}."
-    return f"{text}; plain fine-tuning has {signed(plain.mri.mri)}."
+    if best["key"] == FINE_TUNE:
+        second = ranked.iloc[1]
+        return f"{text}; the next is {second['method']} with {signed(second['mRI_pts'])}."
+    for plain in ranked.loc[ranked["key"] == FINE_TUNE, "mRI_pts"][:1]:
+        return f"{text}; plain fine-tuning has {signed(plain)}."
+    return f"{text}."
 
 
 def lead(results: Results) -> str:
     """What was done, and for one model which methods can be told from the best."""
     model, *more = results.models
-    n, k = len(model.downstreams), len({line.arm.method for line in model.lines})
-    name = f"one of {words(len(results.models))}" if more else model.model
+    shown = results.shown[results.shown["model"] == model]
+    n, k = len(results.grid.downstreams), shown["key"].nunique()
+    name = f"one of {words(len(results.models))}" if more else model
     start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
     if results.record.sweep is not None:
-        k = len(model.lines)
+        k = len(shown)
         start = f"{counted('variant', k, words(k).capitalize())} of a method start{'s' * (k == 1)}"
-    trained_on = model.downstreams[0] if n == 1 else f"one of {words(n)} sets"
+    trained_on = results.grid.downstreams[0] if n == 1 else f"one of {words(n)} sets"
     repeated = "; this is repeated for each of them" * (n > 1)
     text = (
         f"{start} from the same pre-trained model ({name}). Each fine-tunes it on {trained_on} and "
-        f"is evaluated on {table.measured_on(model)}{repeated}."
+        f"is evaluated on {measured_on(results)}{repeated}."
     )
     if more or results.record.sweep is not None:
         return text
-    if changes := _upstream(model):
-        text += f" Change on the {results.record.upstream} set, in points: {', '.join(changes)}."
-    return f"{certainty.indistinguishable(model, results.sure)} {text}".strip()
+    if "change_upstream_pts" in shown:
+        ranked = results.ranked(model)
+        listed_rows = [*ranked.index[:1], *ranked.index[1:][ranked["key"][1:] == FINE_TUNE]]
+        changes = ranked.loc[listed_rows].dropna(subset="change_upstream_pts")
+        numbers = (
+            f"{method}\u00a0{signed(change)}"
+            for method, change in zip(
+                changes["method"], changes["change_upstream_pts"], strict=True
+            )
+        )
+        text += f" Change on the {results.record.upstream} set, in points: {', '.join(numbers)}."
+    return f"{indistinguishable(results, model)} {text}".strip()
 
 
-def findings(models: Sequence[Standings]) -> list[str]:
-    """A sentence for each of several models."""
-    return [f"{model.model}: {finding(model)}" for model in models] if len(models) > 1 else []
+def alike(results: Results, model: str) -> list[str]:
+    """The methods that the images cannot tell from the best.
+
+    Judged by the corrected p: the best was chosen by looking at the results, and each of the others
+    might have been.
+    """
+    best, *others = rows(results.ranked(model))
+    p = results.against(best.arm)["p_corrected"]
+    return [row.method for row in others if row.arm in p and p[row.arm] >= SIGNIFICANT]
 
 
-def words(number: int) -> str:
-    """Small numbers as prose writes them."""
-    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+def indistinguishable(results: Results, model: str) -> str:
+    """Which methods cannot be told from the best, in a sentence."""
+    if len(results.ranked(model)) < 2:
+        return ""
+    basis = f"a paired test at {SIGNIFICANT:.0%}, corrected for "
+    basis += counted("comparison", results.family)
+    seeds = len(results.grid.seeds)
+    basis += f"; {seeds} training seeds" if seeds > 1 else "; one training seed"
+    if names := alike(results, model):
+        return f"On these images {listed(names)} cannot be told from it ({basis})."
+    return f"Every other method can be told from it ({basis})."
 
 
-def _of_sweep(results: Results) -> str:
-    """The span of mRI. No variant is named: mRI is measured on the test sets."""
-    (title,) = results.record.methods.values()
-    values = [line.mri.mri for _, line in results.lines]
-    return (
-        f"{title} in {counted('variant', len(values), words(len(values)))}: mRI from "
-        f"{signed(min(values))} to {signed(max(values))} points."
-    )
+def measured_on(results: Results) -> str:
+    """The sets that RI of a column is the mean over: `the 7 other sets`, or `the 8 sets`."""
+    sets, columns = set(results.grid.sets), set(results.grid.downstreams)
+    if columns <= sets:
+        return f"the {counted('other set', len(sets) - 1)}"
+    return f"the {counted('set', len(sets))}" + " but the column's" * bool(columns & sets)
 
 
-def _upstream(model: Standings) -> list[str]:
-    """Change upstream of the best method, and of plain fine-tuning."""
-    ranked = model.ranked()
-    shown = ranked[:1] + [line for line in ranked[1:] if line.arm.method == FINE_TUNE]
-    return [
-        f"{line.title}\u00a0{signed(line.upstream)}" for line in shown if line.upstream is not None
-    ]
+def averaged_over(results: Results) -> str:
+    """The sets that mRI is the mean over: `the 8 sets`, or `7 downstream sets` where RI is measured
+    on others too."""
+    count = len(results.grid.downstreams)
+    return f"the {counted('set', count)}" if results.is_square else counted("downstream set", count)

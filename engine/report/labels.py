@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 WIDTH, HEIGHT = 640, 300  # of the plot that places are chosen for, in pixels
 LETTER, LINE, GAP = 6.2, 12, 9  # of a name, in pixels
-SIDES = ("right", "left", "above", "below")
+SIDES = {
+    "right": {"align": "left", "baseline": "middle", "dx": GAP},
+    "left": {"align": "right", "baseline": "middle", "dx": -GAP},
+    "above": {"align": "center", "baseline": "bottom", "dy": -GAP},
+    "below": {"align": "center", "baseline": "top", "dy": GAP},
+}
+
+
+def layers(data: pandas.DataFrame, x: str, y: str, name: str, line: str) -> list[dict[str, Any]]:
+    """Vega-Lite's layers of the names of a scatter's dots, one a side; empty names have none. line:
+    a column, or empty; names keep off the lines through its rows of one value."""
+    named = data[data[name] != ""]
+    others = data.loc[data[name] == "", [x, y]].to_numpy()
+    for _, points in data.groupby(line) if line else ():
+        shares = np.linspace(0, len(points) - 1, 12 * len(points))
+        along = (np.interp(shares, range(len(points)), points[column]) for column in (x, y))
+        others = np.concatenate([others, np.column_stack(list(along))])
+    places = dict(zip(named[name], zip(named[x], named[y], strict=True), strict=True))
+    return [
+        {
+            "transform": [{"filter": {"field": name, "oneOf": names}}],
+            "mark": {"type": "text", **SIDES[side]},
+            "encoding": {"text": {"field": name, "type": "nominal"}},
+        }
+        for side, names in sides(places, [(a, b) for a, b in others.tolist()]).items()
+        if names
+    ]
 
 
 def sides(names: Mapping[str, Point], others: Sequence[Point] = ()) -> dict[str, list[str]]:

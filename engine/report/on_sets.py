@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from engine.evaluation.accuracies import OnSet
 from engine.measures.rows import Arm
-from engine.measures.standings import rounded
-from engine.report import console, table
+from engine.report import console
+from engine.report.text import ascii_signed, rounded, set_head
 from engine.store import tensors
 
 LONGEST_NAME = 40  # letters of a file's name in the terminal, where its end is shown
@@ -57,7 +57,7 @@ def _of_files(rows: Sequence[OnSet], sets: Sequence[str]) -> str:
             [label[-LONGEST_NAME:], *(of_set[name] for name in names)]
             for label, of_set in lines.items()
         ]
-        heads = ["model" if rows[0].alpha is None else "alpha", *map(table.set_head, names)]
+        heads = ["model" if rows[0].alpha is None else "alpha", *map(set_head, names)]
         tables.append(console.text("", heads, counts, cells))
     return "\n\n".join(tables)
 
@@ -78,13 +78,13 @@ def _of_campaign(
         after = [by_set[name] for name in downstreams]
         after.append(fmean(after))
         accuracy.append([title, *map(rounded, after)])
-        change.append([title, *(table.number(value - before.accuracy) for value in after)])
+        change.append([title, *(ascii_signed(value - before.accuracy) for value in after)])
     classes = "the set's" if before.mask == "present" else "all the head's"
     return console.text(
         f"{before.model} on {before.evaluated_on}: {before.n:,} images\n"
         f"percent top-1 among {classes} {before.classes:,} classes after fine-tuning on the set "
         "that heads the column; below, the change from the pre-trained model in points.",
-        ["", *map(table.set_head, downstreams), "mean"],
+        ["", *map(set_head, downstreams), "mean"],
         [["pre-trained", *[""] * len(downstreams), rounded(before.accuracy)]],
         accuracy,
         change,

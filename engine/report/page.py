@@ -7,12 +7,14 @@ Vega-Lite, which draws the figures when they come into view, and a small script 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,14 @@ from markupsafe import Markup
 
 from engine.machine import files
 from engine.machine.files import digest
-from engine.report import display, figures
-from engine.report.section import Section, Table
+from engine.report import charts, columns
+from engine.report.section import Picture, Section, Table
 
 BUNDLE = "window.vegaEmbed = vegaEmbed;"  # what the page's script needs of Vega-Lite's own
 ROWS = 15  # of a table that are shown at a time
 FEW = 10  # rows of a table that need no search
-FILTERS = ("model", "method", "variant", "downstream", "evaluated_on", "quantity", "against")
-PNG = b"\x89PNG\r\n\x1a\n"
-WEBP = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)
+FILTERS = ("model", "method", "variant", "against", "downstream", "evaluated_on", "change")
+TYPES = {rb"\x89PNG\r\n\x1a\n": "image/png", rb"RIFF.{4}WEBP": "image/webp"}
 NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 
 
@@ -51,18 +52,11 @@ class Page:
 def write(path: Path, page: Page) -> Path:
     """Write the page, atomically, and return its path. Raises ValueError for a name of a section,
     figure or table that is used twice or has other signs than letters, digits and dashes."""
-    for picture in (picture for section in page.sections for picture in section.pictures):
-        if not picture.png.startswith(PNG):
-            raise ValueError(f"the picture {picture.alt!r} must be the bytes of a PNG file")
-    for gallery in (gallery for section in page.sections for gallery in section.galleries):
-        for thumbnail in gallery.thumbnails:
-            if not WEBP.match(thumbnail.webp):
-                raise ValueError(
-                    f"the thumbnail {thumbnail.alt!r} must be the bytes of a WebP file"
-                )
+    figures = [figure for section in page.sections for figure in section.figures]
+    tables = [table for section in page.sections for table in section.tables]
     _check_names([section.key for section in page.sections])
-    _check_names([figure.name for section in page.sections for figure in section.figures])
-    _check_names([table.name for section in page.sections for table in section.tables])
+    _check_names([figure.name for figure in figures])
+    _check_names([table.name for table in tables])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -70,84 +64,95 @@ def write(path: Path, page: Page) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tables = {
-        table.name: _table_view(table) for section in page.sections for table in section.tables
+    environment.filters["url"] = _data_url
+    views = {table.name: _view(table) for table in tables}
+    data: dict[str, Any] = {}
+
+    def stored(frame: pandas.DataFrame) -> str:
+        plain = {str(name): _plain(values) for name, values in frame.items()}
+        return data.setdefault(key := digest(plain), plain) and key
+
+    embedded = {
+        "figures": {
+            figure.name: {"data": stored(figure.data), "spec": charts.sized(figure.spec)}
+            for figure in figures
+        },
+        "tables": {
+            table.name: {
+                "data": stored(table.data),
+                "columns": [
+                    {"name": column.name, "numeric": column.numeric, "wide": column.wide}
+                    | ({"texts": _levels(column.texts)} if column.numeric else {})
+                    for column in views[table.name]["columns"]
+                ],
+            }
+            for table in tables
+        },
+        "themes": {mode: charts.theme(mode) for mode in ("light", "dark")},
+        "rows": ROWS,
+        "data": data,
     }
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    has_figures = any(section.figures for section in page.sections)
     html = environment.get_template("page.html.j2").render(
         page=page,
-        tables=tables,
+        tables=views,
         shown=ROWS,
-        embedded=Markup(htmlsafe_json_dumps(_embedded(page, tables), dumps=_compact)),
-        bundle=Markup(vl_convert.javascript_bundle(BUNDLE)) if has_figures else "",
+        embedded=Markup(htmlsafe_json_dumps(embedded, dumps=_compact)),
+        bundle=Markup(_bundle()) if figures else "",
     )
     files.write_atomic(path, html.encode())
     return path
 
 
-def _table_view(table: Table) -> dict[str, Any]:
-    shown = display.columns(table)
-    data = table.data
+def _bundle() -> str:
+    """Vega-Lite for the page, which takes a second to make and is kept in the user's cache."""
+    key = digest([BUNDLE, metadata.version("vl-convert-python")])
+    file = files.cache_folder() / "vega" / f"{key}.js"
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = vl_convert.javascript_bundle(BUNDLE)
+    with contextlib.suppress(OSError):  # a cache that cannot be written to
+        files.write_atomic(file, text.encode())
+    return text
+
+
+def _view(table: Table) -> dict[str, Any]:
+    """What the template shows of a table: the first rows, and filters where there are many."""
+    shown, data = columns.shown(table.data), table.data
     many = len(data) > FEW
     filters = {
-        name: sorted(map(str, data[name].dropna().unique()))
+        name: list(map(str, data[name].dropna().unique()))
         for name in FILTERS
-        if name in data and (many or name == "model") and len(set(data[name])) > 1
+        if name in data
+        and (many or name == "model")
+        and data[name].nunique() > 1
+        and not pandas.api.types.is_numeric_dtype(data[name])
     }
     cells = [column.texts[:ROWS] for column in shown]
-    return {
-        "columns": shown,
-        "rows": list(zip(*cells, strict=True)),
-        "filters": filters,
-        "search": many,
-        "total": len(data),
-    }
-
-
-def _embedded(page: Page, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page's script reads: data sets by their digest, and what is made of them."""
-    data: dict[str, Any] = {}
-
-    def stored(frame: pandas.DataFrame) -> str:
-        columns = {str(name): _plain(values) for name, values in frame.items()}
-        key = digest(columns)
-        data[key] = columns
-        return key
-
-    drawn = {
-        figure.name: {"data": stored(figure.data), "spec": figures.sized(figure)}
-        for section in page.sections
-        for figure in section.figures
-    }
-    listed = {
-        table.name: {
-            "data": stored(table.data),
-            "columns": [
-                {
-                    "name": c.name,
-                    "numeric": c.numeric,
-                    "wide": c.wide,
-                    "texts": c.texts if c.formatted else None,
-                }
-                for c in tables[table.name]["columns"]
-            ],
-        }
-        for section in page.sections
-        for table in section.tables
-    }
-    themes = {mode: figures.theme(mode) for mode in ("light", "dark")}
-    return {"data": data, "figures": drawn, "tables": listed, "themes": themes, "rows": ROWS}
+    rows = list(zip(*cells, strict=True))
+    return {"columns": shown, "rows": rows, "filters": filters, "search": many, "total": len(data)}
 
 
 def _plain(values: pandas.Series) -> Any:
     """A column for JSON: numbers with eight digits; strings as places in a list of theirs."""
     if pandas.api.types.is_bool_dtype(values) or pandas.api.types.is_integer_dtype(values):
-        return [None if display.missing(x) else x for x in values.tolist()]
+        return [None if columns.missing(x) else x for x in values.tolist()]
     if pandas.api.types.is_float_dtype(values):
         return [float(f"{x:.8g}") if math.isfinite(x) else None for x in values]
-    codes, levels = pandas.factorize(values)
+    return _levels(values)
+
+
+def _levels(values: Iterable[Any]) -> Mapping[str, Any]:
+    codes, levels = pandas.factorize(pandas.Series(list(values), dtype=object))
     return {"codes": codes.tolist(), "levels": [str(level) for level in levels]}
+
+
+def _data_url(picture: Picture) -> str:
+    """The picture as a URL. Raises ValueError where it is no PNG or WebP."""
+    for start, kind in TYPES.items():
+        if re.match(start, picture.data, re.DOTALL):
+            return f"data:{kind};base64,{base64.b64encode(picture.data).decode()}"
+    raise ValueError(f"the picture {picture.alt!r} must be the bytes of a PNG or a WebP file")
 
 
 def _compact(value: Any, **options: Any) -> str:

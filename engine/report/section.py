@@ -1,7 +1,8 @@
 """What a section of the report holds: figures and tables with their numbers. No HTML.
 
-A section's module has `section(results) -> Section | None`; the page and the files beside it are
-made of what it returns, so a section decides what is shown and never how.
+A section is a function `section(results) -> Section | None`, named in `sections.SECTIONS`; the page
+and the files beside it are made of what it returns, so a section decides what is shown and never
+how. A column's name says how it is shown (`columns`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Any
 import pandas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figure:
     """A Vega-Lite figure and its numbers.
 
     name: of its files, `report/figures/NAME.csv`, `.svg` and `.pdf`; letters, digits and dashes.
     caption: a sentence on what it shows and how it is read. alt: the same in words for a screen
     reader, with the main numbers. data: what is drawn, tidy; the page embeds it and offers it as
-    CSV. spec: Vega-Lite without data and config, which the page adds, and with them `width:
-    "container"` for a single or layered view.
+    CSV. spec: Vega-Lite without data and config (`charts`), which the page adds, and with them
+    `width: "container"` for a single or layered view.
     """
 
     name: str
@@ -35,47 +36,31 @@ class Figure:
 class Table:
     """A table's numbers, exported in full to `report/tables/NAME.csv`, `.parquet` and `.tex`.
 
-    formats: by column, how it is shown (`display.FORMATS`). Columns without a format are shown as
-    they are. best: columns whose largest number is bold in LaTeX.
+    best: columns whose largest number is bold in LaTeX.
     """
 
     name: str
     caption: str
     data: pandas.DataFrame
-    formats: Mapping[str, str] = field(default_factory=dict)
     best: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG that the page holds; alt: what it shows, in words."""
+    """An image file that the page holds, a PNG or a WebP; alt: in words what it shows."""
 
     alt: str
-    png: bytes
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small WebP that the page holds; alt: in words what it shows, also under a pointer."""
-
-    alt: str
-    webp: bytes
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Thumbnails side by side under a caption."""
-
-    caption: str
-    thumbnails: Sequence[Thumbnail]
+    data: bytes
 
 
 @dataclass(frozen=True)
 class Section:
     """A part of the page.
 
-    key: its anchor. text: a short paragraph, plain text. statements: computed sentences, such as
-    a published claim with whether it holds for this run, and the numbers.
+    key: its anchor. heading: what was found, where there is a finding. text: a short paragraph,
+    plain text. statements: computed sentences, such as a published claim with whether it holds for
+    this run, and the numbers. pictures: by caption, side by side. is_open: whether the page shows
+    it unfolded.
     """
 
     key: str
@@ -84,5 +69,5 @@ class Section:
     statements: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
-    galleries: Sequence[Gallery] = ()
+    pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
+    is_open: bool = False

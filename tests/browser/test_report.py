@@ -11,7 +11,8 @@ import pandas
 import pytest
 import reports
 
-from engine.report import finish, page, tables
+from engine.report import finish, page
+from engine.report.results import of_campaign
 
 pytestmark = pytest.mark.slow
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -32,7 +33,7 @@ FLAGS = (
 def report(tmp_path_factory) -> Path:
     """The page of a made-up campaign."""
     run = reports.finished(tmp_path_factory.mktemp("runs"))
-    return finish.write(run, tables.results(run))
+    return finish.write(run, of_campaign(run))
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +99,10 @@ def test_a_click_on_a_head_sorts_and_says_so(browser):
     assert column(browser, "ranking", 1) == first[::-1]
 
 
-def test_filters_and_search_leave_the_rows_that_match(browser):
+def test_filters_and_search_leave_the_rows_that_match(browser, report):
     script = """
       const set = (selector, value) => {
-        const input = document.querySelector(`[data-table=cells] ${selector}`);
+        const input = document.querySelector(`[data-table=explorer] ${selector}`);
         input.value = value;
         input.dispatchEvent(new Event("input"));
       };
@@ -109,27 +110,32 @@ def test_filters_and_search_leave_the_rows_that_match(browser):
       set("[data-search]", "sketch");
     """
     browser.execute_script(script)
-    assert column(browser, "cells", 0) == ["EWC & co"] * 6  # 4 as the set trained on, 2 as another
-    count = "return document.querySelector('[data-table=cells] [data-count]').textContent"
-    assert browser.execute_script(count) == "1 to 6 of 6 rows"
+    assert set(column(browser, "explorer", 0)) == {"EWC & co"}
+    data = pandas.read_csv(report.parent / "tables/explorer.csv")
+    places = data["downstream"].eq("sketch") | data["evaluated_on"].eq("sketch")
+    rows = int((data["method"].eq("EWC & co") & places).sum())
+    count = "return document.querySelector('[data-table=explorer] [data-count]').textContent"
+    assert browser.execute_script(count) == f"1 to {min(rows, page.ROWS)} of {rows} rows"
 
 
-def test_pages_hold_all_rows_once(browser):
+def test_pages_hold_all_rows_once(browser, report):
     columns = []
-    following = browser.find_element("css selector", "[data-table=cells] [data-page='1']")
+    following = browser.find_element("css selector", "[data-table=explorer] [data-page='1']")
     while True:
-        rows = (column(browser, "cells", k) for k in range(3))
+        rows = (column(browser, "explorer", k) for k in range(4))
         columns += zip(*rows, strict=True)
         if not following.is_enabled():
             break
         browser.execute_script("arguments[0].click()", following)
-    assert len(columns) == len(set(columns)) == 3 * 12 > page.ROWS
+    rows = len(pandas.read_csv(report.parent / "tables/explorer.csv"))
+    assert len(columns) == len(set(columns)) == rows > page.ROWS
 
 
 def test_a_pointer_on_a_cell_shows_the_number_of_the_file(browser, report):
     data = pandas.read_csv(report.parent / "figures/map-01-ft.csv")
     script = """
       const figure = document.querySelector("[data-figure=map-01-ft]");
+      figure.closest("details").open = true;
       figure.scrollIntoView({ block: "center" });
       const box = figure.querySelector(".mark-rect path").getBoundingClientRect();
       return [box.x + box.width / 2, box.y + box.height / 2];
@@ -143,12 +149,12 @@ def test_a_pointer_on_a_cell_shows_the_number_of_the_file(browser, report):
         ".map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
     tooltip = {name.rstrip(":"): value.replace("−", "-") for name, value in rows}
-    pair = tooltip["fine-tuned on"], tooltip["evaluated on"]
+    pair = tooltip["downstream"], tooltip["evaluated on"]
     (row,) = data[(data["downstream"] == pair[0]) & (data["evaluated_on"] == pair[1])].to_dict(
         "records"
     )
-    assert float(tooltip["change, points"]) == pytest.approx(row["change"], abs=0.0051)
-    assert float(tooltip["after, %"]) == pytest.approx(row["accuracy"], abs=0.0051)
+    assert float(tooltip["change, points"]) == pytest.approx(row["change_pts"], abs=0.0051)
+    assert float(tooltip["accuracy, %"]) == pytest.approx(row["accuracy_pct"], abs=0.0051)
 
 
 @pytest.mark.parametrize("pixels", [400, 800, 1600])
@@ -182,6 +188,18 @@ def test_figures_follow_a_change_to_dark(browser):
         WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(script))
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_folded_sections_open_by_click_and_by_link(browser, report):
+    shown = "return document.querySelector('#maps .view').clientWidth > 0"
+    assert not browser.execute_script(shown)
+    browser.find_element("css selector", "#maps summary").click()
+    assert browser.execute_script(shown)
+    drawn = "return document.querySelector('#maps .view svg').getBoundingClientRect().width"
+    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(drawn) > 100)
+    browser.execute_script("location.hash = '#how-sure'")
+    is_open = "return document.querySelector('#how-sure details').open"
+    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(is_open))
 
 
 def test_paper_has_every_figure(browser):

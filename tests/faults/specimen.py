@@ -24,8 +24,7 @@ from engine.grid.record import FinishedCampaign
 from engine.measures import predictions
 from engine.models.form import Form
 from engine.otdd import solve
-from engine.report import tables
-from engine.report.tables import Results
+from engine.report.results import Results, of_campaign
 from engine.store import cells, pending
 from engine.store.artifacts import MARKER, Artifact, Store
 from engine.store.checkpoints import CheckpointFiles
@@ -88,7 +87,7 @@ class Specimen:
 
     @cached_property
     def results(self) -> Results:
-        return tables.results(self.finished)
+        return of_campaign(self.finished)
 
     @cached_property
     def store(self) -> Store:

@@ -1,4 +1,4 @@
-"""The sections of the report, a module each, in the order of the page."""
+"""The sections of the report, in the order of the page: what a reader wants first comes first."""
 
 from __future__ import annotations
 
@@ -6,77 +6,67 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.report.sections import (
-    agreement,
+    about,
     barrier,
+    changes,
     cka,
-    contact_sheet,
-    coverage,
-    credits,
+    curves,
     distances,
-    dynamics,
     effective_robustness,
-    how_sure,
-    how_to_read,
+    explorer,
     images,
-    improvements,
-    maps,
-    methods,
-    models,
-    portions,
     ranking,
-    shots,
+    sure,
     sweep,
-    trade_off,
     tuning,
     upstream,
-    upstream_change,
-    what_was_run,
 )
 
 if TYPE_CHECKING:
+    from engine.report.results import Results
     from engine.report.section import Section
-    from engine.report.tables import Results
 
-SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
-    models.section,
+SECTIONS: list[Callable[[Results], Section | None]] = [
+    ranking.models,
     tuning.section,
-    ranking.section,
-    how_sure.section,
-    improvements.section,
-    maps.section,
-    trade_off.section,
+    ranking.methods,
+    ranking.trade_off,
     barrier.section,
-    effective_robustness.section,
-    upstream_change.section,
-    dynamics.section,
+    sure.section,
+    changes.by_set,
+    changes.maps,
+    changes.forgotten,
     upstream.section,
-    shots.section,
-    portions.section,
-    agreement.section,
-    images.section,
+    curves.during_training,
+    curves.shots,
+    curves.portions,
+    effective_robustness.section,
     cka.section,
     distances.section,
-    contact_sheet.section,
-    how_to_read.section,
-    methods.section,
-    coverage.section,
-    what_was_run.section,
-    credits.section,
-)
+    images.section,
+    explorer.section,
+    about.contact_sheet,
+    about.how_to_read,
+    about.methods,
+    about.coverage,
+    about.what_was_run,
+    about.credits,
+]
 # A sweep has one method, and nothing to rank: its variants must not be chosen by these numbers.
-OF_SWEEP: tuple[Callable[[Results], Section | None], ...] = (
+OF_SWEEP: list[Callable[[Results], Section | None]] = [
     sweep.section,
     distances.section,
-    contact_sheet.section,
-    how_to_read.section,
-    coverage.section,
-    what_was_run.section,
-    credits.section,
-)
+    explorer.section,
+    about.contact_sheet,
+    about.how_to_read,
+    about.coverage,
+    about.what_was_run,
+    about.credits,
+]
 
 
 def of(results: Results) -> list[Section]:
     """The sections that these results have something to show in, in order."""
-    modules = SECTIONS if results.record.sweep is None else OF_SWEEP
-    made = (section(results) for section in modules)
+    makers = SECTIONS if results.record.sweep is None else OF_SWEEP
+    made = (section(results) for section in makers)
     return [section for section in made if section is not None]

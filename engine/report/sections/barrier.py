@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
 import pandas
 
 from engine.measures.interpolation import barrier
-from engine.measures.standings import Line, rounded
+from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.tables import Results
+from engine.report.text import rounded
 
-FORMATS = {"barrier_on_downstream_set": "plain1", "barrier_on_other_sets": "plain1"}
+ON_OWN, ON_OTHERS = "barrier_on_downstream_set_pts", "barrier_on_other_sets_pts"
 
 
 def section(results: Results) -> Section | None:
     """None where no weights are interpolated from one end to the other."""
-    rows = [
-        {"model": model.model, "method": curve[0].title, **row}
-        for model in results.models
-        for curve in model.curves
-        if {0.0, 1.0} <= {line.arm.alpha for line in curve}
-        for row in _rows(curve, model.downstreams, model.sets)
-    ]
+    rows = list(_rows(results))
     if not rows:
         return None
     statements = []
-    for name, words in (
-        ("barrier_on_downstream_set", "the set fine-tuned on"),
-        ("barrier_on_other_sets", "the other sets"),
-    ):
+    for name, words in ((ON_OWN, "the set fine-tuned on"), (ON_OTHERS, "the other sets")):
         judged = [(row[name], row["downstream"]) for row in rows if name in row]
         if judged:
             worst, where = max(judged)
@@ -49,28 +40,27 @@ def section(results: Results) -> Section | None:
         "several differences, so chance on few images raises it.",
         statements=statements,
         tables=[
-            Table(
-                "barrier",
-                "By set fine-tuned on: the barrier in points.",
-                pandas.DataFrame(rows),
-                FORMATS,
-            ),
+            Table("barrier", "By set fine-tuned on: the barrier in points.", pandas.DataFrame(rows))
         ],
     )
 
 
-def _rows(
-    curve: Sequence[Line], downstreams: Sequence[str], sets: Sequence[str]
-) -> list[dict[str, Any]]:
-    """The barriers of a curve [points], a row a set fine-tuned on."""
-    alphas = [line.arm.alpha or 0.0 for line in curve]
-    rows = []
-    for name in downstreams:
-        others = [each for each in sets if each != name]
-        after = [line.after[name] for line in curve]
-        elsewhere = [fmean(accuracy[each] for each in others) for accuracy in after]
-        row: dict[str, Any] = {"downstream": name, "alphas": len(alphas)}
-        if all(name in accuracy for accuracy in after):
-            row["barrier_on_downstream_set"] = barrier(alphas, [each[name] for each in after])
-        rows.append(row | {"barrier_on_other_sets": barrier(alphas, elsewhere)})
-    return rows
+def _rows(results: Results) -> Iterator[dict[str, Any]]:
+    """The barriers, a row a curve of alphas and set fine-tuned on."""
+    grid, by = results.grid, ["arm", "downstream"]
+    own = grid.cells[grid.cells["downstream"] == grid.cells["evaluated_on"]]
+    on_own = own.set_index(by)["accuracy"].to_dict()
+    on_others = grid.elsewhere.groupby(by)["accuracy"].mean().to_dict()
+    arms = results.arms.dropna(subset="alpha")
+    for (model, key, _, _), curve in arms.groupby(
+        ["model", "key", "variant", "setting"], sort=False
+    ):
+        alphas = curve["alpha"].tolist()
+        for name in results.downstreams(str(model)) if {0.0, 1.0} <= set(alphas) else ():
+            title = results.record.methods.get(str(key), str(key))
+            row = {"model": model, "method": title, "downstream": name, "alphas": len(alphas)}
+            places = [(arm, name) for arm in curve["arm"]]
+            for column, accuracy in ((ON_OWN, on_own), (ON_OTHERS, on_others)):
+                if all(place in accuracy for place in places):
+                    row[column] = barrier(alphas, [accuracy[place] for place in places])
+            yield row

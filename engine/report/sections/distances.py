@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas
 
-from engine.measures.distances import Matrix
-from engine.report import forgetting, frames, labels, specs
+from engine.measures import correlation
+from engine.measures.correlation import Correlation
+from engine.measures.distances import Matrix, pairs
+from engine.measures.tables import extremes
+from engine.report import charts
+from engine.report.results import FINE_TUNE, Results
 from engine.report.section import Figure, Section, Table
-from engine.report.tables import Results
-
-TOOLTIP = [
-    specs.field("set"),
-    specs.field("distance", format=".4g"),
-    specs.field("drop", "drop upstream, points", ".2f"),
-]
-PAIR = [
-    specs.field("set", "from"),
-    specs.field("other", "to"),
-    specs.field("distance", format=".6g"),
-    specs.field("gap", format=".1e"),
-    specs.field("marginal_error", format=".1e"),
-]
 
 
 def section(results: Results) -> Section | None:
@@ -31,12 +19,18 @@ def section(results: Results) -> Section | None:
     if matrix is None or len(results.models) != 1:
         return None
     upstream = results.record.upstream
-    points = forgetting.points(results.models[0], matrix.row(upstream), upstream)
-    statements = [forgetting.statement(points)] if points else []
-    scatter = [_scatter(points, upstream, *statements)] if points else []
+    points = _points(results, matrix)
+    heading, statements, scatter = "Is what is far forgotten more?", [], []
+    if len(points):
+        spearman = correlation.spearman(*points[["distance", "drop_pct"]].to_numpy().T)
+        statements = [_statement(points, spearman)]
+        heading = "What is far is not shown to be forgotten more"
+        if spearman.p < 0.05:
+            heading = f"What is far is forgotten {'more' if spearman.value > 0 else 'less'}"
+        scatter = [_scatter(points, upstream, *statements)]
     return Section(
         "distances",
-        "Is what is far forgotten more?",
+        heading,
         _text(matrix),
         statements,
         [*scatter, _map(matrix)],
@@ -46,8 +40,39 @@ def section(results: Results) -> Section | None:
 
 def of_matrix(matrix: Matrix) -> Section:
     """The section of distances alone."""
-    return Section(
-        "distances", "Distances", _text(matrix), figures=[_map(matrix)], tables=[_table(matrix)]
+    table = [_table(matrix)]
+    return Section("distances", "Distances", _text(matrix), (), [_map(matrix)], table, is_open=True)
+
+
+def _points(results: Results, matrix: Matrix) -> pandas.DataFrame:
+    """A row a set that plain fine-tuning was run on and whose distance is known: its distance to
+    the upstream set, and the drop in accuracy there."""
+    cells, upstream = results.cells, results.record.upstream
+    plain = results.shown.loc[results.shown["key"] == FINE_TUNE, "arm"]
+    here = (cells["evaluated_on"] == upstream) & (cells["downstream"] != upstream)
+    rows = cells[here & cells["arm"].isin(plain[:1])]
+    row = matrix.row(upstream) if upstream in matrix.names else {}
+    data = pandas.DataFrame(
+        {
+            "set": rows["downstream"],
+            "distance": rows["downstream"].map(row),
+            "drop_pct": -rows["change_pts"],
+        }
+    )
+    return data.dropna().reset_index(drop=True)
+
+
+def _statement(points: pandas.DataFrame, spearman: Correlation) -> str:
+    """Spearman's and Pearson's coefficient of drop and distance, in a sentence."""
+    pearson = correlation.pearson(*points[["distance", "drop_pct"]].to_numpy().T)
+    if np.isnan(pearson.value):
+        return (
+            f"A correlation needs {correlation.FEWEST} sets or more whose distance and drop are "
+            f"not the same; there are {len(points)} sets."
+        )
+    return (
+        f"Distance and forgetting: Spearman {spearman}, Pearson {pearson}, {len(points)} sets; p "
+        "by permutation of the sets."
     )
 
 
@@ -60,52 +85,38 @@ def _text(matrix: Matrix) -> str:
     )
 
 
-def _scatter(points: list[forgetting.Point], upstream: str, strength: str) -> Figure:
-    data = pandas.DataFrame(
-        [{"set": p.name, "distance": p.distance, "drop": p.drop} for p in points]
-    )
-    x = specs.number("distance", f"distance to {upstream}", zero=False, format="~r")
-    y = specs.number("drop", f"drop in accuracy on {upstream}, points", zero=False, format="~r")
-    sides = labels.sides({p.name: (p.distance, p.drop) for p in points})
+def _scatter(points: pandas.DataFrame, upstream: str, strength: str) -> Figure:
+    spec = charts.scatter(points, "distance", "drop_pct", name="set", trend=True)
+    spec["encoding"]["x"]["title"] = f"distance to {upstream}"
+    spec["encoding"]["y"]["title"] = f"drop in accuracy on {upstream}, points"
     return Figure(
         "forgetting",
         f"A dot for each set: how far it is from {upstream} against what plain fine-tuning on it "
         "loses there; the line is the least-squares trend.",
         strength,
-        data,
-        {
-            "height": 320,
-            "encoding": {"x": x, "y": y, "tooltip": TOOLTIP},
-            "layer": [
-                {
-                    "transform": [{"regression": "drop", "on": "distance"}],
-                    "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.5, "tooltip": None},
-                    "encoding": {"tooltip": {"value": None}},
-                },
-                {"mark": {"type": "point", "size": 60}},
-                *specs.named_points(sides, "set"),
-            ],
-        },
+        points,
+        spec,
     )
 
 
 def _map(matrix: Matrix) -> Figure:
-    data = _pairs(matrix)
-    known = data.dropna(subset=["distance"]).query("set != other")
-    largest = float(np.nanmax(np.abs(matrix.values))) or 1.0
-    decimals = min(3, max(0, 2 - math.floor(math.log10(largest))))
-    spec = specs.heat_map(
-        "other", "set", "distance", largest, PAIR, text_format=f".{decimals}f", step=30
-    )
-    spec["layer"][0]["encoding"]["color"]["scale"] = {"domain": [0, largest]}
+    once = pairs(matrix)[["set", "other", "distance", "gap", "marginal_error"]]
+    turned = once.rename(columns={"set": "other", "other": "set"})
+    same = pandas.DataFrame({"set": matrix.names, "other": matrix.names})
+    same["distance"] = np.diag(matrix.values)
+    data = pandas.concat([once, same, turned], ignore_index=True)
+    order = {name: k for k, name in enumerate(matrix.names)}
+    data = data.sort_values(["set", "other"], key=lambda names: names.map(order))
+    known = once.dropna(subset="distance")
     alt = "No pair of sets has a certified distance."
     if len(known):
-        near, far = frames.extremes(known, "distance")
+        near, far = extremes(known, "distance")
         alt = (
             f"Nearest: {near['set']} and {near['other']}, {near['distance']:.4g}; farthest: "
             f"{far['set']} and {far['other']}, {far['distance']:.4g}."
         )
     caption = "The farther, the darker; a pair that did not converge is empty."
+    spec = charts.heat(data, "other", "set", "distance")
     return Figure("distances", caption, alt, data, spec)
 
 
@@ -114,23 +125,5 @@ def _table(matrix: Matrix) -> Table:
         "distances",
         "Every pair: its distance, the certified gap and the marginal error; none where the pair "
         "did not converge.",
-        _pairs(matrix, once=True),
-        {"gap": "small", "marginal_error": "small"},
+        pairs(matrix).drop(columns="eps"),
     )
-
-
-def _pairs(matrix: Matrix, *, once: bool = False) -> pandas.DataFrame:
-    """A row a pair of sets; once: not the other way round too, nor a set and itself."""
-    rows = [
-        {
-            "set": name,
-            "other": other,
-            "distance": matrix.values[i, j],
-            "gap": matrix.gaps[i, j],
-            "marginal_error": matrix.marginal_errors[i, j],
-        }
-        for i, name in enumerate(matrix.names)
-        for j, other in enumerate(matrix.names)
-        if i < j or not once
-    ]
-    return pandas.DataFrame(rows)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas
 
 from engine.measures.image_changes import GAINED, MOST, ImageChange
-from engine.report.section import Gallery, Section, Table, Thumbnail
-from engine.report.tables import Results
+from engine.report.results import Results
+from engine.report.section import Picture, Section, Table
 
 
 def section(results: Results) -> Section | None:
-    classes = results.record.classes
-    changes = results.changes if classes else ()
+    changes = results.grid.changes if results.record.classes else ()
     if not changes:
         return None
     shown = {
@@ -23,6 +22,7 @@ def section(results: Results) -> Section | None:
         for name, files in results.record.thumbnails.items()
         for image, file in files.items()
     }
+    most = max(changes, key=lambda change: change.rows / change.of)
     table = Table(
         "images",
         f"The images of each set that most models gained and lost, {MOST} of each at most. image: "
@@ -33,17 +33,18 @@ def section(results: Results) -> Section | None:
     )
     return Section(
         "images",
-        "Which images were gained and lost",
+        f"{most.rows} of {most.of} models {most.change} the same image of {most.evaluated_on}",
         "An image is gained by a model that is right about it where the pre-trained model was "
         "wrong, and lost the other way round. Shown are those that most models agree on.",
         _without(results, shown),
         tables=[table],
-        galleries=_galleries(changes, classes, shown),
+        pictures=_pictures(results, shown),
     )
 
 
 def _row(results: Results, change: ImageChange) -> dict[str, Any]:
     classes, methods = results.record.classes, results.record.methods
+    by_method = sorted(change.by_method.items(), key=lambda item: (-item[1], item[0]))
     return {
         "model": change.model,
         "evaluated_on": change.evaluated_on,
@@ -54,18 +55,16 @@ def _row(results: Results, change: ImageChange) -> dict[str, Any]:
         "after": classes[change.after],
         "models": change.rows,
         "of": change.of,
-        "by_method": ", ".join(
-            f"{methods.get(key, key)} {count}"
-            for key, count in sorted(change.by_method.items(), key=lambda item: (-item[1], item[0]))
-        ),
+        "by_method": ", ".join(f"{methods.get(key, key)} {count}" for key, count in by_method),
     }
 
 
 def _without(results: Results, shown: Mapping[tuple[str, int], bytes]) -> list[str]:
     """Sentences on the images that have no thumbnails, with the reason."""
-    sets = dict.fromkeys(change.evaluated_on for change in results.changes)
+    images = {(change.evaluated_on, change.index): None for change in results.grid.changes}
+    sets = dict.fromkeys(name for name, _ in images)
     closed = [name for name in sets if name not in results.record.thumbnails]
-    images = {(c.evaluated_on, c.index) for c in results.changes if c.evaluated_on not in closed}
+    images = {key for key in images if key[0] not in closed}
     sentences = []
     if closed:
         sentences.append(
@@ -77,23 +76,19 @@ def _without(results: Results, shown: Mapping[tuple[str, int], bytes]) -> list[s
     return sentences
 
 
-def _galleries(
-    changes: Sequence[ImageChange],
-    classes: Sequence[str],
-    shown: Mapping[tuple[str, int], bytes],
-) -> list[Gallery]:
-    """One of each model, set and change that has thumbnails."""
-    several = len({change.model for change in changes}) > 1
-    galleries: dict[str, list[Thumbnail]] = {}
-    for change in changes:
+def _pictures(results: Results, shown: Mapping[tuple[str, int], bytes]) -> dict[str, list[Picture]]:
+    """The thumbnails of each model, set and change that has any."""
+    pictures: dict[str, list[Picture]] = {}
+    for change in results.grid.changes:
         if webp := shown.get((change.evaluated_on, change.index)):
-            of_model = f"{change.model}, " if several else ""
+            of_model = f"{change.model}, " if len(results.models) > 1 else ""
             caption = f"{of_model}{change.evaluated_on}: {change.change}"
-            galleries.setdefault(caption, []).append(Thumbnail(_words(change, classes), webp))
-    return [Gallery(caption, pictures) for caption, pictures in galleries.items()]
+            picture = Picture(_words(change, results.record.classes), webp)
+            pictures.setdefault(caption, []).append(picture)
+    return pictures
 
 
-def _words(change: ImageChange, classes: Sequence[str]) -> str:
+def _words(change: ImageChange, classes: list[str]) -> str:
     """`dog: cat before, right after; gained by 30 of 72 models`."""
     label, before, after = (classes[k] for k in (change.label, change.before, change.after))
     answers = f"{before} before, right" if change.change == GAINED else f"right before, {after}"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas
 
-from engine.measures.standings import counted, signed
+from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.tables import Results
+from engine.report.text import counted, signed
 
 ROWS = "Rows"  # of a record's settings: what each row's recipe says, by its key
 TRAINING = ("optimizer.", "train.")
@@ -32,9 +32,9 @@ def section(results: Results) -> Section | None:
     plain = arms[arms["plain"]].groupby("method", sort=False)["RI_pts"].mean()
     statements = [
         f"Tuned on held-out images, {first['method']} has the highest mRI, "
-        f"{signed(first['mRI_tuned'])} points."
+        f"{signed(first['mRI_tuned_pts'])} points."
         + (
-            f" As its recipe has it: {signed(first['mRI_plain'])}."
+            f" As its recipe has it: {signed(first['mRI_plain_pts'])}."
             if first["method"] in plain
             else ""
         ),
@@ -46,8 +46,6 @@ def section(results: Results) -> Section | None:
             f"The jobs of all settings took {sum(hours.values()):.2f} hours, those of one setting "
             f"{min(hours.values()):.2f} to {max(hours.values()):.2f}.",
         )
-    points = {"mRI_tuned": "signed1", "mRI_plain": "signed1", "gain": "signed1"}
-    percent = {"held_out_tuned": "plain1", "held_out_plain": "plain1"}
     return Section(
         "tuning",
         f"Equal tuning: {counted('setting', settings)} of every method",
@@ -63,75 +61,68 @@ def section(results: Results) -> Section | None:
                 "recipe's, in points, and the gain; mean accuracy on held-out images of the sets "
                 "fine-tuned on, in percent.",
                 table,
-                points | percent,
-                ("mRI_tuned", "mRI_plain"),
+                ("mRI_tuned_pts", "mRI_plain_pts"),
             ),
             Table(
                 "tuning-choices",
                 "By method and set fine-tuned on: the chosen setting (of equal ones the first), "
                 "its accuracy on held-out images in percent, and its RI in points.",
                 chosen,
-                {"held_out_accuracy": "plain1", "RI_pts": "signed1"},
             ),
         ],
     )
 
 
 def arms_of(results: Results) -> pandas.DataFrame:
-    """A row a method, setting and set fine-tuned on: held_out_accuracy in percent, RI_pts, and
-    plain, whether the setting is what the method's recipe says. Empty where nothing of training
-    varies, or other things do too."""
+    """A row a method, setting and set fine-tuned on: held_out_accuracy_pct, RI_pts, and plain,
+    whether the setting is what the method's recipe says. Empty where nothing of training varies, or
+    other things do too."""
     recipes: dict[str, dict[str, Any]] = results.record.settings.get(ROWS, {})
-    rows = []
-    for model in results.models if len(results.models) == 1 else ():
-        for line in model.lines:
-            setting = line.arm.setting.split(",")
-            words = dict(word.split("=", 1) for word in setting if "=" in word)
-            key = line.arm.method
-            is_tuned = words and all(name.startswith(TRAINING) for name in words)
-            if not is_tuned or key not in recipes:
-                return pandas.DataFrame()
-            of_recipe = {name: recipes[key].get(name.partition(".")[2]) for name in words}
-            plain = all(_same(words[name], value) for name, value in of_recipe.items())
-            rows += [
-                {
-                    "method": results.record.methods[key],
-                    "downstream": downstream,
-                    "setting": line.arm.setting,
-                    "held_out_accuracy": line.after[downstream][downstream],
-                    "RI_pts": line.ri[downstream],
-                    "plain": plain,
-                }
-                for downstream in model.downstreams
-                if downstream in line.after[downstream]
-            ]
-    return pandas.DataFrame(rows)
+    plain = {}
+    for arm, key, setting in results.shown[["arm", "key", "setting"]].itertuples(index=False):
+        words = dict(word.split("=", 1) for word in setting.split(",") if "=" in word)
+        is_tuned = words and all(name.startswith(TRAINING) for name in words)
+        if not is_tuned or key not in recipes or len(results.models) > 1:
+            return pandas.DataFrame()
+        of_recipe = {name: recipes[key].get(name.partition(".")[2]) for name in words}
+        plain[arm] = all(_same(words[name], value) for name, value in of_recipe.items())
+    cells = results.cells
+    own = cells.loc[cells["downstream"] == cells["evaluated_on"], ["arm", "downstream"]].assign(
+        held_out_accuracy_pct=cells["accuracy_pct"]
+    )
+    table = results.shown[["arm", "key", "setting"]].merge(own, on="arm")
+    table = table.merge(results.ri[["arm", "downstream", "RI_pts"]], on=["arm", "downstream"])
+    table = table.assign(
+        method=table["key"].map(results.record.methods), plain=table["arm"].map(plain)
+    )
+    numbers = ["held_out_accuracy_pct", "RI_pts", "plain"]
+    return table[["method", "downstream", "setting", *numbers]]
 
 
 def choices(arms: pandas.DataFrame) -> pandas.DataFrame:
     """By method and set fine-tuned on, the setting with the highest held-out accuracy (of equal
     ones the first)."""
-    by = arms.groupby(["method", "downstream"], sort=False)["held_out_accuracy"]
+    by = arms.groupby(["method", "downstream"], sort=False)["held_out_accuracy_pct"]
     return arms.loc[by.idxmax()].drop(columns="plain").reset_index(drop=True)
 
 
 def summary(arms: pandas.DataFrame) -> pandas.DataFrame:
     """A row a method, best tuned mRI first: means over the sets fine-tuned on of the chosen
     settings, and of the recipe's where that is among them."""
-    numbers = ["RI_pts", "held_out_accuracy"]
+    numbers = ["RI_pts", "held_out_accuracy_pct"]
     tuned = choices(arms).groupby("method", sort=False)[numbers].mean()
     plain = arms[arms["plain"]].groupby("method", sort=False)[numbers].mean().reindex(tuned.index)
     table = pandas.DataFrame(
         {
             "settings": arms.groupby("method", sort=False)["setting"].nunique(),
-            "mRI_tuned": tuned["RI_pts"],
-            "mRI_plain": plain["RI_pts"],
-            "gain": tuned["RI_pts"] - plain["RI_pts"],
-            "held_out_tuned": tuned["held_out_accuracy"],
-            "held_out_plain": plain["held_out_accuracy"],
+            "mRI_tuned_pts": tuned["RI_pts"],
+            "mRI_plain_pts": plain["RI_pts"],
+            "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
+            "held_out_tuned_pct": tuned["held_out_accuracy_pct"],
+            "held_out_plain_pct": plain["held_out_accuracy_pct"],
         }
     ).loc[tuned.index]
-    return table.sort_values("mRI_tuned", ascending=False, kind="stable").reset_index()
+    return table.sort_values("mRI_tuned_pts", ascending=False, kind="stable").reset_index()
 
 
 def _hours(results: Results) -> dict[str, float]:

@@ -4,121 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
-from typing import Any
 
 import pandas
 
-from engine import recipe
-from engine.measures.standings import Line, Standings, signed
-from engine.report import display, frames, specs
+from engine.measures.tables import extremes
+from engine.report import charts
+from engine.report.results import FINE_TUNE, Results, published, slides
 from engine.report.section import Figure, Section, Table
-from engine.report.tables import Results
+from engine.report.text import ends, signed, slug
 
-FINE_TUNE = "fine_tune"
-TOOLTIP = [
-    specs.field("method"),
-    specs.field("evaluated_on", "evaluated on"),
-    specs.field("before", "before, %", ".2f"),
-    specs.field("accuracy", "after, %", ".2f"),
-    specs.field("change", "change, points", "+.2f"),
-]
+NAMES = ["model", "method", "variant", "evaluated_on", "before_pct", "accuracy_pct"]
+NAMES += ["accuracy_low", "accuracy_high", "change_pts"]
 
 
 def section(results: Results) -> Section | None:
     """None where no model was fine-tuned on the upstream set."""
     upstream = results.record.upstream
-    lines = [(model, line) for model, line in results.lines if upstream in line.after]
-    if not lines:
+    cells = results.cells[results.cells["downstream"] == upstream]
+    if cells.empty:
         return None
-    data = pandas.DataFrame([row for model, line in lines for row in _rows(results, model, line)])
+    data = pandas.concat([_rows(results, model, cells) for model in dict.fromkeys(cells["model"])])
+    plain = data[(data["key"] == FINE_TUNE) & (data["setting"] == "")]
+    numbers = data[[*NAMES, *(name for name in map(str, data) if name.startswith("published_"))]]
+    models = list(dict.fromkeys(data["model"]))
     return Section(
         "upstream",
         f"Fine-tuned on {upstream}",
         f"Accuracy in percent after fine-tuning on {upstream}, and its change in points. The "
         "published numbers are the slides', where they hold the pre-trained model.",
-        statements=[_statement(results, *pair) for pair in lines if _is_plain(pair[1])],
-        figures=[
-            _figure(results, model, data[data["model"] == model.model])
-            for model in {model.model: model for model, _ in lines}.values()
+        [
+            _statement(results, str(model), rows)
+            for (model, _), rows in plain.groupby(["model", "arm"], sort=False)
         ],
-        tables=[
+        [_figure(results, model, data[data["model"] == model]) for model in models],
+        [
             Table(
                 "upstream",
                 f"Fine-tuned on {upstream}: accuracy with its 95% interval, and the change.",
-                data,
-                {
-                    name: kind
-                    for name, kind in {
-                        "before": "plain1",
-                        "accuracy": "span",
-                        "change": "signed1",
-                        "published_accuracy": "plain1",
-                        "published_change": "signed1",
-                    }.items()
-                    if name in data
-                },
+                numbers.dropna(axis=1, how="all"),
             )
         ],
     )
 
 
-def _is_plain(line: Line) -> bool:
-    return line.arm.method == FINE_TUNE and not line.arm.setting
+def _rows(results: Results, model: str, cells: pandas.DataFrame) -> pandas.DataFrame:
+    """A row an arm, best mRI first, and set, the upstream set first."""
+    ranked = results.ranked(model)
+    names = [results.record.upstream, *results.sets(model)]
+    cells = cells[cells["arm"].isin(ranked["arm"]) & cells["evaluated_on"].isin(names)]
+    place = {name: k for k, name in enumerate(names)}
+    rank = {arm: k for k, arm in enumerate(ranked["arm"])}
+    keys = {"a": cells["arm"].map(rank), "b": cells["evaluated_on"].map(place)}
+    data = cells.assign(key=cells["arm"].map(ranked.set_index("arm")["key"]), **keys)
+    data = data.sort_values(["a", "b"]).drop(columns=["a", "b"])
+    known = _published(model)
+    plain = (data["key"] == FINE_TUNE) & (data["setting"] == "")
+    pairs = [
+        known.get(name, (None, None)) if is_plain else (None, None)
+        for name, is_plain in zip(data["evaluated_on"], plain, strict=True)
+    ]
+    accuracy = pandas.Series([after for after, _ in pairs], data.index, float)
+    before = pandas.Series([before for _, before in pairs], data.index, float)
+    return data.assign(published_accuracy_pct=accuracy, published_change_pts=accuracy - before)
 
 
-def _rows(results: Results, model: Standings, line: Line) -> list[dict[str, Any]]:
-    """A row a set, the upstream set first."""
-    upstream, published = results.record.upstream, _published(model)
-    rows = []
-    for name in (upstream, *model.sets):
-        accuracy, before = line.after[upstream][name], model.before[name]
-        row = frames.of_line(model, line) | {
-            "evaluated_on": name,
-            "before": before,
-            "accuracy": accuracy,
-            **frames.ends(results, "accuracy", "accuracy", line.arm, upstream, name),
-            "change": accuracy - before,
-        }
-        if _is_plain(line) and name in published:
-            after, at_first = published[name]
-            row |= {"published_accuracy": after, "published_change": after - at_first}
-        rows.append(row)
-    return rows
-
-
-def _published(model: Standings) -> dict[str, tuple[float, float]]:
+def _published(model: str) -> dict[str, tuple[float, float]]:
     """By set, the published accuracy after fine-tuning on IN-1K's validation set, and before."""
-    reference = frames.reference(model)
-    before = reference.get("before", {})
-    after = reference.get("fine_tuned_on_val", {})
+    entry = published(model)
+    before, after = entry.get("before", {}), entry.get("fine_tuned_on_val", {})
     return {name: (after[name], before[name]) for name in after if name in before}
 
 
-def _statement(results: Results, model: Standings, line: Line) -> str:
+def _statement(results: Results, model: str, rows: pandas.DataFrame) -> str:
     """What fine-tuning on the upstream set does to the other sets, and what the slides show."""
-    upstream, published = results.record.upstream, _published(model)
-    after = line.after[upstream]
-    change = fmean(after[name] - model.before[name] for name in model.sets)
-    ends = results.sure.interval("RI", line.arm, upstream)
-    interval = f" (95% interval {display.range_text(*ends)})" if ends else ""
+    upstream, sets, known = results.record.upstream, results.sets(model), _published(model)
+    change = rows.set_index("evaluated_on")["change_pts"]
+    ri = results.ri[(results.ri["arm"] == rows["arm"].iloc[0])]
+    ri = ri[ri["downstream"] == upstream]
+    low, high = (float(ri[end].iloc[0]) for end in ("RI_low", "RI_high")) if len(ri) else (0, 0)
+    interval = f" (95% interval {ends(low, high)})" if len(ri) else ""
     text = (
-        f"Fine-tuning {model.model} on {upstream} changes accuracy there by "
-        f"{signed(after[upstream] - model.before[upstream])} points, and on the "
-        f"{len(model.sets)} other sets by {signed(change)}{interval} in the mean."
+        f"Fine-tuning {model} on {upstream} changes accuracy there by {signed(change[upstream])} "
+        f"points, and on the {len(sets)} other sets by {signed(change[sets].mean())}{interval} in "
+        "the mean."
     )
-    if not all(name in published for name in model.sets):
+    if not all(name in known for name in sets):
         return f"{text} {_on_slides()}"
-    slides = fmean(published[name][0] - published[name][1] for name in model.sets)
-    agrees = ends is not None and (ends[1] < 0 if slides < 0 else ends[0] > 0)
+    there = fmean(known[name][0] - known[name][1] for name in sets)
+    agrees = high < 0 if there < 0 else low > 0
     return (
-        f"{text} On the slides it is {signed(slides)}: a {'loss' if slides < 0 else 'gain'} in "
+        f"{text} On the slides it is {signed(there)}: a {'loss' if there < 0 else 'gain'} in "
         f"this run too: {str(agrees).lower()}."
     )
 
 
 def _on_slides() -> str:
     """The same changes for every pre-training on the slides, in a sentence."""
-    source = recipe.published()
+    source = slides()
     val, *others = source["sets"].values()
     there, elsewhere = {}, {}
     for label, model in source["models"].items():
@@ -137,23 +119,17 @@ def _from_to(changes: Mapping[str, float]) -> str:
     return f"{signed(changes[least])} ({least}) to {signed(changes[most])} ({most})"
 
 
-def _figure(results: Results, model: Standings, data: pandas.DataFrame) -> Figure:
+def _figure(results: Results, model: str, data: pandas.DataFrame) -> Figure:
     upstream = results.record.upstream
-    least, most = (data.loc[getattr(data["change"], end)()] for end in ("idxmin", "idxmax"))
+    least, most = extremes(data, "change_pts")
+    shown = data[NAMES].drop(columns=["model", "variant"])
     return Figure(
-        frames.slug("upstream", model.model),
+        slug("upstream", model),
         f"Change in accuracy on each set, in points, after fine-tuning on {upstream}"
-        f"{frames.label(results, model)}: blue is gain, orange loss.",
-        f"Changes after fine-tuning on {upstream}{frames.label(results, model)}: from "
-        f"{least['change']:+.1f} ({least['method']} on {least['evaluated_on']}) to "
-        f"{most['change']:+.1f} ({most['method']} on {most['evaluated_on']}).",
-        data.drop(columns=["model", "variant"]),
-        specs.heat_map(
-            "evaluated_on",
-            "method",
-            "change",
-            frames.scale_end(data["change"]),
-            TOOLTIP,
-            legend=True,
-        ),
+        f"{results.of(model)}: blue is gain, orange loss.",
+        f"Changes after fine-tuning on {upstream}{results.of(model)}: from "
+        f"{signed(least['change_pts'])} ({least['method']} on {least['evaluated_on']}) to "
+        f"{signed(most['change_pts'])} ({most['method']} on {most['evaluated_on']}).",
+        shown,
+        charts.heat(shown, "evaluated_on", "method", "change_pts"),
     )

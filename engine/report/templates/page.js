@@ -64,12 +64,15 @@ class Figure {
   }
 
   whole(mode) {
-    return { ...this.spec, data: { values: recordsOf(this.data) }, config: report.themes[mode] };
+    const spec = { ...this.spec, data: { values: recordsOf(this.data) }, config: report.themes[mode] };
+    if (this.folded && spec.width === "container") spec.width = 640;
+    return spec;
   }
 
   draw(again = false) {
     if (!this.drawing || again) {
       const mode = dark.matches ? "dark" : "light";
+      this.folded = !this.place.clientWidth;
       const options = { actions: false, renderer: "svg", tooltip: { theme: mode } };
       this.drawing = vegaEmbed(this.place, this.whole(mode), options)
         .then(({ view }) => { this.view = view; this.element.dataset.drawn = mode; });
@@ -82,15 +85,29 @@ const figures = [...document.querySelectorAll("[data-figure]")].map((e) => new F
 const near = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (isIntersecting) {
-      near.unobserve(target);
-      figures.find((figure) => figure.element === target).draw();
+      const figure = figures.find((figure) => figure.element === target);
+      if (target.clientWidth) near.unobserve(target);
+      figure.draw(figure.folded && target.clientWidth > 0);
     }
   }
 }, { rootMargin: "400px" });
 figures.forEach((figure) => near.observe(figure.element));
 dark.addEventListener("change", () =>
   figures.filter((figure) => figure.drawing).forEach((figure) => figure.draw(true)));
-addEventListener("beforeprint", () => figures.forEach((figure) => figure.draw()));
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((details) => { details.open = true; });
+  figures.forEach((figure) => figure.draw());
+});
+
+// A link to a folded section unfolds it.
+function unfold() {
+  const section = location.hash && document.getElementById(location.hash.slice(1));
+  const details = section?.querySelector?.("details");
+  if (details) details.open = true;
+  section?.scrollIntoView?.();
+}
+addEventListener("hashchange", unfold);
+unfold();
 
 // Printing cannot wait for drawing, so what is not yet drawn is drawn while nothing else happens.
 async function drawAll() {
@@ -109,7 +126,8 @@ class Table {
     this.name = element.dataset.table;
     const { data, columns } = report.tables[this.name];
     this.data = data;
-    this.columns = columns;
+    this.columns = columns.map((column) => column.texts
+      ? { ...column, texts: column.texts.codes.map((code) => column.texts.levels[code]) } : column);
     this.values = columnsOf(data);
     this.all = this.values[columns[0].name].map((_, row) => row);
     this.body = element.querySelector("tbody");

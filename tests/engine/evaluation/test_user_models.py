@@ -18,8 +18,8 @@ from user_checkpoints import checkpoint, rows, user_grid
 
 from engine.data import imagenet
 from engine.evaluation import passes, user_models
-from engine.measures import standings
 from engine.report import on_sets
+from engine.report.text import rounded
 
 __all__ = ["grid", "user_grid"]
 
@@ -74,7 +74,7 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
         expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
-        half = standings.rounded((row.high - row.low) / 2, 2)
+        half = rounded((row.high - row.low) / 2, 2)
         assert f"{row.accuracy:.2f} ±{half}" in on_sets.text(sure)
 
 

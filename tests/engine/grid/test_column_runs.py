@@ -64,7 +64,7 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, finished: Path)
     assert "tinted" in page and "accuracy on the set fine-tuned on" not in page
     ranking = rows(report / "tables/ranking.csv")
     assert len(ranking) == 2 * len(METHODS)
-    assert all("on_downstream_set" not in row and row["on_other_sets"] for row in ranking)
+    assert all("on_downstream_set_pct" not in row and row["on_other_sets_pct"] for row in ranking)
     assert (report / "figures/portions-mri-tiny.csv").is_file()
     assert not (report / "figures/portions-on-downstream-set-tiny.csv").exists()
 

@@ -52,9 +52,9 @@ def test_a_sweep(
         for name in DOWNSTREAMS:
             elsewhere = ~of_variant["evaluated_on"].isin([name, "upstream"])
             changes = of_variant[elsewhere & (of_variant["downstream"] == name)]["change"]
-            assert row[f"RI {name}"] == pytest.approx(changes.mean(), abs=1e-5)
-        mri = fmean(row[f"RI {name}"] for name in DOWNSTREAMS)
-        assert row["mRI"] == pytest.approx(mri, abs=1e-5)
+            assert row[f"RI {name}_pts"] == pytest.approx(changes.mean(), abs=1e-5)
+        mri = fmean(row[f"RI {name}_pts"] for name in DOWNSTREAMS)
+        assert row["mRI_pts"] == pytest.approx(mri, abs=1e-5)
     page = (place / "index.html").read_text()
     assert "is selection on the test sets" in page and "gains most" not in page
     table = " ".join((place / "table.txt").read_text().split())

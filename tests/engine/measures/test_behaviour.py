@@ -22,7 +22,8 @@ def predictions_of(top1, label, p_top1=None, weights=None) -> ImagePredictions:
 
 def shares(before, after) -> list[float]:
     """Same, lost and gained in percent."""
-    return (100 * behaviour.agreement(before, after).mean(axis=0)).tolist()
+    of = behaviour.OF_CHANGES
+    return [100 * of[name](before, after).mean() for name in ("same_top1", "lost", "gained")]
 
 
 def test_agreement_by_hand():

@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 from statistics import fmean
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import SETS, cell, grid, random_hits, table
+from made_results import of_evaluations
+from stores import SETS, cell, gather, grid, mri, random_hits, rows, synthetic, table
 
-from engine.measures import comparisons, effective_robustness, intervals, metrics
-from engine.measures.rows import Accuracy
-from engine.measures.standings import standings
-from engine.report import certainty
-from engine.report.table import table as table_text
+from engine.measures import comparisons
+from engine.measures.intervals import intervals
+from engine.report import terminal
 
 METHODS = ("fine_tune", "lwf")
 CASES = {
@@ -42,7 +40,9 @@ def with_columns(folder, downstreams, seed=0):
 
 def by_hand(accuracy, downstreams):
     """mRI of each method from the accuracies alone, as a plain double loop."""
-    accuracies = {(row.method, row.downstream, row.evaluated_on): row.accuracy for row in accuracy}
+    accuracies = {
+        (row.method, row.downstream, row.evaluated_on): row.accuracy for row in rows(accuracy)
+    }
     result = {}
     for method in METHODS:
         columns = []
@@ -55,90 +55,88 @@ def by_hand(accuracy, downstreams):
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
 def test_mri_is_the_mean_over_the_columns(tmp_path, downstreams):
-    read = metrics.gather(with_columns(tmp_path, downstreams))
-    summary = metrics.summarise(read, SETS, downstreams)
-    expected = by_hand(read.accuracy, downstreams)
-    assert {row.method: row.mri for row in summary.mri} == pytest.approx(expected)
-    assert all(row.mri_low < row.mri < row.mri_high for row in summary.mri)
-    tables = summary.accuracy, summary.mri
-    (ranking,) = standings(*tables, sets=SETS, upstream="up", methods={}, downstreams=downstreams)
-    for line in ranking.lines:
-        assert fmean(line.ri.values()) == pytest.approx(line.mri.mri)
-        assert set(line.ri) == set(ranking.downstreams) == set(downstreams)
+    results = of_evaluations(with_columns(tmp_path, downstreams), downstreams=list(downstreams))
+    read, shown = results.grid, results.shown.set_index("key")
+    expected = by_hand(read.cells, downstreams)
+    assert shown["mRI_pts"].to_dict() == pytest.approx(expected)
+    assert (shown["mRI_low"] < shown["mRI_pts"]).all()
+    assert (shown["mRI_pts"] < shown["mRI_high"]).all()
+    accuracy = {
+        (row.method, row.downstream, row.evaluated_on): row.accuracy for row in rows(read.cells)
+    }
+    for method, line in shown.iterrows():
+        ri = results.ri[results.ri["arm"] == line["arm"]]
+        assert ri["RI_pts"].mean() == pytest.approx(line["mRI_pts"])
+        assert set(ri["downstream"]) == set(downstreams)
         if "train" in downstreams:
-            assert line.downstream is None
-            of_set = line.after["train"]
-            assert line.ood == pytest.approx(fmean(of_set[j] for j in SETS))
+            assert "on_downstream_set_pct" not in shown
+            mean = fmean(accuracy[method, "train", j] for j in SETS)
+            assert line["on_other_sets_pct"] == pytest.approx(mean)
         else:
-            assert line.downstream == pytest.approx(fmean(line.after[i][i] for i in downstreams))
-        assert (line.upstream is None) == (downstreams == ("up",))
-    text = table_text([ranking])
-    assert all(f"{value:.1f}" in text for value in map(abs, ranking.lines[0].ri.values()))
+            mean = fmean(accuracy[method, i, i] for i in downstreams)
+            assert line["on_downstream_set_pct"] == pytest.approx(mean)
+        assert ("change_upstream_pts" not in shown) == (downstreams == ("up",))
+        text = terminal.table(results)
+        assert all(f"{value:.1f}" in text for value in ri["RI_pts"].abs())
 
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
 def test_draws_have_their_number_as_centre(tmp_path, downstreams):
     """The mean over a bootstrap's draws is near the number that it estimates."""
-    read = metrics.gather(with_columns(tmp_path, downstreams))
-    summary = metrics.summarise(read, SETS, downstreams)
-    sums = [metrics.in_mri(row.arm, SETS, downstreams) for row in summary.mri]
-    assert read.values(sums) == pytest.approx([row.mri for row in summary.mri])
-    assert read.draws.of(sums).mean(axis=0) == pytest.approx(read.values(sums), abs=0.5)
+    means = gather(with_columns(tmp_path, downstreams), downstreams=downstreams).mri
+    assert means.draws().mean(axis=0) == pytest.approx(means.values(), abs=0.5)
 
 
 @pytest.mark.parametrize("downstreams", CASES.values(), ids=CASES)
 def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
-    read = metrics.gather(with_columns(tmp_path, downstreams))
-    summary = metrics.summarise(read, SETS, downstreams)
-    rows = certainty.compared(read, summary, SETS, downstreams=downstreams)
-    overall, *on_sets = rows
-    expected = by_hand(read.accuracy, downstreams)
+    read = gather(with_columns(tmp_path, downstreams), downstreams=downstreams)
+    arms = [arm for arm in read.arms if arm.method != "pre"]
+    overall, *on_sets = rows(comparisons.compare(read, comparisons.all_pairs(arms)))
+    expected = by_hand(read.cells, downstreams)
     assert overall.difference == pytest.approx(expected["fine_tune"] - expected["lwf"])
-    assert overall.low < overall.difference < overall.high
-    assert [row.evaluated_on for row in on_sets] == list(metrics.weights_in_mri(SETS, downstreams))
+    assert overall.difference_low < overall.difference < overall.difference_high
+    measured = [j for j in SETS if any(i != j for i in downstreams)]
+    assert [row.evaluated_on for row in on_sets] == measured
     for row in on_sets:
-        assert row.low <= row.difference <= row.high
-    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up")
-    interval_rows = intervals.intervals(
-        read, summary, read.behaviour, SETS, "up", downstreams, trends=trends
-    )
-    ri = [(row.method, row.downstream) for row in interval_rows if row.quantity == "RI"]
-    assert sorted(ri) == sorted(itertools.product(METHODS, downstreams))
+        assert row.difference_low <= row.difference <= row.difference_high
+    of_ri = intervals(read).query("quantity == 'RI'")
+    ri = sorted(zip(of_ri["method"], of_ri["downstream"], strict=True))
+    assert ri == sorted(itertools.product(METHODS, downstreams))
 
 
 def test_a_column_that_an_arm_lacks_is_named(tmp_path):
     cells = with_columns(tmp_path, ("a", "up"))
     part = [row for row in cells if (row.method, row.downstream) != ("lwf", "up")]
     with pytest.raises(ValueError, match=r"lwf \(canonical\) was not fine-tuned on up"):
-        metrics.summarise(part, SETS, ("a", "up"))
-    with pytest.raises(ValueError, match="was not fine-tuned on every set"):
-        arms = [row.arm for row in part if row.method != "pre"]
-        pair = (arms[0], arms[0]._replace(method="lwf"))
-        comparisons.compare(metrics.gather(part), [pair], SETS, ("a", "up"))
+        gather(part, downstreams=("a", "up"))
 
 
 def test_a_plain_grid_is_the_case_of_all_sets(tmp_path):
-    read = metrics.gather(grid(tmp_path, random_hits()))
-    assert metrics.summarise(read, SETS) == metrics.summarise(read, SETS, SETS)
+    evaluations = grid(tmp_path, random_hits())
+    assert mri(evaluations).equals(mri(evaluations, downstreams=SETS))
 
 
-@given(st.integers(2, 6), st.sets(st.integers(0, 8), min_size=1))
-def test_weights_of_a_column_add_up_to_its_share_of_mri(count, picked):
-    sets = [f"set {k}" for k in range(count)]
-    downstreams = [f"set {k}" for k in sorted(picked)]
-    weights = metrics.weights_in_mri(sets, downstreams)
-    for downstream in downstreams:
-        share = sum(of_set.get(downstream, 0) for of_set in weights.values())
-        assert share == pytest.approx(1 / len(downstreams))
+@given(st.integers(2, 5), st.sets(st.integers(0, 6), min_size=1))
+def test_every_column_has_the_same_share_of_mri(count, picked):
+    """An effect of a point on all other sets, after fine-tuning on one set, is its share."""
+    sets, downstreams = [f"set {k}" for k in range(count)], [f"set {k}" for k in sorted(picked)]
+    places = list(dict.fromkeys([*sets, *downstreams]))
+    cells = [("m", "pre", "", None, "", "", j, 50.0) for j in places]
+    arm = ("m", "fine_tune", "canonical", None, "")
+    cells += [(*arm, i, j, 50.0 + (i == downstreams[0])) for i in downstreams for j in places]
+    (value,) = synthetic(cells, sets, "", downstreams).mri.values()
+    assert value == pytest.approx(1 / len(downstreams))
 
 
 def test_effects_of_columns_in_and_outside_the_sets_are_weighed_apart():
     """A model that gains 3 points on one set of three, after fine-tuning on it and upstream."""
     before = dict.fromkeys((*SETS, "up"), 50.0)
-    rows = [Accuracy("m", "pre", "", None, "", "", j, 9, value) for j, value in before.items()]
+    cells = [("m", "pre", "", None, "", "", j, value) for j, value in before.items()]
     for i in ("a", "up"):
         arm = ("m", "fine_tune", "canonical", None, "")
-        rows += [Accuracy(*arm, i, j, 9, before[j] + 3 * (j == "b")) for j in before]
-    (ri,) = metrics.improvements(rows, SETS, ("a", "up")).values()
-    assert ri == {"a": 1.5, "up": 1.0}
-    assert np.mean(list(ri.values())) == 1.25
+        cells += [(*arm, i, j, before[j] + 3 * (j == "b")) for j in before]
+    read = synthetic(cells, SETS, downstreams=("a", "up"))
+    assert dict(zip(read.ri.keys["downstream"], read.ri.values(), strict=True)) == pytest.approx(
+        {"a": 1.5, "up": 1.0}
+    )
+    assert read.mri.values() == pytest.approx([1.25])

@@ -12,7 +12,7 @@ import stores
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.measures import bootstrap, dynamics, metrics
+from engine.measures import bootstrap, dynamics
 from engine.measures.rows import PRE, Arm, Evaluation
 
 ARM = Arm("lite0", "fine_tune", "canonical", None)
@@ -20,31 +20,32 @@ STEPS = [0, 1, 10, 100]
 SETS = list(stores.SETS)
 
 
-def claim_of(downstream: list[float], ood: list[float], noise: float) -> dynamics.Claim | None:
+def claim_of(downstream: list[float], ood: list[float], noise: float):
     """The claim of curves whose draws lie around them with this standard deviation."""
     values = np.array([downstream, ood], float)
     draws = values + noise * np.random.default_rng(0).standard_normal((4000, *values.shape))
-    return dynamics.claim(ARM, STEPS, values, draws)
+    rows = dynamics.claim(STEPS, values, draws).itertuples()
+    return next(rows, None)
 
 
 def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
     claim = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=0.5)
     assert claim is not None
     assert (claim.peak, claim.peak_ood, claim.saturation, claim.best) == (1, 36, 10, 1)
-    assert claim.fall == 5 and claim.low < 5 < claim.high and claim.holds
+    assert claim.fall == 5 and claim.fall_low < 5 < claim.fall_high and claim.holds
     # Two earlier steps: the interval leaves 0.05 / 2 out, half of it at either side.
     expected = 5 + 0.5 * 2**0.5 * 2.2414 * np.array([-1, 1])
-    np.testing.assert_allclose([claim.low, claim.high], expected, atol=0.15)
+    np.testing.assert_allclose([claim.fall_low, claim.fall_high], expected, atol=0.15)
 
 
 def test_a_fall_after_saturation_or_within_the_noise_does_not():
     after = claim_of([20, 58, 59, 60], [30, 36, 31, 25], noise=0.5)
     assert after is not None
     assert (after.peak, after.saturation, after.best) == (1, 1, 0)
-    assert after.fall == -6 and after.high < 0 and not after.holds
+    assert after.fall == -6 and after.fall_high < 0 and not after.holds
     unsure = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=5)
     assert unsure is not None
-    assert unsure.fall == 5 and unsure.low < 0 and not unsure.holds
+    assert unsure.fall == 5 and unsure.fall_low < 0 and not unsure.holds
 
 
 def test_a_collapse_from_the_first_step_on_counts_from_the_pre_trained_model():
@@ -73,7 +74,7 @@ def test_what_a_claim_says_of_its_steps_is_so(downstream: list[int], data: st.Da
     earlier = [step for step in STEPS if step < claim.saturation]
     assert claim.best in earlier and claim.peak in STEPS
     assert claim.fall == max(at[step][1] for step in earlier) - at[claim.saturation][1]
-    assert claim.low <= claim.high and claim.holds == (claim.low > 0)
+    assert claim.fall_low <= claim.fall_high and claim.holds == (claim.fall_low > 0)
 
 
 def grid_of(folder: Path, seeds: tuple[int, ...] = (0,)) -> list[Evaluation]:
@@ -96,11 +97,12 @@ def grid_of(folder: Path, seeds: tuple[int, ...] = (0,)) -> list[Evaluation]:
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_curves_are_means_of_accuracies(tmp_path: Path, seeds: tuple[int, ...]):
-    grid = metrics.gather(grid_of(tmp_path, seeds))
-    (curves,) = dynamics.dynamics(grid, SETS, "up")
-    assert curves.arm == ARM
+    grid = stores.gather(grid_of(tmp_path, seeds))
+    ((arm, points, _),) = dynamics.curves(grid)
+    assert arm == ARM
     by_cell = {
-        (row.setting, row.downstream, row.evaluated_on): row.accuracy for row in grid.accuracy
+        (row.setting, row.downstream, row.evaluated_on): row.accuracy
+        for row in stores.rows(grid.cells)
     }
     for step in (0, 3, 30):
         setting = dynamics.setting(step) if step else ""
@@ -113,7 +115,9 @@ def test_curves_are_means_of_accuracies(tmp_path: Path, seeds: tuple[int, ...]):
             "upstream": np.mean([accuracy[i, "up"] for i in SETS]),
         }
         for quantity, value in expected.items():
-            (point,) = (p for p in curves.curve(quantity) if p.step == step)
+            (point,) = stores.rows(
+                points[(points["quantity"] == quantity) & (points["step"] == step)]
+            )
             assert point.value == pytest.approx(value)
             assert point.low < value < point.high
             assert point.high - point.low > 3
@@ -122,7 +126,7 @@ def test_curves_are_means_of_accuracies(tmp_path: Path, seeds: tuple[int, ...]):
 def test_intervals_are_those_of_a_plain_joint_bootstrap(tmp_path: Path):
     """The OOD curve drawn source by source, with every set's images of a source drawn together."""
     evaluations = grid_of(tmp_path)
-    (curves,) = dynamics.dynamics(metrics.gather(evaluations), SETS, "up")
+    ((_, points, _),) = dynamics.curves(stores.gather(evaluations))
     counts = np.random.default_rng(1).poisson(1, (20_000, 20))
     draws = []
     for row in evaluations:
@@ -132,14 +136,13 @@ def test_intervals_are_those_of_a_plain_joint_bootstrap(tmp_path: Path):
             right = np.add.reduceat(hits, range(0, len(hits), 2))  # two images a source
             weights = counts[:, : len(right)]
             draws.append(100 * (weights @ right) / (2 * weights.sum(axis=1)).clip(1))
-    point = curves.curve("ood")[1]
+    point = stores.rows(points[points["quantity"] == "ood"])[1]
     expected = bootstrap.interval(np.mean(draws, axis=0))
     assert (point.low, point.high) == pytest.approx(expected, abs=0.6)
 
 
 def test_a_grid_without_snapshots_has_no_dynamics(tmp_path: Path):
-    grid = metrics.gather(stores.grid(tmp_path, stores.random_hits()))
-    assert dynamics.dynamics(grid, SETS, "up") == []
+    assert dynamics.curves(stores.gather(stores.grid(tmp_path, stores.random_hits()))) == []
 
 
 def test_curves_without_a_common_start_are_refused(tmp_path: Path):
@@ -153,7 +156,7 @@ def test_curves_without_a_common_start_are_refused(tmp_path: Path):
         for row in stores.grid(tmp_path, hits)
     ]
     with pytest.raises(ValueError, match="saw different images of it"):
-        dynamics.dynamics(metrics.gather(rows), SETS, "up")
+        dynamics.curves(stores.gather(rows))
 
 
 def test_settings_and_steps():

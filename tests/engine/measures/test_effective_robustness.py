@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
-from stores import SETS, grid, random_hits
+from stores import gather, grid, random_hits, rows
 
-from engine.measures import effective_robustness, metrics, model_rows
+from engine.measures import effective_robustness, model_rows
 from engine.measures.effective_robustness import GIVEN, PRE_TRAINED, Line
 
 
@@ -34,9 +34,15 @@ def plain(upstream, shifted, at=None) -> np.ndarray:
     return np.asarray(shifted) - percent(slope * norm.ppf(np.asarray(upstream) / 100) + level)
 
 
-def above_trend(rows, accuracy, models=None):
-    trends = effective_robustness.trends([row.cell for row in accuracy], SETS, "up", models)
-    return effective_robustness.above_trend(rows, accuracy, trends, "up")
+def above_trend(read, models=None):
+    return effective_robustness.above_trend(read, effective_robustness.trends(read, models))
+
+
+def on(read, name: str, column: str = "effective_robustness") -> np.ndarray:
+    """Of the cells on a set whose models were not trained on it."""
+    cells = read.cells
+    of_set = cells[(cells["evaluated_on"] == name) & (cells["downstream"] != name)]
+    return of_set[column].to_numpy()
 
 
 def test_effective_robustness_is_the_height_above_the_line():
@@ -72,32 +78,27 @@ def test_models_of_the_same_upstream_accuracy_have_no_trend_line():
 
 def test_a_campaign_of_one_pre_trained_model_has_no_line(tmp_path):
     """Fine-tuned models are no models that nothing made robust."""
-    read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")), draws=1)
-    assert effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up") == {}
-    assert above_trend(read.behaviour, read.accuracy) == read.behaviour
+    read = gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")), draws=1)
+    assert effective_robustness.trends(read) == {}
+    assert above_trend(read) is read
 
 
 def test_three_pre_trained_models_make_the_line_alone(tmp_path):
-    behaviours, accuracy = [], []
+    evaluations = []
     for k, model in enumerate(("m0", "m1", "m2")):
-        read = metrics.gather(grid(tmp_path / model, random_hits(seed=k)))
-        behaviours += [replace(row, model=model) for row in read.behaviour]
-        accuracy += [replace(row, model=model) for row in read.accuracy]
-    rows = above_trend(behaviours, accuracy)
-    accuracies = {row.cell: row.accuracy for row in accuracy}
-    on_b = [row for row in rows if row.evaluated_on == "b" and row.downstream != "b"]
-    before = [row for row in on_b if row.method == "pre"]
-    assert len(before) == 3 and len(on_b) == 9
-    fitted, every = (
-        tuple([accuracies[replace(row.cell, evaluated_on=on)] for row in of] for on in ("up", "b"))
-        for of in (before, on_b)
-    )
-    assert [row.effective_robustness for row in on_b] == pytest.approx(list(plain(*fitted, every)))
-    assert effective_robustness.trends(accuracies, SETS, "up")["b"].basis == PRE_TRAINED
+        of_model = grid(tmp_path / model, random_hits(seed=k))
+        evaluations += [replace(row, model=model) for row in of_model]
+    read = above_trend(gather(evaluations))
+    x = read.cells["accuracy"].to_numpy()[on(read, "b", "on_upstream")]
+    y, is_pre = on(read, "b", "accuracy"), on(read, "b", "method") == "pre"
+    assert is_pre.sum() == 3 and len(y) == 9
+    expected = plain(x[is_pre], y[is_pre], (x, y))
+    assert on(read, "b") == pytest.approx(list(expected))
+    assert effective_robustness.trends(read)["b"].basis == PRE_TRAINED
 
 
 def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
-    read = metrics.gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
+    read = gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
     upstream, shifted = [30.0, 55.0, 80.0, 90.0], [10.0, 41.0, 60.0, 85.0]
     lines = ["model,set,accuracy,source"]
     for k, (x, y) in enumerate(zip(upstream, shifted, strict=True)):
@@ -105,15 +106,13 @@ def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
     lines += ["m0,b,5,paper", "m1,b,6,paper"]
     file = tmp_path / "models.csv"
     file.write_text("\n".join(lines))
-    models = model_rows.read(file, SETS, "up")
-    accuracies = {row.cell: row.accuracy for row in read.accuracy}
-    trends = effective_robustness.trends(accuracies, SETS, "up", models)
-    assert {name: (t.basis, t.models) for name, t in trends.items()} == {"a": (GIVEN, 4)}
-    rows = above_trend(read.behaviour, read.accuracy, models)
-    on_a = [row for row in rows if row.evaluated_on == "a" and not row.on_downstream]
-    x, y = ([accuracies[replace(row.cell, evaluated_on=on)] for row in on_a] for on in ("up", "a"))
-    expected = plain(upstream, shifted, (x, y))
-    assert [row.effective_robustness for row in on_a] == pytest.approx(list(expected))
-    without = above_trend(read.behaviour, read.accuracy)
-    for row, plain_row in zip(rows, without, strict=True):
-        assert (row == plain_row) == (row.evaluated_on != "a" or row.on_downstream)
+    models = model_rows.read(file, read.sets, "up")
+    trends = effective_robustness.trends(read, models)
+    assert {name: (t.basis, t.given.shape[1]) for name, t in trends.items()} == {"a": (GIVEN, 4)}
+    above = above_trend(read, models)
+    x = read.cells["accuracy"].to_numpy()[on(read, "a", "on_upstream")]
+    expected = plain(upstream, shifted, (x, on(read, "a", "accuracy")))
+    assert on(above, "a") == pytest.approx(list(expected))
+    for row in rows(above.cells):
+        elsewhere = row.evaluated_on == "a" != row.downstream
+        assert np.isnan(row.effective_robustness) == (not elsewhere)

@@ -5,30 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
-from stores import SETS, grid, several_seeds, table
+from stores import SETS, gather, grid, several_seeds, table
 
 from bench import intervals as simulation
 from engine.commands import outcome
-from engine.measures import bootstrap, effective_robustness, intervals, metrics, predictions
+from engine.measures import behaviour, bootstrap, effective_robustness, intervals, predictions
 from engine.measures.model_rows import ModelRows
-from engine.measures.rows import PRE, Agreement, Arm, Evaluation, ModelOnSet
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 
 N = 60
 DRAWS = 80
-MODELS = ModelRows(
-    "models.csv",
-    "up",
-    {
-        name: dict(zip(("up", *SETS), values, strict=True))
-        for name, values in {
-            "m": (30.0, 20.0, 10.0, 25.0),
-            "n": (50.0, 45.0, 20.0, 40.0),
-            "o": (90.0, 70.0, 60.0, 80.0),
-        }.items()
-    },
-)
+GIVEN = {"m": (30.0, 20.0, 10.0, 25.0), "n": (50.0, 45.0, 20.0, 40.0), "o": (90.0, 70, 60, 80)}
+MODELS = ModelRows("up", pandas.DataFrame(GIVEN, index=["up", *SETS]).T)
 
 
 def written_grid(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evaluation]:
@@ -43,11 +34,9 @@ def written_grid(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evalu
 
 
 def worked_out(cells, models=MODELS):
-    read = metrics.gather(cells, DRAWS)
-    trends = effective_robustness.trends([row.cell for row in read.accuracy], SETS, "up", models)
-    rows = effective_robustness.above_trend(read.behaviour, read.accuracy, trends, "up")
-    summary = metrics.summarise(read, SETS)
-    return intervals.intervals(read, summary, rows, SETS, "up", trends=trends)
+    read = gather(cells, draws=DRAWS)
+    trends = effective_robustness.trends(read, models)
+    return intervals.intervals(effective_robustness.above_trend(read, trends))
 
 
 def brute_force(cells, seeds):
@@ -69,7 +58,7 @@ def brute_force(cells, seeds):
             if c.method != PRE:
                 same = x == before[c.evaluated_on]
                 cases = (same, hit & was, was & ~hit, hit & ~was)
-                shares |= dict(zip(Agreement._fields, cases, strict=True))
+                shares |= dict(zip(behaviour.OF_CHANGES, cases, strict=True))
             for name, share in shares.items():
                 values_of.setdefault((name, c.cell), []).append(100 * share.mean())
         for key, values in values_of.items():
@@ -94,18 +83,21 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     cells = written_grid(tmp_path, seeds=seeds)
     rows = worked_out(cells)
     samples = brute_force(cells, seeds)
-    ends = {(row.quantity, row.cell): (row.low, row.high) for row in rows}
+    ends = {
+        (row.quantity, ModelOnSet(*row[1:4], None, *row[5:8])): (row.low, row.high)
+        for row in rows.itertuples()
+    }
 
     def check(quantity, cell, drawn):
         expected = bootstrap.interval(drawn)
-        if quantity in intervals.SHARES:
+        if quantity in behaviour.SHARES:
             expected = expected.clip(0, 100)
         assert ends[quantity, cell] == pytest.approx(tuple(expected), abs=1e-3), (quantity, cell)
 
     for (quantity, cell), drawn in samples.items():
         check(quantity, cell, drawn)
     arm = Arm("lite0", "fine_tune", "canonical", None)
-    for quantity in (*Agreement._fields, "effective_robustness", "change"):
+    for quantity in (*behaviour.OF_CHANGES, "effective_robustness", "change"):
         of_arm = {c: x for (name, c), x in samples.items() if name == quantity and c.arm == arm}
         elsewhere = {c: x for c, x in of_arm.items() if not c.on_downstream}
         on = "up" if quantity == "change" else ""
@@ -115,7 +107,7 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
             on_a = [x for c, x in elsewhere.items() if c.evaluated_on == "a"]
             assert len(on_a) == 2 and len(counted) == 6
             check(quantity, ModelOnSet(*arm, "", "a"), np.mean(on_a, axis=0))
-    assert not [row for row in rows if row.quantity == "calibration_error"]
+    assert not (rows["quantity"] == "calibration_error").any()
 
 
 def test_lines_over_pre_trained_models_are_fitted_again_in_every_draw(tmp_path):
@@ -123,19 +115,23 @@ def test_lines_over_pre_trained_models_are_fitted_again_in_every_draw(tmp_path):
     for k in range(3):
         of_model = grid(tmp_path / str(k), lambda *_, k=k: np.arange(N) % 5 < 2 + k)
         cells += [replace(cell, model=f"m{k}") for cell in of_model]
-    robustness = [row for row in worked_out(cells, None) if row.quantity == "effective_robustness"]
-    assert robustness
-    for row in robustness:  # every set has the upstream set's hits: no draw puts a model off
+    robustness = worked_out(cells, None).query("quantity == 'effective_robustness'")
+    assert len(robustness)
+    for row in robustness.itertuples():  # every set has the upstream set's hits
         assert (row.value, row.low, row.high) == pytest.approx((0, 0, 0), abs=1e-3)
 
 
 def test_what_both_models_say_alike_has_no_width(tmp_path):
     hits = np.random.default_rng(1).random(N) < 0.5
     rows = worked_out(grid(tmp_path, lambda *_: hits))
-    ends = {(r.quantity, r.low, r.high) for r in rows if r.quantity in ("same_top1", "lost")}
+    ends = {
+        (r.quantity, r.low, r.high)
+        for r in rows.itertuples()
+        if r.quantity in ("same_top1", "lost")
+    }
     assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
-    changes = [(r.low, r.high) for r in rows if r.quantity == "change"]
-    assert np.abs(changes).max() < 1e-9
+    changes = rows.loc[rows["quantity"] == "change", ["low", "high"]]
+    assert len(changes) and changes.abs().to_numpy().max() < 1e-9
 
 
 def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from dataclasses import replace
 
@@ -12,23 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import SETS, cell, grid, random_hits, several_seeds, table
+from made_results import of_evaluations
+from stores import SETS, gather, grid, mri, random_hits, rows, several_seeds, synthetic, table
 
 from engine.measures import comparisons, metrics, predictions
-from engine.measures import rows as csv_rows
-from engine.measures.rows import Accuracy
-from engine.measures.standings import standings
-from engine.report import certainty
+from engine.measures.metrics import KEY
+from engine.measures.tables import write_csv
 
 SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
 
 
-def rows(before: np.ndarray, after: np.ndarray, sets) -> list[Accuracy]:
-    pre = [
-        Accuracy("m", "pre", "", None, "", "", j, 1, b) for j, b in zip(sets, before, strict=True)
-    ]
+def cells_of(before: np.ndarray, after: np.ndarray, sets) -> list[tuple]:
+    pre = [("m", "pre", "", None, "", "", j, b) for j, b in zip(sets, before, strict=True)]
     return pre + [
-        Accuracy("m", "fine_tune", "canonical", None, "", i, j, 1, after[x, y])
+        ("m", "fine_tune", "canonical", None, "", i, j, after[x, y])
         for x, i in enumerate(sets)
         for y, j in enumerate(sets)
     ]
@@ -47,18 +43,18 @@ def test_mean_ood_accuracy_is_mri_plus_mean_accuracy_before(case):
     rng = np.random.default_rng(seed)
     sets = [f"set{i}" for i in range(n)]
     before, after = rng.uniform(0, 100, n), rng.uniform(0, 100, (n, n))
-    (ri,) = metrics.improvements(rows(before, after, sets), sets).values()
+    (value,) = synthetic(cells_of(before, after, sets), sets).mri.values()
     ood = np.mean([np.delete(after[i], i).mean() for i in range(n)])
-    assert ood == pytest.approx(np.mean(list(ri.values())) + before.mean())
+    assert ood == pytest.approx(value + before.mean())
 
 
 def test_the_diagonal_and_the_upstream_set_are_no_part_of_ri():
     before, after = np.array([50.0, 40, 30]), np.full((3, 3), 45.0)
-    plain = metrics.improvements(rows(before, after, SETS), SETS)
+    plain = synthetic(cells_of(before, after, SETS), SETS).ri.values()
     np.fill_diagonal(after, 100)
-    extra = rows(before, after, SETS)
-    extra += [replace(extra[0], evaluated_on="up"), replace(extra[-1], evaluated_on="up")]
-    assert metrics.improvements(extra, SETS) == plain
+    extra = cells_of(before, after, SETS)
+    extra += [(*cell[:6], "up", 1.0) for cell in (extra[0], extra[-1])]
+    assert list(synthetic(extra, SETS).ri.values()) == list(plain)
 
 
 def test_summary_from_files(tmp_path):
@@ -68,24 +64,24 @@ def test_summary_from_files(tmp_path):
     def remember(*key):
         return drawn.setdefault(key, hits(*key))
 
-    summary = metrics.summarise(grid(tmp_path, remember), SETS)
-    for row in summary.accuracy:
+    read = gather(grid(tmp_path, remember))
+    for row in rows(read.cells):
         expected = 100 * drawn[row.method, row.downstream, row.evaluated_on].mean()
         assert (row.n, row.accuracy) == (60, pytest.approx(expected))
     change = [
         100 * (drawn["fine_tune", i, j].mean() - drawn["pre", "", j].mean())
         for i, j in itertools.permutations(SETS, 2)
     ]
-    (mri,) = summary.mri
-    assert mri.mri == pytest.approx(np.mean(change))
-    assert mri.mri_low < mri.mri < mri.mri_high
+    (row,) = rows(mri(read))
+    assert row.mri == pytest.approx(np.mean(change))
+    assert row.mri_low < row.mri < row.mri_high
 
 
 def test_interval_agrees_with_a_loop_that_resamples_concepts(tmp_path):
     drawn: dict[tuple[str, str, str], np.ndarray] = {}
     hits = random_hits()
     evaluations = grid(tmp_path, lambda *key: drawn.setdefault(key, hits(*key)))
-    (mri,) = metrics.summarise(evaluations, SETS).mri
+    (row,) = rows(mri(evaluations))
     change = np.mean(
         [
             drawn["fine_tune", i, j].astype(float) - drawn["pre", "", j]
@@ -96,7 +92,7 @@ def test_interval_agrees_with_a_loop_that_resamples_concepts(tmp_path):
     by_concept = change.reshape(30, 2).mean(1)
     rng = np.random.default_rng(1)
     loop = [100 * rng.choice(by_concept, 30).mean() for _ in range(4000)]
-    assert (mri.mri_low, mri.mri_high) == pytest.approx(np.quantile(loop, (0.025, 0.975)), abs=0.6)
+    assert (row.mri_low, row.mri_high) == pytest.approx(np.quantile(loop, (0.025, 0.975)), abs=0.6)
 
 
 def test_copies_of_one_source_widen_the_interval(tmp_path):
@@ -110,35 +106,31 @@ def test_copies_of_one_source_widen_the_interval(tmp_path):
         data = pq.read_table(evaluation.path)
         source = [f"{evaluation.evaluated_on}-{name}" for name in data["source"].to_pylist()]
         pq.write_table(data.set_column(1, "source", pa.array(source)), evaluation.path)
-    width = [
-        row.mri_high - row.mri_low
-        for cells in (shared, separate)
-        for row in metrics.summarise(cells, SETS).mri
-    ]
+    width = [row.mri_high - row.mri_low for cells in (shared, separate) for row in rows(mri(cells))]
     assert width[0] / width[1] == pytest.approx(np.sqrt(3), rel=0.15)
 
 
 def test_interval_is_deterministic_seeded_and_blind_to_the_order_of_rows(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
-    first = metrics.summarise(evaluations, SETS)
-    assert metrics.summarise(evaluations, SETS) == first
-    other = metrics.gather(evaluations, seed=1)
-    assert metrics.summarise(other, SETS).mri != first.mri
-    backwards = {row.arm: row for row in metrics.summarise(evaluations[::-1], SETS).mri}
-    for row in first.mri:
+    first = mri(evaluations)
+    assert mri(evaluations).equals(first)
+    assert not mri(evaluations, seed=1).equals(first)
+    backwards = {row.method: row for row in rows(mri(evaluations[::-1]))}
+    for row in rows(first):
         ends = (row.mri_low, row.mri_high)
-        assert ends == pytest.approx((backwards[row.arm].mri_low, backwards[row.arm].mri_high))
+        other = backwards[row.method]
+        assert ends == pytest.approx((other.mri_low, other.mri_high), abs=1e-3)
     order = np.random.default_rng(0).permutation(60)
     for evaluation in evaluations:
         pq.write_table(pq.read_table(evaluation.path).take(order), evaluation.path)
-    assert metrics.summarise(evaluations, SETS) == first
+    assert mri(evaluations).equals(first)
 
 
 def test_a_constant_shift_has_an_interval_of_no_width(tmp_path):
     everything = np.ones(20, bool)
     evaluations = grid(tmp_path, lambda method, *_: everything if method != "pre" else ~everything)
-    (mri,) = metrics.summarise(evaluations, SETS).mri
-    assert (mri.mri, mri.mri_low, mri.mri_high) == pytest.approx((100, 100, 100))
+    (row,) = rows(mri(evaluations))
+    assert (row.mri, row.mri_low, row.mri_high) == pytest.approx((100, 100, 100))
 
 
 @settings(max_examples=20, deadline=None)
@@ -147,8 +139,8 @@ def test_a_model_equal_to_the_pre_trained_one_has_mri_zero(tmp_path_factory, see
     folder = tmp_path_factory.mktemp("same")
     drawn = {on: np.random.default_rng([seed, k]).random(n) < 0.5 for k, on in enumerate("abcu")}
     evaluations = grid(folder, lambda method, downstream, on: drawn[on[0]])
-    (mri,) = metrics.summarise(evaluations, SETS).mri
-    assert (mri.mri, mri.mri_low, mri.mri_high) == pytest.approx((0, 0, 0), abs=1e-4)
+    (row,) = rows(mri(evaluations))
+    assert (row.mri, row.mri_low, row.mri_high) == pytest.approx((0, 0, 0), abs=1e-4)
 
 
 def test_sets_with_sources_of_their_own_are_never_drawn_empty(tmp_path):
@@ -157,16 +149,16 @@ def test_sets_with_sources_of_their_own_are_never_drawn_empty(tmp_path):
         if evaluation.evaluated_on == "a":
             data = pq.read_table(evaluation.path)
             pq.write_table(data.set_column(1, "source", pa.array(["alone"] * 4)), evaluation.path)
-    (mri,) = metrics.summarise(evaluations, SETS).mri
-    assert np.isfinite([mri.mri_low, mri.mri_high]).all()
+    (row,) = rows(mri(evaluations))
+    assert np.isfinite([row.mri_low, row.mri_high]).all()
 
 
 def test_groups_are_averaged_over_severities_then_corruptions(tmp_path):
     group = ["noise/1"] * 4 + ["noise/2"] * 1 + ["fog/1"] * 5
     hits = np.array([1, 1, 1, 0, 0, 1, 1, 1, 1, 0], bool)
     pq.write_table(table(hits, group=group), tmp_path / "c.parquet")
-    (row,) = metrics.summarise([cell(tmp_path / "c.parquet", "pre", "", "a")], SETS).accuracy
-    assert row.accuracy == pytest.approx(100 * ((0.75 + 0.0) / 2 + 0.8) / 2)
+    accuracy = predictions.SetPredictions().add(tmp_path / "c.parquet").accuracy
+    assert accuracy == pytest.approx(100 * ((0.75 + 0.0) / 2 + 0.8) / 2)
 
 
 def test_parts_of_a_folder_are_one_table(tmp_path):
@@ -181,9 +173,7 @@ def test_an_incomplete_grid_is_refused(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     part = [e for e in evaluations if (e.method, e.downstream) != ("lwf", "b")]
     with pytest.raises(ValueError, match=r"lwf \(canonical\) was not fine-tuned on b"):
-        metrics.summarise(part, SETS)
-    ri = metrics.improvements(metrics.gather(part).accuracy, SETS)
-    assert [list(columns) for columns in ri.values()] == [["a", "b", "c"], ["a", "c"]]
+        gather(part)
 
 
 @pytest.mark.parametrize(
@@ -191,26 +181,27 @@ def test_an_incomplete_grid_is_refused(tmp_path):
     [
         (("fine_tune", "a", "b"), "fine-tuned on a was not evaluated on b"),
         (("pre", "", "c"), "lite0 pre was not evaluated on c"),
+        (("pre", "", "up"), "lite0 pre was not evaluated on up"),
     ],
 )
 def test_a_hole_is_refused_by_name(tmp_path, drop, message):
     evaluations = grid(tmp_path, random_hits())
     part = [e for e in evaluations if (e.method, e.downstream, e.evaluated_on) != drop]
     with pytest.raises(ValueError, match=message):
-        metrics.summarise(part, SETS)
+        gather(part)
 
 
 def test_duplicates_and_misplaced_pre_trained_models_are_refused(tmp_path):
     evaluations = grid(tmp_path, random_hits())
     with pytest.raises(ValueError, match=r"fine-tuned on c, evaluated on up is given twice"):
-        metrics.summarise([*evaluations, evaluations[-1]], SETS)
+        gather([*evaluations, evaluations[-1]])
     second = replace(evaluations[0], variant="bf16")
     with pytest.raises(ValueError, match="has no variant"):
-        metrics.summarise([*evaluations, second], SETS)
+        gather([*evaluations, second])
     with pytest.raises(ValueError, match="empty downstream"):
-        metrics.summarise([replace(evaluations[-1], downstream="")], SETS)
+        gather([replace(evaluations[-1], downstream="")])
     with pytest.raises(ValueError, match="two or more distinct"):
-        metrics.summarise(evaluations, ["a", "a"])
+        gather(evaluations, ["a", "a"])
 
 
 @pytest.mark.parametrize(
@@ -228,11 +219,11 @@ def test_other_images_are_refused(tmp_path, column, value, message):
     columns[column][3] = value
     pq.write_table(pa.table(columns), path)
     with pytest.raises(ValueError, match=message) as caught:
-        metrics.summarise(evaluations, SETS)
+        gather(evaluations)
     assert str(path) in str(caught.value) and str(evaluations[3].path) in str(caught.value)
     pq.write_table(pq.read_table(evaluations[3].path).slice(0, 50), path)
     with pytest.raises(ValueError, match="50 and 60 images"):
-        metrics.summarise(evaluations, SETS)
+        gather(evaluations)
 
 
 def test_other_pixels_of_one_model_are_refused(tmp_path):
@@ -249,10 +240,10 @@ def test_other_pixels_of_one_model_are_refused(tmp_path):
         replace(row, model="at another size", path=tmp_path / "b") for row in evaluations
     ]
     pq.write_table(pq.read_table(evaluations[0].path).replace_schema_metadata({}), tmp_path / "b")
-    metrics.summarise([*evaluations, *another_model], SETS)
+    gather([*evaluations, *another_model])
     name_pack("two", -1)
     with pytest.raises(ValueError, match="are of different packs of one set") as caught:
-        metrics.summarise(evaluations, SETS)
+        gather(evaluations)
     assert str(evaluations[-1].path) in str(caught.value)
     assert str(evaluations[3].path) in str(caught.value)
 
@@ -304,33 +295,10 @@ def test_an_error_of_arrow_is_a_single_line(tmp_path, monkeypatch):
         predictions.read(tmp_path / "a.parquet")
 
 
-def test_csv(tmp_path):
-    evaluations = grid(tmp_path, random_hits(), methods=("wise_ft",))
-    evaluations = [
-        e if e.method == "pre" else replace(e, alpha=0.3, headline=False) for e in evaluations
-    ]
-    summary = metrics.summarise(evaluations, SETS)
-    accuracy, mri = metrics.write_csv(tmp_path / "report", summary)
-    with accuracy.open() as file:
-        rows = list(csv.DictReader(file))
-    header = "model,method,variant,alpha,setting,downstream,evaluated_on,n,accuracy,headline"
-    assert ",".join(rows[0]) == header
-    assert (rows[0]["headline"], rows[-1]["headline"]) == ("True", "False")
-    assert (rows[0]["method"], rows[0]["downstream"], rows[0]["alpha"]) == ("pre", "", "")
-    assert (rows[-1]["downstream"], rows[-1]["alpha"], rows[-1]["n"]) == ("c", "0.3", "60")
-    assert float(rows[-1]["accuracy"]) == pytest.approx(summary.accuracy[-1].accuracy, abs=1e-6)
-    header = "model,method,variant,alpha,setting,mri,mri_low,mri_high,headline"
-    assert mri.read_text().splitlines()[0] == header
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "accuracy.csv",
-        "mri.csv",
-    ]
-
-
 def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_text(tmp_path):
-    row = Accuracy("=1+1", "pre", "", None, "", "", "-a", 1, -50.0)
-    text = csv_rows.write(tmp_path / "a.csv", Accuracy, [row]).read_text()
-    assert text.splitlines()[1] == "'=1+1,pre,,,,,'-a,1,-50.0,True"
+    read = synthetic([("=1+1", "pre", "", None, "", "", "-a", -50.0)], SETS)
+    text = write_csv(tmp_path / "a.csv", read.cells[[*KEY, "n", "accuracy"]]).read_text()
+    assert text.splitlines()[1] == "'=1+1,pre,,,,,'-a,100,-50"
 
 
 def in_settings(cells, *settings):
@@ -342,38 +310,29 @@ def in_settings(cells, *settings):
 
 def test_snapshots_stand_beside_the_table_and_change_none_of_its_numbers(tmp_path):
     cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
-    plain = metrics.gather(cells)
-    with_snapshots = metrics.gather(in_settings(cells, "", "step=16"))
-    lines = {}
-    for read in (plain, with_snapshots):
-        summary = metrics.summarise(read, SETS)
-        tables = summary.accuracy, summary.mri
-        (ranking,) = standings(*tables, sets=SETS, upstream="up", methods={})
-        lines[len(summary.mri)] = ranking.lines
-        compared = certainty.compared(read, summary, SETS)
-        assert {row.setting for row in compared} == {""} and len(compared) == 1 + len(SETS)
-    assert lines[2] == lines[4]
-    assert {row.setting for row in with_snapshots.accuracy} == {"", "step=16"}
+    with_snapshots = in_settings(cells, "", "step=16")
+    shown = []
+    for evaluations in (cells, with_snapshots):
+        results = of_evaluations(evaluations)
+        shown.append(results.shown.drop(columns="arm").reset_index(drop=True))
+        assert len(results.comparisons) == 1 + len(SETS)
+    assert shown[0].equals(shown[1])
+    read = gather(with_snapshots)
+    assert set(read.cells["setting"]) == {"", "step=16"}
+    fine_tune, lwf = (arm for arm in read.arms if arm.method != "pre" and not arm.setting)
     with pytest.raises(ValueError, match=r"step=16 .* have different settings"):
-        fine_tune, lwf = (line.arm for line in lines[2])
-        comparisons.compare(with_snapshots, [(fine_tune, lwf._replace(setting="step=16"))], SETS)
+        comparisons.compare(read, [(fine_tune, lwf._replace(setting="step=16"))])
 
 
 def test_a_campaign_of_settings_alone_has_a_line_for_each(tmp_path):
     cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
-    read = metrics.gather(in_settings(cells, "lr=0.1", "lr=0.01"))
-    summary = metrics.summarise(read, SETS)
-    (ranking,) = standings(
-        summary.accuracy, summary.mri, sets=SETS, upstream="up", methods={"lwf": "LwF"}
-    )
-    titles = [line.title for line in ranking.lines]
-    assert titles == ["LwF, lr=0.1", "LwF, lr=0.01", "fine_tune, lr=0.1", "fine_tune, lr=0.01"]
-    pairs = {
-        (row.arm, row.against)
-        for row in certainty.compared(read, summary, SETS)
-        if not row.evaluated_on
-    }
-    assert len(pairs) == 2 and all(a.setting == b.setting for a, b in pairs)
+    results = of_evaluations(in_settings(cells, "lr=0.1", "lr=0.01"), methods={"lwf": "LwF"})
+    titles = ["LwF, lr=0.1", "LwF, lr=0.01", "fine_tune, lr=0.1", "fine_tune, lr=0.01"]
+    assert list(results.shown["method"]) == titles
+    overall = results.comparisons[results.comparisons["evaluated_on"] == ""]
+    arms = results.grid.arms
+    assert len(overall) == 2
+    assert all(arms[row.arm].setting == arms[row.against].setting for row in rows(overall))
 
 
 def test_the_table_shows_the_row_that_the_recipe_names(tmp_path):
@@ -386,66 +345,55 @@ def test_the_table_shows_the_row_that_the_recipe_names(tmp_path):
         if cell.method == "wise_ft"
         for alpha in (0.0, 0.3, 1.0)
     ]
-    read = metrics.gather([*without_wise, *wise])
-    summary = metrics.summarise(read, SETS)
-    (ranking,) = standings(
-        summary.accuracy, summary.mri, sets=SETS, upstream="up", methods={"wise_ft": "WiSE-FT"}
-    )
-    titles = {line.arm.alpha: line.title for line in ranking.lines}
-    assert titles == {0.3: "WiSE-FT, alpha 0.3", None: "fine_tune"}
-    assert [line.arm.alpha for line in ranking.curves[0]] == [0.0, 0.3, 1.0]
-    compared = certainty.compared(read, summary, SETS)
-    assert {row.alpha for row in compared} | {row.against_alpha for row in compared} == {None, 0.3}
+    results = of_evaluations([*without_wise, *wise], methods={"wise_ft": "WiSE-FT"})
+    assert list(results.shown["method"]) == ["WiSE-FT, alpha 0.3", "fine_tune"]
+    assert list(results.arms["alpha"].dropna()) == [0.0, 0.3, 1.0]
+    compared = {results.grid.arms[k].alpha for k in results.comparisons["against"]}
+    compared |= {results.grid.arms[k].alpha for k in results.comparisons["arm"]}
+    assert compared == {None, 0.3}
     mixed = [replace(cell, headline=cell.downstream == "a") for cell in wise]
     with pytest.raises(ValueError, match=r"wise_ft alpha=0 .* headline .* for some sets"):
-        metrics.gather([*without_wise, *mixed])
+        gather([*without_wise, *mixed])
 
 
 def test_several_seeds_give_the_mean_and_a_row_each(tmp_path):
     hits = {seed: random_hits(seed=seed) for seed in (3, 4, 5)}
     several = several_seeds(tmp_path / "all", hits.get, (3, 4, 5))
     single = [
-        metrics.summarise(grid(tmp_path / f"one-{seed}", random_hits(seed=seed), seed=seed), SETS)
+        gather(grid(tmp_path / f"one-{seed}", random_hits(seed=seed), seed=seed)).cells
         for seed in (3, 4, 5)
     ]
-    summary = metrics.summarise(several, SETS)
-    for row, *alone in zip(
-        summary.accuracy, *(of_seed.accuracy for of_seed in single), strict=True
-    ):
+    read = gather(several)
+    for row, *alone in zip(rows(read.cells), *map(rows, single), strict=True):
         first = alone[0].accuracy
         mean = first if row.method == "pre" else np.mean([of_seed.accuracy for of_seed in alone])
-        assert (row.cell, row.n) == (alone[0].cell, 60)
+        assert (row.downstream, row.evaluated_on, row.n) == (*alone[0][5:7], 60)
         assert row.accuracy == pytest.approx(mean)
-    fine = [row for row in summary.by_seed if row.method != "pre"]
+    fine = [row for row in rows(read.trained) if row.method != "pre"]
     assert [row.seed for row in fine] == [3, 4, 5] * 12
-    assert fine[4].accuracy == single[1].accuracy[5].accuracy
-    assert all(of_seed.by_seed == () for of_seed in single)
-    paths = metrics.write_csv(tmp_path, summary)
-    assert [path.name for path in paths] == ["accuracy.csv", "mri.csv", "seeds.csv"]
-    assert paths[2].read_text().splitlines()[0] == (
-        "model,method,variant,alpha,setting,downstream,evaluated_on,seed,n,accuracy"
-    )
+    assert fine[4].accuracy == single[1]["accuracy"][5]
 
 
 def test_a_cell_that_lacks_a_seed_is_refused_by_name(tmp_path):
     cells = several_seeds(tmp_path, lambda seed: random_hits(seed=seed), (0, 1))
     with pytest.raises(ValueError, match="fine-tuned on c, evaluated on up lacks seed 1"):
-        metrics.summarise(cells[:-1], SETS)
+        gather(cells[:-1])
     with pytest.raises(ValueError, match="no variant, alpha, setting or seed"):
-        metrics.summarise([replace(cells[0], seed=1), *cells[1:]], SETS)
+        gather([replace(cells[0], seed=1), *cells[1:]])
 
 
 def test_behaviour_is_against_the_pre_trained_model_and_only_on_the_same_images(tmp_path):
     cells = grid(tmp_path, random_hits())
     on_downstream = next(cell for cell in cells if cell.on_downstream)
     pq.write_table(pq.read_table(on_downstream.path).slice(0, 20), on_downstream.path)
-    behaviour = {row.cell: row for row in metrics.gather(cells[::-1]).behaviour}
-    accuracy = {row.cell: row.accuracy for row in metrics.gather(cells).accuracy}
-    before = {row.evaluated_on: value for row, value in accuracy.items() if row.method == "pre"}
-    for place, row in behaviour.items():
-        if place.method == "pre" or place == on_downstream.cell:
-            assert row.agreement == (None,) * 4
+    read = gather(cells[::-1]).cells
+    accuracy = {row[:7]: row.accuracy for row in rows(read.fillna({"alpha": 0}))}
+    before = {key[6]: value for key, value in accuracy.items() if key[1] == "pre"}
+    assert len(accuracy) == len(cells)
+    for row in rows(read.fillna({"alpha": 0})):
+        if row.method == "pre" or row.downstream == row.evaluated_on == on_downstream.downstream:
+            assert np.isnan([row.same_top1, row.both_right, row.lost, row.gained]).all()
             continue
-        assert row.both_right + row.lost == pytest.approx(before[place.evaluated_on])
-        assert row.both_right + row.gained == pytest.approx(accuracy[place])
+        assert row.both_right + row.lost == pytest.approx(before[row.evaluated_on])
+        assert row.both_right + row.gained == pytest.approx(row.accuracy)
         assert row.same_top1 >= row.both_right

@@ -10,21 +10,20 @@ import re
 
 import campaigns
 import grids
+import made_results
 import numpy as np
+import pandas
 import pytest
 import torch
 from distance_runs import run_of
 
 from engine import cli
 from engine.machine import ranks
+from engine.measures import correlation
 from engine.measures.distances import Matrix, write_csv
-from engine.measures.metrics import Arm, Mri
-from engine.measures.standings import Line, Standings
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
 from engine.otdd.solve import matrix
-from engine.report import forgetting
-from engine.report.forgetting import Point
 from engine.report.sections import distances as section
 from engine.store import artifacts
 
@@ -338,13 +337,14 @@ def test_bad_sets_are_refused_by_name(monkeypatch):
         matrix(two, CLASSES, Options(exact=True))
 
 
-def spots(drops, distances=(1.0, 2.0, 3.0, 5.0, 8.0)) -> list[Point]:
-    pairs = zip("abcde", distances, drops, strict=True)
-    return [Point(name, far, drop) for name, far, drop in pairs]
+def statement(drops, distances=(1.0, 2.0, 3.0, 5.0, 8.0)) -> str:
+    data = pandas.DataFrame({"distance": distances[: len(drops)], "drop_pct": drops})
+    spearman = correlation.spearman(*data[["distance", "drop_pct"]].to_numpy().T)
+    return section._statement(data, spearman)
 
 
 def test_a_monotone_relation_of_few_sets_says_how_little_it_proves():
-    text = forgetting.statement(spots([1.0, 4.0, 9.0, 16.0, 25.0]))
+    text = statement([1.0, 4.0, 9.0, 16.0, 25.0])
     assert re.search(r"Spearman \+1.00 \(p 0.017\), Pearson \S+ \(p 0.017\), 5 sets", text)
     assert "interval" not in text
 
@@ -352,14 +352,14 @@ def test_a_monotone_relation_of_few_sets_says_how_little_it_proves():
 @pytest.mark.parametrize(
     "points",
     [
-        spots([1.0] * 5),
-        spots([1.0, 2.0, 3.0, 4.0, math.nan]),
-        spots([1.0, 2.0, 3.0, 4.0, 5.0], [2.0] * 5),
-        spots([1.0, 2.0, 3.0, 4.0, 5.0])[:2],
+        ([1.0] * 5,),
+        ([1.0, 2.0, 3.0, 4.0, math.nan],),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], [2.0] * 5),
+        ([1.0, 2.0],),
     ],
 )
 def test_no_correlation_without_variation(points):
-    assert forgetting.statement(points).startswith("A correlation needs 3 sets or more")
+    assert statement(*points).startswith("A correlation needs 3 sets or more")
 
 
 def test_the_section_says_how_many_images_were_looked_at():
@@ -369,20 +369,13 @@ def test_the_section_says_how_many_images_were_looked_at():
     assert "classes of at most 10,000 images of each set (" in section.of_matrix(drawn).text
 
 
-def test_points_pair_the_drop_upstream_with_the_distance():
-    line = Line(
-        arm=Arm("m", "fine_tune", "canonical", None),
-        title="FT",
-        ri={},
-        after={"a": {"up": 70.0}, "b": {"up": 85.0}, "c": {"a": 1.0}},
-        mri=Mri("m", "fine_tune", "canonical", None, "", 0.0, 0.0, 0.0),
-        downstream=0.0,
-        ood=0.0,
-        upstream=None,
-    )
-    sets = ("a", "b", "c", "d")
-    ranking = Standings("m", sets, sets, {"up": 90.0}, (line,), ())
-    points = forgetting.points(ranking, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}, "up")
-    assert points == [Point("a", 3.0, 20.0), Point("b", 1.0, 5.0)]
-    assert forgetting.points(ranking, {"a": 3.0}, "elsewhere") == []
-    assert forgetting.points(dataclasses.replace(ranking, lines=()), {"a": 3.0}, "up") == []
+def test_points_pair_the_drop_upstream_with_the_distance(tmp_path):
+    results = made_results.results(tmp_path)
+    apart = np.arange(9.0).reshape(3, 3)
+    matrix = Matrix(("a", "c", "up"), apart, np.zeros((3, 3)), np.zeros((3, 3)), 1.0)
+    cells = results.grid.cells.set_index(["method", "downstream", "evaluated_on"])["accuracy"]
+    points = section._points(results, matrix)
+    assert list(points["set"]) == ["a", "c"] and list(points["distance"]) == [6.0, 7.0]
+    for row in points.itertuples():
+        drop = cells["pre", "", "up"] - cells["fine_tune", row.set, "up"]
+        assert row.drop_pct == pytest.approx(drop)

@@ -8,9 +8,11 @@ import reports
 
 from engine.grid.attempts import Attempt
 from engine.grid.record import MissingColumn
-from engine.report import finish, tables
+from engine.report import finish
+from engine.report.merged import merged
+from engine.report.results import of_campaign
 from engine.report.section import Section
-from engine.report.sections import coverage, what_was_run
+from engine.report.sections import about
 
 HOUR = 3600.0
 ATTEMPTS = [
@@ -29,7 +31,7 @@ def table(section: Section | None, name: str) -> list[dict]:
 
 
 def test_hours_are_summed_by_stage(tmp_path):
-    section = what_was_run.section(
+    section = about.what_was_run(
         made_results.results(tmp_path, settings={"Seed": 0}, attempts=ATTEMPTS)
     )
     rows = table(section, "hours")
@@ -44,13 +46,13 @@ def test_hours_are_summed_by_stage(tmp_path):
 
 
 def test_nothing_is_said_of_hours_that_were_not_recorded(tmp_path):
-    section = what_was_run.section(made_results.results(tmp_path, settings={"Seed": 0}))
+    section = about.what_was_run(made_results.results(tmp_path, settings={"Seed": 0}))
     assert section is not None and not section.statements
     assert [each.name for each in section.tables] == ["settings"]
 
 
 def test_failed_attempts_are_listed_with_their_reason(tmp_path):
-    section = coverage.section(made_results.results(tmp_path, attempts=ATTEMPTS))
+    section = about.coverage(made_results.results(tmp_path, attempts=ATTEMPTS))
     rows = table(section, "failed-attempts")
     assert [(row["job"], row["hours"]) for row in rows] == [("column-a", 1.0), ("column-c", 0.0)]
     assert rows[0]["why"] == "no room" and "killed" in rows[1]["why"]
@@ -61,8 +63,8 @@ def test_failed_attempts_are_listed_with_their_reason(tmp_path):
 def test_missing_columns_are_named_with_their_reason_and_above_the_page(tmp_path):
     missing = [MissingColumn("sketch", "column-sketch failed (exit code 2): error: no room")]
     run = reports.finished(tmp_path, missing=missing)
-    results = tables.results(run)
-    section = coverage.section(results)
+    results = of_campaign(run)
+    section = about.coverage(results)
     rows = table(section, "missing-columns")
     assert rows == [{"column": "sketch", "reason": missing[0].reason}]
     page = finish.write(run, results).read_text()
@@ -72,10 +74,10 @@ def test_missing_columns_are_named_with_their_reason_and_above_the_page(tmp_path
 def test_columns_that_not_all_campaigns_have_are_left_out_and_named(tmp_path):
     first = reports.finished(tmp_path, "a", model="a")
     second = reports.finished(tmp_path, "b", model="b", downstreams=["flat", "mono"])
-    results = tables.merged([first, second])
+    results = merged([first, second])
     assert results.record.downstreams == ["flat", "mono"]
-    assert {row.downstream for row in results.grid.accuracy} == {"", "flat", "mono"}
-    rows = table(coverage.section(results), "missing-columns")
+    assert set(results.grid.cells["downstream"]) == {"", "flat", "mono"}
+    rows = table(about.coverage(results), "missing-columns")
     assert rows == [{"column": "sketch", "reason": "not a column of b", "campaign": "a"}]
 
 
@@ -85,4 +87,4 @@ def test_campaigns_without_a_common_column_are_refused(tmp_path):
         for name, downstream in (("a", "flat"), ("b", "mono"))
     ]
     with pytest.raises(ValueError, match="no set in common that they fine-tune on"):
-        tables.merged(runs)
+        merged(runs)

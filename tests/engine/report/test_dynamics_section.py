@@ -5,19 +5,17 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import stores
 import vl_convert
+from made_results import of_evaluations
 
-from engine.measures import metrics
 from engine.measures.rows import PRE, Evaluation
-from engine.report import figures
+from engine.report import charts
 from engine.report.section import Section
-from engine.report.sections import dynamics
+from engine.report.sections import curves
 
-SETS = list(stores.SETS)
 METHODS = {"fine_tune": "FT", "lora": "LoRA"}
 SHARES = {  # of right answers: on the set fine-tuned on, and elsewhere, by step
     "fine_tune": {1: (0.5, 0.6), 9: (0.9, 0.1), 80: (0.91, 0.1)},
@@ -48,9 +46,7 @@ def evaluations(folder: Path) -> list[Evaluation]:
 
 
 def section_of(rows: list[Evaluation]) -> Section | None:
-    record = SimpleNamespace(sets=SETS, downstreams=SETS, upstream="up", methods=METHODS)
-    results = SimpleNamespace(grid=metrics.gather(rows), record=record)
-    return dynamics.section(results)  # type: ignore[arg-type]
+    return curves.during_training(of_evaluations(rows, methods=METHODS))
 
 
 def test_statements_of_either_outcome_with_their_numbers(tmp_path: Path):
@@ -65,6 +61,7 @@ def test_statements_of_either_outcome_with_their_numbers(tmp_path: Path):
     (table,) = section.tables
     assert table.data["method"].tolist() == ["FT", "LoRA"]
     assert table.data["holds"].tolist() == [True, False]
+    assert section.heading == "Robustness falls before downstream accuracy saturates in 1 of 2"
 
 
 def test_figures_hold_every_point_and_can_be_drawn(tmp_path: Path):
@@ -76,9 +73,9 @@ def test_figures_hold_every_point_and_can_be_drawn(tmp_path: Path):
         methods = len({row.method for row in of_methods}) - 1
         assert len(figure.data) == methods * 3 * 4
         before = figure.data[figure.data["step"] == 0]
-        assert set(before["at"]) == {0.5} and (before["accuracy"].round(6) == 40).all()
-        assert (figure.data["low"] <= figure.data["accuracy"]).all()
-        svg = vl_convert.vegalite_to_svg(figures.whole(figure, width=400))
+        assert set(before["at"]) == {0.5} and (before["accuracy_pct"].round(6) == 40).all()
+        assert (figure.data["accuracy_low"] <= figure.data["accuracy_pct"]).all()
+        svg = vl_convert.vegalite_to_svg(charts.drawn(figure, width=400))
         text = " ".join(element.text or "" for element in ET.fromstring(svg).iter())
         assert "pre" in text.split() and "80" in text.split() and "other sets" in text
 

@@ -8,14 +8,16 @@ import pandas
 import pytest
 import reports
 
-from engine.report import display, exports, finish, sections, tables
+from engine.measures.tables import write_csv
+from engine.report import columns, exports, finish, sections
+from engine.report.results import of_campaign
 from engine.report.section import Figure, Section, Table
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     run = reports.finished(tmp_path_factory.mktemp("runs"))
-    results = tables.results(run)
+    results = of_campaign(run)
     finish.write(run, results, figures=True)
     return run.report, sections.of(results)
 
@@ -24,14 +26,16 @@ def test_every_table_is_there_as_csv_and_parquet(written):
     folder, sections_written = written
     names = {table.name: table for section in sections_written for table in section.tables}
     files = {path.name for path in (folder / "tables").iterdir()}
-    assert files == {f"{name}.{kind}" for name in names for kind in ("csv", "parquet", "tex")}
+    kinds = ("csv", "parquet", "tex")
+    assert files == {f"{name}.{kind}" for name in names for kind in kinds}
     for name, table in names.items():
         parquet = pandas.read_parquet(folder / "tables" / f"{name}.parquet")
         pandas.testing.assert_frame_equal(parquet, table.data.reset_index(drop=True))
         csv = pandas.read_csv(folder / "tables" / f"{name}.csv", keep_default_na=False)
         assert list(csv) == list(table.data) and len(csv) == len(table.data)
     ranking = pandas.read_csv(folder / "tables/ranking.csv")
-    pandas.testing.assert_series_equal(ranking["mRI"], names["ranking"].data["mRI"], rtol=1e-7)
+    shown = names["ranking"].data["mRI_pts"]
+    pandas.testing.assert_series_equal(ranking["mRI_pts"], shown, rtol=1e-7)
 
 
 def test_every_figure_is_there_as_csv_svg_and_pdf(written):
@@ -46,8 +50,8 @@ def test_every_figure_is_there_as_csv_svg_and_pdf(written):
 
 
 def test_latex_is_escaped_and_shows_what_the_page_shows():
-    data = pandas.DataFrame({"method": ["[a]_b & 50%", "α ~^\\{}$#"], "x": [-1.0, None]})
-    table = Table("t", "", data, {"x": "signed1"})
+    data = pandas.DataFrame({"method": ["[a]_b & 50%", "α ~^\\{}$#"], "x_pts": [-1.0, None]})
+    table = Table("t", "", data)
     lines = exports.latex(table).splitlines()
     head, *rows = [line for line in lines if line.endswith(r"\\")]
     assert r"\begin{tabular}{lr}" in lines and head == r"method & x \\"
@@ -63,8 +67,8 @@ def test_every_row_of_latex_has_all_columns(written):
         for table in section.tables:
             text = (folder / "tables" / f"{table.name}.tex").read_text()
             rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-            columns = len(display.columns(table))
-            assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {columns - 1}
+            count = len(columns.shown(table.data))
+            assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {count - 1}
 
 
 def test_a_csv_has_numbers_with_eight_digits(tmp_path):
@@ -75,7 +79,7 @@ def test_a_csv_has_numbers_with_eight_digits(tmp_path):
 
 def test_a_csv_has_no_text_that_a_spreadsheet_takes_for_a_formula(tmp_path):
     data = pandas.DataFrame({"method": ["=1+1", "FT"], "x": [-1.5, 2.0]})
-    exports.write_csv(tmp_path / "t.csv", data)
+    write_csv(tmp_path / "t.csv", data)
     assert (tmp_path / "t.csv").read_text() == "method,x\n'=1+1,-1.5\nFT,2\n"
 
 
@@ -83,12 +87,12 @@ def test_the_papers_table_has_a_caption_a_label_and_the_best_in_bold(written):
     folder, sections_written = written
     (table,) = [t for section in sections_written for t in section.tables if t.name == "paper"]
     text = (folder / "tables/paper.tex").read_text()
-    assert r"\caption{RI in points by set fine-tuned on, and mRI.}" in text
+    assert r"\caption{RI in points: fine-tuned on the set that heads the column" in text
     assert r"\label{tab:paper}" in text
-    assert [*table.data.columns[[0, -1]]] == ["method", "mRI"]
-    best = table.data.loc[table.data["mRI"].idxmax()]
+    assert [*table.data.columns[[0, -3]]] == ["method", "mRI_pts"]
+    best = table.data.loc[table.data["mRI_pts"].idxmax()]
     (row,) = [line for line in text.splitlines() if line.startswith(str(best["method"]))]
-    assert row.endswith(rf"\textbf{{{best['mRI']:+.1f}}} \\")
+    assert rf"& \textbf{{{best['mRI_pts']:+.1f} {{[}}" in row
     numbers = re.findall(r"[+-]\d+\.\d+|\$-\$\d+\.\d+", text)
     assert len(numbers) >= 12 and {len(n.rpartition(".")[2]) for n in numbers} == {1}
 

@@ -10,12 +10,14 @@ import reports
 from PIL import Image
 
 from engine.data import thumbnails
-from engine.report import finish, tables
+from engine.report import finish
+from engine.report.merged import merged
+from engine.report.results import of_campaign
 from engine.report.sections import images
 
 
 def results(runs, **changes):
-    return tables.results(reports.finished(runs, **changes))
+    return of_campaign(reports.finished(runs, **changes))
 
 
 def test_thumbnails_are_the_images_of_the_table(tmp_path):
@@ -25,11 +27,11 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
     data = section.tables[0].data
     for number, name in enumerate(reports.SETS):
         for change in ("gained", "lost"):
-            (gallery,) = [g for g in section.galleries if g.caption == f"{name}: {change}"]
+            pictures = section.pictures[f"{name}: {change}"]
             rows = data[(data["evaluated_on"] == name) & (data["change"] == change)]
-            assert len(rows) == len(gallery.thumbnails) > 0
-            for row, thumbnail in zip(rows.to_dict("records"), gallery.thumbnails, strict=True):
-                image = np.asarray(Image.open(io.BytesIO(thumbnail.webp)).convert("RGB"))
+            assert len(rows) == len(pictures) > 0
+            for row, thumbnail in zip(rows.to_dict("records"), pictures, strict=True):
+                image = np.asarray(Image.open(io.BytesIO(thumbnail.data)).convert("RGB"))
                 assert max(image.shape[:2]) == thumbnails.PX
                 colour = (6 * row["image"], 80 * number, 9)
                 np.testing.assert_allclose(image.mean((0, 1)), colour, atol=6)
@@ -43,7 +45,7 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
 
 def test_rows_name_classes_answers_and_methods(tmp_path):
     section = images.section(results(tmp_path))
-    assert section is not None and not section.galleries
+    assert section is not None and not section.pictures
     for row in section.tables[0].data.to_dict("records"):
         right = row["after"] if row["change"] == "gained" else row["before"]
         assert row["class"] == right != (set(row[k] for k in ("before", "after")) - {right}).pop()
@@ -56,7 +58,7 @@ def test_images_for_which_there_was_no_room_are_counted(tmp_path):
     pictures["sketch"] = {}
     section = images.section(results(tmp_path, thumbnails=pictures))
     assert section is not None
-    assert {g.caption.partition(":")[0] for g in section.galleries} == {"flat", "mono"}
+    assert {caption.partition(":")[0] for caption in section.pictures} == {"flat", "mono"}
     data = section.tables[0].data
     count = len(set(data[data["evaluated_on"] == "sketch"]["image"]))
     assert section.statements[1] == (
@@ -73,10 +75,9 @@ def test_two_campaigns_show_the_images_of_both(tmp_path):
         reports.finished(tmp_path, name, model=name, seed=k, thumbnails=reports.pictures(sets))
         for k, (name, sets) in enumerate([("a", ["flat"]), ("b", ["flat", "mono"])])
     ]
-    section = images.section(tables.merged(runs))
+    section = images.section(merged(runs))
     assert section is not None
-    captions = {gallery.caption for gallery in section.galleries}
-    assert {"a, flat: gained", "b, flat: lost", "a, mono: gained"} <= captions
+    assert {"a, flat: gained", "b, flat: lost", "a, mono: gained"} <= set(section.pictures)
     assert section.statements[0].startswith("No pictures of sketch, up: ")
 
 
@@ -84,6 +85,6 @@ def test_two_campaigns_show_the_images_of_both(tmp_path):
 def test_the_page_holds_the_pictures(tmp_path, with_pictures):
     changes = {"thumbnails": reports.pictures()} if with_pictures else {}
     run = reports.finished(tmp_path, **changes)
-    html = finish.write(run, tables.results(run)).read_text()
+    html = finish.write(run, of_campaign(run)).read_text()
     assert ("data:image/webp;base64," in html) == with_pictures
     assert (run.report / "tables" / "images.csv").is_file()

@@ -6,17 +6,20 @@ import pytest
 import reports
 
 from engine import cli
-from engine.report import tables
+from engine.report.merged import merged
+from engine.report.results import of_campaign
 
 
 def test_models_of_two_campaigns_stand_side_by_side(tmp_path):
     runs = [reports.finished(tmp_path, name, model=name, seed=k) for k, name in enumerate("ab")]
-    results = tables.merged(runs)
-    assert [model.model for model in results.models] == ["a", "b"]
+    results = merged(runs)
+    assert results.models == ["a", "b"]
     for run, model in zip(runs, results.models, strict=True):
-        (alone,) = tables.results(run).models
-        assert alone.before == model.before
-        assert [line.ri for line in alone.lines] == [line.ri for line in model.lines]
+        alone = of_campaign(run)
+        assert alone.before(model) == results.before(model)
+        ri = results.ri[results.ri["model"] == model]
+        numbers = ["method", "downstream", "RI_pts", "RI_low", "RI_high"]
+        assert alone.ri[numbers].equals(ri[numbers].reset_index(drop=True))
     assert results.record.settings["Command, a"] == "rib campaign a"
     assert results.record.settings["Seed"] == 0 and results.record.name == "a and b"
     assert len(results.record.credits) == 1
@@ -26,14 +29,13 @@ def test_methods_of_one_model_come_together_where_their_base_is_the_same(tmp_pat
     arms = [("fine_tune", None)], [("ewc", None)]
     first = reports.finished(tmp_path, "a", arms=arms[0])
     second = reports.finished(tmp_path, "b", arms=arms[1])
-    (model,) = tables.merged([first, second]).models
-    assert {line.title for line in model.lines} == {"FT", "EWC & co"}
+    results = merged([first, second])
+    assert len(results.models) == 1 and set(results.shown["method"]) == {"FT", "EWC & co"}
 
 
 def test_a_model_that_differs_between_campaigns_is_named_after_them(tmp_path):
     runs = [reports.finished(tmp_path, name, seed=k) for k, name in enumerate("ab")]
-    names = [model.model for model in tables.merged(runs).models]
-    assert names == ["lite0 (a)", "lite0 (b)"]
+    assert merged(runs).models == ["lite0 (a)", "lite0 (b)"]
 
 
 def test_campaigns_over_different_sets_are_refused(tmp_path):
@@ -42,7 +44,7 @@ def test_campaigns_over_different_sets_are_refused(tmp_path):
         reports.finished(tmp_path, "b", sets=("flat", "mono")),
     ]
     with pytest.raises(ValueError, match="campaign b has the sets flat, mono beside up"):
-        tables.merged(runs)
+        merged(runs)
 
 
 def test_the_command_takes_folders(tmp_path, capsys):

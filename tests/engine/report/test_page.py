@@ -11,12 +11,14 @@ import pandas
 import pytest
 import reports
 
-from engine.measures.standings import signed
-from engine.report import finish, page, tables
+from engine.report import finish, page
 from engine.report.page import Page
-from engine.report.section import Figure, Gallery, Picture, Section, Table, Thumbnail
+from engine.report.results import of_campaign
+from engine.report.section import Figure, Picture, Section, Table
+from engine.report.text import signed
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
+PNG = b"\x89PNG\r\n\x1a\n"
 BAD = "<script>alert('x')</script>&\"</script>{{ 7*7 }}"
 
 
@@ -60,11 +62,11 @@ def embedded(html: str) -> dict:
 
 
 def frame(**columns) -> pandas.DataFrame:
-    return pandas.DataFrame({"method": ["FT", "LP"], "x": [1.0, None]} | columns)
+    return pandas.DataFrame({"method": ["FT", "LP"], "x_pts": [1.0, None]} | columns)
 
 
 def figure(name: str = "dots", data: pandas.DataFrame | None = None) -> Figure:
-    spec = {"mark": "point", "encoding": {"x": {"field": "x", "type": "quantitative"}}}
+    spec = {"mark": "point", "encoding": {"x": {"field": "x_pts", "type": "quantitative"}}}
     return Figure(name, "A caption.", "In words.", frame() if data is None else data, spec)
 
 
@@ -77,7 +79,7 @@ def written_page(folder, *sections: Section, **words) -> str:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     run = reports.finished(tmp_path_factory.mktemp("runs"))
-    results = tables.results(run)
+    results = of_campaign(run)
     return finish.write(run, results), results
 
 
@@ -90,59 +92,58 @@ def test_a_report_is_one_sound_self_contained_page(report):
     assert [name for name in local if "://" in name] == ["https://example.org/a?b=1&c=2"]
     assert not re.search(r"@import|url\(", html[: html.index("report-data")])
     assert html.count("window.vegaEmbed=") == 1
-    for line in results.models[0].ranked():
-        assert line.title in parsed.text and signed(line.mri.mri) in parsed.text
+    for line in results.ranked().itertuples():
+        assert line.method in parsed.text and signed(line.mRI_pts) in parsed.text
 
 
-def test_sections_come_in_order(report):
-    assert Parsed(report[0].read_text("utf-8")).headings == [
-        "Mean robustness improvement",
-        "How sure",
-        "Robustness improvement, set by set",
-        "Where it helps and where it hurts",
-        "What adapting costs elsewhere",
-        "Between the pre-trained model and the fine-tuned one",
-        "What is forgotten upstream",
-        "What became of single answers",
-        "Which images were gained and lost",
-        "Is what is far forgotten more?",
-        "What the sets look like",
-        "How to read this",
-        "The methods",
-        "What was left out",
-        "What was run",
-        "Credits",
+def test_the_story_comes_first_and_the_rest_is_folded(report):
+    html = report[0].read_text("utf-8")
+    keys = re.findall(r'<section id="([^"]*)"', html)
+    assert keys == [
+        *("ranking", "trade-off", "how-sure", "improvements", "maps", "upstream-change"),
+        *("distances", "images", "explorer", "contact-sheet", "how-to-read", "methods"),
+        *("coverage", "settings", "credits"),
     ]
+    is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
+    assert is_folded == [False, False] + [True] * 13
+
+
+def test_headings_say_what_was_found(report):
+    headings = Parsed(report[0].read_text("utf-8")).headings
+    best = report[1].ranked().iloc[0]["method"]
+    assert headings[0] == f"{best} ranks first by mRI" and best in headings[2]
+    assert headings[5].startswith("Upstream, accuracy changes by ")
 
 
 def test_the_same_results_make_the_same_bytes(tmp_path):
     run = reports.finished(tmp_path / "runs")
     contents = []
     for _ in range(2):
-        finish.write(run, tables.results(run))
+        finish.write(run, of_campaign(run))
         files = sorted(path for path in run.report.rglob("*") if path.is_file())
         contents.append({path: path.read_bytes() for path in files})
     assert contents[0] == contents[1] and len(contents[0]) > 20
 
 
 def test_a_data_set_is_embedded_once_and_with_its_numbers(tmp_path):
-    table = Table("numbers", "Numbers.", frame(), {"x": "signed1"})
+    table = Table("numbers", "Numbers.", frame())
     html = written_page(
         tmp_path, Section("a", "A", figures=[figure(), figure("again")], tables=[table])
     )
     data = embedded(html)
     assert {entry["data"] for entry in data["figures"].values()} == set(data["data"])
     (columns,) = data["data"].values()
-    assert columns == {"method": {"codes": [0, 1], "levels": ["FT", "LP"]}, "x": [1.0, None]}
-    assert data["tables"]["numbers"]["columns"][1]["texts"] == ["+1.0", "–"]
+    assert columns == {"method": {"codes": [0, 1], "levels": ["FT", "LP"]}, "x_pts": [1.0, None]}
+    texts = data["tables"]["numbers"]["columns"][1]["texts"]
+    assert texts == {"codes": [0, 1], "levels": ["+1.0", "–"]}
 
 
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
     data = frame(model=[BAD, BAD + "2"])
     bad = replace(figure(data=data), caption=BAD, alt=BAD)
     table = Table("t", BAD, data)
-    gallery = Gallery(BAD, [Thumbnail(BAD, b"RIFF....WEBP")])
-    section = Section("a", BAD, BAD, [BAD], [bad], [table], [Picture(BAD, page.PNG)], [gallery])
+    pictures = {BAD: [Picture(BAD, b"RIFF....WEBP"), Picture(BAD, PNG)]}
+    section = Section("a", BAD, BAD, [BAD], [bad], [table], pictures)
     html = written_page(tmp_path, section, title=BAD, heading=BAD, lead=BAD, notes=[BAD])
     parsed = Parsed(html)
     assert len(re.findall(r"<script", html)) == 3
@@ -175,12 +176,16 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
         written_page(tmp_path, *sections)
 
 
-def test_a_picture_that_is_no_png_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be the bytes of a PNG"):
-        written_page(tmp_path, Section("a", "A", pictures=[Picture("x", b"GIF89a")]))
+def test_a_picture_that_is_neither_png_nor_webp_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be the bytes of a PNG or a WebP"):
+        written_page(tmp_path, Section("a", "A", pictures={"x": [Picture("y", b"GIF89a")]}))
 
 
-def test_a_thumbnail_that_is_no_webp_is_refused(tmp_path):
-    gallery = Gallery("x", [Thumbnail("y", page.PNG)])
-    with pytest.raises(ValueError, match="must be the bytes of a WebP"):
-        written_page(tmp_path, Section("a", "A", galleries=[gallery]))
+def test_the_bundle_is_made_once_a_version_and_a_cache_is_no_need(tmp_path, monkeypatch):
+    monkeypatch.setenv("RIB_CACHE", str(tmp_path / "cache"))
+    made = []
+    monkeypatch.setattr(page.vl_convert, "javascript_bundle", lambda _: made.append(1) or "js")
+    assert page._bundle() == page._bundle() == "js" and made == [1]
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RIB_CACHE", str(tmp_path / "file"))
+    assert page._bundle() == "js" and made == [1, 1]

@@ -14,16 +14,17 @@ import vl_convert
 
 from engine import recipe
 from engine.measures.distances import Matrix
-from engine.measures.metrics import PRE, improvements
-from engine.report import figures, frames, labels, sections, tables
+from engine.measures.rows import PRE
+from engine.report import charts, labels, sections
+from engine.report import results as report_results
+from engine.report.results import Results, of_campaign, of_record
 from engine.report.section import Section
-from engine.report.sections import trade_off
-from engine.report.tables import Results
+from engine.report.sections import changes, ranking
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
-    return tables.results(reports.finished(tmp_path_factory.mktemp("runs")))
+    return of_campaign(reports.finished(tmp_path_factory.mktemp("runs")))
 
 
 def section(results: Results, key: str) -> Section:
@@ -33,32 +34,27 @@ def section(results: Results, key: str) -> Section:
 
 def accuracy(results: Results) -> dict[tuple[str, float | None, str, str], float]:
     return {
-        (row.method, row.alpha, row.downstream, row.evaluated_on): row.accuracy
-        for row in results.grid.accuracy
+        (row.method, None if row.alpha < 0 else row.alpha, *row[6:8]): row.accuracy
+        for row in results.grid.cells.fillna({"alpha": -1}).itertuples()
     }
 
 
 def test_the_ranking_is_sorted_and_has_every_mean(results):
-    data = section(results, "ranking").tables[0].data
+    data = section(results, "ranking").tables[1].data
     accuracies = accuracy(results)
-    assert list(data["mRI"]) == sorted(data["mRI"], reverse=True)
+    assert list(data["mRI_pts"]) == sorted(data["mRI_pts"], reverse=True)
     assert set(data["method"]) == {"FT", "EWC & co", "WiSE-FT"}
     (ft,) = data[data["method"] == "FT"].to_dict("records")
-    (arm,) = (row.arm for row in results.grid.accuracy if row.key[1:] == _cell("fine_tune"))
-    ri = improvements(results.grid.accuracy, reports.SETS)[arm]
-    assert ft["mRI"] == pytest.approx(np.mean(list(ri.values())))
+    arm = next(k for k, arm in enumerate(results.grid.arms) if arm.method == "fine_tune")
+    assert ft["mRI_pts"] == pytest.approx(results.ri[results.ri["arm"] == arm]["RI_pts"].mean())
     on_downstream = [accuracies["fine_tune", None, name, name] for name in reports.SETS]
-    assert ft["on_downstream_set"] == pytest.approx(np.mean(on_downstream))
+    assert ft["on_downstream_set_pct"] == pytest.approx(np.mean(on_downstream))
     up = [
         accuracies["fine_tune", None, name, "up"] - accuracies[PRE, None, "", "up"]
         for name in reports.SETS
     ]
-    assert ft["change_upstream"] == pytest.approx(np.mean(up))
-    assert ft["change_upstream_low"] <= ft["change_upstream"] <= ft["change_upstream_high"]
-
-
-def _cell(method: str) -> tuple[str, str, None, str, str, str]:
-    return method, "canonical", None, "", reports.SETS[0], reports.SETS[0]
+    assert ft["change_upstream_pts"] == pytest.approx(np.mean(up))
+    assert ft["change_upstream_low"] <= ft["change_upstream_pts"] <= ft["change_upstream_high"]
 
 
 def test_the_maps_hold_every_cell_and_their_axes_have_one_order(results):
@@ -72,31 +68,64 @@ def test_the_maps_hold_every_cell_and_their_axes_have_one_order(results):
         for row in figure.data.to_dict("records"):
             after = accuracies[method, alpha, row["downstream"], row["evaluated_on"]]
             before = accuracies[PRE, None, "", row["evaluated_on"]]
-            assert row["accuracy"] == pytest.approx(after)
-            assert row["change"] == pytest.approx(after - before)
-        encoding = figure.spec["encoding"]
-        assert encoding["x"]["sort"] == [*encoding["y"]["sort"], "up"]
-    assert len(maps.tables[0].data) == 3 * 12
+            assert row["accuracy_pct"] == pytest.approx(after)
+            assert row["change_pts"] == pytest.approx(after - before)
+        columns = [list(dict.fromkeys(figure.data[k])) for k in ("evaluated_on", "downstream")]
+        assert columns[0] == [*columns[1], "up"] == [*results.before("lite0")]
 
 
 def test_many_maps_are_one_figure_to_choose_from(tmp_path, monkeypatch, results):
-    monkeypatch.setattr(sections.maps, "SMALL_MULTIPLES", 2)
+    monkeypatch.setattr(changes, "SMALL_MULTIPLES", 2)
     (figure,) = section(results, "maps").figures
     binds = [parameter["bind"]["options"] for parameter in figure.spec["params"]]
     assert binds == [["lite0"], ["FT", "EWC & co", "WiSE-FT"]]
 
 
-def test_comparisons_are_with_the_best_and_of_all_pairs(results):
-    how_sure, pairs = section(results, "how-sure").tables
-    best = results.models[0].ranked()[0]
-    tests = results.sure.against(best.arm)
-    titles = {line.title: line.arm for line in results.models[0].lines}
+def test_comparisons_are_with_the_best_and_answers_add_up(results):
+    (how_sure,) = section(results, "how-sure").tables
+    best = results.ranked().iloc[0]
+    tests, arms = results.against(best["arm"]), results.shown.set_index("method")["arm"]
     for row in how_sure.data.iloc[1:].to_dict("records"):
-        test = tests[titles[row["method"]]]
-        assert row["difference"] == test.difference < 0
-        assert row["difference_low"], row["difference_high"] == (test.low, test.high)
-    assert np.isnan(how_sure.data["difference"][0]) and how_sure.data["method"][0] == best.title
-    assert len(pairs.data) == len(results.sure.comparisons) == 3 + 9
+        test = tests.loc[arms[row["method"]]]
+        for name in ("difference_pts", "difference_low", "difference_high"):
+            assert row[name] == test[name]
+        assert row["difference_pts"] < 0 and row["corrected_p"] == test["p_corrected"]
+    assert np.isnan(how_sure.data["difference_pts"][0])
+    assert how_sure.data["method"][0] == best["method"]
+    numbers = section(results, "ranking").tables[1].data.merge(how_sure.data, on="method")
+    before = np.mean([results.before("lite0")[name] for name in reports.SETS])
+    np.testing.assert_allclose(numbers["both_right_pct"] + numbers["lost_pct"], before)
+    after = numbers["both_right_pct"] + numbers["gained_pct"]
+    np.testing.assert_allclose(after, numbers["on_other_sets_pct"])
+    changed = 100 - how_sure.data.set_index("method")["same_top1_pct"]
+    (text,) = section(results, "how-sure").statements
+    most = changed.idxmax()
+    assert f": {most} changes {changed[most]:.1f}% of the answers" in text
+
+
+def test_the_explorer_holds_every_number_once(results):
+    data = section(results, "explorer").tables[0].data
+    keys = ["method", "against", "downstream", "evaluated_on"]
+    assert len(data) == 3 + 9 + 9 + 3 * (1 + 3) + 36 and not data.duplicated(keys).any()
+    table = data.set_index(keys)
+    others, each = "others", "all"
+    for row in results.ri.itertuples():
+        line = table.loc[row.method, "pre-trained", row.downstream, others]
+        assert line["change_pts"] == pytest.approx(row.RI_pts)
+        assert line["accuracy_pct"] - line["before_pct"] == pytest.approx(row.RI_pts)
+        assert line[["change_low", "change_high"]].tolist() == [row.RI_low, row.RI_high]
+    for row in results.shown.itertuples():
+        line = table.loc[row.method, "pre-trained", each, others]
+        assert line["change_pts"] == pytest.approx(row.mRI_pts)
+    for row in results.cells.itertuples():
+        line = table.loc[row.method, "pre-trained", row.downstream, row.evaluated_on]
+        assert line["accuracy_pct"] == row.accuracy_pct
+        assert line["change_pts"] == pytest.approx(row.change_pts)
+    pair = results.comparisons.iloc[0]
+    titles = results.shown.set_index("arm")["method"]
+    line = table.loc[titles[pair["arm"]], titles[pair["against"]], each, others]
+    assert line["change_pts"] == pair["difference_pts"]
+    assert line["corrected_p"] == pair["p_corrected"]
 
 
 def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
@@ -109,30 +138,33 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
 def test_names_beside_a_curve_do_not_lie_on_it():
     """The curve leaves its named step to the right, and comes to it from the left below."""
     steps = [(0.0, 0.0), (4.0, 9.0), (10.0, 9.0)]
-    data = pandas.DataFrame(
-        [trade_off._point(f"α = {k}", "a step" * (k == 1), *step) for k, step in enumerate(steps)]
-    ).assign(alpha=range(3), curve="WiSE-FT")
-    between = trade_off._between_steps(data)
-    assert {(0.0, 0.0), (10.0, 9.0)} <= set(between)
-    assert all(y == pytest.approx(min(9, x * 9 / 4)) for x, y in between)
-    beside_points_alone = labels.sides({"a step": steps[1]}, [steps[0], steps[2]])
-    assert beside_points_alone["right"] == ["a step"]
-    *_, name = trade_off._spec(data)["layer"]
-    assert name["mark"]["type"] == "text" and name["mark"]["align"] == "right"  # to the left
+    data = pandas.DataFrame(steps, columns=["x", "y"])
+    data = data.assign(name=["", "a step", ""], curve="WiSE-FT")
+    ((side, names),) = [
+        (layer["mark"]["align"], layer["transform"][0]["filter"]["oneOf"])
+        for layer in labels.layers(data, "x", "y", "name", "curve")
+    ]
+    assert (side, names) == ("right", ["a step"])  # to the left of its dot
+    ((side, names),) = [
+        (layer["mark"]["align"], layer["transform"][0]["filter"]["oneOf"])
+        for layer in labels.layers(data, "x", "y", "name", "")
+    ]
+    assert side == "left"  # where there is no line, to the right
 
 
 def test_published_numbers_stand_beside_those_of_their_model_only(tmp_path, monkeypatch):
-    over_eight = frames.ranking(tables.results(reports.finished(tmp_path / "8", model="LAION-2B")))
-    assert "published_mRI" not in over_eight  # ours is over three sets
+    over_eight = ranking._ranking(of_campaign(reports.finished(tmp_path / "8", model="LAION-2B")))
+    assert "published_mRI_pts" not in over_eight  # ours is over three sets
     over_three_sets = recipe.published() | {"downstreams": len(reports.SETS)}
-    monkeypatch.setattr(recipe, "published", lambda: over_three_sets)
+    monkeypatch.setattr(report_results, "slides", lambda: over_three_sets)
+    report_results.published.cache_clear()
     for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
         run = reports.finished(tmp_path / model, model=model)
-        data = frames.ranking(tables.results(run)).set_index("method")
+        data = ranking._ranking(of_campaign(run)).set_index("method")
         published = recipe.published()["models"]["LAION-2B"]["mri"]
-        assert data["published_mRI"]["FT"] == published["fine_tune"]
-    unpublished = frames.ranking(tables.results(reports.finished(tmp_path / "other")))
-    assert "published_mRI" not in unpublished
+        assert data["published_mRI_pts"]["FT"] == published["fine_tune"]
+    unpublished = ranking._ranking(of_campaign(reports.finished(tmp_path / "other")))
+    assert "published_mRI_pts" not in unpublished
 
 
 def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
@@ -171,7 +203,7 @@ def test_every_row_has_its_hyper_parameters(results):
 def test_every_figure_can_be_drawn_and_says_in_words_what_it_shows(results):
     for built in sections.of(results):
         for figure in built.figures:
-            svg = vl_convert.vegalite_to_svg(figures.whole(figure, width=400))
+            svg = vl_convert.vegalite_to_svg(charts.drawn(figure, width=400))
             assert svg.count("<path") + svg.count("<text") > 5, figure.name
             assert len(figure.alt) > 20 and figure.caption
             fields = set(_fields(figure.spec))
@@ -198,8 +230,8 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_numbers_can_be_read_on_every_colour_of_a_map(mode):
-    for colour in (*figures.DIVERGING[mode], *figures.RAMP[mode]):
-        dark, light = sorted(map(luminance, (colour, figures.INK[mode])))
+    for colour in (*charts.DIVERGING[mode], *charts.RAMP[mode]):
+        dark, light = sorted(map(luminance, (colour, charts.INK[mode])))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
 
 
@@ -219,7 +251,7 @@ def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robus
     )
     several = [dataclasses.replace(row, model=f"m{k}") for k in range(3) for row in evaluations]
     for rows in (evaluations, several):
-        results = tables._results(made_results.record(rows), rows, None)
+        results = of_record(made_results.record(rows), rows)
         keys = [built.key for built in sections.of(results)]
         assert "ranking" in keys and "effective-robustness" not in keys
 
@@ -231,7 +263,7 @@ def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
     record = dataclasses.replace(results.record, settings=settings)
     marked = dataclasses.replace(results, record=record)
     note = "EWC & co: chosen by accuracy on the images held out of the set fine-tuned on"
-    assert note in section(marked, "ranking").tables[0].caption
+    assert note in section(marked, "ranking").tables[-1].caption
     assert note in section(marked, "trade-off").text
     assert "chosen by" not in section(results, "trade-off").text
 

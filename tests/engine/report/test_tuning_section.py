@@ -13,7 +13,8 @@ import stores
 
 from engine.grid.attempts import Attempt
 from engine.measures.rows import PRE, Evaluation
-from engine.report import sections, tables
+from engine.report import sections
+from engine.report.results import Results
 from engine.report.sections import tuning
 
 N = 200
@@ -27,7 +28,7 @@ SHARES = {
 PLAIN = {"Rows": {"fine_tune": {"lr": 3e-4}, "lwf": {"lr": 0.001}}}
 
 
-def results(folder: Path, key: str = "optimizer.lr", **values: Any) -> tables.Results:
+def results(folder: Path, key: str = "optimizer.lr", **values: Any) -> Results:
     """Two methods at three rates, with the first images of each file right."""
     rows: list[Evaluation] = []
     for number, rate in enumerate(RATES):
@@ -40,7 +41,7 @@ def results(folder: Path, key: str = "optimizer.lr", **values: Any) -> tables.Re
         rows += [replace(row, setting=f"{key}={rate}") for row in of if row.method != PRE]
         rows += [row for row in of if row.method == PRE and not number]
     given = {"holdout": True, "settings": PLAIN} | values
-    return tables._results(made_results.record(rows, **given), rows, None)
+    return made_results.of_evaluations(rows, **given)
 
 
 def test_each_method_has_the_setting_that_is_best_on_held_out_images(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_method_whose_plain_setting_was_not_tried_has_no_gain(tmp_path: Path) 
     rows = {"fine_tune": {"lr": 0.5}, "lwf": {"lr": 0.001}}
     section = tuning.section(results(tmp_path, settings={"Rows": rows}))
     assert section is not None
-    gains = section.tables[0].data.set_index("method")["gain"]
+    gains = section.tables[0].data.set_index("method")["gain_pts"]
     assert np.isnan(gains["FT"]) and gains["LwF"] == pytest.approx(20)
 
 

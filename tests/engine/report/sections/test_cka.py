@@ -58,7 +58,8 @@ def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
     assert len(data) == 2 * 3 * 3
     expected = means(rows())
     accuracies = {
-        (r.method, r.downstream, r.evaluated_on): r.accuracy for r in of_grid.grid.accuracy
+        (r.method, r.downstream, r.evaluated_on): r.accuracy
+        for r in of_grid.grid.cells.itertuples()
     }
     keys = {title: method for method, title in TITLES.items()}
     for point in data.to_dict("records"):
@@ -67,19 +68,20 @@ def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
         assert point["cka"] == pytest.approx(expected[key])
         before = accuracies["pre", "", point["evaluated_on"]]
         after = accuracies[keys[point["method"]], point["downstream"], point["evaluated_on"]]
-        assert point["change"] == pytest.approx(after - before)
+        assert point["change_pts"] == pytest.approx(after - before)
 
 
 def test_correlations_are_scipys_over_all_sets_and_on_each(of_grid):
     section = cka.section(of_grid)
     data, table = section.figures[1].data, section.tables[0].data
     overall = row(table, evaluated_on="all sets")
-    assert overall["spearman"] == pytest.approx(spearmanr(data["cka"], data["change"]).statistic)
+    expected = spearmanr(data["cka"], data["change_pts"]).statistic
+    assert overall["spearman_r"] == pytest.approx(expected)
     assert overall["fine_tuned_models"] == 6 and 0 < overall["p"] <= 1
-    assert np.isnan(overall["low"])  # too few for an interval
+    assert np.isnan(overall["spearman_low"])  # too few for an interval
     on_a = data[data["evaluated_on"] == "a"]
-    expected = spearmanr(on_a["cka"], on_a["change"]).statistic
-    assert row(table, evaluated_on="a")["spearman"] == pytest.approx(expected)
+    expected = spearmanr(on_a["cka"], on_a["change_pts"]).statistic
+    assert row(table, evaluated_on="a")["spearman_r"] == pytest.approx(expected)
     assert list(table["evaluated_on"][-2:]) == ["up", "all sets"]
     assert "over 6 fine-tuned models" in section.statements[0]
 

@@ -1,52 +1,22 @@
-"""What finished campaigns' stored predictions show, as a report needs it. No torch."""
+"""Several campaigns as one: their evaluations and records, as far as they agree."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.grid.record import FinishedCampaign, MissingColumn, Record
 from engine.machine.files import digest
-from engine.measures import image_changes, metrics, model_rows
-from engine.measures.image_changes import ImageChange
-from engine.measures.metrics import Grid, Summary
 from engine.measures.rows import Evaluation
-from engine.measures.standings import Line, Standings, standings
-from engine.report.certainty import Certainty
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a report shows. record: of one campaign, or several as one (`merged`). changes: images
-    that most rows gained or lost."""
-
-    grid: Grid
-    summary: Summary
-    models: Sequence[Standings]
-    sure: Certainty
-    record: Record
-    changes: Sequence[ImageChange] = ()
-
-    @property
-    def lines(self) -> Iterator[tuple[Standings, Line]]:
-        """Every row of every model's table, best mRI first within a model."""
-        return ((model, line) for model in self.models for line in model.ranked())
-
-
-def results(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
-    """Results from the predictions that a record names.
-
-    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
-    """
-    return _results(run.record, run.evaluations, models_csv)
+from engine.report.results import Results, of_record
 
 
 def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:
-    """Results of several campaigns over the same sets, side by side; models_csv: as in `results`.
+    """Results of several campaigns over the same sets, side by side; models_csv: as in
+    `results.of_campaign`.
 
     A model of several campaigns is one model where they agree in every evaluation that they share,
     and is otherwise named after each campaign too. Of the sets fine-tuned on, those that all
@@ -103,7 +73,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         },
         missing=list(_missing(labels, records, downstreams)),
     )
-    return _results(record, list(rows.values()), models_csv)
+    return of_record(record, list(rows.values()), models_csv)
 
 
 def _missing(
@@ -122,29 +92,6 @@ def _missing(
                     if name not in each.downstreams
                 ]
                 yield MissingColumn(name, f"not a column of {', '.join(without)}", label)
-
-
-def _results(
-    record: Record,
-    evaluations: Sequence[Evaluation],
-    models_csv: Path | None,
-) -> Results:
-    models_given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
-    grid = metrics.gather(evaluations)
-    summary = metrics.summarise(grid, record.sets, record.downstreams)
-    models = standings(
-        summary.accuracy,
-        summary.mri,
-        sets=record.sets,
-        upstream=record.upstream,
-        methods=record.methods,
-        downstreams=record.downstreams,
-    )
-    sure = Certainty.of(
-        grid, summary, record.sets, record.upstream, record.downstreams, models_given
-    )
-    changes = image_changes.most_changed(evaluations)
-    return Results(grid, summary, models, sure, record, changes)
 
 
 def _labels(names: Sequence[str]) -> list[str]:

@@ -1,0 +1,39 @@
+"""Tables of results: their rows, and CSV files of them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from engine.machine import files
+
+
+def rows(table: pandas.DataFrame) -> list[Any]:
+    """The rows, with the columns as attributes."""
+    return list(table.itertuples(index=False))
+
+
+def extremes(table: pandas.DataFrame, name: str) -> tuple[Any, Any]:
+    """The rows with the least and with the greatest number in a column."""
+    ordered = table.dropna(subset=[name]).sort_values(name, kind="stable")
+    return ordered.iloc[0], ordered.iloc[-1]
+
+
+def write_csv(path: Path, table: pandas.DataFrame, digits: str | None = "%.8g") -> Path:
+    """Write a table as CSV, atomically: eight significant digits, or every digit (None), and no
+    text that a spreadsheet takes for a formula."""
+    for name, values in table.select_dtypes(["object", "string"]).items():
+        if formulas := {v: f"'{v}" for v in values.unique() if _is_formula(v)}:
+            table = table.assign(**{str(name): values.replace(formulas)})
+    text = io.StringIO()
+    table.to_csv(text, index=False, float_format=digits, lineterminator="\n")
+    files.write_atomic(path, text.getvalue().encode())
+    return path
+
+
+def _is_formula(value: object) -> bool:
+    """Whether a text begins like one; it then gets an apostrophe, as the OWASP advises."""
+    return isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))

@@ -1,0 +1,268 @@
+"""What finished campaigns' stored predictions show, as a report needs it. No torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from engine import recipe
+from engine.grid.record import FinishedCampaign, Record
+from engine.measures import comparisons, effective_robustness, metrics, model_rows
+from engine.measures.effective_robustness import Trend
+from engine.measures.metrics import Grid
+from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
+
+FINE_TUNE = "fine_tune"
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a report shows. record: of one campaign, or several as one (`merged`). trends: by set,
+    what effective robustness is measured against.
+
+    arms: a row an arm, by model and in table order, with interpolations at every alpha. arm: its
+    place in the grid's arms. method: its title; key: of the method. shown: whether tables have it.
+    Numbers in percent and points with the ends of their intervals: mRI_pts; on_downstream_set_pct,
+    mean accuracy on the set fine-tuned on, left out where one of these is not evaluated;
+    on_other_sets_pct; change_upstream_pts, mean change on the upstream set after fine-tuning on
+    other sets, left out where that was not evaluated.
+
+    comparisons: of every two arms that tables show (`comparisons.compare`).
+    """
+
+    record: Record
+    grid: Grid
+    arms: pandas.DataFrame
+    comparisons: pandas.DataFrame
+    trends: Mapping[str, Trend]
+
+    @property
+    def models(self) -> list[str]:
+        """The pre-trained models, in the order of their evaluations."""
+        return [arm.model for arm in self.grid.arms if arm.method == PRE]
+
+    @property
+    def shown(self) -> pandas.DataFrame:
+        """The arms that tables show, in their order."""
+        return self.arms[self.arms["shown"]]
+
+    def ranked(self, model: str | None = None) -> pandas.DataFrame:
+        """The arms that tables show, best mRI first; of each model, or of one."""
+        rows = self.shown
+        order = rows["model"].map({name: k for k, name in enumerate(self.models)})
+        rows = rows.assign(order=order).sort_values(
+            ["order", "mRI_pts"], ascending=[True, False], kind="stable"
+        )
+        return rows.drop(columns="order")[(rows["model"] == model) | (model is None)]
+
+    def before(self, model: str) -> dict[str, float]:
+        """A pre-trained model's accuracy in percent by set: those of RI from the easiest to the
+        hardest, then the others."""
+        cells = self.grid.cells
+        cells = cells[(cells["model"] == model) & (cells["method"] == PRE)]
+        known = dict(zip(cells["evaluated_on"], cells["accuracy"], strict=True))
+        first = sorted(self.grid.sets, key=lambda name: -known[name])
+        return {name: known[name] for name in dict.fromkeys([*first, *known])}
+
+    def sets(self, model: str) -> list[str]:
+        """The sets of RI, from the easiest to the hardest for a pre-trained model."""
+        return [name for name in self.before(model) if name in self.grid.sets]
+
+    def downstreams(self, model: str) -> list[str]:
+        """The sets fine-tuned on, in the same order; those that are not evaluated come last."""
+        before = self.before(model)
+        return sorted(self.grid.downstreams, key=lambda name: -before.get(name, 0.0))
+
+    @property
+    def is_square(self) -> bool:
+        """Whether the sets that RI is measured on are those that are fine-tuned on."""
+        return set(self.grid.sets) == set(self.grid.downstreams)
+
+    @functools.cached_property
+    def cells(self) -> pandas.DataFrame:
+        """The cells of the arms that tables show: the grid's columns with `method` as its title,
+        and before_pct, accuracy_pct and its ends, change_pts."""
+        grid, titles = self.grid, self.shown.set_index("arm")["method"]
+        cells = grid.cells[grid.cells["arm"].isin(titles.index)]
+        accuracy = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
+        before = grid.cells["accuracy"].to_numpy()[cells["before"]]
+        table = accuracy.table("accuracy_pct", clip=True)
+        numbers = table.drop(columns=["arm", "downstream", "evaluated_on"]).set_index(cells.index)
+        cells = cells.assign(before_pct=before).join(numbers)
+        cells["change_pts"] = cells["accuracy_pct"] - before
+        order = {arm: k for k, arm in enumerate(titles.index)}
+        cells = cells.assign(method=cells["arm"].map(titles), order=cells["arm"].map(order))
+        return cells.sort_values("order", kind="stable").drop(columns="order")
+
+    @functools.cached_property
+    def ri(self) -> pandas.DataFrame:
+        """RI_pts and its ends, a row an arm that tables show and set fine-tuned on, both in the
+        order of tables."""
+        table = self.grid.ri.table("RI_pts")
+        shown = self.shown[["arm", "model", "method", "variant"]]
+        table = shown.merge(table, on="arm")
+        order = {
+            (model, name): k
+            for model in self.models
+            for k, name in enumerate(self.downstreams(model))
+        }
+        places = [order[key] for key in zip(table["model"], table["downstream"], strict=True)]
+        arms = table["arm"].map({arm: k for k, arm in enumerate(shown["arm"])})
+        table = table.assign(arm_order=arms, order=places).sort_values(["arm_order", "order"])
+        return table.drop(columns=["arm_order", "order"]).reset_index(drop=True)
+
+    def against(self, arm: int, on: str = "") -> pandas.DataFrame:
+        """By arm, its comparison with this one: in mRI, or on a set."""
+        rows = self.comparisons[self.comparisons["evaluated_on"] == on]
+        swapped = rows.rename(columns={"arm": "against", "against": "arm"})
+        swapped = swapped.assign(
+            difference_pts=-rows["difference_pts"],
+            difference_low=-rows["difference_high"],
+            difference_high=-rows["difference_low"],
+        )
+        both = pandas.concat([rows, swapped])
+        return both[both["against"] == arm].set_index("arm").drop(columns="against")
+
+    @property
+    def family(self) -> int:
+        """Over how many comparisons of mRI p is corrected."""
+        return int((self.comparisons["evaluated_on"] == "").sum())
+
+    @property
+    def population(self) -> str:
+        """What the intervals are about."""
+        seeds = len(self.grid.seeds)
+        runs = f" and training runs like these {seeds}" if seeds > 1 else ""
+        return (
+            f"source images like these (all copies of one are drawn together){runs}; the sets, the "
+            "classes and the pre-trained model are taken as they are"
+        )
+
+    def of(self, model: str) -> str:
+        """` of MODEL` where a report has several, for captions."""
+        return f" of {model}" if len(self.models) > 1 else ""
+
+    def published_mri(self, model: str) -> Mapping[str, float]:
+        """The published mRI by method. Nothing where ours is the mean over other columns: the
+        published numbers are over `downstreams` sets, which are also those of RI."""
+        if not self.is_square or len(self.grid.sets) != slides()["downstreams"]:
+            return {}
+        return published(model).get("mri", {})
+
+
+@functools.cache
+def slides() -> Mapping[str, Any]:
+    """All published numbers."""
+    return recipe.published()
+
+
+@functools.cache
+def published(model: str) -> Mapping[str, Any]:
+    """The published numbers of a pre-trained model, or nothing; accuracies by our names of sets.
+
+    The model is known by its label on the slides, its timm name or its recipe's.
+    """
+    source = slides()
+    by_name = {
+        name: entry
+        for label, entry in source["models"].items()
+        for name in (label, entry.get("timm"), entry.get("recipe"))
+        if name
+    }
+    entry = dict(by_name.get(model, {}))
+    for key in ("before", "fine_tuned_on_val") if entry else ():
+        accuracy = entry.get(key, {})
+        names = source["sets"].items()
+        entry[key] = {name: accuracy[label] for name, label in names if label in accuracy}
+    return entry
+
+
+def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
+    """Results from the predictions that a record names.
+
+    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
+    """
+    return of_record(run.record, run.evaluations, models_csv)
+
+
+def of_record(
+    record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
+) -> Results:
+    """Results of a record's evaluations, with absolute paths."""
+    given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
+    grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
+    trends = effective_robustness.trends(grid, given)
+    grid = effective_robustness.above_trend(grid, trends)
+    arms = _arms(grid, record.methods)
+    pairs = comparisons.all_pairs([grid.arms[k] for k in arms.loc[arms["shown"], "arm"]])
+    compared = comparisons.compare(grid, pairs).rename(columns={"difference": "difference_pts"})
+    return Results(record, grid, arms, compared, trends)
+
+
+def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
+    """As `Results.arms`; `methods` maps a method's key to its title, in table order. Methods that
+    it does not name come last, under their key."""
+    cells, by = grid.cells, ["arm"]
+    counts = cells["downstream"].isin(grid.downstreams)
+    on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
+    upstream = cells[counts & (cells["evaluated_on"] == grid.upstream)]
+    forgotten = upstream[(upstream["downstream"] != grid.upstream) & (upstream["before"] >= 0)]
+    table = grid.mri.table("mRI_pts")
+    numbers = [grid.mean(grid.elsewhere, by).table("on_other_sets_pct", clip=True)]
+    if set(cells["evaluated_on"]) >= set(grid.downstreams):
+        numbers.insert(0, grid.mean(on_downstream, by).table("on_downstream_set_pct", clip=True))
+    if len(forgotten):
+        numbers.append(grid.mean(forgotten, by, of="change").table("change_upstream_pts"))
+    for of_cells in numbers:
+        table = table.merge(of_cells, on="arm", how="left")
+    headline = dict(zip(cells["arm"], cells["headline"], strict=True))
+    arms = [grid.arms[k] for k in table["arm"]]
+    headlines = [bool(headline[k]) for k in table["arm"]]
+    pairs = list(zip(arms, headlines, strict=True))
+    plain = {arm.model for arm, is_headline in pairs if is_headline and not arm.setting}
+    shown = [
+        is_headline and (not arm.setting or arm.model not in plain) for arm, is_headline in pairs
+    ]
+    names = {
+        "arm": table["arm"],
+        "model": [arm.model for arm in arms],
+        "method": [_title(arm, methods, show) for arm, show in zip(arms, shown, strict=True)],
+        "variant": [arm.variant for arm in arms],
+        "key": [arm.method for arm in arms],
+        "alpha": [arm.alpha for arm in arms],
+        "setting": [arm.setting for arm in arms],
+        "shown": shown,
+    }
+    named = pandas.DataFrame(names).astype({"alpha": float}).merge(table, on="arm")
+    orders = (
+        [arm.model for arm in grid.arms if arm.method == PRE],
+        [*methods, *named["key"]],
+        sorted(named["variant"]),
+        [*named["setting"]],
+    )
+    places = [{name: k for k, name in enumerate(dict.fromkeys(order))} for order in orders]
+    by = ["model", "key", "variant", "setting"]
+    keys = {name: named[name].map(place) for name, place in zip(by, places, strict=True)}
+    order = pandas.DataFrame(keys | {"alpha": named["alpha"].fillna(0)})
+    order = order.sort_values([*map(str, order)], kind="stable").index
+    return named.loc[order].reset_index(drop=True)
+
+
+def _title(arm: Arm, methods: Mapping[str, str], shown: bool) -> str:
+    """The method's title, with the variant, setting and alpha of the arm as far as that does not
+    name them. Of an interpolation, tables show an alpha only where it is not the default."""
+    title = methods.get(arm.method, arm.method)
+    if arm.variant not in ("canonical", "") and arm.variant not in title:
+        title += f" ({arm.variant})"
+    if arm.setting:
+        pairs = (word.partition("=") for word in arm.setting.split(","))
+        title += f", {','.join(key.rpartition('.')[2] + sign + v for key, sign, v in pairs)}"
+    alpha = f"alpha {arm.alpha:g}" if arm.alpha is not None else ""
+    if alpha and shown and arm.alpha != DEFAULT_ALPHA and alpha not in title:
+        title += f", {alpha}"
+    return title

@@ -1,0 +1,61 @@
+"""Numbers and counts as sentences and tables write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
+
+ABSENT = "-"  # in the terminal
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def rounded(value: float, digits: int = 1) -> str:
+    """With so many decimals, halves away from zero as charts round them: -6.25 is -6.3."""
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """`rounded` with its sign: `+1.2`, `−1.2` (a true minus) or `0.0`, never a negative zero."""
+    text = rounded(value, digits)
+    return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
+
+
+def ascii_signed(value: float | None) -> str:
+    """`signed` in ASCII for the terminal, and `ABSENT` for None and NaN."""
+    return ABSENT if value is None or value != value else signed(value).replace("−", "-")
+
+
+def p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def ends(low: float, high: float) -> str:
+    """`+1.9 to +4.1`: an interval in a sentence."""
+    return f"{signed(low)} to {signed(high)}"
+
+
+def words(number: int) -> str:
+    """Small numbers as prose writes them."""
+    return NUMBERS[number] if number < len(NUMBERS) else str(number)
+
+
+def counted(noun: str, number: int, written: str = "") -> str:
+    """`1 set`, `2 sets`, or with `written` in place of the digits, as in `two sets`."""
+    return f"{written or f'{number:,}'} {noun}{'s' * (number != 1)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def set_head(name: str) -> str:
+    """A set's name as words of a column's head, ImageNet as the field abbreviates it."""
+    return re.sub("[-_]", " ", name.replace("imagenet", "IN"))
+
+
+def slug(*parts: str) -> str:
+    """Words as a file's name: letters, digits and single dashes."""
+    return "-".join(re.findall("[a-z0-9]+", " ".join(parts).lower()))
