@@ -3,8 +3,8 @@
 python tests/mutants.py [--number 40] [--seed 0] [--marks "not slow and not exhaustive"]
 
 Each mutant is a copy of the tree with a single change at a random place of engine, kernels or
-loaders. The tests of the mirrored folder run on it until one fails. Which mutant a seed gives
-depends on the code alone, so that two states of the tests can be compared on the same ones.
+loaders. The tests of its room run on it until one fails. Which mutant a seed gives depends on the
+code alone, so that two states of the tests can be compared on the same ones.
 """
 
 from __future__ import annotations
@@ -78,11 +78,9 @@ def mutants(seed: int, number: int) -> Iterator[tuple[Path, int, str, str]]:
 
 
 def tests_of(file: Path) -> str:
-    """The folder of tests that mirrors a file's, or the nearest above it that there is."""
-    folder = Path("tests") / file.parent
-    while not (ROOT / folder).is_dir():
-        folder = folder.parent
-    return str(folder)
+    """The folder of tests that mirrors a file's room, or its package where there is none."""
+    room = Path("tests", *file.parent.parts[:2])
+    return str(room if (ROOT / room).is_dir() else room.parent)
 
 
 def main() -> int:

@@ -25,7 +25,6 @@ __all__ = ["grid"]
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ARCHS = [VIT, *(pytest.param(a, marks=pytest.mark.exhaustive) for a in (CONV, "test_resnet"))]
-ALWAYS = ("train.compile=always", "evaluate.compile=always")
 
 
 @pytest.fixture
@@ -151,18 +150,22 @@ def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -
         gc.enable()
 
 
-@pytest.mark.slow
-def test_a_cell_that_inductor_compiled_is_the_cell(grid: Grid, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "training", ["never", pytest.param("always", marks=pytest.mark.exhaustive)]
+)
+def test_a_cell_that_inductor_compiled_is_the_cell(
+    grid: Grid, tmp_path: Path, training: str
+) -> None:
     _, plain = grid.build()
-    runs = Grid(grid.folder, tmp_path, grid.device)
-    builder, cell = runs.build(*ALWAYS)
+    runs, word = Grid(grid.folder, tmp_path, grid.device), f"train.compile={training}"
+    builder, cell = runs.build(word, "evaluate.compile=always")
     assert distance(weights(cell), weights(plain)) < 1e-5
     mix = {cell.name: 1.0}
-    for each in (builder, runs.builder("train.compile=always")):
+    for each in (builder, runs.builder(word)):
         passes.evaluate(each.run, [mix], ["few"], "all")
     with_graph, without_graph = (
         pq.read_table(passes.predicted(each.run, mix, "few", "all"))["margin"].to_numpy()
-        for each in (builder, runs.builder("train.compile=always"))
+        for each in (builder, runs.builder(word))
     )
     assert 0 < np.abs(with_graph - without_graph).max() < 1e-4, "compiled, it rounds otherwise"
 

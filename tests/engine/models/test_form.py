@@ -43,7 +43,8 @@ def table(builder: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
         ("evaluate.precision=fp32",),
         ("evaluate.precision=bf16",),
         pytest.param(
-            ("evaluate.precision=bf16", "evaluate.compile=always"), marks=pytest.mark.slow
+            ("evaluate.precision=bf16", "evaluate.compile=always"),
+            marks=[pytest.mark.slow, pytest.mark.exhaustive],
         ),
     ],
 )
