@@ -1,4 +1,4 @@
-# make demo | test | check | faults | bench | docs | constraints; each first does the missing set-up.
+# make demo | test | check | exhaustive | faults | bench | docs | constraints; each first does the missing set-up.
 # make demo MODEL=vit runs the demo's grid on a ViT.
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 SUDO_LINE := apt-get install -y --no-install-recommends
 
 LOG := $(VENV)/setup.log
@@ -19,7 +19,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check avx2 faults setup bench gate gpu docs audit constraints clean
+.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -31,20 +31,29 @@ $(VENV)/demo-vit: $(VENV)/ready
 $(VENV)/demo-%:
 	@echo "MODEL=$*: the demo knows vit; without MODEL it takes EfficientNet-Lite0"; exit 2
 
-test: check
-	@$(PYTEST) -m slow
-
+# Types are checked beside the tests: that takes a core for a minute.
 check: setup
+	@$(MAKE) --no-print-directory -j lint tests MARKS="not slow and not exhaustive"
+
+test: setup
+	@$(MAKE) --no-print-directory -j lint tests MARKS="not exhaustive"
+
+exhaustive: setup
+	@$(MAKE) --no-print-directory tests MARKS=exhaustive
+
+lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright --pythonpath $(BIN)/python
-	@$(PYTEST) -m "not slow"
+
+tests: setup
+	@$(PYTEST) -m "$(MARKS)"
 
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
-# Convolutions, formats and features, on the instructions that most processors have.
-AVX2_TESTS := tests/engine/models/test_form.py tests/engine/models/test_same_padding.py
+# Forms and backbones, on the instructions that most processors have.
+AVX2_TESTS := tests/engine/models/test_form.py tests/engine/models/test_backbone.py
 
 faults: setup
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults

@@ -54,19 +54,15 @@ setup(
         "clip": ["open_clip_torch>=3"],  # zero-shot heads for CLIP without an IN-1K stage
         "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
         "bench": [  # peers
-            "avalanche-lib>=0.6",
-            "geomloss>=0.3",
             "liger-kernel>=0.5; platform_system == 'Linux'",
-            "ott-jax>=0.5",
             "POT>=0.9.5",
             "threadpoolctl>=3.2",
-            "webdataset>=1.0",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
         "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "POT>=0.9.5",
             "geomloss>=0.3",
             "open_clip_torch>=3",

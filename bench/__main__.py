@@ -1,9 +1,8 @@
-"""Runs bench cases: gate first, then interleaved times, one table, and JSON beside it.
+"""Our speed as a ratio to named peers: `python -m bench [case ...]`.
 
-A case whose gate is red is not timed, and one that fails half-way keeps the rows it has; both say
-so in the JSON and make the exit status 1. One whose packages are missing is skipped by name. A
-missed target is printed, and does not change the exit status: times depend on what else the machine
-does.
+A contest's entrants must give the same before they are timed. A case that fails keeps the rows it
+has and makes the exit status 1; one whose packages are missing is skipped by name. Rows go to
+bench/results/CASE-DEVICE.json as soon as they are known.
 """
 
 from __future__ import annotations
@@ -13,97 +12,70 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench import contest, peers, report, roofline
+from bench import contest
+from bench.contest import CASES, Scale
+from bench.report import RESULTS, Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    unknown = sorted(set(options.cases) - set(contest.CASES))
+    unknown = sorted(set(options.cases) - set(CASES))
     if unknown:
-        print(f"no case {', '.join(unknown)}; there are {', '.join(contest.CASES)}")
+        print(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
         return 2
     if options.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: torch sees no GPU here")
         return 2
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    os.environ["RIB_PROGRESS"] = "off"
     device = torch.device(options.device)
-    about = report.machine(device)
-    scale = contest.Scale(options.quick, options.batch, options.full, options.drawn)
-    keeps = options.out is not None or not (options.quick or options.json)
-    ceiling = roofline.measure(device, options.quick)
-    print(report.header(about, ceiling))
-    everything: dict[str, Any] = {}
-    failed = False
-    for name in options.cases or contest.CASES:
-        print(f"\n{name}")
-        try:
-            case = contest.load(name)
-        except ImportError as error:
-            print(f"skipped: {error}")
-            continue
-        try:
-            case.gate(device)
-        except Exception as error:  # a kernel that does not compile must not stop the other cases
-            reason = str(error) if isinstance(error, AssertionError) else _named(error)
-            print(f"NOT TIMED, its gate is red: {reason}")
-            failed = True
-            failure = {"gate": "red", "message": reason}
-            everything[name] = report.content([], about, ceiling) | failure
-            if keeps:
-                report.save(name, everything[name], options.out)
-            continue
-        rows: list[contest.Row] = []
-        printed = report.markdown if options.markdown else report.table
-        peers.SKIPPED.clear()
-        message = {}
-        try:
-            for current in case.contests(device, scale):
-                timed = contest.hold(current, ceiling, device, seconds=options.seconds)
-                print(printed(timed, heads=not rows), flush=True)
-                rows += timed
-                if keeps:  # a later contest may not end in time
-                    so_far = report.content(rows, about, ceiling) | {"message": "unfinished"}
-                    report.save(name, so_far, options.out)
-                del current  # before the next is built: two would not fit
-        except Exception as error:  # nor one that fails half-way
-            message = {"message": _named(error)}
-            print(f"{name} FAILED, the rows before it are kept: {message['message']}")
-            failed = True
-        print(report.rates(rows), end="\n" if rows and rows[0].rates else "")
-        everything[name] = report.content(rows, about, ceiling) | message
-        everything[name]["skipped"] = list(peers.SKIPPED)
-        if keeps:
-            report.save(name, everything[name], options.out)
-    if options.json:
-        report.write(options.json, everything)
-    return int(failed)
+    scale = Scale(options.quick, options.full, options.drawn)
+    folder = options.out or (None if options.quick else RESULTS)
+    failed = [name for name in options.cases or CASES if not _case(name, device, scale, folder,
+                                                                   options.seconds)]  # fmt: skip
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return int(bool(failed))
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _case(
+    name: str, device: torch.device, scale: Scale, folder: Path | None, seconds: float
+) -> bool:
+    """Whether it went well."""
+    results = Results(folder, name, device)
+    machine = results.content["machine"]
+    print(f"\n{name}: {machine['device']}, {machine['threads']} threads, load {machine['load']}")
+    contest.SKIPPED.clear()
+    try:
+        for current in contest.cases(name)(device, scale):
+            for row in contest.hold(current, device, seconds=seconds):
+                results.add(row)
+            del current  # before the next is built: two would not fit
+    except ImportError as error:
+        print(f"skipped: {error}")
+        return True
+    except Exception as error:  # the next case is timed all the same
+        message = f"{type(error).__name__}: {error}"
+        print(f"{name} FAILED, the rows before it are kept: {message}")
+        results.write(message=message)
+        return False
+    results.write(skipped=list(contest.SKIPPED))
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(contest.CASES))
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(CASES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each contest's rounds")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--batch", type=int, help="images a model's step (64; CUDA: 256)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")
     parser.add_argument("--full", action="store_true", help="also sizes that take peers minutes")
     parser.add_argument("--drawn", action="store_true", help="pictures of noise, not photos")
     parser.add_argument("--out", type=Path, help="folder of the results; quick ones are kept too")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    parser.add_argument("--json", type=Path, help="all results here, not in bench/results/")
     return parser
 
 
 if __name__ == "__main__":
-    os.environ["RIB_PROGRESS"] = "off"  # a table is printed
     sys.exit(main())

@@ -4,35 +4,34 @@ The script (`bench/plain_grid.py`) runs a process for each cell and reads image 
 DataLoader, so every image is decoded again for each model that sees it. The engine decodes it once,
 and evaluates all models of a column on it together. Both get the same JPEG files, the same
 pre-trained model with its head, the same order of batches and the same settings, and two columns
-run at a time, on a thread each. Their tables of accuracy must agree, or nothing is timed.
-
-    released    seven methods, each as the released code has it; WiSE-FT at alpha 0.5
-    canonical   five of them as their papers have them; WiSE-FT at eleven alphas, EWC with a Fisher
-
-As in the release, the script evaluates the pre-trained model once, and LP-FT, WiSE-FT and soups
-load finished cells. A last look at the training set, which the release takes, is left out.
+run at a time, on a thread each. Their tables of accuracy must agree.
 
 Times are processor time of all processes, from the first command to the last: the engine's encoding
-and report are among them. The wall's seconds, and the images that were decoded and went through a
-model, stand beside them in the JSON.
+and report are among them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from bench import plain_grid
+from bench import photos, plain_grid
 from bench.contest import Contest, Entrant, Scale
-from bench.grid_programs import METHODS, UPSTREAM, Grid, Images, Outcome, Table
+from bench.report import ROOT
 from engine import models
 from engine.grid import cell_plan
 from engine.grid.build import Builder
@@ -43,46 +42,147 @@ from loaders.benchmarks import emoji
 if importlib.util.find_spec("snakemake") is None:
     raise ImportError("a campaign's jobs need snakemake")
 
-KERNELS = ()
-TITLES = {"paper": "released", "canonical": "canonical"}
+METHODS = ("fine_tune", "linear_probe", "ewc", "lwf", "lp_ft", "wise_ft", "soup")
+UPSTREAM, CORES = "upstream", 2
 SETS, COLUMNS = ("twemoji", "noto-v1", "openmoji"), ("twemoji", "openmoji")
 CLASSES, RENDERINGS = 120, 2
 DRAWN, SIDE = 64, 433  # pixels; enlarged, an image has as many as ImageNet's of 500 x 375
 # On the emoji model rounding moves weights by 1.3% of what fine-tuning does: so far is the script
 # from itself in another memory format, and 1.4% from the engine.
 MOST_POINTS, MEAN_POINTS = 5.0, 1.0
-
-
-def gate(device: torch.device) -> None:
-    """Both programs give the same table of a small column; the timed grids are compared as well."""
-    with _drawn() as images:
-        grid = Grid(images, "paper")
-        agree(grid.engine().table, grid.plain(in_process).table, images)
-
-
-def in_process(command: Sequence[str]) -> None:
-    """Run a command of the plain script here, without the seconds that a process takes to start."""
-    threads = torch.get_num_threads()
-    try:
-        plain_grid.main(command[2:])
-    finally:
-        torch.set_num_threads(threads)
+Table = dict[tuple[str, str, str], float]  # percent by method, set of fine-tuning, measured set
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
-    with _drawn() if scale.draws else _emoji() as images:
-        for variant in METHODS:
-            yield _contest(Grid(images, variant))
+    with _drawn() if scale.draws else _emoji() as grid:
+        yield Contest(
+            f"{len(METHODS)} methods x {len(grid.columns)} sets, {sum(grid.sizes.values())} files",
+            Entrant("rib campaign", grid.engine),
+            (Entrant("a process a cell", grid.plain),),
+            rounds=1,
+            processor_time=True,
+            warm=False,
+        )
+        engine, plain = grid.tables
+        agree(engine, plain, grid.sizes)
 
 
-def agree(engine: Table, plain: Table, images: Images) -> None:
+@dataclass(frozen=True)
+class Grid:
+    """`folder` holds images/SET/CLASS/*.jpg, of `sets` and upstream, and pre.safetensors.
+
+    columns: the sets that models are fine-tuned on. settings: lr, epochs and batch_size.
+    """
+
+    folder: Path
+    sets: tuple[str, ...]
+    columns: tuple[str, ...]
+    arch: str
+    image_size: int
+    settings: Mapping[str, float]
+    tables: list[Table] = field(default_factory=list)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of every set; upstream comes first."""
+        names = (UPSTREAM, *self.sets)
+        return {name: len(list((self.folder / "images" / name).glob("*/*.jpg"))) for name in names}
+
+    def engine(self) -> None:
+        """A campaign from nothing to its report."""
+        program = [sys.executable, str(ROOT / "engine" / "rib"), "campaign", str(self.file)]
+        run([*program, "--cores", str(CORES), *self.words(self.folder / "runs")])
+        (report,) = (self.folder / "runs").glob(f"{self.file.stem}*/report/accuracy.csv")
+        with report.open() as file:
+            rows = list(csv.DictReader(file))
+        self.tables.append(
+            {
+                (row["method"], row["downstream"], row["evaluated_on"]): float(row["accuracy"])
+                for row in rows
+            }
+        )
+
+    def plain(self, start: Callable[[Sequence[str]], object] | None = None) -> None:
+        """The pre-trained model, then column by column, two columns at a time.
+
+        start: runs a command to its end, by default as a process.
+        """
+        start = start or run
+        start(self.command("pre"))
+
+        def column(downstream: str) -> None:
+            for method in METHODS:
+                start(self.command(method, downstream))
+
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(column, self.columns))
+        table: Table = {}
+        for method, downstream in [("pre", ""), *((m, c) for c in self.columns for m in METHODS)]:
+            file = self.folder / "cells" / f"{method}-{downstream}" / "accuracy.json"
+            for name, accuracy in json.loads(file.read_text()).items():
+                table[method, downstream, name] = accuracy
+        self.tables.append(table)
+
+    def command(self, method: str, downstream: str = "") -> list[str]:
+        """Of the plain script, for a cell."""
+        options = {
+            "data": self.folder / "images",
+            "downstream": downstream,
+            "method": method,
+            "arch": self.arch,
+            "weights": self.folder / "pre.safetensors",
+            "image-size": self.image_size,
+            "crop": 1.0,
+            "out": self.folder / "cells",
+            **{name.replace("_", "-"): value for name, value in self.settings.items()},
+        }
+        program = [sys.executable, plain_grid.__file__, "--sets", *self.sizes]
+        return program + [f"--{name}={value}" for name, value in options.items()]
+
+    @cached_property
+    def file(self) -> Path:
+        """The campaign of the engine."""
+        file, settings = self.folder / "grid.yaml", dict(self.settings)
+        shared = {"batch_size": settings["batch_size"], "compile": "never"}
+        recipe = {
+            "model": "file",
+            "dataset": {
+                "extends": "folder",
+                "root": str(self.folder / "images"),
+                "sets": list(self.sets),
+                "holdout": 0.0,
+            },
+            "downstream": self.columns[0],
+            "downstreams": list(self.columns),
+            "optimizer": {"name": "sgd", "lr": settings["lr"], "momentum": plain_grid.MOMENTUM},
+            "train": {"epochs": settings["epochs"], "freeze_batchnorm": True, **shared},
+            "evaluate": shared,
+            "methods": {name: {} for name in METHODS},
+        }
+        file.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
+        return file
+
+    def words(self, runs: Path) -> list[str]:
+        """What the command says beside the campaign's file."""
+        return [
+            f"runs={runs}",
+            "method.variant=paper",
+            f"model.arch={self.arch}",
+            f"model.image_size={self.image_size}",
+            "model.crop=1.0",
+            "model.channels_last=true",
+            f"model.weights.path={self.folder / 'pre.safetensors'}",
+        ]
+
+
+def agree(engine: Table, plain: Table, sizes: Mapping[str, int]) -> None:
     """Raise AssertionError unless two tables have the same accuracies up to rounding: the
     pre-trained model's to an image, others to `MOST_POINTS`, and to `MEAN_POINTS` on average."""
     assert engine.keys() == plain.keys(), f"in one table alone: {engine.keys() ^ plain.keys()}"
     differences = {key: abs(engine[key] - plain[key]) for key in engine}
     worst = max(differences, key=lambda key: differences[key])
     mean = sum(differences.values()) / len(differences)
-    image = 100.1 / min(images.sizes.values())
+    image = 100.1 / min(sizes.values())
     most = max(MOST_POINTS, image)
     exact = all(value <= image for key, value in differences.items() if key[0] == "pre")
     assert exact and differences[worst] <= most and mean <= MEAN_POINTS, (
@@ -91,73 +191,47 @@ def agree(engine: Table, plain: Table, images: Images) -> None:
     )
 
 
-def _contest(grid: Grid) -> Contest:
-    outcomes: dict[str, Outcome] = {}
-
-    def entrant(name: str, program: Callable[[], Outcome]) -> Entrant:
-        figures: dict[str, float] = {}
-
-        def run() -> None:
-            outcomes[name] = outcome = program()
-            figures.update(outcome.figures)
-            if len(outcomes) == 2:
-                first, second = (each.table for each in outcomes.values())
-                agree(first, second, grid.images)
-
-        return Entrant(name, run, figures=figures)
-
-    return Contest(
-        f"grid {TITLES[grid.variant]}",
-        entrant("rib campaign", grid.engine),
-        (entrant("a process a cell", grid.plain),),
-        rounds=1,
-        processor_time=True,
-        warm=False,
-    )
+def run(command: Sequence[str]) -> None:
+    """Run a command. Raises RuntimeError with its last lines where it fails."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    more = {"PYTHONPATH": os.pathsep.join(paths), "RIB_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} ... failed: {process.stderr[-2000:]}")
 
 
 @contextlib.contextmanager
-def _emoji() -> Iterator[Images]:
+def _emoji() -> Iterator[Grid]:
     """Sets of the demo as JPEG files of ImageNet's size, and the demo's model with its head."""
     with tempfile.TemporaryDirectory() as name:
         settings = {"lr": 1e-3, "epochs": 1, "batch_size": 32}  # the released rate
-        images = Images(Path(name), SETS, COLUMNS, "tf_efficientnet_lite0", 64, settings)
+        grid = Grid(Path(name), SETS, COLUMNS, "tf_efficientnet_lite0", 64, settings)
         cache = cache_folder()
         concepts = emoji.fetch(cache).choose(CLASSES, 0)
         for place in (UPSTREAM, *SETS):
             styles = emoji.UPSTREAM if place == UPSTREAM else (place,)
             items = emoji.items(cache, styles, concepts, RENDERINGS, 0, DRAWN)
             for number, item in enumerate(items):
-                folder = images.folder / "images" / place / concepts[item.label].name
+                folder = grid.folder / "images" / place / concepts[item.label].name
                 folder.mkdir(parents=True, exist_ok=True)
                 picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
-        words = ("model=efficientnet_lite0", f"runs={images.folder / 'pre'}")
-        file = str(Grid(images, "canonical").file)
-        cell = cell_plan.resolve(file, words, method="fine_tune", downstream=SETS[0])
+        words = ("model=efficientnet_lite0", f"runs={grid.folder / 'pre'}")
+        cell = cell_plan.resolve(str(grid.file), words, method="fine_tune", downstream=SETS[0])
         base = Builder(cell, torch.device("cpu")).base
-        save_file(base.state(), images.folder / "pre.safetensors")
-        yield images
+        save_file(base.state(), grid.folder / "pre.safetensors")
+        yield grid
 
 
 @contextlib.contextmanager
-def _drawn() -> Iterator[Images]:
+def _drawn() -> Iterator[Grid]:
     """A column of eight classes of noisy patterns, and a small network with random weights."""
     with tempfile.TemporaryDirectory() as name:
         settings = {"lr": 0.02, "epochs": 2, "batch_size": 8}
-        sets = ("one", "two")
-        images = Images(Path(name), sets, sets[:1], "test_convnext", 32, settings)
-        rng = np.random.default_rng(0)
-        coarse = rng.integers(0, 256, (8, 6, 6, 3))
-        for place in (UPSTREAM, *images.sets):
-            for label, pattern in enumerate(coarse):
-                folder = images.folder / "images" / place / f"class-{label}"
-                folder.mkdir(parents=True)
-                for number in range(4):
-                    pixels = np.clip(pattern + rng.normal(0, 160, pattern.shape), 0, 255)
-                    picture = Image.fromarray(pixels.astype(np.uint8)).resize((48, 48))
-                    picture.save(folder / f"{number}.jpg", quality=90)
+        grid = Grid(Path(name), ("one", "two"), ("one",), "test_convnext", 32, settings)
+        for seed, place in enumerate((UPSTREAM, *grid.sets)):
+            photos.draw(grid.folder / "images" / place, seed, classes=8, images=4, side=48)
         torch.manual_seed(0)
-        model = ModelRecipe(name=images.arch, arch=images.arch, image_size=images.image_size)
-        save_file(models.create(model, len(coarse)).state_dict(), images.folder / "pre.safetensors")
-        yield images
+        model = ModelRecipe(name=grid.arch, arch=grid.arch, image_size=grid.image_size)
+        save_file(models.create(model, 8).state_dict(), grid.folder / "pre.safetensors")
+        yield grid

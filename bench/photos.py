@@ -1,4 +1,4 @@
-"""Photos to evaluate on: as JPEG files of a common size, and as packs."""
+"""Pictures to time with: as JPEG files of a common size, and as packs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from engine import models
 from engine.machine.files import cache_folder
@@ -27,8 +25,7 @@ def write(folder: Path, count: int, drawn: bool) -> None:
     """`count` JPEG files of 500 x 375 as <class>/<n>.jpg: twenty photos by turns, or noise."""
     if drawn:
         rng = np.random.default_rng(0)
-        coarse = [rng.integers(0, 256, (12, 16, 3), np.uint8) for _ in range(4)]
-        pictures = [Image.fromarray(pixels) for pixels in coarse]
+        pictures = [Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)) for _ in range(4)]
     else:
         package, version, sha256 = PHOTOS
         pattern = f"{package}-{version}-*.whl"
@@ -46,6 +43,20 @@ def write(folder: Path, count: int, drawn: bool) -> None:
         (place / f"{number:06d}.jpg").write_bytes(jpegs[number % len(jpegs)])
 
 
+def draw(folder: Path, seed: int, classes: int, images: int, side: int) -> None:
+    """JPEG files <class>/<n>.jpg: a coarse pattern of the class in colours of `seed`, and noise."""
+    colours = np.random.default_rng(seed).random(3)
+    for label in range(classes):
+        pattern = np.random.default_rng(label).integers(0, 200, (8, 8, 1))
+        place = folder / f"class {label:03d}"
+        place.mkdir(parents=True)
+        for number in range(images):
+            noise = np.random.default_rng([seed, label, number]).integers(0, 56, (8, 8, 3))
+            picture = Image.fromarray((pattern * (0.5 + colours / 2) + noise).astype(np.uint8))
+            picture = picture.resize((side, side), Image.Resampling.NEAREST)
+            picture.save(place / f"{number}.jpg", quality=90)
+
+
 def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jpeg"]) -> Pack:
     """The files as a pack, in one process, as the engine encodes a set of this size."""
     transform = models.transform(model)
@@ -61,19 +72,3 @@ def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jp
         format=kind,
         progress=False,
     )
-
-
-class Files(torch.utils.data.Dataset):
-    """The files as users read them: opened, resized and cropped every time."""
-
-    def __init__(self, folder: Path, model: ModelRecipe) -> None:
-        self.paths = [item.payload for item in folders.read(folder).items]
-        self.transform = models.transform(model)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> Tensor:
-        """uint8 [3, H, W]."""
-        pixels = self.transform(trees.open_image(self.paths[number]))
-        return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -7,9 +7,8 @@ It trains a model on one set with one method, evaluates it on every set, and wri
 accuracies below `--out`. It does what the benchmark's released code does: a process a cell; every
 image decoded from its file whenever a model sees it, by the worker processes of a DataLoader; LwF's
 teacher in every step; a pass over a set for each model. As there, the pre-trained model is a cell
-too (`--method pre`), and LP-FT, WiSE-FT and soups load the cells that they are made of, which must
-be finished. `--variant canonical` is what the methods' papers say: WiSE-FT at eleven alphas, EWC
-with a Fisher, which each cell computes, LwF with T^2.
+too (`--method pre`), LP-FT, WiSE-FT (alpha 0.5) and soups load the cells that they are made of,
+which must be finished, EWC has no Fisher and LwF no T^2.
 
 It needs no part of the engine. Batches come in the order of NumPy's generator, seeded by the epoch,
 so that another program can train on the same ones.
@@ -21,7 +20,6 @@ import argparse
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,24 +33,22 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 MOMENTUM, TEMPERATURE = 0.9, 2.0
-ALPHAS = {"paper": [0.5], "canonical": [i / 10 for i in range(11)]}
+ALPHA = 0.5
 SOUP = ("fine_tune", "ewc", "lwf")  # and the pre-trained model
 State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of images, logits and labels
 
 
 class Cell:
-    """What a method works with. `counts`: images decoded, and passed through a model either way."""
+    """What a method works with."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.start: State = load_file(args.weights)
-        self.counts = Counter(decoded=0, forward=0, backward=0)
 
     def network(self, state: State) -> nn.Module:
         """A network with these weights, in evaluation mode."""
@@ -90,12 +86,7 @@ class Cell:
             num_workers=self.args.workers,
         )
         for x, y in loader:
-            self.counts["decoded"] += len(x)
             yield x.contiguous(memory_format=torch.channels_last), y
-
-    def logits(self, net: nn.Module, x: Tensor) -> Tensor:
-        self.counts["forward"] += len(x)
-        return net(x)
 
     def folder(self, method: str) -> Path:
         return self.args.out / f"{method}-{self.args.downstream}"
@@ -105,83 +96,56 @@ class Cell:
         return load_file(self.folder(method) / "weights.safetensors")
 
 
-def pre(cell: Cell) -> dict[str, State]:
-    return {"": cell.start}
+def pre(cell: Cell) -> State:
+    return cell.start
 
 
-def fine_tune(cell: Cell) -> dict[str, State]:
+def fine_tune(cell: Cell) -> State:
     return train(cell, cell.network(cell.start), lambda x, logits, y: F.cross_entropy(logits, y))
 
 
-def linear_probe(cell: Cell) -> dict[str, State]:
+def linear_probe(cell: Cell) -> State:
     net = cell.network(cell.start).requires_grad_(False)
     net.get_classifier().requires_grad_(True)  # type: ignore[operator]
     return train(cell, net, lambda x, logits, y: F.cross_entropy(logits, y), frozen=True)
 
 
-def lp_ft(cell: Cell) -> dict[str, State]:
+def lp_ft(cell: Cell) -> State:
     net = cell.network(cell.finished("linear_probe"))
     return train(cell, net, lambda x, logits, y: F.cross_entropy(logits, y))
 
 
-def ewc(cell: Cell) -> dict[str, State]:
+def ewc(cell: Cell) -> State:
     net = cell.network(cell.start)
     anchor = {name: p.detach().clone() for name, p in net.named_parameters()}
-    if cell.args.variant == "paper":
-        pull = {name: torch.ones_like(p) for name, p in anchor.items()}
-    else:
-        pull = {name: 0.5 * f for name, f in fisher(cell, net).items()}
 
     def loss(x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        moved = ((pull[n] * (p - anchor[n]) ** 2).sum() for n, p in net.named_parameters())
+        moved = (((p - anchor[n]) ** 2).sum() for n, p in net.named_parameters())
         return F.cross_entropy(logits, y) + cell.args.lam * torch.stack(list(moved)).sum()
 
     return train(cell, net, loss)
 
 
-def fisher(cell: Cell, net: nn.Module) -> State:
-    """Mean square of each image's gradient on the upstream set, with its label, over their mean."""
-    parameters = {name: p.detach() for name, p in net.named_parameters()}
-    buffers = dict(net.named_buffers())
-
-    def loss(parameters: State, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(net, (parameters, buffers), (x[None],)), y[None])
-
-    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for x, y in cell.batches(cell.args.sets[0]):
-        cell.counts["forward"] += len(x)
-        cell.counts["backward"] += len(x)
-        for name, g in vmap(grad(loss), (None, 0, 0))(parameters, x, y).items():
-            squares[name] += g.square().sum(0)
-    mean = sum(s.sum() for s in squares.values()) / sum(s.numel() for s in squares.values())
-    return {name: s / mean for name, s in squares.items()}
-
-
-def lwf(cell: Cell) -> dict[str, State]:
+def lwf(cell: Cell) -> State:
     teacher = cell.network(cell.start)
-    weight = TEMPERATURE**2 if cell.args.variant == "canonical" else 1.0
 
     def loss(x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            before = cell.logits(teacher, x)
+            before = teacher(x)
         log_q = F.log_softmax(logits / TEMPERATURE, dim=1)
         p = F.softmax(before / TEMPERATURE, dim=1)
-        return F.cross_entropy(logits, y) + weight * F.kl_div(log_q, p, reduction="batchmean")
+        return F.cross_entropy(logits, y) + F.kl_div(log_q, p, reduction="batchmean")
 
     return train(cell, cell.network(cell.start), loss)
 
 
-def wise_ft(cell: Cell) -> dict[str, State]:
-    tuned = cell.finished("fine_tune")
-    return {
-        str(alpha): mixed([(1 - alpha, cell.start), (alpha, tuned)])
-        for alpha in ALPHAS[cell.args.variant]
-    }
+def wise_ft(cell: Cell) -> State:
+    return mixed([(1 - ALPHA, cell.start), (ALPHA, cell.finished("fine_tune"))])
 
 
-def soup(cell: Cell) -> dict[str, State]:
+def soup(cell: Cell) -> State:
     members = [cell.start, *map(cell.finished, SOUP)]
-    return {"": mixed([(1 / len(members), state) for state in members])}
+    return mixed([(1 / len(members), state) for state in members])
 
 
 def mixed(parts: list[tuple[float, State]]) -> State:
@@ -198,7 +162,7 @@ def mixed(parts: list[tuple[float, State]]) -> State:
 METHODS = {f.__name__: f for f in (pre, fine_tune, linear_probe, ewc, lwf, lp_ft, wise_ft, soup)}
 
 
-def train(cell: Cell, net: nn.Module, loss_of: Loss, frozen: bool = False) -> dict[str, State]:
+def train(cell: Cell, net: nn.Module, loss_of: Loss, frozen: bool = False) -> State:
     """SGD with a linear warm-up and half a cosine; BatchNorm's statistics stay as they were.
 
     frozen: the network stays in evaluation mode, since only its head learns.
@@ -217,14 +181,13 @@ def train(cell: Cell, net: nn.Module, loss_of: Loss, frozen: bool = False) -> di
         for x, y in cell.batches(args.downstream, order):
             optimizer.param_groups[0]["lr"] = learning_rate(step, total, args.lr)
             optimizer.zero_grad()
-            loss_of(x, cell.logits(net, x), y).backward()
-            cell.counts["backward"] += len(x)
+            loss_of(x, net(x), y).backward()
             optimizer.step()
             step += 1
     state = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
     cell.folder(args.method).mkdir(parents=True)
     save_file(state, cell.folder(args.method) / "weights.safetensors")
-    return {"": state}
+    return state
 
 
 def learning_rate(step: int, total: int, base: float) -> float:
@@ -239,7 +202,7 @@ def evaluate(cell: Cell, state: State) -> dict[str, float]:
     """Top-1 in percent on every set."""
     net, accuracy = cell.network(state), {}
     for name in cell.args.sets:
-        right = sum(int((cell.logits(net, x).argmax(1) == y).sum()) for x, y in cell.batches(name))
+        right = sum(int((net(x).argmax(1) == y).sum()) for x, y in cell.batches(name))
         accuracy[name] = 100 * right / len(cell.data(name))
     return accuracy
 
@@ -248,11 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     torch.set_num_threads(args.threads)
     cell = Cell(args)
-    models = METHODS[args.method](cell)
-    results = {alpha: evaluate(cell, state) for alpha, state in models.items()}
+    accuracy = evaluate(cell, METHODS[args.method](cell))
     cell.folder(args.method).mkdir(parents=True, exist_ok=True)
-    written = {"accuracy": results, "counts": cell.counts}
-    (cell.folder(args.method) / "results.json").write_text(json.dumps(written, indent=1))
+    (cell.folder(args.method) / "accuracy.json").write_text(json.dumps(accuracy, indent=1))
     return 0
 
 
@@ -262,7 +223,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--sets", nargs="+", required=True, help="evaluated; upstream comes first")
     parser.add_argument("--downstream", default="", help="the set to train on; none for `pre`")
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--variant", choices=ALPHAS, default="paper")
     parser.add_argument("--arch", required=True, help="timm's name")
     parser.add_argument("--weights", required=True, help="safetensors of the model with its head")
     parser.add_argument("--image-size", type=int, default=224)

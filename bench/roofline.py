@@ -1,8 +1,8 @@
-"""What a machine can do at best, so that times can be predicted before they are measured."""
+"""What a machine can do at best: copies and matrix products, measured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,56 +11,33 @@ from bench.timing import interleave
 from engine.machine.flops import peak_tflops
 
 
-def sheet(name: str) -> float | None:
-    """The data sheet's bf16 GFLOP/s of a GPU by its name; None where it is not known."""
-    return 1e3 * peak_tflops(name, "bf16") or None
-
-
-@dataclass(frozen=True)
-class Work:
-    """What an entrant must move through memory (bytes) and compute (matrix-product FLOPs)."""
-
-    bytes: float = 0.0
-    flops: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.bytes + other.bytes, self.flops + other.flops)
-
-
 @dataclass(frozen=True)
 class Roofline:
-    """Measured rates: bytes read plus written by a pass, and FLOPs of a matrix product."""
+    """Bytes read plus written by a pass, FLOPs of a matrix product, and the data sheet's of a known
+    GPU, which is 0 otherwise."""
 
     copy_gb_s: float
     matmul_gflop_s: float
-    sheet_gflop_s: float | None = field(default=None, kw_only=True)  # of a known GPU
+    sheet_gflop_s: float = 0.0
 
-    @property
-    def peak_gflop_s(self) -> float:
-        """What utilisation is a fraction of: the data sheet's rate, or else the measured one."""
-        return self.sheet_gflop_s or self.matmul_gflop_s
-
-    def milliseconds(self, work: Work) -> float:
-        """Both parts one after the other: elementwise passes do not overlap with products."""
-        return work.bytes / self.copy_gb_s / 1e6 + work.flops / self.matmul_gflop_s / 1e6
+    def mfu(self, flops: float, milliseconds: float) -> float:
+        """Of the data sheet's rate, or else of the measured one."""
+        return flops / milliseconds / 1e6 / (self.sheet_gflop_s or self.matmul_gflop_s)
 
 
 def measure(device: torch.device, quick: bool = False) -> Roofline:
     """The best rates seen: of a copy of 256 MiB and of a pass in place, which writes no fresh line;
     of fp32 (CUDA: bf16) matrix products of two sizes. quick: far less of each."""
+    cuda = device.type == "cuda"
     numel = 1 << (20 if quick else 26)
-    sides = (256,) if quick else (4096, 8192) if device.type == "cuda" else (2048, 4096)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    source = torch.ones(numel, device=device)
-    target = torch.zeros_like(source)
+    sides = (256,) if quick else (4096, 8192) if cuda else (2048, 4096)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    source, target = torch.ones(2, numel, device=device)
     passes = [lambda: target.copy_(source), lambda: target.mul_(0.5)]
     pairs = [torch.randn(2, side, side, device=device, dtype=dtype) for side in sides]
     products = [partial(torch.mm, a, b) for a, b in pairs]
     best = [min(times) for times in interleave([*passes, *products], device, seconds=1.0)]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     flops = (2 * side**3 / ms for side, ms in zip(sides, best[2:], strict=True))
-    return Roofline(
-        copy_gb_s=8 * numel / min(best[:2]) / 1e6,
-        matmul_gflop_s=max(flops) / 1e6,
-        sheet_gflop_s=sheet(name),
-    )
+    name = torch.cuda.get_device_name(device) if cuda else ""
+    sheet = 1e3 * peak_tflops(name, "bf16")
+    return Roofline(8 * numel / min(best[:2]) / 1e6, max(flops) / 1e6, sheet)

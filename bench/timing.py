@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import resource
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
 # More than any GPU's L2: what a run finds there must not be what the run before left.
@@ -54,27 +52,6 @@ def processor_seconds() -> float:
     """Of this process, all its threads, and of the processes that it started and that ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime
-
-
-def peak_bytes(build: Callable[[], Run], device: torch.device) -> tuple[Run, float]:
-    """What was built, and the most bytes that tensors held until it had run once."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run = build()
-        run()
-        return run, torch.cuda.max_memory_allocated(device) - before
-    gc.collect()  # what is freed inside was not held inside
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run = build()
-        run()
-    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        most = max(most, held)
-    return run, most
 
 
 def _cpu_clock(now: Callable[[], float]) -> Callable[[Run], float]:

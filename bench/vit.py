@@ -8,7 +8,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from bench.contest import Scale
 from engine.machine.flops import flops
 
 CLASSES = 1000
@@ -33,25 +32,20 @@ class FlatViT:
     def batch(self) -> int:
         return len(self.images)
 
-    @property
-    def name(self) -> str:
-        return f"{self.kind} x {self.batch}"
-
     def at_most(self, images: int) -> FlatViT:
         """The same model with the first images only."""
         return replace(self, images=self.images[:images], labels=self.labels[:images])
 
 
-def build(device: torch.device, scale: Scale, kind: str = "ViT-S") -> FlatViT:
-    """A ViT/16 at 224 px with 64 images (CUDA: 256) and 1000 classes; quick: a toy of 64 px."""
+def build(device: torch.device, quick: bool, kind: str = "ViT-S", images: int = 256) -> FlatViT:
+    """A ViT/16 at 224 px with 1000 classes; quick: a toy of 64 px with 8 images at most."""
     torch.manual_seed(0)
-    if scale.quick:
-        kind, size, batch = "toy ViT", 64, 8
+    if quick:
+        kind, size, images = "toy ViT", 64, min(images, 8)
         net = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, num_classes=CLASSES)
     else:
-        size, batch = 224, 256 if device.type == "cuda" else 64
+        size = 224
         net = timm.create_model(ARCHITECTURES[kind], num_classes=CLASSES)
-    batch = scale.batch or batch
     image = torch.randn(1, 3, size, size)
     forward_flops = flops(lambda: net(image))
     both_flops = flops(lambda: net(image).sum().backward())
@@ -63,26 +57,11 @@ def build(device: torch.device, scale: Scale, kind: str = "ViT-S") -> FlatViT:
     for p, value, slot in zip(parameters, theta.split(sizes), grad.split(sizes), strict=True):
         p.data = value.view_as(p)
         p.grad = slot.view_as(p)
-    return FlatViT(
-        net=net,
-        kind=kind,
-        theta=theta,
-        grad=grad,
-        images=torch.randn(batch, 3, size, size, device=device),
-        labels=torch.randint(CLASSES, (batch,), device=device),
-        flops=both_flops,
-        forward_flops=forward_flops,
-    )
-
-
-def tensor_sizes(quick: bool) -> list[int]:
-    """Of ViT-S/16's tensors, in order; quick: of a toy's."""
-    if quick:
-        return [4096, 16, 1 << 16, 1000]
-    with torch.device("meta"):
-        return [p.numel() for p in timm.create_model(ARCHITECTURES["ViT-S"]).parameters()]
+    x = torch.randn(images, 3, size, size, device=device)
+    y = torch.randint(CLASSES, (images,), device=device)
+    return FlatViT(net, kind, theta, grad, x, y, both_flops, forward_flops)
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on CUDA, for subject and peers alike; fp32 on the CPU."""
+    """bf16 on CUDA, for ours and peers alike; fp32 on the CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -182,7 +182,7 @@ def distances(
 ) -> pandas.DataFrame:
     """Optimal Transport Dataset Distances between sets of a campaign, as a square table.
 
-    options: those of `engine.transport.problems.Options`. NaN where a pair did not converge; needs
+    options: those of `engine.otdd.problems.Options`. NaN where a pair did not converge; needs
     pandas. Raises ValueError as `rib distance` does.
     """
     import pandas
@@ -190,7 +190,7 @@ def distances(
     from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
-    from engine.transport import problems, solve
+    from engine.otdd import problems, solve
 
     cell = cell_plan.resolve(name, words)
     run = Builder(cell, ranks.pick_device(cell.recipe.device)).run

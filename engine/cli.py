@@ -30,6 +30,7 @@ COMMANDS = (
     "distance",
     "evaluate",
     "export",
+    "merge",
     "recipes",
     "doctor",
 )
@@ -150,8 +151,8 @@ def completion(shell: str) -> str:
     from engine import recipe
     from engine.recipe.resolve import flat
 
-    cell, _ = recipe.outline("emoji/ewc", ())
-    benchmark, _ = recipe.outline("imagenet_rib", [f"model={cell.model.name}"])
+    cell = recipe.load("emoji/ewc")
+    benchmark = recipe.load("imagenet_rib", [f"model={cell.model.name}"])
     campaigns, models = recipe.names("campaigns"), recipe.names("models")
     sets = list(dict.fromkeys([*cell.dataset.known, *benchmark.dataset.known]))
     words = {name: campaigns for name in ("name", "names", "campaign", "source")}

@@ -20,20 +20,13 @@ ENGINE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ENGINE]
 sys.path.insert(0, str(ENGINE.parent))
 
+from engine import cli  # noqa: E402
 from engine.machine import parent  # noqa: E402
-from engine.machine.entry import guarded  # noqa: E402
 
 
 def main() -> int:
     parent.follow_launcher()
-    return guarded(_train)
-
-
-def _train() -> int:
-    # Imported late: `guarded` first checks that no other package hides ours.
-    from engine.commands import train
-
-    return train.launch(sys.argv[1:])
+    return cli.main(["train", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet, Sets
-from engine.machine import precision, ranks, workers
+from engine.machine import precision, ranks, threads
 from engine.recipe.schema import Recipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
@@ -63,7 +63,7 @@ class Run:
 
     def threads(self) -> AbstractContextManager[None]:
         """Compute on the recipe's number of CPU threads, whatever a launcher allows."""
-        return nullcontext() if self.device.type != "cpu" else workers.threads(self.recipe.threads)
+        return nullcontext() if self.device.type != "cpu" else threads.threads(self.recipe.threads)
 
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model, loaded on the device, in eval mode.

@@ -63,13 +63,20 @@ def _check(beton: Beton, size: int, classes: int) -> None:
             f"{beton.path} holds raw pixels and JPEGs; a pack has one of them. FFCV's "
             "RGBImageField writes one with write_mode='jpg' or 'raw'"
         )
-    other = (rows["height"] != size) | (rows["width"] != size)
-    if other.any():
-        row = rows[other.argmax()]
+    shapes = np.unique(np.stack([rows["height"], rows["width"]], axis=1), axis=0).tolist()
+    (height, width), last = shapes[0], shapes[-1]
+    files = "the image files, which are resized: --source FOLDER"
+    if len(shapes) > 1:
         raise ValueError(
-            f"{beton.path}: sample {other.argmax()} has {row['height']} x {row['width']} pixels, "
-            f"not {size} x {size}; take a model of that size: model.image_size={row['height']}, "
-            "or encode the image files, which are resized: --source FOLDER"
+            f"{beton.path} holds images of {len(shapes)} sizes, from {height} x {width} to "
+            f"{last[0]} x {last[1]} pixels; a pack has one. Encode {files}, or write the "
+            f".beton again from images of {size} x {size}"
+        )
+    if (height, width) != (size, size):
+        square = f"take a model of that size: model.image_size={height}, or " * (height == width)
+        raise ValueError(
+            f"{beton.path} holds images of {height} x {width} pixels, not {size} x {size}; "
+            f"{square}encode {files}"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():

@@ -1,17 +1,15 @@
 """A file from the first of its addresses that gives it, checked, and resumed after a stop.
 
 The bytes are collected in `NAME.part`. The file has its name only once it is whole and has the size
-and checksum that it should have.
+and checksum that it should have. A file without a checksum is not resumed: nothing would show that
+its parts are of one file.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -19,7 +17,7 @@ from pathlib import Path
 
 from loaders import responses
 from loaders.files import file_hash, sync
-from loaders.responses import Response, Unavailable
+from loaders.responses import Unavailable
 
 _CHUNK = 1 << 20  # bytes
 
@@ -49,17 +47,11 @@ class Remote:
 
 @dataclass(frozen=True)
 class Patience:
-    """When an address is given up.
-
-    tries: attempts in a row that bring no byte. wait_s: pause before the second, then doubled.
-    rate: bytes a second below which the next address is tried first. window_s: time over which the
-    rate is measured.
-    """
+    """When an address is given up: after so many `tries` in a row that bring no byte. wait_s: pause
+    before the second, then doubled."""
 
     tries: int = 5
     wait_s: float = 1.0
-    rate: float = 100_000.0
-    window_s: float = 30.0
 
 
 @dataclass
@@ -68,10 +60,6 @@ class Progress:
 
     seen: Callable[[int, int | None], None] = lambda done, total: None
     stop: threading.Event = field(default_factory=threading.Event)
-
-
-class _Slow(Exception):
-    """The address gives the file too slowly."""
 
 
 def fetch(
@@ -84,32 +72,21 @@ def fetch(
     no address gives the file or the disk is full, Stopped after `progress.stop`.
     """
     progress, patience = progress or Progress(), patience or Patience()
-    path = folder / remote.name
+    path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
         return ""
     folder.mkdir(parents=True, exist_ok=True)
-    part = _Part(folder, remote)
-    # A slow address comes again after the rest, and is then taken as it is.
-    queue = deque((address, len(remote.addresses) == 1) for address in remote.addresses)
     failures: list[str] = []
-    while queue:
-        address, patient = queue.popleft()
-        resumed = part.size > 0
+    for address in remote.addresses:
         try:
-            _read(address, part, progress, patience, patient)
-            part.check()
-        except _Slow:
-            queue.append((address, True))
-        except Unavailable as error:
+            _read(address, remote, part, progress, patience)
+        except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
-        except Mismatch as error:
-            failures.append(f"{address}: {error}")
-            part.remove()
-            if resumed:  # its beginning may be of another version
-                queue.appendleft((address, patient))
-        else:
-            part.finish(path)
-            return address
+            continue
+        sync(part)
+        part.replace(path)
+        sync(path.parent)
+        return address
     tried = "; ".join(failures) or "it has no address"
     raise DownloadError(
         f"{remote.name} could not be downloaded ({tried}); run the same command again to go on, "
@@ -126,103 +103,73 @@ def check(path: Path, remote: Remote) -> None:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
 
 
-class _Part:
-    """The bytes of a file that have arrived, and what the server said of the whole."""
+def _read(address: str, remote: Remote, part: Path, progress: Progress, patience: Patience) -> None:
+    """Collect the whole file in `part` and check it.
 
-    def __init__(self, folder: Path, remote: Remote) -> None:
-        self.remote = remote
-        self.path = folder / f"{remote.name}.part"
-        self._notes = folder / f"{remote.name}.part.json"
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def notes(self) -> tuple[int | None, str]:
-        """The whole file's size and version, as the server said when the first byte came."""
-        try:
-            values = json.loads(self._notes.read_text())
-            return values["total"], values["version"]
-        except (OSError, ValueError, KeyError):
-            return None, ""
-
-    def begin(self, response: Response) -> None:
-        values = {"total": response.total, "version": response.version}
-        self._notes.write_text(json.dumps(values))
-
-    def check(self) -> None:
-        check(self.path, self.remote)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._notes.unlink(missing_ok=True)
-
-    def finish(self, path: Path) -> None:
-        sync(self.path)
-        self.path.replace(path)
-        sync(path.parent)
-        self._notes.unlink(missing_ok=True)
+    A part that does not fit is removed, and one that was there before is read again from its start:
+    it may be of another version. Raises Unavailable, Mismatch, DownloadError or Stopped.
+    """
+    resumed = _size(part) > 0
+    _collect(address, remote, part, progress, patience)
+    try:
+        check(part, remote)
+    except Mismatch:
+        part.unlink()
+        if not resumed:
+            raise
+        _read(address, remote, part, progress, patience)
 
 
-def _read(address: str, part: _Part, progress: Progress, patience: Patience, patient: bool) -> None:
-    """Collect the whole file in `part`. Raises Unavailable, _Slow, DownloadError or Stopped."""
-    failed, most = 0, part.size
+def _collect(
+    address: str, remote: Remote, part: Path, progress: Progress, patience: Patience
+) -> None:
+    failed, most = 0, _size(part)
     while True:
         try:
-            return _attempt(address, part, progress, patience, patient)
+            return _attempt(address, remote, part, progress)
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _no_room(part, str(error)) from error
             # A server that always sends the file from its start and stops at the same byte fails.
-            failed = 0 if part.size > most else failed + 1
-            most = max(most, part.size)
+            failed = 0 if _size(part) > most else failed + 1
+            most = max(most, _size(part))
             if failed >= patience.tries:
                 raise Unavailable(f"{failed} attempts failed, the last by: {error}") from error
             if progress.stop.wait(patience.wait_s * 2 ** max(failed - 1, 0)):
                 raise Stopped from error
 
 
-def _attempt(
-    address: str, part: _Part, progress: Progress, patience: Patience, patient: bool
-) -> None:
-    start = part.size
-    total, version = part.notes()
-    if start and not part.remote.checksum and not version:
-        start = 0  # nothing would show that the two halves are of one file
-    if start and (whole := part.remote.size or total):
-        if start == whole:
-            return
-        start = start if start < whole else 0
-    response = responses.open_at(address, start, "" if part.remote.checksum else version)
+def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> None:
+    start = _size(part) if remote.checksum else 0
+    if start and start == remote.size:
+        return
+    response = responses.open_at(address, start)
+    if response is None:  # nothing is left of the file
+        return
     with response.stream as stream:
-        total, start = response.total, response.start
-        if part.remote.size and total not in (None, part.remote.size):
-            raise Unavailable(f"its file has {total:,} bytes, not {part.remote.size:,}")
-        missing = (total or part.remote.size) - start
-        if missing > (free := shutil.disk_usage(part.path.parent).free):
+        total, done = response.total, response.start
+        if remote.size and total not in (None, remote.size):
+            raise Unavailable(f"its file has {total:,} bytes, not {remote.size:,}")
+        missing = (total or remote.size) - done
+        if missing > (free := shutil.disk_usage(part.parent).free):
             raise _no_room(part, f"{missing:,} bytes are needed, {free:,} are free")
-        if not start:
-            part.begin(response)
-        done, since, seen = start, time.monotonic(), start
-        with part.path.open("r+b" if start else "wb") as file:
-            file.seek(start)
+        with part.open("ab" if done else "wb") as file:
             while chunk := stream.read1(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
                 progress.seen(done, total)
                 if progress.stop.is_set():
                     raise Stopped
-                passed = time.monotonic() - since
-                if passed >= patience.window_s:
-                    if not patient and (done - seen) / passed < patience.rate:
-                        raise _Slow
-                    since, seen = time.monotonic(), done
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended at byte {done:,} of {total:,}")
 
 
-def _no_room(part: _Part, why: str) -> DownloadError:
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _no_room(part: Path, why: str) -> DownloadError:
     return DownloadError(
-        f"{part.path.parent} has no room for {part.remote.name} ({why}); make room, or give "
-        "another folder by --to. What has arrived is safe: the same command goes on from there"
+        f"{part.parent} has no room for {part.stem} ({why}); make room, or give another folder by "
+        "--to. What has arrived is safe: the same command goes on from there"
     )

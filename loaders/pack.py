@@ -51,9 +51,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     sha256: dict[str, str]
     fingerprint: str
-    digest: str = ""
-    quality: int | None = None
-    per_class: list[int] = []
+    digest: str
+    quality: int | None
+    per_class: list[int]
     remarks: dict[str, str] = {}
 
 
@@ -236,16 +236,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 "that this version reads; update this project, or encode the pack again"
             )
         msgspec.convert(manifest, Manifest)
-        sound = manifest["fingerprint"] == fingerprint_of(manifest)
-        # Packs of before there was a digest have none.
-        whole = manifest.get("digest") in (None, digest_of(manifest))
+        sound = manifest["digest"] == digest_of(manifest)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
     except msgspec.ValidationError as error:
         raise DamagedFile(f"{path}: altered ({error}); {_REMEDY}") from error
     if not sound:
-        raise DamagedFile(f"{path}: altered: its fingerprint does not fit; {_REMEDY}")
-    if not whole:
         raise DamagedFile(f"{path}: altered: its digest does not fit; {_REMEDY}")
     return manifest
 

@@ -30,44 +30,35 @@ ERRORS = (OSError, HTTPException, Unavailable)
 
 @dataclass
 class Response:
-    """The bytes of a file from `start` on.
-
-    total: bytes of the whole file, None where the server does not say. version: differs between
-    two contents of the file; empty where the server does not say.
-    """
+    """The bytes of a file from `start` on. total: of the whole file, None where it is not said."""
 
     stream: HTTPResponse
     start: int
     total: int | None
-    version: str
 
 
-def open_at(address: str, start: int = 0, version: str = "") -> Response:
-    """The file at an http(s) address from byte `start` on, or whole where the server refuses that.
+def open_at(address: str, start: int = 0) -> Response | None:
+    """The file at an http(s) address from byte `start` on, or whole where the server refuses that;
+    None where it has no more bytes.
 
-    version: that of the bytes before `start`; if the file has another by now, it comes whole.
     Raises Unavailable, OSError or HTTPException.
     """
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-    headers = {"User-Agent": "rib-engine"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        if version:
-            headers["If-Range"] = version
+    headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
     stream = _request(opener, address, headers)
-    if stream.headers.get_content_type() == "text/html":
+    if stream is not None and stream.headers.get_content_type() == "text/html":
         with stream:
             confirmed = _confirmed(stream.url, stream.read(_PAGE).decode(errors="replace"))
         stream = _request(opener, confirmed, headers)
-        if stream.headers.get_content_type() == "text/html":
+        if stream is not None and stream.headers.get_content_type() == "text/html":
             with stream:
                 raise Unavailable(_is_a_page(stream.read(_PAGE).decode(errors="replace")))
-    return _response(stream, start)
+    return stream and _response(stream, start)
 
 
 def _request(
     opener: urllib.request.OpenerDirector, address: str, headers: dict[str, str]
-) -> HTTPResponse:
+) -> HTTPResponse | None:
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
         raise Unavailable("it is no http or https address")
     request = urllib.request.Request(address, headers=headers)
@@ -75,8 +66,8 @@ def _request(
         return opener.open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and "Range" in headers:  # the file is shorter than that by now
-            return _request(opener, address, {"User-Agent": headers["User-Agent"]})
+        if error.code == 416:  # the file is no longer than the range's start
+            return None
         if error.code >= 500 or error.code in _PASSING:
             raise OSError(f"the server answers {error.code} {error.reason}") from error
         raise Unavailable(f"the server answers {error.code} {error.reason}") from error
@@ -84,16 +75,13 @@ def _request(
 
 def _response(stream: HTTPResponse, start: int) -> Response:
     length = stream.headers.get("Content-Length")
-    version = stream.headers.get("ETag") or stream.headers.get("Last-Modified") or ""
-    if version.startswith("W/"):  # a weak tag cannot join parts of a file
-        version = ""
     if stream.status != 206:
-        return Response(stream, 0, int(length) if length else None, version)
+        return Response(stream, 0, int(length) if length else None)
     sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
     if sent is None or int(sent[1]) != start:
         stream.close()
         raise Unavailable("the server sends bytes of another place in the file")
-    return Response(stream, start, None if sent[2] == "*" else int(sent[2]), version)
+    return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
 
 
 class _Form(HTMLParser):

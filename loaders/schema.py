@@ -46,13 +46,12 @@ def with_digest(values: Mapping[str, Any]) -> bytes:
 
 
 def read_unaltered(path: Path, remedy: str) -> dict[str, Any]:
-    """The values of a file by `with_digest`. Files of older versions have no digest to compare.
+    """The values of a file by `with_digest`.
 
     Raises as `read`, and DamagedFile for values that were altered.
     """
     values = read(path, dict[str, Any], remedy)
-    stored = values.pop(DIGEST, None)
-    if stored is not None and stored != digest(values):
+    if values.pop(DIGEST, None) != digest(values):
         raise DamagedFile(f"{path} was altered; {remedy}")
     return values
 

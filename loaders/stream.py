@@ -56,7 +56,6 @@ class Stream:
     ) -> Generator[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None], None, None]:
         on_gpu = self.device.type == "cuda"
         copies = torch.cuda.Stream(self.device) if on_gpu else None
-        # Its threads are daemons, unlike an executor's: a stuck read does not hold up the exit.
         with ThreadPool(self.workers) as pool:
             for batch in batches:
                 index = checked_index(batch, self.pack)

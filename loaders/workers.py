@@ -1,22 +1,21 @@
 """Work done ahead of its consumer: by a pool of processes, or by one thread.
 
 `ProcessPoolExecutor.map` submits everything at once, so a set of millions of images would sit in
-memory, and its workers wait for ever where their parent is killed. A thread that feeds a queue
-hangs its consumer where it fails. These functions avoid both.
+memory, and its workers wait for ever where their parent is killed. These functions avoid both.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing.pool import ThreadPool
+from typing import Any, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -74,35 +73,15 @@ def read_ahead(items: Generator[Out, None, None], timeout_s: float, silence: str
     An exception of `items` is raised here. Raises TimeoutError(`silence`) where nothing comes for
     `timeout_s` seconds.
     """
-    results: queue.Queue[Future[Out] | None] = queue.Queue(_BATCHES_AHEAD)
-    stop = threading.Event()
-
-    def put(result: Future[Out] | None) -> None:
-        while not stop.is_set():
-            try:
-                return results.put(result, timeout=0.1)
-            except queue.Full:
-                pass
-
-    def produce() -> None:
+    end = object()
+    # Its thread is a daemon, unlike an executor's: a stuck read does not hold up the exit.
+    with ThreadPool(1) as pool:
+        ahead: deque[Any] = deque(
+            pool.apply_async(next, (items, end)) for _ in range(_BATCHES_AHEAD)
+        )
         try:
-            for item in items:
-                result: Future[Out] = Future()
-                result.set_result(item)
-                put(result)
-                if stop.is_set():
-                    return items.close()
-            put(None)
-        except Exception as error:  # for the consumer to raise
-            result = Future()
-            result.set_exception(error)
-            put(result)
-
-    threading.Thread(target=produce, daemon=True).start()
-    try:
-        while (result := results.get(timeout=timeout_s)) is not None:
-            yield result.result()
-    except queue.Empty:
-        raise TimeoutError(silence) from None
-    finally:
-        stop.set()
+            while (item := ahead.popleft().get(timeout_s)) is not end:
+                ahead.append(pool.apply_async(next, (items, end)))
+                yield item
+        except multiprocessing.TimeoutError:
+            raise TimeoutError(silence) from None

@@ -1,16 +1,25 @@
-"""A campaign over the drawn shapes: three sets, three methods, seconds of training."""
+"""A campaign over the drawn shapes: three sets, three methods, seconds of training.
+
+It is run once in a test run: `finished` is a copy of what it left.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import functools
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grids
 import pytest
 import torch
 
+from engine import cli
 from engine.commands import job
 from engine.grid import campaign, jobs, outcomes, workflow
+from loaders import locks
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -33,18 +42,62 @@ image_size: 32
 weights: {source: random}
 head: {fit: true}
 """
-DATA = "name: shapes\nkind: folder\nroot: {folder}/images\nsets: [outline, tinted, few]\n"
+DATA = "name: shapes\nkind: folder\nroot: {images}\nsets: [outline, tinted, few]\n"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawings and the campaign's YAML; a space in its path, as users have them."""
-    folder = tmp_path_factory.mktemp("my campaign")
-    grids.draw(folder / "images")
+    """The campaign's YAML and a link to the drawings; a space in its path, as users have them."""
+    return _described(tmp_path_factory.mktemp("my campaign"), _drawn(_of_all(tmp_path_factory)))
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `runs` folder of the campaign in `folder`, which is finished."""
+    return shutil.copytree(_finished(_of_all(tmp_path_factory)), folder / "runs")
+
+
+def _of_all(factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of a test run share."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _described(folder: Path, images: Path) -> Path:
+    (folder / "images").symlink_to(images)
     (folder / "model.yaml").write_text(MODEL)
-    (folder / "data.yaml").write_text(DATA.format(folder=folder))
+    (folder / "data.yaml").write_text(DATA.format(images=images))
     (folder / "shapes.yaml").write_text(GRID.format(folder=folder))
     return folder
+
+
+@functools.cache
+def _drawn(base: Path) -> Path:
+    """All campaigns of a test run have the same drawings, and so the same packs."""
+    return _once(base / "drawings", grids.draw)
+
+
+@functools.cache
+def _finished(base: Path) -> Path:
+    def make(place: Path) -> None:
+        place.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            in_this_process(patch)
+            file = _described(place, _drawn(base)) / "shapes.yaml"
+            assert cli.main(["campaign", str(file), f"runs={place / 'runs'}"]) == 0
+
+    return _once(base / "finished campaign", make) / "runs"
+
+
+def _once(place: Path, make: Callable[[Path], None]) -> Path:
+    """What `make` leaves in a folder: the first that asks makes it, and others wait."""
+    making = place.with_suffix(".making")
+    with locks.held(place.with_suffix(".lock"), lambda: None):
+        if not place.exists():
+            shutil.rmtree(making, ignore_errors=True)  # of one that failed
+            make(making)
+            making.rename(place)
+    return place
 
 
 def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
@@ -78,6 +131,12 @@ def _done(plan: campaign.Plan, name: str) -> bool:
     return _marker(plan, name).is_file()
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def do(plan: campaign.Plan, name: str) -> None:
     """A job of a plan, in this process."""
     device = torch.device("cpu")
@@ -91,7 +150,10 @@ def do(plan: campaign.Plan, name: str) -> None:
 
 
 def run(folder: Path, *words: str, name: str = "shapes") -> Path:
-    """The report's folder of a campaign that was run in this process."""
+    """The report's folder of a campaign that was run in this process.
+
+    Where `folder` is one with `finished`, only what the words change is computed.
+    """
     file = str(folder / f"{name}.yaml")
     plan = campaign.plan(file, [f"runs={folder / 'runs'}", *words], 2, run_users=True)
     plan.path.parent.mkdir(parents=True, exist_ok=True)

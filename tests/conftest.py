@@ -1,7 +1,10 @@
 """What all tests start from."""
 
 import contextlib
+import functools
 import signal
+
+import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs beside it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -12,3 +15,16 @@ with contextlib.suppress(ImportError):  # a machine with a GPU may have pytest a
     # How long an example takes says more of other work on the machine than of the code.
     settings.register_profile("rib", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("rib")
+
+with contextlib.suppress(ImportError):
+    import vl_convert
+
+    # The same script for every page that has figures; it takes over a second.
+    vl_convert.javascript_bundle = functools.cache(vl_convert.javascript_bundle)
+
+LONGEST = ("test_slurm.py", "test_campaign_runs.py", "test_launches.py", "test_faults.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take minutes come first, so that workers end together."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

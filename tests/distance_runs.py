@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine.otdd import solve
+from engine.otdd.problems import Labelled
 from engine.store.artifacts import Store
-from engine.transport import solve
-from engine.transport.problems import Labelled
 
 
 def run_of(

@@ -9,8 +9,10 @@ import pytest
 from grids import Grid
 
 from engine.grid.build import Builder
+from engine.methods.base import Trained
 from engine.store.cells import Cell
-from engine.training import checkpoints, loop
+from engine.training import loop
+from engine.training.saving import Progress, Saving
 
 EVERY_STEP = "train.checkpoint_minutes=1e-9"
 
@@ -37,14 +39,14 @@ def stop() -> None:
 
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     """Wait for each checkpoint, so that none is left out because the disk is slow."""
-    submit = checkpoints.Checkpoints.submit
+    submit = Saving.submit
 
     def waiting(self: Any, work: Any) -> Any:
         future = submit(self, work)
         future.result()
         return future
 
-    patch.setattr(checkpoints.Checkpoints, "submit", waiting)
+    patch.setattr(Saving, "submit", waiting)
 
 
 def interrupted(grid: Grid, step: int, *words: str) -> Builder:
@@ -60,13 +62,13 @@ def interrupted(grid: Grid, step: int, *words: str) -> Builder:
 
 def steps_taken(patch: pytest.MonkeyPatch) -> list[int]:
     """The optimizer steps that trainings take from now on, counted from 1."""
-    steps, take = [], checkpoints.Checkpoints.take
+    steps, take = [], Saving.take
 
-    def noted(self: checkpoints.Checkpoints, progress: checkpoints.Progress) -> None:
+    def noted(self: Saving, progress: Progress, method: Trained) -> None:
         steps.append(progress.step)
-        take(self, progress)
+        take(self, progress, method)
 
-    patch.setattr(checkpoints.Checkpoints, "take", noted)
+    patch.setattr(Saving, "take", noted)
     return steps
 
 

@@ -49,7 +49,7 @@ USERS_FILE = re.compile(r"\b\w+\.yaml")
 def test_commands_in_the_documents_parse(line: str) -> None:
     arguments = cli.parse(shlex.split(line))
     if line.startswith("campaign ") and not USERS_FILE.search(line):
-        recipe.outline(arguments.name, arguments.overrides)
+        recipe.load(arguments.name, arguments.overrides)
 
 
 @pytest.mark.parametrize("line", mentions())
@@ -66,7 +66,7 @@ def test_cells_in_the_documents_resolve(line: str) -> None:
     names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
     for name in names if not USERS_FILE.search(line) else ():
         if name not in ("", "NAME"):
-            recipe.outline(name, [word for word in words if not word.startswith("recipe=")])
+            recipe.load(name, [word for word in words if not word.startswith("recipe=")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_trials_of_each_kind_end_as_they_should() -> None:
+    """Of those that read files, each sixth; `test_damage.py` damages those of a campaign."""
     command = [sys.executable, "-m", "faults", "--trials", "1", "--seed", "44"]
-    kinds = ["kill", "stop", "mutate", "full", "readonly", "read"]
+    kinds = ["kill", "stop", "full", "readonly", *[*KINDS][::6]]
     done = subprocess.run(
         [*command, "--kinds", *kinds],
         env=environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
@@ -30,9 +31,9 @@ def test_trials_of_each_kind_end_as_they_should() -> None:
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for kind in [*kinds[:-1], *KINDS]:
+    for kind in kinds:
         assert re.search(
-            rf"^{re.escape(kind)} +([14] trials, 0 fell short|skipped: )", done.stdout, re.M
+            rf"^{re.escape(kind)} +(1 trials, 0 fell short|skipped: )", done.stdout, re.M
         )
 
 

@@ -18,7 +18,7 @@ class File:
 
     cuts: for each request in turn, after how many bytes the connection ends. statuses: answers in
     place of the file, for each request in turn. pause_s: between two of `piece` bytes. confirm: as
-    Google Drive, a page with a form comes first. tag: its ETag.
+    Google Drive, a page with a form comes first.
     """
 
     content: bytes = b""
@@ -29,7 +29,6 @@ class File:
     redirect: str = ""
     confirm: bool = False
     page: str = ""
-    tag: str = '"1"'
     pause_s: float = 0.0
     piece: int = 1 << 16
 
@@ -96,8 +95,8 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(page.encode())
 
         def _file(self, file: File) -> None:
-            start, same = 0, self.headers.get("If-Range") in (None, file.tag)
-            if file.ranges and same and (begins := self.headers.get("Range")):
+            start = 0
+            if file.ranges and (begins := self.headers.get("Range")):
                 start = int(begins.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(file.content):
                     self.send_error(416)
@@ -109,8 +108,6 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             if file.length:
                 self.send_header("Content-Length", str(len(body)))
-            if file.tag:
-                self.send_header("ETag", file.tag)
             self.send_header("Content-Type", "application/octet-stream")
             self.end_headers()
             if file.cuts:

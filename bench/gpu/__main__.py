@@ -17,14 +17,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.gpu.stages import MINUTES, Stage, chosen, python, stages
+from bench.report import RESULTS, ROOT
 
-ROOT = Path(__file__).parents[2]
 GREEN, RED, NOT_RUN = "green", "red", "not run"
 
 
@@ -40,17 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("torch sees no GPU here; --device cpu --small tries the stages without one")
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    outcomes: dict[str, dict[str, Any]] = {}
+    outcomes: list[dict[str, Any]] = []
     for stage in todo:
         print(f"\n== {stage.name}", flush=True)
-        outcomes[stage.name] = outcome = run(stage, out, 60 * options.minutes)
-        write(out / "summary.json", {"device": options.device, "stages": outcomes})
-        print(f"== {stage.name}: {_sentence(outcome)}", flush=True)
+        outcomes.append({"stage": stage.name, **run(stage, out, 60 * options.minutes)})
+        summary = {"device": options.device, "rows": outcomes}
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        print("== " + ", ".join(f"{k} {v}" for k, v in outcomes[-1].items()), flush=True)
     for state in (NOT_RUN, RED):
-        names = [name for name, outcome in outcomes.items() if outcome["state"] == state]
+        names = [outcome["stage"] for outcome in outcomes if outcome["state"] == state]
         if names:
             print(f"{state}: {', '.join(names)}")
-    states = {outcome["state"] for outcome in outcomes.values()}
+    states = {outcome["state"] for outcome in outcomes}
     return int(RED in states or GREEN not in states)
 
 
@@ -60,7 +62,7 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
     Its output is shown, and is kept in STAGE.log. A command that fails does not stop the next one.
     """
     if stage.missing:
-        return {"state": NOT_RUN, "seconds": 0.0, "missing": stage.missing}
+        return {"state": NOT_RUN, "why": f"this Python lacks {', '.join(stage.missing)}"}
     begin = time.monotonic()
     faults = []
     with (out / f"{stage.name}.log").open("w") as log:
@@ -69,9 +71,8 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
             fault = _run(python(command), log, left)
             if fault:
                 faults.append(f"{' '.join(command[:3])}: {fault}")
-    took = time.monotonic() - begin
-    why = {"why": faults} if faults else {}
-    return {"state": RED if faults else GREEN, "seconds": took} | why
+    took = {"seconds": round(time.monotonic() - begin, 1)}
+    return {"state": RED, **took, "why": "; ".join(faults)} if faults else {"state": GREEN, **took}
 
 
 def _run(command: list[str], log: Any, seconds: float) -> str:
@@ -83,57 +84,27 @@ def _run(command: list[str], log: Any, seconds: float) -> str:
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
-    timer = _Timer(child, seconds)
-    with child, timer:
+    end = time.monotonic() + seconds
+    timer = threading.Timer(seconds, _end, [child])
+    timer.start()
+    with child:
         assert child.stdout is not None
         for line in child.stdout:
             sys.stdout.write(line)
             sys.stdout.flush()
             log.write(line)
             log.flush()
-    if timer.rang:
+    timer.cancel()
+    _end(child)
+    if time.monotonic() >= end:
         return f"stopped after {seconds:.0f} s"
     return f"exit status {child.returncode}" if child.returncode else ""
 
 
-class _Timer:
-    """Ends a command's session when its time is over, and what it left behind when it ended."""
-
-    def __init__(self, child: subprocess.Popen[str], seconds: float) -> None:
-        import threading
-
-        self.child, self.rang = child, False
-        self._clock = threading.Timer(seconds, self._ring)
-
-    def __enter__(self) -> _Timer:
-        self._clock.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.cancel()
-        self._end()
-
-    def _ring(self) -> None:
-        self.rang = True
-        self._end()
-
-    def _end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-
-
-def write(path: Path, what: Any) -> None:
-    """JSON, whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(what, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def _sentence(outcome: dict[str, Any]) -> str:
-    if outcome["state"] == NOT_RUN:
-        return f"not run, this Python lacks {', '.join(outcome['missing'])}"
-    text = f"{outcome['state']}, {outcome['seconds']:.0f} s"
-    return "; ".join([text, *outcome.get("why", ())])
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a command's session: it, and what it left behind when it ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _sees_gpu() -> bool:
@@ -147,7 +118,7 @@ def _sees_gpu() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="stage")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the stages")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of each stage at most")

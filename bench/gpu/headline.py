@@ -1,8 +1,9 @@
 """What training and evaluation of ViT-B/16 cost in the steady state, in bf16, with torch and timm.
 
-OUT/headline.json has a row for FT, LwF, EWC and evaluation at each batch size, written as soon as
-it is measured: images a second, milliseconds a step, MFU and the most memory that tensors held. On
-a GPU all rows are measured as the model is, and then compiled. Images wait on the device; LwF's
+OUT/headline-DEVICE.json has a row for FT, LwF, EWC and evaluation at each batch size, written as
+soon as it is measured: images a second, milliseconds a step, MFU and, on a GPU, the most memory
+that tensors held; there all rows are measured as the model is, and then compiled. Images wait on
+the device; LwF's
 teacher logits and EWC's Fisher are at hand, as they are in a campaign. MFU counts the model's
 forward and backward pass, whatever else a method does, over the data sheet's bf16 rate; where the
 card is unknown, over the best matrix product measured here.
@@ -21,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import report, roofline, vit
-from bench.contest import Load, Scale
-from bench.gpu import program
-from bench.timing import peak_bytes
+from bench import roofline, vit
+from bench.gpu.stages import parser
+from bench.report import Results
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
 
@@ -34,13 +34,13 @@ LAM, LR = 0.5, 1e-5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = program.parser("headline", __doc__).parse_args(arguments)
+    options = parser("headline", __doc__).parse_args(arguments)
     device = torch.device(options.device)
     ceiling = roofline.measure(device, options.small)
-    rows: list[dict[str, Any]] = []
-    results = {"machine": report.machine(device), "roofline": asdict(ceiling), "rows": rows}
+    results = Results(options.out, "headline", device)
+    results.write(roofline=asdict(ceiling))
     batches = SMALL_BATCHES if options.small else BATCHES
-    model = vit.build(device, Scale(quick=options.small, batch=max(batches)), "ViT-B")
+    model = vit.build(device, options.small, "ViT-B", max(batches))
     failed = False
     for compiled in (False, True) if device.type == "cuda" else (False,):
         net = torch.compile(model.net) if compiled else model.net
@@ -50,19 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 row: dict[str, Any] = {"what": what, "batch": batch, "compiled": compiled}
                 flops = model.forward_flops if what == "evaluation" else model.flops
                 try:
-                    milliseconds, peak = _measured(run, device, 1 if options.small else STEPS)
-                    load = Load(batch, batch * flops, steps.bytes(held) + peak)
-                    row |= {"ms": milliseconds, **load.rates(milliseconds, ceiling)}
+                    ms, peak = _measured(run, device, 1 if options.small else STEPS)
+                    row |= {"ms": ms, "images_s": 1e3 * batch / ms}
+                    row["mfu"] = ceiling.mfu(batch * flops, ms)
+                    if peak:
+                        row["peak_mb"] = (steps.bytes(held) + peak) / 1e6
                 except Exception as error:  # out of memory, or no compiler: the next row is tried
                     failed, row["error"] = True, f"{type(error).__name__}: {error}"
-                rows.append(row)
-                report.write(options.out / "headline.json", results)
-                print(", ".join(f"{k} {program.short(v)}" for k, v in row.items()), flush=True)
+                results.add(row)
     return int(failed)
 
 
 def _measured(run: Callable[[], object], device: torch.device, steps: int) -> tuple[float, float]:
-    """Milliseconds of a step, the median of blocks of them, and the peak bytes of tensors."""
+    """Milliseconds of a step, the median of blocks of them, and on a GPU the most bytes that
+    tensors held beside what was there."""
 
     def block() -> None:
         for _ in range(steps):
@@ -72,12 +73,15 @@ def _measured(run: Callable[[], object], device: torch.device, steps: int) -> tu
 
     for _ in range(WARM if steps > 1 else 1):
         run()
-    _, peak = peak_bytes(lambda: block, device)
-    times = []
+    times, before = [], 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     for _ in range(BLOCKS):
         begin = time.perf_counter()
         block()
         times.append(time.perf_counter() - begin)
+    peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
     return 1e3 * statistics.median(times) / steps, peak
 
 

@@ -1,75 +1,61 @@
-"""The first stage: what this GPU costs the host, what it can do at best, and a step of each method.
+"""What this GPU costs the host, and what it can do at best.
 
-Each item is written to OUT/probe.json as soon as it is known, beside what was predicted for an H100
-before any GPU had run this; one that fails says why, and the next one follows.
+Rows go to OUT/probe-DEVICE.json as soon as they are known, beside what was predicted for an H100
+before any GPU had run this; an item that fails says why, and the next one follows.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench import report, roofline
-from bench.gpu import program
-from bench.gpu.stages import ENGINE
+from bench import roofline
+from bench.gpu.stages import ENGINE, parser
+from bench.report import Results
+from bench.timing import interleave
 
-# The methods that train by steps, with the campaign that has them.
-STEPPED: dict[str, str] = {
-    **dict.fromkeys(("fine_tune", "ewc", "lwf", "visual_prompt", "lora"), "imagenet_rib"),
-    **dict.fromkeys(("l2sp", "spd"), "imagenet_rib_plus"),
-}
 # For an H100, by reading and by others' measurements.
 PREDICTED = {
     "launch of an operator": "5 to 10 us of the host",
     "launch of a kernel": "20 to 34 us of the host",
     "eigvalsh": "1.4 ms a matrix of 48 x 48 in float64",
     "roofline": "copy 3.0 TB/s, matmul 0.6 to 0.8 of 989 TFLOP/s",
-    "bf16": "the model computes in bfloat16, through DeepSpeed too",
     "compilations": "no kernel and no model is compiled for a second size",
+    "bf16": "the model computes in bfloat16, through DeepSpeed too",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = program.parser("probe", __doc__).parse_args(arguments)
+    options = parser("probe", __doc__).parse_args(arguments)
     device = torch.device(options.device)
-    items: dict[str, Callable[[], Any]] = {
-        "launch of an operator": lambda: operator_us(device),
-        "launch of a kernel": lambda: kernel_us(device),
-        "eigvalsh": lambda: eigvalsh_us(device, 10 if options.small else 1000),
-        "roofline": lambda: asdict(roofline.measure(device, options.small)),
-        "compilations": lambda: compilations(device),
-        "bf16": lambda: model_dtype(device),
-    }
-    items |= {f"step of {name}": lambda name=name: step_ms(name, device, options.small)
-              for name in STEPPED}  # fmt: skip
-    results: dict[str, Any] = {"machine": report.machine(device), "items": {}}
+    measures: tuple[Callable[[], dict[str, Any]], ...] = (
+        lambda: operator_us(device),
+        lambda: kernel_us(device),
+        lambda: eigvalsh_us(device, 10 if options.small else 1000),
+        lambda: asdict(roofline.measure(device, options.small)),
+        lambda: compilations(device),
+        lambda: model_dtype(device),
+    )
+    results = Results(options.out, "probe", device)
     failed = False
-    for name, measure in items.items():
-        begin = time.perf_counter()
+    for (item, predicted), measure in zip(PREDICTED.items(), measures, strict=True):
+        row: dict[str, Any] = {"item": item}
         try:
-            entry = measure()
-            entry = entry if isinstance(entry, dict) else {"value": entry}
+            row |= measure()
         except Missing as error:
-            entry = {"skipped": str(error)}
+            row["skipped"] = str(error)
         except Exception as error:
-            entry, failed = {"error": f"{type(error).__name__}: {error}"}, True
-        entry |= {"took_s": time.perf_counter() - begin}
-        if name in PREDICTED:
-            entry["predicted"] = PREDICTED[name]
-        results["items"][name] = entry
-        report.write(options.out / "probe.json", results)
-        print(
-            f"{name}: {', '.join(f'{k} {program.short(v)}' for k, v in entry.items())}", flush=True
-        )
+            row["error"], failed = f"{type(error).__name__}: {error}", True
+        results.add(row | {"predicted": predicted})
     return int(failed)
 
 
@@ -109,8 +95,8 @@ def eigvalsh_us(device: torch.device, matrices: int) -> dict[str, float]:
     """Microseconds a matrix of 48 x 48 in float64, of many at once."""
     x = torch.randn(matrices, 48, 48, device=device, dtype=torch.float64)
     symmetric = x + x.mT
-    times = _times_s(lambda: torch.linalg.eigvalsh(symmetric), device, 3)
-    return {"us": 1e6 * min(times) / matrices, "matrices": float(matrices)}
+    times = interleave([lambda: torch.linalg.eigvalsh(symmetric)], device, seconds=0, least=3)[0]
+    return {"us": 1e3 * min(times) / matrices, "matrices": float(matrices)}
 
 
 def compilations(device: torch.device) -> dict[str, int]:
@@ -139,60 +125,33 @@ def compilations(device: torch.device) -> dict[str, int]:
     return results | {"graphs": counters["stats"]["unique_graphs"]}
 
 
-def model_dtype(device: torch.device) -> str:
-    """The dtype in which a model's first product computes while the engine trains it."""
+def model_dtype(device: torch.device) -> dict[str, str]:
+    """The dtype in which a model's products compute while the engine trains it."""
+    missing = [name for name in ENGINE if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Missing(f"this Python lacks {', '.join(missing)}")
+    from engine.grid.speed import Bench
+    from engine.machine import ranks
+
     seen: set[str] = set()
 
     def watch(module: nn.Module, _: object, output: Any) -> None:
         if isinstance(module, nn.Linear):
             seen.add(str(output.dtype).removeprefix("torch."))
 
-    with _engine(device, small=True) as bench:
-        words = ("train.compile=never",)  # a hook would break the graph
-        with bench.engine(bench.builder("fine_tune", *words)) as (method, epoch):
-            for module in method.net.blocks.modules():
+    ranks.start(device.type)
+    # Not compiled: a hook would break the graph.
+    words = ("model.arch=test_vit", "model.image_size=32", "train.compile=never")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), "file", words, device, steps=2)
+        with bench.training("fine_tune", 4) as training:
+            for module in training.method.net.blocks.modules():  # type: ignore[union-attr]
                 module.register_forward_hook(watch)
-            epoch()
+            training.run()
     (dtype,) = seen
     if device.type == "cuda" and dtype != "bfloat16":
         raise AssertionError(f"the model computes in {dtype}, not in bfloat16")
-    return dtype
-
-
-def step_ms(name: str, device: torch.device, small: bool) -> dict[str, float]:
-    """Milliseconds of a step through DeepSpeed, as a campaign trains: the median of epochs."""
-    with _engine(device, small) as bench:
-        steps = bench.images // bench.files.batch
-        with bench.engine(bench.builder(name, campaign=STEPPED[name])) as (_, epoch):
-            epoch()  # compiles, and makes what the method needs
-            times = _times_s(epoch, device, 2 if small else 5)
-    ms = 1e3 * statistics.median(times) / steps
-    return {"ms": ms, "images_s": 1e3 * bench.files.batch / ms}
-
-
-@contextlib.contextmanager
-def _engine(device: torch.device, small: bool) -> Iterator[Any]:
-    """`bench.train`'s photos and model: ViT-B/16 at 224 px with batches of 64; small: a toy."""
-    missing = [name for name in ENGINE if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Missing(f"this Python lacks {', '.join(missing)}")
-    from bench import train
-
-    sizes = ("test_vit", 32, 8, 4) if small else ("vit_base_patch16_224", 224, 16 * 64, 64)
-    with train.opened(device, *sizes, drawn=True) as bench:
-        yield bench
-
-
-def _times_s(run: Callable[[], object], device: torch.device, rounds: int) -> list[float]:
-    run()
-    times = []
-    for _ in range(rounds):
-        _wait(device)
-        begin = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(time.perf_counter() - begin)
-    return times
+    return {"dtype": dtype}
 
 
 def _wait(device: torch.device) -> None:

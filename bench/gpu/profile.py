@@ -1,8 +1,8 @@
 """Where a training step's time goes: torch's profiler, and Nsight Compute where it is installed.
 
-OUT/profile.json: the operators and kernels of a step of plain fine-tuning, LwF and EWC (ViT-S,
-batches of 256) that took most of the device's time. With `ncu`, OUT/ewc.ncu-rep has the sections of
-EWC's kernel and of distillation's.
+OUT/profile-DEVICE.json: the operators and kernels of a step of plain fine-tuning, LwF and EWC
+(ViT-S, batches of 256) that took most of the device's time. With `ncu`, OUT/ewc.ncu-rep has the
+sections of EWC's kernel and of distillation's.
 """
 
 from __future__ import annotations
@@ -10,39 +10,36 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench import report, vit
-from bench.contest import Scale
-from bench.gpu import program
+from bench import vit
 from bench.gpu.headline import Steps
+from bench.gpu.stages import parser
+from bench.report import Results
 
 STEPS, SHOWN, NSIGHT_S = 5, 15, 240
 KERNELS = ("_step_kernel", "_distill_kernel")  # by the names that a launch has
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = program.parser("profile", __doc__)
-    parser.add_argument("--steps-only", action="store_true", help="what Nsight Compute looks at")
-    options = parser.parse_args(arguments)
+    known = parser("profile", __doc__)
+    known.add_argument("--steps-only", action="store_true", help="what Nsight Compute looks at")
+    options = known.parse_args(arguments)
     device = torch.device(options.device)
-    steps = Steps(vit.build(device, Scale(quick=options.small)))
+    steps = Steps(vit.build(device, options.small))
     if options.steps_only:
         steps.ewc()
         steps.lwf()
         return 0
-    results: dict[str, Any] = {"machine": report.machine(device), "steps": {}}
-    for name, step in (("FT", steps.fine_tuning), ("LwF", steps.lwf), ("EWC", steps.ewc)):
-        results["steps"][name] = profiled(step, device)
-        report.write(options.out / "profile.json", results)
-        print(name)
-        for row in results["steps"][name]["most"]:
-            print(f"  {row['us']:9.0f} us  {row['calls']:4d} calls  {row['name'][:70]}", flush=True)
+    results = Results(options.out, "profile", device)
+    for step, run in (("FT", steps.fine_tuning), ("LwF", steps.lwf), ("EWC", steps.ewc)):
+        for row in profiled(run, device):
+            results.add({"step": step, **row})
     ncu = shutil.which("ncu")
     if device.type != "cuda" or ncu is None:
         print("Nsight Compute: skipped, " + ("no ncu here" if ncu is None else "no GPU"))
@@ -50,32 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return nsight(ncu, options.out)
 
 
-def profiled(step: Any, device: torch.device) -> dict[str, Any]:
-    """Calls of a step by operator or kernel, and the most costly, with microseconds a step."""
+def profiled(step: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    """The most costly operators or kernels of a step, after all of them together: calls and
+    microseconds a step."""
     for _ in range(3):
         step()
-    kinds = [ProfilerActivity.CPU]
-    kinds += [ProfilerActivity.CUDA] if device.type == "cuda" else []
+    on_gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=kinds) as recorded:
         for _ in range(STEPS):
             step()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(device)
-    on_gpu = device.type == "cuda"
-    rows = [
-        {
-            "name": event.key,
-            "calls": event.count // STEPS,
-            "us": (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / STEPS,
-        }
-        for event in recorded.key_averages()
-    ]
+    rows: list[dict[str, Any]] = []
+    for event in recorded.key_averages():
+        us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        rows.append({"name": event.key[:70], "calls": event.count // STEPS, "us": us / STEPS})
     rows.sort(key=lambda row: -row["us"])
-    return {
-        "us": sum(row["us"] for row in rows),
-        "calls": sum(row["calls"] for row in rows),
-        "most": rows[:SHOWN],
-    }
+    total = {name: sum(row[name] for row in rows) for name in ("calls", "us")}
+    return [{"name": "all", **total}, *rows[:SHOWN]]
 
 
 def nsight(ncu: str, out: Path) -> int:

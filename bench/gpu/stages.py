@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -44,8 +45,8 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
         pytest += ("-n", str(WORKERS))
     triton = ("triton",) if device == "cuda" else ()
 
-    def bench(*cases: str) -> tuple[str, ...]:
-        return ("-m", "bench", *cases, *timed)
+    def bench(case: str) -> tuple[str, ...]:
+        return ("-m", "bench", case, *timed)
 
     def program(name: str) -> tuple[str, ...]:
         return ("-m", f"bench.gpu.{name}", *where)
@@ -53,9 +54,8 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
     return [
         Stage("training", (program("headline"), bench("train")), ("numpy", "timm", *triton)),
         Stage("tests", (pytest,), ("pytest", *triton)),
-        Stage("optimizer", (bench("optimizer"),), ("numpy", "timm", *triton)),
-        Stage("kernels", (bench("distill", "fisher", "interpolate"),), ("numpy", *triton)),
-        Stage("transport", (bench("transport", "bures"),), ("numpy", *triton)),
+        Stage("kernels", (bench("kernels"),), ("numpy", "timm", *triton)),
+        Stage("transport", (bench("transport"),), ("numpy", *triton)),
         Stage("probe", (program("probe"),), ("numpy",)),
         Stage("engine", (program("campaign"), bench("evaluation")), ENGINE),
         Stage("profile", (program("profile"),), ("timm", *triton)),
@@ -73,3 +73,12 @@ def chosen(names: Sequence[str], every: Sequence[Stage]) -> list[Stage]:
 
 def python(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-u", *command]
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of a stage's program, `python -m bench.gpu.NAME`."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.gpu.{name}", description=description)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--small", action="store_true")
+    return parser

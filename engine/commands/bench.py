@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.speed import Speed
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="how fast a model trains and is evaluated here")
     parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--batch", default="64,256", help="sizes; default: %(default)s")
     parser.add_argument(
         "--methods", default="fine_tune,ewc,lwf", help="that train; default: %(default)s"
@@ -39,7 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
         given = f"--batch {arguments.batch} --steps {arguments.steps}"
         raise ValueError(f"{given}: numbers above 0, as 64,256 and 20")
-    quiet.libraries()
     os.environ["RIB_PROGRESS"] = "off"  # a bar costs time
     first_line.show(f"reading the model {arguments.model}")
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -51,18 +52,8 @@ def start(arguments: argparse.Namespace) -> Path | None:
     """Run the campaign of a command line; the page of its report, None of a dry run."""
     if arguments.cores is not None and arguments.cores < 1:
         raise ValueError(f"--cores {arguments.cores}: at least one is needed")
-    options = Options(
-        arguments.executor,
-        arguments.cores or 0,
-        arguments.gpus_per_job,
-        arguments.profile,
-        arguments.partition,
-        arguments.account,
-        arguments.time,
-        arguments.mem,
-        arguments.retries,
-        arguments.requeue,
-    )
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    options = Options(**{**given, "cores": arguments.cores or 0})
     if arguments.dry_run:
         dry_run(arguments.name, arguments.overrides, options)
         return None
@@ -111,14 +102,16 @@ def complete(name: str, words: Sequence[str], options: Options) -> Path:
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
-def _plans(name: str, words: Sequence[str], options: Options) -> dict[campaign.Plan, Sequence[str]]:
+def _plans(
+    name: str, words: Sequence[str], options: Options
+) -> Mapping[campaign.Plan, Sequence[str]]:
     """The plan of each model, with the words that make it."""
     from engine import recipe
 
     grids = recipe.each_model(name, words)
-    recipe.methods_of(name, grids[0])  # a wrong name shows before imports
+    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
     first_line.show(f"reading the campaign {name}")
-    return {campaign.plan(name, grid, options.cores): grid for grid in grids}
+    return plans
 
 
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
@@ -137,9 +130,8 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
             continue
         from engine.grid import verify
 
-        needed = plan.needed(resolved.dataset)
-        encoded = verify.encoded(resolved, needed)
-        missing = [name for name in needed if name not in encoded]
+        encoded = verify.encoded(resolved, plan.needed)
+        missing = [name for name in plan.needed if name not in encoded]
         if resolved.dataset.kind == "folder":
             faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import nearest
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 from engine.machine.files import digest
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("distance", help="optimal transport distances between sets")
     parser.add_argument("sets", nargs="*", metavar="SET", help="default: all sets")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
     parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
     parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")
@@ -39,25 +37,23 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine import recipe
+    from engine.grid import cell_plan
 
     if arguments.model:
         arguments.overrides.append(f"model={arguments.model}")
-    outline, _ = recipe.outline(arguments.campaign, arguments.overrides)
-    every = outline.dataset.places
+    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
+    resolved, every = cell.recipe, cell.recipe.dataset.places
     names = arguments.sets or every
     for name in names:  # before imports that take seconds
         if name not in every:
             raise ValueError(f"{name!r} is no set of {arguments.campaign}{nearest(name, every)}")
-    quiet.libraries()
     first_line.show(f"reading the sets of {arguments.campaign}")
-    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
+    from engine.otdd import problems, solve
     from engine.report import page
     from engine.report.sections import distances as section
-    from engine.transport import problems, solve
 
     given = {
         field.name: getattr(arguments, field.name, None)
@@ -65,8 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
     options = problems.Options(**{k: v for k, v in given.items() if v is not None})
-    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
-    resolved = cell.recipe
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)

@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.machine.entry import PACKAGES, ROOT
-from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
-IMPORT_S = 120
+IMPORT_S, ANSWER_S = 120, 30
 DEMO_GB = 2  # `rib plan emoji` says 1.05
 PIP = "pip install --force-reinstall"
 TORCH = f"{PIP} torch torchvision"
@@ -274,25 +272,20 @@ def hub() -> Diagnosis:
 
 
 def slurm() -> Diagnosis:
-    """Slurm's partitions, who tells how a job ended, and Snakemake's plugin."""
+    """What a campaign asks of Slurm, its partitions, and who tells how a job ended."""
     if shutil.which("sinfo") is None:
         return Diagnosis(MISSING, "not on a cluster's node", "use a login node", needed=False)
+    from engine.errors import CampaignError  # late: another package may hide `loaders`
+    from engine.grid import slurm as campaigns
+
     try:
         names = dict.fromkeys(answer("sinfo", "--noheader", "--format", "%R").split())
-        settings = answer("scontrol", "show", "config")
-        if has_database := re.search(r"^AccountingStorageType *= *.*slurmdbd", settings, re.M):
+        if campaigns.cluster("").accounting:
             answer("sacct", "--noheader", "--allocations", "--format", "JobID")
-    except NoAnswer as error:
+    except (NoAnswer, CampaignError) as error:
         if "configuration source" in str(error):  # Slurm's programs on a machine of no cluster
             return Diagnosis(MISSING, "its programs alone", "use a login node", needed=False)
         return Diagnosis(WRONG, str(error), "ask the cluster's administrator")
-    age = re.search(r"^MinJobAge *= *(\d+)", settings, re.M)
-    if not has_database and (age is None or int(age[1]) < MIN_JOB_AGE_S):
-        forgets = f"no slurmdbd, and jobs are forgotten after {age[1] if age else '?'} s"
-        return Diagnosis(WRONG, forgets, "MinJobAge=300 in slurm.conf")
-    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        cure = "pip install 'snakemake-executor-plugin-slurm>=2.8,<3'"
-        return Diagnosis(MISSING, "Snakemake's plugin is not installed", cure)
     return Diagnosis(OK, f"partitions {', '.join(names) or 'none'}")
 
 

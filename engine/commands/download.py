@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.machine import quiet
-
 if TYPE_CHECKING:
     from engine.data.downloads import Record, Target
     from engine.data.sources import Source
@@ -40,7 +38,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     from engine.data import downloads, sources
     from engine.errors import nearest
 
@@ -152,8 +149,9 @@ def _size(target: Target) -> int:
             response = responses.open_at(address)
         except responses.ERRORS:
             continue
-        with response.stream:
-            return response.total or 0
+        if response is not None:  # the whole file, where a server has it
+            with response.stream:
+                return response.total or 0
     return target.file.bytes
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.recipe.schema import Recipe
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
     parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--all", action="store_true", help="every set that --source holds")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--source", type=Path, help="folder or .tar of the set; of all, with --all")
@@ -41,7 +39,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     from engine import recipe
     from engine.data import imagenet
 

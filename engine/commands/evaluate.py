@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.evaluation.accuracies import OnSet
@@ -29,9 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate", help="your own checkpoints, or a campaign's models, on your own sets"
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"
@@ -69,7 +67,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sets = named_sets(arguments.sets)
     for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.grid import choice, record
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.export import Row
@@ -20,9 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="CAMPAIGN | CELL",
         help="a finished campaign, or a folder of runs/store/cells",
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="of the campaign"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the campaign")
     parser.add_argument("--method", help="of the campaign's table, or pre: the pre-trained model")
     parser.add_argument("--set", dest="downstream", help="that it was fine-tuned on")
     parser.add_argument("--setting", help="of what a campaign varies, as train.epochs=2")
@@ -62,7 +60,6 @@ def _of_cell(folder: Path, arguments: argparse.Namespace) -> Row:
     others = [column for column in choice.OPTIONS if column != "alpha"]
     if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
         raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
-    quiet.libraries()
     from engine.grid import export
 
     return export.row_of_cell(folder, arguments.alpha)
@@ -71,7 +68,6 @@ def _of_cell(folder: Path, arguments: argparse.Namespace) -> Row:
 def _of_campaign(arguments: argparse.Namespace) -> Row:
     campaign = record.find(arguments.source, arguments.overrides)
     evaluation = choice.choose(campaign.record.evaluations, vars(arguments))
-    quiet.libraries()  # after the choice, since these imports take seconds
     from engine.grid import export
 
     return export.row_of_campaign(campaign, evaluation)

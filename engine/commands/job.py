@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from engine.grid import attempts, campaign, outcomes
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
-from engine.machine import entry, quiet
+from engine.machine import entry
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     job, is_column = arguments.job, arguments.job not in (PREPARE, REPORT)
     stage = COLUMN if is_column else job

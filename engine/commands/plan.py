@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import recipe
 from engine.grid import campaign
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.estimate import Device, Estimate
@@ -28,9 +28,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    quiet.libraries()
     grids = recipe.each_model(arguments.name, arguments.overrides)
-    recipe.methods_of(arguments.name, grids[0])  # a wrong name shows before imports
+    plans = [campaign.plan(arguments.name, words) for words in grids]
     first_line.show(f"counting the operations of {arguments.name}")
     from engine.grid import estimate
 
@@ -42,7 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     if tflops is not None:
         mine = [arguments.mfu * peak for peak in (tflops, fp32 or tflops / 16)]
         devices.append(estimate.Device("yours", *mine))
-    plans = [campaign.plan(arguments.name, words) for words in grids]
     estimates = [estimate.of(plan) for plan in plans]
     for each in estimates:
         print(text(each, devices))

@@ -1,4 +1,7 @@
-"""`rib report`: the page of one finished campaign, or of several side by side."""
+"""`rib report`, which `rib metrics` is too: tables and page again, from stored predictions alone.
+
+Of a finished campaign neither torch nor a pack, a weights file or a source image is opened.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +10,91 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.commands import metrics
+from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, workflow
 from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
+    from engine.report.results import Results
 
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("report", help="the page of one campaign, or of several as one")
+def add(commands: argparse._SubParsersAction, name: str = "report") -> None:
+    parser = commands.add_parser(
+        name,
+        help="tables and page again, of one campaign or of several as one",
+        description="Tables and page of campaigns, from their stored predictions. `rib report` and "
+        "`rib metrics` are one command.",
+    )
     parser.add_argument("names", nargs="+", metavar="RUN", help="a campaign's name or its folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--intervals", action="store_true", help="RI with 95%% intervals")
+    parser.add_argument(
+        "--behaviour", action="store_true", help="answers that stayed, were lost or gained"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="?",
+        const="",
+        metavar="METHOD",
+        help="paired tests of every method against METHOD, by default the best",
+    )
+    parser.add_argument(
+        "--models-csv", type=Path, metavar="FILE",
+        help="fit the trend lines of effective robustness over these models: columns model, set, "
+        "accuracy (percent), with rows for the upstream set",
+    )  # fmt: skip
     parser.add_argument("--figures", action="store_true", help="write figures as SVG and PDF too")
     parser.add_argument("--out", type=Path, help="folder of the report (default: the campaign's)")
     parser.add_argument("--force", action="store_true", help="write into --out whatever it holds")
-    metrics.add_models_csv(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    first_line.show(f"reading the predictions of {', '.join(arguments.names)}")
+    out, names = arguments.out, arguments.names
+    if len(names) > 1 and out is None:
+        raise CampaignError("several campaigns need a folder for their common report: --out DIR")
+    if out and not arguments.force and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CampaignError(f"--out {out} is not empty; name a new folder, or pass --force")
+    first_line.show(f"reading the predictions of {', '.join(names)}")
+    runs = [run for name in names for run in _finished(name, arguments.overrides)]
+    for record in [run.record for run in runs] if arguments.compare else ():
+        if arguments.compare not in record.methods:
+            raise CampaignError(
+                f"{record.name} has no method {arguments.compare!r}; it has "
+                f"{', '.join(record.methods)}"
+            )
     from engine.report import finish
+    from engine.report.merged import merged
     from engine.report.results import of_campaign
 
-    runs = [run for name in arguments.names for run in _finished(name, arguments.overrides)]
-    if len(runs) == 1 and arguments.out is None:
-        with workflow.locked(runs[0].report.parent):
-            results = of_campaign(runs[0], arguments.models_csv)
-            path = finish.write(runs[0], results, figures=arguments.figures)
-    elif arguments.out is None:
-        raise CampaignError("several campaigns need a folder for their common report: --out DIR")
-    else:
-        if not arguments.force:
-            _check_free(arguments.out)
-        path = finish.write_merged(
-            arguments.out, runs, arguments.models_csv, figures=arguments.figures
-        )
-    print(f"report  {path.resolve()}")
+    if out:
+        results = merged(runs, arguments.models_csv)
+        path = finish.write_into(out, results, figures=arguments.figures)
+        _show(path, results, arguments)
+        return
+    for run in runs:
+        with workflow.locked(run.report.parent):
+            results = of_campaign(run, arguments.models_csv)
+            path = finish.write(run, results, figures=arguments.figures)
+        _show(path, results, arguments)
 
 
-def _check_free(out: Path) -> None:
-    """Raises CampaignError where a common report would replace files."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CampaignError(f"--out {out} is not empty; name a new folder, or pass --force")
+def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
+    """Print the table of a report, and the tables that were asked for."""
+    from engine.report import terminal
+
+    show(page)
+    for model in results.models:
+        if arguments.intervals:
+            print(f"\n{terminal.intervals(results, model)}")
+        if arguments.compare is not None:
+            print(f"\n{terminal.comparisons(results, model, arguments.compare or None)}")
+        if arguments.behaviour:
+            print(f"\n{terminal.behaviour(results, model)}")
 
 
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
@@ -63,7 +104,7 @@ def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
     from engine.grid import record
 
     folder = Path(name)
-    if not folder.is_dir():
+    if name in recipe.names("campaigns") or not folder.is_dir():
         return [record.find(name, model) for model in recipe.each_model(name, words)]
     places = [path.parent for path in folder.glob(f"{campaign.PLANS}/*/{campaign.RECORD}")]
     shown = [place for place in places if outcomes.is_shown(place)]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.machine import first_line, quiet
+from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.verify import Check
@@ -18,9 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "verify", help="compare a pre-trained model with its published accuracies"
     )
     parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as in a recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument(
         "--campaign", default="imagenet_rib", help="its data sets are used; default: %(default)s"
     )
@@ -29,21 +27,19 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    quiet.libraries()
-    from engine import recipe as recipes
+    from engine.grid import cell_plan
 
     words = (f"model={arguments.model}", *arguments.overrides)
-    recipes.outline(arguments.campaign, words)  # most mistakes show before imports
+    cell = cell_plan.resolve(arguments.campaign, words, run_users=False)
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.data import imagenet
     from engine.data.sets import Sets
-    from engine.grid import cell_plan, verify
+    from engine.grid import verify
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.machine.files import cache_folder
 
-    cell = cell_plan.resolve(arguments.campaign, words, run_users=False)
     recipe = cell.recipe
     device = ranks.start(recipe.device)
     has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit

@@ -182,7 +182,7 @@ def model_of(
             if model.setdefault(key, value) != value:
                 raise ValueError(
                     f"{sources[key]} says {key} {model[key]}, {description.source} says {value}: "
-                    "evaluate these models apart"
+                    "take only models that are alike in this"
                 )
             sources.setdefault(key, description.source)
     if arch is None and not model:
@@ -210,8 +210,8 @@ def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ..
     for file, names in named.items():
         if names != classes:
             raise ValueError(
-                f"{source} and {file} name other classes, or in another order: evaluate these "
-                "models apart"
+                f"{source} and {file} name other classes, or in another order: take only models "
+                "of one head"
             )
     nameless = [file for file, d in descriptions.items() if d is None or not d.classes]
     if nameless and classes != imagenet.wnids():

@@ -1,15 +1,42 @@
-"""Thumbnails of single images of a set, small enough for a page to hold them."""
+"""Pictures of a benchmark's images, small enough for a page to hold them, in base64."""
 
 from __future__ import annotations
 
+import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from engine.data.sets import Sets
+from engine.measures import image_changes
+from engine.measures.rows import Evaluation
+from engine.recipe.schema import DatasetRecipe
+from loaders.benchmarks import emoji
+
 PX = 64  # of the longer side, at most
 QUALITY = 50  # of WebP, of 100
 ROOM = 300_000  # bytes of a report's thumbnails, which base64 makes 400,000
+
+
+def of_changes(
+    sets: Sets, dataset: DatasetRecipe, evaluations: Sequence[Evaluation]
+) -> dict[str, dict[str, str]]:
+    """By set and place in its pack, WebP files of images that most rows gain or lose, as far as
+    there is room; of sets whose images a report may show."""
+    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places if dataset.thumbnails}
+    left = ROOM
+    for change in image_changes.most_changed(evaluations) if shown else ():
+        of_set, image = shown[change.evaluated_on], str(change.index)
+        if image not in of_set:
+            (pixels,) = sets[change.evaluated_on].pack.pixels([change.index])
+            file = webp(pixels)
+            left -= len(file)
+            if left < 0:
+                break
+            of_set[image] = base64.b64encode(file).decode()
+    return shown
 
 
 def webp(pixels: np.ndarray) -> bytes:
@@ -18,3 +45,18 @@ def webp(pixels: np.ndarray) -> bytes:
     image.thumbnail((PX, PX))
     image.save(file, format="WEBP", quality=QUALITY, method=6)
     return file.getvalue()
+
+
+def contact_sheet(sets: Sets, dataset: DatasetRecipe) -> str:
+    """A PNG of some concepts in every style of the emoji, of each its first rendering."""
+    picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
+    rows: dict[str, list[np.ndarray]] = {}
+    for name in dataset.places:
+        pack = sets[name].pack
+        for index in np.flatnonzero(np.isin(pack.labels, picked)).tolist():
+            style, _, rendering = str(pack.keys[index]).split("/")
+            if rendering == "0":
+                rows.setdefault(style, []).extend(pack.pixels([index]))
+    png = io.BytesIO()
+    emoji.contact_sheet(rows).save(png, format="PNG")
+    return base64.b64encode(png.getvalue()).decode()

@@ -39,6 +39,11 @@ class Model:
     seed: int = 0
     headline: bool = True
 
+    @classmethod
+    def named(cls, name: str, mix: Mix, alpha: float | None = None) -> Model:
+        """A model that is no row of a campaign's."""
+        return cls(ModelOnSet(name, "", "", alpha, "", "", ""), mix)
+
 
 @dataclass(frozen=True)
 class OnSet(ModelOnSet):
@@ -88,7 +93,7 @@ def evaluate(
     rows = []
     for name in packs:
         passes.evaluate(run, [model.mix for model in models], [name], "all")
-        rows += _rows(run, models, name, intervals)
+        rows += on_set(run, models, name, "all", intervals=intervals)
         sets.release(name)
     return rows
 
@@ -111,22 +116,27 @@ def _check(sets: Sets, packs: Mapping[str, Pack]) -> None:
             )
 
 
-def _rows(run: Run, models: Sequence[Model], name: str, intervals: bool) -> list[OnSet]:
-    """The models' rows on a set, from the store; seeds of a model share a row."""
-    on_set = SetPredictions()
+def on_set(
+    run: Run, models: Sequence[Model], name: str, split: str, *, intervals: bool = False
+) -> list[OnSet]:
+    """The models' rows on a set, from the store; seeds of a model share a row.
+
+    Raises FileNotFoundError for a model that was not evaluated on these images.
+    """
+    bank = SetPredictions()
     seeds: dict[ModelOnSet, list[Model]] = {}
     accuracy: dict[tuple[ModelOnSet, int], float] = {}
     right: dict[tuple[ModelOnSet, int], np.ndarray] = {}  # weights [sources] of right answers
     for model in models:
         try:
-            seen = on_set.add(passes.predicted(run, model.mix, name, "all"))
+            seen = bank.add(passes.predicted(run, model.mix, name, split))
         except ValueError as error:
             row = replace(model.row, evaluated_on=name)
             raise ValueError(f"{' '.join(str(row).split())}: {error}") from error
         seeds.setdefault(model.row, []).append(model)
         key = model.row, model.seed
-        accuracy[key], right[key] = seen.accuracy, on_set.by_source(seen.hit)
-    labelled, images = run.sets[name], len(on_set.images)
+        accuracy[key], right[key] = seen.accuracy, bank.by_source(seen.hit)
+    labelled, images = run.sets[name], len(bank.images)
     mask, classes = "none", len(run.sets.classes)
     if labelled.mask is not None:
         mask, classes = labelled.mask_rule, int(labelled.mask.sum())
@@ -139,7 +149,7 @@ def _rows(run: Run, models: Sequence[Model], name: str, intervals: bool) -> list
     if not intervals:
         return rows
     columns = [np.stack([right[r, m.seed] for m in of], axis=1) for r, of in seeds.items()]
-    return _with_intervals(rows, on_set, columns)
+    return _with_intervals(rows, bank, columns)
 
 
 def _with_intervals(

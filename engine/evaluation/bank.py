@@ -19,8 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from engine import models
 from engine.evaluation import merge
 from engine.machine import ranks
-from engine.models.folding import Folded
-from engine.models.form import Form
+from engine.models.form import Backbone, Form
 from engine.models.fp32_head import logits
 from engine.run import Run
 from engine.store import tensors
@@ -141,7 +140,7 @@ def states(
     return [{k: v.to(run.device) for k, v in cell.state().items()}]
 
 
-def _load(backbone: Folded, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
+def _load(backbone: Backbone, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
     """Models of the mixes: all run through `backbone`, and its graph where it is compiled."""
     head = models.head_names_of(run.recipe.model)
     by_members: dict[tuple[str, ...], list[Mix]] = {}

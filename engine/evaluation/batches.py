@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from engine.data.sets import LabelledSet
 from engine.evaluation.bank import Forward, Model
-from engine.machine import pace, precision, ranks
+from engine.machine import precision, ranks
 from engine.run import Run
 from loaders.batch import Batch
 
@@ -59,7 +59,6 @@ def reduced(
             x_BCHW = forward.normalize(batch.images)
             for model, parts in zip(models, rows, strict=True):
                 parts.append(reduce(batch.index, forward(model, x_BCHW)))
-            pace.PROCESS.add(len(batch.index))
     return [_gathered(parts, forward.device) for parts in rows]
 
 

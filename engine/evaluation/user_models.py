@@ -20,7 +20,6 @@ from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures.rows import ModelOnSet
 from engine.models import checkpoints, clip, formats
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import Store
@@ -86,10 +85,8 @@ def evaluate(
     if alphas is not None and len(files) != 2:
         raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
     store = Store(Path(resolved.runs) / "store")
-    cells = {file: cell_of(resolved.model, store, file) for file in files}
-    if len({cell.name for cell in cells.values()}) < len(files):
-        raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
-    head = _head(_outputs(resolved.model, cells), classes, files)
+    cells = cells_of(resolved.model, store, files)
+    head = head_of(resolved.model, cells, classes)
     return accuracies.evaluate(
         resolved,
         store,
@@ -102,6 +99,21 @@ def evaluate(
         intervals=intervals,
         shares_features=False,
     )
+
+
+def cells_of(model: ModelRecipe, store: Store, files: Sequence[Path]) -> dict[Path, Cell]:
+    """Checkpoints as artefacts, by file. Raises ValueError as `cell_of`, and for equal weights."""
+    cells = {file: cell_of(model, store, file) for file in files}
+    if len({cell.name for cell in cells.values()}) < len(files):
+        raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
+    return cells
+
+
+def head_of(
+    model: ModelRecipe, cells: Mapping[Path, Cell], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The classes of the models' heads, in order. Raises ValueError as `evaluate`."""
+    return _head(_outputs(model, cells), classes, list(cells))
 
 
 def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
@@ -120,7 +132,7 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
                 hint = "; is it open_clip's (--arch open_clip:NAME)?" if CLIP & names else ""
                 raise ValueError(
                     f"{file} has no {weight}: it is of another architecture than {model.arch}, or "
-                    f"has no head to evaluate{hint}"
+                    f"has no head{hint}"
                 )
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
@@ -164,7 +176,7 @@ def _outputs(model: ModelRecipe, cells: Mapping[Path, Cell]) -> int:
     for file, count in counts.items():
         if count != outputs:
             raise ValueError(
-                f"{file} has {count} classes, {first} has {outputs}: evaluate them apart"
+                f"{file} has {count} classes, {first} has {outputs}: take only models of one head"
             )
     return outputs
 
@@ -190,12 +202,8 @@ def _head(outputs: int, classes: Sequence[str] | None, files: Sequence[Path]) ->
 
 def _models(cells: Mapping[Path, str], alphas: Sequence[float] | None) -> list[Model]:
     """The files as models, or with alphas their interpolations."""
-
-    def row(model: str, alpha: float | None = None) -> ModelOnSet:
-        return ModelOnSet(model, "", "", alpha, "", "", "")
-
     if alphas is None:
-        return [Model(row(str(file)), {name: 1.0}) for file, name in cells.items()]
+        return [Model.named(str(file), {name: 1.0}) for file, name in cells.items()]
     first, second = cells.values()
     both = " + ".join(map(str, cells))
-    return [Model(row(both, a), {first: 1 - a, second: a}) for a in alphas]
+    return [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]

@@ -84,10 +84,7 @@ def recorded(
 
 
 def read(place: Path) -> list[Attempt]:
-    """The attempts at the jobs of a plan, by their start; campaigns of older versions have none.
-
-    Raises DamagedFile.
-    """
+    """The attempts at the jobs of a plan, by their start. Raises DamagedFile."""
     files = (place / FOLDER).glob("*.json")
     attempts = [
         schema.convert(schema.read_unaltered(file, "delete it"), Attempt, file, "delete it")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +24,7 @@ from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
-from engine.methods.base import Merged, Mixed, Trained
+from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
 from engine.methods.first_head import first_head
 from engine.models import checkpoints, zero_shot
@@ -39,16 +37,15 @@ from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell, Entry, Export, Mix
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
-from engine.training.checkpoints import Checkpoints
+from engine.training.saving import Saving
 from engine.training.schedule import total_steps
-from engine.training.snapshots import Snapshots
 from loaders.files import file_hash
 
 log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
 
 
-class Builder(Context[Cell]):
+class Builder(Context):
     """Makes the cell of a recipe (`build`). To its method it is the `Context`."""
 
     def __init__(
@@ -161,7 +158,7 @@ class Builder(Context[Cell]):
         if method not in self.plan.needs:
             raise ValueError(
                 f"method {self.recipe.method.name} asks for the cell of {method!r}, which is not "
-                "among the `needs` of its class; add it there"
+                "among the `needs` of its Recipe; add it there"
             )
         need = self.plan.needs[method]
         return self.of(need if seed is None else need.seeded(seed))
@@ -279,12 +276,12 @@ class Builder(Context[Cell]):
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
         recipe = self.recipe
-        if isinstance(method, Mixed):
-            entries = method.entries(self)
-            return lambda folder: cells.write_mixed(folder, recipe, entries, self._description())
-        if isinstance(method, Merged):
+        if isinstance(method, Derived):
             with self.run.threads():
-                return functools.partial(self._write, export=method.merge(self))
+                made = method.make(self)
+            if isinstance(made, Export):
+                return functools.partial(self._write, export=made)
+            return lambda folder: cells.write_mixed(folder, recipe, made, self._description())
         assert isinstance(method, Trained), method
         if terms := imagenet.terms(recipe):
             log.warning(terms)
@@ -294,14 +291,10 @@ class Builder(Context[Cell]):
             snapshot, write = by_step[step], functools.partial(self._write, export=export)
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
-        minutes, checkpoints = recipe.train.checkpoint_minutes, None
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.run.threads())
-            taking = stack.enter_context(Snapshots(by_step, write_snapshot))
-            if minutes:  # snapshots that are missing must be passed again
-                files, before = self._checkpoint_files(), min(by_step, default=math.inf)
-                checkpoints = stack.enter_context(Checkpoints(files, minutes, before))
-            export, history = loop.fit(method, self.run, self, taking, checkpoints)
+        minutes = recipe.train.checkpoint_minutes
+        files = self._checkpoint_files() if minutes else None
+        with self.run.threads(), Saving(by_step, write_snapshot, files, minutes) as saving:
+            export, history = loop.fit(method, self.run, self, saving)
 
         def write(folder: Path) -> None:
             self._write(folder, export)

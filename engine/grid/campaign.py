@@ -21,9 +21,9 @@ from engine.grid import cell_plan
 from engine.grid.cell_plan import CellPlan
 from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
-from engine.recipe import modules, yaml_text
+from engine.recipe import modules
 from engine.recipe.campaigns import VARY
-from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
+from engine.recipe.schema import Recipe, TrainRecipe
 from engine.store import artifacts
 from loaders import schema
 from loaders.files import file_hash
@@ -43,10 +43,9 @@ class Plan:
 
     command: the line that makes this plan. rows: of its table, by name, each on the first column.
     columns: those fine-tuned on, in every setting. device: of all jobs, cpu | cuda | auto (what a
-    job sees). asked: the digest of the words and files that it was made of, by which its record is
-    found without torch. is_sweep: whether the command varies a single row. modules: SHA-256 of
-    users' method files, by path. path: of the plan's file, in a folder that is named after
-    everything that determines the results.
+    job sees). is_sweep: whether the command varies a single row. modules: SHA-256 of users' method
+    files, by path. path: of the plan's file, in a folder that is named after everything that
+    determines the results.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Plan:
     folder: Path
     threads: int
     device: str
-    asked: str
     is_sweep: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     path: Path = Path()
@@ -111,14 +109,11 @@ class Plan:
         of_column = len(self.rows) * self.seeds + 1
         return len(self.sets) + 2 + of_column * len(self.columns) + 1
 
-    def needed(self, dataset: DatasetRecipe) -> list[str]:
+    @property
+    def needed(self) -> list[str]:
         """The sets that a campaign reads: those that it evaluates on, then those that it only
         fine-tunes on."""
-        return list(dict.fromkeys([*dataset.places, *self.downstreams]))
-
-    def column(self, name: str) -> Column:
-        """The column of this name."""
-        return next(column for column in self.columns if column.name == name)
+        return list(dict.fromkeys([*self.recipe.dataset.places, *self.downstreams]))
 
     def cells(self, column: Column) -> Iterator[CellPlan]:
         """The cells of a column: all rows with the first seed, then with the next."""
@@ -129,7 +124,7 @@ class Plan:
 
 
 def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool = False) -> Plan:
-    """Resolve every cell of a campaign.
+    """Resolve every cell of a campaign. Imports no torch.
 
     run_users: whether users' method files may run, which is needed to run the campaign. Raises
     RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
@@ -154,32 +149,34 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
             f"dataset.holdout={shared.dataset.holdout:g}: a campaign judges cells on the same "
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
-    keys = _swept(overrides, methods)
+    is_sweep = len(methods) == 1 and VARY in grid.by_words  # the command line varies a single row
+    swept = list(grid.vary) if is_sweep else []
     files = {
         cell.recipe.method.module: file_hash(Path(cell.recipe.method.module))
         for row in rows.values()
         for cell in row.all()
         if modules.is_users(cell.recipe.method.module)
     }
-    identity = _identity(rows, columns, files)
-    folder = Path(shared.runs) / _title(name, overrides, methods, shared, keys, identity)
+    identity = digest(
+        {
+            "format": artifacts.FORMAT,
+            "rows": {name: _settings(row) for name, row in rows.items()},
+            "columns": [[column.downstream, dict(column.settings)] for column in columns],
+        }
+    )
+    folder = Path(shared.runs) / _title(name, overrides, methods, shared, swept, identity)
     return Plan(
         name,
-        recipe.sweep_command(name, overrides) if keys else _command(name, overrides),
+        shlex.join(["rib", "campaign", name, *overrides]),
         rows,
         columns,
         folder,
         max(shared.threads, cores // len(columns)),
         shared.device,
-        asked(name, overrides)[1],
-        bool(keys),
+        is_sweep,
         files,
         folder.resolve() / PLANS / identity / FILE,
     )
-
-
-def _command(name: str, overrides: Sequence[str]) -> str:
-    return shlex.join(["rib", "campaign", name, *overrides])
 
 
 def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
@@ -202,65 +199,21 @@ def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
             )
 
 
-def _identity(
-    rows: Mapping[str, CellPlan], columns: Sequence[Column], files: Mapping[str, str]
-) -> str:
-    """The digest of all that determines a campaign's results."""
-    return digest(
-        {
-            "format": artifacts.FORMAT,
-            "rows": {name: _settings(row) for name, row in rows.items()},
-            "columns": [[column.downstream, dict(column.settings)] for column in columns],
-            "modules": {Path(name).name: sha256 for name, sha256 in files.items()},
-        }
-    )
-
-
-def asked(name: str, overrides: Sequence[str]) -> tuple[Path, str]:
-    """The folder of runs that some words name, and a digest of them and their files.
-
-    Imports no method's module, and so no torch.
-    """
-    methods = recipe.methods_of(name, overrides)
-    _check_words(overrides, methods)
-    outlines = [recipe.outline(name, overrides, method) for method in methods]
-    files = [
-        Path(section["module"]) for _, section in outlines if modules.is_users(section["module"])
-    ]
-    digest_of = digest(
-        {
-            "cells": [_settings(CellPlan(cell)) for cell, _ in outlines],
-            "options": [
-                {key: value for key, value in section.items() if key != "module"}
-                for _, section in outlines
-            ],
-            "files": [file_hash(Path(file)) for file in files],
-            **recipe.grid_keys(name, overrides).given,
-        }
-    )
-    return Path(outlines[0][0].runs), digest_of
-
-
 def _settings(cell: CellPlan) -> dict[str, Any]:
     """The part of a cell that can change results; paths, trackers and checkpoints cannot.
 
-    A user's method is named by its file's name and content, which say what it needs: only where
-    the file runs is that known.
+    A user's method is named by its file's name and content: what it needs is known only where the
+    file runs.
     """
     values = dataclasses.asdict(cell.recipe)
     for key in ("runs", "campaign", "trackers", "downstream"):
         del values[key]
     values["train"]["checkpoint_minutes"] = TrainRecipe.checkpoint_minutes
-    if modules.is_users(cell.recipe.method.module):
-        module = Path(cell.recipe.method.module).name
-        return {**values, "method": {**values["method"], "module": module}}
+    module = Path(cell.recipe.method.module)
+    if modules.is_users(str(module)):
+        file = {"module": module.name, "sha256": file_hash(module)}
+        return {**values, "method": {**values["method"], **file}}
     return values | {"needs": {name: _settings(need) for name, need in cell.needs.items()}}
-
-
-def _swept(overrides: Sequence[str], methods: Sequence[str]) -> list[str]:
-    """The keys of a sweep, which varies a single row by the command line; none of other grids."""
-    words = [word.partition("=")[2] for word in overrides if word.startswith(f"{VARY}=")]
-    return list(yaml_text.parse(words[-1], VARY)) if words and len(methods) == 1 else []
 
 
 def _title(

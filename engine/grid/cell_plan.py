@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import recipe
+from engine.errors import RecipeError
 from engine.recipe import modules
 from engine.recipe.resolve import VARIANT, without_options
 from engine.recipe.schema import Recipe
@@ -89,19 +90,21 @@ def resolve(
 
 
 def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool) -> CellPlan:
-    from engine.methods import base  # imports torch
-
-    if run_users and modules.is_users(cell.method.module):
-        modules.method_of(cell)
+    runs = run_users and modules.is_users(cell.method.module)
+    options = modules.checked(cell) if runs else cell.method
     # A need is of the cell's variant and has none of the cell's options.
     variant = f"{VARIANT}={cell.method.variant}"
     words = (*(w for w in without_options(words) if w != variant), variant)
-
-    def load(method: str) -> Recipe:
-        return recipe.load(name, words, method=method, downstream=cell.downstream)
-
-    needs = base.siblings(cell.method, load, run_users=run_users)
-    return CellPlan(cell, {n: _with_needs(name, words, need, run_users) for n, need in needs})
+    needs = {}
+    for method in options.needs:
+        need = recipe.load(name, words, method=method, downstream=cell.downstream)
+        if not (modules.complete(need.method) if run_users else need.method).has_weights:
+            raise RecipeError(
+                f"{options.name} needs {method}, which mixes cells and has no weights: "
+                "name methods that train or merge"
+            )
+        needs[method] = _with_needs(name, words, need, run_users)
+    return CellPlan(cell, needs)
 
 
 def _with(cell: Recipe, settings: Mapping[str, Scalar]) -> Recipe:

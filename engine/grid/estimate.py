@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from engine.grid.campaign import Plan
 from engine.grid.cell_plan import CellPlan
 from engine.machine.files import digest
 from engine.machine.flops import PEAKS, flops
-from engine.methods.base import Mixed, Trained
+from engine.methods.base import Derived
 from engine.recipe import modules
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.training.schedule import total_steps
@@ -92,11 +93,11 @@ class Estimate:
     disk: dict[str, float]
 
     def prepare_hours(self, device: Device) -> float:
-        return _hours(self.shared, device)
+        return hours(self.shared, device)
 
     def column_hours(self, device: Device, gpus: int = 1) -> float:
         """Hours of the longest column, whose job has so many GPUs."""
-        return max(_hours(parts, device) for parts in self.columns) / gpus
+        return max(hours(parts, device) for parts in self.columns) / gpus
 
     def hours(self, device: Device, gpus: int) -> float:
         """Hours of the campaign on so many GPUs, of which a job has several if columns are few."""
@@ -122,12 +123,8 @@ class Estimate:
         return groups
 
 
-def hours(parts: list[Part], device: Device) -> float:
+def hours(parts: Sequence[Part], device: Device) -> float:
     """Hours of parts that are done one after the other."""
-    return _hours(tuple(parts), device)
-
-
-def _hours(parts: tuple[Part, ...], device: Device) -> float:
     return sum(device.hours(part.operations, part.precision) for part in parts)
 
 
@@ -139,9 +136,10 @@ def of(plan: Plan) -> Estimate:
     """
     recipe = plan.recipe
     dataset, kind = recipe.dataset, recipe.evaluate.precision
-    images = {name: images_of(recipe, name) for name in plan.needed(dataset)}
+    images = {name: images_of(recipe, name) for name in plan.needed}
     classes = len(imagenet.wnids()) if dataset.kind == "imagenet" else dataset.classes or 1000
-    parameters, width, forward = _counted(recipe.model, classes)
+    arch = (recipe.model.arch, recipe.model.image_size, recipe.model.projection)
+    parameters, width, forward = _network(*arch, classes)
     everywhere = sum(images[name] for name in dataset.places)
     columns, trained, evaluated = [], 0, 0
     for column in plan.columns:
@@ -177,10 +175,8 @@ def _of_cell(cell: CellPlan, images: int, forward: float) -> tuple[Part | None, 
     method = None
     if not modules.is_users(recipe.method.module):
         method = modules.method_of(recipe)
-    if isinstance(method, Mixed):
-        return None, method.mixes, 0
-    if method is not None and not isinstance(method, Trained):  # made of finished cells
-        return None, 1, 1
+    if isinstance(method, Derived):
+        return None, method.mixes or 1, 0 if method.mixes else 1
     passes = FULL_PASSES if method is None else method.passes
     train, dataset = recipe.train, recipe.dataset
     seen = round(images * (1 - dataset.holdout) * dataset.portion)
@@ -195,6 +191,7 @@ def _of_cell(cell: CellPlan, images: int, forward: float) -> tuple[Part | None, 
 
 @functools.lru_cache(maxsize=64)
 def _network(arch: str, image_size: int, projection: int, classes: int) -> tuple[int, int, float]:
+    """Parameters of a model, its features' width, and the operations to see one image."""
     model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
     with torch.device("meta"):
         net = models.create(model, classes).eval()
@@ -202,11 +199,6 @@ def _network(arch: str, image_size: int, projection: int, classes: int) -> tuple
     with torch.inference_mode():
         forward = flops(lambda: net(image))
     return sum(p.numel() for p in net.parameters()), models.head(net).in_features, forward
-
-
-def _counted(model: ModelRecipe, classes: int) -> tuple[int, int, float]:
-    """Parameters of a model, its features' width, and the operations to see one image."""
-    return _network(model.arch, model.image_size, model.projection, classes)
 
 
 def images_of(recipe: Recipe, name: str) -> int:

@@ -6,13 +6,9 @@ is exported as it was evaluated, and nothing is trained.
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,16 +18,12 @@ from engine.data.descriptions import Description
 from engine.evaluation import merge
 from engine.grid.choice import check_choice
 from engine.grid.record import FinishedCampaign
-from engine.machine.files import room_for
 from engine.measures.rows import PRE, Evaluation
-from engine.models import clip
+from engine.models import clip, export
 from engine.recipe.schema import ModelRecipe, Recipe
-from engine.store import cells, tensors
+from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import CELL, Cell, Mix, essential
-from engine.store.tensors import PROMPT
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,16 @@ class Row:
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell, which is never mixed."""
         return next(iter(self.parents.values())).prompt() if len(self.parents) == 1 else None
+
+
+@dataclass(frozen=True)
+class MergedRow(Row):
+    """A model that no store holds, with its tensors."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self.tensors)
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
@@ -120,46 +122,9 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
             "by --classes FILE, a line each in the head's order"
         )
     net = models.load_state(models.create(model, outputs), state, row.title)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    with room_for(out):
-        temporary.mkdir(parents=True)
-        try:
-            tensors.save(net.state_dict(), temporary / WEIGHTS)
-            config = json.dumps(_config(row, model, net, names), indent=1)
-            (temporary / CONFIG).write_text(config)
-            if (prompt := row.prompt()) is not None:
-                tensors.save({"prompt": prompt}, temporary / PROMPT)
-            out.mkdir(exist_ok=True)
-            (out / PROMPT).unlink(missing_ok=True)  # of another model
-            for file in temporary.iterdir():
-                file.replace(out / file.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    made_of = {"row": row.title, "cells": dict(row.mix)}
+    export.write(out, model, net, names, row.prompt(), made_of)
     return outputs
-
-
-def _config(
-    row: Row, model: ModelRecipe, net: torch.nn.Module, classes: Sequence[str]
-) -> dict[str, Any]:
-    """What timm reads: how the net is built, and how images are made ready for it."""
-    known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
-    images = models.data_config(model)
-    return {
-        "architecture": model.arch,
-        "num_classes": len(classes),
-        "num_features": net.num_features,
-        "label_names": list(classes),
-        "model_args": models.size_options(model),
-        "pretrained_cfg": {
-            **{key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")},
-            "num_classes": len(classes),
-            "input_size": [3, model.image_size, model.image_size],
-            **{key: images[key] for key in ("interpolation", "crop_pct", "crop_mode")},
-            "mean": list(images["mean"]),
-            "std": list(images["std"]),
-        },
-        "made_of": {"row": row.title, "cells": dict(row.mix)},
-    }
 
 
 def _parents(store: Store, mix: Mix, title: str, remedy: str) -> dict[str, Cell]:

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 import torch
 
 from engine.data.sets import Sets
-from engine.evaluation import cka, features, passes, splits
-from engine.grid import progress, tracked
+from engine.evaluation import accuracies, cka, features, passes, splits
+from engine.evaluation.accuracies import Model
+from engine.grid import progress
 from engine.grid.build import Builder
 from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
 from engine.grid.snapshots import Followed
+from engine.machine import ranks
 from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Entry
+from engine.training import trackers
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,6 @@ def prepare(plan: Plan, device: torch.device) -> None:
         progress.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
-    dataset = builder.recipe.dataset
     run = builder.run  # makes the base model
     base = {run.base.name: 1.0}
     for step, name in enumerate(names, start=1):
@@ -62,7 +64,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         for split in (splits.split_of(run.recipe, name), "holdout"):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
-    for name in plan.needed(dataset)[len(names) :]:
+    for name in plan.needed[len(names) :]:
         begin(len(names), name)
         # Opened, and encoded if need be, before columns share it.
         log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
@@ -84,7 +86,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for place in run.recipe.dataset.places:
         _evaluate(run, entries, place)
     for row in rows:
-        tracked.log(row.run, row.entries())
+        _track(row.run, row.entries())
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
@@ -97,6 +99,21 @@ def _evaluate(run: Run, entries: Sequence[Entry], name: str) -> None:
     if run.recipe.evaluate.cka:
         cka.evaluate(run, [entry.mix for entry in entries if entry.headline], name)
     run.sets.release(name)
+
+
+def _track(run: Run, entries: Sequence[Entry]) -> None:
+    """Log accuracies of a cell's headline model, and of the pre-trained one, on every set."""
+    recipe = run.recipe
+    if not recipe.trackers or ranks.rank() > 0:
+        return
+
+    headline = next(entry for entry in entries if entry.headline)
+    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", headline.mix)]
+    accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    for name in recipe.dataset.places:
+        for row in accuracies.on_set(run, models, name, splits.split_of(recipe, name)):
+            accuracy[row.model][name] = row.accuracy
+    trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
 
 
 def remove_snapshots(plan: Plan, device: torch.device) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import logging
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.data import imagenet, thumbnails
 from engine.errors import CampaignError
@@ -21,14 +17,14 @@ from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.jobs import builders
 from engine.grid.record import MissingColumn, Record
-from engine.measures import image_changes, predictions
+from engine.measures import predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.otdd import problems, solve
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
 from engine.store.cells import Entry, Mix
-from engine.transport import problems, solve
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -47,9 +43,9 @@ def record_of(plan: Plan, device: torch.device) -> Record:
     Nothing but the distances between sets is made. Raises FileNotFoundError where something is
     missing, DamagedFile where it was altered.
     """
-    run = _shared(plan, device)
+    run, models = _shared(plan, device), list(_models(plan, device))
     dataset, root = run.recipe.dataset, run.store.root
-    evaluations = list(_evaluations(plan, device))
+    evaluations = list(_evaluations(run, models))
     files = dict.fromkeys(row.path for row in evaluations)
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji = dataset.kind == "emoji"
@@ -61,19 +57,19 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(run, plan, seeds) | {"Rows": _rows(plan)},
         credits=emoji.credits() if is_emoji else [],
-        contact_sheet=base64.b64encode(_contact_sheet(run)).decode() if is_emoji else "",
+        contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if is_emoji else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
         evaluations=[
             dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
-        cka=list(_cka(plan, device)) if run.recipe.evaluate.cka else None,
+        cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep={c.setting: c.varied for c in plan.columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
-        thumbnails=_thumbnails(run, evaluations),
+        thumbnails=thumbnails.of_changes(run.sets, dataset, evaluations),
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
-        artifacts=_artifacts(plan, device, run, evaluations),
+        artifacts=_artifacts(run, models, evaluations),
     )
 
 
@@ -101,13 +97,11 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 
 def _is_finished(plan: Plan, column: Column, device: torch.device) -> bool:
     """Whether all of a column is trained and evaluated."""
-    alone = dataclasses.replace(plan, columns=(column,))
-    run = _shared(alone, device)
+    run = _shared(plan, device)
     try:
-        for _ in _evaluations(alone, device):
-            pass
-        for _ in _cka(alone, device) if run.recipe.evaluate.cka else ():
-            pass
+        models = list(_models(dataclasses.replace(plan, columns=(column,)), device))
+        list(_evaluations(run, models))
+        list(_cka(models) if run.recipe.evaluate.cka else ())
     except FileNotFoundError:
         return False
     return True
@@ -122,21 +116,19 @@ def _reason(plan: Plan, column: Column) -> str:
 
 
 def _artifacts(
-    plan: Plan, device: torch.device, run: Run, evaluations: Sequence[Evaluation]
+    run: Run, models: Sequence[GridModel], evaluations: Sequence[Evaluation]
 ) -> list[str]:
     """The cells, predictions and CKA that the campaign's numbers and exports are made of.
 
     Weights of snapshots are removed on purpose and are left out.
     """
-    folders = {row.path.parent for row in evaluations}
+    # A mix has no weights, and is a cell all the same.
+    folders = {row.path.parent for row in evaluations} | {model.cell for model in models}
     names = {name for row in evaluations for name in predictions.mix_of(row.path)}
     parents = [cells.find(run.store, name) for name in names]
     folders |= {
         cell.artifact.folder for cell in parents if cell and cell.artifact.kind != snapshots.KIND
     }
-    for column in plan.columns:  # a mix has no weights, and a cell all the same
-        rows = builders(plan, device, column, run.sets, finds_only=True)
-        folders |= {row.build().artifact.folder for row in rows}
     return sorted(folder.relative_to(run.store.root).as_posix() for folder in folders)
 
 
@@ -151,39 +143,50 @@ def _shared(plan: Plan, device: torch.device) -> Run:
     return builder.run
 
 
-def _evaluations(plan: Plan, device: torch.device) -> Iterator[Evaluation]:
-    """The pre-trained model on every set, then every model of every column on every set."""
-    run = _shared(plan, device)
+def _evaluations(run: Run, models: Sequence[GridModel]) -> Iterator[Evaluation]:
+    """The pre-trained model of a run on every set, then every model on every set."""
     names = run.recipe.dataset.places
     for name in names:
         path = _predicted(run, {run.base.name: 1.0}, name)
         yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
-    for run, column, arm, entry in _models(plan, device):
+    for model in models:
+        recipe, entry = model.run.recipe, model.entry
         for name in names:
-            path, seed = _predicted(run, entry.mix, name), run.recipe.seed
-            yield Evaluation(*arm, column.downstream, name, path, seed, entry.headline)
+            path = _predicted(model.run, entry.mix, name)
+            at = recipe.downstream, name
+            yield Evaluation(*model.arm, *at, path, recipe.seed, entry.headline)
 
 
-def _models(plan: Plan, device: torch.device) -> Iterator[tuple[Run, Column, Arm, Entry]]:
-    """Every model of every column."""
+class GridModel(NamedTuple):
+    """An entry of a cell: what made it, and its arm in tables. cell: its folder."""
+
+    run: Run
+    arm: Arm
+    entry: Entry
+    cell: Path
+
+
+def _models(plan: Plan, device: torch.device) -> Iterator[GridModel]:
+    """Every model of every column, which must be there."""
     sets = None
     for column in plan.columns:
         rows = builders(plan, device, column, sets, finds_only=True)
         sets = rows[0].sets  # opened once
         for number, row in enumerate(rows):
-            seed, method = divmod(number, len(plan.rows))
-            run, method = rows[seed * len(plan.rows)].run, plan.methods[method]
-            model, variant = row.recipe.model.name, row.recipe.method.variant
+            place, recipe = number % len(plan.rows), row.recipe
+            run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
+            cell = row.build().artifact.folder
             for entry in row.entries():
                 setting = ",".join(filter(None, (column.setting, entry.setting)))
-                yield run, column, Arm(model, method, variant, entry.alpha, setting), entry
+                arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
+                yield GridModel(run, arm, entry, cell)
 
 
-def _cka(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
-    """CKA by block of every headline model of every column on every set."""
-    for run, column, arm, entry in _models(plan, device):
+def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
+    """CKA by block of every headline model on every set."""
+    for run, arm, entry, _ in models:
         for name in run.recipe.dataset.places if entry.headline else ():
-            cell = ModelOnSet(*arm, column.downstream, name)
+            cell = ModelOnSet(*arm, run.recipe.downstream, name)
             blocks = cka.stored(run, entry.mix, name)
             yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
 
@@ -211,7 +214,7 @@ def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
     is_range = list(seeds) == list(range(first, last + 1))
     several = f"{first} to {last}" if is_range else ", ".join(map(str, seeds))
     about = (model.arch, f"{model.image_size} px", model.head.title)
-    packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed(resolved.dataset)}
+    packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed}
     return {
         "Command": plan.command,
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
@@ -226,23 +229,6 @@ def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
         "Commit": _commit(),
         "Data fingerprints": ", ".join(f"{k} {v}" for k, v in packs.items()),
     }
-
-
-def _thumbnails(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
-    """Of the sets whose images a report may show, those that most rows gain or lose, set by set as
-    far as there is room."""
-    dataset, left = run.recipe.dataset, thumbnails.ROOM
-    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places if dataset.thumbnails}
-    for change in image_changes.most_changed(evaluations) if shown else ():
-        of_set, image = shown[change.evaluated_on], str(change.index)
-        if image not in of_set:
-            (pixels,) = run.sets[change.evaluated_on].pack.pixels([change.index])
-            file = thumbnails.webp(pixels)
-            left -= len(file)
-            if left < 0:
-                break
-            of_set[image] = base64.b64encode(file).decode()
-    return shown
 
 
 def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -269,20 +255,3 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _contact_sheet(run: Run) -> bytes:
-    """A PNG of some concepts in every style, of each its first rendering."""
-    dataset = run.recipe.dataset
-    picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
-    rows: dict[str, list[np.ndarray]] = {}
-    for name in dataset.places:
-        pack = run.sets[name].pack
-        for index in np.flatnonzero(np.isin(pack.labels, picked)).tolist():
-            style, _, rendering = str(pack.keys[index]).split("/")
-            if rendering == "0":
-                rows.setdefault(style, []).extend(pack.pixels([index]))
-    sheet = emoji.contact_sheet(rows)
-    png = io.BytesIO()
-    sheet.save(png, format="PNG")
-    return png.getvalue()

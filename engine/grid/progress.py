@@ -15,7 +15,6 @@ import msgspec
 
 from engine.grid import outcomes
 from engine.grid.campaign import Plan
-from engine.machine import pace
 from engine.machine.files import write_atomic
 from loaders import schema
 from loaders.schema import DamagedFile
@@ -27,21 +26,17 @@ RUNNING, WAITING, DONE, FAILED = "running", "waiting", "done", "failed"
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a job is, in steps, when it wrote this (seconds since 1970), and what it does.
-
-    rate: images a second that it trained on or evaluated since it wrote the state before this.
-    """
+    """How far a job is, in steps, when it wrote this (seconds since 1970), and what it does."""
 
     done: int
     total: int
     at: float
     doing: str
-    rate: float = 0.0
 
 
 def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
     """Write how far a job of the plan at `path` is, and what it does, for the progress bar."""
-    state = State(done, total, time.time(), doing, pace.PROCESS.read())
+    state = State(done, total, time.time(), doing)
     write_atomic(path.parent / FOLDER / f"{name}.json", msgspec.json.encode(state))
 
 
@@ -53,12 +48,11 @@ def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
     return Counter(_state(place, job) for job in jobs)
 
 
-def text(states: Counter[str], doing: str, rate: float = 0.0) -> str:
-    """`3 running, 5 waiting, 2 done; 840 images/s; evaluating 96 models on few`."""
+def text(states: Counter[str], doing: str) -> str:
+    """`3 running, 5 waiting, 2 done; preparing few`."""
     names = [name for name in (RUNNING, WAITING, DONE, FAILED) if states[name]]
     parts = [f"{states[name]} {name}" for name in names]
-    images = f"{rate:,.0f} images/s" if rate else ""
-    return "; ".join(filter(None, [", ".join(parts), images, doing]))
+    return "; ".join(filter(None, [", ".join(parts), doing]))
 
 
 def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str] = str) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import glob
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from engine.errors import CampaignError
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
 from engine.machine import files
-from engine.measures import predictions
 from engine.measures.distances import Matrix
-from engine.measures.rows import DEFAULT_ALPHA, Evaluation
+from engine.measures.rows import Evaluation
 from loaders import schema
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -47,11 +46,11 @@ class Record:
     table order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. cka: a row a
     headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
     `evaluate.cka`. sweep: by setting, the values of the keys that a sweep varies beside the seed;
-    None of other campaigns. classes: of the head, in order, by names for people; older files have
-    none. thumbnails: WebP files in base64 by set, where its images may be shown
-    (`dataset.thumbnails`), and place of the image in its pack. attempts: at the campaign's jobs but
-    the report's; older files have none. missing: columns that are not in it, of a campaign that has
-    not finished. artifacts: folders of the store that the numbers and the rows' models are made of.
+    None of other campaigns. classes: of the head, in order, by names for people. thumbnails: WebP
+    files in base64 by set, where its images may be shown (`dataset.thumbnails`), and place of the
+    image in its pack. attempts: at the campaign's jobs but the report's. missing: columns that are
+    not in it, of a campaign that has not finished. artifacts: folders of the store that the numbers
+    and the rows' models are made of.
     """
 
     name: str
@@ -114,6 +113,8 @@ class FinishedCampaign:
 
         Raises DamagedFile as `evaluations`.
         """
+        from engine.measures import predictions  # late: planning reads no numbers
+
         return predictions.mix_of(self._checked(str(evaluation.path)))
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
@@ -144,16 +145,7 @@ def read(place: Path) -> FinishedCampaign:
     file = place / campaign.RECORD
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
     values = schema.read_unaltered(file, remedy)
-    rows = schema.convert(values.get("evaluations"), list[dict[str, Any]], file, remedy)
-    plain = {"downstreams": values.get("sets")}  # of older files, which do not say it
-    values = {**plain, **values, "evaluations": list(map(_completed, rows))}
     return FinishedCampaign(schema.convert(values, Record, file, remedy), place)
-
-
-def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the file. Older files lack `headline`, where tables show the default alpha, or
-    `setting`, which is then empty."""
-    return {"headline": row.get("alpha") in (None, DEFAULT_ALPHA), "setting": "", **row}
 
 
 def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
@@ -161,15 +153,13 @@ def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
 
     Raises CampaignError where there is none, DamagedFile where its record is damaged.
     """
-    runs, asked = campaign.asked(name, overrides)
-    pattern = f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}/*/{campaign.RECORD}"
-    records = sorted(runs.glob(pattern), key=lambda path: -path.stat().st_mtime_ns)
-    for file in records:
-        place = file.parent.resolve()
-        remedy = "run `rib campaign` again, which writes it anew"
-        plan = schema.read_unaltered(place / campaign.FILE, remedy)
-        if plan.get("asked") == asked:
-            return read(place)
+    plan = campaign.plan(name, overrides)
+    runs, folders = plan.folder.parent, f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}"
+    # Words that say what is so anyway name another folder, and the same plan.
+    for same in (plan.place, *runs.resolve().glob(f"{folders}/{plan.place.name}")):
+        if (same / campaign.RECORD).is_file():
+            return read(same)
+    records = any(runs.glob(f"{folders}/*/{campaign.RECORD}"))
     command = shlex.join(["rib", "campaign", name, *overrides])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(

@@ -24,8 +24,8 @@ Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minute
 class Options:
     """What a user says of where a campaign runs.
 
-    cores: 0: all of this machine, on Slurm 4 of each job. hours, gigabytes: of each job; None: as
-    predicted. partition, account: empty: Slurm's own.
+    cores: 0: all of this machine, on Slurm 4 of each job. time (hours), mem (GB): of each
+    job; None: as predicted. partition, account: empty: Slurm's own.
     """
 
     executor: str = "local"
@@ -34,8 +34,8 @@ class Options:
     profile: Path | None = None
     partition: str = ""
     account: str = ""
-    hours: float | None = None
-    gigabytes: float | None = None
+    time: float | None = None
+    mem: float | None = None
     retries: int = 2
     requeue: bool = False
 
@@ -68,18 +68,11 @@ def checked(options: Options) -> Options:
         raise CampaignError(f"--profile {folder}: there is no {folder / 'config.yaml'}")
     if options.gpus_per_job < 1:
         raise ValueError(f"--gpus-per-job {options.gpus_per_job}: at least one is needed")
-    given = {
-        "partition": options.partition,
-        "account": options.account,
-        "time": options.hours,
-        "mem": options.gigabytes,
-        "requeue": options.requeue,
-    }
-    for name, value in given.items() if not on_slurm else ():
-        if value:
+    for name in ("partition", "account", "time", "mem", "requeue") if not on_slurm else ():
+        if getattr(options, name):
             raise ValueError(f"--{name} is an option of --executor slurm")
     for name in ("time", "mem"):
-        value = given[name]
+        value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} {value:g}: it must be above 0")
     # Inside an allocation a process has fewer cores than the machine.
@@ -138,10 +131,10 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
     costs = estimate.of(plan)
     cores = options.cores if site.on_slurm else plan.threads
     device = estimate.A100 if gpus else estimate.cpu(cores)
-    memory = {"mem_mb": math.ceil(1000 * (options.gigabytes or costs.memory_gb))}
+    memory = {"mem_mb": math.ceil(1000 * (options.mem or costs.memory_gb))}
 
     def minutes(hours: float) -> dict[str, int]:
-        asked = MARGIN * (START_H + hours) if options.hours is None else options.hours
+        asked = MARGIN * (START_H + hours) if options.time is None else options.time
         return {"runtime": math.ceil(60 * asked)}
 
     prepare_h, column_h = costs.prepare_hours(device), costs.column_hours(device, max(1, gpus))

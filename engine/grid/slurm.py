@@ -13,9 +13,12 @@ from pathlib import Path
 
 from engine.errors import CampaignError
 from engine.machine.files import write_atomic
-from engine.machine.slurm import ANSWER_S, MIN_JOB_AGE_S
 
 PLUGIN = "snakemake_executor_plugin_slurm"
+ANSWER_S = 30  # of Slurm's programs
+LONGEST_CHECK_S = 180  # between two looks at the queue: a constant of the plugin
+# Without slurmdbd only `squeue` tells how a job ended, so it must be asked before Slurm forgets it.
+MIN_JOB_AGE_S = LONGEST_CHECK_S + ANSWER_S
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
 ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
 WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # what Slurm writes into such a job's output
@@ -30,21 +33,18 @@ exec squeue --format='%i|%T' --states=all --noheader --name "$name"
 
 @dataclass(frozen=True)
 class Cluster:
-    """has_gpus: on some node of the partition. accounting: there is a slurmdbd, which `sacct` asks.
-
-    remembers_s: how long `squeue` still knows a job that has ended.
-    """
+    """has_gpus: on some node of the partition. accounting: there is a slurmdbd, which `sacct`
+    asks."""
 
     has_gpus: bool
     accounting: bool
-    remembers_s: int
 
 
 def cluster(partition: str) -> Cluster:
     """What the cluster of this machine says of itself.
 
     Raises CampaignError where Snakemake's plugin or Slurm's commands are missing, where Slurm does
-    not answer, or has no such partition.
+    not answer, has no such partition, or forgets too early how a job ended.
     """
     if importlib.util.find_spec(PLUGIN) is None:
         raise CampaignError(
@@ -59,11 +59,15 @@ def cluster(partition: str) -> Cluster:
     if partition and not offers.strip():
         raise CampaignError(f"--partition {partition}: Slurm has none of that name (see sinfo)")
     settings = dict(re.findall(r"^(\w+) *= *(.*)$", _answer("scontrol", "show", "config"), re.M))
-    return Cluster(
-        has_gpus="gpu" in offers,
-        accounting="slurmdbd" in settings.get("AccountingStorageType", ""),
-        remembers_s=int(re.match(r"\d*", settings.get("MinJobAge", ""))[0] or 0),  # type: ignore[index]
-    )
+    accounting = "slurmdbd" in settings.get("AccountingStorageType", "")
+    remembers_s = int(re.match(r"\d*", settings.get("MinJobAge", ""))[0] or 0)  # type: ignore[index]
+    if not accounting and remembers_s < MIN_JOB_AGE_S:
+        raise CampaignError(
+            f"Slurm forgets a finished job after {remembers_s} s (MinJobAge) and has no slurmdbd, "
+            "so nobody can tell how a job ended; run the campaign inside an allocation "
+            "(sbatch -N1 -c8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
+        )
+    return Cluster("gpu" in offers, accounting)
 
 
 def device(chosen: str, cluster: Cluster) -> str:
@@ -89,16 +93,8 @@ def words(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Snakemake's words and environment for a campaign whose plan is in the folder `place`.
 
-    Where there is no slurmdbd `squeue` is asked for the state of jobs. It must ask before Slurm
-    forgets a job that has ended, or it would wait for ever. Raises CampaignError where Slurm
-    forgets too early.
+    Where there is no slurmdbd `squeue` is asked for the state of jobs.
     """
-    if not cluster.accounting and cluster.remembers_s < MIN_JOB_AGE_S:
-        raise CampaignError(
-            f"Slurm forgets a finished job after {cluster.remembers_s} s (MinJobAge) and has no "
-            "slurmdbd, so nobody can tell how a job ended; run the campaign inside an allocation "
-            "(sbatch -N1 -c8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
-        )
     given, environment = {"slurm_partition": partition}, {}
     if cluster.accounting:
         given["slurm_account"] = account

@@ -13,7 +13,7 @@ from typing import Any
 from engine.evaluation import passes, splits
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
-from engine.training import snapshots
+from engine.training.saving import snapshot_steps
 from engine.training.schedule import total_steps
 
 KIND = "snapshots"
@@ -57,7 +57,7 @@ def points(run: Run, downstreams: Collection[str]) -> list[int]:
     totals = [
         total_steps(recipe.train, len(run.sets[name].training(recipe))) for name in downstreams
     ]
-    return snapshots.steps(recipe.train.snapshots, max(totals))
+    return snapshot_steps(recipe.train.snapshots, max(totals))
 
 
 def of_cell(run: Run, downstreams: Collection[str], cell: str, total: int) -> list[Snapshot]:

@@ -12,6 +12,7 @@ import statistics
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -51,6 +52,16 @@ class Speed:
     images_s: float
     mfu: float
     peak_mb: float | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """A method on the engine; run: an epoch over `images`."""
+
+    builder: Builder
+    method: Trained
+    images: int
+    run: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,9 @@ class Bench:
         sets = Sets(recipe, self.device, cache_folder(), packs, pack.classes)
         return Builder(cell, self.device, sets)
 
-    def _training(self, method: str, batch: int) -> Speed:
+    @contextmanager
+    def training(self, method: str, batch: int) -> Iterator[Training]:
+        """A method prepared, and its epoch; closes its engine in the end. Raises as `measure`."""
         builder = self._builder(method, batch)
         trained = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
         if not isinstance(trained, Trained):
@@ -130,9 +143,13 @@ class Bench:
         images = batch * (len(builder.target.training(builder.recipe)) // batch)
         try:
             run = partial(loop.epochs, engine, trained, builder.run)
-            return self._timed(method, builder, batch, images, run, backward=True)
+            yield Training(builder, trained, images, run)
         finally:
             loop.close(engine)
+
+    def _training(self, method: str, batch: int) -> Speed:
+        with self.training(method, batch) as epoch:
+            return self._timed(method, epoch.builder, batch, epoch.images, epoch.run, backward=True)
 
     def _evaluation(self, batch: int) -> Speed:
         builder = self._builder("fine_tune", batch)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data import imagenet, packs
-from engine.evaluation import passes
+from engine.evaluation import accuracies, passes
+from engine.evaluation.accuracies import Model
 from engine.grid.build import Builder
-from engine.measures import bootstrap, predictions
 from engine.recipe.schema import Recipe
 from loaders.pack import MANIFEST
 
@@ -82,22 +82,20 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
         fits_head = name == recipe.dataset.upstream and recipe.model.head.fit
         split = "holdout" if fits_head and recipe.dataset.holdout else "all"
         passes.evaluate(run, [mix], [name], split)
-        bank = predictions.SetPredictions()
-        seen = bank.add(passes.predicted(run, mix, name, split))
+        model = Model.named(recipe.model.name, mix)
+        (seen,) = accuracies.on_set(run, [model], name, split, intervals=True)
+        assert seen.low is not None and seen.high is not None
         pack = run.sets[name].pack
         run.sets.release(name)
-        images, is_imagenet = len(seen.top1), recipe.dataset.kind == "imagenet"
-        right = bank.by_source(seen.hit)[:, None]
-        draws = bootstrap.means(bootstrap.counts(bank.sources), bank.total, right)
-        low, high = (100 * bootstrap.interval(draws[:, 0])).tolist()
+        is_imagenet = recipe.dataset.kind == "imagenet"
         check = Check(
             name,
-            images,
+            seen.n,
             seen.accuracy,
             published,
-            tolerance + _sampling(recipe, name, images, published),
+            tolerance + _sampling(recipe, name, seen.n, published),
             _why_not(recipe, name, published, fits_head and split == "all"),
-            (high - low) / 2,
+            (seen.high - seen.low) / 2,
             imagenet.shortfall(recipe.dataset, name, pack) if is_imagenet else "",
             split,
         )

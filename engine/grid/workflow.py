@@ -24,7 +24,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, progress, sites, slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.sites import Options, Resources, Site
-from engine.machine import environment, memory, parent
+from engine.machine import memory, parent
 from engine.machine.files import write_atomic
 from engine.store.artifacts import Store
 from loaders import locks
@@ -77,7 +77,9 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
             *(["--keep-going"] if len(plans) > 1 else []),
             *where.words,
         ]
-        _watch(words, plans, where, _environment(where, file))
+        # Snakemake's environment is that of the jobs.
+        ours = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
+        _watch(words, plans, where, ours)
 
 
 def command(plan: Plan, where: Site) -> str:
@@ -184,12 +186,6 @@ def _slurm_away() -> Callable[[], str]:
         return away if failed > 1 else ""
 
     return watch
-
-
-def _environment(where: Site, jobs: Path) -> dict[str, str]:
-    """Snakemake's, and so that of the jobs."""
-    ours = {JOBS: str(jobs), parent.CAMPAIGN: parent.campaign()}
-    return {**environment.of_jobs(), **ours, **where.environment}
 
 
 @contextlib.contextmanager

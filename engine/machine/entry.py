@@ -23,6 +23,7 @@ from engine.errors import (
     RecipeError,
     ShadowedError,
 )
+from engine.machine import quiet
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "kernels", "loaders")
@@ -59,6 +60,7 @@ def guarded(
     """
     _use_utf8()
     _open_streams()
+    quiet.libraries()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars fill a log file with lines
     # On a busy machine, idle threads that spin cost up to ten times the work that they wait for.

@@ -24,6 +24,13 @@ PR_SET_PDEATHSIG = 1  # sys/prctl.h
 GRACE_S = 2  # for a last checkpoint
 CAMPAIGN = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
 LAUNCHED = {"CROSS_RANK", "TORCHELASTIC_RUN_ID", "RIB_LAUNCH"}  # of deepspeed, torchrun and us
+# Of torchrun, deepspeed and our own launcher. Those of Slurm and of torchrun's agent have prefixes.
+OF_RANKS = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+    *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "RIB_LAUNCH"),
+}
+PREFIXES = ("TORCHELASTIC_", "SLURM_")
 DEEPSPEED = "deepspeed.launcher.launch"  # starts the ranks of a machine, below `deepspeed`
 
 
@@ -38,9 +45,18 @@ def follow() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
 
 
-def campaign() -> str:
-    """This process as the campaign that jobs follow, for their environment."""
-    return f"{socket.gethostname()} {os.getpid()}"
+def environment_of_jobs() -> dict[str, str]:
+    """This process's, as the campaign that jobs follow, without what makes it one of several.
+
+    A job would take itself for a rank of the launch, or a task of the Slurm job, that `rib
+    campaign` was started in, and wait for the others.
+    """
+    kept = {name: value for name, value in os.environ.items() if not _of_ranks(name)}
+    return {**kept, CAMPAIGN: f"{socket.gethostname()} {os.getpid()}"}
+
+
+def _of_ranks(name: str) -> bool:
+    return name in OF_RANKS or (name.startswith(PREFIXES) and name != "SLURM_CONF")
 
 
 def follow_campaign() -> None:

@@ -18,10 +18,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore, distributed_c10d  # type: ignore[attr-defined]
 
-from engine.machine.slurm import ANSWER_S
-
 MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
+ANSWER_S = 30  # of Slurm
 FIRST_PORT, PORTS = 20000, 12000  # below the range from which the kernel gives ports
 LOOPBACK = "127.0.0.1"
 STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # tell a step from all others

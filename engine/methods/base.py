@@ -5,18 +5,17 @@ The rest of the engine never asks which method it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from engine import models
 from engine.data import grouping
-from engine.errors import RecipeError
 from engine.methods.context import Context
 from engine.methods.objectives import Penalty
-from engine.recipe import modules
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.schema import MethodRecipe
 from engine.store.cells import Entry, Export
 from loaders.batch import Batch
 
@@ -27,8 +26,8 @@ class Trained(nn.Module):
     Where `prepare` sets `fits_head`, `fit_head` takes the place of training on batches.
     """
 
-    needs: Sequence[str] = ()  # methods whose cells of the same column it uses
     penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
+    rates: Mapping[str, float] = MappingProxyType({})  # shares of the rate, by parameter; 1 if none
     fits_head: bool = False
 
     def __init__(self, recipe: MethodRecipe) -> None:
@@ -135,55 +134,20 @@ class FrozenBackbone(Trained):
         return self
 
 
-class Mixed:
-    """A method that trains nothing: it mixes the weights of finished cells."""
+class Derived:
+    """A method that trains nothing: it makes models of finished cells."""
 
-    needs: Sequence[str] = ()
+    def __init__(self, recipe: MethodRecipe) -> None:
+        self.recipe = recipe
 
     @property
     def mixes(self) -> int:
-        """How many mixes `entries` gives."""
-        return 1
+        """How many mixes `make` gives; 0 where it gives a model with weights of its own."""
+        return 0
 
-    def __init__(self, recipe: MethodRecipe) -> None:
-        self.recipe = recipe
+    def make(self, context: Context) -> Export | Sequence[Entry]:
+        """A model as a plain state dict of its architecture, or mixes of the cells' weights.
 
-    def entries(self, context: Context) -> Sequence[Entry]:
-        """The mixes to evaluate; exactly one of them is the headline."""
+        Mixes are averaged where they are evaluated; exactly one of them is the headline.
+        """
         raise NotImplementedError
-
-
-class Merged:
-    """A method that trains nothing: it makes a cell with weights of its own from finished cells."""
-
-    needs: Sequence[str] = ()
-
-    def __init__(self, recipe: MethodRecipe) -> None:
-        self.recipe = recipe
-
-    def merge(self, context: Context) -> Export:
-        """The new model as a plain state dict of its architecture."""
-        raise NotImplementedError
-
-
-def siblings(
-    recipe: MethodRecipe, load: Callable[[str], Recipe], *, run_users: bool = True
-) -> list[tuple[str, Recipe]]:
-    """The methods that a cell needs: the name by which it asks for each, and what `load` resolves
-    that to.
-
-    run_users: whether users' files may run; without, what they need stays unknown. Raises
-    RecipeError for a needed method that mixes cells, and so has no weights.
-    """
-    if modules.is_users(recipe.module) and not run_users:
-        return []
-    method = modules.find(recipe.module).Method(modules.complete(recipe))
-    recipes = [(name, load(name)) for name in method.needs]
-    for name, needed in recipes:
-        readable = run_users or not modules.is_users(needed.method.module)
-        if readable and issubclass(modules.find(needed.method.module).Method, Mixed):
-            raise RecipeError(
-                f"{recipe.name} needs {name}, which mixes cells and has no weights: "
-                "name methods that train or merge"
-            )
-    return recipes

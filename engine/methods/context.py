@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from engine.recipe.schema import Recipe
-from engine.store.cells import Mix
+from engine.store.cells import Cell, Mix
 
 if TYPE_CHECKING:
     from engine.data.sets import LabelledSet
 
 
-class Parent(Protocol):
-    """A finished cell, as a method sees it."""
-
-    @property
-    def name(self) -> str:
-        """Its name in a mix."""
-        ...
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Its state dict, on the CPU."""
-        ...
-
-    def prompt(self) -> torch.Tensor | None:
-        """Its input prompt [3, H, W], where it has one."""
-        ...
-
-
-C = TypeVar("C", bound=Parent)
-
-
-class Context(Protocol[C]):
-    """What `prepare`, `entries` and `merge` are given. Artefacts are made once, and then read."""
+class Context(Protocol):
+    """What `prepare` and `make` are given. Artefacts are made once, and then read."""
 
     recipe: Recipe
     device: torch.device
@@ -58,22 +38,24 @@ class Context(Protocol[C]):
         ...
 
     @property
-    def base(self) -> C:
+    def base(self) -> Cell:
         """The pre-trained model."""
         ...
 
-    def network(self, cell: C) -> nn.Module:
+    def network(self, cell: Cell) -> nn.Module:
         """A cell's model, loaded on the device, in eval mode."""
         ...
 
-    def features(self, cell: C, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
+    def features(
+        self, cell: Cell, labelled: LabelledSet, *, training: bool = False
+    ) -> torch.Tensor:
         """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
 
         training: in the precision of training, where weights depend on the features.
         """
         ...
 
-    def logits(self, cell: C, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
+    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
         """A teacher: gives float32 logits [b, C] for the images at `index` (int64 [b]) of a set."""
         ...
 
@@ -81,7 +63,7 @@ class Context(Protocol[C]):
         """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
         ...
 
-    def cell(self, method: str, *, seed: int | None = None) -> C:
+    def cell(self, method: str, *, seed: int | None = None) -> Cell:
         """The cell of another method in the same column; of the recipe's seed, or of this one."""
         ...
 

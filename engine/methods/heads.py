@@ -10,10 +10,6 @@ exceeds its least value by at most g^2 / (2 l2). The bias is penalised too: unpe
 fit slow: on emoji-RIB's upstream features (640 x 1280, 160 classes, l2 1e-3) 1000 iterations left g
 at 2e-5, where 200 now end at 3e-7. float32 stalled there at 1e-5, so the fit runs in float64.
 
-Every gradient is a combination of the images' features, and so W - W0 is one too. With fewer images
-than features the fit therefore runs in an orthonormal basis of the images, where L-BFGS takes the
-same steps, of N numbers an output in place of D.
-
 Outputs outside the mask stay at their first values. A class that stands for several outputs has
 their summed probability (`engine.data.grouping.summed`). That is not convex: `fit` then ends at a
 stationary point.
@@ -71,8 +67,6 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
     ends (`tolerance`). A fit that does not reach it warns, naming `label`. Raises DivergedError
     where the objective is not finite.
     """
-    if len(problem.rows_n) < head.in_features:
-        return _fit_in_basis(head, problem, label)
     first = [head.weight.detach().double(), head.bias.detach().double()]
     weight, bias = (tensor.clone().requires_grad_() for tensor in first)
     optimizer = torch.optim.LBFGS(
@@ -133,26 +127,3 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
         "gradient_norm": gradient_norm,
         "tolerance": tolerance,
     }
-
-
-@torch.no_grad()
-def _fit_in_basis(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
-    """As `fit`, by fitting a float64 head to the images in an orthonormal basis of theirs."""
-    rows_n, device = problem.rows_n, head.weight.device
-    features_nD = on_device(problem.features_ND[rows_n], device).double()
-    basis_Dn, inputs_nn = torch.linalg.qr(features_nD.T)  # an image is a column of `inputs_nn`
-    first_Cn = head.weight.double() @ basis_Dn
-    inner = nn.Linear(len(rows_n), head.out_features, device=device, dtype=torch.float64)
-    inner.weight.copy_(first_Cn)
-    inner.bias.copy_(head.bias)
-    inside = dataclasses.replace(
-        problem,
-        features_ND=inputs_nn.T.cpu(),
-        labels_N=problem.labels_N[rows_n],
-        rows_n=torch.arange(len(rows_n)),
-    )
-    with torch.enable_grad():
-        history = fit(inner, inside, label)
-    head.weight.copy_(head.weight.double() + (inner.weight - first_Cn) @ basis_Dn.T)
-    head.bias.copy_(inner.bias)
-    return history

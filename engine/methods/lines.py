@@ -13,17 +13,16 @@ residual blocks of a convolutional model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from engine.methods.task_vectors import TaskVectors, Vector
+from engine.models.layers import numbers
 from engine.recipe.options import LiNeS as Recipe
 
 
 class Method(TaskVectors):
     recipe: Recipe
-    needs = ("fine_tune",)
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         (tuned,) = vectors
@@ -39,15 +38,7 @@ def relative_depths(net: nn.Module) -> dict[str, float]:
 
     Raises ValueError for a model whose layers timm does not know, or that has fewer than 2 blocks.
     """
-    if not hasattr(net, "group_matcher"):
-        raise ValueError(
-            f"timm does not know the order of the layers of {type(net).__name__}, which LiNeS "
-            "scales; take one of timm's models"
-        )
-    from timm.models import group_parameters  # seconds, which planning does without
-
-    matcher = net.group_matcher(coarse=False)  # type: ignore[operator]
-    layers: Any = group_parameters(net, matcher, reverse=True)  # numbers by parameter name
+    layers = numbers(net)
     last = max(layers.values()) - 1  # after the last block comes the head
     if last < 2:
         raise ValueError(f"{type(net).__name__} has {last} blocks; LiNeS needs at least 2")

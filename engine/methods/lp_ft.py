@@ -7,13 +7,11 @@ from torch import nn
 from engine import models
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe.schema import MethodRecipe
-
-Recipe = MethodRecipe
+from engine.recipe.options import LPFT as Recipe
 
 
 class Method(Trained):
-    needs = ("linear_probe",)
+    recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.methods.context import Context, Parent
+from engine.methods.context import Context
 from engine.methods.task_vectors import TaskVectors, Vector
 from engine.recipe.options import ModelStock as Recipe
+from engine.store.cells import Cell
 
 # Between two seeds of a member. The seeds of a campaign are at most so many (`schema.Thousand`) and
 # consecutive, so no model is a member of the stocks of two of them, and intervals over seeds see
@@ -30,14 +31,10 @@ APART = 1000
 class Method(TaskVectors):
     recipe: Recipe
 
-    @property
-    def needs(self) -> Sequence[str]:
-        return self.recipe.members
-
-    def members(self, context: Context) -> Sequence[Parent]:
+    def members(self, context: Context) -> Sequence[Cell]:
         first = context.recipe.seed
         seeds = [first + APART * number for number in range(self.recipe.seeds)]
-        return [context.cell(name, seed=seed) for name in self.needs for seed in seeds]
+        return [context.cell(name, seed=seed) for name in self.recipe.members for seed in seeds]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         return {name: stocked([vector[name] for vector in vectors]) for name in vectors[0]}

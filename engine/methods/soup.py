@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.methods.base import Mixed
+from engine.methods.base import Derived
 from engine.methods.context import Context
 from engine.recipe.options import NO_HOLDOUT
 from engine.recipe.options import Soup as Recipe
@@ -21,14 +21,14 @@ def uniform(members: Sequence[str]) -> dict[str, float]:
     return {name: members.count(name) / len(members) for name in members}
 
 
-class Method(Mixed):
+class Method(Derived):
     recipe: Recipe
 
     @property
-    def needs(self) -> Sequence[str]:
-        return [name for name in self.recipe.members if name != "pre"]
+    def mixes(self) -> int:
+        return 1
 
-    def entries(self, context: Context) -> Sequence[Entry]:
+    def make(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
             raise ValueError(f"{NO_HOLDOUT}; {context.target.name} holds none out")
@@ -36,7 +36,7 @@ class Method(Mixed):
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members
         ]
-        for cell in map(context.cell, self.needs) if len(set(cells)) > 1 else ():
+        for cell in map(context.cell, self.recipe.needs) if len(set(cells)) > 1 else ():
             if cell.prompt() is not None:
                 raise ValueError(f"{cell.name} has an input prompt and cannot be averaged")
         return [Entry(uniform(self._greedy(cells, context) if greedy else cells))]

@@ -10,29 +10,29 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.methods.base import Merged
-from engine.methods.context import Context, Parent
-from engine.store.cells import Export
+from engine.methods.base import Derived
+from engine.methods.context import Context
+from engine.store.cells import Cell, Export
 
 Vector = Mapping[str, Tensor]  # fp32, by parameter name
 
 
-class TaskVectors(Merged):
+class TaskVectors(Derived):
     """A merge that adds a function of its members' task vectors to the pre-trained model.
 
     It covers parameters. Floating buffers become the mean over the members; integer buffers keep
     the pre-trained model's values.
     """
 
-    def members(self, context: Context) -> Sequence[Parent]:
-        """The cells to merge: those of `needs`."""
-        return [context.cell(name) for name in self.needs]
+    def members(self, context: Context) -> Sequence[Cell]:
+        """The cells to merge: those that the recipe needs."""
+        return [context.cell(name) for name in self.recipe.needs]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         """What to add to each parameter of the pre-trained model `net`, from the task vectors."""
         raise NotImplementedError
 
-    def merge(self, context: Context) -> Export:
+    def make(self, context: Context) -> Export:
         """The merged model, on the device. ValueError for a member with an input prompt."""
         net = context.network(context.base)
         before = net.state_dict()

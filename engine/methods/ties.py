@@ -20,10 +20,6 @@ from engine.recipe.options import TIES as Recipe
 class Method(TaskVectors):
     recipe: Recipe
 
-    @property
-    def needs(self) -> Sequence[str]:
-        return self.recipe.members
-
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
         flat_NP = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in vectors])
         if self.recipe.density < 1:

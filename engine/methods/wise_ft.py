@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.methods.base import Mixed
+from engine.methods.base import Derived
 from engine.methods.context import Context
 from engine.recipe.options import WiSEFT as Recipe
 from engine.store.cells import Entry
 
 
-class Method(Mixed):
+class Method(Derived):
     recipe: Recipe
-    needs = ("fine_tune",)
 
     @property
     def mixes(self) -> int:
         return len(self._alphas())
 
-    def entries(self, context: Context) -> Sequence[Entry]:
+    def make(self, context: Context) -> Sequence[Entry]:
         before, after = context.base.name, context.cell("fine_tune").name
         return [
             Entry({before: 1 - alpha, after: alpha}, alpha, alpha == self.recipe.alpha)

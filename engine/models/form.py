@@ -1,38 +1,37 @@
-"""The form in which a backbone computes: precision, folding and compilation.
+"""The form in which a backbone computes: precision and compilation.
 
-Models that are compared must have the same form, so that they do not differ by rounding. In bf16,
-folding the batch norms of a small network changed every seventh answer, and a compiled graph rounds
-differently from the same operators. So the form is decided once, and the artefacts that depend on
-it have it in their key. The head is no part of it: it computes in fp32 (`fp32_head`).
+Models that are compared must have the same form, so that they do not differ by rounding: a compiled
+graph rounds differently from the same operators. So the form is decided once, and the artefacts
+that depend on it have it in their key. The head is no part of it: it computes in fp32
+(`fp32_head`).
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from engine import models
-from engine.machine import compiled, precision
-from engine.models.folding import Folded, can_fold
-from engine.models.same_padding import pad_kernels
+from engine.machine import precision
+from engine.models import compiled
 from engine.recipe.schema import ModelRecipe, Recipe
 
 
 @dataclass(frozen=True)
 class Form:
-    """precision: fp32 | bf16. compile: never | always | cuda_graphs. folded: no batch norms."""
+    """precision: fp32 | bf16. compile: never | always | cuda_graphs."""
 
     precision: str
     compile: str
-    folded: bool = False
 
     @classmethod
     def of_training(cls, recipe: Recipe, device: torch.device) -> Form:
-        """The form of a model that trains or teaches: it is never folded."""
+        """The form of a model that trains or teaches."""
         return cls(
             precision.resolve(recipe.train.precision, device),
             compiled.resolve(recipe.train.compile, device),
@@ -40,12 +39,11 @@ class Form:
 
     @classmethod
     def of_evaluation(cls, recipe: Recipe, device: torch.device) -> Form:
-        """The form of evaluation: folded where that changes the last digits of fp32 alone."""
-        kind = precision.resolve(recipe.evaluate.precision, device)
-        compile = compiled.resolve(recipe.evaluate.compile, device)
-        model = recipe.model
-        foldable = kind == "fp32" and _foldable(model.arch, model.image_size, model.projection)
-        return cls(kind, compile, foldable)
+        """The form of evaluation."""
+        return cls(
+            precision.resolve(recipe.evaluate.precision, device),
+            compiled.resolve(recipe.evaluate.compile, device),
+        )
 
     @property
     def key(self) -> dict[str, Any]:
@@ -53,24 +51,45 @@ class Form:
         key: dict[str, Any] = {"precision": precision.name(self.precision)}
         if self.compile != "never":
             key["compile"] = self.compile
-        if self.folded:
-            key["folded"] = True
         return key
 
-    def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Folded:
+    def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Backbone:
         """A backbone without its head, for any state of it: images -> pre-logits [B, D]."""
         net = models.create(recipe, classes).to(device).eval()
         weight, _ = models.head_names(net)
         net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
-        backbone = Folded(net, self.folded)
-        if device.type == "cpu":  # a tenth to a sixth of a forward pass
-            pad_kernels(backbone)
+        backbone = Backbone(net)
         compiled.in_place(backbone, self.compile, device)
         return backbone
 
 
-@functools.cache
-def _foldable(arch: str, image_size: int, projection: int) -> bool:
-    model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
-    with torch.random.fork_rng(devices=[]):  # weights drawn here must not change later ones
-        return can_fold(models.create(model, 2).eval())
+class Backbone(nn.Module):
+    """A network in eval mode that runs with weights that are given, such as those of a mix."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        # In eval mode, timm's attention with biases caches a tensor that depends on its weights.
+        self._caches = any(hasattr(module, "attention_bias_cache") for module in net.modules())
+        names = [name for name, _ in self.named_parameters(remove_duplicate=False)]
+        self._is_tied = len(names) > len(list(self.parameters()))
+        self._names = {*names, *(name for name, _ in self.named_buffers())}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def given(self, state: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """Outputs for weights that `self.state` returned."""
+        if self._caches:
+            self.train().eval()  # empties the cache
+        # With both off it does not look through the whole network at every batch.
+        tied = self._is_tied
+        return functional_call(self, dict(state), (x,), tie_weights=tied, strict=tied)
+
+    def state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights that `given` takes, from a state dict of the network."""
+        stored = self.net.state_dict().keys()
+        unstored = {n: b for n, b in self.net.named_buffers() if n not in stored}
+        state = {f"net.{name}": tensor for name, tensor in (unstored | dict(state)).items()}
+        assert self._is_tied or self._names == state.keys(), self._names ^ state.keys()
+        return state

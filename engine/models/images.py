@@ -72,14 +72,8 @@ class Normalize(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self.memory_format == torch.channels_last:
-            x = torch.addcmul(self.shift, pixels.to(torch.float32), self.scale)
-            return x.contiguous(memory_format=torch.channels_last)
-        x = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-        for c in range(3):  # packs hold HWC: channel by channel, transposing costs no extra pass
-            scale, shift = self.scale[:, c], self.shift[:, c]
-            torch.addcmul(shift, pixels[:, c].to(torch.float32), scale, out=x[:, c])
-        return x
+        x = torch.addcmul(self.shift, pixels.to(torch.float32), self.scale)
+        return x.contiguous(memory_format=self.memory_format)
 
 
 def transform(recipe: ModelRecipe) -> Transform:

@@ -11,13 +11,11 @@ from engine.recipe.catalogue import ROOT as ROOT
 from engine.recipe.catalogue import published as published
 from engine.recipe.grid_keys import GridKeys as GridKeys
 from engine.recipe.grid_keys import grid_keys as grid_keys
-from engine.recipe.grid_keys import sweep_command as sweep_command
 from engine.recipe.grid_keys import words_of_sweep as words_of_sweep
 from engine.recipe.resolve import dump as dump
 from engine.recipe.resolve import load as load
 from engine.recipe.resolve import of_sections as of_sections
 from engine.recipe.resolve import of_values as of_values
-from engine.recipe.resolve import outline as outline
 from engine.recipe.resolve import varied as varied
 from engine.recipe.typed import text as text
 from engine.recipe.typed import value_of as value_of

@@ -6,6 +6,7 @@ import re
 
 from engine.errors import RecipeError, nearest
 from engine.recipe.schema import DatasetRecipe, Recipe
+from loaders.benchmarks import emoji_styles
 
 TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
@@ -81,12 +82,10 @@ def _check_names(recipe: Recipe) -> None:
     for key, name in [*keys, *sets]:
         check_name(key, name)
     if dataset.kind == "emoji":
-        from loaders.benchmarks import emoji  # late: it takes 0.1 s
-
         for key, name in sets:
-            if name not in emoji.DOWNSTREAM:
+            if name not in emoji_styles.DOWNSTREAM:
                 raise RecipeError(
-                    f"{key}: {name!r} is no emoji style{nearest(name, emoji.DOWNSTREAM)}"
+                    f"{key}: {name!r} is no emoji style{nearest(name, emoji_styles.DOWNSTREAM)}"
                 )
     for key, names in (("sets", dataset.sets), ("train_sets", dataset.known)):
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -9,15 +9,14 @@ The words of `rib sweep` say the same of a single row:
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import RecipeError
 from engine.recipe import campaigns, catalogue, typed, yaml_text
-from engine.recipe.campaigns import DOWNSTREAMS, OF_GRID, SELECTION, VARY
-from engine.recipe.typed import COMMAND_LINE, text
+from engine.recipe.campaigns import DOWNSTREAMS, SELECTION, VARY
+from engine.recipe.typed import COMMAND_LINE
 
 RECIPE = "recipe="
 _KEY = re.compile(r"\w+(\.\w+)*")
@@ -42,12 +41,6 @@ class GridKeys:
     def source(self, key: str) -> str:
         """What says a key, for errors."""
         return COMMAND_LINE if key in self.by_words else self.file
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The keys that are given, and so not those of a plain grid."""
-        values = {DOWNSTREAMS: self.downstreams, VARY: dict(self.vary)}
-        return {key: value for key, value in values.items() if value}
 
 
 def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
@@ -106,17 +99,6 @@ def words_of_sweep(name: str, words: Sequence[str]) -> tuple[str, tuple[str, ...
             f"one cell by engine/launch.py recipe={campaign}/{row}"
         )
     return campaign, (*overrides, f"{VARY}={{{', '.join(vary)}}}")
-
-
-def sweep_command(campaign: str, overrides: Sequence[str]) -> str:
-    """The `rib sweep` line that `words_of_sweep` reads as these."""
-    (row,) = campaigns.methods_of(campaign, overrides)
-    grid = grid_keys(campaign, overrides)
-    words = [word for word in overrides if word.partition("=")[0] not in OF_GRID]
-    words += [f"{key}={','.join(map(text, values))}" for key, values in grid.vary.items()]
-    if DOWNSTREAMS in grid.by_words:
-        words.append(f"downstream={','.join(grid.downstreams or ())}")
-    return shlex.join(["rib", "sweep", f"{campaign}/{row}", *words])
 
 
 def _row(name: str, method: str | None) -> tuple[str, str]:

@@ -71,13 +71,19 @@ def complete(method: MethodRecipe) -> MethodRecipe:
     return typed.build(values, kind, kind, method.module)
 
 
-def method_of(recipe: Recipe) -> Any:
-    """The method of a cell, built with its options. This runs a user's file.
+def checked(recipe: Recipe) -> MethodRecipe:
+    """The options of a cell's method, complete. This runs a user's file.
 
     Raises RecipeError as `complete`, and where the options' `check` refuses the cell.
     """
     options = complete(recipe.method)
     options.check(dataclasses.replace(recipe, method=options))
+    return options
+
+
+def method_of(recipe: Recipe) -> Any:
+    """The method of a cell, built with its options. Raises as `checked`."""
+    options = checked(recipe)
     return find(options.module).Method(options)
 
 

@@ -5,6 +5,7 @@ They stand here and not beside the methods so that a recipe is read without torc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from msgspec import Meta
 
 from engine.errors import RecipeError
 from engine.recipe.schema import (
+    BelowOne,
     Count,
     MethodRecipe,
     NotNegative,
@@ -65,6 +67,7 @@ class LinearProbe(MethodRecipe):
 
 @dataclass(frozen=True)
 class LiNeS(MethodRecipe):
+    needs = ("fine_tune",)
     alpha: Unit = 0.5  # the scale of the first block
     beta: Unit = 0.5  # what the scale of the last block has in addition
 
@@ -74,6 +77,11 @@ class LoRA(MethodRecipe):
     rank: Number = 8
     scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
     train_head: bool = True  # canonical: the head learns beside the factors
+
+
+@dataclass(frozen=True)
+class LPFT(MethodRecipe):
+    needs = ("linear_probe",)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,10 @@ class ModelStock(MethodRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune"])
     seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
 
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
+
     def check(self, cell: Recipe) -> None:
         if len(set(self.members)) * self.seeds < 2:
             raise RecipeError(
@@ -98,9 +110,19 @@ class ModelStock(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class MonoSoup(MethodRecipe):
+    needs = ("fine_tune",)
+
+
+@dataclass(frozen=True)
 class Soup(MethodRecipe):
+    has_weights = False
     select: Literal["uniform", "greedy"] = "uniform"
     members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return [name for name in self.members if name != "pre"]
 
     def check(self, cell: Recipe) -> None:
         if not self.members:
@@ -115,11 +137,24 @@ class SPD(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class StrongFineTune(MethodRecipe):
+    layer_decay: Part = 1.0  # what the rate of a layer is of that of the next; 1: all alike
+    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: the last weights
+    label_smoothing: BelowOne = 0.0
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution of shares; 0: no mixing
+    hflip: Unit = 0.0  # how probably an image is mirrored
+
+
+@dataclass(frozen=True)
 class TIES(MethodRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
     density: Part = 0.2  # share of each task vector's numbers, over all parameters together
     elect: bool = True  # False: the trimmed vectors are added
     scale: NotNegative = 1.0
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
 
     def check(self, cell: Recipe) -> None:
         if not self.members or len(set(self.members)) < len(self.members):
@@ -148,6 +183,8 @@ class VisualPrompt(MethodRecipe):
 
 @dataclass(frozen=True)
 class WiSEFT(MethodRecipe):
+    needs = ("fine_tune",)
+    has_weights = False
     alpha: Unit = 0.5  # the table's row, evaluated whether or not `alphas` holds it
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
@@ -160,11 +197,13 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "linear_probe": LinearProbe,
     "lines": LiNeS,
     "lora": LoRA,
-    "lp_ft": MethodRecipe,
+    "lp_ft": LPFT,
     "lwf": LwF,
     "model_stock": ModelStock,
+    "mono_soup": MonoSoup,
     "soup": Soup,
     "spd": SPD,
+    "strong_fine_tune": StrongFineTune,
     "ties": TIES,
     "visual_prompt": VisualPrompt,
     "wise_ft": WiSEFT,

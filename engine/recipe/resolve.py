@@ -84,20 +84,14 @@ def load(
     return _checked(typed.build(values, Recipe, options, f"recipe {name!r}"))
 
 
-def outline(
-    name: str, overrides: Sequence[str], method: str | None = None
-) -> tuple[Recipe, dict[str, Any]]:
-    """A cell, and its method section as plain values."""
-    recipe = load(name, overrides, method=method)
-    return recipe, dataclasses.asdict(recipe.method)
-
-
-def of_sections(model: str, dataset: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of a model and a data set alone, for work that comes before any method.
+def of_sections(
+    model: str, dataset: str, overrides: Sequence[str] = (), *, method: str = "fine_tune"
+) -> Recipe:
+    """A recipe of a model and a data set alone, for work that belongs to no campaign.
 
     Raises RecipeError as `load` does.
     """
-    chosen = {"model": model, "dataset": dataset, "method": "fine_tune"}
+    chosen = {"model": model, "dataset": dataset, "method": method}
     layers = [
         layer for key, name in chosen.items() for layer in _section(key, GROUPS[key], [("", name)])
     ]

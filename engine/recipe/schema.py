@@ -7,8 +7,9 @@ classes from YAML and the command line, and refuses the rest. A method's `Recipe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -134,7 +135,14 @@ class DatasetRecipe:
 
 @dataclass(frozen=True)
 class MethodRecipe:
-    """What every method has; the `Recipe` of a method's module adds its options."""
+    """What every method has; the `Recipe` of a method's module adds its options.
+
+    needs: methods whose cells of the same column it starts from. has_weights: False where its cells
+    are mixes of others', which no method can start from.
+    """
+
+    needs: ClassVar[Sequence[str]] = ()
+    has_weights: ClassVar[bool] = True
 
     name: str = MISSING
     title: str = MISSING

@@ -17,16 +17,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine.machine import compiled, pace, ranks
+from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
+from engine.models import compiled
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import depthwise, norms, optim
-from engine.training.checkpoints import Checkpoints, Progress
+from engine.training import norms, optim
+from engine.training.saving import Progress, Saving
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
-from engine.training.snapshots import Snapshots
 from engine.training.throughput import Throughput
 from engine.training.trackers import Trackers
 from engine.training.training_state import TrainingState
@@ -43,15 +43,14 @@ def fit(
     method: Trained,
     run: Run,
     context: Context,
-    snapshots: Snapshots,
-    checkpoints: Checkpoints | None = None,
+    saving: Saving,
 ) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
-    context: gives the method what its loss needs. snapshots: take the model during training; a head
-    that is fitted has no steps and leaves none. checkpoints: where training begins, if it was
-    interrupted. Raises ValueError for a batch that does not divide over the ranks, DivergedError
-    for a loss that is not finite, PreemptedError as `Checkpoints.take`.
+    context: gives the method what its loss needs. saving: takes the model during training, and says
+    where one begins that was interrupted; a head that is fitted has no steps and leaves nothing.
+    Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss that
+    is not finite, PreemptedError as `Saving.take`.
     """
     prepare(method, run, context)
     if method.fits_head:
@@ -61,7 +60,7 @@ def fit(
         throughput = Throughput(method.net, run) if run.recipe.trackers else None
         engine = initialize(method, run)
         try:
-            history = epochs(engine, method, run, snapshots, checkpoints, throughput)
+            history = epochs(engine, method, run, saving, throughput)
         finally:
             close(engine)
     return method.export(), json.dumps(history, indent=1)
@@ -91,12 +90,10 @@ def initialize(method: Trained, run: Run) -> Any:
         )
     norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
-    optimizer = optim.build(parameters, recipe.optimizer, method.penalty)
+    optimizer = optim.build(parameters, recipe.optimizer, method.penalty, method.rates)
     for module in method.modules():
         if isinstance(module, _NEED_INPUT):  # ReLU6 is a Hardtanh
             module.inplace = False
-    if run.device.type == "cpu":
-        depthwise.use_small_maps(method)
     compiled.in_place(method.net, recipe.train.compile, run.device)
     # A single rank has nothing to shard: ZeRO would only copy weights and gradients. And what a
     # method does beside a step needs whole ones.
@@ -140,8 +137,7 @@ def epochs(
     engine: Any,
     method: Trained,
     run: Run,
-    snapshots: Snapshots | None = None,
-    checkpoints: Checkpoints | None = None,
+    saving: Saving | None = None,
     throughput: Throughput | None = None,
 ) -> list[dict[str, float]]:
     """Train an initialised method by its recipe; returns the history, an entry an epoch.
@@ -162,10 +158,8 @@ def epochs(
     tracked = Trackers(recipe)
     learning = norms.learning(method)
     penalty = optim.track(engine)
-    progress = Progress()
-    if checkpoints is not None:
-        state = _state(engine, method, watch)
-        progress = checkpoints.begin(state, run.device.type)
+    saving = saving or Saving()
+    progress = saving.begin(TrainingState(engine, method, {"loss": watch.sum}))
     step, history, watch.count = progress.step, progress.history, progress.losses
     quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     bar = tqdm(total=total, initial=step, desc=_label(run), unit="step", leave=False, disable=quiet)
@@ -179,8 +173,7 @@ def epochs(
                 last = number % recipe.train.accumulation == 0
                 if last:
                     lr = rate(step)
-                    for group in engine.optimizer.param_groups:
-                        group["lr"] = lr
+                    optim.set_rate(engine.optimizer, lr)
                 for norm in learning:
                     norm.training = share.samples > 0  # a filler must not change statistics
                 with norms.remedy():
@@ -192,15 +185,12 @@ def epochs(
                 if last:
                     method.after_step()
                 watch.add(loss.detach())
-                pace.PROCESS.add(len(share.index))
                 if throughput is not None:
                     throughput.add(len(share.index))
                 if not last:
                     continue
                 step += 1
                 bar.update()
-                if snapshots is not None:
-                    snapshots.take(step, method)
                 if step % LOOK_EVERY == 0 or step % of_epoch == 0:
                     mean = watch.look(step, lr)
                     bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
@@ -213,14 +203,8 @@ def epochs(
                         history[-1]["penalty"] = penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     watch.check_weights(step, lr)
-                if checkpoints is not None:
-                    checkpoints.take(Progress(step, history, watch.count, ranks.world()))
+                saving.take(Progress(step, history, watch.count, ranks.world()), method)
     return history
-
-
-def _state(engine: Any, method: Trained, watch: Watch) -> TrainingState:
-    """What a checkpoint of this training holds."""
-    return TrainingState(engine, method, {"loss": watch.sum})
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:

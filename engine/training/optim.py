@@ -12,7 +12,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from engine.recipe.schema import OptimizerRecipe
 from engine.training import shards
 from engine.training.shards import Pieces, in_memory_order
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
+
+SHARE = "lr_scale"  # key of a group
 
 
 def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
@@ -40,9 +42,15 @@ def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
 
 
 def build(
-    parameters: Mapping[str, Tensor], options: OptimizerRecipe, penalty: Penalty | None = None
+    parameters: Mapping[str, Tensor],
+    options: OptimizerRecipe,
+    penalty: Penalty | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> Optimizer:
-    """The optimizer over named parameters, in one group; an EWC optimizer for a weight above 0.
+    """The optimizer over named parameters; an EWC optimizer for a weight above 0.
+
+    rates: by name, the share of the learning rate that a parameter has; 1 where none is given. The
+    parameters of a share are a group with this `lr_scale`, as timm calls it.
 
     EWC optimizers step only after `attach` (or `penalise`) has given them anchor and Fisher. A
     weight of 0 gives the plain optimizer, so that it equals fine-tuning bit for bit.
@@ -53,6 +61,8 @@ def build(
     tensors = list(parameters.values())
     if not tensors:
         raise ValueError("there is nothing to optimise: no parameter requires a gradient")
+    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+    groups = _groups(parameters, rates, options.lr)
     name = options.name.removeprefix("apex_")
     settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     if name == "adamw":
@@ -70,12 +80,29 @@ def build(
             raise ValueError(
                 f"a penalty has its own fused step: use name={name}, not {options.name}"
             )
-        return penalised(tensors, **settings)
+        return penalised(groups, **settings)
     if name != options.name:
         settings |= {"adam_w_mode": True} if name == "adamw" else {}
-        return _apex(apex)(tensors, **settings)
-    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-    return plain(tensors, fused=fused, **settings)
+        return _apex(apex)(groups, **settings)
+    return plain(groups, fused=fused, **settings)
+
+
+def _groups(
+    parameters: Mapping[str, Tensor], rates: Mapping[str, float], lr: float
+) -> list[dict[str, Any]]:
+    """The parameters of each share of the rate, in the order of the first of each."""
+    of_share: dict[float, list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        of_share.setdefault(rates.get(name, 1.0), []).append(parameter)
+    return [
+        {"params": tensors, SHARE: share, "lr": share * lr} for share, tensors in of_share.items()
+    ]
+
+
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(SHARE, 1.0)
 
 
 def _apex(name: str) -> Callable[..., Optimizer]:
@@ -89,23 +116,22 @@ def _apex(name: str) -> Callable[..., Optimizer]:
         ) from error
 
 
-class Shard(NamedTuple):
-    """The penalty's part for one tensor of the optimizer: fp32, of its shape, on its device."""
-
-    anchor: Tensor
-    fisher: Tensor | None
-
-
 class _EWC(Optimizer):
-    """The common part of the EWC optimizers: shards by tensor, and a step over all tensors."""
+    """The common part of the EWC optimizers: a penalty, and a step over all tensors.
 
-    _shards: Mapping[Tensor, Shard] = MappingProxyType({})
+    Anchor and Fisher stand beside the optimizer's state: a checkpoint needs no copy of them.
+    """
+
     _lam = 0.0
+    _anchors: Mapping[Tensor, Tensor] = MappingProxyType({})
+    _fishers: Mapping[Tensor, Tensor] | None = None  # the identity
     _moments: tuple[str, ...]  # state that starts at zero
 
-    def penalise(self, shards: Mapping[Tensor, Shard], lam: float) -> None:
-        """Sets the penalty of every tensor that this optimizer steps, and its weight."""
-        self._shards, self._lam = dict(shards), lam
+    def penalise(self, penalty: Penalty, pieces: Pieces) -> None:
+        """Sets the penalty of the tensors that this optimizer steps, which hold these pieces."""
+        fisher = penalty.fisher
+        self._lam, self._anchors = penalty.lam, _cut(penalty.anchor, pieces)
+        self._fishers = None if fisher is None else _cut(fisher, pieces)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -119,19 +145,19 @@ class _EWC(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             thetas: list[Tensor] = group["params"]
-            if not all(theta in self._shards for theta in thetas):
+            if not all(theta in self._anchors for theta in thetas):
                 raise RuntimeError(
                     "call engine.training.optim.attach before the first step with EWC"
                 )
-            shards = [self._shards[theta] for theta in thetas]
             grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in thetas]
             moments = [self._state(thetas, name) for name in self._moments]
-            anchors = [shard.anchor for shard in shards]
-            fishers = [shard.fisher for shard in shards if shard.fisher is not None]
+            anchors = [self._anchors[theta] for theta in thetas]
+            fishers = None
+            if self._fishers is not None:
+                fishers = in_memory_order([self._fishers[theta] for theta in thetas], thetas)
             tensors = [in_memory_order(row, thetas) for row in (thetas, grads, *moments, anchors)]
             options = {name: value for name, value in group.items() if name in self.defaults}
-            options["lam"] = self._lam
-            options["fishers"] = in_memory_order(fishers, thetas) if fishers else None
+            options |= {"lam": self._lam, "fishers": fishers}
             self._update(thetas, tensors, options)
         return loss
 
@@ -139,11 +165,11 @@ class _EWC(Optimizer):
     def penalty(self) -> Tensor:
         """lam / 2 sum F (theta - anchor)^2 of what this rank holds, a float64 scalar."""
         total = 0.0
-        for theta, (anchor, fisher) in self._shards.items():
+        for theta, anchor in self._anchors.items():
             squares = (theta - anchor).square_()
-            total = total + (squares if fisher is None else squares.mul_(fisher)).sum(
-                dtype=torch.float64
-            )
+            if self._fishers is not None:
+                squares *= self._fishers[theta]
+            total = total + squares.sum(dtype=torch.float64)
         return self._lam / 2 * torch.as_tensor(total)
 
     def _state(self, thetas: list[Tensor], name: str) -> list[Tensor]:
@@ -205,6 +231,17 @@ def _zeros_like(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False)
 
 
+def _cut(tensors: Mapping[str, Tensor], pieces: Pieces) -> dict[Tensor, Tensor]:
+    """Whole tensors by name as fp32 parts, one shaped like each tensor of the optimizer; 0 for
+    padding, which is not pulled."""
+    parts = {}
+    for holder, of_holder in pieces.items():
+        parts[holder] = _zeros_like(holder)
+        for piece in of_holder:
+            piece.inside(parts[holder]).copy_(piece.cut(tensors[piece.name].detach()))
+    return parts
+
+
 def attach(engine: Any, penalty: Penalty) -> None:
     """Gives the penalised optimizer inside a DeepSpeed engine its part of anchor and Fisher.
 
@@ -222,7 +259,7 @@ def attach(engine: Any, penalty: Penalty) -> None:
         raise ValueError(
             f"{type(optimizer).__name__} has no penalty: use engine.training.optim.build"
         )
-    optimizer.penalise(shards_of(pieces, penalty), penalty.lam)
+    optimizer.penalise(penalty, pieces)
 
 
 def track(engine: Any) -> Callable[[], float] | None:
@@ -246,19 +283,3 @@ def check(named: Mapping[str, Tensor], penalty: Penalty) -> None:
     shards.check(named, penalty.anchor, "anchor")
     if penalty.fisher is not None:
         shards.check(named, penalty.fisher, "Fisher")
-
-
-def shards_of(pieces: Pieces, penalty: Penalty) -> dict[Tensor, Shard]:
-    """The penalty's part for each tensor of the optimizer; 0 for padding, which is not pulled."""
-
-    def cut(holder: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        part = _zeros_like(holder)
-        for piece in pieces[holder]:
-            piece.inside(part).copy_(piece.cut(tensors[piece.name].detach()))
-        return part
-
-    fisher = penalty.fisher
-    return {
-        holder: Shard(cut(holder, penalty.anchor), None if fisher is None else cut(holder, fisher))
-        for holder in pieces
-    }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 
 import torch
 from torch import nn
 
 from engine.machine import precision
 from engine.machine.flops import flops, peak_tflops
-from engine.machine.pace import Pace
 from engine.run import Run
 
 log = logging.getLogger(__name__)
@@ -26,15 +26,17 @@ class Throughput:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = peak_tflops(name, kind) * 1e12
         self._per_image = _flops(net, recipe.model.image_size) if self._peak else 0.0
-        self._pace = Pace()
+        self._since, self._images = time.perf_counter(), 0
 
     def add(self, images: int) -> None:
         """images: of this rank."""
-        self._pace.add(images)
+        self._images += images
 
     def read(self) -> dict[str, float]:
         """`images/s` and, on a GPU whose peak is known, `mfu` of this rank since the last read."""
-        rate = self._pace.read()
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        self._since, self._images = now, 0
         values = {"images/s": rate}
         if self._per_image:
             values["mfu"] = rate * self._per_image / self._peak

@@ -17,9 +17,13 @@ from torch import Tensor
 from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.training import shards
-from engine.training.writer import to_host
 
 MODULE, OPTIMIZER, RANDOM, SUMS = "module/", "optimizer/", "random/", "sums/"
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the CPU. From a GPU it is queued, into page-locked memory, and not awaited."""
+    return tensor.detach().to("cpu", non_blocking=True, copy=True)
 
 
 class TrainingState:
@@ -41,13 +45,13 @@ class TrainingState:
         self._pieces = shards.pieces(engine)
         self._optimizer = shards.inner(engine)
         self._is_sharded = self._optimizer is not engine.optimizer
-        self._device = engine.device
+        self.device = engine.device
         self._sums = sums
 
     @torch.no_grad()
     def copy(self) -> dict[str, Tensor]:
         """The state on the CPU, by name, on the first rank; empty on the rest, which must call it
-        too. From a GPU, copies are queued and not awaited (`writer.to_host`)."""
+        too. From a GPU, copies are queued and not awaited (`to_host`)."""
         copies = {}
         for name, tensor in self._tensors():
             if ranks.rank() == 0:
@@ -76,14 +80,14 @@ class TrainingState:
         for key, name, tensor in optimizer:
             yield f"{OPTIMIZER}{key}/{name}", tensor
         for name, generator in self._generators().items():
-            yield RANDOM + name, _of_ranks(generator.get_state().to(self._device))
+            yield RANDOM + name, _of_ranks(generator.get_state().to(self.device))
         for name, value in self._sums.items():
             yield SUMS + name, _of_ranks(value)
 
     def _generators(self) -> dict[str, torch.Generator]:
         generators = {"cpu": torch.default_generator}
-        if self._device.type == "cuda":
-            generators["cuda"] = torch.cuda.default_generators[self._device.index]
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.default_generators[self.device.index]
         return generators
 
     def _as_held(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -92,28 +96,19 @@ class TrainingState:
                 yield key, piece.name, tensor
 
     def _gathered(self) -> Iterator[tuple[str, str, Tensor]]:
-        """The optimizer's state put together on the first rank, a tensor at a time."""
-        held = {name: [] for name in self._trained}
-        for holder, pieces in self._pieces.items():
-            for piece in pieces:
-                held[piece.name].append((holder, piece))
+        """The optimizer's state, put together by DeepSpeed, a tensor at a time."""
+        from deepspeed.utils import safe_get_full_optimizer_state  # late, as in `loop.initialize`
+
         keys = _state_of(self._optimizer, next(iter(self._pieces)))  # on every rank the same
         for name, parameter in self._trained.items():
             for key, like in keys.items():
-                is_scalar = like.dim() == 0  # a count of steps
-                shape = like.shape if is_scalar else parameter.shape
-                whole = torch.zeros(shape, dtype=like.dtype, device=self._device)
-                for holder, piece in held[name]:
-                    part = self._optimizer.state[holder][key]
-                    if is_scalar:
-                        whole.copy_(part)
-                    else:
-                        piece.cut(whole).copy_(piece.inside(part))
-                # A place is held by a single rank, and is zero on the rest.
-                dist.reduce(whole, 0, dist.ReduceOp.MAX if is_scalar else dist.ReduceOp.SUM)
+                is_count = like.dim() == 0  # of steps, the same on every rank
+                whole = like if is_count else safe_get_full_optimizer_state(parameter, key)
+                assert whole is not None, name
                 yield key, name, whole
 
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
+        """By hand: DeepSpeed's setters know the optimizer's state only after a first step."""
         by_parameter: dict[str, dict[str, Tensor]] = {name: {} for name in self._trained}
         for label, tensor in state.items():
             if label.startswith(OPTIMIZER):

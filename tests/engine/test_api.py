@@ -15,7 +15,7 @@ import torch
 import engine
 from engine.errors import CampaignError, RecipeError
 
-grid, folder = grids.grid, campaigns.folder
+grid, folder, finished = grids.grid, campaigns.folder, campaigns.finished
 
 
 def test_it_is_quick_to_import() -> None:
@@ -59,9 +59,8 @@ def test_what_is_not_finished_has_no_results(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_results_and_distances_of_a_finished_campaign(grid: grids.Grid, folder: Path) -> None:
-    campaigns.run(folder)
-    words = f"runs={folder / 'runs'}"
+def test_results_and_distances_of_a_finished_campaign(folder: Path, finished: Path) -> None:
+    words = f"runs={finished}"
     table = engine.results(str(folder / "shapes.yaml"), words)
     assert set(table["method"]) == {"pre", *campaigns.METHODS}
     assert table["accuracy"].between(0, 100).all()

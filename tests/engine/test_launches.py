@@ -18,6 +18,7 @@ from engine.evaluation.batches import read, reduced
 from engine.evaluation.reduction import Reduction
 from engine.models.form import Form
 from engine.training import loop, optim, watch
+from engine.training.saving import Saving
 from loaders.batch import on_device
 
 __all__ = ["grid"]
@@ -40,13 +41,14 @@ def test_steps_and_batches_on_fake_tensors(tmp_path):
     run_traced(__file__, tmp_path)
 
 
-class Marks:
-    """In place of snapshots: the counts after every optimizer step."""
+class Marks(Saving):
+    """Saves nothing but the counts after every optimizer step."""
 
     def __init__(self, counts):
+        super().__init__()
         self.counts, self.launches, self.waits = counts, [], []
 
-    def take(self, step, method):
+    def take(self, progress, method):
         self.launches.append(self.counts.launches.copy())
         self.waits.append(self.counts.waits.copy())
 

@@ -15,7 +15,6 @@ import grids
 import pytest
 
 from engine import cli
-from engine.commands import train
 from engine.grid import workflow
 from engine.machine import quiet, ranks
 from engine.report import page
@@ -46,7 +45,7 @@ class Campaign:
         self.runs.parent.mkdir(parents=True)
         grids.draw(folder / "images")
         (folder / "model.yaml").write_text(campaigns.MODEL)
-        (folder / "data.yaml").write_text(campaigns.DATA.format(folder=folder))
+        (folder / "data.yaml").write_text(campaigns.DATA.format(images=folder / "images"))
         text = campaigns.GRID.format(folder=folder)
         self.file.write_text(text + EWC)
         self.recipe.write_text(text.partition("methods:")[0] + "method: ewc\n")
@@ -127,7 +126,7 @@ class Campaign:
         shared = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return [
             self._fork(
-                partial(train.launch, self.cell_words),
+                partial(cli.main, ["train", *self.cell_words]),
                 f"log.{number}",
                 at if number == rank else NEVER,
                 act,

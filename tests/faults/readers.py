@@ -34,12 +34,12 @@ from engine.grid.sites import Options
 from engine.machine.files import cache_folder
 from engine.measures import predictions
 from engine.models import checkpoints
+from engine.otdd import solve
 from engine.report import finish
 from engine.store import cells, pending, tensors
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
 from engine.store.pending import PART
-from engine.transport import solve
 from faults.specimen import SOLVED, UNFINISHED, Specimen
 from loaders.files import digest
 

@@ -23,13 +23,13 @@ from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.measures import predictions
 from engine.models.form import Form
+from engine.otdd import solve
 from engine.report.results import Results, of_campaign
 from engine.store import cells, pending
 from engine.store.artifacts import MARKER, Artifact, Store
 from engine.store.checkpoints import CheckpointFiles
 from engine.store.pending import PART, Pending
-from engine.training.checkpoints import Progress
-from engine.transport import solve
+from engine.training.saving import Progress
 from faults.campaign import EWC, Campaign, jobs_in_this_process
 from faults.children import fork
 from faults.mutations import files_by_kind

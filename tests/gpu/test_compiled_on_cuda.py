@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from engine.machine import compiled
+from engine.models import compiled
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")

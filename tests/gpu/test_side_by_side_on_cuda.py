@@ -7,9 +7,9 @@ import pytest
 import torch
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
-from engine.machine import workers
-from engine.transport.problems import Labelled, Options
-from engine.transport.solve import matrix
+from engine.otdd import side_by_side
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.solve import matrix
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")
@@ -22,9 +22,9 @@ def test_a_matrix_is_that_of_one_after_another(options, monkeypatch):
         generator = torch.Generator().manual_seed(seed)
         features = torch.randn(700, 32, generator=generator).to(CUDA) + labels[:, None]
         sets[name] = Labelled(features + 0.2 * seed, labels)
-    assert workers.workers(10, 1, 10, CUDA) > 1
+    assert side_by_side.workers(10, 1, 10, CUDA) > 1
     beside = matrix(sets, 7, Options(**options))
-    monkeypatch.setattr(workers, "_STREAMS", 1)
+    monkeypatch.setattr(side_by_side, "_STREAMS", 1)
     alone = matrix(sets, 7, Options(**options))
     assert np.isfinite(alone.values).all()
     np.testing.assert_allclose(beside.values, alone.values, rtol=1e-9)

@@ -21,6 +21,8 @@ SPECIALISATIONS = list(aot.discover())
 COMPILED = list({spec["fn"]: spec for spec in reversed(SPECIALISATIONS)}.values())
 if os.environ.get("RIB_GATE") == "all":
     COMPILED = SPECIALISATIONS
+*OLDER, NEWEST = sorted(aot.DEVICE)
+ARCHS = [*(pytest.param(arch, marks=pytest.mark.exhaustive) for arch in OLDER), NEWEST]
 
 
 def test_every_kernel_module_takes_part():
@@ -35,7 +37,7 @@ def test_every_kernel_module_takes_part():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", sorted(aot.DEVICE))
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("spec", COMPILED, ids=lambda spec: spec["name"])
 def test_compiled_code(spec, arch):
     compiled = aot.compile_for(spec, arch)

@@ -32,6 +32,7 @@ def test_every_export_is_there_and_none_besides(package):
         package.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_triton_and_numba_are_not_imported_before_a_name_is_used():
     program = (
         "import sys, kernels\n"

@@ -58,14 +58,20 @@ def test_a_file_comes_whole_and_once(web: Web, tmp_path: Path) -> None:
     assert web.requests == [("a", "")], "the second call asks nobody"
 
 
-@pytest.mark.parametrize("checksum", [SHA256, ""])
-def test_cut_connections_are_resumed_where_they_ended(
-    web: Web, tmp_path: Path, checksum: str
-) -> None:
+@pytest.mark.parametrize("size", [len(CONTENT), 0])
+def test_cut_connections_are_resumed_where_they_ended(web: Web, tmp_path: Path, size: int) -> None:
     address = web("a", content=CONTENT, cuts=[100_000, 50_000])
-    fetch(remote(address, checksum=checksum, size=0), tmp_path)
+    fetch(remote(address, size=size), tmp_path)
     assert arrived(tmp_path) == CONTENT
     assert [range_ for _, range_ in web.requests] == ["", "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_whole_part_is_only_checked(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=CONTENT)
+    (tmp_path / "a.tar.part").write_bytes(CONTENT)
+    fetch(remote(address, size=0), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    assert web.requests == [("a", "bytes=300000-")]
 
 
 def test_a_later_call_goes_on(web: Web, tmp_path: Path) -> None:
@@ -88,21 +94,14 @@ def test_a_server_without_ranges_sends_the_file_again(web: Web, tmp_path: Path) 
     assert len(web.requests) == 2 + 4, "bytes that come again are no progress"
 
 
-def test_a_file_that_changed_meanwhile_is_not_joined(web: Web, tmp_path: Path) -> None:
-    """Without a checksum only the server can tell."""
-    address = web("a", content=b"old" * 10_000, cuts=[9000] + [0] * 3, tag='"old"')
+def test_a_file_without_a_checksum_comes_from_its_start(web: Web, tmp_path: Path) -> None:
+    address = web("a", content=b"old" * 10_000, cuts=[9000] + [0] * 3)
     unknown = remote(address, checksum="", size=0)
     with pytest.raises(DownloadError):
         fetch(unknown, tmp_path)
-    web("a", content=CONTENT, tag='"new"')
+    web("a", content=CONTENT)
     fetch(unknown, tmp_path)
-    assert arrived(tmp_path) == CONTENT
-    # A server that names no version could have changed the file: it comes from its start.
-    untagged = web("b", content=CONTENT, cuts=[9000] + [0] * 3, tag="")
-    with pytest.raises(DownloadError):
-        fetch(remote(untagged, checksum="", size=0), tmp_path / "b")
-    fetch(remote(untagged, checksum="", size=0), tmp_path / "b")
-    assert arrived(tmp_path / "b") == CONTENT and web.requests[-1] == ("b", "")
+    assert arrived(tmp_path) == CONTENT and web.requests[-1] == ("a", "")
 
 
 def test_a_part_of_another_version_is_dropped_by_the_checksum(web: Web, tmp_path: Path) -> None:
@@ -180,20 +179,6 @@ def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
         fetch(remote(leads_away), tmp_path)
     with pytest.raises(DownloadError, match="it has no address"):
         fetch(remote(), tmp_path)
-
-
-def test_a_slow_mirror_is_left_and_taken_again_where_no_other_has_the_file(
-    web: Web, tmp_path: Path
-) -> None:
-    impatient = Patience(tries=1, wait_s=0.001, rate=5e6, window_s=0.02)
-    slow = web("slow", content=CONTENT, pause_s=0.03, piece=30_000)
-    quick = web("quick", content=CONTENT)
-    assert fetch(remote(slow, quick), tmp_path / "two", impatient) == quick
-    assert arrived(tmp_path / "two") == CONTENT
-    assert web.requests[-1][1].startswith("bytes="), "what the slow mirror gave stays"
-    missing = f"{web.address}/gone"
-    assert fetch(remote(slow, missing), tmp_path / "gone", impatient) == slow
-    assert arrived(tmp_path / "gone") == CONTENT
 
 
 def test_a_full_disk_is_reported_before_and_while_it_fills(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.report.sections import (
     about,
+    barrier,
     changes,
     cka,
     curves,
@@ -17,6 +18,7 @@ from engine.report.sections import (
     ranking,
     sure,
     sweep,
+    tuning,
     upstream,
 )
 
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
 
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
+    tuning.section,
     ranking.methods,
     ranking.trade_off,
     sure.section,
     changes.by_set,
     changes.maps,
+    barrier.section,
     changes.forgotten,
     upstream.section,
     curves.during_training,

@@ -15,7 +15,6 @@ from imagenet_trees import draw
 from user_checkpoints import checkpoint
 
 from engine import cli
-from engine.commands import train
 
 folder = campaigns.folder
 
@@ -54,9 +53,9 @@ def test_a_file_that_is_none_is_named_and_not_read(
     x, sets = str(tmp_path / "x"), str(folder / "images" / "few")
     evaluate = ["evaluate", "--arch", "test_vit", "--sets", sets, "--out", f"{x}.csv", "--models"]
     for command, *words in (
-        (train.launch, f"recipe={x}.yaml"),
-        (train.launch, "recipe=emoji/ewc", f"method.module={x}.py", "--print"),
-        (train.launch, "recipe=emoji/ewc", f"model={x}.yaml", "--print"),
+        (cli.main, "train", f"recipe={x}.yaml"),
+        (cli.main, "train", "recipe=emoji/ewc", f"method.module={x}.py", "--print"),
+        (cli.main, "train", "recipe=emoji/ewc", f"model={x}.yaml", "--print"),
         (cli.main, "campaign", f"{x}.yaml", "--dry-run"),
         (cli.main, "campaign", f"{folder}/shapes.yaml", f"dataset={x}.yaml", "--dry-run"),
         (cli.main, "metrics", f"{x}.yaml"),

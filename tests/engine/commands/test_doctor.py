@@ -181,7 +181,7 @@ def test_a_machine_without_slurm(programs_are: Programs) -> None:
     assert doctor.slurm()[:2] == (MISSING, "its programs alone")
 
 
-LEAST_S = 210  # below which `rib campaign --executor slurm` refuses, too: grid/test_sites.py
+LEAST_S = 210  # below which `rib campaign --executor slurm` refuses
 DATABASE = "echo 'AccountingStorageType = accounting_storage/slurmdbd'"
 NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = {} sec'"
 
@@ -195,7 +195,13 @@ NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = {} sec'"
         ("echo main", DATABASE, "sleep 60", WRONG, "sacct does not answer within 0.3 s"),
         ("echo main", DATABASE, "echo refused >&2; exit 1", WRONG, "refused"),
         ("echo main", NO_DATABASE.format(LEAST_S), "exit 1", OK, "partitions main"),
-        ("echo main", NO_DATABASE.format(LEAST_S - 1), "exit 1", WRONG, "forgotten after 209 s"),
+        (
+            "echo main",
+            NO_DATABASE.format(LEAST_S - 1),
+            "exit 1",
+            WRONG,
+            "forgets a finished job after 209 s",
+        ),
     ],
 )
 def test_slurm(
@@ -209,7 +215,7 @@ def test_slurm(
 ) -> None:
     answer = doctor.answer
     monkeypatch.setattr(doctor, "answer", lambda *command: answer(*command, seconds=0.3))
-    programs_are(sinfo=sinfo, scontrol=scontrol, sacct=sacct)
+    programs_are(sinfo=sinfo, scontrol=scontrol, sacct=sacct, sbatch="")
     seen = doctor.slurm()
     assert (seen.state, seen.needed) == (state, True) and detail in seen.detail
 

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import cli
-from engine.commands import train
 
 RECIPE: dict[str, Any] = {
     "model": {
@@ -70,7 +69,7 @@ def resolves_or_says_why(text: bytes) -> None:
         file = Path(place) / f"recipe{next(numbers)}.yaml"  # a request is resolved once a process
         file.write_bytes(text)
         for command, *words in (
-            (train.launch, f"recipe={file}", "--print"),
+            (cli.main, "train", f"recipe={file}", "--print"),
             (cli.main, "metrics", str(file), f"runs={place}"),
         ):
             ended(command, words)
@@ -106,5 +105,5 @@ def test_a_recipe_with_letters_changed(data: st.DataObject) -> None:
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES), st.sampled_from([".", "..", "[", "="]))
 def test_a_word_of_the_command_line(place: tuple[Any, ...], value: Any, dot: str) -> None:
     word = f"{dot.join(map(str, place))}={value}".replace("\0", "\1")
-    ended(train.launch, ["recipe=emoji/ewc", word, "--print"])
+    ended(cli.main, ["train", "recipe=emoji/ewc", word, "--print"])
     ended(cli.main, ["metrics", "emoji", word, "runs=/nowhere"])

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from engine import cli, recipe
-from engine.commands import train
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
 
@@ -40,9 +39,13 @@ def run(
     )
 
 
-@pytest.mark.parametrize("words", [["recipe="], [], ["--help"], ["-h", "recipe=emoji/ewc"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--local_rank=0", "recipe="], ["--local-rank", "1"], ["recipe=", "--local_rank", "3"]],
+)
 def test_lists_the_recipes(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert train.launch(["--local_rank=0", *words]) == 0
+    """Whatever the launcher `deepspeed` adds to the words."""
+    assert cli.main(["train", *words]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in recipe.names()) and "--print" in shown
 
@@ -51,18 +54,24 @@ def test_print_shows_the_resolved_recipe_and_stops(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     words = ["recipe=emoji/ewc", "downstream=openmoji", "seed=4", f"runs={tmp_path / 'runs'}"]
-    assert train.launch([*words, "--print"]) == 0
+    assert cli.main(["train", *words, "--print"]) == 0
     saved = tmp_path / "resolved.yaml"
     saved.write_text(capsys.readouterr().out)
     assert recipe.load(str(saved)) == recipe.load("emoji/ewc", words[1:])
     assert not (tmp_path / "runs").exists()
 
 
-def test_rib_train_is_launch(capsys: pytest.CaptureFixture) -> None:
+def test_rib_train_is_launch(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["recipe=emoji/ewc", "--print", "seed=4"]
     for command in (cli.main(["train", *words]), cli.main(["train", "emoji/ewc", *words[1:]])):
         assert command == 0
-    assert train.launch(words) == 0
+    monkeypatch.setattr(sys, "argv", [LAUNCH, "--local_rank=0", *words])
+    with monkeypatch.context() as path, pytest.raises(SystemExit) as end:
+        path.setattr(sys, "path", [*sys.path])
+        runpy.run_path(LAUNCH, run_name="__main__")
+    assert end.value.code == 0
     shown = capsys.readouterr().out
     part = shown[: len(shown) // 3]
     assert shown == part * 3 and "seed: 4" in part
@@ -78,7 +87,6 @@ def test_rib_train_is_launch(capsys: pytest.CaptureFixture) -> None:
     [
         (["recipe=emoji/ewq"], "no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"),
         (["recipe=emoji/ewc", "train.epoch=1"], "unknown key 'train.epoch'"),
-        (["recipe=emoji/ewc", "--dry"], "unknown option --dry; options: --print, --debug"),
         (["recipe=emoji/ewc", "ewc"], "'ewc' is not an override"),
         (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
         (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
@@ -88,7 +96,7 @@ def test_mistake_is_one_line_and_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     runs = [f"runs={tmp_path}"] if words[0] == "recipe=emoji/ewc" else []
-    assert train.launch([*words, *runs]) == 2
+    assert cli.main(["train", *words, *runs]) == 2
     shown = capsys.readouterr().err.strip()
     assert shown.startswith("error: ") and message in shown and "\n" not in shown
 
@@ -100,14 +108,13 @@ def no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(entry.DEBUG)
 
 
-@pytest.mark.parametrize("rib", [False, True])
+@pytest.mark.parametrize("words", [["campaign", "emojis"], ["train", "recipe=emojis"]])
 def test_debug_shows_the_traceback_behind_an_error(
-    rib: bool, no_debug: None, capsys: pytest.CaptureFixture
+    words: list[str], no_debug: None, capsys: pytest.CaptureFixture
 ) -> None:
-    start, words = (cli.main, ["campaign", "emojis"]) if rib else (train.launch, ["recipe=emojis"])
-    assert start(words) == 2
+    assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert start([*words, "--debug"]) == 2
+    assert cli.main([*words, "--debug"]) == 2
     shown = capsys.readouterr().err.splitlines()
     assert shown[0].startswith("Traceback") and shown[-1] == line
     assert any("engine/recipe/" in text for text in shown)
@@ -138,7 +145,7 @@ def test_an_error_inside_a_users_method_keeps_its_traceback(
     (tmp_path / "mine.py").write_text(METHOD.format(statement=statement))
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
     words = ["recipe=emoji/fine_tune", f"method={tmp_path / 'mine.yaml'}", f"runs={tmp_path}"]
-    assert train.launch(words) == 2
+    assert cli.main(["train", *words]) == 2
     shown = capsys.readouterr().err.splitlines()
     assert shown[-1].startswith("error: ") and (len(shown) > 1) == traced
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
@@ -148,7 +155,7 @@ def test_torchrun_shows_the_error_that_a_rank_ends_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    assert train.launch(["recipe=emoji/ewq"]) == 2
+    assert cli.main(["train", "recipe=emoji/ewq"]) == 2
     failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
     shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
     message = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
@@ -194,26 +201,11 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
     assert (caught.value.code, capsys.readouterr().out) == (0, f"rib {version}\n")
 
 
-@pytest.mark.parametrize(
-    ("words", "remaining"),
-    [
-        (["--local_rank=0", "recipe=a"], ["recipe=a"]),
-        (["--local-rank=3", "recipe=a", "seed=1"], ["recipe=a", "seed=1"]),
-        (["--local_rank", "1", "recipe=a"], ["recipe=a"]),
-        (["recipe=a", "--local-rank", "1"], ["recipe=a"]),
-        (["recipe=a", "--print"], ["recipe=a", "--print"]),
-        ([], []),
-    ],
-)
-def test_launchers_own_words_are_stripped(words: list[str], remaining: list[str]) -> None:
-    assert train.strip_launcher_words(words) == remaining
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
 def test_device_cuda_without_a_gpu_is_refused(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    assert train.launch(["recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
+    assert cli.main(["train", "recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 
 
@@ -296,29 +288,31 @@ STARTS = {
 }
 
 
-def trained_cell(runs: Path) -> Path:
-    (folder,) = (runs / "store" / "cells").glob("fine_tune-outline-*")
-    return folder
-
-
 @pytest.mark.slow
-def test_every_way_to_start_gives_the_same_cell(grid: grids.Grid, tmp_path: Path) -> None:
-    """Under the same name, with the same weights; from another working folder, one of them."""
-    for way, command in STARTS.items():
+@pytest.mark.parametrize(
+    "ways",
+    [("several",), pytest.param(("python", "deepspeed", "torchrun"), marks=pytest.mark.exhaustive)],
+)
+def test_every_way_to_start_gives_the_same_cell(
+    ways: tuple[str, ...], grid: grids.Grid, tmp_path: Path
+) -> None:
+    """Under the same name, with the same weights; from another working folder."""
+    _, alone = grid.build()
+    expected = grids.weights(alone)
+    for way in ways:
         words = list(grid.overrides(f"runs={way}", "device=cpu"))
-        process = run([*command, f"recipe={grid.recipe}", *words], tmp_path)
+        process = run([*STARTS[way], f"recipe={grid.recipe}", *words], tmp_path)
         assert process.returncode == 0, process.stderr[-3000:]
         assert "FT (canonical) on outline" in process.stdout and "RI " in process.stdout
         assert process.stdout.count("percent top-1") == 1  # one rank speaks
-    cells = {way: trained_cell(tmp_path / way) for way in STARTS}
-    assert len({cell.name for cell in cells.values()}) == 1
-    weights = {way: load_file(cell / "weights.safetensors") for way, cell in cells.items()}
-    assert grids.same(weights["deepspeed"], weights["python"])
-    for two_ranks in ("torchrun", "several"):
-        assert grids.distance(weights[two_ranks], weights["python"]) < 1e-5
-        assert not grids.same(weights[two_ranks], weights["python"]), "sums of two ranks round"
-    saved = recipe.load(str(cells["python"] / "recipe.yaml"))  # beside the result, and a recipe
-    assert (saved.runs, saved.downstream) == ("python", "outline")
+        (cell,) = (tmp_path / way / "store" / "cells").glob("fine_tune-outline-*")
+        weights = load_file(cell / "weights.safetensors")
+        assert cell.name == alone.name
+        assert grids.distance(weights, expected) < 1e-5
+        is_alone = way in ("python", "deepspeed")
+        assert grids.same(weights, expected) == is_alone, "sums of two ranks round"
+        saved = recipe.load(str(cell / "recipe.yaml"))  # beside the result, and a recipe
+        assert (saved.runs, saved.downstream) == (way, "outline")
 
 
 @pytest.mark.slow

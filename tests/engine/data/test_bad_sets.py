@@ -12,8 +12,8 @@ import torch
 from engine import cli
 from engine.evaluation import features
 from engine.machine import ranks
-from engine.transport.problems import Labelled, Options
-from engine.transport.solve import matrix
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.solve import matrix
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import debiased, transport

@@ -198,7 +198,7 @@ def test_what_models_say_must_agree(user_grid):
     ):
         descriptions.classes_of(descriptions.beside([cell, turned], None))
     with pytest.raises(
-        ValueError, match=r"cell.json says crop_pct 1.0, .*s/cell.json says 0.9: ev"
+        ValueError, match=r"cell.json says crop_pct 1.0, .*s/cell.json says 0.9: take"
     ):
         descriptions.model_of(descriptions.beside([cell, small], None), None)
     assert descriptions.classes_of(descriptions.beside([bare], VIT)) is None

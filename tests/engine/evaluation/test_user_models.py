@@ -226,7 +226,7 @@ def test_what_does_not_belong_together_is_refused_by_name(user_grid):
     (user_grid.folder / "G.safetensors").write_bytes(b"no weights")
     refused = {
         "AC": r"C.safetensors has no head.weight: .* another architecture than test_vit",
-        "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: evaluate them apart",
+        "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: take only models of one head",
         "AE": r"E.safetensors does not fit VisionTransformer: .*blocks.* missing",
         "AF": r"two of .*A.safetensors, .*F.safetensors hold the same weights",
         "AG": r"G.safetensors is cut or no safetensors file",

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import campaigns
 import pytest
-from campaigns import METHODS, SETS
 
 from engine import cli, recipe
 from engine.data import packs
@@ -24,13 +23,6 @@ folder = campaigns.folder
 
 def planned(folder: Path, *words: str, cores: int = 2) -> campaign.Plan:
     return campaign.plan(str(folder / "shapes.yaml"), words, cores)
-
-
-def test_plan_holds_the_whole_grid(folder: Path, tmp_path: Path) -> None:
-    plan = planned(folder, f"runs={tmp_path}")
-    assert (plan.methods, plan.sets) == (METHODS, SETS)
-    assert plan.folder == tmp_path / "shapes" and not plan.folder.exists()
-    assert not outcomes.finished(plan)
 
 
 def test_grids_of_two_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:

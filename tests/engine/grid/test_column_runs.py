@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from statistics import fmean
 
 import campaigns
 import grids
 import pytest
+from campaigns import rows
 
 from engine.grid import cell_plan, choice, export, record
 from engine.grid.build import Builder
 from engine.store import cells
 
 pytestmark = pytest.mark.slow
-folder, grid = campaigns.folder, grids.grid
+folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 SETS, METHODS = campaigns.SETS, campaigns.METHODS
 
 
@@ -24,12 +24,7 @@ def written(folder: Path, name: str, text: str) -> None:
     (folder / f"{name}.yaml").write_text(whole + text)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, grid: grids.Grid) -> None:
+def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, finished: Path) -> None:
     written(folder, "upstream", "downstreams: [upstream]\n")
     report = campaigns.run(folder, name="upstream")
     accuracy = rows(report / "accuracy.csv")
@@ -46,7 +41,7 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, grid: grid
     assert "on the 3 sets, in points" in (report / "table.txt").read_text()
 
 
-def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, grid: grids.Grid) -> None:
+def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, finished: Path) -> None:
     """As ImageNet's training set: its columns have an RI, and no accuracy on the set itself."""
     written(folder, "trained", "vary: {dataset.portion: [0.5, 1.0]}\ndownstreams: [tinted]\n")
     words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]")
@@ -95,11 +90,10 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
     assert cells.find(on_upstream.store, parent).artifact.kind == "weights"
 
 
-def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grids.Grid) -> None:
+def test_settings_vary_and_what_they_share_is_made_once(folder: Path, finished: Path) -> None:
     text = "vary: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
     written(folder, "varied", text)
-    campaigns.run(folder)  # the plain grid, whose learning rate is 0.02
-    store = folder / "runs/store/cells"
+    store = finished / "store/cells"  # of the plain grid, whose learning rate is 0.02
     before = set(store.iterdir())
     report = campaigns.run(folder, name="varied")
     new = set(store.iterdir()) - before
@@ -131,7 +125,7 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, grid: grid
 
 
 def test_a_column_that_is_run_again_finds_its_cells(
-    folder: Path, grid: grids.Grid, monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "vary: {train.epochs: [1]}\ndownstreams: [few, upstream]\n"
     written(folder, "again", text)
@@ -142,7 +136,7 @@ def test_a_column_that_is_run_again_finds_its_cells(
     assert {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()} == first
 
 
-def test_variants_and_alphas_stand_side_by_side(folder: Path, grid: grids.Grid) -> None:
+def test_variants_and_alphas_stand_side_by_side(folder: Path, finished: Path) -> None:
     written(
         folder,
         "variants",

@@ -1,14 +1,15 @@
 """No dead end: whatever of a finished campaign is deleted or damaged, the next command heals it.
 
 Either it ends with the numbers of before, or with a line that names the file and a remedy; the
-remedy is done, and then it ends with those numbers.
+remedy is done, and then it ends with those numbers. `make test` tries a case of each kind of file,
+`make exhaustive` all cases, `make faults` random ones.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from endings import follow
 
 from engine import cli
 
-folder, grid = campaigns.folder, grids.grid
+folder, finished_runs, grid = campaigns.folder, campaigns.finished, grids.grid
 pytestmark = pytest.mark.slow
+Damage = Callable[[Path], object]
 
 
 def wrong_type(path: Path) -> None:
@@ -44,7 +46,7 @@ def more(path: Path) -> None:
     path.write_text(json.dumps({"more": 1, **json.loads(path.read_text())}))
 
 
-FILE = (Path.unlink, cut, flip, empty)
+FILE = (flip, Path.unlink, cut, empty)
 JSON = (*FILE, wrong_type, more)
 DAMAGED = {
     "store/predictions/linear_probe-upstream-on-few-*/part-00000.parquet": (folder_of,),
@@ -55,7 +57,7 @@ DAMAGED = {
     "store/cells/fine_tune-outline-*/done.json": (Path.unlink, cut),
     "store/cells/wise_ft-outline-*/cell.json": (folder_of,),
     "store/cells/linear_probe-upstream-*/weights.safetensors": (folder_of,),
-    "shapes/plans/*/evaluations.json": (*JSON, swap),
+    "shapes/plans/*/evaluations.json": (swap, *JSON),
     "shapes/plans/*/plan.json": (empty, more),
     "shapes/plans/*/progress/report.json": (cut,),
     "shapes/plans/*/done/report": (Path.unlink,),
@@ -63,7 +65,6 @@ DAMAGED = {
     "shapes/report/table.txt": (empty,),
     "shapes/report/accuracy.csv": (flip,),
 }
-CASES = [(pattern, damage) for pattern, kinds in DAMAGED.items() for damage in kinds]
 UNFINISHED = {  # what the report reads when the campaign's own files are gone
     "store/features/*-few-*/features.npy": (flip, folder_of),
     "store/distances/*/matrix.json": (flip, folder_of),
@@ -72,19 +73,28 @@ UNFINISHED = {  # what the report reads when the campaign's own files are gone
 }
 
 
-class Campaign:
-    """A finished campaign in `runs`, and a copy of it as it was."""
+def cases(table: Mapping[str, Sequence[Damage]]) -> list[object]:
+    """All of a table; marked are all but the first of each kind of file."""
+    return [
+        pytest.param(pattern, damage, marks=() if damage is first else pytest.mark.exhaustive)
+        for pattern, (first, *others) in table.items()
+        for damage in (first, *others)
+    ]
 
-    def __init__(self, folder: Path) -> None:
-        self.runs, self.copy = folder / "runs", folder / "as it was"
+
+class Campaign:
+    """A finished campaign, of which `runs` is a copy."""
+
+    def __init__(self, folder: Path, finished: Path) -> None:
+        self.runs, self.finished = folder / "damaged", finished
         words = [str(folder / "shapes.yaml"), f"runs={self.runs}"]
         row = ["--method", "wise_ft", "--set", "outline", "--alpha", "0.5"]
         self.campaign, self.metrics = ["campaign", *words], ["metrics", *words]
         self.export = ["export", *words, *row, "--out", str(folder / "export"), "--force"]
 
     def restore(self) -> None:
-        shutil.rmtree(self.runs)
-        shutil.copytree(self.copy, self.runs)
+        shutil.rmtree(self.runs, ignore_errors=True)
+        shutil.copytree(self.finished, self.runs)
 
     def numbers(self) -> dict[str, bytes]:
         names = ("accuracy.csv", "mri.csv", "distances.csv", "comparisons.csv", "table.txt")
@@ -92,13 +102,10 @@ class Campaign:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, grid: grids.Grid) -> Iterator[Campaign]:
+def finished(folder: Path, finished_runs: Path) -> Iterator[Campaign]:
     with pytest.MonkeyPatch.context() as patch:
         campaigns.in_this_process(patch)
-        campaign = Campaign(folder)
-        assert cli.main(campaign.campaign) == 0
-        shutil.copytree(campaign.runs, campaign.copy)
-        yield campaign
+        yield Campaign(folder, finished_runs)
 
 
 def heal(finished: Campaign, command: Sequence[str], damaged: Path, capsys: Any) -> None:
@@ -115,12 +122,12 @@ def heal(finished: Campaign, command: Sequence[str], damaged: Path, capsys: Any)
     raise AssertionError(f"a dead end: {line}")
 
 
-@pytest.mark.parametrize(("pattern", "damage"), CASES)
+@pytest.mark.parametrize(("pattern", "damage"), cases(DAMAGED))
 def test_what_is_damaged_is_healed_or_named(
     finished: Campaign,
     capsys: pytest.CaptureFixture,
     pattern: str,
-    damage: Callable[[Path], object],
+    damage: Damage,
 ) -> None:
     finished.restore()
     before = finished.numbers()
@@ -138,14 +145,12 @@ def test_what_is_damaged_is_healed_or_named(
     assert "is finished; nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("pattern", "damage"), [(name, kind) for name, kinds in UNFINISHED.items() for kind in kinds]
-)
+@pytest.mark.parametrize(("pattern", "damage"), cases(UNFINISHED))
 def test_a_campaign_that_lost_its_report_too_is_healed(
     finished: Campaign,
     capsys: pytest.CaptureFixture,
     pattern: str,
-    damage: Callable[[Path], object],
+    damage: Damage,
 ) -> None:
     finished.restore()
     before = finished.numbers()

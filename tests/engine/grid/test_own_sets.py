@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from engine import cli
 from engine.evaluation import user_models
 
 grid, folder = grids.grid, campaigns.folder
+finished_runs = campaigns.finished
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(grid: grids.Grid, folder: Path) -> Path:
+def finished(finished_runs: Path, folder: Path) -> Path:
     """The folder of a finished campaign, with sets of the user's beside its own."""
-    campaigns.run(folder)
     shutil.copytree(folder / "images" / "few", folder / "mine" / "few")
     shutil.copytree(folder / "images" / "tinted", folder / "mine" / "new")
     return folder
@@ -36,11 +35,6 @@ def evaluate(folder: Path, *words: str) -> int:
         patch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
         command = ["evaluate", "--campaign", str(folder / "shapes.yaml"), *words]
         return cli.main([*command, f"runs={folder / 'runs'}"])
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def report(folder: Path) -> Path:
@@ -75,8 +69,8 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
     assert {path: path.read_bytes() for path in before} == before
     assert sorted((finished / "runs" / "store" / "cells").iterdir()) == cells
 
-    rows = read(report(finished) / "accuracy-on-other.csv")
-    in_campaign = read(report(finished) / "accuracy.csv")
+    rows = campaigns.rows(report(finished) / "accuracy-on-other.csv")
+    in_campaign = campaigns.rows(report(finished) / "accuracy.csv")
     key = ("model", "method", "variant", "alpha", "downstream")
     assert {tuple(row[k] for k in key) for row in rows} == {
         tuple(row[k] for k in key) for row in in_campaign
@@ -100,20 +94,20 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
                 if (row["method"], row["alpha"], row["downstream"]) == (method, alpha, downstream)
             ]  # fmt: skip
             assert stored == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
-    assert len(read(report(finished) / "accuracy-on-new.csv")) == len(rows)
+    assert len(campaigns.rows(report(finished) / "accuracy-on-new.csv")) == len(rows)
 
 
 def test_a_mask_is_named(finished, tmp_path):
     out, place = tmp_path / "masked.csv", f"masked={finished}/mine/few"
     assert evaluate(finished, "--sets", place, "--mask", "present", "--out", str(out)) == 0
-    assert {(row["mask"], row["classes"]) for row in read(out)} == {("present", "3")}
+    assert {(row["mask"], row["classes"]) for row in campaigns.rows(out)} == {("present", "3")}
 
 
 def test_intervals_are_those_of_changes(finished):
     out = finished / "sure.csv"
     words = ("--sets", f"sure={finished}/mine/new", "--intervals", "--out", str(out))
     assert evaluate(finished, *words) == 0
-    for row in read(out)[1:]:
+    for row in campaigns.rows(out)[1:]:
         low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
         assert low <= change <= high
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])

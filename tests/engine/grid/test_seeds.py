@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import campaigns
 import grids
 import pytest
-from campaigns import run
+from campaigns import rows, run
 from grids import Grid
 
 from engine import cli
 from engine.errors import RecipeError
 from engine.grid import campaign
 
-folder, grid = campaigns.folder, grids.grid
+folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 KEY = ("method", "alpha", "downstream", "evaluated_on")
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.slow
-def test_seeds_of_a_campaign(folder, grid, capsys):
+def test_seeds_of_a_campaign(folder, finished, capsys):
     alone = {}
     for seed in ("0", "1"):
         report = run(folder, f"seed={seed}")
@@ -34,10 +26,10 @@ def test_seeds_of_a_campaign(folder, grid, capsys):
             tuple(r[k] for k in KEY): r["accuracy"] for r in rows(report / "accuracy.csv")
         }
     assert alone["0"] != alone["1"]
-    trained = len(list((folder / "runs/store/cells").iterdir()))
+    trained = len(list((finished / "store/cells").iterdir()))
 
     report = run(folder, "seeds=2")
-    assert len(list((folder / "runs/store/cells").iterdir())) == trained, "a cell trained again"
+    assert len(list((finished / "store/cells").iterdir())) == trained, "a cell trained again"
     of_seeds = {
         (*(r[k] for k in KEY), r["seed"]): r["accuracy"] for r in rows(report / "seeds.csv")
     }
@@ -51,13 +43,13 @@ def test_seeds_of_a_campaign(folder, grid, capsys):
     assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
 
     words = ["metrics", str(folder / "shapes.yaml"), "--intervals", "--behaviour", "--compare"]
-    assert cli.main([*words, f"runs={folder / 'runs'}", "seeds=2"]) == 0
+    assert cli.main([*words, f"runs={finished}", "seeds=2"]) == 0
     printed = capsys.readouterr().out
     assert (
         "training runs like these 2" in printed and "corrected (Holm) for 3 comparisons" in printed
     )
     assert max(map(len, printed.splitlines()[:-1])) <= 100
-    assert cli.main([*words, "ewc", f"runs={folder / 'runs'}", "seeds=2"]) == 2
+    assert cli.main([*words, "ewc", f"runs={finished}", "seeds=2"]) == 2
     assert "no method 'ewc'; it has fine_tune, linear_probe, wise_ft" in capsys.readouterr().err
 
 

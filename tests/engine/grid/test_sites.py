@@ -21,7 +21,7 @@ from engine.grid.campaign import Plan
 from engine.grid.sites import Options, Site
 
 folder = campaigns.folder
-CLUSTER = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=300)
+CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
 
 
 def plan_of(folder: Path, runs: Path, device: str = "cpu") -> Plan:
@@ -110,7 +110,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder: Path, tmp_pat
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
     assert asked["report"]["runtime"] == 120
     assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
-    given = dataclasses.replace(options, hours=1.5, gigabytes=2)
+    given = dataclasses.replace(options, time=1.5, mem=2)
     for stage in sites.resources(given, where, plan).values():
         assert stage == {"threads": 4, "mem_mb": 2000, "runtime": 90} | (
             {"gpu": 0} if "gpu" in stage else {}
@@ -128,7 +128,7 @@ def test_states_come_from_sacct_where_there_is_accounting(
 ) -> None:
     text, environment = words(CLUSTER, tmp_path)
     assert "--slurm-status-command sacct" in text and not environment
-    without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=300)
+    without = slurm.Cluster(has_gpus=True, accounting=False)
     text, environment = words(without, tmp_path)
     assert "--slurm-status-command squeue" in text
     assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
@@ -138,21 +138,12 @@ def test_states_come_from_sacct_where_there_is_accounting(
     assert said.stdout.split() == ["--format=%i|%T", "--states=all", "--noheader", "--name", "a-b"]
 
 
-def test_a_queue_that_forgets_before_the_plugin_asks_again_is_refused(tmp_path: Path) -> None:
-    """The plugin asks every 180 s in the end, and waits for ever for a job that is not listed."""
-    forgetful = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=209)
-    with pytest.raises(CampaignError, match=r"forgets a finished job after 209 s \(MinJobAge\)"):
-        words(forgetful, tmp_path)
-    forgetful = slurm.Cluster(has_gpus=True, accounting=True, remembers_s=2)
-    assert "--slurm-status-command sacct" in words(forgetful, tmp_path)[0]
-
-
 def test_partition_account_and_requeue(tmp_path: Path) -> None:
     given = {"partition": "long", "account": "lab", "retries": 5, "requeue": True}
     text, _ = words(CLUSTER, tmp_path, **given)
     assert "--default-resources slurm_partition='long' slurm_account='lab' --slurm-requeue" in text
     assert "--retries 5" in text
-    without = slurm.Cluster(has_gpus=True, accounting=False, remembers_s=300)
+    without = slurm.Cluster(has_gpus=True, accounting=False)
     text, environment = words(without, tmp_path, **given)
     assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
 
@@ -162,12 +153,12 @@ def test_partition_account_and_requeue(tmp_path: Path) -> None:
     [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
 def test_device_follows_the_partition(setting: str, has_gpus: bool, device: str) -> None:
-    assert slurm.device(setting, slurm.Cluster(has_gpus, True, 300)) == device
+    assert slurm.device(setting, slurm.Cluster(has_gpus, True)) == device
 
 
 def test_cuda_on_a_partition_without_gpus() -> None:
     with pytest.raises(ValueError, match="device=cuda, but no node of the partition has GPUs"):
-        slurm.device("cuda", slurm.Cluster(False, True, 300))
+        slurm.device("cuda", slurm.Cluster(False, True))
 
 
 def fake(folder: Path, **programs: str) -> None:
@@ -186,8 +177,14 @@ def test_a_cluster_is_read_from_slurms_own_words(
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: object())
     assert slurm.cluster("") == CLUSTER
-    fake(tmp_path, sinfo="echo '(null)'", scontrol="echo 'AccountingStorageType = (null)'")
-    assert slurm.cluster("") == slurm.Cluster(False, False, 0)
+    without = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = {} sec'"
+    fake(tmp_path, sinfo="echo '(null)'", scontrol=without.format(210))
+    assert slurm.cluster("") == slurm.Cluster(False, False)
+    # The plugin asks every 180 s in the end, and waits for ever for a job that is not listed.
+    fake(tmp_path, scontrol=without.format(209))
+    with pytest.raises(CampaignError, match=r"forgets a finished job after 209 s \(MinJobAge\)"):
+        slurm.cluster("")
+    fake(tmp_path, scontrol=config)
     fake(tmp_path, sinfo="true")
     with pytest.raises(CampaignError, match="--partition fast: Slurm has none of that name"):
         slurm.cluster("fast")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import campaigns
 import grids
 import pandas as pd
 import pytest
@@ -12,10 +13,15 @@ from web import serve
 
 from engine import cli, recipe
 
+grid = grids.grid
+
 
 @pytest.mark.slow
 def test_three_commands_lead_to_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    grid: grids.Grid,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     data, runs = tmp_path / "data", tmp_path / "runs"
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
@@ -34,6 +40,7 @@ def test_three_commands_lead_to_a_report(
     small = ["train.epochs=1", "train.batch_size=4", "train.warmup_steps=0", "methods=[fine_tune]"]
     small += ["dataset.sets=[imagenet_a,objectnet,imagenet_c]"]
     words = ["campaign", "imagenet_rib", "model=vit_tiny_random", *model, *small, "--cores", "2"]
+    campaigns.in_this_process(monkeypatch)
     assert cli.main(words) == 0
     assert "mRI: its mean over 2 downstream sets." in " ".join(capsys.readouterr().out.split())
     (report,) = runs.glob("imagenet_rib-vit_tiny_random*/report")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from engine.commands import job as engine_job
 from engine.errors import CampaignError
 from engine.evaluation import features, passes
 from engine.grid import campaign, jobs, outcomes, progress, workflow
-from engine.machine import pace
 from engine.report import finish as last_job
 from engine.store.artifacts import Store
 
@@ -47,24 +45,6 @@ def test_the_way_to_another_grid_has_no_braces_of_snakemake(tmp_path: Path) -> N
     assert workflow.relative(neighbour, root) == "../../../shapes-x/plans/b"
     with pytest.raises(CampaignError, match="with braces; rename the campaign's file"):
         workflow.relative(root.parents[2] / "{x}" / "plans" / "b", root)
-
-
-def test_killed_campaign_frees_its_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom engine.grid import workflow\n"
-        "with workflow.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(CampaignError, match=rf"process {process.pid}"),
-            workflow.locked(tmp_path),
-        ):
-            pass
-        process.kill()
-    with workflow.locked(tmp_path):
-        pass
 
 
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
@@ -171,22 +151,6 @@ def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path: Path) -> None:
     assert states == {"done": 1, "failed": 1, "running": 1, "waiting": 1}
     assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
     assert progress.text(progress.counts(tmp_path / "new", jobs), "") == "4 waiting"
-    assert progress.text(states, "", 1234.4).endswith("1 failed; 1,234 images/s")
-
-
-def test_a_state_has_the_pace_since_the_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 4.0, 6.0])
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(pace, "PROCESS", pace.Pace())
-    rates = []
-    for images in (100, 30):
-        pace.PROCESS.add(images)
-        progress.advance(tmp_path / "plan.json", "column-s", 1, 3)
-        file = tmp_path / progress.FOLDER / "column-s.json"
-        rates.append(json.loads(file.read_text())["rate"])
-    assert rates == [25.0, 15.0]
 
 
 def test_prepare_tells_what_it_is_at(

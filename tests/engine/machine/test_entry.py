@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.machine import entry, environment, files
+from engine.machine import entry, files, parent
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -90,5 +90,5 @@ def test_jobs_are_no_ranks_of_what_the_command_is_in(monkeypatch: pytest.MonkeyP
     stay = {"SLURM_CONF": "/etc/slurm.conf", "RIB_CACHE": "/cache", "CUDA_VISIBLE_DEVICES": "3"}
     for name, value in stay.items():
         monkeypatch.setenv(name, value)
-    of_jobs = environment.of_jobs()
+    of_jobs = parent.environment_of_jobs()
     assert not of_jobs.keys() & {*ranks, *launchers, *of_slurm} and stay.items() <= of_jobs.items()

@@ -1,4 +1,4 @@
-"""Merges against float64 restatements: LiNeS, Model Stock, TIES and task arithmetic."""
+"""Merges against float64 restatements: LiNeS, Model Stock, MonoSoup, TIES and task arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grids import CONV, VIT, Grid, grid, same, weights
 
 from engine.errors import RecipeError
 from engine.grid.build import Builder
-from engine.methods import lines, model_stock, ties
+from engine.methods import lines, model_stock, mono_soup, ties
 
 __all__ = ["grid"]
 BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
@@ -87,7 +87,7 @@ def test_depths_follow_each_family_of_models():
     with torch.device("meta"):
         clip = timm.create_model("vit_base_patch16_clip_224.openai", num_classes=2)
     assert lines.relative_depths(clip)["norm_pre.weight"] == 0
-    with pytest.raises(ValueError, match=r"layers of Linear, which LiNeS scales"):
+    with pytest.raises(ValueError, match=r"layers of Linear; take one of timm's models"):
         lines.relative_depths(torch.nn.Linear(2, 2))
 
 
@@ -127,6 +127,59 @@ def test_a_stock_of_equal_models_is_that_model_and_of_opposite_ones_the_pre_trai
     assert not model_stock.stocked([offset, 0 * offset]).any()
     right = torch.stack([offset, torch.zeros_like(offset)]), torch.stack([0 * offset, offset])
     assert not model_stock.stocked(right).any()  # orthogonal
+
+
+def mono(before: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """The formula for one matrix, direction by direction."""
+    if tuned.ndim < 2:
+        return tuned
+    change = (tuned - before).reshape(len(tuned), -1)
+    u, s, v = np.linalg.svd(change, full_matrices=False)
+    shares = [value / sum(s) for value in s if value]
+    k = int(np.ceil(np.exp(-sum(p * np.log(p) for p in shares))))
+    after = [number for number in range(len(s)) if number >= k]
+    if not shares or not after:
+        return tuned
+    rho = (s[k] / s[0]) ** 2
+    low = rho + (1 - rho) * np.sqrt(sum(s[i] ** 2 for i in after) / sum(s**2))
+    weights = np.array([low if i in after else 1 - low for i in range(len(s))])
+    return before + (u @ np.diag(weights * s) @ v).reshape(before.shape)
+
+
+@pytest.mark.parametrize(("arch", "lr"), [(VIT, 0.5), (CONV, 0.05)])
+def test_mono_soup_is_its_formula_matrix_by_matrix(grid, arch, lr):
+    words = (f"model.arch={arch}", "method=mono_soup", f"optimizer.lr={lr}")
+    builder, before, merged, parameters = built(grid, *words)
+    tuned = state(builder, "fine_tune")
+    reweighed = 0
+    for name in parameters:
+        expected = mono(before[name], tuned[name])
+        np.testing.assert_allclose(merged[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        reweighed += not np.allclose(merged[name], tuned[name], rtol=1e-2, atol=1e-3)
+    assert reweighed > 10
+    for name in before.keys() - parameters:  # running statistics, and counts of batches
+        close(merged[name], before[name] if name.endswith("tracked") else tuned[name], name)
+
+
+def test_a_change_whose_directions_are_all_alike_stays_whole():
+    """Its effective rank is its rank, and nothing is left to weigh against it."""
+    assert torch.equal(mono_soup.reweighed(0.3 * torch.eye(4)), 0.3 * torch.eye(4))
+    assert not mono_soup.reweighed(torch.zeros(3, 2)).any()
+    row = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mono_soup.reweighed(row), row)
+    line = torch.outer(torch.arange(1.0, 5.0), torch.arange(1.0, 4.0))  # one direction
+    torch.testing.assert_close(mono_soup.reweighed(line), line)
+
+
+def test_a_change_of_two_sizes_has_the_weights_worked_out_by_hand():
+    """Singular values 8 and seven 1s: p = 8/15 and 1/15, exp(H) = 4.95, so k = 5 of 8.
+
+    rho = (1/8)^2 and cos = sqrt(3/71), so low = 1/64 + 63/64 sqrt(3/71) = 0.21796.
+    """
+    actual = mono_soup.reweighed(torch.diag(torch.tensor([8.0] + 7 * [1.0])))
+    low = 1 / 64 + 63 / 64 * (3 / 71) ** 0.5
+    expected = torch.tensor([8 * (1 - low)] + 4 * [1 - low] + 3 * [low])
+    torch.testing.assert_close(actual.diagonal().sort().values, expected.sort().values)
 
 
 def merged_by_ties(vectors: list[np.ndarray], density: float, places: np.ndarray) -> np.ndarray:

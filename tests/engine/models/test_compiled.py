@@ -17,12 +17,14 @@ from torch._dynamo.utils import counters
 
 from engine import models
 from engine.evaluation import passes
-from engine.machine import compiled, precision
+from engine.machine import precision
+from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
 
 __all__ = ["grid"]
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
+ARCHS = [VIT, *(pytest.param(a, marks=pytest.mark.exhaustive) for a in (CONV, "test_resnet"))]
 ALWAYS = ("train.compile=always", "evaluate.compile=always")
 
 
@@ -52,7 +54,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs: list[str]) -> None:
     recipe = ModelRecipe(name="m", arch=arch, image_size=64)
     nets = [compiled.in_place(models.create(recipe, 5), "always", CPU) for _ in range(3)]
@@ -64,7 +66,7 @@ def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs:
         assert len(graphs) == count
 
 
-@pytest.mark.parametrize("arch", [VIT, CONV, "test_resnet"])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_the_graph_says_what_the_model_says(arch: str, graphs: list[str]) -> None:
     recipe = ModelRecipe(name="m", arch=arch, image_size=64)
     plain, traced = (models.create(recipe, 5).eval() for _ in range(2))
@@ -174,6 +176,15 @@ def test_who_compiles() -> None:
         compiled.resolve("cuda_graphs", CPU)
     net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
     assert "forward" not in vars(compiled.in_place(net, "auto", CPU))
+
+
+def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with AVX2 that reads code of one with AVX-512 leaves half of its results unset."""
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
+    compiled.in_place(net, "always", CPU)
+    assert torch.compiler.config.cache_key_tag == "AVX2"
 
 
 def test_the_graph_of_a_compiled_cell_is_another_artefact(grid: Grid) -> None:

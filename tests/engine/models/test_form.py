@@ -14,14 +14,12 @@ from grids import CONV, VIT, Grid, grid, prepared
 from user_checkpoints import checkpoint
 
 from engine import cli, models
-from engine.commands import job, train
+from engine.commands import job
 from engine.errors import RecipeError
 from engine.evaluation import features, passes, user_models
 from engine.grid import campaign, jobs
 from engine.grid.build import Builder
 from engine.machine import precision
-from engine.models import form
-from engine.models.form import Form
 from engine.recipe.schema import ModelRecipe
 from engine.report import finish as last_job
 from engine.store import cells
@@ -79,7 +77,6 @@ def test_bf16_is_another_model_with_another_name(grid: Grid, arch: str) -> None:
     keys = [features.key_of(c.run, c.base, c.target) for c in builders]
     keys += [passes.key_of(c.run, {c.base.name: 1.0}, c.target, "all")[1] for c in builders]
     assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
-    assert [key.get("folded", False) for key in keys] == [arch == CONV, False] * 2
     train = grid.builder("train.precision=bf16").key()["train"]
     assert train["precision"] == "bf16, head in fp32", "its head learns in another precision too"
 
@@ -87,26 +84,6 @@ def test_bf16_is_another_model_with_another_name(grid: Grid, arch: str) -> None:
 def test_the_names_of_cells_trained_in_fp32_stay(grid: Grid) -> None:
     settings = grid.builder().key()["train"]
     assert (settings["precision"], settings["compile"]) == ("fp32", False)
-
-
-def test_norms_are_folded_for_evaluation_in_fp32_alone(grid: Grid) -> None:
-    def forms(*words: str) -> tuple[Form, Form]:
-        recipe = grid.builder(*words).recipe
-        return Form.of_training(recipe, CPU), Form.of_evaluation(recipe, CPU)
-
-    plain = Form("fp32", "never")
-    assert forms(f"model.arch={CONV}") == (plain, Form("fp32", "never", folded=True))
-    assert forms(f"model.arch={VIT}") == (plain, plain), "it has none"
-    assert forms(f"model.arch={CONV}", "evaluate.precision=bf16") == (plain, Form("bf16", "never"))
-
-
-def test_a_form_leaves_the_random_generator_alone() -> None:
-    recipe = ModelRecipe(name="m", arch="test_resnet", image_size=48)
-    torch.manual_seed(0)
-    first = torch.rand(1)
-    torch.manual_seed(0)
-    assert form._foldable(recipe.arch, recipe.image_size, recipe.projection)
-    assert torch.equal(torch.rand(1), first)
 
 
 @pytest.mark.parametrize("arch", [CONV, VIT, "test_resnet", "test_convnext"])
@@ -168,7 +145,7 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
 
 def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
     with pytest.raises(Started):
-        train.launch(["recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
+        cli.main(["train", "recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
     assert tf32 == {"matmul": False, "cudnn": False}
 
 

@@ -266,8 +266,8 @@ def test_a_campaign_over_other_sets_begins_with_the_first_of_them() -> None:
 
 @pytest.mark.parametrize(
     ("campaign", "snapshots"),
-    [("emoji", 3), ("emoji_vit", 3), ("emoji_dynamics", 8)]
-    + [(f"emoji_{name}", 0) for name in ("upstream", "shots", "portions", "cka", "plus")],
+    [("emoji_dynamics", 8), ("imagenet_rib_dynamics", 12)]
+    + [(name, 0) for name in ("emoji", "emoji_plus", "imagenet_rib", "imagenet_rib_upstream")],
 )
 def test_training_is_followed_where_the_report_shows_it(campaign: str, snapshots: int) -> None:
     assert recipe.load(campaign, method="fine_tune").train.snapshots == snapshots

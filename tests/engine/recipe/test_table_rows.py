@@ -93,7 +93,7 @@ def test_an_own_method_is_a_row_beside_those_of_the_campaign(tmp_path, monkeypat
     for name, words in (("emoji", ["methods=[ewc,bit_fit.yaml]"]), ("listed.yaml", [])):
         assert recipe.methods_of(name, words) == ["ewc", "bit_fit"]
         row = recipe.load(name, words, method="bit_fit")
-        assert (row.method.name, row.method.title, row.train.epochs) == ("bit_fit", "BitFit", 3)
+        assert (row.method.name, row.method.title, row.train.epochs) == ("bit_fit", "BitFit", 2)
     row = recipe.load("named.yaml", method="mine")
     assert recipe.methods_of("named.yaml")[-1] == "mine" and row.train.epochs == 1
     assert row.method.title == "BitFit, train.epochs 1"

@@ -9,8 +9,8 @@ import campaigns
 import pytest
 
 from engine import cli, recipe
-from engine.commands import train
-from engine.grid import campaign
+from engine.errors import RecipeError
+from engine.grid import campaign, cell_plan
 from engine.recipe import modules
 from engine.recipe.options import OPTIONS, Soup
 from engine.recipe.schema import Recipe
@@ -100,6 +100,19 @@ def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path: Path) -> N
     assert isinstance(method, Soup) and method.members == ["ewc"] and method.select == "uniform"
 
 
+def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path: Path) -> None:
+    """Which are known where its file runs; a mix of cells is none of them."""
+    text = METHOD.replace("    strength:", '    needs = ("ewc",)\n    strength:')
+    shown = cell(tmp_path, text)
+    words = [f"method={shown.method.module.replace('.py', '.yaml')}"]
+    assert not cell_plan.resolve("emoji/fine_tune", words, run_users=False).needs
+    planned = cell_plan.resolve("emoji/fine_tune", words)
+    assert planned.needs["ewc"].recipe.method.name == "ewc"
+    cell(tmp_path, text.replace("ewc", "wise_ft"))
+    with pytest.raises(RecipeError, match="mine needs wise_ft, which mixes cells"):
+        cell_plan.resolve("emoji/fine_tune", words)
+
+
 BOOBY_TRAP = """
 from dataclasses import dataclass
 open({victim!r}, "w").close()
@@ -121,11 +134,10 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(
     grid = str(tmp_path / "grid.yaml")
     Path(grid).write_text(text.replace("fine_tune: {}", f"{tmp_path}/evil.yaml: {{}}"))
     method, runs = f"method={tmp_path}/evil.yaml", f"runs={tmp_path / 'runs'}"
-    assert train.launch(["recipe=emoji/fine_tune", method, "--print"]) == 0
+    assert cli.main(["train", "recipe=emoji/fine_tune", method, "--print"]) == 0
     assert "strength: 2" in capsys.readouterr().out
     assert recipe.load("emoji/fine_tune", [method]).method.name == "evil"
     campaign.plan(grid, [runs], 1)
-    campaign.asked(grid, [runs])
     assert cli.main(["plan", grid, runs]) == 0  # from counts, without the method
     assert cli.main(["metrics", grid, runs]) == 2 and not victim.exists()
     campaign.plan(grid, [runs], 1, run_users=True)  # as a campaign does when it begins

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from engine.grid import campaign, jobs
-from engine.machine import compiled, precision, ranks
+from engine.machine import precision, ranks
+from engine.models import compiled
 from engine.report import finish
 from engine.run import Run
 

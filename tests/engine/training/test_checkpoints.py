@@ -48,12 +48,15 @@ from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
-from engine.training import checkpoints
+from engine.training import saving
+from engine.training.training_state import TrainingState
 
 __all__ = ["grid"]
 METHODS = [
     ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
     ("method=ewc", "method.fisher_images=5"),
+]
+MORE = [
     ("method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.weight_decay=0.1"),
     ("method=lwf", "train.accumulation=3", "train.clip=0.3"),
     ("method=lora", "optimizer.name=adamw"),
@@ -93,7 +96,11 @@ def check_same(cell: Cell, plain: Cell) -> None:
     )
 
 
-@pytest.mark.parametrize("words", METHODS, ids=lambda words: "-".join(words)[7:50])
+@pytest.mark.parametrize(
+    "words",
+    [*METHODS, *(pytest.param(words, marks=pytest.mark.slow) for words in MORE)],
+    ids=lambda words: "-".join(words)[7:50],
+)
 def test_a_resumed_training_is_bit_equal_to_one_that_was_left_alone(grid, fresh, words):
     _, plain = grid.build(*words, "train.checkpoint_minutes=0")
     for step in (2, 4):  # in the first epoch of two, and in the second, or at its end
@@ -179,7 +186,7 @@ def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, m
 
 def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
     clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
     unhurried(monkeypatch)
     written, write = [], CheckpointFiles.write
 
@@ -193,7 +200,7 @@ def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
 
 
 def test_without_checkpoints_none_is_written_and_signals_are_left_alone(fresh, monkeypatch):
-    monkeypatch.setattr(checkpoints, "Checkpoints", None)
+    monkeypatch.setattr(TrainingState, "copy", None)
     monkeypatch.setattr(preemption, "noticed", None)
     fresh.build("train.checkpoint_minutes=0")
     assert not stored(fresh)
@@ -377,15 +384,22 @@ TWO_RANKS = [
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_path):
+@pytest.mark.parametrize(
+    "configurations",
+    [TWO_RANKS[:2], pytest.param(TWO_RANKS[2:], marks=pytest.mark.exhaustive)],
+    ids=["AdamW and EWC", "others"],
+)
+def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(
+    grid, fresh, tmp_path, configurations
+):
     """Interrupted before step 3 (of 4 or 6) on two ranks, and on one rank for two to go on."""
-    grid.builder(*TWO_RANKS[-1]).base  # noqa: B018
+    grid.builder(*configurations[-1]).base  # noqa: B018
     places = {}
     for name in ("whole", "two", "two to one", "one to two"):
         places[name] = Grid(grid.folder, tmp_path / name, grid.device)
         shutil.copytree(grid.runs, places[name].runs, ignore=shutil.ignore_patterns("fine_tune-*"))
     jobs = []
-    for words in TWO_RANKS:
+    for words in configurations:
         interrupted(places["one to two"], 3, *words)
         common = {"words": words, "step": 3}
         jobs += [
@@ -397,8 +411,8 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, fresh, tmp_
         ]
     process, results = run_worker(grid, tmp_path, jobs, ranks=2)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
-    for number, words in enumerate(TWO_RANKS):
+    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(configurations)
+    for number, words in enumerate(configurations):
         whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         last = whole[1][-1]
         assert whole[1] == list(range(1, last + 1))
@@ -424,5 +438,4 @@ def test_a_signal_to_a_single_rank_stops_all_after_the_same_step(grid, fresh, tm
     process, results = run_worker(grid, tmp_path, [job], ranks=2)
     assert process.returncode != 0
     assert results[0][0].startswith("a signal ended training after step 3;"), process.stderr[-3000:]
-    process, results = run_worker(grid, tmp_path, [{"runs": fresh.runs, "words": words}], ranks=2)
-    assert results[0][1] == [4, 5, 6], process.stderr[-3000:]
+    assert resumed(fresh, *words)[1] == [4, 5, 6]

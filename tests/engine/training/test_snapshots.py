@@ -18,14 +18,15 @@ from engine.grid.build import Builder
 from engine.grid.snapshots import Followed
 from engine.recipe import modules
 from engine.store.cells import Cell
-from engine.training import loop, snapshots
+from engine.training import loop
+from engine.training.saving import Progress, Saving, snapshot_steps
 
 __all__ = ["grid"]
 
 
 @given(st.integers(0, 40), st.integers(0, 10_000))
 def test_steps_ascend_to_the_last_and_their_ratios_are_alike(count: int, total: int):
-    steps = snapshots.steps(count, total)
+    steps = snapshot_steps(count, total)
     assert len(steps) == len(set(steps)) <= min(count, total)
     assert steps == sorted(steps)
     if count and total:
@@ -42,7 +43,7 @@ def test_steps_ascend_to_the_last_and_their_ratios_are_alike(count: int, total: 
 
 @pytest.mark.parametrize(("count", "total"), [(6, 225), (5, 100)])
 def test_where_steps_are_many_none_is_lost(count: int, total: int):
-    assert len(snapshots.steps(count, total)) == count
+    assert len(snapshot_steps(count, total)) == count
 
 
 def runs_of(grid: Grid) -> str:
@@ -154,17 +155,17 @@ def test_a_write_that_fails_is_raised_when_training_ends(grid):
 
     with (
         pytest.raises(OSError, match="no room at step 4"),
-        snapshots.Snapshots([4], fail) as taking,
+        Saving([4], fail) as saving,
     ):
         for step in range(1, 7):
-            taking.take(step, method)
+            saving.take(Progress(step), method)
 
 
 def test_a_copy_holds_what_was_there_and_not_what_comes(grid):
     method, exports = prepared(grid).method, {}
-    with snapshots.Snapshots([1], lambda step, export: exports.update({step: export})) as taking:
+    with Saving([1], lambda step, export: exports.update({step: export})) as saving:
         expected = {name: tensor.clone() for name, tensor in method.export().state.items()}
-        taking.take(1, method)
+        saving.take(Progress(1), method)
         with torch.no_grad():
             for parameter in method.net.parameters():
                 parameter.zero_()

@@ -14,7 +14,7 @@ from grids import Grid, grid
 
 from engine import recipe
 from engine.commands import outcome
-from engine.grid import tracked
+from engine.grid import jobs
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
 from engine.training import throughput
@@ -151,7 +151,7 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    tracked.log(builder.run, cell.entries)  # as a campaign's column does
+    jobs._track(builder.run, cell.entries)  # as a campaign's column does
     assert run.logged[-1][0] == values
 
 

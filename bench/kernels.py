@@ -1,0 +1,241 @@
+"""The kernels at the sizes of a campaign, against the same in PyTorch.
+
+    step      EWC inside the optimizer's step; fused steps of torch, alone and with the penalty in
+              the loss. Bytes a parameter: AdamW 28 and SGD 20, with EWC's two tensors 36 and 28
+    distill   cross-entropy and distillation, forward and backward; torch's own losses composed
+    merge     11 interpolated models for one read of their parents; torch.lerp for each
+    Fisher    the exact diagonal; an ordinary pass of the same batch, and vmap(grad)
+
+On a CPU the steps and the losses are torch's operators, and what is timed is how they are put
+together. GB/s are those bytes over the time; `a copy` shows what the memory can do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import vit
+from bench.contest import Contest, Entrant, Scale, tried
+from bench.timing import Run
+from kernels.distill import distill_loss
+from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.fisher import FisherAccumulator
+from kernels.interpolation import interpolate
+
+LR, DECAY, LAM, T = 1e-3, 0.05, 0.5, 2.0
+ALPHAS = 11
+_CHUNK = 8  # images of a vmap(grad)
+# Our step, torch's, its options, its states and the bytes that it moves for a parameter.
+STEPS: dict[str, tuple[Callable[..., None], Any, dict[str, float], int, int]] = {
+    "AdamW": (partial(adamw_ewc_, step=1), torch.optim.AdamW, {}, 2, 28),
+    "SGD": (sgd_ewc_, torch.optim.SGD, {"momentum": 0.9}, 1, 20),
+}
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    parameters = 10**6 if scale.quick else 86 * 10**6
+    for name in STEPS:
+        yield _step(name, parameters, device)
+    for batch, classes in ((8, 100),) if scale.quick else ((256, 1000), (64, 21843)):
+        yield _distill(batch, classes, device, compiles=not scale.quick)
+    for dtype in (torch.bfloat16, torch.float32):
+        yield _merge(parameters // 4, dtype, device)
+    yield from _fisher(device, scale)
+
+
+def _step(name: str, parameters: int, device: torch.device) -> Contest:
+    ours, kind, options, states, bytes_each = STEPS[name]
+    options = {"lr": LR, "weight_decay": DECAY, **options}
+
+    def tensors(count: int) -> list[Tensor]:
+        generator = torch.Generator(device).manual_seed(0)
+        drawn = [torch.randn(count, device=device, generator=generator) for _ in range(4)]
+        return [*drawn[:3], drawn[3].square_()]
+
+    def with_ewc(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor) -> Run:
+        state = [torch.zeros_like(theta) for _ in range(states)]
+        return lambda: ours(theta, grad, *state, anchor, fisher, lam=LAM, **options)
+
+    def torchs(theta: Tensor, grad: Tensor, *penalty: Tensor) -> Run:
+        parameter = nn.Parameter(theta)  # the same memory
+        parameter.grad = grad
+        optimizer = kind([parameter], fused=True, **options)
+
+        def step() -> None:
+            if penalty:
+                anchor, fisher = penalty
+                (LAM / 2 * (fisher * (parameter - anchor) ** 2).sum()).backward()
+            optimizer.step()
+
+        return step
+
+    def check() -> None:
+        expected, actual = tensors(100_003), tensors(100_003)
+        torchs(*expected)()
+        with_ewc(*actual)()
+        torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
+
+    shared = tensors(parameters)
+    return Contest(
+        f"step, {name}, {parameters / 1e6:.0f}M",
+        Entrant("with EWC", with_ewc(*shared), bytes=(bytes_each + 8) * parameters),
+        (
+            Entrant("torch's fused step", torchs(*shared[:2]), bytes=bytes_each * parameters),
+            Entrant("it and EWC in the loss", torchs(*shared)),
+            _copy(4 * parameters, device),
+        ),
+        check,
+        processor_time=True,
+    )
+
+
+def _distill(batch: int, classes: int, device: torch.device, *, compiles: bool) -> Contest:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, batch, classes, generator=generator)
+    student, teacher = logits.to(device, dtype)
+    labels = torch.randint(classes, (batch,), generator=generator).to(device)
+    student.requires_grad_()
+
+    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return distill_loss(student, teacher, labels, temperature=T).mean()
+
+    def composed(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        log_p, log_q = (student / T).log_softmax(1), (teacher / T).log_softmax(1)
+        kl = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+        return F.cross_entropy(student, labels) + T**2 * kl
+
+    def run(loss: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(loss(student, teacher, labels), student)[0]
+
+    def check() -> None:
+        exact = student.detach().double().requires_grad_()
+        (truth,) = torch.autograd.grad(composed(exact, teacher.double(), labels), exact)
+        tolerance = 1e-2 if device.type == "cuda" else 1e-5
+        torch.testing.assert_close(run(ours)().double(), truth, rtol=tolerance, atol=1e-6)
+
+    peers = [Entrant("CE + KL", run(composed))]
+    if compiles:
+        peers.append(Entrant("CE + KL, torch.compile", run(torch.compile(composed))))
+    if device.type == "cuda":
+        peers += tried("liger-kernel", lambda: Entrant("liger-kernel", run(_ligers())))
+    moved = 5 * student.nbytes  # both are read, a gradient is written, read and scaled
+    name = f"distill, {batch} x {classes}"
+    return Contest(
+        name,
+        Entrant("distill_loss", run(ours), bytes=moved),
+        tuple(peers),
+        check,
+        processor_time=True,
+    )
+
+
+def _ligers() -> Callable[..., Tensor]:
+    from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
+        LigerCrossEntropyLoss,
+        LigerKLDIVLoss,
+    )
+
+    task, kl = LigerCrossEntropyLoss(), LigerKLDIVLoss(reduction="batchmean", log_target=True)
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        # Liger's losses write their gradient over their input: it must not be the caller's.
+        pull = kl((student / T).log_softmax(1), (teacher / T).log_softmax(1))
+        return task(student.clone(), labels) + T**2 * pull
+
+    return loss
+
+
+def _merge(parameters: int, dtype: torch.dtype, device: torch.device) -> Contest:
+    parents = torch.randn(2, parameters, device=device)
+    alphas = torch.linspace(0, 1, ALPHAS)
+    weights = torch.stack([1 - alphas, alphas], dim=1).to(device)
+    out, peer_out = torch.empty(2, ALPHAS, parameters, dtype=dtype, device=device)
+
+    def ours() -> None:
+        interpolate(parents, weights, dtype=dtype, out=out)
+
+    def lerp() -> None:
+        for alpha, row in zip(alphas.tolist(), peer_out, strict=True):
+            row.copy_(torch.lerp(parents[0], parents[1], alpha))
+
+    def check() -> None:
+        ours()
+        lerp()
+        tolerance = 1e-5 if dtype == torch.float32 else 2.0**-7
+        torch.testing.assert_close(out, peer_out, rtol=tolerance, atol=tolerance)
+
+    moved = parents.nbytes + out.nbytes
+    name = f"merge, {ALPHAS} x {parameters / 1e6:.1f}M {str(dtype).removeprefix('torch.')}"
+    peers = Entrant("torch.lerp for each", lerp), _copy(moved // 2, device)
+    return Contest(
+        name, Entrant("interpolate", ours, bytes=moved), peers, check, processor_time=True
+    )
+
+
+def _copy(nbytes: int, device: torch.device) -> Entrant:
+    """Reads so many bytes and writes as many."""
+    a, b = torch.ones(2, nbytes, dtype=torch.uint8, device=device)
+    return Entrant("a copy", lambda: b.copy_(a), bytes=2 * nbytes)
+
+
+def _fisher(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    model = vit.build(device, scale.quick, images=256 if device.type == "cuda" else _CHUNK)
+    accumulator = FisherAccumulator(model.net)
+
+    def ours() -> None:
+        with vit.autocast(device):
+            accumulator.update(model.images, model.labels)
+
+    def ordinary() -> None:
+        model.grad.zero_()
+        with vit.autocast(device):
+            loss = F.cross_entropy(model.net(model.images), model.labels)
+        loss.backward()
+
+    by_vmap = _by_vmap(model)
+
+    def check() -> None:
+        ours()
+        expected, tolerance = by_vmap(), 5e-2 if device.type == "cuda" else 1e-4
+        for name, diagonal in accumulator.mean().items():
+            off = (diagonal - expected[name] / model.batch).abs().max()
+            scale = expected[name].max().clamp_min(1e-30) / model.batch
+            assert off <= tolerance * scale, f"{name} is off by {off / scale:.1e} of its largest"
+
+    exact = Entrant("exact Fisher", ours, model.batch)
+    slow = Entrant(f"vmap(grad), chunks of {_CHUNK}", by_vmap, model.batch)
+    name = f"Fisher, {model.kind} x {model.batch}"
+    plain = Entrant("forward + backward", ordinary, model.batch)
+    yield Contest(name, exact, (plain,), check, rounds=3, processor_time=True)
+    yield Contest(name, exact, (slow,), rounds=3, processor_time=True)
+
+
+def _by_vmap(model: vit.FlatViT) -> Callable[[], dict[str, Tensor]]:
+    """Sums of squares of every image's gradient."""
+    parameters = {name: p.detach() for name, p in model.net.named_parameters()}
+
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        with vit.autocast(image.device):
+            logits = torch.func.functional_call(model.net, values, (image[None],))
+            return F.cross_entropy(logits, label[None])
+
+    per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+
+    def run() -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # attention has no CPU batching rule
+            for part in zip(model.images.split(_CHUNK), model.labels.split(_CHUNK), strict=True):
+                for name, gradient in per_example(parameters, *part).items():
+                    sums[name] += gradient.square().sum(0)
+        return sums
+
+    return run

@@ -1,0 +1,222 @@
+"""Users' checkpoints merged into one model by the methods of campaigns, without a campaign.
+
+A method asks its context for cells by name. Here these names stand for files: the members of a soup
+are the files themselves, and where a method starts from the cells of certain methods, the files
+take their places in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import models, recipe
+from engine.data import descriptions
+from engine.data.descriptions import Description
+from engine.data.sets import LabelledSet, Sets
+from engine.evaluation import merge, passes, user_models
+from engine.machine import ranks
+from engine.machine.files import cache_folder
+from engine.methods.base import Derived
+from engine.models import clip
+from engine.recipe import modules
+from engine.recipe.campaigns import PRE_TRAINED
+from engine.recipe.schema import MethodRecipe, Recipe
+from engine.run import Run
+from engine.store.artifacts import Store
+from engine.store.cells import Cell, Export, Mix, essential
+
+log = logging.getLogger(__name__)
+MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A model that was made of files, its tensors on the CPU; mix: the weights of an average."""
+
+    title: str
+    state: Mapping[str, torch.Tensor]
+    mix: Mapping[str, float]
+    description: Description
+
+
+class Checkpoints:
+    """What a method that trains nothing may ask for (`engine.methods.context`), of files.
+
+    cells: by the names that the method asks for. base: the pre-trained model, if there is one.
+    holdout: the name of the set of `run` that choices are made on, if there is one.
+    """
+
+    def __init__(
+        self, run: Run, cells: Mapping[str, Cell], base: Cell | None, holdout: str
+    ) -> None:
+        self.recipe, self.device = run.recipe, run.device
+        self.has_chosen = False
+        self._run, self._cells, self._base, self._holdout = run, cells, base, holdout
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"the method {self.recipe.method.name} asks for `{name}`, which checkpoints alone do "
+            "not have: run it in a campaign"
+        )
+
+    @property
+    def base(self) -> Cell:
+        if self._base is None:
+            raise ValueError(
+                f"{self.recipe.method.title} starts from the pre-trained model: name its "
+                "checkpoint by --base"
+            )
+        return self._base
+
+    @property
+    def target(self) -> LabelledSet:
+        """The set that choices are made on, all of it held out."""
+        if not self._holdout:
+            raise ValueError(
+                f"{self.recipe.method.title} is chosen on images: name a folder with "
+                "<class>/<image>, of which no model saw any in training, by --holdout"
+            )
+        self.has_chosen = True
+        labelled = self._run.sets[self._holdout]
+        return dataclasses.replace(labelled, holdout=np.arange(len(labelled.pack)))
+
+    def cell(self, method: str, *, seed: int | None = None) -> Cell:
+        return self._cells[method]
+
+    def network(self, cell: Cell) -> torch.nn.Module:
+        return self._run.network(cell)
+
+    def holdout_accuracy(self, mix: Mix) -> float:
+        accuracy = passes.holdout_accuracy(self._run, mix)
+        files = {cell.name: file for file, cell in self._cells.items()}
+        names = " + ".join(files.get(name, PRE_TRAINED) for name in mix)
+        log.info("%.2f%% on %s: %s", accuracy, self._holdout, names)
+        return accuracy
+
+
+def merged(
+    method: str,
+    places: Sequence[Path],
+    base: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    holdout: Path | None = None,
+    arch: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> MergedModel:
+    """The model that a method of `recipes/methods`, or of a user's file, makes of checkpoints.
+
+    places, base: files, or folders of a cell or of timm. holdout: a folder with <class>/<image>, or
+    a pack, on which a greedy soup is chosen, among the classes of the folder as in a campaign.
+    arch, classes: of all models, for what nothing beside them says.
+
+    Raises ValueError and RecipeError for a method that trains, checkpoints that do not go together
+    (naming file and tensor), and as `user_models.described`.
+    """
+    everything = [*places, *([] if base is None else [base])]
+    of_method = [word for word in overrides if word.startswith("method.")]
+    rest = [word for word in overrides if word not in of_method]
+    resolved, files, classes = user_models.described(everything, arch, rest, classes)
+    if resolved.model.arch.startswith(clip.PREFIX):
+        raise ValueError(f"{resolved.model.arch}: timm has no such model, so it cannot be written")
+    for file in files:
+        if descriptions.prompt_of(file) is not None:
+            raise ValueError(
+                f"{file.parent} has an input prompt, which has no average: leave it out"
+            )
+    device = ranks.start(resolved.device)
+    names = list(map(str, files[: len(places)]))
+    options = _options(method, names, base is not None, resolved, of_method)
+    resolved = dataclasses.replace(resolved, method=options)
+    store = Store(Path(resolved.runs) / "store")
+    of_files = user_models.cells_of(resolved.model, store, files)
+    head = user_models.head_of(resolved.model, of_files, classes)
+    by_name = {str(file): cell for file, cell in of_files.items()}
+    pre_trained = of_files[files[-1]]  # of the base, where there is one
+    packs = {}
+    if holdout is not None:
+        packs = {holdout.resolve().name: user_models.pack_at(resolved, holdout)}
+        resolved = dataclasses.replace(resolved, downstream=next(iter(packs)))
+    sets = Sets(resolved, device, cache_folder(), packs, head)
+    run = Run(resolved, device, sets, store, pre_trained, shares_features=False)
+    context: Any = Checkpoints(
+        run,
+        {name: by_name[file] for name, file in _asked(options, names).items()},
+        None if base is None else pre_trained,
+        "".join(packs),
+    )
+    with run.threads():
+        state, mix = _made(options, context, by_name)
+    if packs and not context.has_chosen:
+        raise ValueError(f"{options.title} chooses nothing: leave --holdout out")
+    described = Description(files[0], models.description(resolved.model), tuple(head))
+    parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
+    made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
+    return MergedModel(f"{options.title} of {made_of}", state, mix, described)
+
+
+def _options(
+    method: str, files: Sequence[str], has_base: bool, resolved: Recipe, words: Sequence[str]
+) -> MethodRecipe:
+    """The method's options; the files are its members, where it has any."""
+    if any(word.partition("=")[0] == f"method.{MEMBERS}" for word in words):
+        raise ValueError("method.members: the checkpoints are the members; leave it out")
+    of_arch = [f"model.arch={resolved.model.arch}", "dataset.sets=[]"]
+    cell = recipe.of_sections("file", "folder", [*of_arch, *words], method=method)
+    options = vars(cell.method)
+    if MEMBERS in options:
+        with_base = has_base and PRE_TRAINED in options[MEMBERS]
+        members = [*([PRE_TRAINED] if with_base else []), *files]
+        words = [f"method.{MEMBERS}={json.dumps(members)}"]
+        if SEEDS in options:  # a file is of one seed
+            words.append(f"method.{SEEDS}=1")
+        cell = recipe.varied(cell, words)
+    return modules.checked(cell)
+
+
+def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
+    """The file that a method means by each cell that it asks for."""
+    method = modules.find(options.module).Method
+    if not issubclass(method, Derived):
+        raise ValueError(
+            f"{options.name} trains; only a method that makes models of finished ones can merge: "
+            "soup, greedy_soup, wise_ft, lines, model_stock, mono_soup, ties, task_arithmetic"
+        )
+    if MEMBERS in vars(options):
+        return {file: file for file in files}
+    needs = options.needs
+    if len(needs) != len(files):
+        raise ValueError(
+            f"{options.title} is made of {len(needs)} fine-tuned model"
+            f"{'s' if len(needs) > 1 else ''} and the one of --base, not of {len(files)}: "
+            f"{', '.join(files)}"
+        )
+    return dict(zip(needs, files, strict=True))
+
+
+def _made(
+    options: MethodRecipe, context: Any, cells: Mapping[str, Cell]
+) -> tuple[Mapping[str, torch.Tensor], dict[str, float]]:
+    """The tensors, and for an average the weights, of the model that a method makes.
+
+    cells: by file.
+    """
+    method = modules.find(options.module).Method(options)
+    made = method.make(context)
+    if isinstance(made, Export):
+        return {k: tensor.cpu() for k, tensor in made.state.items()}, {}
+    (mix,) = (entry.mix for entry in made if entry.headline)
+    files = {cell.name: file for file, cell in cells.items()}
+    # By file: sums run in the order of names, and cells of a store have their names in the path.
+    of_files = {files[name]: weight for name, weight in essential(mix).items()}
+    (state,) = merge.states([of_files], cells, torch.device("cpu"))
+    return state, dict(sorted(of_files.items()))

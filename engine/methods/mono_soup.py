@@ -1,0 +1,49 @@
+"""MonoSoup: one fine-tuned model, its small directions weighed against its large ones.
+
+For each weight matrix with the change D = w_ft - w_pre and D's singular values s_1 >= s_2 >= ...
+
+    k = ceil(exp(-sum_i p_i log p_i)),  p_i = s_i / sum_j s_j    (the effective rank)
+    rho = (s_{k+1} / s_1)^2,  cos^2 = sum_{i>k} s_i^2 / sum_i s_i^2
+    low = rho + (1 - rho) cos,  high = 1 - low
+    w = w_pre + high D_k + low (D - D_k)
+
+where D_k holds the k largest directions (Abdollahpoorrostam et al. 2026, arXiv 2602.09689, the
+variant without a threshold). A kernel of a convolution is a matrix with a row for each output. A
+vector, such as a bias, stays as fine-tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.methods.task_vectors import TaskVectors, Vector
+from engine.recipe.options import MonoSoup as Recipe
+
+
+class Method(TaskVectors):
+    recipe: Recipe
+
+    def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
+        (tuned,) = vectors
+        return {
+            name: reweighed(vector.flatten(1)).view_as(vector) if vector.ndim > 1 else vector
+            for name, vector in tuned.items()
+        }
+
+
+def reweighed(change_MN: Tensor) -> Tensor:
+    """high D_k + low (D - D_k) of a change D [M, N]; D itself where nothing follows D_k."""
+    u_MR, s_R, v_RN = torch.linalg.svd(change_MN, full_matrices=False)
+    p_R = s_R / s_R.sum()
+    k = int(torch.special.entr(p_R).sum().exp().ceil()) if s_R.any() else len(s_R)
+    if k >= len(s_R):
+        return change_MN
+    energy_R = s_R.square()
+    rho = energy_R[k] / energy_R[0]
+    cos = (energy_R[k:].sum() / energy_R.sum()).sqrt()
+    low = rho + (1 - rho) * cos
+    top_MN = (u_MR[:, :k] * s_R[:k]) @ v_RN[:k]
+    return (1 - low) * top_MN + low * (change_MN - top_MN)

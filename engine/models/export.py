@@ -1,0 +1,73 @@
+"""A model as a folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.machine.files import room_for
+from engine.models.build import size_options
+from engine.models.images import data_config
+from engine.recipe.schema import ModelRecipe
+from engine.store import tensors
+from engine.store.tensors import PROMPT
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
+
+
+def write(
+    out: Path,
+    model: ModelRecipe,
+    net: nn.Module,
+    classes: Sequence[str],
+    prompt: torch.Tensor | None,
+    made_of: Mapping[str, Any],
+) -> None:
+    """Write a net of timm's as its `local-dir:` layout; other files of an existing folder stay.
+
+    classes: the head's, in order. prompt: [3, H, W], of a visual-prompt cell. made_of: what timm
+    leaves unread. Raises OSError naming the folder where the disk is full.
+    """
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    with room_for(out):
+        temporary.mkdir(parents=True)
+        try:
+            tensors.save(net.state_dict(), temporary / WEIGHTS)
+            config = {**_config(model, net, classes), "made_of": made_of}
+            (temporary / CONFIG).write_text(json.dumps(config, indent=1))
+            if prompt is not None:
+                tensors.save({"prompt": prompt}, temporary / PROMPT)
+            out.mkdir(exist_ok=True)
+            (out / PROMPT).unlink(missing_ok=True)  # of another model
+            for file in temporary.iterdir():
+                file.replace(out / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _config(model: ModelRecipe, net: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """What timm reads: how the net is built, and how images are made ready for it."""
+    known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
+    images = data_config(model)
+    return {
+        "architecture": model.arch,
+        "num_classes": len(classes),
+        "num_features": net.num_features,
+        "label_names": list(classes),
+        "model_args": size_options(model),
+        "pretrained_cfg": {
+            **{key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")},
+            "num_classes": len(classes),
+            "input_size": [3, model.image_size, model.image_size],
+            **{key: images[key] for key in ("interpolation", "crop_pct", "crop_mode")},
+            "mean": list(images["mean"]),
+            "std": list(images["std"]),
+        },
+    }

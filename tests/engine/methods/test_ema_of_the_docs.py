@@ -1,0 +1,59 @@
+"""The method that docs/methods.md shows as a user's file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from grids import grid, prepared
+from interruptions import interrupted, resumed
+
+from engine.training import loop
+from engine.training.saving import Saving
+
+__all__ = ["grid"]
+PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """Its files as they are on the page; `method=` takes the path."""
+    for name in ("ema.py", "ema.yaml"):
+        (block,) = re.findall(rf"^```\w+\n# {name}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+        (tmp_path / name).write_text(block)
+    return f"method={tmp_path / 'ema.yaml'}"
+
+
+class Weights(Saving):
+    """Saves nothing but a copy of the network after every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states = []
+
+    def take(self, progress, method) -> None:
+        self.states.append({k: v.clone() for k, v in method.net.state_dict().items()})
+
+
+def test_its_model_is_the_moving_average_of_the_weights(grid, recipe):
+    case = prepared(grid, recipe, "method.decay=0.6")
+    expected = {name: tensor.clone() for name, tensor in case.method.net.state_dict().items()}
+    weights = Weights()
+    engine = loop.initialize(case.method, case.builder.run)
+    loop.epochs(engine, case.method, case.builder.run, weights)
+    loop.close(engine)
+    for state in weights.states:
+        expected = {name: 0.6 * mean + 0.4 * state[name] for name, mean in expected.items()}
+    assert len(weights.states) == 6
+    torch.testing.assert_close(dict(case.method.export().state), expected)
+
+
+def test_an_interrupted_average_goes_on(grid, recipe, tmp_path):
+    _, plain = grid.build(recipe)
+    again = (recipe, f"runs={tmp_path / 'runs'}")
+    interrupted(grid, 3, *again)
+    cell, steps = resumed(grid, *again)
+    assert steps == [4, 5, 6]
+    assert all(torch.equal(cell.state()[name], tensor) for name, tensor in plain.state().items())

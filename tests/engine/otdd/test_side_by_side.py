@@ -1,0 +1,196 @@
+"""Problems side by side: the numbers of one after another, errors by name, nothing solved twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from distance_runs import run_of
+
+from engine.otdd import problems, solve
+from engine.otdd.problems import Labelled, Options
+from engine.otdd.side_by_side import side_by_side, workers
+from engine.otdd.solve import matrix
+from kernels.transport.store import beside_the_copy, most_bytes
+
+CPU = torch.device("cpu")
+CLASSES = 3
+
+
+def labelled(seed: int, n: int = 40, d: int = 5) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % CLASSES
+    return Labelled(torch.randn(n, d, generator=generator) + labels[:, None] + 0.3 * seed, labels)
+
+
+SETS = {name: labelled(seed, 40 + seed) for seed, name in enumerate("abcd")}
+
+
+@pytest.fixture
+def cores():
+    """Two threads of torch, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"debias": False, "relative": False, "eps": 2.0}, {"bracket": 1e-2}]
+)
+def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, monkeypatch):
+    at_once = []
+    real = solve.side_by_side
+
+    def counted(work, items, count, device, **words):
+        at_once.append(count)
+        yield from real(work, items, count, device, **words)
+
+    monkeypatch.setattr(solve, "side_by_side", counted)
+    beside = matrix(SETS, CLASSES, Options(**options))
+    assert set(at_once) == {2} and torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    alone = matrix(SETS, CLASSES, Options(**options))
+    assert set(at_once) == {1, 2} and np.isfinite(alone.values).all() and alone.values[0, 1] > 0
+    for parallel, serial in zip(
+        (beside.values, beside.gaps, beside.marginal_errors),
+        (alone.values, alone.gaps, alone.marginal_errors),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(parallel, serial)
+    assert beside.eps == alone.eps
+
+
+def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
+    barrier = threading.Barrier(2, timeout=30)
+
+    def work(item: int) -> tuple[int, int]:
+        barrier.wait()  # breaks unless another is there
+        return item * item, torch.get_num_threads()
+
+    squares = dict(side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item"))
+    assert squares == {k: (k * k, 1) for k in (1, 2, 3, 4)}
+
+
+def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
+    begun, failing = [], threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 0:
+            failing.set()
+            raise ValueError("zero")
+        failing.wait(30)
+        return item
+
+    yielded = []
+    with pytest.raises(ValueError, match="zero"):
+        for item, _ in side_by_side(work, list(range(50)), 2, CPU, label="x", unit="item"):
+            yielded.append(item)
+    assert yielded and sorted([0, *yielded]) == sorted(begun) and len(begun) < 50
+    assert torch.get_num_threads() == 2
+
+
+def test_as_many_at_once_as_cores_problems_and_memory_allow(cores, caplog):
+    assert workers(36, 100, 1000, CPU) == 2
+    assert workers(1, 100, 1000, CPU) == 1
+    assert not caplog.records
+    with caplog.at_level("INFO"):
+        assert workers(36, 600, 1000, CPU) == 1
+        assert workers(36, 2000, 1000, CPU) == 1  # it may run, and read its costs again
+    assert "1 at once, not 2" in caplog.text
+
+
+def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
+    sets = {"small": labelled(0, 20), "large": labelled(1, 300), "mid": labelled(2, 100)}
+    clouds = {
+        name: problems.Cloud.of(name, points, CLASSES, Options(label_distance="none"))
+        for name, points in sets.items()
+    }
+    within, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
+    assert problems.Problems(clouds, Options()).bytes_each() == within
+    assert problems.Problems(clouds, Options(debias=False)).bytes_each() == across < within
+    assert problems.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
+    monkeypatch.setattr(problems, "_EXACT_BYTES", 10**6)
+    exact = problems.Problems(clouds, Options(exact=True)).bytes_each()
+    assert exact == 10**6 * 300 * 100
+    assert within >= beside_the_copy(300, 300, CPU) + 4 * 300 * 300
+
+
+def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
+    limits = []
+    real = problems.transport
+
+    def limited(cost, **options):
+        limits.append(options["memory"])
+        return real(cost, **options)
+
+    monkeypatch.setattr(problems, "transport", limited)
+    monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
+    matrix(SETS, CLASSES, Options())
+    assert set(limits) == {400_000_000} and len(limits) == 10
+
+
+def test_an_error_names_its_pair(cores, monkeypatch):
+    real = problems.transport
+
+    def refused(kind):
+        def transport(cost, **options):
+            if cost.shape == (40, 42):
+                raise kind("out of luck")
+            return real(cost, **options)
+
+        return transport
+
+    monkeypatch.setattr(problems, "transport", refused(ValueError))
+    with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
+        matrix(SETS, CLASSES, Options())
+    monkeypatch.setattr(problems, "transport", refused(RuntimeError))
+    with pytest.raises(RuntimeError, match=r"^out of luck\nthis was a to c$"):
+        matrix(SETS, CLASSES, Options())
+
+
+def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, monkeypatch):
+    """The store keeps each number until the matrix is whole."""
+    torch.set_num_threads(1)
+    expected = matrix(SETS, CLASSES, Options())
+    _, run = run_of(SETS, tmp_path, monkeypatch)
+    real, shapes = problems.transport, []
+
+    def transport(cost, *, refuse, **options):
+        shapes.append(cost.shape)
+        if refuse and cost.shape == (41, 43):
+            raise ValueError("out of luck")
+        return real(cost, **options)
+
+    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
+    with pytest.raises(ValueError, match="b to d: out of luck"):
+        solve.distances(run, list(SETS), Options())
+    (solved,) = (tmp_path / "pending").rglob("solved.json")
+    numbers = [
+        key for key in json.loads(solved.read_text())["numbers"] if key.startswith("debiased")
+    ]
+    assert numbers == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
+    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
+    whole = solved.read_text()
+    for damaged in (
+        whole[:-9],
+        "[1]",
+        "{}",
+        whole.replace('mean cost/a/b": [', 'mean cost/a/b": [1'),
+    ):
+        solved.write_text(damaged)
+        with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
+            solve.distances(run, list(SETS), Options())
+    solved.write_text(whole)
+    shapes.clear()
+    resumed = solve.distances(run, list(SETS), Options())
+    # What is left: b to d and c to d, with the self terms of these three.
+    assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
+    np.testing.assert_array_equal(resumed.values, expected.values)
+    np.testing.assert_array_equal(resumed.gaps, expected.gaps)
+    assert not list((tmp_path / "pending").iterdir())
