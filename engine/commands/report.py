@@ -67,11 +67,12 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{record.name} has no method {arguments.compare!r}; it has "
                 f"{', '.join(record.methods)}"
             )
-    from engine.report import finish, merged
+    from engine.report import finish
+    from engine.report.merged import merged
     from engine.report.results import of_campaign
 
     if out:
-        results = merged.merged(runs, arguments.models_csv)
+        results = merged(runs, arguments.models_csv)
         path = finish.write_into(out, results, figures=arguments.figures)
         _show(path, results, arguments)
         return

@@ -113,7 +113,7 @@ class FinishedCampaign:
 
         Raises DamagedFile as `evaluations`.
         """
-        from engine.measures import predictions
+        from engine.measures import predictions  # late: planning reads no numbers
 
         return predictions.mix_of(self._checked(str(evaluation.path)))
 

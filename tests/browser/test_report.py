@@ -191,7 +191,7 @@ def test_figures_follow_a_change_to_dark(browser):
 
 
 def test_folded_sections_open_by_click_and_by_link(browser, report):
-    shown = "return document.querySelector('#maps .view').clientWidth > 0"
+    shown = "return document.querySelector('#maps .view').checkVisibility()"
     assert not browser.execute_script(shown)
     browser.find_element("css selector", "#maps summary").click()
     assert browser.execute_script(shown)

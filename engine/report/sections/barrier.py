@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import fmean
 from typing import Any
 
 import pandas
 
 from engine.measures.interpolation import barrier
+from engine.measures.tables import extremes
 from engine.report.results import Results
 from engine.report.section import Section, Table
 from engine.report.text import rounded
 
-ON_OWN, ON_OTHERS = "barrier_on_downstream_set_pts", "barrier_on_other_sets_pts"
+NAMES = {
+    "barrier_on_downstream_set_pct": "the set fine-tuned on",
+    "barrier_on_other_sets_pct": "the other sets",
+}
 
 
 def section(results: Results) -> Section | None:
     """None where no weights are interpolated from one end to the other."""
-    rows = list(_rows(results))
+    curves = results.arms[results.arms["alpha"].notna()]
+    by_curve = curves.groupby(["model", "key", "variant", "setting"], sort=False)
+    rows = [
+        row
+        for _, curve in by_curve
+        if {0.0, 1.0} <= set(curve["alpha"])
+        for row in _rows(results, curve)
+    ]
     if not rows:
         return None
-    statements = []
-    for name, words in ((ON_OWN, "the set fine-tuned on"), (ON_OTHERS, "the other sets")):
-        judged = [(row[name], row["downstream"]) for row in rows if name in row]
-        if judged:
-            worst, where = max(judged)
-            mean = fmean(value for value, _ in judged)
+    data, statements = pandas.DataFrame(rows), []
+    for name, words in NAMES.items():
+        if name in data:
+            _, worst = extremes(data, name)
             statements.append(
-                f"On {words} the barrier is {rounded(mean)} points in the mean, and "
-                f"{rounded(worst)} at most, after fine-tuning on {where}."
+                f"On {words} the barrier is {rounded(data[name].mean())} points in the mean, and "
+                f"{rounded(worst[name])} at most, after fine-tuning on {worst['downstream']}."
             )
     return Section(
         "barrier",
@@ -38,29 +45,26 @@ def section(results: Results) -> Section | None:
         "up to the straight line between both ends (Entezari et al. 2022, in points of accuracy). "
         "0: nowhere below the line, so that averaged weights lose nothing. It is the largest of "
         "several differences, so chance on few images raises it.",
-        statements=statements,
-        tables=[
-            Table("barrier", "By set fine-tuned on: the barrier in points.", pandas.DataFrame(rows))
-        ],
+        statements,
+        tables=[Table("barrier", "By set fine-tuned on: the barrier in points.", data)],
     )
 
 
-def _rows(results: Results) -> Iterator[dict[str, Any]]:
-    """The barriers, a row a curve of alphas and set fine-tuned on."""
-    grid, by = results.grid, ["arm", "downstream"]
-    own = grid.cells[grid.cells["downstream"] == grid.cells["evaluated_on"]]
-    on_own = own.set_index(by)["accuracy"].to_dict()
-    on_others = grid.elsewhere.groupby(by)["accuracy"].mean().to_dict()
-    arms = results.arms.dropna(subset="alpha")
-    for (model, key, _, _), curve in arms.groupby(
-        ["model", "key", "variant", "setting"], sort=False
-    ):
-        alphas = curve["alpha"].tolist()
-        for name in results.downstreams(str(model)) if {0.0, 1.0} <= set(alphas) else ():
-            title = results.record.methods.get(str(key), str(key))
-            row = {"model": model, "method": title, "downstream": name, "alphas": len(alphas)}
-            places = [(arm, name) for arm in curve["arm"]]
-            for column, accuracy in ((ON_OWN, on_own), (ON_OTHERS, on_others)):
-                if all(place in accuracy for place in places):
-                    row[column] = barrier(alphas, [accuracy[place] for place in places])
-            yield row
+def _rows(results: Results, curve: pandas.DataFrame) -> list[dict[str, Any]]:
+    """The barriers of a curve's points, a row a set fine-tuned on."""
+    model, method = curve["model"].iloc[0], curve["method"].iloc[0]
+    alphas = dict(zip(curve["arm"], curve["alpha"], strict=True))
+    cells = results.grid.cells[results.grid.cells["arm"].isin(curve["arm"])]
+    elsewhere = cells[cells.index.isin(results.grid.elsewhere.index)]
+    rows = []
+    for name in results.downstreams(model):
+        row: dict[str, Any] = {"model": model, "method": method, "downstream": name}
+        row["alphas"] = len(alphas)
+        on_downstream = cells[(cells["downstream"] == name) & (cells["evaluated_on"] == name)]
+        others = elsewhere[elsewhere["downstream"] == name]
+        for column, of in zip(NAMES, (on_downstream, others), strict=True):
+            accuracy = of.groupby("arm")["accuracy"].mean()
+            if len(accuracy) == len(alphas):
+                row[column] = barrier([alphas[arm] for arm in accuracy.index], [*accuracy])
+        rows.append(row)
+    return rows

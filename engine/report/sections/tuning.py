@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas
 
+from engine.measures import tables
 from engine.report.results import Results
 from engine.report.section import Section, Table
 from engine.report.text import counted, signed
@@ -74,29 +75,32 @@ def section(results: Results) -> Section | None:
 
 
 def arms_of(results: Results) -> pandas.DataFrame:
-    """A row a method, setting and set fine-tuned on: held_out_accuracy_pct, RI_pts, and plain,
-    whether the setting is what the method's recipe says. Empty where nothing of training varies, or
-    other things do too."""
+    """A row a method, setting and set fine-tuned on: held_out_accuracy_pct in percent, RI_pts, and
+    plain, whether the setting is what the method's recipe says. Empty where nothing of training
+    varies, or other things do too."""
     recipes: dict[str, dict[str, Any]] = results.record.settings.get(ROWS, {})
-    plain = {}
-    for arm, key, setting in results.shown[["arm", "key", "setting"]].itertuples(index=False):
-        words = dict(word.split("=", 1) for word in setting.split(",") if "=" in word)
+    rows = []
+    keys = ["arm", "downstream"]
+    cells = results.cells[results.cells["downstream"] == results.cells["evaluated_on"]]
+    table = results.ri.merge(cells[[*keys, "accuracy"]], on=keys)
+    table = table.merge(results.shown[["arm", "key", "setting"]], on="arm")
+    for row in tables.rows(table) if len(results.models) == 1 else ():
+        words = dict(word.split("=", 1) for word in row.setting.split(",") if "=" in word)
         is_tuned = words and all(name.startswith(TRAINING) for name in words)
-        if not is_tuned or key not in recipes or len(results.models) > 1:
+        if not is_tuned or row.key not in recipes:
             return pandas.DataFrame()
-        of_recipe = {name: recipes[key].get(name.partition(".")[2]) for name in words}
-        plain[arm] = all(_same(words[name], value) for name, value in of_recipe.items())
-    cells = results.cells
-    own = cells.loc[cells["downstream"] == cells["evaluated_on"], ["arm", "downstream"]].assign(
-        held_out_accuracy_pct=cells["accuracy_pct"]
-    )
-    table = results.shown[["arm", "key", "setting"]].merge(own, on="arm")
-    table = table.merge(results.ri[["arm", "downstream", "RI_pts"]], on=["arm", "downstream"])
-    table = table.assign(
-        method=table["key"].map(results.record.methods), plain=table["arm"].map(plain)
-    )
-    numbers = ["held_out_accuracy_pct", "RI_pts", "plain"]
-    return table[["method", "downstream", "setting", *numbers]]
+        of_recipe = {name: recipes[row.key].get(name.partition(".")[2]) for name in words}
+        rows.append(
+            {
+                "method": results.record.methods[row.key],
+                "downstream": row.downstream,
+                "setting": row.setting,
+                "held_out_accuracy_pct": row.accuracy,
+                "RI_pts": row.RI_pts,
+                "plain": all(_same(words[name], value) for name, value in of_recipe.items()),
+            }
+        )
+    return pandas.DataFrame(rows)
 
 
 def choices(arms: pandas.DataFrame) -> pandas.DataFrame:

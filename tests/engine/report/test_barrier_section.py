@@ -14,7 +14,7 @@ import stores
 
 from engine.measures.interpolation import barrier
 from engine.measures.rows import PRE
-from engine.report import results
+from engine.report.results import of_campaign, of_record
 from engine.report.sections import barrier as section_of
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
@@ -49,15 +49,15 @@ def test_the_section_has_the_barriers_of_each_column(tmp_path: Path) -> None:
             for row in of if row.method != PRE
         ]  # fmt: skip
         rows += [row for row in of if row.method == PRE and not number]
-    made = made_results.of_evaluations(rows, methods={"wise_ft": "WiSE-FT"})
-    section = section_of.section(made)
+    record = made_results.record(rows, methods={"wise_ft": "WiSE-FT"})
+    section = section_of.section(of_record(record, rows))
     assert section is not None
     data = section.tables[0].data
     assert list(data["downstream"]) == list(stores.SETS) and set(data["alphas"]) == {4}
     assert set(data["method"]) == {"WiSE-FT"}
     # At 0.25 the line has (100 + 0.25 * 80) / 2 = 60%, at 0.5 elsewhere (100 - 0.5 * 20) / 2 = 45%.
-    assert data["barrier_on_downstream_set_pts"].tolist() == pytest.approx([8.0] * 3)
-    assert data["barrier_on_other_sets_pts"].tolist() == pytest.approx([15.0] * 3)
+    assert data["barrier_on_downstream_set_pct"].tolist() == pytest.approx([8.0] * 3)
+    assert data["barrier_on_other_sets_pct"].tolist() == pytest.approx([15.0] * 3)
     assert section.statements[0].startswith("On the set fine-tuned on the barrier is 8.0 points")
 
 
@@ -65,20 +65,20 @@ def test_a_campaign_without_both_ends_has_no_such_section(tmp_path: Path) -> Non
     assert section_of.section(made_results.results(tmp_path)) is None
     arms = (("fine_tune", None), ("wise_ft", 0.5), ("wise_ft", 1.0))
     finished = reports.finished(tmp_path / "runs", arms=arms)
-    assert section_of.section(results.of_campaign(finished)) is None
+    assert section_of.section(of_campaign(finished)) is None
 
 
 def test_made_up_barriers_are_means_of_their_files(tmp_path: Path) -> None:
-    made = results.of_campaign(reports.finished(tmp_path / "runs"))
+    made = of_campaign(reports.finished(tmp_path / "runs"))
     section = section_of.section(made)
     assert section is not None
     right = {
-        (made.grid.arms[row.arm].alpha, row.downstream, row.evaluated_on): row.accuracy
+        (row.alpha, row.downstream, row.evaluated_on): row.accuracy
         for row in made.grid.cells.itertuples()
-        if made.grid.arms[row.arm].method == "wise_ft"
+        if row.method == "wise_ft"
     }
     for row in section.tables[0].data.to_dict("records"):
         name = row["downstream"]
         others = [each for each in reports.SETS if each != name]
         a, middle, b = (fmean(right[x, name, o] for o in others) for x in (0.0, 0.5, 1.0))
-        assert row["barrier_on_other_sets_pts"] == pytest.approx(max(0, (a + b) / 2 - middle))
+        assert row["barrier_on_other_sets_pct"] == pytest.approx(max(0, (a + b) / 2 - middle))

@@ -14,7 +14,7 @@ import stores
 from engine.grid.attempts import Attempt
 from engine.measures.rows import PRE, Evaluation
 from engine.report import sections
-from engine.report.results import Results
+from engine.report.results import Results, of_record
 from engine.report.sections import tuning
 
 N = 200
@@ -41,7 +41,7 @@ def results(folder: Path, key: str = "optimizer.lr", **values: Any) -> Results:
         rows += [replace(row, setting=f"{key}={rate}") for row in of if row.method != PRE]
         rows += [row for row in of if row.method == PRE and not number]
     given = {"holdout": True, "settings": PLAIN} | values
-    return made_results.of_evaluations(rows, **given)
+    return of_record(made_results.record(rows, **given), rows)
 
 
 def test_each_method_has_the_setting_that_is_best_on_held_out_images(tmp_path: Path) -> None:
