@@ -149,13 +149,15 @@ def _statements(rows: pandas.DataFrame, varied: Varied) -> list[str]:
             continue
         holds = point.mRI_high < 0
         where = "below 0" if holds else "above 0" if point.mRI_low > 0 else "not surely below 0"
-        judged = DOWNSTREAM in rows
-        on_target = f"; accuracy on the set fine-tuned on is {rounded(getattr(point, DOWNSTREAM))}%"
+        on_target = ""
+        if DOWNSTREAM in rows:
+            accuracy = rounded(getattr(point, DOWNSTREAM))
+            on_target = f"; accuracy on the set fine-tuned on is {accuracy}%"
         statements.append(
             f"{varied.claim}: {str(holds).lower()} for {point.model} in this run. "
             f"{varied.at.format(value=f'{point.value:g}')}, fine-tuning has an mRI of "
             f"{signed(point.mRI_pts)} (95% interval {ends(point.mRI_low, point.mRI_high)}), which "
-            f"is {where}{on_target if judged else ''}."
+            f"is {where}{on_target}."
         )
     return statements
 
