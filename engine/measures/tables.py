@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,16 @@ def extremes(table: pandas.DataFrame, name: str) -> tuple[Any, Any]:
     return ordered.iloc[0], ordered.iloc[-1]
 
 
-def write_csv(path: Path, table: pandas.DataFrame, digits: str | None = "%.8g") -> Path:
-    """Write a table as CSV, atomically: eight significant digits, or every digit (None), and no
-    text that a spreadsheet takes for a formula."""
+def number(value: float) -> str:
+    """Eight significant digits, as Python writes a float: `41.458333`, `0.0`."""
+    return repr(float(f"{value:.8g}"))
+
+
+def write_csv(
+    path: Path, table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = number
+) -> Path:
+    """Write a table as CSV, atomically; no text is one that a spreadsheet takes for a formula.
+    digits: how a float is written, None with every digit."""
     for name, values in table.select_dtypes(["object", "string"]).items():
         if formulas := {v: f"'{v}" for v in values.unique() if _is_formula(v)}:
             table = table.assign(**{str(name): values.replace(formulas)})

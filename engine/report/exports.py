@@ -13,6 +13,7 @@ from engine.report import charts, columns
 from engine.report.section import Section, Table
 
 FIGURES, TABLES = "figures", "tables"
+DIGITS = "%.8g"  # of a float, as the page's script writes it
 WIDTH = 480  # of a figure's plot, in CSS pixels
 LONGEST = 200  # rows of a table that a paper prints
 # All of LaTeX's special characters, and signs that pdfTeX's fonts lack.
@@ -40,12 +41,12 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
     for section in sections:
         for table in section.tables:
             place = folder / TABLES / table.name
-            write_csv(place.with_suffix(".csv"), table.data)
+            write_csv(place.with_suffix(".csv"), table.data, DIGITS)
             write_atomic(place.with_suffix(".parquet"), table.data.to_parquet(index=False))
             if len(table.data) <= LONGEST:
                 write_atomic(place.with_suffix(".tex"), latex(table).encode())
         for figure in section.figures:
-            write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data)
+            write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data, DIGITS)
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> None:

@@ -53,7 +53,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         names += ["distances.csv", "distances_pairs.csv"]
     if record.sweep is not None:
         data = sweep.rows(results)
-        write_csv(folder / "sweep.csv", data)
+        write_csv(folder / "sweep.csv", data, exports.DIGITS)
         write_atomic(folder / "sweep.parquet", data.to_parquet(index=False))
         names += ["sweep.csv", "sweep.parquet"]
         warnings.append(sweep.SELECTION)

@@ -298,7 +298,7 @@ def test_an_error_of_arrow_is_a_single_line(tmp_path, monkeypatch):
 def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_text(tmp_path):
     read = synthetic([("=1+1", "pre", "", None, "", "", "-a", -50.0)], SETS)
     text = write_csv(tmp_path / "a.csv", read.cells[[*KEY, "n", "accuracy"]]).read_text()
-    assert text.splitlines()[1] == "'=1+1,pre,,,,,'-a,100,-50"
+    assert text.splitlines()[1] == "'=1+1,pre,,,,,'-a,100,-50.0"
 
 
 def in_settings(cells, *settings):

@@ -80,7 +80,7 @@ def test_a_csv_has_numbers_with_eight_digits(tmp_path):
 def test_a_csv_has_no_text_that_a_spreadsheet_takes_for_a_formula(tmp_path):
     data = pandas.DataFrame({"method": ["=1+1", "FT"], "x": [-1.5, 2.0]})
     write_csv(tmp_path / "t.csv", data)
-    assert (tmp_path / "t.csv").read_text() == "method,x\n'=1+1,-1.5\nFT,2\n"
+    assert (tmp_path / "t.csv").read_text() == "method,x\n'=1+1,-1.5\nFT,2.0\n"
 
 
 def test_the_papers_table_has_a_caption_a_label_and_the_best_in_bold(written):
