@@ -26,7 +26,7 @@ from engine import cli, recipe
 from engine.commands import job
 from engine.grid import campaign, outcomes
 
-ALPHAS = ("0", "0.5", "1")  # of WiSE-FT, as tables write them
+ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 RIB = [sys.executable, "-m", "engine.cli"]
 folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 pytestmark = pytest.mark.slow
@@ -150,8 +150,8 @@ def test_ends_of_the_wise_curve_are_the_models_themselves(finished: Path) -> Non
         }
 
     for downstream in SETS:
-        assert column("wise_ft", "0", downstream) == column("pre", "", "")
-        assert column("wise_ft", "1", downstream) == column("fine_tune", "", downstream)
+        assert column("wise_ft", "0.0", downstream) == column("pre", "", "")
+        assert column("wise_ft", "1.0", downstream) == column("fine_tune", "", downstream)
 
 
 def test_second_run_does_nothing(

@@ -37,7 +37,7 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, finished: 
         arm = row["method"], row["alpha"]
         changes = [accuracies[(*arm, name)] - accuracies["pre", "", name] for name in SETS]
         assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
-    assert accuracies["wise_ft", "0", "few"] == accuracies["pre", "", "few"]
+    assert accuracies["wise_ft", "0.0", "few"] == accuracies["pre", "", "few"]
     assert "on the 3 sets, in points" in (report / "table.txt").read_text()
 
 
