@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 
+pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
+
 from engine.models import compiled
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
