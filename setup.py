@@ -44,7 +44,6 @@ setup(
         "scipy>=1.11",  # ranks; the .mat file of ImageNet's development kit
         "shtab>=1.13",  # rib completion
         "snakemake>=9,<10",  # jobs of a campaign
-        "threadpoolctl>=3.1",  # as many threads as a recipe says
         "tqdm>=4.66",  # progress
         "vl-convert-python>=1.7",  # Vega-Lite: the report's figures
     ],
