@@ -64,6 +64,7 @@ setup(
             "pytest-xdist>=3.7",
             "POT>=0.9.5",
             "geomloss>=0.3",
+            "threadpoolctl>=3.1",
             "open_clip_torch>=3",
             "triton>=3.5; platform_system == 'Linux'",
             "hypothesis>=6",
