@@ -121,36 +121,34 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
     assert within >= beside_the_copy(300, 300, CPU) + 4 * 300 * 300
 
 
-def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
-    limits = []
-    real = problems.transport
+def refusing(monkeypatch, refused: tuple[int, int], error: type[Exception]) -> list[tuple]:
+    """Problems of a shape have no solution; the shapes and the memory that are asked for."""
+    real, asked = problems.transport, []
 
-    def limited(cost, **options):
-        limits.append(options["memory"])
+    def transport(cost, **options):
+        asked.append((tuple(cost.shape), options["memory"]))
+        if cost.shape == refused:
+            raise error("out of luck")
         return real(cost, **options)
 
-    monkeypatch.setattr(problems, "transport", limited)
+    monkeypatch.setattr(problems, "transport", transport)
+    return asked
+
+
+def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
+    asked = refusing(monkeypatch, (0, 0), ValueError)
     monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     matrix(SETS, CLASSES, Options())
-    assert set(limits) == {400_000_000} and len(limits) == 10
+    assert [memory for _, memory in asked] == 10 * [400_000_000]
 
 
-def test_an_error_names_its_pair(cores, monkeypatch):
-    real = problems.transport
-
-    def refused(kind):
-        def transport(cost, **options):
-            if cost.shape == (40, 42):
-                raise kind("out of luck")
-            return real(cost, **options)
-
-        return transport
-
-    monkeypatch.setattr(problems, "transport", refused(ValueError))
-    with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
-        matrix(SETS, CLASSES, Options())
-    monkeypatch.setattr(problems, "transport", refused(RuntimeError))
-    with pytest.raises(RuntimeError, match=r"^out of luck\nthis was a to c$"):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(ValueError, r"^a to c: out of luck$"), (RuntimeError, r"^out of luck\nthis was a to c$")],
+)
+def test_an_error_names_its_pair(cores, monkeypatch, kind, message):
+    refusing(monkeypatch, (40, 42), kind)
+    with pytest.raises(kind, match=message):
         matrix(SETS, CLASSES, Options())
 
 
@@ -159,38 +157,24 @@ def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, mo
     torch.set_num_threads(1)
     expected = matrix(SETS, CLASSES, Options())
     _, run = run_of(SETS, tmp_path, monkeypatch)
-    real, shapes = problems.transport, []
-
-    def transport(cost, *, refuse, **options):
-        shapes.append(cost.shape)
-        if refuse and cost.shape == (41, 43):
-            raise ValueError("out of luck")
-        return real(cost, **options)
-
-    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
-    with pytest.raises(ValueError, match="b to d: out of luck"):
-        solve.distances(run, list(SETS), Options())
+    with monkeypatch.context() as patch:
+        refusing(patch, (41, 43), ValueError)
+        with pytest.raises(ValueError, match="b to d: out of luck"):
+            solve.distances(run, list(SETS), Options())
     (solved,) = (tmp_path / "pending").rglob("solved.json")
-    numbers = [
-        key for key in json.loads(solved.read_text())["numbers"] if key.startswith("debiased")
-    ]
-    assert numbers == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
-    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
     whole = solved.read_text()
-    for damaged in (
-        whole[:-9],
-        "[1]",
-        "{}",
-        whole.replace('mean cost/a/b": [', 'mean cost/a/b": [1'),
-    ):
+    numbers = [key for key in json.loads(whole)["numbers"] if key.startswith("debiased")]
+    assert numbers == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
+    altered = whole.replace('mean cost/a/b": [', 'mean cost/a/b": [1')
+    for damaged in (whole[:-9], "[1]", "{}", altered):
         solved.write_text(damaged)
         with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
             solve.distances(run, list(SETS), Options())
     solved.write_text(whole)
-    shapes.clear()
+    asked = refusing(monkeypatch, (0, 0), ValueError)
     resumed = solve.distances(run, list(SETS), Options())
     # What is left: b to d and c to d, with the self terms of these three.
-    assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
+    assert [shape for shape, _ in asked] == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
     np.testing.assert_array_equal(resumed.values, expected.values)
     np.testing.assert_array_equal(resumed.gaps, expected.gaps)
     assert not list((tmp_path / "pending").iterdir())
