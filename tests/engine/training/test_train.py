@@ -330,27 +330,25 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
     is_enabled = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": is_enabled(kind))
-    builder = grid.builder("train.precision=bf16")
-    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-    loop.prepare(method, builder.run, builder)
-    engine = loop.initialize(method, builder.run)
-    dtypes = []
-    layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
-    layer.register_forward_hook(lambda layer, images, patches: dtypes.append(patches.dtype))
+    made = prepared(grid, "train.precision=bf16")
+    engine = loop.initialize(made.method, made.builder.run)
+    dtypes = set()
+    layer = made.method.net.patch_embed.proj  # norms and the head are in fp32 all the same
+    layer.register_forward_hook(lambda layer, images, patches: dtypes.add(patches.dtype))
     try:
-        loop.epochs(engine, method, builder.run)
+        loop.epochs(engine, made.method, made.builder.run)
     finally:
         loop.close(engine)
-    assert set(dtypes) == {torch.bfloat16}
+    assert dtypes == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("recipe", "total", "steps"),
-    [(None, 300, 30), (None, 9, 0), (None, 1960, 196), (None, 9999, 196)],
-)
-def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most(recipe, total, steps, caplog):
-    assert loop.warmup_steps(TrainRecipe(warmup_steps=recipe), total) == steps
-    assert not caplog.records
+def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most(caplog):
+    for total, steps in ((300, 30), (9, 0), (1960, 196), (9999, 196)):
+        assert loop.warmup_steps(TrainRecipe(warmup_steps=None), total) == steps
+    assert loop.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3 and not caplog.records
+    never_ends = r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
+    with pytest.raises(ValueError, match=never_ends):
+        loop.warmup_steps(TrainRecipe(warmup_steps=10), 6)
 
 
 def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
@@ -360,16 +358,6 @@ def test_a_warm_up_of_more_than_a_tenth_of_the_steps_warns_once(grid, caplog):
         grid.build(*words, f"seed={seed}")
     (record,) = (r for r in caplog.records if r.name == "engine.training.loop")
     assert "train.warmup_steps=3 is more than a tenth of the 10 steps" in record.getMessage()
-    caplog.clear()
-    assert loop.warmup_steps(TrainRecipe(warmup_steps=3), 30) == 3
-    assert not caplog.records
-
-
-def test_a_warm_up_that_never_ends_is_refused_by_its_key():
-    with pytest.raises(
-        ValueError, match=r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
-    ):
-        loop.warmup_steps(TrainRecipe(warmup_steps=10), 6)
 
 
 def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, monkeypatch):
