@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,10 +51,13 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-def tables(builder: Builder, mixes: list[cells.Mix]) -> list:
-    """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(builder.run, mixes, [SET], "all")
-    return [pq.read_table(passes.predicted(builder.run, mix, SET, "all")) for mix in mixes]
+def tables(
+    builder: Builder, mixes: list[cells.Mix], names: Sequence[str] = (SET,), split: str = "all"
+) -> list:
+    """Prediction tables of sets for each mix, computed now where they were not before."""
+    passes.evaluate(builder.run, mixes, names, split)
+    paths = [passes.predicted(builder.run, mix, name, split) for mix in mixes for name in names]
+    return [pq.read_table(path) for path in paths]
 
 
 def same(actual: list, expected: list) -> bool:
