@@ -51,23 +51,23 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     """The estimate of one model's grid: its work by part, and what it comes to."""
-    from engine.grid.estimate import cpu, hours
+    from engine.grid.estimate import cpu
     from engine.report import console
 
     plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns
     shown = [*devices, cpu(len(os.sched_getaffinity(0)))]
     rows = []
     for name, parts in estimate.by_name().items():
-        images, steps = sum(part.images for part in parts), sum(part.steps for part in parts)
+        images = sum(part.images for part in parts)
         operations = sum(part.operations for part in parts)
-        times = [_time(hours(parts, device)) for device in shown]
-        rows.append([name, f"{images:,}", f"{steps:,}", f"{operations / 1e15:,.3g}", *times])
+        times = [_time(device.hours(parts)) for device in shown]
+        rows.append([name, f"{images:,}", f"{operations / 1e15:,.3g}", *times])
     title = (
         f"{plan.name}: {model.name}, {len(plan.rows)} methods x {len(columns)} columns, variant "
         f"{plan.recipe.method.variant}\n{estimate.parameters / 1e6:.1f}M parameters, "
         f"{estimate.forward / 1e9:.1f} GFLOP to see an image of {model.image_size} px"
     )
-    heads = ["", "images", "steps", "PFLOP", *(device.name for device in shown)]
+    heads = ["", "images", "PFLOP", *(device.name for device in shown)]
     disk = ", ".join(f"{name} {_size(size)}" for name, size in estimate.disk.items())
     return "\n".join(
         [

@@ -130,14 +130,14 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
 
     costs = estimate.of(plan)
     cores = options.cores if site.on_slurm else plan.threads
-    device = estimate.A100 if gpus else estimate.cpu(cores)
+    device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
     memory = {"mem_mb": math.ceil(1000 * (options.mem or costs.memory_gb))}
 
     def minutes(hours: float) -> dict[str, int]:
         asked = MARGIN * (START_H + hours) if options.time is None else options.time
         return {"runtime": math.ceil(60 * asked)}
 
-    prepare_h, column_h = costs.prepare_hours(device), costs.column_hours(device, max(1, gpus))
+    prepare_h, column_h = device.hours([costs.shared]), costs.column_hours(device, max(1, gpus))
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
         COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},

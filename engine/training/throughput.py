@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.machine import precision
-from engine.machine.flops import flops, peak_tflops
+from engine.machine.flops import of_image, peak_tflops
 from engine.run import Run
 
 log = logging.getLogger(__name__)
@@ -45,10 +45,8 @@ class Throughput:
 
 def _flops(net: nn.Module, size: int) -> float:
     """Operations of an image's forward and backward pass; 0 where they cannot be counted."""
-    images = torch.empty(2, 3, size, size, device="meta")  # batch norms need two
     try:
-        twin = copy.deepcopy(net).to("meta")
-        return flops(lambda: twin(images).sum().backward()) / 2
+        return of_image(copy.deepcopy(net).to("meta"), size, backward=True)
     except Exception as error:  # whatever a network raises without data, the training goes on
         log.warning("trackers get no mfu: the operations cannot be counted (%s)", error)
         return 0.0
