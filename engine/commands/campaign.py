@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, sites, workflow
 from engine.grid.sites import Options
 from engine.machine import first_line
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -54,32 +55,27 @@ def start(arguments: argparse.Namespace) -> Path | None:
         raise ValueError(f"--cores {arguments.cores}: at least one is needed")
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
     options = Options(**{**given, "cores": arguments.cores or 0})
-    if arguments.dry_run:
-        dry_run(arguments.name, arguments.overrides, options)
-        return None
-    return complete(arguments.name, arguments.overrides, options)
+    return complete(arguments.name, arguments.overrides, options, dry_run=arguments.dry_run)
 
 
-def dry_run(name: str, words: Sequence[str], options: Options) -> None:
-    """Show what would run. Raises CampaignError in the end where sets could not be encoded."""
-    options = sites.checked(options)
-    plans = _plans(name, words, options)
-    faults = _faults_of_sets(name, plans)
-    workflow.run(list(plans), options, dry_run=True)
-    if faults:
-        raise CampaignError("; ".join(faults))
-
-
-def complete(name: str, words: Sequence[str], options: Options) -> Path:
+def complete(
+    name: str, words: Sequence[str], options: Options, *, dry_run: bool = False
+) -> Path | None:
     """Run what is missing of a campaign's grids, all models at once, and show their tables.
 
-    Returns the page of the report, of several models the common one. Raises CampaignError where a
-    grid fails, after the others have gone on as far as they can.
+    Returns the page of the report, of several models the common one; dry_run: None, and what would
+    run is shown. Raises CampaignError where sets are not there, and where a grid fails, after the
+    others have gone on as far as they can.
     """
     options = sites.checked(options)
     plans = _plans(name, words, options)
-    if faults := _faults_of_sets(name, plans):
+    faults = _faults_of_sets(name, plans)
+    if dry_run:
+        workflow.run(list(plans), options, dry_run=True)
+    if faults:
         raise CampaignError("; ".join(faults))
+    if dry_run:
+        return None
     missing = [plan for plan in plans if not outcomes.finished(plan)]
     for plan in plans:
         if plan not in missing:
@@ -117,31 +113,41 @@ def _plans(
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
     """Why sets are not encoded and cannot be, each reason once.
 
-    A grid takes days and opens a set only when its turn comes, so sets are checked first. All
-    commands of `rib encode` are one reason.
+    A grid takes days and opens a set only when its turn comes, so sets are checked first.
     """
     from engine import recipe
 
     faults: dict[str, None] = {}
-    commands: dict[Path, str] = {}
+    commands: dict[frozenset[Path], str] = {}  # models of one transform share packs
     for plan, words in plans.items():
         resolved = plan.recipe
-        if resolved.dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
+        dataset = resolved.dataset
+        if dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
             continue
+        from engine.data import imagenet, packs
         from engine.grid import verify
 
         encoded = verify.encoded(resolved, plan.needed)
-        missing = [name for name in plan.needed if name not in encoded]
-        if resolved.dataset.kind == "folder":
+        missing = [each for each in plan.needed if each not in encoded]
+        if dataset.kind == "folder":
             faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
-        else:
-            model = recipe.model_of(name)
-            words = [*([f"model={model}"] if model else []), *words]
-            for folder, command in _encode_commands(resolved, missing, words).items():
-                commands.setdefault(folder, command)
+            continue
+        missing = [
+            each
+            for each in missing
+            if imagenet.is_whole_c(dataset, each)
+            or not (dataset.root and (Path(dataset.root) / each).exists())
+        ]
+        model = recipe.model_of(name)
+        words = [*([f"model={model}"] if model else []), *words]
+        runs = Path(resolved.runs)
+        folders = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
+        if missing:
+            command = f"{_encode_command(resolved, words)}   (SET: {', '.join(missing)})"
+            commands.setdefault(frozenset(folders), command)
     if commands:
-        text = "\n  ".join(["these sets are not encoded yet; run", *commands.values()])
-        faults[text] = None
+        text = "sets are not encoded yet; run for each of them"
+        faults["\n  ".join([text, *commands.values()])] = None
     return list(faults)
 
 
@@ -155,21 +161,23 @@ def _faults_of_folders(resolved: Recipe, names: Sequence[str]) -> Iterator[str]:
             yield str(error)
 
 
-def _encode_commands(
-    resolved: Recipe, names: Sequence[str], words: Sequence[str]
-) -> dict[Path, str]:
-    """The command for each set that `dataset.root` does not hold, by the folder of its pack."""
-    from engine.commands import encode
-    from engine.data import imagenet, packs
+def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
+    """The command that encodes a set where a campaign, resolved from `words`, looks for it.
 
-    dataset = resolved.dataset
-    commands = {}
-    for name in names:
-        rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
-        if not (rooted and (Path(dataset.root) / name).exists()):
-            folder = packs.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
-            commands[folder] = encode.command(resolved, name, words)
-    return commands
+    A model that the campaign describes itself has no name that `rib encode` knows: MODEL.
+    """
+    from engine import recipe
+
+    models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
+    known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
+    command = ["rib", "encode", "SET", "--source", "FOLDER"]
+    command += ["--model", models[-1] if known else "MODEL"]
+    command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
+    command += [word for word in words if word.startswith("model.")]
+    for key in ("pack_format", "objectnet", "subsample", "seed", "undecodable", "background"):
+        value = getattr(resolved.dataset, key)
+        command += [f"dataset.{key}={value}"] if value != getattr(DatasetRecipe, key) else []
+    return shlex.join(command)
 
 
 def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,30 +145,6 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
     for text in remarks(pack.manifest):
         print(text)
     print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")
-
-
-def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
-    """The words that encode a set where a campaign, resolved from `words`, looks for it.
-
-    A model that the campaign describes itself has no name that `rib encode` knows: MODEL.
-    """
-    from engine import recipe
-    from engine.data import imagenet
-    from engine.recipe.schema import DatasetRecipe, Recipe
-
-    models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
-    known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
-    model = models[-1] if known else "MODEL"
-    command = ["rib", "encode", name, "--source", "FOLDER", "--model", model]
-    command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
-    command += [word for word in words if word.startswith("model.")]
-    defaults = DatasetRecipe(kind=resolved.dataset.kind)
-    usual = imagenet.identity(defaults, name)
-    keys = imagenet.identity(resolved.dataset, name)
-    for key in ("undecodable", "background"):
-        usual[key], keys[key] = getattr(defaults, key), getattr(resolved.dataset, key)
-    command += [f"dataset.{key}={value}" for key, value in keys.items() if usual.get(key) != value]
-    return shlex.join(command)
 
 
 def remarks(manifest: Mapping[str, Any]) -> list[str]:

@@ -221,7 +221,7 @@ def test_clip_under_its_projection_is_no_model_of_timms(tmp_path: Path) -> None:
     from engine.grid import export
 
     resolved = load("imagenet_rib", ["model=vit_b16_clip_openai_zero_shot"])
-    row = export.Row("pre", {}, {}, descriptions.of_recipe(tmp_path, resolved, tmp_path))
+    row = export.Row("pre", {}, descriptions.of_recipe(tmp_path, resolved, tmp_path), {})
     with pytest.raises(ValueError, match="is a CLIP tower under its projection, which timm has"):
         export.write(row, tmp_path / "m")
     assert not list(tmp_path.iterdir())

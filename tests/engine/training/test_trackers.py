@@ -151,7 +151,7 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    jobs._track(builder.run, cell.entries)  # as a campaign's column does
+    jobs.compared(builder.run, cell.entries[0])  # as a campaign's column does
     assert run.logged[-1][0] == values
 
 
@@ -182,9 +182,9 @@ def test_a_network_whose_operations_cannot_be_counted_is_trained(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuse(run: Callable[[], object]) -> float:
+    def refuse(*_: object, **__: object) -> float:
         raise NotImplementedError("no meta kernel")
 
-    monkeypatch.setattr(throughput, "flops", refuse)
+    monkeypatch.setattr(throughput, "of_image", refuse)
     assert mfu("seed=22") == []
     assert "trackers get no mfu: the operations cannot be counted (no meta kernel)" in caplog.text
