@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -19,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.machine.entry import PACKAGES, ROOT
+from engine.machine.entry import PACKAGES, ROOT, hiding
+from engine.machine.programs import NoAnswer, answer
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
-IMPORT_S, ANSWER_S = 120, 30
+IMPORT_S = 120
 DEMO_GB = 2  # `rib plan emoji` says 1.05
 PIP = "pip install --force-reinstall"
 TORCH = f"{PIP} torch torchvision"
@@ -64,10 +64,6 @@ class Check(NamedTuple):
     name: str
     purpose: str
     look: Callable[[], Diagnosis]
-
-
-class NoAnswer(Exception):
-    """A program failed, or did not answer in time; the message says which and how."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -122,44 +118,19 @@ def checks(runs: Path, facts: Callable[[], Mapping[str, Any]]) -> list[Check]:
     ]
 
 
-def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
-    """What a program writes to its standard output. given: its standard input.
-
-    Raises NoAnswer where it fails or takes longer.
-    """
-    name = Path(command[0]).name
-    try:
-        done = subprocess.run(
-            command, input=given, capture_output=True, text=True, errors="replace", timeout=seconds
-        )
-    except OSError as error:
-        raise NoAnswer(f"{name} does not start: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{name} does not answer within {seconds:g} s") from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-        raise NoAnswer(f"{name} ends with exit code {done.returncode}: {last}")
-    return done.stdout
-
-
 def imported(code: str) -> str:
     """What a process of this Python prints that runs `code`; NoAnswer as `answer`."""
     return answer(sys.executable, "-P", "-c", code, seconds=IMPORT_S)
 
 
 def ours(name: str) -> Diagnosis:
-    """Whether `import NAME` brings our package, and whether another one is installed as well."""
-    spec = importlib.util.find_spec(name)
-    folder = next(iter(spec.submodule_search_locations or [spec.origin]), "") if spec else ""
+    """Whether `import NAME` brings our package."""
+    if not (place := hiding(name)):
+        return Diagnosis(OK, str(ROOT / name))
     owners = importlib.metadata.packages_distributions().get(name, [])
-    others = sorted(set(owners) - {"rib-engine"})
-    cure = f"pip uninstall {' '.join(others)}" if others else "use a fresh virtual environment"
-    if not folder or Path(folder).resolve() != ROOT / name:
-        return Diagnosis(WRONG, f"{folder or 'nothing'} hides ours, {ROOT / name}", cure)
-    if others:
-        detail = f"{', '.join(others)} is installed too, and hidden by ours"
-        return Diagnosis(WRONG, detail, cure, needed=False)
-    return Diagnosis(OK, folder)
+    others = " ".join(sorted(set(owners) - {"rib-engine"}))
+    cure = f"pip uninstall {others}" if others else "use a fresh virtual environment"
+    return Diagnosis(WRONG, f"{place} hides ours, {ROOT / name}", cure)
 
 
 def torch_facts() -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.machine import first_line
 
@@ -118,6 +117,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
 def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Namespace) -> None:
     """Encode a set unless there is a pack of it."""
     from engine.data import imagenet, packs
+    from loaders.encode import left_out
     from loaders.pack import MANIFEST, Pack
 
     folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
@@ -142,17 +142,11 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
         workers=arguments.workers,
         skip=arguments.partial or resolved.dataset.undecodable == "skip",
     )
-    for text in remarks(pack.manifest):
-        print(text)
+    for kind, names in pack.manifest.get("remarks", {}).items():
+        print(f"  {kind}: {names}")
+    if skipped := pack.manifest["skipped"]:
+        print(f"  {name} lacks {left_out(skipped, len(pack) + len(skipped))}")
     print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")
-
-
-def remarks(manifest: Mapping[str, Any]) -> list[str]:
-    """What was unusual about images of a pack: a line for each kind."""
-    lines = [f"  {kind}: {names}" for kind, names in manifest.get("remarks", {}).items()]
-    skipped = manifest["skipped"]
-    lines += [f"  left out, unreadable: {item['key']} ({item['reason']})" for item in skipped[:10]]
-    return [*lines, f"  and {len(skipped) - 10} more unreadable"] if len(skipped) > 10 else lines
 
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.evaluation import passes, splits
+from engine.evaluation import passes
 from engine.grid import jobs
 from engine.machine import ranks
 from engine.measures import metrics
@@ -19,7 +19,7 @@ def show(run: Run, cell: Cell) -> None:
     headline = next(entry for entry in cell.entries if entry.headline)
     for name in recipe.dataset.places:
         mixes = [{run.base.name: 1.0}, headline.mix]
-        passes.evaluate(run, mixes, [name], splits.split_of(recipe, name))
+        passes.evaluate(run, mixes, [name], recipe.split_of(name))
     if ranks.rank():
         return
     accuracies = jobs.compared(run, headline, intervals=True)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
 
 
-def add(commands: argparse._SubParsersAction, name: str = "report") -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        name,
+        "report",
+        aliases=["metrics"],
         help="tables and page again, of one campaign or of several as one",
         description="Tables and page of campaigns, from their stored predictions. `rib report` and "
         "`rib metrics` are one command.",

@@ -16,7 +16,6 @@ import torch
 
 from engine import models
 from engine.data import imagenet, packs
-from engine.evaluation.splits import split_of
 from engine.grid.campaign import Plan
 from engine.machine.files import digest
 from engine.machine.flops import PEAKS, of_image
@@ -170,7 +169,7 @@ def _without_title(recipe: Recipe) -> str:
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:
     """How many images of a set a cell is evaluated on."""
-    share = recipe.dataset.holdout if split_of(recipe, name) == "holdout" else 0
+    share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
     return round(images * share) if share else images
 
 

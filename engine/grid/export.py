@@ -58,7 +58,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
     None.
     """
-    cell = Cell(Artifact("cells", folder.name, folder, {}))
+    cell = Cell(Artifact(folder))
     entries = {entry.alpha: entry for entry in cell.entries}
     check_choice("--alpha", alpha, list(entries))
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))

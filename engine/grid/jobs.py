@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 
 from engine.data.sets import Sets
-from engine.evaluation import accuracies, cka, features, passes, splits
+from engine.evaluation import accuracies, cka, features, passes
 from engine.evaluation.accuracies import Model, OnSet
 from engine.grid import progress
 from engine.grid.build import Builder
@@ -44,6 +45,15 @@ def builders(
     return [builder, *map(builder.of, rest)]
 
 
+def finished(plan: Plan, device: torch.device) -> Iterator[tuple[Column, list[Builder]]]:
+    """Each column with its builders, which make nothing; the sets are opened once."""
+    sets = None
+    for column in plan.columns:
+        rows = builders(plan, device, column, sets, finds_only=True)
+        sets = rows[0].sets
+        yield column, rows
+
+
 def prepare(plan: Plan, device: torch.device) -> None:
     """What all columns share: packs, the pre-trained model, its features and predictions."""
     builder = builders(plan, device, plan.columns[0])[0]
@@ -60,7 +70,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         if run.recipe.evaluate.cka:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
-        for split in (splits.split_of(run.recipe, name), "holdout"):
+        for split in (run.recipe.split_of(name), "holdout"):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
     for name in plan.needed[len(names) :]:
@@ -83,7 +93,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     entries = [entry for row in rows for entry in row.entries()]
     run = rows[0].run
     for place in run.recipe.dataset.places:
-        split = splits.split_of(run.recipe, place)
+        split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
         if run.recipe.evaluate.cka:
             cka.evaluate(run, [entry.mix for entry in entries if entry.headline], place)
@@ -105,7 +115,7 @@ def compared(
     models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", headline.mix)]
     pairs = {}
     for name in recipe.dataset.places:
-        split = splits.split_of(recipe, name)
+        split = recipe.split_of(name)
         first, second = accuracies.on_set(run, models, name, split, intervals=intervals)
         pairs[name] = first, second
     before, after = ({n: pair[k].accuracy for n, pair in pairs.items()} for k in (0, 1))
@@ -118,9 +128,6 @@ def remove_snapshots(plan: Plan, device: torch.device) -> None:
 
     Raises FileNotFoundError where cells are missing.
     """
-    sets = None
-    for each in plan.columns:
-        rows = builders(plan, device, each, sets, finds_only=True)
-        sets = rows[0].sets  # opened once
+    for _, rows in finished(plan, device):
         for row in rows:
             row.remove_snapshots()

@@ -33,13 +33,17 @@ PASSING = (OSError, FirstRankError)  # another attempt may not meet it; a rank c
 DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inherit
 
 
+def hiding(name: str) -> str:
+    """What `import NAME` brings in place of our package of this name; empty where it is ours."""
+    spec = importlib.util.find_spec(name)
+    place = next(iter(spec.submodule_search_locations or [spec.origin]), None) if spec else None
+    return "" if place and Path(place).resolve() == ROOT / name else place or "nothing"
+
+
 def check_shadowing() -> None:
     """Raise ShadowedError where another installed package has the name of one of ours."""
     for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
-        place = Path(places[0] or "").resolve() if places else None
-        if place != ROOT / name:
+        if place := hiding(name):
             raise ShadowedError(
                 f"`{name}` is imported from {place}, not from {ROOT / name}: another package has "
                 "that name; uninstall it, or use a fresh virtual environment"

@@ -77,6 +77,11 @@ class Campaign:
             layers.append((f"{self.file} (methods.{row})", {"method": {TITLE: title}}))
         return layers
 
+    def title(self, row: str) -> str:
+        """What a row is called in tables."""
+        title = over(layer for _, layer in self.settings(row)).get("method", {}).get(TITLE)
+        return str(title or catalogue.read(path_of("methods", self.base(row)))[TITLE])
+
     def select(self, entries: Any, source: str) -> tuple[Campaign, list[str]]:
         """The campaign with what `methods: [A, {B: SETTINGS}, path.yaml]` sets and adds, and the
         names of these rows, in table order."""
@@ -162,18 +167,6 @@ def names(group: str = "") -> list[str]:
     made = [] if group else catalogue.names("campaigns")
     rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).rows}
     return sorted(rows.union(catalogue.names(group)))
-
-
-def describe(name: str) -> str:
-    """What a recipe does: the first comment line of its file, or its method and campaign."""
-    path = catalogue.ROOT / f"{name}.yaml"
-    if path.is_file():
-        return path.read_text().splitlines()[0].removeprefix("#").strip()
-    campaign, _, row = name.rpartition("/")
-    grid = read(campaign)
-    title = over(layer for _, layer in grid.settings(row)).get("method", {}).get(TITLE)
-    title = title or catalogue.read(path_of("methods", row))[TITLE]
-    return f"{title} as in the campaign {campaign}"
 
 
 def model_of(campaign: str) -> str | None:

@@ -17,12 +17,11 @@ def test_every_set_that_ri_does_not_count_is_marked(tmp_path, monkeypatch, capsy
         name: (on(name, 40), on(name, 40 + c, change=c, change_low=c - 1, change_high=c + 1))
         for name, c in changes.items()
     }
-    monkeypatch.setattr(outcome.splits, "split_of", lambda *_: "all")
     monkeypatch.setattr(outcome.passes, "evaluate", lambda *_: None)
     monkeypatch.setattr(outcome.jobs, "compared", lambda *_, **__: pairs)
     dataset = SimpleNamespace(sets=["a", "b", "c"], upstream="up", places=["up", "a", "b", "c"])
     method = SimpleNamespace(title="FT", variant="canonical")
-    recipe = SimpleNamespace(dataset=dataset, downstream="a", method=method)
+    recipe = SimpleNamespace(dataset=dataset, downstream="a", method=method, split_of=str)
     run = SimpleNamespace(recipe=recipe, base=SimpleNamespace(name="base"))
     entry = SimpleNamespace(headline=True, mix={"tuned": 1.0})
     cell = SimpleNamespace(entries=[entry], artifact=SimpleNamespace(folder=tmp_path))
