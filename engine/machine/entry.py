@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import locale
 import os
 import select
 import signal
@@ -62,7 +61,6 @@ def guarded(
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
     with exit code 141.
     """
-    _use_utf8()
     _open_streams()
     quiet.libraries()
     if not sys.stderr.isatty():
@@ -88,18 +86,6 @@ def guarded(
     except KeyboardInterrupt:
         print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
         return 130
-
-
-def _use_utf8() -> None:
-    """Start this program again in UTF-8 mode where its locale has another encoding.
-
-    Python 3.15 has that mode by default. Programs that this one starts inherit it.
-    """
-    encoding = locale.getencoding().lower().replace("-", "")
-    if sys.flags.utf8_mode or encoding == "utf8" or os.environ.get("PYTHONUTF8") == "1":
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_streams() -> None:
