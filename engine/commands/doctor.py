@@ -14,7 +14,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,44 +76,36 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     print(f"Python {sys.version.split()[0]}, {sys.prefix}\n", flush=True)
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        torch = pool.submit(torch_facts)
-        listed = checks(arguments.runs, torch.result)
-        harmful = []
-        for check, diagnosis in zip(listed, pool.map(_looked, listed), strict=True):
-            state, detail, cure, needed = diagnosis
-            purpose = check.purpose + ", optional" * (not needed and state != OK)
-            cure = f"; cure: {cure}" if cure else ""
-            print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
-            harmful += [check.name] * (needed and state != OK)
+    harmful = []
+    for check in checks(arguments.runs, torch_facts()):
+        state, detail, cure, needed = _looked(check)
+        purpose = check.purpose + ", optional" * (not needed and state != OK)
+        cure = f"; cure: {cure}" if cure else ""
+        print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
+        harmful += [check.name] * (needed and state != OK)
     bad = f"needed here and not ok: {', '.join(harmful)}"
     print(f"\n{bad if harmful else 'all that is needed here is ok'}")
     return 1 if harmful else 0
 
 
-def checks(runs: Path, facts: Callable[[], Mapping[str, Any]]) -> list[Check]:
+def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
     """What is looked at, from the ground up. facts: see `torch_facts`."""
+    has_gpu = bool(facts["gpus"])
+    deepspeed = partial(package, "deepspeed", "import deepspeed", DEEPSPEED, needed=True)
+    triton = partial(package, "triton", "import triton", TRITON, needed=has_gpu)
     return [
-        *(Check(name, "a package of ours", lambda name=name: ours(name)) for name in PACKAGES),
-        Check("torch", "trains and evaluates", lambda: torch(facts())),
-        Check(
-            "DeepSpeed",
-            "steps, and cells shared by GPUs",
-            lambda: package("deepspeed", "import deepspeed", DEEPSPEED, needed=True),
-        ),
-        Check("GPU", "hours in place of days", lambda: gpu(facts())),
-        Check(
-            "Triton",
-            "kernels on a GPU",
-            lambda: package("triton", "import triton", TRITON, needed=bool(facts()["gpus"])),
-        ),
-        Check("compiler", "Triton, torch.compile", lambda: compiler(facts())),
+        *(Check(name, "a package of ours", partial(ours, name)) for name in PACKAGES),
+        Check("torch", "trains and evaluates", partial(torch, facts)),
+        Check("DeepSpeed", "steps, and cells shared by GPUs", deepspeed),
+        Check("GPU", "hours in place of days", partial(gpu, facts)),
+        Check("Triton", "kernels on a GPU", triton),
+        Check("compiler", "Triton, torch.compile", partial(compiler, facts)),
         Check("cores", "decoding, and work on CPUs", cores),
-        Check("runs", "packs and results; rib plan says how much", lambda: place(runs, DEMO_GB)),
+        Check("runs", "packs and results; rib plan says how much", partial(place, runs, DEMO_GB)),
         Check("cache", "downloads of sets", cache),
         Check("hub cache", "downloaded weights", hub),
-        Check("FFCV", "JPEG packs decoded faster", lambda: package("ffcv", "import ffcv", FFCV)),
-        Check("apex", "optimizer.name=apex_adamw", lambda: package("apex", "import amp_C", APEX)),
+        Check("FFCV", "JPEG packs decoded faster", partial(package, "ffcv", "import ffcv", FFCV)),
+        Check("apex", "optimizer.name=apex_adamw", partial(package, "apex", "import amp_C", APEX)),
         Check("Slurm", "rib campaign --executor slurm", slurm),
     ]
 
