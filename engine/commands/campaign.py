@@ -184,13 +184,14 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
     """The page of a common report of all models' grids, written unless there is one of these."""
     from engine.grid import record
     from engine.machine.files import digest
-    from engine.report import finish
+    from engine.report import finish, merged
 
     of_plans = digest([plan.place.name for plan in plans])[:8]
     folder = plans[0].folder.parent / f"{Path(name).stem}-models-{of_plans}" / campaign.REPORT
     page = folder / campaign.PAGE
     if is_new or not page.is_file():
-        page = finish.write_merged(folder, [record.read(plan.place) for plan in plans])
+        runs = [record.read(plan.place) for plan in plans]
+        page = finish.write_into(folder, merged.merged(runs))
     print(f"all models  {page.resolve()}")
     return page
 
