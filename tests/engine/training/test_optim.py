@@ -199,6 +199,22 @@ def test_parameters_without_a_gradient_are_pulled_to_the_anchor():
         torch.testing.assert_close(parameter.detach(), penalty.anchor[name])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_returns_to_the_anchor_however_stiff_the_penalty(momentum):
+    theta = nn.Parameter(torch.ones(12))
+    penalty = Penalty(2.0, {"t": torch.zeros(12)}, {"t": torch.logspace(-3, 8, 12)})
+    for fisher in (penalty.fisher, None):
+        stiff = dataclasses.replace(penalty, lam=1e7 if fisher is None else 2.0, fisher=fisher)
+        nn.init.ones_(theta)
+        optimizer = EWCSGD([theta], lr=0.01, momentum=momentum)
+        optimizer.penalise(stiff, whole({"t": theta}))
+        for _ in range(200):
+            theta.grad = torch.zeros(12)
+            optimizer.step()
+        assert theta.abs().max() <= 1
+        assert theta[5:].abs().max() < 0.01  # lr * lam * F of at least 2
+
+
 @pytest.mark.parametrize("label", ["anchor", "fisher"])
 def test_names_and_shapes_that_do_not_fit_are_refused(label):
     _, named, penalty = linear()
