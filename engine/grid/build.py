@@ -111,8 +111,12 @@ class Builder(Context):
         ]
 
     def remove_snapshots(self) -> None:
-        """Remove the weights of the cell's snapshots, which must be evaluated."""
-        snapshots.remove_weights(self.run, self._snapshots(self.build()))
+        """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
+        keeps them."""
+        for snapshot in self._snapshots(self.build()):
+            artifact = snapshot.weights(self.run)
+            if artifact is not None and not self.recipe.train.keep_snapshots:
+                self.store.remove(artifact)
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""

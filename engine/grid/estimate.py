@@ -133,7 +133,12 @@ def of(plan: Plan) -> Estimate:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
         judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
         parts, networks, heads = [], 0, 0
-        for cell in {_without_title(cell): cell for cell in cells}.values():
+        distinct = {}
+        for cell in cells:  # two rows may call one cell by two titles
+            untitled = dataclasses.replace(cell.method, title="")
+            key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
+            distinct[digest(key)] = cell
+        for cell in distinct.values():
             is_users = modules.is_users(cell.method.module)
             method = None if is_users else modules.method_of(cell)
             if isinstance(method, Derived):
@@ -159,12 +164,6 @@ def of(plan: Plan) -> Estimate:
     }
     shared = Part("pre-trained model", everywhere, everywhere * forward, kind)
     return Estimate(plan, parameters, forward, shared, tuple(columns), images, disk)
-
-
-def _without_title(recipe: Recipe) -> str:
-    """The same for rows that call the same cell by two titles."""
-    untitled = dataclasses.replace(recipe.method, title="")
-    return digest(dataclasses.asdict(dataclasses.replace(recipe, method=untitled)))
 
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.grid import attempts, record, slurm
-from engine.grid.attempts import Attempt
 from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
 from engine.machine.files import write_atomic
 from engine.store.artifacts import MARKER
@@ -125,8 +124,10 @@ def failures(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def reason(place: Path, job: str) -> str:
-    """How a job's last attempt failed, and its own words; empty where it has not failed."""
-    last = _last_attempt(place, job)
+    """How a job's last attempt failed, and its own words; empty where it has not failed. Of an
+    attempt of several ranks, the words are those of one that says why."""
+    of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
+    last = max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)
     code = exit_code(place, job)
     words = f"{WORDS}{last.error}" if last and last.error else ""
     if code == os.EX_TEMPFAIL:
@@ -144,9 +145,3 @@ def reason(place: Path, job: str) -> str:
         hint = ", as the kernel does where memory runs out" if name == "SIGKILL" else ""
         return f"was killed ({name}){hint}"
     return f"failed (exit code {code}){words}"
-
-
-def _last_attempt(place: Path, job: str) -> Attempt | None:
-    """A job's last attempt; of several ranks', one that says why."""
-    of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
-    return max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)

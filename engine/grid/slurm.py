@@ -98,7 +98,9 @@ def words(
     if cluster.accounting:
         given["slurm_account"] = account
     else:
-        environment["PATH"] = os.pathsep.join([str(_programs(place)), os.environ.get("PATH", "")])
+        write_atomic(sacct := place / "bin" / "sacct", SACCT.encode())
+        sacct.chmod(0o755)
+        environment["PATH"] = os.pathsep.join([str(sacct.parent), os.environ.get("PATH", "")])
         if account:  # the plugin would ask the accounting whether there is such an account
             environment["SBATCH_ACCOUNT"] = account
     # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
@@ -159,13 +161,6 @@ def answers() -> bool:
 def _prefix(place: Path) -> str:
     """Begins the name in the queue of the jobs that this process started."""
     return f"rib-{place.name}-{os.getpid()}"
-
-
-def _programs(place: Path) -> Path:
-    sacct = place / "bin" / "sacct"
-    write_atomic(sacct, SACCT.encode())
-    sacct.chmod(0o755)
-    return sacct.parent
 
 
 def _answer(*command: str) -> str:

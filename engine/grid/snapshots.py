@@ -86,16 +86,3 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
         return all(passes.find(run, mix, name, split) is not None for name, split in places.items())
 
     return [snapshot for snapshot in without if not evaluated(snapshot)]
-
-
-def remove_weights(run: Run, evaluated: Sequence[Snapshot]) -> None:
-    """Remove the weights of snapshots whose predictions are all there.
-
-    They stay where the recipe keeps them.
-    """
-    recipe = run.recipe
-    if recipe.train.keep_snapshots:
-        return
-    for snapshot in evaluated:
-        if artifact := snapshot.weights(run):
-            run.store.remove(artifact)

@@ -124,7 +124,7 @@ def _watch(
     words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
 ) -> None:
     log_path = plans[0].place / "campaign.log"
-    with log_path.open("ab") as log, preemption.handled(ENDING, _interrupt):
+    with log_path.open("ab") as log, preemption.handled(ENDING, signal.default_int_handler):
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -149,13 +149,10 @@ def _watch(
         if not reasons:
             code = process.returncode
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
-            reasons = [f"the workflow {how}; last words: {_last_line(log_path)}"]
+            lines = log_path.read_text(errors="replace").split("\n")
+            last = next(filter(None, map(str.strip, reversed(lines))), "nothing")
+            reasons = [f"the workflow {how}; last words: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next(filter(None, reversed(lines)), "nothing")
 
 
 def _slurm_away() -> Callable[[], str]:
@@ -171,11 +168,6 @@ def _slurm_away() -> Callable[[], str]:
         return away if failed > 1 else ""
 
     return watch
-
-
-def _interrupt(number: int) -> NoReturn:
-    """What Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _end(process: subprocess.Popen, grace_s: float) -> None:

@@ -6,13 +6,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 SIGNALS = (*SCHEDULERS, signal.SIGINT)
 
 
 @contextmanager
-def handled(signals: Iterable[signal.Signals], act: Callable[[int], object]) -> Iterator[None]:
+def handled(signals: Iterable[signal.Signals], act: Callable[[int, Any], object]) -> Iterator[None]:
     """Let these signals call `act` in place of their effect; one that is ignored (nohup) stays so.
 
     Python handles signals in its main thread only, so in another thread they have their effect.
@@ -20,7 +21,7 @@ def handled(signals: Iterable[signal.Signals], act: Callable[[int], object]) -> 
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {
-            number: signal.signal(number, lambda number, _: act(number))
+            number: signal.signal(number, act)
             for number in signals
             if signal.getsignal(number) not in (signal.SIG_IGN, None)
         }
@@ -36,7 +37,7 @@ def noticed() -> Iterator[Callable[[], bool]]:
     """Take these signals as notice; yields whether one has come. A second Ctrl-C interrupts."""
     came = threading.Event()
 
-    def hear(number: int) -> None:
+    def hear(number: int, _: object) -> None:
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
         came.set()

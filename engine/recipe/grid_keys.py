@@ -53,7 +53,8 @@ def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
         values[key] = yaml_text.parse(words[key], f"override {f'{key}={words[key]}'!r:.200}")
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
     keys = GridKeys(str(of_campaign.file), sets, vary, by_words)
-    if sets is not None and not (sets and isinstance(sets, list) and all(map(_is_text, sets))):
+    is_list = isinstance(sets, list) and all(isinstance(name, str) for name in sets)
+    if sets is not None and not (sets and is_list):
         source = keys.source(DOWNSTREAMS)
         raise RecipeError(f"{source}: {DOWNSTREAMS} must list sets, as in {DOWNSTREAMS}: [A, B]")
     if not isinstance(vary, dict):
@@ -113,7 +114,3 @@ def _row(name: str, method: str | None) -> tuple[str, str]:
             f"{', '.join(rows)}"
         )
     return campaign, campaigns.methods_of(campaign, [f"{SELECTION}=[{row or rows[0]}]"])[0]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
