@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.commands import refuse_overwriting
 from engine.grid import choice, record
 from engine.machine import first_line
 
@@ -42,12 +43,6 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.data import descriptions
 
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
-
-
-def refuse_overwriting(out: Path, force: bool) -> None:
-    """Raise ValueError for a folder that exists, before any work is done."""
-    if out.exists() and not (force and out.is_dir()):
-        raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
 
 
 def write(row: Row, out: Path, classes: Sequence[str] = ()) -> None:

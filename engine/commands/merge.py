@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from engine.commands import export
+from engine.commands import export, refuse_overwriting
 from engine.machine import first_line
 
 
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    export.refuse_overwriting(arguments.out, arguments.force)
+    refuse_overwriting(arguments.out, arguments.force)
     base, holdout = arguments.base, arguments.holdout
     models = [Path(model) for model in arguments.models]
     for place in (*models, *filter(None, (base, holdout))):  # before imports that take seconds

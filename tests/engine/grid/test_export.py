@@ -163,7 +163,7 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     before = (out / "model.safetensors").read_bytes()
     words = ["export", *finished.words, "--method", "fine_tune", "--set", "few", "--out", str(out)]
     assert cli.main(words) == 2
-    assert f"{out} is there; name another --out DIR, or write over it by" in capsys.readouterr().err
+    assert f"{out} is there already: --force replaces it" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
     assert cli.main([*words, "--force"]) == 0
     assert (out / "model.safetensors").read_bytes() != before
