@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import CampaignError
@@ -67,8 +67,12 @@ def complete(
     run is shown. Raises CampaignError where sets are not there, and where a grid fails, after the
     others have gone on as far as they can.
     """
+    from engine import recipe
+
     options = sites.checked(options)
-    plans = _plans(name, words, options)
+    grids = recipe.each_model(name, words)
+    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
+    first_line.show(f"reading the campaign {name}")
     faults = _faults_of_sets(name, plans)
     if dry_run:
         workflow.run(list(plans), options, dry_run=True)
@@ -98,18 +102,6 @@ def complete(
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
-def _plans(
-    name: str, words: Sequence[str], options: Options
-) -> Mapping[campaign.Plan, Sequence[str]]:
-    """The plan of each model, with the words that make it."""
-    from engine import recipe
-
-    grids = recipe.each_model(name, words)
-    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
-    first_line.show(f"reading the campaign {name}")
-    return plans
-
-
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
     """Why sets are not encoded and cannot be, each reason once.
 
@@ -126,11 +118,16 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
             continue
         from engine.data import imagenet, packs
         from engine.grid import verify
+        from loaders import folders
 
         encoded = verify.encoded(resolved, plan.needed)
         missing = [each for each in plan.needed if each not in encoded]
+        for each in missing if dataset.kind == "folder" else ():
+            try:
+                folders.read(Path(dataset.root) / each)
+            except ValueError as error:
+                faults[str(error)] = None
         if dataset.kind == "folder":
-            faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
             continue
         missing = [
             each
@@ -141,24 +138,14 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
         model = recipe.model_of(name)
         words = [*([f"model={model}"] if model else []), *words]
         runs = Path(resolved.runs)
-        folders = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
+        places = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
         if missing:
             command = f"{_encode_command(resolved, words)}   (SET: {', '.join(missing)})"
-            commands.setdefault(frozenset(folders), command)
+            commands.setdefault(frozenset(places), command)
     if commands:
         text = "sets are not encoded yet; run for each of them"
         faults["\n  ".join([text, *commands.values()])] = None
     return list(faults)
-
-
-def _faults_of_folders(resolved: Recipe, names: Sequence[str]) -> Iterator[str]:
-    from loaders import folders
-
-    for name in names:
-        try:
-            folders.read(Path(resolved.dataset.root) / name)
-        except ValueError as error:
-            yield str(error)
 
 
 def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
