@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.evaluation import passes, splits
+from engine.data import splits
+from engine.evaluation import passes
 from engine.machine import ranks
 from engine.measures import bootstrap, metrics
 from engine.measures.predictions import SetPredictions

@@ -26,14 +26,14 @@ from engine.machine.files import cache_folder
 from engine.measures import dynamics
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
-from engine.methods.first_head import first_head
+from engine.methods.linear_probe import first_head
 from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
-from engine.store.artifacts import Artifact, Store
+from engine.store.artifacts import Store
 from engine.store.cells import Cell, Entry, Export, Mix
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
@@ -122,7 +122,7 @@ class Builder(Context):
         if module.suffix == ".py":
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
-        form = Form.of_training(recipe, self.device)
+        form = Form.of(recipe.train, self.device)
         train = dataclasses.asdict(recipe.train)
         # These leave the weights as they are.
         for name in ("snapshots", "keep_snapshots", "checkpoint_minutes"):
@@ -204,22 +204,13 @@ class Builder(Context):
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
             "machine": self.run.machine,
         }
-        label = self.recipe.model.name
-        artifact = self.run.find("fisher", label, key)
-        if artifact is None:
-            self.store.check_makes("fisher", label, key)
-            with alone(self.store, self.store.place("fisher", label, key).name):
-                artifact = self.run.find("fisher", label, key) or self._made_fisher(label, key)
+
+        def compute() -> Callable[[Path], object]:
+            values = fisher.diagonal(self.run, images, labels)
+            return lambda folder: tensors.save(values, folder / FISHER)
+
+        artifact = self.run.make("fisher", self.recipe.model.name, key, compute)
         return load_file(artifact.checked(FISHER))
-
-    def _made_fisher(self, label: str, key: Mapping[str, Any]) -> Artifact:
-        with self.run.threads():
-            values = fisher.diagonal(self.run, key["images"], key["labels"])
-
-        def write(folder: Path) -> None:
-            tensors.save(values, folder / FISHER)
-
-        return ranks.first(lambda: self.store.make("fisher", label, key, write))
 
     def clip(self) -> Any:
         model = self.recipe.model

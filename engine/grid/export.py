@@ -15,7 +15,7 @@ import torch
 from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
-from engine.evaluation import merge
+from engine.evaluation import bank
 from engine.grid.choice import check_choice
 from engine.grid.record import FinishedCampaign
 from engine.measures.rows import PRE, Evaluation
@@ -44,7 +44,7 @@ class Row:
         """Its state dict, on the CPU."""
         if len(self.parents) == 1:
             return next(iter(self.parents.values())).state()
-        return merge.states([self.mix], self.parents, torch.device("cpu"))[0]
+        return bank.mixed([self.mix], self.parents, torch.device("cpu"))[0]
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell, which is never mixed."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.data import splits
 from engine.data.sets import Sets
-from engine.evaluation import accuracies, cka, features, passes, splits
+from engine.evaluation import accuracies, cka, features, passes
 from engine.evaluation.accuracies import Model
 from engine.grid import progress
 from engine.grid.build import Builder

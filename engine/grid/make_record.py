@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.data import imagenet, thumbnails
+from engine.data import imagenet, splits, thumbnails
 from engine.errors import CampaignError
-from engine.evaluation import cka, passes, splits
+from engine.evaluation import cka, passes
 from engine.grid import attempts, outcomes, snapshots, verify
 from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.evaluation import passes, splits
+from engine.data import splits
+from engine.evaluation import passes
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.training.saving import snapshot_steps

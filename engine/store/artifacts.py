@@ -110,7 +110,7 @@ class Store:
         return Artifact(kind, folder.name, folder, key)
 
     def make(
-        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
+        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], object]
     ) -> Artifact:
         """The artefact of this key; where there is none, `build(folder)` fills a temporary folder.
 
