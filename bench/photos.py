@@ -13,6 +13,7 @@ from engine import models
 from engine.machine.files import cache_folder
 from engine.recipe.schema import ModelRecipe
 from loaders import folders, registry, trees
+from loaders.encode import Images
 from loaders.encode import encode as encode_pack
 from loaders.pack import Pack
 
@@ -69,11 +70,9 @@ def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jp
         out,
         name="photos",
         items=folders.read(folder).items,
-        open_image=trees.open_image,
-        transform=transform,
+        encoder=Images(trees.open_image, transform, kind),
         transform_spec=transform.spec,
         classes=[f"class {number}" for number in range(CLASSES)],
         source_fingerprint="",
-        format=kind,
         progress=False,
     )

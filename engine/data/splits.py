@@ -1,4 +1,4 @@
-"""Which images of a set are trained on, held out and evaluated: the same for every model.
+"""Which images of a set are trained on and held out: the same for every model.
 
 IN-C shows a photo of the validation set up to 75 times. If copies could be split, a model would be
 evaluated on photos that it was trained on. What is trained on can be a part of the training split:
@@ -10,16 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.recipe.schema import Recipe
-
 _STREAM = 1  # keeps the draws of a part from others of the same seed
-
-
-def split_of(recipe: Recipe, name: str) -> str:
-    """The split that a set is evaluated on: the hold-out of a set that a cell trained on, where
-    there is one; `evaluate.split` of any other."""
-    trained_on = name in (recipe.downstream, recipe.dataset.upstream)
-    return "holdout" if recipe.dataset.holdout and trained_on else recipe.evaluate.split
 
 
 def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:

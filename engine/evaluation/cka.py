@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import nn
 
 from engine import models
-from engine.data import splits
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.evaluation import bank, hsic, passes
@@ -90,7 +89,7 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
     there are fewer. A minibatch has at most `evaluate.batch_size` images, unless the estimator
     needs more. Raises ValueError naming a set that has too few images.
     """
-    positions = labelled.split(splits.split_of(recipe, labelled.name))
+    positions = labelled.split(recipe.split_of(labelled.name))
     if len(positions) < hsic.FEWEST:
         raise ValueError(
             f"evaluate.cka: {labelled.name} has {len(positions)} images to evaluate, and CKA needs "
@@ -106,7 +105,7 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
 def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
     """Label and key of the artefact that holds a mix's CKA on a set."""
     recipe, labelled = run.recipe, run.sets[name]
-    split = splits.split_of(recipe, name) if len(labelled.holdout) else "all"
+    split = recipe.split_of(name) if len(labelled.holdout) else "all"
     key = {
         "before": run.base.name,
         "mix": dict(mix),

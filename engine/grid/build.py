@@ -93,7 +93,7 @@ class Builder(Context):
             write = self._made(method, missing)
             cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
             if ranks.rank() == 0:
-                self._checkpoint_files().remove()
+                CheckpointFiles(self.store, self._name()).remove()
         return cell
 
     def entries(self) -> list[Entry]:
@@ -111,8 +111,12 @@ class Builder(Context):
         ]
 
     def remove_snapshots(self) -> None:
-        """Remove the weights of the cell's snapshots, which must be evaluated."""
-        snapshots.remove_weights(self.run, self._snapshots(self.build()))
+        """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
+        keeps them."""
+        for snapshot in self._snapshots(self.build()):
+            artifact = snapshot.weights(self.run)
+            if artifact is not None and not self.recipe.train.keep_snapshots:
+                self.store.remove(artifact)
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
@@ -253,16 +257,16 @@ class Builder(Context):
         artifact = self.run.find("cells", label, key)
         cell = None if artifact is None else Cell(artifact)
         missing = snapshots.missing(self.run, self._snapshots(cell))
-        whole = cell is not None and not missing and self._has_parents(cell)
+        if cell is None or missing:
+            return None, missing
+        parents = {name for entry in cell.entries for name in entry.mix}
+        whole = ranks.all_agree(all(cells.find(self.store, name) for name in parents))
         return cell if whole else None, missing
 
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""
         label = f"{self.recipe.method.name}-{self.recipe.downstream}"
         return self.store.place("cells", label, self.key()).name
-
-    def _checkpoint_files(self) -> CheckpointFiles:
-        return CheckpointFiles(self.store, self._name())
 
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
@@ -283,7 +287,7 @@ class Builder(Context):
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
         minutes = recipe.train.checkpoint_minutes
-        files = self._checkpoint_files() if minutes else None
+        files = CheckpointFiles(self.store, self._name()) if minutes else None
         with self.run.threads(), Saving(by_step, write_snapshot, files, minutes) as saving:
             export, history = loop.fit(method, self.run, self, saving)
 
@@ -303,8 +307,3 @@ class Builder(Context):
             "classes": list(self.sets.classes),
             "model": models.description(self.recipe.model),
         }
-
-    def _has_parents(self, cell: Cell) -> bool:
-        """Whether the cells of its mixes are still there, on every rank."""
-        names = {name for entry in cell.entries for name in entry.mix}
-        return ranks.all_agree(all(cells.find(self.store, name) for name in names))

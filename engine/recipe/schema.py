@@ -214,3 +214,9 @@ class Recipe:
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
     # CPU threads of each rank; another number rounds sums otherwise.
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+    def split_of(self, name: str) -> str:
+        """The split that a set is evaluated on: the hold-out of a set that the cell trained on,
+        where there is one; `evaluate.split` of any other."""
+        trained_on = name in (self.downstream, self.dataset.upstream)
+        return "holdout" if self.dataset.holdout and trained_on else self.evaluate.split

@@ -127,7 +127,8 @@ class Specimen:
     def slices(self) -> Pending:
         """Predictions that come in slice by slice."""
         artifact = self.some("predictions/ewc-*-on-upstream-*")
-        key = {**artifact.key, "unfinished": True}
+        stored = json.loads((artifact.folder / MARKER).read_text())["key"]
+        key = {**stored, "unfinished": True}
         cuts = pending.slices(self.table["index"].to_numpy(), SIZE)
         return Pending(self.store, key["mix"], ("ewc-unfinished", key), cuts)
 

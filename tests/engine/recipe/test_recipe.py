@@ -136,7 +136,7 @@ def test_ready_made_recipe_resolves(name: str) -> None:
     row = name.rpartition("/")[2]
     assert resolved.method.name in (row, campaigns.read(resolved.campaign).base(row))
     assert resolved.downstream in resolved.dataset.sets
-    assert recipe.describe(name)
+    assert campaigns.read(resolved.campaign).title(row)
 
 
 @pytest.mark.parametrize(

@@ -149,5 +149,5 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    jobs._track(builder.run, cell.entries)  # as a campaign's column does
+    jobs.compared(builder.run, cell.entries[0])  # as a campaign's column does
     assert run.logged[-1][0] == values
