@@ -10,7 +10,7 @@ from grids import CONV, VIT, Grid, grid, images, reference
 from plain_cka import plain_cka
 
 from engine.errors import RecipeError
-from engine.evaluation import cka, layers
+from engine.evaluation import cka
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Mix
@@ -35,7 +35,7 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
             module.register_forward_hook(
                 lambda _m, _x, out, name=name, outputs=outputs: outputs.__setitem__(name, out)
             )
-    pairs = {name: [] for name in layers.names_of(builder.recipe.model)}
+    pairs = {name: [] for name in cka.blocks_of(builder.recipe.model)}
     for index in cka.minibatches(builder.recipe, builder.sets[SET]):
         x = images(grid, SET, index, arch)
         for net in nets:
@@ -68,7 +68,7 @@ def test_models_are_as_far_as_they_moved(grid):
     )  # fmt: skip
     cka.evaluate(builder.run, [*still, half, whole, prompt], SET)
     values = [cka.stored(builder.run, mix, SET) for mix in (*still, half, whole, prompt)]
-    names = layers.names_of(builder.recipe.model)
+    names = cka.blocks_of(builder.recipe.model)
     for unmoved in values[:2]:
         assert unmoved == pytest.approx(dict.fromkeys(names, 1.0), abs=1e-9)
     assert all(values[2][name] > values[3][name] for name in names)
@@ -108,13 +108,13 @@ def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
 
 def test_blocks_of_architectures(monkeypatch):
     def names(arch: str) -> tuple[str, ...]:
-        return layers.names_of(ModelRecipe(name=arch, arch=arch, image_size=32))
+        return cka.blocks_of(ModelRecipe(name=arch, arch=arch, image_size=32))
 
     assert names("test_vit") == tuple(f"blocks.{k}" for k in range(6))
     assert names("resnet18")[0] == "layer1.0" and len(names("resnet18")) == 8
     depth = sum(map(len, timm.create_model("tf_efficientnet_lite0").blocks))
     assert len(names("tf_efficientnet_lite0")) == depth == 16
-    monkeypatch.setattr(layers, "_names", lambda *_: ())
+    monkeypatch.setattr(cka, "_blocks", lambda *_: ())
     with pytest.raises(RecipeError, match=r"test_vit is no chain of blocks.*evaluate\.cka=0"):
         names("test_vit")
 

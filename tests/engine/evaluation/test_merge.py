@@ -10,7 +10,7 @@ import pytest
 import torch
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
-from engine.evaluation import merge, passes
+from engine.evaluation import bank, passes
 from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
@@ -23,7 +23,7 @@ State = dict[str, torch.Tensor]
 def mixed(builder: Builder, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
     parents = {name: passes.stored_cell(builder.store, name) for name in mix}
-    (state,) = merge.states([mix], parents, builder.device)
+    (state,) = bank.mixed([mix], parents, builder.device)
     return state
 
 
@@ -169,4 +169,4 @@ def test_prompts_and_models_of_different_architecture_have_no_mean(grid: Grid):
     vit, conv = grid.builder(), grid.builder(f"model.arch={CONV}")
     parents = {"vit": vit.base, "conv": conv.base}
     with pytest.raises(ValueError, match="only models of one architecture can be averaged"):
-        merge.states([soup.uniform(["vit", "conv"])], parents, vit.device)
+        bank.mixed([soup.uniform(["vit", "conv"])], parents, vit.device)

@@ -134,11 +134,13 @@ def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
     assert distance(moves(plain, start), moved) > 3e-3
 
 
-@pytest.mark.parametrize("method", ["l2sp", "spd"])
-def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method):
-    option = {"l2sp": "method.alpha=0", "spd": "method.lam=0"}[method]
-    _, cell = grid.build(*words(method, "adamw"), option)
-    assert same(weights(cell), weights(grid.build(*words("fine_tune", "adamw"))[1]))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("method", "strength"), [("l2sp", "alpha"), ("spd", "lam"), ("ewc", "lam")]
+)
+def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method, strength, optimizer):
+    _, cell = grid.build(*words(method, optimizer), f"method.{strength}=0")
+    assert same(weights(cell), weights(grid.build(*words("fine_tune", optimizer))[1]))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from grids import Grid, grid
 
 from engine import recipe
@@ -17,7 +16,6 @@ from engine.commands import outcome
 from engine.grid import jobs
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
-from engine.training import throughput
 from engine.training.trackers import KINDS, Trackers, subject
 
 __all__ = ["grid"]
@@ -146,31 +144,5 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    jobs._track(builder.run, cell.entries)  # as a campaign's column does
+    jobs.compared(builder.run, cell.entries[0])  # as a campaign's column does
     assert run.logged[-1][0] == values
-
-
-@pytest.mark.parametrize("is_counted", [True, False])
-def test_a_training_on_a_chip_of_known_peak_is_tracked_where_operations_can_be_counted(
-    grid: Grid,
-    package: Callable[..., Recorder],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    is_counted: bool,
-) -> None:
-    def refuse(run: Callable[[], object]) -> float:
-        raise NotImplementedError("no meta kernel")
-
-    run = package("wandb")
-    monkeypatch.setattr(throughput, "peak_tflops", lambda name, kind: 1.0)
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
-    if not is_counted:
-        monkeypatch.setattr(throughput, "flops", refuse)
-    words = ("train.compile=always", "train.epochs=1", f"seed={21 + is_counted}")
-    grid.build("trackers=[wandb]", *words)
-    shares = [values["train/mfu"] for values, _ in run.logged if "train/mfu" in values]
-    if is_counted:
-        assert shares and all(0 < share < 1 for share in shares)
-    else:
-        assert not shares
-        assert "trackers get no mfu: the operations cannot be counted (no meta" in caplog.text

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clouds import CLASSES, D, labelled
+from clouds import D
 from triton_interpreter import interpreted
 from twins import apart, assert_twins
 
 from kernels import reference
 from kernels.transport import alternating, sweep
-from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import transport
 
@@ -69,21 +68,6 @@ def test_potentials_between_classes_are_those_of_samples_that_are_their_classes(
     f, g = alternating.class_potentials(cost, eps)
     expected = transport(cost, eps=eps, tolerance=1e-9)
     assert float(f.mean() + g.mean()) == pytest.approx(expected.value, rel=1e-6)
-
-
-def test_a_self_term_sums_rows_until_it_has_converged(monkeypatch):
-    calls = []
-    for name in ("sinkhorn_sweep", "row_sums"):
-        real = getattr(sweep, name)
-        monkeypatch.setattr(
-            alternating, name, lambda *a, _n=name, _f=real: calls.append(_n) or _f(*a)
-        )
-    x, labels = labelled(60, 0)
-    table = bures_squared(class_gaussians(x, labels, CLASSES))
-    cost = GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
-    assert transport(cost, eps=cost.mean / 20, symmetric=True).converged
-    *before, last = calls
-    assert set(before) == {"row_sums"} and last == "sinkhorn_sweep", "one, for the certificate"
 
 
 @interpreted
