@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,10 +51,10 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-def tables(builder: Builder, mixes: list[cells.Mix]) -> list:
+def tables(builder: Builder, averages: Sequence[cells.Average]) -> list:
     """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(builder.run, mixes, [SET], "all")
-    return [pq.read_table(passes.predicted(builder.run, mix, SET, "all")) for mix in mixes]
+    passes.evaluate(builder.run, averages, [SET], "all")
+    return [pq.read_table(passes.predicted(builder.run, each, SET, "all")) for each in averages]
 
 
 def same(actual: list, expected: list) -> bool:

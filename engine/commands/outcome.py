@@ -11,7 +11,7 @@ from engine.measures.predictions import SetPredictions
 from engine.report import console
 from engine.report.text import rounded
 from engine.run import Run
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Average, Cell
 from engine.training import trackers
 
 
@@ -20,7 +20,7 @@ def show(run: Run, cell: Cell) -> None:
     recipe = run.recipe
     sets, downstream = recipe.dataset.sets, recipe.downstream
     headline = next(entry for entry in cell.entries if entry.headline)
-    models: dict[str, Mix] = {"before": {run.base.name: 1.0}, "after": headline.mix}
+    models: dict[str, Average] = {"before": {run.base.name: 1.0}, "after": headline.mix}
     names = [*sets, recipe.dataset.upstream]
     places = {name: splits.split_of(recipe, name) for name in names}
     for name, split in places.items():
@@ -31,8 +31,8 @@ def show(run: Run, cell: Cell) -> None:
     images, draws = {}, {}
     for name, split in places.items():
         bank, right = SetPredictions(), {}
-        for when, mix in models.items():
-            seen = bank.add(passes.predicted(run, mix, name, split))
+        for when, average in models.items():
+            seen = bank.add(passes.predicted(run, average, name, split))
             accuracy[when][name] = seen.accuracy
             right[when] = bank.by_source(seen.hit)
         images[name] = len(bank.images)

@@ -1,8 +1,8 @@
 """Models on sets: the accuracy of each on each, wherever the models and the sets come from.
 
-A model is a mix of a store's cells with the row that it is in tables: of a campaign, or a user's
-file. A set is a pack under a name: of a benchmark, or a user's folder. Nothing is trained, and what
-an earlier command predicted is found.
+A model is an average of a store's cells with the row that it is in tables: of a campaign, or a
+user's file. A set is a pack under a name: of a benchmark, or a user's folder. Nothing is trained,
+and what an earlier command predicted is found.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.measures.rows import ModelOnSet
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Average, Cell
 from loaders.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A mix of cells, its row in tables (without a set), and the seed of its training."""
+    """An average of cells, its row in tables (without a set), and the seed of its training."""
 
     row: ModelOnSet
-    mix: Mix
+    mix: Average
     seed: int = 0
     headline: bool = True
 
     @classmethod
-    def named(cls, name: str, mix: Mix, alpha: float | None = None) -> Model:
+    def named(cls, name: str, mix: Average, alpha: float | None = None) -> Model:
         """A model that is no row of a campaign's."""
         return cls(ModelOnSet(name, "", "", alpha, "", "", ""), mix)
 

@@ -106,6 +106,6 @@ def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path
         reader = read(run, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
         with closing(reader) as pieces:
             for k, batches in zip(todo, pieces, strict=True):
-                (x_ND,) = reduced(forward, [model], batches, form.precision, lambda _, x_BD: x_BD)
+                (x_ND,) = reduced(forward, [[model]], batches, form.precision, lambda _, x_BD: x_BD)
                 ranks.first(functools.partial(keep_array, files[k], x_ND.cpu().numpy()))
     return files

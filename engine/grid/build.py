@@ -34,7 +34,7 @@ from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import Cell, Entry, Export, Mix
+from engine.store.cells import Average, Cell, Entry, Export
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
@@ -228,8 +228,8 @@ class Builder(Context):
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
         return zero_shot.head(clip, self.recipe.model.weights)
 
-    def holdout_accuracy(self, mix: Mix) -> float:
-        return passes.holdout_accuracy(self.run, mix)
+    def holdout_accuracy(self, average: Average) -> float:
+        return passes.holdout_accuracy(self.run, average)
 
     def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is made on the upstream set."""

@@ -141,7 +141,7 @@ def of(plan: Plan) -> Estimate:
     arch = (recipe.model.arch, recipe.model.image_size, recipe.model.projection)
     parameters, width, forward = _network(*arch, classes)
     everywhere = sum(images[name] for name in dataset.places)
-    columns, trained, evaluated = [], 0, 0
+    columns, trained, predicted = [], 0, 0
     for column in plan.columns:
         parts, models_seen = [], 0
         cells = {_what(cell.recipe): cell for row in plan.cells(column) for cell in row.all()}
@@ -149,16 +149,16 @@ def of(plan: Plan) -> Estimate:
             part, seen, weights = _of_cell(cell, images[column.downstream], forward)
             parts += [part] if part else []
             models_seen += seen
+            predicted += max(1, seen)  # of a fitted head and an ensemble too, which need no pass
             trained += weights
         operations = models_seen * everywhere * forward
         columns.append((*parts, Part("evaluation", models_seen * everywhere, operations, kind)))
-        evaluated += models_seen + sum(part.operations == 0 for part in parts)
     shared = (Part("pre-trained model", everywhere, everywhere * forward, kind),)
     disk = {
         "packs": float(sum(packs.size_bytes(recipe, count) for count in images.values())),
         "weights": 4.0 * parameters * (1 + trained),
         "features": 4.0 * width * everywhere,
-        "predictions": float(ROW_BYTES * everywhere * (1 + evaluated)),
+        "predictions": float(ROW_BYTES * everywhere * (1 + predicted)),
     }
     return Estimate(plan, parameters, forward, shared, tuple(columns), images, disk)
 
@@ -176,7 +176,7 @@ def _of_cell(cell: CellPlan, images: int, forward: float) -> tuple[Part | None, 
     if not modules.is_users(recipe.method.module):
         method = modules.method_of(recipe)
     if isinstance(method, Derived):
-        return None, method.mixes or 1, 0 if method.mixes else 1
+        return None, method.models, int(recipe.method.has_weights)
     passes = FULL_PASSES if method is None else method.passes
     train, dataset = recipe.train, recipe.dataset
     seen = round(images * (1 - dataset.holdout) * dataset.portion)

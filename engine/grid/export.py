@@ -23,7 +23,7 @@ from engine.models import clip, export
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import CELL, Cell, Mix, essential
+from engine.store.cells import CELL, Average, Cell, Ensemble, Mix, essential
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,17 @@ class MergedRow(Row):
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
-    """A row of a finished campaign's table. Raises ValueError where a cell is gone."""
+    """A row of a finished campaign's table.
+
+    Raises ValueError where a cell is gone, and for an ensemble, which is several models.
+    """
     name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
     remedy = f"run `{campaign.plan.command}` again"
-    mix = campaign.mix(row)
-    parents = _parents(Store(campaign.store), mix, title, remedy)
+    average = campaign.mix(row)
+    parents = _parents(Store(campaign.store), average, title, remedy)
+    mix = _one_model(average, parents, title)
     return Row(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))
 
 
@@ -76,7 +80,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     """The model that a cell's folder offers; of several, that of `alpha`.
 
     Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
-    None.
+    None, and for an ensemble, which is several models.
     """
     cell = Cell(Artifact("cells", folder.name, folder, {}))
     entries = {entry.alpha: entry for entry in cell.entries}
@@ -84,8 +88,9 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))
     title = folder.name if entry.alpha is None else f"{folder.name} at alpha {entry.alpha:g}"
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
-    mix = essential(entry.mix)
-    parents = _parents(Store(folder.parents[1]), mix, title, remedy)
+    average = essential(entry.mix)
+    parents = _parents(Store(folder.parents[1]), average, title, remedy)
+    mix = _one_model(average, parents, title)
     return Row(title, mix, parents, descriptions.read(folder / CELL))
 
 
@@ -127,10 +132,23 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
     return outputs
 
 
-def _parents(store: Store, mix: Mix, title: str, remedy: str) -> dict[str, Cell]:
-    """The cells of a mix, by name. Raises ValueError where a cell is missing."""
+def _one_model(average: Average, parents: Mapping[str, Cell], title: str) -> Mix:
+    """An average of weights. Raises ValueError for an ensemble, naming its members."""
+    if isinstance(average, Ensemble):
+        folders = (parents[name].artifact.folder for name in average)
+        members = [str(f) if (f / CELL).is_file() else "CAMPAIGN --method pre" for f in folders]
+        raise ValueError(
+            f"{title} is the mean of the logits of {len(members)} models, which no single model "
+            "has. Export its members, and average their logits: "
+            + "; ".join(f"`rib export {member} --out DIR`" for member in members)
+        )
+    return average
+
+
+def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:
+    """The cells of an average, by name. Raises ValueError where a cell is missing."""
     parents = {}
-    for name in mix:
+    for name in average:
         cell = cells.find(store, name)
         if cell is None:
             raise ValueError(

@@ -20,7 +20,7 @@ from engine.grid.snapshots import Followed
 from engine.machine import ranks
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Entry
+from engine.store.cells import Ensemble, Entry
 from engine.training import trackers
 
 log = logging.getLogger(__name__)
@@ -94,10 +94,12 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
 
 def _evaluate(run: Run, entries: Sequence[Entry], name: str) -> None:
     """Evaluate models on a set, and free the set's memory."""
-    mixes = [entry.mix for entry in entries]
-    passes.evaluate(run, mixes, [name], splits.split_of(run.recipe, name))
+    averages = [entry.mix for entry in entries]
+    passes.evaluate(run, averages, [name], splits.split_of(run.recipe, name))
     if run.recipe.evaluate.cka:
-        cka.evaluate(run, [entry.mix for entry in entries if entry.headline], name)
+        headlines = [entry.mix for entry in entries if entry.headline]
+        mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # which has no features
+        cka.evaluate(run, mixes, name)
     run.sets.release(name)
 
 
