@@ -133,12 +133,12 @@ def test_what_no_iteration_can_solve_is_no_number():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--eps", "0"], "eps must be positive and finite, not 0.0"),
-        (["--eps", "nan"], "eps must be positive and finite, not nan"),
-        (["--tolerance", "-1"], "tolerance must be positive"),
-        (["--bracket", "0"], "bracket must be positive"),
-        (["--samples", "1"], "samples=1: a distance needs two samples of each set"),
-        (["--sample-seed", "-3"], "must not be negative, but is -3"),
+        (["--eps", "0"], "eps=0.0 must be a number above 0"),
+        (["--eps", "nan"], "eps=nan must be a number above 0"),
+        (["--tolerance", "-1"], "tolerance=-1.0 must be a number above 0"),
+        (["--bracket", "0"], "bracket=0.0 must be a number above 0"),
+        (["--samples", "1"], "samples=1 must be a whole number of at least 2"),
+        (["--sample-seed", "-3"], "seed=-3 must be a whole number of at least 0"),
         (["--lam-x", "-1"], "lam_x=-1.0 must be a number of at least 0"),
         (["--label-distance", "mean"], "did you mean 'means'?"),
         (["--exact", "--bracket", "0.1"], "give exact or bracket"),
