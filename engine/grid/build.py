@@ -218,7 +218,7 @@ class Builder(Context):
 
     def clip(self) -> Any:
         model = self.recipe.model
-        return ranks.first(lambda: checkpoints.clip_model(model, cache_folder())).to(self.device)
+        return ranks.first(lambda: zero_shot.open_model(model, cache_folder())).to(self.device)
 
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
         return zero_shot.head(clip, self.recipe.model.weights)
