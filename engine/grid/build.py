@@ -26,7 +26,7 @@ from engine.machine.files import cache_folder
 from engine.measures import dynamics
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
-from engine.methods.first_head import first_head
+from engine.methods.linear_probe import first_head
 from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
@@ -126,7 +126,7 @@ class Builder(Context):
         if module.suffix == ".py":
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
-        form = Form.of_training(recipe, self.device)
+        form = Form.of(recipe.train, self.device)
         train = dataclasses.asdict(recipe.train)
         # These leave the weights as they are.
         for name in ("snapshots", "keep_snapshots", "checkpoint_minutes"):
@@ -208,14 +208,12 @@ class Builder(Context):
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
             "machine": self.run.machine,
         }
-        label = self.recipe.model.name
-        with alone(self.store, self.store.place("fisher", label, key).name):
-            artifact = self.run.find("fisher", label, key)
-            if artifact is None:
-                with self.run.threads():
-                    values = fisher.diagonal(self.run, images, labels)
-                write = lambda folder: tensors.save(values, folder / FISHER)  # noqa: E731
-                artifact = ranks.first(lambda: self.store.make("fisher", label, key, write))
+
+        def compute() -> Callable[[Path], object]:
+            values = fisher.diagonal(self.run, images, labels)
+            return lambda folder: tensors.save(values, folder / FISHER)
+
+        artifact = self.run.make("fisher", self.recipe.model.name, key, compute)
         return load_file(artifact.checked(FISHER))
 
     def clip(self) -> Any:

@@ -15,7 +15,7 @@ import torch
 from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
-from engine.evaluation import merge
+from engine.evaluation import bank
 from engine.grid.record import FinishedCampaign
 from engine.measures.rows import PRE, Evaluation
 from engine.models import clip, export
@@ -80,7 +80,7 @@ def _mixed(title: str, mix: Mix, parents: Mapping[str, Cell], description: Descr
     if len(parents) == 1:
         (cell,) = parents.values()
         return Row(title, mix, description, cell.state(), cell.prompt())
-    return Row(title, mix, description, merge.states([mix], parents, torch.device("cpu"))[0])
+    return Row(title, mix, description, bank.mixed([mix], parents, torch.device("cpu"))[0])
 
 
 def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from engine.recipe import modules
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.training import loop
-from loaders.encode import make
+from loaders.encode import encode
 from loaders.pack import Item, Pack
 from loaders.writer import Stored
 
@@ -70,6 +71,7 @@ class _Noise:
     """Random pixels as a sample's bytes."""
 
     size: int
+    format: Literal["raw"] = "raw"
 
     def __call__(self, item: Item) -> Stored:
         pixels = np.random.default_rng(item.payload).integers(0, 256, 3 * self.size**2, np.uint8)
@@ -79,10 +81,10 @@ class _Noise:
 
 def noise(folder: Path, size: int, images: int) -> Pack:
     """A raw pack of random pixels, `size` x `size`, in `CLASSES` classes by turns."""
-    return make(
+    return encode(
         folder, name="noise", items=[Item(i % CLASSES, str(i), str(i), i) for i in range(images)],
         encoder=_Noise(size), transform_spec={}, classes=[f"class {i}" for i in range(CLASSES)],
-        source_fingerprint="", extra={}, format="raw", progress=False,
+        source_fingerprint="", progress=False,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ class Store:
         return Artifact(folder)
 
     def make(
-        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
+        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], object]
     ) -> Artifact:
         """The artefact of this key; where there is none, `build(folder)` fills a temporary folder.
 

@@ -16,14 +16,11 @@ import pytest
 import torch
 
 from engine import cli
-from engine.evaluation import features
 from engine.grid import attempts, campaign, jobs, record
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.measures import predictions
-from engine.models.form import Form
-from engine.otdd import solve
 from engine.report.results import Results, of_campaign
 from engine.store import cells, pending
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -43,7 +40,6 @@ WORDS = (
     *("train.snapshots=2", "train.keep_snapshots=true"),
 )
 UNFINISHED = "ewc-unfinished"  # the cell of the checkpoints
-SOLVED = {"outline to few": [1.0, 0.5], "few": [float("nan"), 0.25]}
 
 
 class Specimen:
@@ -120,8 +116,6 @@ class Specimen:
         for number, cut in list(enumerate(slices.cuts))[:-1]:  # the last would finish them
             rows = np.searchsorted(table["index"].to_numpy(), cut)
             slices.put(number, table.take(rows))
-        self.feature_slices()
-        solve._Solved(self.solved).update(SOLVED)
         with attempts.recorded(self.plan.place, "prepare", "prepare", 0):
             pass
 
@@ -137,16 +131,6 @@ class Specimen:
         key = {**stored, "unfinished": True}
         cuts = pending.slices(self.table["index"].to_numpy(), SIZE)
         return Pending(self.store, key["mix"], ("ewc-unfinished", key), cuts)
-
-    def feature_slices(self) -> list[Path]:
-        """Files with features that come in slice by slice."""
-        run, folder = self.builder.run, self.store.root / "pending" / "features-unfinished"
-        form = Form.of_evaluation(run.recipe, CPU)
-        return features.sliced(run, run.base, run.sets["upstream"], form, folder)
-
-    @property
-    def solved(self) -> Path:
-        return self.store.root / "pending" / "distances-unfinished" / solve.SOLVED
 
     def restore(self) -> None:
         """Let all files be as they were before a trial."""
