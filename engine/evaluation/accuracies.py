@@ -148,6 +148,17 @@ def on_set(
     return _with_intervals(rows, bank, columns)
 
 
+def compared(run: Run, mix: Mix, *, intervals: bool = False) -> dict[str, tuple[OnSet, OnSet]]:
+    """By set, the rows of the pre-trained model and of a mix of the run's cell, from the store."""
+    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
+    pairs = {}
+    for name in run.recipe.dataset.places:
+        split = run.recipe.split_of(name)
+        before, after = on_set(run, models, name, split, intervals=intervals)
+        pairs[name] = before, after
+    return pairs
+
+
 def _with_intervals(
     rows: Sequence[OnSet], on_set: SetPredictions, columns: Sequence[np.ndarray]
 ) -> list[OnSet]:

@@ -16,7 +16,6 @@ from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.evaluation import bank
-from engine.grid.choice import check_choice
 from engine.grid.record import FinishedCampaign
 from engine.measures.rows import PRE, Evaluation
 from engine.models import clip, export
@@ -24,6 +23,14 @@ from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import CELL, Cell, Mix, essential
+
+OPTIONS = {
+    "method": "--method",
+    "downstream": "--set",
+    "setting": "--setting",
+    "alpha": "--alpha",
+    "seed": "--seed",
+}  # of `rib export`, by the column that each chooses in
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,33 @@ def _mixed(title: str, mix: Mix, parents: Mapping[str, Cell], description: Descr
         (cell,) = parents.values()
         return Row(title, mix, description, cell.state(), cell.prompt())
     return Row(title, mix, description, bank.mixed([mix], parents, torch.device("cpu"))[0])
+
+
+def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
+    """The row that these values choose, by column; None where the user chose nothing.
+
+    Raises ValueError, naming the option, where there is no such row or more than one.
+    """
+    for column, option in OPTIONS.items():
+        value = values[column]
+        valid = list(dict.fromkeys(getattr(row, column) for row in rows))
+        if column == "setting" and value is None and "" in valid:
+            value = ""  # the plain grid; every other setting has a name
+        check_choice(option, value, valid)
+        rows = [row for row in rows if value is None or getattr(row, column) == value]
+    return rows[0]
+
+
+def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is valid, or None where there is no choice."""
+    if value in valid or (value is None and len(valid) == 1):
+        return
+    if valid in ([None], [""]):
+        raise ValueError(f"{option} {value}: this row has none; leave the option out")
+    shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in valid)
+    if value is None:
+        raise ValueError(f"there is more than one such row: add {option}, one of {shown}")
+    raise ValueError(f"there is no row of {option} {value}, only of {shown}")
 
 
 def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
