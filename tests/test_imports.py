@@ -19,6 +19,7 @@ MAY_USE = {
             "torch",
             "numpy",
             "numba",
+            "filelock",
             "scipy",
             "PIL",
             "ffcv",

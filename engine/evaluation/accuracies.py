@@ -32,11 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A mix of cells, its row in tables (without a set), and the seed of its training."""
+    """A mix of cells, and its row in tables (without a set), which models of other seeds share."""
 
     row: ModelOnSet
     mix: Mix
-    seed: int = 0
     headline: bool = True
 
     @classmethod
@@ -124,32 +123,40 @@ def on_set(
     Raises FileNotFoundError for a model that was not evaluated on these images.
     """
     bank = SetPredictions()
-    seeds: dict[ModelOnSet, list[Model]] = {}
-    accuracy: dict[tuple[ModelOnSet, int], float] = {}
-    right: dict[tuple[ModelOnSet, int], np.ndarray] = {}  # weights [sources] of right answers
+    # Of each row its models, their accuracies and the weights [sources] of their right answers.
+    seeds: dict[ModelOnSet, list[tuple[Model, float, np.ndarray]]] = {}
     for model in models:
         try:
             seen = bank.add(passes.predicted(run, model.mix, name, split))
         except ValueError as error:
             row = replace(model.row, evaluated_on=name)
             raise ValueError(f"{' '.join(str(row).split())}: {error}") from error
-        seeds.setdefault(model.row, []).append(model)
-        key = model.row, model.seed
-        accuracy[key], right[key] = seen.accuracy, bank.by_source(seen.hit)
+        seeds.setdefault(model.row, []).append((model, seen.accuracy, bank.by_source(seen.hit)))
     labelled, images = run.sets[name], len(bank.images)
     mask, classes = "none", len(run.sets.classes)
     if labelled.mask is not None:
         mask, classes = labelled.mask_rule, int(labelled.mask.sum())
     rows: list[OnSet] = []
     for row, of_seeds in seeds.items():
-        mean = fmean(accuracy[row, model.seed] for model in of_seeds)
+        mean = fmean(accuracy for _, accuracy, _ in of_seeds)
         change = mean - rows[0].accuracy if rows else None
-        key, headline = replace(row, evaluated_on=name).key, of_seeds[0].headline
+        key, headline = replace(row, evaluated_on=name).key, of_seeds[0][0].headline
         rows.append(OnSet(*key, images, mean, headline, change=change, mask=mask, classes=classes))
     if not intervals:
         return rows
-    columns = [np.stack([right[r, m.seed] for m in of], axis=1) for r, of in seeds.items()]
+    columns = [np.stack([right for *_, right in of], axis=1) for of in seeds.values()]
     return _with_intervals(rows, bank, columns)
+
+
+def compared(run: Run, mix: Mix, *, intervals: bool = False) -> dict[str, tuple[OnSet, OnSet]]:
+    """By set, the rows of the pre-trained model and of a mix of the run's cell, from the store."""
+    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
+    pairs = {}
+    for name in run.recipe.dataset.places:
+        split = run.recipe.split_of(name)
+        before, after = on_set(run, models, name, split, intervals=intervals)
+        pairs[name] = before, after
+    return pairs
 
 
 def _with_intervals(
