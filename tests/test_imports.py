@@ -19,7 +19,6 @@ MAY_USE = {
             "torch",
             "numpy",
             "numba",
-            "filelock",
             "scipy",
             "PIL",
             "ffcv",
