@@ -52,12 +52,15 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def tables(
-    builder: Builder, mixes: list[cells.Mix], names: Sequence[str] = (SET,), split: str = "all"
+    builder: Builder,
+    averages: Sequence[cells.Average],
+    names: Sequence[str] = (SET,),
+    split: str = "all",
 ) -> list:
-    """Prediction tables of sets for each mix, computed now where they were not before."""
-    passes.evaluate(builder.run, mixes, names, split)
-    paths = [passes.predicted(builder.run, mix, name, split) for mix in mixes for name in names]
-    return [pq.read_table(path) for path in paths]
+    """Prediction tables of sets for each average, computed now where they were not before."""
+    passes.evaluate(builder.run, averages, names, split)
+    places = [(average, name) for average in averages for name in names]
+    return [pq.read_table(passes.predicted(builder.run, *each, split)) for each in places]
 
 
 def same(actual: list, expected: list) -> bool:

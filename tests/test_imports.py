@@ -19,13 +19,14 @@ MAY_USE = {
             "torch",
             "numpy",
             "numba",
-            "filelock",
             "scipy",
             "PIL",
             "ffcv",
             "tqdm",
             "resvg_py",
             "msgspec",
+            "filelock",
+            "psutil",
         )
     },
 }

@@ -155,7 +155,7 @@ def feature(specimen: Specimen, path: Path) -> Any:
 
 
 def fisher(specimen: Specimen, path: Path) -> Any:
-    key = specimen.artifact(path.parent).key
+    key = specimen.key(path.parent)
     return specimen.builder.fisher(key["images"], key["labels"])
 
 

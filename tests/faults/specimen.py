@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,14 +95,17 @@ class Specimen:
 
         Raises FileNotFoundError as a store that only finds, DamagedFile as `find`.
         """
-        copy = self.copy if self.copy.exists() else self.runs
-        marker = json.loads((copy / folder.relative_to(self.runs) / MARKER).read_text())
-        words = folder.parent.name, folder.name.rpartition("-")[0], marker["key"]
+        words = folder.parent.name, folder.name.rpartition("-")[0], self.key(folder)
         artifact = self.store.find(*words)
         if artifact is None:
             Store(self.store.root, finds_only=True).check_makes(*words)
         assert artifact is not None
         return artifact
+
+    def key(self, folder: Path) -> dict[str, Any]:
+        """The key that an artefact's marker had."""
+        copy = self.copy if self.copy.exists() else self.runs
+        return json.loads((copy / folder.relative_to(self.runs) / MARKER).read_text())["key"]
 
     def some(self, pattern: str) -> Artifact:
         """The first artefact of a pattern."""

@@ -18,7 +18,8 @@ def test_every_set_that_ri_does_not_count_is_marked(tmp_path, monkeypatch, capsy
         for name, c in changes.items()
     }
     monkeypatch.setattr(outcome.passes, "evaluate", lambda *_: None)
-    monkeypatch.setattr(outcome.jobs, "compared", lambda *_, **__: pairs)
+    monkeypatch.setattr(outcome.accuracies, "compared", lambda *_, **__: pairs)
+    monkeypatch.setattr(outcome.trackers, "log_accuracies", lambda *_: None)
     dataset = SimpleNamespace(sets=["a", "b", "c"], upstream="up", places=["up", "a", "b", "c"])
     method = SimpleNamespace(title="FT", variant="canonical")
     recipe = SimpleNamespace(dataset=dataset, downstream="a", method=method, split_of=str)

@@ -108,7 +108,7 @@ def test_images_of_the_same_name_in_two_sets_are_named(
     sets = ["b", "c", "missing"]
     dataset = DatasetRecipe(name="mine", root=str(tmp_path), upstream="a", sets=sets)
     for name in ("a", "b", "c"):
-        packs.CONTENT["folder"](dataset, name, tmp_path)
+        packs.LISTED["folder"](dataset, name, tmp_path)
     (record,) = caplog.records
     assert record.getMessage() == (
         "b: images have the class and file name of images in a (1), such as dog/000; they count as "

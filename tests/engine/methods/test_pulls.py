@@ -80,12 +80,15 @@ def of_l2sp(head: str, alpha: float = 12.0, beta: float = 3.0) -> tuple[list[str
     return [f"method.alpha={alpha}", f"method.beta={beta}", f"method.head={head}"], pull
 
 
-def of_ewc(grid: Grid, variant: str, lam: float = 10.0) -> tuple[list[str], Pull]:
+def of_ewc(grid: Grid, variant: str, optimizer: str, lam: float = 10.0) -> tuple[list[str], Pull]:
     scale: dict[str, Tensor | float] = defaultdict(lambda: 1.0)
     if variant == "canonical":
         fisher = loop_fisher(grid, prepared(grid), VIT)
         mean = torch.cat([f.flatten() for f in fisher.values()]).mean()
         scale = {name: f / (2 * mean) for name, f in fisher.items()}
+        if optimizer == "sgd":  # whose steps can follow no firmer pull
+            most = 1.9 / (2 * lam * LR[optimizer])
+            scale = {name: f.clamp(max=most) for name, f in scale.items()}
 
     def pull(net: nn.Module, start: State) -> Tensor:
         pulls = [(scale[n] * (p - start[n]) ** 2).sum() for n, p in net.named_parameters()]
@@ -99,7 +102,7 @@ def of_ewc(grid: Grid, variant: str, lam: float = 10.0) -> tuple[list[str], Pull
 @pytest.mark.parametrize("pulled", ["l2sp shared", "l2sp new", "ewc canonical", "ewc paper"])
 def test_a_pulled_training_steps_down_its_loss_with_the_penalty_in_it(grid, pulled, optimizer):
     method, kind = pulled.split()
-    options, pull = of_l2sp(kind) if method == "l2sp" else of_ewc(grid, kind)
+    options, pull = of_l2sp(kind) if method == "l2sp" else of_ewc(grid, kind, optimizer)
     _, cell = grid.build(*words(method, optimizer), *options)
     start, end = bare_loop(grid, optimizer, VIT, pull)
     moved = {name: end[name] - start[name] for name in start}

@@ -13,9 +13,10 @@ from grids import Grid, grid
 
 from engine import recipe
 from engine.commands import outcome
-from engine.grid import jobs
+from engine.evaluation import accuracies
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
+from engine.training import trackers
 from engine.training.trackers import KINDS, Trackers, subject
 
 __all__ = ["grid"]
@@ -144,5 +145,6 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    jobs.compared(builder.run, cell.entries[0])  # as a campaign's column does
+    rows = accuracies.compared(builder.run, cell.entries[0].mix)
+    trackers.log_accuracies(builder.recipe, rows)  # as a campaign's column does
     assert run.logged[-1][0] == values
