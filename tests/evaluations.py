@@ -73,7 +73,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images, self.models = 0, 0
-        batches, load = Resident.batches, bank._load
+        batches, load = Resident.batches, bank.load
 
         def counted_batches(source: Resident, positions) -> Iterator:
             for batch in batches(source, positions):
@@ -85,7 +85,7 @@ class Counted:
             return load(net, run, models, parents)
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
-        monkeypatch.setattr(bank, "_load", counted_load)
+        monkeypatch.setattr(bank, "load", counted_load)
 
 
 class Stopped(Exception):

@@ -11,7 +11,18 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_USE = {
     "kernels": {"kernels", "torch", "triton", "numba", "numpy", "llvmlite"},
     "loaders": {
-        *("loaders", "torch", "numpy", "numba", "scipy", "PIL", "ffcv", "tqdm", "resvg_py"),
+        *(
+            "loaders",
+            "torch",
+            "numpy",
+            "numba",
+            "scipy",
+            "filelock",
+            "PIL",
+            "ffcv",
+            "tqdm",
+            "resvg_py",
+        ),
         "msgspec",
     },
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.commands import refuse_overwriting
 from engine.grid import choice, record
 from engine.machine import first_line
 
@@ -33,19 +35,21 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    out, folder = arguments.out, Path(arguments.source)
-    if out.exists() and not (arguments.force and out.is_dir()):
-        raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
+    refuse_overwriting(arguments.out, arguments.force)
     first_line.show(f"reading {arguments.source}")
-    if (folder / "cell.json").is_file():
-        row = _of_cell(folder.resolve(), arguments)
-    else:
-        row = _of_campaign(arguments)
+    folder = Path(arguments.source)
+    of_cell = (folder / "cell.json").is_file()
+    row = _of_cell(folder.resolve(), arguments) if of_cell else _of_campaign(arguments)
     from engine.data import descriptions
+
+    write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
+
+
+def write(row: Row, out: Path, classes: Sequence[str] = ()) -> None:
+    """Write a model as a folder for timm, and say how it is loaded."""
     from engine.grid import export
     from engine.store.tensors import PROMPT
 
-    classes = descriptions.listed(arguments.classes) if arguments.classes else ()
     count = export.write(row, out, classes)
     print(f"{row.title}, {count} classes: {out}")
     if (out / PROMPT).is_file():

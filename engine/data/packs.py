@@ -19,7 +19,7 @@ from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
 from loaders.beton import size_of
-from loaders.encode import encode, left_out
+from loaders.encode import Images, encode, left_out
 from loaders.pack import MANIFEST, Item, Pack
 from loaders.trees import Listing, first_names
 from loaders.writer import page_size_of
@@ -81,18 +81,20 @@ def make_pack(
     transform = models.transform(recipe.model)
     # Each worker first imports torch and timm, which is worth its time for a large set only.
     parallel = len(os.sched_getaffinity(0)) if len(content.items) > PARALLEL_FROM else 1
+    dataset = recipe.dataset
+    extra = {**content.extra, "identity": identity(dataset, recipe.model, name)}
+    if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
+        extra["background"] = dataset.background
+    kind: Any = dataset.pack_format  # checked with the recipe
     return encode(
         _folder_of(recipe, name),
         name=name,
         items=content.items,
-        open_image=content.open_image,
-        transform=transform,
+        encoder=Images(content.open_image, transform, kind, dataset.background),
         transform_spec=transform.spec,
         classes=content.classes,
         source_fingerprint=content.fingerprint,
-        extra={**content.extra, "identity": identity(recipe.dataset, recipe.model, name)},
-        format=recipe.dataset.pack_format,  # type: ignore[arg-type]  # checked with the recipe
-        background=recipe.dataset.background,
+        extra=extra,
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
         resume=content.large,

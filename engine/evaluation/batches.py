@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from engine.data.sets import LabelledSet
 from engine.evaluation.bank import Forward, Model
-from engine.machine import precision, ranks
+from engine.machine import bars, precision, ranks
 from engine.run import Run
 from loaders.batch import Batch
 
@@ -36,10 +34,9 @@ def read(
         numbers = np.array_split(np.arange(len(batches)), ranks.world())[ranks.rank()]
         of_rank.append([batches[number] for number in numbers])
     source = run.sets.source(labelled.name)
-    quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     count = sum(map(len, of_rank))
     batches = source.batches(itertools.chain.from_iterable(of_rank))
-    with tqdm(batches, label, count, unit="batch", leave=False, disable=quiet) as bar:
+    with bars.bar(batches, label, count, unit="batch") as bar:
         reader = iter(bar)
         for positions in of_rank:
             yield itertools.islice(reader, len(positions))

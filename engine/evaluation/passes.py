@@ -94,7 +94,7 @@ def key_of(
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "batch_size": recipe.evaluate.batch_size,
         "classes": digest(run.sets.classes),  # top-1 and label are positions among them
-        **Form.of_evaluation(recipe, run.device).key,
+        **Form.of(recipe.evaluate, run.device).key,
         "machine": run.machine,
     }
     if labelled.mask_rule != "present":
@@ -168,7 +168,7 @@ def _from_images(
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
     bank = ModelBank(run, [evaluation.mix for evaluation in full], parents)
     forward, reduction = Forward(run), Reduction(labelled, run.device)
-    kind = Form.of_evaluation(run.recipe, run.device).precision
+    kind = Form.of(run.recipe.evaluate, run.device).precision
     for group in bank.groups:
         pending = [by_mix[id(mix)] for mix in group]
         nets, numbers = bank.load(group), _unfinished(pending)

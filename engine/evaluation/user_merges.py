@@ -22,7 +22,7 @@ from engine import models, recipe
 from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.data.sets import LabelledSet, Sets
-from engine.evaluation import merge, passes, user_models
+from engine.evaluation import bank, passes, user_models
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
@@ -218,5 +218,5 @@ def _made(
     files = {cell.name: file for file, cell in cells.items()}
     # By file: sums run in the order of names, and cells of a store have their names in the path.
     of_files = {files[name]: weight for name, weight in essential(mix).items()}
-    (state,) = merge.states([of_files], cells, torch.device("cpu"))
+    (state,) = bank.mixed([of_files], cells, torch.device("cpu"))
     return state, dict(sorted(of_files.items()))

@@ -26,14 +26,14 @@ from engine.machine.files import cache_folder
 from engine.measures import dynamics
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
-from engine.methods.first_head import first_head
+from engine.methods.linear_probe import first_head
 from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
-from engine.store.artifacts import Artifact, Store
+from engine.store.artifacts import Store
 from engine.store.cells import Cell, Entry, Export, Mix
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
@@ -93,7 +93,7 @@ class Builder(Context):
             write = self._made(method, missing)
             cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
             if ranks.rank() == 0:
-                self._checkpoint_files().remove()
+                CheckpointFiles(self.store, self._name()).remove()
         return cell
 
     def entries(self) -> list[Entry]:
@@ -111,8 +111,12 @@ class Builder(Context):
         ]
 
     def remove_snapshots(self) -> None:
-        """Remove the weights of the cell's snapshots, which must be evaluated."""
-        snapshots.remove_weights(self.run, self._snapshots(self.build()))
+        """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
+        keeps them."""
+        for snapshot in self._snapshots(self.build()):
+            artifact = snapshot.weights(self.run)
+            if artifact is not None and not self.recipe.train.keep_snapshots:
+                self.store.remove(artifact)
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
@@ -122,7 +126,7 @@ class Builder(Context):
         if module.suffix == ".py":
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
-        form = Form.of_training(recipe, self.device)
+        form = Form.of(recipe.train, self.device)
         train = dataclasses.asdict(recipe.train)
         # These leave the weights as they are.
         for name in ("snapshots", "keep_snapshots", "checkpoint_minutes"):
@@ -204,22 +208,13 @@ class Builder(Context):
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
             "machine": self.run.machine,
         }
-        label = self.recipe.model.name
-        artifact = self.run.find("fisher", label, key)
-        if artifact is None:
-            self.store.check_makes("fisher", label, key)
-            with alone(self.store, self.store.place("fisher", label, key).name):
-                artifact = self.run.find("fisher", label, key) or self._made_fisher(label, key)
+
+        def compute() -> Callable[[Path], object]:
+            values = fisher.diagonal(self.run, images, labels)
+            return lambda folder: tensors.save(values, folder / FISHER)
+
+        artifact = self.run.make("fisher", self.recipe.model.name, key, compute)
         return load_file(artifact.checked(FISHER))
-
-    def _made_fisher(self, label: str, key: Mapping[str, Any]) -> Artifact:
-        with self.run.threads():
-            values = fisher.diagonal(self.run, key["images"], key["labels"])
-
-        def write(folder: Path) -> None:
-            tensors.save(values, folder / FISHER)
-
-        return ranks.first(lambda: self.store.make("fisher", label, key, write))
 
     def clip(self) -> Any:
         model = self.recipe.model
@@ -262,16 +257,16 @@ class Builder(Context):
         artifact = self.run.find("cells", label, key)
         cell = None if artifact is None else Cell(artifact)
         missing = snapshots.missing(self.run, self._snapshots(cell))
-        whole = cell is not None and not missing and self._has_parents(cell)
+        if cell is None or missing:
+            return None, missing
+        parents = {name for entry in cell.entries for name in entry.mix}
+        whole = ranks.all_agree(all(cells.find(self.store, name) for name in parents))
         return cell if whole else None, missing
 
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""
         label = f"{self.recipe.method.name}-{self.recipe.downstream}"
         return self.store.place("cells", label, self.key()).name
-
-    def _checkpoint_files(self) -> CheckpointFiles:
-        return CheckpointFiles(self.store, self._name())
 
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
@@ -292,7 +287,7 @@ class Builder(Context):
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
         minutes = recipe.train.checkpoint_minutes
-        files = self._checkpoint_files() if minutes else None
+        files = CheckpointFiles(self.store, self._name()) if minutes else None
         with self.run.threads(), Saving(by_step, write_snapshot, files, minutes) as saving:
             export, history = loop.fit(method, self.run, self, saving)
 
@@ -312,8 +307,3 @@ class Builder(Context):
             "classes": list(self.sets.classes),
             "model": models.description(self.recipe.model),
         }
-
-    def _has_parents(self, cell: Cell) -> bool:
-        """Whether the cells of its mixes are still there, on every rank."""
-        names = {name for entry in cell.entries for name in entry.mix}
-        return ranks.all_agree(all(cells.find(self.store, name) for name in names))

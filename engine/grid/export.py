@@ -15,7 +15,7 @@ import torch
 from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
-from engine.evaluation import merge
+from engine.evaluation import bank
 from engine.grid.choice import check_choice
 from engine.grid.record import FinishedCampaign
 from engine.measures.rows import PRE, Evaluation
@@ -28,37 +28,17 @@ from engine.store.cells import CELL, Cell, Mix, essential
 
 @dataclass(frozen=True)
 class Row:
-    """A model of a grid: a `mix` of the cells `parents` (by name), and what is known of both."""
+    """A model: what it is made of, what is known of it, and its tensors on the CPU.
+
+    mix: the weight of each cell, or of each file. prompt: the input prompt [3, H, W] of a
+    visual-prompt cell, which is never mixed.
+    """
 
     title: str
     mix: Mix
-    parents: Mapping[str, Cell]
     description: Description
-
-    @property
-    def model(self) -> ModelRecipe:
-        values = dict(self.description.model)
-        return ModelRecipe(name=values["arch"], crop=values.pop("crop_pct"), **values)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Its state dict, on the CPU."""
-        if len(self.parents) == 1:
-            return next(iter(self.parents.values())).state()
-        return merge.states([self.mix], self.parents, torch.device("cpu"))[0]
-
-    def prompt(self) -> torch.Tensor | None:
-        """The input prompt [3, H, W] of a visual-prompt cell, which is never mixed."""
-        return next(iter(self.parents.values())).prompt() if len(self.parents) == 1 else None
-
-
-@dataclass(frozen=True)
-class MergedRow(Row):
-    """A model that no store holds, with its tensors."""
-
-    tensors: Mapping[str, torch.Tensor]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(self.tensors)
+    state: Mapping[str, torch.Tensor]
+    prompt: torch.Tensor | None = None
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
@@ -69,7 +49,7 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
     remedy = f"run `{campaign.plan.command}` again"
     mix = campaign.mix(row)
     parents = _parents(Store(campaign.store), mix, title, remedy)
-    return Row(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))
+    return _mixed(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> Row:
@@ -78,7 +58,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
     None.
     """
-    cell = Cell(Artifact("cells", folder.name, folder, {}))
+    cell = Cell(Artifact(folder))
     entries = {entry.alpha: entry for entry in cell.entries}
     check_choice("--alpha", alpha, list(entries))
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))
@@ -86,7 +66,14 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
     mix = essential(entry.mix)
     parents = _parents(Store(folder.parents[1]), mix, title, remedy)
-    return Row(title, mix, parents, descriptions.read(folder / CELL))
+    return _mixed(title, mix, parents, descriptions.read(folder / CELL))
+
+
+def _mixed(title: str, mix: Mix, parents: Mapping[str, Cell], description: Description) -> Row:
+    if len(parents) == 1:
+        (cell,) = parents.values()
+        return Row(title, mix, description, cell.state(), cell.prompt())
+    return Row(title, mix, description, bank.mixed([mix], parents, torch.device("cpu"))[0])
 
 
 def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
@@ -105,7 +92,8 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
     stay. Raises ValueError for a model that timm does not have, and for names that do not fit the
     head.
     """
-    model = row.model
+    values = dict(row.description.model)
+    model = ModelRecipe(name=values["arch"], crop=values.pop("crop_pct"), **values)
     if model.arch.startswith(clip.PREFIX) or model.projection:
         raise ValueError(f"{row.title} is a CLIP tower under its projection, which timm has not")
     names = list(classes or row.description.classes or ())
@@ -114,16 +102,15 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
             f"neither the cells of {row.title} nor the upstream pack name the head's classes; give "
             "them by --classes FILE, a line each in the head's order"
         )
-    state = row.state()
-    outputs = len(state[models.head_names_of(model)[0]])
+    outputs = len(row.state[models.head_names_of(model)[0]])
     if len(set(names)) != outputs:
         raise ValueError(
             f"{len(set(names))} class names for the {outputs} outputs of {row.title}; give as many "
             "by --classes FILE, a line each in the head's order"
         )
-    net = models.load_state(models.create(model, outputs), state, row.title)
+    net = models.load_state(models.create(model, outputs), dict(row.state), row.title)
     made_of = {"row": row.title, "cells": dict(row.mix)}
-    export.write(out, model, net, names, row.prompt(), made_of)
+    export.write(out, model, net, names, row.prompt, made_of)
     return outputs
 
 

@@ -50,11 +50,9 @@ def classifier(
         tower = checkpoint_filter_fn(model.state_dict(), net)  # type: ignore[arg-type]
         tower["fc_norm.linear.weight"] = tower.pop("head.weight")
     source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
-    if torch.cuda.is_available():  # 80,000 sentences
-        tower["head.weight"] = head(model.to("cuda"), recipe.weights)
-        model.to("cpu")
-    else:
-        tower["head.weight"] = head(model, recipe.weights)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # for 80,000 sentences
+    tower["head.weight"] = head(model, recipe.weights)
+    model.to("cpu")
     tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
     models.load_state(net, tower, source)
     _check_tower(model, net, recipe)

@@ -132,7 +132,7 @@ def find(store: Store, name: str) -> Cell | None:
     for kind in KINDS:
         folder = store.root / kind / name
         if (folder / MARKER).is_file():
-            return Cell(Artifact(kind, name, folder, {}))
+            return Cell(Artifact(folder))
     return None
 
 

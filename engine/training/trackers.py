@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -120,7 +121,7 @@ class Trackers:
     def __init__(self, recipe: Recipe) -> None:
         self._trackers: dict[str, Tracker] = {}
         for name in recipe.trackers if ranks.rank() == 0 else ():
-            tracker = self._softly(name, lambda name=name: _kind(name)(subject(recipe)))
+            tracker = self._softly(name, lambda name=name: _made(name, subject(recipe)))
             if tracker is not None:
                 self._trackers[name] = tracker
 
@@ -149,10 +150,9 @@ class Trackers:
             return None
 
 
-def _kind(name: str) -> Callable[[Subject], Tracker]:
-    """What makes a run; a name of `module:Class` is a user's, from a module that Python finds."""
-    module, is_users, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute) if is_users else KINDS[name]
+def _made(name: str, subject: Subject) -> Tracker:
+    """A run; a name of `module:Class` is a user's, from a module that Python finds."""
+    return KINDS[name](subject) if name in KINDS else pkgutil.resolve_name(name)(subject)
 
 
 def subject(recipe: Recipe) -> Subject:

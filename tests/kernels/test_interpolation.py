@@ -104,6 +104,7 @@ def test_an_output_over_the_parents_is_refused():
             interpolate(memory[:3], weights, out=out)
     expected = interpolate(memory[:3], torch.rand(2, 3), out=memory[3:])
     assert expected.data_ptr() == memory[3:].data_ptr()
+    interpolate(memory[2:], torch.rand(2, 3), out=memory[:2])  # right before them
 
 
 def model(seed: int) -> dict[str, Tensor]:

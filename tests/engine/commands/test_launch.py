@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from engine import cli, recipe
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
+from engine.recipe import catalogue
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
@@ -78,7 +79,8 @@ def test_rib_train_is_launch(capsys, monkeypatch):
         assert cli.main(["train", *words]) == 0
         shown = capsys.readouterr().out
         assert shown.startswith("rib train recipe=NAME")
-        assert all(name in shown for name in recipe.names()) and "--print" in shown
+        names = (*recipe.names("campaigns"), *recipe.names("methods"), *catalogue.names())
+        assert all(name in shown for name in names) and "--print" in shown
     assert cli.main(["train", "seed=1"]) == 2
     assert "'seed=1' names no recipe" in capsys.readouterr().err
 

@@ -85,13 +85,13 @@ def test_classes_of_one_image_and_of_none_are_no_error():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lam_x": -1.0}, "lam_x must be finite and not negative"),
-        ({"lam_y": math.nan}, "lam_y must be finite and not negative"),
+        ({"lam_x": -1.0}, "lam_x=-1.0 must be a number of at least 0"),
+        ({"lam_y": math.nan}, "lam_y=nan must be a number of at least 0"),
         ({"lam_x": 0.0, "lam_y": 0.0}, "make all costs zero"),
         ({"lam_x": 0.0, "label_distance": "none"}, "make all costs zero"),
-        ({"eps": -1.0}, "eps must be positive"),
-        ({"eps": math.nan}, "eps must be positive"),
-        ({"seed": -1}, "must not be negative, but is -1"),
+        ({"eps": -1.0}, "eps=-1.0 must be a number above 0"),
+        ({"eps": math.inf}, "eps=inf must be a number above 0"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
     ],
 )
 def test_options_are_refused_by_name(change, message):
@@ -139,7 +139,7 @@ def test_what_no_iteration_can_solve_is_no_number():
         (["--bracket", "0"], "bracket must be positive"),
         (["--samples", "1"], "samples=1: a distance needs two samples of each set"),
         (["--sample-seed", "-3"], "must not be negative, but is -3"),
-        (["--lam-x", "-1"], "lam_x must be finite and not negative"),
+        (["--lam-x", "-1"], "lam_x=-1.0 must be a number of at least 0"),
         (["--label-distance", "mean"], "did you mean 'means'?"),
         (["--exact", "--bracket", "0.1"], "give exact or bracket"),
     ],

@@ -18,9 +18,9 @@ from PIL import Image
 
 from engine import models
 from engine.data import imagenet
-from engine.data.holdout import units_of
 from engine.data.packs import pack_folder
-from engine.data.sets import Sets, names_in_head, split, to_head
+from engine.data.sets import Sets, names_in_head, to_head
+from engine.data.splits import split, units_of
 from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
 from loaders.stream import Stream

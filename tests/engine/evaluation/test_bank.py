@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from evaluations import (
     IMAGES,
     SET,
@@ -22,13 +21,12 @@ from evaluations import (
     tables,
 )
 from grids import grid
-from torch import nn
 from tqdm import tqdm
 
-from engine.evaluation import bank, batches, features
+from engine.evaluation import bank, features
 from engine.grid import jobs
 from engine.grid.columns import Column
-from engine.models.form import Form
+from engine.machine import bars
 
 __all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
@@ -51,43 +49,7 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
     caplog.set_level(logging.INFO)
     assert same(tables(fresh.builder(), mixes), expected)
     assert (counted.images, counted.models) == (IMAGES, 6)
-    assert "do not fit" not in caplog.text and "run in parts" not in caplog.text
-
-
-def test_batches_are_cut_where_activations_do_not_fit(
-    grid, fresh, mixes, expected, monkeypatch, caplog
-):
-    builder = grid.builder()
-    net = builder.network(builder.base)
-    each = bank.activation_bytes(net, torch.zeros(1, 3, 32, 32))
-    monkeypatch.setattr(bank, "free_memory", lambda device: 3.5 * each / bank.ACTIVATIONS_SHARE)
-    batch_sizes = []
-    hook = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, inputs: (
-            batch_sizes.append(len(inputs[0])) if type(module) is type(net) else None
-        )
-    )
-    caplog.set_level(logging.INFO)
-    try:
-        in_parts = tables(fresh.builder(), mixes[:2])
-    finally:
-        hook.remove()
-    # Three would fit, but parts are halves of halves, so that machines agree where they can.
-    assert "batches of 8 run in parts of at most 2" in caplog.text
-    assert max(batch_sizes) == 2 and batch_sizes.count(2) > 2 * batch_sizes.count(1)
-    for cut, whole in zip(in_parts, expected[:2], strict=True):
-        assert cut["top1"].equals(whole["top1"])
-        for name in ("p_true", "margin"):
-            np.testing.assert_allclose(cut[name], whole[name], rtol=1e-4, atol=1e-5)
-
-
-def test_activations_are_those_of_the_largest_module():
-    net = nn.Sequential(nn.Linear(4, 100), nn.GELU(), nn.Linear(100, 2))
-    assert bank.activation_bytes(net, torch.zeros(1, 4)) == 2 * 4 * (100 + 100)
-    before = len(nn.modules.module._global_forward_hooks)
-    with pytest.raises(RuntimeError):
-        bank.activation_bytes(net, torch.zeros(1, 5))
-    assert len(nn.modules.module._global_forward_hooks) == before
+    assert "do not fit" not in caplog.text
 
 
 def test_groups_are_whole_and_keep_the_same_parents_together():
@@ -102,13 +64,13 @@ def test_groups_are_whole_and_keep_the_same_parents_together():
     assert bank.groups(mixes, 9) == [together]
 
 
-def test_shares_of_memory_are_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):
+def test_a_share_of_memory_is_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):
     builder, opened = fresh.builder(), []
     monkeypatch.setattr(
         bank, "free_memory", lambda device: opened.append(SET in builder.sets._sources) or 1e12
     )
     tables(builder, mixes[:2])
-    assert len(opened) == 2 and all(opened)  # for weights and for images
+    assert opened == [True]
 
 
 def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
@@ -153,12 +115,12 @@ class Bar(tqdm):
 
 @pytest.mark.parametrize("kind", ["features", "predictions"])
 def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kind):
-    monkeypatch.setattr(batches, "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
     builder = fresh.builder()
     if kind == "features":
-        slices = fresh.runs / "slices"
-        features.sliced(builder.run, builder.base, builder.sets[SET], Form("fp32", "never"), slices)
+        shutil.rmtree(fresh.runs / "store" / "features")
+        features.stored(builder.run, builder.base, builder.sets[SET])
     else:
         tables(builder, mixes[:2])
     (bar,) = Bar.made

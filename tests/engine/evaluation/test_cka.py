@@ -10,7 +10,7 @@ from grids import CONV, VIT, Grid, grid, images, reference
 from plain_cka import plain_cka
 
 from engine.errors import RecipeError
-from engine.evaluation import cka, layers
+from engine.evaluation import cka
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Mix
@@ -35,7 +35,7 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
             module.register_forward_hook(
                 lambda _m, _x, out, name=name, outputs=outputs: outputs.__setitem__(name, out)
             )
-    pairs = {name: [] for name in layers.names_of(builder.recipe.model)}
+    pairs = {name: [] for name in cka.blocks_of(builder.recipe.model)}
     for index in cka.minibatches(builder.recipe, builder.sets[SET]):
         x = images(grid, SET, index, arch)
         for net in nets:
@@ -76,7 +76,7 @@ def test_the_pre_trained_model_and_a_probe_have_not_moved_and_a_prompt_has(grid)
     cka.evaluate(builder.run, [*mixes, prompt], SET)
     for mix in mixes:
         assert cka.stored(builder.run, mix, SET) == pytest.approx(
-            dict.fromkeys(layers.names_of(builder.recipe.model), 1.0), abs=1e-9
+            dict.fromkeys(cka.blocks_of(builder.recipe.model), 1.0), abs=1e-9
         )
     assert min(cka.stored(builder.run, prompt, SET).values()) < 0.9995
 
@@ -114,7 +114,7 @@ def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
 
 def test_blocks_of_architectures():
     def names(arch: str) -> tuple[str, ...]:
-        return layers.names_of(ModelRecipe(name=arch, arch=arch, image_size=32))
+        return cka.blocks_of(ModelRecipe(name=arch, arch=arch, image_size=32))
 
     assert names("test_vit") == tuple(f"blocks.{k}" for k in range(6))
     assert names("resnet18")[0] == "layer1.0" and len(names("resnet18")) == 8
@@ -123,9 +123,9 @@ def test_blocks_of_architectures():
 
 
 def test_a_network_without_blocks_is_named(monkeypatch):
-    monkeypatch.setattr(layers, "_names", lambda *_: ())
+    monkeypatch.setattr(cka, "_blocks", lambda *_: ())
     with pytest.raises(RecipeError, match=r"test_vit is no chain of blocks.*evaluate\.cka=0"):
-        layers.names_of(ModelRecipe(name="m", arch=VIT))
+        cka.blocks_of(ModelRecipe(name="m", arch=VIT))
 
 
 @pytest.mark.parametrize("word, message", [("1", "4 images or more"), ("-1", "at least 0")])

@@ -284,7 +284,6 @@ TRAIN = {
     "warmup_steps": 1,
     "clip": 0.5,
     "freeze_batchnorm": "false",
-    "zero_stage": 0,
     "precision": "bf16",
     "compile": "always",
 }

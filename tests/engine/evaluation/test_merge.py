@@ -11,7 +11,7 @@ import pytest
 import torch
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
-from engine.evaluation import merge, passes
+from engine.evaluation import bank, passes
 from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
@@ -24,7 +24,7 @@ State = dict[str, torch.Tensor]
 def mixed(builder: Builder, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
     parents = {name: passes.stored_cell(builder.store, name) for name in mix}
-    (state,) = merge.states([mix], parents, builder.device)
+    (state,) = bank.mixed([mix], parents, builder.device)
     return state
 
 
@@ -153,7 +153,7 @@ def test_a_uniform_soup_of_copies_is_the_model(grid):
     state = weights(kinds["fine_tune"])
     for count in (2, 3, 7):
         parents = {f"copy-{i}": _Held(kinds["fine_tune"].artifact, state) for i in range(count)}
-        (actual,) = merge.states([soup.uniform(list(parents))], parents, builder.device)
+        (actual,) = bank.mixed([soup.uniform(list(parents))], parents, builder.device)
         assert_close(actual, state)
 
 
@@ -172,7 +172,7 @@ def test_many_mixes_of_the_same_parents_are_each_what_they_are_alone(grid):
     builder, cell = grid.build("method=wise_ft")
     mixes = [entry.mix for entry in cell.entries]
     parents = {name: passes.stored_cell(builder.store, name) for name in mixes[0]}
-    for mix, together in zip(mixes, merge.states(mixes, parents, builder.device), strict=True):
+    for mix, together in zip(mixes, bank.mixed(mixes, parents, builder.device), strict=True):
         assert same(together, mixed(builder, mix)), mix
 
 
@@ -221,4 +221,4 @@ def test_models_of_different_architecture_have_no_mean(grid: Grid):
     vit, conv = grid.builder(), grid.builder(f"model.arch={CONV}")
     parents = {"vit": vit.base, "conv": conv.base}
     with pytest.raises(ValueError, match="only models of one architecture can be averaged"):
-        merge.states([soup.uniform(["vit", "conv"])], parents, vit.device)
+        bank.mixed([soup.uniform(["vit", "conv"])], parents, vit.device)

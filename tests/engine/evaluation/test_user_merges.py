@@ -15,7 +15,7 @@ from user_checkpoints import checkpoint, user_grid
 
 from engine import cli
 from engine.errors import RecipeError
-from engine.evaluation import merge, passes, user_merges
+from engine.evaluation import bank, passes, user_merges
 from engine.machine import ranks
 from engine.store.cells import Cell
 
@@ -40,7 +40,7 @@ def test_a_soup_of_two_cells_is_the_campaigns_to_the_bit(grid, tmp_path, monkeyp
     builder, cell = grid.build(*words, "method=soup", "method.members=[fine_tune,ewc]")
     (entry,) = cell.entries
     parents = {name: passes.stored_cell(builder.store, name) for name in entry.mix}
-    (expected,) = merge.states([entry.mix], parents, builder.device)
+    (expected,) = bank.mixed([entry.mix], parents, builder.device)
     monkeypatch.setattr(ranks, "stop", lambda: None)
     folders = [str(builder.cell(name).artifact.folder) for name in ("ewc", "fine_tune")]
     out = tmp_path / "out"
@@ -57,7 +57,7 @@ def test_the_benchmarks_soup_of_four_is_the_campaigns_to_the_bit(grid):
     (entry,) = cell.entries
     parents = {name: passes.stored_cell(builder.store, name) for name in entry.mix}
     assert len(parents) == 4
-    (expected,) = merge.states([entry.mix], parents, builder.device)
+    (expected,) = bank.mixed([entry.mix], parents, builder.device)
     cells = [builder.cell(name) for name in ("lwf", "fine_tune", "ewc")]
     actual = merged(grid, "soup", cells, builder.base)
     assert same(dict(actual.state), expected)

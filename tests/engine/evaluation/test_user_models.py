@@ -188,18 +188,14 @@ def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(user_grid, caplog
     assert masks("present") == [("present", 200), ("present", 3)]
 
 
-def test_stored_rows_are_given_without_reading_a_model(user_grid, monkeypatch):
+def test_stored_rows_are_given_without_building_a_model(user_grid, monkeypatch):
     first = rows(user_grid, "AB", "outline")
 
-    def read(*_):
-        pytest.fail("read or built a model to know a shape or a name")
+    def built(*_):
+        pytest.fail("built a model to know a shape or a name")
 
-    for place, name in (
-        (user_models.models, "create"),
-        (user_models.formats, "load"),
-        (user_models.Cell, "state"),
-    ):
-        monkeypatch.setattr(place, name, read)
+    monkeypatch.setattr(user_models.models, "create", built)
+    monkeypatch.setattr(user_models.Cell, "state", built)
     assert rows(user_grid, "AB", "outline") == first
 
 

@@ -72,41 +72,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert all(table["index"].to_pylist() == [*range(IMAGES)] for table in expected)
 
 
-@pytest.mark.parametrize("batches", [1, 3, 4])
-def test_features_that_were_interrupted_go_on_where_they_stopped(
-    grid, fresh, stopped, small_slices, monkeypatch, batches
-):
-    """In the first slice, in the second, and in the last, which is one batch of three images."""
+def test_features_that_were_interrupted_are_made_again(grid, fresh, stopped, monkeypatch):
     whole = features(grid)
     shutil.rmtree(fresh.runs / "store" / "features")
-    stopped(batches)
+    stopped(3)
     assert not (fresh.runs / "store" / "features").exists()
-    slices = batches // 2
-    assert len(pending_files(fresh, "*.npz")) == slices
     counted = Counted(monkeypatch)
     assert torch.equal(features(fresh), whole)
-    assert counted.images == IMAGES - 2 * BATCH * slices and not pending_files(fresh, "*")
+    assert counted.images == IMAGES and not pending_files(fresh, "*")
     stop_after(monkeypatch, 0)
     assert torch.equal(features(fresh), whole)
-
-
-def take_the_next(path: Path) -> None:
-    """The file gets the content of the slice after it."""
-    path.write_bytes(sorted(path.parent.glob("*.npz"))[1].read_bytes())
-
-
-@pytest.mark.parametrize("damage", [flip, cut, take_the_next])
-def test_a_damaged_slice_of_features_is_named_and_the_remedy_works(
-    grid, fresh, stopped, small_slices, damage
-):
-    shutil.rmtree(fresh.runs / "store" / "features")
-    stopped(4)
-    file, _ = pending_files(fresh, "*.npz")
-    damage(file)
-    with pytest.raises(DamagedFile, match=f"{re.escape(str(file))} is damaged .*; delete it and"):
-        features(fresh)
-    file.unlink()
-    assert torch.equal(features(fresh), features(grid))
 
 
 def other_bits(file: Path) -> None:

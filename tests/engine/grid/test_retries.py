@@ -78,11 +78,11 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     for name, runtime in asked:
         minutes[name].append(int(runtime))
     assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
-    told = dict(outcomes.failures(plan, out_of_memory=True))
+    told = dict(outcomes.failures(plan))
     assert outcomes.is_done(place, "prepare") and "prepare" not in told
     assert told["column-user-error"].startswith("column-user-error failed (exit code 2)")
     assert "goes on from its last checkpoint" in told["column-preempted"]
-    assert "was killed (SIGKILL), because the machine ran out of" in told["column-killed"]
+    assert "was killed (SIGKILL), as the kernel does where" in told["column-killed"]
     assert all(f"{place}/logs/{job}.log" in text for job, text in told.items())
     outcomes.begin(plan)  # the next command tries all of them again
     assert not list((place / "logs").glob("column-*"))
@@ -116,7 +116,7 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
     for state, text, reason in (
         ("TIMEOUT", "", "was ended by Slurm: TIMEOUT (give more hours by --time)"),
         ("FAILED", "Exceeded job memory limit", "OUT_OF_MEMORY (give more by --mem)"),
-        ("FAILED", "error: x", "was killed (SIGKILL)"),
+        ("FAILED", "error: x", "was killed (SIGKILL), as the kernel does where memory runs out"),
     ):
         output.write_text(f"slurmstepd: error: {text}\n")
         job = f"JobId=17 JobName=x\n   JobState={state} Reason=x\n   StdOut={output}\n"

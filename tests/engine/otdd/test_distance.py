@@ -305,11 +305,11 @@ def test_the_command_knows_its_sets(folder, grid, capsys, monkeypatch, tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"eps": 0.0}, "eps must be positive"),
+        ({"eps": 0.0}, "eps=0.0 must be a number above 0"),
         ({"label_distance": "gausian"}, "did you mean 'gaussian'"),
-        ({"samples": 1}, "two samples of each set"),
-        ({"tolerance": 0.0}, "tolerance must be positive"),
-        ({"bracket": math.nan}, "bracket must be positive"),
+        ({"samples": 1}, "samples=1 must be a whole number of at least 2"),
+        ({"tolerance": 0.0}, "tolerance=0.0 must be a number above 0"),
+        ({"bracket": math.nan}, "bracket=nan must be a number above 0"),
         ({"exact": True, "bracket": 1e-3}, "exact needs no bracket"),
     ],
 )

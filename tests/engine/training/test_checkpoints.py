@@ -371,8 +371,8 @@ def test_sigterm_ends_a_process_with_the_code_for_another_attempt(grid, fresh, t
 TWO_RANKS = [
     ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3", "train.accumulation=3"],
     ["method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.eps=1e-3"],
-    ["method=spd", "train.zero_stage=1"],
-    ["method=visual_prompt", "train.zero_stage=0"],
+    ["method=spd"],
+    ["method=visual_prompt"],
     [
         f"model.arch={CONV}",
         "model.image_size=64",

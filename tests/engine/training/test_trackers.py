@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from grids import Grid, grid
 
 from engine import recipe
@@ -17,7 +16,6 @@ from engine.commands import outcome
 from engine.grid import jobs
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
-from engine.training import throughput
 from engine.training.trackers import KINDS, Trackers, subject
 
 __all__ = ["grid"]
@@ -151,40 +149,5 @@ def test_a_cell_has_one_run_and_is_the_same(
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = run.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    jobs._track(builder.run, cell.entries)  # as a campaign's column does
+    jobs.compared(builder.run, cell.entries[0])  # as a campaign's column does
     assert run.logged[-1][0] == values
-
-
-@pytest.fixture
-def mfu(
-    grid: Grid, package: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., list[float]]:
-    """Trains with words on a chip of known peak; the shares of it that its tracker gets."""
-
-    def tracked(*words: str) -> list[float]:
-        run = package("wandb")
-        monkeypatch.setattr(throughput, "peak_tflops", lambda name, kind: 1.0)
-        grid.build("trackers=[wandb]", "train.epochs=1", *words)
-        return [values["train/mfu"] for values, _ in run.logged if "train/mfu" in values]
-
-    return tracked
-
-
-def test_a_compiled_training_on_a_chip_of_known_peak_is_tracked(
-    mfu: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
-    assert all(0 < share < 1 for share in mfu("train.compile=always", "seed=21"))
-
-
-def test_a_network_whose_operations_cannot_be_counted_is_trained(
-    mfu: Callable[..., list[float]],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def refuse(run: Callable[[], object]) -> float:
-        raise NotImplementedError("no meta kernel")
-
-    monkeypatch.setattr(throughput, "flops", refuse)
-    assert mfu("seed=22") == []
-    assert "trackers get no mfu: the operations cannot be counted (no meta kernel)" in caplog.text
