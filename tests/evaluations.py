@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +19,7 @@ BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
 
 
 @pytest.fixture(scope="module")
-def mixes(grid: Grid) -> list[cells.Mix]:
+def mixes(grid) -> list[cells.Mix]:
     """Five models with weights of their own, the frozen backbone's two, and a prompt."""
     builder = grid.builder()
     base, tuned = builder.base.name, builder.cell("fine_tune").name
@@ -30,13 +29,13 @@ def mixes(grid: Grid) -> list[cells.Mix]:
 
 
 @pytest.fixture(scope="module")
-def expected(grid: Grid, mixes: list[cells.Mix]) -> list:
+def expected(grid, mixes) -> list:
     """Each mix's predictions from one undisturbed evaluation."""
     return tables(grid.builder(), mixes)
 
 
 @pytest.fixture
-def fresh(grid: Grid, mixes: list[cells.Mix], tmp_path: Path) -> Grid:
+def fresh(grid, mixes, tmp_path) -> Grid:
     """The same cells and packs; nothing is evaluated."""
     shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
     for kind in ("weights", "cells", "features"):
@@ -45,7 +44,7 @@ def fresh(grid: Grid, mixes: list[cells.Mix], tmp_path: Path) -> Grid:
 
 
 @pytest.fixture
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
+def small_slices(monkeypatch) -> int:
     """Slices of two batches: three of them."""
     monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
     return 3

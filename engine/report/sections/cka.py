@@ -97,9 +97,10 @@ def _cells(results: Results, blocks: pandas.DataFrame) -> pandas.DataFrame:
 def _relations(results: Results, model: str, cells: pandas.DataFrame) -> dict[str, Correlation]:
     """Spearman's coefficient by set, the last over all sets together."""
     of_model = cells[cells["model"] == model]
-    by_set = {
-        name: _spearman(of_model[of_model["evaluated_on"] == name])
+    by_set = {  # a campaign's only downstream set has no models that were fine-tuned on others
+        name: _spearman(of_set)
         for name in results.before(model)
+        if not (of_set := of_model[of_model["evaluated_on"] == name]).empty
     }
     return by_set | {ALL: _spearman(of_model)}
 
