@@ -61,4 +61,4 @@ def test_each_method_has_the_rate_that_is_best_on_the_hold_out(
             plain = fmean(ri(KEYS[row["method"]], rate, name) for name in DOWNSTREAMS)
             assert float(row["mRI_plain_pts"]) == pytest.approx(plain, abs=1e-5)
             assert float(row["gain_pts"]) == pytest.approx(tuned - plain, abs=1e-5)
-    assert "Equal tuning: 2 settings of every method" in (report / "index.html").read_text()
+    assert "With two settings for every method, " in (report / "index.html").read_text()
